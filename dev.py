@@ -1,0 +1,95 @@
+"""Everything a developer runs: `python3 dev.py demo | test | lint`. Needs Python 3.11 or newer and nothing else.
+
+Makes the virtual environment `.venv`, installs the project with what the command needs, and runs it. More
+arguments go to the command: `python3 dev.py test -k priority`, `python3 dev.py demo --input ~/notes`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+VENV = ROOT / ".venv"
+PYTHON = VENV / "bin" / "python"
+
+#: What each command needs installed: extras of the project, and dependency groups of pyproject.toml.
+NEEDS = {
+    "demo": ("embedded", ()),
+    "test": ("embedded,flower", ("test",)),
+    "lint": ("embedded,flower", ("test", "lint")),
+}
+
+
+def main(arguments: list[str]) -> int:
+    """Run a command and return its exit code."""
+    if sys.version_info < (3, 11):  # noqa: UP036 - this file also runs on the Pythons that it refuses
+        print(f"Python 3.11 or newer is needed; this is {sys.version.split()[0]}.", file=sys.stderr)
+        return 2
+    if not arguments or arguments[0] not in NEEDS:
+        print(__doc__, file=sys.stderr)
+        return 2
+    command, *rest = arguments
+    install(*NEEDS[command])
+    return {"demo": demo, "test": test, "lint": lint}[command](rest)
+
+
+def demo(arguments: list[str]) -> int:
+    """Run the demo."""
+    return run([str(PYTHON), "-m", "waooaw_celery", "demo", *arguments])
+
+
+def test(arguments: list[str]) -> int:
+    """Run the tests."""
+    return run([str(PYTHON), "-m", "pytest", *arguments])
+
+
+def lint(arguments: list[str]) -> int:
+    """Check style, form and types."""
+    steps = (["ruff", "check", *arguments], ["ruff", "format", "--check"], ["mypy"])
+    return max([run([str(PYTHON), "-m", *step]) for step in steps])
+
+
+def install(extras: str, groups: tuple[str, ...]) -> None:
+    """Make the virtual environment and install the project, unless that was done since the files last changed."""
+    what = f"{extras} {groups} {(ROOT / 'setup.cfg').read_text()} {(ROOT / 'pyproject.toml').read_text()}"
+    stamp = VENV / f"installed-{hashlib.sha256(what.encode()).hexdigest()[:16]}"
+    if stamp.exists():
+        return
+    if not PYTHON.exists():
+        make_venv()
+    pip("install", "--upgrade", "pip>=25.1")  # the first that reads dependency groups
+    options = [argument for group in groups for argument in ("--group", group)]
+    pip("install", "--editable", f".[{extras}]", *options)
+    stamp.touch()
+
+
+def make_venv() -> None:
+    """Make the virtual environment, or say what is missing."""
+    print(f"Making {VENV.name} …", file=sys.stderr)
+    made = subprocess.run([sys.executable, "-m", "venv", str(VENV)], capture_output=True, text=True, check=False)
+    if made.returncode:
+        print(made.stdout + made.stderr, file=sys.stderr)
+        raise SystemExit("No virtual environment could be made. On Debian and Ubuntu: apt install python3-venv")
+
+
+def pip(*arguments: str) -> None:
+    """Run pip in the virtual environment, or say what to do when it fails."""
+    if run([str(PYTHON), "-m", "pip", "--disable-pip-version-check", "--quiet", *arguments]):
+        raise SystemExit("pip failed, as it says above. Mend that and run the command again.")
+
+
+def run(command: list[str]) -> int:
+    """Run a program in the project's folder, with the virtual environment's programs first."""
+    env = os.environ | {"PATH": f"{VENV / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}"}
+    try:
+        return subprocess.run(command, cwd=ROOT, env=env, check=False).returncode
+    except KeyboardInterrupt:  # the program got it too, and has ended
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
