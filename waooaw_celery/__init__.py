@@ -1,0 +1,39 @@
+"""Messaging between AI agents over Celery: Celery and Kombu carry, a ledger remembers."""
+
+from __future__ import annotations
+
+from waooaw_celery.agent import Agent
+from waooaw_celery.app import AgentApp, create_app
+from waooaw_celery.bus import MessageBus
+from waooaw_celery.errors import (
+    BrokerUnavailable,
+    InvalidMessage,
+    RemoteError,
+    RequestTimeout,
+    UnknownAgent,
+    WaooawError,
+)
+from waooaw_celery.message import DeliveryReceipt, Message, MessageStatus, MessageType, Priority
+from waooaw_celery.request_response import RequestResponseHandler, Response
+from waooaw_celery.worker.task import current_message
+
+__all__ = [
+    "Agent",
+    "AgentApp",
+    "BrokerUnavailable",
+    "DeliveryReceipt",
+    "InvalidMessage",
+    "Message",
+    "MessageBus",
+    "MessageStatus",
+    "MessageType",
+    "Priority",
+    "RemoteError",
+    "RequestResponseHandler",
+    "RequestTimeout",
+    "Response",
+    "UnknownAgent",
+    "WaooawError",
+    "create_app",
+    "current_message",
+]

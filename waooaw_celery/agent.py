@@ -1,0 +1,175 @@
+"""An agent: the small object in its module that holds its handlers and speaks in its name."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from celery import Task
+
+from waooaw_celery.app import AgentApp
+from waooaw_celery.bus import MessageBus
+from waooaw_celery.errors import ConfigurationError
+from waooaw_celery.message import (
+    JSON,
+    SENDABLE,
+    TYPE_NAMES,
+    DeliveryReceipt,
+    Message,
+    MessageType,
+    Priority,
+    check_agent_name,
+)
+from waooaw_celery.request_response import RequestResponseHandler
+from waooaw_celery.routing import HandlerName, agent_queue
+from waooaw_celery.worker.task import AgentTask
+
+
+class Agent:
+    """An agent and its handlers.
+
+    The worker of its application consumes its queue, ``agent.<name>``, without any option.
+
+    Args:
+        name: its name, ``^[a-z0-9][a-z0-9_-]{0,62}$``.
+        app: the application that its handlers are tasks of.
+
+    Raises:
+        InvalidMessage: the name breaks the grammar or is reserved.
+        ConfigurationError: the application has an agent of this name already.
+
+    Example:
+        >>> agent = Agent("greeter", create_app())
+        >>> @agent.method
+        ... def greet(name: str) -> str:
+        ...     return f"Hello, {name}!"
+    """
+
+    def __init__(self, name: str, app: AgentApp) -> None:
+        if check_agent_name(name) in app.agents:
+            raise ConfigurationError(f"this application has an agent {name!r} already")
+        self.name = name
+        self.app = app
+        self._handlers = app.agents.setdefault(name, [])
+        self._bus = MessageBus(app)
+        self._requests = RequestResponseHandler(app)
+        # All of them anew: task_queues is read once, when the worker or the first sender needs it.
+        app.conf.task_queues = [agent_queue(agent) for agent in app.agents]
+
+    def on(self, message_type: MessageType, **options: Any) -> Callable[[Callable[..., Any]], Task[Any, Any]]:
+        """Register the handler of all messages of this type; it is called with the Message.
+
+        Args:
+            message_type: COMMAND, QUERY or ACK.
+            options: those of a Celery task: ``time_limit``, ``autoretry_for``, ``bind``, …
+
+        Returns:
+            A decorator, which returns the Celery task ``<agent>.<type>``.
+
+        Raises:
+            ConfigurationError: another type, a second handler for the type, or an ``async def``.
+        """
+        if message_type not in SENDABLE:
+            raise ConfigurationError(
+                f"an agent handles {', '.join(type_.name for type_ in SENDABLE)} with on(), not "
+                f"{getattr(message_type, 'name', message_type)}: a RESPONSE comes back to whoever requested it, "
+                "and an EVENT is published to its subscribers"
+            )
+
+        def decorate(function: Callable[..., Any]) -> Task[Any, Any]:
+            def run(task: AgentTask, payload: JSON) -> None:
+                # Called directly, as in a unit test, with the Message itself.
+                message = payload if isinstance(payload, Message) else task.message
+                function(task, message) if options.get("bind") else function(message)
+
+            run.__doc__ = function.__doc__
+            run.__module__ = function.__module__
+            return self._register(
+                message_type.value, function, run, {**options, "bind": True, "ignore_result": True}
+            )
+
+        return decorate
+
+    def method(self, function: Callable[..., Any] | None = None, **options: Any) -> Any:
+        """Register a method that others request; its return value, any JSON value, is the answer.
+
+        Args:
+            function: the method, when the decorator is used without options.
+            options: those of a Celery task: ``time_limit``, ``autoretry_for``, ``bind``, …
+
+        Returns:
+            The Celery task ``<agent>.<method>``, or a decorator that returns it.
+
+        Raises:
+            ConfigurationError: a second method of this name, a name that is a message type's, or an ``async def``.
+        """
+
+        def decorate(function: Callable[..., Any]) -> Task[Any, Any]:
+            name = function.__name__
+            if name in TYPE_NAMES:
+                raise ConfigurationError(
+                    f"a method cannot be named {name!r}, which is a message type: rename it, "
+                    f"or register it with @agent.on(MessageType.{name.upper()})"
+                )
+            return self._register(name, function, function, options)
+
+        return decorate if function is None else decorate(function)
+
+    def _register(
+        self, handler: str, function: Callable[..., Any], run: Callable[..., Any], options: dict[str, Any]
+    ) -> Task[Any, Any]:
+        target = HandlerName(self.name, handler)
+        if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+            raise ConfigurationError(
+                f"{target} is an async def, which Celery would never run: write it as a plain def"
+            )
+        if handler in self._handlers:
+            raise ConfigurationError(f"{target} has a handler already")
+        self._handlers.append(handler)
+        register: Any = self.app.task  # its stubs know a fixed list of options; Celery takes any attribute
+        task: Task[Any, Any] = register(
+            run, name=str(target), base=AgentTask, **{**options, "agent": self.name, "handler": handler}
+        )
+        return task
+
+    def send(
+        self,
+        to_agent: str,
+        payload: JSON,
+        *,
+        message_type: MessageType = MessageType.COMMAND,
+        **fields: Any,
+    ) -> DeliveryReceipt:
+        """Send a message in this agent's name.
+
+        Args:
+            to_agent: the recipient.
+            payload: any JSON value.
+            message_type: COMMAND, QUERY or ACK.
+            fields: others of Message: ``priority``, ``ttl_seconds``, ``correlation_id``, …
+
+        Raises:
+            InvalidMessage, UnknownAgent, BrokerUnavailable, StoreUnavailable: as MessageBus.send.
+        """
+        return self._bus.send(
+            Message(from_agent=self.name, to_agent=to_agent, payload=payload, message_type=message_type, **fields)
+        )
+
+    def request(
+        self,
+        to_agent: str,
+        method: str,
+        params: dict[str, JSON] | None = None,
+        *,
+        timeout: float | None = None,
+        priority: Priority = Priority.NORMAL,
+    ) -> JSON:
+        """Ask another agent in this agent's name and return its answer.
+
+        Raises:
+            RequestError: no result came; its classes say why. The rest as RequestResponseHandler.request.
+        """
+        return self._requests.request(
+            to_agent, method, params, from_agent=self.name, timeout=timeout, priority=priority
+        )

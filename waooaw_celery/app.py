@@ -1,0 +1,294 @@
+"""The application: a Celery app whose every publish to an agent passes one door."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from functools import cached_property
+from typing import Any
+
+from celery import Celery
+from celery.result import AsyncResult
+from kombu.exceptions import OperationalError
+
+from waooaw_celery.errors import BrokerUnavailable, ConfigurationError, InvalidMessage, UnknownSender
+from waooaw_celery.message import ENVELOPE_HEADER, TYPE_NAMES, Message, Priority
+from waooaw_celery.receipts import Receipts
+from waooaw_celery.registry import AgentRegistry
+from waooaw_celery.routing import HandlerName, agent_queue, broker_priority, check_ordered, driver_type
+from waooaw_celery.settings import CELERY_DEFAULTS, TRANSPORT_DEFAULTS, WaooawSettings
+from waooaw_celery.store import connect, store_url
+from waooaw_celery.worker import signals
+from waooaw_celery.worker.presence import Presence
+from waooaw_celery.worker.task import current_task, message_payload
+
+#: What Celery, its logs and Flower show in place of the arguments, which may be confidential.
+_HIDDEN = "…"
+
+
+class AgentApp(Celery):
+    """A Celery application through which agents talk.
+
+    Everything that Celery can do, it does. What it adds is the door: ``send_task``, which ``.delay``,
+    ``apply_async``, canvas, retries and beat all pass. It gives a task that is an agent's handler its envelope,
+    queue, priority and expiry, and refuses what nobody would receive.
+
+    Attributes:
+        agents: the agents whose handlers are in this application, and the names of these.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.agents: dict[str, list[str]] = {}
+        self.on_after_configure.connect(_add_defaults, weak=False)
+        self.steps["worker"].add(Presence)
+        signals.connect()
+
+    @cached_property
+    def settings(self) -> WaooawSettings:
+        """The `waooaw_*` settings, read when they are first needed.
+
+        Raises:
+            ConfigurationError: one is unknown or wrong.
+        """
+        namespace: str | None = getattr(self, "namespace", None)  # Celery has it; its type stubs do not
+        return WaooawSettings.read(self.conf, namespace)
+
+    @cached_property
+    def driver(self) -> str:
+        """Kombu's name for the kind of broker, such as ``redis`` or ``amqp``.
+
+        Raises:
+            ConfigurationError: no broker is set, or it does not order messages by priority.
+        """
+        if not self.conf.broker_url:
+            raise ConfigurationError(
+                "no broker is set: give create_app(broker_url=...) or the variable CELERY_BROKER_URL, "
+                "such as redis://localhost:6379/0 or amqp://guest:guest@localhost:5672//"
+            )
+        driver = driver_type(self.conf.broker_url)
+        check_ordered(driver, self.settings.allow_unordered)
+        return driver
+
+    @cached_property
+    def registry(self) -> AgentRegistry:
+        """The known agents."""
+        return AgentRegistry(self._store, self.settings.agents)
+
+    @cached_property
+    def receipts(self) -> Receipts:
+        """What became of each message."""
+        return Receipts(self._store, self.settings.receipt_seconds)
+
+    @cached_property
+    def _store(self) -> Any:
+        return connect(store_url(self.settings.redis_url, self.conf.result_backend, self.conf.broker_url))
+
+    def check(self) -> None:
+        """Check at start-up what would otherwise fail at the first message.
+
+        Raises:
+            ConfigurationError: a setting is missing, misspelt or impossible.
+        """
+        _ = self.settings, self.driver, self._store
+
+    def consumed_agents(self) -> tuple[str, ...]:
+        """Return the agents of this application whose queues its worker consumes (``-Q`` may leave some out)."""
+        consumed = self.amqp.queues.consume_from
+        return tuple(name for name in self.agents if agent_queue(name).name in consumed)
+
+    def target(self, task_name: str) -> HandlerName | None:
+        """Return whose handler a task is, or None for an ordinary Celery task of this application."""
+        name = HandlerName.parse(task_name)
+        ordinary = name is not None and name.agent not in self.agents and task_name in self.tasks
+        return None if ordinary else name
+
+    def send_task(  # type: ignore[override]
+        self,
+        name: str,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        message: Message | None = None,
+        **options: Any,
+    ) -> AsyncResult[Any]:
+        """Publish a task: the door that every message passes.
+
+        Args:
+            name: an agent's handler, such as ``worker-1.get_status``, or any other task.
+            args: positional arguments; a message's payload is the only one.
+            kwargs: keyword arguments.
+            message: the envelope, when the caller has made it; otherwise it is made here.
+            options: those of ``apply_async``; ``priority`` is a Priority or its name.
+
+        Raises:
+            InvalidMessage: an argument is no JSON value, or an option breaks a rule.
+            UnknownSender: no agent is speaking.
+            UnknownAgent: nobody ever declared the recipient; NoHandler, UnknownMethod: it does not handle this.
+            BrokerUnavailable: the broker refused or did not answer; whether it has the message is not known.
+            StoreUnavailable: Redis does not answer; nothing was published.
+            ConfigurationError: a setting is missing or wrong.
+        """
+        target = self.target(name)
+        if target is None:
+            return self._send_ordinary(name, args, kwargs, options)
+        if options.get("retries"):
+            message = _retried(target, args, kwargs, options)
+        else:
+            message = self._complete(target, message or self._envelope(target, args, kwargs, options))
+            self.registry.check_handler(target)
+            self.receipts.pending(message, target.handler)
+        result = self._publish(target, message, args, kwargs, options)
+        self.receipts.sent(message.message_id)
+        return result
+
+    def _send_ordinary(self, name: str, args: Any, kwargs: Any, options: dict[str, Any]) -> AsyncResult[Any]:
+        if options.get("priority") is None:
+            # On Redis a message without priority would be the most urgent of all.
+            options["priority"] = broker_priority(Priority.NORMAL, self.driver)
+        return super().send_task(name, args, kwargs, **options)
+
+    def _envelope(self, target: HandlerName, args: Any, kwargs: Any, options: dict[str, Any]) -> Message:
+        """Make the message of a ``.delay``, whose caller gave a task's options."""
+        if target.handler in TYPE_NAMES and (len(args or ()) != 1 or kwargs):
+            raise InvalidMessage(f"{target} takes one argument, the payload: {target}.delay({{...}})")
+        fields: dict[str, Any] = {"message_id": options["task_id"]} if options.get("task_id") else {}
+        if options.get("priority") is not None:
+            fields["priority"] = options["priority"]
+        return Message(
+            from_agent=self.speaker(target),
+            to_agent=target.agent,
+            message_type=target.message_type,
+            payload=message_payload(target.handler, args or (), kwargs or {}),
+            ttl_seconds=self._ttl(options),
+            conversation_id=options.get("root_id"),
+            causation_id=options.get("parent_id"),
+            **fields,
+        )
+
+    def speaker(self, target: HandlerName) -> str:
+        """Return who says what is sent without a sender: never a guess, since it is evidence."""
+        task = current_task()
+        if task is not None:
+            return task.agent
+        if self.settings.sender is not None:
+            return self.settings.sender
+        if len(self.agents) == 1 and target.agent not in self.agents:
+            return next(iter(self.agents))
+        raise UnknownSender(
+            f"who sends to {target}? Outside of a handler, set waooaw_sender (or WAOOAW_SENDER) to the name of "
+            "the sender, or send with a Message, whose from_agent says it"
+        )
+
+    def _ttl(self, options: Mapping[str, Any]) -> float | None:
+        """Return after how many seconds from now a ``.delay`` expires."""
+        now = datetime.now(UTC)
+        expires = options.get("expires")
+        if isinstance(expires, int | float):
+            return expires
+        if expires is not None:
+            return (_aware(expires) - now).total_seconds()
+        # Celery gives None for "not said" too: a message that shall never expire is sent with a Message.
+        if self.settings.ttl_seconds is None:
+            return None
+        # Counted from the moment at which the message may first be handled.
+        eta = _moment(options.get("eta"))
+        wait = (eta - now).total_seconds() if eta else options.get("countdown") or 0
+        return self.settings.ttl_seconds + max(wait, 0)
+
+    def _complete(self, target: HandlerName, message: Message) -> Message:
+        """Fill in the ids that thread the message to the one whose handler sends it."""
+        task = current_task()
+        parent = task.message if task is not None else None
+        one_way = target.handler in TYPE_NAMES
+        return message.evolve(
+            correlation_id=message.correlation_id
+            or (parent.correlation_id if parent and one_way else message.message_id),
+            conversation_id=message.conversation_id or (parent.conversation_id if parent else message.message_id),
+            causation_id=message.causation_id or (parent.message_id if parent else None),
+        )
+
+    def _publish(
+        self, target: HandlerName, message: Message, args: Any, kwargs: Any, options: dict[str, Any]
+    ) -> AsyncResult[Any]:
+        one_way = target.handler in TYPE_NAMES
+        # A retry expires when its first attempt would have.
+        expires_at = _moment(options.get("expires")) if options.get("retries") else message.expires_at
+        options |= {
+            "task_id": message.message_id,
+            "root_id": message.conversation_id,
+            "parent_id": message.causation_id,
+            "queue": agent_queue(target.agent),
+            "priority": broker_priority(message.priority, self.driver),
+            # As a header only: as Celery's option it would become RabbitMQ's per-message TTL as well, and RabbitMQ
+            # drops an expired message without telling anyone.
+            "expires": None,
+            "headers": {
+                **(options.get("headers") or {}),
+                ENVELOPE_HEADER: message.to_envelope(),
+                "expires": expires_at.isoformat() if expires_at else None,
+            },
+            "argsrepr": _HIDDEN,
+            "kwargsrepr": _HIDDEN,
+            "ignore_result": True if one_way else options.get("ignore_result"),
+        }
+        for name in ("exchange", "routing_key", "exchange_type"):
+            options.pop(name, None)
+        try:
+            return super().send_task(str(target), args, kwargs, **options)
+        except OperationalError as error:
+            raise BrokerUnavailable(
+                f"message {message.message_id} to {message.to_agent!r} was not confirmed by the broker: {error}"
+            ) from error
+
+
+def create_app(main: str | None = None, **config: Any) -> AgentApp:
+    """Return a new application.
+
+    Args:
+        main: name of the application, or None.
+        config: Celery's settings in lower case and ours: ``broker_url``, ``result_backend``, ``waooaw_sender``, …
+            The variables ``CELERY_BROKER_URL``, ``CELERY_RESULT_BACKEND`` and ``WAOOAW_*`` win over them.
+
+    Example:
+        >>> app = create_app(broker_url="redis://localhost:6379/0")
+    """
+    app = AgentApp(main)
+    app.conf.update(config)
+    return app
+
+
+def _add_defaults(sender: AgentApp, source: Any, **_: Any) -> None:
+    """Put our defaults just above Celery's own, so that whatever a project sets itself wins.
+
+    (``Celery.add_defaults`` would put them above a configuration object's.)
+    """
+    defaults = dict(CELERY_DEFAULTS)
+    if source.broker_url:
+        driver = driver_type(source.broker_url)
+        defaults["broker_transport_options"] = TRANSPORT_DEFAULTS.get(driver, {})
+        if source.broker_url.startswith("redis"):
+            defaults["result_backend"] = source.broker_url
+    source.defaults.insert(-1, defaults)
+    source.maps.insert(-1, defaults)
+
+
+def _retried(target: HandlerName, args: Any, kwargs: Any, options: Mapping[str, Any]) -> Message:
+    """Return the message that a retry publishes again: everything but the attempt is as it was."""
+    headers = {
+        "id": options["task_id"],
+        "root_id": options.get("root_id"),
+        "parent_id": options.get("parent_id"),
+        ENVELOPE_HEADER: (options.get("headers") or {}).get(ENVELOPE_HEADER),
+    }
+    return Message.from_headers(headers, target.agent, message_payload(target.handler, args or (), kwargs or {}))
+
+
+def _moment(value: datetime | str | None) -> datetime | None:
+    """Read Celery's forms of a moment; a naive one is UTC, as it is for Celery here."""
+    return None if value is None else _aware(value)
+
+
+def _aware(value: datetime | str) -> datetime:
+    moment = datetime.fromisoformat(value) if isinstance(value, str) else value
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

@@ -1,0 +1,135 @@
+"""One agent to one or several agents: messages that ask for no answer, and what became of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from waooaw_celery.app import AgentApp
+from waooaw_celery.errors import BrokerUnavailable, InvalidMessage
+from waooaw_celery.message import (
+    JSON,
+    SENDABLE,
+    DeliveryReceipt,
+    Message,
+    MessageType,
+    check_agent_name,
+)
+from waooaw_celery.routing import HandlerName
+
+
+class MessageBus:
+    """Sends messages and tells what became of them.
+
+    Args:
+        app: the application whose broker carries them.
+    """
+
+    def __init__(self, app: AgentApp) -> None:
+        self.app = app
+
+    def send(self, message: Message) -> DeliveryReceipt:
+        """Send one message.
+
+        Args:
+            message: a COMMAND, QUERY or ACK.
+
+        Returns:
+            The receipt, as it is now: the broker has the message. ``receipt`` tells later news.
+
+        Raises:
+            InvalidMessage: its type is not for sending, or its time is already over.
+            UnknownAgent: nobody ever declared the recipient; NoHandler: it has none for this type.
+            BrokerUnavailable: not confirmed by the broker; the receipt stays PENDING.
+            StoreUnavailable: Redis does not answer; nothing was published.
+        """
+        target = _target(message)
+        self.app.send_task(str(target), (message.payload,), message=message)
+        return self.receipt(message.message_id)
+
+    def send_many(self, messages: Iterable[Message]) -> list[DeliveryReceipt]:
+        """Send several messages, checked all together first: when one is refused, none was sent.
+
+        Raises:
+            BrokerUnavailable: the broker failed on the way; its ``message_ids`` are those that were published.
+            InvalidMessage, UnknownAgent, StoreUnavailable: as ``send``; nothing was published.
+        """
+        batch = [(message, _target(message)) for message in messages]
+        for target in dict.fromkeys(target for _, target in batch):
+            self.app.registry.check_handler(target)
+        sent: list[str] = []
+        for message, target in batch:
+            try:
+                self.app.send_task(str(target), (message.payload,), message=message)
+            except BrokerUnavailable as error:
+                error.message_ids = tuple(sent)
+                raise
+            sent.append(message.message_id)
+        return [self.receipt(message_id) for message_id in sent]
+
+    def broadcast(
+        self,
+        from_agent: str,
+        to_agents: Sequence[str],
+        payload: JSON,
+        *,
+        message_type: MessageType = MessageType.COMMAND,
+        correlation_id: str | None = None,
+        **fields: object,
+    ) -> dict[str, DeliveryReceipt]:
+        """Send the same to several agents: one message each, each with its own receipt, also for the absent.
+
+        Args:
+            from_agent: the sender.
+            to_agents: the recipients; naming one twice sends once.
+            payload: any JSON value.
+            message_type: COMMAND, QUERY or ACK.
+            correlation_id: threads the messages; None: the id of the first of them threads all.
+            fields: others of Message: ``priority``, ``ttl_seconds``.
+
+        Returns:
+            The receipts by recipient.
+
+        Raises:
+            InvalidMessage: there is no recipient. The rest as ``send_many``.
+        """
+        if isinstance(to_agents, str) or not to_agents:
+            raise InvalidMessage(f"to_agents must be a list of at least one agent, not {to_agents!r}")
+        names = list(dict.fromkeys(check_agent_name(name, "to_agents") for name in to_agents))
+        messages = [
+            Message(
+                from_agent=from_agent,
+                to_agent=name,
+                message_type=message_type,
+                payload=payload,
+                correlation_id=correlation_id,
+                **fields,  # type: ignore[arg-type]
+            )
+            for name in names
+        ]
+        thread = correlation_id or messages[0].message_id
+        receipts = self.send_many(message.evolve(correlation_id=thread) for message in messages)
+        return dict(zip(names, receipts, strict=True))
+
+    def receipt(self, message_id: str) -> DeliveryReceipt:
+        """Return the newest known fact about a message.
+
+        Raises:
+            UnknownMessage: none is kept for this id.
+            StoreUnavailable: Redis does not answer.
+        """
+        return self.app.receipts.get(message_id)
+
+
+def _target(message: Message) -> HandlerName:
+    """Return the handler that a message is for.
+
+    Raises:
+        InvalidMessage: the type is not for sending; the sentence gives the rule.
+    """
+    if message.message_type not in SENDABLE:
+        rule = {
+            MessageType.EVENT: "an EVENT is published to whoever subscribed, not sent to one agent",
+            MessageType.RESPONSE: "a RESPONSE is the return value of a requested method, not sent",
+        }[message.message_type]
+        raise InvalidMessage(f"send carries {', '.join(type_.name for type_ in SENDABLE)}: {rule}")
+    return HandlerName(message.to_agent, message.message_type.value)

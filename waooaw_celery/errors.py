@@ -1,0 +1,111 @@
+"""Every error that this package raises.
+
+* WaooawError
+    * ConfigurationError        a setting is missing, misspelt or impossible
+    * InvalidMessage            a message or an argument breaks a rule
+    * UnknownSender             no agent is speaking
+    * UnknownAgent              nobody ever declared the recipient
+        * NoHandler             the recipient has no handler for this type of message
+        * UnknownMethod         the recipient has no such method
+    * UnknownMessage            no receipt is kept for this id
+    * BrokerUnavailable         the message could not be published
+    * StoreUnavailable          Redis, which keeps agents and receipts, does not answer
+    * RequestError              a request did not bring a result
+        * RequestTimeout        no answer came in time
+        * Expired               the request was dropped: its time was over before it was begun
+        * RemoteError           the handler of the other agent failed
+        * BackendUnavailable    the result backend does not answer
+"""
+
+from __future__ import annotations
+
+from kombu.exceptions import OperationalError
+
+
+class WaooawError(Exception):
+    """Something went wrong in waooaw_celery."""
+
+    def __str__(self) -> str:
+        """Return the message given, or the class's own docstring when none was."""
+        return super().__str__() or (type(self).__doc__ or "").partition("\n")[0]
+
+
+class ConfigurationError(WaooawError, ValueError):
+    """A setting is missing, misspelt or impossible."""
+
+
+class InvalidMessage(WaooawError, ValueError):
+    """A message or an argument breaks a rule."""
+
+
+class UnknownSender(WaooawError, LookupError):
+    """No agent is speaking."""
+
+
+class UnknownAgent(WaooawError, LookupError):
+    """Nobody ever declared this agent."""
+
+
+class NoHandler(UnknownAgent):
+    """The agent has no handler for this type of message."""
+
+
+class UnknownMethod(UnknownAgent):
+    """The agent has no method of this name."""
+
+
+class UnknownMessage(WaooawError, LookupError):
+    """No receipt is kept for this message."""
+
+
+class BrokerUnavailable(WaooawError, OperationalError):
+    """The message could not be published. Whether the broker has it is not known: ask for its receipt.
+
+    Also a kombu ``OperationalError``, so that code written for Celery catches it.
+
+    Attributes:
+        message_ids: ids of the messages of the same call that were published before the failure.
+    """
+
+    message_ids: tuple[str, ...] = ()
+
+
+class StoreUnavailable(WaooawError, ConnectionError):
+    """Redis, which keeps the known agents and the receipts, does not answer."""
+
+
+class RequestError(WaooawError):
+    """A request did not bring a result."""
+
+
+class RequestTimeout(RequestError, TimeoutError):
+    """No answer came in time."""
+
+
+class Expired(RequestError):
+    """The request was dropped: its time was over before the agent began it."""
+
+
+class BackendUnavailable(RequestError, ConnectionError):
+    """The result backend, which carries the answers, does not answer."""
+
+
+class RemoteError(RequestError):
+    """The handler of the other agent raised an exception.
+
+    Attributes:
+        agent: name of the agent whose handler failed.
+        type: class name of the exception there, such as ``ValueError``.
+        message: its text.
+        traceback: the traceback of the other side as text, or None when it sent none.
+    """
+
+    def __init__(self, agent: str, type_: str, message: str, traceback: str | None = None) -> None:
+        super().__init__(f"{agent} raised {type_}: {message}")
+        self.agent = agent
+        self.type = type_
+        self.message = message
+        self.traceback = traceback
+
+    def __reduce__(self) -> tuple[type[RemoteError], tuple[str, str, str, str | None]]:
+        return RemoteError, (self.agent, self.type, self.message, self.traceback)

@@ -1,0 +1,324 @@
+"""What is said: a message, its type, its priority, and the receipt that tells what became of it."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from enum import IntEnum, StrEnum
+from typing import Any, Self, TypeAlias
+from uuid import uuid4
+
+from waooaw_celery.errors import InvalidMessage
+
+#: A value that JSON can carry: None, bool, int, finite float, str, list, or a dict with str keys.
+JSON: TypeAlias = Any
+
+#: The Celery header that carries the envelope; one key, so that no name of ours meets one of Celery's.
+ENVELOPE_HEADER = "waooaw"
+#: Raised when a reader of the old envelope would misunderstand the new one.
+ENVELOPE_VERSION = 1
+#: Deepest nesting of a payload, in containers: far above real payloads, far below Python's recursion limit.
+MAX_DEPTH = 100
+#: The sender of a message that was published without an envelope, by something that is no agent.
+FOREIGN_SENDER = "unknown"
+
+AGENT_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+#: Task names that begin with these belong to Celery and to this package, never to an agent.
+RESERVED_NAMES = frozenset({"celery", "waooaw"})
+_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+
+
+class MessageType(StrEnum):
+    """What a message is for."""
+
+    COMMAND = "command"  #: do this
+    QUERY = "query"  #: tell me this
+    EVENT = "event"  #: this has happened
+    RESPONSE = "response"  #: the answer to a request
+    ACK = "ack"  #: I have received it
+
+
+#: The names of the types, which are also the names of their handlers.
+TYPE_NAMES = frozenset(member.value for member in MessageType)
+#: The types that one agent sends to another; an EVENT is published, a RESPONSE is a handler's return value.
+SENDABLE = (MessageType.COMMAND, MessageType.QUERY, MessageType.ACK)
+
+
+class Priority(IntEnum):
+    """How urgent a message is; the value is its rank, and the lowest rank is handled first."""
+
+    URGENT = 0
+    HIGH = 3
+    NORMAL = 6
+    LOW = 9
+
+    @classmethod
+    def of(cls, value: Priority | str) -> Priority:
+        """Return the priority of this name, in any case.
+
+        Raises:
+            InvalidMessage: for anything else; a bare number too, since brokers disagree about its direction.
+        """
+        if isinstance(value, cls):
+            return value
+        if isinstance(value, str) and value.upper() in cls.__members__:
+            return cls[value.upper()]
+        raise InvalidMessage(f"priority must be one of {', '.join(cls.__members__)}, not {value!r}")
+
+
+class MessageStatus(StrEnum):
+    """What is known of a message, from its first moment to its last."""
+
+    PENDING = "pending"  #: recorded; that the broker has it is not confirmed
+    SENT = "sent"  #: the broker has it
+    DELIVERED = "delivered"  #: a worker has begun to handle it
+    HANDLED = "handled"  #: its handler returned
+    FAILED = "failed"  #: its handler gave up, or nothing there could handle it
+    EXPIRED = "expired"  #: its time was over before a worker began; it is never handled
+
+    @property
+    def final(self) -> bool:
+        """Whether nothing more can happen to the message."""
+        return self in FINAL
+
+
+FINAL = frozenset({MessageStatus.HANDLED, MessageStatus.FAILED, MessageStatus.EXPIRED})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """Facts about one message, known when it was sent.
+
+    Attributes:
+        from_agent: name of the sender.
+        to_agent: name of the recipient.
+        message_type: COMMAND, QUERY or ACK for ``send``.
+        payload: what is said, any JSON value. A copy is kept: changing the original changes nothing here.
+        priority: URGENT and HIGH overtake NORMAL and LOW.
+        ttl_seconds: after this many seconds a message that no worker has begun is never handled; None: never.
+        message_id: unique; also the id of the Celery task.
+        correlation_id: threads related messages; None: filled in when it is sent.
+        conversation_id: id of the message that began it all; None: filled in when it is sent.
+        causation_id: id of the message whose handler sent this one; None outside of handlers.
+        sent_at: aware UTC time.
+
+    Raises:
+        InvalidMessage: a field breaks its rule; the sentence names the field.
+    """
+
+    from_agent: str
+    to_agent: str
+    message_type: MessageType = MessageType.COMMAND
+    payload: JSON = field(default_factory=dict)
+    priority: Priority = Priority.NORMAL
+    ttl_seconds: float | None = 300.0
+    message_id: str = field(default_factory=lambda: str(uuid4()))
+    correlation_id: str | None = None
+    conversation_id: str | None = None
+    causation_id: str | None = None
+    sent_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+
+    def __post_init__(self) -> None:
+        put = object.__setattr__  # the one way to normalise a field of a frozen dataclass
+        check_agent_name(self.from_agent, "from_agent")
+        check_agent_name(self.to_agent, "to_agent")
+        put(self, "message_type", _message_type(self.message_type))
+        put(self, "priority", Priority.of(self.priority))
+        put(self, "payload", json_copy(self.payload, "payload"))
+        check_ttl(self.ttl_seconds)
+        check_id(self.message_id, "message_id")
+        for name in ("correlation_id", "conversation_id", "causation_id"):
+            if getattr(self, name) is not None:
+                check_id(getattr(self, name), name)
+        if self.sent_at.tzinfo is None:
+            raise InvalidMessage("sent_at must be an aware datetime, such as datetime.now(UTC)")
+
+    @property
+    def expires_at(self) -> datetime | None:
+        """The moment after which no worker begins to handle the message, or None."""
+        if self.ttl_seconds is None:
+            return None
+        return self.sent_at + timedelta(seconds=self.ttl_seconds)
+
+    def evolve(self, **changes: Any) -> Self:
+        """Return a copy with these fields changed."""
+        return replace(self, **changes)
+
+    def to_envelope(self) -> dict[str, JSON]:
+        """Return what travels in the header ``waooaw``: the facts that Celery has no header of its own for."""
+        return {
+            "version": ENVELOPE_VERSION,
+            "from": self.from_agent,
+            "to": self.to_agent,
+            "type": self.message_type.value,
+            "priority": self.priority.name,
+            "ttl_seconds": self.ttl_seconds,
+            "correlation_id": self.correlation_id,
+            "sent_at": self.sent_at.isoformat(),
+        }
+
+    @classmethod
+    def from_headers(cls, headers: Mapping[str, Any], to_agent: str, payload: JSON) -> Self:
+        """Return the message that arrived with these Celery headers.
+
+        A message without an envelope, from a Celery application that does not use this package, is from
+        ``unknown``, and is given what can be known of it.
+
+        Args:
+            headers: Celery's message headers: ``id``, ``root_id``, ``parent_id`` and the envelope.
+            to_agent: who received it, for a message without an envelope.
+            payload: what was said.
+
+        Raises:
+            InvalidMessage: the envelope was made by a newer version of this package, or is damaged.
+        """
+        envelope = headers.get(ENVELOPE_HEADER) or {}
+        if not isinstance(envelope, Mapping):
+            raise InvalidMessage(f"the header {ENVELOPE_HEADER!r} must be a mapping, not {envelope!r:.80}")
+        version = envelope.get("version", ENVELOPE_VERSION)
+        if version != ENVELOPE_VERSION:
+            raise InvalidMessage(
+                f"this message has envelope version {version!r} and this worker reads {ENVELOPE_VERSION}: "
+                "upgrade waooaw_celery on the worker first, then on the senders"
+            )
+        sent_at = envelope.get("sent_at")
+        parent_id = headers.get("parent_id")
+        return cls(
+            from_agent=envelope.get("from", FOREIGN_SENDER),
+            to_agent=envelope.get("to", to_agent),
+            message_type=envelope.get("type", MessageType.COMMAND),
+            payload=payload,
+            priority=Priority.of(envelope.get("priority", Priority.NORMAL)),
+            ttl_seconds=envelope.get("ttl_seconds"),
+            message_id=headers["id"],
+            correlation_id=envelope.get("correlation_id") or headers["id"],
+            conversation_id=headers.get("root_id") or headers["id"],
+            # A retry that Celery publishes names the message itself as its parent.
+            causation_id=parent_id if parent_id != headers["id"] else None,
+            sent_at=datetime.fromisoformat(sent_at) if sent_at else datetime.now(UTC),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeliveryReceipt:
+    """The newest known fact about one message.
+
+    Attributes:
+        message_id: of which message.
+        from_agent: who sent it.
+        to_agent: to whom.
+        handler: name of the handler it is for, such as ``command`` or ``get_status``.
+        message_type: its type.
+        priority: its priority.
+        status: what is known of it.
+        attempts: how often a worker has begun to handle it.
+        sent_at: when it was sent, aware UTC.
+        delivered_at: when a worker first began to handle it, or None.
+        finished_at: when its last fact was known, or None while something may still happen.
+        correlation_id: the thread it belongs to.
+        error: why it failed, or None.
+    """
+
+    message_id: str
+    from_agent: str
+    to_agent: str
+    handler: str
+    message_type: MessageType
+    priority: Priority
+    status: MessageStatus
+    attempts: int
+    sent_at: datetime
+    delivered_at: datetime | None
+    finished_at: datetime | None
+    correlation_id: str
+    error: str | None
+
+
+def check_agent_name(name: object, what: str = "agent") -> str:
+    """Return the name when it can be an agent's.
+
+    Raises:
+        InvalidMessage: it breaks the grammar ``^[a-z0-9][a-z0-9_-]{0,62}$`` or is reserved.
+    """
+    if not isinstance(name, str) or not AGENT_NAME.fullmatch(name):
+        raise InvalidMessage(
+            f"{what} must be 1 to 63 characters of a-z, 0-9, _ and -, beginning with a letter or a digit, "
+            f"not {name!r:.80}"
+        )
+    if name in RESERVED_NAMES:
+        raise InvalidMessage(f"{what} {name!r} is reserved: choose another name")
+    return name
+
+
+def check_id(value: object, what: str) -> str:
+    """Return the id when it can be one.
+
+    Raises:
+        InvalidMessage: it is not 1 to 128 characters of letters, digits and ``. _ : -``: an id is printed in
+            logs and is part of Redis keys.
+    """
+    if not isinstance(value, str) or not _ID.fullmatch(value):
+        raise InvalidMessage(f"{what} must be 1 to 128 letters, digits, '.', '_', ':' or '-', not {value!r:.80}")
+    return value
+
+
+def check_ttl(seconds: object) -> None:
+    """Check a time to live.
+
+    Raises:
+        InvalidMessage: it is neither None nor a positive, finite number of seconds below 100 years.
+    """
+    if seconds is None:
+        return
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds < 3.2e9:
+        raise InvalidMessage(f"ttl_seconds must be None (no expiry) or a positive number, not {seconds!r}")
+
+
+def _message_type(value: Any) -> MessageType:
+    try:
+        return MessageType(value)
+    except ValueError:
+        names = ", ".join(member.name for member in MessageType)
+        raise InvalidMessage(f"message_type must be one of {names}, not {value!r}") from None
+
+
+def json_copy(value: object, where: str, depth: int = 0) -> JSON:
+    """Return a deep copy of a JSON value; tuples become lists.
+
+    Args:
+        value: what to copy.
+        where: the name of the value in an error's sentence, such as ``payload``.
+        depth: how many containers are around it.
+
+    Raises:
+        InvalidMessage: a part is no JSON value; the sentence gives its path and what to use instead.
+    """
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise InvalidMessage(f"{where} is {value}, which JSON does not have: use None or a string")
+        return value
+    if depth >= MAX_DEPTH:
+        raise InvalidMessage(f"{where[:80]}… is nested deeper than {MAX_DEPTH} levels")
+    if isinstance(value, list | tuple):
+        return [json_copy(item, f"{where}[{index}]", depth + 1) for index, item in enumerate(value)]
+    if isinstance(value, Mapping):
+        return _json_dict(value, where, depth)
+    raise InvalidMessage(
+        f"{where} is a {type(value).__name__}, which is no JSON value: "
+        "use None, bool, int, float, str, list or dict (a datetime as .isoformat(), an enum as .value)"
+    )
+
+
+def _json_dict(value: Mapping[Any, Any], where: str, depth: int) -> dict[str, JSON]:
+    if "__type__" in value and "__value__" in value:
+        # Kombu's JSON decoder takes this pair for a coded object; the receiver would lose the message.
+        raise InvalidMessage(f"{where} has the keys '__type__' and '__value__' together: rename one")
+    for key in value:
+        if not isinstance(key, str):
+            raise InvalidMessage(f"{where} has the key {key!r:.80}: the keys of a JSON object are strings")
+    return {key: json_copy(item, f"{where}.{key}", depth + 1) for key, item in value.items()}

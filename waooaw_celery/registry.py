@@ -1,0 +1,157 @@
+"""The known agents: who was ever declared, what they handle, when they last gave a sign of life."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from waooaw_celery.errors import NoHandler, UnknownAgent, UnknownMethod
+from waooaw_celery.message import TYPE_NAMES
+from waooaw_celery.routing import HandlerName
+from waooaw_celery.store import Client, guarded
+
+_NAMES = "waooaw:agents"
+_RECORD = "waooaw:agent:"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentRecord:
+    """What is known of an agent.
+
+    Attributes:
+        name: its name.
+        handlers: names of its handlers, or None for an agent that so far is only named in a setting.
+        declared_at: when its worker first started, or None.
+        last_seen: its last sign of life, or None.
+        workers: node names of the workers that gave one lately.
+    """
+
+    name: str
+    handlers: tuple[str, ...] | None
+    declared_at: datetime | None
+    last_seen: datetime | None
+    workers: tuple[str, ...]
+
+    def alive(self, within: timedelta) -> bool:
+        """Whether it gave a sign of life within this time."""
+        return self.last_seen is not None and datetime.now(UTC) - self.last_seen <= within
+
+
+class AgentRegistry:
+    """Known agents, kept in Redis so that every process sees the same ones.
+
+    Args:
+        client: connection to the store.
+        configured: names that are known by setting, without a worker having started yet.
+    """
+
+    def __init__(self, client: Client, configured: Iterable[str] = ()) -> None:
+        self._client = client
+        self._configured = frozenset(configured)
+        self._handlers: dict[str, tuple[str, ...]] = {}
+
+    def declare(self, name: str, handlers: Iterable[str], worker: str, lifetime: float) -> None:
+        """Write down that this agent exists and lives: at its worker's start, and at every heartbeat.
+
+        Args:
+            name: the agent.
+            handlers: names of all its handlers.
+            worker: node name of the worker, such as ``analyst@host``.
+            lifetime: seconds after which this worker no longer counts as living without another sign.
+
+        Raises:
+            StoreUnavailable: Redis does not answer.
+        """
+        now = datetime.now(UTC)
+        key = _RECORD + name
+        with guarded(f"declare the agent {name!r}"), self._client.pipeline() as pipeline:
+            pipeline.sadd(_NAMES, name)
+            pipeline.hsetnx(key, "declared_at", now.isoformat())
+            pipeline.hset(key, mapping={"handlers": json.dumps(sorted(handlers)), "last_seen": now.isoformat()})
+            pipeline.zadd(f"{key}:workers", {worker: now.timestamp() + lifetime})
+            pipeline.zremrangebyscore(f"{key}:workers", "-inf", now.timestamp())
+            pipeline.execute()
+
+    def retire(self, name: str, worker: str) -> None:
+        """Write down that this worker of the agent has stopped; the agent stays known.
+
+        Raises:
+            StoreUnavailable: Redis does not answer.
+        """
+        with guarded(f"retire a worker of {name!r}"):
+            self._client.zrem(f"{_RECORD}{name}:workers", worker)
+
+    def all(self) -> list[AgentRecord]:
+        """Return every known agent, by name.
+
+        Raises:
+            StoreUnavailable: Redis does not answer.
+        """
+        with guarded("list the agents"):
+            names = sorted(self._configured | self._client.smembers(_NAMES))
+            return self._read(names)
+
+    def get(self, name: str) -> AgentRecord:
+        """Return what is known of one agent.
+
+        Raises:
+            UnknownAgent: nothing is; the sentence lists who is known.
+            StoreUnavailable: Redis does not answer.
+        """
+        with guarded(f"look up the agent {name!r}"):
+            record = self._read([name])[0]
+        if record.declared_at is None and name not in self._configured:
+            known = ", ".join(agent.name for agent in self.all()) or "none yet"
+            raise UnknownAgent(
+                f"no agent {name!r} was ever declared (known: {known}). Start its worker once, "
+                f"or add {name!r} to the setting waooaw_agents"
+            )
+        return record
+
+    def check_handler(self, target: HandlerName) -> None:
+        """Check that an agent is known and handles this.
+
+        A handler once seen is remembered, so that sending costs no question; one not seen is asked for anew.
+
+        Raises:
+            UnknownAgent: nobody ever declared the agent.
+            NoHandler: it has no handler for this type of message.
+            UnknownMethod: it has no such method.
+            StoreUnavailable: Redis does not answer.
+        """
+        if target.handler in self._handlers.get(target.agent, ()):
+            return
+        handlers = self.get(target.agent).handlers
+        if handlers is None:  # named in a setting, not yet started: what it will handle is not known
+            return
+        self._handlers[target.agent] = handlers
+        if target.handler in handlers:
+            return
+        if target.handler in TYPE_NAMES:
+            types = ", ".join(name.upper() for name in handlers if name in TYPE_NAMES) or "none"
+            raise NoHandler(
+                f"agent {target.agent!r} has no handler for {target.message_type.name} (it handles: {types}): "
+                f"add @agent.on(MessageType.{target.message_type.name}) there and restart its worker"
+            )
+        methods = ", ".join(name for name in handlers if name not in TYPE_NAMES) or "none"
+        raise UnknownMethod(f"agent {target.agent!r} has no method {target.handler!r} (it has: {methods})")
+
+    def _read(self, names: list[str]) -> list[AgentRecord]:
+        now = datetime.now(UTC).timestamp()
+        with self._client.pipeline(transaction=False) as pipeline:
+            for name in names:
+                pipeline.hgetall(_RECORD + name)
+                pipeline.zrangebyscore(f"{_RECORD}{name}:workers", now, "+inf")
+            answers = pipeline.execute()
+        return [
+            AgentRecord(
+                name=name,
+                handlers=tuple(json.loads(fields["handlers"])) if fields else None,
+                declared_at=datetime.fromisoformat(fields["declared_at"]) if fields else None,
+                last_seen=datetime.fromisoformat(fields["last_seen"]) if fields else None,
+                workers=tuple(workers),
+            )
+            for name, fields, workers in zip(names, answers[::2], answers[1::2], strict=True)
+        ]

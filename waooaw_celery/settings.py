@@ -1,0 +1,164 @@
+"""The `waooaw_*` keys of `app.conf`, their environment variables `WAOOAW_*`, and Celery's own defaults here."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from waooaw_celery.errors import ConfigurationError
+from waooaw_celery.message import check_agent_name
+
+PREFIX = "waooaw_"
+#: Variables with our prefix that are no settings of an app: the app of the command line, and the tests' servers.
+_OTHER_VARIABLES = ("WAOOAW_APP", "WAOOAW_TEST_")
+
+
+def _split(value: object) -> object:
+    """Read ``a, b`` from the environment as a list."""
+    return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
+
+
+AgentName = Annotated[str, AfterValidator(check_agent_name)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class WaooawSettings(BaseModel):
+    """What can be set. Each field is the key ``waooaw_<field>`` and the variable ``WAOOAW_<FIELD>``.
+
+    The environment wins over ``app.conf``, as it does for Celery's own ``CELERY_BROKER_URL``.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    #: Agents known without a worker of theirs having started yet; comma-separated in the environment.
+    agents: Annotated[tuple[AgentName, ...], BeforeValidator(_split)] = ()
+    #: Who speaks when no agent does: the name for messages sent from a script, a web application or beat.
+    sender: AgentName | None = None
+    #: Seconds after which a message that nobody began is never handled, unless the message says otherwise.
+    ttl_seconds: Seconds | None = 300.0
+    #: Seconds that a request waits, unless the request says otherwise.
+    request_timeout: Seconds = 30.0
+    #: Where agents and receipts are kept; None: the result backend, or else the broker, when it is Redis.
+    redis_url: str | None = None
+    #: Seconds for which a receipt is kept.
+    receipt_seconds: Seconds = 86_400.0
+    #: Seconds between two signs of life of an agent's worker.
+    heartbeat_seconds: Seconds = 5.0
+    #: Seconds between two sweeps of expired messages.
+    sweep_seconds: Seconds = 30.0
+    #: Accept a broker that does not order messages by priority.
+    allow_unordered: bool = False
+
+    @classmethod
+    def read(
+        cls, conf: Mapping[str, Any], namespace: str | None = None, environ: Mapping[str, str] = os.environ
+    ) -> WaooawSettings:
+        """Read the settings from Celery's configuration and the environment.
+
+        Args:
+            conf: Celery's configuration.
+            namespace: the prefix given to ``config_from_object``: with ``CELERY``, the key
+                ``CELERY_WAOOAW_SENDER`` is ours too.
+            environ: the environment.
+
+        Raises:
+            ConfigurationError: a key is unknown (the nearest known one is named) or a value is wrong.
+        """
+        prefixes = (PREFIX, f"{namespace}_{PREFIX}".lower())
+        values = {key.lower().rpartition(PREFIX)[2]: conf[key] for key in conf if key.lower().startswith(prefixes)}
+        _check_names(values, "setting", PREFIX)
+        variables = {
+            name.removeprefix(PREFIX.upper()).lower(): value
+            for name, value in environ.items()
+            if name.startswith(PREFIX.upper()) and not name.startswith(_OTHER_VARIABLES)
+        }
+        _check_names(variables, "environment variable", PREFIX.upper())
+        try:
+            return cls.model_validate(values | variables)
+        except ValidationError as error:
+            raise ConfigurationError(_sentence(error, set(variables))) from error
+
+
+def _check_names(names: Iterable[str], what: str, prefix: str) -> None:
+    known = list(WaooawSettings.model_fields)
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            shown = [name.upper() if prefix.isupper() else name for name in (name, *(near or known))]
+            hint = f"did you mean {prefix}{shown[1]}?" if near else f"known are {', '.join(sorted(shown[1:]))}"
+            raise ConfigurationError(f"unknown {what} {prefix}{shown[0]}: {hint}")
+
+
+def _sentence(error: ValidationError, from_environment: set[str]) -> str:
+    first = error.errors()[0]
+    name = str(first["loc"][0])
+    shown = f"WAOOAW_{name.upper()}" if name in from_environment else f"{PREFIX}{name}"
+    return f"{shown}: {first['msg'].removeprefix('Value error, ')} (it is {first['input']!r:.80})"
+
+
+#: Celery's settings that every app starts from; a project's own configuration overrides each of them.
+CELERY_DEFAULTS: dict[str, Any] = {
+    # Nothing is lost: a message is acknowledged after it was handled, and one whose worker process was killed is
+    # published again, at most `max_retries` times. (The older task_reject_on_worker_lost would loop for ever.)
+    "task_acks_late": True,
+    "task_reject_on_worker_lost": False,
+    "task_retry_on_worker_lost": True,
+    "task_acks_on_failure": True,
+    "task_acks_on_timeout": True,
+    # With more than one message fetched ahead, an URGENT one would wait behind LOW ones already fetched.
+    "worker_prefetch_multiplier": 1,
+    # Only JSON: pickle would let whoever writes to a queue run code.
+    "task_serializer": "json",
+    "result_serializer": "json",
+    "event_serializer": "json",
+    "accept_content": ["json"],
+    "result_accept_content": ["json"],
+    # Answers are kept an hour for callers that fetch them late.
+    "result_expires": 3600,
+    # Bounded waiting: Celery's own defaults retry a dead result backend for 20 s, and wait for ever for a pool.
+    "result_backend_transport_options": {"retry_policy": {"max_retries": 2, "interval_start": 0.1}},
+    "redis_socket_connect_timeout": 2.0,
+    "redis_socket_timeout": 10.0,
+    "task_publish_retry_policy": {
+        "max_retries": 2,
+        "interval_start": 0,
+        "interval_step": 0.2,
+        "interval_max": 0.5,
+    },
+    "broker_connection_timeout": 2.0,
+    "broker_connection_retry_on_startup": True,
+    "broker_connection_max_retries": None,
+    "broker_pool_acquire_timeout": 5.0,
+    # A handler that hangs is ended; a longer one says so with its own time_limit.
+    "task_soft_time_limit": 270,
+    "task_time_limit": 300,
+    # Flower shows what runs.
+    "worker_send_task_events": True,
+    "task_track_started": True,
+    "timezone": "UTC",
+}
+
+#: Options of the broker's transport, by the driver type that Kombu gives it.
+TRANSPORT_DEFAULTS: dict[str, dict[str, Any]] = {
+    "redis": {
+        # Just above the hard time limit, so that a healthy handler is never handed out twice, and what a killed
+        # worker held comes back as soon as that allows.
+        "visibility_timeout": 330,
+        # A message of a killed worker comes back within seconds of the timeout, not minutes.
+        "unacked_restore_interval": 5,
+        "unacked_restore_throttle": 1,
+        # A broker that froze is noticed: without these a publish would block for ever.
+        "socket_timeout": 5.0,
+        "socket_connect_timeout": 2.0,
+        "socket_keepalive": True,
+        "health_check_interval": 10,
+    },
+    "amqp": {
+        # Without confirms, RabbitMQ drops what it cannot take and the publish still returns.
+        "confirm_publish": True,
+    },
+}

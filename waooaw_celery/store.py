@@ -1,0 +1,82 @@
+"""The connection to the Redis that keeps agents and receipts: one place for its address and its patience."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+from urllib.parse import parse_qsl, urlencode, urlsplit
+
+import redis
+from redis.backoff import ExponentialBackoff
+from redis.retry import Retry
+
+from waooaw_celery.errors import ConfigurationError, StoreUnavailable
+
+#: A client whose answers are str (redis-py's own types cannot say so).
+Client: TypeAlias = Any
+
+#: Seconds that one command may take; a store that is slower counts as away.
+COMMAND_TIMEOUT = 2.0
+
+_REDIS_SCHEMES = ("redis", "rediss", "redis+socket", "unix")
+
+
+def store_url(configured: str | None, *others: str | None) -> str:
+    """Return the address of the store, in the form that redis-py reads.
+
+    Args:
+        configured: the setting ``waooaw_redis_url``.
+        others: the result backend and the broker, which serve when they are Redis.
+
+    Raises:
+        ConfigurationError: none of them is Redis.
+    """
+    if configured is not None and urlsplit(configured).scheme not in _REDIS_SCHEMES:
+        raise ConfigurationError("waooaw_redis_url must begin with redis://, rediss:// or unix://")
+    for url in (configured, *others):
+        if isinstance(url, str) and urlsplit(url).scheme in _REDIS_SCHEMES:
+            return _for_redis_py(url)
+    raise ConfigurationError(
+        "there is no Redis to keep the known agents and the receipts in: set waooaw_redis_url "
+        "(or WAOOAW_REDIS_URL), such as redis://localhost:6379/0"
+    )
+
+
+def _for_redis_py(url: str) -> str:
+    """Turn Celery's ``redis+socket:///path?virtual_host=1`` into redis-py's ``unix:///path?db=1``."""
+    parts = urlsplit(url)
+    if parts.scheme != "redis+socket":
+        return url
+    query = dict(parse_qsl(parts.query))
+    query["db"] = query.pop("virtual_host", "0").lstrip("/")
+    return f"unix://{parts.netloc}{parts.path}?{urlencode(query)}"
+
+
+def connect(url: str) -> Client:
+    """Return a client whose every command ends within its time, also when Redis is frozen."""
+    return redis.Redis.from_url(
+        url,
+        decode_responses=True,
+        socket_timeout=COMMAND_TIMEOUT,
+        socket_connect_timeout=COMMAND_TIMEOUT,
+        # redis-py 8 would retry ten times with a growing pause; one quick retry rides out a restarted connection.
+        retry=Retry(ExponentialBackoff(cap=0.1, base=0.05), 1),
+        health_check_interval=10,
+    )
+
+
+@contextmanager
+def guarded(what: str) -> Iterator[None]:
+    """Turn redis-py's errors into ours.
+
+    Raises:
+        StoreUnavailable: Redis refused or did not answer.
+    """
+    try:
+        yield
+    except redis.RedisError as error:
+        raise StoreUnavailable(
+            f"could not {what}: the Redis that keeps agents and receipts says: {error}. "
+            "Check that it runs and that waooaw_redis_url (or the result backend, or the broker) points to it"
+        ) from error

@@ -1,0 +1,1 @@
+"""What happens inside an agent's worker: its tasks, its signs of life, and the record of what it handled."""

@@ -1,0 +1,75 @@
+"""An agent's signs of life: declared when its worker starts, repeated while it runs, withdrawn when it stops."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import Any
+
+from celery import bootsteps
+
+from waooaw_celery.errors import StoreUnavailable
+
+logger = logging.getLogger(__name__)
+
+#: Missed signs of life after which a worker no longer counts as living.
+MISSED_BEATS = 3
+
+
+class Presence(bootsteps.StartStopStep):
+    """Bootstep of the worker that checks its app, declares its agents and keeps saying that they live.
+
+    A thread of its own says it, so that neither a busy pool nor a slow Redis holds up the other.
+    """
+
+    def __init__(self, parent: Any, **kwargs: Any) -> None:
+        super().__init__(parent, **kwargs)
+        self._stopped = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def create(self, parent: Any) -> None:
+        """Refuse to start with a setting or a broker that cannot work.
+
+        Raises:
+            ConfigurationError: the sentence says what to change.
+        """
+        parent.app.check()
+
+    def start(self, parent: Any) -> None:
+        """Declare the agents whose queues this worker consumes, from now on."""
+        self._thread = threading.Thread(target=self._run, args=(parent,), name="waooaw-presence", daemon=True)
+        self._thread.start()
+
+    def stop(self, parent: Any) -> None:
+        """Withdraw: the agents stay known, this worker no longer counts."""
+        if self._thread is None:
+            return
+        self._stopped.set()
+        self._thread.join(timeout=5.0)
+        self._thread = None
+
+    def terminate(self, parent: Any) -> None:
+        """Withdraw also when the worker is shut down cold."""
+        self.stop(parent)
+
+    def _run(self, worker: Any) -> None:
+        app = worker.app
+        interval = app.settings.heartbeat_seconds
+        agents = app.consumed_agents()
+        while True:
+            self._say(
+                lambda name: app.registry.declare(
+                    name, app.agents[name], worker.hostname, interval * MISSED_BEATS
+                ),
+                agents,
+            )
+            if self._stopped.wait(interval):
+                break
+        self._say(lambda name: app.registry.retire(name, worker.hostname), agents)
+
+    def _say(self, say: Any, agents: tuple[str, ...]) -> None:
+        for name in agents:
+            try:
+                say(name)
+            except StoreUnavailable as error:  # the next beat tries again
+                logger.warning("%s", error, extra={"action": "presence_failed"})

@@ -1,0 +1,96 @@
+"""What Celery tells of a message in a worker, written to its receipt."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from celery import signals
+
+from waooaw_celery.message import MessageStatus
+from waooaw_celery.receipts import Receipts
+from waooaw_celery.worker.task import AgentTask
+
+logger = logging.getLogger(__name__)
+
+#: Longest error text kept, in characters.
+MAX_ERROR = 2000
+
+
+def connect() -> None:
+    """Listen. Called once a process; calling it again changes nothing."""
+    for signal, receiver in _RECEIVERS:
+        signal.connect(receiver, weak=False, dispatch_uid=f"waooaw.{receiver.__name__}")
+
+
+def disconnect() -> None:
+    """Stop listening."""
+    for signal, receiver in _RECEIVERS:
+        signal.disconnect(receiver, dispatch_uid=f"waooaw.{receiver.__name__}")
+
+
+def on_prerun(sender: Any, **_: Any) -> None:
+    """A worker begins to handle a message (pool child)."""
+    if isinstance(sender, AgentTask):
+        _receipts(sender).delivered(sender.message, sender.handler)
+
+
+def on_success(sender: Any, **_: Any) -> None:
+    """The handler returned (pool child)."""
+    if isinstance(sender, AgentTask) and sender.request.id is not None:
+        _receipts(sender).finished(sender.request.id, MessageStatus.HANDLED)
+
+
+def on_postrun(sender: Any, task_id: str, state: str | None = None, **_: Any) -> None:
+    """The handler raised ``Ignore``, of which no other signal tells (pool child)."""
+    if isinstance(sender, AgentTask) and state == "IGNORED":
+        _receipts(sender).finished(task_id, MessageStatus.HANDLED)
+
+
+def on_failure(sender: Any, task_id: str, exception: BaseException, **_: Any) -> None:
+    """The handler gave up, ran too long or took its process with it (pool child or parent)."""
+    if isinstance(sender, AgentTask):
+        _failed(_receipts(sender), task_id, f"{type(exception).__name__}: {exception}")
+
+
+def on_revoked(sender: Any, request: Any, expired: bool | None = None, **_: Any) -> None:
+    """The message expired before it was begun, or an operator revoked it (parent)."""
+    if not isinstance(sender, AgentTask):
+        return
+    if expired:
+        _receipts(sender).finished(request.id, MessageStatus.EXPIRED)
+    else:
+        _failed(_receipts(sender), request.id, "revoked by an operator")
+
+
+def on_unknown(sender: Any, name: str, id: str, **_: Any) -> None:  # noqa: A002 - Celery's own name
+    """The worker has no handler of this name (parent)."""
+    _failed(sender.app.receipts, id, f"the worker has no handler {name!r}")
+
+
+def on_rejected(sender: Any, message: Any, exc: BaseException | None = None, **_: Any) -> None:
+    """Celery could not make a task of what arrived (parent)."""
+    id_ = (message.headers or {}).get("id")
+    logger.error("message %r was rejected: %s", id_, exc, extra={"action": "message_rejected"})
+    if isinstance(id_, str):
+        _failed(sender.app.receipts, id_, f"rejected: {exc}")
+
+
+def _receipts(task: AgentTask) -> Receipts:
+    receipts: Receipts = task.app.receipts  # type: ignore[attr-defined]  # an AgentApp, which stands above here
+    return receipts
+
+
+def _failed(receipts: Receipts, message_id: str, error: str) -> None:
+    receipts.finished(message_id, MessageStatus.FAILED, error[:MAX_ERROR])
+
+
+_RECEIVERS = (
+    (signals.task_prerun, on_prerun),
+    (signals.task_success, on_success),
+    (signals.task_postrun, on_postrun),
+    (signals.task_failure, on_failure),
+    (signals.task_revoked, on_revoked),
+    (signals.task_unknown, on_unknown),
+    (signals.task_rejected, on_rejected),
+)
