@@ -1,0 +1,19 @@
+"""The command line: `waooaw …`, and the same commands as `celery -A app waooaw …`."""
+
+from __future__ import annotations
+
+from waooaw_celery.cli.demo import demo
+from waooaw_celery.cli.group import waooaw
+from waooaw_celery.cli.messages import receipt, request, send
+from waooaw_celery.cli.overview import agents, queues
+from waooaw_celery.cli.up import up
+
+__all__ = ["main", "waooaw"]
+
+for command in (agents, demo, queues, receipt, request, send, up):
+    waooaw.add_command(command)
+
+
+def main() -> None:
+    """Run the command line as the program ``waooaw``."""
+    waooaw(prog_name="waooaw")

@@ -1,0 +1,153 @@
+"""`send`, `request` and `receipt`: from the shell what the API does."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from waooaw_celery.app import AgentApp
+from waooaw_celery.bus import MessageBus
+from waooaw_celery.cli.group import OPERATOR, current_app
+from waooaw_celery.cli.render import console, json_option, print_json, show_table
+from waooaw_celery.errors import RemoteError
+from waooaw_celery.message import JSON, SENDABLE, DeliveryReceipt, Message, MessageType, Priority
+from waooaw_celery.request_response import RequestResponseHandler
+
+_from = click.option("--from", "from_agent", metavar="AGENT", help="Who speaks.  [default: operator]")
+_priority = click.option(
+    "--priority",
+    type=click.Choice([priority.name.lower() for priority in Priority], case_sensitive=False),
+    default="normal",
+    show_default=True,
+)
+
+
+class JsonParam(click.ParamType[JSON]):
+    """A JSON value on the command line, or ``-`` for standard input."""
+
+    name = "json"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> JSON:
+        """Read it; the error says where it is wrong."""
+        text = sys.stdin.read() if value == "-" else value
+        if not isinstance(text, str):
+            return text
+        try:
+            return json.loads(text)
+        except json.JSONDecodeError as error:
+            self.fail(f"{text:.60} is no JSON ({error}); a text is written '\"like this\"'", param, ctx)
+
+
+@click.command()
+@click.argument("to_agent")
+@click.argument("payload", type=JsonParam())
+@_from
+@_priority
+@click.option(
+    "--type",
+    "message_type",
+    type=click.Choice([type_.value for type_ in SENDABLE], case_sensitive=False),
+    default="command",
+    show_default=True,
+)
+@click.option("--ttl", type=float, help="Seconds until it expires; 0: never.  [default: waooaw_ttl_seconds]")
+@click.option("--correlation-id", help="Threads it to other messages.")
+@json_option
+@click.pass_context
+def send(
+    ctx: click.Context,
+    to_agent: str,
+    payload: JSON,
+    from_agent: str | None,
+    priority: str,
+    message_type: str,
+    ttl: float | None,
+    correlation_id: str | None,
+    as_json: bool,
+) -> None:
+    """Send PAYLOAD, a JSON value or - for standard input, to the agent TO_AGENT."""
+    app = current_app(ctx)
+    default_ttl = app.settings.ttl_seconds
+    message = Message(
+        from_agent=from_agent or _operator(app),
+        to_agent=to_agent,
+        message_type=MessageType(message_type),
+        payload=payload,
+        priority=Priority.of(priority),
+        ttl_seconds=default_ttl if ttl is None else ttl or None,
+        correlation_id=correlation_id,
+    )
+    _show(MessageBus(app).send(message), as_json)
+
+
+@click.command()
+@click.argument("to_agent")
+@click.argument("method")
+@click.argument("params", type=JsonParam(), default="{}")
+@_from
+@_priority
+@click.option("--timeout", type=float, help="Seconds to wait.  [default: waooaw_request_timeout]")
+@json_option
+@click.pass_context
+def request(
+    ctx: click.Context,
+    to_agent: str,
+    method: str,
+    params: JSON,
+    from_agent: str | None,
+    priority: str,
+    timeout: float | None,
+    as_json: bool,
+) -> None:
+    """Request METHOD of the agent TO_AGENT with PARAMS, a JSON object, and print its result."""
+    if not isinstance(params, dict):
+        raise click.BadParameter(
+            "must be a JSON object: its keys are the method's parameters", param_hint="PARAMS"
+        )
+    app = current_app(ctx)
+    response = RequestResponseHandler(app).send_request(
+        to_agent,
+        method,
+        params,
+        from_agent=from_agent or _operator(app),
+        timeout=timeout,
+        priority=Priority.of(priority),
+    )
+    if as_json:
+        error = response.error
+        print_json(
+            asdict(response)
+            | {"ok": response.ok, "error": error and {"type": type(error).__name__, "message": str(error)}}
+        )
+        ctx.exit(0 if response.ok else 1)
+    if response.error is not None:
+        if isinstance(response.error, RemoteError) and response.error.traceback:
+            click.echo(response.error.traceback, err=True)
+        raise response.error
+    print_json(response.result)
+
+
+@click.command()
+@click.argument("message_id")
+@json_option
+@click.pass_context
+def receipt(ctx: click.Context, message_id: str, as_json: bool) -> None:
+    """Tell what became of the message MESSAGE_ID."""
+    _show(MessageBus(current_app(ctx)).receipt(message_id), as_json)
+
+
+def _operator(app: AgentApp) -> str:
+    return app.settings.sender or OPERATOR
+
+
+def _show(receipt: DeliveryReceipt, as_json: bool) -> None:
+    if as_json:
+        print_json(receipt)
+        return
+    facts = asdict(receipt) | {"priority": receipt.priority.name}
+    rows = [(name.replace("_", " "), value) for name, value in facts.items() if value is not None]
+    show_table(console(), f"Message {receipt.message_id}", ("fact", "value"), rows[1:])

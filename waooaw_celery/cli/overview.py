@@ -1,0 +1,74 @@
+"""`agents` and `queues`: who is known, who lives, what waits."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import click
+
+from waooaw_celery.app import AgentApp
+from waooaw_celery.cli.group import current_app
+from waooaw_celery.cli.render import ago, console, json_option, print_json, show_table
+from waooaw_celery.message import Priority
+from waooaw_celery.routing import QueueDepth, agent_queue, queue_depth, system_queue
+from waooaw_celery.worker.presence import MISSED_BEATS
+
+
+@click.command()
+@json_option
+@click.pass_context
+def agents(ctx: click.Context, as_json: bool) -> None:
+    """List the known agents: handlers, waiting messages by priority, last sign of life."""
+    app = current_app(ctx)
+    records = app.registry.all()
+    depths = _depths(app, [record.name for record in records])
+    within = timedelta(seconds=app.settings.heartbeat_seconds * MISSED_BEATS)
+    if as_json:
+        print_json(
+            [
+                {"agent": record, "alive": record.alive(within), "queue": depth}
+                for record, depth in zip(records, depths, strict=True)
+            ]
+        )
+        return
+    rows = [
+        (
+            record.name,
+            "alive" if record.alive(within) else "away",
+            len(record.workers),
+            ago(record.last_seen),
+            ", ".join(record.handlers) if record.handlers is not None else "not known yet",
+            *_counts(depth),
+        )
+        for record, depth in zip(records, depths, strict=True)
+    ]
+    columns = ("agent", "state", "workers", "last seen", "handlers", *_COUNTS)
+    show_table(console(), f"Agents ({len(rows)})", columns, rows)
+
+
+@click.command()
+@json_option
+@click.pass_context
+def queues(ctx: click.Context, as_json: bool) -> None:
+    """List the queues and how many messages wait in each, by priority where the broker tells."""
+    app = current_app(ctx)
+    depths = _depths(app, [record.name for record in app.registry.all()], system=True)
+    if as_json:
+        print_json(depths)
+        return
+    rows = [(depth.queue, *_counts(depth)) for depth in depths]
+    show_table(console(), "Waiting messages", ("queue", *_COUNTS), rows)
+
+
+_COUNTS = (*(priority.name.lower() for priority in Priority), "all")
+
+
+def _depths(app: AgentApp, names: list[str], system: bool = False) -> list[QueueDepth]:
+    queues = [agent_queue(name) for name in names] + ([system_queue()] if system else [])
+    with app.connection_for_read() as connection:
+        return [queue_depth(connection, queue) for queue in queues]
+
+
+def _counts(depth: QueueDepth) -> tuple[object, ...]:
+    by_priority = depth.by_priority
+    return (*(("?" if by_priority is None else by_priority[priority]) for priority in Priority), depth.total)

@@ -1,0 +1,71 @@
+"""How the command line shows things: tables for people, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, is_dataclass
+from datetime import UTC, datetime
+from enum import IntEnum
+from typing import Any
+
+import click
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def console() -> Console:
+    """Return a console for standard output, as it is at this moment."""
+    return Console(soft_wrap=False)
+
+
+def print_json(value: Any) -> None:
+    """Print facts as JSON: datetimes as ISO 8601, priorities by name."""
+    click.echo(json.dumps(_plain(value), indent=2, ensure_ascii=False))
+
+
+def show_table(screen: Console, title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print a table; numbers stand on the right, and nothing in a cell is read as markup.
+
+    Each row keeps to one line where its cells can be cut: a table is read down its columns.
+    """
+    screen.print(Text(f"\n{title}", style="bold"))
+    result = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    lines = [list(row) for row in rows]
+    for index, column in enumerate(columns):
+        cells = [line[index] for line in lines]
+        if cells and all(isinstance(cell, int | float) for cell in cells):
+            width = max(len(str(cell)) for cell in [column, *cells])
+            result.add_column(column, justify="right", no_wrap=True, min_width=width)
+        else:
+            result.add_column(column, no_wrap=True, overflow="ellipsis")
+    for line in lines:
+        result.add_row(*(Text("" if cell is None else str(cell)) for cell in line))
+    screen.print(result)
+
+
+def ago(moment: datetime | None) -> str:
+    """Return how long ago a moment was, in words for a table."""
+    if moment is None:
+        return "never"
+    seconds = max((datetime.now(UTC) - moment).total_seconds(), 0)
+    for size, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit} ago"
+    return f"{seconds:.0f} s ago"
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return _plain(asdict(value))
+    if isinstance(value, dict):
+        return {_plain(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, IntEnum):
+        return value.name
+    return value.isoformat() if isinstance(value, datetime) else value

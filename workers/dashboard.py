@@ -1,0 +1,43 @@
+"""Asks every agent what it is doing, all at once, while they work."""
+
+from __future__ import annotations
+
+from waooaw_celery import Agent, Priority, RequestResponseHandler, create_app
+
+app = create_app("dashboard")
+agent = Agent("dashboard", app)
+requests = RequestResponseHandler(app)
+
+#: Seconds that the survey waits for all answers together.
+PATIENCE = 10.0
+
+_surveys = 0
+
+
+@agent.method
+def survey() -> dict[str, dict[str, object]]:
+    """Return what each agent that can tell its status answers, and how long that took."""
+    global _surveys
+    _surveys += 1
+    asked = [
+        record.name
+        for record in app.registry.all()
+        if record.name != agent.name and "get_status" in (record.handlers or ())
+    ]
+    answers = requests.broadcast_request(
+        asked, "get_status", from_agent=agent.name, timeout=PATIENCE, priority=Priority.HIGH
+    )
+    return {
+        name: {
+            "status": answer.result,
+            "error": str(answer.error) if answer.error else None,
+            "seconds": round(answer.seconds, 3),
+        }
+        for name, answer in answers.items()
+    }
+
+
+@agent.method
+def get_status() -> dict[str, object]:
+    """Tell what this agent is doing."""
+    return {"surveys": _surveys}
