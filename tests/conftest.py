@@ -1,0 +1,70 @@
+"""Servers for all tests: embedded ones, unless a URL names another. Nothing here uses a fixed port or database."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from urllib.parse import urlsplit
+
+import pytest
+import redis
+
+from waooaw_celery.embedded import postgres, valkey
+
+for _name in [name for name in os.environ if name.startswith(("CELERY_", "WAOOAW_", "FLOWER_"))]:
+    if not _name.startswith("WAOOAW_TEST_"):
+        del os.environ[_name]  # the tests say themselves what is set
+
+
+@pytest.fixture(scope="session")
+def redis_url() -> Iterator[str]:
+    """An empty Redis or Valkey: WAOOAW_TEST_REDIS_URL, or an embedded server."""
+    server = os.environ.get("WAOOAW_TEST_REDIS_URL")
+    if server is None:
+        with valkey() as url:
+            yield url
+        return
+    with _empty_database(server) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def amqp_url() -> str:
+    """A RabbitMQ server: WAOOAW_TEST_AMQP_URL, or the one on localhost; without one the test is skipped."""
+    url = os.environ.get("WAOOAW_TEST_AMQP_URL", "amqp://guest:guest@localhost:5672//")
+    parts = urlsplit(url)
+    try:
+        socket.create_connection((parts.hostname or "localhost", parts.port or 5672), timeout=2).close()
+    except OSError as error:
+        pytest.skip(f"RabbitMQ does not answer at {parts.hostname}:{parts.port or 5672} ({error})")
+    return url
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[str]:
+    """A PostgreSQL database: WAOOAW_TEST_POSTGRES_URL, or an embedded server."""
+    server = os.environ.get("WAOOAW_TEST_POSTGRES_URL")
+    if server is not None:
+        yield server
+        return
+    with postgres() as url:
+        yield url
+
+
+@contextmanager
+def _empty_database(server: str) -> Iterator[str]:
+    """Take a database of a Redis server that nobody uses, and empty it again."""
+    server = server.rstrip("/")
+    with redis.Redis.from_url(server) as client:
+        count = int(client.config_get("databases")["databases"])
+    for number in range(count - 1, 0, -1):
+        with redis.Redis.from_url(f"{server}/{number}") as client:
+            if client.dbsize() == 0 and client.set("waooaw-tests", os.getpid(), nx=True, ex=3600):
+                try:
+                    yield f"{server}/{number}"
+                finally:
+                    client.flushdb()
+                return
+    raise pytest.UsageError(f"{server} has no empty database for the tests")

@@ -1,0 +1,88 @@
+"""Real agents in real worker processes, on Redis or Valkey and on RabbitMQ."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Iterator
+from typing import TypeAlias
+
+import pytest
+from support import Broker
+
+from waooaw_celery import AgentApp
+from waooaw_celery.embedded import end_all
+
+Process: TypeAlias = subprocess.Popen[bytes]
+
+
+@pytest.fixture(scope="session")
+def valkey_broker(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    broker = Broker(redis_url, redis_url, tmp_path_factory.mktemp("valkey"))
+    yield broker
+    broker.clean()
+
+
+@pytest.fixture(scope="session")
+def rabbitmq_broker(amqp_url: str, redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    broker = Broker(amqp_url, redis_url, tmp_path_factory.mktemp("rabbitmq"))
+    yield broker
+    broker.clean()
+
+
+@pytest.fixture(params=["valkey", pytest.param("rabbitmq", marks=pytest.mark.rabbitmq)])
+def broker(request: pytest.FixtureRequest) -> Broker:
+    """Each broker in turn."""
+    found: Broker = request.getfixturevalue(f"{request.param}_broker")
+    return found
+
+
+@pytest.fixture
+def app(broker: Broker) -> Iterator[AgentApp]:
+    """An application that speaks as ``tests``."""
+    app = broker.app()
+    yield app
+    app.close()
+
+
+@pytest.fixture
+def start(broker: Broker, app: AgentApp) -> Iterator[Callable[..., str]]:
+    """Start an agent that lives as long as the test, and return its name."""
+    processes: list[Process] = []
+
+    def _start(name: str | None = None, *options: str) -> str:
+        name = name or broker.name()
+        processes.append(broker.start(name, app, *options))
+        return name
+
+    yield _start
+    end_all(processes)
+
+
+@pytest.fixture(scope="session")
+def lasting() -> Iterator[dict[tuple[str, str], tuple[str, Process]]]:
+    """Agents that live as long as the session: name and process, by broker and role."""
+    agents: dict[tuple[str, str], tuple[str, Process]] = {}
+    yield agents
+    end_all(process for _, process in agents.values())
+
+
+@pytest.fixture
+def probe(broker: Broker, app: AgentApp, lasting: dict[tuple[str, str], tuple[str, Process]]) -> str:
+    """Name of an agent that runs for the whole session, one a broker."""
+    return _lasting_agent("probe", broker, app, lasting)
+
+
+@pytest.fixture
+def other(broker: Broker, app: AgentApp, lasting: dict[tuple[str, str], tuple[str, Process]]) -> str:
+    """Name of a second such agent."""
+    return _lasting_agent("other", broker, app, lasting)
+
+
+def _lasting_agent(
+    role: str, broker: Broker, app: AgentApp, agents: dict[tuple[str, str], tuple[str, Process]]
+) -> str:
+    key = broker.url, role
+    if key not in agents:
+        name = broker.name()
+        agents[key] = name, broker.start(name, app)
+    return agents[key][0]

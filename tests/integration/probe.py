@@ -1,0 +1,89 @@
+"""An agent for tests: it does what its messages say, and tells what it saw. Named by PROBE_NAME."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+from waooaw_celery import Agent, Message, MessageType, create_app, current_message
+
+app = create_app("probe")
+agent = Agent(os.environ["PROBE_NAME"], app)
+
+_seen: list[dict[str, Any]] = []
+
+
+def _facts(message: Message) -> dict[str, Any]:
+    return {
+        "from": message.from_agent,
+        "to": message.to_agent,
+        "type": message.message_type.value,
+        "payload": message.payload,
+        "priority": message.priority.name,
+        "message_id": message.message_id,
+        "correlation_id": message.correlation_id,
+        "conversation_id": message.conversation_id,
+        "causation_id": message.causation_id,
+        "sent_at": message.sent_at.isoformat(),
+        "expires_at": message.expires_at and message.expires_at.isoformat(),
+    }
+
+
+@agent.on(MessageType.COMMAND, bind=True)
+def command(self: Any, message: Message) -> None:
+    _seen.append(_facts(message))
+    do = message.payload if isinstance(message.payload, dict) else {}
+    time.sleep(do.get("sleep", 0))
+    if "forward_to" in do:
+        agent.send(do["forward_to"], do.get("forward", {}))
+    if "delay_to" in do:
+        app.signature(f"{do['delay_to']}.command", args=({"by": "delay"},)).delay()
+    if do.get("fail_times", 0) > self.request.retries:
+        raise self.retry(countdown=0, max_retries=do["fail_times"])
+    if do.get("kill"):
+        os.kill(os.getpid(), 9)
+    if "fail" in do:
+        raise ValueError(do["fail"])
+
+
+@agent.on(MessageType.ACK)
+def ack(message: Message) -> None:
+    _seen.append(_facts(message))
+
+
+@agent.method
+def seen() -> list[dict[str, Any]]:
+    return _seen
+
+
+@agent.method
+def whoami() -> dict[str, Any]:
+    message = current_message()
+    assert message is not None
+    return _facts(message)
+
+
+@agent.method
+def echo(value: Any) -> Any:
+    return value
+
+
+@agent.method
+def sleep(seconds: float) -> None:
+    time.sleep(seconds)
+
+
+@agent.method
+def fail(text: str) -> None:
+    raise ValueError(text)
+
+
+@agent.method
+def ask(to_agent: str, method: str) -> Any:
+    return agent.request(to_agent, method, timeout=10)
+
+
+@agent.method
+def answer_with_a_set() -> Any:
+    return {1, 2}

@@ -1,0 +1,182 @@
+"""Messages between real processes, on every broker."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from support import Broker, until
+
+from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus, MessageType, Priority
+from waooaw_celery import RequestResponseHandler as Requests
+from waooaw_celery.errors import InvalidMessage, NoHandler, UnknownAgent, UnknownMessage
+
+
+def settled(app: AgentApp, message_id: str) -> MessageStatus:
+    """Wait for the last fact about a message and return it."""
+    bus = MessageBus(app)
+    until(lambda: bus.receipt(message_id).status.final, f"the end of {message_id}")
+    return bus.receipt(message_id).status
+
+
+def seen(app: AgentApp, agent: str, message_id: str) -> dict[str, object]:
+    """Return what the agent saw of a message."""
+    [facts] = [facts for facts in Requests(app).request(agent, "seen") if facts["message_id"] == message_id]
+    return facts
+
+
+def test_a_message_arrives_as_it_was_sent(app: AgentApp, probe: str) -> None:
+    """The handler gets the sender, type, payload, priority and times that the sender gave."""
+    message = Message(from_agent="tests", to_agent=probe, payload={"n": [1, "ü", None]}, priority=Priority.HIGH)
+    MessageBus(app).send(message)
+    assert settled(app, message.message_id) is MessageStatus.HANDLED
+    assert seen(app, probe, message.message_id) == {
+        "from": "tests",
+        "to": probe,
+        "type": "command",
+        "payload": {"n": [1, "ü", None]},
+        "priority": "HIGH",
+        "message_id": message.message_id,
+        "correlation_id": message.message_id,
+        "conversation_id": message.message_id,
+        "causation_id": None,
+        "sent_at": message.sent_at.isoformat(),
+        "expires_at": message.expires_at and message.expires_at.isoformat(),
+    }
+
+
+def test_each_type_goes_to_its_own_handler(app: AgentApp, probe: str) -> None:
+    """An ACK is handled by the handler of ACK, not by that of COMMAND."""
+    message = Message(from_agent="tests", to_agent=probe, message_type=MessageType.ACK)
+    MessageBus(app).send(message)
+    assert settled(app, message.message_id) is MessageStatus.HANDLED
+    assert seen(app, probe, message.message_id)["type"] == "ack"
+
+
+def test_the_receipt_tells_the_failure_and_its_reason(app: AgentApp, probe: str) -> None:
+    """A handler's exception makes the message FAILED, with its class and text."""
+    message = Message(from_agent="tests", to_agent=probe, payload={"fail": "no such invoice"})
+    MessageBus(app).send(message)
+    assert settled(app, message.message_id) is MessageStatus.FAILED
+    receipt = MessageBus(app).receipt(message.message_id)
+    assert receipt.error == "ValueError: no such invoice"
+    assert receipt.attempts == 1
+    assert receipt.sent_at <= (receipt.delivered_at or receipt.sent_at) <= (receipt.finished_at or receipt.sent_at)
+
+
+def test_a_retried_message_counts_its_attempts_and_ends_once(app: AgentApp, probe: str) -> None:
+    """Two retries are three attempts of one message with one envelope, HANDLED in the end."""
+    message = Message(from_agent="tests", to_agent=probe, payload={"fail_times": 2}, priority=Priority.URGENT)
+    MessageBus(app).send(message)
+    assert settled(app, message.message_id) is MessageStatus.HANDLED
+    assert MessageBus(app).receipt(message.message_id).attempts == 3
+    attempts = [f for f in Requests(app).request(probe, "seen") if f["message_id"] == message.message_id]
+    assert len(attempts) == 3
+    assert attempts[0] == attempts[2]
+
+
+@pytest.mark.parametrize("broker", ["valkey"], indirect=True)  # Celery takes five seconds to notice each death
+def test_a_handler_that_kills_its_process_is_tried_four_times(app: AgentApp, other: str) -> None:
+    """A killer message ends as FAILED after its retries, and the worker goes on."""
+    killer = Message(from_agent="tests", to_agent=other, payload={"kill": True})
+    MessageBus(app).send(killer)
+    assert settled(app, killer.message_id) is MessageStatus.FAILED
+    receipt = MessageBus(app).receipt(killer.message_id)
+    assert receipt.attempts == 4
+    assert "WorkerLostError" in (receipt.error or "")
+    assert Requests(app).request(other, "echo", {"value": 1}) == 1
+
+
+def test_an_expired_message_is_never_handled(app: AgentApp, other: str) -> None:
+    """What waits longer than its time behind another message ends as EXPIRED."""
+    bus = MessageBus(app)
+    bus.send(Message(from_agent="tests", to_agent=other, payload={"sleep": 1.0}))
+    late = Message(from_agent="tests", to_agent=other, ttl_seconds=0.3)
+    bus.send(late)
+    assert settled(app, late.message_id) is MessageStatus.EXPIRED
+    assert bus.receipt(late.message_id).attempts == 0
+    assert [f for f in Requests(app).request(other, "seen") if f["message_id"] == late.message_id] == []
+
+
+def test_a_message_to_the_absent_waits_for_them(app: AgentApp, broker: Broker, start: Callable[..., str]) -> None:
+    """An agent that is known but down gets its messages when it starts; until then they are SENT."""
+    agent = broker.name()
+    app.conf.waooaw_agents = [agent]
+    bus = MessageBus(app)
+    message = Message(from_agent="tests", to_agent=agent)
+    assert bus.send(message).status is MessageStatus.SENT
+    start(agent)
+    assert settled(app, message.message_id) is MessageStatus.HANDLED
+
+
+def test_ids_thread_what_a_handler_sends_to_what_it_handles(app: AgentApp, probe: str) -> None:
+    """A message sent in a handler has the same conversation and correlation, and its cause."""
+    first = Message(
+        from_agent="tests",
+        to_agent=probe,
+        correlation_id="order-7",
+        payload={"forward_to": probe, "forward": {"step": 2}},
+    )
+    MessageBus(app).send(first)
+    until(lambda: any(_caused(facts, first) for facts in Requests(app).request(probe, "seen")), "forwarding")
+    [second] = [facts for facts in Requests(app).request(probe, "seen") if _caused(facts, first)]
+    assert second["from"] == probe
+    assert second["correlation_id"] == "order-7"
+    assert second["conversation_id"] == first.message_id
+
+
+def test_delay_fills_in_queue_priority_and_sender(app: AgentApp, probe: str) -> None:
+    """A bare ``.delay`` in a handler is a whole message: who sends, NORMAL, an expiry, the thread."""
+    first = Message(from_agent="tests", to_agent=probe, payload={"delay_to": probe})
+    MessageBus(app).send(first)
+    until(lambda: any(_caused(facts, first) for facts in Requests(app).request(probe, "seen")), "the .delay")
+    [second] = [facts for facts in Requests(app).request(probe, "seen") if _caused(facts, first)]
+    assert second["from"] == probe
+    assert second["payload"] == {"by": "delay"}
+    assert second["priority"] == "NORMAL"
+    assert datetime.fromisoformat(str(second["expires_at"])) > datetime.now(UTC) + timedelta(seconds=200)
+    assert second["conversation_id"] == first.message_id
+
+
+def _caused(facts: dict[str, object], first: Message) -> bool:
+    return facts["causation_id"] == first.message_id
+
+
+def test_broadcast_gives_each_recipient_a_message_and_a_receipt(app: AgentApp, probe: str, other: str) -> None:
+    """One message per agent, all in one thread."""
+    receipts = MessageBus(app).broadcast("tests", [probe, other, probe], {"hello": "all"})
+    assert list(receipts) == [probe, other]
+    assert {settled(app, receipt.message_id) for receipt in receipts.values()} == {MessageStatus.HANDLED}
+    assert len({receipt.correlation_id for receipt in receipts.values()}) == 1
+
+
+def test_send_many_refuses_all_when_one_recipient_is_unknown(app: AgentApp, probe: str) -> None:
+    """Nothing of a batch is sent when a part of it cannot be."""
+    good = Message(from_agent="tests", to_agent=probe)
+    with pytest.raises(UnknownAgent, match="no agent 'nobody'"):
+        MessageBus(app).send_many([good, Message(from_agent="tests", to_agent="nobody")])
+    with pytest.raises(UnknownMessage):
+        MessageBus(app).receipt(good.message_id)
+
+
+def test_an_unknown_agent_is_refused_and_no_queue_is_filled(app: AgentApp, probe: str) -> None:
+    """Sending to nobody raises at once, lists who is known, and leaves no receipt."""
+    message = Message(from_agent="tests", to_agent="nobody")
+    with pytest.raises(UnknownAgent, match=probe):
+        MessageBus(app).send(message)
+    with pytest.raises(UnknownMessage):
+        MessageBus(app).receipt(message.message_id)
+
+
+def test_a_type_without_handler_is_refused(app: AgentApp, probe: str) -> None:
+    """A QUERY to an agent that handles only COMMAND and ACK raises, and says what to add where."""
+    with pytest.raises(NoHandler, match=r"it handles: ACK, COMMAND.*@agent\.on\(MessageType\.QUERY\)"):
+        MessageBus(app).send(Message(from_agent="tests", to_agent=probe, message_type=MessageType.QUERY))
+
+
+@pytest.mark.parametrize("message_type", [MessageType.EVENT, MessageType.RESPONSE])
+def test_send_refuses_what_is_not_sent(app: AgentApp, probe: str, message_type: MessageType) -> None:
+    """EVENT and RESPONSE are refused with the rule in the sentence."""
+    with pytest.raises(InvalidMessage, match="send carries COMMAND, QUERY, ACK"):
+        MessageBus(app).send(Message(from_agent="tests", to_agent=probe, message_type=message_type))

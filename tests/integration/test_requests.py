@@ -1,0 +1,147 @@
+"""Requests between real processes, on every broker."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from support import Broker, until
+
+from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus, Priority
+from waooaw_celery import RequestResponseHandler as Requests
+from waooaw_celery.errors import (
+    ConfigurationError,
+    InvalidMessage,
+    RemoteError,
+    RequestTimeout,
+    UnknownAgent,
+    UnknownMethod,
+)
+
+
+def busy(app: AgentApp, agent: str, seconds: float) -> None:
+    """Give an agent something to do, and return when it has begun."""
+    bus = MessageBus(app)
+    work = Message(from_agent="tests", to_agent=agent, payload={"sleep": seconds})
+    bus.send(work)
+    until(lambda: bus.receipt(work.message_id).delivered_at, "the work to begin")
+
+
+def test_the_answer_comes_back(app: AgentApp, probe: str) -> None:
+    """A request returns what the method returned."""
+    assert Requests(app).request(probe, "echo", {"value": {"a": [1, None, "ü"]}}) == {"a": [1, None, "ü"]}
+
+
+def test_the_correlation_id_of_a_request_is_its_message_id(app: AgentApp, probe: str) -> None:
+    """What the agent sees of a request carries its id as correlation id, and its caller."""
+    response = Requests(app).send_request(probe, "whoami", from_agent="dashboard", priority=Priority.HIGH)
+    assert response.ok
+    assert response.result["message_id"] == response.result["correlation_id"] == response.message_id
+    assert (response.result["from"], response.result["priority"]) == ("dashboard", "HIGH")
+    assert response.result["type"] == "query"
+
+
+def test_the_error_over_there_comes_back(app: AgentApp, probe: str) -> None:
+    """An exception of the method is a RemoteError with its class, text and traceback."""
+    with pytest.raises(RemoteError) as caught:
+        Requests(app).request(probe, "fail", {"text": "no such invoice"})
+    assert (caught.value.agent, caught.value.type, caught.value.message) == (
+        probe,
+        "ValueError",
+        "no such invoice",
+    )
+    assert "in fail" in (caught.value.traceback or "")
+
+
+def test_send_request_returns_the_error_instead_of_raising_it(app: AgentApp, probe: str) -> None:
+    """A Response holds what went wrong on the other side."""
+    response = Requests(app).send_request(probe, "fail", {"text": "broken"})
+    assert not response.ok
+    assert isinstance(response.error, RemoteError)
+
+
+def test_a_result_that_is_no_json_is_the_methods_error(app: AgentApp, probe: str) -> None:
+    """A method that returns a set fails there, and the caller hears of it before the timeout."""
+    with pytest.raises(RemoteError, match="set is not JSON serializable"):
+        Requests(app).request(probe, "answer_with_a_set", timeout=20)
+
+
+@pytest.mark.parametrize("timeout", [0.3, 1.2])
+def test_the_timeout_holds(app: AgentApp, other: str, timeout: float) -> None:
+    """A request to a busy agent ends within half a second of its timeout, and is never begun after it."""
+    busy(app, other, seconds=timeout + 1)
+    began = time.monotonic()
+    response = Requests(app).send_request(other, "echo", {"value": 1}, timeout=timeout)
+    assert isinstance(response.error, RequestTimeout)
+    assert timeout <= time.monotonic() - began < timeout + 0.5
+    assert Requests(app).request(other, "echo", {"value": 2}) == 2
+    assert MessageBus(app).receipt(response.message_id).status is MessageStatus.EXPIRED
+
+
+def test_several_agents_are_asked_at_once(app: AgentApp, probe: str, other: str) -> None:
+    """Each agent has its own answer, error or timeout, and all together take no longer than the timeout."""
+    busy(app, other, seconds=2.0)
+    began = time.monotonic()
+    answers = Requests(app).broadcast_request([other, probe], "echo", {"value": 5}, timeout=0.8)
+    assert time.monotonic() - began < 1.3
+    assert answers[probe].result == 5
+    assert isinstance(answers[other].error, RequestTimeout)
+
+
+def test_a_handler_may_ask_another_agent(app: AgentApp, probe: str, other: str) -> None:
+    """A request inside a handler is from its agent, and belongs to the conversation of the outer one."""
+    outer = Requests(app).send_request(other, "ask", {"to_agent": probe, "method": "whoami"})
+    assert outer.error is None
+    assert outer.result["from"] == other
+    assert outer.result["conversation_id"] == outer.result["causation_id"] == outer.message_id
+
+
+def test_delay_of_a_method_works_as_in_celery(app: AgentApp, probe: str) -> None:
+    """``.delay`` of a method, known by name only, brings its result through ``get``."""
+    assert app.signature(f"{probe}.echo", kwargs={"value": 3}).delay().get(timeout=20) == 3
+
+
+def test_canvas_works_across_agents(app: AgentApp, probe: str) -> None:
+    """Chain, group and chord of methods by name pass the door and bring their results."""
+    echo = app.signature(f"{probe}.echo", args=("x",))
+    again = app.signature(f"{probe}.echo")
+    assert (echo | again).delay().get(timeout=20) == "x"
+
+
+def test_an_unknown_method_is_refused_at_once(app: AgentApp, probe: str) -> None:
+    """A method that the agent does not have raises in the caller, and the sentence lists those it has."""
+    began = time.monotonic()
+    with pytest.raises(UnknownMethod, match="it has: answer_with_a_set, ask, echo"):
+        Requests(app).request(probe, "no_such_method", timeout=30)
+    assert time.monotonic() - began < 5
+
+
+def test_an_unknown_agent_is_refused_at_once(app: AgentApp, probe: str) -> None:
+    """When one of several agents is unknown, nobody is asked."""
+    with pytest.raises(UnknownAgent, match="nobody"):
+        Requests(app).broadcast_request([probe, "nobody"], "echo", {"value": 1})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        ({"timeout": 0}, "timeout must be a positive number"),
+        ({"timeout": float("nan")}, "timeout must be a positive number"),
+        ({"params": {"value": object()}}, r"params\.value is a object"),
+        ({"method": "no.method"}, "method must be the name"),
+        ({"method": "command"}, "method must be the name"),
+        ({"to_agent": "Not A Name"}, "to_agent must be 1 to 63 characters"),
+    ],
+)
+def test_wrong_arguments_are_refused(app: AgentApp, probe: str, arguments: dict[str, object], what: str) -> None:
+    """Each wrong argument raises InvalidMessage and says what is wrong."""
+    call: dict[str, object] = {"to_agent": probe, "method": "echo", "params": {"value": 1}} | arguments
+    with pytest.raises(InvalidMessage, match=what):
+        Requests(app).request(**call)  # type: ignore[arg-type]
+
+
+def test_requests_need_a_result_backend(broker: Broker, probe: str) -> None:
+    """Without a result backend a request raises and says which setting is missing."""
+    app = broker.app(result_backend="disabled://", waooaw_redis_url=broker.redis_url)
+    with pytest.raises(ConfigurationError, match="set result_backend"):
+        Requests(app).request(probe, "echo", {"value": 1})

@@ -1,0 +1,91 @@
+"""What several tests need: patience, and brokers with real agents on them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from waooaw_celery import AgentApp, create_app
+from waooaw_celery.embedded import spawn
+from waooaw_celery.errors import UnknownAgent
+from waooaw_celery.routing import agent_queue
+
+#: Seconds that a test waits for something that happens in another process.
+PATIENCE = 30.0
+
+
+def until(condition: Callable[[], object], what: str = "the condition", seconds: float = PATIENCE) -> None:
+    """Ask again and again until the condition holds, and fail when it does not in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            pytest.fail(f"{what} did not come to pass within {seconds:g} s")
+        time.sleep(0.02)
+
+
+PROBE_FOLDER = Path(__file__).parent / "integration"
+
+
+@dataclass
+class Broker:
+    """A broker, and how to run agents on it.
+
+    Attributes:
+        url: URL of the broker.
+        redis_url: URL of the Redis for results, agents and receipts.
+        folder: for the logs of the workers.
+    """
+
+    url: str
+    redis_url: str
+    folder: Path
+    names: set[str] = field(default_factory=set)
+
+    def app(self, **config: object) -> AgentApp:
+        """Return an application that speaks as ``tests``."""
+        settings = {"waooaw_sender": "tests", "broker_url": self.url, "result_backend": self.redis_url}
+        return create_app("tests", **(settings | config))
+
+    def name(self) -> str:
+        """Return a name for an agent that nobody else uses."""
+        name = f"probe-{uuid4().hex[:8]}"
+        self.names.add(name)
+        return name
+
+    def start(self, name: str, app: AgentApp, *options: str) -> subprocess.Popen[bytes]:
+        """Start a worker of the probe agent of this name, and return when it has declared itself."""
+        self.names.add(name)
+        env = os.environ | {
+            "PROBE_NAME": name,
+            "CELERY_BROKER_URL": self.url,
+            "CELERY_RESULT_BACKEND": self.redis_url,
+        }
+        command = [sys.executable, "-m", "celery", "-A", "probe", "worker", "-n", f"{name}@%h", "-c", "1"]
+        # Neither is of use to a lone worker, and each costs a second.
+        command += ["--without-mingle", "--without-gossip", *options]
+        log = self.folder / f"{name}.log"
+        process = spawn(command, log=log, env=env, cwd=PROBE_FOLDER)
+
+        def declared() -> bool:
+            assert process.poll() is None, log.read_text()
+            try:
+                return bool(app.registry.get(name).workers)
+            except UnknownAgent:
+                return False
+
+        until(declared, f"the start of {name}")
+        return process
+
+    def clean(self) -> None:
+        """Delete the queues of this run from a broker that outlives it."""
+        with self.app().connection_for_write() as connection, connection.channel() as channel:
+            for name in self.names:
+                agent_queue(name)(channel).delete()
