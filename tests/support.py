@@ -13,7 +13,7 @@ from uuid import uuid4
 
 import pytest
 
-from waooaw_celery import AgentApp, create_app
+from waooaw_celery import AgentApp, MessageBus, MessageStatus, create_app
 from waooaw_celery.embedded import spawn
 from waooaw_celery.errors import UnknownAgent
 from waooaw_celery.routing import agent_queue
@@ -89,3 +89,10 @@ class Broker:
         with self.app().connection_for_write() as connection, connection.channel() as channel:
             for name in self.names:
                 agent_queue(name)(channel).delete()
+
+
+def settled(app: AgentApp, message_id: str) -> MessageStatus:
+    """Wait for the last fact about a message and return it."""
+    bus = MessageBus(app)
+    until(lambda: bus.receipt(message_id).status.final, f"the end of {message_id}")
+    return bus.receipt(message_id).status

@@ -129,7 +129,11 @@ class Agent:
         self._handlers.append(handler)
         register: Any = self.app.task  # its stubs know a fixed list of options; Celery takes any attribute
         task: Task[Any, Any] = register(
-            run, name=str(target), base=AgentTask, **{**options, "agent": self.name, "handler": handler}
+            run,
+            name=str(target),
+            base=AgentTask,
+            shared=False,  # a shared task would be registered in every application of the process
+            **{**options, "agent": self.name, "handler": handler},
         )
         return task
 

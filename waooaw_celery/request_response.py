@@ -165,7 +165,10 @@ class RequestResponseHandler:
             priority=priority,
             ttl_seconds=timeout,
         )
-        return self.app.send_task(str(target), (), params, message=message, ignore_result=False)
+        try:
+            return self.app.send_task(str(target), (), params, message=message, ignore_result=False)
+        except (RedisError, RuntimeError) as error:  # Celery subscribes to the answer before it publishes
+            raise BackendUnavailable(f"no answer of {target.agent!r} could be awaited: {error}") from error
 
     def _check_timeout(self, timeout: float | None) -> float:
         limit = self.app.settings.request_timeout if timeout is None else timeout
@@ -243,5 +246,7 @@ def _outcome(agent: str, result: AsyncResult[Any]) -> tuple[JSON, WaooawError | 
     if state == "REVOKED" and str(exception) == "expired":
         return None, Expired(f"{agent!r} dropped request {result.id}: its time was over before it was begun")
     if name == "NotRegistered":
-        return None, UnknownMethod(f"the worker of {agent!r} has no method {exception}")
+        return None, UnknownMethod(
+            f"the worker of {agent!r} has no handler {exception}: restart it if it is older"
+        )
     return None, RemoteError(agent, name, str(exception), str(result.traceback or "") or None)

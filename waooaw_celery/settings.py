@@ -87,8 +87,8 @@ def _check_names(names: Iterable[str], what: str, prefix: str) -> None:
     known = list(WaooawSettings.model_fields)
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-            shown = [name.upper() if prefix.isupper() else name for name in (name, *(near or known))]
+            near = [key for key in known if name in key] or difflib.get_close_matches(name, known, cutoff=0.5)
+            shown = [name.upper() if prefix.isupper() else name for name in (name, *(near[:1] or known))]
             hint = f"did you mean {prefix}{shown[1]}?" if near else f"known are {', '.join(sorted(shown[1:]))}"
             raise ConfigurationError(f"unknown {what} {prefix}{shown[0]}: {hint}")
 
@@ -122,7 +122,7 @@ CELERY_DEFAULTS: dict[str, Any] = {
     # Bounded waiting: Celery's own defaults retry a dead result backend for 20 s, and wait for ever for a pool.
     "result_backend_transport_options": {"retry_policy": {"max_retries": 2, "interval_start": 0.1}},
     "redis_socket_connect_timeout": 2.0,
-    "redis_socket_timeout": 10.0,
+    "redis_socket_timeout": 3.0,
     "task_publish_retry_policy": {
         "max_retries": 2,
         "interval_start": 0,
@@ -152,7 +152,7 @@ TRANSPORT_DEFAULTS: dict[str, dict[str, Any]] = {
         "unacked_restore_interval": 5,
         "unacked_restore_throttle": 1,
         # A broker that froze is noticed: without these a publish would block for ever.
-        "socket_timeout": 5.0,
+        "socket_timeout": 3.0,
         "socket_connect_timeout": 2.0,
         "socket_keepalive": True,
         "health_check_interval": 10,

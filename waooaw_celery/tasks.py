@@ -22,7 +22,7 @@ def register(app: AgentApp) -> None:
     tasks out (``celery -A beat_schedule worker``). Two beats do no harm: each task may run twice.
     """
 
-    @app.task(name=SWEEP, ignore_result=True)
+    @app.task(name=SWEEP, ignore_result=True, shared=False)
     def sweep() -> None:
         """Mark as EXPIRED the messages that no worker began in time."""
         swept = app.receipts.sweep()

@@ -6,18 +6,11 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from support import Broker, until
+from support import Broker, settled, until
 
 from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus, MessageType, Priority
 from waooaw_celery import RequestResponseHandler as Requests
 from waooaw_celery.errors import InvalidMessage, NoHandler, UnknownAgent, UnknownMessage
-
-
-def settled(app: AgentApp, message_id: str) -> MessageStatus:
-    """Wait for the last fact about a message and return it."""
-    bus = MessageBus(app)
-    until(lambda: bus.receipt(message_id).status.final, f"the end of {message_id}")
-    return bus.receipt(message_id).status
 
 
 def seen(app: AgentApp, agent: str, message_id: str) -> dict[str, object]:

@@ -1,0 +1,201 @@
+"""What is known of agents and messages: the registry, the receipts, the sweep."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+
+import pytest
+import redis
+from support import Broker, until
+
+from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus, RequestResponseHandler
+from waooaw_celery.embedded import valkey
+from waooaw_celery.errors import BackendUnavailable, BrokerUnavailable, StoreUnavailable, UnknownMessage
+from waooaw_celery.receipts import SWEEP_GRACE
+from waooaw_celery.store import connect, store_url
+
+
+@pytest.fixture
+def broker(valkey_broker: Broker) -> Broker:
+    """What is known is kept in Redis whatever the broker, so one broker is enough here."""
+    return valkey_broker
+
+
+def test_an_agent_declares_itself_when_its_worker_starts(app: AgentApp, probe: str) -> None:
+    """It is known with its handlers and its worker, and lives."""
+    record = app.registry.get(probe)
+    assert {"command", "ack", "echo", "seen"} <= set(record.handlers or ())
+    assert record.workers == (f"{probe}@{record.workers[0].partition('@')[2]}",)
+    assert record.alive(timedelta(seconds=30))
+    assert record.declared_at is not None
+    assert record.last_seen is not None
+    assert record.declared_at <= record.last_seen <= datetime.now(UTC)
+
+
+def test_a_stopped_agent_stays_known_without_a_worker(broker: Broker, app: AgentApp) -> None:
+    """After SIGTERM the worker no longer counts, the agent and its handlers stay."""
+    name = broker.name()
+    process = broker.start(name, app)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 0
+    record = app.registry.get(name)
+    assert record.workers == ()
+    assert record.handlers is not None
+
+
+def test_signs_of_life_go_on(broker: Broker, app: AgentApp, start: Callable[..., str]) -> None:
+    """The last sign of life of a running agent becomes newer."""
+    name = start()
+    first = app.registry.get(name).last_seen
+    until(lambda: app.registry.get(name).last_seen != first, "another sign of life")
+
+
+def test_an_agent_named_in_a_setting_is_known(broker: Broker) -> None:
+    """It is listed without handlers, and what it handles is not checked."""
+    app = broker.app(waooaw_agents=["planned"])
+    record = app.registry.get("planned")
+    assert (record.handlers, record.last_seen, record.workers) == (None, None, ())
+    assert "planned" in [agent.name for agent in app.registry.all()]
+    app.close()
+
+
+def test_a_handler_added_later_is_found(app: AgentApp) -> None:
+    """What a sender remembers of an agent does not hide a handler that a new version has."""
+    registry = app.registry
+    registry.declare("grows", ["command"], "grows@h", 60)
+    target = app.target("grows.command")
+    assert target is not None
+    registry.check_handler(target)
+    registry.declare("grows", ["command", "ack"], "grows@h", 60)
+    registry.check_handler(target._replace(handler="ack"))
+
+
+def test_a_worker_that_missed_its_beats_no_longer_counts(app: AgentApp) -> None:
+    """A worker whose lifetime is over is not listed, without anyone withdrawing it."""
+    app.registry.declare("short", ["command"], "short@h", 0.05)
+    until(lambda: app.registry.get("short").workers == (), "the end of its lifetime")
+
+
+def message(app: AgentApp, **fields: object) -> Message:
+    """Record a message that nobody will take."""
+    sent = Message(from_agent="tests", to_agent="nobody-there", **fields)  # type: ignore[arg-type]
+    app.receipts.pending(sent, "command")
+    return sent
+
+
+def test_the_status_grows_with_the_facts(app: AgentApp) -> None:
+    """PENDING, SENT, DELIVERED, HANDLED: the newest fact is the status."""
+    sent = message(app)
+    statuses = [app.receipts.get(sent.message_id).status]
+    for fact in (
+        lambda: app.receipts.sent(sent.message_id),
+        lambda: app.receipts.delivered(sent, "command"),
+        lambda: app.receipts.finished(sent.message_id, MessageStatus.HANDLED),
+    ):
+        fact()
+        statuses.append(app.receipts.get(sent.message_id).status)
+    assert statuses == ["pending", "sent", "delivered", "handled"]
+
+
+def test_the_first_end_wins(app: AgentApp) -> None:
+    """Celery reports a hard time limit twice, and a sweep may meet a worker: the first end stays."""
+    sent = message(app)
+    assert app.receipts.finished(sent.message_id, MessageStatus.FAILED, "TimeLimitExceeded")
+    assert not app.receipts.finished(sent.message_id, MessageStatus.EXPIRED)
+    receipt = app.receipts.get(sent.message_id)
+    assert (receipt.status, receipt.error) == (MessageStatus.FAILED, "TimeLimitExceeded")
+
+
+def test_the_sweep_expires_what_nobody_began(app: AgentApp) -> None:
+    """Past its time and never begun is EXPIRED; begun, finished, not yet due or without expiry is left alone."""
+    past = datetime.now(UTC) - timedelta(seconds=60)
+    overdue = message(app, sent_at=past, ttl_seconds=60 - SWEEP_GRACE - 1)
+    begun = message(app, sent_at=past, ttl_seconds=1)
+    app.receipts.delivered(begun, "command")
+    handled = message(app, sent_at=past, ttl_seconds=1)
+    app.receipts.finished(handled.message_id, MessageStatus.HANDLED)
+    just_due = message(app, sent_at=past, ttl_seconds=60)
+    forever = message(app, sent_at=past, ttl_seconds=None)
+    swept = app.receipts.sweep()
+    assert overdue.message_id in swept
+    assert not {m.message_id for m in (begun, handled, just_due, forever)} & set(swept)
+    assert app.receipts.get(overdue.message_id).status is MessageStatus.EXPIRED
+    assert app.receipts.get(begun.message_id).status is MessageStatus.DELIVERED
+    assert overdue.message_id not in app.receipts.sweep()
+
+
+def test_receipts_are_kept_for_their_time(broker: Broker) -> None:
+    """A receipt disappears after waooaw_receipt_seconds, and asking for it says so."""
+    app = broker.app(waooaw_receipt_seconds=0.2)
+    sent = message(app, ttl_seconds=None)
+    until(lambda: not app._store.exists(f"waooaw:message:{sent.message_id}"), "forgetting")
+    with pytest.raises(UnknownMessage, match="never sent, or is older than"):
+        app.receipts.get(sent.message_id)
+    app.receipts.sweep()
+    assert sent.message_id not in [receipt.message_id for receipt in app.receipts.recent(limit=10_000)]
+    app.close()
+
+
+def test_recent_gives_the_newest_messages_in_order(app: AgentApp) -> None:
+    """recent() is ordered by time of sending, and takes a beginning and a limit."""
+    first, second, third = (message(app) for _ in range(3))
+    ids = [receipt.message_id for receipt in app.receipts.recent(since=first.sent_at, limit=100)]
+    assert ids == [first.message_id, second.message_id, third.message_id]
+    newest = app.receipts.recent(since=first.sent_at, limit=2)
+    assert [receipt.message_id for receipt in newest] == ids[1:]
+
+
+@pytest.fixture
+def lone_server() -> Iterator[str]:
+    """A server of the test's own, which may be frozen."""
+    with valkey() as url:
+        yield url
+
+
+@pytest.fixture
+def freeze(lone_server: str) -> Iterator[Callable[[], None]]:
+    """Stop the lone server without closing its connections; it is woken up in the end."""
+    server = connect(store_url(None, lone_server)).info("server")["process_id"]
+
+    def stop() -> None:
+        os.kill(server, signal.SIGSTOP)
+
+    yield stop
+    os.kill(server, signal.SIGCONT)
+
+
+def test_a_frozen_store_is_an_error_in_seconds_and_nothing_is_sent(
+    broker: Broker, lone_server: str, freeze: Callable[[], None]
+) -> None:
+    """A send does not hang on the Redis that keeps the receipts, and publishes nothing without it."""
+    app = broker.app(waooaw_redis_url=lone_server, waooaw_agents=["absent"])
+    freeze()
+    with pytest.raises(StoreUnavailable, match="waooaw_redis_url"):
+        MessageBus(app).send(Message(from_agent="tests", to_agent="absent"))
+    with redis.Redis.from_url(store_url(None, broker.url)) as client:
+        assert client.keys("agent.absent*") == []
+    app.close()
+
+
+def test_a_frozen_broker_is_an_error_and_the_receipt_stays_pending(
+    broker: Broker, lone_server: str, freeze: Callable[[], None]
+) -> None:
+    """Whether a frozen broker has the message is not known: the caller hears it, the receipt says PENDING."""
+    app = broker.app(broker_url=lone_server, waooaw_redis_url=broker.url, waooaw_agents=["absent"])
+    sent = Message(from_agent="tests", to_agent="absent")
+    freeze()
+    with pytest.raises(BrokerUnavailable, match=sent.message_id):
+        MessageBus(app).send(sent)
+    assert MessageBus(app).receipt(sent.message_id).status is MessageStatus.PENDING
+    app.close()
+
+
+def test_a_refusing_result_backend_is_an_error_before_the_request_is_sent(broker: Broker, probe: str) -> None:
+    """A request whose answer could not come back is not sent."""
+    app = broker.app(result_backend="redis://127.0.0.1:1/0", waooaw_redis_url=broker.url)
+    with pytest.raises(BackendUnavailable, match=probe):
+        RequestResponseHandler(app).request(probe, "echo", {"value": 1}, timeout=1)
+    app.close()

@@ -1,0 +1,154 @@
+"""How handlers are registered, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from waooaw_celery import Agent, AgentApp, Message, MessageType, create_app
+from waooaw_celery.errors import ConfigurationError, InvalidMessage, UnknownSender
+
+
+@pytest.fixture
+def app() -> Iterator[AgentApp]:
+    app = create_app(broker_url="redis://nowhere.invalid")
+    yield app
+    app.close()
+
+
+@pytest.fixture
+def agent(app: AgentApp) -> Agent:
+    return Agent("greeter", app)
+
+
+def test_a_method_is_a_celery_task(agent: Agent) -> None:
+    """It is registered as <agent>.<method> and can be called directly, as in a unit test."""
+
+    @agent.method
+    def greet(name: str) -> str:
+        return f"Hello, {name}!"
+
+    assert agent.app.tasks["greeter.greet"].name == "greeter.greet"
+    assert greet(name="Ada") == "Hello, Ada!"
+    assert agent.app.agents == {"greeter": ["greet"]}
+
+
+def test_a_handler_can_be_called_with_a_message(agent: Agent) -> None:
+    """A handler of a type is registered under the type's name and takes a Message in a unit test."""
+    got: list[Message] = []
+
+    @agent.on(MessageType.COMMAND)
+    def work(message: Message) -> None:
+        got.append(message)
+
+    message = Message(from_agent="a", to_agent="greeter")
+    work(message)
+    assert got == [message]
+    assert work.name == "greeter.command"
+
+
+def test_handlers_stay_in_their_own_application(agent: Agent) -> None:
+    """A task of an agent is not registered in another application of the same process."""
+
+    @agent.method
+    def greet() -> None: ...
+
+    other = create_app(broker_url="redis://nowhere.invalid")
+    assert "greeter.greet" in agent.app.tasks
+    assert "greeter.greet" not in other.tasks
+    other.close()
+
+
+def test_options_are_those_of_a_celery_task(agent: Agent) -> None:
+    """time_limit and the like reach the task."""
+
+    @agent.method(time_limit=5, max_retries=1)
+    def slow() -> None:
+        """Do it."""
+
+    assert (slow.time_limit, slow.max_retries, slow.__doc__) == (5, 1, "Do it.")
+
+
+def test_the_worker_consumes_its_agents_queues(app: AgentApp) -> None:
+    """The application's queues are those of its agents, without any option."""
+    Agent("one", app)
+    Agent("two", app)
+    assert set(app.amqp.queues.consume_from) == {"agent.one", "agent.two"}
+    assert app.consumed_agents() == ("one", "two")
+    app.amqp.queues.select(["agent.two"])  # as the worker's option -Q does
+    assert app.consumed_agents() == ("two",)
+
+
+def test_async_handlers_are_refused(agent: Agent) -> None:
+    """Celery would make a coroutine and never run it: registering one raises."""
+    with pytest.raises(ConfigurationError, match=r"greeter\.later is an async def"):
+
+        @agent.method
+        async def later() -> None: ...
+
+
+def test_a_second_handler_of_a_name_is_refused(agent: Agent) -> None:
+    """Two handlers for one type raise when the second is registered."""
+
+    @agent.on(MessageType.ACK)
+    def first(message: Message) -> None: ...
+
+    with pytest.raises(ConfigurationError, match=r"greeter\.ack has a handler already"):
+
+        @agent.on(MessageType.ACK)
+        def second(message: Message) -> None: ...
+
+
+def test_a_method_cannot_be_named_like_a_type(agent: Agent) -> None:
+    """A method ``command`` would be mistaken for the handler of COMMAND."""
+    with pytest.raises(ConfigurationError, match=r"register it with @agent\.on\(MessageType\.COMMAND\)"):
+
+        @agent.method
+        def command() -> None: ...
+
+
+@pytest.mark.parametrize("message_type", [MessageType.EVENT, MessageType.RESPONSE, "later"])
+def test_only_what_is_sent_can_be_handled(agent: Agent, message_type: Any) -> None:
+    """EVENT and RESPONSE have no handler of their own; the error says where they go."""
+    with pytest.raises(ConfigurationError, match="an agent handles COMMAND, QUERY, ACK with on"):
+        agent.on(message_type)
+
+
+@pytest.mark.parametrize("name", ["Greeter", "a.b", "celery"])
+def test_an_agents_name_keeps_the_grammar(app: AgentApp, name: str) -> None:
+    """A name outside the grammar is refused when the agent is made."""
+    with pytest.raises(InvalidMessage, match="agent"):
+        Agent(name, app)
+
+
+def test_an_agent_is_made_once(app: AgentApp, agent: Agent) -> None:
+    """A second agent of the same name in an application is refused."""
+    with pytest.raises(ConfigurationError, match="'greeter' already"):
+        Agent("greeter", app)
+
+
+def test_nobody_is_not_a_sender(agent: Agent) -> None:
+    """Outside of handlers, an agent is not taken for the sender of a message to itself."""
+
+    @agent.method
+    def greet(name: str) -> str:
+        return name
+
+    with pytest.raises(UnknownSender, match=r"who sends to greeter\.greet\?.*waooaw_sender"):
+        greet.delay(name="x")
+
+
+def test_a_bare_number_as_priority_is_refused(app: AgentApp) -> None:
+    """``apply_async(priority=0)`` would mean opposite things on Redis and RabbitMQ."""
+    app.conf.waooaw_sender = "tests"
+    with pytest.raises(InvalidMessage, match="priority must be one of URGENT"):
+        app.send_task("other.greet", priority=0)
+
+
+def test_a_message_handler_takes_one_payload(app: AgentApp) -> None:
+    """``.delay`` of a handler of a type takes the payload and nothing else."""
+    app.conf.waooaw_sender = "tests"
+    with pytest.raises(InvalidMessage, match=r"other\.command takes one argument, the payload"):
+        app.send_task("other.command", (1, 2))

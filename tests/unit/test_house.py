@@ -1,0 +1,149 @@
+"""The house: imports go down only, the public face is small, nothing is asserted by mocks."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+import waooaw_celery
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = "waooaw_celery"
+
+#: The floors, from the top: a module imports from floors below its own, or from its own without a circle.
+FLOORS: tuple[tuple[str, ...], ...] = (
+    ("workers", "beat_schedule"),
+    ("__main__",),
+    ("cli", "embedded"),
+    ("agent",),
+    ("bus", "request_response", "tasks"),
+    ("app",),
+    ("worker",),
+    ("receipts", "registry", "routing", "store"),
+    ("message", "settings"),
+    ("errors",),
+)
+#: May import whatever stands in the package's public face; nothing below the top floor may import it.
+FACE = "__init__"
+
+
+def modules() -> dict[str, Path]:
+    """Return every module of the package and of what stands above it, by dotted name."""
+    files = [*(ROOT / PACKAGE).rglob("*.py"), *(ROOT / "workers").glob("*.py"), ROOT / "beat_schedule.py"]
+    return {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in files}
+
+
+def room(module: str) -> str:
+    """Return the room of a module: ``cli`` for waooaw_celery.cli.demo, ``workers`` for workers.analyst."""
+    parts = module.split(".")
+    if parts[0] != PACKAGE:
+        return parts[0]
+    return parts[1] if len(parts) > 1 else FACE
+
+
+def imported(path: Path) -> set[str]:
+    """Return the project's modules that a file imports, anywhere in it, also for types only."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+    known = modules()
+    packages = {name.removesuffix(".__init__") for name in known if name.endswith(".__init__")}
+    return {name for name in names if name in known or name in packages}
+
+
+def floor(name: str) -> int:
+    """Return the number of a room's floor, the top one 0."""
+    return next(number for number, rooms in enumerate(FLOORS) if name in rooms)
+
+
+def test_every_room_has_a_floor() -> None:
+    """A new room is put on a floor on purpose."""
+    assert {room(module) for module in modules()} - {FACE} == {name for rooms in FLOORS for name in rooms}
+
+
+@pytest.mark.parametrize("module", [module for module in modules() if room(module) != FACE])
+def test_imports_go_down_only(module: str) -> None:
+    """No module imports from a floor above its own; the public face is for those above the library."""
+    here = room(module)
+    for target in imported(modules()[module]):
+        if room(target) == FACE:
+            assert floor(here) <= floor("cli"), f"{module} imports the public face"
+        elif room(target) != here:
+            assert floor(room(target)) >= floor(here), f"{module} imports {target} from above"
+
+
+def test_there_is_no_circle() -> None:
+    """Following imports never comes back to where it began."""
+    graph = {
+        module: {target for target in imported(path) if room(target) != FACE and target != module}
+        for module, path in modules().items()
+        if room(module) != FACE
+    }
+    done: set[str] = set()
+
+    def visit(module: str, trail: tuple[str, ...]) -> None:
+        assert module not in trail, f"circle: {' -> '.join((*trail, module))}"
+        if module not in done:
+            for target in graph.get(module, ()):
+                visit(target, (*trail, module))
+            done.add(module)
+
+    for module in graph:
+        visit(module, ())
+
+
+def test_no_agent_imports_anothers_code() -> None:
+    """Agents know each other by name only."""
+    agents = {name for name, path in modules().items() if room(name) == "workers" and "Agent(" in path.read_text()}
+    assert len(agents) >= 4
+    for agent in agents:
+        assert not imported(modules()[agent]) & (agents - {agent})
+
+
+def test_the_message_knows_no_celery() -> None:
+    """message.py and settings.py do not import Celery."""
+    for name in ("message", "settings"):
+        assert "celery" not in {
+            alias.split(".")[0]
+            for node in ast.walk(ast.parse((ROOT / PACKAGE / f"{name}.py").read_text()))
+            for alias in (
+                [node.module or ""]
+                if isinstance(node, ast.ImportFrom)
+                else [a.name for a in node.names]
+                if isinstance(node, ast.Import)
+                else []
+            )
+        }
+
+
+def test_the_public_face_is_small_and_sorted() -> None:
+    """At most 20 names, sorted, each of them there, and nothing else is exposed but modules."""
+    names = waooaw_celery.__all__
+    assert len(names) <= 20
+    assert names == sorted(names)
+    public = {
+        name
+        for name, value in vars(waooaw_celery).items()
+        if not name.startswith("_") and type(value).__name__ not in ("module", "_Feature")
+    }
+    assert public == set(names)
+
+
+def test_tests_use_no_mocks() -> None:
+    """No test imports unittest.mock: what is tested is the real thing."""
+    for path in (ROOT / "tests").rglob("*.py"):
+        assert not re.search(r"^\s*(from|import)\b.*\bmock\b", path.read_text(), re.MULTILINE), path
+
+
+def test_every_test_is_a_sentence() -> None:
+    """Each test function has a docstring that says what holds."""
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+                assert ast.get_docstring(node), f"{path.name}::{node.name}"

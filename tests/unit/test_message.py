@@ -1,0 +1,185 @@
+"""What a message may be, and how it travels."""
+
+from __future__ import annotations
+
+from dataclasses import FrozenInstanceError
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from waooaw_celery import Message, MessageStatus, MessageType, Priority
+from waooaw_celery.errors import InvalidMessage
+from waooaw_celery.message import ENVELOPE_HEADER, json_copy
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=20,
+)
+
+
+def message(**fields: Any) -> Message:
+    return Message(**({"from_agent": "a", "to_agent": "b"} | fields))
+
+
+def headers(sent: Message) -> dict[str, Any]:
+    """What a worker gets of a message: Celery's own headers and the envelope."""
+    return {
+        "id": sent.message_id,
+        "root_id": sent.conversation_id,
+        "parent_id": sent.causation_id,
+        ENVELOPE_HEADER: sent.to_envelope(),
+    }
+
+
+@given(
+    payload=json_values,
+    message_type=st.sampled_from(MessageType),
+    priority=st.sampled_from(Priority),
+    ttl=st.none() | st.floats(min_value=0.001, max_value=1e9),
+)
+def test_a_message_survives_its_headers(
+    payload: Any, message_type: MessageType, priority: Priority, ttl: float | None
+) -> None:
+    """What was put into headers and payload comes out equal on the other side."""
+    sent = message(
+        payload=payload,
+        message_type=message_type,
+        priority=priority,
+        ttl_seconds=ttl,
+        correlation_id="c",
+        conversation_id="r",
+        causation_id="p",
+    )
+    assert Message.from_headers(headers(sent), "b", sent.payload) == sent
+
+
+def test_a_message_is_frozen() -> None:
+    """A field cannot be set, and changing the dict that was given changes nothing in the message."""
+    given_payload = {"list": [1]}
+    sent = message(payload=given_payload)
+    given_payload["list"].append(2)
+    assert sent.payload == {"list": [1]}
+    with pytest.raises(FrozenInstanceError):
+        sent.priority = Priority.LOW  # type: ignore[misc]
+
+
+def test_evolve_changes_a_copy() -> None:
+    """evolve() returns a checked copy with the change and leaves the original."""
+    first = message()
+    second = first.evolve(to_agent="c")
+    assert (first.to_agent, second.to_agent, second.message_id) == ("b", "c", first.message_id)
+    with pytest.raises(InvalidMessage, match="to_agent"):
+        first.evolve(to_agent="C C")
+
+
+def test_expiry_counts_from_sending() -> None:
+    """expires_at is ttl_seconds after sent_at, and None without a time to live."""
+    sent_at = datetime(2026, 1, 1, tzinfo=UTC)
+    assert message(sent_at=sent_at, ttl_seconds=90).expires_at == sent_at + timedelta(seconds=90)
+    assert message(ttl_seconds=None).expires_at is None
+
+
+@pytest.mark.parametrize("name", ["a", "worker-1", "0", "x" * 63, "a_b-c"])
+def test_names_of_the_grammar_are_taken(name: str) -> None:
+    """Names of 1 to 63 small letters, digits, _ and - are names."""
+    assert message(to_agent=name).to_agent == name
+
+
+@pytest.mark.parametrize("name", ["", "A", "-a", "a.b", "a b", "x" * 64, "ä", "a\n", None, 7, "celery", "waooaw"])
+def test_other_names_are_refused(name: Any) -> None:
+    """Anything else, and the reserved names, are refused by field name."""
+    with pytest.raises(InvalidMessage, match="to_agent"):
+        message(to_agent=name)
+
+
+@pytest.mark.parametrize(
+    ("payload", "sentence"),
+    [
+        ({"a": {"b": [1, datetime(2026, 1, 1, tzinfo=UTC)]}}, r"payload\.a\.b\[1\] is a datetime.*isoformat"),
+        ({"a": {1, 2}}, r"payload\.a is a set"),
+        ({"a": float("nan")}, r"payload\.a is nan, which JSON does not have"),
+        ([float("inf")], r"payload\[0\] is inf"),
+        ({1: "a"}, r"payload has the key 1: the keys of a JSON object are strings"),
+        ({"x": b"bytes"}, r"payload\.x is a bytes"),
+        ({"x": {"__type__": 1, "__value__": 2}}, r"payload\.x has the keys '__type__' and '__value__'"),
+        (object(), "payload is a object"),
+    ],
+)
+def test_a_payload_that_is_no_json_is_refused(payload: Any, sentence: str) -> None:
+    """The error gives the path of the part that is no JSON value."""
+    with pytest.raises(InvalidMessage, match=sentence):
+        message(payload=payload)
+
+
+def test_a_payload_that_is_nested_too_deep_is_refused() -> None:
+    """A hundred thousand lists in each other are an InvalidMessage, not a RecursionError."""
+    payload: Any = []
+    for _ in range(100_000):
+        payload = [payload]
+    with pytest.raises(InvalidMessage, match="nested deeper than 100"):
+        message(payload=payload)
+
+
+@given(json_values)
+def test_a_copy_of_json_is_equal(value: Any) -> None:
+    """json_copy changes nothing of what JSON can carry."""
+    assert json_copy(value, "payload") == value
+
+
+@pytest.mark.parametrize("ttl", [0, -1, float("nan"), float("inf"), True, "60", 1e12])
+def test_a_time_to_live_must_be_positive_seconds(ttl: Any) -> None:
+    """Zero, negative, infinite and non-numbers are refused."""
+    with pytest.raises(InvalidMessage, match="ttl_seconds"):
+        message(ttl_seconds=ttl)
+
+
+@pytest.mark.parametrize("identifier", ["", "a b", "id\nforged", "x" * 129, 5])
+def test_ids_are_printable(identifier: Any) -> None:
+    """An id that could forge a line of a log is refused."""
+    with pytest.raises(InvalidMessage, match="message_id"):
+        message(message_id=identifier)
+
+
+def test_a_naive_time_is_refused() -> None:
+    """sent_at without a time zone is refused."""
+    with pytest.raises(InvalidMessage, match="aware"):
+        message(sent_at=datetime(2026, 1, 1))
+
+
+@pytest.mark.parametrize("value", ["urgent", "URGENT", Priority.URGENT])
+def test_a_priority_has_a_name(value: Any) -> None:
+    """A priority is taken by name in any case."""
+    assert message(priority=value).priority is Priority.URGENT
+
+
+@pytest.mark.parametrize("value", [0, 9, "soon", None])
+def test_a_bare_number_is_no_priority(value: Any) -> None:
+    """Numbers are refused: 0 is most urgent on Redis and least urgent on RabbitMQ."""
+    with pytest.raises(InvalidMessage, match="URGENT, HIGH, NORMAL, LOW"):
+        message(priority=value)
+
+
+def test_a_message_from_outside_gets_what_can_be_known() -> None:
+    """Without an envelope the sender is ``unknown`` and the ids are Celery's."""
+    received = Message.from_headers({"id": "t1", "root_id": None, "parent_id": None}, "b", {"x": 1})
+    assert (received.from_agent, received.to_agent) == ("unknown", "b")
+    assert (received.message_id, received.correlation_id, received.conversation_id) == ("t1", "t1", "t1")
+
+
+def test_a_newer_envelope_is_refused_with_what_to_do() -> None:
+    """A worker that is older than the sender says which side to upgrade."""
+    with pytest.raises(InvalidMessage, match="upgrade waooaw_celery on the worker first"):
+        Message.from_headers({"id": "t1", ENVELOPE_HEADER: {"version": 99}}, "b", {})
+
+
+def test_only_three_states_are_final() -> None:
+    """HANDLED, FAILED and EXPIRED end a message; the others do not."""
+    assert {status for status in MessageStatus if status.final} == {
+        MessageStatus.HANDLED,
+        MessageStatus.FAILED,
+        MessageStatus.EXPIRED,
+    }

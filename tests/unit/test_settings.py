@@ -1,0 +1,112 @@
+"""Settings: where they come from, and what is said when one is wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from waooaw_celery import AgentApp, create_app
+from waooaw_celery.errors import ConfigurationError
+from waooaw_celery.settings import CELERY_DEFAULTS, WaooawSettings
+
+
+def test_the_environment_wins_over_the_configuration() -> None:
+    """WAOOAW_SENDER is taken before waooaw_sender, as Celery's own variables are."""
+    conf = {"waooaw_sender": "conf", "waooaw_ttl_seconds": 60}
+    settings = WaooawSettings.read(conf, environ={"WAOOAW_SENDER": "env", "WAOOAW_AGENTS": "a, b"})
+    assert (settings.sender, settings.ttl_seconds, settings.agents) == ("env", 60, ("a", "b"))
+
+
+def test_other_variables_are_not_settings() -> None:
+    """The variables of the tests and of the command line are no settings, and no error."""
+    WaooawSettings.read({}, environ={"WAOOAW_TEST_AMQP_URL": "x", "WAOOAW_APP": "y"})
+
+
+@pytest.mark.parametrize(
+    ("conf", "environ", "sentence"),
+    [
+        ({"waooaw_ttl": 1}, {}, "unknown setting waooaw_ttl: did you mean waooaw_ttl_seconds?"),
+        ({}, {"WAOOAW_SENDR": "x"}, r"unknown environment variable WAOOAW_SENDR: did you mean WAOOAW_SENDER\?"),
+        ({"waooaw_zzz": 1}, {}, "unknown setting waooaw_zzz: known are agents, allow_unordered"),
+        ({"waooaw_ttl_seconds": "soon"}, {}, "waooaw_ttl_seconds: .*number.*'soon'"),
+        ({}, {"WAOOAW_REQUEST_TIMEOUT": "-1"}, "WAOOAW_REQUEST_TIMEOUT: .*greater than 0"),
+        ({"waooaw_agents": ["ok", "Not Ok"]}, {}, "waooaw_agents: .*1 to 63 characters"),
+        ({"waooaw_sender": "celery"}, {}, "waooaw_sender: .*reserved"),
+    ],
+)
+def test_a_wrong_setting_is_one_clear_sentence(
+    conf: dict[str, Any], environ: dict[str, str], sentence: str
+) -> None:
+    """The sentence names the key as it was written, and the nearest known one or what is wrong with the value."""
+    with pytest.raises(ConfigurationError, match=sentence):
+        WaooawSettings.read(conf, environ=environ)
+
+
+def test_settings_may_come_from_a_namespaced_object() -> None:
+    """With config_from_object(…, namespace="CELERY") the key is CELERY_WAOOAW_SENDER."""
+    app = AgentApp("t")
+    app.config_from_object({"CELERY_WAOOAW_SENDER": "shop", "CELERY_BROKER_URL": "redis://h"}, namespace="CELERY")
+    assert app.settings.sender == "shop"
+    app.close()
+
+
+@pytest.mark.parametrize("key", ["worker_prefetch_multiplier", "task_acks_late", "broker_transport_options"])
+def test_a_projects_own_configuration_wins_over_our_defaults(key: str) -> None:
+    """Defaults hold until a project sets the key itself, in whichever way Celery offers."""
+    own: Any = {"socket_timeout": 9} if key == "broker_transport_options" else 7
+    plain = create_app(broker_url="redis://h")
+    by_keyword = create_app(broker_url="redis://h", **{key: own})
+    by_object = create_app(broker_url="redis://h")
+    by_object.config_from_object({key: own, "broker_url": "redis://h"})
+    assert plain.conf[key] == CELERY_DEFAULTS.get(key, plain.conf[key]) != own
+    assert by_keyword.conf[key] == by_object.conf[key] == own
+    for app in (plain, by_keyword, by_object):
+        app.close()
+
+
+def test_one_url_is_enough_on_redis() -> None:
+    """The result backend is the broker, when that is Redis and nothing else is said."""
+    app = create_app(broker_url="redis://h:1/2")
+    assert app.conf.result_backend == "redis://h:1/2"
+    app.close()
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        ({}, "no broker is set: .*CELERY_BROKER_URL"),
+        (
+            {"broker_url": "memory://"},
+            "'memory' does not order messages by priority.*waooaw_allow_unordered = True",
+        ),
+        ({"broker_url": "carrier-pigeon://h"}, "is of no kind that Kombu can use"),
+        ({"broker_url": "localhost"}, "is of no kind that Kombu can use"),
+        ({"broker_url": "amqp://h"}, "no Redis to keep .* set waooaw_redis_url"),
+        ({"broker_url": "redis://h", "waooaw_redis_url": "http://h"}, "waooaw_redis_url must begin with redis://"),
+        ({"broker_url": "redis://h", "waooaw_tt": 1}, "did you mean waooaw_ttl_seconds"),
+    ],
+)
+def test_start_up_refuses_what_cannot_work(config: dict[str, Any], sentence: str) -> None:
+    """check() names the setting that is missing or wrong."""
+    app = create_app(**config)
+    with pytest.raises(ConfigurationError, match=sentence):
+        app.check()
+    app.close()
+
+
+def test_an_unordered_broker_can_be_accepted() -> None:
+    """waooaw_allow_unordered takes a broker that ignores priority."""
+    app = create_app(broker_url="memory://", waooaw_allow_unordered=True, waooaw_redis_url="redis://h")
+    app.check()
+    assert app.driver == "memory"
+    app.close()
+
+
+def test_a_password_is_not_shown_in_an_error() -> None:
+    """The broker's password does not reach the sentence of an error."""
+    app = create_app(broker_url="nosuch://user:secret@h")
+    with pytest.raises(ConfigurationError) as caught:
+        app.check()
+    assert "secret" not in str(caught.value)
+    app.close()
