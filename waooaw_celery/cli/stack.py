@@ -60,7 +60,8 @@ class Stack:
         self.processes[name] = spawn(
             [sys.executable, "-m", "celery", *arguments],
             log=self.log(name),
-            env={**os.environ, "CELERY_BROKER_URL": self.url, **(env or {})},
+            # Temporary files in our folder, so that those of a process that is killed go with it.
+            env={**os.environ, "CELERY_BROKER_URL": self.url, "TMPDIR": str(self.folder), **(env or {})},
             cwd=ROOT,
         )
 
@@ -102,7 +103,7 @@ def running_stack(port: int | None = None) -> Iterator[Stack]:
         port: port of the broker on 127.0.0.1; None: a socket in a private folder.
     """
     with ExitStack() as cleanup:
-        cleanup.enter_context(_sigterm_exits())
+        cleanup.enter_context(_signals_unwind())
         folder = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="waooaw-")))
         url = cleanup.enter_context(valkey(port=port))
         app = create_app(broker_url=url, waooaw_sender=OPERATOR)
@@ -132,14 +133,15 @@ def _worker(module: str, name: str) -> list[str]:
 
 
 @contextmanager
-def _sigterm_exits() -> Iterator[None]:
-    """Let SIGTERM unwind the program as Ctrl-C does, so that the processes are ended in order."""
+def _signals_unwind() -> Iterator[None]:
+    """Let SIGTERM and a closed terminal unwind the program as Ctrl-C does, so that all is ended in order."""
 
     def leave(signum: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + signum)
 
-    before = signal.signal(signal.SIGTERM, leave)
+    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,157 @@
+"""The command line, as real processes against a real agent."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from support import Broker, until
+
+from waooaw_celery import AgentApp
+
+Cli = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def broker(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Broker:
+    return Broker(redis_url, redis_url, tmp_path_factory.mktemp("cli"))
+
+
+@pytest.fixture(scope="module")
+def agent(broker: Broker) -> Iterator[str]:
+    """Name of a running agent."""
+    app = broker.app()
+    name = broker.name()
+    process = broker.start(name, app)
+    yield name
+    process.terminate()
+    process.wait(30)
+    app.close()
+
+
+@pytest.fixture
+def app(broker: Broker) -> Iterator[AgentApp]:
+    app = broker.app()
+    yield app
+    app.close()
+
+
+@pytest.fixture
+def cli(broker: Broker) -> Cli:
+    """Run `waooaw` with these arguments."""
+
+    def run(*arguments: str, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "waooaw_celery", *arguments],
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+            env=os.environ | {"CELERY_BROKER_URL": broker.url, "COLUMNS": "200"} | env,
+        )
+
+    return run
+
+
+def test_send_and_receipt_tell_the_same_message(cli: Cli, agent: str) -> None:
+    """What `send` printed can be followed with `receipt`, as JSON and as a table."""
+    sent = json.loads(cli("send", agent, '{"n": 1}', "--priority", "urgent", "--from", "boss", "--json").stdout)
+    assert (sent["from_agent"], sent["to_agent"], sent["priority"]) == ("boss", agent, "URGENT")
+
+    def handled() -> bool:
+        return bool(json.loads(cli("receipt", sent["message_id"], "--json").stdout)["status"] == "handled")
+
+    until(handled, "handling")
+    shown = cli("receipt", sent["message_id"]).stdout
+    assert "handled" in shown
+    assert "boss" in shown
+
+
+def test_a_payload_may_come_from_standard_input(cli: Cli, agent: str) -> None:
+    """`-` reads the payload, and the type and expiry are options."""
+    done = cli("send", agent, "-", "--type", "ack", "--ttl", "0", "--json", stdin='{"long": "text"}')
+    assert json.loads(done.stdout)["message_type"] == "ack"
+    seen = json.loads(cli("request", agent, "seen", "--json").stdout)["result"]
+    [facts] = [facts for facts in seen if facts["payload"] == {"long": "text"}]
+    assert (facts["from"], facts["expires_at"]) == ("operator", None)
+
+
+def test_request_prints_the_result(cli: Cli, agent: str) -> None:
+    """The result is printed as JSON; with --json it stands in a response."""
+    assert json.loads(cli("request", agent, "echo", '{"value": [1, "ü"]}').stdout) == [1, "ü"]
+    response = json.loads(cli("request", agent, "echo", '{"value": 1}', "--json").stdout)
+    assert (response["ok"], response["result"], response["error"]) == (True, 1, None)
+
+
+def test_a_failed_request_exits_with_1(cli: Cli, agent: str) -> None:
+    """The error over there goes to standard error, with its traceback; with --json to standard output."""
+    failed = cli("request", agent, "fail", '{"text": "no such invoice"}')
+    assert failed.returncode == 1
+    assert f"Error: {agent} raised ValueError: no such invoice" in failed.stderr
+    assert "Traceback" in failed.stderr
+    as_json = cli("request", agent, "fail", '{"text": "x"}', "--json")
+    assert as_json.returncode == 1
+    assert json.loads(as_json.stdout)["error"]["type"] == "RemoteError"
+
+
+def test_agents_lists_who_is_known(cli: Cli, agent: str) -> None:
+    """Handlers, state, depth by priority and last sign of life, as a table and as JSON."""
+    [record] = [one for one in json.loads(cli("agents", "--json").stdout) if one["agent"]["name"] == agent]
+    assert record["alive"]
+    assert "echo" in record["agent"]["handlers"]
+    assert record["queue"]["by_priority"] == {"URGENT": 0, "HIGH": 0, "NORMAL": 0, "LOW": 0}
+    [row] = [line for line in cli("agents").stdout.splitlines() if line.strip().startswith(agent)]
+    assert "alive" in row
+    assert "s ago" in row
+
+
+def test_queues_counts_what_waits(cli: Cli) -> None:
+    """Messages to an agent that is known by setting and not there are counted by priority."""
+    for priority in ("urgent", "low", "low"):
+        assert cli("send", "sleepy", "{}", "--priority", priority, WAOOAW_AGENTS="sleepy").returncode == 0
+    depths = json.loads(cli("queues", "--json", WAOOAW_AGENTS="sleepy").stdout)
+    [depth] = [one for one in depths if one["queue"] == "agent.sleepy"]
+    assert (depth["total"], depth["by_priority"]["URGENT"], depth["by_priority"]["LOW"]) == (3, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "env", "sentence"),
+    [
+        (("send", "nobody", "{}"), {}, "no agent 'nobody' was ever declared"),
+        (("send", "nobody", "{not json"), {}, "{not json is no JSON"),
+        (("request", "nobody", "x", "[1]"), {}, "must be a JSON object"),
+        (("send", "Not A Name", "{}"), {}, "to_agent must be 1 to 63 characters"),
+        (("receipt", "no-such-id"), {}, "there is no receipt of message 'no-such-id'"),
+        (("agents",), {"CELERY_BROKER_URL": "memory://"}, "does not order messages by priority"),
+        (("agents",), {"CELERY_BROKER_URL": ""}, "no broker is set"),
+        (("agents",), {"CELERY_BROKER_URL": "redis://127.0.0.1:1/0"}, "Connection refused"),
+        (("agents",), {"WAOOAW_SENDR": "x"}, "did you mean WAOOAW_SENDER?"),
+        (("-A", "no.such.module", "agents"), {}, "there is no application 'no.such.module'"),
+        (("-A", "json", "agents"), {}, "there is no application 'json'"),
+        (("demo", "--input", "/no/such/folder"), {}, "does not exist"),
+    ],
+)
+def test_a_mistake_is_one_sentence_on_standard_error(
+    cli: Cli, arguments: tuple[str, ...], env: dict[str, str], sentence: str
+) -> None:
+    """A wrong argument or setting ends with a sentence and no traceback."""
+    done = cli(*arguments, **env)
+    assert done.returncode in (1, 2)
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_an_application_can_be_named(cli: Cli, broker: Broker, agent: str, tmp_path: Path) -> None:
+    """-A uses the application of a module, with its settings."""
+    (tmp_path / "named.py").write_text(
+        "from waooaw_celery import create_app\napp = create_app(waooaw_sender='named-app')\n"
+    )
+    done = cli("-A", "named", "send", agent, "{}", "--json", PYTHONPATH=str(tmp_path))
+    assert json.loads(done.stdout)["from_agent"] == "named-app"

@@ -1,0 +1,266 @@
+"""`docker-compose.yml`: its services are started here as they stand there, as processes instead of containers."""
+
+from __future__ import annotations
+
+import ast
+import base64
+import http.client
+import os
+import re
+import secrets
+import shlex
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import yaml
+
+from waooaw_celery.embedded import free_port, running, valkey
+from waooaw_celery.errors import UnknownAgent
+from waooaw_celery.registry import AgentRegistry
+from waooaw_celery.store import connect, store_url
+
+ROOT = Path(__file__).parents[2]
+COMPOSE = ROOT / "docker-compose.yml"
+SERVICES: dict[str, dict[str, Any]] = yaml.safe_load(COMPOSE.read_text())["services"]
+#: The services that are Celery processes of this project: whatever is added to the file is tested too.
+OURS = [name for name in SERVICES if name not in ("redis", "postgres")]
+#: What the file asks of its environment.
+SECRETS = {"POSTGRES_PASSWORD": secrets.token_hex(8), "FLOWER_BASIC_AUTH": f"operator:{secrets.token_hex(8)}"}
+
+#: Seconds that a service may take to be ready, with all of them starting at once on a small computer.
+START = 60.0
+#: Seconds that a service may take to end.
+STOP = 20.0
+
+
+def words(service: str) -> list[str]:
+    """Return the command of a service as Compose splits it."""
+    return shlex.split(SERVICES[service]["command"])
+
+
+def module(service: str) -> str:
+    """Return the module that a service's command names."""
+    command = words(service)
+    return command[command.index("-A") + 1]
+
+
+def kind(service: str) -> str:
+    """Return what a service is: ``worker``, ``beat`` or ``flower``."""
+    command = words(service)
+    return command[command.index("-A") + 2]
+
+
+def creates_agent(path: Path) -> bool:
+    """Whether a module calls ``Agent(…)``."""
+    calls = [node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    return any(isinstance(name, ast.Name) and name.id == "Agent" for name in calls)
+
+
+AGENT_MODULES = sorted(f"workers.{path.stem}" for path in (ROOT / "workers").glob("*.py") if creates_agent(path))
+AGENTS = [name for name in OURS if module(name) in AGENT_MODULES]
+
+
+def localized(word: str, port: int, folder: Path) -> str:
+    """Return a word of a command with the port, or the folder of a temporary file, replaced by the test's own."""
+    return re.sub(r"^/tmp(?=/)", str(folder), re.sub(r"(?<=^--port=)\d+$", str(port), word))
+
+
+def environment(service: str, broker_url: str) -> dict[str, str]:
+    """Return a service's own environment, with the broker's address and the secrets filled in."""
+    values = {
+        name: re.sub(r"\$\{(\w+):\?[^}]*\}", lambda match: SECRETS[match[1]], value)
+        for name, value in SERVICES[service]["environment"].items()
+    }
+    assert urlsplit(values["CELERY_BROKER_URL"]).hostname in SERVICES  # what Compose's name server knows
+    ours = ("CELERY_", "WAOOAW_", "FLOWER_")
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    return inherited | values | {"CELERY_BROKER_URL": broker_url, "WAOOAW_SWEEP_SECONDS": "1"}
+
+
+@dataclass(frozen=True)
+class Service:
+    """A service of the file, running here as a process."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    log: Path
+    port: int
+
+    def wait(self, what: str, check: Callable[[], bool]) -> None:
+        """Wait until the service is as the check wants it; fail with its log when it ends or takes too long."""
+        deadline = time.monotonic() + START
+        while not check():
+            code = self.process.poll()
+            assert code is None, f"{self.name} ended with {code} before {what}:\n{self.printed()}"
+            assert time.monotonic() < deadline, f"{self.name}: no {what} in {START:.0f} s:\n{self.printed()}"
+            time.sleep(0.05)
+
+    def printed(self) -> str:
+        """Return what it has printed so far."""
+        return self.log.read_text(errors="replace")
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """All of our services, and the broker that they share."""
+
+    broker_url: str
+    services: dict[str, Service]
+
+    def declared_workers(self, agent: str) -> tuple[str, ...]:
+        """Return the workers that the registry knows of an agent; none when it does not know the agent."""
+        with closing(connect(store_url(None, self.broker_url))) as client:
+            try:
+                return AgentRegistry(client).get(agent).workers
+            except UnknownAgent:
+                return ()
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    """Every service of ours, started with its own command and environment; all at once, to save time."""
+    folder = tmp_path_factory.mktemp("compose")
+    with ExitStack() as stack:
+        broker_url = stack.enter_context(valkey())
+        services = {}
+        for name in OURS:
+            port, log = free_port(), folder / f"{name}.log"
+            command = [sys.executable, "-m", *(localized(word, port, folder) for word in words(name))]
+            process = running(command, log=log, env=environment(name, broker_url), cwd=ROOT)
+            services[name] = Service(name, stack.enter_context(process), log, port)
+        yield Fleet(broker_url, services)
+
+
+def status(port: int, path: str, *, method: str = "GET", credentials: str | None = None) -> int | None:
+    """Return the HTTP status of an answer, or None while nobody listens."""
+    token = base64.b64encode((credentials or "").encode()).decode()
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=10)) as connection:
+        try:
+            connection.request(method, path, headers={"Authorization": f"Basic {token}"} if credentials else {})
+            return connection.getresponse().status
+        except ConnectionRefusedError:
+            return None
+
+
+def validate(path: Path) -> subprocess.CompletedProcess[str]:
+    """Hold a file against the schema of the Compose specification, which the checker brings along."""
+    nowhere = "http://127.0.0.1:9"  # the discard port: whoever wanted the network would fail
+    return subprocess.run(
+        [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", str(path)],
+        env={**os.environ, "http_proxy": nowhere, "https_proxy": nowhere},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_file_is_valid_compose() -> None:
+    """The file keeps to the Compose specification."""
+    checked = validate(COMPOSE)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def test_misspelt_key_is_refused(tmp_path: Path) -> None:
+    """A copy of the file with one misspelt key is refused, and the key is named."""
+    broken = tmp_path / "docker-compose.yml"
+    broken.write_text(COMPOSE.read_text().replace("healthcheck:", "healthchek:", 1))
+    checked = validate(broken)
+    assert checked.returncode != 0
+    assert "healthchek" in checked.stdout + checked.stderr
+
+
+def test_every_agent_has_a_service() -> None:
+    """Whoever adds an agent to `workers/` is reminded of its service."""
+    assert AGENT_MODULES
+    assert set(AGENT_MODULES) <= {module(name) for name in OURS}
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_command_names_a_module_of_the_image(name: str) -> None:
+    """The module that a command names exists, and the Dockerfile copies it to where it is installed from."""
+    path = Path(*module(name).split(".")).with_suffix(".py")
+    assert (ROOT / path).is_file()
+    assert re.search(rf"^COPY .*\b{re.escape(path.parts[0])}/? ", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+
+
+def test_image_gets_what_it_copies_and_nothing_else() -> None:
+    """What the Dockerfile copies exists and passes `.dockerignore`, which lets nothing else through."""
+    lines = [line.split() for line in (ROOT / "Dockerfile").read_text().splitlines() if line.startswith("COPY ")]
+    copied = {source for line in lines if "--from=build" not in line for source in line[1:-1]}
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    assert "*" in ignored
+    assert {line[1:] for line in ignored if line.startswith("!")} == copied
+    assert all((ROOT / source).exists() for source in copied)
+
+
+def test_only_this_computer_reaches_a_port() -> None:
+    """Every published port is on the loopback interface, and the broker publishes none."""
+    published = [port for service in SERVICES.values() for port in service.get("ports", [])]
+    assert published
+    assert all(port.startswith("127.0.0.1:") for port in published)
+    assert "ports" not in SERVICES["redis"]
+
+
+@pytest.mark.parametrize(
+    ("service", "variable"), [("postgres", "POSTGRES_PASSWORD"), ("flower", "FLOWER_BASIC_AUTH")]
+)
+def test_secret_is_required_and_not_in_the_file(service: str, variable: str) -> None:
+    """Compose refuses to start without the secret: there is no default that somebody could forget to change."""
+    assert SERVICES[service]["environment"][variable].startswith(f"${{{variable}:?")
+
+
+def test_redis_takes_its_flags() -> None:
+    """A real server starts with the flags of the `redis` service: messages go to disk, and are never evicted."""
+    program, *flags = words("redis")
+    assert program == "redis-server"
+    with valkey(options=flags) as url, closing(connect(store_url(None, url))) as client:
+        accepted = client.config_get("maxmemory-policy", "appendonly")
+    asked = {flag.removeprefix("--"): value for flag, value in zip(flags[::2], flags[1::2], strict=True)}
+    assert accepted == asked == {"maxmemory-policy": "noeviction", "appendonly": "yes"}
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_service_works_and_ends(fleet: Fleet, name: str) -> None:
+    """The service's own command brings it up to do its work, and SIGTERM, which `docker stop` sends, ends it."""
+    service = fleet.services[name]
+    {"worker": check_worker, "beat": check_beat, "flower": check_flower}[kind(name)](fleet, service)
+    service.process.terminate()
+    assert service.process.wait(STOP) == 0, service.printed()
+
+
+def check_worker(fleet: Fleet, service: Service) -> None:
+    """A worker says that it is ready, under the name of its service; an agent's is in the registry too."""
+    node = f"{service.name}@{socket.gethostname()}"
+    service.wait("its line `ready.`", lambda: f"{node} ready." in service.printed())
+    if service.name in AGENTS:
+        service.wait("its entry in the registry", lambda: node in fleet.declared_workers(service.name))
+    else:
+        assert "waooaw.system" in service.printed()  # the queue that beat sends to
+
+
+def check_beat(_: Fleet, service: Service) -> None:
+    """Beat starts, and sends a task that is due."""
+    service.wait("its start", lambda: "beat: Starting..." in service.printed())
+    service.wait("a due task", lambda: "Scheduler: Sending due task" in service.printed())
+
+
+def check_flower(_: Fleet, service: Service) -> None:
+    """Flower shows its pages to the one user, and carries out no operation, also not for them."""
+    user = SECRETS["FLOWER_BASIC_AUTH"]
+    service.wait("an answer", lambda: status(service.port, "/healthcheck") == 200)  # open: a comment there says so
+    assert status(service.port, "/metrics") == 200  # likewise
+    assert status(service.port, "/", credentials=user) == 200
+    assert status(service.port, "/") == 401
+    assert status(service.port, "/", credentials="operator:wrong") == 401
+    assert status(service.port, "/api/workers") == 401
+    assert status(service.port, "/api/task/send-task/waooaw.sweep", method="POST", credentials=user) == 403

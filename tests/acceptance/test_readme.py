@@ -1,0 +1,91 @@
+"""The README's own code and commands, run as a newcomer would run them."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support import until
+
+from waooaw_celery import create_app
+from waooaw_celery.embedded import running
+from waooaw_celery.errors import UnknownAgent
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+
+
+def files() -> dict[str, str]:
+    """Return the files that the README shows, by the name in their first line."""
+    blocks = re.findall(r"```python\n(# (\w+\.py)\n.*?)```", README, re.DOTALL)
+    return {name: text for text, name in blocks}
+
+
+def console() -> list[tuple[str, str]]:
+    """Return the commands that the README shows, each with the output below it."""
+    text = "\n".join(re.findall(r"```console\n(.*?)```", README, re.DOTALL))
+    return [
+        (command, output.strip()) for command, output in re.findall(r"^\$ (.+)\n((?:(?!\$).*\n?)*)", text, re.M)
+    ]
+
+
+@pytest.fixture(scope="module")
+def newcomer(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, str]]]:
+    """A folder with the README's files, and its agent running as the README says."""
+    folder = tmp_path_factory.mktemp("newcomer")
+    for name, text in files().items():
+        (folder / name).write_text(text)
+    scripts = Path(sys.executable).parent
+    env = os.environ | {
+        "CELERY_BROKER_URL": redis_url,
+        "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}",
+        "COLUMNS": "200",
+    }
+    [start] = [command for command, _ in console() if command.startswith("celery -A greeter worker")]
+    with running(shlex.split(start), log=folder / "greeter.log", env=env, cwd=folder) as worker:
+        app = create_app(broker_url=redis_url)
+
+        def declared() -> bool:
+            assert worker.poll() is None, (folder / "greeter.log").read_text()
+            try:
+                return bool(app.registry.get("greeter").workers)
+            except UnknownAgent:
+                return False
+
+        until(declared, "the start of the README's agent")
+        yield folder, env
+        app.close()
+
+
+def run(command: str, folder: Path, env: dict[str, str]) -> str:
+    """Run a command of the README and return what it printed."""
+    done = subprocess.run(
+        shlex.split(command), cwd=folder, env=env, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_an_agent_is_about_fifteen_lines() -> None:
+    """The README's agent is one short file."""
+    assert len([line for line in files()["greeter.py"].splitlines() if line.strip()]) <= 15
+
+
+def test_the_caller_prints_what_the_readme_says(newcomer: tuple[Path, dict[str, str]]) -> None:
+    """caller.py gets its answer and its receipt."""
+    [expected] = [output for command, output in console() if command == "python caller.py"]
+    assert run("python caller.py", *newcomer).strip() == expected
+    log = newcomer[0] / "greeter.log"
+    until(lambda: "caller says {'task': 7}" in log.read_text(), "the agent's print")
+
+
+@pytest.mark.parametrize("command", [c for c, _ in console() if c.startswith("waooaw") and "MESSAGE_ID" not in c])
+def test_the_commands_of_the_readme_work(command: str, newcomer: tuple[Path, dict[str, str]]) -> None:
+    """Each `waooaw` command of the README ends well, also with --json and as `celery -A greeter waooaw`."""
+    for variant in (command, f"{command} --json", command.replace("waooaw", "celery -A greeter waooaw", 1)):
+        assert run(variant, *newcomer).strip()
