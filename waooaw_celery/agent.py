@@ -11,18 +11,10 @@ from celery import Task
 from waooaw_celery.app import AgentApp
 from waooaw_celery.bus import MessageBus
 from waooaw_celery.errors import ConfigurationError
-from waooaw_celery.message import (
-    JSON,
-    SENDABLE,
-    TYPE_NAMES,
-    DeliveryReceipt,
-    Message,
-    MessageType,
-    Priority,
-    check_agent_name,
-)
+from waooaw_celery.message import SENDABLE, TYPE_NAMES, DeliveryReceipt, Message, MessageType, Priority
 from waooaw_celery.request_response import RequestResponseHandler
 from waooaw_celery.routing import HandlerName, agent_queue
+from waooaw_celery.values import JSON, check_agent_name
 from waooaw_celery.worker.task import AgentTask
 
 

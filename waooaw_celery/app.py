@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
 
+from amqp.exceptions import AMQPError
 from celery import Celery
 from celery.result import AsyncResult
 from kombu.exceptions import OperationalError
 
-from waooaw_celery.errors import BrokerUnavailable, ConfigurationError, InvalidMessage, UnknownSender
+from waooaw_celery.envelope import check_delay, message_of_delay, message_of_retry, moment, threaded
+from waooaw_celery.errors import (
+    BrokerUnavailable,
+    ConfigurationError,
+    InvalidMessage,
+    StoreUnavailable,
+    UnknownSender,
+)
 from waooaw_celery.message import ENVELOPE_HEADER, TYPE_NAMES, Message, Priority
 from waooaw_celery.receipts import Receipts
 from waooaw_celery.registry import AgentRegistry
 from waooaw_celery.routing import HandlerName, agent_queue, broker_priority, check_ordered, driver_type
 from waooaw_celery.settings import CELERY_DEFAULTS, TRANSPORT_DEFAULTS, WaooawSettings
-from waooaw_celery.store import connect, store_url
+from waooaw_celery.store import Client, connect, store_url
 from waooaw_celery.worker import signals
 from waooaw_celery.worker.presence import Presence
-from waooaw_celery.worker.task import current_task, message_payload
+from waooaw_celery.worker.task import current_message, current_task
+
+logger = logging.getLogger(__name__)
 
 #: What Celery, its logs and Flower show in place of the arguments, which may be confidential.
 _HIDDEN = "…"
@@ -73,15 +84,18 @@ class AgentApp(Celery):
     @cached_property
     def registry(self) -> AgentRegistry:
         """The known agents."""
-        return AgentRegistry(self._store, self.settings.agents)
+        return self.open_registry()
+
+    def open_registry(self) -> AgentRegistry:
+        """Return the known agents over a connection of their own, for a thread beside the others."""
+        return AgentRegistry(self._connect(), self.settings.agents)
 
     @cached_property
     def receipts(self) -> Receipts:
         """What became of each message."""
-        return Receipts(self._store, self.settings.receipt_seconds)
+        return Receipts(self._connect(), self.settings.receipt_seconds)
 
-    @cached_property
-    def _store(self) -> Any:
+    def _connect(self) -> Client:
         return connect(store_url(self.settings.redis_url, self.conf.result_backend, self.conf.broker_url))
 
     def check(self) -> None:
@@ -90,7 +104,7 @@ class AgentApp(Celery):
         Raises:
             ConfigurationError: a setting is missing, misspelt or impossible.
         """
-        _ = self.settings, self.driver, self._store
+        _ = self.settings, self.driver, self.receipts
 
     def consumed_agents(self) -> tuple[str, ...]:
         """Return the agents of this application whose queues its worker consumes (``-Q`` may leave some out)."""
@@ -133,14 +147,20 @@ class AgentApp(Celery):
         if target is None:
             return self._send_ordinary(name, args, kwargs, options)
         if options.get("retries"):
-            message = _retried(target, args, kwargs, options)
+            message = message_of_retry(target, args, kwargs, options)
         else:
-            message = self._complete(target, message or self._envelope(target, args, kwargs, options))
+            message = self._new_message(target, args, kwargs, options, message)
             self.registry.check_handler(target)
             self.receipts.pending(message, target.handler)
         result = self._publish(target, message, args, kwargs, options)
-        self.receipts.sent(message.message_id)
+        self._note_sent(message)
         return result
+
+    def _note_sent(self, message: Message) -> None:
+        try:
+            self.receipts.sent(message.message_id)
+        except StoreUnavailable as error:  # it is published: to say that it failed would be wrong
+            logger.warning("%s; its receipt stays PENDING", error, extra={"action": "receipt_stays_pending"})
 
     def _send_ordinary(self, name: str, args: Any, kwargs: Any, options: dict[str, Any]) -> AsyncResult[Any]:
         if options.get("priority") is None:
@@ -148,23 +168,18 @@ class AgentApp(Celery):
             options["priority"] = broker_priority(Priority.NORMAL, self.driver)
         return super().send_task(name, args, kwargs, **options)
 
-    def _envelope(self, target: HandlerName, args: Any, kwargs: Any, options: dict[str, Any]) -> Message:
-        """Make the message of a ``.delay``, whose caller gave a task's options."""
-        if target.handler in TYPE_NAMES and (len(args or ()) != 1 or kwargs):
-            raise InvalidMessage(f"{target} takes one argument, the payload: {target}.delay({{...}})")
-        fields: dict[str, Any] = {"message_id": options["task_id"]} if options.get("task_id") else {}
-        if options.get("priority") is not None:
-            fields["priority"] = options["priority"]
-        return Message(
-            from_agent=self.speaker(target),
-            to_agent=target.agent,
-            message_type=target.message_type,
-            payload=message_payload(target.handler, args or (), kwargs or {}),
-            ttl_seconds=self._ttl(options),
-            conversation_id=options.get("root_id"),
-            causation_id=options.get("parent_id"),
-            **fields,
-        )
+    def _new_message(
+        self, target: HandlerName, args: Any, kwargs: Any, options: Mapping[str, Any], message: Message | None
+    ) -> Message:
+        if message is None:
+            sender, ttl = self.speaker(target), self.settings.ttl_seconds
+            message = message_of_delay(target, args, kwargs, options, sender=sender, default_ttl=ttl)
+        if self.driver == "redis":
+            visible = self.conf.broker_transport_options.get("visibility_timeout", 3600)
+            check_delay(options, visible)
+        if message.expires_at is not None and message.expires_at <= datetime.now(UTC):
+            raise InvalidMessage(f"the time of message {message.message_id} was over before it was sent")
+        return threaded(target, message, current_message())
 
     def speaker(self, target: HandlerName) -> str:
         """Return who says what is sent without a sender: never a guess, since it is evidence."""
@@ -180,40 +195,12 @@ class AgentApp(Celery):
             "the sender, or send with a Message, whose from_agent says it"
         )
 
-    def _ttl(self, options: Mapping[str, Any]) -> float | None:
-        """Return after how many seconds from now a ``.delay`` expires."""
-        now = datetime.now(UTC)
-        expires = options.get("expires")
-        if isinstance(expires, int | float):
-            return expires
-        if expires is not None:
-            return (_aware(expires) - now).total_seconds()
-        # Celery gives None for "not said" too: a message that shall never expire is sent with a Message.
-        if self.settings.ttl_seconds is None:
-            return None
-        # Counted from the moment at which the message may first be handled.
-        eta = _moment(options.get("eta"))
-        wait = (eta - now).total_seconds() if eta else options.get("countdown") or 0
-        return self.settings.ttl_seconds + max(wait, 0)
-
-    def _complete(self, target: HandlerName, message: Message) -> Message:
-        """Fill in the ids that thread the message to the one whose handler sends it."""
-        task = current_task()
-        parent = task.message if task is not None else None
-        one_way = target.handler in TYPE_NAMES
-        return message.evolve(
-            correlation_id=message.correlation_id
-            or (parent.correlation_id if parent and one_way else message.message_id),
-            conversation_id=message.conversation_id or (parent.conversation_id if parent else message.message_id),
-            causation_id=message.causation_id or (parent.message_id if parent else None),
-        )
-
     def _publish(
         self, target: HandlerName, message: Message, args: Any, kwargs: Any, options: dict[str, Any]
     ) -> AsyncResult[Any]:
         one_way = target.handler in TYPE_NAMES
         # A retry expires when its first attempt would have.
-        expires_at = _moment(options.get("expires")) if options.get("retries") else message.expires_at
+        expires_at = moment(options.get("expires")) if options.get("retries") else message.expires_at
         options |= {
             "task_id": message.message_id,
             "root_id": message.conversation_id,
@@ -236,7 +223,7 @@ class AgentApp(Celery):
             options.pop(name, None)
         try:
             return super().send_task(str(target), args, kwargs, **options)
-        except OperationalError as error:
+        except (OperationalError, AMQPError) as error:
             raise BrokerUnavailable(
                 f"message {message.message_id} to {message.to_agent!r} was not confirmed by the broker: {error}"
             ) from error
@@ -271,24 +258,3 @@ def _add_defaults(sender: AgentApp, source: Any, **_: Any) -> None:
             defaults["result_backend"] = source.broker_url
     source.defaults.insert(-1, defaults)
     source.maps.insert(-1, defaults)
-
-
-def _retried(target: HandlerName, args: Any, kwargs: Any, options: Mapping[str, Any]) -> Message:
-    """Return the message that a retry publishes again: everything but the attempt is as it was."""
-    headers = {
-        "id": options["task_id"],
-        "root_id": options.get("root_id"),
-        "parent_id": options.get("parent_id"),
-        ENVELOPE_HEADER: (options.get("headers") or {}).get(ENVELOPE_HEADER),
-    }
-    return Message.from_headers(headers, target.agent, message_payload(target.handler, args or (), kwargs or {}))
-
-
-def _moment(value: datetime | str | None) -> datetime | None:
-    """Read Celery's forms of a moment; a naive one is UTC, as it is for Celery here."""
-    return None if value is None else _aware(value)
-
-
-def _aware(value: datetime | str) -> datetime:
-    moment = datetime.fromisoformat(value) if isinstance(value, str) else value
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

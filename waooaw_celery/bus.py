@@ -5,16 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from waooaw_celery.app import AgentApp
+from waooaw_celery.envelope import threaded
 from waooaw_celery.errors import BrokerUnavailable, InvalidMessage
-from waooaw_celery.message import (
-    JSON,
-    SENDABLE,
-    DeliveryReceipt,
-    Message,
-    MessageType,
-    check_agent_name,
-)
+from waooaw_celery.message import SENDABLE, DeliveryReceipt, Message, MessageType, receipt_of
 from waooaw_celery.routing import HandlerName
+from waooaw_celery.values import JSON, check_agent_name
+from waooaw_celery.worker.task import current_message
 
 
 class MessageBus:
@@ -42,9 +38,7 @@ class MessageBus:
             BrokerUnavailable: not confirmed by the broker; the receipt stays PENDING.
             StoreUnavailable: Redis does not answer; nothing was published.
         """
-        target = _target(message)
-        self.app.send_task(str(target), (message.payload,), message=message)
-        return self.receipt(message.message_id)
+        return self._send(_target(message), message)
 
     def send_many(self, messages: Iterable[Message]) -> list[DeliveryReceipt]:
         """Send several messages, checked all together first: when one is refused, none was sent.
@@ -56,15 +50,14 @@ class MessageBus:
         batch = [(message, _target(message)) for message in messages]
         for target in dict.fromkeys(target for _, target in batch):
             self.app.registry.check_handler(target)
-        sent: list[str] = []
+        receipts: list[DeliveryReceipt] = []
         for message, target in batch:
             try:
-                self.app.send_task(str(target), (message.payload,), message=message)
+                receipts.append(self._send(target, message))
             except BrokerUnavailable as error:
-                error.message_ids = tuple(sent)
+                error.message_ids = tuple(receipt.message_id for receipt in receipts)
                 raise
-            sent.append(message.message_id)
-        return [self.receipt(message_id) for message_id in sent]
+        return receipts
 
     def broadcast(
         self,
@@ -118,6 +111,11 @@ class MessageBus:
             StoreUnavailable: Redis does not answer.
         """
         return self.app.receipts.get(message_id)
+
+    def _send(self, target: HandlerName, message: Message) -> DeliveryReceipt:
+        sent = threaded(target, message, current_message())
+        self.app.send_task(str(target), (sent.payload,), message=sent)
+        return receipt_of(sent, target.handler)
 
 
 def _target(message: Message) -> HandlerName:

@@ -2,33 +2,22 @@
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from enum import IntEnum, StrEnum
-from typing import Any, Self, TypeAlias
+from typing import Any, Self
 from uuid import uuid4
 
 from waooaw_celery.errors import InvalidMessage
-
-#: A value that JSON can carry: None, bool, int, finite float, str, list, or a dict with str keys.
-JSON: TypeAlias = Any
+from waooaw_celery.values import JSON, check_agent_name, check_id, check_ttl, json_copy
 
 #: The Celery header that carries the envelope; one key, so that no name of ours meets one of Celery's.
 ENVELOPE_HEADER = "waooaw"
 #: Raised when a reader of the old envelope would misunderstand the new one.
 ENVELOPE_VERSION = 1
-#: Deepest nesting of a payload, in containers: far above real payloads, far below Python's recursion limit.
-MAX_DEPTH = 100
 #: The sender of a message that was published without an envelope, by something that is no agent.
 FOREIGN_SENDER = "unknown"
-
-AGENT_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
-#: Task names that begin with these belong to Celery and to this package, never to an agent.
-RESERVED_NAMES = frozenset({"celery", "waooaw"})
-_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
 class MessageType(StrEnum):
@@ -237,44 +226,23 @@ class DeliveryReceipt:
     error: str | None
 
 
-def check_agent_name(name: object, what: str = "agent") -> str:
-    """Return the name when it can be an agent's.
-
-    Raises:
-        InvalidMessage: it breaks the grammar ``^[a-z0-9][a-z0-9_-]{0,62}$`` or is reserved.
-    """
-    if not isinstance(name, str) or not AGENT_NAME.fullmatch(name):
-        raise InvalidMessage(
-            f"{what} must be 1 to 63 characters of a-z, 0-9, _ and -, beginning with a letter or a digit, "
-            f"not {name!r:.80}"
-        )
-    if name in RESERVED_NAMES:
-        raise InvalidMessage(f"{what} {name!r} is reserved: choose another name")
-    return name
-
-
-def check_id(value: object, what: str) -> str:
-    """Return the id when it can be one.
-
-    Raises:
-        InvalidMessage: it is not 1 to 128 characters of letters, digits and ``. _ : -``: an id is printed in
-            logs and is part of Redis keys.
-    """
-    if not isinstance(value, str) or not _ID.fullmatch(value):
-        raise InvalidMessage(f"{what} must be 1 to 128 letters, digits, '.', '_', ':' or '-', not {value!r:.80}")
-    return value
-
-
-def check_ttl(seconds: object) -> None:
-    """Check a time to live.
-
-    Raises:
-        InvalidMessage: it is neither None nor a positive, finite number of seconds below 100 years.
-    """
-    if seconds is None:
-        return
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds < 3.2e9:
-        raise InvalidMessage(f"ttl_seconds must be None (no expiry) or a positive number, not {seconds!r}")
+def receipt_of(message: Message, handler: str) -> DeliveryReceipt:
+    """Return the receipt of a message that the broker has just taken."""
+    return DeliveryReceipt(
+        message_id=message.message_id,
+        from_agent=message.from_agent,
+        to_agent=message.to_agent,
+        handler=handler,
+        message_type=message.message_type,
+        priority=message.priority,
+        status=MessageStatus.SENT,
+        attempts=0,
+        sent_at=message.sent_at,
+        delivered_at=None,
+        finished_at=None,
+        correlation_id=message.correlation_id or message.message_id,
+        error=None,
+    )
 
 
 def _message_type(value: Any) -> MessageType:
@@ -283,42 +251,3 @@ def _message_type(value: Any) -> MessageType:
     except ValueError:
         names = ", ".join(member.name for member in MessageType)
         raise InvalidMessage(f"message_type must be one of {names}, not {value!r}") from None
-
-
-def json_copy(value: object, where: str, depth: int = 0) -> JSON:
-    """Return a deep copy of a JSON value; tuples become lists.
-
-    Args:
-        value: what to copy.
-        where: the name of the value in an error's sentence, such as ``payload``.
-        depth: how many containers are around it.
-
-    Raises:
-        InvalidMessage: a part is no JSON value; the sentence gives its path and what to use instead.
-    """
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            raise InvalidMessage(f"{where} is {value}, which JSON does not have: use None or a string")
-        return value
-    if depth >= MAX_DEPTH:
-        raise InvalidMessage(f"{where[:80]}… is nested deeper than {MAX_DEPTH} levels")
-    if isinstance(value, list | tuple):
-        return [json_copy(item, f"{where}[{index}]", depth + 1) for index, item in enumerate(value)]
-    if isinstance(value, Mapping):
-        return _json_dict(value, where, depth)
-    raise InvalidMessage(
-        f"{where} is a {type(value).__name__}, which is no JSON value: "
-        "use None, bool, int, float, str, list or dict (a datetime as .isoformat(), an enum as .value)"
-    )
-
-
-def _json_dict(value: Mapping[Any, Any], where: str, depth: int) -> dict[str, JSON]:
-    if "__type__" in value and "__value__" in value:
-        # Kombu's JSON decoder takes this pair for a coded object; the receiver would lose the message.
-        raise InvalidMessage(f"{where} has the keys '__type__' and '__value__' together: rename one")
-    for key in value:
-        if not isinstance(key, str):
-            raise InvalidMessage(f"{where} has the key {key!r:.80}: the keys of a JSON object are strings")
-    return {key: json_copy(item, f"{where}.{key}", depth + 1) for key, item in value.items()}

@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 
 from waooaw_celery.errors import UnknownMessage
-from waooaw_celery.message import DeliveryReceipt, Message, MessageStatus, MessageType, Priority, check_id
+from waooaw_celery.message import DeliveryReceipt, Message, MessageStatus, MessageType, Priority
 from waooaw_celery.store import Client, guarded
+from waooaw_celery.values import check_id
 
 _RECORD = "waooaw:message:"
 _BY_TIME = "waooaw:messages"

@@ -24,8 +24,9 @@ from waooaw_celery.errors import (
     UnknownMethod,
     WaooawError,
 )
-from waooaw_celery.message import JSON, TYPE_NAMES, Message, MessageType, Priority, check_agent_name, json_copy
+from waooaw_celery.message import TYPE_NAMES, Message, MessageType, Priority
 from waooaw_celery.routing import HandlerName
+from waooaw_celery.values import JSON, check_agent_name, json_copy
 
 #: Seconds between two looks at the clock while waiting; an answer that arrives ends the waiting at once.
 _LOOK_SECONDS = 0.1

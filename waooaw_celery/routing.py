@@ -10,7 +10,8 @@ from kombu import Connection, Exchange, Queue
 from kombu.utils.url import maybe_sanitize_url
 
 from waooaw_celery.errors import ConfigurationError
-from waooaw_celery.message import AGENT_NAME, RESERVED_NAMES, TYPE_NAMES, MessageType, Priority
+from waooaw_celery.message import TYPE_NAMES, MessageType, Priority
+from waooaw_celery.values import AGENT_NAME, RESERVED_NAMES
 
 #: Where the periodic tasks of this package run; no agent's worker consumes it.
 SYSTEM_QUEUE = "waooaw.system"

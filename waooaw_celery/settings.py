@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from waooaw_celery.errors import ConfigurationError
-from waooaw_celery.message import check_agent_name
+from waooaw_celery.values import check_agent_name
 
 PREFIX = "waooaw_"
 #: Variables with our prefix that are no settings of an app: the app of the command line, and the tests' servers.
@@ -136,9 +136,6 @@ CELERY_DEFAULTS: dict[str, Any] = {
     # A handler that hangs is ended; a longer one says so with its own time_limit.
     "task_soft_time_limit": 270,
     "task_time_limit": 300,
-    # Flower shows what runs.
-    "worker_send_task_events": True,
-    "task_track_started": True,
     "timezone": "UTC",
 }
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support import Broker, until
+from support import PROBE_FOLDER, Broker, until
 
 from waooaw_celery import AgentApp
 
@@ -155,3 +155,27 @@ def test_an_application_can_be_named(cli: Cli, broker: Broker, agent: str, tmp_p
     )
     done = cli("-A", "named", "send", agent, "{}", "--json", PYTHONPATH=str(tmp_path))
     assert json.loads(done.stdout)["from_agent"] == "named-app"
+
+
+@pytest.mark.parametrize(
+    ("env", "sentence"),
+    [
+        ({"CELERY_BROKER_URL": "memory://"}, "Error: the broker 'memory' does not order messages by priority"),
+        ({"WAOOAW_SENDR": "x"}, "Error: unknown environment variable WAOOAW_SENDR: did you mean WAOOAW_SENDER?"),
+        ({"CELERY_BROKER_URL": "", "CELERY_RESULT_BACKEND": ""}, "Error: no broker is set"),
+    ],
+)
+def test_a_worker_does_not_start_with_a_wrong_setting(broker: Broker, env: dict[str, str], sentence: str) -> None:
+    """`celery worker` ends at once with the sentence and no traceback."""
+    done = subprocess.run(
+        [sys.executable, "-m", "celery", "-A", "probe", "worker", "-c", "1"],
+        cwd=PROBE_FOLDER,
+        env=os.environ | {"CELERY_BROKER_URL": broker.url, "PROBE_NAME": "misconfigured"} | env,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr

@@ -131,7 +131,7 @@ def test_receipts_are_kept_for_their_time(broker: Broker) -> None:
     """A receipt disappears after waooaw_receipt_seconds, and asking for it says so."""
     app = broker.app(waooaw_receipt_seconds=0.2)
     sent = message(app, ttl_seconds=None)
-    until(lambda: not app._store.exists(f"waooaw:message:{sent.message_id}"), "forgetting")
+    until(lambda: not app.receipts._client.exists(f"waooaw:message:{sent.message_id}"), "forgetting")
     with pytest.raises(UnknownMessage, match="never sent, or is older than"):
         app.receipts.get(sent.message_id)
     app.receipts.sweep()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -152,3 +153,11 @@ def test_a_message_handler_takes_one_payload(app: AgentApp) -> None:
     app.conf.waooaw_sender = "tests"
     with pytest.raises(InvalidMessage, match=r"other\.command takes one argument, the payload"):
         app.send_task("other.command", (1, 2))
+
+
+def test_a_delay_beyond_the_visibility_timeout_is_refused_on_redis(app: AgentApp) -> None:
+    """Redis would hand such a message out again and again until it is due."""
+    app.conf.waooaw_sender = "tests"
+    for option in ({"countdown": 3600}, {"eta": datetime.now(UTC) + timedelta(hours=1)}):
+        with pytest.raises(InvalidMessage, match=r"due in 3\d\d\d.* s would be handed out again every 330 s"):
+            app.send_task("other.greet", **option)

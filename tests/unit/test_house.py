@@ -22,8 +22,9 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("bus", "request_response", "tasks"),
     ("app",),
     ("worker",),
-    ("receipts", "registry", "routing", "store"),
+    ("envelope", "receipts", "registry", "routing", "store"),
     ("message", "settings"),
+    ("values",),
     ("errors",),
 )
 #: May import whatever stands in the package's public face; nothing below the top floor may import it.

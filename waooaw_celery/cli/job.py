@@ -12,8 +12,9 @@ from waooaw_celery.bus import MessageBus
 from waooaw_celery.cli.group import OPERATOR
 from waooaw_celery.cli.stack import Stack
 from waooaw_celery.errors import WaooawError
-from waooaw_celery.message import JSON, DeliveryReceipt, Message, MessageStatus, MessageType, Priority
+from waooaw_celery.message import DeliveryReceipt, Message, MessageStatus, MessageType, Priority
 from waooaw_celery.request_response import RequestResponseHandler
+from waooaw_celery.values import JSON
 
 #: Seconds without any progress after which the job counts as stuck.
 STUCK = 60.0

@@ -128,7 +128,8 @@ def _start_all(stack: Stack) -> None:
 
 def _worker(module: str, name: str) -> list[str]:
     # Without mingle and gossip, which tell workers of each other and cost a second at the start.
-    quick = ["--without-mingle", "--without-gossip"]
+    # With events, which Flower shows.
+    quick = ["--without-mingle", "--without-gossip", "-E"]
     return ["-A", module, "worker", "-n", f"{name}@%h", "-c", "1", "--loglevel=INFO", *quick]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from celery import bootsteps
 
-from waooaw_celery.errors import StoreUnavailable
+from waooaw_celery.errors import ConfigurationError, StoreUnavailable
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +22,9 @@ class Presence(bootsteps.StartStopStep):
     A thread of its own says it, so that neither a busy pool nor a slow Redis holds up the other.
     """
 
+    # After the pool has forked: no thread of ours stands in the middle of something then.
+    requires = ("celery.worker.components:Pool",)
+
     def __init__(self, parent: Any, **kwargs: Any) -> None:
         super().__init__(parent, **kwargs)
         self._stopped = threading.Event()
@@ -31,9 +34,12 @@ class Presence(bootsteps.StartStopStep):
         """Refuse to start with a setting or a broker that cannot work.
 
         Raises:
-            ConfigurationError: the sentence says what to change.
+            SystemExit: the sentence says what to change; it ends ``celery worker`` without a traceback.
         """
-        parent.app.check()
+        try:
+            parent.app.check()
+        except ConfigurationError as error:
+            raise SystemExit(f"Error: {error}") from error
 
     def start(self, parent: Any) -> None:
         """Declare the agents whose queues this worker consumes, from now on."""
@@ -53,19 +59,17 @@ class Presence(bootsteps.StartStopStep):
         self.stop(parent)
 
     def _run(self, worker: Any) -> None:
-        app = worker.app
+        app, registry = worker.app, worker.app.open_registry()
         interval = app.settings.heartbeat_seconds
         agents = app.consumed_agents()
         while True:
             self._say(
-                lambda name: app.registry.declare(
-                    name, app.agents[name], worker.hostname, interval * MISSED_BEATS
-                ),
+                lambda name: registry.declare(name, app.agents[name], worker.hostname, interval * MISSED_BEATS),
                 agents,
             )
             if self._stopped.wait(interval):
                 break
-        self._say(lambda name: app.registry.retire(name, worker.hostname), agents)
+        self._say(lambda name: registry.retire(name, worker.hostname), agents)
 
     def _say(self, say: Any, agents: tuple[str, ...]) -> None:
         for name in agents:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from celery import Task
 from celery._state import get_current_worker_task
 
-from waooaw_celery.message import ENVELOPE_HEADER, JSON, TYPE_NAMES, Message
+from waooaw_celery.envelope import payload_of
+from waooaw_celery.message import ENVELOPE_HEADER, Message
+
+#: Where a task's request keeps its message once that has been read: large ones are not read twice.
+_MESSAGE = "waooaw_message"
 
 
 class AgentTask(Task):  # type: ignore[type-arg]
@@ -33,27 +35,18 @@ class AgentTask(Task):  # type: ignore[type-arg]
             InvalidMessage: it came with an envelope that this version cannot read.
         """
         request = self.request
-        headers = {
-            "id": request.id,
-            "root_id": request.root_id,
-            "parent_id": request.parent_id,
-            ENVELOPE_HEADER: (request.headers or {}).get(ENVELOPE_HEADER),
-        }
-        payload = message_payload(self.handler, request.args or (), request.kwargs or {})
-        return Message.from_headers(headers, self.agent, payload)
-
-
-def message_payload(handler: str, args: Any, kwargs: Any) -> JSON:
-    """Return what a call of this handler says: the payload itself, or a method's parameters.
-
-    Args:
-        handler: name of the handler.
-        args: positional arguments of the task; a message's payload is the only one.
-        kwargs: keyword arguments of the task.
-    """
-    if handler in TYPE_NAMES and len(args) == 1 and not kwargs:
-        return args[0]
-    return {"args": list(args), "kwargs": dict(kwargs)} if args else dict(kwargs)
+        message: Message | None = request.get(_MESSAGE)
+        if message is None:
+            headers = {
+                "id": request.id,
+                "root_id": request.root_id,
+                "parent_id": request.parent_id,
+                ENVELOPE_HEADER: (request.headers or {}).get(ENVELOPE_HEADER),
+            }
+            payload = payload_of(self.handler, request.args or (), request.kwargs or {})
+            message = Message.from_headers(headers, self.agent, payload)
+            request.update({_MESSAGE: message})
+        return message
 
 
 def current_task() -> AgentTask | None:

@@ -1,0 +1,142 @@
+"""Which message a publish of Celery is: made from a `.delay`, read back for a retry, threaded to its cause."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from waooaw_celery.errors import InvalidMessage
+from waooaw_celery.message import ENVELOPE_HEADER, TYPE_NAMES, Message
+from waooaw_celery.routing import HandlerName
+from waooaw_celery.values import JSON
+
+#: The options of ``apply_async``, as Celery hands them on.
+Options = Mapping[str, Any]
+
+
+def message_of_delay(
+    target: HandlerName, args: Any, kwargs: Any, options: Options, *, sender: str, default_ttl: float | None
+) -> Message:
+    """Make the message of a ``.delay`` or ``apply_async``.
+
+    Args:
+        target: the handler that is called.
+        args: its positional arguments; a message's payload is the only one.
+        kwargs: its keyword arguments.
+        options: the options of the call.
+        sender: who speaks.
+        default_ttl: seconds until it expires, when the options do not say; None: never.
+
+    Raises:
+        InvalidMessage: an argument is no JSON value, or an option breaks a rule.
+    """
+    if target.handler in TYPE_NAMES and (len(args or ()) != 1 or kwargs):
+        raise InvalidMessage(f"{target} takes one argument, the payload: {target}.delay({{...}})")
+    fields: dict[str, Any] = {"message_id": options["task_id"]} if options.get("task_id") else {}
+    if options.get("priority") is not None:
+        fields["priority"] = options["priority"]
+    return Message(
+        from_agent=sender,
+        to_agent=target.agent,
+        message_type=target.message_type,
+        payload=payload_of(target.handler, args or (), kwargs or {}),
+        ttl_seconds=_ttl(options, default_ttl),
+        conversation_id=options.get("root_id"),
+        causation_id=options.get("parent_id"),
+        **fields,
+    )
+
+
+def message_of_retry(target: HandlerName, args: Any, kwargs: Any, options: Options) -> Message:
+    """Return the message that a retry publishes again: everything but the attempt is as it was.
+
+    Raises:
+        InvalidMessage: it came with an envelope that this version cannot read.
+    """
+    headers = {
+        "id": options["task_id"],
+        "root_id": options.get("root_id"),
+        "parent_id": options.get("parent_id"),
+        ENVELOPE_HEADER: (options.get("headers") or {}).get(ENVELOPE_HEADER),
+    }
+    return Message.from_headers(headers, target.agent, payload_of(target.handler, args or (), kwargs or {}))
+
+
+def threaded(target: HandlerName, message: Message, cause: Message | None) -> Message:
+    """Fill in the ids that thread a message to the one whose handler sends it.
+
+    Args:
+        target: the handler that it is for. The correlation id of a request is its own id, the key of its answer.
+        message: the new message; ids that it has already are left.
+        cause: the message that is being handled, or None outside of handlers.
+    """
+    inherited = cause.correlation_id if cause and target.handler in TYPE_NAMES else None
+    ids = {
+        "correlation_id": message.correlation_id or inherited or message.message_id,
+        "conversation_id": message.conversation_id or (cause.conversation_id if cause else message.message_id),
+        "causation_id": message.causation_id or (cause.message_id if cause else None),
+    }
+    return message if all(getattr(message, name) == id_ for name, id_ in ids.items()) else message.evolve(**ids)
+
+
+def payload_of(handler: str, args: Any, kwargs: Any) -> JSON:
+    """Return what a call of a handler says: the payload itself, or a method's parameters.
+
+    Args:
+        handler: name of the handler.
+        args: positional arguments of the task; a message's payload is the only one.
+        kwargs: keyword arguments of the task.
+    """
+    if handler in TYPE_NAMES and len(args) == 1 and not kwargs:
+        return args[0]
+    return {"args": list(args), "kwargs": dict(kwargs)} if args else dict(kwargs)
+
+
+def check_delay(options: Options, visibility_timeout: float) -> None:
+    """Refuse an ``eta`` or ``countdown`` that Redis would hand out again and again.
+
+    A worker keeps a message that is not yet due unacknowledged; Kombu on Redis then takes it for lost.
+
+    Args:
+        options: the options of the call.
+        visibility_timeout: seconds after which Redis hands out again what is not acknowledged.
+
+    Raises:
+        InvalidMessage: it is due later than that.
+    """
+    wait = _wait(options)
+    if wait >= visibility_timeout:
+        raise InvalidMessage(
+            f"a message that is due in {wait:g} s would be handed out again every {visibility_timeout:g} s until "
+            "then: send it later, or raise broker_transport_options['visibility_timeout']"
+        )
+
+
+def moment(value: datetime | str | None) -> datetime | None:
+    """Read Celery's forms of a moment; a naive one is UTC, as it is for Celery here."""
+    return None if value is None else _aware(value)
+
+
+def _ttl(options: Options, default: float | None) -> float | None:
+    """Return after how many seconds from now a ``.delay`` expires."""
+    expires = options.get("expires")
+    if isinstance(expires, int | float):
+        return expires
+    if expires is not None:
+        return (_aware(expires) - datetime.now(UTC)).total_seconds()
+    # Celery gives None for "not said" too: a message that shall never expire is sent with a Message.
+    # The default counts from the moment at which the message may first be handled.
+    return None if default is None else default + _wait(options)
+
+
+def _wait(options: Options) -> float:
+    """Return the seconds until a message may first be handled."""
+    eta = moment(options.get("eta"))
+    wait = (eta - datetime.now(UTC)).total_seconds() if eta else options.get("countdown") or 0
+    return max(float(wait), 0.0)
+
+
+def _aware(value: datetime | str) -> datetime:
+    at = datetime.fromisoformat(value) if isinstance(value, str) else value
+    return at if at.tzinfo else at.replace(tzinfo=UTC)
