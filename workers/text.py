@@ -22,7 +22,7 @@ from tokenize import COMMENT, DEDENT, INDENT, NAME, NEWLINE, NL, STRING, TokenEr
 NEAR_DUPLICATE = 0.5
 #: A fingerprint takes in at most so many shingles: those with the smallest hashes, a sample that texts of about
 #: one length share. A text beyond it and a shorter one look less similar than they are.
-MAX_SHINGLES = 50_000
+MAX_SHINGLES = 30_000
 
 _PRIME = 2**61 - 1
 # Drawn with BLAKE2 and not with `random`, whose integers may differ between versions of Python.
@@ -42,8 +42,8 @@ _STOP_WORDS = frozenset(_COMMON.split())
 
 # Applied in this order. Each is linear in the length of the text, hence the possessive quantifiers.
 _MARKUP = (
+    (r"^[ \t>]*+(`{3,}|(?<!\w\n)~~~(?!~))[^`\n]*\n(?s:.*?)(?:^[ \t>]*+\1.*|\Z)", "\n\n"),  # fenced code
     (r"\A---\n[\w-]+:(?s:.*?)\n---$|^[ \t]*+>>> (?s:.*?)(?:\n[ \t]*$|\Z)", "\n\n"),  # front matter, doctests
-    (r"^[ \t>]*+(`{3,}|~{3,})[^`\n]*\n(?s:.*?)(?:^[ \t>]*+\1.*|\Z)", "\n\n"),  # fenced code
     # reStructuredText: a paragraph that ends in :: and a code directive announce indented code.
     (r"^([ \t]*+)(?:\.\. [\w-]*code.*|(?!\.\.)(.*)::)\n(?:[ \t]*\n|\1[ \t]+\S.*(?:\n|\Z))+", r"\2\n\n"),
     (r"<!--(?s:.*?)(?:-->|\Z)|</?[A-Za-z][^<>]{0,500}>|\bhttps?://[^\s<>]*[\w/]|:[\w-]+:(?=`)", " "),

@@ -1,0 +1,204 @@
+"""pytest-celery without Docker: what it takes for containers are processes on this computer.
+
+pytest-celery reaches Docker only through the object of docker-py that its containers wrap. ``Process`` is that
+object for a local process, so that the nodes, clusters and setups of pytest-celery work as they are.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from signal import SIGKILL, Signals
+from subprocess import Popen
+from typing import Any
+from uuid import uuid4
+
+import celery
+from celery import Celery
+from pytest_celery import CeleryTestContainer, CeleryTestSetup
+from pytest_docker_tools.exceptions import ContainerFailed
+
+from waooaw_celery import UnknownAgent, create_app
+from waooaw_celery.embedded import _valkey_binary, end, spawn
+
+#: Seconds after which something that should happen counts as not happening; the computer may be busy.
+PATIENCE = 30.0
+
+AGENTS = Path(__file__).parent
+
+
+def until(condition: Callable[[], object], what: str, timeout: float = PATIENCE) -> None:
+    """Wait until something is so, or fail with what was awaited."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"not within {timeout:g} s: {what}")
+        time.sleep(0.05)
+
+
+class Process:
+    """A local process, with as much of docker-py's ``Container`` as pytest-celery uses."""
+
+    def __init__(
+        self, id_: str, name: str, command: Sequence[str], log: Path, env: Mapping[str, str] | None = None
+    ) -> None:
+        self.id = id_
+        self.name = name
+        # No networks and no ports: there are none to wait for.
+        self.attrs: dict[str, Any] = {"NetworkSettings": {"Networks": {}, "Ports": {}}}
+        self._command = command
+        self._log = log
+        self._env = {**os.environ, **(env or {})}
+        self._process: Popen[bytes] | None = None
+
+    @property
+    def status(self) -> str:
+        """``created``, ``running`` or ``exited``."""
+        if self._process is None:
+            return "created"
+        return "running" if self._process.poll() is None else "exited"
+
+    def reload(self) -> None:
+        """Do nothing: ``status`` is always new."""
+
+    def restart(self, timeout: float = PATIENCE) -> None:
+        """Start, after ending what runs."""
+        self.stop(timeout)
+        self._log.unlink(missing_ok=True)
+        self._process = spawn(self._command, log=self._log, env=self._env, cwd=AGENTS)
+
+    def kill(self, signal: str | int | None = None) -> None:
+        """Send a signal; SIGKILL to all its processes, as nothing outlives the first process of a container."""
+        number = Signals[signal] if isinstance(signal, str) else Signals(signal or SIGKILL)
+        if self._process is None or self._process.poll() is not None:
+            return
+        if number != SIGKILL:
+            self._process.send_signal(number)
+            return
+        os.killpg(self._process.pid, SIGKILL)
+        self._process.wait(PATIENCE)
+
+    def wait(self, timeout: float) -> int:
+        """Return the exit code, when it has ended."""
+        assert self._process is not None
+        return self._process.wait(timeout)
+
+    def stop(self, timeout: float = PATIENCE) -> None:
+        """End it, and give pytest its log to show if the test failed."""
+        if self._process is None:
+            return
+        end(self._process, timeout)
+        self._process = None
+        print(f"--- log of {self.name} ---\n{self.logs().decode()}")
+
+    def logs(self) -> bytes:
+        """Return what it printed since its last start; older lines would say that it is ready."""
+        return self._log.read_bytes() if self._log.exists() else b""
+
+
+class ProcessContainer(CeleryTestContainer):
+    """A container of pytest-celery that is a local process."""
+
+    _container: Process
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Run it while the block runs."""
+        try:
+            self.restart()
+            yield
+        finally:
+            self.teardown()
+
+    def wait(self, timeout: float = PATIENCE) -> int:
+        """Return the exit code, when it has ended."""
+        return self._container.wait(timeout)
+
+    def teardown(self) -> None:
+        """End it at once, as a container is removed; harmless when it has ended."""
+        self._container.kill()
+        self._container.stop()
+
+    def _wait_ready(self, timeout: float = PATIENCE) -> bool:
+        # pytest-celery's own looks once a second, and for two minutes also at a process that has ended.
+        until(self._has_started_or_ended, f"{self.name} is ready", timeout)
+        if self.status == "exited":
+            raise ContainerFailed(self, f"{self.name} ended before it was ready: {self.logs()[-500:]}")
+        return True
+
+    def _has_started_or_ended(self) -> bool:
+        return self.ready_prompt in self.logs() or self.status == "exited"
+
+
+class ValkeyContainer(ProcessContainer):
+    """A Valkey server on a socket in its folder: broker, result backend and store at once."""
+
+    ready_prompt = "Ready to accept connections"
+
+    def __init__(self, folder: Path) -> None:
+        self._socket = folder / "valkey.sock"
+        command = [str(_valkey_binary()), "--port", "0", "--unixsocket", str(self._socket), "--dir", str(folder)]
+        command += ["--save", "", "--maxmemory-policy", "noeviction"]
+        super().__init__(Process(uuid4().hex, "valkey", command, folder / "valkey.log"))
+
+    @property
+    def celeryconfig(self) -> dict[str, str]:
+        """Its address, for the worker and for the tests."""
+        url = f"redis+socket://{self._socket}"
+        return {"url": url, "host_url": url}
+
+
+class WorkerContainer(ProcessContainer):
+    """A real ``celery worker`` of the agent in ``agents/<agent>.py``."""
+
+    ready_prompt = " ready."
+
+    def __init__(self, agent: str, folder: Path, env: Mapping[str, str]) -> None:
+        self._agent = agent
+        id_ = uuid4().hex[:12]
+        # The node name is what CeleryTestWorker.hostname() returns; the tasks are for setup.ready(ping=True).
+        command = [sys.executable, "-m", "celery", "-A", f"agents.{agent}", "worker", "-n", f"{agent}@{id_}"]
+        command += ["-c", "1", f"--loglevel={self.log_level()}", "-I", "pytest_celery.vendors.worker.tasks"]
+        super().__init__(Process(id_, agent, command, folder / f"{agent}.log", env))
+
+    def worker_name(self) -> str:
+        """Return the part of the node name before the @, which is the agent's name."""
+        return self._agent
+
+    def worker_queue(self) -> str:
+        """Return the queue that the worker consumes."""
+        return f"agent.{self._agent}"
+
+    def version(self) -> str:
+        """Return the version of Celery."""
+        return celery.__version__
+
+    def log_level(self) -> str:
+        """Return the log level."""
+        return "INFO"
+
+
+class AgentSetup(CeleryTestSetup):
+    """A setup of pytest-celery whose application can speak with agents."""
+
+    @classmethod
+    def create_setup_app(cls, celery_setup_config: dict[str, Any], celery_setup_app_name: str) -> Celery:
+        """Return an application for the tests, which speak in the name of ``tests``."""
+        return create_app(celery_setup_app_name, waooaw_sender="tests", **celery_setup_config)
+
+    def ready(self, *args: bool, **kwargs: bool) -> bool:
+        """Wait also until the agents are known, since nothing can be sent to them before."""
+        for worker in self.worker_cluster or ():
+            until(partial(self._lives, worker.worker_name), f"{worker.worker_name} is known and lives")
+        return super().ready(*args, **kwargs)
+
+    def _lives(self, agent: str) -> bool:
+        try:
+            return bool(self.app.registry.get(agent).workers)
+        except UnknownAgent:
+            return False
