@@ -26,6 +26,9 @@ from waooaw_celery.errors import ConfigurationError
 #: Seconds that a server may take to start or to stop.
 PATIENCE = 20.0
 
+#: Longest path of a socket, in bytes: 107 on Linux, 103 on macOS.
+MAX_SOCKET_PATH = 103
+
 _PR_SET_PDEATHSIG = 1  # Linux, prctl(2)
 
 
@@ -43,7 +46,7 @@ def valkey(*, port: int | None = None, options: Sequence[str] = ()) -> Iterator[
     binary = _valkey_binary()
     if port is not None:
         check_port_free(port, "Valkey")
-    with tempfile.TemporaryDirectory(prefix="waooaw-valkey-", ignore_cleanup_errors=True) as folder:
+    with tempfile.TemporaryDirectory(prefix="waooaw-valkey-", dir=_short_folder()) as folder:
         path = Path(folder, "valkey.sock")
         command = [str(binary), "--port", str(port or 0), "--bind", "127.0.0.1", "--unixsocket", str(path)]
         # A broker must never evict: a message is not a cache entry.
@@ -162,6 +165,12 @@ def check_port_free(port: int, what: str) -> None:
             raise ConfigurationError(
                 f"port {port} for {what} cannot be used ({error.strerror}): choose another, or end what holds it"
             ) from error
+
+
+def _short_folder() -> str:
+    """Return the temporary folder, or /tmp where its path leaves no room for that of a socket."""
+    folder = tempfile.gettempdir()
+    return folder if len(folder) <= MAX_SOCKET_PATH - len("/waooaw-valkey-12345678/valkey.sock") else "/tmp"  # noqa: S108
 
 
 def _valkey_binary() -> Path:

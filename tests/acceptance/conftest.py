@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,14 +12,6 @@ from process_cluster import AgentSetup, ValkeyContainer, WorkerContainer
 from pytest_celery import CeleryTestBackend, CeleryTestBroker, CeleryTestWorker
 
 from waooaw_celery import AgentApp
-
-
-@pytest.fixture
-def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hide the developer's own broker, whose variables would win over the settings of the tests."""
-    for name in list(os.environ):
-        if name.startswith(("CELERY_", "WAOOAW_")):
-            monkeypatch.delenv(name)
 
 
 @pytest.fixture
@@ -71,7 +62,7 @@ def celery_setup_cls() -> type[AgentSetup]:
 
 
 @pytest.fixture
-def celery_setup_app(no_settings_from_outside: None, celery_setup_app: AgentApp) -> Iterator[AgentApp]:
+def celery_setup_app(celery_setup_app: AgentApp) -> Iterator[AgentApp]:
     """Close the application's connections after the test."""
     yield celery_setup_app
     celery_setup_app.close()

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -22,23 +21,12 @@ import celery
 from celery import Celery
 from pytest_celery import CeleryTestContainer, CeleryTestSetup
 from pytest_docker_tools.exceptions import ContainerFailed
+from support import PATIENCE, until
 
 from waooaw_celery import UnknownAgent, create_app
 from waooaw_celery.embedded import _valkey_binary, end, spawn
 
-#: Seconds after which something that should happen counts as not happening; the computer may be busy.
-PATIENCE = 30.0
-
 AGENTS = Path(__file__).parent
-
-
-def until(condition: Callable[[], object], what: str, timeout: float = PATIENCE) -> None:
-    """Wait until something is so, or fail with what was awaited."""
-    deadline = time.monotonic() + timeout
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"not within {timeout:g} s: {what}")
-        time.sleep(0.05)
 
 
 class Process:

@@ -111,12 +111,13 @@ def test_agents_lists_who_is_known(cli: Cli, agent: str) -> None:
     assert "s ago" in row
 
 
-def test_queues_counts_what_waits(cli: Cli) -> None:
+def test_queues_counts_what_waits(cli: Cli, broker: Broker) -> None:
     """Messages to an agent that is known by setting and not there are counted by priority."""
+    sleepy = broker.name()
     for priority in ("urgent", "low", "low"):
-        assert cli("send", "sleepy", "{}", "--priority", priority, WAOOAW_AGENTS="sleepy").returncode == 0
-    depths = json.loads(cli("queues", "--json", WAOOAW_AGENTS="sleepy").stdout)
-    [depth] = [one for one in depths if one["queue"] == "agent.sleepy"]
+        assert cli("send", sleepy, "{}", "--priority", priority, WAOOAW_AGENTS=sleepy).returncode == 0
+    depths = json.loads(cli("queues", "--json", WAOOAW_AGENTS=sleepy).stdout)
+    [depth] = [one for one in depths if one["queue"] == f"agent.{sleepy}"]
     assert (depth["total"], depth["by_priority"]["URGENT"], depth["by_priority"]["LOW"]) == (3, 1, 2)
 
 

@@ -217,8 +217,9 @@ def test_a_port_in_use_is_told_before_anything_is_started(waooaw: Start, tmp_pat
 def test_beat_and_the_system_worker_expire_what_nobody_began(redis_url: str, tmp_path: Path) -> None:
     """With real beat and worker processes, a message to an absent agent ends as EXPIRED by itself."""
     broker = Broker(redis_url, redis_url, tmp_path)
-    app = broker.app(waooaw_agents=["absent"])
-    message = Message(from_agent="tests", to_agent="absent", ttl_seconds=0.1)
+    absent = broker.name()
+    app = broker.app(waooaw_agents=[absent])
+    message = Message(from_agent="tests", to_agent=absent, ttl_seconds=0.1)
     MessageBus(app).send(message)
     env = os.environ | {"CELERY_BROKER_URL": redis_url, "WAOOAW_SWEEP_SECONDS": "1"}
     root = Path(__file__).parents[2]
@@ -243,3 +244,4 @@ def test_beat_and_the_system_worker_expire_what_nobody_began(redis_url: str, tmp
     finally:
         end_all(processes)
         app.close()
+        broker.clean()

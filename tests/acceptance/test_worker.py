@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from process_cluster import AgentSetup, until
+from process_cluster import AgentSetup
+from support import until
 
 from waooaw_celery import Message, MessageBus, MessageStatus, RequestResponseHandler
 

@@ -33,6 +33,15 @@ def test_valkey_runs_on_a_private_socket_and_never_evicts() -> None:
     assert not Path(f"/proc/{pid}").exists()
 
 
+def test_a_deep_temporary_folder_does_not_stop_valkey(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A socket's path has about a hundred characters: with a longer temporary folder, /tmp is used."""
+    deep = tmp_path / ("x" * 100)
+    deep.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(deep))
+    with valkey() as url, connect(store_url(None, url)) as client:
+        assert client.ping()
+
+
 def test_valkey_listens_on_a_port_when_asked() -> None:
     """With a port it answers on 127.0.0.1."""
     port = free_port()

@@ -171,12 +171,13 @@ def test_a_frozen_store_is_an_error_in_seconds_and_nothing_is_sent(
     broker: Broker, lone_server: str, freeze: Callable[[], None]
 ) -> None:
     """A send does not hang on the Redis that keeps the receipts, and publishes nothing without it."""
-    app = broker.app(waooaw_redis_url=lone_server, waooaw_agents=["absent"])
+    absent = broker.name()
+    app = broker.app(waooaw_redis_url=lone_server, waooaw_agents=[absent])
     freeze()
     with pytest.raises(StoreUnavailable, match="waooaw_redis_url"):
-        MessageBus(app).send(Message(from_agent="tests", to_agent="absent"))
+        MessageBus(app).send(Message(from_agent="tests", to_agent=absent))
     with redis.Redis.from_url(store_url(None, broker.url)) as client:
-        assert client.keys("agent.absent*") == []
+        assert client.keys(f"agent.{absent}*") == []
     app.close()
 
 

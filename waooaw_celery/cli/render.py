@@ -15,6 +15,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+#: Characters that a column but the last may take at most.
+WIDEST = 40
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
@@ -31,18 +34,22 @@ def print_json(value: Any) -> None:
 def show_table(screen: Console, title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Print a table; numbers stand on the right, and nothing in a cell is read as markup.
 
-    Each row keeps to one line where its cells can be cut: a table is read down its columns.
+    What does not fit is folded in the last column.
     """
     screen.print(Text(f"\n{title}", style="bold"))
     result = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     lines = [list(row) for row in rows]
     for index, column in enumerate(columns):
         cells = [line[index] for line in lines]
-        if cells and all(isinstance(cell, int | float) for cell in cells):
-            width = max(len(str(cell)) for cell in [column, *cells])
-            result.add_column(column, justify="right", no_wrap=True, min_width=width)
-        else:
-            result.add_column(column, no_wrap=True, overflow="ellipsis")
+        numeric = bool(cells) and all(isinstance(cell, int | float) for cell in cells)
+        width = min(max(len(str(cell)) for cell in [column, *cells]), WIDEST)
+        result.add_column(
+            column,
+            justify="right" if numeric else "left",
+            no_wrap=index < len(columns) - 1,
+            overflow="ellipsis" if index < len(columns) - 1 else "fold",
+            min_width=width if index < len(columns) - 1 else None,
+        )
     for line in lines:
         result.add_row(*(Text("" if cell is None else str(cell)) for cell in line))
     screen.print(result)
