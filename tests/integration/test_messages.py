@@ -11,6 +11,7 @@ from support import Broker, settled, until
 from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus, MessageType, Priority
 from waooaw_celery import RequestResponseHandler as Requests
 from waooaw_celery.errors import InvalidMessage, NoHandler, UnknownAgent, UnknownMessage
+from waooaw_celery.store import connect, store_url
 
 
 def seen(app: AgentApp, agent: str, message_id: str) -> dict[str, object]:
@@ -37,6 +38,17 @@ def test_a_message_arrives_as_it_was_sent(app: AgentApp, probe: str) -> None:
         "sent_at": message.sent_at.isoformat(),
         "expires_at": message.expires_at and message.expires_at.isoformat(),
     }
+
+
+def test_a_message_leaves_no_result(app: AgentApp, probe: str, broker: Broker) -> None:
+    """Nobody waits for a message, also not for one published with ``.delay``: the result backend keeps nothing."""
+    message = Message(from_agent="tests", to_agent=probe)
+    MessageBus(app).send(message)
+    delayed = app.signature(f"{probe}.command", args=({},)).delay()
+    with connect(store_url(None, broker.redis_url)) as client:
+        for message_id in (message.message_id, delayed.id):
+            assert settled(app, message_id) is MessageStatus.HANDLED
+            assert client.exists(f"celery-task-meta-{message_id}") == 0
 
 
 def test_each_type_goes_to_its_own_handler(app: AgentApp, probe: str) -> None:

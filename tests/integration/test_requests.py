@@ -17,6 +17,7 @@ from waooaw_celery.errors import (
     UnknownAgent,
     UnknownMethod,
 )
+from waooaw_celery.store import connect, store_url
 
 
 def busy(app: AgentApp, agent: str, seconds: float) -> None:
@@ -30,6 +31,13 @@ def busy(app: AgentApp, agent: str, seconds: float) -> None:
 def test_the_answer_comes_back(app: AgentApp, probe: str) -> None:
     """A request returns what the method returned."""
     assert Requests(app).request(probe, "echo", {"value": {"a": [1, None, "ü"]}}) == {"a": [1, None, "ü"]}
+
+
+def test_an_answer_is_forgotten_when_it_was_read(app: AgentApp, probe: str, broker: Broker) -> None:
+    """The result backend keeps nothing of a request that was answered."""
+    response = Requests(app).send_request(probe, "echo", {"value": 1})
+    with connect(store_url(None, broker.redis_url)) as client:
+        assert client.exists(f"celery-task-meta-{response.message_id}") == 0
 
 
 def test_the_correlation_id_of_a_request_is_its_message_id(app: AgentApp, probe: str) -> None:
