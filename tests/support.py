@@ -42,16 +42,23 @@ class Broker:
         url: URL of the broker.
         redis_url: URL of the Redis for results, agents and receipts.
         folder: for the logs of the workers.
+        database_url: the ledger's, or None for receipts in Redis.
     """
 
     url: str
     redis_url: str
     folder: Path
+    database_url: str | None = None
     names: set[str] = field(default_factory=set)
 
     def app(self, **config: object) -> AgentApp:
         """Return an application that speaks as ``tests``."""
-        settings = {"waooaw_sender": "tests", "broker_url": self.url, "result_backend": self.redis_url}
+        settings = {
+            "waooaw_sender": "tests",
+            "waooaw_database_url": self.database_url,
+            "broker_url": self.url,
+            "result_backend": self.redis_url,
+        }
         return create_app("tests", **(settings | config))
 
     def name(self) -> str:
@@ -68,6 +75,8 @@ class Broker:
             "CELERY_BROKER_URL": self.url,
             "CELERY_RESULT_BACKEND": self.redis_url,
         }
+        if self.database_url is not None:
+            env["WAOOAW_DATABASE_URL"] = self.database_url
         command = [sys.executable, "-m", "celery", "-A", "probe", "worker", "-n", f"{name}@%h", "-c", "1"]
         # Neither is of use to a lone worker, and each costs a second.
         command += ["--without-mingle", "--without-gossip", *options]

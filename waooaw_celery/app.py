@@ -13,6 +13,10 @@ from celery import Celery
 from celery.result import AsyncResult
 from kombu.exceptions import OperationalError
 
+from waooaw_celery.audit import schema
+from waooaw_celery.audit.agents import LedgerAgentRegistry
+from waooaw_celery.audit.engine import Database, database_url
+from waooaw_celery.audit.ledger import Ledger
 from waooaw_celery.envelope import check_delay, message_of_delay, message_of_retry, moment, threaded
 from waooaw_celery.errors import (
     BrokerUnavailable,
@@ -22,8 +26,8 @@ from waooaw_celery.errors import (
     UnknownSender,
 )
 from waooaw_celery.message import ENVELOPE_HEADER, TYPE_NAMES, Message, Priority
-from waooaw_celery.receipts import Receipts
-from waooaw_celery.registry import AgentRegistry
+from waooaw_celery.receipts import Receipts, RedisReceipts
+from waooaw_celery.registry import AgentRegistry, RedisAgentRegistry
 from waooaw_celery.routing import HandlerName, agent_queue, broker_priority, check_ordered, driver_type
 from waooaw_celery.settings import CELERY_DEFAULTS, TRANSPORT_DEFAULTS, WaooawSettings
 from waooaw_celery.store import Client, connect, store_url
@@ -88,12 +92,35 @@ class AgentApp(Celery):
 
     def open_registry(self) -> AgentRegistry:
         """Return the known agents over a connection of their own, for a thread beside the others."""
-        return AgentRegistry(self._connect(), self.settings.agents)
+        if self._database is not None:
+            return LedgerAgentRegistry(Database(self._database.url), self.settings.agents)
+        return RedisAgentRegistry(self._connect(), self.settings.agents)
 
     @cached_property
     def receipts(self) -> Receipts:
         """What became of each message."""
-        return Receipts(self._connect(), self.settings.receipt_seconds)
+        if self._database is not None:
+            return Ledger(self._database, self.settings.retention)
+        return RedisReceipts(self._connect(), self.settings.receipt_seconds)
+
+    @cached_property
+    def database(self) -> Database:
+        """The ledger's database.
+
+        Raises:
+            ConfigurationError: none is set.
+        """
+        if self._database is None:
+            raise ConfigurationError(
+                "there is no ledger: set waooaw_database_url (or WAOOAW_DATABASE_URL), such as "
+                "postgresql://user:password@host/name, and run `waooaw db upgrade`"
+            )
+        return self._database
+
+    @cached_property
+    def _database(self) -> Database | None:
+        url = self.settings.database_url
+        return None if url is None else Database(database_url(url))
 
     def _connect(self) -> Client:
         return connect(store_url(self.settings.redis_url, self.conf.result_backend, self.conf.broker_url))
@@ -105,6 +132,15 @@ class AgentApp(Celery):
             ConfigurationError: a setting is missing, misspelt or impossible.
         """
         _ = self.settings, self.driver, self.receipts
+        if self._database is not None:
+            schema.check(self._database)
+
+    def close(self) -> None:
+        """Close all connections."""
+        super().close()
+        for part in ("registry", "receipts"):
+            if part in self.__dict__:  # made so far
+                getattr(self, part).close()
 
     def consumed_agents(self) -> tuple[str, ...]:
         """Return the agents of this application whose queues its worker consumes (``-Q`` may leave some out)."""

@@ -9,7 +9,8 @@
         * UnknownMethod         the recipient has no such method
     * UnknownMessage            no receipt is kept for this id
     * BrokerUnavailable         the message could not be published
-    * StoreUnavailable          Redis, which keeps agents and receipts, does not answer
+    * StoreUnavailable          what keeps agents and receipts does not answer
+        * AuditUnavailable      the ledger does not answer, so nothing is published
     * RequestError              a request did not bring a result
         * RequestTimeout        no answer came in time
         * Expired               the request was dropped: its time was over before it was begun
@@ -71,7 +72,11 @@ class BrokerUnavailable(WaooawError, OperationalError):
 
 
 class StoreUnavailable(WaooawError, ConnectionError):
-    """Redis, which keeps the known agents and the receipts, does not answer."""
+    """What keeps the known agents and the receipts does not answer: the ledger, or Redis without one."""
+
+
+class AuditUnavailable(StoreUnavailable):
+    """The ledger does not answer, and what it cannot record is not published."""
 
 
 class RequestError(WaooawError):

@@ -58,6 +58,25 @@ class Priority(IntEnum):
         raise InvalidMessage(f"priority must be one of {', '.join(cls.__members__)}, not {value!r}")
 
 
+class RetentionPolicy(StrEnum):
+    """How long the ledger keeps a message after it was sent."""
+
+    DAYS_30 = "30 days"
+    DAYS_90 = "90 days"
+    DAYS_365 = "365 days"
+    FOREVER = "forever"
+
+    def until(self, sent_at: datetime) -> datetime:
+        """Return the moment after which a message sent then may be purged; for FOREVER one that never comes."""
+        if self is RetentionPolicy.FOREVER:
+            return KEPT_FOREVER
+        return sent_at + timedelta(days=int(self.value.partition(" ")[0]))
+
+
+#: When what is kept for ever may be purged: the last day that every database and Python can write.
+KEPT_FOREVER = datetime(9999, 12, 31, tzinfo=UTC)
+
+
 class MessageStatus(StrEnum):
     """What is known of a message, from its first moment to its last."""
 
@@ -92,6 +111,7 @@ class Message:
         correlation_id: threads related messages; None: filled in when it is sent.
         conversation_id: id of the message that began it all; None: filled in when it is sent.
         causation_id: id of the message whose handler sent this one; None outside of handlers.
+        retention: how long the ledger keeps it; None: the setting ``waooaw_retention``, when it is sent.
         sent_at: aware UTC time.
 
     Raises:
@@ -108,6 +128,7 @@ class Message:
     correlation_id: str | None = None
     conversation_id: str | None = None
     causation_id: str | None = None
+    retention: RetentionPolicy | None = None
     sent_at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     def __post_init__(self) -> None:
@@ -117,6 +138,8 @@ class Message:
         put(self, "message_type", _message_type(self.message_type))
         put(self, "priority", Priority.of(self.priority))
         put(self, "payload", json_copy(self.payload, "payload"))
+        if self.retention is not None:
+            put(self, "retention", _retention(self.retention))
         check_ttl(self.ttl_seconds)
         check_id(self.message_id, "message_id")
         for name in ("correlation_id", "conversation_id", "causation_id"):
@@ -146,6 +169,7 @@ class Message:
             "priority": self.priority.name,
             "ttl_seconds": self.ttl_seconds,
             "correlation_id": self.correlation_id,
+            "retention": self.retention.value if self.retention else None,
             "sent_at": self.sent_at.isoformat(),
         }
 
@@ -187,6 +211,7 @@ class Message:
             conversation_id=headers.get("root_id") or headers["id"],
             # A retry that Celery publishes names the message itself as its parent.
             causation_id=parent_id if parent_id != headers["id"] else None,
+            retention=envelope.get("retention"),
             sent_at=datetime.fromisoformat(sent_at) if sent_at else datetime.now(UTC),
         )
 
@@ -243,6 +268,14 @@ def receipt_of(message: Message, handler: str) -> DeliveryReceipt:
         correlation_id=message.correlation_id or message.message_id,
         error=None,
     )
+
+
+def _retention(value: Any) -> RetentionPolicy:
+    try:
+        return RetentionPolicy(value)
+    except ValueError:
+        names = ", ".join(member.name for member in RetentionPolicy)
+        raise InvalidMessage(f"retention must be one of {names}, not {value!r}") from None
 
 
 def _message_type(value: Any) -> MessageType:

@@ -1,12 +1,9 @@
-"""The newest known fact about every message, kept in Redis for a day.
-
-One hash a message. Facts are only added: the first terminal one wins, since Celery reports some ends twice. The
-status is worked out when it is asked for.
-"""
+"""The newest known fact about every message: what is asked of whoever keeps it, and Redis as its keeper."""
 
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 
@@ -22,8 +19,72 @@ _EXPIRING = "waooaw:expiring"
 SWEEP_GRACE = 5.0
 
 
-class Receipts:
-    """What became of each message.
+class Receipts(ABC):
+    """What became of each message: written as it happens, asked for at any time.
+
+    Facts are only added; the first terminal one wins, since Celery reports some ends twice. Every method raises
+    StoreUnavailable when what keeps the facts does not answer.
+    """
+
+    @abstractmethod
+    def pending(self, message: Message, handler: str) -> None:
+        """Write a message down before it is published; when this fails it must not be."""
+
+    @abstractmethod
+    def sent(self, message_id: str) -> None:
+        """Write down that the broker has the message."""
+
+    @abstractmethod
+    def delivered(self, message: Message, handler: str, worker: str | None = None) -> None:
+        """Write down that a worker has begun to handle the message."""
+
+    @abstractmethod
+    def retried(self, message_id: str, error: str, worker: str | None = None) -> None:
+        """Write down that the handler asked for another attempt."""
+
+    @abstractmethod
+    def finished(
+        self, message_id: str, status: MessageStatus, error: str | None = None, worker: str | None = None
+    ) -> bool:
+        """Write down how it ended, unless that is known already.
+
+        Args:
+            message_id: of which message.
+            status: HANDLED, FAILED or EXPIRED.
+            error: why it failed.
+            worker: node name of the worker that tells it.
+
+        Returns:
+            Whether this was the first end reported.
+        """
+
+    @abstractmethod
+    def get(self, message_id: str) -> DeliveryReceipt:
+        """Return the receipt of a message.
+
+        Raises:
+            UnknownMessage: none is kept.
+            InvalidMessage: this cannot be an id.
+        """
+
+    @abstractmethod
+    def recent(self, *, since: datetime | None = None, limit: int = 1000) -> list[DeliveryReceipt]:
+        """Return the receipts of the newest messages, the oldest of them first."""
+
+    @abstractmethod
+    def sweep(self) -> list[str]:
+        """Mark as EXPIRED what is past its time and no worker ever began, and return the ids.
+
+        Safe to run twice at once. A worker that meets such a message later drops it.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close the connections of this process."""
+
+
+class RedisReceipts(Receipts):
+    """Receipts kept in Redis for a while: one hash a message, whose status is worked out when it is asked for.
 
     Args:
         client: connection to the store.
@@ -35,11 +96,6 @@ class Receipts:
         self._keep = timedelta(seconds=keep_seconds)
 
     def pending(self, message: Message, handler: str) -> None:
-        """Write a message down before it is published.
-
-        Raises:
-            StoreUnavailable: Redis does not answer; the message must not be published.
-        """
         key = _RECORD + message.message_id
         with guarded(f"record message {message.message_id}"), self._client.pipeline() as pipeline:
             pipeline.hset(key, mapping=_facts(message, handler))
@@ -50,20 +106,10 @@ class Receipts:
             pipeline.execute()
 
     def sent(self, message_id: str) -> None:
-        """Write down that the broker has the message.
-
-        Raises:
-            StoreUnavailable: Redis does not answer.
-        """
         with guarded(f"record that message {message_id} was sent"):
             self._client.hset(_RECORD + message_id, "published", "1")
 
-    def delivered(self, message: Message, handler: str) -> None:
-        """Write down that a worker has begun to handle the message.
-
-        Raises:
-            StoreUnavailable: Redis does not answer.
-        """
+    def delivered(self, message: Message, handler: str, worker: str | None = None) -> None:
         key = _RECORD + message.message_id
         with guarded(f"record the delivery of {message.message_id}"), self._client.pipeline() as pipeline:
             pipeline.hset(key, mapping=_facts(message, handler))  # again, for a message from outside
@@ -74,20 +120,12 @@ class Receipts:
             pipeline.zrem(_EXPIRING, message.message_id)
             pipeline.execute()
 
-    def finished(self, message_id: str, status: MessageStatus, error: str | None = None) -> bool:
-        """Write down how it ended, unless that is known already.
+    def retried(self, message_id: str, error: str, worker: str | None = None) -> None:
+        pass  # the next attempt is counted when it begins
 
-        Args:
-            message_id: of which message.
-            status: HANDLED, FAILED or EXPIRED.
-            error: why it failed.
-
-        Returns:
-            Whether this was the first end reported.
-
-        Raises:
-            StoreUnavailable: Redis does not answer.
-        """
+    def finished(
+        self, message_id: str, status: MessageStatus, error: str | None = None, worker: str | None = None
+    ) -> bool:
         outcome = {"status": status, "at": datetime.now(UTC).isoformat(), "error": error}
         key = _RECORD + message_id
         with guarded(f"record that {message_id} is {status}"), self._client.pipeline() as pipeline:
@@ -97,13 +135,6 @@ class Receipts:
             return bool(pipeline.execute()[0])
 
     def get(self, message_id: str) -> DeliveryReceipt:
-        """Return the receipt of a message.
-
-        Raises:
-            UnknownMessage: none is kept.
-            InvalidMessage: this cannot be an id.
-            StoreUnavailable: Redis does not answer.
-        """
         check_id(message_id, "message_id")
         with guarded(f"read the receipt of {message_id}"):
             fields = self._client.hgetall(_RECORD + message_id)
@@ -114,11 +145,6 @@ class Receipts:
         return _receipt(message_id, fields)
 
     def recent(self, *, since: datetime | None = None, limit: int = 1000) -> list[DeliveryReceipt]:
-        """Return the receipts of the newest messages, the oldest of them first.
-
-        Raises:
-            StoreUnavailable: Redis does not answer.
-        """
         lowest = since.timestamp() if since else "-inf"
         with guarded("read the receipts"), self._client.pipeline(transaction=False) as pipeline:
             newest = self._client.zrange(_BY_TIME, "+inf", lowest, desc=True, byscore=True, offset=0, num=limit)
@@ -129,22 +155,15 @@ class Receipts:
         return [_receipt(id_, fields) for id_, fields in zip(ids, records, strict=True) if "from" in fields]
 
     def sweep(self) -> list[str]:
-        """Mark as EXPIRED what is past its time and no worker ever began; forget receipts past theirs.
-
-        Safe to run twice at once. A worker that meets such a message later drops it.
-
-        Returns:
-            The ids marked.
-
-        Raises:
-            StoreUnavailable: Redis does not answer.
-        """
         now = datetime.now(UTC)
         with guarded("sweep expired messages"):
             ids = self._client.zrange(_EXPIRING, "-inf", now.timestamp() - SWEEP_GRACE, byscore=True)
             swept = [id_ for id_ in ids if self.finished(id_, MessageStatus.EXPIRED)]
             self._client.zremrangebyscore(_BY_TIME, "-inf", (now - self._keep).timestamp())
         return swept
+
+    def close(self) -> None:
+        self._client.close()
 
 
 def _facts(message: Message, handler: str) -> dict[str, str]:

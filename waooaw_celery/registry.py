@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -39,19 +40,20 @@ class AgentRecord:
         return self.last_seen is not None and datetime.now(UTC) - self.last_seen <= within
 
 
-class AgentRegistry:
-    """Known agents, kept in Redis so that every process sees the same ones.
+class AgentRegistry(ABC):
+    """Known agents, kept where every process sees the same ones.
+
+    Every method raises StoreUnavailable when what keeps them does not answer.
 
     Args:
-        client: connection to the store.
         configured: names that are known by setting, without a worker having started yet.
     """
 
-    def __init__(self, client: Client, configured: Iterable[str] = ()) -> None:
-        self._client = client
+    def __init__(self, configured: Iterable[str] = ()) -> None:
         self._configured = frozenset(configured)
         self._handlers: dict[str, tuple[str, ...]] = {}
 
+    @abstractmethod
     def declare(self, name: str, handlers: Iterable[str], worker: str, lifetime: float) -> None:
         """Write down that this agent exists and lives: at its worker's start, and at every heartbeat.
 
@@ -60,48 +62,35 @@ class AgentRegistry:
             handlers: names of all its handlers.
             worker: node name of the worker, such as ``analyst@host``.
             lifetime: seconds after which this worker no longer counts as living without another sign.
-
-        Raises:
-            StoreUnavailable: Redis does not answer.
         """
-        now = datetime.now(UTC)
-        key = _RECORD + name
-        with guarded(f"declare the agent {name!r}"), self._client.pipeline() as pipeline:
-            pipeline.sadd(_NAMES, name)
-            pipeline.hsetnx(key, "declared_at", now.isoformat())
-            pipeline.hset(key, mapping={"handlers": json.dumps(sorted(handlers)), "last_seen": now.isoformat()})
-            pipeline.zadd(f"{key}:workers", {worker: now.timestamp() + lifetime})
-            pipeline.zremrangebyscore(f"{key}:workers", "-inf", now.timestamp())
-            pipeline.execute()
 
+    @abstractmethod
     def retire(self, name: str, worker: str) -> None:
-        """Write down that this worker of the agent has stopped; the agent stays known.
+        """Write down that this worker of the agent has stopped; the agent stays known."""
 
-        Raises:
-            StoreUnavailable: Redis does not answer.
-        """
-        with guarded(f"retire a worker of {name!r}"):
-            self._client.zrem(f"{_RECORD}{name}:workers", worker)
+    @abstractmethod
+    def _names(self) -> set[str]:
+        """Return the names of all agents that were ever declared."""
+
+    @abstractmethod
+    def _read(self, names: list[str]) -> list[AgentRecord]:
+        """Return a record for each name, an empty one for an agent that was never declared."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close the connections of this process."""
 
     def all(self) -> list[AgentRecord]:
-        """Return every known agent, by name.
-
-        Raises:
-            StoreUnavailable: Redis does not answer.
-        """
-        with guarded("list the agents"):
-            names = sorted(self._configured | self._client.smembers(_NAMES))
-            return self._read(names)
+        """Return every known agent, by name."""
+        return self._read(sorted(self._configured | self._names()))
 
     def get(self, name: str) -> AgentRecord:
         """Return what is known of one agent.
 
         Raises:
             UnknownAgent: nothing is; the sentence lists who is known.
-            StoreUnavailable: Redis does not answer.
         """
-        with guarded(f"look up the agent {name!r}"):
-            record = self._read([name])[0]
+        [record] = self._read([name])
         if record.declared_at is None and name not in self._configured:
             known = ", ".join(agent.name for agent in self.all()) or "none yet"
             raise UnknownAgent(
@@ -119,7 +108,6 @@ class AgentRegistry:
             UnknownAgent: nobody ever declared the agent.
             NoHandler: it has no handler for this type of message.
             UnknownMethod: it has no such method.
-            StoreUnavailable: Redis does not answer.
         """
         if target.handler in self._handlers.get(target.agent, ()):
             return
@@ -138,9 +126,44 @@ class AgentRegistry:
         methods = ", ".join(name for name in handlers if name not in TYPE_NAMES) or "none"
         raise UnknownMethod(f"agent {target.agent!r} has no method {target.handler!r} (it has: {methods})")
 
+
+class RedisAgentRegistry(AgentRegistry):
+    """Known agents kept in Redis: a set of names, and for each a hash and its living workers.
+
+    Args:
+        client: connection to Redis.
+        configured: names that are known by setting.
+    """
+
+    def __init__(self, client: Client, configured: Iterable[str] = ()) -> None:
+        super().__init__(configured)
+        self._client = client
+
+    def declare(self, name: str, handlers: Iterable[str], worker: str, lifetime: float) -> None:
+        now = datetime.now(UTC)
+        key = _RECORD + name
+        with guarded(f"declare the agent {name!r}"), self._client.pipeline() as pipeline:
+            pipeline.sadd(_NAMES, name)
+            pipeline.hsetnx(key, "declared_at", now.isoformat())
+            pipeline.hset(key, mapping={"handlers": json.dumps(sorted(handlers)), "last_seen": now.isoformat()})
+            pipeline.zadd(f"{key}:workers", {worker: now.timestamp() + lifetime})
+            pipeline.zremrangebyscore(f"{key}:workers", "-inf", now.timestamp())
+            pipeline.execute()
+
+    def retire(self, name: str, worker: str) -> None:
+        with guarded(f"retire a worker of {name!r}"):
+            self._client.zrem(f"{_RECORD}{name}:workers", worker)
+
+    def close(self) -> None:
+        self._client.close()
+
+    def _names(self) -> set[str]:
+        with guarded("list the agents"):
+            return set(self._client.smembers(_NAMES))
+
     def _read(self, names: list[str]) -> list[AgentRecord]:
         now = datetime.now(UTC).timestamp()
-        with self._client.pipeline(transaction=False) as pipeline:
+        with guarded("look up agents"), self._client.pipeline(transaction=False) as pipeline:
             for name in names:
                 pipeline.hgetall(_RECORD + name)
                 pipeline.zrangebyscore(f"{_RECORD}{name}:workers", now, "+inf")

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from waooaw_celery.errors import ConfigurationError
+from waooaw_celery.message import RetentionPolicy
 from waooaw_celery.values import check_agent_name
 
 PREFIX = "waooaw_"
@@ -44,7 +45,12 @@ class WaooawSettings(BaseModel):
     request_timeout: Seconds = 30.0
     #: Where agents and receipts are kept; None: the result backend, or else the broker, when it is Redis.
     redis_url: str | None = None
-    #: Seconds for which a receipt is kept.
+    #: The ledger's database, such as postgresql://user@host/name or sqlite:////path; None: no ledger, and the
+    #: receipts are kept in Redis for a while.
+    database_url: str | None = None
+    #: How long the ledger keeps a message that does not say so itself.
+    retention: RetentionPolicy = RetentionPolicy.DAYS_90
+    #: Seconds for which a receipt is kept without a ledger.
     receipt_seconds: Seconds = 86_400.0
     #: Seconds between two signs of life of an agent's worker.
     heartbeat_seconds: Seconds = 5.0

@@ -10,6 +10,7 @@ import pytest
 from support import Broker
 
 from waooaw_celery import AgentApp
+from waooaw_celery.audit import schema
 from waooaw_celery.embedded import end_all
 
 Process: TypeAlias = subprocess.Popen[bytes]
@@ -29,9 +30,20 @@ def rabbitmq_broker(amqp_url: str, redis_url: str, tmp_path_factory: pytest.Temp
     broker.clean()
 
 
-@pytest.fixture(params=["valkey", pytest.param("rabbitmq", marks=pytest.mark.rabbitmq)])
+@pytest.fixture(scope="session")
+def ledger_broker(redis_url: str, postgres_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """Valkey, with the ledger in PostgreSQL."""
+    broker = Broker(redis_url, redis_url, tmp_path_factory.mktemp("ledger"), postgres_url)
+    app = broker.app()
+    schema.upgrade(app.database)
+    app.close()
+    yield broker
+    broker.clean()
+
+
+@pytest.fixture(params=["ledger", pytest.param("rabbitmq", marks=pytest.mark.rabbitmq)])
 def broker(request: pytest.FixtureRequest) -> Broker:
-    """Each broker in turn."""
+    """Each broker in turn: Valkey with the ledger, RabbitMQ with receipts in Redis."""
     found: Broker = request.getfixturevalue(f"{request.param}_broker")
     return found
 
@@ -81,7 +93,7 @@ def other(broker: Broker, app: AgentApp, lasting: dict[tuple[str, str], tuple[st
 def _lasting_agent(
     role: str, broker: Broker, app: AgentApp, agents: dict[tuple[str, str], tuple[str, Process]]
 ) -> str:
-    key = broker.url, role
+    key = str(broker.folder), role
     if key not in agents:
         name = broker.name()
         agents[key] = name, broker.start(name, app)

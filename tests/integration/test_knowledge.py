@@ -6,12 +6,14 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 import redis
 from support import Broker, until
 
 from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus, RequestResponseHandler
+from waooaw_celery.audit import schema
 from waooaw_celery.embedded import valkey
 from waooaw_celery.errors import BackendUnavailable, BrokerUnavailable, StoreUnavailable, UnknownMessage
 from waooaw_celery.receipts import SWEEP_GRACE
@@ -22,6 +24,22 @@ from waooaw_celery.store import connect, store_url
 def broker(valkey_broker: Broker) -> Broker:
     """What is known is kept in Redis whatever the broker, so one broker is enough here."""
     return valkey_broker
+
+
+@pytest.fixture(params=["redis", "sqlite", "postgresql"])
+def kept(request: pytest.FixtureRequest, broker: Broker, tmp_path: Path) -> Iterator[AgentApp]:
+    """An application with each of the keepers of what is known: one contract, three times."""
+    if request.param == "redis":
+        url = None
+    elif request.param == "sqlite":
+        url = f"sqlite:///{tmp_path / 'ledger.sqlite'}"
+    else:
+        url = request.getfixturevalue("postgres_url")
+    app = broker.app(waooaw_database_url=url)
+    if url is not None:
+        schema.upgrade(app.database)
+    yield app
+    app.close()
 
 
 def test_an_agent_declares_itself_when_its_worker_starts(app: AgentApp, probe: str) -> None:
@@ -62,21 +80,21 @@ def test_an_agent_named_in_a_setting_is_known(broker: Broker) -> None:
     app.close()
 
 
-def test_a_handler_added_later_is_found(app: AgentApp) -> None:
+def test_a_handler_added_later_is_found(kept: AgentApp) -> None:
     """What a sender remembers of an agent does not hide a handler that a new version has."""
-    registry = app.registry
+    registry = kept.registry
     registry.declare("grows", ["command"], "grows@h", 60)
-    target = app.target("grows.command")
+    target = kept.target("grows.command")
     assert target is not None
     registry.check_handler(target)
     registry.declare("grows", ["command", "ack"], "grows@h", 60)
     registry.check_handler(target._replace(handler="ack"))
 
 
-def test_a_worker_that_missed_its_beats_no_longer_counts(app: AgentApp) -> None:
+def test_a_worker_that_missed_its_beats_no_longer_counts(kept: AgentApp) -> None:
     """A worker whose lifetime is over is not listed, without anyone withdrawing it."""
-    app.registry.declare("short", ["command"], "short@h", 0.05)
-    until(lambda: app.registry.get("short").workers == (), "the end of its lifetime")
+    kept.registry.declare("short", ["command"], "short@h", 0.05)
+    until(lambda: kept.registry.get("short").workers == (), "the end of its lifetime")
 
 
 def message(app: AgentApp, **fields: object) -> Message:
@@ -86,45 +104,45 @@ def message(app: AgentApp, **fields: object) -> Message:
     return sent
 
 
-def test_the_status_grows_with_the_facts(app: AgentApp) -> None:
+def test_the_status_grows_with_the_facts(kept: AgentApp) -> None:
     """PENDING, SENT, DELIVERED, HANDLED: the newest fact is the status."""
-    sent = message(app)
-    statuses = [app.receipts.get(sent.message_id).status]
+    sent = message(kept)
+    statuses = [kept.receipts.get(sent.message_id).status]
     for fact in (
-        lambda: app.receipts.sent(sent.message_id),
-        lambda: app.receipts.delivered(sent, "command"),
-        lambda: app.receipts.finished(sent.message_id, MessageStatus.HANDLED),
+        lambda: kept.receipts.sent(sent.message_id),
+        lambda: kept.receipts.delivered(sent, "command"),
+        lambda: kept.receipts.finished(sent.message_id, MessageStatus.HANDLED),
     ):
         fact()
-        statuses.append(app.receipts.get(sent.message_id).status)
+        statuses.append(kept.receipts.get(sent.message_id).status)
     assert statuses == ["pending", "sent", "delivered", "handled"]
 
 
-def test_the_first_end_wins(app: AgentApp) -> None:
+def test_the_first_end_wins(kept: AgentApp) -> None:
     """Celery reports a hard time limit twice, and a sweep may meet a worker: the first end stays."""
-    sent = message(app)
-    assert app.receipts.finished(sent.message_id, MessageStatus.FAILED, "TimeLimitExceeded")
-    assert not app.receipts.finished(sent.message_id, MessageStatus.EXPIRED)
-    receipt = app.receipts.get(sent.message_id)
+    sent = message(kept)
+    assert kept.receipts.finished(sent.message_id, MessageStatus.FAILED, "TimeLimitExceeded")
+    assert not kept.receipts.finished(sent.message_id, MessageStatus.EXPIRED)
+    receipt = kept.receipts.get(sent.message_id)
     assert (receipt.status, receipt.error) == (MessageStatus.FAILED, "TimeLimitExceeded")
 
 
-def test_the_sweep_expires_what_nobody_began(app: AgentApp) -> None:
+def test_the_sweep_expires_what_nobody_began(kept: AgentApp) -> None:
     """Past its time and never begun is EXPIRED; begun, finished, not yet due or without expiry is left alone."""
     past = datetime.now(UTC) - timedelta(seconds=60)
-    overdue = message(app, sent_at=past, ttl_seconds=60 - SWEEP_GRACE - 1)
-    begun = message(app, sent_at=past, ttl_seconds=1)
-    app.receipts.delivered(begun, "command")
-    handled = message(app, sent_at=past, ttl_seconds=1)
-    app.receipts.finished(handled.message_id, MessageStatus.HANDLED)
-    just_due = message(app, sent_at=past, ttl_seconds=60)
-    forever = message(app, sent_at=past, ttl_seconds=None)
-    swept = app.receipts.sweep()
+    overdue = message(kept, sent_at=past, ttl_seconds=60 - SWEEP_GRACE - 1)
+    begun = message(kept, sent_at=past, ttl_seconds=1)
+    kept.receipts.delivered(begun, "command")
+    handled = message(kept, sent_at=past, ttl_seconds=1)
+    kept.receipts.finished(handled.message_id, MessageStatus.HANDLED)
+    just_due = message(kept, sent_at=past, ttl_seconds=60)
+    forever = message(kept, sent_at=past, ttl_seconds=None)
+    swept = kept.receipts.sweep()
     assert overdue.message_id in swept
     assert not {m.message_id for m in (begun, handled, just_due, forever)} & set(swept)
-    assert app.receipts.get(overdue.message_id).status is MessageStatus.EXPIRED
-    assert app.receipts.get(begun.message_id).status is MessageStatus.DELIVERED
-    assert overdue.message_id not in app.receipts.sweep()
+    assert kept.receipts.get(overdue.message_id).status is MessageStatus.EXPIRED
+    assert kept.receipts.get(begun.message_id).status is MessageStatus.DELIVERED
+    assert overdue.message_id not in kept.receipts.sweep()
 
 
 def test_receipts_are_kept_for_their_time(broker: Broker) -> None:
@@ -139,12 +157,12 @@ def test_receipts_are_kept_for_their_time(broker: Broker) -> None:
     app.close()
 
 
-def test_recent_gives_the_newest_messages_in_order(app: AgentApp) -> None:
+def test_recent_gives_the_newest_messages_in_order(kept: AgentApp) -> None:
     """recent() is ordered by time of sending, and takes a beginning and a limit."""
-    first, second, third = (message(app) for _ in range(3))
-    ids = [receipt.message_id for receipt in app.receipts.recent(since=first.sent_at, limit=100)]
+    first, second, third = (message(kept) for _ in range(3))
+    ids = [receipt.message_id for receipt in kept.receipts.recent(since=first.sent_at, limit=100)]
     assert ids == [first.message_id, second.message_id, third.message_id]
-    newest = app.receipts.recent(since=first.sent_at, limit=2)
+    newest = kept.receipts.recent(since=first.sent_at, limit=2)
     assert [receipt.message_id for receipt in newest] == ids[1:]
 
 

@@ -81,7 +81,7 @@ def test_a_retried_message_counts_its_attempts_and_ends_once(app: AgentApp, prob
     assert attempts[0] == attempts[2]
 
 
-@pytest.mark.parametrize("broker", ["valkey"], indirect=True)  # Celery takes five seconds to notice each death
+@pytest.mark.parametrize("broker", ["ledger"], indirect=True)  # Celery takes five seconds to notice each death
 def test_a_handler_that_kills_its_process_is_tried_four_times(app: AgentApp, other: str) -> None:
     """A killer message ends as FAILED after its retries, and the worker goes on."""
     killer = Message(from_agent="tests", to_agent=other, payload={"kill": True})

@@ -81,7 +81,7 @@ def test_a_wrong_argument_is_refused_before_it_is_sent(app: AgentApp, probe: str
         app.signature(f"{probe}.echo", kwargs={"value": {1}}).delay()
 
 
-@pytest.mark.parametrize("broker", ["valkey"], indirect=True)
+@pytest.mark.parametrize("broker", ["ledger"], indirect=True)
 def test_answers_may_come_through_postgresql(broker: Broker, postgres_url: str) -> None:
     """With a database as result backend the same request brings its answer, and its timeout holds."""
     through_sql = Broker(broker.url, broker.redis_url, broker.folder)

@@ -22,6 +22,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("bus", "request_response", "tasks"),
     ("app",),
     ("worker",),
+    ("audit",),
     ("envelope", "receipts", "registry", "routing", "store"),
     ("message", "settings"),
     ("values",),

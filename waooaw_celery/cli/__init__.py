@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from waooaw_celery.cli.database import db
 from waooaw_celery.cli.demo import demo
 from waooaw_celery.cli.group import waooaw
 from waooaw_celery.cli.messages import receipt, request, send
@@ -10,7 +11,7 @@ from waooaw_celery.cli.up import up
 
 __all__ = ["main", "waooaw"]
 
-for command in (agents, demo, queues, receipt, request, send, up):
+for command in (agents, db, demo, queues, receipt, request, send, up):
     waooaw.add_command(command)
 
 

@@ -40,7 +40,18 @@ def waooaw(ctx: click.Context, app_name: str | None, broker: str | None) -> None
 
 
 def current_app(ctx: click.Context) -> AgentApp:
-    """Return the application that a command works with.
+    """Return the application that a command works with, ready to be used.
+
+    Raises:
+        ConfigurationError: the one named is none of ours, or cannot work as it is set.
+    """
+    app = named_app(ctx)
+    app.check()
+    return app
+
+
+def named_app(ctx: click.Context) -> AgentApp:
+    """Return the application that a command works with, as it is.
 
     Raises:
         ConfigurationError: the one named is none of ours.
@@ -55,7 +66,6 @@ def current_app(ctx: click.Context) -> AgentApp:
         app = create_app(**({"broker_url": broker} if broker else {}))
     if not isinstance(app, AgentApp):
         raise ConfigurationError(f"{app!r} was not made with waooaw_celery.create_app()")
-    app.check()
     return app
 
 

@@ -70,6 +70,7 @@ class Presence(bootsteps.StartStopStep):
             if self._stopped.wait(interval):
                 break
         self._say(lambda name: registry.retire(name, worker.hostname), agents)
+        registry.close()
 
     def _say(self, say: Any, agents: tuple[str, ...]) -> None:
         for name in agents:

@@ -32,19 +32,26 @@ def disconnect() -> None:
 def on_prerun(sender: Any, **_: Any) -> None:
     """A worker begins to handle a message (pool child)."""
     if isinstance(sender, AgentTask):
-        _receipts(sender).delivered(sender.message, sender.handler)
+        _receipts(sender).delivered(sender.message, sender.handler, sender.request.hostname)
 
 
 def on_success(sender: Any, **_: Any) -> None:
     """The handler returned (pool child)."""
-    if isinstance(sender, AgentTask) and sender.request.id is not None:
-        _receipts(sender).finished(sender.request.id, MessageStatus.HANDLED)
+    if isinstance(sender, AgentTask):
+        request = sender.request
+        _receipts(sender).finished(str(request.id), MessageStatus.HANDLED, worker=request.hostname)
 
 
 def on_postrun(sender: Any, task_id: str, state: str | None = None, **_: Any) -> None:
     """The handler raised ``Ignore``, of which no other signal tells (pool child)."""
     if isinstance(sender, AgentTask) and state == "IGNORED":
         _receipts(sender).finished(task_id, MessageStatus.HANDLED)
+
+
+def on_retry(sender: Any, request: Any, reason: Any = None, **_: Any) -> None:
+    """The handler asked for another attempt, or Celery did since its process died (pool child or parent)."""
+    if isinstance(sender, AgentTask):
+        _receipts(sender).retried(request.id, str(reason)[:MAX_ERROR], getattr(request, "hostname", None))
 
 
 def on_failure(sender: Any, task_id: str, exception: BaseException, **_: Any) -> None:
@@ -89,6 +96,7 @@ _RECEIVERS = (
     (signals.task_prerun, on_prerun),
     (signals.task_success, on_success),
     (signals.task_postrun, on_postrun),
+    (signals.task_retry, on_retry),
     (signals.task_failure, on_failure),
     (signals.task_revoked, on_revoked),
     (signals.task_unknown, on_unknown),

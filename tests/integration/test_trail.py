@@ -1,0 +1,263 @@
+"""The ledger's questions, on PostgreSQL and on SQLite."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+
+from waooaw_celery import Message, MessageStatus, MessageType, Priority
+from waooaw_celery.audit import schema
+from waooaw_celery.audit.engine import Database, database_url
+from waooaw_celery.audit.ledger import Ledger
+from waooaw_celery.audit.models import Base
+from waooaw_celery.audit.trail import MessageAuditTrail
+from waooaw_celery.errors import AuditUnavailable, ConfigurationError, InvalidMessage, UnknownMessage
+from waooaw_celery.message import KEPT_FOREVER, RetentionPolicy
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
+    """A ledger's database with its schema."""
+    if request.param == "sqlite":
+        url = f"sqlite:///{tmp_path / 'ledger.sqlite'}"
+    else:
+        url = request.getfixturevalue("postgres_url")
+    database = Database(database_url(url))
+    schema.upgrade(database)
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def ledger(database: Database) -> Ledger:
+    return Ledger(database, RetentionPolicy.DAYS_90)
+
+
+@pytest.fixture
+def trail(database: Database) -> MessageAuditTrail:
+    return MessageAuditTrail(database)
+
+
+def agent() -> str:
+    """Return a name that no other test uses: the PostgreSQL database is shared."""
+    return f"a{uuid4().hex[:12]}"
+
+
+def said(ledger: Ledger, to: str, **fields: Any) -> Message:
+    """Write down a message as the door does."""
+    message = Message(**({"from_agent": "boss", "to_agent": to} | fields))
+    ledger.pending(message, message.message_type.value)
+    return message
+
+
+def handled(ledger: Ledger, message: Message) -> None:
+    ledger.sent(message.message_id)
+    ledger.delivered(message, "command", "w@h")
+    ledger.finished(message.message_id, MessageStatus.HANDLED, worker="w@h")
+
+
+def test_the_migrations_make_what_the_models_say(database: Database) -> None:
+    """After the upgrade, comparing the database with the models finds no difference but partitions."""
+    with database.begin("compare") as connection:
+        options = {"version_table": schema.VERSION_TABLE, "include_name": _no_partition}
+        assert compare_metadata(MigrationContext.configure(connection, opts=options), Base.metadata) == []
+
+
+def _no_partition(name: str | None, kind: str, _: Any) -> bool:
+    return kind != "table" or name in Base.metadata.tables
+
+
+def test_a_record_holds_everything(ledger: Ledger, trail: MessageAuditTrail) -> None:
+    """Envelope, payload, digest, expiry, retention and every event come back as they were written."""
+    to = agent()
+    payload = {"text": "ü \x00 \ud800", "n": [1, 2.5, None]}
+    message = said(ledger, to, payload=payload, priority=Priority.HIGH, retention=RetentionPolicy.DAYS_30)
+    ledger.sent(message.message_id)
+    ledger.delivered(message, "command", "w@h")
+    ledger.retried(message.message_id, "ValueError: not yet")
+    ledger.delivered(message, "command", "w@h")
+    ledger.finished(message.message_id, MessageStatus.FAILED, "ValueError: \x00 never", "w@h")
+    record = trail.receipt(message.message_id)
+    assert record.payload == payload
+    assert record.receipt.status is MessageStatus.FAILED
+    assert (record.receipt.attempts, record.receipt.error) == (2, "ValueError: \N{REPLACEMENT CHARACTER} never")
+    assert record.retain_until == message.sent_at + timedelta(days=30)
+    assert record.expires_at == message.expires_at
+    assert [(event.event, event.attempt) for event in record.events] == [
+        ("sent", 0),
+        ("delivered", 1),
+        ("retried", 1),
+        ("delivered", 2),
+        ("failed", 2),
+    ]
+
+
+def test_the_digest_is_of_canonical_json(ledger: Ledger, trail: MessageAuditTrail) -> None:
+    """Anybody can work out the digest: SHA-256 of the JSON with sorted keys and no spaces."""
+    message = said(ledger, agent(), payload={"b": 1, "a": [True]})
+    expected = hashlib.sha256(b'{"a":[true],"b":1}').hexdigest()
+    assert trail.receipt(message.message_id).payload_digest == expected
+
+
+def test_writing_twice_changes_nothing(ledger: Ledger, trail: MessageAuditTrail) -> None:
+    """The same message and the same end again leave one row each."""
+    message = said(ledger, agent())
+    ledger.pending(message, "command")
+    ledger.sent(message.message_id)
+    handled(ledger, message)
+    ledger.finished(message.message_id, MessageStatus.FAILED, "late")
+    record = trail.receipt(message.message_id)
+    assert [event.event for event in record.events] == ["sent", "delivered", "handled"]
+
+
+def test_filters_combine(ledger: Ledger, trail: MessageAuditTrail) -> None:
+    """Each filter narrows the answer, and together they all hold."""
+    to = agent()
+    now = datetime.now(UTC)
+    old = said(ledger, to, sent_at=now - timedelta(hours=2), payload={"what": "100% _old_"})
+    new = said(ledger, to, message_type=MessageType.ACK, priority=Priority.LOW, correlation_id="t-1")
+    handled(ledger, new)
+
+    def ids(**filters: Any) -> set[str]:
+        return {r.receipt.message_id for r in trail.query(to_agent=to, **filters).records}
+
+    assert ids() == {old.message_id, new.message_id}
+    assert ids(status=MessageStatus.HANDLED) == ids(message_type=MessageType.ACK) == {new.message_id}
+    assert ids(priority=Priority.LOW) == ids(correlation_id="t-1") == {new.message_id}
+    assert ids(status=MessageStatus.PENDING) == ids(until=now - timedelta(hours=1)) == {old.message_id}
+    assert ids(text="100% _OLD_") == {old.message_id}
+    assert ids(text="100x") == ids(from_agent="nobody") == set()
+    assert ids(since=now - timedelta(hours=1), text="what") == set()
+
+
+def test_pages_give_everything_once(ledger: Ledger, trail: MessageAuditTrail) -> None:
+    """Following ``after`` gives every message once, newest first, also when several have the same time."""
+    to = agent()
+    at = datetime.now(UTC)
+    sent = [said(ledger, to, sent_at=at - timedelta(seconds=number // 3)) for number in range(10)]
+    found: list[str] = []
+    after = None
+    while True:
+        page = trail.query(to_agent=to, limit=3, after=after)
+        found += [record.receipt.message_id for record in page.records]
+        after = page.after
+        if after is None:
+            break
+    expected = sorted(sent, key=lambda m: (m.sent_at, m.message_id), reverse=True)
+    assert found == [message.message_id for message in expected]
+
+
+def test_a_conversation_is_told_in_causal_order(ledger: Ledger, trail: MessageAuditTrail) -> None:
+    """Each message follows its cause, whatever the clocks say; any id of it finds it all."""
+    to = agent()
+    now = datetime.now(UTC)
+    root = said(ledger, to, correlation_id=f"order-{to}")
+    ids = {"conversation_id": root.message_id}
+    # The clock of the second computer is a minute behind.
+    reply = said(ledger, to, causation_id=root.message_id, sent_at=now - timedelta(minutes=1), **ids)
+    last = said(ledger, to, causation_id=reply.message_id, **ids)
+    said(ledger, to)
+    expected = [root.message_id, reply.message_id, last.message_id]
+    for id_ in (root.message_id, last.message_id, f"order-{to}"):
+        assert [record.receipt.message_id for record in trail.conversation(id_)] == expected
+    with pytest.raises(UnknownMessage, match="no message, thread or conversation 'x'"):
+        trail.conversation("x")
+
+
+def test_history_is_what_an_agent_sent_and_received(ledger: Ledger, trail: MessageAuditTrail) -> None:
+    """Both directions count, and what is older than the days asked for does not."""
+    me = agent()
+    got = said(ledger, me)
+    gave = said(ledger, agent(), from_agent=me)
+    said(ledger, me, sent_at=datetime.now(UTC) - timedelta(days=9))
+    assert {r.receipt.message_id for r in trail.history(me)} == {got.message_id, gave.message_id}
+    assert len(trail.history(me, days=10)) == 3
+
+
+def test_statistics_count_and_measure(ledger: Ledger, trail: MessageAuditTrail) -> None:
+    """Totals, statuses, types, tops, durations and the error rate of a stretch of time."""
+    since = datetime.now(UTC) + timedelta(days=4000) + timedelta(seconds=hash(uuid4()) % 10**6)
+    one, two = agent(), agent()
+    for number in range(4):
+        message = said(ledger, one, sent_at=since + timedelta(microseconds=number), ttl_seconds=None)
+        ledger.delivered(message, "command")
+        ledger.finished(message.message_id, MessageStatus.FAILED if number == 3 else MessageStatus.HANDLED)
+    said(ledger, two, message_type=MessageType.ACK, sent_at=since + timedelta(microseconds=5))
+    statistics = trail.statistics(since, since + timedelta(seconds=1))
+    assert statistics.total == 5
+    assert statistics.by_status == {"failed": 1, "handled": 3, "pending": 1}
+    assert statistics.by_type == {"ack": 1, "command": 4}
+    assert statistics.top_receivers == [(one, 4), (two, 1)]
+    assert statistics.top_senders == [("boss", 5)]
+    assert statistics.error_rate == 0.25
+    assert statistics.delivery.p50 == 0.0  # delivered "before" it was sent: never negative
+    assert statistics.handling.p99 is not None
+    nothing = trail.statistics(since + timedelta(days=1), since + timedelta(days=2))
+    assert (nothing.total, nothing.error_rate, nothing.delivery.p50) == (0, None, None)
+
+
+def test_kept_for_ever_has_no_end(ledger: Ledger, trail: MessageAuditTrail) -> None:
+    """FOREVER is the last day that can be written."""
+    message = said(ledger, agent(), retention=RetentionPolicy.FOREVER)
+    assert trail.receipt(message.message_id).retain_until == KEPT_FOREVER
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"limit": 0}, "limit must be 1 to 1000"),
+        ({"since": datetime(2026, 1, 1)}, "aware"),
+    ],
+)
+def test_wrong_questions_are_refused(trail: MessageAuditTrail, arguments: dict[str, Any], sentence: str) -> None:
+    """A limit out of range and a moment without a time zone raise InvalidMessage."""
+    with pytest.raises(InvalidMessage, match=sentence):
+        trail.query(**arguments)
+
+
+def test_a_missing_schema_is_told(tmp_path: Path) -> None:
+    """Without the tables, the check and every question say what to run."""
+    database = Database(database_url(f"sqlite:///{tmp_path / 'empty.sqlite'}"))
+    with pytest.raises(ConfigurationError, match=r"schema is not there.*waooaw db upgrade"):
+        schema.check(database)
+    with pytest.raises(AuditUnavailable, match="waooaw db upgrade"):
+        MessageAuditTrail(database).query()
+    database.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "sentence"),
+    [
+        ("no url", "is no URL"),
+        ("mysql://h/d", "names mysql"),
+        ("sqlite://", "must name a file"),
+        ("sqlite:///:memory:", "must name a file"),
+    ],
+)
+def test_a_wrong_database_url_is_told(url: str, sentence: str) -> None:
+    """Only PostgreSQL and SQLite files are taken."""
+    with pytest.raises(ConfigurationError, match=sentence):
+        database_url(url)
+
+
+def test_a_bare_postgresql_url_means_psycopg2() -> None:
+    """SQLAlchemy 2.1 would take it for psycopg 3, which is not installed; a named driver is left."""
+    assert database_url("postgresql://h/d").drivername == "postgresql+psycopg2"
+    assert database_url("postgres://h/d").drivername == "postgresql+psycopg2"
+    assert database_url("postgresql+psycopg://h/d").drivername == "postgresql+psycopg"
+
+
+def test_a_dead_database_is_an_error_in_seconds() -> None:
+    """A database that refuses connections raises AuditUnavailable and says what to check."""
+    database = Database(database_url("postgresql://nobody@127.0.0.1:1/none"))
+    with pytest.raises(AuditUnavailable, match=r"Connection refused.*waooaw_database_url"):
+        Ledger(database, RetentionPolicy.DAYS_30).sent("x")
+    database.close()

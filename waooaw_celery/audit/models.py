@@ -1,0 +1,162 @@
+"""The tables of the ledger. Messages and events are only added: a message's status is a question, not a column.
+
+On PostgreSQL `messages` and `message_events` are partitioned by the month of `retain_until`, so that a purge drops
+partitions; every unique key therefore holds that column, which a message and all its events have in common.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import JSON, DateTime, Dialect, Index, String, TypeDecorator, text
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+
+class Event(StrEnum):
+    """What can become of a message; the value is what the table holds."""
+
+    SENT = "sent"  #: the broker has it
+    DELIVERED = "delivered"  #: a worker began to handle it
+    RETRIED = "retried"  #: the handler asked for another attempt
+    HANDLED = "handled"  #: the handler returned
+    FAILED = "failed"  #: the handler gave up, or nothing could handle it
+    EXPIRED = "expired"  #: its time was over before a worker began
+
+
+#: After one of these nothing more can happen; the first one that is written counts.
+TERMINAL = frozenset({Event.HANDLED, Event.FAILED, Event.EXPIRED})
+
+
+class Moment(TypeDecorator[datetime]):
+    """An aware UTC datetime; SQLite, which knows no time zones, gets UTC without one."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Turn what is written to UTC."""
+        return value and value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Say of what is read that it is UTC."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class Base(DeclarativeBase):
+    """All tables of the ledger."""
+
+    type_annotation_map = {  # noqa: RUF012 - SQLAlchemy's own way to say it
+        datetime: Moment(),
+        # JSON and not JSONB: it keeps the text as it was said, and takes every string that JSON can write.
+        Any: JSON(),
+        str: String(),
+    }
+
+
+class AgentRow(Base):
+    """An agent that was ever declared."""
+
+    __tablename__ = "waooaw_agents"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    handlers: Mapped[Any]
+    declared_at: Mapped[datetime]
+    last_seen: Mapped[datetime]
+
+
+class WorkerRow(Base):
+    """A worker of an agent, counted as living until a moment that each sign of life puts off."""
+
+    __tablename__ = "waooaw_agent_workers"
+
+    agent: Mapped[str] = mapped_column(primary_key=True)
+    worker: Mapped[str] = mapped_column(primary_key=True)
+    alive_until: Mapped[datetime]
+
+
+class MessageRow(Base):
+    """What was said; written before it was published."""
+
+    __tablename__ = "waooaw_messages"
+    __table_args__ = (
+        Index("waooaw_messages_sent", "sent_at", "message_id"),
+        Index("waooaw_messages_to", "to_agent", "sent_at"),
+        Index("waooaw_messages_from", "from_agent", "sent_at"),
+        Index("waooaw_messages_correlation", "correlation_id"),
+        Index("waooaw_messages_conversation", "conversation_id"),
+        Index("waooaw_messages_expiry", "expires_at"),
+        {"postgresql_partition_by": "RANGE (retain_until)"},
+    )
+
+    message_id: Mapped[str] = mapped_column(primary_key=True)
+    retain_until: Mapped[datetime] = mapped_column(primary_key=True)
+    from_agent: Mapped[str]
+    to_agent: Mapped[str]
+    handler: Mapped[str]
+    message_type: Mapped[str]
+    priority: Mapped[int]
+    correlation_id: Mapped[str]
+    conversation_id: Mapped[str]
+    causation_id: Mapped[str | None]
+    sent_at: Mapped[datetime]
+    expires_at: Mapped[datetime | None]
+    #: JSON's null too when it was erased.
+    payload: Mapped[Any | None]
+    #: SHA-256 of the payload, which stays when the payload is erased: room for a chain of evidence.
+    payload_digest: Mapped[str]
+    erased_at: Mapped[datetime | None]
+
+
+class EventRow(Base):
+    """What became of a message, once each attempt; of terminal events only the first is kept."""
+
+    __tablename__ = "waooaw_message_events"
+    __table_args__ = (
+        Index(
+            "waooaw_message_events_terminal",
+            "message_id",
+            "retain_until",
+            unique=True,
+            postgresql_where=text("terminal"),
+            sqlite_where=text("terminal"),
+        ),
+        Index("waooaw_message_events_at", "at"),
+        {"postgresql_partition_by": "RANGE (retain_until)"},
+    )
+
+    message_id: Mapped[str] = mapped_column(primary_key=True)
+    retain_until: Mapped[datetime] = mapped_column(primary_key=True)
+    event: Mapped[str] = mapped_column(primary_key=True)
+    attempt: Mapped[int] = mapped_column(primary_key=True)
+    terminal: Mapped[bool]
+    at: Mapped[datetime]
+    worker: Mapped[str | None]
+    error: Mapped[str | None]
+
+
+class HoldRow(Base):
+    """A legal hold: what it names is not purged while it stands."""
+
+    __tablename__ = "waooaw_holds"
+
+    #: ``message``, ``conversation`` or ``agent``.
+    kind: Mapped[str] = mapped_column(primary_key=True)
+    value: Mapped[str] = mapped_column(primary_key=True)
+    reason: Mapped[str]
+    placed_at: Mapped[datetime]
+
+
+class PurgeRow(Base):
+    """What a purge or an erasure did: by which rule, how much."""
+
+    __tablename__ = "waooaw_purges"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    at: Mapped[datetime]
+    rule: Mapped[str]
+    messages: Mapped[int]
+    events: Mapped[int]
