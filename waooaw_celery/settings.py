@@ -23,6 +23,13 @@ def _split(value: object) -> object:
     return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
 
 
+def _crontab(value: str) -> str:
+    """Check a crontab's five fields."""
+    if len(value.split()) != 5:
+        raise ValueError("a crontab has five fields, such as 17 3 * * *")
+    return value
+
+
 AgentName = Annotated[str, AfterValidator(check_agent_name)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -50,6 +57,8 @@ class WaooawSettings(BaseModel):
     database_url: str | None = None
     #: How long the ledger keeps a message that does not say so itself.
     retention: RetentionPolicy = RetentionPolicy.DAYS_90
+    #: When the ledger is purged, as crontab writes it: minute, hour, day of month, month, day of week; in UTC.
+    purge_at: Annotated[str, AfterValidator(_crontab)] = "17 3 * * *"
     #: Seconds for which a receipt is kept without a ledger.
     receipt_seconds: Seconds = 86_400.0
     #: Seconds between two signs of life of an agent's worker.

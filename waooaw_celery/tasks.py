@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from datetime import timedelta
 
-from celery.schedules import schedule
+from celery.schedules import crontab, schedule
 
 from waooaw_celery.app import AgentApp
+from waooaw_celery.audit.retention import Retention
 from waooaw_celery.routing import system_queue
 
 logger = logging.getLogger(__name__)
 
 SWEEP = "waooaw.sweep"
+PURGE = "waooaw.purge"
 
 
 def register(app: AgentApp) -> None:
     """Give an application the periodic tasks, their queue and their timetable.
 
-    The application then serves as beat's (``celery -A beat_schedule beat``) and as the worker that carries the
-    tasks out (``celery -A beat_schedule worker``). Two beats do no harm: each task may run twice.
+    The application then serves as beat's (``celery -A beat_schedule beat``) and as the worker that carries
+    the tasks out (``celery -A beat_schedule worker``). Two beats do no harm: a sweep may run twice, and a purge
+    runs alone.
     """
 
     @app.task(name=SWEEP, ignore_result=True, shared=False)
@@ -29,15 +33,31 @@ def register(app: AgentApp) -> None:
         if swept:
             logger.info("%d messages expired", len(swept), extra={"action": "swept", "message_ids": swept})
 
+    @app.task(name=PURGE, ignore_result=True, shared=False, time_limit=7200, soft_time_limit=7000)
+    def purge() -> None:
+        """Remove from the ledger what need not be kept, and make room for the coming months."""
+        retention = Retention(app.database)
+        retention.prepare()
+        removed = retention.purge()
+        logger.info(
+            "purged %d messages",
+            removed.messages,
+            extra={"action": "purged", "removal": dataclasses.asdict(removed)},
+        )
+
+    settings = app.settings
+    timetable: dict[str, schedule] = {SWEEP: schedule(timedelta(seconds=settings.sweep_seconds))}
+    if settings.database_url is not None:
+        timetable[PURGE] = crontab.from_string(settings.purge_at)
     queue = system_queue()
-    interval = app.settings.sweep_seconds
     app.conf.task_queues = [queue]
-    app.conf.task_routes = {SWEEP: {"queue": queue}}
+    app.conf.task_routes = {name: {"queue": queue} for name in timetable}
     app.conf.beat_schedule = {
-        SWEEP: {
-            "task": SWEEP,
-            "schedule": schedule(timedelta(seconds=interval)),
-            # A sweep that nobody ran in time is not worth running late: the next one does the same.
-            "options": {"expires": interval},
+        # What nobody ran in time is not worth running late: the next one does the same.
+        name: {
+            "task": name,
+            "schedule": when,
+            "options": {"expires": settings.sweep_seconds if name == SWEEP else 3600},
         }
+        for name, when in timetable.items()
     }

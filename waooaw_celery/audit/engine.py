@@ -77,17 +77,20 @@ class Database:
         return self.url.get_backend_name() == "postgresql"
 
     @contextmanager
-    def begin(self, what: str) -> Iterator[Connection]:
+    def begin(self, what: str, patience: float | None = None) -> Iterator[Connection]:
         """Give a connection in a transaction, which is committed at the end.
 
         Args:
             what: what is done, for an error's sentence.
+            patience: seconds that one statement may take on PostgreSQL; None: as few as everywhere.
 
         Raises:
             AuditUnavailable: the database does not answer, refuses, or lacks the ledger's tables.
         """
         try:
             with self.engine.begin() as connection:
+                if patience is not None and self.is_postgresql:
+                    connection.exec_driver_sql(f"SET LOCAL statement_timeout = '{patience:.0f}s'")
                 yield connection
         except (DBAPIError, PoolTimeoutError) as error:
             reason = str(getattr(error, "orig", None) or error).strip().partition("\n")[0]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
+from waooaw_celery.audit import partitions
 from waooaw_celery.audit.engine import Database
 from waooaw_celery.errors import ConfigurationError
 
@@ -24,6 +27,8 @@ def upgrade(database: Database) -> str:
     with database.begin("bring the ledger's schema up to date") as connection:
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
+        if database.is_postgresql:
+            partitions.make_ahead(connection, datetime.now(UTC))
     return newest()
 
 

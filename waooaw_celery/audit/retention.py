@@ -1,0 +1,296 @@
+"""What the ledger forgets, and what it must not: purge, legal hold, erasure. Each writes down what it did."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    String,
+    and_,
+    cast,
+    delete,
+    exists,
+    func,
+    insert,
+    null,
+    or_,
+    select,
+    text,
+    tuple_,
+    update,
+)
+from sqlalchemy.orm import aliased
+
+from waooaw_celery.audit import partitions
+from waooaw_celery.audit.engine import Database
+from waooaw_celery.audit.models import EventRow, HoldRow, MessageRow, PurgeRow
+from waooaw_celery.errors import InvalidMessage
+from waooaw_celery.values import check_agent_name, check_id
+
+#: Messages removed in one transaction where rows are deleted: locks are held for a fraction of a second.
+BATCH = 5_000
+#: Seconds that one statement of a purge or an erasure may take.
+PATIENCE = 600.0
+#: Key of the advisory lock under which one purge runs at a time: "waooaw" in ASCII.
+_LOCK = 0x77616F6F6177
+
+
+class HoldKind(StrEnum):
+    """What a legal hold names."""
+
+    MESSAGE = "message"
+    CONVERSATION = "conversation"
+    AGENT = "agent"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hold:
+    """A legal hold.
+
+    Attributes:
+        kind: what it names.
+        value: which one: an id or an agent's name.
+        reason: why, for whoever asks later.
+        placed_at: since when.
+    """
+
+    kind: HoldKind
+    value: str
+    reason: str
+    placed_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Removal:
+    """What a purge or an erasure did, or would do.
+
+    Attributes:
+        rule: by which rule.
+        messages: how many messages it concerned.
+        events: how many events.
+        partitions: how many months were dropped whole.
+        busy: whether another purge was running, so that this one did nothing.
+    """
+
+    rule: str
+    messages: int = 0
+    events: int = 0
+    partitions: int = 0
+    busy: bool = False
+
+
+class Retention:
+    """Purges, holds and erases in the ledger.
+
+    Every method raises AuditUnavailable when the database does not answer.
+
+    Args:
+        database: where the ledger's tables are.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def prepare(self, now: datetime | None = None) -> int:
+        """Make the partitions of the coming months on PostgreSQL, and return how many were made."""
+        if not self._database.is_postgresql:
+            return 0
+        with self._database.begin("make partitions") as connection:
+            return len(partitions.make_ahead(connection, now or datetime.now(UTC)))
+
+    def purge(self, now: datetime | None = None, *, dry_run: bool = False) -> Removal:
+        """Remove the messages whose retention is over.
+
+        What has not ended, and what is on legal hold, stays. On PostgreSQL a month of which nothing must stay is
+        dropped at once; the rest is deleted in small batches. One purge runs at a time.
+
+        Args:
+            now: the moment that counts; None: this one.
+            dry_run: only tell what would be removed.
+        """
+        at = now or datetime.now(UTC)
+        rule = f"purge: retained until {at.isoformat(timespec='seconds')}"
+        if dry_run:
+            with self._cleaning("count what a purge would remove") as connection:
+                return self._count(connection, rule, at)
+        with self._alone() as alone:
+            if not alone:
+                return Removal(rule=rule, busy=True)
+            dropped = self._drop_months(at)
+            deleted_messages, deleted_events = self._delete_rows(at)
+            removal = Removal(
+                rule=rule,
+                messages=sum(messages for messages, _ in dropped) + deleted_messages,
+                events=sum(events for _, events in dropped) + deleted_events,
+                partitions=len(dropped),
+            )
+            self._write_down(removal, at)
+            return removal
+
+    def hold(self, kind: HoldKind, value: str, reason: str) -> None:
+        """Keep what this names from being purged or erased, until it is released.
+
+        Raises:
+            InvalidMessage: the value cannot be what it names, or there is no reason.
+        """
+        check = check_agent_name if kind is HoldKind.AGENT else check_id
+        check(value, kind.value)
+        if not reason.strip():
+            raise InvalidMessage("a hold needs a reason, for whoever asks later")
+        with self._database.begin("place a legal hold") as connection:
+            connection.execute(delete(HoldRow).where(HoldRow.kind == kind.value, HoldRow.value == value))
+            row = {"kind": kind.value, "value": value, "reason": reason, "placed_at": datetime.now(UTC)}
+            connection.execute(insert(HoldRow).values(row))
+
+    def release(self, kind: HoldKind, value: str) -> bool:
+        """Release a hold, and return whether there was one."""
+        with self._database.begin("release a legal hold") as connection:
+            where = (HoldRow.kind == kind.value, HoldRow.value == value)
+            return connection.execute(delete(HoldRow).where(*where)).rowcount > 0
+
+    def holds(self) -> list[Hold]:
+        """Return the holds that stand, the oldest first."""
+        with self._database.begin("list the legal holds") as connection:
+            rows = connection.execute(select(HoldRow.__table__).order_by(HoldRow.placed_at)).all()
+        return [
+            Hold(kind=HoldKind(row.kind), value=row.value, reason=row.reason, placed_at=row.placed_at)
+            for row in rows
+        ]
+
+    def erase(self, *, agent: str | None = None, containing: str | None = None) -> Removal:
+        """Blank payloads and error texts, and keep the facts and the digests.
+
+        Args:
+            agent: of all messages that this agent sent or got.
+            containing: of all messages whose payload, as JSON text, contains this: a name, an address.
+
+        Raises:
+            InvalidMessage: not exactly one of the two is given.
+        """
+        if (agent is None) == (not containing):
+            raise InvalidMessage("erase takes an agent, or a text that payloads contain")
+        which: ColumnElement[bool]
+        if agent is not None:
+            rule = f"erase: agent {check_agent_name(agent)}"
+            which = or_(MessageRow.from_agent == agent, MessageRow.to_agent == agent)
+        else:
+            rule = "erase: payloads that contain a given text"  # which is not written down: it is what is erased
+            which = cast(MessageRow.payload, String).icontains(containing, autoescape=True)
+        at = datetime.now(UTC)
+        with self._cleaning("erase payloads") as connection:
+            keys = connection.execute(
+                select(MessageRow.message_id, MessageRow.retain_until).where(
+                    which, MessageRow.erased_at.is_(None), ~_held()
+                )
+            ).all()
+            events = 0
+            for start in range(0, len(keys), BATCH):
+                part = [tuple(key) for key in keys[start : start + BATCH]]
+                mine = tuple_(MessageRow.message_id, MessageRow.retain_until).in_(part)
+                connection.execute(update(MessageRow).where(mine).values(payload=null(), erased_at=at))
+                theirs = tuple_(EventRow.message_id, EventRow.retain_until).in_(part)
+                told = update(EventRow).where(theirs, EventRow.error.is_not(None)).values(error=None)
+                events += connection.execute(told).rowcount
+        removal = Removal(rule=rule, messages=len(keys), events=events)
+        self._write_down(removal, at)
+        return removal
+
+    def _drop_months(self, at: datetime) -> list[tuple[int, int]]:
+        """Drop the months that are over and of which nothing must stay; return how much was in each."""
+        if not self._database.is_postgresql:
+            return []
+        dropped = []
+        with self._database.begin("look for months to drop") as connection:
+            months = [month for month in partitions.existing(connection) if month.end <= at]
+        for month in months:
+            with self._cleaning(f"drop the partitions of {month.year}-{month.month:02}") as connection:
+                inside = and_(MessageRow.retain_until >= month.begin, MessageRow.retain_until < month.end)
+                if not connection.scalar(select(exists().where(inside, ~_purgeable()))):
+                    counts = [
+                        connection.scalar(select(func.count()).select_from(text(month.table(table)))) or 0
+                        for table in partitions.TABLES
+                    ]
+                    partitions.drop(connection, month)
+                    dropped.append((counts[0], counts[1]))
+        return dropped
+
+    def _delete_rows(self, at: datetime) -> tuple[int, int]:
+        messages = events = 0
+        while True:
+            with self._cleaning("purge messages") as connection:
+                over = select(MessageRow.message_id, MessageRow.retain_until).where(
+                    MessageRow.retain_until <= at, _purgeable()
+                )
+                keys = [tuple(key) for key in connection.execute(over.limit(BATCH))]
+                if not keys:
+                    return messages, events
+                theirs = tuple_(EventRow.message_id, EventRow.retain_until).in_(keys)
+                events += connection.execute(delete(EventRow).where(theirs)).rowcount
+                mine = tuple_(MessageRow.message_id, MessageRow.retain_until).in_(keys)
+                messages += connection.execute(delete(MessageRow).where(mine)).rowcount
+
+    def _count(self, connection: Connection, rule: str, at: datetime) -> Removal:
+        over = and_(MessageRow.retain_until <= at, _purgeable())
+        events = select(func.count()).select_from(EventRow).join(MessageRow, _same(EventRow)).where(over)
+        return Removal(
+            rule=rule,
+            messages=connection.scalar(select(func.count()).where(over)) or 0,
+            events=connection.scalar(events) or 0,
+        )
+
+    def _write_down(self, removal: Removal, at: datetime) -> None:
+        with self._database.begin("write down what was removed") as connection:
+            row = {"at": at, "rule": removal.rule, "messages": removal.messages, "events": removal.events}
+            connection.execute(insert(PurgeRow).values(row))
+
+    @contextmanager
+    def _cleaning(self, what: str) -> Iterator[Connection]:
+        """Give a transaction that may take its time, and during which nobody places a hold."""
+        with self._database.begin(what, PATIENCE) as connection:
+            if self._database.is_postgresql:
+                connection.execute(text("LOCK TABLE waooaw_holds IN SHARE MODE"))
+            yield connection
+
+    @contextmanager
+    def _alone(self) -> Iterator[bool]:
+        """Tell whether no other purge runs, and keep others out while the block runs.
+
+        On SQLite two purges take turns by themselves: each batch is one transaction of the only writer.
+        """
+        if not self._database.is_postgresql:
+            yield True
+            return
+        with self._database.begin("take the lock of the purge") as connection:
+            yield bool(connection.scalar(select(func.pg_try_advisory_xact_lock(_LOCK))))
+
+
+def _purgeable() -> ColumnElement[bool]:
+    """Whether a message has ended and no hold is on it."""
+    ending = aliased(EventRow)
+    ended = exists().where(_same(ending), ending.terminal)
+    return and_(ended, ~_held())
+
+
+def _same(event: Any) -> ColumnElement[bool]:
+    """Whether an event belongs to the message."""
+    return and_(event.message_id == MessageRow.message_id, event.retain_until == MessageRow.retain_until)
+
+
+def _held() -> Any:
+    return exists().where(
+        or_(
+            and_(HoldRow.kind == HoldKind.MESSAGE.value, HoldRow.value == MessageRow.message_id),
+            and_(HoldRow.kind == HoldKind.CONVERSATION.value, HoldRow.value == MessageRow.conversation_id),
+            and_(
+                HoldRow.kind == HoldKind.AGENT.value,
+                or_(HoldRow.value == MessageRow.from_agent, HoldRow.value == MessageRow.to_agent),
+            ),
+        )
+    )
