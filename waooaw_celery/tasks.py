@@ -6,7 +6,7 @@ import dataclasses
 import logging
 from datetime import timedelta
 
-from celery.schedules import crontab, schedule
+from celery.schedules import BaseSchedule, crontab, schedule
 
 from waooaw_celery.app import AgentApp
 from waooaw_celery.audit.retention import Retention
@@ -46,7 +46,7 @@ def register(app: AgentApp) -> None:
         )
 
     settings = app.settings
-    timetable: dict[str, schedule] = {SWEEP: schedule(timedelta(seconds=settings.sweep_seconds))}
+    timetable: dict[str, BaseSchedule] = {SWEEP: schedule(timedelta(seconds=settings.sweep_seconds))}
     if settings.database_url is not None:
         timetable[PURGE] = crontab.from_string(settings.purge_at)
     queue = system_queue()

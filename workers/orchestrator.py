@@ -28,7 +28,7 @@ def analyse(message: Message) -> None:
     global _urgent
     documents = dict(_documents([Path(path) for path in message.payload["paths"]]))
     analysts = [record.name for record in app.registry.all() if record.name.startswith("analyst")]
-    order = sorted(documents, key=lambda name: (Path(name).stem.lower() == "readme", name))
+    order = sorted(documents, key=_readme_last)
     for number, name in enumerate(order):
         urgent = number == len(order) - 1
         agent.send(
@@ -79,6 +79,11 @@ def _documents(paths: list[Path]) -> Iterator[tuple[str, str]]:
                 yield str(inside), path.read_text(encoding="utf-8")
             except (OSError, UnicodeDecodeError) as error:
                 _skipped[str(inside)] = str(error)
+
+
+def _readme_last(name: str) -> tuple[bool, int, str]:
+    path = Path(name)
+    return path.stem.lower() == "readme", -len(path.parts), name
 
 
 def _hidden(path: Path) -> bool:

@@ -115,6 +115,7 @@ def test_the_demo_shows_its_results(waooaw: Start, documents: Path) -> None:
     for part in (
         "text-07.txt",
         "Messages by agent and status",
+        "What the ledger tells of that message",
         "URGENT README.md overtook",
         "What the agents told the dashboard",
         "broken.txt was left out",

@@ -27,23 +27,35 @@ NOW = datetime.now(UTC)
 DAYS_91 = timedelta(days=91)
 
 
+@pytest.fixture(scope="module")
+def lone_postgresql(postgres_url: str) -> Iterator[Database]:
+    """A PostgreSQL database of this module's own: what is purged here is nobody else's."""
+    name = f"waooaw_{uuid4().hex}"
+    _administer(postgres_url, f"CREATE DATABASE {name}")
+    database = Database(database_url(postgres_url).set(database=name))
+    schema.upgrade(database)
+    yield database
+    database.close()
+    _administer(postgres_url, f"DROP DATABASE {name}")
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
-    """A ledger of the test's own: what is purged here is nobody else's."""
+    """An empty ledger."""
     if request.param == "sqlite":
         database = Database(database_url(f"sqlite:///{tmp_path / 'ledger.sqlite'}"))
         schema.upgrade(database)
         yield database
         database.close()
         return
-    server = request.getfixturevalue("postgres_url")
-    name = f"waooaw_{uuid4().hex}"
-    _administer(server, f"CREATE DATABASE {name}")
-    database = Database(database_url(server).set(database=name))
-    schema.upgrade(database)
+    database = request.getfixturevalue("lone_postgresql")
     yield database
-    database.close()
-    _administer(server, f"DROP DATABASE {name}")
+    tables = ("messages", "message_events", "holds", "purges")
+    with database.begin("empty the ledger") as connection:
+        connection.execute(text(f"TRUNCATE {', '.join(f'waooaw_{table}' for table in tables)}"))
+        for month in partitions.existing(connection):
+            partitions.drop(connection, month)
+    schema.upgrade(database)
 
 
 def _administer(url: str, command: str) -> None:
@@ -228,7 +240,7 @@ def test_a_month_with_something_to_keep_is_deleted_from_row_by_row(
 
 @postgresql_only
 def test_months_are_made_ahead_once(database: Database, retention: Retention) -> None:
-    """After the upgrade there are partitions for the months to come; preparing again makes only what is missing."""
+    """After the upgrade there are partitions for the coming months; preparing again makes what is missing."""
     with database.begin("look") as connection:
         assert len(partitions.existing(connection)) == partitions.MONTHS_AHEAD + 1
     assert retention.prepare() == 0

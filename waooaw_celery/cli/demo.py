@@ -63,6 +63,7 @@ def _show(result: JobResult, screen: Console) -> None:
     _show_documents(result, screen)
     _show_messages(result, screen)
     _show_overtaking(result.overtaking, screen)
+    _show_thread(result, screen)
     _show_survey(result, screen)
 
 
@@ -107,6 +108,26 @@ def _show_overtaking(overtaking: Overtaking, screen: Console) -> None:
     ]
     title = f"URGENT {overtaking.path} overtook {overtaking.overtaken} LOW documents of {overtaking.agent}"
     show_table(screen, title, ("", "at (UTC)", "place in the queue"), rows)
+
+
+def _show_thread(result: JobResult, screen: Console) -> None:
+    rows = [
+        (
+            f"{receipt.sent_at:%H:%M:%S.%f}"[:-3],
+            receipt.from_agent,
+            receipt.to_agent,
+            receipt.handler,
+            receipt.status,
+        )
+        for receipt in result.thread
+    ]
+    columns = ("sent (UTC)", "from", "to", "handler", "status")
+    show_table(screen, "What the ledger tells of that message and what came of it", columns, rows)
+    delivery = result.statistics.delivery
+    screen.print(
+        f"The ledger has {result.statistics.total} messages; half of them waited less than "
+        f"{delivery.p50 or 0:.2f} s, 99 % less than {delivery.p99 or 0:.2f} s."
+    )
 
 
 def _show_survey(result: JobResult, screen: Console) -> None:

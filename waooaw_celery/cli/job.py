@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from waooaw_celery.audit.trail import MessageAuditTrail, Statistics
 from waooaw_celery.bus import MessageBus
 from waooaw_celery.cli.group import OPERATOR
 from waooaw_celery.cli.stack import Stack
@@ -52,6 +53,8 @@ class JobResult:
         skipped: documents left out, and why.
         messages: how many messages each agent got, by status.
         overtaking: how the URGENT document went past the LOW ones.
+        thread: the URGENT message and what its handler sent on, from the ledger.
+        statistics: the ledger's counts and durations of all messages.
         survey: what the agents answered the dashboard while they worked.
         seconds: how long the job took, without starting and stopping the processes.
     """
@@ -60,6 +63,8 @@ class JobResult:
     skipped: dict[str, str]
     messages: dict[str, dict[str, int]]
     overtaking: Overtaking
+    thread: list[DeliveryReceipt]
+    statistics: Statistics
     survey: dict[str, dict[str, JSON]]
     seconds: float
 
@@ -85,11 +90,15 @@ def run_job(stack: Stack, paths: Sequence[Path], show: Callable[[int, int | None
         raise WaooawError(f"there are no text documents in {', '.join(map(str, paths))}")
     documents = _results(stack, requests, progress["total"])
     receipts = _settled(stack)
+    overtaking = _overtaking(receipts, progress["urgent"])
+    trail = MessageAuditTrail(stack.app.database)
     return JobResult(
         documents=documents,
         skipped=progress["skipped"],
         messages=_by_agent_and_status(receipts),
-        overtaking=_overtaking(receipts, progress["urgent"]),
+        overtaking=overtaking,
+        thread=_thread(trail, overtaking.receipt.message_id),
+        statistics=trail.statistics(),
         survey=survey,
         seconds=time.monotonic() - began,
     )
@@ -145,6 +154,14 @@ def _settled(stack: Stack) -> list[DeliveryReceipt]:
 
     stack.wait_until(settled, "settling", STUCK)
     return receipts
+
+
+def _thread(trail: MessageAuditTrail, message_id: str) -> list[DeliveryReceipt]:
+    return [
+        record.receipt
+        for record in trail.conversation(message_id)
+        if message_id in (record.receipt.message_id, record.causation_id)
+    ]
 
 
 def _by_agent_and_status(receipts: Sequence[DeliveryReceipt]) -> dict[str, dict[str, int]]:

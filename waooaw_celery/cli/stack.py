@@ -16,6 +16,7 @@ from types import FrameType
 
 import waooaw_celery
 from waooaw_celery.app import AgentApp, create_app
+from waooaw_celery.audit import schema
 from waooaw_celery.cli.group import OPERATOR
 from waooaw_celery.embedded import end_all, spawn, valkey
 from waooaw_celery.errors import WaooawError
@@ -46,7 +47,7 @@ class Stack:
     Attributes:
         url: URL of the broker and the result backend.
         app: an application to talk to the agents with.
-        folder: private folder of the logs and of beat's timetable.
+        folder: private folder of the ledger, the logs and beat's timetable.
         processes: by name.
     """
 
@@ -55,13 +56,21 @@ class Stack:
     folder: Path
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
+    @property
+    def database_url(self) -> str:
+        """URL of the ledger, a SQLite file."""
+        return f"sqlite:///{self.folder / 'ledger.sqlite'}"
+
     def start(self, name: str, arguments: list[str], env: Mapping[str, str] | None = None) -> None:
         """Start a process of Celery, which ends when this one does."""
         self.processes[name] = spawn(
             [sys.executable, "-m", "celery", *arguments],
             log=self.log(name),
             # Temporary files in our folder, so that those of a process that is killed go with it.
-            env={**os.environ, "CELERY_BROKER_URL": self.url, "TMPDIR": str(self.folder), **(env or {})},
+            env=os.environ
+            | {"CELERY_BROKER_URL": self.url, "WAOOAW_DATABASE_URL": self.database_url}
+            | {"TMPDIR": str(self.folder)}
+            | dict(env or {}),
             cwd=ROOT,
         )
 
@@ -109,6 +118,8 @@ def running_stack(port: int | None = None) -> Iterator[Stack]:
         app = create_app(broker_url=url, waooaw_sender=OPERATOR)
         cleanup.callback(app.close)
         stack = Stack(url=url, app=app, folder=folder)
+        app.conf.waooaw_database_url = stack.database_url
+        schema.upgrade(app.database)
         cleanup.callback(lambda: end_all(stack.processes.values()))
         _start_all(stack)
         names = {name for name, _, _ in AGENTS}

@@ -39,12 +39,15 @@ def _next_steps(stack: Stack, page: str | None) -> str:
 Running. Ctrl-C ends everything. In another shell:
 
   export CELERY_BROKER_URL={stack.url}
+  export WAOOAW_DATABASE_URL={stack.database_url}
   waooaw agents
   waooaw request dashboard survey
   waooaw send orchestrator '{{"paths": ["'$PWD'"]}}'
   waooaw request orchestrator progress
   waooaw request archivist results
   waooaw queues
+  waooaw log --limit 5
+  waooaw stats
 
 Flower: {page or "not installed (pip install 'waooaw-celery[flower]')"}
 Logs:   {stack.folder}"""
