@@ -30,8 +30,9 @@ def main(arguments: list[str]) -> int:
         print(f"Python 3.11 or newer is needed; this is {sys.version.split()[0]}.", file=sys.stderr)
         return 2
     if not arguments or arguments[0] not in NEEDS:
-        print(__doc__, file=sys.stderr)
-        return 2
+        wanted = bool({"-h", "--help", "help"} & set(arguments[:1]))
+        print(__doc__, file=sys.stdout if wanted else sys.stderr)
+        return 0 if wanted else 2
     command, *rest = arguments
     install(*NEEDS[command])
     return {"demo": demo, "test": test, "lint": lint}[command](rest)
@@ -39,12 +40,13 @@ def main(arguments: list[str]) -> int:
 
 def demo(arguments: list[str]) -> int:
     """Run the demo."""
-    return run([str(PYTHON), "-m", "waooaw_celery", "demo", *arguments])
+    return become([str(PYTHON), "-m", "waooaw_celery", "demo", *arguments])
 
 
 def test(arguments: list[str]) -> int:
     """Run the tests."""
-    return run([str(PYTHON), "-m", "pytest", *arguments])
+    os.chdir(ROOT)
+    return become([str(PYTHON), "-m", "pytest", *arguments])
 
 
 def lint(arguments: list[str]) -> int:
@@ -80,6 +82,12 @@ def pip(*arguments: str) -> None:
     """Run pip in the virtual environment, or say what to do when it fails."""
     if run([str(PYTHON), "-m", "pip", "--disable-pip-version-check", "--quiet", *arguments]):
         raise SystemExit("pip failed, as it says above. Mend that and run the command again.")
+
+
+def become(command: list[str]) -> int:
+    """Let a program take the place of this one, so that every signal reaches it."""
+    os.environ["PATH"] = f"{VENV / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}"
+    os.execv(command[0], command)  # noqa: S606 - no shell is wanted
 
 
 def run(command: list[str]) -> int:

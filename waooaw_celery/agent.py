@@ -13,7 +13,7 @@ from waooaw_celery.bus import MessageBus
 from waooaw_celery.errors import ConfigurationError
 from waooaw_celery.message import SENDABLE, TYPE_NAMES, DeliveryReceipt, Message, MessageType, Priority
 from waooaw_celery.request_response import RequestResponseHandler
-from waooaw_celery.routing import HandlerName, agent_queue
+from waooaw_celery.routing import HandlerName
 from waooaw_celery.values import JSON, check_agent_name
 from waooaw_celery.worker.task import AgentTask
 
@@ -46,8 +46,6 @@ class Agent:
         self._handlers = app.agents.setdefault(name, [])
         self._bus = MessageBus(app)
         self._requests = RequestResponseHandler(app)
-        # All of them anew: task_queues is read once, when the worker or the first sender needs it.
-        app.conf.task_queues = [agent_queue(agent) for agent in app.agents]
 
     def on(self, message_type: MessageType, **options: Any) -> Callable[[Callable[..., Any]], Task[Any, Any]]:
         """Register the handler of all messages of this type; it is called with the Message.
@@ -62,7 +60,7 @@ class Agent:
         Raises:
             ConfigurationError: another type, a second handler for the type, or an ``async def``.
         """
-        if message_type not in SENDABLE:
+        if not isinstance(message_type, MessageType) or message_type not in SENDABLE:
             raise ConfigurationError(
                 f"an agent handles {', '.join(type_.name for type_ in SENDABLE)} with on(), not "
                 f"{getattr(message_type, 'name', message_type)}: a RESPONSE comes back to whoever requested it, "
@@ -78,7 +76,7 @@ class Agent:
             run.__doc__ = function.__doc__
             run.__module__ = function.__module__
             return self._register(
-                message_type.value, function, run, {**options, "bind": True, "ignore_result": True}
+                message_type.value, function, run, options, {"bind": True, "ignore_result": True}
             )
 
         return decorate
@@ -98,20 +96,31 @@ class Agent:
         """
 
         def decorate(function: Callable[..., Any]) -> Task[Any, Any]:
-            name = function.__name__
+            name = getattr(function, "__name__", repr(function))
             if name in TYPE_NAMES:
                 raise ConfigurationError(
                     f"a method cannot be named {name!r}, which is a message type: rename it, "
                     f"or register it with @agent.on(MessageType.{name.upper()})"
                 )
-            return self._register(name, function, function, options)
+            return self._register(name, function, function, options, {})
 
         return decorate if function is None else decorate(function)
 
     def _register(
-        self, handler: str, function: Callable[..., Any], run: Callable[..., Any], options: dict[str, Any]
+        self,
+        handler: str,
+        function: Callable[..., Any],
+        run: Callable[..., Any],
+        options: dict[str, Any],
+        fixed: dict[str, Any],
     ) -> Task[Any, Any]:
         target = HandlerName(self.name, handler)
+        if HandlerName.parse(str(target)) != target:
+            raise ConfigurationError(f"{handler!r} cannot be a handler's name: use letters, digits and _")
+        if taken := {"name", "base", "shared"} & set(options):
+            raise ConfigurationError(
+                f"{target} cannot have the options {', '.join(sorted(taken))}: the agent sets them"
+            )
         if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
             raise ConfigurationError(
                 f"{target} is an async def, which Celery would never run: write it as a plain def"
@@ -125,7 +134,7 @@ class Agent:
             name=str(target),
             base=AgentTask,
             shared=False,  # a shared task would be registered in every application of the process
-            **{**options, "agent": self.name, "handler": handler},
+            **{**options, **fixed, "agent": self.name, "handler": handler},
         )
         return task
 

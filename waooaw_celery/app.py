@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from contextlib import suppress
+from datetime import datetime
 from functools import cached_property
 from typing import Any
 
 from amqp.exceptions import AMQPError
 from celery import Celery
+from celery.app.amqp import AMQP
 from celery.result import AsyncResult
 from kombu.exceptions import OperationalError
 
-from waooaw_celery.audit import schema
 from waooaw_celery.audit.agents import LedgerAgentRegistry
 from waooaw_celery.audit.engine import Database, database_url
 from waooaw_celery.audit.ledger import Ledger
+from waooaw_celery.audit.version import check_version
 from waooaw_celery.envelope import check_delay, message_of_delay, message_of_retry, moment, threaded
 from waooaw_celery.errors import (
     BrokerUnavailable,
@@ -25,20 +27,31 @@ from waooaw_celery.errors import (
     StoreUnavailable,
     UnknownSender,
 )
-from waooaw_celery.message import ENVELOPE_HEADER, TYPE_NAMES, Message, Priority
+from waooaw_celery.message import ENVELOPE_HEADER, TYPE_NAMES, Message, MessageStatus, Priority
 from waooaw_celery.receipts import Receipts, RedisReceipts
 from waooaw_celery.registry import AgentRegistry, RedisAgentRegistry
-from waooaw_celery.routing import HandlerName, agent_queue, broker_priority, check_ordered, driver_type
+from waooaw_celery.routing import HandlerName, agent_queue, broker_priority, check_ordered, driver_type, first_url
 from waooaw_celery.settings import CELERY_DEFAULTS, TRANSPORT_DEFAULTS, WaooawSettings
 from waooaw_celery.store import Client, connect, store_url
 from waooaw_celery.worker import signals
 from waooaw_celery.worker.presence import Presence
-from waooaw_celery.worker.task import current_message, current_task
+from waooaw_celery.worker.task import AgentTask, current_message, current_task
 
 logger = logging.getLogger(__name__)
 
 #: What Celery, its logs and Flower show in place of the arguments, which may be confidential.
 _HIDDEN = "…"
+
+
+class AgentAMQP(AMQP):
+    """Celery's queues, and those of the application's agents whatever a project sets itself."""
+
+    def Queues(self, queues: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N802 - Celery's own name
+        """Return the queues that the worker consumes and that names stand for."""
+        given = list(queues.values() if isinstance(queues, Mapping) else queues or ())
+        agents: dict[str, list[str]] = self.app.agents  # type: ignore[attr-defined]  # an AgentApp
+        every: Any = [*given, *map(agent_queue, agents)] or None
+        return super().Queues(every, *args, **kwargs)
 
 
 class AgentApp(Celery):
@@ -52,9 +65,11 @@ class AgentApp(Celery):
         agents: the agents whose handlers are in this application, and the names of these.
     """
 
+    amqp_cls: Any = AgentAMQP
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
         self.agents: dict[str, list[str]] = {}
+        super().__init__(*args, **kwargs)
         self.on_after_configure.connect(_add_defaults, weak=False)
         self.steps["worker"].add(Presence)
         signals.connect()
@@ -81,7 +96,7 @@ class AgentApp(Celery):
                 "no broker is set: give create_app(broker_url=...) or the variable CELERY_BROKER_URL, "
                 "such as redis://localhost:6379/0 or amqp://guest:guest@localhost:5672//"
             )
-        driver = driver_type(self.conf.broker_url)
+        driver = driver_type(first_url(self.conf.broker_url) or "")
         check_ordered(driver, self.settings.allow_unordered)
         return driver
 
@@ -123,7 +138,9 @@ class AgentApp(Celery):
         return None if url is None else Database(database_url(url))
 
     def _connect(self) -> Client:
-        return connect(store_url(self.settings.redis_url, self.conf.result_backend, self.conf.broker_url))
+        return connect(
+            store_url(self.settings.redis_url, self.conf.result_backend, first_url(self.conf.broker_url))
+        )
 
     def check(self) -> None:
         """Check at start-up what would otherwise fail at the first message.
@@ -133,7 +150,7 @@ class AgentApp(Celery):
         """
         _ = self.settings, self.driver, self.receipts
         if self._database is not None:
-            schema.check(self._database)
+            check_version(self._database)
 
     def close(self) -> None:
         """Close all connections."""
@@ -150,14 +167,62 @@ class AgentApp(Celery):
     def target(self, task_name: str) -> HandlerName | None:
         """Return whose handler a task is, or None for an ordinary Celery task of this application."""
         name = HandlerName.parse(task_name)
-        ordinary = name is not None and name.agent not in self.agents and task_name in self.tasks
-        return None if ordinary else name
+        if name is None:
+            return None
+        task = self.tasks.get(task_name)
+        return name if task is None or isinstance(task, AgentTask) else None
+
+    @property
+    def transport_options(self) -> dict[str, Any]:
+        """Options of the broker's transport: a project's own, and ours for what it does not say."""
+        return self._transport_options(None)
+
+    def _transport_options(self, url: str | None) -> dict[str, Any]:
+        ours: dict[str, Any] = {}
+        with suppress(ConfigurationError):  # Celery prints the broker before check() can refuse it
+            ours = TRANSPORT_DEFAULTS.get(driver_type(first_url(url or self.conf.broker_url) or ""), {})
+        return {**ours, **(self.conf.broker_transport_options or {})}
+
+    def connection_for_read(self, url: str | None = None, **kwargs: Any) -> Any:
+        """Return a connection for consuming, with our deadlines."""
+        return super().connection_for_read(url, **self._with_options(url, kwargs))
+
+    def connection_for_write(self, url: str | None = None, **kwargs: Any) -> Any:
+        """Return a connection for publishing, with our deadlines."""
+        return super().connection_for_write(url, **self._with_options(url, kwargs))
+
+    def _with_options(self, url: str | None, kwargs: dict[str, Any]) -> dict[str, Any]:
+        given = kwargs.get("transport_options") or {}
+        return {**kwargs, "transport_options": {**self._transport_options(url), **given}}
+
+    def check_time_limits(self) -> None:
+        """Check that no handler may run longer than Redis waits before it hands its message to another worker.
+
+        Raises:
+            ConfigurationError: one may; the sentence names it and both numbers.
+        """
+        visible = self._visibility_timeout
+        for name, task in self.tasks.items():
+            if visible is not None and isinstance(task, AgentTask):
+                limit = task.time_limit or self.conf.task_time_limit
+                if limit is None or limit >= visible:
+                    raise ConfigurationError(
+                        f"{name} may run for {limit or 'ever'} s, and after {visible:g} s Redis hands its message "
+                        "to another worker: give it a shorter time_limit, or raise "
+                        "broker_transport_options['visibility_timeout']"
+                    )
+
+    @property
+    def _visibility_timeout(self) -> float | None:
+        return float(self.transport_options["visibility_timeout"]) if self.driver == "redis" else None
 
     def send_task(  # type: ignore[override]
         self,
         name: str,
         args: Sequence[Any] | None = None,
         kwargs: Mapping[str, Any] | None = None,
+        countdown: float | None = None,
+        eta: datetime | None = None,
         *,
         message: Message | None = None,
         **options: Any,
@@ -168,6 +233,8 @@ class AgentApp(Celery):
             name: an agent's handler, such as ``worker-1.get_status``, or any other task.
             args: positional arguments; a message's payload is the only one.
             kwargs: keyword arguments.
+            countdown: seconds until it may first be handled.
+            eta: moment from which it may be handled.
             message: the envelope, when the caller has made it; otherwise it is made here.
             options: those of ``apply_async``; ``priority`` is a Priority or its name.
 
@@ -179,15 +246,17 @@ class AgentApp(Celery):
             StoreUnavailable: Redis does not answer; nothing was published.
             ConfigurationError: a setting is missing or wrong.
         """
+        options |= {"countdown": countdown, "eta": eta}
         target = self.target(name)
         if target is None:
             return self._send_ordinary(name, args, kwargs, options)
         if options.get("retries"):
-            message = message_of_retry(target, args, kwargs, options)
+            message = self._retried_message(target, args, kwargs, options)
         else:
             message = self._new_message(target, args, kwargs, options, message)
             self.registry.check_handler(target)
-            self.receipts.pending(message, target.handler)
+            if not self.receipts.pending(message, target.handler):
+                self._check_resending(message)
         result = self._publish(target, message, args, kwargs, options)
         self._note_sent(message)
         return result
@@ -209,13 +278,38 @@ class AgentApp(Celery):
     ) -> Message:
         if message is None:
             sender, ttl = self.speaker(target), self.settings.ttl_seconds
-            message = message_of_delay(target, args, kwargs, options, sender=sender, default_ttl=ttl)
-        if self.driver == "redis":
-            visible = self.conf.broker_transport_options.get("visibility_timeout", 3600)
-            check_delay(options, visible)
-        if message.expires_at is not None and message.expires_at <= datetime.now(UTC):
-            raise InvalidMessage(f"the time of message {message.message_id} was over before it was sent")
+            message = message_of_delay(
+                target, args, kwargs, options, sender=sender, default_ttl=ttl, zone=self.timezone
+            )
+        self._check_delay(target, options)
+        message.check_in_time()
         return threaded(target, message, current_message())
+
+    def _retried_message(self, target: HandlerName, args: Any, kwargs: Any, options: Mapping[str, Any]) -> Message:
+        try:
+            self._check_delay(target, options)
+        except InvalidMessage as error:  # to refuse it here would lose the message
+            logger.warning("retry of %s: %s", options["task_id"], error, extra={"action": "retry_too_late"})
+        return message_of_retry(target, args, kwargs, options)
+
+    def _check_delay(self, target: HandlerName, options: Mapping[str, Any]) -> None:
+        visible = self._visibility_timeout
+        if visible is not None:
+            task = self.tasks.get(str(target))
+            limit = getattr(task, "time_limit", None) or self.conf.task_time_limit or 0
+            check_delay(options, limit, visible, self.timezone)
+
+    def _check_resending(self, message: Message) -> None:
+        """Let a message be sent again only when the broker may not have it, or its own handler replaces it."""
+        task = current_task()
+        if task is not None and task.request.id == message.message_id:
+            return
+        status = self.receipts.get(message.message_id).status
+        if status is not MessageStatus.PENDING:
+            raise InvalidMessage(
+                f"message {message.message_id} was sent already and is {status}: "
+                "to say the same again, send a new Message"
+            )
 
     def speaker(self, target: HandlerName) -> str:
         """Return who says what is sent without a sender: never a guess, since it is evidence."""
@@ -224,7 +318,8 @@ class AgentApp(Celery):
             return task.agent
         if self.settings.sender is not None:
             return self.settings.sender
-        if len(self.agents) == 1 and target.agent not in self.agents:
+        # An ordinary task of the application, such as Celery's for chords, speaks for its only agent.
+        if len(self.agents) == 1 and (target.agent not in self.agents or self.current_worker_task is not None):
             return next(iter(self.agents))
         raise UnknownSender(
             f"who sends to {target}? Outside of a handler, set waooaw_sender (or WAOOAW_SENDER) to the name of "
@@ -236,12 +331,18 @@ class AgentApp(Celery):
     ) -> AsyncResult[Any]:
         one_way = target.handler in TYPE_NAMES
         # A retry expires when its first attempt would have.
-        expires_at = moment(options.get("expires")) if options.get("retries") else message.expires_at
+        expires_at = (
+            moment(options.get("expires"), self.timezone) if options.get("retries") else message.expires_at
+        )
+        queue = agent_queue(target.agent)
         options |= {
             "task_id": message.message_id,
             "root_id": message.conversation_id,
             "parent_id": message.causation_id,
-            "queue": agent_queue(target.agent),
+            "queue": queue,
+            # Said too, so that no entry of a project's task_routes can say otherwise.
+            "exchange": queue.exchange.name,
+            "routing_key": queue.routing_key,
             "priority": broker_priority(message.priority, self.driver),
             # As a header only: as Celery's option it would become RabbitMQ's per-message TTL as well, and RabbitMQ
             # drops an expired message without telling anyone.
@@ -255,8 +356,9 @@ class AgentApp(Celery):
             "kwargsrepr": _HIDDEN,
             "ignore_result": True if one_way else options.get("ignore_result"),
         }
-        for name in ("exchange", "routing_key", "exchange_type"):
-            options.pop(name, None)
+        options.pop("exchange_type", None)
+        if self.driver == "amqp":
+            options["mandatory"] = True  # RabbitMQ says so when the queue is gone
         try:
             return super().send_task(str(target), args, kwargs, **options)
         except (OperationalError, AMQPError) as error:
@@ -287,10 +389,11 @@ def _add_defaults(sender: AgentApp, source: Any, **_: Any) -> None:
     (``Celery.add_defaults`` would put them above a configuration object's.)
     """
     defaults = dict(CELERY_DEFAULTS)
-    if source.broker_url:
-        driver = driver_type(source.broker_url)
-        defaults["broker_transport_options"] = TRANSPORT_DEFAULTS.get(driver, {})
-        if source.broker_url.startswith("redis"):
-            defaults["result_backend"] = source.broker_url
     source.defaults.insert(-1, defaults)
     source.maps.insert(-1, defaults)
+    if sender.agents:
+        # Ordinary tasks, and Celery's own for chords, are run by the worker too, which consumes only this queue.
+        defaults["task_default_queue"] = agent_queue(next(iter(sender.agents))).name
+    url = first_url(source.broker_url)
+    if url is not None and url.startswith("redis"):
+        defaults["result_backend"] = url

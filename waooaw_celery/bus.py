@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from waooaw_celery.app import AgentApp
 from waooaw_celery.envelope import threaded
-from waooaw_celery.errors import BrokerUnavailable, InvalidMessage
+from waooaw_celery.errors import InvalidMessage, WaooawError
 from waooaw_celery.message import SENDABLE, DeliveryReceipt, Message, MessageType, receipt_of
 from waooaw_celery.routing import HandlerName
 from waooaw_celery.values import JSON, check_agent_name
@@ -44,17 +45,23 @@ class MessageBus:
         """Send several messages, checked all together first: when one is refused, none was sent.
 
         Raises:
-            BrokerUnavailable: the broker failed on the way; its ``message_ids`` are those that were published.
-            InvalidMessage, UnknownAgent, StoreUnavailable: as ``send``; nothing was published.
+            InvalidMessage, UnknownAgent: as ``send``; nothing was published.
+            BrokerUnavailable, StoreUnavailable: a server failed on the way; the error's ``message_ids`` are the
+                messages that were published.
         """
         batch = [(message, _target(message)) for message in messages]
+        ids = Counter(message.message_id for message, _ in batch)
+        if twice := [message_id for message_id, count in ids.items() if count > 1]:
+            raise InvalidMessage(f"message {twice[0]} is there {ids[twice[0]]} times: each Message is sent once")
+        for message, _ in batch:
+            message.check_in_time()
         for target in dict.fromkeys(target for _, target in batch):
             self.app.registry.check_handler(target)
         receipts: list[DeliveryReceipt] = []
         for message, target in batch:
             try:
                 receipts.append(self._send(target, message))
-            except BrokerUnavailable as error:
+            except WaooawError as error:
                 error.message_ids = tuple(receipt.message_id for receipt in receipts)
                 raise
         return receipts

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Any
 
 from waooaw_celery.errors import InvalidMessage
@@ -16,7 +16,14 @@ Options = Mapping[str, Any]
 
 
 def message_of_delay(
-    target: HandlerName, args: Any, kwargs: Any, options: Options, *, sender: str, default_ttl: float | None
+    target: HandlerName,
+    args: Any,
+    kwargs: Any,
+    options: Options,
+    *,
+    sender: str,
+    default_ttl: float | None,
+    zone: tzinfo,
 ) -> Message:
     """Make the message of a ``.delay`` or ``apply_async``.
 
@@ -27,6 +34,7 @@ def message_of_delay(
         options: the options of the call.
         sender: who speaks.
         default_ttl: seconds until it expires, when the options do not say; None: never.
+        zone: of moments in the options that have none.
 
     Raises:
         InvalidMessage: an argument is no JSON value, or an option breaks a rule.
@@ -41,7 +49,7 @@ def message_of_delay(
         to_agent=target.agent,
         message_type=target.message_type,
         payload=payload_of(target.handler, args or (), kwargs or {}),
-        ttl_seconds=_ttl(options, default_ttl),
+        ttl_seconds=_ttl(options, default_ttl, zone),
         conversation_id=options.get("root_id"),
         causation_id=options.get("parent_id"),
         **fields,
@@ -93,50 +101,70 @@ def payload_of(handler: str, args: Any, kwargs: Any) -> JSON:
     return {"args": list(args), "kwargs": dict(kwargs)} if args else dict(kwargs)
 
 
-def check_delay(options: Options, visibility_timeout: float) -> None:
+def check_delay(options: Options, run_seconds: float, visibility_timeout: float, zone: tzinfo) -> None:
     """Refuse an ``eta`` or ``countdown`` that Redis would hand out again and again.
 
-    A worker keeps a message that is not yet due unacknowledged; Kombu on Redis then takes it for lost.
+    A worker keeps a message unacknowledged until it is due and was handled; after the visibility timeout Kombu on
+    Redis takes it for lost.
 
     Args:
         options: the options of the call.
+        run_seconds: how long its handler may then run.
         visibility_timeout: seconds after which Redis hands out again what is not acknowledged.
+        zone: of moments that have none.
 
     Raises:
-        InvalidMessage: it is due later than that.
+        InvalidMessage: it is due too late.
     """
-    wait = _wait(options)
-    if wait >= visibility_timeout:
+    wait = _wait(options, zone)
+    if wait > 0 and wait + run_seconds >= visibility_timeout:
         raise InvalidMessage(
-            f"a message that is due in {wait:g} s would be handed out again every {visibility_timeout:g} s until "
-            "then: send it later, or raise broker_transport_options['visibility_timeout']"
+            f"a message that is due in {wait:g} s and may run for {run_seconds:g} s would be handed out again "
+            f"after {visibility_timeout:g} s: send it later, or raise "
+            "broker_transport_options['visibility_timeout']"
         )
 
 
-def moment(value: datetime | str | None) -> datetime | None:
-    """Read Celery's forms of a moment; a naive one is UTC, as it is for Celery here."""
-    return None if value is None else _aware(value)
+def moment(value: object, zone: tzinfo) -> datetime | None:
+    """Read Celery's forms of a moment: seconds from now, a timedelta, a datetime or its ISO 8601 text.
+
+    Args:
+        value: one of these, or None.
+        zone: of a datetime that has none, as Celery reads it: the application's timezone.
+
+    Raises:
+        InvalidMessage: it is none of these.
+    """
+    if value is None:
+        return None
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return datetime.now(UTC) + timedelta(seconds=value)
+    if isinstance(value, timedelta):
+        return datetime.now(UTC) + value
+    try:
+        at = datetime.fromisoformat(value) if isinstance(value, str) else value
+    except ValueError as error:
+        raise InvalidMessage(f"{value!r} is no moment in ISO 8601") from error
+    if not isinstance(at, datetime):
+        raise InvalidMessage(f"a moment is seconds, a timedelta, a datetime or ISO 8601 text, not {value!r}")
+    return at if at.tzinfo else at.replace(tzinfo=zone)
 
 
-def _ttl(options: Options, default: float | None) -> float | None:
+def _ttl(options: Options, default: float | None, zone: tzinfo) -> float | None:
     """Return after how many seconds from now a ``.delay`` expires."""
     expires = options.get("expires")
     if isinstance(expires, int | float):
         return expires
-    if expires is not None:
-        return (_aware(expires) - datetime.now(UTC)).total_seconds()
+    at = moment(expires, zone)
+    if at is not None:
+        return (at - datetime.now(UTC)).total_seconds()
     # Celery gives None for "not said" too: a message that shall never expire is sent with a Message.
     # The default counts from the moment at which the message may first be handled.
-    return None if default is None else default + _wait(options)
+    return None if default is None else default + _wait(options, zone)
 
 
-def _wait(options: Options) -> float:
+def _wait(options: Options, zone: tzinfo) -> float:
     """Return the seconds until a message may first be handled."""
-    eta = moment(options.get("eta"))
+    eta = moment(options.get("eta"), zone)
     wait = (eta - datetime.now(UTC)).total_seconds() if eta else options.get("countdown") or 0
     return max(float(wait), 0.0)
-
-
-def _aware(value: datetime | str) -> datetime:
-    at = datetime.fromisoformat(value) if isinstance(value, str) else value
-    return at if at.tzinfo else at.replace(tzinfo=UTC)

@@ -11,6 +11,7 @@
     * BrokerUnavailable         the message could not be published
     * StoreUnavailable          what keeps agents and receipts does not answer
         * AuditUnavailable      the ledger does not answer, so nothing is published
+    * HandlerExited             a handler called sys.exit()
     * RequestError              a request did not bring a result
         * RequestTimeout        no answer came in time
         * Expired               the request was dropped: its time was over before it was begun
@@ -24,7 +25,13 @@ from kombu.exceptions import OperationalError
 
 
 class WaooawError(Exception):
-    """Something went wrong in waooaw_celery."""
+    """Something went wrong in waooaw_celery.
+
+    Attributes:
+        message_ids: ids of the messages of the same call that were published before the failure.
+    """
+
+    message_ids: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """Return the message given, or the class's own docstring when none was."""
@@ -63,12 +70,7 @@ class BrokerUnavailable(WaooawError, OperationalError):
     """The message could not be published. Whether the broker has it is not known: ask for its receipt.
 
     Also a kombu ``OperationalError``, so that code written for Celery catches it.
-
-    Attributes:
-        message_ids: ids of the messages of the same call that were published before the failure.
     """
-
-    message_ids: tuple[str, ...] = ()
 
 
 class StoreUnavailable(WaooawError, ConnectionError):
@@ -77,6 +79,10 @@ class StoreUnavailable(WaooawError, ConnectionError):
 
 class AuditUnavailable(StoreUnavailable):
     """The ledger does not answer, and what it cannot record is not published."""
+
+
+class HandlerExited(WaooawError):
+    """A handler called sys.exit(), which must not end its worker."""
 
 
 class RequestError(WaooawError):

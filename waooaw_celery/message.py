@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from enum import IntEnum, StrEnum
+from enum import StrEnum
 from typing import Any, Self
 from uuid import uuid4
 
@@ -36,13 +36,26 @@ TYPE_NAMES = frozenset(member.value for member in MessageType)
 SENDABLE = (MessageType.COMMAND, MessageType.QUERY, MessageType.ACK)
 
 
-class Priority(IntEnum):
-    """How urgent a message is; the value is its rank, and the lowest rank is handled first."""
+class Priority(StrEnum):
+    """How urgent a message is.
 
-    URGENT = 0
-    HIGH = 3
-    NORMAL = 6
-    LOW = 9
+    A name and not a number, also where it travels as JSON: brokers disagree about the direction of numbers.
+    """
+
+    URGENT = "URGENT"
+    HIGH = "HIGH"
+    NORMAL = "NORMAL"
+    LOW = "LOW"
+
+    @property
+    def rank(self) -> int:
+        """0, 3, 6 or 9; the lowest rank is handled first."""
+        return 3 * list(Priority).index(self)
+
+    @classmethod
+    def of_rank(cls, rank: int) -> Priority:
+        """Return the priority of this rank."""
+        return list(cls)[rank // 3]
 
     @classmethod
     def of(cls, value: Priority | str) -> Priority:
@@ -145,8 +158,11 @@ class Message:
         for name in ("correlation_id", "conversation_id", "causation_id"):
             if getattr(self, name) is not None:
                 check_id(getattr(self, name), name)
-        if self.sent_at.tzinfo is None:
+        if not isinstance(self.sent_at, datetime) or self.sent_at.tzinfo is None:
             raise InvalidMessage("sent_at must be an aware datetime, such as datetime.now(UTC)")
+
+    def __hash__(self) -> int:
+        return hash(self.message_id)
 
     @property
     def expires_at(self) -> datetime | None:
@@ -154,6 +170,15 @@ class Message:
         if self.ttl_seconds is None:
             return None
         return self.sent_at + timedelta(seconds=self.ttl_seconds)
+
+    def check_in_time(self) -> None:
+        """Check that the message may still be handled.
+
+        Raises:
+            InvalidMessage: its time is over.
+        """
+        if self.expires_at is not None and self.expires_at <= datetime.now(UTC):
+            raise InvalidMessage(f"the time of message {self.message_id} was over before it was sent")
 
     def evolve(self, **changes: Any) -> Self:
         """Return a copy with these fields changed."""
@@ -280,7 +305,7 @@ def _retention(value: Any) -> RetentionPolicy:
 
 def _message_type(value: Any) -> MessageType:
     try:
-        return MessageType(value)
+        return MessageType(value.lower() if isinstance(value, str) else value)
     except ValueError:
         names = ", ".join(member.name for member in MessageType)
         raise InvalidMessage(f"message_type must be one of {names}, not {value!r}") from None

@@ -27,8 +27,8 @@ class Receipts(ABC):
     """
 
     @abstractmethod
-    def pending(self, message: Message, handler: str) -> None:
-        """Write a message down before it is published; when this fails it must not be."""
+    def pending(self, message: Message, handler: str) -> bool:
+        """Write a message down and return whether it is new; it must not be published when this fails."""
 
     @abstractmethod
     def sent(self, message_id: str) -> None:
@@ -95,15 +95,19 @@ class RedisReceipts(Receipts):
         self._client = client
         self._keep = timedelta(seconds=keep_seconds)
 
-    def pending(self, message: Message, handler: str) -> None:
+    def pending(self, message: Message, handler: str) -> bool:
         key = _RECORD + message.message_id
         with guarded(f"record message {message.message_id}"), self._client.pipeline() as pipeline:
+            pipeline.hsetnx(key, "from", message.from_agent)
             pipeline.hset(key, mapping=_facts(message, handler))
             pipeline.expire(key, self._keep + timedelta(seconds=message.ttl_seconds or 0))
             pipeline.zadd(_BY_TIME, {message.message_id: message.sent_at.timestamp()})
             if message.expires_at is not None:
                 pipeline.zadd(_EXPIRING, {message.message_id: message.expires_at.timestamp()})
-            pipeline.execute()
+            forgotten = (datetime.now(UTC) - self._keep).timestamp()
+            for index in (_BY_TIME, _EXPIRING):
+                pipeline.zremrangebyscore(index, "-inf", forgotten)
+            return bool(pipeline.execute()[0])
 
     def sent(self, message_id: str) -> None:
         with guarded(f"record that message {message_id} was sent"):
@@ -158,9 +162,7 @@ class RedisReceipts(Receipts):
         now = datetime.now(UTC)
         with guarded("sweep expired messages"):
             ids = self._client.zrange(_EXPIRING, "-inf", now.timestamp() - SWEEP_GRACE, byscore=True)
-            swept = [id_ for id_ in ids if self.finished(id_, MessageStatus.EXPIRED)]
-            self._client.zremrangebyscore(_BY_TIME, "-inf", (now - self._keep).timestamp())
-        return swept
+            return [id_ for id_ in ids if self.finished(id_, MessageStatus.EXPIRED)]
 
     def close(self) -> None:
         self._client.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from waooaw_celery.errors import (
 from waooaw_celery.message import TYPE_NAMES, Message, MessageType, Priority
 from waooaw_celery.routing import HandlerName
 from waooaw_celery.values import JSON, check_agent_name, json_copy
+from waooaw_celery.worker.signals import class_name
 
 #: Seconds between two looks at the clock while waiting; an answer that arrives ends the waiting at once.
 _LOOK_SECONDS = 0.1
@@ -243,11 +245,21 @@ def _outcome(agent: str, result: AsyncResult[Any]) -> tuple[JSON, WaooawError | 
     if state not in _FAILED:
         return result.result, None
     exception = result.result
-    name = type(exception).__name__
+    name, text = _class_and_text(exception, str(result.traceback or ""))
     if state == "REVOKED" and str(exception) == "expired":
         return None, Expired(f"{agent!r} dropped request {result.id}: its time was over before it was begun")
     if name == "NotRegistered":
         return None, UnknownMethod(
             f"the worker of {agent!r} has no handler {exception}: restart it if it is older"
         )
-    return None, RemoteError(agent, name, str(exception), str(result.traceback or "") or None)
+    return None, RemoteError(agent, name, text, str(result.traceback or "") or None)
+
+
+def _class_and_text(exception: Any, traceback: str) -> tuple[str, str]:
+    """Return an exception's class name and text, from its traceback when Celery could not carry it itself."""
+    name, text = class_name(exception), str(exception)
+    if text.startswith("<class '"):
+        found = re.findall(r"^(?:[\w.]+\.)?(\w+): (.*(?:\n(?!\w).*)*)", traceback, re.MULTILINE)
+        if found:
+            return str(found[-1][0]), str(found[-1][1]).strip()
+    return name, text

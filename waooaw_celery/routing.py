@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -70,7 +71,14 @@ def broker_priority(priority: Priority, driver: str) -> int:
         priority: rank 0, 3, 6 or 9; rank 0 is handled first.
         driver: Kombu's driver type, such as ``redis`` or ``amqp``.
     """
-    return AMQP_MAX_PRIORITY - priority.value if driver == "amqp" else priority.value
+    return AMQP_MAX_PRIORITY - priority.rank if driver == "amqp" else priority.rank
+
+
+def first_url(urls: str | Sequence[str] | None) -> str | None:
+    """Return the first of a broker's URLs: Celery takes one, a list, or several with ``;`` between."""
+    if isinstance(urls, list | tuple):
+        urls = urls[0] if urls else None
+    return urls.partition(";")[0] if isinstance(urls, str) else None
 
 
 def driver_type(broker_url: str) -> str:
@@ -134,7 +142,7 @@ def queue_depth(connection: Connection, queue: Queue) -> QueueDepth:
 def _redis_depth(channel: Any, name: str) -> QueueDepth:
     # Kombu keeps each priority step in a list of its own: the queue's name, and for all but the first step a
     # separator and the number of the step.
-    keys = [name if rank == 0 else f"{name}{channel.sep}{rank.value}" for rank in Priority]
+    keys = [f"{name}{channel.sep}{each.rank}" if each.rank else name for each in Priority]
     pipeline = channel.client.pipeline(transaction=False)
     for key in keys:
         pipeline.llen(key)

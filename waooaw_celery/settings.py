@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
@@ -16,6 +17,9 @@ from waooaw_celery.values import check_agent_name
 PREFIX = "waooaw_"
 #: Variables with our prefix that are no settings of an app: the app of the command line, and the tests' servers.
 _OTHER_VARIABLES = ("WAOOAW_APP", "WAOOAW_TEST_")
+
+#: Kubernetes sets such variables for every service, and one may be called waooaw-something.
+_KUBERNETES = re.compile(r"_(SERVICE_HOST|SERVICE_PORT|PORT)(_|$)")
 
 
 def _split(value: object) -> object:
@@ -89,7 +93,9 @@ class WaooawSettings(BaseModel):
         variables = {
             name.removeprefix(PREFIX.upper()).lower(): value
             for name, value in environ.items()
-            if name.startswith(PREFIX.upper()) and not name.startswith(_OTHER_VARIABLES)
+            if name.startswith(PREFIX.upper())
+            and not name.startswith(_OTHER_VARIABLES)
+            and not _KUBERNETES.search(name)
         }
         _check_names(variables, "environment variable", PREFIX.upper())
         try:
@@ -148,8 +154,8 @@ CELERY_DEFAULTS: dict[str, Any] = {
     "broker_connection_retry_on_startup": True,
     "broker_connection_max_retries": None,
     "broker_pool_acquire_timeout": 5.0,
-    # A handler that hangs is ended; a longer one says so with its own time_limit.
-    "task_soft_time_limit": 270,
+    # A handler that hangs is ended; a longer one says so with its own time_limit. There is no soft limit: with
+    # one, Celery would not look at a hard limit that is shorter.
     "task_time_limit": 300,
     "timezone": "UTC",
 }
@@ -157,9 +163,9 @@ CELERY_DEFAULTS: dict[str, Any] = {
 #: Options of the broker's transport, by the driver type that Kombu gives it.
 TRANSPORT_DEFAULTS: dict[str, dict[str, Any]] = {
     "redis": {
-        # Just above the hard time limit, so that a healthy handler is never handed out twice, and what a killed
-        # worker held comes back as soon as that allows.
-        "visibility_timeout": 330,
+        # What a worker holds longer than this is handed out again, so it is above the hard time limit (300) plus
+        # the longest pause before a retry (600, Celery's retry_backoff_max).
+        "visibility_timeout": 960,
         # A message of a killed worker comes back within seconds of the timeout, not minutes.
         "unacked_restore_interval": 5,
         "unacked_restore_throttle": 1,
@@ -170,7 +176,8 @@ TRANSPORT_DEFAULTS: dict[str, dict[str, Any]] = {
         "health_check_interval": 10,
     },
     "amqp": {
-        # Without confirms, RabbitMQ drops what it cannot take and the publish still returns.
+        # Without confirms, RabbitMQ drops what it cannot take and the publish still returns. (The door asks for
+        # the return of what has no queue as well.)
         "confirm_publish": True,
     },
 }

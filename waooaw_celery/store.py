@@ -54,7 +54,20 @@ def _for_redis_py(url: str) -> str:
 
 
 def connect(url: str) -> Client:
-    """Return a client whose every command ends within its time, also when Redis is frozen."""
+    """Return a client whose every command ends within its time, also when Redis is frozen.
+
+    Raises:
+        ConfigurationError: the URL cannot be read.
+    """
+    try:
+        return _client(url)
+    except ValueError as error:
+        raise ConfigurationError(
+            f"the URL of the Redis for agents and receipts cannot be read: {error}"
+        ) from error
+
+
+def _client(url: str) -> Client:
     return redis.Redis.from_url(
         url,
         decode_responses=True,
@@ -77,6 +90,6 @@ def guarded(what: str) -> Iterator[None]:
         yield
     except redis.RedisError as error:
         raise StoreUnavailable(
-            f"could not {what}: the Redis that keeps agents and receipts says: {error}. "
+            f"could not {what}: the Redis that keeps agents and receipts says: {str(error).rstrip('.')}. "
             "Check that it runs and that waooaw_redis_url (or the result backend, or the broker) points to it"
         ) from error

@@ -50,14 +50,15 @@ def register(app: AgentApp) -> None:
     if settings.database_url is not None:
         timetable[PURGE] = crontab.from_string(settings.purge_at)
     queue = system_queue()
-    app.conf.task_queues = [queue]
-    app.conf.task_routes = {name: {"queue": queue} for name in timetable}
-    app.conf.beat_schedule = {
-        # What nobody ran in time is not worth running late: the next one does the same.
-        name: {
-            "task": name,
-            "schedule": when,
-            "options": {"expires": settings.sweep_seconds if name == SWEEP else 3600},
-        }
-        for name, when in timetable.items()
+    conf = app.conf
+    conf.task_queues = [*(conf.task_queues or ()), queue]
+    conf.task_routes = {**(conf.task_routes or {}), **{name: {"queue": queue} for name in timetable}}
+    # What nobody ran in time is not worth running late: the next one does the same.
+    lasting = {SWEEP: settings.sweep_seconds, PURGE: 3600}
+    conf.beat_schedule = {
+        **(conf.beat_schedule or {}),
+        **{
+            name: {"task": name, "schedule": when, "options": {"expires": lasting[name]}}
+            for name, when in timetable.items()
+        },
     }

@@ -15,6 +15,9 @@ JSON: TypeAlias = Any
 #: Deepest nesting of a payload, in containers: far above real payloads, far below Python's recursion limit.
 MAX_DEPTH = 100
 
+#: Longest integer, in bits: Python reads no more than 4300 digits of one.
+MAX_BITS = 4096
+
 AGENT_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 #: Task names that begin with these belong to Celery and to this package, never to an agent.
 RESERVED_NAMES = frozenset({"celery", "waooaw"})
@@ -72,7 +75,11 @@ def json_copy(value: object, where: str, depth: int = 0) -> JSON:
     Raises:
         InvalidMessage: a part is no JSON value; the sentence gives its path and what to use instead.
     """
-    if value is None or isinstance(value, bool | int | str):
+    if value is None or isinstance(value, bool | str):
+        return value
+    if isinstance(value, int):
+        if value.bit_length() > MAX_BITS:
+            raise InvalidMessage(f"{where} is an integer of more than {MAX_BITS} bits: send it as a string")
         return value
     if isinstance(value, float):
         if not math.isfinite(value):

@@ -25,7 +25,7 @@ import yaml
 
 from waooaw_celery.embedded import free_port, running, valkey
 from waooaw_celery.errors import UnknownAgent
-from waooaw_celery.registry import AgentRegistry
+from waooaw_celery.registry import RedisAgentRegistry
 from waooaw_celery.store import connect, store_url
 
 ROOT = Path(__file__).parents[2]
@@ -120,7 +120,7 @@ class Fleet:
         """Return the workers that the registry knows of an agent; none when it does not know the agent."""
         with closing(connect(store_url(None, self.broker_url))) as client:
             try:
-                return AgentRegistry(client).get(agent).workers
+                return RedisAgentRegistry(client).get(agent).workers
             except UnknownAgent:
                 return ()
 

@@ -34,7 +34,10 @@ def waooaw(tmp_path: Path) -> Iterator[Start]:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=os.environ | {"TMPDIR": str(tmp_path / "tmp"), "COLUMNS": "120"},
+            # Servers that the user has elsewhere are none of its business.
+            env=os.environ
+            | {"CELERY_BROKER_URL": "redis://127.0.0.1:1/0", "CELERY_RESULT_BACKEND": "redis://127.0.0.1:1/0"}
+            | {"TMPDIR": str(tmp_path / "tmp"), "COLUMNS": "120"},
             start_new_session=True,
         )
         started.append(process)
@@ -167,16 +170,8 @@ def test_up_runs_until_it_is_told_to_stop(waooaw: Start, tmp_path: Path, number:
 
     until(answers, "Flower's page")
     done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "waooaw_celery",
-            "-b",
-            f"redis://127.0.0.1:{port}/0",
-            "request",
-            "dashboard",
-            "survey",
-        ],
+        [sys.executable, "-m", "waooaw_celery", "request", "dashboard", "survey"],
+        env=os.environ | dict(re.findall(r"export (\w+)=(\S+)", said)),
         capture_output=True,
         text=True,
         timeout=60,

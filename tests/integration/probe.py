@@ -79,6 +79,32 @@ def fail(text: str) -> None:
     raise ValueError(text)
 
 
+@agent.method(time_limit=1)
+def hang() -> None:
+    time.sleep(60)
+
+
+@agent.method
+def leave() -> None:
+    raise SystemExit(3)
+
+
+class Odd(Exception):
+    def __init__(self, *, code: int) -> None:
+        super().__init__(f"code {code}")
+
+
+@agent.method
+def fail_oddly() -> None:
+    raise Odd(code=7)
+
+
+@app.task(name="probe.tasks.add", shared=False)
+def add(a: int, b: int) -> int:
+    """An ordinary task of the agent's application."""
+    return a + b
+
+
 @agent.method
 def ask(to_agent: str, method: str) -> Any:
     return agent.request(to_agent, method, timeout=10)

@@ -10,7 +10,8 @@ from support import Broker, settled, until
 
 from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus, MessageType, Priority
 from waooaw_celery import RequestResponseHandler as Requests
-from waooaw_celery.errors import InvalidMessage, NoHandler, UnknownAgent, UnknownMessage
+from waooaw_celery.errors import BrokerUnavailable, InvalidMessage, NoHandler, UnknownAgent, UnknownMessage
+from waooaw_celery.routing import agent_queue
 from waooaw_celery.store import connect, store_url
 
 
@@ -163,6 +164,48 @@ def test_send_many_refuses_all_when_one_recipient_is_unknown(app: AgentApp, prob
         MessageBus(app).send_many([good, Message(from_agent="tests", to_agent="nobody")])
     with pytest.raises(UnknownMessage):
         MessageBus(app).receipt(good.message_id)
+
+
+def test_send_many_refuses_what_is_over_or_there_twice(app: AgentApp, probe: str) -> None:
+    """An expired message and one that is named twice are found before anything is sent."""
+    good = Message(from_agent="tests", to_agent=probe)
+    over = Message(from_agent="tests", to_agent=probe, sent_at=datetime.now(UTC) - timedelta(hours=1))
+    for batch in ([good, over], [good, good]):
+        with pytest.raises(InvalidMessage, match=r"was over before it was sent|is there 2 times"):
+            MessageBus(app).send_many(batch)
+    with pytest.raises(UnknownMessage):
+        MessageBus(app).receipt(good.message_id)
+
+
+def test_a_message_is_sent_once(app: AgentApp, probe: str) -> None:
+    """Sending the same Message again is refused: it would be handled twice under one receipt."""
+    message = Message(from_agent="tests", to_agent=probe)
+    MessageBus(app).send(message)
+    with pytest.raises(InvalidMessage, match=f"{message.message_id} was sent already"):
+        MessageBus(app).send(message)
+
+
+def test_a_projects_routes_do_not_divert_messages(broker: Broker, probe: str) -> None:
+    """An entry of task_routes that matches everything leaves an agent's messages in its queue."""
+    app = broker.app(task_routes={"*": {"exchange": "elsewhere", "routing_key": "lost"}})
+    message = Message(from_agent="tests", to_agent=probe)
+    MessageBus(app).send(message)
+    assert settled(app, message.message_id) is MessageStatus.HANDLED
+    app.close()
+
+
+@pytest.mark.rabbitmq
+@pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True)
+def test_a_queue_that_is_gone_is_noticed_on_rabbitmq(broker: Broker) -> None:
+    """When an agent's queue was deleted, the next send says that the broker has not taken the message."""
+    absent = broker.name()
+    app = broker.app(waooaw_agents=[absent])
+    MessageBus(app).send(Message(from_agent="tests", to_agent=absent))
+    with app.connection_for_write() as connection, connection.channel() as channel:
+        agent_queue(absent)(channel).delete()
+    with pytest.raises(BrokerUnavailable, match="NO_ROUTE"):
+        MessageBus(app).send(Message(from_agent="tests", to_agent=absent))
+    app.close()
 
 
 def test_an_unknown_agent_is_refused_and_no_queue_is_filled(app: AgentApp, probe: str) -> None:

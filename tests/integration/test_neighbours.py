@@ -62,6 +62,11 @@ def test_an_ordinary_task_of_the_application_is_left_alone(broker: Broker) -> No
     app.close()
 
 
+def test_an_agents_worker_runs_the_ordinary_tasks_of_its_application(app: AgentApp, probe: str) -> None:
+    """A plain task that is sent to the agent's queue, the default one there, brings its result."""
+    assert app.send_task("probe.tasks.add", (2, 3), queue=agent_queue(probe)).get(timeout=20) == 5
+
+
 def test_arguments_are_not_copied_into_headers(app: AgentApp, broker: Broker) -> None:
     """What is said stands in the body only: not in argsrepr, which logs and Flower show."""
     name = broker.name()

@@ -25,7 +25,7 @@ def test_urgent_and_high_overtake_normal_and_low(app: AgentApp, broker: Broker, 
     start(agent)
     until(lambda: len(Requests(app).request(agent, "seen", priority=Priority.LOW)) == len(ranks), "handling")
     handled = [facts["payload"]["number"] for facts in Requests(app).request(agent, "seen")]
-    assert handled == sorted(range(len(ranks)), key=lambda number: ranks[number])
+    assert handled == sorted(range(len(ranks)), key=lambda number: ranks[number].rank)
 
 
 def test_a_delay_without_priority_is_normal(app: AgentApp, broker: Broker, start: Callable[..., str]) -> None:

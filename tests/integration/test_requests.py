@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 
 import pytest
-from support import Broker, until
+from celery import chord, group
+from support import Broker, settled, until
 
 from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus, Priority
 from waooaw_celery import RequestResponseHandler as Requests
@@ -61,6 +62,25 @@ def test_the_error_over_there_comes_back(app: AgentApp, probe: str) -> None:
     assert "in fail" in (caught.value.traceback or "")
 
 
+@pytest.mark.parametrize(
+    ("method", "type_", "text"),
+    [
+        ("leave", "HandlerExited", "called sys.exit(3)"),
+        ("hang", "TimeLimitExceeded", "1"),
+        ("fail_oddly", "Odd", "7"),
+    ],
+)
+def test_what_ends_a_method_otherwise_is_told_too(
+    app: AgentApp, other: str, method: str, type_: str, text: str
+) -> None:
+    """sys.exit(), a hard time limit and an exception that cannot be rebuilt reach the caller and the receipt."""
+    response = Requests(app).send_request(other, method, timeout=20)
+    assert isinstance(response.error, RemoteError)
+    assert (response.error.type, text in response.error.message) == (type_, True)
+    assert settled(app, response.message_id) is MessageStatus.FAILED
+    assert Requests(app).request(other, "echo", {"value": 1}, timeout=20) == 1
+
+
 def test_send_request_returns_the_error_instead_of_raising_it(app: AgentApp, probe: str) -> None:
     """A Response holds what went wrong on the other side."""
     response = Requests(app).send_request(probe, "fail", {"text": "broken"})
@@ -110,10 +130,12 @@ def test_delay_of_a_method_works_as_in_celery(app: AgentApp, probe: str) -> None
 
 
 def test_canvas_works_across_agents(app: AgentApp, probe: str) -> None:
-    """Chain, group and chord of methods by name pass the door and bring their results."""
+    """Chain, group and chord of methods by name pass the door and bring their results, with their priorities."""
     echo = app.signature(f"{probe}.echo", args=("x",))
-    again = app.signature(f"{probe}.echo")
+    again = app.signature(f"{probe}.echo").set(priority=Priority.HIGH)
     assert (echo | again).delay().get(timeout=20) == "x"
+    assert group(echo, echo, app=app).delay().get(timeout=20) == ["x", "x"]
+    assert chord([echo, echo], again, app=app).delay().get(timeout=20) == ["x", "x"]
 
 
 def test_an_unknown_method_is_refused_at_once(app: AgentApp, probe: str) -> None:

@@ -12,6 +12,7 @@ from uuid import uuid4
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 
 from waooaw_celery import Message, MessageStatus, MessageType, Priority
 from waooaw_celery.audit import schema
@@ -19,6 +20,7 @@ from waooaw_celery.audit.engine import Database, database_url
 from waooaw_celery.audit.ledger import Ledger
 from waooaw_celery.audit.models import Base
 from waooaw_celery.audit.trail import MessageAuditTrail
+from waooaw_celery.audit.version import NEWEST, VERSION_TABLE, check_version
 from waooaw_celery.errors import AuditUnavailable, ConfigurationError, InvalidMessage, UnknownMessage
 from waooaw_celery.message import KEPT_FOREVER, RetentionPolicy
 
@@ -67,8 +69,13 @@ def handled(ledger: Ledger, message: Message) -> None:
 def test_the_migrations_make_what_the_models_say(database: Database) -> None:
     """After the upgrade, comparing the database with the models finds no difference but partitions."""
     with database.begin("compare") as connection:
-        options = {"version_table": schema.VERSION_TABLE, "include_name": _no_partition}
+        options = {"version_table": VERSION_TABLE, "include_name": _no_partition}
         assert compare_metadata(MigrationContext.configure(connection, opts=options), Base.metadata) == []
+
+
+def test_the_newest_migration_is_the_version_that_is_asked_for() -> None:
+    """The constant that is checked at start-up is the head of the migrations."""
+    assert ScriptDirectory.from_config(schema.migrations()).get_current_head() == NEWEST
 
 
 def _no_partition(name: str | None, kind: str, _: Any) -> bool:
@@ -227,7 +234,7 @@ def test_a_missing_schema_is_told(tmp_path: Path) -> None:
     """Without the tables, the check and every question say what to run."""
     database = Database(database_url(f"sqlite:///{tmp_path / 'empty.sqlite'}"))
     with pytest.raises(ConfigurationError, match=r"schema is not there.*waooaw db upgrade"):
-        schema.check(database)
+        check_version(database)
     with pytest.raises(AuditUnavailable, match="waooaw db upgrade"):
         MessageAuditTrail(database).query()
     database.close()

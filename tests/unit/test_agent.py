@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
+from kombu import Queue
 
 from waooaw_celery import Agent, AgentApp, Message, MessageType, create_app
+from waooaw_celery.envelope import moment
 from waooaw_celery.errors import ConfigurationError, InvalidMessage, UnknownSender
 
 
@@ -159,5 +161,77 @@ def test_a_delay_beyond_the_visibility_timeout_is_refused_on_redis(app: AgentApp
     """Redis would hand such a message out again and again until it is due."""
     app.conf.waooaw_sender = "tests"
     for option in ({"countdown": 3600}, {"eta": datetime.now(UTC) + timedelta(hours=1)}):
-        with pytest.raises(InvalidMessage, match=r"due in 3\d\d\d.* s would be handed out again every 330 s"):
+        with pytest.raises(
+            InvalidMessage, match=r"due in 3\d\d\d.* s and may run for 300 s would be handed out again"
+        ):
             app.send_task("other.greet", **option)
+
+
+def test_a_plain_task_named_like_a_handler_is_left_alone(agent: Agent) -> None:
+    """The module greeter.py makes plain tasks named greeter.…: they are no handlers of the agent ``greeter``."""
+
+    @agent.app.task(name="greeter.tidy", shared=False)
+    def tidy() -> None: ...
+
+    @agent.method
+    def greet() -> None: ...
+
+    assert agent.app.target("greeter.tidy") is None
+    assert agent.app.target("greeter.greet") == ("greeter", "greet")
+    assert agent.app.conf.task_default_queue == "agent.greeter"
+
+
+def test_a_projects_own_queues_stay_beside_the_agents(app: AgentApp) -> None:
+    """task_queues that a project sets, before or after its agents, are consumed too."""
+    app.conf.task_queues = [Queue("media")]
+    Agent("one", app)
+    assert set(app.amqp.queues.consume_from) == {"media", "agent.one"}
+
+
+def test_a_handler_that_outlasts_the_visibility_timeout_is_refused(agent: Agent) -> None:
+    """Redis would hand its message to a second worker: the worker does not start."""
+
+    @agent.method(time_limit=5000)
+    def slow() -> None: ...
+
+    with pytest.raises(ConfigurationError, match=r"greeter\.slow may run for 5000 s, and after 960 s Redis"):
+        agent.app.check_time_limits()
+
+
+@pytest.mark.parametrize("option", ["name", "base", "shared"])
+def test_what_the_agent_sets_is_no_option(agent: Agent, option: str) -> None:
+    """The name and the base of a handler's task are the agent's."""
+    with pytest.raises(ConfigurationError, match=f"cannot have the options {option}"):
+
+        @agent.method(**{option: "x"})
+        def greet() -> None: ...
+
+
+def test_a_function_without_a_name_is_refused(agent: Agent) -> None:
+    """A lambda has no name that could be sent to."""
+    with pytest.raises(ConfigurationError, match="cannot be a handler's name"):
+        agent.method(lambda: None)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (60, timedelta(seconds=60)),
+        (timedelta(seconds=60), timedelta(seconds=60)),
+        (datetime.now(UTC) + timedelta(hours=1), timedelta(hours=1)),
+        ((datetime.now(UTC) + timedelta(hours=1)).isoformat(), timedelta(hours=1)),
+        ((datetime.now(UTC) + timedelta(hours=3)).replace(tzinfo=None), timedelta(hours=1)),
+    ],
+)
+def test_moments_are_read_as_celery_writes_them(value: object, expected: timedelta) -> None:
+    """Seconds, timedelta, datetime and text; what has no time zone is in the application's."""
+    at = moment(value, timezone(timedelta(hours=2)))
+    assert at is not None
+    assert abs(at - datetime.now(UTC) - expected) < timedelta(seconds=5)
+
+
+@pytest.mark.parametrize("value", ["tomorrow", object(), True])
+def test_what_is_no_moment_is_refused(value: object) -> None:
+    """Anything else is an InvalidMessage."""
+    with pytest.raises(InvalidMessage, match="moment"):
+        moment(value, UTC)

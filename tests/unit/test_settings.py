@@ -65,6 +65,29 @@ def test_a_projects_own_configuration_wins_over_our_defaults(key: str) -> None:
         app.close()
 
 
+def test_naming_one_transport_option_keeps_our_deadlines() -> None:
+    """What a project says wins, and what it does not say is ours: also on the connection itself."""
+    app = create_app(broker_url="redis://h", broker_transport_options={"visibility_timeout": 3600})
+    for options in (app.transport_options, app.connection_for_write().transport_options):
+        assert (options["visibility_timeout"], options["socket_timeout"]) == (3600, 3.0)
+    app.close()
+
+
+@pytest.mark.parametrize("urls", [["redis://a/1", "redis://b/1"], "redis://a/1;redis://b/1"])
+def test_several_brokers_are_taken(urls: Any) -> None:
+    """A list, or several with a semicolon between: the first says which kind it is, and our defaults hold."""
+    app = create_app(broker_url=urls)
+    app.check()
+    assert (app.driver, app.conf.task_acks_late, app.conf.result_backend) == ("redis", True, "redis://a/1")
+    app.close()
+
+
+def test_the_variables_of_kubernetes_are_not_ours() -> None:
+    """A service named waooaw-redis puts WAOOAW_REDIS_PORT and the like into every container."""
+    variables = ("SERVICE_HOST", "SERVICE_PORT", "PORT", "PORT_6379_TCP_ADDR", "SERVICE_PORT_HTTP")
+    WaooawSettings.read({}, environ={f"WAOOAW_REDIS_{name}": "x" for name in variables})
+
+
 def test_one_url_is_enough_on_redis() -> None:
     """The result backend is the broker, when that is Redis and nothing else is said."""
     app = create_app(broker_url="redis://h:1/2")

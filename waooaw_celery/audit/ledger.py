@@ -36,11 +36,10 @@ class Ledger(Receipts):
         self.database = database
         self._retention = retention
 
-    def pending(self, message: Message, handler: str) -> None:
+    def pending(self, message: Message, handler: str) -> bool:
+        row = self._insert(MessageRow).values(self._row(message, handler))
         with self.database.begin(f"record message {message.message_id}") as connection:
-            connection.execute(
-                self._insert(MessageRow).values(self._row(message, handler)).on_conflict_do_nothing()
-            )
+            return bool(connection.execute(row.on_conflict_do_nothing()).rowcount > 0)
 
     def sent(self, message_id: str) -> None:
         self._record(message_id, Event.SENT)
@@ -126,7 +125,7 @@ class Ledger(Receipts):
             "to_agent": message.to_agent,
             "handler": handler,
             "message_type": message.message_type.value,
-            "priority": message.priority.value,
+            "priority": message.priority.rank,
             "correlation_id": message.correlation_id or message.message_id,
             "conversation_id": message.conversation_id or message.message_id,
             "causation_id": message.causation_id,

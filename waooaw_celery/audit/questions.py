@@ -41,7 +41,7 @@ def receipt_from(row: Row[Any]) -> DeliveryReceipt:
         to_agent=row.to_agent,
         handler=row.handler,
         message_type=MessageType(row.message_type),
-        priority=Priority(row.priority),
+        priority=Priority.of_rank(row.priority),
         status=MessageStatus(row.status),
         attempts=row.attempts,
         sent_at=row.sent_at,

@@ -166,7 +166,7 @@ class MessageAuditTrail:
             MessageRow.from_agent: from_agent,
             MessageRow.to_agent: to_agent,
             MessageRow.message_type: message_type and MessageType(message_type).value,
-            MessageRow.priority: None if priority is None else Priority.of(priority).value,
+            MessageRow.priority: None if priority is None else Priority.of(priority).rank,
             MessageRow.correlation_id: correlation_id,
         }
         query = receipts_query().where(*(column == value for column, value in equal.items() if value is not None))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from waooaw_celery.audit import schema
+from waooaw_celery.audit.version import check_version, current_version
 from waooaw_celery.cli.group import named_app
 
 
@@ -17,7 +17,9 @@ def db() -> None:
 @click.pass_context
 def upgrade(ctx: click.Context) -> None:
     """Bring the schema up to date; running it again changes nothing."""
-    click.echo(f"The ledger's schema is at {schema.upgrade(named_app(ctx).database)}.")
+    from waooaw_celery.audit.schema import upgrade as bring_up_to_date  # Alembic is slow to import
+
+    click.echo(f"The ledger's schema is at {bring_up_to_date(named_app(ctx).database)}.")
 
 
 @db.command()
@@ -25,5 +27,5 @@ def upgrade(ctx: click.Context) -> None:
 def status(ctx: click.Context) -> None:
     """Tell whether the schema is the one that this version works with; exit code 1 when it is not."""
     database = named_app(ctx).database
-    schema.check(database)
-    click.echo(f"The ledger's schema is at {schema.current(database)}, as it should be.")
+    check_version(database)
+    click.echo(f"The ledger's schema is at {current_version(database)}, as it should be.")

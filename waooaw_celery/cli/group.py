@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import click
@@ -63,7 +64,9 @@ def named_app(ctx: click.Context) -> AgentApp:
     elif name is not None:
         app = _load(name)
     else:
-        app = create_app(**({"broker_url": broker} if broker else {}))
+        if broker:
+            os.environ["CELERY_BROKER_URL"] = broker  # which Celery would prefer to what it is told
+        app = create_app()
     if not isinstance(app, AgentApp):
         raise ConfigurationError(f"{app!r} was not made with waooaw_celery.create_app()")
     return app
@@ -72,5 +75,6 @@ def named_app(ctx: click.Context) -> AgentApp:
 def _load(name: str) -> Any:
     try:
         return find_app(name)
-    except (ImportError, AttributeError) as error:
-        raise ConfigurationError(f"there is no application {name!r}: {error}") from error
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}"
+        raise ConfigurationError(f"there is no application {name!r} that can be loaded ({what})") from error

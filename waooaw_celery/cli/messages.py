@@ -34,12 +34,12 @@ class JsonParam(click.ParamType[JSON]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> JSON:
         """Read it; the error says where it is wrong."""
-        text = sys.stdin.read() if value == "-" else value
+        text = sys.stdin.buffer.read().decode("utf-8", "replace") if value == "-" else value
         if not isinstance(text, str):
             return text
         try:
             return json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             self.fail(f"{text:.60} is no JSON ({error}); a text is written '\"like this\"'", param, ctx)
 
 
@@ -149,6 +149,6 @@ def _show(receipt: DeliveryReceipt, as_json: bool) -> None:
     if as_json:
         print_json(receipt)
         return
-    facts = asdict(receipt) | {"priority": receipt.priority.name}
+    facts = asdict(receipt)
     rows = [(name.replace("_", " "), value) for name, value in facts.items() if value is not None]
     show_table(console(), f"Message {receipt.message_id}", ("fact", "value"), rows[1:])

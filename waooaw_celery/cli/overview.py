@@ -5,10 +5,12 @@ from __future__ import annotations
 from datetime import timedelta
 
 import click
+from kombu.exceptions import OperationalError
 
 from waooaw_celery.app import AgentApp
 from waooaw_celery.cli.group import current_app
 from waooaw_celery.cli.render import ago, console, json_option, print_json, show_table
+from waooaw_celery.errors import BrokerUnavailable
 from waooaw_celery.message import Priority
 from waooaw_celery.routing import QueueDepth, agent_queue, queue_depth, system_queue
 from waooaw_celery.worker.presence import MISSED_BEATS
@@ -65,8 +67,11 @@ _COUNTS = (*(priority.name.lower() for priority in Priority), "all")
 
 def _depths(app: AgentApp, names: list[str], system: bool = False) -> list[QueueDepth]:
     queues = [agent_queue(name) for name in names] + ([system_queue()] if system else [])
-    with app.connection_for_read() as connection:
-        return [queue_depth(connection, queue) for queue in queues]
+    try:
+        with app.connection_for_read() as connection:
+            return [queue_depth(connection, queue) for queue in queues]
+    except (OperationalError, OSError) as error:
+        raise BrokerUnavailable(f"the broker does not answer: {error}") from error
 
 
 def _counts(depth: QueueDepth) -> tuple[object, ...]:

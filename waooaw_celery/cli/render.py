@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, is_dataclass
 from datetime import UTC, datetime
-from enum import IntEnum
 from typing import Any
 
 import click
@@ -28,7 +28,12 @@ def console() -> Console:
 
 def print_json(value: Any) -> None:
     """Print facts as JSON: datetimes as ISO 8601, priorities by name."""
-    click.echo(json.dumps(_plain(value), indent=2, ensure_ascii=False))
+    text = json.dumps(_plain(value), indent=2, ensure_ascii=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(_plain(value), indent=2)
+    click.echo(text)
 
 
 def show_table(screen: Console, title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -73,6 +78,4 @@ def _plain(value: Any) -> Any:
         return {_plain(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
-    if isinstance(value, IntEnum):
-        return value.name
     return value.isoformat() if isinstance(value, datetime) else value

@@ -16,7 +16,6 @@ from types import FrameType
 
 import waooaw_celery
 from waooaw_celery.app import AgentApp, create_app
-from waooaw_celery.audit import schema
 from waooaw_celery.cli.group import OPERATOR
 from waooaw_celery.embedded import end_all, spawn, valkey
 from waooaw_celery.errors import WaooawError
@@ -68,8 +67,8 @@ class Stack:
             log=self.log(name),
             # Temporary files in our folder, so that those of a process that is killed go with it.
             env=os.environ
-            | {"CELERY_BROKER_URL": self.url, "WAOOAW_DATABASE_URL": self.database_url}
-            | {"TMPDIR": str(self.folder)}
+            | {"CELERY_BROKER_URL": self.url, "CELERY_RESULT_BACKEND": self.url}
+            | {"WAOOAW_DATABASE_URL": self.database_url, "TMPDIR": str(self.folder)}
             | dict(env or {}),
             cwd=ROOT,
         )
@@ -113,13 +112,16 @@ def running_stack(port: int | None = None) -> Iterator[Stack]:
     """
     with ExitStack() as cleanup:
         cleanup.enter_context(_signals_unwind())
+        cleanup.enter_context(_own_environment())
         folder = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="waooaw-")))
         url = cleanup.enter_context(valkey(port=port))
         app = create_app(broker_url=url, waooaw_sender=OPERATOR)
         cleanup.callback(app.close)
         stack = Stack(url=url, app=app, folder=folder)
         app.conf.waooaw_database_url = stack.database_url
-        schema.upgrade(app.database)
+        from waooaw_celery.audit.schema import upgrade  # Alembic is slow to import
+
+        upgrade(app.database)
         cleanup.callback(lambda: end_all(stack.processes.values()))
         _start_all(stack)
         names = {name for name, _, _ in AGENTS}
@@ -142,6 +144,18 @@ def _worker(module: str, name: str) -> list[str]:
     # With events, which Flower shows.
     quick = ["--without-mingle", "--without-gossip", "-E"]
     return ["-A", module, "worker", "-n", f"{name}@%h", "-c", "1", "--loglevel=INFO", *quick]
+
+
+@contextmanager
+def _own_environment() -> Iterator[None]:
+    """Hide the variables that name a user's own servers: the demo must not talk to their agents."""
+    hidden = {name: value for name, value in os.environ.items() if name.startswith(("CELERY_", "WAOOAW_"))}
+    for name in hidden:
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
 
 
 @contextmanager

@@ -38,6 +38,7 @@ class Presence(bootsteps.StartStopStep):
         """
         try:
             parent.app.check()
+            parent.app.check_time_limits()
         except ConfigurationError as error:
             raise SystemExit(f"Error: {error}") from error
 

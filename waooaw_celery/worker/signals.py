@@ -13,6 +13,8 @@ from waooaw_celery.worker.task import AgentTask
 
 logger = logging.getLogger(__name__)
 
+#: What the ``Ignore`` says that ends a task which replaced itself.
+REPLACED = "Replaced by new task"
 #: Longest error text kept, in characters.
 MAX_ERROR = 2000
 
@@ -42,9 +44,12 @@ def on_success(sender: Any, **_: Any) -> None:
         _receipts(sender).finished(str(request.id), MessageStatus.HANDLED, worker=request.hostname)
 
 
-def on_postrun(sender: Any, task_id: str, state: str | None = None, **_: Any) -> None:
-    """The handler raised ``Ignore``, of which no other signal tells (pool child)."""
-    if isinstance(sender, AgentTask) and state == "IGNORED":
+def on_postrun(sender: Any, task_id: str, state: str | None = None, retval: Any = None, **_: Any) -> None:
+    """The handler raised ``Ignore``, of which no other signal tells (pool child).
+
+    A task that replaced itself raises it too, but its replacement is what ends the message.
+    """
+    if isinstance(sender, AgentTask) and state == "IGNORED" and str(retval) != REPLACED:
         _receipts(sender).finished(task_id, MessageStatus.HANDLED)
 
 
@@ -57,7 +62,7 @@ def on_retry(sender: Any, request: Any, reason: Any = None, **_: Any) -> None:
 def on_failure(sender: Any, task_id: str, exception: BaseException, **_: Any) -> None:
     """The handler gave up, ran too long or took its process with it (pool child or parent)."""
     if isinstance(sender, AgentTask):
-        _failed(_receipts(sender), task_id, f"{type(exception).__name__}: {exception}")
+        _failed(_receipts(sender), task_id, f"{class_name(exception)}: {exception}")
 
 
 def on_revoked(sender: Any, request: Any, expired: bool | None = None, **_: Any) -> None:
@@ -70,16 +75,22 @@ def on_revoked(sender: Any, request: Any, expired: bool | None = None, **_: Any)
         _failed(_receipts(sender), request.id, "revoked by an operator")
 
 
+def class_name(exception: BaseException) -> str:
+    """Return the name of an exception's class, also of one that Celery had to wrap to carry it."""
+    return str(getattr(exception, "exc_cls_name", type(exception).__name__))
+
+
 def on_unknown(sender: Any, name: str, id: str, **_: Any) -> None:  # noqa: A002 - Celery's own name
     """The worker has no handler of this name (parent)."""
-    _failed(sender.app.receipts, id, f"the worker has no handler {name!r}")
+    if hasattr(sender.app, "receipts"):  # not a plain Celery worker that merely imports this package
+        _failed(sender.app.receipts, id, f"the worker has no handler {name!r}")
 
 
 def on_rejected(sender: Any, message: Any, exc: BaseException | None = None, **_: Any) -> None:
     """Celery could not make a task of what arrived (parent)."""
     id_ = (message.headers or {}).get("id")
     logger.error("message %r was rejected: %s", id_, exc, extra={"action": "message_rejected"})
-    if isinstance(id_, str):
+    if isinstance(id_, str) and hasattr(sender.app, "receipts"):
         _failed(sender.app.receipts, id_, f"rejected: {exc}")
 
 

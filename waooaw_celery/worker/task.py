@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+from typing import Any
+
 from celery import Task
 from celery._state import get_current_worker_task
+from celery.exceptions import Ignore
 
-from waooaw_celery.envelope import payload_of
-from waooaw_celery.message import ENVELOPE_HEADER, Message
+from waooaw_celery.envelope import moment, payload_of
+from waooaw_celery.errors import HandlerExited
+from waooaw_celery.message import ENVELOPE_HEADER, Message, MessageStatus
 
 #: Where a task's request keeps its message once that has been read: large ones are not read twice.
 _MESSAGE = "waooaw_message"
@@ -26,6 +31,27 @@ class AgentTask(Task):  # type: ignore[type-arg]
     # Bounded: a message whose handler kills its process is published again this often, then it has failed.
     max_retries = 3
     default_retry_delay = 1
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the handler.
+
+        Raises:
+            HandlerExited: it called ``sys.exit()``, which would otherwise end or wedge its worker.
+        """
+        try:
+            return super().__call__(*args, **kwargs)
+        except SystemExit as error:
+            raise HandlerExited(f"{self.name} called sys.exit({error.code!r})") from error
+
+    def before_start(self, task_id: str, args: Any, kwargs: Any) -> None:
+        """Drop a message whose time was over while it waited in the worker, where Celery no longer looks."""
+        expires_at = moment(self.request.expires, UTC)
+        if expires_at is not None and expires_at <= datetime.now(UTC):
+            self.app.receipts.finished(task_id, MessageStatus.EXPIRED)  # type: ignore[attr-defined]
+            self.backend.mark_as_revoked(
+                task_id, "expired", request=self.request, store_result=not self.ignore_result
+            )
+            raise Ignore
 
     @property
     def message(self) -> Message:

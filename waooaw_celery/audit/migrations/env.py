@@ -5,7 +5,7 @@ from __future__ import annotations
 from alembic import context
 
 from waooaw_celery.audit.models import Base
-from waooaw_celery.audit.schema import VERSION_TABLE
+from waooaw_celery.audit.version import VERSION_TABLE
 
 context.configure(
     connection=context.config.attributes["connection"],
