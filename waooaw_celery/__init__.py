@@ -1,9 +1,10 @@
-"""Messaging between AI agents over Celery: Celery and Kombu carry, a ledger remembers."""
+"""Messaging between AI agents over Celery: Celery and Kombu carry, PostgreSQL remembers."""
 
 from __future__ import annotations
 
 from waooaw_celery.agent import Agent
 from waooaw_celery.app import AgentApp, create_app
+from waooaw_celery.audit.trail import MessageAuditTrail
 from waooaw_celery.bus import MessageBus
 from waooaw_celery.errors import (
     BrokerUnavailable,
@@ -13,7 +14,7 @@ from waooaw_celery.errors import (
     UnknownAgent,
     WaooawError,
 )
-from waooaw_celery.message import DeliveryReceipt, Message, MessageStatus, MessageType, Priority
+from waooaw_celery.message import DeliveryReceipt, Message, MessageStatus, MessageType, Priority, RetentionPolicy
 from waooaw_celery.request_response import RequestResponseHandler, Response
 from waooaw_celery.worker.task import current_message
 
@@ -24,6 +25,7 @@ __all__ = [
     "DeliveryReceipt",
     "InvalidMessage",
     "Message",
+    "MessageAuditTrail",
     "MessageBus",
     "MessageStatus",
     "MessageType",
@@ -32,6 +34,7 @@ __all__ = [
     "RequestResponseHandler",
     "RequestTimeout",
     "Response",
+    "RetentionPolicy",
     "UnknownAgent",
     "WaooawError",
     "create_app",

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from datetime import datetime
 from functools import cached_property
 from typing import Any
 
 from amqp.exceptions import AMQPError
 from celery import Celery
-from celery.app.amqp import AMQP
 from celery.result import AsyncResult
 from kombu.exceptions import OperationalError
 
@@ -19,6 +17,7 @@ from waooaw_celery.audit.agents import LedgerAgentRegistry
 from waooaw_celery.audit.engine import Database, database_url
 from waooaw_celery.audit.ledger import Ledger
 from waooaw_celery.audit.version import check_version
+from waooaw_celery.celery_setup import AgentAMQP, add_defaults, transport_options, with_transport_options
 from waooaw_celery.envelope import check_delay, message_of_delay, message_of_retry, moment, threaded
 from waooaw_celery.errors import (
     BrokerUnavailable,
@@ -31,7 +30,7 @@ from waooaw_celery.message import ENVELOPE_HEADER, TYPE_NAMES, Message, MessageS
 from waooaw_celery.receipts import Receipts, RedisReceipts
 from waooaw_celery.registry import AgentRegistry, RedisAgentRegistry
 from waooaw_celery.routing import HandlerName, agent_queue, broker_priority, check_ordered, driver_type, first_url
-from waooaw_celery.settings import CELERY_DEFAULTS, TRANSPORT_DEFAULTS, WaooawSettings
+from waooaw_celery.settings import WaooawSettings
 from waooaw_celery.store import Client, connect, store_url
 from waooaw_celery.worker import signals
 from waooaw_celery.worker.presence import Presence
@@ -41,17 +40,6 @@ logger = logging.getLogger(__name__)
 
 #: What Celery, its logs and Flower show in place of the arguments, which may be confidential.
 _HIDDEN = "…"
-
-
-class AgentAMQP(AMQP):
-    """Celery's queues, and those of the application's agents whatever a project sets itself."""
-
-    def Queues(self, queues: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N802 - Celery's own name
-        """Return the queues that the worker consumes and that names stand for."""
-        given = list(queues.values() if isinstance(queues, Mapping) else queues or ())
-        agents: dict[str, list[str]] = self.app.agents  # type: ignore[attr-defined]  # an AgentApp
-        every: Any = [*given, *map(agent_queue, agents)] or None
-        return super().Queues(every, *args, **kwargs)
 
 
 class AgentApp(Celery):
@@ -70,7 +58,7 @@ class AgentApp(Celery):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.agents: dict[str, list[str]] = {}
         super().__init__(*args, **kwargs)
-        self.on_after_configure.connect(_add_defaults, weak=False)
+        self.on_after_configure.connect(add_defaults, weak=False)
         self.steps["worker"].add(Presence)
         signals.connect()
 
@@ -175,45 +163,19 @@ class AgentApp(Celery):
     @property
     def transport_options(self) -> dict[str, Any]:
         """Options of the broker's transport: a project's own, and ours for what it does not say."""
-        return self._transport_options(None)
-
-    def _transport_options(self, url: str | None) -> dict[str, Any]:
-        ours: dict[str, Any] = {}
-        with suppress(ConfigurationError):  # Celery prints the broker before check() can refuse it
-            ours = TRANSPORT_DEFAULTS.get(driver_type(first_url(url or self.conf.broker_url) or ""), {})
-        return {**ours, **(self.conf.broker_transport_options or {})}
+        return transport_options(self.conf)
 
     def connection_for_read(self, url: str | None = None, **kwargs: Any) -> Any:
         """Return a connection for consuming, with our deadlines."""
-        return super().connection_for_read(url, **self._with_options(url, kwargs))
+        return super().connection_for_read(url, **with_transport_options(self.conf, url, kwargs))
 
     def connection_for_write(self, url: str | None = None, **kwargs: Any) -> Any:
         """Return a connection for publishing, with our deadlines."""
-        return super().connection_for_write(url, **self._with_options(url, kwargs))
-
-    def _with_options(self, url: str | None, kwargs: dict[str, Any]) -> dict[str, Any]:
-        given = kwargs.get("transport_options") or {}
-        return {**kwargs, "transport_options": {**self._transport_options(url), **given}}
-
-    def check_time_limits(self) -> None:
-        """Check that no handler may run longer than Redis waits before it hands its message to another worker.
-
-        Raises:
-            ConfigurationError: one may; the sentence names it and both numbers.
-        """
-        visible = self._visibility_timeout
-        for name, task in self.tasks.items():
-            if visible is not None and isinstance(task, AgentTask):
-                limit = task.time_limit or self.conf.task_time_limit
-                if limit is None or limit >= visible:
-                    raise ConfigurationError(
-                        f"{name} may run for {limit or 'ever'} s, and after {visible:g} s Redis hands its message "
-                        "to another worker: give it a shorter time_limit, or raise "
-                        "broker_transport_options['visibility_timeout']"
-                    )
+        return super().connection_for_write(url, **with_transport_options(self.conf, url, kwargs))
 
     @property
-    def _visibility_timeout(self) -> float | None:
+    def visibility_timeout(self) -> float | None:
+        """Seconds after which the broker hands out again what is not acknowledged; None where it does not."""
         return float(self.transport_options["visibility_timeout"]) if self.driver == "redis" else None
 
     def send_task(  # type: ignore[override]
@@ -293,7 +255,7 @@ class AgentApp(Celery):
         return message_of_retry(target, args, kwargs, options)
 
     def _check_delay(self, target: HandlerName, options: Mapping[str, Any]) -> None:
-        visible = self._visibility_timeout
+        visible = self.visibility_timeout
         if visible is not None:
             task = self.tasks.get(str(target))
             limit = getattr(task, "time_limit", None) or self.conf.task_time_limit or 0
@@ -381,19 +343,3 @@ def create_app(main: str | None = None, **config: Any) -> AgentApp:
     app = AgentApp(main)
     app.conf.update(config)
     return app
-
-
-def _add_defaults(sender: AgentApp, source: Any, **_: Any) -> None:
-    """Put our defaults just above Celery's own, so that whatever a project sets itself wins.
-
-    (``Celery.add_defaults`` would put them above a configuration object's.)
-    """
-    defaults = dict(CELERY_DEFAULTS)
-    source.defaults.insert(-1, defaults)
-    source.maps.insert(-1, defaults)
-    if sender.agents:
-        # Ordinary tasks, and Celery's own for chords, are run by the worker too, which consumes only this queue.
-        defaults["task_default_queue"] = agent_queue(next(iter(sender.agents))).name
-    url = first_url(source.broker_url)
-    if url is not None and url.startswith("redis"):
-        defaults["result_backend"] = url

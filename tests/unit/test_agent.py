@@ -12,6 +12,7 @@ from kombu import Queue
 from waooaw_celery import Agent, AgentApp, Message, MessageType, create_app
 from waooaw_celery.envelope import moment
 from waooaw_celery.errors import ConfigurationError, InvalidMessage, UnknownSender
+from waooaw_celery.worker.presence import check_time_limits
 
 
 @pytest.fixture
@@ -195,7 +196,7 @@ def test_a_handler_that_outlasts_the_visibility_timeout_is_refused(agent: Agent)
     def slow() -> None: ...
 
     with pytest.raises(ConfigurationError, match=r"greeter\.slow may run for 5000 s, and after 960 s Redis"):
-        agent.app.check_time_limits()
+        check_time_limits(agent.app)
 
 
 @pytest.mark.parametrize("option", ["name", "base", "shared"])

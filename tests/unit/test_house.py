@@ -23,7 +23,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("app",),
     ("worker",),
     ("audit",),
-    ("envelope", "receipts", "registry", "routing", "store"),
+    ("celery_setup", "envelope", "receipts", "registry", "routing", "store"),
     ("message", "settings"),
     ("values",),
     ("errors",),

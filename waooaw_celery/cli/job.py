@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from waooaw_celery.audit.trail import MessageAuditTrail, Statistics
+from waooaw_celery.audit.records import Statistics
+from waooaw_celery.audit.trail import MessageAuditTrail
 from waooaw_celery.bus import MessageBus
 from waooaw_celery.cli.group import OPERATOR
 from waooaw_celery.cli.stack import Stack

@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
+from waooaw_celery.audit.records import AuditRecord, Durations
 from waooaw_celery.audit.retention import HoldKind, Removal, Retention
-from waooaw_celery.audit.trail import AuditRecord, Durations, MessageAuditTrail
+from waooaw_celery.audit.trail import MessageAuditTrail
 from waooaw_celery.cli.group import current_app
 from waooaw_celery.cli.render import console, json_option, print_json, show_table
 from waooaw_celery.message import MessageStatus, MessageType, Priority

@@ -9,6 +9,7 @@ from typing import Any
 from celery import bootsteps
 
 from waooaw_celery.errors import ConfigurationError, StoreUnavailable
+from waooaw_celery.worker.task import AgentTask
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ class Presence(bootsteps.StartStopStep):
         """
         try:
             parent.app.check()
-            parent.app.check_time_limits()
+            check_time_limits(parent.app)
         except ConfigurationError as error:
             raise SystemExit(f"Error: {error}") from error
 
@@ -79,3 +80,21 @@ class Presence(bootsteps.StartStopStep):
                 say(name)
             except StoreUnavailable as error:  # the next beat tries again
                 logger.warning("%s", error, extra={"action": "presence_failed"})
+
+
+def check_time_limits(app: Any) -> None:
+    """Check that no handler may run longer than Redis waits before it hands its message to another worker.
+
+    Raises:
+        ConfigurationError: one may; the sentence names it and both numbers.
+    """
+    visible = app.visibility_timeout
+    for name, task in app.tasks.items():
+        if visible is not None and isinstance(task, AgentTask):
+            limit = task.time_limit or app.conf.task_time_limit
+            if limit is None or limit >= visible:
+                raise ConfigurationError(
+                    f"{name} may run for {limit or 'ever'} s, and after {visible:g} s Redis hands its message "
+                    "to another worker: give it a shorter time_limit, or raise "
+                    "broker_transport_options['visibility_timeout']"
+                )
