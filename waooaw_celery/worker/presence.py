@@ -8,7 +8,7 @@ from typing import Any
 
 from celery import bootsteps
 
-from waooaw_celery.errors import ConfigurationError, StoreUnavailable
+from waooaw_celery.errors import ConfigurationError, StoreUnavailable, WaooawError
 from waooaw_celery.worker.task import AgentTask
 
 logger = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ class Presence(bootsteps.StartStopStep):
         try:
             parent.app.check()
             check_time_limits(parent.app)
-        except ConfigurationError as error:
+        except WaooawError as error:  # a wrong setting, or a ledger that does not answer
             raise SystemExit(f"Error: {error}") from error
 
     def start(self, parent: Any) -> None:
