@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -30,8 +31,12 @@ from waooaw_celery.routing import HandlerName
 from waooaw_celery.values import JSON, check_agent_name, json_copy
 from waooaw_celery.worker.signals import class_name
 
+logger = logging.getLogger(__name__)
+
 #: Seconds between two looks at the clock while waiting; an answer that arrives ends the waiting at once.
 _LOOK_SECONDS = 0.1
+#: What the result backends raise when they do not answer.
+_BACKEND_ERRORS = (RedisError, OperationalError, OSError, RuntimeError)
 #: Celery's states of a task that brought no result.
 _FAILED = frozenset({"FAILURE", "RETRY", "REVOKED"})
 
@@ -197,23 +202,31 @@ def _method(agent: str, method: str) -> HandlerName:
 
 def _await(agent: str, result: AsyncResult[Any], began: float, timeout: float) -> Response:
     """Wait for one answer until the time of all is over, and forget it in the backend."""
-    value: JSON = None
-    error: WaooawError | None = None
-    message_id = str(result.id)
-    try:
-        try:
-            _wait(result, max(began + timeout - time.monotonic(), 0.001))
-        except TimeoutError:
-            error = RequestTimeout(f"{agent!r} did not answer request {message_id} within {timeout:g} s")
-        else:
-            value, error = _outcome(agent, result)
-        result.forget()
-    except (RedisError, OperationalError, OSError, RuntimeError) as cause:
-        error = error or BackendUnavailable(f"the answer of {agent!r} to {message_id} was not fetched: {cause}")
-        error.__cause__ = cause
+    value, error = _fetch(agent, result, max(began + timeout - time.monotonic(), 0.001), timeout)
+    _forget(result)
     return Response(
-        agent=agent, message_id=message_id, result=value, error=error, seconds=time.monotonic() - began
+        agent=agent, message_id=str(result.id), result=value, error=error, seconds=time.monotonic() - began
     )
+
+
+def _fetch(agent: str, result: AsyncResult[Any], left: float, timeout: float) -> tuple[JSON, WaooawError | None]:
+    """Return the answer or what went wrong, after no more than the seconds that are left."""
+    try:
+        _wait(result, left)
+        return _outcome(agent, result)
+    except TimeoutError:
+        return None, RequestTimeout(f"{agent!r} did not answer request {result.id} within {timeout:g} s")
+    except _BACKEND_ERRORS as cause:
+        error = BackendUnavailable(f"the answer of {agent!r} to {result.id} could not be fetched: {cause}")
+        error.__cause__ = cause
+        return None, error
+
+
+def _forget(result: AsyncResult[Any]) -> None:
+    try:
+        result.forget()
+    except _BACKEND_ERRORS as error:  # the answer is not wrong for that, and expires by itself
+        logger.warning("request %s was not forgotten: %s", result.id, error, extra={"action": "not_forgotten"})
 
 
 def _wait(result: AsyncResult[Any], timeout: float) -> None:
