@@ -9,13 +9,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
 
-from waooaw_celery import AgentApp, MessageBus, MessageStatus, create_app
+from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus, create_app
 from waooaw_celery.embedded import spawn
 from waooaw_celery.errors import UnknownAgent
+from waooaw_celery.receipts import Event, Fact, Receipts
 from waooaw_celery.routing import agent_queue
 
 #: Seconds that a test waits for something that happens in another process.
@@ -105,3 +107,10 @@ def settled(app: AgentApp, message_id: str) -> MessageStatus:
     bus = MessageBus(app)
     until(lambda: bus.receipt(message_id).status.final, f"the end of {message_id}")
     return bus.receipt(message_id).status
+
+
+def note(receipts: Receipts, message: Message, *events: Event, **facts: object) -> None:
+    """Write down what became of a message, as workers do."""
+    for event in events:
+        about: Any = {"message": message, "handler": "command", "attempt": 0 if event is Event.SENT else 1}
+        receipts.note(Fact(message_id=message.message_id, event=event, **(about | facts)))

@@ -4,37 +4,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from datetime import datetime
-from functools import cached_property
 from typing import Any
 
 from amqp.exceptions import AMQPError
-from celery import Celery
 from celery.result import AsyncResult
 from kombu.exceptions import OperationalError
 
-from waooaw_celery.audit.agents import LedgerAgentRegistry
-from waooaw_celery.audit.engine import Database, database_url
-from waooaw_celery.audit.ledger import Ledger
-from waooaw_celery.audit.version import check_version
-from waooaw_celery.celery_setup import AgentAMQP, add_defaults, transport_options, with_transport_options
 from waooaw_celery.envelope import check_delay, message_of_delay, message_of_retry, moment, threaded
-from waooaw_celery.errors import (
-    BrokerUnavailable,
-    ConfigurationError,
-    InvalidMessage,
-    StoreUnavailable,
-    UnknownSender,
-)
+from waooaw_celery.errors import BrokerUnavailable, InvalidMessage, StoreUnavailable, UnknownSender
 from waooaw_celery.message import ENVELOPE_HEADER, TYPE_NAMES, Message, MessageStatus, Priority
-from waooaw_celery.receipts import Receipts, RedisReceipts
-from waooaw_celery.registry import AgentRegistry, RedisAgentRegistry
-from waooaw_celery.routing import HandlerName, agent_queue, broker_priority, check_ordered, driver_type, first_url
-from waooaw_celery.settings import WaooawSettings
-from waooaw_celery.store import Client, connect, store_url
-from waooaw_celery.worker import signals
-from waooaw_celery.worker.presence import Presence
-from waooaw_celery.worker.task import AgentTask, current_message, current_task
+from waooaw_celery.receipts import Event, Fact
+from waooaw_celery.routing import HandlerName, agent_queue, broker_priority
+from waooaw_celery.wiring import WiredCelery
+from waooaw_celery.worker.task import current_message, current_task
 
 logger = logging.getLogger(__name__)
 
@@ -42,141 +26,13 @@ logger = logging.getLogger(__name__)
 _HIDDEN = "…"
 
 
-class AgentApp(Celery):
+class AgentApp(WiredCelery):
     """A Celery application through which agents talk.
 
     Everything that Celery can do, it does. What it adds is the door: ``send_task``, which ``.delay``,
     ``apply_async``, canvas, retries and beat all pass. It gives a task that is an agent's handler its envelope,
     queue, priority and expiry, and refuses what nobody would receive.
-
-    Attributes:
-        agents: the agents whose handlers are in this application, and the names of these.
     """
-
-    amqp_cls: Any = AgentAMQP
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.agents: dict[str, list[str]] = {}
-        super().__init__(*args, **kwargs)
-        self.on_after_configure.connect(add_defaults, weak=False)
-        self.steps["worker"].add(Presence)
-        signals.connect()
-
-    @cached_property
-    def settings(self) -> WaooawSettings:
-        """The `waooaw_*` settings, read when they are first needed.
-
-        Raises:
-            ConfigurationError: one is unknown or wrong.
-        """
-        namespace: str | None = getattr(self, "namespace", None)  # Celery has it; its type stubs do not
-        return WaooawSettings.read(self.conf, namespace)
-
-    @cached_property
-    def driver(self) -> str:
-        """Kombu's name for the kind of broker, such as ``redis`` or ``amqp``.
-
-        Raises:
-            ConfigurationError: no broker is set, or it does not order messages by priority.
-        """
-        if not self.conf.broker_url:
-            raise ConfigurationError(
-                "no broker is set: give create_app(broker_url=...) or the variable CELERY_BROKER_URL, "
-                "such as redis://localhost:6379/0 or amqp://guest:guest@localhost:5672//"
-            )
-        driver = driver_type(first_url(self.conf.broker_url) or "")
-        check_ordered(driver, self.settings.allow_unordered)
-        return driver
-
-    @cached_property
-    def registry(self) -> AgentRegistry:
-        """The known agents."""
-        return self.open_registry()
-
-    def open_registry(self) -> AgentRegistry:
-        """Return the known agents over a connection of their own, for a thread beside the others."""
-        if self._database is not None:
-            return LedgerAgentRegistry(Database(self._database.url), self.settings.agents)
-        return RedisAgentRegistry(self._connect(), self.settings.agents)
-
-    @cached_property
-    def receipts(self) -> Receipts:
-        """What became of each message."""
-        if self._database is not None:
-            return Ledger(self._database, self.settings.retention)
-        return RedisReceipts(self._connect(), self.settings.receipt_seconds)
-
-    @cached_property
-    def database(self) -> Database:
-        """The ledger's database.
-
-        Raises:
-            ConfigurationError: none is set.
-        """
-        if self._database is None:
-            raise ConfigurationError(
-                "there is no ledger: set waooaw_database_url (or WAOOAW_DATABASE_URL), such as "
-                "postgresql://user:password@host/name, and run `waooaw db upgrade`"
-            )
-        return self._database
-
-    @cached_property
-    def _database(self) -> Database | None:
-        url = self.settings.database_url
-        return None if url is None else Database(database_url(url))
-
-    def _connect(self) -> Client:
-        return connect(
-            store_url(self.settings.redis_url, self.conf.result_backend, first_url(self.conf.broker_url))
-        )
-
-    def check(self) -> None:
-        """Check at start-up what would otherwise fail at the first message.
-
-        Raises:
-            ConfigurationError: a setting is missing, misspelt or impossible.
-        """
-        _ = self.settings, self.driver, self.receipts
-        if self._database is not None:
-            check_version(self._database)
-
-    def close(self) -> None:
-        """Close all connections."""
-        super().close()
-        for part in ("registry", "receipts"):
-            if part in self.__dict__:  # made so far
-                getattr(self, part).close()
-
-    def consumed_agents(self) -> tuple[str, ...]:
-        """Return the agents of this application whose queues its worker consumes (``-Q`` may leave some out)."""
-        consumed = self.amqp.queues.consume_from
-        return tuple(name for name in self.agents if agent_queue(name).name in consumed)
-
-    def target(self, task_name: str) -> HandlerName | None:
-        """Return whose handler a task is, or None for an ordinary Celery task of this application."""
-        name = HandlerName.parse(task_name)
-        if name is None:
-            return None
-        task = self.tasks.get(task_name)
-        return name if task is None or isinstance(task, AgentTask) else None
-
-    @property
-    def transport_options(self) -> dict[str, Any]:
-        """Options of the broker's transport: a project's own, and ours for what it does not say."""
-        return transport_options(self.conf)
-
-    def connection_for_read(self, url: str | None = None, **kwargs: Any) -> Any:
-        """Return a connection for consuming, with our deadlines."""
-        return super().connection_for_read(url, **with_transport_options(self.conf, url, kwargs))
-
-    def connection_for_write(self, url: str | None = None, **kwargs: Any) -> Any:
-        """Return a connection for publishing, with our deadlines."""
-        return super().connection_for_write(url, **with_transport_options(self.conf, url, kwargs))
-
-    @property
-    def visibility_timeout(self) -> float | None:
-        """Seconds after which the broker hands out again what is not acknowledged; None where it does not."""
-        return float(self.transport_options["visibility_timeout"]) if self.driver == "redis" else None
 
     def send_task(  # type: ignore[override]
         self,
@@ -213,21 +69,70 @@ class AgentApp(Celery):
         if target is None:
             return self._send_ordinary(name, args, kwargs, options)
         if options.get("retries"):
-            message = self._retried_message(target, args, kwargs, options)
-        else:
-            message = self._new_message(target, args, kwargs, options, message)
-            self.registry.check_handler(target)
-            if not self.receipts.pending(message, target.handler):
-                self._check_resending(message)
+            return self._publish(
+                target, self._retried_message(target, args, kwargs, options), args, kwargs, options
+            )
+        message = self._new_message(target, args, kwargs, options, message)
+        self.registry.check_handler(target)
+        self._record([(target, message)])
         result = self._publish(target, message, args, kwargs, options)
-        self._note_sent(message)
+        self._note_sent([message])
         return result
 
-    def _note_sent(self, message: Message) -> None:
+    def send_messages(self, batch: Sequence[tuple[HandlerName, Message]]) -> None:
+        """Publish one-way messages: the door for those that come as messages and not as tasks.
+
+        Several are written down with one statement, and handed to the broker in as few round trips as it takes.
+
+        Args:
+            batch: complete messages, whose handlers and times were checked.
+
+        Raises:
+            InvalidMessage: one was sent already; nothing was published.
+            StoreUnavailable: they could not be written down; nothing was published.
+            BrokerUnavailable: the broker failed; the error's ``message_ids`` are those that it confirmed.
+        """
+        self._record(batch)
+        published: list[Message] = []
         try:
-            self.receipts.sent(message.message_id)
-        except StoreUnavailable as error:  # it is published: to say that it failed would be wrong
-            logger.warning("%s; its receipt stays PENDING", error, extra={"action": "receipt_stays_pending"})
+            self._publish_batch(batch, published)
+        except (OperationalError, AMQPError) as error:
+            # What is handed over in one go is confirmed in one go.
+            confirmed = published if self.driver == "amqp" else []
+            self._note_sent(confirmed)
+            missing = [message for _, message in batch[len(confirmed) :]]
+            failure = BrokerUnavailable(
+                f"message {missing[0].message_id} to {missing[0].to_agent!r} and {len(missing) - 1} more were not "
+                f"confirmed by the broker: {error}"
+            )
+            failure.message_ids = tuple(message.message_id for message in confirmed)
+            raise failure from error
+        self._note_sent(published)
+
+    def complete(self, target: HandlerName, message: Message) -> Message:
+        """Fill in what the sender of a message left open: the ids of its thread, and how long it is kept.
+
+        Without a ledger nothing is kept, and the envelope does not say so.
+        """
+        kept = None if self._database is None else message.retention or self.settings.retention
+        return threaded(target, message, current_message(), kept)
+
+    def _record(self, batch: Sequence[tuple[HandlerName, Message]]) -> None:
+        """Write messages down before they are published, unless the broker may have one of them already."""
+        new = self.receipts.pending([(message, target.handler) for target, message in batch])
+        for _, message in batch:
+            if message.message_id not in new:
+                self._check_resending(message)
+
+    def _note_sent(self, messages: Sequence[Message]) -> None:
+        if not messages:
+            return
+        try:
+            self.receipts.note(
+                *(Fact(message_id=message.message_id, event=Event.SENT, message=message) for message in messages)
+            )
+        except StoreUnavailable as error:  # they are published: to say that it failed would be wrong
+            logger.warning("%s; a receipt stays PENDING", error, extra={"action": "receipt_stays_pending"})
 
     def _send_ordinary(self, name: str, args: Any, kwargs: Any, options: dict[str, Any]) -> AsyncResult[Any]:
         if options.get("priority") is None:
@@ -245,7 +150,7 @@ class AgentApp(Celery):
             )
         self._check_delay(target, options)
         message.check_in_time()
-        return threaded(target, message, current_message())
+        return self.complete(target, message)
 
     def _retried_message(self, target: HandlerName, args: Any, kwargs: Any, options: Mapping[str, Any]) -> Message:
         try:
@@ -255,7 +160,8 @@ class AgentApp(Celery):
         return message_of_retry(target, args, kwargs, options)
 
     def _check_delay(self, target: HandlerName, options: Mapping[str, Any]) -> None:
-        visible = self.visibility_timeout
+        due = options.get("countdown") or options.get("eta")
+        visible = self.visibility_timeout if due else None
         if visible is not None:
             task = self.tasks.get(str(target))
             limit = getattr(task, "time_limit", None) or self.conf.task_time_limit or 0
@@ -291,42 +197,83 @@ class AgentApp(Celery):
     def _publish(
         self, target: HandlerName, message: Message, args: Any, kwargs: Any, options: dict[str, Any]
     ) -> AsyncResult[Any]:
-        one_way = target.handler in TYPE_NAMES
         # A retry expires when its first attempt would have.
         expires_at = (
             moment(options.get("expires"), self.timezone) if options.get("retries") else message.expires_at
         )
-        queue = agent_queue(target.agent)
         options |= {
             "task_id": message.message_id,
             "root_id": message.conversation_id,
             "parent_id": message.causation_id,
-            "queue": queue,
-            # Said too, so that no entry of a project's task_routes can say otherwise.
-            "exchange": queue.exchange.name,
-            "routing_key": queue.routing_key,
-            "priority": broker_priority(message.priority, self.driver),
+            **self._address(target, message),
             # As a header only: as Celery's option it would become RabbitMQ's per-message TTL as well, and RabbitMQ
             # drops an expired message without telling anyone.
             "expires": None,
-            "headers": {
-                **(options.get("headers") or {}),
-                ENVELOPE_HEADER: message.to_envelope(),
-                "expires": expires_at.isoformat() if expires_at else None,
-            },
+            "headers": {**(options.get("headers") or {}), **_headers(message, expires_at)},
             "argsrepr": _HIDDEN,
             "kwargsrepr": _HIDDEN,
-            "ignore_result": True if one_way else options.get("ignore_result"),
+            "ignore_result": True if target.handler in TYPE_NAMES else options.get("ignore_result"),
         }
         options.pop("exchange_type", None)
-        if self.driver == "amqp":
-            options["mandatory"] = True  # RabbitMQ says so when the queue is gone
         try:
             return super().send_task(str(target), args, kwargs, **options)
         except (OperationalError, AMQPError) as error:
             raise BrokerUnavailable(
                 f"message {message.message_id} to {message.to_agent!r} was not confirmed by the broker: {error}"
             ) from error
+
+    def _publish_batch(self, batch: Sequence[tuple[HandlerName, Message]], published: list[Message]) -> None:
+        """Hand messages to the broker, without what Celery does anew for each single one."""
+        policy, sent_event = self.conf.task_publish_retry_policy, self.conf.task_send_sent_event
+        with self.producer_or_acquire() as producer:
+            for agent in dict.fromkeys(target.agent for target, _ in batch):
+                producer.maybe_declare(agent_queue(agent), retry=True, **policy)
+            together = len(batch) > 1
+            with producer.batch() if together else nullcontext():
+                for target, message in batch:
+                    task = self.amqp.as_task_v2(
+                        message.message_id,
+                        str(target),
+                        (message.payload,),
+                        {},
+                        root_id=message.conversation_id,
+                        parent_id=message.causation_id,
+                        argsrepr=_HIDDEN,
+                        kwargsrepr=_HIDDEN,
+                        ignore_result=True,
+                        create_sent_event=sent_event,
+                    )
+                    self.amqp.send_task_message(
+                        producer,
+                        str(target),
+                        task,
+                        headers=_headers(message, message.expires_at),
+                        declare=[],
+                        # Of messages handed over together nobody knows which ones the broker has when that failed.
+                        retry=False if together else None,
+                        **self._address(target, message),
+                    )
+                    published.append(message)
+
+    def _address(self, target: HandlerName, message: Message) -> dict[str, Any]:
+        """Return where a message goes, and how urgently."""
+        queue = agent_queue(target.agent)
+        address = {
+            "queue": queue,
+            # Said too, so that no entry of a project's task_routes can say otherwise.
+            "exchange": queue.exchange.name,
+            "routing_key": queue.routing_key,
+            "priority": broker_priority(message.priority, self.driver),
+        }
+        # RabbitMQ says so when the queue is gone.
+        return address | {"mandatory": True} if self.driver == "amqp" else address
+
+
+def _headers(message: Message, expires_at: datetime | None) -> dict[str, Any]:
+    return {
+        ENVELOPE_HEADER: message.to_envelope(),
+        "expires": expires_at.isoformat() if expires_at else None,
+    }
 
 
 def create_app(main: str | None = None, **config: Any) -> AgentApp:

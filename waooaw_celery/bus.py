@@ -6,12 +6,13 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from waooaw_celery.app import AgentApp
-from waooaw_celery.envelope import threaded
 from waooaw_celery.errors import InvalidMessage, WaooawError
 from waooaw_celery.message import SENDABLE, DeliveryReceipt, Message, MessageType, receipt_of
 from waooaw_celery.routing import HandlerName
 from waooaw_celery.values import JSON, check_agent_name
-from waooaw_celery.worker.task import current_message
+
+#: Messages that go to the ledger and to the broker together.
+MAX_BATCH = 1000
 
 
 class MessageBus:
@@ -39,7 +40,7 @@ class MessageBus:
             BrokerUnavailable: not confirmed by the broker; the receipt stays PENDING.
             StoreUnavailable: Redis does not answer; nothing was published.
         """
-        return self._send(_target(message), message)
+        return self.send_many([message])[0]
 
     def send_many(self, messages: Iterable[Message]) -> list[DeliveryReceipt]:
         """Send several messages, checked all together first: when one is refused, none was sent.
@@ -57,14 +58,17 @@ class MessageBus:
             message.check_in_time()
         for target in dict.fromkeys(target for _, target in batch):
             self.app.registry.check_handler(target)
-        receipts: list[DeliveryReceipt] = []
-        for message, target in batch:
+        complete = [(target, self.app.complete(target, message)) for message, target in batch]
+        sent: list[DeliveryReceipt] = []
+        for start in range(0, len(complete), MAX_BATCH):
+            part = complete[start : start + MAX_BATCH]
             try:
-                receipts.append(self._send(target, message))
+                self.app.send_messages(part)
             except WaooawError as error:
-                error.message_ids = tuple(receipt.message_id for receipt in receipts)
+                error.message_ids = (*(receipt.message_id for receipt in sent), *error.message_ids)
                 raise
-        return receipts
+            sent += [receipt_of(message, target.handler) for target, message in part]
+        return sent
 
     def broadcast(
         self,
@@ -118,11 +122,6 @@ class MessageBus:
             StoreUnavailable: Redis does not answer.
         """
         return self.app.receipts.get(message_id)
-
-    def _send(self, target: HandlerName, message: Message) -> DeliveryReceipt:
-        sent = threaded(target, message, current_message())
-        self.app.send_task(str(target), (sent.payload,), message=sent)
-        return receipt_of(sent, target.handler)
 
 
 def _target(message: Message) -> HandlerName:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Any
 
 from waooaw_celery.errors import InvalidMessage
-from waooaw_celery.message import ENVELOPE_HEADER, TYPE_NAMES, Message
+from waooaw_celery.message import ENVELOPE_HEADER, TYPE_NAMES, Message, RetentionPolicy
 from waooaw_celery.routing import HandlerName
 from waooaw_celery.values import JSON
 
@@ -71,21 +71,26 @@ def message_of_retry(target: HandlerName, args: Any, kwargs: Any, options: Optio
     return Message.from_headers(headers, target.agent, payload_of(target.handler, args or (), kwargs or {}))
 
 
-def threaded(target: HandlerName, message: Message, cause: Message | None) -> Message:
-    """Fill in the ids that thread a message to the one whose handler sends it.
+def threaded(
+    target: HandlerName, message: Message, cause: Message | None, retention: RetentionPolicy | None
+) -> Message:
+    """Fill in how long a message is kept, and the ids that thread it to the one whose handler sends it.
 
     Args:
         target: the handler that it is for. The correlation id of a request is its own id, the key of its answer.
         message: the new message; ids that it has already are left.
         cause: the message that is being handled, or None outside of handlers.
+        retention: how long it is kept, or None without a ledger.
     """
     inherited = cause.correlation_id if cause and target.handler in TYPE_NAMES else None
-    ids = {
+    facts: dict[str, Any] = {
+        "retention": retention,
         "correlation_id": message.correlation_id or inherited or message.message_id,
         "conversation_id": message.conversation_id or (cause.conversation_id if cause else message.message_id),
         "causation_id": message.causation_id or (cause.message_id if cause else None),
     }
-    return message if all(getattr(message, name) == id_ for name, id_ in ids.items()) else message.evolve(**ids)
+    said = {name: getattr(message, name) for name in facts}
+    return message if facts == said else message.filled_in(**facts)
 
 
 def payload_of(handler: str, args: Any, kwargs: Any) -> JSON:

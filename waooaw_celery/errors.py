@@ -11,7 +11,7 @@
     * BrokerUnavailable         the message could not be published
     * StoreUnavailable          what keeps agents and receipts does not answer
         * AuditUnavailable      the ledger does not answer, so nothing is published
-    * HandlerExited             a handler called sys.exit()
+    * HandlerExited             a handler called sys.exit() or ran out of memory
     * RequestError              a request did not bring a result
         * RequestTimeout        no answer came in time
         * Expired               the request was dropped: its time was over before it was begun
@@ -82,7 +82,7 @@ class AuditUnavailable(StoreUnavailable):
 
 
 class HandlerExited(WaooawError):
-    """A handler called sys.exit(), which must not end its worker."""
+    """A handler called sys.exit() or ran out of memory, which must not end its worker."""
 
 
 class RequestError(WaooawError):

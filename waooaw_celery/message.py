@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -183,6 +184,13 @@ class Message:
     def evolve(self, **changes: Any) -> Self:
         """Return a copy with these fields changed."""
         return replace(self, **changes)
+
+    def filled_in(self, **facts: Any) -> Self:
+        """Return a copy with these fields changed to values that were checked before."""
+        filled = copy(self)
+        for name, value in facts.items():
+            object.__setattr__(filled, name, value)
+        return filled
 
     def to_envelope(self) -> dict[str, JSON]:
         """Return what travels in the header ``waooaw``: the facts that Celery has no header of its own for."""

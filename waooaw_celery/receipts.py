@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from typing import Any
 
 from waooaw_celery.errors import UnknownMessage
 from waooaw_celery.message import DeliveryReceipt, Message, MessageStatus, MessageType, Priority
@@ -19,6 +22,49 @@ _EXPIRING = "waooaw:expiring"
 SWEEP_GRACE = 5.0
 
 
+class Event(StrEnum):
+    """What can become of a message; the value is what is kept."""
+
+    SENT = "sent"  #: the broker has it
+    DELIVERED = "delivered"  #: a worker began to handle it
+    RETRIED = "retried"  #: the handler asked for another attempt
+    HANDLED = "handled"  #: the handler returned
+    FAILED = "failed"  #: the handler gave up, or nothing could handle it
+    EXPIRED = "expired"  #: its time was over before a worker began
+
+    @property
+    def terminal(self) -> bool:
+        """Whether nothing more can happen after it; of several such events the first counts."""
+        return self in (Event.HANDLED, Event.FAILED, Event.EXPIRED)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fact:
+    """Something that became of a message.
+
+    Attributes:
+        message_id: of which message.
+        event: what.
+        at: when, aware UTC.
+        message: the message, where it is known.
+        handler: name of its handler, where the message is known.
+        worker: node name of the worker that tells it.
+        attempt: of which attempt, counted from 1; 0 for what happened outside of one.
+        seconds: how long it took to come to this: the wait until it was delivered, the run until it was handled.
+        error: why, for RETRIED and FAILED.
+    """
+
+    message_id: str
+    event: Event
+    at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    message: Message | None = None
+    handler: str = ""
+    worker: str | None = None
+    attempt: int = 0
+    seconds: float | None = None
+    error: str | None = None
+
+
 class Receipts(ABC):
     """What became of each message: written as it happens, asked for at any time.
 
@@ -27,36 +73,15 @@ class Receipts(ABC):
     """
 
     @abstractmethod
-    def pending(self, message: Message, handler: str) -> bool:
-        """Write a message down and return whether it is new; it must not be published when this fails."""
+    def pending(self, messages: Sequence[tuple[Message, str]]) -> set[str]:
+        """Write messages down, each with the name of its handler, and return the ids of those that are new.
 
-    @abstractmethod
-    def sent(self, message_id: str) -> None:
-        """Write down that the broker has the message."""
-
-    @abstractmethod
-    def delivered(self, message: Message, handler: str, worker: str | None = None) -> None:
-        """Write down that a worker has begun to handle the message."""
-
-    @abstractmethod
-    def retried(self, message_id: str, error: str, worker: str | None = None) -> None:
-        """Write down that the handler asked for another attempt."""
-
-    @abstractmethod
-    def finished(
-        self, message_id: str, status: MessageStatus, error: str | None = None, worker: str | None = None
-    ) -> bool:
-        """Write down how it ended, unless that is known already.
-
-        Args:
-            message_id: of which message.
-            status: HANDLED, FAILED or EXPIRED.
-            error: why it failed.
-            worker: node name of the worker that tells it.
-
-        Returns:
-            Whether this was the first end reported.
+        They must not be published when this fails.
         """
+
+    @abstractmethod
+    def note(self, *facts: Fact) -> None:
+        """Write down what became of messages."""
 
     @abstractmethod
     def get(self, message_id: str) -> DeliveryReceipt:
@@ -79,6 +104,14 @@ class Receipts(ABC):
         """
 
     @abstractmethod
+    def start(self) -> None:
+        """Begin what goes on in the background of a worker."""
+
+    @abstractmethod
+    def flush(self) -> None:
+        """Return when everything noted so far is safe."""
+
+    @abstractmethod
     def close(self) -> None:
         """Close the connections of this process."""
 
@@ -95,48 +128,45 @@ class RedisReceipts(Receipts):
         self._client = client
         self._keep = timedelta(seconds=keep_seconds)
 
-    def pending(self, message: Message, handler: str) -> bool:
-        key = _RECORD + message.message_id
-        with guarded(f"record message {message.message_id}"), self._client.pipeline() as pipeline:
-            pipeline.hsetnx(key, "from", message.from_agent)
-            pipeline.hset(key, mapping=_facts(message, handler))
-            pipeline.expire(key, self._keep + timedelta(seconds=message.ttl_seconds or 0))
-            pipeline.zadd(_BY_TIME, {message.message_id: message.sent_at.timestamp()})
-            if message.expires_at is not None:
-                pipeline.zadd(_EXPIRING, {message.message_id: message.expires_at.timestamp()})
-            forgotten = (datetime.now(UTC) - self._keep).timestamp()
+    def pending(self, messages: Sequence[tuple[Message, str]]) -> set[str]:
+        forgotten = (datetime.now(UTC) - self._keep).timestamp()
+        with guarded(f"record message {messages[0][0].message_id}"), self._client.pipeline() as pipeline:
+            for message, handler in messages:
+                key = _RECORD + message.message_id
+                pipeline.hset(key, mapping=_facts(message, handler))
+                pipeline.expire(key, self._keep + timedelta(seconds=message.ttl_seconds or 0))
+                if message.expires_at is not None:
+                    pipeline.zadd(_EXPIRING, {message.message_id: message.expires_at.timestamp()})
             for index in (_BY_TIME, _EXPIRING):
                 pipeline.zremrangebyscore(index, "-inf", forgotten)
-            return bool(pipeline.execute()[0])
+            for message, _ in messages:
+                pipeline.zadd(_BY_TIME, {message.message_id: message.sent_at.timestamp()}, nx=True)
+            added = pipeline.execute()[-len(messages) :]
+        return {message.message_id for (message, _), new in zip(messages, added, strict=True) if new}
 
-    def sent(self, message_id: str) -> None:
-        with guarded(f"record that message {message_id} was sent"):
-            self._client.hset(_RECORD + message_id, "published", "1")
-
-    def delivered(self, message: Message, handler: str, worker: str | None = None) -> None:
-        key = _RECORD + message.message_id
-        with guarded(f"record the delivery of {message.message_id}"), self._client.pipeline() as pipeline:
-            pipeline.hset(key, mapping=_facts(message, handler))  # again, for a message from outside
-            pipeline.hsetnx(key, "delivered_at", datetime.now(UTC).isoformat())
-            pipeline.hincrby(key, "attempts", 1)
-            pipeline.expire(key, self._keep)
-            pipeline.zadd(_BY_TIME, {message.message_id: message.sent_at.timestamp()}, nx=True)
-            pipeline.zrem(_EXPIRING, message.message_id)
+    def note(self, *facts: Fact) -> None:
+        with guarded("record what became of messages"), self._client.pipeline() as pipeline:
+            for fact in facts:
+                self._add(pipeline, fact)
             pipeline.execute()
 
-    def retried(self, message_id: str, error: str, worker: str | None = None) -> None:
-        pass  # the next attempt is counted when it begins
-
-    def finished(
-        self, message_id: str, status: MessageStatus, error: str | None = None, worker: str | None = None
-    ) -> bool:
-        outcome = {"status": status, "at": datetime.now(UTC).isoformat(), "error": error}
-        key = _RECORD + message_id
-        with guarded(f"record that {message_id} is {status}"), self._client.pipeline() as pipeline:
-            pipeline.hsetnx(key, "outcome", json.dumps(outcome))
+    def _add(self, pipeline: Any, fact: Fact) -> None:
+        key = _RECORD + fact.message_id
+        if fact.event is Event.SENT:
+            pipeline.hset(key, "published", "1")
+        elif fact.event is Event.DELIVERED:
+            if fact.message is not None:  # again, for a message from outside
+                pipeline.hset(key, mapping=_facts(fact.message, fact.handler))
+                pipeline.zadd(_BY_TIME, {fact.message_id: fact.message.sent_at.timestamp()}, nx=True)
+            pipeline.hsetnx(key, "delivered_at", fact.at.isoformat())
+            pipeline.hincrby(key, "attempts", 1)
+            pipeline.zrem(_EXPIRING, fact.message_id)
             pipeline.expire(key, self._keep)
-            pipeline.zrem(_EXPIRING, message_id)
-            return bool(pipeline.execute()[0])
+        elif fact.event.terminal:
+            outcome = {"status": fact.event.value, "at": fact.at.isoformat(), "error": fact.error}
+            pipeline.hsetnx(key, "outcome", json.dumps(outcome))
+            pipeline.zrem(_EXPIRING, fact.message_id)
+            pipeline.expire(key, self._keep)
 
     def get(self, message_id: str) -> DeliveryReceipt:
         check_id(message_id, "message_id")
@@ -161,8 +191,16 @@ class RedisReceipts(Receipts):
     def sweep(self) -> list[str]:
         now = datetime.now(UTC)
         with guarded("sweep expired messages"):
-            ids = self._client.zrange(_EXPIRING, "-inf", now.timestamp() - SWEEP_GRACE, byscore=True)
-            return [id_ for id_ in ids if self.finished(id_, MessageStatus.EXPIRED)]
+            ids: list[str] = self._client.zrange(_EXPIRING, "-inf", now.timestamp() - SWEEP_GRACE, byscore=True)
+        for id_ in ids:
+            self.note(Fact(message_id=id_, event=Event.EXPIRED))
+        return ids
+
+    def start(self) -> None:
+        pass  # there is nothing
+
+    def flush(self) -> None:
+        pass  # nothing is kept back
 
     def close(self) -> None:
         self._client.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from waooaw_celery.store import Client, guarded
 
 _NAMES = "waooaw:agents"
 _RECORD = "waooaw:agent:"
+#: Seconds for which an agent that was only named in a setting is taken for one that has not started yet.
+UNSTARTED_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +55,7 @@ class AgentRegistry(ABC):
     def __init__(self, configured: Iterable[str] = ()) -> None:
         self._configured = frozenset(configured)
         self._handlers: dict[str, tuple[str, ...]] = {}
+        self._unstarted: dict[str, float] = {}
 
     @abstractmethod
     def declare(self, name: str, handlers: Iterable[str], worker: str, lifetime: float) -> None:
@@ -111,8 +115,11 @@ class AgentRegistry(ABC):
         """
         if target.handler in self._handlers.get(target.agent, ()):
             return
+        if time.monotonic() < self._unstarted.get(target.agent, 0.0):
+            return
         handlers = self.get(target.agent).handlers
         if handlers is None:  # named in a setting, not yet started: what it will handle is not known
+            self._unstarted[target.agent] = time.monotonic() + UNSTARTED_SECONDS
             return
         self._handlers[target.agent] = handlers
         if target.handler in handlers:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from kombu import Connection, Exchange, Queue
@@ -57,6 +58,7 @@ def system_queue() -> Queue:
     return _direct_queue(SYSTEM_QUEUE)
 
 
+@lru_cache(maxsize=4096)
 def _direct_queue(name: str) -> Queue:
     # The anonymous exchange needs no binding that could be missing or evicted on Redis.
     return Queue(name, Exchange("", type="direct"), routing_key=name, max_priority=AMQP_MAX_PRIORITY)

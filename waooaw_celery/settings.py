@@ -6,6 +6,7 @@ import difflib
 import os
 import re
 from collections.abc import Iterable, Mapping
+from enum import StrEnum
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -32,6 +33,13 @@ def _crontab(value: str) -> str:
     if len(value.split()) != 5:
         raise ValueError("a crontab has five fields, such as 17 3 * * *")
     return value
+
+
+class AuditMode(StrEnum):
+    """When a sender goes on: with its message in the ledger, or on its way there."""
+
+    STRICT = "strict"
+    BATCHED = "batched"
 
 
 AgentName = Annotated[str, AfterValidator(check_agent_name)]
@@ -61,6 +69,13 @@ class WaooawSettings(BaseModel):
     database_url: str | None = None
     #: How long the ledger keeps a message that does not say so itself.
     retention: RetentionPolicy = RetentionPolicy.DAYS_90
+    #: ``strict``: what is not in the ledger is not published, and the end of a message is there before it is
+    #: acknowledged. ``batched``: both are on their way, for throughput.
+    audit_mode: AuditMode = AuditMode.STRICT
+    #: A folder for what waits while the ledger's database is away; None: one among the system's temporary files.
+    spool_folder: str | None = None
+    #: Seconds after which a message that was begun, and of whose end no worker told, counts as lost.
+    lost_seconds: Seconds = 3600.0
     #: When the ledger is purged, as crontab writes it: minute, hour, day of month, month, day of week; in UTC.
     purge_at: Annotated[str, AfterValidator(_crontab)] = "17 3 * * *"
     #: Seconds for which a receipt is kept without a ledger.

@@ -15,6 +15,7 @@ from waooaw_celery.routing import system_queue
 logger = logging.getLogger(__name__)
 
 SWEEP = "waooaw.sweep"
+RECONCILE = "waooaw.reconcile"
 PURGE = "waooaw.purge"
 
 
@@ -33,6 +34,13 @@ def register(app: AgentApp) -> None:
         if swept:
             logger.info("%d messages expired", len(swept), extra={"action": "swept", "message_ids": swept})
 
+    @app.task(name=RECONCILE, ignore_result=True, shared=False)
+    def reconcile() -> None:
+        """Mark as FAILED the messages that were begun and of whose end nobody told."""
+        lost = app.ledger.reconcile()
+        if lost:
+            logger.warning("%d messages were lost", len(lost), extra={"action": "lost", "message_ids": lost})
+
     @app.task(name=PURGE, ignore_result=True, shared=False, time_limit=7200, soft_time_limit=7000)
     def purge() -> None:
         """Remove from the ledger what need not be kept, and make room for the coming months."""
@@ -48,13 +56,14 @@ def register(app: AgentApp) -> None:
     settings = app.settings
     timetable: dict[str, BaseSchedule] = {SWEEP: schedule(timedelta(seconds=settings.sweep_seconds))}
     if settings.database_url is not None:
+        timetable[RECONCILE] = schedule(timedelta(seconds=settings.sweep_seconds))
         timetable[PURGE] = crontab.from_string(settings.purge_at)
     queue = system_queue()
     conf = app.conf
     conf.task_queues = [*(conf.task_queues or ()), queue]
     conf.task_routes = {**(conf.task_routes or {}), **{name: {"queue": queue} for name in timetable}}
     # What nobody ran in time is not worth running late: the next one does the same.
-    lasting = {SWEEP: settings.sweep_seconds, PURGE: 3600}
+    lasting = {SWEEP: settings.sweep_seconds, RECONCILE: settings.sweep_seconds, PURGE: 3600}
     conf.beat_schedule = {
         **(conf.beat_schedule or {}),
         **{

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 import redis
-from support import Broker, until
+from support import Broker, note, until
 
 from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus, RequestResponseHandler
 from waooaw_celery.audit import schema
 from waooaw_celery.embedded import valkey
 from waooaw_celery.errors import BackendUnavailable, BrokerUnavailable, StoreUnavailable, UnknownMessage
-from waooaw_celery.receipts import SWEEP_GRACE
+from waooaw_celery.receipts import SWEEP_GRACE, Event
 from waooaw_celery.store import connect, store_url
 
 
@@ -100,7 +100,7 @@ def test_a_worker_that_missed_its_beats_no_longer_counts(kept: AgentApp) -> None
 def message(app: AgentApp, **fields: object) -> Message:
     """Record a message that nobody will take."""
     sent = Message(from_agent="tests", to_agent="nobody-there", **fields)  # type: ignore[arg-type]
-    app.receipts.pending(sent, "command")
+    app.receipts.pending([(sent, "command")])
     return sent
 
 
@@ -108,12 +108,8 @@ def test_the_status_grows_with_the_facts(kept: AgentApp) -> None:
     """PENDING, SENT, DELIVERED, HANDLED: the newest fact is the status."""
     sent = message(kept)
     statuses = [kept.receipts.get(sent.message_id).status]
-    for fact in (
-        lambda: kept.receipts.sent(sent.message_id),
-        lambda: kept.receipts.delivered(sent, "command"),
-        lambda: kept.receipts.finished(sent.message_id, MessageStatus.HANDLED),
-    ):
-        fact()
+    for event in (Event.SENT, Event.DELIVERED, Event.HANDLED):
+        note(kept.receipts, sent, event)
         statuses.append(kept.receipts.get(sent.message_id).status)
     assert statuses == ["pending", "sent", "delivered", "handled"]
 
@@ -121,8 +117,8 @@ def test_the_status_grows_with_the_facts(kept: AgentApp) -> None:
 def test_the_first_end_wins(kept: AgentApp) -> None:
     """Celery reports a hard time limit twice, and a sweep may meet a worker: the first end stays."""
     sent = message(kept)
-    assert kept.receipts.finished(sent.message_id, MessageStatus.FAILED, "TimeLimitExceeded")
-    assert not kept.receipts.finished(sent.message_id, MessageStatus.EXPIRED)
+    note(kept.receipts, sent, Event.FAILED, error="TimeLimitExceeded")
+    note(kept.receipts, sent, Event.EXPIRED)
     receipt = kept.receipts.get(sent.message_id)
     assert (receipt.status, receipt.error) == (MessageStatus.FAILED, "TimeLimitExceeded")
 
@@ -132,9 +128,9 @@ def test_the_sweep_expires_what_nobody_began(kept: AgentApp) -> None:
     past = datetime.now(UTC) - timedelta(seconds=60)
     overdue = message(kept, sent_at=past, ttl_seconds=60 - SWEEP_GRACE - 1)
     begun = message(kept, sent_at=past, ttl_seconds=1)
-    kept.receipts.delivered(begun, "command")
+    note(kept.receipts, begun, Event.DELIVERED)
     handled = message(kept, sent_at=past, ttl_seconds=1)
-    kept.receipts.finished(handled.message_id, MessageStatus.HANDLED)
+    note(kept.receipts, handled, Event.HANDLED)
     just_due = message(kept, sent_at=past, ttl_seconds=60)
     forever = message(kept, sent_at=past, ttl_seconds=None)
     swept = kept.receipts.sweep()

@@ -11,6 +11,7 @@ from uuid import uuid4
 import psycopg2
 import pytest
 from sqlalchemy import func, select, text
+from support import note
 
 from waooaw_celery import Message, MessageStatus
 from waooaw_celery.audit import partitions, schema
@@ -22,6 +23,7 @@ from waooaw_celery.audit.retention import HoldKind, Removal, Retention
 from waooaw_celery.audit.trail import MessageAuditTrail
 from waooaw_celery.errors import InvalidMessage
 from waooaw_celery.message import RetentionPolicy
+from waooaw_celery.receipts import Event
 
 NOW = datetime.now(UTC)
 DAYS_91 = timedelta(days=91)
@@ -50,7 +52,7 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Databas
         return
     database = request.getfixturevalue("lone_postgresql")
     yield database
-    tables = ("messages", "message_events", "holds", "purges")
+    tables = ("messages", "message_events", "open_messages", "holds", "purges")
     with database.begin("empty the ledger") as connection:
         connection.execute(text(f"TRUNCATE {', '.join(f'waooaw_{table}' for table in tables)}"))
         for month in partitions.existing(connection):
@@ -68,8 +70,10 @@ def _administer(url: str, command: str) -> None:
 
 
 @pytest.fixture
-def ledger(database: Database) -> Ledger:
-    return Ledger(database, RetentionPolicy.DAYS_90)
+def ledger(database: Database) -> Iterator[Ledger]:
+    ledger = Ledger(database, RetentionPolicy.DAYS_90)
+    yield ledger
+    ledger.close()
 
 
 @pytest.fixture
@@ -80,9 +84,8 @@ def retention(database: Database) -> Retention:
 def ended(ledger: Ledger, **fields: Any) -> Message:
     """Write down a message that was sent 91 days ago and handled, unless the fields say otherwise."""
     message = Message(**({"from_agent": "boss", "to_agent": "worker-1", "sent_at": NOW - DAYS_91} | fields))
-    ledger.pending(message, "command")
-    ledger.delivered(message, "command")
-    ledger.finished(message.message_id, MessageStatus.HANDLED)
+    ledger.pending([(message, "command")])
+    note(ledger, message, Event.DELIVERED, Event.HANDLED)
     return message
 
 
@@ -107,7 +110,7 @@ def test_a_purge_removes_what_is_over_and_keeps_the_rest(
     removal = retention.purge(NOW)
     assert (removal.messages, removal.events) == (2, 4)
     assert counts(database) == (3, 6)
-    trail = MessageAuditTrail(database)
+    trail = MessageAuditTrail(ledger)
     left = {record.receipt.message_id for record in trail.query().records}
     assert left == {message.message_id for message in kept}
     assert not left & {message.message_id for message in gone}
@@ -129,8 +132,8 @@ def test_a_dry_run_only_counts(database: Database, ledger: Ledger, retention: Re
 def test_what_has_not_ended_stays(database: Database, ledger: Ledger, retention: Retention) -> None:
     """A message without a terminal event is never purged, however old."""
     open_ = Message(from_agent="boss", to_agent="worker-1", sent_at=NOW - timedelta(days=5000), ttl_seconds=None)
-    ledger.pending(open_, "command")
-    ledger.delivered(open_, "command")
+    ledger.pending([(open_, "command")])
+    note(ledger, open_, Event.DELIVERED)
     ended(ledger, sent_at=open_.sent_at)
     assert retention.purge(NOW).messages == 1
     assert counts(database) == (1, 1)
@@ -168,11 +171,11 @@ def test_a_hold_needs_a_reason_and_a_name_that_can_be(retention: Retention) -> N
 
 def test_erasing_an_agent_keeps_the_facts(database: Database, ledger: Ledger, retention: Retention) -> None:
     """Payloads and error texts of its messages are blank; who, when, what became of it and the digest stay."""
-    trail = MessageAuditTrail(database)
+    trail = MessageAuditTrail(ledger)
     mine = ended(ledger, payload={"name": "Ada"})
     failed = Message(from_agent="worker-1", to_agent="boss", payload={"name": "Ada"})
-    ledger.pending(failed, "command")
-    ledger.finished(failed.message_id, MessageStatus.FAILED, "ValueError: Ada is unknown")
+    ledger.pending([(failed, "command")])
+    note(ledger, failed, Event.FAILED, error="ValueError: Ada is unknown")
     other = ended(ledger, to_agent="worker-2", payload={"name": "Ada"})
     before = trail.receipt(mine.message_id)
     assert retention.erase(agent="worker-1").messages == 2
@@ -190,7 +193,7 @@ def test_erasing_a_subject_finds_it_in_payloads(database: Database, ledger: Ledg
     found = ended(ledger, payload={"to": "ada@example.org"})
     kept = ended(ledger, payload={"to": "bob@example.org"})
     assert retention.erase(containing="ADA@example.org").messages == 1
-    trail = MessageAuditTrail(database)
+    trail = MessageAuditTrail(ledger)
     assert trail.receipt(found.message_id).payload is None
     assert trail.receipt(kept.message_id).payload == {"to": "bob@example.org"}
     with database.begin("read") as connection:

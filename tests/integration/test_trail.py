@@ -13,16 +13,19 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from support import note
 
 from waooaw_celery import Message, MessageStatus, MessageType, Priority
 from waooaw_celery.audit import schema
 from waooaw_celery.audit.engine import Database, database_url
 from waooaw_celery.audit.ledger import Ledger
 from waooaw_celery.audit.models import Base
+from waooaw_celery.audit.records import Durations
 from waooaw_celery.audit.trail import MessageAuditTrail
 from waooaw_celery.audit.version import NEWEST, VERSION_TABLE, check_version
 from waooaw_celery.errors import AuditUnavailable, ConfigurationError, InvalidMessage, UnknownMessage
 from waooaw_celery.message import KEPT_FOREVER, RetentionPolicy
+from waooaw_celery.receipts import Event
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -39,13 +42,15 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Databas
 
 
 @pytest.fixture
-def ledger(database: Database) -> Ledger:
-    return Ledger(database, RetentionPolicy.DAYS_90)
+def ledger(database: Database) -> Iterator[Ledger]:
+    ledger = Ledger(database, RetentionPolicy.DAYS_90)
+    yield ledger
+    ledger.close()
 
 
 @pytest.fixture
-def trail(database: Database) -> MessageAuditTrail:
-    return MessageAuditTrail(database)
+def trail(ledger: Ledger) -> MessageAuditTrail:
+    return MessageAuditTrail(ledger)
 
 
 def agent() -> str:
@@ -56,14 +61,14 @@ def agent() -> str:
 def said(ledger: Ledger, to: str, **fields: Any) -> Message:
     """Write down a message as the door does."""
     message = Message(**({"from_agent": "boss", "to_agent": to} | fields))
-    ledger.pending(message, message.message_type.value)
+    ledger.pending([(message, message.message_type.value)])
     return message
 
 
 def handled(ledger: Ledger, message: Message) -> None:
-    ledger.sent(message.message_id)
-    ledger.delivered(message, "command", "w@h")
-    ledger.finished(message.message_id, MessageStatus.HANDLED, worker="w@h")
+    note(ledger, message, Event.SENT)
+    note(ledger, message, Event.DELIVERED)
+    note(ledger, message, Event.HANDLED)
 
 
 def test_the_migrations_make_what_the_models_say(database: Database) -> None:
@@ -87,23 +92,23 @@ def test_a_record_holds_everything(ledger: Ledger, trail: MessageAuditTrail) -> 
     to = agent()
     payload = {"text": "ü \x00 \ud800", "n": [1, 2.5, None]}
     message = said(ledger, to, payload=payload, priority=Priority.HIGH, retention=RetentionPolicy.DAYS_30)
-    ledger.sent(message.message_id)
-    ledger.delivered(message, "command", "w@h")
-    ledger.retried(message.message_id, "ValueError: not yet")
-    ledger.delivered(message, "command", "w@h")
-    ledger.finished(message.message_id, MessageStatus.FAILED, "ValueError: \x00 never", "w@h")
+    note(ledger, message, Event.SENT)
+    note(ledger, message, Event.DELIVERED, worker="w@h", seconds=0.25)
+    note(ledger, message, Event.RETRIED, error="ValueError: not yet", worker="w@h")
+    note(ledger, message, Event.DELIVERED, attempt=2, worker="w@h")
+    note(ledger, message, Event.FAILED, attempt=2, error="ValueError: \x00 never", seconds=1.5)
     record = trail.receipt(message.message_id)
     assert record.payload == payload
     assert record.receipt.status is MessageStatus.FAILED
     assert (record.receipt.attempts, record.receipt.error) == (2, "ValueError: \N{REPLACEMENT CHARACTER} never")
     assert record.retain_until == message.sent_at + timedelta(days=30)
     assert record.expires_at == message.expires_at
-    assert [(event.event, event.attempt) for event in record.events] == [
-        ("sent", 0),
-        ("delivered", 1),
-        ("retried", 1),
-        ("delivered", 2),
-        ("failed", 2),
+    assert [(event.event, event.attempt, event.worker, event.seconds) for event in record.events] == [
+        ("sent", 0, None, None),
+        ("delivered", 1, "w@h", 0.25),
+        ("retried", 1, "w@h", None),
+        ("delivered", 2, "w@h", None),
+        ("failed", 2, None, 1.5),
     ]
 
 
@@ -115,12 +120,13 @@ def test_the_digest_is_of_canonical_json(ledger: Ledger, trail: MessageAuditTrai
 
 
 def test_writing_twice_changes_nothing(ledger: Ledger, trail: MessageAuditTrail) -> None:
-    """The same message and the same end again leave one row each."""
+    """The same message, the same fact and another end leave what was there."""
     message = said(ledger, agent())
-    ledger.pending(message, "command")
-    ledger.sent(message.message_id)
+    assert ledger.pending([(message, "command")]) == set()
     handled(ledger, message)
-    ledger.finished(message.message_id, MessageStatus.FAILED, "late")
+    begun = trail.receipt(message.message_id).events[1]
+    note(ledger, message, Event.DELIVERED, at=begun.at)
+    note(ledger, message, Event.FAILED, error="late")
     record = trail.receipt(message.message_id)
     assert [event.event for event in record.events] == ["sent", "delivered", "handled"]
 
@@ -196,8 +202,8 @@ def test_statistics_count_and_measure(ledger: Ledger, trail: MessageAuditTrail) 
     one, two = agent(), agent()
     for number in range(4):
         message = said(ledger, one, sent_at=since + timedelta(microseconds=number), ttl_seconds=None)
-        ledger.delivered(message, "command")
-        ledger.finished(message.message_id, MessageStatus.FAILED if number == 3 else MessageStatus.HANDLED)
+        note(ledger, message, Event.DELIVERED, seconds=number)
+        note(ledger, message, Event.FAILED if number == 3 else Event.HANDLED, seconds=number / 10)
     said(ledger, two, message_type=MessageType.ACK, sent_at=since + timedelta(microseconds=5))
     statistics = trail.statistics(since, since + timedelta(seconds=1))
     assert statistics.total == 5
@@ -206,9 +212,8 @@ def test_statistics_count_and_measure(ledger: Ledger, trail: MessageAuditTrail) 
     assert statistics.top_receivers == [(one, 4), (two, 1)]
     assert statistics.top_senders == [("boss", 5)]
     assert statistics.error_rate == 0.25
-    assert statistics.delivery.p50 is not None
-    assert timedelta(days=3999) < timedelta(seconds=statistics.delivery.p50) < timedelta(days=4200)
-    assert statistics.handling.p99 is not None
+    assert statistics.delivery == Durations(p50=1, p95=3, p99=3)
+    assert statistics.handling == Durations(p50=0.1, p95=0.2, p99=0.2)
     nothing = trail.statistics(since + timedelta(days=1), since + timedelta(days=2))
     assert (nothing.total, nothing.error_rate, nothing.delivery.p50) == (0, None, None)
 
@@ -238,7 +243,7 @@ def test_a_missing_schema_is_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"schema is not there.*waooaw db upgrade"):
         check_version(database)
     with pytest.raises(AuditUnavailable, match="waooaw db upgrade"):
-        MessageAuditTrail(database).query()
+        MessageAuditTrail(Ledger(database, RetentionPolicy.DAYS_90)).query()
     database.close()
 
 
@@ -268,5 +273,5 @@ def test_a_dead_database_is_an_error_in_seconds() -> None:
     """A database that refuses connections raises AuditUnavailable and says what to check."""
     database = Database(database_url("postgresql://nobody@127.0.0.1:1/none"))
     with pytest.raises(AuditUnavailable, match=r"Connection refused.*waooaw_database_url"):
-        Ledger(database, RetentionPolicy.DAYS_30).sent("x")
+        Ledger(database, RetentionPolicy.DAYS_30).get("x")
     database.close()

@@ -21,6 +21,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("agent",),
     ("bus", "request_response", "tasks"),
     ("app",),
+    ("wiring",),
     ("worker",),
     ("audit",),
     ("celery_setup", "envelope", "receipts", "registry", "routing", "store"),

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
+from waooaw_celery.audit.entries import payload_text
+from waooaw_celery.audit.watchdog import watchdog
 from waooaw_celery.errors import AuditUnavailable, ConfigurationError
 
-#: Seconds that connecting, a statement or waiting for a lock may take each.
+#: Seconds that a statement or waiting for a lock may take each.
 PATIENCE = 5
+#: Seconds that connecting, or a sign of life of a connection, may take.
+CONNECT_SECONDS = 3
+#: Seconds after which a connection that was not used is asked for a sign of life.
+RESTED_SECONDS = 1.0
 
 
 def database_url(text: str) -> URL:
@@ -82,22 +89,22 @@ class Database:
 
         Args:
             what: what is done, for an error's sentence.
-            patience: seconds that one statement may take on PostgreSQL; None: as few as everywhere.
+            patience: seconds that it may take; None: as few as everywhere.
 
         Raises:
-            AuditUnavailable: the database does not answer, refuses, or lacks the ledger's tables.
+            AuditUnavailable: the database does not answer in time, refuses, or lacks the ledger's tables.
         """
-        try:
-            with self.engine.begin() as connection:
-                if patience is not None and self.is_postgresql:
-                    connection.exec_driver_sql(f"SET LOCAL statement_timeout = '{patience:.0f}s'")
-                yield connection
-        except (DBAPIError, PoolTimeoutError) as error:
-            reason = str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
-            raise AuditUnavailable(
-                f"could not {what}: the ledger's database says: {reason}. Check that it runs, that "
-                "waooaw_database_url is right, and that `waooaw db upgrade` was run"
-            ) from error
+        with _told(what), self.engine.begin() as connection, self._watched(connection, patience or PATIENCE):
+            if patience is not None and self.is_postgresql:
+                connection.exec_driver_sql(f"SET LOCAL statement_timeout = '{patience:.0f}s'")
+            yield connection
+
+    def _watched(self, connection: Connection, patience: float) -> AbstractContextManager[None]:
+        """Bound the wait for a server that froze; one that is only slow ends the statement itself."""
+        if not self.is_postgresql:
+            return nullcontext()
+        driver: Any = connection.connection.driver_connection
+        return watchdog.watch(driver.fileno(), patience + 1)
 
     def close(self) -> None:
         """Close this process's connections."""
@@ -106,21 +113,120 @@ class Database:
             self._engine = None
 
 
+class Line:
+    """A connection to PostgreSQL of one user's own, for statements of which each is a transaction.
+
+    It spares what a pool and a transaction would cost: several round trips, and more time than the statement.
+
+    Args:
+        database: a PostgreSQL.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._pooled: Any = None
+        self._connection: Any = None
+        self._used = 0.0
+
+    def run(self, what: str, statement: str, parameters: Mapping[str, Any]) -> list[Sequence[Any]]:
+        """Run a statement and return its rows.
+
+        Args:
+            what: what is done, for an error's sentence.
+            statement: SQL with ``%(name)s`` for its parameters.
+            parameters: their values.
+
+        Raises:
+            AuditUnavailable: as ``Database.begin``.
+        """
+        driver_error = self._database.engine.dialect.loaded_dbapi.Error
+        try:
+            connection = self._open()
+            with watchdog.watch(connection.fileno(), PATIENCE + 1), connection.cursor() as cursor:
+                cursor.execute(statement, parameters)
+                rows: list[Sequence[Any]] = cursor.fetchall()
+        except (driver_error, DBAPIError) as error:
+            self.close()
+            raise _unavailable(what, error) from error
+        self._used = time.monotonic()
+        return rows
+
+    def close(self) -> None:
+        """Close the connection; the next statement opens another."""
+        pooled, self._pooled, self._connection = self._pooled, None, None
+        if pooled is not None:
+            pooled.invalidate()  # it is set up for us alone
+
+    def _open(self) -> Any:
+        if self._connection is not None and time.monotonic() - self._used > RESTED_SECONDS:
+            try:
+                _ask(self._connection)
+            except self._connection.Error:
+                self.close()
+        if self._connection is None:
+            self._pooled = self._database.engine.raw_connection()
+            self._connection = self._pooled.driver_connection
+            self._connection.autocommit = True
+        return self._connection
+
+
+def _ask(connection: Any) -> None:
+    """Ask a connection for a sign of life, or raise its ``Error``."""
+    with watchdog.watch(connection.fileno(), CONNECT_SECONDS), connection.cursor() as cursor:
+        cursor.execute("SELECT 1")
+
+
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    """Turn what a database driver raises to our error."""
+    try:
+        yield
+    except (DBAPIError, PoolTimeoutError) as error:
+        raise _unavailable(what, error) from error
+
+
+def _unavailable(what: str, error: Exception) -> AuditUnavailable:
+    reason = str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
+    return AuditUnavailable(
+        f"could not {what}: the ledger's database says: {reason}. Check that it runs, that waooaw_database_url is "
+        "right, and that `waooaw db upgrade` was run"
+    )
+
+
 def _make_engine(url: URL) -> Engine:
     if url.get_backend_name() == "postgresql":
         options = f"-c statement_timeout={PATIENCE}s -c lock_timeout={PATIENCE}s -c timezone=UTC"
-        return create_engine(
+        engine = create_engine(
             url,
             pool_size=2,
             max_overflow=8,
             pool_timeout=PATIENCE,
-            pool_pre_ping=True,
-            # TCP gives up on a server that froze after this many milliseconds.
-            connect_args={"connect_timeout": PATIENCE, "options": options, "tcp_user_timeout": PATIENCE * 1000},
+            connect_args={"connect_timeout": CONNECT_SECONDS, "options": options},
         )
-    engine = create_engine(url, connect_args={"timeout": PATIENCE})
+        event.listen(engine, "checkout", _check_alive)
+        event.listen(engine, "checkin", _note_use)
+        return engine
+    engine = create_engine(url, connect_args={"timeout": PATIENCE}, json_serializer=payload_text)
     event.listen(engine, "connect", _prepare_sqlite)
     return engine
+
+
+def _note_use(_: Any, record: Any) -> None:
+    record.info["used"] = time.monotonic()
+
+
+def _check_alive(connection: Any, record: Any, _: Any) -> None:
+    """Make sure that a connection which rested is still one: SQLAlchemy then makes another.
+
+    (Its own ``pool_pre_ping`` would wait for ever for a server that froze.)
+    """
+    if time.monotonic() - record.info.get("used", float("-inf")) < RESTED_SECONDS:
+        return
+    try:
+        _ask(connection)
+        connection.rollback()
+    except connection.Error as error:
+        raise DisconnectionError("it does not answer") from error
 
 
 def _prepare_sqlite(connection: Any, _: Any) -> None:

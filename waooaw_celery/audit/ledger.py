@@ -1,27 +1,29 @@
-"""The writing side of the ledger: what is said, before it is published, and what becomes of it, as it happens."""
+"""The ledger as the keeper of receipts: what is said, before it is published, and what becomes of it."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Mapping
+import atexit
+import os
+import threading
+import weakref
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Select, exists, func, literal, select
-from sqlalchemy.dialects.postgresql import insert as postgresql_insert
-from sqlalchemy.dialects.sqlite import insert as sqlite_insert
+from sqlalchemy import func, select
 
 from waooaw_celery.audit.engine import Database
-from waooaw_celery.audit.models import TERMINAL, Event, EventRow, MessageRow
-from waooaw_celery.audit.questions import receipt_from, receipts_query
+from waooaw_celery.audit.entries import fact_entry, keyed_entry, message_entry
+from waooaw_celery.audit.models import EventRow, MessageRow, OpenRow
+from waooaw_celery.audit.questions import read
+from waooaw_celery.audit.spool import Spool
+from waooaw_celery.audit.statements import close_ended, write
+from waooaw_celery.audit.writer import Writer
 from waooaw_celery.errors import UnknownMessage
-from waooaw_celery.message import DeliveryReceipt, Message, MessageStatus, RetentionPolicy
-from waooaw_celery.receipts import SWEEP_GRACE, Receipts
-from waooaw_celery.values import JSON, check_id
-
-#: How far back a sweep looks for messages that expired; a purge looks at all.
-SWEEP_WINDOW = timedelta(hours=2)
+from waooaw_celery.message import DeliveryReceipt, Message, RetentionPolicy
+from waooaw_celery.receipts import SWEEP_GRACE, Event, Fact, Receipts
+from waooaw_celery.settings import AuditMode
+from waooaw_celery.values import check_id
 
 
 class Ledger(Receipts):
@@ -30,145 +32,125 @@ class Ledger(Receipts):
     Args:
         database: where the tables are.
         retention: how long a message is kept that does not say so itself.
+        mode: STRICT: what is not in the ledger is not published, and the end of a message is safe before it is
+            acknowledged. BATCHED: both are on their way, and a process that is killed loses at most what it noted
+            in its last twentieth of a second.
+        spool_folder: where facts wait while the database is away; None: among the system's temporary files.
+        lost_seconds: how long after it was begun a message counts as lost whose end nobody reported.
     """
 
-    def __init__(self, database: Database, retention: RetentionPolicy) -> None:
+    def __init__(
+        self,
+        database: Database,
+        retention: RetentionPolicy,
+        mode: AuditMode = AuditMode.STRICT,
+        spool_folder: str | None = None,
+        lost_seconds: float = 3600.0,
+    ) -> None:
         self.database = database
+        self.spool = Spool(spool_folder, database.url.render_as_string(hide_password=False))
         self._retention = retention
+        self._strict = mode is AuditMode.STRICT
+        self._lost = timedelta(seconds=lost_seconds)
+        self._writer: Writer | None = None
+        self._lock = threading.Lock()
+        me = weakref.ref(self)
+        os.register_at_fork(after_in_child=lambda: _call(me, Ledger._forget_writer))
+        atexit.register(lambda: _call(me, Ledger.flush))
 
-    def pending(self, message: Message, handler: str) -> bool:
-        row = self._insert(MessageRow).values(self._row(message, handler))
-        with self.database.begin(f"record message {message.message_id}") as connection:
-            return bool(connection.execute(row.on_conflict_do_nothing()).rowcount > 0)
+    def start(self) -> None:
+        """Ship from now on what waits in the spool."""
+        self._the_writer().start()
 
-    def sent(self, message_id: str) -> None:
-        self._record(message_id, Event.SENT)
+    def pending(self, messages: Sequence[tuple[Message, str]]) -> set[str]:
+        entries = [message_entry(message, handler, self._retention) for message, handler in messages]
+        new = self._the_writer().put(entries, wait=self._strict, may_spool=not self._strict)
+        return new if self._strict else {entry.message_id for entry in entries}
 
-    def delivered(self, message: Message, handler: str, worker: str | None = None) -> None:
-        with self.database.begin(f"record the delivery of {message.message_id}") as connection:
-            if not connection.scalar(select(exists().where(MessageRow.message_id == message.message_id))):
-                # Published by something that keeps no ledger.
-                row = self._row(message, handler)
-                connection.execute(self._insert(MessageRow).values(row).on_conflict_do_nothing())
-            self._add(connection, message.message_id, Event.DELIVERED, worker=worker)
-
-    def retried(self, message_id: str, error: str, worker: str | None = None) -> None:
-        self._record(message_id, Event.RETRIED, error, worker)
-
-    def finished(
-        self, message_id: str, status: MessageStatus, error: str | None = None, worker: str | None = None
-    ) -> bool:
-        return self._record(message_id, Event(status.value), error, worker)
+    def note(self, *facts: Fact) -> None:
+        # That the broker has it is news, not evidence: the message itself is in the ledger.
+        wait = self._strict and any(fact.event is not Event.SENT for fact in facts)
+        self._the_writer().put([fact_entry(fact, self._retention) for fact in facts], wait=wait)
 
     def get(self, message_id: str) -> DeliveryReceipt:
         check_id(message_id, "message_id")
+        self.flush()
         with self.database.begin(f"read the receipt of {message_id}") as connection:
-            row = connection.execute(receipts_query().where(MessageRow.message_id == message_id)).first()
-        if row is None:
+            found = read(connection, select(MessageRow.__table__).where(MessageRow.message_id == message_id))
+        if not found:
             raise UnknownMessage(f"the ledger has no message {message_id!r}: it was never sent, or was purged")
-        return receipt_from(row)
+        return found[0].receipt
 
     def recent(self, *, since: datetime | None = None, limit: int = 1000) -> list[DeliveryReceipt]:
-        query = receipts_query().order_by(MessageRow.sent_at.desc(), MessageRow.message_id.desc()).limit(limit)
+        query = select(MessageRow.__table__).order_by(MessageRow.sent_at.desc(), MessageRow.message_id.desc())
         if since is not None:
             query = query.where(MessageRow.sent_at >= since)
+        self.flush()
         with self.database.begin("read the receipts") as connection:
-            return [receipt_from(row) for row in connection.execute(query)][::-1]
+            return [record.receipt for record in read(connection, query.limit(limit))][::-1]
 
-    def sweep(self, window: timedelta | None = SWEEP_WINDOW) -> list[str]:
-        now = datetime.now(UTC)
-        overdue = select(MessageRow.message_id).where(
-            MessageRow.expires_at < now - timedelta(seconds=SWEEP_GRACE), ~_begun_or_ended()
-        )
-        if window is not None:
-            overdue = overdue.where(MessageRow.expires_at >= now - window)
-        with self.database.begin("sweep expired messages") as connection:
-            ids = list(connection.scalars(overdue))
-            return [id_ for id_ in ids if self._add(connection, id_, Event.EXPIRED)]
+    def sweep(self) -> list[str]:
+        overdue = OpenRow.expires_at < datetime.now(UTC) - timedelta(seconds=SWEEP_GRACE)
+        return self._close_open("sweep expired messages", overdue & ~_running(), Event.EXPIRED)
+
+    def reconcile(self) -> list[str]:
+        """Mark as FAILED what was begun and of whose end no worker told in time, and return the ids.
+
+        A worker that was killed tells nothing; if the broker hands its message out again, that is a new beginning.
+
+        Raises:
+            AuditUnavailable: the database does not answer.
+        """
+        begun = select(func.max(EventRow.at)).where(_belongs(), EventRow.event == Event.DELIVERED.value)
+        lost = _running() & (begun.scalar_subquery() < datetime.now(UTC) - self._lost)
+        sentence = f"lost: begun more than {self._lost.total_seconds():g} s ago, and no worker told of the end"
+        return self._close_open("look for lost messages", lost, Event.FAILED, sentence)
+
+    def _close_open(self, what: str, which: Any, event: Event, error: str | None = None) -> list[str]:
+        """Give open messages their end, and return the ids of those that had none."""
+        with self.database.begin(what) as connection:
+            close_ended(connection)
+            rows = connection.execute(select(OpenRow.__table__).where(which)).all()
+            facts = [Fact(message_id=row.message_id, event=event, error=error) for row in rows]
+            entries = [
+                keyed_entry(fact, row.retain_until, row.sent_at) for fact, row in zip(facts, rows, strict=True)
+            ]
+            return sorted(write(connection, facts=entries)[1]) if entries else []
+
+    def flush(self) -> None:
+        if self._writer is not None:
+            self._writer.flush()
 
     def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
         self.database.close()
 
-    def _record(self, message_id: str, event: Event, error: str | None = None, worker: str | None = None) -> bool:
-        with self.database.begin(f"record that {message_id} was {event}") as connection:
-            return self._add(connection, message_id, event, error, worker)
+    def _the_writer(self) -> Writer:
+        writer = self._writer
+        if writer is None:
+            with self._lock:
+                writer = self._writer = self._writer or Writer(self.database, self.spool)
+        return writer
 
-    def _add(
-        self,
-        connection: Connection,
-        message_id: str,
-        event: Event,
-        error: str | None = None,
-        worker: str | None = None,
-    ) -> bool:
-        """Add an event of a message that is in the ledger, and return whether it was new."""
-        facts = {
-            "event": event.value,
-            "terminal": event in TERMINAL,
-            "at": datetime.now(UTC),
-            "worker": worker,
-            "error": error and _storable(error),
-        }
-        statement = self._insert(EventRow).from_select(
-            ["message_id", "retain_until", "attempt", *facts], _event_of(message_id, event, facts)
-        )
-        return connection.execute(statement.on_conflict_do_nothing()).rowcount > 0
-
-    def _insert(self, table: type[MessageRow] | type[EventRow]) -> Any:
-        return (postgresql_insert if self.database.is_postgresql else sqlite_insert)(table)
-
-    def _row(self, message: Message, handler: str) -> dict[str, Any]:
-        return {
-            "message_id": message.message_id,
-            "retain_until": (message.retention or self._retention).until(message.sent_at),
-            "from_agent": message.from_agent,
-            "to_agent": message.to_agent,
-            "handler": handler,
-            "message_type": message.message_type.value,
-            "priority": message.priority.rank,
-            "correlation_id": message.correlation_id or message.message_id,
-            "conversation_id": message.conversation_id or message.message_id,
-            "causation_id": message.causation_id,
-            "sent_at": message.sent_at,
-            "expires_at": message.expires_at,
-            "payload": message.payload,
-            "payload_digest": digest(message.payload),
-            "erased_at": None,
-        }
+    def _forget_writer(self) -> None:
+        """Begin anew in a process that was just forked: what is queued is its parent's to write."""
+        self._writer = None
+        self._lock = threading.Lock()
 
 
-def digest(payload: JSON) -> str:
-    """Return the SHA-256, in hexadecimal, of a payload's canonical JSON: sorted keys, no spaces, ASCII."""
-    text = json.dumps(payload, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+def _call(reference: weakref.ref[Ledger], method: Any) -> None:
+    ledger = reference()
+    if ledger is not None:
+        method(ledger)
 
 
-def _event_of(message_id: str, event: Event, facts: Mapping[str, Any]) -> Select[Any]:
-    """Select the row of an event from the message it belongs to: none when the ledger has no such message."""
-    begun = (
-        select(func.count())
-        .where(
-            EventRow.message_id == MessageRow.message_id,
-            EventRow.retain_until == MessageRow.retain_until,
-            EventRow.event == Event.DELIVERED.value,
-        )
-        .scalar_subquery()
-    )
-    columns = [literal(value, EventRow.__table__.c[name].type) for name, value in facts.items()]
-    attempt = begun + 1 if event is Event.DELIVERED else begun
-    return select(MessageRow.message_id, MessageRow.retain_until, attempt, *columns).where(
-        MessageRow.message_id == message_id
-    )
+def _belongs() -> Any:
+    return (EventRow.message_id == OpenRow.message_id) & (EventRow.retain_until == OpenRow.retain_until)
 
 
-def _begun_or_ended() -> Any:
-    return exists().where(
-        EventRow.message_id == MessageRow.message_id,
-        EventRow.retain_until == MessageRow.retain_until,
-        EventRow.terminal | (EventRow.event == Event.DELIVERED.value),
-    )
-
-
-def _storable(text: str) -> str:
-    """Return a text that every database takes: PostgreSQL refuses NUL and halves of surrogate pairs."""
-    return text.replace("\x00", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()
+def _running() -> Any:
+    """Whether the newest that is known of an open message is that a worker began to handle it."""
+    told = select(EventRow.event).where(_belongs(), EventRow.event != Event.SENT.value)
+    newest = told.order_by(EventRow.at.desc()).limit(1).scalar_subquery()
+    return newest.is_not_distinct_from(Event.DELIVERED.value)

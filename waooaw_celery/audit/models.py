@@ -7,26 +7,10 @@ partitions; every unique key therefore holds that column, which a message and al
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from enum import StrEnum
 from typing import Any
 
 from sqlalchemy import JSON, DateTime, Dialect, Index, String, TypeDecorator, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
-
-
-class Event(StrEnum):
-    """What can become of a message; the value is what the table holds."""
-
-    SENT = "sent"  #: the broker has it
-    DELIVERED = "delivered"  #: a worker began to handle it
-    RETRIED = "retried"  #: the handler asked for another attempt
-    HANDLED = "handled"  #: the handler returned
-    FAILED = "failed"  #: the handler gave up, or nothing could handle it
-    EXPIRED = "expired"  #: its time was over before a worker began
-
-
-#: After one of these nothing more can happen; the first one that is written counts.
-TERMINAL = frozenset({Event.HANDLED, Event.FAILED, Event.EXPIRED})
 
 
 class Moment(TypeDecorator[datetime]):
@@ -83,12 +67,17 @@ class MessageRow(Base):
 
     __tablename__ = "waooaw_messages"
     __table_args__ = (
-        Index("waooaw_messages_sent", "sent_at", "message_id"),
-        Index("waooaw_messages_to", "to_agent", "sent_at"),
-        Index("waooaw_messages_from", "from_agent", "sent_at"),
+        # Statistics are answered from this index alone.
+        Index(
+            "waooaw_messages_sent",
+            "sent_at",
+            "message_id",
+            postgresql_include=["message_type", "from_agent", "to_agent"],
+        ),
+        Index("waooaw_messages_to", "to_agent", "sent_at", "message_id"),
+        Index("waooaw_messages_from", "from_agent", "sent_at", "message_id"),
         Index("waooaw_messages_correlation", "correlation_id"),
         Index("waooaw_messages_conversation", "conversation_id"),
-        Index("waooaw_messages_expiry", "expires_at"),
         {"postgresql_partition_by": "RANGE (retain_until)"},
     )
 
@@ -112,7 +101,7 @@ class MessageRow(Base):
 
 
 class EventRow(Base):
-    """What became of a message, once each attempt; of terminal events only the first is kept."""
+    """What became of a message. Writing the same fact twice writes it once; of terminal ones the first is kept."""
 
     __tablename__ = "waooaw_message_events"
     __table_args__ = (
@@ -124,18 +113,48 @@ class EventRow(Base):
             postgresql_where=text("terminal"),
             sqlite_where=text("terminal"),
         ),
-        Index("waooaw_message_events_at", "at"),
+        Index(
+            "waooaw_message_events_event",
+            "event",
+            "sent_at",
+            "message_id",
+            postgresql_include=["seconds", "attempt"],
+            postgresql_where=text("event <> 'sent'"),
+            sqlite_where=text("event <> 'sent'"),
+        ),
         {"postgresql_partition_by": "RANGE (retain_until)"},
     )
 
     message_id: Mapped[str] = mapped_column(primary_key=True)
     retain_until: Mapped[datetime] = mapped_column(primary_key=True)
+    at: Mapped[datetime] = mapped_column(primary_key=True)
     event: Mapped[str] = mapped_column(primary_key=True)
-    attempt: Mapped[int] = mapped_column(primary_key=True)
+    #: Empty where no worker told it.
+    worker: Mapped[str] = mapped_column(primary_key=True)
     terminal: Mapped[bool]
-    at: Mapped[datetime]
-    worker: Mapped[str | None]
+    attempt: Mapped[int]
+    seconds: Mapped[float | None]
     error: Mapped[str | None]
+    #: The message's, so that what ended in a stretch of time is found without looking at the messages.
+    sent_at: Mapped[datetime]
+
+
+class OpenRow(Base):
+    """A message that may not have ended yet: an index in the form of a table, small however large the ledger is.
+
+    Every message without a terminal event is here. One that has ended may be for a moment, until a sweep.
+    """
+
+    __tablename__ = "waooaw_open_messages"
+    __table_args__ = (
+        Index("waooaw_open_messages_sent", "sent_at", "message_id"),
+        Index("waooaw_open_messages_expiry", "expires_at"),
+    )
+
+    message_id: Mapped[str] = mapped_column(primary_key=True)
+    retain_until: Mapped[datetime]
+    sent_at: Mapped[datetime]
+    expires_at: Mapped[datetime | None]
 
 
 class HoldRow(Base):

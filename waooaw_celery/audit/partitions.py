@@ -46,6 +46,9 @@ class Month:
         """The first moment after it."""
         return self.plus(1).begin
 
+    def __str__(self) -> str:
+        return f"{self.year:04}-{self.month:02}"
+
     def table(self, parent: str) -> str:
         """Return the name of a table's partition for this month."""
         return f"{parent}_{self.year:04}_{self.month:02}"

@@ -1,40 +1,88 @@
-"""How a message's facts are read from its rows: the query that joins them, and the receipt that it gives."""
+"""How a message's record is read: its row, and its events, of which its status is worked out."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, Select, and_, func, select
-from sqlalchemy.orm import aliased
+from sqlalchemy import ColumnElement, Connection, Row, Select, String, cast, select
 
-from waooaw_celery.audit.models import Event, EventRow, MessageRow
+from waooaw_celery.audit.entries import payload_text
+from waooaw_celery.audit.models import EventRow, MessageRow
+from waooaw_celery.audit.records import AuditEvent, AuditRecord
 from waooaw_celery.message import DeliveryReceipt, MessageStatus, MessageType, Priority
+from waooaw_celery.receipts import Event
 
-_End = aliased(EventRow, name="ending")
-
-
-def receipts_query() -> Select[Any]:
-    """Return the query for messages with what is needed for their receipts."""
-    return select(
-        MessageRow.__table__,
-        _deliveries(func.count()).label("attempts"),
-        _deliveries(func.min(EventRow.at)).label("delivered_at"),
-        status_column().label("status"),
-        _End.at.label("finished_at"),
-        _End.error.label("error"),
-    ).outerjoin(_End, and_(_belongs(_End), _End.terminal))
+#: Messages whose events are read with one statement.
+_PART = 1000
 
 
-def status_column() -> ColumnElement[str]:
-    """Return the newest known fact: how it ended, or else that it was begun, or else that the broker has it."""
-    newest: ColumnElement[str] = func.coalesce(
-        _End.event, _known(Event.DELIVERED), _known(Event.SENT), MessageStatus.PENDING.value
+def read(connection: Connection, query: Select[Any]) -> list[AuditRecord]:
+    """Return the records of messages.
+
+    Args:
+        connection: in a transaction.
+        query: selects their rows, with all columns.
+    """
+    rows = connection.execute(query).all()
+    events: dict[str, list[AuditEvent]] = {row.message_id: [] for row in rows}
+    for start in range(0, len(rows), _PART):
+        part = rows[start : start + _PART]
+        moments = [row.retain_until for row in part]
+        found = connection.execute(
+            select(EventRow.__table__)
+            # The bounds spare PostgreSQL the partitions in which none of them can be.
+            .where(
+                EventRow.message_id.in_([row.message_id for row in part]),
+                EventRow.retain_until.between(min(moments), max(moments)),
+            )
+            # A worker may begin before the sender hears that the broker has it.
+            .order_by(EventRow.event != Event.SENT.value, EventRow.at, EventRow.terminal)
+        )
+        for row in found:
+            events[row.message_id].append(_event(row))
+    return [_record(row, events[row.message_id]) for row in rows]
+
+
+def mentions(text: str) -> ColumnElement[bool]:
+    """Whether a payload, as JSON text, contains this, in any case."""
+    return cast(MessageRow.payload, String).icontains(payload_text(text)[1:-1], autoescape=True)
+
+
+def _event(row: Row[Any]) -> AuditEvent:
+    return AuditEvent(
+        event=row.event,
+        attempt=row.attempt,
+        at=row.at,
+        worker=row.worker or None,
+        seconds=row.seconds,
+        error=row.error,
     )
-    return newest
 
 
-def receipt_from(row: Row[Any]) -> DeliveryReceipt:
-    """Return the receipt that a row of ``receipts_query`` gives."""
+def _record(row: Row[Any], events: Sequence[AuditEvent]) -> AuditRecord:
+    return AuditRecord(
+        receipt=_receipt(row, events),
+        payload=row.payload,
+        payload_digest=row.payload_digest,
+        conversation_id=row.conversation_id,
+        causation_id=row.causation_id,
+        expires_at=row.expires_at,
+        retain_until=row.retain_until,
+        erased_at=row.erased_at,
+        events=tuple(events),
+    )
+
+
+def _receipt(row: Row[Any], events: Sequence[AuditEvent]) -> DeliveryReceipt:
+    begun = [event for event in events if event.event == Event.DELIVERED]
+    end = next((event for event in events if Event(event.event).terminal), None)
+    if end is not None:
+        status = MessageStatus(end.event)
+    elif begun:
+        status = MessageStatus.DELIVERED
+    else:
+        status = MessageStatus.SENT if events else MessageStatus.PENDING
     return DeliveryReceipt(
         message_id=row.message_id,
         from_agent=row.from_agent,
@@ -42,26 +90,11 @@ def receipt_from(row: Row[Any]) -> DeliveryReceipt:
         handler=row.handler,
         message_type=MessageType(row.message_type),
         priority=Priority.of_rank(row.priority),
-        status=MessageStatus(row.status),
-        attempts=row.attempts,
+        status=status,
+        attempts=len(begun),
         sent_at=row.sent_at,
-        delivered_at=row.delivered_at,
-        finished_at=row.finished_at,
+        delivered_at=begun[0].at if begun else None,
+        finished_at=end.at if end is not None else None,
         correlation_id=row.correlation_id,
-        error=row.error,
-    )
-
-
-def _belongs(event: Any) -> ColumnElement[bool]:
-    return and_(event.message_id == MessageRow.message_id, event.retain_until == MessageRow.retain_until)
-
-
-def _deliveries(what: Any) -> Any:
-    return select(what).where(_belongs(EventRow), EventRow.event == Event.DELIVERED.value).scalar_subquery()
-
-
-def _known(event: Event) -> Any:
-    """Return the event's name when the message has it, or null."""
-    return (
-        select(func.max(EventRow.event)).where(_belongs(EventRow), EventRow.event == event.value).scalar_subquery()
+        error=end.error if end is not None else None,
     )

@@ -18,6 +18,8 @@ class AuditEvent:
         attempt: of which attempt, counted from 1; 0 for what happened before the first.
         at: when, aware UTC.
         worker: node name of the worker that told it, or None.
+        seconds: how long it took to come to this: for delivered since it was sent, for handled, failed and retried
+            since that attempt began; None where that is not known.
         error: why, for retried and failed.
     """
 
@@ -25,6 +27,7 @@ class AuditEvent:
     attempt: int
     at: datetime
     worker: str | None
+    seconds: float | None
     error: str | None
 
 
@@ -60,7 +63,7 @@ class Page:
     """A part of an answer.
 
     Attributes:
-        records: the messages, newest first.
+        records: the messages, newest first; fewer than the limit, or none, do not mean that there are no more.
         after: what to give to ``query(after=…)`` for the next part, or None at the end.
     """
 
@@ -87,8 +90,8 @@ class Statistics:
         by_type: how many there are of each type.
         top_senders: the agents that sent most, with how many.
         top_receivers: the agents that got most, with how many.
-        delivery: from sending to the first attempt.
-        handling: from the first attempt to the end, of those handled.
+        delivery: from sending to the beginning of the first attempt.
+        handling: the attempt that handled it, from its beginning to its end.
         error_rate: share of those ended that failed, from 0 to 1; None when none has ended.
     """
 

@@ -12,9 +12,7 @@ from typing import Any
 from sqlalchemy import (
     ColumnElement,
     Connection,
-    String,
     and_,
-    cast,
     delete,
     exists,
     func,
@@ -26,11 +24,12 @@ from sqlalchemy import (
     tuple_,
     update,
 )
-from sqlalchemy.orm import aliased
 
 from waooaw_celery.audit import partitions
 from waooaw_celery.audit.engine import Database
-from waooaw_celery.audit.models import EventRow, HoldRow, MessageRow, PurgeRow
+from waooaw_celery.audit.models import EventRow, HoldRow, MessageRow, OpenRow, PurgeRow
+from waooaw_celery.audit.questions import mentions
+from waooaw_celery.audit.statements import close_ended
 from waooaw_celery.errors import InvalidMessage
 from waooaw_celery.values import check_agent_name, check_id
 
@@ -182,7 +181,7 @@ class Retention:
             which = or_(MessageRow.from_agent == agent, MessageRow.to_agent == agent)
         else:
             rule = "erase: payloads that contain a given text"  # which is not written down: it is what is erased
-            which = cast(MessageRow.payload, String).icontains(containing, autoescape=True)
+            which = mentions(str(containing))
         at = datetime.now(UTC)
         with self._cleaning("erase payloads") as connection:
             keys = connection.execute(
@@ -210,19 +209,25 @@ class Retention:
         with self._database.begin("look for months to drop") as connection:
             months = [month for month in partitions.existing(connection) if month.end <= at]
         for month in months:
-            with self._cleaning(f"drop the partitions of {month.year}-{month.month:02}") as connection:
-                inside = and_(MessageRow.retain_until >= month.begin, MessageRow.retain_until < month.end)
-                if not connection.scalar(select(exists().where(inside, ~_purgeable()))):
-                    counts = [
-                        connection.scalar(select(func.count()).select_from(text(month.table(table)))) or 0
-                        for table in partitions.TABLES
-                    ]
+            # Counted before, since that takes longer than the drop, which keeps others out.
+            with self._cleaning(f"count what is in {month}") as connection:
+                close_ended(connection)
+                if _must_stay(connection, month):
+                    continue
+                counts = [
+                    connection.scalar(select(func.count()).select_from(text(month.table(table)))) or 0
+                    for table in partitions.TABLES
+                ]
+            with self._cleaning(f"drop the partitions of {month}") as connection:
+                if not _must_stay(connection, month):
                     partitions.drop(connection, month)
                     dropped.append((counts[0], counts[1]))
         return dropped
 
     def _delete_rows(self, at: datetime) -> tuple[int, int]:
         messages = events = 0
+        with self._cleaning("look for messages to purge") as connection:
+            close_ended(connection)
         while True:
             with self._cleaning("purge messages") as connection:
                 over = select(MessageRow.message_id, MessageRow.retain_until).where(
@@ -271,11 +276,22 @@ class Retention:
             yield bool(connection.scalar(select(func.pg_try_advisory_xact_lock(_LOCK))))
 
 
+def _must_stay(connection: Connection, month: partitions.Month) -> bool:
+    """Whether a month holds a message that has not ended, or is on hold."""
+    inside = and_(OpenRow.retain_until >= month.begin, OpenRow.retain_until < month.end)
+    if connection.scalar(select(exists().where(inside))):
+        return True
+    for hold in connection.execute(select(HoldRow.kind, HoldRow.value)).all():
+        named = or_(*(column == hold.value for column in _NAMED[HoldKind(hold.kind)]))
+        mine = and_(MessageRow.retain_until >= month.begin, MessageRow.retain_until < month.end, named)
+        if connection.scalar(select(exists().where(mine))):
+            return True
+    return False
+
+
 def _purgeable() -> ColumnElement[bool]:
     """Whether a message has ended and no hold is on it."""
-    ending = aliased(EventRow)
-    ended = exists().where(_same(ending), ending.terminal)
-    return and_(ended, ~_held())
+    return and_(~exists().where(OpenRow.message_id == MessageRow.message_id), ~_held())
 
 
 def _same(event: Any) -> ColumnElement[bool]:
@@ -286,11 +302,18 @@ def _same(event: Any) -> ColumnElement[bool]:
 def _held() -> Any:
     return exists().where(
         or_(
-            and_(HoldRow.kind == HoldKind.MESSAGE.value, HoldRow.value == MessageRow.message_id),
-            and_(HoldRow.kind == HoldKind.CONVERSATION.value, HoldRow.value == MessageRow.conversation_id),
-            and_(
-                HoldRow.kind == HoldKind.AGENT.value,
-                or_(HoldRow.value == MessageRow.from_agent, HoldRow.value == MessageRow.to_agent),
-            ),
+            *(
+                and_(HoldRow.kind == kind.value, HoldRow.value == column)
+                for kind, columns in _NAMED.items()
+                for column in columns
+            )
         )
     )
+
+
+#: The columns in which a hold of each kind names messages.
+_NAMED: dict[HoldKind, tuple[Any, ...]] = {
+    HoldKind.MESSAGE: (MessageRow.message_id,),
+    HoldKind.CONVERSATION: (MessageRow.conversation_id,),
+    HoldKind.AGENT: (MessageRow.from_agent, MessageRow.to_agent),
+}

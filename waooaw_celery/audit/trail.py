@@ -3,18 +3,36 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from itertools import groupby
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, String, cast, func, or_, select, tuple_
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Float,
+    and_,
+    case,
+    exists,
+    func,
+    literal,
+    or_,
+    select,
+    true,
+    union,
+)
+from sqlalchemy.dialects.postgresql import ARRAY
 
-from waooaw_celery.audit.engine import Database
-from waooaw_celery.audit.models import EventRow, MessageRow
-from waooaw_celery.audit.questions import receipt_from, receipts_query, status_column
-from waooaw_celery.audit.records import AuditEvent, AuditRecord, Durations, Page, Statistics
+from waooaw_celery.audit.ledger import Ledger
+from waooaw_celery.audit.models import EventRow, MessageRow, OpenRow
+from waooaw_celery.audit.questions import mentions, read
+from waooaw_celery.audit.records import AuditRecord, Durations, Page, Statistics
+from waooaw_celery.audit.walk import Walk, between, newest, same
 from waooaw_celery.errors import InvalidMessage, UnknownMessage
-from waooaw_celery.message import MessageStatus, MessageType, Priority
+from waooaw_celery.message import DeliveryReceipt, Message, MessageStatus, MessageType, Priority
+from waooaw_celery.receipts import Event, Fact
 
 PERCENTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 #: Most messages that one page of a query may hold.
@@ -27,11 +45,11 @@ class MessageAuditTrail:
     Every method raises AuditUnavailable when the database does not answer.
 
     Args:
-        database: where the ledger's tables are, such as ``app.database``.
+        ledger: the ledger, such as ``app.ledger``.
     """
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
 
     def query(
         self,
@@ -49,6 +67,10 @@ class MessageAuditTrail:
         after: tuple[datetime, str] | None = None,
     ) -> Page:
         """Return messages that fit all filters, newest first.
+
+        A page looks at no more than 5,000 messages where a filter has no index (type, priority, text, a status
+        that is not final, and the second of several filters): it may hold fewer than the limit, and ``after`` goes
+        on.
 
         Args:
             from_agent: sent by this agent.
@@ -68,27 +90,23 @@ class MessageAuditTrail:
         """
         if not 1 <= limit <= MAX_PAGE:
             raise InvalidMessage(f"limit must be 1 to {MAX_PAGE}, not {limit}")
-        equal = {
-            MessageRow.from_agent: from_agent,
-            MessageRow.to_agent: to_agent,
-            MessageRow.message_type: message_type and MessageType(message_type).value,
-            MessageRow.priority: None if priority is None else Priority.of(priority).rank,
-            MessageRow.correlation_id: correlation_id,
-        }
-        query = receipts_query().where(*(column == value for column, value in equal.items() if value is not None))
-        query = query.where(*_between(since, until))
+        walk = Walk(since, until, after)
+        walk.to(MessageRow.correlation_id, correlation_id)
         if status is not None:
-            query = query.where(status_column() == MessageStatus(status).value)
+            walk.to_status(MessageStatus(status))
+        walk.to(MessageRow.to_agent, to_agent)
+        walk.to(MessageRow.from_agent, from_agent)
+        walk.check(MessageRow.message_type, message_type and MessageType(message_type).value)
+        walk.check(MessageRow.priority, None if priority is None else Priority.of(priority).rank)
         if text is not None:
-            query = query.where(cast(MessageRow.payload, String).icontains(text, autoescape=True))
-        if after is not None:
-            query = query.where(tuple_(MessageRow.sent_at, MessageRow.message_id) < after)
-        query = query.order_by(MessageRow.sent_at.desc(), MessageRow.message_id.desc()).limit(limit + 1)
-        records = self._records(query, "query the ledger")
-        if len(records) <= limit:
-            return Page(records=records, after=None)
-        last = records[limit - 1].receipt
-        return Page(records=records[:limit], after=(last.sent_at, last.message_id))
+            walk.checks.append(mentions(text))
+        with self._asking("query the ledger") as connection:
+            records = read(connection, walk.query(limit + 1))
+            if len(records) > limit:
+                last = records[limit - 1].receipt
+                return Page(records=records[:limit], after=(last.sent_at, last.message_id))
+            end = connection.execute(walk.end()).first() if walk.checks else None
+        return Page(records=records, after=(end.sent_at, end.message_id) if end else None)
 
     def conversation(self, id_: str) -> list[AuditRecord]:
         """Return all messages of a conversation in causal order: each after the one whose handler sent it.
@@ -103,8 +121,9 @@ class MessageAuditTrail:
             MessageRow.message_id == id_, MessageRow.correlation_id == id_, MessageRow.conversation_id == id_
         )
         conversations = select(MessageRow.conversation_id).where(named)
-        query = receipts_query().where(MessageRow.conversation_id.in_(conversations))
-        records = self._records(query.order_by(MessageRow.sent_at, MessageRow.message_id), "read a conversation")
+        query = select(MessageRow.__table__).where(MessageRow.conversation_id.in_(conversations))
+        with self._asking("read a conversation") as connection:
+            records = read(connection, query.order_by(MessageRow.sent_at, MessageRow.message_id))
         if not records:
             raise UnknownMessage(f"the ledger has no message, thread or conversation {id_!r}")
         return _causal(records)
@@ -117,10 +136,21 @@ class MessageAuditTrail:
             days: how far back.
             limit: how many messages at most.
         """
-        mine = or_(MessageRow.from_agent == agent, MessageRow.to_agent == agent)
-        query = receipts_query().where(mine, MessageRow.sent_at >= datetime.now(UTC) - timedelta(days=days))
-        query = query.order_by(MessageRow.sent_at.desc(), MessageRow.message_id.desc()).limit(limit)
-        return self._records(query, f"read the history of {agent!r}")
+        since = datetime.now(UTC) - timedelta(days=days)
+        # Two questions that an index answers each, and not one with "or", which none answers in order.
+        sides = [
+            newest(
+                select(MessageRow.message_id, MessageRow.retain_until).where(
+                    column == agent, MessageRow.sent_at >= since
+                ),
+                limit,
+            ).subquery()
+            for column in (MessageRow.from_agent, MessageRow.to_agent)
+        ]
+        keys = union(*(select(side.c.message_id, side.c.retain_until) for side in sides)).subquery()
+        mine = select(MessageRow.__table__).join(keys, same(keys.c))
+        with self._asking(f"read the history of {agent!r}") as connection:
+            return read(connection, newest(mine, limit))
 
     def statistics(
         self, since: datetime | None = None, until: datetime | None = None, *, top: int = 5
@@ -132,21 +162,22 @@ class MessageAuditTrail:
             until: sent before this moment; None: up to now.
             top: how many senders and receivers to name.
         """
-        facts = receipts_query().where(*_between(since, until)).subquery()
-        with self._database.begin("work out statistics") as connection:
-            status = dict(_counts(connection, facts.c.status))
-            ended = sum(status.get(end.value, 0) for end in MessageStatus if end.final)
-            handled = facts.c.status == MessageStatus.HANDLED.value
-            return Statistics(
-                total=sum(status.values()),
-                by_status=dict(sorted(status.items())),
-                by_type=dict(sorted(_counts(connection, facts.c.message_type))),
-                top_senders=_counts(connection, facts.c.from_agent)[:top],
-                top_receivers=_counts(connection, facts.c.to_agent)[:top],
-                delivery=self._durations(connection, facts.c.sent_at, facts.c.delivered_at),
-                handling=self._durations(connection, facts.c.delivered_at, facts.c.finished_at, handled),
-                error_rate=status.get(MessageStatus.FAILED.value, 0) / ended if ended else None,
-            )
+        with self._asking("work out statistics") as connection:
+            said = _counts(connection, between(MessageRow, since, until))
+            told = self._ends(connection, between(EventRow, since, until))
+            status = {event.value: told[event][0] for event in Event if event.terminal and told[event][0]}
+            ended = sum(status.values())
+            status |= _open_statuses(connection, between(OpenRow, since, until))
+        return Statistics(
+            total=sum(said["message_type"].values()),
+            by_status=dict(sorted(status.items())),
+            by_type=dict(sorted(said["message_type"].items())),
+            top_senders=_top(said["from_agent"], top),
+            top_receivers=_top(said["to_agent"], top),
+            delivery=told[Event.DELIVERED][1],
+            handling=told[Event.HANDLED][1],
+            error_rate=status.get(MessageStatus.FAILED.value, 0) / ended if ended else None,
+        )
 
     def receipt(self, message_id: str) -> AuditRecord:
         """Return everything that the ledger has of one message.
@@ -154,57 +185,75 @@ class MessageAuditTrail:
         Raises:
             UnknownMessage: it has nothing.
         """
-        records = self._records(receipts_query().where(MessageRow.message_id == message_id), "read a message")
+        with self._asking("read a message") as connection:
+            records = read(connection, select(MessageRow.__table__).where(MessageRow.message_id == message_id))
         if not records:
             raise UnknownMessage(f"the ledger has no message {message_id!r}: it was never sent, or was purged")
         return records[0]
 
-    def _durations(
-        self,
-        connection: Connection,
-        begin: ColumnElement[Any],
-        end: ColumnElement[Any],
-        *which: ColumnElement[bool],
-    ) -> Durations:
-        """Return percentiles by the nearest rank, worked out by PostgreSQL, or here for SQLite."""
-        where = (begin.is_not(None), end.is_not(None), *which)
-        if self._database.is_postgresql:
-            seconds = func.greatest(func.extract("epoch", end - begin), 0)
-            shares = [func.percentile_disc(share).within_group(seconds) for share in PERCENTILES.values()]
-            values: Sequence[Any] = connection.execute(select(*shares).where(*where)).one()
-        else:
-            moments = connection.execute(select(begin, end).where(*where))
-            ordered = sorted(max((late - early).total_seconds(), 0.0) for early, late in moments)
-            values = [ordered[math.ceil(p * len(ordered)) - 1] if ordered else None for p in PERCENTILES.values()]
-        numbers = [None if value is None else float(value) for value in values]
-        return Durations(**dict(zip(PERCENTILES, numbers, strict=True)))
+    def log_message(self, message: Message) -> bool:
+        """Write a message down, unless the ledger has it already, and return whether it had not.
 
-    def _records(self, query: Select[Any], what: str) -> list[AuditRecord]:
-        with self._database.begin(what) as connection:
-            rows = connection.execute(query).all()
-            keys = [(row.message_id, row.retain_until) for row in rows]
-            events: dict[str, list[AuditEvent]] = {}
-            for start in range(0, len(keys), MAX_PAGE):
-                found = connection.execute(
-                    select(EventRow.__table__)
-                    .where(EventRow.message_id.in_([id_ for id_, _ in keys[start : start + MAX_PAGE]]))
-                    .order_by(EventRow.at, EventRow.terminal, EventRow.attempt)
-                )
-                for event in found:
-                    events.setdefault(event.message_id, []).append(_event(event))
-        return [_record(row, events.get(row.message_id, [])) for row in rows]
+        Sending does this by itself; this is for what went another way.
+        """
+        return bool(self._ledger.pending([(message, message.message_type.value)]))
 
+    def update_status(self, message_id: str, status: MessageStatus, error: str | None = None) -> DeliveryReceipt:
+        """Add what became of a message, and return its receipt.
 
-def _between(since: datetime | None, until: datetime | None) -> list[ColumnElement[bool]]:
-    for moment in (since, until):
-        if moment is not None and moment.tzinfo is None:
-            raise InvalidMessage("since and until must be aware datetimes, such as datetime.now(UTC)")
-    clauses: list[ColumnElement[bool]] = []
-    if since is not None:
-        clauses.append(MessageRow.sent_at >= since)
-    if until is not None:
-        clauses.append(MessageRow.sent_at < until)
-    return clauses
+        Workers do this by themselves; this is for what went another way. What the ledger knows already is not
+        added again, and nothing is added to a message that has ended.
+
+        Args:
+            message_id: of which message.
+            status: what is known now.
+            error: why, for FAILED.
+
+        Raises:
+            UnknownMessage: the ledger has no such message.
+        """
+        record = self.receipt(message_id)
+        news = MessageStatus(status)
+        known = {MessageStatus.PENDING.value, *(event.event for event in record.events)}
+        if not record.receipt.status.final and news.value not in known:
+            attempt = record.receipt.attempts + (news is MessageStatus.DELIVERED)
+            fact = Fact(message_id=message_id, event=Event(news.value), attempt=attempt, error=error)
+            self._ledger.note(fact)
+        return self._ledger.get(message_id)
+
+    @contextmanager
+    def _asking(self, what: str) -> Iterator[Connection]:
+        """Give a connection that sees what this process has written."""
+        self._ledger.flush()
+        with self._ledger.database.begin(what) as connection:
+            yield connection
+
+    def _ends(
+        self, connection: Connection, when: Sequence[ColumnElement[bool]]
+    ) -> dict[Event, tuple[int, Durations]]:
+        """Return for each event how often it was, and percentiles of its durations by the nearest rank."""
+        # SENT is not asked for: every message was, but for a moment.
+        events = [event for event in Event if event is not Event.SENT]
+        which = (
+            *when,
+            EventRow.event.in_([event.value for event in events]),
+            or_(EventRow.event != Event.DELIVERED.value, EventRow.attempt == 1),
+        )
+        found: dict[Event, tuple[int, Durations]] = dict.fromkeys(
+            Event, (0, Durations(p50=None, p95=None, p99=None))
+        )
+        if self._ledger.database.is_postgresql:
+            shares = literal(list(PERCENTILES.values()), ARRAY(Float))
+            percentiles = func.percentile_disc(shares).within_group(EventRow.seconds)
+            query = select(EventRow.event, func.count(), percentiles).where(*which).group_by(EventRow.event)
+            for event, count, values in connection.execute(query):
+                found[Event(event)] = count, Durations(**dict(zip(PERCENTILES, values or [None] * 3, strict=True)))
+            return found
+        query_ = select(EventRow.event, EventRow.seconds).where(*which).order_by(EventRow.event, EventRow.seconds)
+        for event, rows in groupby(connection.execute(query_), key=lambda row: row.event):
+            seconds = [row.seconds for row in rows]
+            found[Event(event)] = len(seconds), _durations([second for second in seconds if second is not None])
+        return found
 
 
 def _causal(records: Sequence[AuditRecord]) -> list[AuditRecord]:
@@ -222,26 +271,45 @@ def _causal(records: Sequence[AuditRecord]) -> list[AuditRecord]:
     return ordered
 
 
-def _event(row: Row[Any]) -> AuditEvent:
-    return AuditEvent(event=row.event, attempt=row.attempt, at=row.at, worker=row.worker, error=row.error)
+def _counts(connection: Connection, when: Sequence[ColumnElement[bool]]) -> dict[str, Counter[str]]:
+    """Return how many messages there are of each type, of each sender, to each receiver."""
+    columns = (MessageRow.message_type, MessageRow.from_agent, MessageRow.to_agent)
+    counts: dict[str, Counter[str]] = {column.key: Counter() for column in columns}
+    for row in connection.execute(select(*columns, func.count().label("number")).where(*when).group_by(*columns)):
+        for name, counter in counts.items():
+            counter[getattr(row, name)] += row.number
+    return counts
 
 
-def _record(row: Row[Any], events: list[AuditEvent]) -> AuditRecord:
-    return AuditRecord(
-        receipt=receipt_from(row),
-        payload=row.payload,
-        payload_digest=row.payload_digest,
-        conversation_id=row.conversation_id,
-        causation_id=row.causation_id,
-        expires_at=row.expires_at,
-        retain_until=row.retain_until,
-        erased_at=row.erased_at,
-        events=tuple(events),
-    )
+def _open_statuses(connection: Connection, when: Sequence[ColumnElement[bool]]) -> dict[str, int]:
+    """Return how many of the messages that have not ended are of each status."""
+
+    def told(which: ColumnElement[bool]) -> ColumnElement[bool]:
+        mine = and_(EventRow.message_id == OpenRow.message_id, EventRow.retain_until == OpenRow.retain_until)
+        return exists().where(mine, which)
+
+    status = case(
+        (told(EventRow.event == Event.DELIVERED.value), MessageStatus.DELIVERED.value),
+        (told(true()), MessageStatus.SENT.value),
+        else_=MessageStatus.PENDING.value,
+    ).label("status")
+    facts = select(status).select_from(OpenRow).where(*when, ~told(EventRow.terminal.is_(true()))).subquery()
+    return {
+        row.status: row.number
+        for row in connection.execute(
+            select(facts.c.status, func.count().label("number")).group_by(facts.c.status)
+        )
+    }
 
 
-def _counts(connection: Connection, column: ColumnElement[str]) -> list[tuple[str, int]]:
-    """Return how many rows there are of each value, the most frequent first."""
-    number = func.count()
-    rows = connection.execute(select(column, number).group_by(column).order_by(number.desc(), column))
-    return [(str(value), int(count)) for value, count in rows]
+def _top(counts: Counter[str], number: int) -> list[tuple[str, int]]:
+    """Return the most frequent, ties in alphabetical order."""
+    return sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:number]
+
+
+def _durations(ordered: Sequence[float]) -> Durations:
+    values = {
+        name: ordered[math.ceil(share * len(ordered)) - 1] if ordered else None
+        for name, share in PERCENTILES.items()
+    }
+    return Durations(**values)

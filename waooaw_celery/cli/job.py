@@ -92,7 +92,7 @@ def run_job(stack: Stack, paths: Sequence[Path], show: Callable[[int, int | None
     documents = _results(stack, requests, progress["total"])
     receipts = _settled(stack)
     overtaking = _overtaking(receipts, progress["urgent"])
-    trail = MessageAuditTrail(stack.app.database)
+    trail = MessageAuditTrail(stack.app.ledger)
     return JobResult(
         documents=documents,
         skipped=progress["skipped"],

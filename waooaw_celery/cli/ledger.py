@@ -50,7 +50,7 @@ _until = click.option("--until", type=MomentParam(), help="Sent before this mome
 @click.pass_context
 def log(ctx: click.Context, /, as_json: bool, priority: str | None, **filters: Any) -> None:
     """List messages of the ledger that fit all filters, newest first."""
-    trail = MessageAuditTrail(current_app(ctx).database)
+    trail = MessageAuditTrail(current_app(ctx).ledger)
     page = trail.query(priority=None if priority is None else Priority.of(priority), **filters)
     _show(page.records, "Messages, newest first", as_json)
     if page.after is not None and not as_json:
@@ -63,7 +63,7 @@ def log(ctx: click.Context, /, as_json: bool, priority: str | None, **filters: A
 @click.pass_context
 def conversation(ctx: click.Context, id_: str, as_json: bool) -> None:
     """Tell the conversation that ID belongs to, in causal order: of a message, a thread or the conversation."""
-    records = MessageAuditTrail(current_app(ctx).database).conversation(id_)
+    records = MessageAuditTrail(current_app(ctx).ledger).conversation(id_)
     _show(records, f"Conversation {records[0].conversation_id}", as_json)
 
 
@@ -74,7 +74,7 @@ def conversation(ctx: click.Context, id_: str, as_json: bool) -> None:
 @click.pass_context
 def stats(ctx: click.Context, since: datetime | None, until: datetime | None, as_json: bool) -> None:
     """Count and measure the messages of the ledger."""
-    facts = MessageAuditTrail(current_app(ctx).database).statistics(since, until)
+    facts = MessageAuditTrail(current_app(ctx).ledger).statistics(since, until)
     if as_json:
         print_json(facts)
         return

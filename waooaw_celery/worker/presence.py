@@ -45,6 +45,7 @@ class Presence(bootsteps.StartStopStep):
 
     def start(self, parent: Any) -> None:
         """Declare the agents whose queues this worker consumes, from now on."""
+        parent.app.receipts.start()
         self._thread = threading.Thread(target=self._run, args=(parent,), name="waooaw-presence", daemon=True)
         self._thread.start()
 

@@ -7,11 +7,12 @@ from typing import Any
 
 from celery import Task
 from celery._state import get_current_worker_task
-from celery.exceptions import Ignore
+from celery.exceptions import Ignore, WorkerShutdown, WorkerTerminate
 
 from waooaw_celery.envelope import moment, payload_of
 from waooaw_celery.errors import HandlerExited
-from waooaw_celery.message import ENVELOPE_HEADER, Message, MessageStatus
+from waooaw_celery.message import ENVELOPE_HEADER, Message
+from waooaw_celery.receipts import Event, Fact
 
 #: Where a task's request keeps its message once that has been read: large ones are not read twice.
 _MESSAGE = "waooaw_message"
@@ -36,10 +37,15 @@ class AgentTask(Task):  # type: ignore[type-arg]
         """Run the handler.
 
         Raises:
-            HandlerExited: it called ``sys.exit()``, which would otherwise end or wedge its worker.
+            HandlerExited: it called ``sys.exit()`` or ran out of memory, which would otherwise end or wedge its
+                worker.
         """
         try:
             return super().__call__(*args, **kwargs)
+        except MemoryError as error:  # Celery would end the worker, and the next one that meets the message too
+            raise HandlerExited(f"{self.name} ran out of memory: {error}") from error
+        except (WorkerShutdown, WorkerTerminate):  # not the handler's: the worker itself is told to end
+            raise
         except SystemExit as error:
             raise HandlerExited(f"{self.name} called sys.exit({error.code!r})") from error
 
@@ -47,7 +53,8 @@ class AgentTask(Task):  # type: ignore[type-arg]
         """Drop a message whose time was over while it waited in the worker, where Celery no longer looks."""
         expires_at = moment(self.request.expires, UTC)
         if expires_at is not None and expires_at <= datetime.now(UTC):
-            self.app.receipts.finished(task_id, MessageStatus.EXPIRED)  # type: ignore[attr-defined]
+            fact = Fact(message_id=task_id, event=Event.EXPIRED, message=self.message, handler=self.handler)
+            self.app.receipts.note(fact)  # type: ignore[attr-defined]  # an AgentApp, which stands above here
             self.backend.mark_as_revoked(
                 task_id, "expired", request=self.request, store_result=not self.ignore_result
             )

@@ -16,6 +16,63 @@ _MOMENT = sa.DateTime(timezone=True)
 _JSON = sa.JSON()
 _PARTITIONED: Any = {"postgresql_partition_by": "RANGE (retain_until)"}
 
+#: How rows are added: one call is one round trip and one transaction, and PostgreSQL keeps its plans. All rows
+#: come as one JSON document of each kind, so that the call is the same for any number of them.
+_WRITE = """
+CREATE FUNCTION waooaw_write(messages json, facts json) RETURNS TABLE (id varchar, ended boolean)
+LANGUAGE plpgsql AS $$
+BEGIN
+    IF messages IS NOT NULL THEN
+        RETURN QUERY
+        WITH given AS MATERIALIZED (
+            SELECT * FROM json_to_recordset(messages) AS row (
+                message_id varchar, retain_until timestamptz, from_agent varchar, to_agent varchar,
+                handler varchar, message_type varchar, priority integer, correlation_id varchar,
+                conversation_id varchar, causation_id varchar, sent_at timestamptz, expires_at timestamptz,
+                payload text, payload_digest varchar
+            )
+        ), opened AS (
+            -- A message that is among the open ones already was written down before.
+            INSERT INTO waooaw_open_messages (message_id, retain_until, sent_at, expires_at)
+            SELECT given.message_id, given.retain_until, given.sent_at, given.expires_at FROM given
+            ON CONFLICT DO NOTHING RETURNING waooaw_open_messages.message_id
+        ), said AS (
+            INSERT INTO waooaw_messages (
+                message_id, retain_until, from_agent, to_agent, handler, message_type, priority, correlation_id,
+                conversation_id, causation_id, sent_at, expires_at, payload, payload_digest
+            )
+            SELECT
+                given.message_id, given.retain_until, given.from_agent, given.to_agent, given.handler,
+                given.message_type, given.priority, given.correlation_id, given.conversation_id,
+                given.causation_id, given.sent_at, given.expires_at, given.payload::json, given.payload_digest
+            FROM given WHERE given.message_id IN (SELECT opened.message_id FROM opened)
+            ON CONFLICT DO NOTHING RETURNING waooaw_messages.message_id
+        )
+        SELECT said.message_id, false FROM said;
+    END IF;
+    IF facts IS NOT NULL THEN
+        RETURN QUERY
+        WITH told AS (
+            INSERT INTO waooaw_message_events (
+                message_id, retain_until, at, event, worker, terminal, attempt, seconds, error, sent_at
+            )
+            SELECT * FROM json_to_recordset(facts) AS row (
+                message_id varchar, retain_until timestamptz, at timestamptz, event varchar, worker varchar,
+                terminal boolean, attempt integer, seconds double precision, error varchar, sent_at timestamptz
+            )
+            ON CONFLICT DO NOTHING
+            RETURNING waooaw_message_events.message_id, waooaw_message_events.terminal
+        ), closed AS (
+            -- The array makes PostgreSQL look them up by their key: it cannot know how few have ended.
+            DELETE FROM waooaw_open_messages
+            WHERE waooaw_open_messages.message_id
+                = ANY (ARRAY(SELECT told.message_id FROM told WHERE told.terminal))
+        )
+        SELECT told.message_id, true FROM told WHERE told.terminal;
+    END IF;
+END $$
+"""
+
 
 def upgrade() -> None:
     """Create the tables; on PostgreSQL the two large ones are partitioned."""
@@ -51,25 +108,31 @@ def upgrade() -> None:
         sa.Column("erased_at", _MOMENT),
         **_PARTITIONED,
     )
+    op.create_index(
+        "waooaw_messages_sent",
+        "waooaw_messages",
+        ["sent_at", "message_id"],
+        postgresql_include=["message_type", "from_agent", "to_agent"],
+    )
     for name, columns in {
-        "waooaw_messages_sent": ["sent_at", "message_id"],
-        "waooaw_messages_to": ["to_agent", "sent_at"],
-        "waooaw_messages_from": ["from_agent", "sent_at"],
+        "waooaw_messages_to": ["to_agent", "sent_at", "message_id"],
+        "waooaw_messages_from": ["from_agent", "sent_at", "message_id"],
         "waooaw_messages_correlation": ["correlation_id"],
         "waooaw_messages_conversation": ["conversation_id"],
-        "waooaw_messages_expiry": ["expires_at"],
     }.items():
         op.create_index(name, "waooaw_messages", columns)
     op.create_table(
         "waooaw_message_events",
         sa.Column("message_id", sa.String, primary_key=True),
         sa.Column("retain_until", _MOMENT, primary_key=True),
+        sa.Column("at", _MOMENT, primary_key=True),
         sa.Column("event", sa.String, primary_key=True),
-        sa.Column("attempt", sa.Integer, primary_key=True),
+        sa.Column("worker", sa.String, primary_key=True),
         sa.Column("terminal", sa.Boolean, nullable=False),
-        sa.Column("at", _MOMENT, nullable=False),
-        sa.Column("worker", sa.String),
+        sa.Column("attempt", sa.Integer, nullable=False),
+        sa.Column("seconds", sa.Double),
         sa.Column("error", sa.String),
+        sa.Column("sent_at", _MOMENT, nullable=False),
         **_PARTITIONED,
     )
     op.create_index(
@@ -80,7 +143,23 @@ def upgrade() -> None:
         postgresql_where=sa.text("terminal"),
         sqlite_where=sa.text("terminal"),
     )
-    op.create_index("waooaw_message_events_at", "waooaw_message_events", ["at"])
+    op.create_index(
+        "waooaw_message_events_event",
+        "waooaw_message_events",
+        ["event", "sent_at", "message_id"],
+        postgresql_include=["seconds", "attempt"],
+        postgresql_where=sa.text("event <> 'sent'"),
+        sqlite_where=sa.text("event <> 'sent'"),
+    )
+    op.create_table(
+        "waooaw_open_messages",
+        sa.Column("message_id", sa.String, primary_key=True),
+        sa.Column("retain_until", _MOMENT, nullable=False),
+        sa.Column("sent_at", _MOMENT, nullable=False),
+        sa.Column("expires_at", _MOMENT),
+    )
+    op.create_index("waooaw_open_messages_sent", "waooaw_open_messages", ["sent_at", "message_id"])
+    op.create_index("waooaw_open_messages_expiry", "waooaw_open_messages", ["expires_at"])
     op.create_table(
         "waooaw_holds",
         sa.Column("kind", sa.String, primary_key=True),
@@ -100,9 +179,12 @@ def upgrade() -> None:
         # Whatever no month's partition takes; the months themselves are made as time goes on.
         for table in ("waooaw_messages", "waooaw_message_events"):
             op.execute(f"CREATE TABLE {table}_default PARTITION OF {table} DEFAULT")
+        op.execute(_WRITE)
 
 
 def downgrade() -> None:
     """Drop the ledger, with everything in it."""
-    for table in ("purges", "holds", "message_events", "messages", "agent_workers", "agents"):
+    if op.get_bind().dialect.name == "postgresql":
+        op.execute("DROP FUNCTION waooaw_write")
+    for table in ("purges", "holds", "open_messages", "message_events", "messages", "agent_workers", "agents"):
         op.drop_table(f"waooaw_{table}")

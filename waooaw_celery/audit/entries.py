@@ -1,0 +1,130 @@
+"""What is written to the ledger: messages and facts as text, for the queue, the spool and the database."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from waooaw_celery.message import Message, RetentionPolicy
+from waooaw_celery.receipts import Fact
+from waooaw_celery.values import JSON
+
+Kind = Literal["message", "fact", "stray"]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One row to be.
+
+    Attributes:
+        kind: ``message``; ``fact`` of a message that its sender wrote down; or ``stray``, a fact of a message
+            about which the ledger must be asked first, since its envelope does not say where its row is.
+        message_id: of which message.
+        text: the row as a JSON object, its moments as ISO 8601 text.
+    """
+
+    kind: Kind
+    message_id: str
+    text: str
+
+    def age(self) -> float:
+        """Return how many seconds ago a fact happened."""
+        return (datetime.now(UTC) - datetime.fromisoformat(json.loads(self.text)["at"])).total_seconds()
+
+
+def message_entry(message: Message, handler: str, retention: RetentionPolicy) -> Entry:
+    """Return the entry of a message.
+
+    Args:
+        message: what is said.
+        handler: name of the handler it is for.
+        retention: how long it is kept when it does not say so itself.
+    """
+    return Entry("message", message.message_id, json.dumps(_message_row(message, handler, retention)))
+
+
+def fact_entry(fact: Fact, retention: RetentionPolicy) -> Entry:
+    """Return the entry of a fact.
+
+    A message that a door with a ledger let through says how long it is kept. One that does not was published by
+    something else: its fact carries the message's row along, for the ledger to write unless it has it.
+    """
+    message = fact.message
+    if message is not None and message.retention is not None:
+        return keyed_entry(fact, message.retention.until(message.sent_at), message.sent_at)
+    row = _fact_row(fact) | {"message": message and _message_row(message, fact.handler, retention)}
+    return Entry("stray", fact.message_id, json.dumps(row))
+
+
+def keyed_entry(fact: Fact, retain_until: datetime, sent_at: datetime) -> Entry:
+    """Return the entry of a fact about the message of these keys."""
+    keys = {"retain_until": _text(retain_until), "sent_at": _text(sent_at)}
+    return Entry("fact", fact.message_id, json.dumps(_fact_row(fact) | keys))
+
+
+def _fact_row(fact: Fact) -> dict[str, Any]:
+    return {
+        "message_id": fact.message_id,
+        "at": _text(fact.at),
+        "event": fact.event.value,
+        "worker": fact.worker or "",
+        "terminal": fact.event.terminal,
+        "attempt": fact.attempt,
+        "seconds": fact.seconds,
+        "error": fact.error and _storable(fact.error),
+    }
+
+
+def _message_row(message: Message, handler: str, retention: RetentionPolicy) -> dict[str, Any]:
+    return {
+        "message_id": message.message_id,
+        "retain_until": _text((message.retention or retention).until(message.sent_at)),
+        "from_agent": message.from_agent,
+        "to_agent": message.to_agent,
+        "handler": handler,
+        "message_type": message.message_type.value,
+        "priority": message.priority.rank,
+        "correlation_id": message.correlation_id or message.message_id,
+        "conversation_id": message.conversation_id or message.message_id,
+        "causation_id": message.causation_id,
+        "sent_at": _text(message.sent_at),
+        "expires_at": message.expires_at and _text(message.expires_at),
+        # Text within the text: PostgreSQL would not take every string that JSON can write, but keeps it as JSON.
+        "payload": payload_text(message.payload),
+        "payload_digest": digest(message.payload),
+    }
+
+
+def payload_text(payload: JSON) -> str:
+    """Return a payload as the JSON text that the ledger keeps: readable, so that it can be searched.
+
+    Halves of surrogate pairs, which no database takes, are written as JSON's escapes, and all else then too.
+    """
+    text = json.dumps(payload, ensure_ascii=False)
+    return text if text.isascii() or _encodable(text) else json.dumps(payload)
+
+
+def digest(payload: JSON) -> str:
+    """Return the SHA-256, in hexadecimal, of a payload's canonical JSON: sorted keys, no spaces, ASCII."""
+    text = json.dumps(payload, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _text(moment: datetime) -> str:
+    return moment.astimezone(UTC).isoformat()
+
+
+def _storable(text: str) -> str:
+    """Return a text that every database takes: PostgreSQL refuses NUL and halves of surrogate pairs."""
+    return text.replace("\x00", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

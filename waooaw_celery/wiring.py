@@ -1,0 +1,176 @@
+"""What an application of agents is made of, and how the parts are put together."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+from celery import Celery
+from celery.signals import worker_process_shutdown
+
+from waooaw_celery.audit.agents import LedgerAgentRegistry
+from waooaw_celery.audit.engine import Database, database_url
+from waooaw_celery.audit.ledger import Ledger
+from waooaw_celery.audit.version import check_version
+from waooaw_celery.celery_setup import AgentAMQP, add_defaults, transport_options, with_transport_options
+from waooaw_celery.errors import ConfigurationError
+from waooaw_celery.receipts import Receipts, RedisReceipts
+from waooaw_celery.registry import AgentRegistry, RedisAgentRegistry
+from waooaw_celery.routing import HandlerName, agent_queue, check_ordered, driver_type, first_url
+from waooaw_celery.settings import WaooawSettings
+from waooaw_celery.store import Client, connect, store_url
+from waooaw_celery.worker import signals
+from waooaw_celery.worker.presence import Presence
+from waooaw_celery.worker.task import AgentTask
+
+
+class WiredCelery(Celery):
+    """A Celery application with what agents need: settings, known agents, receipts and the ledger.
+
+    Attributes:
+        agents: the agents whose handlers are in this application, and the names of these.
+    """
+
+    amqp_cls: Any = AgentAMQP
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.agents: dict[str, list[str]] = {}
+        super().__init__(*args, **kwargs)
+        self.on_after_configure.connect(add_defaults, weak=False)
+        self.steps["worker"].add(Presence)
+        signals.connect()
+        worker_process_shutdown.connect(self._flush)
+
+    @cached_property
+    def settings(self) -> WaooawSettings:
+        """The `waooaw_*` settings, read when they are first needed.
+
+        Raises:
+            ConfigurationError: one is unknown or wrong.
+        """
+        namespace: str | None = getattr(self, "namespace", None)  # Celery has it; its type stubs do not
+        return WaooawSettings.read(self.conf, namespace)
+
+    @cached_property
+    def driver(self) -> str:
+        """Kombu's name for the kind of broker, such as ``redis`` or ``amqp``.
+
+        Raises:
+            ConfigurationError: no broker is set, or it does not order messages by priority.
+        """
+        if not self.conf.broker_url:
+            raise ConfigurationError(
+                "no broker is set: give create_app(broker_url=...) or the variable CELERY_BROKER_URL, "
+                "such as redis://localhost:6379/0 or amqp://guest:guest@localhost:5672//"
+            )
+        driver = driver_type(first_url(self.conf.broker_url) or "")
+        check_ordered(driver, self.settings.allow_unordered)
+        return driver
+
+    @cached_property
+    def registry(self) -> AgentRegistry:
+        """The known agents."""
+        return self.open_registry()
+
+    def open_registry(self) -> AgentRegistry:
+        """Return the known agents over a connection of their own, for a thread beside the others."""
+        if self._database is not None:
+            return LedgerAgentRegistry(Database(self._database.url), self.settings.agents)
+        return RedisAgentRegistry(self._connect(), self.settings.agents)
+
+    @cached_property
+    def receipts(self) -> Receipts:
+        """What became of each message."""
+        if self._database is not None:
+            return self.ledger
+        return RedisReceipts(self._connect(), self.settings.receipt_seconds)
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        """The ledger: ``MessageAuditTrail(app.ledger)`` answers the questions.
+
+        Raises:
+            ConfigurationError: none is set.
+        """
+        settings = self.settings
+        return Ledger(
+            self.database, settings.retention, settings.audit_mode, settings.spool_folder, settings.lost_seconds
+        )
+
+    @cached_property
+    def database(self) -> Database:
+        """The ledger's database.
+
+        Raises:
+            ConfigurationError: none is set.
+        """
+        if self._database is None:
+            raise ConfigurationError(
+                "there is no ledger: set waooaw_database_url (or WAOOAW_DATABASE_URL), such as "
+                "postgresql://user:password@host/name, and run `waooaw db upgrade`"
+            )
+        return self._database
+
+    @cached_property
+    def _database(self) -> Database | None:
+        url = self.settings.database_url
+        return None if url is None else Database(database_url(url))
+
+    def _connect(self) -> Client:
+        return connect(
+            store_url(self.settings.redis_url, self.conf.result_backend, first_url(self.conf.broker_url))
+        )
+
+    def check(self) -> None:
+        """Check at start-up what would otherwise fail at the first message.
+
+        Raises:
+            ConfigurationError: a setting is missing, misspelt or impossible.
+        """
+        _ = self.settings, self.driver, self.receipts
+        if self._database is not None:
+            check_version(self._database)
+            self.ledger.spool.check()
+
+    def _flush(self, **_: Any) -> None:
+        """Let no pool process end with something of its own still to be written."""
+        if "receipts" in self.__dict__:
+            self.receipts.flush()
+
+    def close(self) -> None:
+        """Close all connections."""
+        super().close()
+        for part in ("registry", "receipts", "ledger", "_database"):
+            if self.__dict__.get(part) is not None:  # made so far
+                getattr(self, part).close()
+
+    def consumed_agents(self) -> tuple[str, ...]:
+        """Return the agents of this application whose queues its worker consumes (``-Q`` may leave some out)."""
+        consumed = self.amqp.queues.consume_from
+        return tuple(name for name in self.agents if agent_queue(name).name in consumed)
+
+    def target(self, task_name: str) -> HandlerName | None:
+        """Return whose handler a task is, or None for an ordinary Celery task of this application."""
+        name = HandlerName.parse(task_name)
+        if name is None:
+            return None
+        task = self.tasks.get(task_name)
+        return name if task is None or isinstance(task, AgentTask) else None
+
+    @property
+    def transport_options(self) -> dict[str, Any]:
+        """Options of the broker's transport: a project's own, and ours for what it does not say."""
+        return transport_options(self.conf)
+
+    def connection_for_read(self, url: str | None = None, **kwargs: Any) -> Any:
+        """Return a connection for consuming, with our deadlines."""
+        return super().connection_for_read(url, **with_transport_options(self.conf, url, kwargs))
+
+    def connection_for_write(self, url: str | None = None, **kwargs: Any) -> Any:
+        """Return a connection for publishing, with our deadlines."""
+        return super().connection_for_write(url, **with_transport_options(self.conf, url, kwargs))
+
+    @property
+    def visibility_timeout(self) -> float | None:
+        """Seconds after which the broker hands out again what is not acknowledged; None where it does not."""
+        return float(self.transport_options["visibility_timeout"]) if self.driver == "redis" else None
