@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import base64
 import http.client
+import json
 import os
 import re
 import secrets
@@ -19,20 +20,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+from uuid import uuid4
 
+import psycopg2
 import pytest
 import yaml
+from support import Broker, until
 
+from waooaw_celery import AgentApp
+from waooaw_celery.audit.engine import database_url
+from waooaw_celery.audit.trail import MessageAuditTrail
+from waooaw_celery.audit.version import check_version
 from waooaw_celery.embedded import free_port, running, valkey
 from waooaw_celery.errors import UnknownAgent
-from waooaw_celery.registry import RedisAgentRegistry
 from waooaw_celery.store import connect, store_url
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = ROOT / "docker-compose.yml"
 SERVICES: dict[str, dict[str, Any]] = yaml.safe_load(COMPOSE.read_text())["services"]
-#: The services that are Celery processes of this project: whatever is added to the file is tested too.
+#: The services that run this project's image: whatever is added to the file is tested too.
 OURS = [name for name in SERVICES if name not in ("redis", "postgres")]
+#: Those of them that are Celery processes and stay; `migrate` does its work and ends.
+LASTING = [name for name in OURS if name != "migrate"]
+#: The modules behind the programs that the image has.
+PROGRAMS = {"celery": "celery", "waooaw": "waooaw_celery"}
 #: What the file asks of its environment.
 SECRETS = {"POSTGRES_PASSWORD": secrets.token_hex(8), "FLOWER_BASIC_AUTH": f"operator:{secrets.token_hex(8)}"}
 
@@ -66,7 +77,12 @@ def creates_agent(path: Path) -> bool:
 
 
 AGENT_MODULES = sorted(f"workers.{path.stem}" for path in (ROOT / "workers").glob("*.py") if creates_agent(path))
-AGENTS = [name for name in OURS if module(name) in AGENT_MODULES]
+AGENTS = [name for name in LASTING if module(name) in AGENT_MODULES]
+
+
+def python(words: list[str]) -> list[str]:
+    """Return a command with this Python in the place of the image's program."""
+    return [sys.executable, "-m", PROGRAMS[words[0]], *words[1:]]
 
 
 def localized(word: str, port: int, folder: Path) -> str:
@@ -74,16 +90,21 @@ def localized(word: str, port: int, folder: Path) -> str:
     return re.sub(r"^/tmp(?=/)", str(folder), re.sub(r"(?<=^--port=)\d+$", str(port), word))
 
 
-def environment(service: str, broker_url: str) -> dict[str, str]:
-    """Return a service's own environment, with the broker's address and the secrets filled in."""
-    values = {
-        name: re.sub(r"\$\{(\w+):\?[^}]*\}", lambda match: SECRETS[match[1]], value)
+def interpolated(service: str) -> dict[str, str]:
+    """Return a service's own environment as Compose makes it, with the secrets filled in."""
+    return {
+        name: re.sub(r"\$\{(\w+)(?::\?[^}]*)?\}", lambda match: SECRETS[match[1]], value)
         for name, value in SERVICES[service]["environment"].items()
     }
-    assert urlsplit(values["CELERY_BROKER_URL"]).hostname in SERVICES  # what Compose's name server knows
+
+
+def environment(service: str, addresses: dict[str, str]) -> dict[str, str]:
+    """Return a service's environment, with the addresses of the test's servers in the place of its own."""
+    values = interpolated(service)
+    assert addresses.keys() <= values.keys()
     ours = ("CELERY_", "WAOOAW_", "FLOWER_")
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-    return inherited | values | {"CELERY_BROKER_URL": broker_url, "WAOOAW_SWEEP_SECONDS": "1"}
+    return inherited | values | addresses | {"WAOOAW_SWEEP_SECONDS": "1"}
 
 
 @dataclass(frozen=True)
@@ -111,33 +132,63 @@ class Service:
 
 @dataclass(frozen=True)
 class Fleet:
-    """All of our services, and the broker that they share."""
+    """All of our services that stay, and an application on the servers that they share."""
 
-    broker_url: str
+    addresses: dict[str, str]
+    app: AgentApp
     services: dict[str, Service]
 
     def declared_workers(self, agent: str) -> tuple[str, ...]:
         """Return the workers that the registry knows of an agent; none when it does not know the agent."""
-        with closing(connect(store_url(None, self.broker_url))) as client:
-            try:
-                return RedisAgentRegistry(client).get(agent).workers
-            except UnknownAgent:
-                return ()
+        try:
+            return self.app.registry.get(agent).workers
+        except UnknownAgent:
+            return ()
+
+    def wait_for_agent(self, agent: str) -> None:
+        """Wait until a worker of the agent, under the name of its service, is in the registry."""
+        node = f"{agent}@{socket.gethostname()}"
+        self.services[agent].wait("its entry in the registry", lambda: node in self.declared_workers(agent))
+
+    def exec(self, service: str, *command: str) -> str:
+        """Run a command with a service's environment, as `docker compose exec` and `run` do."""
+        env = environment(service, self.addresses)
+        done = subprocess.run(
+            python(list(command)), env=env, cwd=ROOT, capture_output=True, text=True, timeout=START, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
 
 
 @pytest.fixture(scope="module")
-def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    """Every service of ours, started with its own command and environment; all at once, to save time."""
+def empty_database(postgres_url: str) -> Iterator[str]:
+    """URL of a PostgreSQL database without any table, as a new volume has it."""
+    name = f"waooaw_{uuid4().hex}"
+    with closing(psycopg2.connect(postgres_url.replace("+psycopg2", ""))) as connection:
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            cursor.execute(f"CREATE DATABASE {name}")
+            yield database_url(postgres_url).set(database=name).render_as_string(hide_password=False)
+            cursor.execute(f"DROP DATABASE {name}")
+
+
+@pytest.fixture(scope="module")
+def fleet(empty_database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    """Every service of ours with its own command and environment: `migrate`, and then all others at once."""
     folder = tmp_path_factory.mktemp("compose")
     with ExitStack() as stack:
         broker_url = stack.enter_context(valkey())
-        services = {}
-        for name in OURS:
+        app = stack.enter_context(closing(Broker(broker_url, broker_url, folder, empty_database).app()))
+        stack.callback(app.database.close)
+        services: dict[str, Service] = {}
+        fleet = Fleet({"CELERY_BROKER_URL": broker_url, "WAOOAW_DATABASE_URL": empty_database}, app, services)
+        fleet.exec("migrate", *words("migrate"))
+        for name in LASTING:
             port, log = free_port(), folder / f"{name}.log"
-            command = [sys.executable, "-m", *(localized(word, port, folder) for word in words(name))]
-            process = running(command, log=log, env=environment(name, broker_url), cwd=ROOT)
+            command = python([localized(word, port, folder) for word in words(name)])
+            process = running(command, log=log, env=environment(name, fleet.addresses), cwd=ROOT)
             services[name] = Service(name, stack.enter_context(process), log, port)
-        yield Fleet(broker_url, services)
+        yield fleet
 
 
 def status(port: int, path: str, *, method: str = "GET", credentials: str | None = None) -> int | None:
@@ -182,10 +233,10 @@ def test_misspelt_key_is_refused(tmp_path: Path) -> None:
 def test_every_agent_has_a_service() -> None:
     """Whoever adds an agent to `workers/` is reminded of its service."""
     assert AGENT_MODULES
-    assert set(AGENT_MODULES) <= {module(name) for name in OURS}
+    assert set(AGENT_MODULES) <= {module(name) for name in LASTING}
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", LASTING)
 def test_command_names_a_module_of_the_image(name: str) -> None:
     """The module that a command names exists, and the Dockerfile copies it to where it is installed from."""
     path = Path(*module(name).split(".")).with_suffix(".py")
@@ -219,6 +270,36 @@ def test_secret_is_required_and_not_in_the_file(service: str, variable: str) -> 
     assert SERVICES[service]["environment"][variable].startswith(f"${{{variable}:?")
 
 
+@pytest.mark.parametrize("name", OURS)
+def test_addresses_are_those_of_the_servers(name: str) -> None:
+    """Every service of ours is told the names of `redis` and `postgres`, and the user that `postgres` makes."""
+    values, server = interpolated(name), interpolated("postgres")
+    assert urlsplit(values["CELERY_BROKER_URL"]).hostname == "redis"
+    ledger = database_url(values["WAOOAW_DATABASE_URL"])
+    assert (ledger.get_backend_name(), ledger.host, ledger.port) == ("postgresql", "postgres", None)
+    assert (ledger.username, ledger.password, ledger.database) == tuple(
+        server[f"POSTGRES_{what}"] for what in ("USER", "PASSWORD", "DB")
+    )
+
+
+@pytest.mark.parametrize("name", LASTING)
+def test_nothing_starts_before_the_ledger_has_its_tables(name: str) -> None:
+    """A service waits for `redis` and for the end of `migrate`, which waits for `postgres` and is not repeated."""
+    healthy = {"condition": "service_healthy"}
+    completed = {"condition": "service_completed_successfully"}
+    assert SERVICES[name]["depends_on"] == {"redis": healthy, "migrate": completed}
+    assert SERVICES["migrate"]["depends_on"] == {"postgres": healthy}
+    assert SERVICES["migrate"]["restart"] == "no"
+
+
+def test_one_service_builds_the_image_for_all() -> None:
+    """`migrate`, on which all others depend, builds the image that they take and never fetch."""
+    assert {SERVICES[name]["image"] for name in OURS} == {SERVICES["migrate"]["image"]}
+    assert [name for name in OURS if "build" in SERVICES[name]] == ["migrate"]
+    assert SERVICES["migrate"]["pull_policy"] == "build"
+    assert {SERVICES[name]["pull_policy"] for name in LASTING} == {"never"}
+
+
 def test_redis_takes_its_flags() -> None:
     """A real server starts with the flags of the `redis` service: messages go to disk, and are never evicted."""
     program, *flags = words("redis")
@@ -229,7 +310,39 @@ def test_redis_takes_its_flags() -> None:
     assert accepted == asked == {"maxmemory-policy": "noeviction", "appendonly": "yes"}
 
 
-@pytest.mark.parametrize("name", OURS)
+def test_what_the_services_say_is_in_the_ledger(fleet: Fleet, tmp_path: Path) -> None:
+    """A document that an operator hands in is measured and kept, and the ledger has every message of that."""
+    (tmp_path / "harbour.txt").write_text("Ships lie in the harbour.")
+    for agent in AGENTS:
+        fleet.wait_for_agent(agent)
+    payload = json.dumps({"paths": [str(tmp_path)]})
+    sent = fleet.exec("orchestrator", "waooaw", "send", "orchestrator", payload, "--json")
+    message_id = json.loads(sent)["message_id"]
+    trail = MessageAuditTrail(fleet.app.database)
+
+    def told() -> set[tuple[str, str, str]]:
+        receipts = [record.receipt for record in trail.conversation(message_id)]
+        return {(receipt.from_agent, receipt.to_agent, receipt.status.value) for receipt in receipts}
+
+    expected = {
+        ("operator", "orchestrator", "handled"),
+        ("orchestrator", "analyst-1", "handled"),
+        ("analyst-1", "archivist", "handled"),
+        ("analyst-1", "orchestrator", "handled"),
+    }
+    until(lambda: told() == expected, "the end of the conversation")
+    [kept] = json.loads(fleet.exec("archivist", "waooaw", "log", "--to", "archivist", "--json"))
+    assert kept["payload"]["path"] == "harbour.txt"
+
+
+def test_migrate_may_run_again(fleet: Fleet) -> None:
+    """`migrate` has made the schema, and runs again beside the services, as each `up` and `run` lets it."""
+    check_version(fleet.app.database)
+    fleet.exec("migrate", *words("migrate"))
+    check_version(fleet.app.database)
+
+
+@pytest.mark.parametrize("name", LASTING)
 def test_service_works_and_ends(fleet: Fleet, name: str) -> None:
     """The service's own command brings it up to do its work, and SIGTERM, which `docker stop` sends, ends it."""
     service = fleet.services[name]
@@ -243,7 +356,7 @@ def check_worker(fleet: Fleet, service: Service) -> None:
     node = f"{service.name}@{socket.gethostname()}"
     service.wait("its line `ready.`", lambda: f"{node} ready." in service.printed())
     if service.name in AGENTS:
-        service.wait("its entry in the registry", lambda: node in fleet.declared_workers(service.name))
+        fleet.wait_for_agent(service.name)
     else:
         assert "waooaw.system" in service.printed()  # the queue that beat sends to
 
