@@ -318,7 +318,7 @@ def test_what_the_services_say_is_in_the_ledger(fleet: Fleet, tmp_path: Path) ->
     payload = json.dumps({"paths": [str(tmp_path)]})
     sent = fleet.exec("orchestrator", "waooaw", "send", "orchestrator", payload, "--json")
     message_id = json.loads(sent)["message_id"]
-    trail = MessageAuditTrail(fleet.app.database)
+    trail = MessageAuditTrail(fleet.app.ledger)
 
     def told() -> set[tuple[str, str, str]]:
         receipts = [record.receipt for record in trail.conversation(message_id)]
