@@ -14,6 +14,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import ExitStack, closing
 from datetime import UTC, datetime
 from uuid import uuid4
 
@@ -47,9 +48,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=7)
     rounds = parser.parse_args().rounds
-    with valkey() as redis_url, postgres() as database_url:
-        subjects = make_subjects(redis_url, database_url)
-        rates = measure(subjects, rounds)
+    with valkey() as redis_url, postgres() as database_url, ExitStack() as stack:
+        rates = measure(make_subjects(redis_url, database_url, stack), rounds)
     commits, plain = rates["psycopg2: one row, one commit"], rates["send, no ledger"]
     report(
         "Sending",
@@ -65,13 +65,13 @@ def main() -> None:
     )
 
 
-def make_subjects(redis_url: str, database_url: str) -> dict[str, Subject]:
+def make_subjects(redis_url: str, database_url: str, stack: ExitStack) -> dict[str, Subject]:
     """Return what is measured: each does something once and returns how many messages or rows that were."""
     settings = {"broker_url": redis_url, "result_backend": redis_url, "waooaw_sender": "bench"}
     schema.upgrade(Database(make_url(database_url)))
 
     def bus(**more: object) -> MessageBus:
-        app = create_app(**(settings | more))
+        app = stack.enter_context(closing(create_app(**(settings | more))))
         app.registry.declare("receiver", ["command"], "receiver@bench", lifetime=3600)
         return MessageBus(app)
 

@@ -72,6 +72,7 @@ class MessageBus:
 
     def broadcast(
         self,
+        /,
         from_agent: str,
         to_agents: Sequence[str],
         payload: JSON,

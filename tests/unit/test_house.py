@@ -18,7 +18,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("workers", "beat_schedule"),
     ("__main__",),
     ("cli", "embedded"),
-    ("agent",),
+    ("agent", "aio"),
     ("bus", "request_response", "tasks"),
     ("app",),
     ("wiring",),

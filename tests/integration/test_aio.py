@@ -1,0 +1,115 @@
+"""The coroutine forms, on one event loop, with the ledger in PostgreSQL."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+import pytest
+from support import Broker, settled
+
+from waooaw_celery import AgentApp, Message, MessageStatus, MessageType, aio
+from waooaw_celery.errors import RemoteError, UnknownAgent, UnknownMessage
+
+T = TypeVar("T")
+
+
+@pytest.fixture
+def broker(ledger_broker: Broker) -> Broker:
+    return ledger_broker
+
+
+def run(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine to its end."""
+    return asyncio.run(asyncio.wait_for(coroutine, 30))
+
+
+def test_the_platforms_own_example_runs(app: AgentApp, probe: str) -> None:
+    """Send, log, ask, as the platform's document writes it; what is logged twice is in the ledger once."""
+    message_bus = aio.MessageBus(app)
+    audit_trail = aio.MessageAuditTrail(app.ledger)
+    request_handler = aio.RequestResponseHandler(app)
+    message = Message(
+        from_agent="orchestrator", to_agent=probe, message_type=MessageType.COMMAND, payload={"task_id": "123"}
+    )
+
+    async def example() -> tuple[bool, Any]:
+        await message_bus.send_message(message)
+        logged = await audit_trail.log_message(message)
+        response = await request_handler.send_request(from_agent="dashboard", to_agent=probe, method="whoami")
+        return logged, response
+
+    logged, response = run(example())
+    assert not logged
+    assert (response.result["from"], response.ok) == ("dashboard", True)
+    assert settled(app, message.message_id) is MessageStatus.HANDLED
+    assert len(run(audit_trail.conversation(message.message_id))) == 1
+    assert run(audit_trail.receipt(message.message_id)).payload == {"task_id": "123"}
+
+
+def test_many_calls_go_on_at_once(app: AgentApp, probe: str, other: str) -> None:
+    """Two agents that take half a second each are awaited together, and the event loop goes on meanwhile."""
+    requests = aio.RequestResponseHandler(app)
+    ticks = 0
+
+    async def both() -> float:
+        nonlocal ticks
+        began = time.monotonic()
+        asked = [
+            asyncio.create_task(requests.request(name, "sleep", {"seconds": 0.5}, timeout=20))
+            for name in (probe, other)
+        ]
+        while not all(task.done() for task in asked):
+            ticks += 1
+            await asyncio.sleep(0.02)
+        await asyncio.gather(*asked)
+        return time.monotonic() - began
+
+    seconds = run(both())
+    assert ticks > 10
+    assert 0.5 <= seconds < 10
+
+
+def test_errors_are_raised_where_they_are_awaited(app: AgentApp, probe: str) -> None:
+    """Those of the caller and those of the other side alike."""
+    with pytest.raises(RemoteError, match="ValueError: no"):
+        run(aio.RequestResponseHandler(app).request(probe, "fail", {"text": "no"}, timeout=20))
+    with pytest.raises(UnknownAgent):
+        run(aio.MessageBus(app).send(Message(from_agent="tests", to_agent="nobody-at-all")))
+
+
+def test_what_went_another_way_can_be_written_down(app: AgentApp) -> None:
+    """log_message and update_status add what the ledger does not know, and nothing to what has ended."""
+    trail = aio.MessageAuditTrail(app.ledger)
+    message = Message(from_agent="tests", to_agent="by-mail", payload={"letter": 1})
+
+    async def life() -> list[MessageStatus]:
+        assert await trail.log_message(message)
+        assert not await trail.log_message(message)
+        statuses = [
+            (await trail.update_status(message.message_id, status)).status
+            for status in (
+                MessageStatus.PENDING,
+                MessageStatus.SENT,
+                MessageStatus.DELIVERED,
+                MessageStatus.DELIVERED,
+                MessageStatus.SENT,
+            )
+        ]
+        failed = await trail.update_status(message.message_id, MessageStatus.FAILED, "returned to sender")
+        again = await trail.update_status(message.message_id, MessageStatus.HANDLED)
+        assert failed == again
+        assert failed.error == "returned to sender"
+        return [*statuses, again.status]
+
+    assert run(life()) == ["pending", "sent", "delivered", "delivered", "delivered", "failed"]
+    record = run(trail.receipt(message.message_id))
+    assert [(event.event, event.attempt) for event in record.events] == [
+        ("sent", 0),
+        ("delivered", 1),
+        ("failed", 1),
+    ]
+    with pytest.raises(UnknownMessage):
+        run(trail.update_status("never-said", MessageStatus.HANDLED))
