@@ -1,7 +1,7 @@
-"""Everything a developer runs: `python3 dev.py demo | test | lint`. Needs Python 3.11 or newer and nothing else.
+"""Everything a developer runs: `python3 dev.py demo | test | lint | bench`. Needs Python 3.11 or newer, nothing else.
 
 Makes the virtual environment `.venv`, installs the project with what the command needs, and runs it. More
-arguments go to the command: `python3 dev.py test -k priority`, `python3 dev.py demo --input ~/notes`.
+arguments go to the command: `python3 dev.py test -k priority`, `python3 dev.py bench sending --rounds 7`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ NEEDS = {
     "demo": ("embedded", ()),
     "test": ("embedded,flower", ("test",)),
     "lint": ("embedded,flower", ("test", "lint")),
+    "bench": ("embedded", ()),
 }
 
 
@@ -35,7 +36,7 @@ def main(arguments: list[str]) -> int:
         return 0 if wanted else 2
     command, *rest = arguments
     install(*NEEDS[command])
-    return {"demo": demo, "test": test, "lint": lint}[command](rest)
+    return {"demo": demo, "test": test, "lint": lint, "bench": bench}[command](rest)
 
 
 def demo(arguments: list[str]) -> int:
@@ -53,6 +54,12 @@ def lint(arguments: list[str]) -> int:
     """Check style, form and types."""
     steps = (["ruff", "check", *arguments], ["ruff", "format", "--check"], ["mypy"])
     return max([run([str(PYTHON), "-m", *step]) for step in steps])
+
+
+def bench(arguments: list[str]) -> int:
+    """Run one benchmark, such as `bench sending --rounds 7`, or all of them."""
+    names = arguments[:1] or ["sending", "handling", "questions"]
+    return max([run([str(PYTHON), "-m", f"benchmarks.{name}", *arguments[1:]]) for name in names])
 
 
 def install(extras: str, groups: tuple[str, ...]) -> None:

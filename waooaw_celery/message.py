@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from copy import copy
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -187,9 +186,9 @@ class Message:
 
     def filled_in(self, **facts: Any) -> Self:
         """Return a copy with these fields changed to values that were checked before."""
-        filled = copy(self)
-        for name, value in facts.items():
-            object.__setattr__(filled, name, value)
+        filled = object.__new__(type(self))
+        for name in self.__slots__:
+            object.__setattr__(filled, name, facts[name] if name in facts else getattr(self, name))
         return filled
 
     def to_envelope(self) -> dict[str, JSON]:

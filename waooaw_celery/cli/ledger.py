@@ -51,8 +51,14 @@ _until = click.option("--until", type=MomentParam(), help="Sent before this mome
 def log(ctx: click.Context, /, as_json: bool, priority: str | None, **filters: Any) -> None:
     """List messages of the ledger that fit all filters, newest first."""
     trail = MessageAuditTrail(current_app(ctx).ledger)
-    page = trail.query(priority=None if priority is None else Priority.of(priority), **filters)
-    _show(page.records, "Messages, newest first", as_json)
+    limit = filters.pop("limit")
+    filters["priority"] = None if priority is None else Priority.of(priority)
+    page = trail.query(limit=limit, **filters)
+    records = page.records
+    while page.after is not None and len(records) < limit:  # it looked at as much as one page may
+        page = trail.query(limit=limit - len(records), after=page.after, **filters)
+        records += page.records
+    _show(records, "Messages, newest first", as_json)
     if page.after is not None and not as_json:
         click.echo(f"There are more: --until {page.after[0].isoformat()}")
 
