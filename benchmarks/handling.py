@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from celery import Celery
 from kombu import Queue
@@ -109,7 +110,7 @@ def fill_plain(app: AgentApp) -> Callable[[], int]:
 
 
 def _app(redis_url: str, settings: dict[str, str]) -> AgentApp:
-    own: dict[str, object] = {name.lower(): value for name, value in settings.items()}
+    own: dict[str, Any] = {name.lower(): value for name, value in settings.items()}
     return create_app(broker_url=redis_url, result_backend=redis_url, waooaw_sender="bench", **own)
 
 

@@ -16,9 +16,10 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from datetime import UTC, datetime
+from typing import Any
 from uuid import uuid4
 
-import psycopg2
+import psycopg2  # type: ignore[import-untyped]
 from celery import Celery
 from sqlalchemy.engine import make_url
 
@@ -67,7 +68,7 @@ def main() -> None:
 
 def make_subjects(redis_url: str, database_url: str, stack: ExitStack) -> dict[str, Subject]:
     """Return what is measured: each does something once and returns how many messages or rows that were."""
-    settings = {"broker_url": redis_url, "result_backend": redis_url, "waooaw_sender": "bench"}
+    settings: dict[str, Any] = {"broker_url": redis_url, "result_backend": redis_url, "waooaw_sender": "bench"}
     schema.upgrade(Database(make_url(database_url)))
 
     def bus(**more: object) -> MessageBus:
