@@ -1,7 +1,8 @@
 """Everything a developer runs: `python3 dev.py demo | test | lint | bench`.
 
-Needs Python 3.11 or newer and nothing else. Makes the virtual environment `.venv`, installs the project with what the command needs, and runs it. More
-arguments go to the command: `python3 dev.py test -k priority`, `python3 dev.py bench sending --rounds 7`.
+Needs Python 3.11 or newer and nothing else. Makes the virtual environment `.venv`, installs the project with what
+the command needs, and runs it. More arguments go to the command: `python3 dev.py test -k priority`,
+`python3 dev.py bench sending --rounds 7`.
 """
 
 from __future__ import annotations
