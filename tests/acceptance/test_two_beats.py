@@ -1,0 +1,85 @@
+"""Two system workers that are told to purge at the same moment, as two beats would tell them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from uuid import uuid4
+
+import psycopg2
+import pytest
+from sqlalchemy import select
+from support import Broker, note, until
+
+from waooaw_celery import AgentApp, Message
+from waooaw_celery.audit import schema
+from waooaw_celery.audit.models import MessageRow, PurgeRow
+from waooaw_celery.embedded import running
+from waooaw_celery.receipts import Event, Fact
+from waooaw_celery.routing import system_queue
+from waooaw_celery.tasks import PURGE
+
+ROOT = Path(__file__).parents[2]
+#: Messages that are old enough: more than one batch of a purge.
+OLD = 12_000
+
+
+@pytest.fixture
+def broker(redis_url: str, postgres_url: str, tmp_path: Path) -> Iterator[Broker]:
+    """A broker whose ledger is a PostgreSQL database of this test's own."""
+    name = f"waooaw_{uuid4().hex}"
+    _administer(postgres_url, f"CREATE DATABASE {name}")
+    server, _, options = postgres_url.partition("?")
+    yield Broker(redis_url, redis_url, tmp_path, f"{server.rpartition('/')[0]}/{name}?{options}")
+    _administer(postgres_url, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def _administer(url: str, command: str) -> None:
+    connection = psycopg2.connect(url.replace("+psycopg2", ""))
+    connection.autocommit = True
+    with connection.cursor() as cursor:
+        cursor.execute(command)
+    connection.close()
+
+
+@pytest.fixture
+def app(broker: Broker) -> Iterator[AgentApp]:
+    app = broker.app()
+    schema.upgrade(app.database)
+    yield app
+    app.close()
+
+
+def test_two_beats_purge_once(broker: Broker, app: AgentApp) -> None:
+    """Every old message is removed, and counted by one of the two purges only; a new one stays."""
+    began = datetime.now(UTC) - timedelta(days=91)
+    for start in range(0, OLD, 1000):
+        moments = [began + timedelta(microseconds=number) for number in range(start, start + 1000)]
+        old = [Message(from_agent="tests", to_agent="archive", sent_at=sent_at) for sent_at in moments]
+        app.receipts.pending([(message, "command") for message in old])
+        app.receipts.note(*(Fact(message_id=message.message_id, event=Event.HANDLED) for message in old))
+    new = Message(from_agent="tests", to_agent="archive")
+    app.receipts.pending([(new, "command")])
+    note(app.receipts, new, Event.HANDLED)
+    env = os.environ | {"CELERY_BROKER_URL": broker.url, "WAOOAW_DATABASE_URL": str(broker.database_url)}
+    command = [sys.executable, "-m", "celery", "-A", "beat_schedule", "worker", "-c", "1", "--without-mingle"]
+    with ExitStack() as stack:
+        for number in range(2):
+            log = broker.folder / f"system-{number}.log"
+            stack.enter_context(running([*command, "-n", f"{broker.name()}@%h"], log=log, env=env, cwd=ROOT))
+        for _ in range(2):
+            app.send_task(PURGE, queue=system_queue(), ignore_result=True)
+        until(lambda: sum(removed(app)) == OLD, "the purge")
+    assert sorted(removed(app)) in ([OLD], [0, OLD])
+    with app.database.begin("count") as connection:
+        assert connection.scalars(select(MessageRow.message_id)).all() == [new.message_id]
+
+
+def removed(app: AgentApp) -> list[int]:
+    """Return how many messages each purge wrote down."""
+    with app.database.begin("read the purges") as connection:
+        return list(connection.scalars(select(PurgeRow.messages)))
