@@ -53,11 +53,17 @@ class Broker:
     database_url: str | None = None
     names: set[str] = field(default_factory=set)
 
+    @property
+    def spool_folder(self) -> Path:
+        """Where entries wait while the ledger's database is away."""
+        return self.folder / "spool"
+
     def app(self, **config: object) -> AgentApp:
         """Return an application that speaks as ``tests``."""
         settings = {
             "waooaw_sender": "tests",
             "waooaw_database_url": self.database_url,
+            "waooaw_spool_folder": str(self.spool_folder),
             "broker_url": self.url,
             "result_backend": self.redis_url,
         }
@@ -76,6 +82,7 @@ class Broker:
             "PROBE_NAME": name,
             "CELERY_BROKER_URL": self.url,
             "CELERY_RESULT_BACKEND": self.redis_url,
+            "WAOOAW_SPOOL_FOLDER": str(self.spool_folder),
         }
         if self.database_url is not None:
             env["WAOOAW_DATABASE_URL"] = self.database_url

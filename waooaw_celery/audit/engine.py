@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError
+from sqlalchemy.exc import ArgumentError, DisconnectionError, InvalidRequestError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from waooaw_celery.audit.entries import payload_text
@@ -50,6 +50,10 @@ def database_url(text: str) -> URL:
             "waooaw_database_url must name a file (sqlite:////path): each process would have a memory of its own"
         )
     return url
+
+
+#: What SQLAlchemy raises of a database; the last when a connection was dead twice.
+_DATABASE_ERRORS = (StatementError, PoolTimeoutError, InvalidRequestError)
 
 
 class Database:
@@ -94,7 +98,13 @@ class Database:
         Raises:
             AuditUnavailable: the database does not answer in time, refuses, or lacks the ledger's tables.
         """
-        with _told(what), self.engine.begin() as connection, self._watched(connection, patience or PATIENCE):
+        # The commit is inside the watch: a server may freeze before it too.
+        with (
+            _told(what),
+            self.engine.connect() as connection,
+            self._watched(connection, patience or PATIENCE),
+            connection.begin(),
+        ):
             if patience is not None and self.is_postgresql:
                 connection.exec_driver_sql(f"SET LOCAL statement_timeout = '{patience:.0f}s'")
             yield connection
@@ -145,9 +155,12 @@ class Line:
             with watchdog.watch(connection.fileno(), PATIENCE + 1), connection.cursor() as cursor:
                 cursor.execute(statement, parameters)
                 rows: list[Sequence[Any]] = cursor.fetchall()
-        except (driver_error, DBAPIError) as error:
+        except (driver_error, *_DATABASE_ERRORS) as error:
             self.close()
             raise _unavailable(what, error) from error
+        except BaseException:  # what it was about to answer must not be the answer to the next statement
+            self.close()
+            raise
         self._used = time.monotonic()
         return rows
 
@@ -181,7 +194,7 @@ def _told(what: str) -> Iterator[None]:
     """Turn what a database driver raises to our error."""
     try:
         yield
-    except (DBAPIError, PoolTimeoutError) as error:
+    except _DATABASE_ERRORS as error:
         raise _unavailable(what, error) from error
 
 

@@ -56,7 +56,8 @@ def fact_entry(fact: Fact, retention: RetentionPolicy) -> Entry:
     if message is not None and message.retention is not None:
         return keyed_entry(fact, message.retention.until(message.sent_at), message.sent_at)
     row = _fact_row(fact) | {"message": message and _message_row(message, fact.handler, retention)}
-    return Entry("stray", fact.message_id, json.dumps(row))
+    # The id may be anything: of a message that another program published.
+    return Entry("stray", _storable(fact.message_id), json.dumps(row))
 
 
 def keyed_entry(fact: Fact, retain_until: datetime, sent_at: datetime) -> Entry:
@@ -67,7 +68,7 @@ def keyed_entry(fact: Fact, retain_until: datetime, sent_at: datetime) -> Entry:
 
 def _fact_row(fact: Fact) -> dict[str, Any]:
     return {
-        "message_id": fact.message_id,
+        "message_id": _storable(fact.message_id),
         "at": _text(fact.at),
         "event": fact.event.value,
         "worker": fact.worker or "",

@@ -37,6 +37,8 @@ from waooaw_celery.values import check_agent_name, check_id
 BATCH = 5_000
 #: Seconds that one statement of a purge or an erasure may take.
 PATIENCE = 600.0
+#: Seconds for which a purge may hold its lock: as long as the task of the purge may run.
+_LOCK_SECONDS = 7200.0
 #: Key of the advisory lock under which one purge runs at a time: "waooaw" in ASCII.
 _LOCK = 0x77616F6F6177
 
@@ -272,7 +274,7 @@ class Retention:
         if not self._database.is_postgresql:
             yield True
             return
-        with self._database.begin("take the lock of the purge") as connection:
+        with self._database.begin("take the lock of the purge", _LOCK_SECONDS) as connection:
             yield bool(connection.scalar(select(func.pg_try_advisory_xact_lock(_LOCK))))
 
 

@@ -11,6 +11,9 @@ from waooaw_celery.audit import partitions
 from waooaw_celery.audit.engine import Database
 from waooaw_celery.audit.version import NEWEST
 
+#: Seconds that it may take: a new index on a large table takes its time.
+PATIENCE = 3600.0
+
 
 def upgrade(database: Database) -> str:
     """Bring the schema up to date and return its version. Running it again changes nothing.
@@ -19,7 +22,7 @@ def upgrade(database: Database) -> str:
         AuditUnavailable: the database does not answer or refuses.
     """
     config = migrations()
-    with database.begin("bring the ledger's schema up to date") as connection:
+    with database.begin("bring the ledger's schema up to date", PATIENCE) as connection:
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
         if database.is_postgresql:

@@ -7,6 +7,7 @@ import os
 import sqlite3
 import stat
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -16,6 +17,10 @@ from waooaw_celery.errors import AuditUnavailable, ConfigurationError
 
 #: Seconds that a process waits for another one that is using the file.
 _PATIENCE = 5.0
+
+
+class SpoolUnavailable(AuditUnavailable):
+    """The spool's file cannot be used: that says nothing about the database."""
 
 
 class Spool:
@@ -37,14 +42,20 @@ class Spool:
         """Check that the file could be written when it is needed.
 
         Raises:
-            ConfigurationError: the folder cannot be made, is somebody else's, or takes no files.
+            ConfigurationError: the folder cannot be made, is somebody else's, or takes no files; or the file is
+                no spool.
         """
         try:
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            found = self._folder.stat()
-        except OSError as error:
-            raise ConfigurationError(f"the spool's folder {self._folder} cannot be made: {error}") from error
-        # Payloads wait here: nobody else may read them, or put a folder of theirs in its place.
+            self._check_folder()
+            with self._open("write to") as connection:
+                connection.execute("BEGIN IMMEDIATE")
+        except (OSError, SpoolUnavailable) as error:
+            raise ConfigurationError(f"the spool cannot be used: {error}") from error
+
+    def _check_folder(self) -> None:
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = self._folder.stat()
+        # Payloads wait here: nobody else may put a folder or a file of theirs in its place.
         if (
             found.st_uid != os.getuid()
             or stat.S_IMODE(found.st_mode) & 0o022
@@ -59,33 +70,44 @@ class Spool:
         """Add entries, on the disk when this returns.
 
         Raises:
-            AuditUnavailable: the file cannot be written.
+            SpoolUnavailable: the file cannot be written.
         """
         with self._open("write to") as connection:
             rows = [(entry.kind, entry.message_id, entry.text) for entry in entries]
             connection.executemany("INSERT INTO spool (kind, message_id, text) VALUES (?, ?, ?)", rows)
 
-    def first(self, count: int, after: int = 0) -> list[tuple[int, Entry]]:
+    def first(self, count: int, characters: int, after: int = 0) -> list[tuple[int, Entry]]:
         """Return the oldest entries that wait, behind a number, each with its own.
 
+        Args:
+            count: how many at most.
+            characters: how long they may be together; the first is returned however long it is.
+            after: number of the entry behind which to begin.
+
         Raises:
-            AuditUnavailable: the file cannot be read.
+            SpoolUnavailable: the file cannot be read.
         """
         if not self.path.exists():
             return []
+        found: list[tuple[int, Entry]] = []
         with self._open("read") as connection:
             rows = connection.execute(
                 "SELECT id, kind, message_id, text FROM spool "
                 "WHERE refused IS NULL AND id > ? ORDER BY id LIMIT ?",
                 (after, count),
             )
-            return [(id_, Entry(kind, message_id, text)) for id_, kind, message_id, text in rows]
+            for id_, kind, message_id, text in rows:
+                characters -= len(text)
+                if found and characters < 0:
+                    break
+                found.append((id_, Entry(kind, message_id, text)))
+        return found
 
     def remove(self, numbers: Sequence[int]) -> None:
         """Remove entries that are in the ledger now.
 
         Raises:
-            AuditUnavailable: the file cannot be written.
+            SpoolUnavailable: the file cannot be written.
         """
         with self._open("write to") as connection:
             connection.executemany("DELETE FROM spool WHERE id = ?", [(number,) for number in numbers])
@@ -94,7 +116,7 @@ class Spool:
         """Put aside an entry that the database will never take, with the reason: it is kept, not tried again.
 
         Raises:
-            AuditUnavailable: the file cannot be written.
+            SpoolUnavailable: the file cannot be written.
         """
         with self._open("write to") as connection:
             connection.execute("UPDATE spool SET refused = ? WHERE id = ?", (reason, number))
@@ -103,7 +125,7 @@ class Spool:
         """Return how many entries wait, and how many were refused.
 
         Raises:
-            AuditUnavailable: the file cannot be read.
+            SpoolUnavailable: the file cannot be read.
         """
         if not self.path.exists():
             return 0, 0
@@ -116,15 +138,31 @@ class Spool:
     @contextmanager
     def _open(self, what: str) -> Iterator[sqlite3.Connection]:
         try:
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._check_folder()
+            if not self.path.exists():  # SQLite would let others read it
+                os.close(os.open(self.path, os.O_CREAT | os.O_WRONLY, 0o600))
             with closing(sqlite3.connect(self.path, timeout=_PATIENCE)) as connection:
-                connection.execute("PRAGMA journal_mode=WAL")
-                connection.execute("PRAGMA synchronous=FULL")
-                connection.execute(
-                    "CREATE TABLE IF NOT EXISTS spool (id INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT NOT NULL, "
-                    "message_id TEXT NOT NULL, text TEXT NOT NULL, refused TEXT)"
-                )
+                _prepare(connection)
                 with connection:
                     yield connection
-        except (OSError, sqlite3.Error) as error:
-            raise AuditUnavailable(f"could not {what} the spool {self.path}: {error}") from error
+        except (OSError, ValueError, sqlite3.Error) as error:
+            raise SpoolUnavailable(f"could not {what} the spool {self.path}: {error}") from error
+
+
+def _prepare(connection: sqlite3.Connection) -> None:
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA synchronous=FULL")
+            connection.execute(
+                "CREATE TABLE IF NOT EXISTS spool (id INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT NOT NULL, "
+                "message_id TEXT NOT NULL, text TEXT NOT NULL, refused TEXT)"
+            )
+        except sqlite3.OperationalError as error:
+            # SQLite does not wait by itself for another process that is making the same file.
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+        else:
+            return

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import Connection, Table, delete, exists, select
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
-from waooaw_celery.audit.entries import Entry
+from waooaw_celery.audit.entries import Entry, keyed_entry, message_entry
 from waooaw_celery.audit.models import EventRow, MessageRow, Moment, OpenRow
+from waooaw_celery.message import Message, RetentionPolicy
+from waooaw_celery.receipts import Event, Fact
 
 _MESSAGES: Any = MessageRow.__table__
 _EVENTS: Any = EventRow.__table__
@@ -46,6 +48,19 @@ def write(
     if connection.dialect.name == "postgresql":
         return outcome(connection.exec_driver_sql(WRITE, lists(messages, facts)).all())
     return _write_messages(connection, messages), _write_facts(connection, facts)
+
+
+def rehearse(connection: Connection) -> None:
+    """Do what writing does, and take it back: only so is it known that a database would take rows again."""
+    now = datetime.now(UTC)
+    message = Message(from_agent="waooaw-rehearsal", to_agent="waooaw-rehearsal", ttl_seconds=None, sent_at=now)
+    fact = Fact(message_id=message.message_id, event=Event.SENT)
+    write(
+        connection,
+        [message_entry(message, "command", RetentionPolicy.DAYS_30)],
+        [keyed_entry(fact, RetentionPolicy.DAYS_30.until(now), now)],
+    )
+    connection.rollback()
 
 
 def _write_messages(connection: Connection, entries: Sequence[Entry]) -> set[str]:

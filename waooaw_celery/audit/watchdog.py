@@ -71,11 +71,11 @@ class Watchdog:
 
 
 def _cut(descriptor: int) -> None:
-    with socket.socket(fileno=os.dup(descriptor)) as connection:
-        try:
+    try:
+        with socket.socket(fileno=os.dup(descriptor)) as connection:
             connection.shutdown(socket.SHUT_RDWR)
-        except OSError:  # the other side was faster
-            return
+    except OSError:  # the other side was faster, or the driver has closed it by itself
+        return
 
 
 watchdog = Watchdog()

@@ -17,16 +17,17 @@ from typing import Any
 
 from waooaw_celery.audit.engine import PATIENCE, Database, Line
 from waooaw_celery.audit.entries import Entry
-from waooaw_celery.audit.spool import Spool
-from waooaw_celery.audit.statements import WRITE, lists, outcome, settle_strays, write
+from waooaw_celery.audit.spool import Spool, SpoolUnavailable
+from waooaw_celery.audit.statements import WRITE, lists, outcome, rehearse, settle_strays, write
 from waooaw_celery.errors import AuditUnavailable
 
 logger = logging.getLogger(__name__)
 
 #: Seconds that an entry for which nobody waits may wait for others.
 LINGER = 0.05
-#: Entries written in one transaction.
+#: Entries, and characters in them, written in one transaction, which must end within the time of a statement.
 BATCH = 500
+BATCH_CHARACTERS = 4 * 1024 * 1024
 #: Entries, and characters in them, that may wait in memory; whoever has more waits.
 MAX_QUEUED = 10_000
 MAX_QUEUED_CHARACTERS = 64 * 1024 * 1024
@@ -71,20 +72,26 @@ class Writer:
         self._urgent: deque[_Put] = deque()
         self._lingering: deque[_Put] = deque()
         self._entries = self._size = 0
-        #: Whether somebody is writing, whether the thread sleeps deeply, whether it is to end.
-        self._busy = self._asleep = self._closing = False
-        #: The moment from which the database is tried again; None while it answers.
+        #: Whether somebody is writing, and how often somebody has; whether the thread sleeps deeply.
+        self._busy = self._asleep = False
+        self._rounds = 0
+        #: The moment at which the thread tries the database again; None while it answers.
         self._retry_at: float | None = None
+        self._spool_failed = False
         self._away_since = 0.0
         self._look_at = 0.0
         self._thread: threading.Thread | None = None
+        self._end = threading.Event()
 
     def start(self) -> None:
         """Begin to write in the background, and to ship what is in the spool."""
         if self._thread is None:
             with self._changed:
                 if self._thread is None:
-                    self._thread = threading.Thread(target=self._run, name="waooaw-ledger", daemon=True)
+                    self._end = threading.Event()  # each thread has its own: one that hangs may outlive a close
+                    self._thread = threading.Thread(
+                        target=self._run, args=(self._end,), name="waooaw-ledger", daemon=True
+                    )
                     self._thread.start()
 
     def put(self, entries: Sequence[Entry], *, wait: bool, may_spool: bool = True) -> set[str]:
@@ -112,27 +119,29 @@ class Writer:
         return put.new
 
     def flush(self) -> None:
-        """Return when everything handed over so far is safe, or the deadline is over."""
+        """Return when everything handed over so far is safe."""
         with self._changed:
-            left = [queue[-1] for queue in (self._urgent, self._lingering) if queue]
             self._urgent.extend(self._lingering)
             self._lingering.clear()
-        for put in left:
-            self._write_until(put)
+            last = self._urgent[-1] if self._urgent else None
+            rounds = self._rounds
+        if last is not None:
+            self._write_until(last)
         deadline = time.monotonic() + DEADLINE
         with self._changed:
-            while self._busy and self._changed.wait(deadline - time.monotonic()):
+            # Only the batch that was on its way: while others go on writing, somebody always is.
+            while self._busy and self._rounds == rounds and self._changed.wait(deadline - time.monotonic()):
                 pass
 
     def close(self) -> None:
         """Flush, and end the thread."""
         self.flush()
-        self._closing = True
-        thread, self._thread = self._thread, None
-        self._alarm.set()
+        with self._changed:
+            thread, self._thread = self._thread, None
+            self._end.set()
+            self._alarm.set()
         if thread is not None:
             thread.join(PATIENCE)
-        self._closing = False
         with self._changed:
             if not self._busy:
                 self._line.close()
@@ -147,7 +156,7 @@ class Writer:
                 self._wake()
                 if not self._changed.wait(deadline - time.monotonic()):
                     return False
-            if self._retry_at is not None and time.monotonic() < self._retry_at:
+            if self._retry_at is not None:  # the thread tries it again and again: nobody else need wait for that
                 return False
             queue.append(put)
             self._entries += len(put.entries)
@@ -168,27 +177,39 @@ class Writer:
             with self._changed:
                 if put.ended:
                     return
-                if self._busy:
-                    if not self._changed.wait(deadline - time.monotonic()):
-                        put.error = _refusal()
-                        return
+                late = time.monotonic() > deadline
+                if late:
+                    # Whoever is writing may still write it; nobody else does, once it was refused.
+                    left = self._take_rest(self._urgent) if put in self._urgent else [put]
+                elif self._busy:
+                    self._changed.wait(deadline - time.monotonic())
                     continue
-                batch = self._take(self._urgent)
-            self._write(batch)
+                else:
+                    left = self._take(self._urgent)
+                    self._busy = True
+            if late:
+                self._save(left, _refusal())
+            else:
+                self._write(left)
 
-    def _run(self) -> None:
+    def _run(self, end: threading.Event) -> None:
         """Write what nobody waits for, and ship what was spooled, until the end."""
         idle = 0
-        while not self._closing:
+        while not end.is_set():
             with self._changed:
                 # For a second after the last entry it looks by itself: to wake it for each would cost more.
                 idle = 0 if self._lingering else idle + 1
                 self._asleep = idle * LINGER > 1.0
+                pause = LINGER if len(self._lingering) < BATCH else 0.0
+                if self._asleep:
+                    pause = max(self._look() - time.monotonic(), 0.0)
                 self._alarm.clear()
-            self._alarm.wait(max(self._look() - time.monotonic(), 0.0) if self._asleep else LINGER)
+            if not end.is_set():
+                self._alarm.wait(pause)
             with self._changed:
                 self._asleep = False
                 batch = [] if self._busy else self._take(self._lingering)
+                self._busy = self._busy or bool(batch)
             if batch:
                 self._write(batch)
             if time.monotonic() >= self._look():
@@ -198,73 +219,95 @@ class Writer:
         return self._look_at if self._retry_at is None else self._retry_at
 
     def _take(self, queue: deque[_Put]) -> list[_Put]:
-        """Take as much from a queue as one transaction writes. (The caller holds the lock, and writes it.)"""
+        """Take as much from a queue as one transaction writes. (The caller holds the lock.)"""
         batch: list[_Put] = []
-        count = 0
-        while queue and (count == 0 or count + len(queue[0].entries) <= BATCH):
+        count = size = 0
+        while queue and (
+            not batch or (count + len(queue[0].entries) <= BATCH and size + queue[0].size <= BATCH_CHARACTERS)
+        ):
             put = queue.popleft()
             batch.append(put)
             count += len(put.entries)
-            self._size -= put.size
+            size += put.size
         self._entries -= count
-        self._busy = bool(batch)
+        self._size -= size
         return batch
 
+    def _take_rest(self, *queues: deque[_Put]) -> list[_Put]:
+        """Take all there is in some queues. (The caller holds the lock.)"""
+        rest: list[_Put] = []
+        for queue in queues:
+            while queue:
+                rest += self._take(queue)
+        return rest
+
     def _write(self, batch: list[_Put]) -> None:
-        """Write a batch, or spool what may be spooled of it."""
+        """Write a batch, or spool what may be spooled of it. (The caller has said that somebody is busy.)"""
         try:
             self._try(batch)
-        except Exception as bug:
+        except BaseException as bug:
             logger.exception("the ledger's writer failed", extra={"action": "writer_failed"})
             self._save([put for put in batch if not put.ended], AuditUnavailable(repr(bug)))
+            if not isinstance(bug, Exception):
+                raise
         finally:
-            with self._changed:
-                self._busy = False
-                self._changed.notify_all()
+            self._rest()
+
+    def _rest(self) -> None:
+        """Let others write."""
+        with self._changed:
+            self._busy = False
+            self._rounds += 1
+            self._changed.notify_all()
 
     def _try(self, batch: list[_Put]) -> None:
         try:
             new, unknown = self._commit([entry for put in batch for entry in put.entries])
         except AuditUnavailable as error:
             if not _never_taken(error):
-                self._note_away(error)
-                self._save(batch + self._take_rest(), error)
+                self._give_up(batch, error)
             elif len(batch) > 1:
-                for put in batch:  # one of them is the culprit
+                for number, put in enumerate(batch):  # one of them is the culprit
+                    if self._retry_at is not None:  # it went away meanwhile
+                        self._save(batch[number:], error)
+                        break
                     self._try([put])
             else:
                 self._save(batch, error)
             return
-        self._note_back()
-        if unknown:
-            self._spool.append(unknown)
         for put in batch:
             put.new = {entry.message_id for entry in put.entries if entry.kind == "message"} & new
             put.ended = True
+        if unknown:
+            self._save([_Put(unknown, may_spool=True)], _refusal())
 
-    def _take_rest(self) -> list[_Put]:
-        rest: list[_Put] = []
+    def _give_up(self, batch: list[_Put], error: AuditUnavailable) -> None:
+        """Spool or refuse a batch, and all that waits: the database is away."""
         with self._changed:
-            for queue in (self._urgent, self._lingering):
-                while queue:
-                    rest += self._take(queue)
-            self._busy = True
-        return rest
+            self._note_away(error)
+            rest = self._take_rest(self._urgent, self._lingering)
+        self._save(batch + rest, error)
 
-    def _save(self, batch: list[_Put], error: AuditUnavailable) -> None:
+    def _save(self, puts: list[_Put], error: AuditUnavailable) -> None:
         """Spool what may be spooled, and refuse the rest."""
-        for put in batch:
-            if not put.may_spool:
-                put.error = error
-            else:
-                try:
-                    self._spool.append(put.entries)
-                    self._look_at = 0.0
-                except AuditUnavailable as full:
-                    for entry in put.entries:  # the last place that is left
-                        logger.critical("not recorded: %s", entry.text, extra={"action": "entry_lost"})
-                    put.error = full
+        spooled = [put for put in puts if put.may_spool]
+        failed: AuditUnavailable | None = None
+        try:
+            if spooled:
+                # At once: each time costs a disk's turn, and others may wait.
+                self._spool.append([entry for put in spooled for entry in put.entries])
+        except AuditUnavailable as full:
+            failed = full
+            for put in spooled:
+                for entry in put.entries:  # the last place that is left
+                    logger.critical("not recorded: %s", entry.text, extra={"action": "entry_lost"})
+        for put in puts:
+            put.error = failed if put.may_spool else error
             put.ended = True
+        with self._changed:
+            self._look_at = 0.0
+            self._wake()
+            self._changed.notify_all()
 
     def _commit(self, entries: Sequence[Entry]) -> tuple[set[str], list[Entry]]:
         """Write entries, all or none.
@@ -279,26 +322,64 @@ class Writer:
         strays = [entry for entry in ordered if entry.kind == "stray"]
         if self._database.is_postgresql and not strays:
             return outcome(self._line.run("write to the ledger", WRITE, lists(messages, facts)))[0], []
-        with self._database.begin("write to the ledger") as connection:
-            settled, unknown = settle_strays(connection, strays) if strays else ([], [])
-            return write(connection, messages, facts + settled)[0], unknown
+        try:
+            with self._database.begin("write to the ledger") as connection:
+                settled, unknown = settle_strays(connection, strays) if strays else ([], [])
+                return write(connection, messages, facts + settled)[0], unknown
+        except (ValueError, OverflowError) as error:  # what the driver cannot hand over
+            raise AuditUnavailable(f"could not write to the ledger: {error}") from error
 
     def _ship(self) -> None:
-        """Write what is in the spool, in order, as far as the database takes it."""
+        """Write what is in the spool, in order, as far as the database takes it; or find out that it is back."""
         self._look_at = time.monotonic() + SPOOL_SECONDS
-        shipped, last = 0, 0
+        shipped = 0
         try:
-            while waiting := self._spool.first(BATCH, last):
-                shipped += self._ship_part(waiting)
-                last = waiting[-1][0]
-                self._note_back()
-        except AuditUnavailable as error:
-            self._note_away(error)
+            waiting = self._spool.first(BATCH, BATCH_CHARACTERS)
+            while (waiting or self._retry_at is not None) and self._take_turn():
+                try:
+                    if self._retry_at is not None:
+                        self._rehearse()
+                    shipped += self._ship_part(waiting)
+                except AuditUnavailable as error:
+                    if isinstance(error, SpoolUnavailable):
+                        raise
+                    self._give_up([], error)
+                    break
+                finally:
+                    self._rest()
+                waiting = self._spool.first(BATCH, BATCH_CHARACTERS, waiting[-1][0]) if waiting else []
+            self._spool_failed = False
+        except SpoolUnavailable as error:
+            if not self._spool_failed:  # one line an incident
+                logger.warning("%s", error, extra={"action": "spool_failed"})
+            self._spool_failed = True
+        except Exception:
+            logger.exception("the ledger's writer failed", extra={"action": "writer_failed"})
+        if self._retry_at is not None:
+            self._retry_at = time.monotonic() + RETRY_SECONDS
         if shipped:
             logger.warning("%d spooled entries are in the ledger", shipped, extra={"action": "spool_shipped"})
 
+    def _rehearse(self) -> None:
+        """Find out whether the database would take rows again: to answer a question is not enough."""
+        with self._database.begin("write to the ledger") as connection:
+            rehearse(connection)
+        self._note_back()
+
+    def _take_turn(self) -> bool:
+        """Wait until nobody is writing, and be the one who is; return whether that came to be."""
+        deadline = time.monotonic() + DEADLINE
+        with self._changed:
+            while self._busy:
+                if not self._changed.wait(deadline - time.monotonic()):
+                    return False
+            self._busy = True
+        return True
+
     def _ship_part(self, waiting: list[tuple[int, Entry]]) -> int:
         """Ship entries together, or each alone when the database will never take one of them; return how many."""
+        if not waiting:
+            return 0
         try:
             _, unknown = self._commit([entry for _, entry in waiting])
         except AuditUnavailable as error:
@@ -326,6 +407,7 @@ class Writer:
                 extra={"action": "ledger_away"},
             )
         self._retry_at = time.monotonic() + RETRY_SECONDS
+        self._wake()
 
     def _note_back(self) -> None:
         if self._retry_at is not None:
@@ -343,7 +425,9 @@ def _refusal() -> AuditUnavailable:
 
 
 def _never_taken(error: AuditUnavailable) -> bool:
-    """Whether the database answered, and will answer the same to these rows at any time."""
+    """Whether the database will say the same of these rows at any time, or cannot even be told of them."""
     cause: Any = error.__cause__
     known: Any = getattr(cause, "orig", cause)
-    return any(kind.__name__ in ("DataError", "IntegrityError") for kind in type(known).__mro__)
+    names = {kind.__name__ for kind in type(known).__mro__}
+    # The last two are what a driver raises for a text or a number that it cannot hand over.
+    return bool(names & {"DataError", "IntegrityError", "ValueError", "OverflowError"})

@@ -30,6 +30,7 @@ class Presence(bootsteps.StartStopStep):
         super().__init__(parent, **kwargs)
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
+        self._failed = False
 
     def create(self, parent: Any) -> None:
         """Refuse to start with a setting or a broker that cannot work.
@@ -80,7 +81,13 @@ class Presence(bootsteps.StartStopStep):
             try:
                 say(name)
             except StoreUnavailable as error:  # the next beat tries again
-                logger.warning("%s", error, extra={"action": "presence_failed"})
+                if not self._failed:  # one line an incident
+                    logger.warning("%s", error, extra={"action": "presence_failed"})
+                self._failed = True
+                return
+        if self._failed:
+            logger.warning("signs of life are heard again", extra={"action": "presence_back"})
+        self._failed = False
 
 
 def check_time_limits(app: Any) -> None:
