@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 from amqp.exceptions import AMQPError
 from celery.result import AsyncResult
-from kombu.exceptions import OperationalError
+from kombu import Producer
+from kombu.exceptions import BatchPublishError, OperationalError  # type: ignore[attr-defined]  # its stubs are old
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from waooaw_celery.envelope import check_delay, message_of_delay, message_of_retry, moment, threaded
 from waooaw_celery.errors import BrokerUnavailable, InvalidMessage, StoreUnavailable, UnknownSender
@@ -92,20 +93,18 @@ class AgentApp(WiredCelery):
             StoreUnavailable: they could not be written down; nothing was published.
             BrokerUnavailable: the broker failed; the error's ``message_ids`` are those that it confirmed.
         """
-        self._record(batch)
         published: list[Message] = []
         try:
-            self._publish_batch(batch, published)
-        except (OperationalError, AMQPError) as error:
-            # What is handed over in one go is confirmed in one go.
-            confirmed = published if self.driver == "amqp" else []
-            self._note_sent(confirmed)
-            missing = [message for _, message in batch[len(confirmed) :]]
+            with self.producer_or_acquire() as producer:
+                self._publish_messages(producer, batch, published)
+        except (OperationalError, AMQPError, BatchPublishError) as error:
+            self._note_sent(published)
+            missing = [message for _, message in batch[len(published) :]]
             failure = BrokerUnavailable(
                 f"message {missing[0].message_id} to {missing[0].to_agent!r} and {len(missing) - 1} more were not "
                 f"confirmed by the broker: {error}"
             )
-            failure.message_ids = tuple(message.message_id for message in confirmed)
+            failure.message_ids = tuple(message.message_id for message in published)
             raise failure from error
         self._note_sent(published)
 
@@ -119,7 +118,12 @@ class AgentApp(WiredCelery):
 
     def _record(self, batch: Sequence[tuple[HandlerName, Message]]) -> None:
         """Write messages down before they are published, unless the broker may have one of them already."""
-        new = self.receipts.pending([(message, target.handler) for target, message in batch])
+        self._check_new(batch, self._begin_record(batch)())
+
+    def _begin_record(self, batch: Sequence[tuple[HandlerName, Message]]) -> Callable[[], set[str]]:
+        return self.receipts.pending([(message, target.handler) for target, message in batch])
+
+    def _check_new(self, batch: Sequence[tuple[HandlerName, Message]], new: set[str]) -> None:
         for _, message in batch:
             if message.message_id not in new:
                 self._check_resending(message)
@@ -222,38 +226,59 @@ class AgentApp(WiredCelery):
                 f"message {message.message_id} to {message.to_agent!r} was not confirmed by the broker: {error}"
             ) from error
 
-    def _publish_batch(self, batch: Sequence[tuple[HandlerName, Message]], published: list[Message]) -> None:
-        """Hand messages to the broker, without what Celery does anew for each single one."""
-        policy, sent_event = self.conf.task_publish_retry_policy, self.conf.task_send_sent_event
-        with self.producer_or_acquire() as producer:
+    def _publish_messages(
+        self, producer: Any, batch: Sequence[tuple[HandlerName, Message]], published: list[Message]
+    ) -> None:
+        """Have messages written down and made ready at the same time, and hand them over when they are written."""
+        written = self._begin_record(batch)
+        try:
             for agent in dict.fromkeys(target.agent for target, _ in batch):
-                producer.maybe_declare(agent_queue(agent), retry=True, **policy)
-            together = len(batch) > 1
-            with producer.batch() if together else nullcontext():
-                for target, message in batch:
-                    task = self.amqp.as_task_v2(
-                        message.message_id,
-                        str(target),
-                        (message.payload,),
-                        {},
-                        root_id=message.conversation_id,
-                        parent_id=message.causation_id,
-                        argsrepr=_HIDDEN,
-                        kwargsrepr=_HIDDEN,
-                        ignore_result=True,
-                        create_sent_event=sent_event,
-                    )
-                    self.amqp.send_task_message(
-                        producer,
-                        str(target),
-                        task,
-                        headers=_headers(message, message.expires_at),
-                        declare=[],
-                        # Of messages handed over together nobody knows which ones the broker has when that failed.
-                        retry=False if together else None,
-                        **self._address(target, message),
-                    )
-                    published.append(message)
+                producer.maybe_declare(agent_queue(agent), retry=True, **self.conf.task_publish_retry_policy)
+            if producer.supports_batch_publish:
+                with producer.batch(
+                    len(batch) + 1
+                ):  # which hands nothing over before its end, or ever when it fails
+                    for target, message in batch:
+                        self._hand_over(producer, target, message, retry=False)
+                    self._check_new(batch, written())
+                published.extend(message for _, message in batch)
+                return
+        except BatchPublishError as error:
+            # A connection that had died meanwhile is found out here; what Celery does then is to publish again.
+            if len(batch) > 1 or isinstance(error.__cause__, RedisTimeoutError):
+                raise
+        finally:
+            new = written()  # nothing is left on its way
+        self._check_new(batch, new)
+        for target, message in batch:
+            self._hand_over(producer, target, message)
+            published.append(message)
+
+    def _hand_over(
+        self, producer: Producer, target: HandlerName, message: Message, retry: bool | None = None
+    ) -> None:
+        """Hand a message to the broker, without what Celery does anew for each single task."""
+        task = self.amqp.as_task_v2(
+            message.message_id,
+            str(target),
+            (message.payload,),
+            {},
+            root_id=message.conversation_id,
+            parent_id=message.causation_id,
+            argsrepr=_HIDDEN,
+            kwargsrepr=_HIDDEN,
+            ignore_result=True,
+            create_sent_event=self.conf.task_send_sent_event,
+        )
+        self.amqp.send_task_message(
+            producer,
+            str(target),
+            task,
+            headers=_headers(message, message.expires_at),
+            declare=[],
+            retry=retry,
+            **self._address(target, message),
+        )
 
     def _address(self, target: HandlerName, message: Message) -> dict[str, Any]:
         """Return where a message goes, and how urgently."""

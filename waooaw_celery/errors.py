@@ -78,7 +78,13 @@ class StoreUnavailable(WaooawError, ConnectionError):
 
 
 class AuditUnavailable(StoreUnavailable):
-    """The ledger does not answer, and what it cannot record is not published."""
+    """The ledger does not answer, and what it cannot record is not published.
+
+    Attributes:
+        uncertain: whether the database may have carried out what it did not confirm.
+    """
+
+    uncertain: bool = False
 
 
 class HandlerExited(WaooawError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -73,10 +73,12 @@ class Receipts(ABC):
     """
 
     @abstractmethod
-    def pending(self, messages: Sequence[tuple[Message, str]]) -> set[str]:
-        """Write messages down, each with the name of its handler, and return the ids of those that are new.
+    def pending(self, messages: Sequence[tuple[Message, str]]) -> Callable[[], set[str]]:
+        """Begin to write messages down, each with the name of its handler.
 
-        They must not be published when this fails.
+        Returns:
+            What to call before they are published: it waits until they are written, and returns the ids of those
+            that are new. It raises as every method does, and then they must not be published.
         """
 
     @abstractmethod
@@ -128,7 +130,7 @@ class RedisReceipts(Receipts):
         self._client = client
         self._keep = timedelta(seconds=keep_seconds)
 
-    def pending(self, messages: Sequence[tuple[Message, str]]) -> set[str]:
+    def pending(self, messages: Sequence[tuple[Message, str]]) -> Callable[[], set[str]]:
         forgotten = (datetime.now(UTC) - self._keep).timestamp()
         with guarded(f"record message {messages[0][0].message_id}"), self._client.pipeline() as pipeline:
             for message, handler in messages:
@@ -142,7 +144,8 @@ class RedisReceipts(Receipts):
             for message, _ in messages:
                 pipeline.zadd(_BY_TIME, {message.message_id: message.sent_at.timestamp()}, nx=True)
             added = pipeline.execute()[-len(messages) :]
-        return {message.message_id for (message, _), new in zip(messages, added, strict=True) if new}
+        fresh = {message.message_id for (message, _), new in zip(messages, added, strict=True) if new}
+        return lambda: fresh
 
     def note(self, *facts: Fact) -> None:
         with guarded("record what became of messages"), self._client.pipeline() as pipeline:

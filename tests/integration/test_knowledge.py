@@ -100,7 +100,7 @@ def test_a_worker_that_missed_its_beats_no_longer_counts(kept: AgentApp) -> None
 def message(app: AgentApp, **fields: object) -> Message:
     """Record a message that nobody will take."""
     sent = Message(from_agent="tests", to_agent="nobody-there", **fields)  # type: ignore[arg-type]
-    app.receipts.pending([(sent, "command")])
+    app.receipts.pending([(sent, "command")])()
     return sent
 
 

@@ -84,7 +84,7 @@ def retention(database: Database) -> Retention:
 def ended(ledger: Ledger, **fields: Any) -> Message:
     """Write down a message that was sent 91 days ago and handled, unless the fields say otherwise."""
     message = Message(**({"from_agent": "boss", "to_agent": "worker-1", "sent_at": NOW - DAYS_91} | fields))
-    ledger.pending([(message, "command")])
+    ledger.pending([(message, "command")])()
     note(ledger, message, Event.DELIVERED, Event.HANDLED)
     return message
 
@@ -132,7 +132,7 @@ def test_a_dry_run_only_counts(database: Database, ledger: Ledger, retention: Re
 def test_what_has_not_ended_stays(database: Database, ledger: Ledger, retention: Retention) -> None:
     """A message without a terminal event is never purged, however old."""
     open_ = Message(from_agent="boss", to_agent="worker-1", sent_at=NOW - timedelta(days=5000), ttl_seconds=None)
-    ledger.pending([(open_, "command")])
+    ledger.pending([(open_, "command")])()
     note(ledger, open_, Event.DELIVERED)
     ended(ledger, sent_at=open_.sent_at)
     assert retention.purge(NOW).messages == 1
@@ -174,7 +174,7 @@ def test_erasing_an_agent_keeps_the_facts(database: Database, ledger: Ledger, re
     trail = MessageAuditTrail(ledger)
     mine = ended(ledger, payload={"name": "Ada"})
     failed = Message(from_agent="worker-1", to_agent="boss", payload={"name": "Ada"})
-    ledger.pending([(failed, "command")])
+    ledger.pending([(failed, "command")])()
     note(ledger, failed, Event.FAILED, error="ValueError: Ada is unknown")
     other = ended(ledger, to_agent="worker-2", payload={"name": "Ada"})
     before = trail.receipt(mine.message_id)

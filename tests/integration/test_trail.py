@@ -61,7 +61,7 @@ def agent() -> str:
 def said(ledger: Ledger, to: str, **fields: Any) -> Message:
     """Write down a message as the door does."""
     message = Message(**({"from_agent": "boss", "to_agent": to} | fields))
-    ledger.pending([(message, message.message_type.value)])
+    ledger.pending([(message, message.message_type.value)])()
     return message
 
 
@@ -122,7 +122,7 @@ def test_the_digest_is_of_canonical_json(ledger: Ledger, trail: MessageAuditTrai
 def test_writing_twice_changes_nothing(ledger: Ledger, trail: MessageAuditTrail) -> None:
     """The same message, the same fact and another end leave what was there."""
     message = said(ledger, agent())
-    assert ledger.pending([(message, "command")]) == set()
+    assert ledger.pending([(message, "command")])() == set()
     handled(ledger, message)
     begun = trail.receipt(message.message_id).events[1]
     note(ledger, message, Event.DELIVERED, at=begun.at)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -123,66 +123,6 @@ class Database:
             self._engine = None
 
 
-class Line:
-    """A connection to PostgreSQL of one user's own, for statements of which each is a transaction.
-
-    It spares what a pool and a transaction would cost: several round trips, and more time than the statement.
-
-    Args:
-        database: a PostgreSQL.
-    """
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
-        self._pooled: Any = None
-        self._connection: Any = None
-        self._used = 0.0
-
-    def run(self, what: str, statement: str, parameters: Mapping[str, Any]) -> list[Sequence[Any]]:
-        """Run a statement and return its rows.
-
-        Args:
-            what: what is done, for an error's sentence.
-            statement: SQL with ``%(name)s`` for its parameters.
-            parameters: their values.
-
-        Raises:
-            AuditUnavailable: as ``Database.begin``.
-        """
-        driver_error = self._database.engine.dialect.loaded_dbapi.Error
-        try:
-            connection = self._open()
-            with watchdog.watch(connection.fileno(), PATIENCE + 1), connection.cursor() as cursor:
-                cursor.execute(statement, parameters)
-                rows: list[Sequence[Any]] = cursor.fetchall()
-        except (driver_error, *_DATABASE_ERRORS) as error:
-            self.close()
-            raise _unavailable(what, error) from error
-        except BaseException:  # what it was about to answer must not be the answer to the next statement
-            self.close()
-            raise
-        self._used = time.monotonic()
-        return rows
-
-    def close(self) -> None:
-        """Close the connection; the next statement opens another."""
-        pooled, self._pooled, self._connection = self._pooled, None, None
-        if pooled is not None:
-            pooled.invalidate()  # it is set up for us alone
-
-    def _open(self) -> Any:
-        if self._connection is not None and time.monotonic() - self._used > RESTED_SECONDS:
-            try:
-                _ask(self._connection)
-            except self._connection.Error:
-                self.close()
-        if self._connection is None:
-            self._pooled = self._database.engine.raw_connection()
-            self._connection = self._pooled.driver_connection
-            self._connection.autocommit = True
-        return self._connection
-
-
 def _ask(connection: Any) -> None:
     """Ask a connection for a sign of life, or raise its ``Error``."""
     with watchdog.watch(connection.fileno(), CONNECT_SECONDS), connection.cursor() as cursor:
@@ -195,10 +135,11 @@ def _told(what: str) -> Iterator[None]:
     try:
         yield
     except _DATABASE_ERRORS as error:
-        raise _unavailable(what, error) from error
+        raise unavailable(what, error) from error
 
 
-def _unavailable(what: str, error: Exception) -> AuditUnavailable:
+def unavailable(what: str, error: Exception) -> AuditUnavailable:
+    """Return the error that says in one sentence what a database did not do, and why."""
     reason = str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
     return AuditUnavailable(
         f"could not {what}: the ledger's database says: {reason}. Check that it runs, that waooaw_database_url is "
@@ -206,15 +147,20 @@ def _unavailable(what: str, error: Exception) -> AuditUnavailable:
     )
 
 
+def connect_options() -> dict[str, Any]:
+    """Return what a connection to PostgreSQL is opened with besides its URL."""
+    options = f"-c statement_timeout={PATIENCE}s -c lock_timeout={PATIENCE}s -c timezone=UTC"
+    return {"connect_timeout": CONNECT_SECONDS, "options": options}
+
+
 def _make_engine(url: URL) -> Engine:
     if url.get_backend_name() == "postgresql":
-        options = f"-c statement_timeout={PATIENCE}s -c lock_timeout={PATIENCE}s -c timezone=UTC"
         engine = create_engine(
             url,
             pool_size=2,
             max_overflow=8,
             pool_timeout=PATIENCE,
-            connect_args={"connect_timeout": CONNECT_SECONDS, "options": options},
+            connect_args=connect_options(),
         )
         event.listen(engine, "checkout", _check_alive)
         event.listen(engine, "checkin", _note_use)

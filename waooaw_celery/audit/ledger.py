@@ -6,7 +6,7 @@ import atexit
 import os
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -62,10 +62,12 @@ class Ledger(Receipts):
         """Ship from now on what waits in the spool."""
         self._the_writer().start()
 
-    def pending(self, messages: Sequence[tuple[Message, str]]) -> set[str]:
+    def pending(self, messages: Sequence[tuple[Message, str]]) -> Callable[[], set[str]]:
         entries = [message_entry(message, handler, self._retention) for message, handler in messages]
-        new = self._the_writer().put(entries, wait=self._strict, may_spool=not self._strict)
-        return new if self._strict else {entry.message_id for entry in entries}
+        if self._strict:
+            return self._the_writer().begin(entries, may_spool=False)
+        self._the_writer().put(entries, wait=False)
+        return lambda: {entry.message_id for entry in entries}
 
     def note(self, *facts: Fact) -> None:
         # That the broker has it is news, not evidence: the message itself is in the ledger.

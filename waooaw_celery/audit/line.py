@@ -41,6 +41,7 @@ class Line:
 
         Raises:
             AuditUnavailable: the database cannot be reached or did not take it.
+            ValueError: a parameter cannot be handed over.
         """
         try:
             if self._connection is not None and _has_ended(self._connection):
@@ -49,16 +50,15 @@ class Line:
                 self._connection = self._connect()
                 self._cursor = self._connection.cursor()
             self._cursor.execute(statement, parameters)
+            _wait(self._connection, PATIENCE + 1, until=extensions.POLL_READ)
         except psycopg2.Error as error:
             self.close()
             raise unavailable(what, error) from error
-
-    def push(self) -> None:
-        """Send more of a long statement, if there is more, without waiting."""
-        try:
-            self._connection.poll()
-        except psycopg2.Error:  # the answer will tell
-            return
+        except ValueError:  # a text that psycopg2 cannot hand over; nothing was sent
+            raise
+        except BaseException:  # what it was about to answer must not be the answer to the next statement
+            self.close()
+            raise
 
     def answer(self, what: str) -> Rows:
         """Wait for the answer of the statement that was sent, and return its rows.
@@ -75,6 +75,9 @@ class Line:
             if error.pgcode is None:
                 self.close()
             raise failure from error
+        except BaseException:
+            self.close()
+            raise
         return rows
 
     def close(self) -> None:
@@ -101,10 +104,16 @@ def _has_ended(connection: Any) -> bool:
     return bool(connection.closed) or bool(poll.poll(0))
 
 
-def _wait(connection: Any, seconds: float) -> None:
-    """Wait until a connection has done what it was given, or raise psycopg2's ``OperationalError``."""
+def _wait(connection: Any, seconds: float, until: int = extensions.POLL_OK) -> None:
+    """Wait until a connection has done what it was given, or raise psycopg2's ``OperationalError``.
+
+    Args:
+        connection: what to wait for.
+        seconds: how long.
+        until: POLL_READ: only until the server has all of a statement.
+    """
     deadline = time.monotonic() + seconds
-    while (state := connection.poll()) != extensions.POLL_OK:
+    while (state := connection.poll()) not in (extensions.POLL_OK, until):
         poll = select.poll()
         poll.register(connection.fileno(), select.POLLIN if state == extensions.POLL_READ else select.POLLOUT)
         if not poll.poll(max(deadline - time.monotonic(), 0.0) * 1000):

@@ -196,7 +196,7 @@ class MessageAuditTrail:
 
         Sending does this by itself; this is for what went another way.
         """
-        return bool(self._ledger.pending([(message, message.message_type.value)]))
+        return bool(self._ledger.pending([(message, message.message_type.value)])())
 
     def update_status(self, message_id: str, status: MessageStatus, error: str | None = None) -> DeliveryReceipt:
         """Add what became of a message, and return its receipt.

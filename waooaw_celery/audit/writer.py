@@ -11,18 +11,22 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, TypeAlias
 
-from waooaw_celery.audit.engine import PATIENCE, Database, Line
+from waooaw_celery.audit.engine import PATIENCE, Database
 from waooaw_celery.audit.entries import Entry
+from waooaw_celery.audit.line import Line
 from waooaw_celery.audit.spool import Spool, SpoolUnavailable
 from waooaw_celery.audit.statements import WRITE, lists, outcome, rehearse, settle_strays, write
 from waooaw_celery.errors import AuditUnavailable
 
 logger = logging.getLogger(__name__)
 
+#: What is done, for an error's sentence.
+WHAT = "write to the ledger"
 #: Seconds that an entry for which nobody waits may wait for others.
 LINGER = 0.05
 #: Entries, and characters in them, written in one transaction, which must end within the time of a statement.
@@ -39,6 +43,10 @@ SPOOL_SECONDS = 5.0
 DEADLINE = 3 * PATIENCE
 #: Seconds for which a fact waits for the message that it is about.
 STRAY_SECONDS = 600.0
+
+
+#: Writes entries, and returns the ids of the messages that are new, and the strays whose messages are unknown.
+_Commit: TypeAlias = Callable[[Sequence[Entry]], tuple[set[str], list[Entry]]]
 
 
 @dataclass(slots=True, eq=False)
@@ -64,7 +72,10 @@ class Writer:
 
     def __init__(self, database: Database, spool: Spool) -> None:
         self._database = database
-        self._line = Line(database)  # for whoever is writing: one at a time
+        #: For whoever is writing, one at a time; None for another driver than psycopg2.
+        self._line = Line(database) if database.url.drivername == "postgresql+psycopg2" else None
+        #: What was sent on its way, and whose answer nobody has fetched yet.
+        self._flight: list[_Put] | None = None
         self._spool = spool
         self._changed = threading.Condition()
         self._alarm = threading.Event()
@@ -112,14 +123,31 @@ class Writer:
         put = _Put(entries, may_spool, sum(len(entry.text) for entry in entries))
         if not self._enqueue(put, self._urgent if wait else self._lingering):
             self._save([put], _refusal())
-        elif wait:
-            self._write_until(put)
-        if put.error is not None:
-            raise put.error
-        return put.new
+        return self._finish(put) if wait or put.ended else set()
+
+    def begin(self, entries: Sequence[Entry], *, may_spool: bool = True) -> Callable[[], set[str]]:
+        """Begin to write entries, and return what to call to wait until they are safe.
+
+        The database works while the caller does something else; another who wants to write fetches its answer.
+
+        Args:
+            entries: what to write, together.
+            may_spool: whether the spool is as safe as the database for them.
+
+        Returns:
+            A function that does and raises what ``put`` does when it waits. Calling it again changes nothing.
+        """
+        self.start()
+        put = _Put(entries, may_spool, sum(len(entry.text) for entry in entries))
+        if self._enqueue(put, self._urgent):
+            self._take_off()
+        else:
+            self._save([put], _refusal())
+        return partial(self._finish, put)
 
     def flush(self) -> None:
         """Return when everything handed over so far is safe."""
+        self._land()
         with self._changed:
             self._urgent.extend(self._lingering)
             self._lingering.clear()
@@ -143,8 +171,44 @@ class Writer:
         if thread is not None:
             thread.join(PATIENCE)
         with self._changed:
-            if not self._busy:
+            if not self._busy and self._line is not None:
                 self._line.close()
+
+    def _finish(self, put: _Put) -> set[str]:
+        self._write_until(put)
+        if put.error is not None:
+            raise put.error
+        return put.new
+
+    def _take_off(self) -> None:
+        """Send what is urgent on its way, unless somebody is writing: then it is written when somebody waits."""
+        with self._changed:
+            if self._busy or self._line is None:
+                return
+            batch = self._take(self._urgent)
+            self._busy = True
+        messages, facts, strays = _sorted(entry for put in batch for entry in put.entries)
+        if strays:
+            self._write(batch)
+            return
+        try:
+            self._line.send(WHAT, WRITE, lists(messages, facts))
+        except AuditUnavailable as error:
+            self._write(batch, partial(_raise, error))
+        except BaseException:
+            self._write(batch)
+            raise
+        else:
+            with self._changed:
+                self._flight = batch
+                self._changed.notify_all()
+
+    def _land(self) -> None:
+        """Fetch the answer to what was sent on its way."""
+        with self._changed:
+            batch, self._flight = self._flight, None
+        if batch is not None:
+            self._write(batch, self._fetch)
 
     def _enqueue(self, put: _Put, queue: deque[_Put]) -> bool:
         """Queue entries and return True, or return False when there they would only wait."""
@@ -174,10 +238,13 @@ class Writer:
         """Write what waits until this is written too, or wait for whoever is writing it."""
         deadline = time.monotonic() + DEADLINE
         while not put.ended:
+            self._land()
             with self._changed:
                 if put.ended:
                     return
                 late = time.monotonic() > deadline
+                if self._flight is not None:
+                    continue
                 if late:
                     # Whoever is writing may still write it; nobody else does, once it was refused.
                     left = self._take_rest(self._urgent) if put in self._urgent else [put]
@@ -206,6 +273,7 @@ class Writer:
                 self._alarm.clear()
             if not end.is_set():
                 self._alarm.wait(pause)
+            self._land()  # whoever sent it may be held up by its broker
             with self._changed:
                 self._asleep = False
                 batch = [] if self._busy else self._take(self._lingering)
@@ -241,10 +309,10 @@ class Writer:
                 rest += self._take(queue)
         return rest
 
-    def _write(self, batch: list[_Put]) -> None:
+    def _write(self, batch: list[_Put], commit: _Commit | None = None) -> None:
         """Write a batch, or spool what may be spooled of it. (The caller has said that somebody is busy.)"""
         try:
-            self._try(batch)
+            self._try(batch, commit or self._commit)
         except BaseException as bug:
             logger.exception("the ledger's writer failed", extra={"action": "writer_failed"})
             self._save([put for put in batch if not put.ended], AuditUnavailable(repr(bug)))
@@ -260,9 +328,9 @@ class Writer:
             self._rounds += 1
             self._changed.notify_all()
 
-    def _try(self, batch: list[_Put]) -> None:
+    def _try(self, batch: list[_Put], commit: _Commit) -> None:
         try:
-            new, unknown = self._commit([entry for put in batch for entry in put.entries])
+            new, unknown = commit([entry for put in batch for entry in put.entries])
         except AuditUnavailable as error:
             if not _never_taken(error):
                 self._give_up(batch, error)
@@ -271,7 +339,7 @@ class Writer:
                     if self._retry_at is not None:  # it went away meanwhile
                         self._save(batch[number:], error)
                         break
-                    self._try([put])
+                    self._try([put], self._commit)
             else:
                 self._save(batch, error)
             return
@@ -315,19 +383,21 @@ class Writer:
         Returns:
             The ids of the messages that are new, and the strays about whose messages nothing is known yet.
         """
-        # In one order everywhere, so that two processes never wait for each other's rows in a circle.
-        ordered = sorted(entries, key=lambda entry: entry.message_id)
-        messages = [entry for entry in ordered if entry.kind == "message"]
-        facts = [entry for entry in ordered if entry.kind == "fact"]
-        strays = [entry for entry in ordered if entry.kind == "stray"]
-        if self._database.is_postgresql and not strays:
-            return outcome(self._line.run("write to the ledger", WRITE, lists(messages, facts)))[0], []
+        messages, facts, strays = _sorted(entries)
         try:
-            with self._database.begin("write to the ledger") as connection:
+            if self._line is not None and not strays:
+                self._line.send(WHAT, WRITE, lists(messages, facts))
+                return self._fetch(entries)
+            with self._database.begin(WHAT) as connection:
                 settled, unknown = settle_strays(connection, strays) if strays else ([], [])
                 return write(connection, messages, facts + settled)[0], unknown
         except (ValueError, OverflowError) as error:  # what the driver cannot hand over
             raise AuditUnavailable(f"could not write to the ledger: {error}") from error
+
+    def _fetch(self, _: Sequence[Entry]) -> tuple[set[str], list[Entry]]:
+        """Wait for the answer to what was sent; return as ``_commit``."""
+        line: Any = self._line
+        return outcome(line.answer(WHAT))[0], []
 
     def _ship(self) -> None:
         """Write what is in the spool, in order, as far as the database takes it; or find out that it is back."""
@@ -362,19 +432,21 @@ class Writer:
 
     def _rehearse(self) -> None:
         """Find out whether the database would take rows again: to answer a question is not enough."""
-        with self._database.begin("write to the ledger") as connection:
+        with self._database.begin(WHAT) as connection:
             rehearse(connection)
         self._note_back()
 
     def _take_turn(self) -> bool:
         """Wait until nobody is writing, and be the one who is; return whether that came to be."""
         deadline = time.monotonic() + DEADLINE
-        with self._changed:
-            while self._busy:
-                if not self._changed.wait(deadline - time.monotonic()):
+        while True:
+            self._land()
+            with self._changed:
+                if not self._busy:
+                    self._busy = True
+                    return True
+                if self._flight is None and not self._changed.wait(deadline - time.monotonic()):
                     return False
-            self._busy = True
-        return True
 
     def _ship_part(self, waiting: list[tuple[int, Entry]]) -> int:
         """Ship entries together, or each alone when the database will never take one of them; return how many."""
@@ -415,6 +487,21 @@ class Writer:
             logger.warning("the ledger is back after %.1f s", away, extra={"action": "ledger_back"})
             self._retry_at = None
             self._look_at = 0.0
+
+
+def _sorted(entries: Iterable[Entry]) -> tuple[list[Entry], list[Entry], list[Entry]]:
+    """Return the messages, the facts and the strays among entries.
+
+    In one order everywhere, so that two processes never wait for each other's rows in a circle.
+    """
+    kinds: dict[str, list[Entry]] = {"message": [], "fact": [], "stray": []}
+    for entry in sorted(entries, key=lambda entry: entry.message_id):
+        kinds[entry.kind].append(entry)
+    return kinds["message"], kinds["fact"], kinds["stray"]
+
+
+def _raise(error: Exception, _: Sequence[Entry]) -> Any:
+    raise error
 
 
 def _refusal() -> AuditUnavailable:
