@@ -64,6 +64,10 @@ def check_ttl(seconds: object) -> None:
         raise InvalidMessage(f"ttl_seconds must be None (no expiry) or a positive number, not {seconds!r}")
 
 
+#: Types whose values need no look: most of what payloads are made of.
+_PLAIN = frozenset({str, bool, type(None)})
+
+
 def json_copy(value: object, where: str, depth: int = 0) -> JSON:
     """Return a deep copy of a JSON value; tuples become lists.
 
@@ -88,7 +92,10 @@ def json_copy(value: object, where: str, depth: int = 0) -> JSON:
     if depth >= MAX_DEPTH:
         raise InvalidMessage(f"{where[:80]}… is nested deeper than {MAX_DEPTH} levels")
     if isinstance(value, list | tuple):
-        return [json_copy(item, f"{where}[{index}]", depth + 1) for index, item in enumerate(value)]
+        return [
+            item if type(item) in _PLAIN else json_copy(item, f"{where}[{index}]", depth + 1)
+            for index, item in enumerate(value)
+        ]
     if isinstance(value, Mapping):
         return _json_dict(value, where, depth)
     raise InvalidMessage(
@@ -104,4 +111,7 @@ def _json_dict(value: Mapping[Any, Any], where: str, depth: int) -> dict[str, JS
     for key in value:
         if not isinstance(key, str):
             raise InvalidMessage(f"{where} has the key {key!r:.80}: the keys of a JSON object are strings")
-    return {key: json_copy(item, f"{where}.{key}", depth + 1) for key, item in value.items()}
+    return {
+        key: item if type(item) in _PLAIN else json_copy(item, f"{where}.{key}", depth + 1)
+        for key, item in value.items()
+    }

@@ -14,6 +14,10 @@ from waooaw_celery.values import JSON
 
 Kind = Literal["message", "fact", "stray"]
 
+# Made once: ``json.dumps`` would make an encoder for each payload.
+_readable = json.JSONEncoder(ensure_ascii=False).encode
+_canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -104,14 +108,13 @@ def payload_text(payload: JSON) -> str:
 
     Halves of surrogate pairs, which no database takes, are written as JSON's escapes, and all else then too.
     """
-    text = json.dumps(payload, ensure_ascii=False)
+    text = _readable(payload)
     return text if text.isascii() or _encodable(text) else json.dumps(payload)
 
 
 def digest(payload: JSON) -> str:
     """Return the SHA-256, in hexadecimal, of a payload's canonical JSON: sorted keys, no spaces, ASCII."""
-    text = json.dumps(payload, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(_canonical(payload).encode()).hexdigest()
 
 
 def _text(moment: datetime) -> str:
