@@ -115,6 +115,13 @@ def process() -> int:
     return os.getpid()
 
 
+@agent.method(bind=True)
+def ignore(self: Any, text: str, state: str | None = None) -> None:
+    if state is not None:
+        self.update_state(state=state)
+    raise Ignore(text)
+
+
 @agent.method
 def leave() -> None:
     raise SystemExit(3)

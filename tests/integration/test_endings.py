@@ -22,6 +22,7 @@ from waooaw_celery.audit import schema
 from waooaw_celery.audit.records import AuditEvent
 from waooaw_celery.audit.trail import MessageAuditTrail
 from waooaw_celery.embedded import end_all, spawn, valkey
+from waooaw_celery.errors import RemoteError
 from waooaw_celery.routing import agent_queue
 
 ROOT = Path(__file__).parents[2]
@@ -189,6 +190,22 @@ def begin(app: AgentApp, agent: str, payload: Any, **fields: Any) -> str:
     sent = MessageBus(app).send(Message(from_agent="tests", to_agent=agent, payload=payload, **fields))
     until(lambda: told(app, sent.message_id)[-1].event == "delivered", "its beginning")
     return sent.message_id
+
+
+def test_whoever_waits_for_what_is_ignored_is_told_at_once(app: AgentApp, agent: str) -> None:
+    """A method that raises ``Ignore`` gives no answer, and its caller hears of that and need not wait."""
+    response = Requests(app).send_request(agent, "ignore", {"text": "not mine"}, timeout=20)
+    assert isinstance(response.error, RemoteError)
+    assert (response.error.type, response.error.message) == ("Ignore", "not mine")
+    assert response.seconds < 5
+    assert_ended(app, agent, response.message_id, HANDLED)
+
+
+def test_a_method_may_store_a_state_and_ignore_its_request(app: AgentApp, agent: str) -> None:
+    """A state that the method stored before it raised ``Ignore`` stays."""
+    call = app.signature(f"{agent}.ignore", kwargs={"text": "later", "state": "AT_THE_PRINTER"}).delay()
+    assert_ended(app, agent, call.id, HANDLED)
+    assert call.state == "AT_THE_PRINTER"
 
 
 def test_a_message_for_which_the_worker_has_no_handler_has_failed(

@@ -10,6 +10,7 @@ from typing import Any
 from celery import signals
 from celery.app.task import Context
 from celery.exceptions import Retry
+from celery.states import UNREADY_STATES
 
 from waooaw_celery.message import Message
 from waooaw_celery.receipts import Event, Fact, Receipts
@@ -19,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 #: What the ``Ignore`` says that ends a task which replaced itself.
 REPLACED = "Replaced by new task"
+#: How the result of a request begins whose method raised ``Ignore``.
+IGNORED = "Ignore: "
 #: Longest error text kept, in characters.
 MAX_ERROR = 2000
 #: Where a task's request keeps the moment at which the attempt began, by the monotonic clock.
@@ -65,6 +68,7 @@ def on_postrun(sender: Any, state: str | None = None, retval: Any = None, **_: A
         return
     if state == "IGNORED" and str(retval) != REPLACED:
         _note(sender, Event.HANDLED)
+        _answer_ignored(sender, retval)
     elif state == "REJECTED":
         _note(sender, Event.RETRIED if retval.requeue else Event.FAILED, error=f"Reject: {retval.reason}")
 
@@ -135,6 +139,14 @@ def _during_retry(exception: BaseException | None) -> bool:
     while exception is not None and not isinstance(exception, Retry):
         exception = exception.__context__
     return exception is not None
+
+
+def _answer_ignored(task: AgentTask, reason: BaseException) -> None:
+    """Tell whoever waits for the result that there will be none, unless the handler stored a state of its own."""
+    request, id_ = task.request, str(task.request.id)
+    nobody_waits = task.ignore_result or request.ignore_result
+    if not nobody_waits and task.backend.get_state(id_) in UNREADY_STATES:
+        task.backend.mark_as_revoked(id_, f"{IGNORED}{reason}", request=request)
 
 
 def _note(task: AgentTask, event: Event, request: Any = None, *, error: str | None = None, **facts: Any) -> None:
