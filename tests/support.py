@@ -6,15 +6,18 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import psycopg2
 import pytest
 
 from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus, create_app
+from waooaw_celery.audit.engine import database_url
 from waooaw_celery.embedded import spawn
 from waooaw_celery.errors import UnknownAgent
 from waooaw_celery.receipts import Event, Fact, Receipts
@@ -31,6 +34,25 @@ def until(condition: Callable[[], object], what: str = "the condition", seconds:
         if time.monotonic() > deadline:
             pytest.fail(f"{what} did not come to pass within {seconds:g} s")
         time.sleep(0.02)
+
+
+@contextmanager
+def lone_database(server: str) -> Iterator[str]:
+    """Make a PostgreSQL database, give its URL, and drop it with whoever is still connected."""
+    name = f"waooaw_{uuid4().hex}"
+    _administer(server, f"CREATE DATABASE {name}")
+    try:
+        yield database_url(server).set(database=name).render_as_string(hide_password=False)
+    finally:
+        _administer(server, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def _administer(url: str, command: str) -> None:
+    connection = psycopg2.connect(url.replace("+psycopg2", ""))
+    connection.autocommit = True
+    with connection.cursor() as cursor:
+        cursor.execute(command)
+    connection.close()
 
 
 PROBE_FOLDER = Path(__file__).parent / "integration"

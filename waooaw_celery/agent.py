@@ -84,6 +84,9 @@ class Agent:
     def method(self, function: Callable[..., Any] | None = None, **options: Any) -> Any:
         """Register a method that others request; its return value, any JSON value, is the answer.
 
+        One that raises Celery's ``Ignore`` gives none, and its caller gets a RemoteError, unless the method stored
+        a state of its own with ``update_state`` before.
+
         Args:
             function: the method, when the decorator is used without options.
             options: those of a Celery task: ``time_limit``, ``autoretry_for``, ``bind``, …

@@ -29,7 +29,7 @@ from waooaw_celery.errors import (
 from waooaw_celery.message import TYPE_NAMES, Message, MessageType, Priority
 from waooaw_celery.routing import HandlerName
 from waooaw_celery.values import JSON, check_agent_name, json_copy
-from waooaw_celery.worker.signals import class_name
+from waooaw_celery.worker.signals import IGNORED, class_name
 
 logger = logging.getLogger(__name__)
 
@@ -261,6 +261,8 @@ def _outcome(agent: str, result: AsyncResult[Any]) -> tuple[JSON, WaooawError | 
     name, text = _class_and_text(exception, str(result.traceback or ""))
     if state == "REVOKED" and str(exception) == "expired":
         return None, Expired(f"{agent!r} dropped request {result.id}: its time was over before it was begun")
+    if state == "REVOKED" and text.startswith(IGNORED):
+        return None, RemoteError(agent, "Ignore", text.removeprefix(IGNORED))
     if name == "NotRegistered":
         return None, UnknownMethod(
             f"the worker of {agent!r} has no handler {exception}: restart it if it is older"

@@ -6,6 +6,8 @@ import os
 import time
 from typing import Any
 
+from celery.exceptions import Ignore, Reject
+
 from waooaw_celery import Agent, Message, MessageType, create_app, current_message
 
 app = create_app("probe")
@@ -34,15 +36,32 @@ def _facts(message: Message) -> dict[str, Any]:
 def command(self: Any, message: Message) -> None:
     _seen.append(_facts(message))
     do = message.payload if isinstance(message.payload, dict) else {}
+    redelivered = self.request.delivery_info["redelivered"]
     time.sleep(do.get("sleep", 0))
+    if "first_sleep" in do and not redelivered:
+        time.sleep(do["first_sleep"])
     if "forward_to" in do:
         agent.send(do["forward_to"], do.get("forward", {}))
     if "delay_to" in do:
         app.signature(f"{do['delay_to']}.command", args=({"by": "delay"},)).delay()
     if do.get("fail_times", 0) > self.request.retries:
-        raise self.retry(countdown=0, max_retries=do["fail_times"])
-    if do.get("kill"):
+        raise self.retry(
+            exc=TimeoutError("not yet"),
+            countdown=do.get("countdown", 0),
+            max_retries=do.get("max_retries", do["fail_times"]),
+        )
+    if do.get("kill") or do.get("kill_times", 0) > self.request.retries:
         os.kill(os.getpid(), 9)
+    if "reject" in do:
+        raise Reject(do["reject"], requeue=False)
+    if "requeue" in do and not redelivered:
+        raise Reject(do["requeue"], requeue=True)
+    if "ignore" in do:
+        raise Ignore(do["ignore"])
+    if "exhaust" in do:
+        raise MemoryError(do["exhaust"])
+    if "exit" in do:
+        raise SystemExit(do["exit"])
     if "fail" in do:
         raise ValueError(do["fail"])
 
@@ -74,6 +93,13 @@ def sleep(seconds: float) -> None:
     time.sleep(seconds)
 
 
+@agent.method(bind=True, max_retries=1)
+def sleep_and_retry(self: Any, seconds: float) -> None:
+    time.sleep(seconds)
+    if self.request.retries == 0:
+        raise self.retry(countdown=0)
+
+
 @agent.method
 def fail(text: str) -> None:
     raise ValueError(text)
@@ -82,6 +108,18 @@ def fail(text: str) -> None:
 @agent.method(time_limit=1)
 def hang() -> None:
     time.sleep(60)
+
+
+@agent.method
+def process() -> int:
+    return os.getpid()
+
+
+@agent.method(bind=True)
+def ignore(self: Any, text: str, state: str | None = None) -> None:
+    if state is not None:
+        self.update_state(state=state)
+    raise Ignore(text)
 
 
 @agent.method

@@ -6,12 +6,10 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
-import psycopg2
 import pytest
 from sqlalchemy import func, select, text
-from support import note
+from support import lone_database, note
 
 from waooaw_celery import Message, MessageStatus
 from waooaw_celery.audit import partitions, schema
@@ -32,13 +30,11 @@ DAYS_91 = timedelta(days=91)
 @pytest.fixture(scope="module")
 def lone_postgresql(postgres_url: str) -> Iterator[Database]:
     """A PostgreSQL database of this module's own: what is purged here is nobody else's."""
-    name = f"waooaw_{uuid4().hex}"
-    _administer(postgres_url, f"CREATE DATABASE {name}")
-    database = Database(database_url(postgres_url).set(database=name))
-    schema.upgrade(database)
-    yield database
-    database.close()
-    _administer(postgres_url, f"DROP DATABASE {name}")
+    with lone_database(postgres_url) as url:
+        database = Database(database_url(url))
+        schema.upgrade(database)
+        yield database
+        database.close()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -59,14 +55,6 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Databas
             if month > Month.of(NOW).plus(partitions.MONTHS_AHEAD):
                 partitions.drop(connection, month)
     schema.upgrade(database)
-
-
-def _administer(url: str, command: str) -> None:
-    connection = psycopg2.connect(url.replace("+psycopg2", ""))
-    connection.autocommit = True
-    with connection.cursor() as cursor:
-        cursor.execute(command)
-    connection.close()
 
 
 @pytest.fixture

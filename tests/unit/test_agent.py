@@ -199,6 +199,26 @@ def test_a_handler_that_outlasts_the_visibility_timeout_is_refused(agent: Agent)
         check_time_limits(agent.app)
 
 
+def test_a_handler_that_would_be_taken_for_lost_is_refused() -> None:
+    """The ledger would mark its message as FAILED while it still runs: the worker does not start."""
+    ledger = {"waooaw_database_url": "sqlite:////nowhere/ledger", "waooaw_lost_seconds": 600}
+    app = create_app(broker_url="amqp://nowhere.invalid", **ledger)
+    agent = Agent("patient", app)
+
+    @agent.method(time_limit=599)
+    def quick() -> None: ...
+
+    check_time_limits(app)
+
+    @agent.method(time_limit=600)
+    def slow() -> None: ...
+
+    sentence = r"patient\.slow may run for 600 s, and after 600 s the ledger .* raise waooaw_lost_seconds"
+    with pytest.raises(ConfigurationError, match=sentence):
+        check_time_limits(app)
+    app.close()
+
+
 @pytest.mark.parametrize("option", ["name", "base", "shared"])
 def test_what_the_agent_sets_is_no_option(agent: Agent, option: str) -> None:
     """The name and the base of a handler's task are the agent's."""

@@ -91,18 +91,28 @@ class Presence(bootsteps.StartStopStep):
 
 
 def check_time_limits(app: Any) -> None:
-    """Check that no handler may run longer than Redis waits before it hands its message to another worker.
+    """Check that no handler may still run when it is taken for lost.
+
+    Redis waits so long before it hands a message to another worker, and the ledger before it is marked as FAILED.
 
     Raises:
         ConfigurationError: one may; the sentence names it and both numbers.
     """
-    visible = app.visibility_timeout
+    lost = app.settings.lost_seconds if app.settings.database_url is not None else None
+    patience = (
+        (
+            app.visibility_timeout,
+            "Redis hands its message to another worker",
+            "broker_transport_options['visibility_timeout']",
+        ),
+        (lost, "the ledger takes its message for lost", "waooaw_lost_seconds"),
+    )
     for name, task in app.tasks.items():
-        if visible is not None and isinstance(task, AgentTask):
-            limit = task.time_limit or app.conf.task_time_limit
-            if limit is None or limit >= visible:
-                raise ConfigurationError(
-                    f"{name} may run for {limit or 'ever'} s, and after {visible:g} s Redis hands its message "
-                    "to another worker: give it a shorter time_limit, or raise "
-                    "broker_transport_options['visibility_timeout']"
-                )
+        for seconds, what, setting in patience:
+            if seconds is not None and isinstance(task, AgentTask):
+                limit = task.time_limit or app.conf.task_time_limit
+                if limit is None or limit >= seconds:
+                    raise ConfigurationError(
+                        f"{name} may run for {limit or 'ever'} s, and after {seconds:g} s {what}: "
+                        f"give it a shorter time_limit, or raise {setting}"
+                    )

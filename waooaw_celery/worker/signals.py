@@ -8,8 +8,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from celery import signals
+from celery.app.task import Context
+from celery.exceptions import Retry
+from celery.states import UNREADY_STATES
 
-from waooaw_celery.errors import InvalidMessage
 from waooaw_celery.message import Message
 from waooaw_celery.receipts import Event, Fact, Receipts
 from waooaw_celery.worker.task import AgentTask
@@ -18,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 #: What the ``Ignore`` says that ends a task which replaced itself.
 REPLACED = "Replaced by new task"
+#: How the result of a request begins whose method raised ``Ignore``.
+IGNORED = "Ignore: "
 #: Longest error text kept, in characters.
 MAX_ERROR = 2000
 #: Where a task's request keeps the moment at which the attempt began, by the monotonic clock.
@@ -37,10 +41,13 @@ def disconnect() -> None:
 
 
 def on_prerun(sender: Any, **_: Any) -> None:
-    """A worker begins to handle a message (pool child)."""
+    """A worker begins to handle a message, or finds that it is too late for that (pool child)."""
     if isinstance(sender, AgentTask):
+        if sender.is_over():
+            _note(sender, Event.EXPIRED, attempt=0)
+            return
         sender.request.update({_BEGAN: time.monotonic()})
-        message, now = _message(sender), datetime.now(UTC)
+        message, now = _message(sender, sender.request), datetime.now(UTC)
         waited = max((now - message.sent_at).total_seconds(), 0.0) if message is not None else None
         _note(sender, Event.DELIVERED, at=now, seconds=waited)
 
@@ -52,44 +59,58 @@ def on_success(sender: Any, **_: Any) -> None:
 
 
 def on_postrun(sender: Any, state: str | None = None, retval: Any = None, **_: Any) -> None:
-    """The handler raised ``Ignore``, of which no other signal tells (pool child).
+    """The handler raised ``Ignore`` or ``Reject``, of which no other signal tells as much (pool child).
 
-    A task that replaced itself raises it too, but its replacement is what ends the message.
+    A task that replaced itself raises ``Ignore`` too, but its replacement is what ends the message; and one that
+    came too late has ended already.
     """
-    if isinstance(sender, AgentTask) and state == "IGNORED" and str(retval) != REPLACED:
+    if not isinstance(sender, AgentTask) or sender.is_over():
+        return
+    if state == "IGNORED" and str(retval) != REPLACED:
         _note(sender, Event.HANDLED)
+        _answer_ignored(sender, retval)
+    elif state == "REJECTED":
+        _note(sender, Event.RETRIED if retval.requeue else Event.FAILED, error=f"Reject: {retval.reason}")
 
 
-def on_retry(sender: Any, reason: Any = None, **_: Any) -> None:
+def on_retry(sender: Any, request: Any, reason: Any = None, **_: Any) -> None:
     """The handler asked for another attempt, or Celery did since its process died (pool child or parent)."""
     if isinstance(sender, AgentTask):
-        _note(sender, Event.RETRIED, error=str(reason))
+        _note(sender, Event.RETRIED, request, error=reason and str(reason))
 
 
 def on_failure(sender: Any, task_id: str, exception: BaseException, **_: Any) -> None:
     """The handler gave up, ran too long or took its process with it (pool child or parent)."""
     if isinstance(sender, AgentTask):
-        _note(sender, Event.FAILED, task_id, error=f"{class_name(exception)}: {exception}")
+        if sender.request.id == task_id:
+            _note(sender, Event.FAILED, error=_error(exception))
+        else:  # Celery does not always say which request it tells of
+            fact = Fact(message_id=task_id, event=Event.FAILED, error=_error(exception)[:MAX_ERROR])
+            _receipts(sender.app).note(fact)
 
 
-def on_internal_error(sender: Any, task_id: str, exception: BaseException, **_: Any) -> None:
+def on_internal_error(sender: Any, request: Any, exception: BaseException, **_: Any) -> None:
     """The handler came to its end, and the result backend did not take what came of it (pool child)."""
     if isinstance(sender, AgentTask):
-        _note(sender, Event.FAILED, task_id, error=f"its outcome could not be stored: {exception}")
+        # A retry is on its way already: Celery publishes it before it stores that.
+        event = Event.RETRIED if _during_retry(exception) else Event.FAILED
+        error = f"its outcome could not be stored: {exception}"
+        _note(sender, event, Context(request), error=error)
 
 
-def on_revoked(sender: Any, request: Any, expired: bool | None = None, **_: Any) -> None:
+def on_revoked(sender: Any, request: Any, terminated: bool = False, expired: bool = False, **_: Any) -> None:
     """The message expired before it was begun, or an operator revoked it (parent)."""
     if isinstance(sender, AgentTask):
         event, error = (Event.EXPIRED, None) if expired else (Event.FAILED, "revoked by an operator")
-        _receipts(sender.app).note(Fact(message_id=request.id, event=event, error=error))
+        _note(sender, event, request, error=error, attempt=request.retries + 1 if terminated else 0)
 
 
 def on_unknown(sender: Any, name: str, id: str, **_: Any) -> None:  # noqa: A002 - Celery's own name
     """The worker has no handler of this name (parent)."""
     if hasattr(sender.app, "receipts"):  # not a plain Celery worker that merely imports this package
         error = f"the worker has no handler {name!r}"
-        _receipts(sender.app).note(Fact(message_id=id, event=Event.FAILED, error=error))
+        fact = Fact(message_id=id, event=Event.FAILED, error=error, worker=sender.hostname)
+        _receipts(sender.app).note(fact)
 
 
 def on_rejected(sender: Any, message: Any, exc: BaseException | None = None, **_: Any) -> None:
@@ -98,7 +119,8 @@ def on_rejected(sender: Any, message: Any, exc: BaseException | None = None, **_
     logger.error("message %r was rejected: %s", id_, exc, extra={"action": "message_rejected"})
     if isinstance(id_, str) and hasattr(sender.app, "receipts"):
         error = f"rejected: {exc}"[:MAX_ERROR]
-        _receipts(sender.app).note(Fact(message_id=id_, event=Event.FAILED, error=error))
+        fact = Fact(message_id=id_, event=Event.FAILED, error=error, worker=sender.hostname)
+        _receipts(sender.app).note(fact)
 
 
 def class_name(exception: BaseException) -> str:
@@ -106,19 +128,35 @@ def class_name(exception: BaseException) -> str:
     return str(getattr(exception, "exc_cls_name", type(exception).__name__))
 
 
-def _note(
-    task: AgentTask, event: Event, task_id: str | None = None, *, error: str | None = None, **facts: Any
-) -> None:
-    """Write down what became of the message that a task handles, or handled in a process that is gone."""
-    request = task.request
-    if task_id is not None and request.id != task_id:  # Celery does not always say which request it tells of
-        _receipts(task.app).note(Fact(message_id=task_id, event=event, error=error and error[:MAX_ERROR]))
-        return
+def _error(exception: BaseException) -> str:
+    """Return an exception's class and text, which for some of Celery's is the class again."""
+    name, text = class_name(exception), str(exception)
+    return text if text.startswith(f"{name}(") else f"{name}: {text}"
+
+
+def _during_retry(exception: BaseException | None) -> bool:
+    """Whether something went wrong while a handler's ``Retry`` was dealt with."""
+    while exception is not None and not isinstance(exception, Retry):
+        exception = exception.__context__
+    return exception is not None
+
+
+def _answer_ignored(task: AgentTask, reason: BaseException) -> None:
+    """Tell whoever waits for the result that there will be none, unless the handler stored a state of its own."""
+    request, id_ = task.request, str(task.request.id)
+    nobody_waits = task.ignore_result or request.ignore_result
+    if not nobody_waits and task.backend.get_state(id_) in UNREADY_STATES:
+        task.backend.mark_as_revoked(id_, f"{IGNORED}{reason}", request=request)
+
+
+def _note(task: AgentTask, event: Event, request: Any = None, *, error: str | None = None, **facts: Any) -> None:
+    """Write down what became of the message of a request; None: of the one that the task handles."""
+    request = task.request if request is None else request
     began = request.get(_BEGAN)
     known: dict[str, Any] = {
         "seconds": None if began is None else time.monotonic() - began,
         "error": error and error[:MAX_ERROR],
-        "message": _message(task),
+        "message": _message(task, request),
         "handler": task.handler,
         "worker": request.hostname,
         "attempt": request.retries + 1,
@@ -126,10 +164,10 @@ def _note(
     _receipts(task.app).note(Fact(message_id=str(request.id), event=event, **(known | facts)))
 
 
-def _message(task: AgentTask) -> Message | None:
+def _message(task: AgentTask, request: Context) -> Message | None:
     try:
-        return task.message
-    except InvalidMessage:  # an envelope that nobody can read: what became of it is known by its id
+        return task.message_of(request)
+    except (TypeError, ValueError):  # nobody can read its envelope or its arguments: it is known by its id
         return None
 
 

@@ -5,17 +5,20 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
+from billiard.common import terminate_handler_fired  # type: ignore[attr-defined]  # newer than its stubs
 from celery import Task
 from celery._state import get_current_worker_task
+from celery.app.task import Context
 from celery.exceptions import Ignore, WorkerShutdown, WorkerTerminate
 
 from waooaw_celery.envelope import moment, payload_of
 from waooaw_celery.errors import HandlerExited
 from waooaw_celery.message import ENVELOPE_HEADER, Message
-from waooaw_celery.receipts import Event, Fact
 
 #: Where a task's request keeps its message once that has been read: large ones are not read twice.
 _MESSAGE = "waooaw_message"
+#: Where it keeps whether the message came too late to be begun.
+_OVER = "waooaw_over"
 
 
 class AgentTask(Task):  # type: ignore[type-arg]
@@ -44,17 +47,29 @@ class AgentTask(Task):  # type: ignore[type-arg]
             return super().__call__(*args, **kwargs)
         except MemoryError as error:  # Celery would end the worker, and the next one that meets the message too
             raise HandlerExited(f"{self.name} ran out of memory: {error}") from error
-        except (WorkerShutdown, WorkerTerminate):  # not the handler's: the worker itself is told to end
+        except (WorkerShutdown, WorkerTerminate):  # not the handler's: its worker is told to end
             raise
         except SystemExit as error:
+            # Its process is told to end: Celery knows whether an operator revoked the message, or tries it again.
+            if terminate_handler_fired():
+                raise
             raise HandlerExited(f"{self.name} called sys.exit({error.code!r})") from error
 
+    def is_over(self) -> bool:
+        """Whether the time of the message was over while it waited in the worker, where Celery no longer looks.
+
+        Asked of one attempt again, it answers the same.
+        """
+        over: bool | None = self.request.get(_OVER)
+        if over is None:
+            expires_at = moment(self.request.expires, UTC)
+            over = expires_at is not None and expires_at <= datetime.now(UTC)
+            self.request.update({_OVER: over})
+        return over
+
     def before_start(self, task_id: str, args: Any, kwargs: Any) -> None:
-        """Drop a message whose time was over while it waited in the worker, where Celery no longer looks."""
-        expires_at = moment(self.request.expires, UTC)
-        if expires_at is not None and expires_at <= datetime.now(UTC):
-            fact = Fact(message_id=task_id, event=Event.EXPIRED, message=self.message, handler=self.handler)
-            self.app.receipts.note(fact)  # type: ignore[attr-defined]  # an AgentApp, which stands above here
+        """Drop a message whose time is over."""
+        if self.is_over():
             self.backend.mark_as_revoked(
                 task_id, "expired", request=self.request, store_result=not self.ignore_result
             )
@@ -67,7 +82,14 @@ class AgentTask(Task):  # type: ignore[type-arg]
         Raises:
             InvalidMessage: it came with an envelope that this version cannot read.
         """
-        request = self.request
+        return self.message_of(self.request)
+
+    def message_of(self, request: Context) -> Message:
+        """Return the message of a request for this handler.
+
+        Raises:
+            InvalidMessage: it came with an envelope that this version cannot read.
+        """
         message: Message | None = request.get(_MESSAGE)
         if message is None:
             headers = {
