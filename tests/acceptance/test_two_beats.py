@@ -8,12 +8,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from uuid import uuid4
 
-import psycopg2
 import pytest
 from sqlalchemy import select
-from support import Broker, note, until
+from support import Broker, lone_database, note, until
 
 from waooaw_celery import AgentApp, Message
 from waooaw_celery.audit import schema
@@ -31,19 +29,8 @@ OLD = 12_000
 @pytest.fixture
 def broker(redis_url: str, postgres_url: str, tmp_path: Path) -> Iterator[Broker]:
     """A broker whose ledger is a PostgreSQL database of this test's own."""
-    name = f"waooaw_{uuid4().hex}"
-    _administer(postgres_url, f"CREATE DATABASE {name}")
-    server, _, options = postgres_url.partition("?")
-    yield Broker(redis_url, redis_url, tmp_path, f"{server.rpartition('/')[0]}/{name}?{options}")
-    _administer(postgres_url, f"DROP DATABASE {name} WITH (FORCE)")
-
-
-def _administer(url: str, command: str) -> None:
-    connection = psycopg2.connect(url.replace("+psycopg2", ""))
-    connection.autocommit = True
-    with connection.cursor() as cursor:
-        cursor.execute(command)
-    connection.close()
+    with lone_database(postgres_url) as url:
+        yield Broker(redis_url, redis_url, tmp_path, url)
 
 
 @pytest.fixture
