@@ -51,7 +51,7 @@ def command(self: Any, message: Message) -> None:
             max_retries=do.get("max_retries", do["fail_times"]),
         )
     if do.get("kill") or do.get("kill_times", 0) > self.request.retries:
-        os.kill(os.getpid(), 9)
+        os.kill(os.getpid(), do.get("signal", 9))
     if "reject" in do:
         raise Reject(do["reject"], requeue=False)
     if "requeue" in do and not redelivered:
