@@ -14,6 +14,7 @@ from support import Broker, note, until
 from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus
 from waooaw_celery.audit import schema
 from waooaw_celery.audit.engine import Database, database_url
+from waooaw_celery.audit.entries import message_entry
 from waooaw_celery.audit.ledger import Ledger
 from waooaw_celery.audit.retention import HoldKind, Retention
 from waooaw_celery.audit.trail import MessageAuditTrail
@@ -90,10 +91,7 @@ def test_every_payload_comes_back_as_it_was_said(ledger: Ledger, trail: MessageA
     messages = [Message(from_agent="boss", to_agent=to, payload=payload) for payload in payloads]
     entries = [(message, "command") for message in messages]
     if spooled:
-        with opened_batched(ledger) as batched:
-            batched._the_writer()._retry_at = float("inf")  # away
-            batched.pending(entries)
-            assert batched.spool.counts() == (len(entries), 0)
+        ledger.spool.append([message_entry(message, "command", RetentionPolicy.DAYS_90) for message in messages])
         ledger.start()
         until(lambda: ledger.spool.counts() == (0, 0), "an empty spool")
     else:
@@ -102,13 +100,6 @@ def test_every_payload_comes_back_as_it_was_said(ledger: Ledger, trail: MessageA
         found = trail.receipt(message.message_id).payload
         assert found == message.payload
         assert repr(found) == repr(message.payload)  # 1 is not True, and 0.0 is not -0.0
-
-
-def opened_batched(ledger: Ledger) -> Any:
-    from contextlib import closing
-
-    folder = str(ledger.spool.path.parent)
-    return closing(Ledger(Database(ledger.database.url), RetentionPolicy.DAYS_90, AuditMode.BATCHED, folder))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 2**5000, {1: 2}, {"a": {1}}, b"x"])
