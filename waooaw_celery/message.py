@@ -88,6 +88,8 @@ class RetentionPolicy(StrEnum):
 
 #: When what is kept for ever may be purged: the last day that every database and Python can write.
 KEPT_FOREVER = datetime(9999, 12, 31, tzinfo=UTC)
+#: Between them every moment of sending leaves room for every time to live and every retention.
+_EARLIEST, _LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)
 
 
 class MessageStatus(StrEnum):
@@ -160,6 +162,8 @@ class Message:
                 check_id(getattr(self, name), name)
         if not isinstance(self.sent_at, datetime) or self.sent_at.tzinfo is None:
             raise InvalidMessage("sent_at must be an aware datetime, such as datetime.now(UTC)")
+        if not _EARLIEST < self.sent_at < _LATEST:
+            raise InvalidMessage(f"sent_at must be in the years {_EARLIEST.year} to {_LATEST.year - 1}")
 
     def __hash__(self) -> int:
         return hash(self.message_id)

@@ -194,3 +194,5 @@ def _prepare_sqlite(connection: Any, _: Any) -> None:
     cursor.execute("PRAGMA journal_mode=WAL")
     cursor.execute("PRAGMA synchronous=FULL")
     cursor.close()
+    # Its own knows the letters a to z only.
+    connection.create_function("lower", 1, lambda text: text and text.lower(), deterministic=True)

@@ -61,7 +61,7 @@ def fact_entry(fact: Fact, retention: RetentionPolicy) -> Entry:
         return keyed_entry(fact, message.retention.until(message.sent_at), message.sent_at)
     row = _fact_row(fact) | {"message": message and _message_row(message, fact.handler, retention)}
     # The id may be anything: of a message that another program published.
-    return Entry("stray", _storable(fact.message_id), json.dumps(row))
+    return Entry("stray", storable(fact.message_id), json.dumps(row))
 
 
 def keyed_entry(fact: Fact, retain_until: datetime, sent_at: datetime) -> Entry:
@@ -72,14 +72,14 @@ def keyed_entry(fact: Fact, retain_until: datetime, sent_at: datetime) -> Entry:
 
 def _fact_row(fact: Fact) -> dict[str, Any]:
     return {
-        "message_id": _storable(fact.message_id),
+        "message_id": storable(fact.message_id),
         "at": _text(fact.at),
         "event": fact.event.value,
         "worker": fact.worker or "",
         "terminal": fact.event.terminal,
         "attempt": fact.attempt,
         "seconds": fact.seconds,
-        "error": fact.error and _storable(fact.error),
+        "error": fact.error and storable(fact.error),
     }
 
 
@@ -121,7 +121,7 @@ def _text(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat()
 
 
-def _storable(text: str) -> str:
+def storable(text: str) -> str:
     """Return a text that every database takes: PostgreSQL refuses NUL and halves of surrogate pairs."""
     return text.replace("\x00", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()
 

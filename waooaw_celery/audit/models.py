@@ -6,11 +6,14 @@ partitions; every unique key therefore holds that column, which a message and al
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import JSON, DateTime, Dialect, Index, String, TypeDecorator, text
+from sqlalchemy import JSON, DateTime, Dialect, Index, String, Text, TypeDecorator, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from waooaw_celery.audit.entries import payload_text
 
 
 class Moment(TypeDecorator[datetime]):
@@ -28,6 +31,29 @@ class Moment(TypeDecorator[datetime]):
         if value is None:
             return None
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class Said(TypeDecorator[Any]):
+    """A JSON value that stays as it was said.
+
+    On SQLite it is text: a column named JSON would take a payload that is a number for one of SQLite's own, and
+    one beyond 64 bits would lose its last digits.
+    """
+
+    impl = JSON
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> Any:
+        """Return the type that a database knows."""
+        return dialect.type_descriptor(Text() if dialect.name == "sqlite" else JSON())
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> Any:
+        """Turn what is written to text for SQLite."""
+        return payload_text(value) if dialect.name == "sqlite" else value
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> Any:
+        """Turn what is read from SQLite back."""
+        return json.loads(value) if dialect.name == "sqlite" and value is not None else value
 
 
 class Base(DeclarativeBase):
@@ -94,7 +120,7 @@ class MessageRow(Base):
     sent_at: Mapped[datetime]
     expires_at: Mapped[datetime | None]
     #: JSON's null too when it was erased.
-    payload: Mapped[Any | None]
+    payload: Mapped[Any | None] = mapped_column(Said)
     #: SHA-256 of the payload, which stays when the payload is erased: room for a chain of evidence.
     payload_digest: Mapped[str]
     erased_at: Mapped[datetime | None]

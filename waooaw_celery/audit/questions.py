@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, String, cast, select
+from sqlalchemy import ColumnElement, Connection, Row, Select, String, cast, or_, select
 
 from waooaw_celery.audit.entries import payload_text
 from waooaw_celery.audit.models import EventRow, MessageRow
@@ -46,7 +47,10 @@ def read(connection: Connection, query: Select[Any]) -> list[AuditRecord]:
 
 def mentions(text: str) -> ColumnElement[bool]:
     """Whether a payload, as JSON text, contains this, in any case."""
-    return cast(MessageRow.payload, String).icontains(payload_text(text)[1:-1], autoescape=True)
+    payload = cast(MessageRow.payload, String)
+    # The second is how it stands in a payload with halves of surrogate pairs, which is ASCII throughout.
+    spellings = dict.fromkeys((payload_text(text)[1:-1], json.dumps(text)[1:-1]))
+    return or_(*(payload.icontains(spelling, autoescape=True) for spelling in spellings))
 
 
 def _event(row: Row[Any]) -> AuditEvent:

@@ -27,6 +27,7 @@ from sqlalchemy import (
 
 from waooaw_celery.audit import partitions
 from waooaw_celery.audit.engine import Database
+from waooaw_celery.audit.entries import storable
 from waooaw_celery.audit.models import EventRow, HoldRow, MessageRow, OpenRow, PurgeRow
 from waooaw_celery.audit.questions import mentions
 from waooaw_celery.audit.statements import close_ended
@@ -145,6 +146,8 @@ class Retention:
         check(value, kind.value)
         if not reason.strip():
             raise InvalidMessage("a hold needs a reason, for whoever asks later")
+        if storable(reason) != reason:
+            raise InvalidMessage("the reason of a hold must be text without NUL and halves of surrogate pairs")
         with self._database.begin("place a legal hold") as connection:
             connection.execute(delete(HoldRow).where(HoldRow.kind == kind.value, HoldRow.value == value))
             row = {"kind": kind.value, "value": value, "reason": reason, "placed_at": datetime.now(UTC)}

@@ -33,10 +33,13 @@ from waooaw_celery.audit.walk import Walk, between, newest, same
 from waooaw_celery.errors import InvalidMessage, UnknownMessage
 from waooaw_celery.message import DeliveryReceipt, Message, MessageStatus, MessageType, Priority
 from waooaw_celery.receipts import Event, Fact
+from waooaw_celery.values import check_agent_name, check_id
 
 PERCENTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 #: Most messages that one page of a query may hold.
 MAX_PAGE = 1000
+#: How far back a history may go: a hundred years.
+MAX_DAYS = 36_500
 
 
 class MessageAuditTrail:
@@ -86,10 +89,14 @@ class MessageAuditTrail:
             after: go on where a page ended: its ``after``.
 
         Raises:
-            InvalidMessage: a moment has no time zone, or the limit is out of range.
+            InvalidMessage: a name or an id can be none, a moment has no time zone, or the limit is out of range.
         """
-        if not 1 <= limit <= MAX_PAGE:
-            raise InvalidMessage(f"limit must be 1 to {MAX_PAGE}, not {limit}")
+        _check_limit(limit)
+        for agent, what in ((from_agent, "from_agent"), (to_agent, "to_agent")):
+            if agent is not None:
+                check_agent_name(agent, what)
+        if correlation_id is not None:
+            check_id(correlation_id, "correlation_id")
         walk = Walk(since, until, after)
         walk.to(MessageRow.correlation_id, correlation_id)
         if status is not None:
@@ -116,7 +123,9 @@ class MessageAuditTrail:
 
         Raises:
             UnknownMessage: the ledger has nothing of this id.
+            InvalidMessage: this cannot be an id.
         """
+        check_id(id_, "id")
         named = or_(
             MessageRow.message_id == id_, MessageRow.correlation_id == id_, MessageRow.conversation_id == id_
         )
@@ -134,8 +143,15 @@ class MessageAuditTrail:
         Args:
             agent: its name.
             days: how far back.
-            limit: how many messages at most.
+            limit: how many messages at most, 1 to 1000.
+
+        Raises:
+            InvalidMessage: this can be no agent's name, or the days or the limit are out of range.
         """
+        check_agent_name(agent)
+        _check_limit(limit)
+        if not 0 < days <= MAX_DAYS:
+            raise InvalidMessage(f"days must be more than 0 and at most {MAX_DAYS}, not {days}")
         since = datetime.now(UTC) - timedelta(days=days)
         # Two questions that an index answers each, and not one with "or", which none answers in order.
         sides = [
@@ -184,7 +200,9 @@ class MessageAuditTrail:
 
         Raises:
             UnknownMessage: it has nothing.
+            InvalidMessage: this cannot be an id.
         """
+        check_id(message_id, "message_id")
         with self._asking("read a message") as connection:
             records = read(connection, select(MessageRow.__table__).where(MessageRow.message_id == message_id))
         if not records:
@@ -254,6 +272,11 @@ class MessageAuditTrail:
             seconds = [row.seconds for row in rows]
             found[Event(event)] = len(seconds), _durations([second for second in seconds if second is not None])
         return found
+
+
+def _check_limit(limit: int) -> None:
+    if not 1 <= limit <= MAX_PAGE:
+        raise InvalidMessage(f"limit must be 1 to {MAX_PAGE}, not {limit}")
 
 
 def _causal(records: Sequence[AuditRecord]) -> list[AuditRecord]:

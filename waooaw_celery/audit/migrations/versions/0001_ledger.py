@@ -14,6 +14,8 @@ depends_on = None
 
 _MOMENT = sa.DateTime(timezone=True)
 _JSON = sa.JSON()
+#: A column named JSON would round large numbers on SQLite.
+_SAID = sa.JSON().with_variant(sa.Text(), "sqlite")
 _PARTITIONED: Any = {"postgresql_partition_by": "RANGE (retain_until)"}
 
 #: How rows are added: one call is one round trip and one transaction, and PostgreSQL keeps its plans. All rows
@@ -103,7 +105,7 @@ def upgrade() -> None:
         sa.Column("causation_id", sa.String),
         sa.Column("sent_at", _MOMENT, nullable=False),
         sa.Column("expires_at", _MOMENT),
-        sa.Column("payload", _JSON),
+        sa.Column("payload", _SAID),
         sa.Column("payload_digest", sa.String, nullable=False),
         sa.Column("erased_at", _MOMENT),
         **_PARTITIONED,
