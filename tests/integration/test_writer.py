@@ -317,7 +317,9 @@ def test_a_child_writes_its_own_and_leaves_its_parents(
 ) -> None:
     """After a fork in the middle of writing both go on: each entry is there once, whoever was to write it."""
     code = """
-before = [say() for _ in range(300)]
+before = [say() for _ in range(150)]
+ledger.flush()  # there is a connection now
+before += [say() for _ in range(150)]
 child = os.fork()
 mine = [say() for _ in range(300)]
 ledger.flush()
