@@ -18,15 +18,12 @@ from typing import Any, TypeAlias
 
 from waooaw_celery.audit.engine import PATIENCE, Database
 from waooaw_celery.audit.entries import Entry
-from waooaw_celery.audit.line import Line
+from waooaw_celery.audit.pen import Pen, Written, never_taken
 from waooaw_celery.audit.spool import Spool, SpoolUnavailable
-from waooaw_celery.audit.statements import WRITE, lists, outcome, rehearse, settle_strays, write
 from waooaw_celery.errors import AuditUnavailable
 
 logger = logging.getLogger(__name__)
 
-#: What is done, for an error's sentence.
-WHAT = "write to the ledger"
 #: Seconds that an entry for which nobody waits may wait for others.
 LINGER = 0.05
 #: Entries, and characters in them, written in one transaction, which must end within the time of a statement.
@@ -45,8 +42,8 @@ DEADLINE = 3 * PATIENCE
 STRAY_SECONDS = 600.0
 
 
-#: Writes entries, and returns the ids of the messages that are new, and the strays whose messages are unknown.
-_Commit: TypeAlias = Callable[[Sequence[Entry]], tuple[set[str], list[Entry]]]
+#: Writes entries, as a pen does.
+_Commit: TypeAlias = Callable[[Sequence[Entry]], Written]
 
 
 @dataclass(slots=True, eq=False)
@@ -71,9 +68,7 @@ class Writer:
     """
 
     def __init__(self, database: Database, spool: Spool) -> None:
-        self._database = database
-        #: For whoever is writing, one at a time; None for another driver than psycopg2.
-        self._line = Line(database) if database.url.drivername == "postgresql+psycopg2" else None
+        self._pen = Pen(database)  # for whoever is writing: one at a time
         #: What was sent on its way, and whose answer nobody has fetched yet.
         self._flight: list[_Put] | None = None
         self._spool = spool
@@ -171,8 +166,8 @@ class Writer:
         if thread is not None:
             thread.join(PATIENCE)
         with self._changed:
-            if not self._busy and self._line is not None:
-                self._line.close()
+            if not self._busy:
+                self._pen.close()
 
     def _finish(self, put: _Put) -> set[str]:
         self._write_until(put)
@@ -183,32 +178,31 @@ class Writer:
     def _take_off(self) -> None:
         """Send what is urgent on its way, unless somebody is writing: then it is written when somebody waits."""
         with self._changed:
-            if self._busy or self._line is None:
+            if self._busy:
                 return
             batch = self._take(self._urgent)
             self._busy = True
-        messages, facts, strays = _sorted(entry for put in batch for entry in put.entries)
-        if strays:
-            self._write(batch)
-            return
         try:
-            self._line.send(WHAT, WRITE, lists(messages, facts))
+            on_its_way = self._pen.send([entry for put in batch for entry in put.entries])
         except AuditUnavailable as error:
             self._write(batch, partial(_raise, error))
+            return
         except BaseException:
             self._write(batch)
             raise
-        else:
-            with self._changed:
-                self._flight = batch
-                self._changed.notify_all()
+        if not on_its_way:
+            self._write(batch)
+            return
+        with self._changed:
+            self._flight = batch
+            self._changed.notify_all()
 
     def _land(self) -> None:
         """Fetch the answer to what was sent on its way."""
         with self._changed:
             batch, self._flight = self._flight, None
         if batch is not None:
-            self._write(batch, self._fetch)
+            self._write(batch, self._pen.answer)
 
     def _enqueue(self, put: _Put, queue: deque[_Put]) -> bool:
         """Queue entries and return True, or return False when there they would only wait."""
@@ -312,7 +306,7 @@ class Writer:
     def _write(self, batch: list[_Put], commit: _Commit | None = None) -> None:
         """Write a batch, or spool what may be spooled of it. (The caller has said that somebody is busy.)"""
         try:
-            self._try(batch, commit or self._commit)
+            self._try(batch, commit or self._pen.write)
         except BaseException as bug:
             logger.exception("the ledger's writer failed", extra={"action": "writer_failed"})
             self._save([put for put in batch if not put.ended], AuditUnavailable(repr(bug)))
@@ -332,14 +326,14 @@ class Writer:
         try:
             new, unknown = commit([entry for put in batch for entry in put.entries])
         except AuditUnavailable as error:
-            if not _never_taken(error):
+            if not never_taken(error):
                 self._give_up(batch, error)
             elif len(batch) > 1:
                 for number, put in enumerate(batch):  # one of them is the culprit
                     if self._retry_at is not None:  # it went away meanwhile
                         self._save(batch[number:], error)
                         break
-                    self._try([put], self._commit)
+                    self._try([put], self._pen.write)
             else:
                 self._save(batch, error)
             return
@@ -377,28 +371,6 @@ class Writer:
             self._wake()
             self._changed.notify_all()
 
-    def _commit(self, entries: Sequence[Entry]) -> tuple[set[str], list[Entry]]:
-        """Write entries, all or none.
-
-        Returns:
-            The ids of the messages that are new, and the strays about whose messages nothing is known yet.
-        """
-        messages, facts, strays = _sorted(entries)
-        try:
-            if self._line is not None and not strays:
-                self._line.send(WHAT, WRITE, lists(messages, facts))
-                return self._fetch(entries)
-            with self._database.begin(WHAT) as connection:
-                settled, unknown = settle_strays(connection, strays) if strays else ([], [])
-                return write(connection, messages, facts + settled)[0], unknown
-        except (ValueError, OverflowError) as error:  # what the driver cannot hand over
-            raise AuditUnavailable(f"could not write to the ledger: {error}") from error
-
-    def _fetch(self, _: Sequence[Entry]) -> tuple[set[str], list[Entry]]:
-        """Wait for the answer to what was sent; return as ``_commit``."""
-        line: Any = self._line
-        return outcome(line.answer(WHAT))[0], []
-
     def _ship(self) -> None:
         """Write what is in the spool, in order, as far as the database takes it; or find out that it is back."""
         self._look_at = time.monotonic() + SPOOL_SECONDS
@@ -408,7 +380,8 @@ class Writer:
             while (waiting or self._retry_at is not None) and self._take_turn():
                 try:
                     if self._retry_at is not None:
-                        self._rehearse()
+                        self._pen.rehearse()
+                        self._note_back()
                     shipped += self._ship_part(waiting)
                 except AuditUnavailable as error:
                     if isinstance(error, SpoolUnavailable):
@@ -430,12 +403,6 @@ class Writer:
         if shipped:
             logger.warning("%d spooled entries are in the ledger", shipped, extra={"action": "spool_shipped"})
 
-    def _rehearse(self) -> None:
-        """Find out whether the database would take rows again: to answer a question is not enough."""
-        with self._database.begin(WHAT) as connection:
-            rehearse(connection)
-        self._note_back()
-
     def _take_turn(self) -> bool:
         """Wait until nobody is writing, and be the one who is; return whether that came to be."""
         deadline = time.monotonic() + DEADLINE
@@ -453,9 +420,9 @@ class Writer:
         if not waiting:
             return 0
         try:
-            _, unknown = self._commit([entry for _, entry in waiting])
+            _, unknown = self._pen.write([entry for _, entry in waiting])
         except AuditUnavailable as error:
-            if not _never_taken(error):
+            if not never_taken(error):
                 raise
             if len(waiting) > 1:
                 return sum(self._ship_part([one]) for one in waiting)
@@ -489,17 +456,6 @@ class Writer:
             self._look_at = 0.0
 
 
-def _sorted(entries: Iterable[Entry]) -> tuple[list[Entry], list[Entry], list[Entry]]:
-    """Return the messages, the facts and the strays among entries.
-
-    In one order everywhere, so that two processes never wait for each other's rows in a circle.
-    """
-    kinds: dict[str, list[Entry]] = {"message": [], "fact": [], "stray": []}
-    for entry in sorted(entries, key=lambda entry: entry.message_id):
-        kinds[entry.kind].append(entry)
-    return kinds["message"], kinds["fact"], kinds["stray"]
-
-
 def _raise(error: Exception, _: Sequence[Entry]) -> Any:
     raise error
 
@@ -509,12 +465,3 @@ def _refusal() -> AuditUnavailable:
         "the ledger's database does not answer, and what it cannot record is not published: check that it runs "
         "and that waooaw_database_url is right"
     )
-
-
-def _never_taken(error: AuditUnavailable) -> bool:
-    """Whether the database will say the same of these rows at any time, or cannot even be told of them."""
-    cause: Any = error.__cause__
-    known: Any = getattr(cause, "orig", cause)
-    names = {kind.__name__ for kind in type(known).__mro__}
-    # The last two are what a driver raises for a text or a number that it cannot hand over.
-    return bool(names & {"DataError", "IntegrityError", "ValueError", "OverflowError"})
