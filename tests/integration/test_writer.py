@@ -222,7 +222,7 @@ def test_the_spool_is_its_users_alone(folder: Path, url: str) -> None:
 def locked(url: str) -> Iterator[None]:
     """Keep everybody else from writing to an SQLite."""
     with closing(sqlite3.connect(database_url(url).database or "")) as connection:
-        connection.execute("BEGIN EXCLUSIVE")
+        connection.execute("BEGIN IMMEDIATE")
         yield
 
 
