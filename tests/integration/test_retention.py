@@ -12,7 +12,8 @@ from sqlalchemy import func, select, text
 from support import lone_database, note
 
 from waooaw_celery import Message, MessageStatus
-from waooaw_celery.audit import partitions, schema
+from waooaw_celery.audit import engine, partitions, schema
+from waooaw_celery.audit import retention as retention_module
 from waooaw_celery.audit.engine import Database, database_url
 from waooaw_celery.audit.ledger import Ledger
 from waooaw_celery.audit.models import EventRow, MessageRow, PurgeRow
@@ -106,6 +107,20 @@ def test_a_purge_removes_what_is_over_and_keeps_the_rest(
         [row] = connection.execute(select(PurgeRow.__table__)).all()
     assert (row.rule, row.messages, row.events) == (removal.rule, 2, 4)
     assert retention.purge(NOW).messages == 0
+
+
+def test_a_purge_goes_on_from_batch_to_batch(
+    database: Database, ledger: Ledger, retention: Retention, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Messages of several months and in more than one batch all go, and what is on hold among them stays."""
+    monkeypatch.setattr(retention_module, "BATCH", 2)
+    held = ended(ledger)
+    for days in (91, 150, 210, 91, 150):
+        ended(ledger, sent_at=NOW - timedelta(days=days))
+    retention.hold(HoldKind.MESSAGE, held.message_id, "why")
+    removal = retention.purge(NOW)
+    assert (removal.messages, removal.events) == (5, 10)
+    assert counts(database) == (1, 2)
 
 
 def test_a_dry_run_only_counts(database: Database, ledger: Ledger, retention: Retention) -> None:
@@ -228,6 +243,35 @@ def test_a_month_with_something_to_keep_is_deleted_from_row_by_row(
     assert counts(database) == (1, 2)
     with database.begin("look") as connection:
         assert month in partitions.existing(connection)
+
+
+@postgresql_only
+def test_a_month_that_somebody_reads_does_not_keep_writers_waiting(
+    database: Database, ledger: Ledger, retention: Retention
+) -> None:
+    """While a reader holds its partition, a purge deletes from it row by row, and others write on meanwhile."""
+    ended(ledger, sent_at=NOW)
+    month = Month.of(NOW + timedelta(days=90))
+    reader = Database(database.url)
+    with reader.begin("read on and on") as connection:
+        connection.execute(text(f"SELECT FROM {month.table('waooaw_messages')}"))
+        removal = retention.purge(month.end)
+    reader.close()
+    assert (removal.messages, removal.events) == (1, 2)
+    with database.begin("look") as connection:
+        assert month in partitions.existing(connection)
+    assert counts(database) == (0, 0)
+
+
+@postgresql_only
+def test_a_purge_may_take_longer_than_a_question(
+    database: Database, retention: Retention, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection that keeps other purges out is not given up after the seconds that a question may take."""
+    monkeypatch.setattr(engine, "PATIENCE", 0)  # and a second for the server
+    with retention._alone() as alone, retention._cleaning("take longer") as connection:
+        assert alone
+        connection.execute(text("SELECT pg_sleep(1.6)"))
 
 
 @postgresql_only

@@ -151,6 +151,38 @@ def test_filters_combine(ledger: Ledger, trail: MessageAuditTrail) -> None:
     assert ids(since=now - timedelta(hours=1), text="what") == set()
 
 
+@pytest.mark.parametrize(
+    ("events", "status"),
+    [
+        ([], MessageStatus.PENDING),
+        ([Event.SENT], MessageStatus.SENT),
+        ([Event.SENT, Event.DELIVERED, Event.RETRIED], MessageStatus.DELIVERED),
+        ([Event.SENT, Event.DELIVERED, Event.HANDLED], MessageStatus.HANDLED),
+        ([Event.DELIVERED, Event.FAILED], MessageStatus.FAILED),
+        ([Event.SENT, Event.EXPIRED], MessageStatus.EXPIRED),
+    ],
+)
+def test_a_status_is_found_by_itself_and_with_other_filters(
+    ledger: Ledger, trail: MessageAuditTrail, events: list[Event], status: MessageStatus
+) -> None:
+    """A message has one status, whichever of the filters leads to it, and the others do not find it."""
+    # In a stretch of the past that no other test uses: the PostgreSQL database is shared.
+    since = datetime.now(UTC) - timedelta(days=4000, seconds=uuid4().int % 10**7)
+    message = said(ledger, agent(), sent_at=since, correlation_id=agent(), ttl_seconds=None, payload="needle")
+    note(ledger, message, *events)
+    stretch = {"since": since, "until": since + timedelta(milliseconds=1)}
+    for filters in (
+        {},
+        {"to_agent": message.to_agent},
+        {"correlation_id": message.correlation_id},
+        {"message_type": MessageType.COMMAND},
+        {"text": "needle", "from_agent": "boss"},
+    ):
+        for asked in MessageStatus:
+            found = [r.receipt.message_id for r in trail.query(status=asked, **stretch, **filters).records]
+            assert found == [message.message_id] * (asked is status)
+
+
 def test_pages_give_everything_once(ledger: Ledger, trail: MessageAuditTrail) -> None:
     """Following ``after`` gives every message once, newest first, also when several have the same time."""
     to = agent()

@@ -8,14 +8,18 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from sqlalchemy import Connection, text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, OperationalError
 
 logger = logging.getLogger(__name__)
 
 #: Months ahead for which partitions are made: a year of retention, and time to notice when nobody makes them.
 MONTHS_AHEAD = 14
+#: Milliseconds that dropping a partition waits for those who read it, and others behind it.
+LOCK_MILLISECONDS = 50
 TABLES = ("waooaw_messages", "waooaw_message_events")
 
+#: PostgreSQL's code of the error that a lock could not be had in time.
+_LOCK_NOT_AVAILABLE = "55P03"
 _NAME = re.compile(r"waooaw_messages_(\d{4})_(\d{2})")
 
 
@@ -87,7 +91,18 @@ def make_ahead(connection: Connection, now: datetime, months: int = MONTHS_AHEAD
     return made
 
 
-def drop(connection: Connection, month: Month) -> None:
-    """Drop the partitions of a month, with everything in them."""
-    for parent in reversed(TABLES):
-        connection.execute(text(f"DROP TABLE {month.table(parent)}"))
+def drop(connection: Connection, month: Month) -> bool:
+    """Drop the partitions of a month, with everything in them, and return whether that could be done.
+
+    Whoever comes while this waits for a reader to end waits behind it; so it gives up soon.
+    """
+    try:
+        with connection.begin_nested():
+            connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_MILLISECONDS}ms'"))
+            for parent in reversed(TABLES):
+                connection.execute(text(f"DROP TABLE {month.table(parent)}"))
+    except OperationalError as error:
+        if getattr(error.orig, "pgcode", None) != _LOCK_NOT_AVAILABLE:
+            raise
+        return False
+    return True

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from itertools import groupby
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, String, cast, or_, select
+from sqlalchemy import ColumnElement, Connection, Row, Select, String, and_, cast, or_, select, union_all
 
 from waooaw_celery.audit.entries import payload_text
-from waooaw_celery.audit.models import EventRow, MessageRow
+from waooaw_celery.audit.models import EventRow
+from waooaw_celery.audit.partitions import Month
 from waooaw_celery.audit.records import AuditEvent, AuditRecord
 from waooaw_celery.message import DeliveryReceipt, MessageStatus, MessageType, Priority
 from waooaw_celery.receipts import Event
 
 #: Messages whose events are read with one statement.
 _PART = 1000
+
+#: The primary key of a message: its id, and until when it is kept.
+Key = tuple[str, datetime]
 
 
 def read(connection: Connection, query: Select[Any]) -> list[AuditRecord]:
@@ -29,25 +35,46 @@ def read(connection: Connection, query: Select[Any]) -> list[AuditRecord]:
     events: dict[str, list[AuditEvent]] = {row.message_id: [] for row in rows}
     for start in range(0, len(rows), _PART):
         part = rows[start : start + _PART]
-        moments = [row.retain_until for row in part]
+        months = by_month((row.message_id, row.retain_until) for row in part)
         found = connection.execute(
-            select(EventRow.__table__)
-            # The bounds spare PostgreSQL the partitions in which none of them can be.
-            .where(
-                EventRow.message_id.in_([row.message_id for row in part]),
-                EventRow.retain_until.between(min(moments), max(moments)),
-            )
-            # A worker may begin before the sender hears that the broker has it.
-            .order_by(EventRow.event != Event.SENT.value, EventRow.at, EventRow.terminal)
+            union_all(*(select(EventRow.__table__).where(among(EventRow, m)) for m in months))
         )
-        for row in found:
+        # A worker may begin before the sender hears that the broker has it.
+        for row in sorted(found, key=lambda row: (row.event != Event.SENT, row.at, row.terminal)):
             events[row.message_id].append(_event(row))
     return [_record(row, events[row.message_id]) for row in rows]
 
 
-def mentions(text: str) -> ColumnElement[bool]:
-    """Whether a payload, as JSON text, contains this, in any case."""
-    payload = cast(MessageRow.payload, String)
+def follow_indexes(connection: Connection) -> None:
+    """Have PostgreSQL answer the questions of this transaction along indexes, row by row, until it has enough.
+
+    It would rather read and sort all that a question could look at, since it cannot know how soon there is enough.
+    And it would compile first, which takes longer than any question: it counts a look into every partition, though
+    it leaves out all but one when it looks.
+    """
+    if connection.dialect.name == "postgresql":
+        off = ("enable_bitmapscan", "enable_seqscan", "jit")
+        connection.exec_driver_sql(";".join(f"SET LOCAL {setting} = off" for setting in off))
+
+
+def by_month(keys: Iterable[Key]) -> list[list[Key]]:
+    """Return the keys of messages by the months in which they may be purged: on PostgreSQL, by partition."""
+    ordered = sorted(keys, key=lambda key: key[1])
+    return [list(month) for _, month in groupby(ordered, lambda key: Month.of(key[1]))]
+
+
+def among(row: Any, month: Sequence[Key]) -> ColumnElement[bool]:
+    """Whether a row is of one of these messages, which ``by_month`` put together.
+
+    The bounds spare PostgreSQL all other partitions. It takes far longer over a list of pairs.
+    """
+    bounds = row.retain_until.between(month[0][1], month[-1][1])
+    return and_(row.message_id.in_([message_id for message_id, _ in month]), bounds)
+
+
+def mentions(message: Any, text: str) -> ColumnElement[bool]:
+    """Whether a message's payload, as JSON text, contains this, in any case."""
+    payload = cast(message.payload, String)
     # The second is how it stands in a payload with halves of surrogate pairs, which is ASCII throughout.
     spellings = dict.fromkeys((payload_text(text)[1:-1], json.dumps(text)[1:-1]))
     return or_(*(payload.icontains(spelling, autoescape=True) for spelling in spellings))

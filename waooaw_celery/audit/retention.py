@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +22,6 @@ from sqlalchemy import (
     or_,
     select,
     text,
-    tuple_,
     update,
 )
 
@@ -29,7 +29,7 @@ from waooaw_celery.audit import partitions
 from waooaw_celery.audit.engine import Database
 from waooaw_celery.audit.entries import storable
 from waooaw_celery.audit.models import EventRow, HoldRow, MessageRow, OpenRow, PurgeRow
-from waooaw_celery.audit.questions import mentions
+from waooaw_celery.audit.questions import among, by_month, mentions
 from waooaw_celery.audit.statements import close_ended
 from waooaw_celery.errors import InvalidMessage
 from waooaw_celery.values import check_agent_name, check_id
@@ -38,8 +38,11 @@ from waooaw_celery.values import check_agent_name, check_id
 BATCH = 5_000
 #: Seconds that one statement of a purge or an erasure may take.
 PATIENCE = 600.0
-#: Seconds for which a purge may hold its lock: as long as the task of the purge may run.
-_LOCK_SECONDS = 7200.0
+#: Seconds that a whole purge may take, and its lock be held.
+PURGE_PATIENCE = 86_400.0
+#: How often, and with how many seconds between, it is tried to drop a month that somebody reads.
+DROP_ATTEMPTS = 5
+DROP_PAUSE = 0.2
 #: Key of the advisory lock under which one purge runs at a time: "waooaw" in ASCII.
 _LOCK = 0x77616F6F6177
 
@@ -186,7 +189,7 @@ class Retention:
             which = or_(MessageRow.from_agent == agent, MessageRow.to_agent == agent)
         else:
             rule = "erase: payloads that contain a given text"  # which is not written down: it is what is erased
-            which = mentions(str(containing))
+            which = mentions(MessageRow, str(containing))
         at = datetime.now(UTC)
         with self._cleaning("erase payloads") as connection:
             keys = connection.execute(
@@ -196,12 +199,11 @@ class Retention:
             ).all()
             events = 0
             for start in range(0, len(keys), BATCH):
-                part = [tuple(key) for key in keys[start : start + BATCH]]
-                mine = tuple_(MessageRow.message_id, MessageRow.retain_until).in_(part)
-                connection.execute(update(MessageRow).where(mine).values(payload=null(), erased_at=at))
-                theirs = tuple_(EventRow.message_id, EventRow.retain_until).in_(part)
-                told = update(EventRow).where(theirs, EventRow.error.is_not(None)).values(error=None)
-                events += connection.execute(told).rowcount
+                for month in by_month((key.message_id, key.retain_until) for key in keys[start : start + BATCH]):
+                    mine, theirs = among(MessageRow, month), among(EventRow, month)
+                    connection.execute(update(MessageRow).where(mine).values(payload=null(), erased_at=at))
+                    told = update(EventRow).where(theirs, EventRow.error.is_not(None)).values(error=None)
+                    events += connection.execute(told).rowcount
         removal = Removal(rule=rule, messages=len(keys), events=events)
         self._write_down(removal, at)
         return removal
@@ -223,28 +225,41 @@ class Retention:
                     connection.scalar(select(func.count()).select_from(text(month.table(table)))) or 0
                     for table in partitions.TABLES
                 ]
-            with self._cleaning(f"drop the partitions of {month}") as connection:
-                if not _must_stay(connection, month):
-                    partitions.drop(connection, month)
-                    dropped.append((counts[0], counts[1]))
+            if self._drop(month):
+                dropped.append((counts[0], counts[1]))
         return dropped
+
+    def _drop(self, month: partitions.Month) -> bool:
+        """Drop a month and return True, unless something in it must stay or somebody reads on and on."""
+        for attempt in range(DROP_ATTEMPTS):
+            if attempt:
+                time.sleep(DROP_PAUSE)
+            with self._cleaning(f"drop the partitions of {month}") as connection:
+                if _must_stay(connection, month):
+                    return False
+                if partitions.drop(connection, month):
+                    return True
+        return False
 
     def _delete_rows(self, at: datetime) -> tuple[int, int]:
         messages = events = 0
+        last = ""
         with self._cleaning("look for messages to purge") as connection:
             close_ended(connection)
         while True:
             with self._cleaning("purge messages") as connection:
                 over = select(MessageRow.message_id, MessageRow.retain_until).where(
-                    MessageRow.retain_until <= at, _purgeable()
+                    MessageRow.retain_until <= at, _purgeable(), MessageRow.message_id > last
                 )
-                keys = [tuple(key) for key in connection.execute(over.limit(BATCH))]
+                # Going on behind the last one spares each batch what the batches before it left to be vacuumed.
+                batch = connection.execute(over.order_by(MessageRow.message_id).limit(BATCH))
+                keys = [(key.message_id, key.retain_until) for key in batch]
                 if not keys:
                     return messages, events
-                theirs = tuple_(EventRow.message_id, EventRow.retain_until).in_(keys)
-                events += connection.execute(delete(EventRow).where(theirs)).rowcount
-                mine = tuple_(MessageRow.message_id, MessageRow.retain_until).in_(keys)
-                messages += connection.execute(delete(MessageRow).where(mine)).rowcount
+                last = keys[-1][0]
+                for month in by_month(keys):
+                    events += connection.execute(delete(EventRow).where(among(EventRow, month))).rowcount
+                    messages += connection.execute(delete(MessageRow).where(among(MessageRow, month))).rowcount
 
     def _count(self, connection: Connection, rule: str, at: datetime) -> Removal:
         over = and_(MessageRow.retain_until <= at, _purgeable())
@@ -277,7 +292,7 @@ class Retention:
         if not self._database.is_postgresql:
             yield True
             return
-        with self._database.begin("take the lock of the purge", _LOCK_SECONDS) as connection:
+        with self._database.begin("take the lock of the purge", PURGE_PATIENCE) as connection:
             yield bool(connection.scalar(select(func.pg_try_advisory_xact_lock(_LOCK))))
 
 

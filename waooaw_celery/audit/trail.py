@@ -7,29 +7,25 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from itertools import groupby
 
 from sqlalchemy import (
     ColumnElement,
     Connection,
     Float,
     and_,
-    case,
-    exists,
     func,
     literal,
-    or_,
     select,
-    true,
     union,
+    union_all,
 )
 from sqlalchemy.dialects.postgresql import ARRAY
 
 from waooaw_celery.audit.ledger import Ledger
 from waooaw_celery.audit.models import EventRow, MessageRow, OpenRow
-from waooaw_celery.audit.questions import mentions, read
+from waooaw_celery.audit.questions import follow_indexes, mentions, read
 from waooaw_celery.audit.records import AuditRecord, Durations, Page, Statistics
-from waooaw_celery.audit.walk import Walk, between, newest, same
+from waooaw_celery.audit.walk import PROGRESS, Walk, between, newest, progress
 from waooaw_celery.errors import InvalidMessage, UnknownMessage
 from waooaw_celery.message import DeliveryReceipt, Message, MessageStatus, MessageType, Priority
 from waooaw_celery.receipts import Event, Fact
@@ -99,15 +95,20 @@ class MessageAuditTrail:
             check_id(correlation_id, "correlation_id")
         walk = Walk(since, until, after)
         walk.to(MessageRow.correlation_id, correlation_id)
-        if status is not None:
+        # The open messages are few, but most messages have one of the ends.
+        if status is not None and not MessageStatus(status).final:
             walk.to_status(MessageStatus(status))
         walk.to(MessageRow.to_agent, to_agent)
         walk.to(MessageRow.from_agent, from_agent)
+        if status is not None and MessageStatus(status).final:
+            walk.to_status(MessageStatus(status))
         walk.check(MessageRow.message_type, message_type and MessageType(message_type).value)
         walk.check(MessageRow.priority, None if priority is None else Priority.of(priority).rank)
         if text is not None:
-            walk.checks.append(mentions(text))
+            walk.checks.append(lambda message: mentions(message, text))
         with self._asking("query the ledger") as connection:
+            if walk.checks:
+                follow_indexes(connection)
             records = read(connection, walk.query(limit + 1))
             if len(records) > limit:
                 last = records[limit - 1].receipt
@@ -126,11 +127,12 @@ class MessageAuditTrail:
             InvalidMessage: this cannot be an id.
         """
         check_id(id_, "id")
-        named = or_(
-            MessageRow.message_id == id_, MessageRow.correlation_id == id_, MessageRow.conversation_id == id_
-        )
-        conversations = select(MessageRow.conversation_id).where(named)
-        query = select(MessageRow.__table__).where(MessageRow.conversation_id.in_(conversations))
+        # Three questions that an index answers each, and not one with "or".
+        named = [
+            select(MessageRow.conversation_id).where(column == id_)
+            for column in (MessageRow.message_id, MessageRow.correlation_id, MessageRow.conversation_id)
+        ]
+        query = select(MessageRow.__table__).where(MessageRow.conversation_id.in_(union(*named)))
         with self._asking("read a conversation") as connection:
             records = read(connection, query.order_by(MessageRow.sent_at, MessageRow.message_id))
         if not records:
@@ -155,18 +157,15 @@ class MessageAuditTrail:
         since = datetime.now(UTC) - timedelta(days=days)
         # Two questions that an index answers each, and not one with "or", which none answers in order.
         sides = [
-            newest(
-                select(MessageRow.message_id, MessageRow.retain_until).where(
-                    column == agent, MessageRow.sent_at >= since
-                ),
-                limit,
-            ).subquery()
-            for column in (MessageRow.from_agent, MessageRow.to_agent)
+            newest(select(MessageRow.__table__).where(side, MessageRow.sent_at >= since), limit).subquery()
+            for side in (
+                MessageRow.from_agent == agent,
+                and_(MessageRow.to_agent == agent, MessageRow.from_agent != agent),
+            )
         ]
-        keys = union(*(select(side.c.message_id, side.c.retain_until) for side in sides)).subquery()
-        mine = select(MessageRow.__table__).join(keys, same(keys.c))
+        both = union_all(*map(select, sides)).subquery()
         with self._asking(f"read the history of {agent!r}") as connection:
-            return read(connection, newest(mine, limit))
+            return read(connection, newest(select(both), limit, both.c))
 
     def statistics(
         self, since: datetime | None = None, until: datetime | None = None, *, top: int = 5
@@ -250,27 +249,22 @@ class MessageAuditTrail:
         self, connection: Connection, when: Sequence[ColumnElement[bool]]
     ) -> dict[Event, tuple[int, Durations]]:
         """Return for each event how often it was, and percentiles of its durations by the nearest rank."""
+        found: dict[Event, tuple[int, Durations]] = {}
+        # One event after the other: to group them, PostgreSQL would compare each with the next.
         # SENT is not asked for: every message was, but for a moment.
-        events = [event for event in Event if event is not Event.SENT]
-        which = (
-            *when,
-            EventRow.event.in_([event.value for event in events]),
-            or_(EventRow.event != Event.DELIVERED.value, EventRow.attempt == 1),
-        )
-        found: dict[Event, tuple[int, Durations]] = dict.fromkeys(
-            Event, (0, Durations(p50=None, p95=None, p99=None))
-        )
-        if self._ledger.database.is_postgresql:
-            shares = literal(list(PERCENTILES.values()), ARRAY(Float))
-            percentiles = func.percentile_disc(shares).within_group(EventRow.seconds)
-            query = select(EventRow.event, func.count(), percentiles).where(*which).group_by(EventRow.event)
-            for event, count, values in connection.execute(query):
-                found[Event(event)] = count, Durations(**dict(zip(PERCENTILES, values or [None] * 3, strict=True)))
-            return found
-        query_ = select(EventRow.event, EventRow.seconds).where(*which).order_by(EventRow.event, EventRow.seconds)
-        for event, rows in groupby(connection.execute(query_), key=lambda row: row.event):
-            seconds = [row.seconds for row in rows]
-            found[Event(event)] = len(seconds), _durations([second for second in seconds if second is not None])
+        for event in (event for event in Event if event is not Event.SENT):
+            which = [*when, EventRow.event == event.value]
+            if event is Event.DELIVERED:
+                which.append(EventRow.attempt == 1)
+            if self._ledger.database.is_postgresql:
+                shares = literal(list(PERCENTILES.values()), ARRAY(Float))
+                percentiles = func.percentile_disc(shares).within_group(EventRow.seconds)
+                count, values = connection.execute(select(func.count(), percentiles).where(*which)).one()
+                found[event] = count, Durations(**dict(zip(PERCENTILES, values or [None] * 3, strict=True)))
+            else:
+                query = select(EventRow.seconds).where(*which).order_by(EventRow.seconds)
+                seconds = connection.scalars(query).all()
+                found[event] = len(seconds), _durations([second for second in seconds if second is not None])
         return found
 
 
@@ -307,21 +301,11 @@ def _counts(connection: Connection, when: Sequence[ColumnElement[bool]]) -> dict
 def _open_statuses(connection: Connection, when: Sequence[ColumnElement[bool]]) -> dict[str, int]:
     """Return how many of the messages that have not ended are of each status."""
 
-    def told(which: ColumnElement[bool]) -> ColumnElement[bool]:
-        mine = and_(EventRow.message_id == OpenRow.message_id, EventRow.retain_until == OpenRow.retain_until)
-        return exists().where(mine, which)
-
-    status = case(
-        (told(EventRow.event == Event.DELIVERED.value), MessageStatus.DELIVERED.value),
-        (told(true()), MessageStatus.SENT.value),
-        else_=MessageStatus.PENDING.value,
-    ).label("status")
-    facts = select(status).select_from(OpenRow).where(*when, ~told(EventRow.terminal.is_(true()))).subquery()
+    facts = select(progress(OpenRow).label("progress")).select_from(OpenRow).where(*when).subquery()
+    query = select(facts.c.progress, func.count().label("number")).group_by(facts.c.progress)
     return {
-        row.status: row.number
-        for row in connection.execute(
-            select(facts.c.status, func.count().label("number")).group_by(facts.c.status)
-        )
+        PROGRESS[row.progress].value: row.number
+        for row in connection.execute(query.where(facts.c.progress < len(PROGRESS)))
     }
 
 

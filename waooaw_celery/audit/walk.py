@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, and_, exists, select, true, tuple_
+from sqlalchemy import ColumnElement, Select, and_, case, func, select, true, tuple_
 
 from waooaw_celery.audit.models import EventRow, MessageRow, OpenRow
 from waooaw_celery.errors import InvalidMessage
@@ -14,6 +15,9 @@ from waooaw_celery.receipts import Event
 
 #: Messages that one page looks at, where no index answers the whole question.
 LOOK = 5_000
+
+#: How far a message that has not ended can have come.
+PROGRESS = (MessageStatus.PENDING, MessageStatus.SENT, MessageStatus.DELIVERED)
 
 
 class Walk:
@@ -24,7 +28,7 @@ class Walk:
     """
 
     def __init__(self, since: datetime | None, until: datetime | None, after: tuple[datetime, str] | None) -> None:
-        self.checks: list[ColumnElement[bool]] = []
+        self.checks: list[Callable[[Any], ColumnElement[bool]]] = []
         self._since, self._until, self._after = since, until, after
         self._along: Any = MessageRow
         self._lead: list[ColumnElement[bool]] = []
@@ -35,72 +39,82 @@ class Walk:
         if value is None:
             return
         if self._lead or self._along is not MessageRow:
-            self.checks.append(column == value)
+            self.check(column, value)
         else:
             self._lead.append(column == value)
 
     def check(self, column: Any, value: Any) -> None:
         """Check a column without an index."""
         if value is not None:
-            self.checks.append(column == value)
+            self.checks.append(lambda message: getattr(message, column.key) == value)
 
     def to_status(self, status: MessageStatus) -> None:
-        """Be led by the end of messages, or by the open ones."""
+        """Be led by the end of messages, or by the open ones, unless something else leads already."""
         if self._lead:
-            self.checks.append(has_status(status))
+            self.checks.append(lambda message: has_status(message, status))
         elif status.final:
             self._along = EventRow
             self._lead += [EventRow.event == status.value, EventRow.terminal.is_(true())]
         else:
             self._along = OpenRow
-            self.checks.append(has_status(status))
+            self.checks.append(lambda message: has_status(message, status))
 
     def query(self, limit: int) -> Select[Any]:
         """Return the query for the first messages of the walk that fit."""
-        steps = self._steps()
+        if self._along is MessageRow:
+            steps = self._steps(*MessageRow.__table__.columns)
+            if not self.checks:
+                return steps.limit(limit)
+            # What the walk looks at is chosen first and checked then: it may not look any further.
+            looked = steps.limit(LOOK).subquery()
+            return newest(select(looked).where(*(check(looked.c) for check in self.checks)), limit, looked.c)
+        along = self._along
+        keys = self._steps(along.message_id, along.retain_until, along.sent_at)
         if self.checks:
-            steps = steps.limit(LOOK)
-        keys = steps.subquery() if self.checks else steps.limit(limit).subquery()
-        query = select(MessageRow.__table__).join(keys, same(keys.c)).where(*self.checks)
-        return newest(query, limit)
+            looked = keys.limit(LOOK).subquery()
+            # A value and not a join, which PostgreSQL may begin with all messages.
+            fits = select(true()).where(same(looked.c), *(check(MessageRow) for check in self.checks))
+            keys = newest(select(looked).where(fits.correlate(looked).scalar_subquery()), limit, looked.c)
+        found = keys.limit(limit).subquery()
+        return newest(select(MessageRow.__table__).join(found, same(found.c)), limit, found.c)
 
     def end(self) -> Select[Any]:
         """Return the query for the last message that the walk looked at, when it did not come to the end."""
-        return self._steps().offset(LOOK - 1).limit(1)
+        return self._steps(self._along.sent_at, self._along.message_id).offset(LOOK - 1).limit(1)
 
-    def _steps(self) -> Select[Any]:
+    def _steps(self, *columns: Any) -> Select[Any]:
         along = self._along
-        steps = select(along.message_id, along.retain_until, along.sent_at)
-        steps = steps.where(*self._lead, *between(along, self._since, self._until))
+        steps = select(*columns).where(*self._lead, *between(along, self._since, self._until))
         if self._after is not None:
             steps = steps.where(tuple_(along.sent_at, along.message_id) < self._after)
         return steps.order_by(along.sent_at.desc(), along.message_id.desc())
 
 
-def has_status(status: MessageStatus) -> ColumnElement[bool]:
-    """Whether the newest fact of a message is this."""
+def has_status(message: Any, status: MessageStatus) -> ColumnElement[bool]:
+    """Whether the newest fact of a message, or of an open message, is this."""
     if status.final:
-        return exists().where(same(EventRow), EventRow.event == status.value, EventRow.terminal.is_(true()))
-
-    def told(which: ColumnElement[bool]) -> ColumnElement[bool]:
-        return exists().where(same(EventRow), which)
-
-    begun = told(EventRow.event == Event.DELIVERED.value)
-    ended = told(EventRow.terminal.is_(true()))
-    if status is MessageStatus.DELIVERED:
-        return and_(begun, ~ended)
-    known = told(true())
-    return and_(~begun, ~ended, known if status is MessageStatus.SENT else ~known)
+        # A value and not ``exists``, which PostgreSQL would turn to a join with all events.
+        end = select(EventRow.event).where(same(EventRow, message), EventRow.terminal)
+        return end.correlate_except(EventRow).scalar_subquery() == status.value
+    fits: ColumnElement[bool] = progress(message) == PROGRESS.index(status)
+    return fits
 
 
-def same(row: Any) -> ColumnElement[bool]:
-    """Whether a row is of the same message."""
-    return and_(row.message_id == MessageRow.message_id, row.retain_until == MessageRow.retain_until)
+def progress(message: Any) -> Any:
+    """How far a message has come: an index of ``PROGRESS``, or beyond it when it has ended."""
+    rank = case((EventRow.terminal, len(PROGRESS)), (EventRow.event == Event.DELIVERED.value, 2), else_=1)
+    known = select(func.coalesce(func.max(rank), 0)).where(same(EventRow, message))
+    return known.correlate_except(EventRow).scalar_subquery()
 
 
-def newest(query: Any, limit: int) -> Select[Any]:
+def same(row: Any, message: Any = MessageRow) -> ColumnElement[bool]:
+    """Whether a row is of a message."""
+    return and_(row.message_id == message.message_id, row.retain_until == message.retain_until)
+
+
+def newest(query: Any, limit: int, message: Any = MessageRow) -> Select[Any]:
     """Return a query's newest messages."""
-    ordered: Select[Any] = query.order_by(MessageRow.sent_at.desc(), MessageRow.message_id.desc()).limit(limit)
+    ordered: Select[Any] = query.order_by(message.sent_at.desc(), message.message_id.desc()).limit(limit)
     return ordered
 
 
