@@ -33,8 +33,8 @@ class Ledger(Receipts):
         database: where the tables are.
         retention: how long a message is kept that does not say so itself.
         mode: STRICT: what is not in the ledger is not published, and the end of a message is safe before it is
-            acknowledged. BATCHED: both are on their way, and a process that is killed loses at most what it noted
-            in its last twentieth of a second.
+            acknowledged. BATCHED: both are on their way, and a process that is killed loses what it noted in its
+            last twentieth of a second; or, when it notes more than the database takes, what waits in its memory.
         spool_folder: where facts wait while the database is away; None: among the system's temporary files.
         lost_seconds: how long after it was begun a message counts as lost whose end nobody reported.
     """
