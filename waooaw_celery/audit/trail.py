@@ -292,9 +292,9 @@ def _counts(connection: Connection, when: Sequence[ColumnElement[bool]]) -> dict
     """Return how many messages there are of each type, of each sender, to each receiver."""
     columns = (MessageRow.message_type, MessageRow.from_agent, MessageRow.to_agent)
     counts: dict[str, Counter[str]] = {column.key: Counter() for column in columns}
-    for row in connection.execute(select(*columns, func.count().label("number")).where(*when).group_by(*columns)):
-        for name, counter in counts.items():
-            counter[getattr(row, name)] += row.number
+    for *values, number in connection.execute(select(*columns, func.count()).where(*when).group_by(*columns)):
+        for counter, value in zip(counts.values(), values, strict=True):
+            counter[value] += number
     return counts
 
 
