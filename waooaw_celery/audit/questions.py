@@ -36,9 +36,8 @@ def read(connection: Connection, query: Select[Any]) -> list[AuditRecord]:
     for start in range(0, len(rows), _PART):
         part = rows[start : start + _PART]
         months = by_month((row.message_id, row.retain_until) for row in part)
-        found = connection.execute(
-            union_all(*(select(EventRow.__table__).where(among(EventRow, m)) for m in months))
-        )
+        told = [select(EventRow.__table__).where(among(EventRow, month)) for month in months]
+        found = connection.execute(union_all(*told)).all()
         # A worker may begin before the sender hears that the broker has it.
         for row in sorted(found, key=lambda row: (row.event != Event.SENT, row.at, row.terminal)):
             events[row.message_id].append(_event(row))
