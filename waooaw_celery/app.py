@@ -101,8 +101,8 @@ class AgentApp(WiredCelery):
             self._note_sent(published)
             missing = [message for _, message in batch[len(published) :]]
             failure = BrokerUnavailable(
-                f"message {missing[0].message_id} to {missing[0].to_agent!r} and {len(missing) - 1} more were not "
-                f"confirmed by the broker: {error}"
+                f"{len(missing)} of {len(batch)} messages, the first of them {missing[0].message_id} to "
+                f"{missing[0].to_agent!r}, were not confirmed by the broker: {error}"
             )
             failure.message_ids = tuple(message.message_id for message in published)
             raise failure from error
@@ -235,9 +235,8 @@ class AgentApp(WiredCelery):
             for agent in dict.fromkeys(target.agent for target, _ in batch):
                 producer.maybe_declare(agent_queue(agent), retry=True, **self.conf.task_publish_retry_policy)
             if producer.supports_batch_publish:
-                with producer.batch(
-                    len(batch) + 1
-                ):  # which hands nothing over before its end, or ever when it fails
+                # A batch of this size hands nothing over before its end, and nothing at all when something fails.
+                with producer.batch(len(batch) + 1):
                     for target, message in batch:
                         self._hand_over(producer, target, message, retry=False)
                     self._check_new(batch, written())
