@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
+from functools import cache
 from itertools import groupby
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, String, and_, cast, or_, select, union_all
+from sqlalchemy import (
+    ColumnElement,
+    CompoundSelect,
+    Connection,
+    Row,
+    Select,
+    String,
+    and_,
+    bindparam,
+    cast,
+    or_,
+    select,
+    union_all,
+)
 
 from waooaw_celery.audit.entries import payload_text
 from waooaw_celery.audit.models import EventRow
@@ -19,29 +33,56 @@ from waooaw_celery.receipts import Event
 
 #: Messages whose events are read with one statement.
 _PART = 1000
+_ENDS = frozenset(event.value for event in Event if event.terminal)
 
 #: The primary key of a message: its id, and until when it is kept.
 Key = tuple[str, datetime]
 
 
-def read(connection: Connection, query: Select[Any]) -> list[AuditRecord]:
+def read(
+    connection: Connection, query: Select[Any], parameters: Mapping[str, Any] | None = None
+) -> list[AuditRecord]:
     """Return the records of messages.
 
     Args:
         connection: in a transaction.
         query: selects their rows, with all columns.
+        parameters: what the query leaves open.
     """
-    rows = connection.execute(query).all()
+    rows = connection.execute(query, parameters).all()
     events: dict[str, list[AuditEvent]] = {row.message_id: [] for row in rows}
     for start in range(0, len(rows), _PART):
-        part = rows[start : start + _PART]
-        months = by_month((row.message_id, row.retain_until) for row in part)
-        told = [select(EventRow.__table__).where(among(EventRow, month)) for month in months]
-        found = connection.execute(union_all(*told)).all()
-        # A worker may begin before the sender hears that the broker has it.
-        for row in sorted(found, key=lambda row: (row.event != Event.SENT, row.at, row.terminal)):
-            events[row.message_id].append(_event(row))
+        months = by_month((row.message_id, row.retain_until) for row in rows[start : start + _PART])
+        which: dict[str, Any] = {}
+        for number, month in enumerate(months):
+            which |= {f"ids_{number}": [message_id for message_id, _ in month]}
+            which |= {f"first_{number}": month[0][1], f"last_{number}": month[-1][1]}
+        for message_id, *told in sorted(connection.execute(_told(len(months)), which), key=_order):
+            events[message_id].append(_event(*told))
     return [_record(row, events[row.message_id]) for row in rows]
+
+
+@cache
+def _told(months: int) -> CompoundSelect[Any]:
+    """Return the query for the events of messages of so many months.
+
+    It is made once: to put it together each time takes longer than the database needs to answer it.
+    """
+    columns = ("message_id", "event", "attempt", "at", "worker", "seconds", "error")
+    return union_all(
+        *(
+            select(*(getattr(EventRow, column) for column in columns)).where(
+                EventRow.message_id.in_(bindparam(f"ids_{number}", expanding=True)),
+                EventRow.retain_until.between(bindparam(f"first_{number}"), bindparam(f"last_{number}")),
+            )
+            for number in range(months)
+        )
+    )
+
+
+def _order(told: Row[Any]) -> tuple[bool, datetime, bool]:
+    """Return what events are sorted by: a worker may begin before the sender hears that the broker has it."""
+    return told.event != Event.SENT, told.at, told.event in _ENDS
 
 
 def follow_indexes(connection: Connection) -> None:
@@ -79,15 +120,10 @@ def mentions(message: Any, text: str) -> ColumnElement[bool]:
     return or_(*(payload.icontains(spelling, autoescape=True) for spelling in spellings))
 
 
-def _event(row: Row[Any]) -> AuditEvent:
-    return AuditEvent(
-        event=row.event,
-        attempt=row.attempt,
-        at=row.at,
-        worker=row.worker or None,
-        seconds=row.seconds,
-        error=row.error,
-    )
+def _event(
+    event: str, attempt: int, at: datetime, worker: str, seconds: float | None, error: str | None
+) -> AuditEvent:
+    return AuditEvent(event=event, attempt=attempt, at=at, worker=worker or None, seconds=seconds, error=error)
 
 
 def _record(row: Row[Any], events: Sequence[AuditEvent]) -> AuditRecord:
@@ -106,7 +142,7 @@ def _record(row: Row[Any], events: Sequence[AuditEvent]) -> AuditRecord:
 
 def _receipt(row: Row[Any], events: Sequence[AuditEvent]) -> DeliveryReceipt:
     begun = [event for event in events if event.event == Event.DELIVERED]
-    end = next((event for event in events if Event(event.event).terminal), None)
+    end = next((event for event in events if event.event in _ENDS), None)
     if end is not None:
         status = MessageStatus(end.event)
     elif begun:

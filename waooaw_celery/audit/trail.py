@@ -7,12 +7,17 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import cache
+from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
     Connection,
     Float,
+    Integer,
+    Select,
     and_,
+    bindparam,
     func,
     literal,
     select,
@@ -155,17 +160,8 @@ class MessageAuditTrail:
         if not 0 < days <= MAX_DAYS:
             raise InvalidMessage(f"days must be more than 0 and at most {MAX_DAYS}, not {days}")
         since = datetime.now(UTC) - timedelta(days=days)
-        # Two questions that an index answers each, and not one with "or", which none answers in order.
-        sides = [
-            newest(select(MessageRow.__table__).where(side, MessageRow.sent_at >= since), limit).subquery()
-            for side in (
-                MessageRow.from_agent == agent,
-                and_(MessageRow.to_agent == agent, MessageRow.from_agent != agent),
-            )
-        ]
-        both = union_all(*map(select, sides)).subquery()
         with self._asking(f"read the history of {agent!r}") as connection:
-            return read(connection, newest(select(both), limit, both.c))
+            return read(connection, _history(), {"agent": agent, "since": since, "limit": limit})
 
     def statistics(
         self, since: datetime | None = None, until: datetime | None = None, *, top: int = 5
@@ -271,6 +267,24 @@ class MessageAuditTrail:
 def _check_limit(limit: int) -> None:
     if not 1 <= limit <= MAX_PAGE:
         raise InvalidMessage(f"limit must be 1 to {MAX_PAGE}, not {limit}")
+
+
+@cache
+def _history() -> Select[Any]:
+    """Return the query for what an agent sent and received. It is made once, which takes a while."""
+    agent: ColumnElement[str] = bindparam("agent")
+    since: ColumnElement[datetime] = bindparam("since")
+    limit = bindparam("limit", type_=Integer)
+    # Two questions that an index answers each, and not one with "or", which none answers in order.
+    sides = [
+        newest(select(MessageRow.__table__).where(side, MessageRow.sent_at >= since), limit).subquery()
+        for side in (
+            MessageRow.from_agent == agent,
+            and_(MessageRow.to_agent == agent, MessageRow.from_agent != agent),
+        )
+    ]
+    both = union_all(*map(select, sides)).subquery()
+    return newest(select(both), limit, both.c)
 
 
 def _causal(records: Sequence[AuditRecord]) -> list[AuditRecord]:

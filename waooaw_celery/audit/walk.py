@@ -112,7 +112,7 @@ def same(row: Any, message: Any = MessageRow) -> ColumnElement[bool]:
     return and_(row.message_id == message.message_id, row.retain_until == message.retain_until)
 
 
-def newest(query: Any, limit: int, message: Any = MessageRow) -> Select[Any]:
+def newest(query: Any, limit: Any, message: Any = MessageRow) -> Select[Any]:
     """Return a query's newest messages."""
     ordered: Select[Any] = query.order_by(message.sent_at.desc(), message.message_id.desc()).limit(limit)
     return ordered
