@@ -14,6 +14,8 @@ from support import PROBE_FOLDER, Broker, settled
 
 from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus
 from waooaw_celery.audit import schema
+from waooaw_celery.audit.entries import Entry
+from waooaw_celery.audit.spool import Spool
 
 Cli = Callable[..., str]
 
@@ -131,6 +133,21 @@ def test_the_schema_is_made_by_command_and_asked_for_at_start(broker: Broker, tm
     assert (before.returncode, "schema is not there" in before.stderr) == (1, True)
     assert run(empty, "db", "upgrade").returncode == 0
     assert "as it should be" in run(empty, "db", "status").stdout
+
+
+def test_what_waits_in_the_spool_is_told(broker: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`spool` counts what waits, and says what was refused and why, though the database is away."""
+    monkeypatch.setenv("WAOOAW_SPOOL_FOLDER", str(tmp_path / "spool"))
+    away = Broker(broker.url, broker.redis_url, tmp_path, f"sqlite:///{tmp_path / 'no' / 'ledger.sqlite'}")
+    assert "0 entries wait, 0 were refused" in run(away, "spool").stdout
+    spool = Spool(str(tmp_path / "spool"), str(away.database_url))
+    spool.append([Entry("fact", message_id, "{}") for message_id in ("one", "two", "three")])
+    spool.refuse(spool.first(1, 1000)[0][0], "too large a number")
+    told = json.loads(run(away, "spool", "--json").stdout)
+    assert (told["path"], told["waiting"], told["refused"]) == (str(spool.path), 2, 1)
+    assert told["refusals"] == [{"message_id": "one", "kind": "fact", "reason": "too large a number"}]
+    [row] = [line for line in run(away, "spool").stdout.splitlines() if "too large a number" in line]
+    assert row.split()[0] == "one"
 
 
 def test_without_a_ledger_its_commands_say_what_to_set(broker: Broker) -> None:

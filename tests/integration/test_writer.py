@@ -19,13 +19,12 @@ import pytest
 from support import Broker, note, until
 
 from waooaw_celery import Message
-from waooaw_celery.audit import schema
-from waooaw_celery.audit import writer as writing
+from waooaw_celery.audit import schema, shipping, waiting
 from waooaw_celery.audit.engine import Database, database_url
 from waooaw_celery.audit.entries import Entry, fact_entry, message_entry
 from waooaw_celery.audit.ledger import Ledger
+from waooaw_celery.audit.shipping import STRAY_SECONDS
 from waooaw_celery.audit.spool import Spool
-from waooaw_celery.audit.writer import STRAY_SECONDS
 from waooaw_celery.embedded import spawn
 from waooaw_celery.errors import AuditUnavailable, ConfigurationError
 from waooaw_celery.message import RetentionPolicy
@@ -167,7 +166,7 @@ def test_facts_that_no_driver_can_hand_over_are_put_aside(
 
 def test_a_fact_waits_for_its_message_and_not_for_ever(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     """A fact without keys is written when its message is there; one whose message never comes is put aside."""
-    monkeypatch.setattr(writing, "SPOOL_SECONDS", 0.1)
+    monkeypatch.setattr(shipping, "SPOOL_SECONDS", 0.1)
     schema.upgrade(ledger.database)
     message = told()
     old = datetime.now(UTC) - timedelta(seconds=STRAY_SECONDS + 1)
@@ -207,8 +206,8 @@ def test_a_broken_spool_does_not_stop_the_ledger(url: str, folder: Path) -> None
         for _ in range(3):
             message = told()
             assert ledger.pending([(message, "command")])() == {message.message_id}
-            ledger._the_writer()._ship()
-        assert ledger._the_writer()._retry_at is None
+            ledger._the_writer()._shipper.ship()
+        assert not ledger._the_writer()._outage.lasts
 
 
 def test_the_spool_is_its_users_alone(folder: Path, url: str) -> None:
@@ -228,7 +227,7 @@ def locked(url: str) -> Iterator[None]:
 
 def test_whoever_writes_more_than_fits_waits(url: str, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     """While the database is busy the queue grows to its bound and no further; then everything is written."""
-    monkeypatch.setattr(writing, "MAX_QUEUED", 1000)
+    monkeypatch.setattr(waiting, "MAX_QUEUED", 1000)
     schema.upgrade(ledger.database)
     writer = ledger._the_writer()
     most = 0
@@ -237,12 +236,12 @@ def test_whoever_writes_more_than_fits_waits(url: str, ledger: Ledger, monkeypat
         nonlocal most
         for _ in range(40):
             ledger.pending([(told(), "command") for _ in range(20)])()
-            most = max(most, writer._entries)
+            most = max(most, writer._waiting.entries)
 
     with ThreadPoolExecutor(3) as threads:
         with locked(url):
             running = [threads.submit(say) for _ in range(3)]
-            until(lambda: writer._entries == 1000, "a full queue")
+            until(lambda: writer._waiting.entries == 1000, "a full queue")
             assert not all(future.done() for future in running)  # nobody drops anything, and nobody goes on
         for future in running:
             future.result(60)
@@ -254,14 +253,14 @@ def test_whoever_writes_more_than_fits_waits(url: str, ledger: Ledger, monkeypat
 
 def test_large_messages_are_bounded_too(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     """The queue holds no more characters than its bound, and a batch few enough for one statement."""
-    monkeypatch.setattr(writing, "MAX_QUEUED_CHARACTERS", 8_000_000)
+    monkeypatch.setattr(waiting, "MAX_QUEUED_CHARACTERS", 8_000_000)
     schema.upgrade(ledger.database)
     writer = ledger._the_writer()
     large = "x" * 1_000_000
     sizes = []
     for _ in range(20):
         ledger.pending([(told().evolve(payload=large), "command")])()
-        sizes.append(writer._size)
+        sizes.append(writer._waiting.size)
     assert max(sizes) <= 8_000_000
     ledger.flush()
     assert len(ledger.recent()) == 20

@@ -135,6 +135,25 @@ class Spool:
             ).fetchone()
             return waiting, refused
 
+    def refusals(self, count: int) -> list[tuple[Entry, str]]:
+        """Return the entries that were refused last, the newest first, each with the reason.
+
+        Args:
+            count: how many at most.
+
+        Raises:
+            SpoolUnavailable: the file cannot be read.
+        """
+        if not self.path.exists():
+            return []
+        with self._open("read") as connection:
+            rows = connection.execute(
+                "SELECT kind, message_id, text, refused FROM spool "
+                "WHERE refused IS NOT NULL ORDER BY id DESC LIMIT ?",
+                (count,),
+            )
+            return [(Entry(kind, message_id, text), refused) for kind, message_id, text, refused in rows]
+
     @contextmanager
     def _open(self, what: str) -> Iterator[sqlite3.Connection]:
         try:

@@ -11,52 +11,29 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeAlias
 
 from waooaw_celery.audit.engine import PATIENCE, Database
 from waooaw_celery.audit.entries import Entry
+from waooaw_celery.audit.outage import Outage
 from waooaw_celery.audit.pen import Pen, Written, never_taken
-from waooaw_celery.audit.spool import Spool, SpoolUnavailable
+from waooaw_celery.audit.shipping import Shipper
+from waooaw_celery.audit.spool import Spool
+from waooaw_celery.audit.waiting import BATCH, Put, Waiting
 from waooaw_celery.errors import AuditUnavailable
 
 logger = logging.getLogger(__name__)
 
 #: Seconds that an entry for which nobody waits may wait for others.
 LINGER = 0.05
-#: Entries, and characters in them, written in one transaction, which must end within the time of a statement.
-BATCH = 500
-BATCH_CHARACTERS = 4 * 1024 * 1024
-#: Entries, and characters in them, that may wait in memory; whoever has more waits.
-MAX_QUEUED = 10_000
-MAX_QUEUED_CHARACTERS = 64 * 1024 * 1024
-#: Seconds until a database that was away is tried again.
-RETRY_SECONDS = 1.0
-#: Seconds between two looks into the spool, which other processes fill too.
-SPOOL_SECONDS = 5.0
 #: Seconds after which nobody waits any longer: whoever writes has met each deadline of its own by then.
 DEADLINE = 3 * PATIENCE
-#: Seconds for which a fact waits for the message that it is about.
-STRAY_SECONDS = 600.0
-
 
 #: Writes entries, as a pen does.
 _Commit: TypeAlias = Callable[[Sequence[Entry]], Written]
-
-
-@dataclass(slots=True, eq=False)
-class _Put:
-    """Entries that were put together, and what became of them."""
-
-    entries: Sequence[Entry]
-    #: Whether they may be spooled while the database is away; what may not is refused.
-    may_spool: bool
-    size: int = 0
-    new: set[str] = field(default_factory=set)
-    error: AuditUnavailable | None = None
-    ended: bool = False
 
 
 class Writer:
@@ -70,22 +47,16 @@ class Writer:
     def __init__(self, database: Database, spool: Spool) -> None:
         self._pen = Pen(database)  # for whoever is writing: one at a time
         #: What was sent on its way, and whose answer nobody has fetched yet.
-        self._flight: list[_Put] | None = None
+        self._flight: list[Put] | None = None
         self._spool = spool
+        self._outage = Outage(spool.path)
+        self._shipper = Shipper(self._pen, spool, self._outage, self._turn, partial(self._give_up, []))
         self._changed = threading.Condition()
         self._alarm = threading.Event()
-        #: What somebody waits for, and what nobody does.
-        self._urgent: deque[_Put] = deque()
-        self._lingering: deque[_Put] = deque()
-        self._entries = self._size = 0
+        self._waiting = Waiting()
         #: Whether somebody is writing, and how often somebody has; whether the thread sleeps deeply.
         self._busy = self._asleep = False
         self._rounds = 0
-        #: The moment at which the thread tries the database again; None while it answers.
-        self._retry_at: float | None = None
-        self._spool_failed = False
-        self._away_since = 0.0
-        self._look_at = 0.0
         self._thread: threading.Thread | None = None
         self._end = threading.Event()
 
@@ -115,8 +86,8 @@ class Writer:
             AuditUnavailable: they are neither in the ledger nor in the spool.
         """
         self.start()
-        put = _Put(entries, may_spool, sum(len(entry.text) for entry in entries))
-        if not self._enqueue(put, self._urgent if wait else self._lingering):
+        put = Put(entries, may_spool, sum(len(entry.text) for entry in entries))
+        if not self._enqueue(put, self._waiting.urgent if wait else self._waiting.lingering):
             self._save([put], _refusal())
         return self._finish(put) if wait or put.ended else set()
 
@@ -133,8 +104,8 @@ class Writer:
             A function that does and raises what ``put`` does when it waits. Calling it again changes nothing.
         """
         self.start()
-        put = _Put(entries, may_spool, sum(len(entry.text) for entry in entries))
-        if self._enqueue(put, self._urgent):
+        put = Put(entries, may_spool, sum(len(entry.text) for entry in entries))
+        if self._enqueue(put, self._waiting.urgent):
             self._take_off()
         else:
             self._save([put], _refusal())
@@ -144,9 +115,7 @@ class Writer:
         """Return when everything handed over so far is safe."""
         self._land()
         with self._changed:
-            self._urgent.extend(self._lingering)
-            self._lingering.clear()
-            last = self._urgent[-1] if self._urgent else None
+            last = self._waiting.hurry()
             rounds = self._rounds
         if last is not None:
             self._write_until(last)
@@ -169,7 +138,7 @@ class Writer:
             if not self._busy:
                 self._pen.close()
 
-    def _finish(self, put: _Put) -> set[str]:
+    def _finish(self, put: Put) -> set[str]:
         self._write_until(put)
         if put.error is not None:
             raise put.error
@@ -180,7 +149,7 @@ class Writer:
         with self._changed:
             if self._busy:
                 return
-            batch = self._take(self._urgent)
+            batch = self._waiting.take(self._waiting.urgent)
             self._busy = True
         try:
             on_its_way = self._pen.send([entry for put in batch for entry in put.entries])
@@ -204,21 +173,17 @@ class Writer:
         if batch is not None:
             self._write(batch, self._pen.answer)
 
-    def _enqueue(self, put: _Put, queue: deque[_Put]) -> bool:
+    def _enqueue(self, put: Put, queue: deque[Put]) -> bool:
         """Queue entries and return True, or return False when there they would only wait."""
         deadline = time.monotonic() + PATIENCE
         with self._changed:
-            while self._entries and (
-                self._entries + len(put.entries) > MAX_QUEUED or self._size + put.size > MAX_QUEUED_CHARACTERS
-            ):
+            while not self._waiting.has_room(put):
                 self._wake()
                 if not self._changed.wait(deadline - time.monotonic()):
                     return False
-            if self._retry_at is not None:  # the thread tries it again and again: nobody else need wait for that
+            if self._outage.lasts:  # the thread tries it again and again: nobody else need wait for that
                 return False
-            queue.append(put)
-            self._entries += len(put.entries)
-            self._size += put.size
+            self._waiting.add(put, queue)
             self._wake()
         return True
 
@@ -228,7 +193,7 @@ class Writer:
             self._asleep = False
             self._alarm.set()
 
-    def _write_until(self, put: _Put) -> None:
+    def _write_until(self, put: Put) -> None:
         """Write what waits until this is written too, or wait for whoever is writing it."""
         deadline = time.monotonic() + DEADLINE
         while not put.ended:
@@ -241,12 +206,12 @@ class Writer:
                     continue
                 if late:
                     # Whoever is writing may still write it; nobody else does, once it was refused.
-                    left = self._take_rest(self._urgent) if put in self._urgent else [put]
+                    left = self._waiting.take_all(self._waiting.urgent) if put in self._waiting.urgent else [put]
                 elif self._busy:
                     self._changed.wait(deadline - time.monotonic())
                     continue
                 else:
-                    left = self._take(self._urgent)
+                    left = self._waiting.take(self._waiting.urgent)
                     self._busy = True
             if late:
                 self._save(left, _refusal())
@@ -259,51 +224,25 @@ class Writer:
         while not end.is_set():
             with self._changed:
                 # For a second after the last entry it looks by itself: to wake it for each would cost more.
-                idle = 0 if self._lingering else idle + 1
+                idle = 0 if self._waiting.lingering else idle + 1
                 self._asleep = idle * LINGER > 1.0
-                pause = LINGER if len(self._lingering) < BATCH else 0.0
+                pause = LINGER if len(self._waiting.lingering) < BATCH else 0.0
                 if self._asleep:
-                    pause = max(self._look() - time.monotonic(), 0.0)
+                    pause = max(self._shipper.due - time.monotonic(), 0.0)
                 self._alarm.clear()
             if not end.is_set():
                 self._alarm.wait(pause)
             self._land()  # whoever sent it may be held up by its broker
             with self._changed:
                 self._asleep = False
-                batch = [] if self._busy else self._take(self._lingering)
+                batch = [] if self._busy else self._waiting.take(self._waiting.lingering)
                 self._busy = self._busy or bool(batch)
             if batch:
                 self._write(batch)
-            if time.monotonic() >= self._look():
-                self._ship()
+            if time.monotonic() >= self._shipper.due:
+                self._shipper.ship()
 
-    def _look(self) -> float:
-        return self._look_at if self._retry_at is None else self._retry_at
-
-    def _take(self, queue: deque[_Put]) -> list[_Put]:
-        """Take as much from a queue as one transaction writes. (The caller holds the lock.)"""
-        batch: list[_Put] = []
-        count = size = 0
-        while queue and (
-            not batch or (count + len(queue[0].entries) <= BATCH and size + queue[0].size <= BATCH_CHARACTERS)
-        ):
-            put = queue.popleft()
-            batch.append(put)
-            count += len(put.entries)
-            size += put.size
-        self._entries -= count
-        self._size -= size
-        return batch
-
-    def _take_rest(self, *queues: deque[_Put]) -> list[_Put]:
-        """Take all there is in some queues. (The caller holds the lock.)"""
-        rest: list[_Put] = []
-        for queue in queues:
-            while queue:
-                rest += self._take(queue)
-        return rest
-
-    def _write(self, batch: list[_Put], commit: _Commit | None = None) -> None:
+    def _write(self, batch: list[Put], commit: _Commit | None = None) -> None:
         """Write a batch, or spool what may be spooled of it. (The caller has said that somebody is busy.)"""
         try:
             self._try(batch, commit or self._pen.write)
@@ -322,7 +261,7 @@ class Writer:
             self._rounds += 1
             self._changed.notify_all()
 
-    def _try(self, batch: list[_Put], commit: _Commit) -> None:
+    def _try(self, batch: list[Put], commit: _Commit) -> None:
         try:
             new, unknown = commit([entry for put in batch for entry in put.entries])
         except AuditUnavailable as error:
@@ -330,7 +269,7 @@ class Writer:
                 self._give_up(batch, error)
             elif len(batch) > 1:
                 for number, put in enumerate(batch):  # one of them is the culprit
-                    if self._retry_at is not None:  # it went away meanwhile
+                    if self._outage.lasts:  # it went away meanwhile
                         self._save(batch[number:], error)
                         break
                     self._try([put], self._pen.write)
@@ -341,16 +280,17 @@ class Writer:
             put.new = {entry.message_id for entry in put.entries if entry.kind == "message"} & new
             put.ended = True
         if unknown:
-            self._save([_Put(unknown, may_spool=True)], _refusal())
+            self._save([Put(unknown, may_spool=True)], _refusal())
 
-    def _give_up(self, batch: list[_Put], error: AuditUnavailable) -> None:
+    def _give_up(self, batch: list[Put], error: AuditUnavailable) -> None:
         """Spool or refuse a batch, and all that waits: the database is away."""
         with self._changed:
-            self._note_away(error)
-            rest = self._take_rest(self._urgent, self._lingering)
+            self._outage.note(error)
+            self._wake()
+            rest = self._waiting.take_all(self._waiting.urgent, self._waiting.lingering)
         self._save(batch + rest, error)
 
-    def _save(self, puts: list[_Put], error: AuditUnavailable) -> None:
+    def _save(self, puts: list[Put], error: AuditUnavailable) -> None:
         """Spool what may be spooled, and refuse the rest."""
         spooled = [put for put in puts if put.may_spool]
         failed: AuditUnavailable | None = None
@@ -367,44 +307,21 @@ class Writer:
             put.error = failed if put.may_spool else error
             put.ended = True
         with self._changed:
-            self._look_at = 0.0
+            self._shipper.hurry()
             self._wake()
             self._changed.notify_all()
 
-    def _ship(self) -> None:
-        """Write what is in the spool, in order, as far as the database takes it; or find out that it is back."""
-        self._look_at = time.monotonic() + SPOOL_SECONDS
-        shipped = 0
+    @contextmanager
+    def _turn(self) -> Iterator[bool]:
+        """Wait until nobody is writing, tell whether that came to be, and keep others out while the block runs."""
+        mine = self._take_turn()
         try:
-            waiting = self._spool.first(BATCH, BATCH_CHARACTERS)
-            while (waiting or self._retry_at is not None) and self._take_turn():
-                try:
-                    if self._retry_at is not None:
-                        self._pen.rehearse()
-                        self._note_back()
-                    shipped += self._ship_part(waiting)
-                except AuditUnavailable as error:
-                    if isinstance(error, SpoolUnavailable):
-                        raise
-                    self._give_up([], error)
-                    break
-                finally:
-                    self._rest()
-                waiting = self._spool.first(BATCH, BATCH_CHARACTERS, waiting[-1][0]) if waiting else []
-            self._spool_failed = False
-        except SpoolUnavailable as error:
-            if not self._spool_failed:  # one line an incident
-                logger.warning("%s", error, extra={"action": "spool_failed"})
-            self._spool_failed = True
-        except Exception:
-            logger.exception("the ledger's writer failed", extra={"action": "writer_failed"})
-        if self._retry_at is not None:
-            self._retry_at = time.monotonic() + RETRY_SECONDS
-        if shipped:
-            logger.warning("%d spooled entries are in the ledger", shipped, extra={"action": "spool_shipped"})
+            yield mine
+        finally:
+            if mine:
+                self._rest()
 
     def _take_turn(self) -> bool:
-        """Wait until nobody is writing, and be the one who is; return whether that came to be."""
         deadline = time.monotonic() + DEADLINE
         while True:
             self._land()
@@ -414,46 +331,6 @@ class Writer:
                     return True
                 if self._flight is None and not self._changed.wait(deadline - time.monotonic()):
                     return False
-
-    def _ship_part(self, waiting: list[tuple[int, Entry]]) -> int:
-        """Ship entries together, or each alone when the database will never take one of them; return how many."""
-        if not waiting:
-            return 0
-        try:
-            _, unknown = self._pen.write([entry for _, entry in waiting])
-        except AuditUnavailable as error:
-            if not never_taken(error):
-                raise
-            if len(waiting) > 1:
-                return sum(self._ship_part([one]) for one in waiting)
-            logger.warning("refused for ever: %s", error, extra={"action": "entry_refused"})
-            self._spool.refuse(waiting[0][0], str(error))
-            return 0
-        for number, entry in waiting:
-            if entry in unknown and entry.age() > STRAY_SECONDS:
-                self._spool.refuse(number, "the ledger has no such message")
-        done = [number for number, entry in waiting if entry not in unknown]
-        self._spool.remove(done)
-        return len(done)
-
-    def _note_away(self, error: AuditUnavailable) -> None:
-        if self._retry_at is None:  # one line an incident
-            self._away_since = time.monotonic()
-            logger.warning(
-                "%s. Until it is back, facts are kept in %s",
-                error,
-                self._spool.path,
-                extra={"action": "ledger_away"},
-            )
-        self._retry_at = time.monotonic() + RETRY_SECONDS
-        self._wake()
-
-    def _note_back(self) -> None:
-        if self._retry_at is not None:
-            away = time.monotonic() - self._away_since
-            logger.warning("the ledger is back after %.1f s", away, extra={"action": "ledger_back"})
-            self._retry_at = None
-            self._look_at = 0.0
 
 
 def _raise(error: Exception, _: Sequence[Entry]) -> Any:

@@ -1,4 +1,4 @@
-"""`log`, `conversation`, `stats`, `purge`, `hold` and `erase`: the ledger from the shell."""
+"""`log`, `conversation`, `stats`, `spool`, `purge`, `hold` and `erase`: the ledger from the shell."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import click
 from waooaw_celery.audit.records import AuditRecord, Durations
 from waooaw_celery.audit.retention import HoldKind, Removal, Retention
 from waooaw_celery.audit.trail import MessageAuditTrail
-from waooaw_celery.cli.group import current_app
+from waooaw_celery.cli.group import current_app, named_app
 from waooaw_celery.cli.render import console, json_option, print_json, show_table
 from waooaw_celery.message import MessageStatus, MessageType, Priority
 
@@ -96,6 +96,27 @@ def stats(ctx: click.Context, since: datetime | None, until: datetime | None, as
         ("error rate", error_rate),
     ]
     show_table(console(), "Statistics", ("of", "value"), rows)
+
+
+@click.command()
+@click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True)
+@json_option
+@click.pass_context
+def spool(ctx: click.Context, limit: int, as_json: bool) -> None:
+    """Tell what waits on this computer until the database is back, and what the database refused."""
+    kept = named_app(ctx).ledger.spool  # the database may be away: nothing is asked of it
+    waiting, refused = kept.counts()
+    refusals = [
+        {"message_id": entry.message_id, "kind": entry.kind, "reason": reason}
+        for entry, reason in kept.refusals(limit)
+    ]
+    if as_json:
+        print_json({"path": str(kept.path), "waiting": waiting, "refused": refused, "refusals": refusals})
+        return
+    click.echo(f"{kept.path}: {waiting} entries wait, {refused} were refused.")
+    if refusals:
+        columns = ("message", "kind", "why it was refused")
+        show_table(console(), "Refused, newest first", columns, [tuple(one.values()) for one in refusals])
 
 
 @click.command()

@@ -1,0 +1,111 @@
+"""Ships what is in the spool to the ledger, in order, as far as the database takes it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+from waooaw_celery.audit.entries import Entry
+from waooaw_celery.audit.outage import Outage
+from waooaw_celery.audit.pen import Pen, never_taken
+from waooaw_celery.audit.spool import Spool, SpoolUnavailable
+from waooaw_celery.audit.waiting import BATCH, BATCH_CHARACTERS
+from waooaw_celery.errors import AuditUnavailable
+
+logger = logging.getLogger(__name__)
+
+#: Seconds between two looks into the spool, which other processes fill too.
+SPOOL_SECONDS = 5.0
+#: Seconds for which a fact waits for the message that it is about.
+STRAY_SECONDS = 600.0
+
+
+class Shipper:
+    """Ships the spool of this computer. For one thread.
+
+    Args:
+        pen: what it writes with.
+        spool: what it ships.
+        outage: whether the database is away: it finds out when it is back.
+        turn: waits until nobody else uses the pen, tells whether that came to be, and keeps others out.
+        give_up: called, in a turn, when the database went away.
+    """
+
+    def __init__(
+        self,
+        pen: Pen,
+        spool: Spool,
+        outage: Outage,
+        turn: Callable[[], AbstractContextManager[bool]],
+        give_up: Callable[[AuditUnavailable], None],
+    ) -> None:
+        self._pen, self._spool, self._outage = pen, spool, outage
+        self._turn, self._give_up = turn, give_up
+        self._look_at = 0.0
+        self._failed = False
+
+    @property
+    def due(self) -> float:
+        """The moment at which there is something to do again."""
+        return self._look_at if self._outage.retry_at is None else self._outage.retry_at
+
+    def hurry(self) -> None:
+        """Make it due now: something was spooled."""
+        self._look_at = 0.0
+
+    def ship(self) -> None:
+        """Ship what waits, or find out that the database is back."""
+        self._look_at = time.monotonic() + SPOOL_SECONDS
+        shipped = 0
+        try:
+            waiting = self._spool.first(BATCH, BATCH_CHARACTERS)
+            while waiting or self._outage.lasts:
+                with self._turn() as mine:
+                    if not mine:
+                        break
+                    try:
+                        if self._outage.lasts:
+                            self._pen.rehearse()
+                            self._outage.end()
+                            self.hurry()
+                        shipped += self._ship_part(waiting)
+                    except SpoolUnavailable:
+                        raise
+                    except AuditUnavailable as error:
+                        self._give_up(error)
+                        break
+                waiting = self._spool.first(BATCH, BATCH_CHARACTERS, waiting[-1][0]) if waiting else []
+            self._failed = False
+        except SpoolUnavailable as error:
+            if not self._failed:  # one line an incident
+                logger.warning("%s", error, extra={"action": "spool_failed"})
+            self._failed = True
+        except Exception:
+            logger.exception("the ledger's writer failed", extra={"action": "writer_failed"})
+        if self._outage.lasts:
+            self._outage.put_off()
+        if shipped:
+            logger.warning("%d spooled entries are in the ledger", shipped, extra={"action": "spool_shipped"})
+
+    def _ship_part(self, waiting: list[tuple[int, Entry]]) -> int:
+        """Ship entries together, or each alone when the database will never take one of them; return how many."""
+        if not waiting:
+            return 0
+        try:
+            _, unknown = self._pen.write([entry for _, entry in waiting])
+        except AuditUnavailable as error:
+            if not never_taken(error):
+                raise
+            if len(waiting) > 1:
+                return sum(self._ship_part([one]) for one in waiting)
+            logger.warning("refused for ever: %s", error, extra={"action": "entry_refused"})
+            self._spool.refuse(waiting[0][0], str(error))
+            return 0
+        for number, entry in waiting:
+            if entry in unknown and entry.age() > STRAY_SECONDS:
+                self._spool.refuse(number, "the ledger has no such message")
+        done = [number for number, entry in waiting if entry not in unknown]
+        self._spool.remove(done)
+        return len(done)
