@@ -236,7 +236,9 @@ class Writer:
             with self._changed:
                 self._asleep = False
                 batch = [] if self._busy else self._waiting.take(self._waiting.lingering)
-                self._busy = self._busy or bool(batch)
+                if batch:
+                    self._busy = True
+                    self._changed.notify_all()  # there is room again
             if batch:
                 self._write(batch)
             if time.monotonic() >= self._shipper.due:
