@@ -120,8 +120,8 @@ FROM lives, LATERAL (
 ) AS fact
 """
 _OPEN = """
-INSERT INTO waooaw_open_messages (message_id, retain_until, sent_at, expires_at)
-SELECT message_id, retain_until, sent_at, expires_at FROM lives JOIN waooaw_messages
+INSERT INTO waooaw_open_messages (message_id, retain_until, sent_at, expires_at, from_agent, to_agent)
+SELECT message_id, retain_until, sent_at, expires_at, from_agent, to_agent FROM lives JOIN waooaw_messages
     USING (message_id, retain_until, sent_at)
 WHERE status IN ('pending', 'sent', 'delivered')
 """

@@ -136,6 +136,7 @@ class EventRow(Base):
             "message_id",
             "retain_until",
             unique=True,
+            postgresql_include=["event"],  # how a message ended is read from this index alone
             postgresql_where=text("terminal"),
             sqlite_where=text("terminal"),
         ),
@@ -181,6 +182,9 @@ class OpenRow(Base):
     retain_until: Mapped[datetime]
     sent_at: Mapped[datetime]
     expires_at: Mapped[datetime | None]
+    #: The message's, so that an agent's open messages are found without looking at the messages.
+    from_agent: Mapped[str]
+    to_agent: Mapped[str]
 
 
 class HoldRow(Base):

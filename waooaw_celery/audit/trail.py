@@ -28,7 +28,7 @@ from sqlalchemy.dialects.postgresql import ARRAY
 
 from waooaw_celery.audit.ledger import Ledger
 from waooaw_celery.audit.models import EventRow, MessageRow, OpenRow
-from waooaw_celery.audit.questions import follow_indexes, mentions, read
+from waooaw_celery.audit.questions import follow_indexes, read
 from waooaw_celery.audit.records import AuditRecord, Durations, Page, Statistics
 from waooaw_celery.audit.walk import PROGRESS, Walk, between, newest, progress
 from waooaw_celery.errors import InvalidMessage, UnknownMessage
@@ -109,16 +109,15 @@ class MessageAuditTrail:
             walk.to_status(MessageStatus(status))
         walk.check(MessageRow.message_type, message_type and MessageType(message_type).value)
         walk.check(MessageRow.priority, None if priority is None else Priority.of(priority).rank)
-        if text is not None:
-            walk.checks.append(lambda message: mentions(message, text))
+        walk.check_text(text)
         with self._asking("query the ledger") as connection:
-            if walk.checks:
+            if walk.may_end_early:
                 follow_indexes(connection)
             records = read(connection, walk.query(limit + 1))
             if len(records) > limit:
                 last = records[limit - 1].receipt
                 return Page(records=records[:limit], after=(last.sent_at, last.message_id))
-            end = connection.execute(walk.end()).first() if walk.checks else None
+            end = connection.execute(walk.end()).first() if walk.may_end_early else None
         return Page(records=records, after=(end.sent_at, end.message_id) if end else None)
 
     def conversation(self, id_: str) -> list[AuditRecord]:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeAlias
 
 from sqlalchemy import ColumnElement, Select, and_, case, func, select, true, tuple_
 
 from waooaw_celery.audit.models import EventRow, MessageRow, OpenRow
+from waooaw_celery.audit.questions import mentions
 from waooaw_celery.errors import InvalidMessage
 from waooaw_celery.message import MessageStatus
 from waooaw_celery.receipts import Event
 
 #: Messages that one page looks at, where no index answers the whole question.
 LOOK = 5_000
+
+#: Makes a condition of a row, or of what has its columns.
+Check: TypeAlias = Callable[[Any], ColumnElement[bool]]
 
 #: How far a message that has not ended can have come.
 PROGRESS = (MessageStatus.PENDING, MessageStatus.SENT, MessageStatus.DELIVERED)
@@ -28,7 +32,9 @@ class Walk:
     """
 
     def __init__(self, since: datetime | None, until: datetime | None, after: tuple[datetime, str] | None) -> None:
-        self.checks: list[Callable[[Any], ColumnElement[bool]]] = []
+        #: What is checked on the way: of a row of the index that leads, and of the message itself.
+        self._near: list[Check] = []
+        self._far: list[Check] = []
         self._since, self._until, self._after = since, until, after
         self._along: Any = MessageRow
         self._lead: list[ColumnElement[bool]] = []
@@ -46,37 +52,47 @@ class Walk:
     def check(self, column: Any, value: Any) -> None:
         """Check a column without an index."""
         if value is not None:
-            self.checks.append(lambda message: getattr(message, column.key) == value)
+            checks = self._near if hasattr(self._along, column.key) else self._far
+            checks.append(lambda row: getattr(row, column.key) == value)
+
+    def check_text(self, text: str | None) -> None:
+        """Check what payloads contain."""
+        if text is not None:
+            checks = self._near if self._along is MessageRow else self._far
+            checks.append(lambda message: mentions(message, text))
+
+    @property
+    def may_end_early(self) -> bool:
+        """Whether it ends after ``LOOK`` messages, since it checks something."""
+        return bool(self._near or self._far)
 
     def to_status(self, status: MessageStatus) -> None:
         """Be led by the end of messages, or by the open ones, unless something else leads already."""
         if self._lead:
-            self.checks.append(lambda message: has_status(message, status))
+            self._near.append(lambda row: has_status(row, status))
         elif status.final:
             self._along = EventRow
             self._lead += [EventRow.event == status.value, EventRow.terminal.is_(true())]
         else:
             self._along = OpenRow
-            self.checks.append(lambda message: has_status(message, status))
+            self._near.append(lambda row: has_status(row, status))
 
     def query(self, limit: int) -> Select[Any]:
         """Return the query for the first messages of the walk that fit."""
-        if self._along is MessageRow:
-            steps = self._steps(*MessageRow.__table__.columns)
-            if not self.checks:
-                return steps.limit(limit)
+        found = self._steps(*self._along.__table__.columns).limit(limit)
+        if self.may_end_early:
             # What the walk looks at is chosen first and checked then: it may not look any further.
-            looked = steps.limit(LOOK).subquery()
-            return newest(select(looked).where(*(check(looked.c) for check in self.checks)), limit, looked.c)
-        along = self._along
-        keys = self._steps(along.message_id, along.retain_until, along.sent_at)
-        if self.checks:
-            looked = keys.limit(LOOK).subquery()
-            # A value and not a join, which PostgreSQL may begin with all messages.
-            fits = select(true()).where(same(looked.c), *(check(MessageRow) for check in self.checks))
-            keys = newest(select(looked).where(fits.correlate(looked).scalar_subquery()), limit, looked.c)
-        found = keys.limit(limit).subquery()
-        return newest(select(MessageRow.__table__).join(found, same(found.c)), limit, found.c)
+            looked = self._steps(*self._along.__table__.columns).limit(LOOK).subquery()
+            fits = [check(looked.c) for check in self._near]
+            if self._far:
+                # A value and not a join, which PostgreSQL may begin with all messages.
+                message = select(true()).where(same(looked.c), *(check(MessageRow) for check in self._far))
+                fits.append(message.correlate(looked).scalar_subquery())
+            found = newest(select(looked).where(*fits), limit, looked.c)
+        if self._along is MessageRow:
+            return found
+        keys = found.subquery()
+        return newest(select(MessageRow.__table__).join(keys, same(keys.c)), limit, keys.c)
 
     def end(self) -> Select[Any]:
         """Return the query for the last message that the walk looked at, when it did not come to the end."""
@@ -102,7 +118,9 @@ def has_status(message: Any, status: MessageStatus) -> ColumnElement[bool]:
 
 def progress(message: Any) -> Any:
     """How far a message has come: an index of ``PROGRESS``, or beyond it when it has ended."""
-    rank = case((EventRow.terminal, len(PROGRESS)), (EventRow.event == Event.DELIVERED.value, 2), else_=1)
+    # By the event and not by ``terminal``: the primary key alone answers.
+    ends = [event.value for event in Event if event.terminal]
+    rank = case((EventRow.event.in_(ends), len(PROGRESS)), (EventRow.event == Event.DELIVERED.value, 2), else_=1)
     known = select(func.coalesce(func.max(rank), 0)).where(same(EventRow, message))
     return known.correlate_except(EventRow).scalar_subquery()
 

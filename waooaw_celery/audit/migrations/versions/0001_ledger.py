@@ -35,8 +35,13 @@ BEGIN
             )
         ), opened AS (
             -- A message that is among the open ones already was written down before.
-            INSERT INTO waooaw_open_messages (message_id, retain_until, sent_at, expires_at)
-            SELECT given.message_id, given.retain_until, given.sent_at, given.expires_at FROM given
+            INSERT INTO waooaw_open_messages (
+                message_id, retain_until, sent_at, expires_at, from_agent, to_agent
+            )
+            SELECT
+                given.message_id, given.retain_until, given.sent_at, given.expires_at, given.from_agent,
+                given.to_agent
+            FROM given
             ON CONFLICT DO NOTHING RETURNING waooaw_open_messages.message_id
         ), said AS (
             INSERT INTO waooaw_messages (
@@ -142,6 +147,7 @@ def upgrade() -> None:
         "waooaw_message_events",
         ["message_id", "retain_until"],
         unique=True,
+        postgresql_include=["event"],
         postgresql_where=sa.text("terminal"),
         sqlite_where=sa.text("terminal"),
     )
@@ -159,6 +165,8 @@ def upgrade() -> None:
         sa.Column("retain_until", _MOMENT, nullable=False),
         sa.Column("sent_at", _MOMENT, nullable=False),
         sa.Column("expires_at", _MOMENT),
+        sa.Column("from_agent", sa.String, nullable=False),
+        sa.Column("to_agent", sa.String, nullable=False),
     )
     op.create_index("waooaw_open_messages_sent", "waooaw_open_messages", ["sent_at", "message_id"])
     op.create_index("waooaw_open_messages_expiry", "waooaw_open_messages", ["expires_at"])
