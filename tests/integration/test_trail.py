@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,11 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from support import note
+from sqlalchemy import text
+from support import lone_database, note
 
 from waooaw_celery import Message, MessageStatus, MessageType, Priority
-from waooaw_celery.audit import schema
+from waooaw_celery.audit import engine, schema
 from waooaw_celery.audit.engine import Database, database_url
 from waooaw_celery.audit.ledger import Ledger
 from waooaw_celery.audit.models import Base
@@ -292,6 +295,24 @@ def test_a_wrong_database_url_is_told(url: str, sentence: str) -> None:
     """Only PostgreSQL and SQLite files are taken."""
     with pytest.raises(ConfigurationError, match=sentence):
         database_url(url)
+
+
+def test_statistics_may_take_longer_than_other_questions(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While somebody holds a table up, other questions are given up; statistics wait, and are answered."""
+    with lone_database(postgres_url) as url, closing(Database(database_url(url))) as database:
+        schema.upgrade(database)
+        trail = MessageAuditTrail(Ledger(database, RetentionPolicy.DAYS_90))
+        monkeypatch.setattr(engine, "PATIENCE", 0)  # and a second for the server
+        with ThreadPoolExecutor(1) as threads:
+            with database.begin("keep others out", 30) as connection:
+                connection.execute(text("LOCK TABLE waooaw_messages"))
+                counted = threads.submit(trail.statistics)
+                for _ in range(2):  # together they take longer than one question may
+                    with pytest.raises(AuditUnavailable):
+                        trail.query()
+            assert counted.result(30).total == 0
 
 
 def test_a_bare_postgresql_url_means_psycopg2() -> None:

@@ -34,8 +34,8 @@ from waooaw_celery.audit.statements import close_ended
 from waooaw_celery.errors import InvalidMessage
 from waooaw_celery.values import check_agent_name, check_id
 
-#: Messages removed in one transaction where rows are deleted: locks are held for a fraction of a second.
-BATCH = 5_000
+#: Messages removed in one transaction where rows are deleted: locks are held for a tenth of a second.
+BATCH = 1_000
 #: Seconds that one statement of a purge or an erasure may take.
 PATIENCE = 600.0
 #: Seconds that a whole purge may take, and its lock be held.

@@ -39,6 +39,8 @@ from waooaw_celery.values import check_agent_name, check_id
 PERCENTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 #: Most messages that one page of a query may hold.
 MAX_PAGE = 1000
+#: Seconds that statistics may take, which look at every message of their time: no other question grows like that.
+STATISTICS_PATIENCE = 60.0
 #: How far back a history may go: a hundred years.
 MAX_DAYS = 36_500
 
@@ -167,12 +169,14 @@ class MessageAuditTrail:
     ) -> Statistics:
         """Return counts, durations and the error rate of the messages sent in a stretch of time.
 
+        It looks at all of them, and takes as long as they are many; AuditUnavailable is raised after a minute.
+
         Args:
             since: sent at this moment or later; None: from the beginning.
             until: sent before this moment; None: up to now.
             top: how many senders and receivers to name.
         """
-        with self._asking("work out statistics") as connection:
+        with self._asking("work out statistics", STATISTICS_PATIENCE) as connection:
             said = _counts(connection, between(MessageRow, since, until))
             told = self._ends(connection, between(EventRow, since, until))
             status = {event.value: told[event][0] for event in Event if event.terminal and told[event][0]}
@@ -234,10 +238,10 @@ class MessageAuditTrail:
         return self._ledger.get(message_id)
 
     @contextmanager
-    def _asking(self, what: str) -> Iterator[Connection]:
+    def _asking(self, what: str, patience: float | None = None) -> Iterator[Connection]:
         """Give a connection that sees what this process has written."""
         self._ledger.flush()
-        with self._ledger.database.begin(what) as connection:
+        with self._ledger.database.begin(what, patience) as connection:
             yield connection
 
     def _ends(
