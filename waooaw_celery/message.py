@@ -101,6 +101,7 @@ class MessageStatus(StrEnum):
     HANDLED = "handled"  #: its handler returned
     FAILED = "failed"  #: its handler gave up, or nothing there could handle it
     EXPIRED = "expired"  #: its time was over before a worker began; it is never handled
+    DEAD = "dead"  #: a dead letter: it would kill or wedge its worker, and is kept by the broker for inspection
 
     @property
     def final(self) -> bool:
@@ -108,7 +109,7 @@ class MessageStatus(StrEnum):
         return self in FINAL
 
 
-FINAL = frozenset({MessageStatus.HANDLED, MessageStatus.FAILED, MessageStatus.EXPIRED})
+FINAL = frozenset({MessageStatus.HANDLED, MessageStatus.FAILED, MessageStatus.EXPIRED, MessageStatus.DEAD})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -31,11 +31,12 @@ class Event(StrEnum):
     HANDLED = "handled"  #: the handler returned
     FAILED = "failed"  #: the handler gave up, or nothing could handle it
     EXPIRED = "expired"  #: its time was over before a worker began
+    DEAD = "dead"  #: the broker keeps it as a dead letter
 
     @property
     def terminal(self) -> bool:
         """Whether nothing more can happen after it; of several such events the first counts."""
-        return self in (Event.HANDLED, Event.FAILED, Event.EXPIRED)
+        return self in (Event.HANDLED, Event.FAILED, Event.EXPIRED, Event.DEAD)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +52,7 @@ class Fact:
         worker: node name of the worker that tells it.
         attempt: of which attempt, counted from 1; 0 for what happened outside of one.
         seconds: how long it took to come to this: the wait until it was delivered, the run until it was handled.
-        error: why, for RETRIED and FAILED.
+        error: why, for RETRIED, FAILED and DEAD.
     """
 
     message_id: str

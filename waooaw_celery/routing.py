@@ -15,6 +15,8 @@ from waooaw_celery.errors import ConfigurationError
 from waooaw_celery.message import TYPE_NAMES, MessageType, Priority
 from waooaw_celery.values import AGENT_NAME, RESERVED_NAMES
 
+#: How the names of agents' queues begin.
+AGENT_QUEUES = "agent."
 #: Where the periodic tasks of this package run; no agent's worker consumes it.
 SYSTEM_QUEUE = "waooaw.system"
 #: The highest priority number that a queue on RabbitMQ takes.
@@ -50,7 +52,7 @@ class HandlerName(NamedTuple):
 
 def agent_queue(agent: str) -> Queue:
     """Return the queue of an agent, ``agent.<name>``, as every broker declares it."""
-    return _direct_queue(f"agent.{agent}")
+    return _direct_queue(f"{AGENT_QUEUES}{agent}")
 
 
 def system_queue() -> Queue:

@@ -42,6 +42,13 @@ class AuditMode(StrEnum):
     BATCHED = "batched"
 
 
+class RedisTransport(StrEnum):
+    """What carries messages on Redis."""
+
+    WAOOAW = "waooaw"
+    KOMBU = "kombu"
+
+
 AgentName = Annotated[str, AfterValidator(check_agent_name)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -84,6 +91,8 @@ class WaooawSettings(BaseModel):
     heartbeat_seconds: Seconds = 5.0
     #: Seconds between two sweeps of expired messages.
     sweep_seconds: Seconds = 30.0
+    #: What carries messages on Redis: ``waooaw``, with an atomic claim, leases and guards; or Kombu's own.
+    redis_transport: RedisTransport = RedisTransport.WAOOAW
     #: Accept a broker that does not order messages by priority.
     allow_unordered: bool = False
 
@@ -168,6 +177,8 @@ CELERY_DEFAULTS: dict[str, Any] = {
     "broker_connection_timeout": 2.0,
     "broker_connection_retry_on_startup": True,
     "broker_connection_max_retries": None,
+    # What Redis refuses for a while, when its disk is full or it became a replica, does not end the worker.
+    "broker_channel_error_retry": True,
     "broker_pool_acquire_timeout": 5.0,
     # A handler that hangs is ended; a longer one says so with its own time_limit. There is no soft limit: with
     # one, Celery would not look at a hard limit that is shorter.
@@ -178,9 +189,8 @@ CELERY_DEFAULTS: dict[str, Any] = {
 #: Options of the broker's transport, by the driver type that Kombu gives it.
 TRANSPORT_DEFAULTS: dict[str, dict[str, Any]] = {
     "redis": {
-        # What a worker holds longer than this is handed out again, so it is above the hard time limit (300) plus
-        # the longest pause before a retry (600, Celery's retry_backoff_max).
-        "visibility_timeout": 960,
+        # What a worker holds is handed out again when it has not renewed it for so long: when it was killed.
+        "visibility_timeout": 60,
         # A message of a killed worker comes back within seconds of the timeout, not minutes.
         "unacked_restore_interval": 5,
         "unacked_restore_throttle": 1,
@@ -196,3 +206,7 @@ TRANSPORT_DEFAULTS: dict[str, dict[str, Any]] = {
         "confirm_publish": True,
     },
 }
+
+#: What is different where Kombu's own transport carries messages on Redis: it renews nothing, so the timeout is
+#: above the hard time limit (300) plus the longest pause before a retry (600, Celery's retry_backoff_max).
+KOMBU_REDIS_DEFAULTS: dict[str, Any] = {"visibility_timeout": 960}

@@ -12,13 +12,14 @@ from waooaw_celery.audit.agents import LedgerAgentRegistry
 from waooaw_celery.audit.engine import Database, database_url
 from waooaw_celery.audit.ledger import Ledger
 from waooaw_celery.audit.version import check_version
-from waooaw_celery.celery_setup import AgentAMQP, add_defaults, transport_options, with_transport_options
+from waooaw_celery.celery_setup import AgentAMQP, add_defaults, transport_options
 from waooaw_celery.errors import ConfigurationError
-from waooaw_celery.receipts import Receipts, RedisReceipts
+from waooaw_celery.receipts import Event, Fact, Receipts, RedisReceipts
 from waooaw_celery.registry import AgentRegistry, RedisAgentRegistry
-from waooaw_celery.routing import HandlerName, agent_queue, check_ordered, driver_type, first_url
-from waooaw_celery.settings import WaooawSettings
+from waooaw_celery.routing import AGENT_QUEUES, HandlerName, agent_queue, check_ordered, driver_type, first_url
+from waooaw_celery.settings import RedisTransport, WaooawSettings
 from waooaw_celery.store import Client, connect, store_url
+from waooaw_celery.transport.letters import parked
 from waooaw_celery.worker import signals
 from waooaw_celery.worker.presence import Presence
 from waooaw_celery.worker.task import AgentTask
@@ -40,6 +41,7 @@ class WiredCelery(Celery):
         self.steps["worker"].add(Presence)
         signals.connect()
         worker_process_shutdown.connect(self._flush)
+        parked.connect(self._note_dead)
 
     @cached_property
     def settings(self) -> WaooawSettings:
@@ -132,6 +134,11 @@ class WiredCelery(Celery):
             check_version(self._database)
             self.ledger.spool.check()
 
+    def _note_dead(self, queue: str, message_id: str | None, reason: str, **_: Any) -> None:
+        """Write down that a message to an agent became a dead letter."""
+        if message_id is not None and queue.startswith(AGENT_QUEUES):
+            self.receipts.note(Fact(message_id=message_id, event=Event.DEAD, error=reason))
+
     def _flush(self, **_: Any) -> None:
         """Let no pool process end with something of its own still to be written."""
         if "receipts" in self.__dict__:
@@ -158,19 +165,36 @@ class WiredCelery(Celery):
         return name if task is None or isinstance(task, AgentTask) else None
 
     @property
+    def claims(self) -> bool:
+        """Whether our transport carries messages on Redis, and not Kombu's."""
+        try:
+            return self.settings.redis_transport is RedisTransport.WAOOAW
+        except ConfigurationError:  # the worker's check says it in a moment
+            return True
+
+    @property
     def transport_options(self) -> dict[str, Any]:
         """Options of the broker's transport: a project's own, and ours for what it does not say."""
-        return transport_options(self.conf)
+        return transport_options(self.conf, self.claims)
 
     def connection_for_read(self, url: str | None = None, **kwargs: Any) -> Any:
         """Return a connection for consuming, with our deadlines."""
-        return super().connection_for_read(url, **with_transport_options(self.conf, url, kwargs))
+        return super().connection_for_read(url, **self._with_options(url, kwargs))
 
     def connection_for_write(self, url: str | None = None, **kwargs: Any) -> Any:
         """Return a connection for publishing, with our deadlines."""
-        return super().connection_for_write(url, **with_transport_options(self.conf, url, kwargs))
+        return super().connection_for_write(url, **self._with_options(url, kwargs))
+
+    def _with_options(self, url: str | None, kwargs: dict[str, Any]) -> dict[str, Any]:
+        given = kwargs.get("transport_options") or {}
+        return {**kwargs, "transport_options": {**transport_options(self.conf, self.claims, url), **given}}
 
     @property
     def visibility_timeout(self) -> float | None:
-        """Seconds after which the broker hands out again what is not acknowledged; None where it does not."""
-        return float(self.transport_options["visibility_timeout"]) if self.driver == "redis" else None
+        """Seconds after which the broker hands out again what a worker still holds; None where it does not.
+
+        Our transport's workers renew what they hold, so that no handler is too long and no countdown too far.
+        """
+        if self.driver != "redis" or self.claims:
+            return None
+        return float(self.transport_options["visibility_timeout"])

@@ -31,7 +31,7 @@ from waooaw_celery.message import RetentionPolicy
 from waooaw_celery.receipts import Event, Fact
 
 AGENTS = ["ann", "bob", "cid"]
-FINAL = ("handled", "failed", "expired")
+FINAL = tuple(status.value for status in MessageStatus if status.final)
 LOST_SECONDS = 60.0
 #: All of a life lies in the past, each fact a little later than the one before.
 NOW = datetime.now(UTC)

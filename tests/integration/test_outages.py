@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 
 import pytest
 from outages import Server, lone_server
@@ -16,8 +16,7 @@ from waooaw_celery.audit import schema
 from waooaw_celery.audit.trail import MessageAuditTrail
 from waooaw_celery.embedded import end
 from waooaw_celery.errors import AuditUnavailable
-from waooaw_celery.routing import agent_queue
-from waooaw_celery.store import connect, store_url
+from waooaw_celery.routing import agent_queue, queue_depth
 
 
 @pytest.fixture(scope="module")
@@ -113,8 +112,8 @@ OUTAGES = [stopped, read_only, without_a_table, of_an_older_schema]
 
 def published(broker: Broker, name: str) -> int:
     """Return how many messages wait for an agent that does not run."""
-    with connect(store_url(None, broker.url)) as client:
-        return sum(client.llen(key) for key in client.keys(f"{agent_queue(name).name}*"))
+    with closing(broker.app()) as app, app.connection_for_read() as connection:
+        return queue_depth(connection, agent_queue(name)).total
 
 
 def seconds(do: Callable[[], object]) -> float:

@@ -25,7 +25,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("worker",),
     ("audit",),
     ("celery_setup", "envelope", "receipts", "registry", "routing", "store"),
-    ("message", "settings"),
+    ("message", "settings", "transport"),
     ("values",),
     ("errors",),
 )

@@ -93,7 +93,8 @@ class Presence(bootsteps.StartStopStep):
 def check_time_limits(app: Any) -> None:
     """Check that no handler may still run when it is taken for lost.
 
-    Redis waits so long before it hands a message to another worker, and the ledger before it is marked as FAILED.
+    Kombu's transport for Redis waits so long before it hands a message to another worker, and the ledger before it
+    is marked as FAILED.
 
     Raises:
         ConfigurationError: one may; the sentence names it and both numbers.

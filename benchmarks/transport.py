@@ -1,0 +1,252 @@
+"""How fast our Redis transport is: a plain Celery worker and producer on it, against the same on Kombu's.
+
+python -m benchmarks.transport [--rounds 3]
+
+Nothing but the transport differs: same Celery, same settings, same task. To consume, a queue is filled, one real
+worker empties it, and the rate is taken between nine tenths and a fiftieth of the queue, as is the time of the
+processors. The subjects take turns; medians of the rounds are compared.
+Computers differ and have neighbours: only the ratios of one run mean something.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from celery import Celery
+from redis import Redis
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.report import Goal, print_goals
+from benchmarks.sending import PAYLOAD
+from benchmarks.transport_worker import make_app
+from waooaw_celery.embedded import end, spawn, valkey
+
+#: Messages of one sample of consuming, and of a batch.
+COUNT = 6000
+MANY = 1000
+SECONDS = 0.5
+PATIENCE = 120.0
+IDLE_SECONDS = 10.0
+ROOT = Path(__file__).parent.parent
+TRANSPORTS = ("kombu", "ours")
+
+#: How a worker is started, its settings, and how many times Kombu's rate ours should have at least.
+CASES: dict[str, tuple[list[str], dict[str, Any], float]] = {
+    "solo, prefetch 64": (["-P", "solo", "-c", "1"], {"worker_prefetch_multiplier": 64}, 5.0),
+    "solo, prefetch 1, late": (
+        ["-P", "solo", "-c", "1"],
+        {"worker_prefetch_multiplier": 1, "task_acks_late": True},
+        3.0,
+    ),
+    "threads 4, prefetch 64": (["-P", "threads", "-c", "4"], {"worker_prefetch_multiplier": 16}, 5.0),
+    "prefork 2, prefetch 64": (["-P", "prefork", "-c", "2"], {"worker_prefetch_multiplier": 32}, 2.7),
+}
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", choices=("publish", "consume", "idle"), default=None)
+    options = parser.parse_args()
+    console = Console()
+    goals: list[Goal] = []
+    with valkey() as url, tempfile.TemporaryDirectory() as folder:
+        if options.only in (None, "publish"):
+            goals += publishing(console, url, options.rounds)
+        if options.only in (None, "consume"):
+            goals += consuming(console, url, Path(folder), options.rounds)
+        if options.only in (None, "idle"):
+            goals += idling(console, url, Path(folder))
+    print_goals(console, "Transport, against Kombu's", goals)
+
+
+def publishing(console: Console, url: str, rounds: int) -> list[Goal]:
+    """Publish one by one, and in batches."""
+    subjects: dict[str, Callable[[], int]] = {}
+    for transport in TRANSPORTS:
+        app = make_app(transport, url)
+        subjects[f"{transport}: .delay"] = _delay(app)
+        subjects[f"{transport}: batch of {MANY}"] = _batch(app)
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in subjects}
+    client = _client(url)
+    for work in subjects.values():
+        work()
+    for number in range(2 * rounds):
+        for name in sorted(subjects, reverse=bool(number % 2)):
+            client.flushdb()
+            began, processor, done = time.perf_counter(), time.process_time(), 0
+            while time.perf_counter() - began < SECONDS:
+                done += subjects[name]()
+            took = time.perf_counter() - began
+            found[name].append((done / took, (time.process_time() - processor) / done * 1e6))
+    rates = _print(console, "Publishing", found)
+    return [
+        Goal(f"publish {what}, times", rates[f"ours: {what}"][0] / rates[f"kombu: {what}"][0], bound)
+        for what, bound in ((".delay", 1.5), (f"batch of {MANY}", 1.0))
+    ]
+
+
+def _delay(app: Celery) -> Callable[[], int]:
+    def delay() -> int:
+        app.tasks["plain.work"].delay(PAYLOAD)
+        return 1
+
+    return delay
+
+
+def _batch(app: Celery) -> Callable[[], int]:
+    def batch() -> int:
+        task = app.tasks["plain.work"]
+        with app.producer_or_acquire() as producer, producer.batch(MANY + 1):
+            for _ in range(MANY):
+                task.apply_async((PAYLOAD,), producer=producer)
+        return MANY
+
+    return batch
+
+
+def consuming(console: Console, url: str, folder: Path, rounds: int) -> list[Goal]:
+    """Have workers empty a queue."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for number in range(rounds):
+        for case in CASES:
+            for transport in sorted(TRANSPORTS, reverse=bool(number % 2)):
+                found.setdefault(f"{transport}: {case}", []).append(sample(url, transport, case, folder))
+    rates = _print(console, "Consuming", found)
+    goals = []
+    for case, (_, _, bound) in CASES.items():
+        ours, kombu = rates[f"ours: {case}"], rates[f"kombu: {case}"]
+        goals.append(Goal(f"{case}: rate, times", ours[0] / kombu[0], bound))
+        goals.append(Goal(f"{case}: processor time, times", ours[1] / kombu[1], 1.0, at_most=True))
+    return goals
+
+
+def sample(url: str, transport: str, case: str, folder: Path) -> tuple[float, float]:
+    """Return how many messages a second a worker handled, and its processor time for each in microseconds."""
+    client = _client(url)
+    client.flushdb()
+    fill = _batch(make_app(transport, url))
+    for _ in range(COUNT // MANY):
+        fill()
+    queue = f"plain-{transport}"
+    worker = start(url, transport, case, folder)
+    try:
+        first, began = _wait(client, queue, COUNT * 0.9, folder)
+        processor = _processor_seconds(worker.pid)
+        last, ended = _wait(client, queue, COUNT * 0.02, folder)
+        processor = _processor_seconds(worker.pid) - processor
+        return (first - last) / (ended - began), processor / (first - last) * 1e6
+    finally:
+        end(worker)
+
+
+def idling(console: Console, url: str, folder: Path) -> list[Goal]:
+    """Have workers wait for nothing, and count what that costs."""
+    case = "solo, prefetch 1, late"
+    table = Table("transport", "processor ms a second", "commands a second", title="Idle worker")
+    seconds: dict[str, float] = {}
+    for transport in TRANSPORTS:
+        client = _client(url)
+        client.flushdb()
+        worker = start(url, transport, case, folder)
+        try:
+            _wait_for_ready(worker, folder)
+            time.sleep(2)
+            processor, commands = _processor_seconds(worker.pid), client.info("stats")["total_commands_processed"]
+            time.sleep(IDLE_SECONDS)
+            used = (_processor_seconds(worker.pid) - processor) / IDLE_SECONDS
+            done = (client.info("stats")["total_commands_processed"] - commands) / IDLE_SECONDS
+        finally:
+            end(worker)
+        seconds[transport] = used
+        table.add_row(transport, f"{used * 1000:.1f}", f"{done:.1f}")
+    console.print(table)
+    return [Goal("idle: processor time, times", seconds["ours"] / max(seconds["kombu"], 0.001), 1.0, at_most=True)]
+
+
+def start(url: str, transport: str, case: str, folder: Path) -> subprocess.Popen[bytes]:
+    """Start a worker."""
+    options, settings, _ = CASES[case]
+    command = [sys.executable, "-W", "ignore", "-m", "celery", "-A", "benchmarks.transport_worker", "worker"]
+    command += [
+        "--without-mingle",
+        "--without-gossip",
+        "-l",
+        "WARNING",
+        "-n",
+        f"b{time.monotonic_ns()}@%h",
+        *options,
+    ]
+    env = {**os.environ, "CELERY_BROKER_URL": url, "TRANSPORT": transport, "SETTINGS": json.dumps(settings)}
+    return spawn(command, log=folder / "worker.log", env=env, cwd=ROOT)
+
+
+def _client(url: str) -> Any:
+    return Redis.from_url(url.replace("redis+socket://", "unix://"))
+
+
+def _waiting(client: Any, queue: str) -> int:
+    return int(client.llen(queue) + client.hlen("unacked"))
+
+
+def _wait(client: Any, queue: str, bound: float, folder: Path) -> tuple[int, float]:
+    """Wait until no more messages are unhandled than this; return how many are, and the moment."""
+    deadline = time.monotonic() + PATIENCE
+    while (number := _waiting(client, queue)) > bound:
+        if time.monotonic() > deadline:
+            raise SystemExit(f"the worker stands still:\n{(folder / 'worker.log').read_text()[-2000:]}")
+        time.sleep(0.005)
+    return number, time.perf_counter()
+
+
+def _wait_for_ready(worker: subprocess.Popen[bytes], folder: Path) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while _processor_seconds(worker.pid) < 0.3:
+        if time.monotonic() > deadline or worker.poll() is not None:
+            raise SystemExit((folder / "worker.log").read_text()[-2000:])
+        time.sleep(0.05)
+
+
+def _processor_seconds(pid: int) -> float:
+    """Return the processor time that a process and its living children have used."""
+    total = 0.0
+    ticks = os.sysconf("SC_CLK_TCK")
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:  # it has just ended
+            continue
+        if int(stat.parent.name) == pid or int(fields[1]) == pid:
+            total += sum(map(int, fields[11:15])) / ticks
+    return total
+
+
+def _print(
+    console: Console, title: str, found: dict[str, list[tuple[float, float]]]
+) -> dict[str, tuple[float, float]]:
+    """Print medians of rates and processor times, and return them."""
+    table = Table("", "a second", "µs of processor each", title=title)
+    medians = {
+        name: (statistics.median(rate for rate, _ in values), statistics.median(used for _, used in values))
+        for name, values in found.items()
+    }
+    for name, (rate, used) in sorted(medians.items()):
+        table.add_row(name, f"{rate:,.0f}", f"{used:,.0f}")
+    console.print(table)
+    return medians
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""A plain Celery worker of the benchmark of the transport: on Kombu's or on ours, as TRANSPORT says."""
+
+from __future__ import annotations
+
+import json
+import os
+
+from celery import Celery
+from celery.app.amqp import AMQP
+
+from waooaw_celery.transport.connection import ClaimingConnection
+
+
+class ClaimingAMQP(AMQP):
+    """Celery's messages, on our transport."""
+
+    Connection = ClaimingConnection
+
+
+def make_app(transport: str, broker_url: str, **settings: object) -> Celery:
+    """Return a plain Celery application.
+
+    Args:
+        transport: ``kombu`` or ``ours``.
+        broker_url: of a Redis.
+        settings: Celery's.
+    """
+    amqp = ClaimingAMQP if transport == "ours" else AMQP
+    app = Celery("plain", broker=broker_url, amqp=amqp)
+    app.conf.update(task_default_queue=f"plain-{transport}", broker_connection_retry_on_startup=True, **settings)
+
+    @app.task(name="plain.work", ignore_result=True)
+    def work(payload: object) -> None:
+        """Do nothing."""
+
+    @app.task(name="plain.echo")
+    def echo(payload: object) -> object:
+        """Answer the same."""
+        return payload
+
+    return app
+
+
+if "TRANSPORT" in os.environ:
+    app = make_app(
+        os.environ["TRANSPORT"], os.environ["CELERY_BROKER_URL"], **json.loads(os.environ.get("SETTINGS", "{}"))
+    )

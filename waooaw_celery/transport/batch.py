@@ -1,0 +1,89 @@
+"""A producer's batch: all messages of one queue and priority with one command, all commands in one round trip."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kombu.exceptions import BatchPublishError  # type: ignore[attr-defined]  # its stubs are old
+from kombu.transport import redis
+from redis.exceptions import NoScriptError
+
+from waooaw_celery.transport.scripts import PUBLISH
+
+#: Messages, and characters in them, of one command: what a script can take as arguments, and holds up the server.
+MOST = 1000
+MOST_CHARACTERS = 4 * 1024 * 1024
+
+
+class PublishBatch(redis.PublishBatch):
+    """Collects messages by queue and priority."""
+
+    def __init__(self, channel: Any, max_size: int) -> None:
+        super().__init__(channel, max_size)
+        self._lists: dict[tuple[str, str], list[str]] = {}
+        self._others: list[tuple[str, tuple[Any, ...]]] = []  # fanout, and what keeps queues that expire
+
+    def publish(self, message: Any, **kwargs: Any) -> Any:
+        """Route one prepared message, and collect it."""
+        self._check_usable()
+        self._collecting: Any = self._others
+        try:
+            result = self.channel.basic_publish(message, _publish_batch=self, **kwargs)
+        finally:
+            self._collecting = None
+        if self._buffered + len(self._others) >= self.max_size:
+            self.flush()
+        return result
+
+    def collect(self, list_: str, bell: str, text: str) -> None:
+        """Add a message to those of its list."""
+        self._lists.setdefault((list_, bell), []).append(text)
+        self._buffered += 1
+
+    def flush(self) -> None:
+        """Hand over all that was collected, without repeating anything of which the outcome is not known."""
+        self._check_usable()
+        others, self._others = self._others, []
+        lists, self._lists = self._lists, {}
+        self._buffered = 0
+        pushes = [([*keys], part) for keys, texts in lists.items() for part in _parts(texts)]
+        if not pushes and not others:
+            return
+        try:
+            for keys, part in pushes:
+                self.pipeline.execute_command(*PUBLISH.command(keys, part))
+            for name, args in others:
+                getattr(self.pipeline, name)(*args)
+            answers = self.pipeline.execute(raise_on_error=False)
+            for (keys, part), answer in zip(pushes, answers[: len(pushes)], strict=True):
+                if isinstance(answer, NoScriptError):  # nothing of it was done
+                    PUBLISH(self.channel.scripts_client, keys, part)
+                elif isinstance(answer, Exception):
+                    raise answer
+            for answer in answers[len(pushes) :]:
+                if isinstance(answer, Exception):
+                    raise answer
+        except BaseException as error:
+            self._failed = error
+            self.pipeline.reset()
+            if isinstance(error, Exception):
+                raise BatchPublishError("Redis publish batch failed; delivery is uncertain") from error
+            raise
+
+    def discard(self) -> None:
+        """Forget what was not handed over yet."""
+        self._lists, self._others = {}, []
+        super().discard()
+
+
+def _parts(texts: list[str]) -> list[list[str]]:
+    """Divide messages, in order, into what one command carries."""
+    parts: list[list[str]] = [[]]
+    size = 0
+    for text in texts:
+        if parts[-1] and (len(parts[-1]) >= MOST or size + len(text) > MOST_CHARACTERS):
+            parts.append([])
+            size = 0
+        parts[-1].append(text)
+        size += len(text)
+    return parts

@@ -1,0 +1,67 @@
+"""Which messages a consumer holds, and what becomes of those it lets go."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kombu.transport import redis, virtual
+
+
+class QoS(redis.QoS):
+    """The messages that a channel has claimed and not acknowledged.
+
+    They were noted as unacknowledged when they were claimed; acknowledgements are collected, and travel with the
+    next claim.
+    """
+
+    channel: Any
+
+    def can_consume(self) -> bool:
+        """Return whether the channel may claim more."""
+        return self.window() > 0
+
+    def can_consume_max_estimate(self) -> int:
+        """Return how many messages the channel may claim."""
+        return self.window()
+
+    def window(self) -> int:
+        """Return how many messages the channel may claim at once."""
+        claimed = len(self.channel.claimed)
+        most: int = self.channel.claim_limit - claimed
+        return min(most, self.prefetch_count - len(self._delivered) - claimed) if self.prefetch_count else most
+
+    def append(self, message: virtual.Message, delivery_tag: str) -> None:
+        """Hold a message that was claimed."""
+        self._delivered[delivery_tag] = message
+
+    def ack(self, delivery_tag: str) -> None:
+        """Acknowledge a message: at once, or together with the next claim."""
+        if self._delivered.pop(delivery_tag, None) is not None:
+            self.channel.acknowledge(delivery_tag)
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        """Let a message go: to the back of its queue, or for good."""
+        message = self._delivered.get(delivery_tag)
+        if message is not None and requeue:
+            self.channel.put_back(message, front=False)
+            self._delivered.pop(delivery_tag, None)
+        else:
+            self.ack(delivery_tag)
+
+    def restore_unacked(self, client: Any = None) -> list[Any]:
+        """Put back all that the channel holds, to the front of their queues."""
+        errors = []
+        for tag, message in reversed(list(self._delivered.items())):
+            try:
+                self.channel.put_back(message, front=True)
+            except Exception as error:  # noqa: BLE001 - Kombu reports them; the lease ends, so that nothing is lost
+                errors.append((error, message))
+            self._delivered.pop(tag, None)
+        return errors
+
+    def restore_visible(self, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: what other consumers lost is looked for by the keeper of the leases."""
+
+    def tags(self) -> tuple[str, ...]:
+        """Return the tags of all messages that the channel holds."""
+        return (*tuple(self._delivered), *(claim.tag for claim in tuple(self.channel.claimed)))

@@ -1,0 +1,113 @@
+"""The transport that Kombu is given for Redis, and how it watches the connections of its channels."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import Any
+
+from kombu.transport import TRANSPORT_ALIASES, redis
+from kombu.utils.eventio import ERR, READ
+
+from waooaw_celery.transport.channel import Channel, SentinelChannel
+
+logger = logging.getLogger(__name__)
+
+
+class Poller(redis.MultiChannelPoller):
+    """Watches the connections over which channels claim.
+
+    An answer is read whatever the channel may consume by then: what is in it was claimed already.
+    """
+
+    def get(self, callback: Any, timeout: float | None = None) -> None:
+        """Deliver one message, waiting for it so long: for consumers without an event loop."""
+        for channel in self._channels:
+            if channel.claimed:
+                self._in_protected_read = True
+                try:
+                    if channel.deliver_claimed():
+                        return
+                finally:
+                    self._in_protected_read = False
+                    while self.after_read:
+                        self.after_read.pop()()
+        super().get(callback, timeout)
+
+    def on_poll_start(self) -> None:
+        """Have each channel claim or wait, and forget what was handled."""
+        for channel in self._channels:
+            if channel.active_queues and (channel.claimed or channel.qos.can_consume()):
+                self._register_BRPOP(channel)
+            if channel.active_fanout_queues:
+                self._register_LISTEN(channel)
+            channel.flush_waiting_acks()
+
+    def on_readable(self, fileno: int) -> Any:
+        """Read what a connection has to say."""
+        channel, kind = self._fd_to_chan.get(fileno, (None, ""))
+        if channel is None:
+            logger.debug("nobody listens to descriptor %r any more", fileno)
+            return None
+        if kind == "BRPOP" and not channel._in_poll:  # the server closed the connection while it was idle
+            channel.client.connection.disconnect()
+            return None
+        return channel.handlers[kind]()
+
+    def handle_event(self, fileno: int, event: int) -> Any:
+        """Read what a connection has to say, or that it is gone."""
+        if event & READ:
+            return self.on_readable(fileno), self
+        found = self._fd_to_chan.get(fileno)
+        if event & ERR and found is not None:
+            channel, kind = found
+            channel._poll_error(kind)
+        return None
+
+
+class Transport(redis.Transport):
+    """Kombu's Redis transport with an atomic claim, leases and guards."""
+
+    Channel = Channel
+
+    #: Whether an event loop, and not somebody who waits, drives the channels.
+    in_event_loop = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.cycle = Poller()
+
+    def register_with_event_loop(self, connection: Any, loop: Any) -> None:
+        """Have an event loop, such as a Celery worker's, drive the channels."""
+        self.in_event_loop = True
+        before = set(loop.on_tick)
+        super().register_with_event_loop(connection, loop)
+        # Kombu's own would register each connection anew at each turn of the loop.
+        loop.on_tick.difference_update(loop.on_tick - before)
+        loop.on_tick.add(partial(self._on_tick, loop))
+
+    def _on_tick(self, loop: Any) -> None:
+        self.cycle.on_poll_start()
+        for fileno in self.cycle._fd_to_chan:
+            if fileno not in loop.readers:
+                loop.add_reader(fileno, self.on_readable, fileno)
+
+
+class SentinelTransport(Transport, redis.SentinelTransport):
+    """The same, to the server that a sentinel names."""
+
+    Channel = SentinelChannel
+    default_port = redis.SentinelTransport.default_port
+
+
+#: The transports by the names that Kombu has for its own.
+TRANSPORTS: dict[str, Any] = {
+    "redis": Transport,
+    "rediss": Transport,
+    "sentinel": SentinelTransport,
+}
+
+
+# For those who use Kombu alone: waooaw-redis:// and waooaw-sentinel://.
+TRANSPORT_ALIASES["waooaw-redis"] = f"{__name__}:Transport"
+TRANSPORT_ALIASES["waooaw-sentinel"] = f"{__name__}:SentinelTransport"
