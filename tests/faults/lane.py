@@ -25,7 +25,7 @@ from celery.exceptions import CeleryError
 from kombu.exceptions import OperationalError
 from redis import RedisError
 
-from faults.app import POISON, QUEUE, WORK, make_app
+from faults.app import QUEUE, WORK, make_app
 from faults.server import Server, lone_server
 from waooaw_celery.embedded import end, spawn
 from waooaw_celery.transport.letters import DEAD_KEY
@@ -252,6 +252,14 @@ class Lane:
         """Return the ids of the messages that are noted as unacknowledged."""
         return {json.loads(noted)[0]["headers"]["id"] for noted in self.server.client.hvals("unacked")}
 
+    def overdue(self) -> set[str]:
+        """Return the ids of the messages whose lease is over."""
+        client = self.server.client
+        seconds, microseconds = client.time()
+        tags = client.zrangebyscore("unacked_index", "-inf", seconds + microseconds / 1e6 - LEASE)
+        noted = client.hmget("unacked", tags) if tags else []
+        return {json.loads(note)[0]["headers"]["id"] for note in noted if note}
+
     def dead(self) -> set[str]:
         """Return the ids of the dead letters."""
         found = self.server.client.xrange(DEAD_KEY)
@@ -325,6 +333,3 @@ def lone_lane(transport: str, folder: Path, **options: Any) -> Iterator[Lane]:
 def _append(path: Path, line: str) -> None:
     with path.open("a") as file:
         file.write(line)
-
-
-__all__ = ["LEASE", "POISON", "RATE", "Account", "Effect", "Lane", "lone_lane"]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from faults.lane import lone_lane
+from faults.lane import PATIENCE, lone_lane
 from faults.rounds import LANES, kill_frozen, kill_under_load
 
 
@@ -28,6 +28,18 @@ def test_a_kill_of_a_frozen_worker_loses_nothing(tmp_path: Path) -> None:
     assert account.accepted == account.published
     assert not account.lost
     assert not account.dead
+
+
+def test_a_new_worker_looks_at_once_for_what_others_left(tmp_path: Path) -> None:
+    """What a killed worker held, whose lease is over, does not wait until its successor has lived for a while."""
+    with lone_lane("ours", tmp_path, unacked_restore_interval=300) as lane:
+        lane.start()
+        id_ = lane.publish(seconds=PATIENCE)
+        lane.until(lambda: id_ in {effect.id for effect in lane.effects()}, "the message")
+        lane.kill()
+        lane.until(lambda: lane.overdue() == {id_}, "the end of the lease")
+        lane.start()
+        lane.until(lambda: [effect.id for effect in lane.effects()].count(id_) == 2, "the message again", 10)
 
 
 def test_this_would_see_a_loss(tmp_path: Path) -> None:
