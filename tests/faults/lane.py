@@ -40,13 +40,15 @@ RATE = 50.0
 TURNS = (0.0, 0.01, 0.02, 0.03)
 #: A lease, and how often what is overdue is looked for, in seconds: short, to see many deaths.
 LEASE = 2.0
+#: Seconds that a server may take for an answer.
+TIMEOUT = 2.0
 OPTIONS: dict[str, Any] = {
     "visibility_timeout": LEASE,
     "unacked_restore_interval": 1,
     "unacked_restore_throttle": 1,
     # A stock worker that is killed while it puts messages back would keep all others from it for five minutes.
     "unacked_mutex_expire": 3,
-    "socket_timeout": 2.0,
+    "socket_timeout": TIMEOUT,
 }
 
 
@@ -86,6 +88,16 @@ class Account:
     recoveries: list[float] = field(default_factory=list)
     slowest: float = 0.0
 
+    def __iadd__(self, other: Account) -> Account:
+        """Add those of another lane, whose messages have other ids."""
+        for name in ("published", "accepted", "unknown", "handled", "twice"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.dead |= other.dead
+        self.lost |= other.lost
+        self.recoveries += other.recoveries
+        self.slowest = max(self.slowest, other.slowest)
+        return self
+
 
 class Lane:
     """One worker after the other on one queue.
@@ -96,6 +108,7 @@ class Lane:
         folder: for logs and accounts.
         pool: ``prefork`` or ``solo``.
         processes: of the pool.
+        name: how the ids of its messages begin; lanes on one server and folder share queue and accounts.
         prefetch: messages that a worker fetches ahead for each process.
         options: further ones of the transport.
     """
@@ -108,11 +121,13 @@ class Lane:
         *,
         pool: str = "prefork",
         processes: int = 1,
+        name: str = "m",
         prefetch: int = 1,
         **options: Any,
     ) -> None:
         self.transport = transport
         self.server = server
+        self.name = name
         self.log = folder / "worker.log"
         self._effects = folder / "effects"
         self._ledger = folder / "ledger"
@@ -139,7 +154,7 @@ class Lane:
         """
         with self._lock:
             self._count += 1
-            id_ = f"m{self._count}"
+            id_ = f"{self.name}{self._count}"
         args = (seconds,) if task == WORK else ()
         began = time.monotonic()
         try:
@@ -224,6 +239,19 @@ class Lane:
                 raise AssertionError(f"{what} did not come to pass within {seconds:g} s: {end_of_log}")
             time.sleep(0.02)
 
+    def progress(self, seconds: float, what: str) -> None:
+        """Wait until a message comes to its end.
+
+        Args:
+            seconds: that this may take.
+            what: to say when it does not come.
+        """
+        now = time.monotonic()
+        self.until(
+            lambda: any(effect.at > now for effect in self.effects() if effect.what == "done"), what, seconds
+        )
+        assert self.worker is None or self.worker.poll() is None, "the worker came to an end"
+
     # --- accounts
 
     def effects(self) -> list[Effect]:
@@ -243,6 +271,10 @@ class Lane:
     def handled(self, *ids: str) -> bool:
         """Whether these were all brought to an end."""
         return set(ids) <= {effect.id for effect in self.effects() if effect.what == "done"}
+
+    def beginnings(self, id_: str) -> list[bool]:
+        """Return for each time that this was begun whether it was marked as redelivered."""
+        return [effect.redelivered for effect in self.effects() if (effect.what, effect.id) == ("begun", id_)]
 
     def waiting(self) -> list[dict[str, Any]]:
         """Return the messages in the queue."""
