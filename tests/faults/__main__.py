@@ -51,7 +51,7 @@ def main() -> int:
                     about = f"{transport}, {fault}, {workers}"
                     if isinstance(found, AssertionError):
                         failed |= transport == "ours"
-                        table.add_row(transport, fault, workers, str(share), "stands still")
+                        table.add_row(transport, fault, workers, str(share), "stuck")
                         notes.append(f"{about}: {str(found)[: None if transport == 'ours' else 120]}")
                         continue
                     table.add_row(transport, fault, workers, str(share), *_cells(found))
@@ -61,7 +61,7 @@ def main() -> int:
                         notes.append(f"{about}: a publisher was not told the outcome of {found.unknown}")
                 print(f"{time.monotonic() - began:4.0f} s: {transport}, {fault}: done", file=sys.stderr)
             failed |= transport == "ours" and bool(total.lost)
-            table.add_row(transport, "all that ended", "", str(times), *_cells(total), end_section=True)
+            table.add_row(transport, "all", "", str(times), *_cells(total), end_section=True)
             if total.lost:
                 notes.append(f"{transport} lost {', '.join(sorted(total.lost))}")
     console = Console()
