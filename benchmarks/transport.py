@@ -164,10 +164,10 @@ def idling(console: Console, url: str, folder: Path) -> list[Goal]:
         try:
             _wait_for_ready(worker, folder)
             time.sleep(2)
-            processor, commands = _processor_seconds(worker.pid), client.info("stats")["total_commands_processed"]
+            processor, commands = _processor_seconds(worker.pid), _commands(client)
             time.sleep(IDLE_SECONDS)
             used = (_processor_seconds(worker.pid) - processor) / IDLE_SECONDS
-            done = (client.info("stats")["total_commands_processed"] - commands) / IDLE_SECONDS
+            done = (_commands(client) - commands) / IDLE_SECONDS
         finally:
             end(worker)
         seconds[transport] = used
@@ -209,6 +209,14 @@ def _wait(client: Any, queue: str, bound: float, folder: Path) -> tuple[int, flo
             raise SystemExit(f"the worker stands still:\n{(folder / 'worker.log').read_text()[-2000:]}")
         time.sleep(0.005)
     return number, time.perf_counter()
+
+
+def _commands(client: Any) -> int:
+    """Return how many commands clients have sent that wait or run a script; what scripts do is not counted."""
+    sent = client.info("commandstats")
+    return sum(
+        sent[f"cmdstat_{name}"]["calls"] for name in ("evalsha", "blpop", "brpop") if f"cmdstat_{name}" in sent
+    )
 
 
 def _wait_for_ready(worker: subprocess.Popen[bytes], folder: Path) -> None:

@@ -34,6 +34,8 @@ DELIVERY_COUNT = "x-delivery-count"
 #: Seconds for which messages that were claimed together are delivered before the event loop has its turn.
 SLICE_SECONDS = 0.01
 
+#: Queues and priorities whose keys a channel remembers: there may be as many queues of answers as callers.
+MOST_PLACES = 1000
 #: Options of the transport besides Kombu's, each explained where its default is.
 _OPTIONS = (
     "foreign_visibility_timeout",
@@ -125,7 +127,9 @@ class Channel(redis.Channel):
         self._rest = False  # whether the last claim found nothing
         self._known = True  # whether the server knows the script
         self._tag = f"{self.TAG_MARK}{uuid4().hex}:"
+        self._places: dict[tuple[str, int], tuple[str, str]] = {}
         self._claims = 0
+        self._publisher = f"{uuid4().hex}-"
         self._lease: LeaseKeeper | None = None
         self._client_of_scripts: Any = None
         self._client_of_commands: Any = None
@@ -154,8 +158,13 @@ class Channel(redis.Channel):
         """Return a batch of a producer."""
         return PublishBatch(self, max_size)
 
+    def _next_delivery_tag(self) -> str:
+        # Only Kombu's own consumers look at it: unique is enough, and random would cost a system call each.
+        return f"{self._publisher}{next(self._delivery_tags)}"
+
     def _put(self, queue: str, message: Any, _publish_batch: Any = None, **kwargs: Any) -> None:
-        list_, bell, text = self.key(self._list_of(queue, message)), self.bell(queue), to_text(message)
+        list_, bell = self._where(queue, self._get_message_priority(message, reverse=False))
+        text = to_text(message)
         if _publish_batch is None:
             PUBLISH(self.scripts_client, [list_, bell], [text])
             self._maybe_update_queues_expire(self.scripts_client, queue)
@@ -337,11 +346,7 @@ class Channel(redis.Channel):
         if not tags:
             return
         try:
-            unacked, index = self._noted_keys
-            pipeline = self.scripts_client.pipeline(transaction=True)
-            pipeline.hdel(unacked, *tags)
-            pipeline.zrem(index, *tags)
-            pipeline.execute()
+            CLAIM(self.scripts_client, [*self._noted_keys, self.key(DEAD_KEY)], [0, "", 0, *tags])
         except BaseException:
             self._acks.extendleft(reversed(tags))
             raise
@@ -401,9 +406,10 @@ class Channel(redis.Channel):
         headers[DELIVERY_COUNT] = count
         _mark_redelivered(payload)
         logger.warning(
-            "message %r of %s is handed out again: its consumer died (%d)", headers.get("id"), queues[0], count
+            "message %r of %r is handed out again: its consumer died (%d)", headers.get("id"), queues[0], count
         )
-        lists = [(queue, self.key(self._list_of(queue, payload))) for queue in queues]
+        priority = self._get_message_priority(payload, reverse=False)
+        lists = [(queue, self._where(queue, priority)[0]) for queue in queues]
         return self._restore_to(lists, name, to_text(payload), front=True, client=client, claimed_at=claimed_at)
 
     def _restore_to(
@@ -433,7 +439,7 @@ class Channel(redis.Channel):
     def _tell_of_dead(self, queue: str, raw: bytes, reason: str) -> None:
         id_ = _id_of(raw)
         logger.error(
-            "a message of %s became a dead letter: %s (id %r)",
+            "a message of %r became a dead letter: %s (id %r)",
             queue,
             reason,
             id_,
@@ -455,8 +461,14 @@ class Channel(redis.Channel):
     def _noted_keys(self) -> tuple[str, str]:
         return self.key(self.unacked_key), self.key(self.unacked_index_key)
 
-    def _list_of(self, queue: str, message: Any) -> str:
-        return str(self._q_for_pri(queue, self._get_message_priority(message, reverse=False)))
+    def _where(self, queue: str, priority: int) -> tuple[str, str]:
+        """Return the keys of the list of a queue for a priority, and of the queue's doorbell."""
+        known = self._places.get((queue, priority))
+        if known is None:
+            known = self.key(self._q_for_pri(queue, priority)), self.bell(queue)
+            if len(self._places) < MOST_PLACES:
+                self._places[queue, priority] = known
+        return known
 
     @property
     def scripts_client(self) -> Any:

@@ -6,10 +6,13 @@ import logging
 from functools import partial
 from typing import Any
 
+from kombu.exceptions import VersionMismatch
 from kombu.transport import TRANSPORT_ALIASES, redis
 from kombu.utils.eventio import ERR, READ
+from redis.exceptions import ResponseError
 
 from waooaw_celery.transport.channel import Channel, SentinelChannel
+from waooaw_celery.transport.scripts import CLAIM
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +79,23 @@ class Transport(redis.Transport):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.cycle = Poller()
+
+    def establish_connection(self) -> Any:
+        """Connect, and make sure that the server can do what this transport needs.
+
+        Raises:
+            VersionMismatch: it is older than Redis 7.
+        """
+        connection = super().establish_connection()
+        try:
+            self._avail_channels[-1].scripts_client.script_load(CLAIM.text)
+        except ResponseError as error:
+            if "ompil" not in str(error):  # "Error compiling script"
+                raise
+            raise VersionMismatch(
+                "this transport needs Redis 7 or Valkey; for an older server set waooaw_redis_transport='kombu'"
+            ) from error
+        return connection
 
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:
         """Have an event loop, such as a Celery worker's, drive the channels."""
