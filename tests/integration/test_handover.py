@@ -66,7 +66,7 @@ def test_what_is_handed_over_directly_is_what_celery_makes(app: AgentApp, client
 
 
 def test_whoever_listens_to_celerys_signals_is_told(app: AgentApp, client: Any) -> None:
-    """With a receiver of before_task_publish, what a batch sends passes Celery, and the receiver may add headers."""
+    """With a receiver of before_task_publish, a batch passes Celery, and the receiver may add headers."""
 
     def add(headers: dict[str, Any], **_: Any) -> None:
         headers["traceparent"] = "00-1"

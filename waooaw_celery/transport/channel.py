@@ -337,8 +337,14 @@ class Channel(redis.Channel):
     def acknowledge(self, tag: str) -> None:
         """Forget a message: with the next claim when there will be one, else at once."""
         self._acks.append(tag)
+        self.tell_of_room()
         if self.closed or not self.connection.in_event_loop or not self.active_queues:
             self.flush_acks()
+
+    def tell_of_room(self) -> None:
+        """Wake whoever waits until the channel may claim again."""
+        if not self.closed:
+            self.connection.cycle.room.set()
 
     def flush_acks(self) -> None:
         """Forget what was handled, now."""

@@ -45,6 +45,7 @@ class QoS(redis.QoS):
         if message is not None and requeue:
             self.channel.put_back(message, front=False)
             self._delivered.pop(delivery_tag, None)
+            self.channel.tell_of_room()
         else:
             self.ack(delivery_tag)
 
