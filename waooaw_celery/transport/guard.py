@@ -115,6 +115,9 @@ def check_task_headers(headers: Mapping[str, Any]) -> None:
             raise Unreadable(f"its header {name!r} is no printable text")
     for name in _FREE_TEXTS:
         _need(isinstance(headers.get(name), _TEXT_OR_NONE), f"its header {name!r} is no text")
+    eta = headers.get("eta")
+    # Celery drops such a message, and tells only its log.
+    _need(not (eta and eta.startswith(("0001", "9999"))), "its header 'eta' is at the end of all calendars")
     limits = headers.get("timelimit")
     if limits is not None and not (
         isinstance(limits, list) and len(limits) == 2 and all(map(_is_seconds, limits))
