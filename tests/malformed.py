@@ -21,6 +21,7 @@ class End(Enum):
 
     DEAD = "dead"  #: a dead letter
     REFUSED = "refused"  #: Celery refuses it, and says so
+    EXPIRED = "expired"  #: it came too late
     HANDLED = "handled"  #: its handler runs, and may fail
 
 
@@ -177,6 +178,8 @@ CASES = (
     Case("retries is negative", _header("retries", -1)),
     Case("eta is a number", _header("eta", 12)),
     Case("expires is a mapping", _header("expires", {})),
+    Case("eta before all time", _header("eta", "0001-01-01T00:00:00+14:00")),
+    Case("eta after all time", _header("eta", "9999-12-31T23:59:59-14:00")),
     # Bodies.
     Case("the body is empty", _text("", "base64")),
     Case("the body is null", _text(None)),
@@ -218,6 +221,8 @@ CASES = (
     Case("an unknown task", _header("task", "nobody.nothing"), End.REFUSED),
     Case("eta is no date", _header("eta", "tomorrow"), End.REFUSED),
     Case("expires is no date", _header("expires", "never"), End.REFUSED),
+    Case("expires before all time", _header("expires", "0001-01-01T00:00:00+14:00"), End.EXPIRED),
+    Case("expires after all time", _header("expires", "9999-12-31T23:59:59-14:00"), End.HANDLED),
     Case("the wrong arguments", _body([[1, 2, 3], {"a": 4}, {}]), End.HANDLED),
     Case(
         "a gzip in order",
