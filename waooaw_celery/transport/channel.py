@@ -137,7 +137,7 @@ class Channel(redis.Channel):
         if not self.ack_emulation:
             raise ValueError(
                 "ack_emulation=False would lose messages: leave it out of broker_transport_options, "
-                "or use Kombu's own transport (waooaw_transport='kombu')"
+                "or use Kombu's own transport (waooaw_redis_transport='kombu')"
             )
         self._limits = Limits(
             max_bytes=self.max_message_bytes,
@@ -167,7 +167,7 @@ class Channel(redis.Channel):
         text = to_text(message)
         if _publish_batch is None:
             PUBLISH(self.scripts_client, [list_, bell], [text])
-            self._maybe_update_queues_expire(self.scripts_client, queue)
+            self._maybe_update_queues_expire(self._create_client(), queue)
             return
         _publish_batch.collect(list_, bell, text)
         if queue in self._expires:
@@ -299,6 +299,7 @@ class Channel(redis.Channel):
             asked = self._ask([queue], 1)
             before = len(self.claimed)
             self._take_in(CLAIM(self.scripts_client, asked.keys, asked.args), asked)
+            self._maybe_update_queues_expire(self._create_client(), queue)
             if len(self.claimed) == before:
                 raise Empty
             delivery = self._read(self.claimed.pop())
@@ -308,8 +309,11 @@ class Channel(redis.Channel):
     def basic_get(self, queue: str, no_ack: bool = False, **kwargs: Any) -> Any:
         """Return the next message of a queue, or None."""
         message = super().basic_get(queue, no_ack=no_ack, **kwargs)
-        if message is not None and no_ack:
-            self.acknowledge(message.delivery_tag)
+        if message is not None:
+            if no_ack:
+                self.acknowledge(message.delivery_tag)
+            else:
+                self._keep_leases()
         return message
 
     def basic_consume(self, queue: str, no_ack: bool, *args: Any, **kwargs: Any) -> Any:
@@ -318,9 +322,13 @@ class Channel(redis.Channel):
             self._unacknowledged_queues.add(queue)
         result = super().basic_consume(queue, no_ack, *args, **kwargs)
         self._rest = False
-        if self._lease is None and not no_ack and queue in self.active_queues:
-            self._lease = LeaseKeeper(self)
+        if queue in self.active_queues:
+            self._keep_leases()  # also without acknowledgements: what is claimed ahead waits here
         return result
+
+    def _keep_leases(self) -> None:
+        if self._lease is None:
+            self._lease = LeaseKeeper(self)
 
     def _basic_cancel(self, consumer_tag: str) -> Any:
         queue = self._tag_to_queue.get(consumer_tag)
@@ -398,17 +406,16 @@ class Channel(redis.Channel):
             claimed_at: when it was claimed or last renewed, by the server's clock.
             noted: what is noted of it.
         """
-        name = tag.decode()
         try:
             payload, exchange, routing_key = kombu_loads(noted)
             payload["headers"] = headers = payload.get("headers") or {}
             count = int(headers.get(DELIVERY_COUNT) or 0) + 1
-            queues = list(self._lookup(exchange, routing_key))
+            queues = [queue for queue in self._lookup(exchange, routing_key) if isinstance(queue, str)]
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            return self._park(name, "", noted, f"it cannot be put back: {error}", client, claimed_at)
+            return self._park(tag, "", noted, f"it cannot be put back: {error}", client, claimed_at)
         if count > self.delivery_limit or not queues:
             reason = f"{count} consumers died with it" if queues else f"no queue is bound to {exchange!r} any more"
-            return self._park(name, routing_key, noted, reason, client, claimed_at)
+            return self._park(tag, str(routing_key), noted, reason, client, claimed_at)
         headers[DELIVERY_COUNT] = count
         _mark_redelivered(payload)
         logger.warning(
@@ -416,12 +423,12 @@ class Channel(redis.Channel):
         )
         priority = self._get_message_priority(payload, reverse=False)
         lists = [(queue, self._where(queue, priority)[0]) for queue in queues]
-        return self._restore_to(lists, name, to_text(payload), front=True, client=client, claimed_at=claimed_at)
+        return self._restore_to(lists, tag, to_text(payload), front=True, client=client, claimed_at=claimed_at)
 
     def _restore_to(
         self,
         lists: list[tuple[str, str]],
-        tag: str,
+        tag: str | bytes,
         text: str,
         *,
         front: bool,
@@ -433,7 +440,13 @@ class Channel(redis.Channel):
         return bool(RESTORE(client or self.scripts_client, keys, args))
 
     def _park(
-        self, tag: str, queue: str, raw: bytes, reason: str, client: Any = None, claimed_at: bytes | str = ""
+        self,
+        tag: str | bytes,
+        queue: str,
+        raw: bytes,
+        reason: str,
+        client: Any = None,
+        claimed_at: bytes | str = "",
     ) -> bool:
         """Make a dead letter of a message, and tell of it."""
         keys = [*self._noted_keys, self.key(DEAD_KEY)]

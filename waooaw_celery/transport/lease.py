@@ -9,7 +9,6 @@ import weakref
 from typing import Any
 
 from redis import Redis
-from redis.exceptions import RedisError
 
 from waooaw_celery.transport.scripts import OVERDUE, TOUCH
 
@@ -65,7 +64,7 @@ class LeaseKeeper:
                 if time.monotonic() >= look_at:
                     look_at = time.monotonic() + self._look_every
                     recover(channel, client)
-            except (RedisError, OSError) as error:
+            except Exception as error:  # noqa: BLE001 - if this thread ended, so would every lease
                 if not failed:  # one line an incident
                     logger.warning("leases cannot be renewed: %s", error, extra={"action": "lease_failed"})
                 failed = True
