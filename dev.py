@@ -1,8 +1,8 @@
-"""Everything a developer runs: `python3 dev.py demo | test | lint | bench`.
+"""Everything a developer runs: `python3 dev.py demo | test | lint | bench | faults`.
 
 Needs Python 3.11 or newer and nothing else. Makes the virtual environment `.venv`, installs the project with what
 the command needs, and runs it. More arguments go to the command: `python3 dev.py test -k priority`,
-`python3 dev.py bench sending --rounds 7`.
+`python3 dev.py bench sending --rounds 7`, `python3 dev.py faults --kills 100 --stops 50`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ NEEDS = {
     "test": ("embedded,flower", ("test",)),
     "lint": ("embedded,flower", ("test", "lint")),
     "bench": ("embedded", ()),
+    "faults": ("embedded", ()),
 }
 
 
@@ -37,7 +38,7 @@ def main(arguments: list[str]) -> int:
         return 0 if wanted else 2
     command, *rest = arguments
     install(*NEEDS[command])
-    return {"demo": demo, "test": test, "lint": lint, "bench": bench}[command](rest)
+    return {"demo": demo, "test": test, "lint": lint, "bench": bench, "faults": faults}[command](rest)
 
 
 def demo(arguments: list[str]) -> int:
@@ -61,6 +62,13 @@ def bench(arguments: list[str]) -> int:
     """Run one benchmark, such as `bench sending --rounds 7`, or all of them."""
     names = arguments[:1] or ["sending", "handling", "transport", "questions"]
     return max([run([str(PYTHON), "-m", f"benchmarks.{name}", *arguments[1:]]) for name in names])
+
+
+def faults(arguments: list[str]) -> int:
+    """Kill workers many times on our transport and on Kombu's, and count the messages."""
+    os.chdir(ROOT)
+    os.environ["PYTHONPATH"] = str(ROOT / "tests")
+    return become([str(PYTHON), "-m", "faults", *arguments])
 
 
 def install(extras: str, groups: tuple[str, ...]) -> None:

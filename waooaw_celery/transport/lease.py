@@ -53,9 +53,10 @@ class LeaseKeeper:
     def _run(self) -> None:
         client = Redis(connection_pool=self._pool)
         pause = min(self._renew_every, self._look_every)
-        look_at = time.monotonic() + self._look_every
+        # The first look is at once: where each worker dies soon, nobody would ever look otherwise.
+        look_at = time.monotonic()
         failed = False
-        while not self._ended.wait(pause):
+        while True:
             channel = self._channel()
             if channel is None or channel.closed:
                 return
@@ -73,6 +74,8 @@ class LeaseKeeper:
                     logger.warning("leases are renewed again", extra={"action": "lease_back"})
                 failed = False
             del channel  # so that it can go
+            if self._ended.wait(pause):
+                return
 
 
 def renew(channel: Any, client: Any) -> None:

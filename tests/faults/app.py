@@ -1,0 +1,83 @@
+"""The Celery application of the faults, on Kombu's transport or on ours: what it handles is noted in a file."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from typing import Any
+
+from celery import Celery, Task
+from celery.app.amqp import AMQP
+
+from waooaw_celery.settings import CELERY_DEFAULTS, TRANSPORT_DEFAULTS
+from waooaw_celery.transport.connection import ClaimingConnection
+
+QUEUE = "faults"
+WORK = "faults.work"
+POISON = "faults.poison"
+
+
+class ClaimingAMQP(AMQP):
+    """Celery's messages, on our transport."""
+
+    Connection = ClaimingConnection
+
+
+def make_app(transport: str, broker_url: str, **options: Any) -> Celery:
+    """Return a plain Celery application with our defaults; nothing but the transport differs.
+
+    Args:
+        transport: ``kombu`` or ``ours``.
+        broker_url: of a Redis.
+        options: of the transport.
+    """
+    app = Celery(
+        "faults",
+        broker=broker_url,
+        amqp=ClaimingAMQP if transport == "ours" else AMQP,
+        set_as_current=False,
+        changes=CELERY_DEFAULTS
+        | {
+            "task_default_queue": QUEUE,
+            "task_ignore_result": True,
+            "broker_transport_options": TRANSPORT_DEFAULTS["redis"] | options,
+        },
+    )
+
+    @app.task(name=WORK, bind=True)
+    def work(self: Task[Any, Any], seconds: float = 0.0) -> None:
+        """Note the beginning, take a while, note the end."""
+        note("begun", self)
+        time.sleep(seconds)
+        note("done", self)
+
+    @app.task(name=POISON, bind=True)
+    def poison(self: Task[Any, Any]) -> None:
+        """Kill the worker, not just the child of it that handles this."""
+        note("begun", self)
+        os.kill(int(os.environ["FAULTS_WORKER"]), signal.SIGKILL)
+        time.sleep(60)
+
+    return app
+
+
+def note(what: str, task: Task[Any, Any]) -> None:
+    """Append a line to the file of effects, in one piece whatever happens to the process."""
+    redelivered = bool((task.request.delivery_info or {}).get("redelivered"))
+    line = f"{what} {task.request.id} {os.getpid()} {time.monotonic():.6f} {int(redelivered)}\n"
+    file = os.open(os.environ["FAULTS_EFFECTS"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    try:
+        os.write(file, line.encode())
+    finally:
+        os.close(file)
+
+
+if "FAULTS_TRANSPORT" in os.environ:
+    os.environ["FAULTS_WORKER"] = str(os.getpid())  # this module is imported by the worker before it forks
+    app = make_app(
+        os.environ["FAULTS_TRANSPORT"],
+        os.environ["CELERY_BROKER_URL"],
+        **json.loads(os.environ["FAULTS_OPTIONS"]),
+    )

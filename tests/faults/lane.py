@@ -1,0 +1,335 @@
+"""One queue with one worker on a server of its own, and the accounts of all that was published to it.
+
+The driver appends each id with its outcome to a file of its own, the handlers append theirs to another; both
+survive any kill. When the fault is over and the queue is empty, the two are compared.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from itertools import cycle
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from celery.exceptions import CeleryError
+from kombu.exceptions import OperationalError
+from redis import RedisError
+
+from faults.app import QUEUE, WORK, make_app
+from faults.server import Server, lone_server
+from waooaw_celery.embedded import end, spawn
+from waooaw_celery.transport.letters import DEAD_KEY
+
+ROOT = Path(__file__).parents[2]
+
+#: Seconds that anything may take that happens in another process.
+PATIENCE = 60.0
+#: What is published steadily, a second.
+RATE = 50.0
+#: What its handlers take, in turns, in seconds: some workers are met idle, some busy.
+TURNS = (0.0, 0.01, 0.02, 0.03)
+#: A lease, and how often what is overdue is looked for, in seconds: short, to see many deaths.
+LEASE = 2.0
+OPTIONS: dict[str, Any] = {
+    "visibility_timeout": LEASE,
+    "unacked_restore_interval": 1,
+    "unacked_restore_throttle": 1,
+    # A stock worker that is killed while it puts messages back would keep all others from it for five minutes.
+    "unacked_mutex_expire": 3,
+    "socket_timeout": 2.0,
+}
+
+
+class Effect(NamedTuple):
+    """A line of a handler: ``begun`` or ``done``, when, in which process, whether marked as redelivered."""
+
+    what: str
+    id: str
+    pid: int
+    at: float
+    redelivered: bool
+
+
+@dataclass
+class Account:
+    """What became of all that was published.
+
+    Attributes:
+        published: messages that were tried.
+        accepted: those of which a publisher was told that they are in the queue.
+        unknown: those whose publisher was told nothing certain.
+        handled: those that a handler brought to an end.
+        dead: those that are dead letters.
+        lost: accepted, and neither.
+        twice: handled more than once.
+        recoveries: seconds from a worker's death until what it held was handled by another one.
+        slowest: the longest call of a publisher, in seconds.
+    """
+
+    published: int = 0
+    accepted: int = 0
+    unknown: int = 0
+    handled: int = 0
+    dead: set[str] = field(default_factory=set)
+    lost: set[str] = field(default_factory=set)
+    twice: int = 0
+    recoveries: list[float] = field(default_factory=list)
+    slowest: float = 0.0
+
+
+class Lane:
+    """One worker after the other on one queue.
+
+    Args:
+        transport: ``kombu`` or ``ours``.
+        server: the broker.
+        folder: for logs and accounts.
+        pool: ``prefork`` or ``solo``.
+        processes: of the pool.
+        prefetch: messages that a worker fetches ahead for each process.
+        options: further ones of the transport.
+    """
+
+    def __init__(
+        self,
+        transport: str,
+        server: Server,
+        folder: Path,
+        *,
+        pool: str = "prefork",
+        processes: int = 1,
+        prefetch: int = 1,
+        **options: Any,
+    ) -> None:
+        self.transport = transport
+        self.server = server
+        self.log = folder / "worker.log"
+        self._effects = folder / "effects"
+        self._ledger = folder / "ledger"
+        self._command = [sys.executable, "-W", "ignore", "-m", "celery", "-A", "faults.app", "worker"]
+        self._command += ["-P", pool, "-c", str(processes), "--prefetch-multiplier", str(prefetch)]
+        # Neither is of use to a lone worker, and each costs a second.
+        self._command += ["--without-mingle", "--without-gossip", "-l", "WARNING"]
+        self._options = OPTIONS | options
+        self._app = make_app(transport, server.url, **self._options)
+        self._count = 0
+        self._lock = threading.Lock()
+        self._deaths: list[tuple[float, set[str]]] = []
+        self._slowest = 0.0
+        self.worker: subprocess.Popen[bytes] | None = None
+
+    # --- publishing
+
+    def publish(self, *, seconds: float = 0.0, task: str = WORK) -> str:
+        """Publish a message, write down the outcome, and return its id.
+
+        Args:
+            seconds: that its handler takes.
+            task: the handler.
+        """
+        with self._lock:
+            self._count += 1
+            id_ = f"m{self._count}"
+        args = (seconds,) if task == WORK else ()
+        began = time.monotonic()
+        try:
+            self._app.send_task(task, args, task_id=id_)
+            outcome = "accepted"
+        except (OperationalError, CeleryError, RedisError, OSError):
+            outcome = "unknown"
+        self._slowest = max(self._slowest, time.monotonic() - began)
+        _append(self._ledger, f"{id_} {outcome}\n")
+        return id_
+
+    @contextmanager
+    def load(self, rate: float = RATE) -> Iterator[None]:
+        """Publish steadily while the block runs.
+
+        Args:
+            rate: messages a second.
+        """
+        over = threading.Event()
+
+        def publish() -> None:
+            for seconds in cycle(TURNS):
+                if over.wait(1 / rate):
+                    return
+                self.publish(seconds=seconds)
+
+        thread = threading.Thread(target=publish, name="load")
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join(PATIENCE)
+            assert not thread.is_alive(), "a publisher hangs"
+
+    # --- the worker
+
+    def start(self) -> None:
+        """Start a worker, publish a message so that there is one, and return when it has begun to handle any."""
+        env = os.environ | {
+            "PYTHONPATH": str(ROOT / "tests"),
+            "CELERY_BROKER_URL": self.server.url,
+            "FAULTS_TRANSPORT": self.transport,
+            "FAULTS_OPTIONS": json.dumps(self._options),
+            "FAULTS_EFFECTS": str(self._effects),
+        }
+        began = time.monotonic()
+        assert self.worker is None
+        self.worker = spawn(self._command, log=self.log, env=env, cwd=ROOT)
+        self.publish()
+        self.until(lambda: any(effect.at > began for effect in self.effects()), "the start of the worker")
+
+    def send(self, signal_: signal.Signals) -> None:
+        """Send the worker's parent a signal."""
+        assert self.worker is not None
+        self.worker.send_signal(signal_)
+
+    def kill(self) -> None:
+        """Kill the worker's parent, and note what it held."""
+        assert self.worker is not None
+        self.worker.kill()
+        self.bury()
+
+    def bury(self) -> None:
+        """Wait for the death of the worker, and note what it held."""
+        assert self.worker is not None
+        worker, self.worker = self.worker, None
+        worker.wait(PATIENCE)
+        end(worker)  # what is left of its group
+        self._deaths.append((time.monotonic(), self.held()))
+
+    def until(self, condition: Callable[[], object], what: str, seconds: float = PATIENCE) -> None:
+        """Ask again and again until the condition holds.
+
+        Raises:
+            AssertionError: it does not in time.
+        """
+        deadline = time.monotonic() + seconds
+        while not condition():
+            if time.monotonic() > deadline:
+                end_of_log = self.log.read_text(errors="replace")[-3000:] if self.log.exists() else ""
+                raise AssertionError(f"{what} did not come to pass within {seconds:g} s: {end_of_log}")
+            time.sleep(0.02)
+
+    # --- accounts
+
+    def effects(self) -> list[Effect]:
+        """Return what the handlers noted."""
+        if not self._effects.exists():
+            return []
+        found = []
+        for line in self._effects.read_text().splitlines():
+            what, id_, pid, at, redelivered = line.split()
+            found.append(Effect(what, id_, int(pid), float(at), redelivered == "1"))
+        return found
+
+    def outcomes(self) -> dict[str, str]:
+        """Return what the publisher was told of each id: ``accepted`` or ``unknown``."""
+        return dict(line.split() for line in self._ledger.read_text().split("\n")[:-1])
+
+    def handled(self, *ids: str) -> bool:
+        """Whether these were all brought to an end."""
+        return set(ids) <= {effect.id for effect in self.effects() if effect.what == "done"}
+
+    def waiting(self) -> list[dict[str, Any]]:
+        """Return the messages in the queue."""
+        return [json.loads(raw) for raw in self.server.client.lrange(QUEUE, 0, -1)]
+
+    def held(self) -> set[str]:
+        """Return the ids of the messages that are noted as unacknowledged."""
+        return {json.loads(noted)[0]["headers"]["id"] for noted in self.server.client.hvals("unacked")}
+
+    def overdue(self) -> set[str]:
+        """Return the ids of the messages whose lease is over."""
+        client = self.server.client
+        seconds, microseconds = client.time()
+        tags = client.zrangebyscore("unacked_index", "-inf", seconds + microseconds / 1e6 - LEASE)
+        noted = client.hmget("unacked", tags) if tags else []
+        return {json.loads(note)[0]["headers"]["id"] for note in noted if note}
+
+    def dead(self) -> set[str]:
+        """Return the ids of the dead letters."""
+        found = self.server.client.xrange(DEAD_KEY)
+        return {json.loads(letter[b"raw"])["headers"]["id"] for _, letter in found}
+
+    def drain(self, patience: float = PATIENCE) -> None:
+        """Wait until nothing waits and nothing is unacknowledged, and stays so for half a second."""
+        empty_since: list[float] = []
+
+        def settled() -> bool:
+            if self.server.client.llen(QUEUE) or self.server.client.hlen("unacked"):
+                empty_since.clear()
+                return False
+            empty_since.append(time.monotonic())
+            return empty_since[-1] - empty_since[0] > 0.5
+
+        self.until(settled, "an empty queue", patience)
+
+    def account(self) -> Account:
+        """Compare what was published with what was handled, once all is quiet."""
+        outcomes = self.outcomes()
+        ends: dict[str, list[float]] = {}
+        for effect in self.effects():
+            if effect.what == "done":
+                ends.setdefault(effect.id, []).append(effect.at)
+        dead = self.dead()
+        counts = Counter(outcomes.values())
+        recoveries = []
+        for died_at, held in self._deaths:
+            for id_ in held:
+                recoveries += [at - died_at for at in ends.get(id_, ()) if at > died_at][:1]
+        return Account(
+            published=len(outcomes),
+            accepted=counts["accepted"],
+            unknown=counts["unknown"],
+            handled=len(ends),
+            dead=dead,
+            lost={id_ for id_, outcome in outcomes.items() if outcome == "accepted"} - ends.keys() - dead,
+            twice=sum(len(moments) > 1 for moments in ends.values()),
+            recoveries=recoveries,
+            slowest=self._slowest,
+        )
+
+    def close(self) -> None:
+        """End what is left."""
+        if self.worker is not None:
+            with suppress(ProcessLookupError):
+                self.worker.send_signal(signal.SIGCONT)
+            self.worker.kill()
+            end(self.worker)
+        self._app.close()
+
+
+@contextmanager
+def lone_lane(transport: str, folder: Path, **options: Any) -> Iterator[Lane]:
+    """Give a lane on a server of its own while the block runs.
+
+    Args:
+        transport: ``kombu`` or ``ours``.
+        folder: for logs and accounts.
+        options: those of a `Lane`.
+    """
+    with lone_server() as server:
+        lane = Lane(transport, server, folder, **options)
+        try:
+            yield lane
+        finally:
+            lane.close()
+
+
+def _append(path: Path, line: str) -> None:
+    with path.open("a") as file:
+        file.write(line)
