@@ -349,6 +349,16 @@ class Channel(redis.Channel):
         if self.closed or not self.connection.in_event_loop or not self.active_queues:
             self.flush_acks()
 
+    def acknowledge_adopted(self, tag: str) -> None:
+        """Forget a message that was still being handled when this channel lost its connection."""
+        if self._lease is not None and self._lease.let_go(tag):
+            CLAIM(self._lease.client, [*self._noted_keys, self.key(DEAD_KEY)], [0, "", 0, tag])
+
+    def let_go_adopted(self, tag: str) -> None:
+        """Let the lease of such a message end, after which it is handed out again."""
+        if self._lease is not None:
+            self._lease.let_go(tag)
+
     def tell_of_room(self) -> None:
         """Wake whoever waits until the channel may claim again."""
         if not self.closed:
@@ -533,7 +543,11 @@ class Channel(redis.Channel):
             # Their leases end, and then they are handed out again.
             logger.warning("a channel was closed without its server: %s", error, extra={"action": "channel_cut"})
         self._in_poll = None
-        lease, self._lease = self._lease, None
+        lease = self._lease
+        if lease is not None and self.connection.in_event_loop and _worker_goes_on():
+            # What its handlers are at would be handled twice if it were put back.
+            lease.adopt(self.qos.hand_on())
+            lease = None
         super().close()
         if lease is not None:
             lease.close()
@@ -551,6 +565,13 @@ class SentinelChannel(Channel, redis.SentinelChannel):
     """The channel to whichever server a sentinel names."""
 
     from_transport_options: tuple[str, ...] = (*redis.SentinelChannel.from_transport_options, *_OPTIONS)
+
+
+def _worker_goes_on() -> bool:
+    """Whether the Celery worker that closes a channel will open another, since it only lost its connection."""
+    from celery.worker import state
+
+    return not any(flag is not None and flag is not False for flag in (state.should_stop, state.should_terminate))
 
 
 def to_text(message: Any) -> str:
