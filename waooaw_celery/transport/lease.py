@@ -12,14 +12,13 @@ from typing import Any
 
 from redis import Redis
 
-from waooaw_celery.transport.scripts import OVERDUE, TOUCH
+from waooaw_celery.transport.recovery import recover
+from waooaw_celery.transport.scripts import TOUCH
 
 logger = logging.getLogger(__name__)
 
 #: Times that a lease is renewed before it would end.
 RENEWALS = 4
-#: Overdue messages looked at together.
-BATCH = 10
 
 
 class LeaseKeeper:
@@ -114,14 +113,3 @@ def renew(client: Any, index: str, tags: Sequence[str]) -> None:
     """
     for start in range(0, len(tags), 1000):
         TOUCH(client, [index], tags[start : start + 1000])
-
-
-def recover(channel: Any, client: Any) -> None:
-    """Put back the messages whose lease is over: their consumer died."""
-    keys = [channel.key(channel.unacked_key), channel.key(channel.unacked_index_key)]
-    limits = [channel.visibility_timeout, channel.foreign_visibility_timeout, channel.TAG_MARK, BATCH]
-    while True:
-        found = OVERDUE(client, keys, limits)
-        moved = [channel.restore(client, *found[start : start + 3]) for start in range(0, len(found), 3)]
-        if not any(moved) or len(found) < 3 * BATCH:
-            return
