@@ -46,6 +46,7 @@ _OPTIONS = (
 class Asked(NamedTuple):
     """What a claim asked for, to understand its answer."""
 
+    window: int
     queues: list[str]
     lists: list[str]
     tags: str
@@ -182,15 +183,15 @@ class Channel(redis.Channel):
             return
         self._known = True
         self._acks_on_their_way.clear()
-        self._rest = not answer
         if self._asked is not None:
+            self._rest = not answer and self._asked.window > 0
             self._take_in(answer, self._asked)
 
     def _ask(self, queues: list[str], window: int) -> Asked:
         self._claims += 1
         lists, keys = self._keys_of(tuple(queues))
         tags = f"{self._tag}{self._claims}."
-        return Asked(queues, lists, tags, keys, [window, tags, len(queues), *queues])
+        return Asked(window, queues, lists, tags, keys, [window, tags, len(queues), *queues])
 
     def _keys_of(self, queues: tuple[str, ...]) -> tuple[list[str], list[str]]:
         """Return the lists of queues, and all keys of a claim, which are the same each time."""
