@@ -58,7 +58,8 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", choices=("publish", "consume", "idle"), default=None)
+    parser.add_argument("--only", choices=("publish", "consume", "idle", "memory"), default=None)
+    parser.add_argument("--messages", type=int, default=1_000_000, help="for `--only memory`")
     options = parser.parse_args()
     console = Console()
     goals: list[Goal] = []
@@ -69,6 +70,8 @@ def main() -> None:
             goals += consuming(console, url, Path(folder), options.rounds)
         if options.only in (None, "idle"):
             goals += idling(console, url, Path(folder))
+        if options.only == "memory":
+            goals += remembering(console, url, Path(folder), options.messages)
     print_goals(console, "Transport, against Kombu's", goals)
 
 
@@ -164,16 +167,50 @@ def idling(console: Console, url: str, folder: Path) -> list[Goal]:
         try:
             _wait_for_ready(worker, folder)
             time.sleep(2)
-            processor, commands = _processor_seconds(worker.pid), client.info("stats")["total_commands_processed"]
+            processor, commands = _processor_seconds(worker.pid), _commands(client)
             time.sleep(IDLE_SECONDS)
             used = (_processor_seconds(worker.pid) - processor) / IDLE_SECONDS
-            done = (client.info("stats")["total_commands_processed"] - commands) / IDLE_SECONDS
+            done = (_commands(client) - commands) / IDLE_SECONDS
         finally:
             end(worker)
         seconds[transport] = used
         table.add_row(transport, f"{used * 1000:.1f}", f"{done:.1f}")
     console.print(table)
     return [Goal("idle: processor time, times", seconds["ours"] / max(seconds["kombu"], 0.001), 1.0, at_most=True)]
+
+
+def remembering(console: Console, url: str, folder: Path, messages: int) -> list[Goal]:
+    """Let very many messages pass through one worker, and look at what they leave in memory."""
+    client = _client(url)
+    client.flushdb()
+    fill = _batch(make_app("ours", url))
+    worker = start(url, "ours", "solo, prefetch 64", folder)
+    table = Table("messages", "worker, MiB", "this process, MiB", "Redis, MiB", title="Memory")
+    sizes: list[tuple[float, float, float]] = []
+    try:
+        for number in range(1, messages // MANY + 1):
+            fill()
+            _wait(client, "plain-ours", 5 * MANY, folder)
+            if number % (messages // MANY // 10) == 0:
+                _wait(client, "plain-ours", 0, folder)
+                redis = client.info("memory")["used_memory"] / 2**20
+                sizes.append((_memory(worker.pid), _memory(os.getpid()), redis))
+                table.add_row(f"{number * MANY:,}", *(f"{size:.1f}" for size in sizes[-1]))
+    finally:
+        end(worker)
+    console.print(table)
+    return [
+        Goal(
+            f"memory of {who}, at the end / after a tenth", sizes[-1][place] / sizes[0][place], 1.05, at_most=True
+        )
+        for place, who in enumerate(("the worker", "the sender", "Redis"))
+    ]
+
+
+def _memory(pid: int) -> float:
+    """Return how many MiB of memory a process has."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def start(url: str, transport: str, case: str, folder: Path) -> subprocess.Popen[bytes]:
@@ -209,6 +246,14 @@ def _wait(client: Any, queue: str, bound: float, folder: Path) -> tuple[int, flo
             raise SystemExit(f"the worker stands still:\n{(folder / 'worker.log').read_text()[-2000:]}")
         time.sleep(0.005)
     return number, time.perf_counter()
+
+
+def _commands(client: Any) -> int:
+    """Return how many commands clients have sent that wait or run a script; what scripts do is not counted."""
+    sent = client.info("commandstats")
+    return sum(
+        sent[f"cmdstat_{name}"]["calls"] for name in ("evalsha", "blpop", "brpop") if f"cmdstat_{name}" in sent
+    )
 
 
 def _wait_for_ready(worker: subprocess.Popen[bytes], folder: Path) -> None:

@@ -9,22 +9,19 @@ from typing import Any
 
 from amqp.exceptions import AMQPError
 from celery.result import AsyncResult
-from kombu import Producer
 from kombu.exceptions import BatchPublishError, OperationalError  # type: ignore[attr-defined]  # its stubs are old
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from waooaw_celery.envelope import check_delay, message_of_delay, message_of_retry, moment, threaded
 from waooaw_celery.errors import BrokerUnavailable, InvalidMessage, StoreUnavailable, UnknownSender
-from waooaw_celery.message import ENVELOPE_HEADER, TYPE_NAMES, Message, MessageStatus, Priority
+from waooaw_celery.handover import HIDDEN, HandOver, address, envelope_headers
+from waooaw_celery.message import TYPE_NAMES, Message, MessageStatus, Priority
 from waooaw_celery.receipts import Event, Fact
 from waooaw_celery.routing import HandlerName, agent_queue, broker_priority
 from waooaw_celery.wiring import WiredCelery
 from waooaw_celery.worker.task import current_message, current_task
 
 logger = logging.getLogger(__name__)
-
-#: What Celery, its logs and Flower show in place of the arguments, which may be confidential.
-_HIDDEN = "…"
 
 
 class AgentApp(WiredCelery):
@@ -102,7 +99,7 @@ class AgentApp(WiredCelery):
             missing = [message for _, message in batch[len(published) :]]
             failure = BrokerUnavailable(
                 f"{len(missing)} of {len(batch)} messages, the first of them {missing[0].message_id} to "
-                f"{missing[0].to_agent!r}, were not confirmed by the broker: {error}"
+                f"{missing[0].to_agent!r}, were not confirmed by the broker: {error.__cause__ or error}"
             )
             failure.message_ids = tuple(message.message_id for message in published)
             raise failure from error
@@ -209,13 +206,13 @@ class AgentApp(WiredCelery):
             "task_id": message.message_id,
             "root_id": message.conversation_id,
             "parent_id": message.causation_id,
-            **self._address(target, message),
+            **address(target, message, self.driver),
             # As a header only: as Celery's option it would become RabbitMQ's per-message TTL as well, and RabbitMQ
             # drops an expired message without telling anyone.
             "expires": None,
-            "headers": {**(options.get("headers") or {}), **_headers(message, expires_at)},
-            "argsrepr": _HIDDEN,
-            "kwargsrepr": _HIDDEN,
+            "headers": {**(options.get("headers") or {}), **envelope_headers(message, expires_at)},
+            "argsrepr": HIDDEN,
+            "kwargsrepr": HIDDEN,
             "ignore_result": True if target.handler in TYPE_NAMES else options.get("ignore_result"),
         }
         options.pop("exchange_type", None)
@@ -234,12 +231,8 @@ class AgentApp(WiredCelery):
         try:
             for agent in dict.fromkeys(target.agent for target, _ in batch):
                 producer.maybe_declare(agent_queue(agent), retry=True, **self.conf.task_publish_retry_policy)
-            if producer.supports_batch_publish:
-                # A batch of this size hands nothing over before its end, and nothing at all when something fails.
-                with producer.batch(len(batch) + 1):
-                    for target, message in batch:
-                        self._hand_over(producer, target, message, retry=False)
-                    self._check_new(batch, written())
+            hand_over = HandOver(self, self.driver, producer)
+            if hand_over.all_or_none(batch, lambda: self._check_new(batch, written())):
                 published.extend(message for _, message in batch)
                 return
         except BatchPublishError as error:
@@ -250,54 +243,8 @@ class AgentApp(WiredCelery):
             new = written()  # nothing is left on its way
         self._check_new(batch, new)
         for target, message in batch:
-            self._hand_over(producer, target, message)
+            hand_over.one(target, message)
             published.append(message)
-
-    def _hand_over(
-        self, producer: Producer, target: HandlerName, message: Message, retry: bool | None = None
-    ) -> None:
-        """Hand a message to the broker, without what Celery does anew for each single task."""
-        task = self.amqp.as_task_v2(
-            message.message_id,
-            str(target),
-            (message.payload,),
-            {},
-            root_id=message.conversation_id,
-            parent_id=message.causation_id,
-            argsrepr=_HIDDEN,
-            kwargsrepr=_HIDDEN,
-            ignore_result=True,
-            create_sent_event=self.conf.task_send_sent_event,
-        )
-        self.amqp.send_task_message(
-            producer,
-            str(target),
-            task,
-            headers=_headers(message, message.expires_at),
-            declare=[],
-            retry=retry,
-            **self._address(target, message),
-        )
-
-    def _address(self, target: HandlerName, message: Message) -> dict[str, Any]:
-        """Return where a message goes, and how urgently."""
-        queue = agent_queue(target.agent)
-        address = {
-            "queue": queue,
-            # Said too, so that no entry of a project's task_routes can say otherwise.
-            "exchange": queue.exchange.name,
-            "routing_key": queue.routing_key,
-            "priority": broker_priority(message.priority, self.driver),
-        }
-        # RabbitMQ says so when the queue is gone.
-        return address | {"mandatory": True} if self.driver == "amqp" else address
-
-
-def _headers(message: Message, expires_at: datetime | None) -> dict[str, Any]:
-    return {
-        ENVELOPE_HEADER: message.to_envelope(),
-        "expires": expires_at.isoformat() if expires_at else None,
-    }
 
 
 def create_app(main: str | None = None, **config: Any) -> AgentApp:

@@ -50,7 +50,7 @@ class Priority(StrEnum):
     @property
     def rank(self) -> int:
         """0, 3, 6 or 9; the lowest rank is handled first."""
-        return 3 * list(Priority).index(self)
+        return _RANKS[self]
 
     @classmethod
     def of_rank(cls, rank: int) -> Priority:
@@ -71,6 +71,9 @@ class Priority(StrEnum):
         raise InvalidMessage(f"priority must be one of {', '.join(cls.__members__)}, not {value!r}")
 
 
+_RANKS = {priority: 3 * number for number, priority in enumerate(Priority)}
+
+
 class RetentionPolicy(StrEnum):
     """How long the ledger keeps a message after it was sent."""
 
@@ -83,9 +86,14 @@ class RetentionPolicy(StrEnum):
         """Return the moment after which a message sent then may be purged; for FOREVER one that never comes."""
         if self is RetentionPolicy.FOREVER:
             return KEPT_FOREVER
-        return sent_at + timedelta(days=int(self.value.partition(" ")[0]))
+        return sent_at + _KEPT[self]
 
 
+_KEPT = {
+    RetentionPolicy.DAYS_30: timedelta(days=30),
+    RetentionPolicy.DAYS_90: timedelta(days=90),
+    RetentionPolicy.DAYS_365: timedelta(days=365),
+}
 #: When what is kept for ever may be purged: the last day that every database and Python can write.
 KEPT_FOREVER = datetime(9999, 12, 31, tzinfo=UTC)
 #: Between them every moment of sending leaves room for every time to live and every retention.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from typing import Any
@@ -10,7 +11,7 @@ from celery.exceptions import Ignore, Reject
 
 from waooaw_celery import Agent, Message, MessageType, create_app, current_message
 
-app = create_app("probe")
+app = create_app("probe", broker_transport_options=json.loads(os.environ.get("PROBE_TRANSPORT_OPTIONS", "{}")))
 agent = Agent(os.environ["PROBE_NAME"], app)
 
 _seen: list[dict[str, Any]] = []

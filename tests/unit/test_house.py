@@ -24,7 +24,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("wiring",),
     ("worker",),
     ("audit",),
-    ("celery_setup", "envelope", "receipts", "registry", "routing", "store"),
+    ("celery_setup", "envelope", "handover", "receipts", "registry", "routing", "store"),
     ("message", "settings", "transport"),
     ("values",),
     ("errors",),

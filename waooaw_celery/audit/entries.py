@@ -15,6 +15,7 @@ from waooaw_celery.values import JSON
 Kind = Literal["message", "fact", "stray"]
 
 # Made once: ``json.dumps`` would make an encoder for each payload.
+_encode = json.JSONEncoder(check_circular=False).encode
 _readable = json.JSONEncoder(ensure_ascii=False).encode
 _canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 
@@ -47,7 +48,7 @@ def message_entry(message: Message, handler: str, retention: RetentionPolicy) ->
         handler: name of the handler it is for.
         retention: how long it is kept when it does not say so itself.
     """
-    return Entry("message", message.message_id, json.dumps(_message_row(message, handler, retention)))
+    return Entry("message", message.message_id, _encode(_message_row(message, handler, retention)))
 
 
 def fact_entry(fact: Fact, retention: RetentionPolicy) -> Entry:
@@ -67,7 +68,7 @@ def fact_entry(fact: Fact, retention: RetentionPolicy) -> Entry:
 def keyed_entry(fact: Fact, retain_until: datetime, sent_at: datetime) -> Entry:
     """Return the entry of a fact about the message of these keys."""
     keys = {"retain_until": _text(retain_until), "sent_at": _text(sent_at)}
-    return Entry("fact", fact.message_id, json.dumps(_fact_row(fact) | keys))
+    return Entry("fact", fact.message_id, _encode(_fact_row(fact) | keys))
 
 
 def _fact_row(fact: Fact) -> dict[str, Any]:
@@ -118,7 +119,7 @@ def digest(payload: JSON) -> str:
 
 
 def _text(moment: datetime) -> str:
-    return moment.astimezone(UTC).isoformat()
+    return (moment if moment.tzinfo is UTC else moment.astimezone(UTC)).isoformat()
 
 
 def storable(text: str) -> str:

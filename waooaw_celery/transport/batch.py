@@ -50,25 +50,28 @@ class PublishBatch(redis.PublishBatch):
         if not pushes and not others:
             return
         try:
-            for keys, part in pushes:
-                self.pipeline.execute_command(*PUBLISH.command(keys, part))
+            self._push(pushes)
             for name, args in others:
                 getattr(self.pipeline, name)(*args)
-            answers = self.pipeline.execute(raise_on_error=False)
-            for (keys, part), answer in zip(pushes, answers[: len(pushes)], strict=True):
-                if isinstance(answer, NoScriptError):  # nothing of it was done
-                    PUBLISH(self.channel.scripts_client, keys, part)
-                elif isinstance(answer, Exception):
-                    raise answer
-            for answer in answers[len(pushes) :]:
-                if isinstance(answer, Exception):
-                    raise answer
+            self.pipeline.execute()
         except BaseException as error:
             self._failed = error
             self.pipeline.reset()
             if isinstance(error, Exception):
                 raise BatchPublishError("Redis publish batch failed; delivery is uncertain") from error
             raise
+
+    def _push(self, pushes: list[tuple[list[str], list[str]]]) -> None:
+        client = self.channel.scripts_client  # whose keys are taken as they are: these have their prefix
+        with client.pipeline(transaction=False) as pipeline:
+            for keys, part in pushes:
+                pipeline.execute_command(*PUBLISH.command(keys, part))
+            answers = pipeline.execute(raise_on_error=False)
+        for (keys, part), answer in zip(pushes, answers, strict=True):
+            if isinstance(answer, NoScriptError):  # nothing of it was done
+                PUBLISH(client, keys, part)
+            elif isinstance(answer, Exception):
+                raise answer
 
     def discard(self) -> None:
         """Forget what was not handed over yet."""

@@ -5,7 +5,6 @@ Keys and messages are Kombu's, so that its own consumers and producers work besi
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections import deque
@@ -14,26 +13,26 @@ from queue import Empty
 from typing import Any, NamedTuple
 from uuid import uuid4
 
-from kombu.transport import redis, virtual
-from kombu.utils.json import dumps as kombu_dumps
-from kombu.utils.json import loads as kombu_loads
+from kombu.transport import redis
 from redis import Redis
 from redis.exceptions import NoScriptError, RedisError
 
 from waooaw_celery.transport.batch import PublishBatch
 from waooaw_celery.transport.guard import Delivery, Limits, Unreadable, read
 from waooaw_celery.transport.lease import LeaseKeeper
-from waooaw_celery.transport.letters import DEAD_KEY, parked
+from waooaw_celery.transport.letters import DEAD_KEY, park, tell
 from waooaw_celery.transport.qos import QoS
-from waooaw_celery.transport.scripts import CLAIM, PARK, PUBLISH, RESTORE
+from waooaw_celery.transport.recovery import put_back
+from waooaw_celery.transport.scripts import CLAIM, PUBLISH
+from waooaw_celery.transport.travel import Claim, Message, mark_redelivered, to_text
 
 logger = logging.getLogger(__name__)
 
-#: How often a message was taken back from a consumer that died; RabbitMQ's name for the same.
-DELIVERY_COUNT = "x-delivery-count"
 #: Seconds for which messages that were claimed together are delivered before the event loop has its turn.
 SLICE_SECONDS = 0.01
 
+#: Queues and priorities whose keys a channel remembers: there may be as many queues of answers as callers.
+MOST_PLACES = 1000
 #: Options of the transport besides Kombu's, each explained where its default is.
 _OPTIONS = (
     "foreign_visibility_timeout",
@@ -43,50 +42,16 @@ _OPTIONS = (
     "accept_content_types",
 )
 
-_encode = json.JSONEncoder().encode
-
-
-class Claim(NamedTuple):
-    """An item of a queue that this consumer has claimed: what is noted of it, and where it was."""
-
-    tag: str
-    queue: str
-    list: str
-    raw: bytes
-
 
 class Asked(NamedTuple):
     """What a claim asked for, to understand its answer."""
 
+    window: int
     queues: list[str]
     lists: list[str]
     tags: str
     keys: list[str]
     args: list[Any]
-
-
-class Message(virtual.Message):
-    """A message whose body was unpacked, and for a task decoded, when it was looked at."""
-
-    def __init__(self, payload: Any, channel: Any = None, **kwargs: Any) -> None:
-        if not isinstance(payload, Delivery):
-            super().__init__(payload, channel=channel, **kwargs)
-            return
-        self._raw = payload
-        properties = payload["properties"]
-        # Kombu's virtual message would unpack the body once more.
-        super(virtual.Message, self).__init__(
-            body=payload.body,
-            channel=channel,
-            delivery_tag=properties["delivery_tag"],
-            content_type=payload.get("content-type"),
-            content_encoding=payload.get("content-encoding"),
-            headers=_without_compression(payload["headers"]),
-            properties=properties,
-            delivery_info=properties["delivery_info"],
-            **kwargs,
-        )
-        self._decoded_cache = payload.decoded
 
 
 class Channel(redis.Channel):
@@ -125,7 +90,9 @@ class Channel(redis.Channel):
         self._rest = False  # whether the last claim found nothing
         self._known = True  # whether the server knows the script
         self._tag = f"{self.TAG_MARK}{uuid4().hex}:"
+        self._places: dict[tuple[str, int], tuple[str, str]] = {}
         self._claims = 0
+        self._publisher = f"{uuid4().hex}-"
         self._lease: LeaseKeeper | None = None
         self._client_of_scripts: Any = None
         self._client_of_commands: Any = None
@@ -133,7 +100,7 @@ class Channel(redis.Channel):
         if not self.ack_emulation:
             raise ValueError(
                 "ack_emulation=False would lose messages: leave it out of broker_transport_options, "
-                "or use Kombu's own transport (waooaw_transport='kombu')"
+                "or use Kombu's own transport (waooaw_redis_transport='kombu')"
             )
         self._limits = Limits(
             max_bytes=self.max_message_bytes,
@@ -154,11 +121,16 @@ class Channel(redis.Channel):
         """Return a batch of a producer."""
         return PublishBatch(self, max_size)
 
+    def _next_delivery_tag(self) -> str:
+        # Only Kombu's own consumers look at it: unique is enough, and random would cost a system call each.
+        return f"{self._publisher}{next(self._delivery_tags)}"
+
     def _put(self, queue: str, message: Any, _publish_batch: Any = None, **kwargs: Any) -> None:
-        list_, bell, text = self.key(self._list_of(queue, message)), self.bell(queue), to_text(message)
+        list_, bell = self._where(queue, self._get_message_priority(message, reverse=False))
+        text = to_text(message)
         if _publish_batch is None:
             PUBLISH(self.scripts_client, [list_, bell], [text])
-            self._maybe_update_queues_expire(self.scripts_client, queue)
+            self._maybe_update_queues_expire(self._create_client(), queue)
             return
         _publish_batch.collect(list_, bell, text)
         if queue in self._expires:
@@ -211,21 +183,21 @@ class Channel(redis.Channel):
             return
         self._known = True
         self._acks_on_their_way.clear()
-        self._rest = not answer
         if self._asked is not None:
+            self._rest = not answer and self._asked.window > 0
             self._take_in(answer, self._asked)
 
     def _ask(self, queues: list[str], window: int) -> Asked:
         self._claims += 1
         lists, keys = self._keys_of(tuple(queues))
         tags = f"{self._tag}{self._claims}."
-        return Asked(queues, lists, tags, keys, [window, tags, len(queues), *queues])
+        return Asked(window, queues, lists, tags, keys, [window, tags, len(queues), *queues])
 
     def _keys_of(self, queues: tuple[str, ...]) -> tuple[list[str], list[str]]:
         """Return the lists of queues, and all keys of a claim, which are the same each time."""
         if self._last_keys[0] != queues:
             lists = [self.key(self._q_for_pri(queue, step)) for step in self.priority_steps for queue in queues]
-            keys = [*self._noted_keys, self.key(DEAD_KEY), *map(self.bell, queues), *lists]
+            keys = [*self.noted_keys, self.key(DEAD_KEY), *map(self.bell, queues), *lists]
             self._last_keys = queues, lists, keys
         return self._last_keys[1], self._last_keys[2]
 
@@ -239,7 +211,7 @@ class Channel(redis.Channel):
                 number += 1
                 self.claimed.append(Claim(f"{asked.tags}{number}", queue, asked.lists[list_], raw))
             else:
-                self._tell_of_dead(queue, raw, "it is no message")
+                tell(self, queue, raw, "it is no message")
 
     def deliver_claimed(self) -> bool:
         """Deliver what was claimed; return whether there was anything.
@@ -279,7 +251,7 @@ class Channel(redis.Channel):
         try:
             delivery = read(claim.raw, self._limits)
         except Unreadable as error:
-            self._park(claim.tag, claim.queue, claim.raw, str(error))
+            park(self, self.scripts_client, claim.tag, claim.queue, claim.raw, str(error))
             return None
         delivery["properties"]["delivery_tag"] = claim.tag
         delivery.claim = claim
@@ -290,6 +262,7 @@ class Channel(redis.Channel):
             asked = self._ask([queue], 1)
             before = len(self.claimed)
             self._take_in(CLAIM(self.scripts_client, asked.keys, asked.args), asked)
+            self._maybe_update_queues_expire(self._create_client(), queue)
             if len(self.claimed) == before:
                 raise Empty
             delivery = self._read(self.claimed.pop())
@@ -299,8 +272,11 @@ class Channel(redis.Channel):
     def basic_get(self, queue: str, no_ack: bool = False, **kwargs: Any) -> Any:
         """Return the next message of a queue, or None."""
         message = super().basic_get(queue, no_ack=no_ack, **kwargs)
-        if message is not None and no_ack:
-            self.acknowledge(message.delivery_tag)
+        if message is not None:
+            if no_ack:
+                self.acknowledge(message.delivery_tag)
+            else:
+                self._keep_leases()
         return message
 
     def basic_consume(self, queue: str, no_ack: bool, *args: Any, **kwargs: Any) -> Any:
@@ -309,9 +285,13 @@ class Channel(redis.Channel):
             self._unacknowledged_queues.add(queue)
         result = super().basic_consume(queue, no_ack, *args, **kwargs)
         self._rest = False
-        if self._lease is None and not no_ack and queue in self.active_queues:
-            self._lease = LeaseKeeper(self)
+        if queue in self.active_queues:
+            self._keep_leases()  # also without acknowledgements: what is claimed ahead waits here
         return result
+
+    def _keep_leases(self) -> None:
+        if self._lease is None:
+            self._lease = LeaseKeeper(self)
 
     def _basic_cancel(self, consumer_tag: str) -> Any:
         queue = self._tag_to_queue.get(consumer_tag)
@@ -328,8 +308,24 @@ class Channel(redis.Channel):
     def acknowledge(self, tag: str) -> None:
         """Forget a message: with the next claim when there will be one, else at once."""
         self._acks.append(tag)
+        self.tell_of_room()
         if self.closed or not self.connection.in_event_loop or not self.active_queues:
             self.flush_acks()
+
+    def acknowledge_adopted(self, tag: str) -> None:
+        """Forget a message that was still being handled when this channel lost its connection."""
+        if self._lease is not None and self._lease.let_go(tag):
+            CLAIM(self._lease.client, [*self.noted_keys, self.key(DEAD_KEY)], [0, "", 0, tag])
+
+    def let_go_adopted(self, tag: str) -> None:
+        """Let the lease of such a message end, after which it is handed out again."""
+        if self._lease is not None:
+            self._lease.let_go(tag)
+
+    def tell_of_room(self) -> None:
+        """Wake whoever waits until the channel may claim again."""
+        if not self.closed:
+            self.connection.cycle.room.set()
 
     def flush_acks(self) -> None:
         """Forget what was handled, now."""
@@ -337,11 +333,7 @@ class Channel(redis.Channel):
         if not tags:
             return
         try:
-            unacked, index = self._noted_keys
-            pipeline = self.scripts_client.pipeline(transaction=True)
-            pipeline.hdel(unacked, *tags)
-            pipeline.zrem(index, *tags)
-            pipeline.execute()
+            CLAIM(self.scripts_client, [*self.noted_keys, self.key(DEAD_KEY)], [0, "", 0, *tags])
         except BaseException:
             self._acks.extendleft(reversed(tags))
             raise
@@ -359,14 +351,14 @@ class Channel(redis.Channel):
 
     def put_back(self, message: Any, *, front: bool) -> None:
         """Put a message that was delivered back into its queue, marked as redelivered."""
-        payload = message._raw
-        _mark_redelivered(payload)
-        claim = payload.claim
-        self._restore_to([(claim.queue, claim.list)], claim.tag, to_text(payload), front=front)
+        said = message._raw
+        mark_redelivered(said)
+        claim = said.claim
+        put_back(self, self.scripts_client, claim.tag, [(claim.queue, claim.list)], to_text(said), front=front)
 
     def _put_back_unread(self, claim: Claim) -> None:
         """Put a message that nobody saw back to the front of its queue, as it was."""
-        self._restore_to([(claim.queue, claim.list)], claim.tag, "", front=True)
+        put_back(self, self.scripts_client, claim.tag, [(claim.queue, claim.list)], "", front=True)
 
     def _put_back_claimed(self, queue: str | None = None) -> None:
         """Put back what was claimed and not delivered yet, of one queue or of all."""
@@ -377,69 +369,6 @@ class Channel(redis.Channel):
 
     def _restore(self, message: Any, leftmost: bool = False) -> None:
         self.put_back(message, front=not leftmost)
-
-    def restore(self, client: Any, tag: bytes, claimed_at: bytes, noted: bytes) -> bool:
-        """Put back a message whose lease is over, or make it a dead letter; return whether that was done.
-
-        Args:
-            client: over which to do it.
-            tag: the message's.
-            claimed_at: when it was claimed or last renewed, by the server's clock.
-            noted: what is noted of it.
-        """
-        name = tag.decode()
-        try:
-            payload, exchange, routing_key = kombu_loads(noted)
-            payload["headers"] = headers = payload.get("headers") or {}
-            count = int(headers.get(DELIVERY_COUNT) or 0) + 1
-            queues = list(self._lookup(exchange, routing_key))
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            return self._park(name, "", noted, f"it cannot be put back: {error}", client, claimed_at)
-        if count > self.delivery_limit or not queues:
-            reason = f"{count} consumers died with it" if queues else f"no queue is bound to {exchange!r} any more"
-            return self._park(name, routing_key, noted, reason, client, claimed_at)
-        headers[DELIVERY_COUNT] = count
-        _mark_redelivered(payload)
-        logger.warning(
-            "message %r of %s is handed out again: its consumer died (%d)", headers.get("id"), queues[0], count
-        )
-        lists = [(queue, self.key(self._list_of(queue, payload))) for queue in queues]
-        return self._restore_to(lists, name, to_text(payload), front=True, client=client, claimed_at=claimed_at)
-
-    def _restore_to(
-        self,
-        lists: list[tuple[str, str]],
-        tag: str,
-        text: str,
-        *,
-        front: bool,
-        client: Any = None,
-        claimed_at: bytes | str = "",
-    ) -> bool:
-        keys = [*self._noted_keys, *(key for queue, list_ in lists for key in (list_, self.bell(queue)))]
-        args = [tag, lists[0][0], "front" if front else "back", text, claimed_at]
-        return bool(RESTORE(client or self.scripts_client, keys, args))
-
-    def _park(
-        self, tag: str, queue: str, raw: bytes, reason: str, client: Any = None, claimed_at: bytes | str = ""
-    ) -> bool:
-        """Make a dead letter of a message, and tell of it."""
-        keys = [*self._noted_keys, self.key(DEAD_KEY)]
-        done = bool(PARK(client or self.scripts_client, keys, [tag, queue, reason, claimed_at]))
-        if done:
-            self._tell_of_dead(queue, raw, reason)
-        return done
-
-    def _tell_of_dead(self, queue: str, raw: bytes, reason: str) -> None:
-        id_ = _id_of(raw)
-        logger.error(
-            "a message of %s became a dead letter: %s (id %r)",
-            queue,
-            reason,
-            id_,
-            extra={"action": "message_parked"},
-        )
-        parked.send(sender=self, queue=queue, raw=raw, message_id=id_, reason=reason)
 
     # --- connections
 
@@ -452,11 +381,22 @@ class Channel(redis.Channel):
         return self.key(f"{queue}{self.sep}bell")
 
     @property
-    def _noted_keys(self) -> tuple[str, str]:
+    def noted_keys(self) -> tuple[str, str]:
+        """The keys of the unacknowledged messages, and of the moments in which they were claimed."""
         return self.key(self.unacked_key), self.key(self.unacked_index_key)
 
-    def _list_of(self, queue: str, message: Any) -> str:
-        return str(self._q_for_pri(queue, self._get_message_priority(message, reverse=False)))
+    def list_of(self, queue: str, message: Any) -> str:
+        """Return the key of the list of a queue into which a message goes."""
+        return self._where(queue, self._get_message_priority(message, reverse=False))[0]
+
+    def _where(self, queue: str, priority: int) -> tuple[str, str]:
+        """Return the keys of the list of a queue for a priority, and of the queue's doorbell."""
+        known = self._places.get((queue, priority))
+        if known is None:
+            known = self.key(self._q_for_pri(queue, priority)), self.bell(queue)
+            if len(self._places) < MOST_PLACES:
+                self._places[queue, priority] = known
+        return known
 
     @property
     def scripts_client(self) -> Any:
@@ -502,7 +442,11 @@ class Channel(redis.Channel):
             # Their leases end, and then they are handed out again.
             logger.warning("a channel was closed without its server: %s", error, extra={"action": "channel_cut"})
         self._in_poll = None
-        lease, self._lease = self._lease, None
+        lease = self._lease
+        if lease is not None and self.connection.in_event_loop and _worker_goes_on():
+            # What its handlers are at would be handled twice if it were put back.
+            lease.adopt(self.qos.hand_on())
+            lease = None
         super().close()
         if lease is not None:
             lease.close()
@@ -522,34 +466,8 @@ class SentinelChannel(Channel, redis.SentinelChannel):
     from_transport_options: tuple[str, ...] = (*redis.SentinelChannel.from_transport_options, *_OPTIONS)
 
 
-def to_text(message: Any) -> str:
-    """Return a message as it travels."""
-    try:
-        return _encode(message)
-    except (TypeError, ValueError):  # values that Kombu wraps, in its headers
-        return str(kombu_dumps(message))
+def _worker_goes_on() -> bool:
+    """Whether the Celery worker that closes a channel will open another, since it only lost its connection."""
+    from celery.worker import state
 
-
-def _without_compression(headers: dict[str, Any]) -> dict[str, Any]:
-    """Return the headers of a message whose body was unpacked."""
-    if "compression" not in headers:
-        return headers
-    return {name: value for name, value in headers.items() if name != "compression"}
-
-
-def _mark_redelivered(payload: Any) -> None:
-    payload["headers"]["redelivered"] = True
-    properties = payload.get("properties")
-    if isinstance(properties, dict) and isinstance(properties.get("delivery_info"), dict):
-        properties["delivery_info"]["redelivered"] = True
-
-
-def _id_of(raw: bytes) -> str | None:
-    """Return the id of the task that a message, or a note of one, is of, where it can be read."""
-    try:
-        found = json.loads(raw)
-        message = found[0] if isinstance(found, list) else found
-        id_ = message["headers"]["id"]
-    except (ValueError, TypeError, KeyError, IndexError, RecursionError):
-        return None
-    return id_ if isinstance(id_, str) else None
+    return not any(flag is not None and flag is not False for flag in (state.should_stop, state.should_terminate))

@@ -27,7 +27,9 @@ _MAPPING_OR_NONE = (dict, type(None))
 #: Longest identifier of a task, in characters.
 _MAX_ID = 255
 #: Headers of a task's message that are text, where they are there.
-_TEXTS = ("root_id", "parent_id", "group", "shadow", "origin", "eta", "expires", "argsrepr", "kwargsrepr")
+_TEXTS = ("root_id", "parent_id", "group", "shadow", "origin", "eta", "expires")
+#: The same, with line breaks and all: Celery copies texts among the arguments as they are, and logs show neither.
+_FREE_TEXTS = ("argsrepr", "kwargsrepr")
 #: Kombu takes this for bytes that need no decoding, whatever a consumer accepts; a task's arguments never are.
 _UNDECODED = "application/data"
 
@@ -111,6 +113,11 @@ def check_task_headers(headers: Mapping[str, Any]) -> None:
         value = headers.get(name)
         if value is not None and not _is_text(value):
             raise Unreadable(f"its header {name!r} is no printable text")
+    for name in _FREE_TEXTS:
+        _need(isinstance(headers.get(name), _TEXT_OR_NONE), f"its header {name!r} is no text")
+    eta = headers.get("eta")
+    # Celery drops such a message, and tells only its log.
+    _need(not (eta and eta.startswith(("0001", "9999"))), "its header 'eta' is at the end of all calendars")
     limits = headers.get("timelimit")
     if limits is not None and not (
         isinstance(limits, list) and len(limits) == 2 and all(map(_is_seconds, limits))
@@ -142,8 +149,8 @@ def _parse(raw: bytes) -> dict[str, Any]:
     try:
         # Kombu's own reader looks at every mapping for values that it wrapped; few messages have any.
         parsed = kombu_json_loads(raw) if b"__type__" in raw else json.loads(raw)
-    except (ValueError, TypeError, KeyError, ArithmeticError, RecursionError) as error:
-        raise Unreadable(f"it is no JSON that can be read: {error}") from error
+    except Exception as error:  # a value that Kombu wrapped, and cannot unwrap, raises anything
+        raise Unreadable(f"it is no JSON that can be read: {error!r:.200}") from error
     _need(isinstance(parsed, dict), "it is no mapping")
     return dict(parsed)
 
@@ -214,7 +221,7 @@ def _decode_task(delivery: Delivery, limits: Limits) -> Any:
     try:
         decoded = loads(delivery.body, content_type, encoding, accept=limits.content_types)
     except (ContentDisallowed, DecodeError, LookupError, ValueError, TypeError, RecursionError) as error:
-        raise Unreadable(f"its body cannot be decoded: {error}") from error
+        raise Unreadable(f"its body cannot be decoded: {error!r:.200}") from error
     check_task_body(decoded)
     return decoded
 

@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
 import time
 import weakref
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from redis import Redis
-from redis.exceptions import RedisError
 
-from waooaw_celery.transport.scripts import OVERDUE, TOUCH
+from waooaw_celery.transport.recovery import recover
+from waooaw_celery.transport.scripts import TOUCH
 
 logger = logging.getLogger(__name__)
 
 #: Times that a lease is renewed before it would end.
 RENEWALS = 4
-#: Overdue messages looked at together.
-BATCH = 10
 
 
 class LeaseKeeper:
     """A thread that renews the leases of one channel's messages, and puts back those whose lease is over.
 
     It goes on while a handler keeps the worker's event loop from doing anything, and has a connection of its own.
-    It ends with the channel.
+    It ends with the channel; unless a connection was lost under handlers that run on: then with the last of these.
 
     Args:
         channel: whose messages.
@@ -33,9 +33,13 @@ class LeaseKeeper:
 
     def __init__(self, channel: Any) -> None:
         self._channel = weakref.ref(channel)
+        self._index = channel.key(channel.unacked_index_key)
         self._pool = channel._get_pool()
+        self.client = Redis(connection_pool=self._pool)
         self._renew_every = channel.visibility_timeout / RENEWALS
         self._look_every = channel.unacked_restore_interval
+        self._patience = float(channel.socket_timeout or 5.0) + 1.0
+        self._adopted: dict[str, weakref.ref[Any]] = {}
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="waooaw-lease", daemon=True)
         self._thread.start()
@@ -44,29 +48,36 @@ class LeaseKeeper:
         """End the thread."""
         self._ended.set()
         if self._thread is not threading.current_thread():
-            self._thread.join(self._channel_timeout())
+            self._thread.join(self._patience)
         self._pool.disconnect()
 
-    def _channel_timeout(self) -> float:
-        channel = self._channel()
-        return float((channel and channel.socket_timeout) or 5.0) + 1.0
+    def adopt(self, messages: Mapping[str, Any]) -> None:
+        """Keep the leases of messages whose channel is closed, each as long as somebody still has the message.
+
+        Args:
+            messages: by their tags.
+        """
+        self._adopted.update({tag: weakref.ref(message) for tag, message in messages.items()})
+
+    def let_go(self, tag: str) -> bool:
+        """Keep a lease no longer, and return whether it was one of an adopted message."""
+        return self._adopted.pop(tag, None) is not None
 
     def _run(self) -> None:
-        client = Redis(connection_pool=self._pool)
         pause = min(self._renew_every, self._look_every)
         # The first look is at once: where each worker dies soon, nobody would ever look otherwise.
         look_at = time.monotonic()
         failed = False
         while True:
             channel = self._channel()
-            if channel is None or channel.closed:
-                return
+            if (channel is None or channel.closed) and not self._living():
+                break
             try:
-                renew(channel, client)
-                if time.monotonic() >= look_at:
+                renew(self.client, self._index, self._tags(channel))
+                if channel is not None and not channel.closed and time.monotonic() >= look_at:
                     look_at = time.monotonic() + self._look_every
-                    recover(channel, client)
-            except (RedisError, OSError) as error:
+                    recover(channel, self.client)
+            except Exception as error:  # noqa: BLE001 - if this thread ended, so would every lease
                 if not failed:  # one line an incident
                     logger.warning("leases cannot be renewed: %s", error, extra={"action": "lease_failed"})
                 failed = True
@@ -76,22 +87,29 @@ class LeaseKeeper:
                 failed = False
             del channel  # so that it can go
             if self._ended.wait(pause):
-                return
+                break
+
+    def _tags(self, channel: Any) -> tuple[str, ...]:
+        held = () if channel is None or channel.closed else channel.qos.tags()
+        return (*held, *tuple(self._adopted))
+
+    def _living(self) -> bool:
+        """Forget adopted messages that nobody has any more, and return whether there are others."""
+        if self._adopted:
+            gc.collect()  # what Celery dropped may hang on in a circle
+            for tag, message in list(self._adopted.items()):
+                if message() is None:
+                    self._adopted.pop(tag, None)
+        return bool(self._adopted)
 
 
-def renew(channel: Any, client: Any) -> None:
-    """Renew the leases of all that a channel holds."""
-    tags = channel.qos.tags()
+def renew(client: Any, index: str, tags: Sequence[str]) -> None:
+    """Renew leases.
+
+    Args:
+        client: over which to do it.
+        index: key of the sorted set with the moments in which messages were claimed.
+        tags: the messages'.
+    """
     for start in range(0, len(tags), 1000):
-        TOUCH(client, [channel.key(channel.unacked_index_key)], tags[start : start + 1000])
-
-
-def recover(channel: Any, client: Any) -> None:
-    """Put back the messages whose lease is over: their consumer died."""
-    keys = [channel.key(channel.unacked_key), channel.key(channel.unacked_index_key)]
-    limits = [channel.visibility_timeout, channel.foreign_visibility_timeout, channel.TAG_MARK, BATCH]
-    while True:
-        found = OVERDUE(client, keys, limits)
-        moved = [channel.restore(client, *found[start : start + 3]) for start in range(0, len(found), 3)]
-        if not any(moved) or len(found) < 3 * BATCH:
-            return
+        TOUCH(client, [index], tags[start : start + 1000])

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import logging
+from typing import Any
+
 from celery.utils.dispatch import Signal
+
+from waooaw_celery.transport.scripts import PARK
+
+logger = logging.getLogger(__name__)
 
 #: The stream's name.
 DEAD_KEY = "waooaw.dead"
@@ -10,3 +18,50 @@ DEAD_KEY = "waooaw.dead"
 #: Sent when a message became a dead letter: ``sender`` is the channel, ``queue`` the queue's name, ``raw`` the
 #: message's bytes, ``message_id`` the id of its task or None, ``reason`` a sentence.
 parked = Signal(name="parked", providing_args=["queue", "raw", "message_id", "reason"])
+
+
+def park(
+    channel: Any,
+    client: Any,
+    tag: str | bytes,
+    queue: str,
+    raw: bytes,
+    reason: str,
+    claimed_at: bytes | str = "",
+) -> bool:
+    """Make a dead letter of an unacknowledged message, and return whether nobody was faster.
+
+    Args:
+        channel: that found it.
+        client: over which to do it.
+        tag: under which it is noted.
+        queue: from which it came.
+        raw: its bytes, or what is noted of it.
+        reason: a sentence.
+        claimed_at: when its lease was renewed last; empty for a message that the channel holds itself.
+    """
+    keys = [*channel.noted_keys, channel.key(DEAD_KEY)]
+    done = bool(PARK(client, keys, [tag, queue, reason, claimed_at]))
+    if done:
+        tell(channel, queue, raw, reason)
+    return done
+
+
+def tell(channel: Any, queue: str, raw: bytes, reason: str) -> None:
+    """Tell the log, and whoever listens, of a dead letter."""
+    id_ = _id_of(raw)
+    logger.error(
+        "a message of %r became a dead letter: %s (id %r)", queue, reason, id_, extra={"action": "message_parked"}
+    )
+    parked.send(sender=channel, queue=queue, raw=raw, message_id=id_, reason=reason)
+
+
+def _id_of(raw: bytes) -> str | None:
+    """Return the id of the task that a message, or a note of one, is of, where it can be read."""
+    try:
+        found = json.loads(raw)
+        message = found[0] if isinstance(found, list) else found
+        id_ = message["headers"]["id"]
+    except (ValueError, TypeError, KeyError, IndexError, RecursionError):
+        return None
+    return id_ if isinstance(id_, str) else None

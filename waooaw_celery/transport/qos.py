@@ -38,6 +38,8 @@ class QoS(redis.QoS):
         """Acknowledge a message: at once, or together with the next claim."""
         if self._delivered.pop(delivery_tag, None) is not None:
             self.channel.acknowledge(delivery_tag)
+        else:
+            self.channel.acknowledge_adopted(delivery_tag)
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
         """Let a message go: to the back of its queue, or for good."""
@@ -45,6 +47,9 @@ class QoS(redis.QoS):
         if message is not None and requeue:
             self.channel.put_back(message, front=False)
             self._delivered.pop(delivery_tag, None)
+            self.channel.tell_of_room()
+        elif requeue:
+            self.channel.let_go_adopted(delivery_tag)
         else:
             self.ack(delivery_tag)
 
@@ -61,6 +66,12 @@ class QoS(redis.QoS):
 
     def restore_visible(self, *args: Any, **kwargs: Any) -> None:
         """Do nothing: what other consumers lost is looked for by the keeper of the leases."""
+
+    def hand_on(self) -> dict[str, Any]:
+        """Return all that the channel holds, and hold it no longer."""
+        held = dict(self._delivered)
+        self._delivered.clear()
+        return held
 
     def tags(self) -> tuple[str, ...]:
         """Return the tags of all messages that the channel holds."""

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
+import threading
 from functools import partial
 from typing import Any
 
+from kombu.exceptions import VersionMismatch
 from kombu.transport import TRANSPORT_ALIASES, redis
 from kombu.utils.eventio import ERR, READ
+from redis.exceptions import ResponseError
 
 from waooaw_celery.transport.channel import Channel, SentinelChannel
+from waooaw_celery.transport.scripts import CLAIM
 
 logger = logging.getLogger(__name__)
 
@@ -19,6 +23,11 @@ class Poller(redis.MultiChannelPoller):
 
     An answer is read whatever the channel may consume by then: what is in it was claimed already.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        #: Set when a channel has let go of a message: for who waits without an event loop, as gevent's workers do.
+        self.room = threading.Event()
 
     def get(self, callback: Any, timeout: float | None = None) -> None:
         """Deliver one message, waiting for it so long: for consumers without an event loop."""
@@ -32,7 +41,22 @@ class Poller(redis.MultiChannelPoller):
                     self._in_protected_read = False
                     while self.after_read:
                         self.after_read.pop()()
-        super().get(callback, timeout)
+        if self._is_full():
+            # No answer is on its way that would end the wait: whoever acknowledges a message ends it.
+            self.room.clear()
+            if self._is_full():
+                self.room.wait(1.0 if timeout is None else min(timeout, 1.0))
+        super().get(callback, 0 if self._is_full() else timeout)
+
+    def _is_full(self) -> bool:
+        """Whether every channel holds as much as it may, and only waits for that to change."""
+        return bool(self._channels) and all(
+            channel.active_queues
+            and not channel.active_fanout_queues
+            and not channel._in_poll
+            and not channel.qos.can_consume()
+            for channel in self._channels
+        )
 
     def on_poll_start(self) -> None:
         """Have each channel claim or wait, and forget what was handled."""
@@ -76,6 +100,25 @@ class Transport(redis.Transport):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.cycle = Poller()
+        # Kombu has taken it for how long to block; it would sleep as long between two claims, too.
+        self.polling_interval = None
+
+    def establish_connection(self) -> Any:
+        """Connect, and make sure that the server can do what this transport needs.
+
+        Raises:
+            VersionMismatch: it is older than Redis 7.
+        """
+        connection = super().establish_connection()
+        try:
+            self._avail_channels[-1].scripts_client.script_load(CLAIM.text)
+        except ResponseError as error:
+            if "ompil" not in str(error):  # "Error compiling script"
+                raise
+            raise VersionMismatch(
+                "this transport needs Redis 7 or Valkey; for an older server set waooaw_redis_transport='kombu'"
+            ) from error
+        return connection
 
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:
         """Have an event loop, such as a Celery worker's, drive the channels."""

@@ -1,0 +1,31 @@
+"""An agent's worker on gevent: it has no event loop of Celery's, and waits in another way."""
+
+from __future__ import annotations
+
+from support import Broker, settled
+
+from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus, RequestResponseHandler
+from waooaw_celery.embedded import end
+
+
+def test_an_agent_on_gevent_handles_many_messages_at_once(ledger_broker: Broker) -> None:
+    """Ten greenlets handle forty messages, ten of them at a time, and requests are answered before and after."""
+    app: AgentApp = ledger_broker.app()
+    name = ledger_broker.name()
+    worker = ledger_broker.start(name, app, "-P", "gevent", "-c", "10")
+    try:
+        requests = RequestResponseHandler(app)
+        assert requests.request(name, "echo", {"value": 1}, timeout=20) == 1
+        bus = MessageBus(app)
+        sent = bus.send_many(
+            Message(from_agent="tests", to_agent=name, payload={"sleep": 0.25}) for _ in range(40)
+        )
+        assert {settled(app, receipt.message_id) for receipt in sent} == {MessageStatus.HANDLED}
+        receipts = [bus.receipt(receipt.message_id) for receipt in sent]
+        first_end = min(receipt.finished_at for receipt in receipts if receipt.finished_at)
+        begun = [receipt for receipt in receipts if receipt.delivered_at and receipt.delivered_at < first_end]
+        assert 5 <= len(begun) <= 10
+        assert requests.request(name, "echo", {"value": 2}, timeout=20) == 2
+    finally:
+        end(worker)
+        app.close()

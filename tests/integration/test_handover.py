@@ -1,0 +1,99 @@
+"""Messages that are handed over directly are the very messages that Celery and Kombu would have made."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any
+
+import pytest
+from celery import signals
+from redis import Redis
+
+from waooaw_celery import AgentApp, Message, MessageBus, Priority, create_app
+from waooaw_celery.handover import HandOver
+from waooaw_celery.routing import HandlerName, agent_queue
+
+TARGET = HandlerName("wire-test", "command")
+
+
+@pytest.fixture
+def app(redis_url: str) -> Iterator[AgentApp]:
+    with closing(create_app(broker_url=redis_url, result_backend=redis_url, waooaw_agents=TARGET.agent)) as app:
+        yield app
+
+
+@pytest.fixture
+def client(redis_url: str) -> Iterator[Any]:
+    with Redis.from_url(redis_url.replace("redis+socket://", "unix://")) as client:
+        yield client
+        client.delete(*client.keys(f"{agent_queue(TARGET.agent).name}*") or ["-"])
+
+
+def waiting(client: Any) -> list[dict[str, Any]]:
+    """Take the messages that wait for the agent, without what is each message's own on its way."""
+    found = []
+    for key in sorted(client.keys(f"{agent_queue(TARGET.agent).name}*")):
+        if not key.endswith(b"bell"):
+            found += [json.loads(item) for item in client.lrange(key, 0, -1)]
+            client.delete(key)
+    for message in found:
+        assert message["properties"].pop("delivery_tag")
+    return found
+
+
+MESSAGES = [
+    Message(from_agent="ann", to_agent=TARGET.agent, payload={"n": [1, None, "ü"]}, priority=Priority.URGENT),
+    Message(from_agent="bob", to_agent=TARGET.agent, payload="text", ttl_seconds=None, correlation_id="thread"),
+    Message(from_agent="ann", to_agent=TARGET.agent, payload=None, causation_id="c", conversation_id="d"),
+]
+
+
+def test_what_is_handed_over_directly_is_what_celery_makes(app: AgentApp, client: Any) -> None:
+    """A batch on our transport leaves the same messages as one that passes Celery and Kombu one by one."""
+    batch = [(TARGET, app.complete(TARGET, message)) for message in MESSAGES]
+    with app.producer_or_acquire() as producer:
+        hand_over = HandOver(app, app.driver, producer)
+        assert hand_over._knows_the_way()
+        assert hand_over.all_or_none(batch, lambda: None)
+        directly = waiting(client)
+        for target, message in batch:
+            hand_over.one(target, message)
+        by_celery = waiting(client)
+    assert len(directly) == len(MESSAGES)
+    assert directly == by_celery
+
+
+def test_whoever_listens_to_celerys_signals_is_told(app: AgentApp, client: Any) -> None:
+    """With a receiver of before_task_publish, a batch passes Celery, and the receiver may add headers."""
+
+    def add(headers: dict[str, Any], **_: Any) -> None:
+        headers["traceparent"] = "00-1"
+
+    signals.before_task_publish.connect(add)
+    try:
+        MessageBus(app).send_many(message.evolve(message_id=f"told-{n}") for n, message in enumerate(MESSAGES))
+    finally:
+        signals.before_task_publish.disconnect(add)
+    assert [message["headers"]["traceparent"] for message in waiting(client)] == ["00-1"] * len(MESSAGES)
+
+
+@pytest.mark.parametrize(
+    "setting", [{"task_send_sent_event": True}, {"task_serializer": "msgpack"}, {"task_compression": "zlib"}]
+)
+def test_a_projects_own_settings_are_heeded(redis_url: str, setting: dict[str, Any]) -> None:
+    """Events, another format or compression: what Celery does with them it goes on doing."""
+    with closing(create_app(broker_url=redis_url, **setting)) as app, app.producer_or_acquire() as producer:
+        assert not HandOver(app, app.driver, producer)._knows_the_way()
+
+
+def test_a_batch_that_must_not_go_leaves_nothing(app: AgentApp, client: Any) -> None:
+    """When the last check raises, no message of the batch is handed over."""
+
+    def refuse() -> None:
+        raise PermissionError("no")
+
+    with app.producer_or_acquire() as producer, pytest.raises(PermissionError):
+        HandOver(app, app.driver, producer).all_or_none([(TARGET, MESSAGES[0])], refuse)
+    assert waiting(client) == []

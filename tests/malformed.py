@@ -1,0 +1,240 @@
+"""Messages that no worker may see, made of a real one: what arrives from broken and from hostile publishers."""
+
+from __future__ import annotations
+
+import base64
+import bz2
+import gzip
+import json
+import lzma
+import pickle
+import zlib
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from enum import Enum
+from functools import cache
+from typing import Any, NamedTuple
+
+
+class End(Enum):
+    """What becomes of a message."""
+
+    DEAD = "dead"  #: a dead letter
+    REFUSED = "refused"  #: Celery refuses it, and says so
+    EXPIRED = "expired"  #: it came too late
+    HANDLED = "handled"  #: its handler runs, and may fail
+
+
+class Case(NamedTuple):
+    """One way to be malformed.
+
+    Attributes:
+        label: a few words.
+        make: makes the raw item of a queue of a real message.
+        end: what becomes of it.
+        named: whether the id of its task can still be read.
+    """
+
+    label: str
+    make: Callable[[dict[str, Any]], bytes]
+    end: End = End.DEAD
+    named: bool = True
+
+
+def real(message: dict[str, Any]) -> bytes:
+    """Return a message as it travels."""
+    return json.dumps(message).encode()
+
+
+def body(message: dict[str, Any], text: Any, **properties: Any) -> bytes:
+    """Return a message with another body."""
+    message["body"] = text
+    message["properties"].update(properties)
+    return real(message)
+
+
+def packed(message: dict[str, Any], data: bytes, codec: str) -> bytes:
+    """Return a message with a body that is said to be packed."""
+    message["headers"]["compression"] = codec
+    return body(message, base64.b64encode(data).decode(), body_encoding="base64")
+
+
+@cache
+def bomb(codec: str, megabytes: int = 300) -> bytes:
+    """Return that many megabytes of zeros, packed."""
+    zeros, parts = bytes(1024 * 1024), []
+    packer: Any = {
+        "application/x-gzip": lambda: zlib.compressobj(9),
+        "application/x-bz2": bz2.BZ2Compressor,
+        "application/x-lzma": lambda: lzma.LZMACompressor(preset=0),
+    }[codec]()
+    parts = [packer.compress(zeros) for _ in range(megabytes)]
+    return b"".join([*parts, packer.flush()])
+
+
+def _set(part: str, name: str, value: Any) -> Callable[[dict[str, Any]], bytes]:
+    def make(message: dict[str, Any]) -> bytes:
+        (message[part] if part else message)[name] = value
+        return real(message)
+
+    return make
+
+
+def _without(part: str, name: str) -> Callable[[dict[str, Any]], bytes]:
+    def make(message: dict[str, Any]) -> bytes:
+        del (message[part] if part else message)[name]
+        return real(message)
+
+    return make
+
+
+def _body(value: Any) -> Callable[[dict[str, Any]], bytes]:
+    return lambda message: body(message, json.dumps(value), body_encoding=None)
+
+
+def _text(text: Any, encoding: str | None = None) -> Callable[[dict[str, Any]], bytes]:
+    return lambda message: body(message, text, body_encoding=encoding)
+
+
+def _raw(item: bytes) -> Callable[[dict[str, Any]], bytes]:
+    return lambda message: item
+
+
+def _header(name: str, value: Any) -> Callable[[dict[str, Any]], bytes]:
+    return _set("headers", name, value)
+
+
+def _packed(data: bytes, codec: str) -> Callable[[dict[str, Any]], bytes]:
+    return lambda message: packed(message, data, codec)
+
+
+def _bomb(codec: str) -> Callable[[dict[str, Any]], bytes]:
+    return lambda message: packed(message, bomb(codec), codec)
+
+
+def _deep(message: dict[str, Any]) -> bytes:
+    message["body"] = "@"
+    return real(message).replace(b'"@"', b"[" * 200_000 + b"]" * 200_000)
+
+
+def _pickled(message: dict[str, Any]) -> bytes:
+    message["content-type"], message["content-encoding"] = "application/x-python-serialize", "binary"
+    return body(message, base64.b64encode(pickle.dumps(([], {}, {}))).decode(), body_encoding="base64")
+
+
+def _application_data(message: dict[str, Any]) -> bytes:
+    message["content-type"] = "application/data"
+    return real(message)
+
+
+FORGED = "abc\n[2026-01-01 00:00:00,000: CRITICAL/MainProcess] FORGED"
+_GZIP = zlib.compress(b'[[], {}, {"callbacks": null}]')
+_TRIPLE: Any = [[], {}, {}]
+
+CASES = (
+    # Items that are no message.
+    Case("garbage bytes", _raw(b"\x80\x04garbage\xff"), named=False),
+    Case("a JSON number", _raw(b"42"), named=False),
+    Case("a JSON list", _raw(b"[1, 2, 3]"), named=False),
+    Case("nothing", _raw(b""), named=False),
+    Case("braces around no JSON", _raw(b"{garbage}"), named=False),
+    Case("braces around what is no UTF-8", _raw(b'{"body": "\xff\xfe"}'), named=False),
+    Case("an empty mapping", _raw(b"{}"), named=False),
+    Case("a message cut in two", lambda message: real(message)[: len(real(message)) // 2], named=False),
+    Case("a message cut in two, and closed", lambda message: real(message)[:-40] + b"}", named=False),
+    # Envelopes.
+    Case("no properties", _without("", "properties")),
+    Case("properties are a list", _set("", "properties", [])),
+    Case("no delivery_info", _without("properties", "delivery_info")),
+    Case("delivery_info is text", _set("properties", "delivery_info", "agent")),
+    Case("an unknown body_encoding", _set("properties", "body_encoding", "rot13")),
+    Case("body_encoding is a number", _set("properties", "body_encoding", 7)),
+    Case("headers are a list", _set("", "headers", [1]), named=False),
+    Case("headers are text", _set("", "headers", "id"), named=False),
+    Case("content type is a list", _set("", "content-type", ["application/json"])),
+    Case("content encoding is a number", _set("", "content-encoding", 8)),
+    Case("content encoding is unknown", _set("", "content-encoding", "utf-9"), End.HANDLED),
+    # Headers of a task.
+    Case("no id", _without("headers", "id"), named=False),
+    Case("the id is null", _header("id", None), named=False),
+    Case("the id is a mapping", _header("id", {"a": 1}), named=False),
+    Case("the id is a list", _header("id", [1]), named=False),
+    Case("the id is empty", _header("id", ""), named=False),
+    Case("the id forges a line of the log", _header("id", FORGED), named=False),
+    Case("the id is endless", _header("id", "x" * 256), named=False),
+    Case("the task is a mapping", _header("task", {"a": 1})),
+    Case("the task forges a line of the log", _header("task", FORGED)),
+    Case("shadow forges a line of the log", _header("shadow", FORGED)),
+    Case("origin is a mapping", _header("origin", {})),
+    Case("root_id is a list", _header("root_id", [])),
+    Case("timelimit is text", _header("timelimit", "xyz")),
+    Case("timelimit holds texts", _header("timelimit", ["1", "2"])),
+    Case("timelimit is not a number", _header("timelimit", [float("nan"), None])),
+    Case("timelimit is infinite", _header("timelimit", [None, float("inf")])),
+    Case("timelimit has three parts", _header("timelimit", [1, 2, 3])),
+    Case("stamped_headers is a number", _header("stamped_headers", 5)),
+    Case("stamps is a list", _header("stamps", [1])),
+    Case("retries is text", _header("retries", "x")),
+    Case("retries is negative", _header("retries", -1)),
+    Case("eta is a number", _header("eta", 12)),
+    Case("expires is a mapping", _header("expires", {})),
+    Case("eta before all time", _header("eta", "0001-01-01T00:00:00+14:00")),
+    Case("eta after all time", _header("eta", "9999-12-31T23:59:59-14:00")),
+    # Bodies.
+    Case("the body is empty", _text("", "base64")),
+    Case("the body is null", _text(None)),
+    Case("the body is a list", _text([1])),
+    Case("the body is no base64", _text("%%%", "base64")),
+    Case("the body is no JSON", _text("{nonsense")),
+    Case("the body is no text that can be written", _text("\ud800")),
+    Case("the body is no UTF-8", _text(base64.b64encode(b'["\xff"]').decode(), "base64")),
+    Case("the body is a text", _body("text")),
+    Case("the body is a pair", _body([[], {}])),
+    Case("the body is a mapping", _body({"a": 1})),
+    Case("arguments are a number", _body([5, {}, {}])),
+    Case("keyword arguments are a list", _body([[], [], {}])),
+    Case("the third part is a list", _body([[], {}, [1]])),
+    Case("200,000 lists deep", _deep, named=False),
+    Case("200,000 lists deep in the body", _text("[" * 200_000 + "]" * 200_000)),
+    Case("an unknown wrapped type", _body([[{"__type__": "nonsense", "__value__": 1}], {}, {}])),
+    Case("a wrapped date that is none", _body([[{"__type__": "datetime", "__value__": "x"}], {}, {}])),
+    Case("a wrapped date of a wrong kind", _body([[{"__type__": "datetime", "__value__": 5}], {}, {}])),
+    Case("a wrapped number that is none", _header("x", {"__type__": "decimal", "__value__": "x"})),
+    Case("a wrapped uuid that is none", _header("x", {"__type__": "uuid", "__value__": {"hex": []}})),
+    Case("wrapped bytes that are none", _header("x", {"__type__": "bytes", "__value__": None})),
+    Case("a wrapped value without a value", _header("x", {"__type__": "date"}), End.HANDLED),
+    # What must not be unpacked or decoded.
+    Case("pickle", _pickled),
+    Case("application/data", _application_data),
+    Case("an unknown content type", _set("", "content-type", "application/x-nonsense")),
+    Case("no content type", _set("", "content-type", None)),
+    Case("an unknown compression", _header("compression", "application/x-nonsense")),
+    Case("compression is a list", _header("compression", ["gzip"])),
+    Case("a damaged gzip", _packed(_GZIP[:8] + b"\0\0\0\0" + _GZIP[12:], "application/x-gzip")),
+    Case("a truncated gzip", _packed(_GZIP[:-5], "application/x-gzip")),
+    Case("what is said to be bzip2", _packed(b"BZh9 not at all", "application/x-bz2")),
+    Case("what is said to be lzma", _packed(b"\xfd7zXZ\0 not at all", "application/x-lzma")),
+    Case("a bomb of gzip", _bomb("application/x-gzip")),
+    Case("a bomb of bzip2", _bomb("application/x-bz2")),
+    Case("a bomb of lzma", _bomb("application/x-lzma")),
+    # What Celery deals with by itself.
+    Case("an unknown task", _header("task", "nobody.nothing"), End.REFUSED),
+    Case("eta is no date", _header("eta", "tomorrow"), End.REFUSED),
+    Case("expires is no date", _header("expires", "never"), End.REFUSED),
+    Case("expires before all time", _header("expires", "0001-01-01T00:00:00+14:00"), End.EXPIRED),
+    Case("expires after all time", _header("expires", "9999-12-31T23:59:59-14:00"), End.HANDLED),
+    Case("the wrong arguments", _body([[1, 2, 3], {"a": 4}, {}]), End.HANDLED),
+    Case(
+        "a gzip in order",
+        lambda message: packed(message, gzip.compress(message["body"].encode()), "gzip"),
+        End.HANDLED,
+    ),
+    Case("arguments with a line break in their text", _header("argsrepr", "('a\nb',)"), End.HANDLED),
+    Case("control", real, End.HANDLED),
+)
+
+
+def items(messages: Iterator[dict[str, Any]]) -> Iterator[tuple[Case, bytes]]:
+    """Give each case with its raw item, each of a message of its own."""
+    for case, message in zip(CASES, messages, strict=False):
+        yield case, case.make(deepcopy(message))

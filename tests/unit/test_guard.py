@@ -1,0 +1,371 @@
+"""What a consumer looks at before a message is unpacked: no message may kill or wedge a worker."""
+
+from __future__ import annotations
+
+import base64
+import bz2
+import gzip
+import json
+import lzma
+import random
+import subprocess
+import sys
+import tracemalloc
+import zlib
+from collections.abc import Callable
+from contextlib import suppress
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+from celery import Celery
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from kombu.utils.json import dumps as kombu_dumps
+from malformed import CASES, FORGED, Case, End, body, bomb, packed, real
+
+from waooaw_celery.transport.guard import MIB, Limits, Unreadable, check_task_body, decompress, read
+
+JSON = Limits(content_types=frozenset({"application/json"}))
+CODECS = ("application/x-gzip", "application/x-bz2", "application/x-lzma")
+PACKERS: tuple[tuple[str, Callable[[bytes], bytes]], ...] = (
+    ("application/x-gzip", zlib.compress),
+    ("gzip", gzip.compress),
+    ("zlib", zlib.compress),
+    ("application/x-bz2", bz2.compress),
+    ("bzip2", bz2.compress),
+    ("application/x-lzma", lzma.compress),
+    ("xz", lzma.compress),
+)
+
+
+def message(*args: Any, **kwargs: Any) -> dict[str, Any]:
+    """Return a task's message as Celery makes it and Kombu sends it."""
+    app = Celery("guard", set_as_current=False)
+    task = app.amqp.as_task_v2("a-b-c", "agent.work", args, kwargs)
+    return {
+        "body": json.dumps(task.body),
+        "content-encoding": "utf-8",
+        "content-type": "application/json",
+        "headers": json.loads(kombu_dumps(task.headers)),
+        "properties": {
+            **task.properties,
+            "delivery_mode": 2,
+            "delivery_info": {"exchange": "", "routing_key": "agent.worker"},
+            "priority": 6,
+            "body_encoding": None,
+            "delivery_tag": "d41d8cd9-8f00-b204-e980-0998ecf8427e",
+        },
+    }
+
+
+def refusal(item: bytes, limits: Limits = JSON) -> str:
+    """Return why an item is refused."""
+    with pytest.raises(Unreadable) as refused:
+        read(item, limits)
+    return str(refused.value)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.label)
+def test_each_malformed_message_is_refused_for_a_reason(case: Case) -> None:
+    """What would kill or wedge a worker is refused with a printable sentence, and nothing else is."""
+    item = case.make(message({"a": 1}, b=2))
+    if case.end is End.DEAD:
+        assert refusal(item).isprintable()
+    else:
+        read(item, JSON)
+
+
+def test_a_message_is_read_as_it_was_sent() -> None:
+    """A task's message brings its unpacked body, its decoded arguments and all that it said."""
+    sent = message({"a": [1, "ü", None]}, b=2.5)
+    delivery = read(real(sent), JSON)
+    assert dict(delivery) == sent
+    assert delivery.body == sent["body"].encode()
+    assert delivery.decoded[0] == [{"a": [1, "ü", None]}]
+    assert delivery.decoded[1] == {"b": 2.5}
+
+
+@pytest.mark.parametrize("encoding", [None, "utf-8", "UTF-8", "base64"])
+def test_a_body_may_travel_as_text_or_as_base64(encoding: str | None) -> None:
+    """Kombu's own encodings of a body on its way bring the same arguments."""
+    sent = message("ü")
+    text = base64.b64encode(sent["body"].encode()).decode() if encoding == "base64" else sent["body"]
+    assert read(body(sent, text, body_encoding=encoding), JSON).decoded[0] == ["ü"]
+
+
+def test_values_that_kombu_wraps_are_unwrapped() -> None:
+    """A UUID among the arguments or in a header arrives as one."""
+    id_ = UUID(int=7)
+    sent = message()
+    sent["headers"]["x"] = {"__type__": "uuid", "__value__": {"hex": id_.hex, "version": None}}
+    text = kombu_dumps([[id_], {}, {}])
+    delivery = read(body(sent, text), JSON)
+    assert (delivery["headers"]["x"], delivery.decoded[0]) == (id_, [id_])
+
+
+@pytest.mark.parametrize("text", ["a\nb", "a\x00b", "\u200b", "é\xa0", "\u2028"])
+def test_what_celery_says_of_arguments_may_hold_any_character(text: str) -> None:
+    """Celery copies texts into ``argsrepr`` and ``kwargsrepr`` as they are: a line break there is no reason."""
+    sent = message(text, key=text)
+    assert text in sent["headers"]["argsrepr"] + sent["headers"]["kwargsrepr"]
+    assert read(real(sent), JSON).decoded[0] == [text]
+
+
+def test_headers_may_be_missing_for_what_is_no_task() -> None:
+    """An event or an answer has no headers, or none of a task, and its body is not looked into."""
+    for headers in (None, {}, {"hostname": "a\nb"}):
+        other = message() | {"headers": headers, "body": "not JSON", "content-type": "text/plain"}
+        delivery = read(real(other), JSON)
+        assert (delivery["headers"], delivery.body, delivery.decoded) == (headers or {}, b"not JSON", None)
+
+
+@pytest.mark.parametrize(
+    "name", ["task", "id", "origin", "root_id", "parent_id", "group", "shadow", "eta", "expires"]
+)
+def test_a_log_cannot_be_forged(name: str) -> None:
+    """A header that logs show is refused with a line break in it, and the refusal has none itself."""
+    sent = message()
+    sent["headers"][name] = FORGED
+    reason = refusal(real(sent))
+    assert name in reason
+    assert reason.isprintable()
+
+
+@pytest.mark.parametrize(
+    "name", ["origin", "root_id", "parent_id", "group", "shadow", "timelimit", "retries", "stamps"]
+)
+def test_what_a_producer_leaves_out_is_no_reason(name: str) -> None:
+    """Headers that other producers do not write may be missing or null."""
+    sent = message()
+    sent["headers"].pop(name, None)
+    read(real(sent), JSON)
+    sent["headers"][name] = None
+    read(real(sent), JSON)
+
+
+def test_an_id_has_at_most_255_characters() -> None:
+    """The longest id is accepted, and one character more is not."""
+    sent = message()
+    sent["headers"]["id"] = "x" * 255
+    read(real(sent), JSON)
+    sent["headers"]["id"] += "x"
+    assert "255" in refusal(real(sent))
+
+
+@pytest.mark.parametrize("limits", [[None, None], [1, 2], [1.5, None]])
+def test_time_limits_in_order_are_accepted(limits: list[Any]) -> None:
+    """A pair of seconds, each of which may be missing, is a time limit."""
+    sent = message()
+    sent["headers"]["timelimit"] = limits
+    read(real(sent), JSON)
+
+
+@pytest.mark.parametrize(
+    "limits", ["xyz", 5, [1], [1, 2, 3], ["1", 2], [True, 2], [float("nan"), 1], [1, float("inf")]]
+)
+def test_time_limits_out_of_order_are_refused(limits: Any) -> None:
+    """What is no pair of finite numbers would end the worker."""
+    sent = message()
+    sent["headers"]["timelimit"] = limits
+    assert "timelimit" in refusal(real(sent))
+
+
+@pytest.mark.parametrize(
+    "wrong", [None, "text", 5, {}, [], [[], {}], [[], {}, {}, {}], [{}, {}, {}], [[], [], {}], [[], {}, []]]
+)
+def test_a_wrong_body_is_refused(wrong: Any) -> None:
+    """A body that is no triple of list, mapping and mapping is refused, and one that is passes."""
+    check_task_body([[], {}, None])
+    check_task_body(((), {}, {"chain": None}))
+    with pytest.raises(Unreadable):
+        check_task_body(wrong)
+
+
+def test_only_accepted_formats_are_decoded() -> None:
+    """A format that is not accepted is refused by name, and pickle also where everything is."""
+    sent = message()
+    sent["content-type"] = "application/x-yaml"
+    assert "application/x-yaml" in refusal(real(sent))
+    sent["content-type"] = "application/x-python-serialize"
+    assert "not" in refusal(real(sent), Limits())
+    sent["content-type"] = "application/data"
+    assert "application/data" in refusal(real(sent), Limits())
+
+
+def test_limits_of_size_are_exact() -> None:
+    """A message and its body may be as large as the limits say, and not a byte larger."""
+    sent = message("x" * 1000)
+    item, size = real(sent), len(sent["body"])
+    read(item, Limits(max_bytes=len(item), max_expanded_bytes=size))
+    assert str(len(item)) in refusal(item, Limits(max_bytes=len(item) - 1))
+    assert str(size) in refusal(item, Limits(max_expanded_bytes=size - 1))
+    item = packed(sent, zlib.compress(sent["body"].encode()), "application/x-gzip")
+    read(item, Limits(max_expanded_bytes=size))
+    assert f"more than {size - 1}" in refusal(item, Limits(max_expanded_bytes=size - 1))
+
+
+@pytest.mark.parametrize(("codec", "pack"), PACKERS)
+def test_what_was_packed_is_unpacked(codec: str, pack: Callable[[bytes], bytes]) -> None:
+    """Each codec, by each of its names, unpacks up to the limit, and not beyond it."""
+    data = random.Random(7).randbytes(10_000)  # noqa: S311 - to be packed, not a secret
+    assert decompress(pack(data), codec, len(data)) == data
+    with pytest.raises(Unreadable, match="more than 9999 bytes"):
+        decompress(pack(data), codec, len(data) - 1)
+
+
+@pytest.mark.parametrize(("codec", "pack"), PACKERS)
+def test_damaged_archives_are_refused(codec: str, pack: Callable[[bytes], bytes]) -> None:
+    """An archive that ends too early anywhere, or with a byte changed, is refused or unpacks to the same."""
+    data = b"messages " * 50
+    whole = pack(data)
+    for length in range(len(whole)):
+        with pytest.raises(Unreadable):
+            decompress(whole[:length], codec, 1000)
+    for position in range(len(whole)):
+        damaged = bytearray(whole)
+        damaged[position] ^= 0x55
+        with suppress(Unreadable):
+            assert decompress(bytes(damaged), codec, 1000) == data  # a byte that says nothing, such as a time
+
+
+def test_nothing_packed_is_refused() -> None:
+    """A message that is said to be packed and has no body is refused."""
+    for empty in (None, b""):
+        with pytest.raises(Unreadable, match="ends too early"):
+            decompress(empty, "gzip", 1000)
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_a_bomb_is_refused_before_it_goes_off(codec: str) -> None:
+    """300 MB in a message of a few hundred KB are refused with less than 50 MB of memory."""
+    item = packed(message(), bomb(codec), codec)
+    assert len(item) < MIB
+    tracemalloc.start()
+    try:
+        assert "more than 16777216 bytes" in refusal(item)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 50 * MIB
+
+
+_PEAK = """
+import resource, sys
+from waooaw_celery.transport.guard import Limits, Unreadable, read
+item = open(sys.argv[1], "rb").read()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    read(item, Limits())
+except Unreadable:
+    pass
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print((peak - before) // (1024 if sys.platform == "linux" else 1024 * 1024))
+"""
+
+
+def greedy() -> bytes:
+    """Return a few bytes packed by lzma that ask for a dictionary of 1.5 GB."""
+    archive = bytearray(lzma.compress(b"[[], {}, {}]", filters=[{"id": lzma.FILTER_LZMA2, "dict_size": 8 * MIB}]))
+    archive[archive.index(b"\x21\x01") + 2] = 37  # 1.5 GB, in the format's own words
+    end = 12 + (archive[12] + 1) * 4  # of the block's header, whose last four bytes are its checksum
+    archive[end - 4 : end] = zlib.crc32(bytes(archive[12 : end - 4])).to_bytes(4, "little")
+    return bytes(archive)
+
+
+@pytest.mark.parametrize("codec", [*CODECS, "xz"])
+def test_a_bomb_takes_no_memory_beyond_pythons(codec: str, tmp_path: Path) -> None:
+    """Nor does the library below Python take more than 50 MB, also where an archive asks for a huge dictionary."""
+    path = tmp_path / "bomb"
+    path.write_bytes(packed(message(), greedy() if codec == "xz" else bomb(codec), codec))
+    result = subprocess.run(
+        [sys.executable, "-c", _PEAK, path], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert int(result.stdout) < 50
+
+
+_PARTS = ("", "headers", "properties", "delivery_info")
+_VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=20)
+    | st.sampled_from(
+        ["base64", "utf-8", "gzip", "application/data", "application/json", "zstd", "latin-1", "hex"]
+    ),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+        | st.fixed_dictionaries(
+            {
+                "__type__": st.sampled_from(
+                    ["date", "datetime", "uuid", "decimal", "time", "bytes", "base64", "x"]
+                )
+                | inner,
+                "__value__": inner,
+            }
+        )
+    ),
+    max_leaves=6,
+)
+
+
+@st.composite
+def mutated(draw: Any) -> bytes:
+    """Return a real message with something else in some of its places, and perhaps with other bytes."""
+    sent = deepcopy(_REAL)
+    for _ in range(draw(st.integers(0, 3))):
+        part = draw(st.sampled_from(_PARTS))
+        target: Any = {
+            "": sent,
+            "headers": sent.get("headers"),
+            "properties": sent.get("properties"),
+            "delivery_info": isinstance(sent.get("properties"), dict) and sent["properties"].get("delivery_info"),
+        }[part]
+        if isinstance(target, dict):
+            name = draw(st.sampled_from([*target, "compression", "stamps", "eta"]))
+            if draw(st.booleans()):
+                target[name] = draw(_VALUES)
+            else:
+                target.pop(name, None)
+    if draw(st.booleans()):
+        sent["body"] = json.dumps(draw(st.lists(_VALUES, min_size=2, max_size=4) | _VALUES))
+    item = bytearray(real(sent))
+    for _ in range(draw(st.integers(0, 2))):
+        position = draw(st.integers(0, len(item)))
+        item[position : position + draw(st.integers(0, 3))] = draw(st.binary(max_size=3))
+    return bytes(item)
+
+
+_REAL = message({"a": 1}, b=2)
+
+
+@settings(max_examples=3000, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(item=mutated())
+def test_whatever_arrives_is_read_or_refused(item: bytes) -> None:
+    """Each of thousands of mutated messages is read into something that Celery can take, or refused, no more."""
+    reason, delivery = "", None
+    try:
+        delivery = read(item, JSON)
+    except Unreadable as refused:
+        reason = str(refused)
+    assert reason.isprintable()
+    assert len(reason) < 400
+    if delivery is not None and delivery.decoded is not None:
+        args, kwargs, _ = delivery.decoded
+        assert isinstance(args, list | tuple)
+        assert isinstance(kwargs, dict)
+        assert delivery["headers"]["id"].isprintable()
+
+
+@settings(max_examples=1000, deadline=None, derandomize=True)
+@given(item=st.binary(max_size=200) | st.text(max_size=100).map(str.encode))
+def test_any_bytes_are_read_or_refused(item: bytes) -> None:
+    """Bytes that never were a message are refused, and nothing else is raised."""
+    with pytest.raises(Unreadable):
+        read(b"\x00" + item, JSON)
+    with suppress(Unreadable):
+        read(item, JSON)

@@ -1,0 +1,162 @@
+"""How complete messages are handed to the broker: as the tasks that they are, several in one go."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Any
+
+from celery import Celery, signals
+from celery.utils.nodenames import anon_nodename
+
+from waooaw_celery.message import ENVELOPE_HEADER, Message
+from waooaw_celery.routing import HandlerName, agent_queue, broker_priority
+from waooaw_celery.transport.channel import Channel
+
+#: What Celery, its logs and Flower show in place of the arguments, which may be confidential.
+HIDDEN = "…"
+
+Batch = Sequence[tuple[HandlerName, Message]]
+
+_encode = json.JSONEncoder().encode
+
+
+class HandOver:
+    """Hands messages to one producer's broker, without what Celery does anew for each single task.
+
+    Args:
+        app: the application whose settings count.
+        driver: Kombu's name for the kind of broker.
+        producer: over which it hands over.
+    """
+
+    def __init__(self, app: Celery, driver: str, producer: Any) -> None:
+        self._app, self._driver, self._producer = app, driver, producer
+        # Looked up once, and not for each message: Celery's settings are many mappings.
+        self._events = app.conf.task_send_sent_event
+        self._origin = anon_nodename()
+
+    def all_or_none(self, batch: Batch, last_check: Callable[[], object]) -> bool:
+        """Hand over a batch with as few commands as it takes, or return False when this broker takes no batches.
+
+        Args:
+            batch: the messages.
+            last_check: called when they are ready; when it raises, nothing is handed over.
+
+        Raises:
+            BatchPublishError: whether the broker has them is not known.
+        """
+        if not self._producer.supports_batch_publish:
+            return False
+        if self._knows_the_way():
+            self._directly(batch, last_check)
+            return True
+        # A batch of this size hands nothing over before its end, and nothing at all when something fails.
+        with self._producer.batch(len(batch) + 1):
+            for target, message in batch:
+                self.one(target, message, retry=False)
+            last_check()
+        return True
+
+    def one(self, target: HandlerName, message: Message, retry: bool | None = None) -> None:
+        """Hand over one message.
+
+        Args:
+            target: the handler that it is for.
+            message: the message.
+            retry: whether to try again when a connection is lost; None: as Celery's settings say.
+        """
+        self._app.amqp.send_task_message(
+            self._producer,
+            str(target),
+            self._task(target, message),
+            headers=envelope_headers(message, message.expires_at),
+            declare=[],
+            retry=retry,
+            **address(target, message, self._driver),
+        )
+
+    def _task(self, target: HandlerName, message: Message) -> Any:
+        return self._app.amqp.as_task_v2(
+            message.message_id,
+            str(target),
+            (message.payload,),
+            {},
+            root_id=message.conversation_id,
+            parent_id=message.causation_id,
+            argsrepr=HIDDEN,
+            kwargsrepr=HIDDEN,
+            ignore_result=True,
+            create_sent_event=self._events,
+            origin=self._origin,
+        )
+
+    def _knows_the_way(self) -> bool:
+        """Whether nobody would notice that the messages do not pass through Celery and Kombu one by one."""
+        listened = (signals.before_task_publish, signals.after_task_publish, signals.task_sent)
+        conf = self._app.conf
+        return (
+            isinstance(self._producer.channel, Channel)
+            and not any(signal.receivers for signal in listened)
+            and not self._events
+            and conf.task_protocol == 2
+            and conf.task_serializer == "json"
+            and not conf.task_compression
+        )
+
+    def _directly(self, batch: Batch, last_check: Callable[[], object]) -> None:
+        """Hand over messages that differ from the first in no more than what is theirs."""
+        channel = self._producer.channel
+        headers, properties, (_, kwargs, embed), _ = self._task(*batch[0])
+        commands = channel.create_publish_batch(len(batch) + 1)
+        try:
+            for target, message in batch:
+                theirs = {
+                    "task": str(target),
+                    "id": message.message_id,
+                    "root_id": message.conversation_id,
+                    "parent_id": message.causation_id,
+                    **envelope_headers(message, message.expires_at),
+                }
+                queue = agent_queue(target.agent)
+                said = channel.prepare_message(
+                    _encode(((message.payload,), kwargs, embed)),
+                    broker_priority(message.priority, self._driver),
+                    "application/json",
+                    "utf-8",
+                    {**headers, **theirs},
+                    {**properties, "correlation_id": message.message_id, "delivery_mode": 2},
+                )
+                commands.publish(said, exchange=queue.exchange.name, routing_key=queue.routing_key)
+            last_check()
+            commands.flush()
+        finally:
+            commands.close()
+
+
+def address(target: HandlerName, message: Message, driver: str) -> dict[str, Any]:
+    """Return where a message goes, and how urgently, as options of a publish."""
+    queue = agent_queue(target.agent)
+    options = {
+        "queue": queue,
+        # Said too, so that no entry of a project's task_routes can say otherwise.
+        "exchange": queue.exchange.name,
+        "routing_key": queue.routing_key,
+        "priority": broker_priority(message.priority, driver),
+    }
+    # RabbitMQ says so when the queue is gone.
+    return options | {"mandatory": True} if driver == "amqp" else options
+
+
+def envelope_headers(message: Message, expires_at: datetime | None) -> dict[str, Any]:
+    """Return the headers that a message has besides Celery's own.
+
+    Args:
+        message: the message.
+        expires_at: when it expires: for a retry, when its first attempt would have.
+    """
+    return {
+        ENVELOPE_HEADER: message.to_envelope(),
+        "expires": expires_at.isoformat() if expires_at else None,
+    }
