@@ -6,6 +6,8 @@ import json
 import statistics
 import time
 from collections.abc import Iterator
+from contextlib import suppress
+from queue import Empty
 from typing import Any
 
 import pytest
@@ -350,6 +352,23 @@ def test_what_a_living_process_has_stays_its_own(broker: Broker, how: str) -> No
         assert len(reader.got) == 1
     other = Reader(broker.connect(**LEASE), queue)
     assert other.drain(1.5) == []
+
+
+def test_what_was_claimed_and_not_read_in_time_is_let_go(broker: Broker) -> None:
+    """An answer that a busy consumer reads when its lease is over brings nothing that another has by now."""
+    busy, queue = None, a_queue()
+    Reader(broker.connect(), queue).drain(0.1)  # from here on the server knows the script
+    while busy is None or busy.got:  # whether the answer is there already is a matter of luck
+        queue = a_queue()
+        send(broker.connect(), queue, "once")
+        busy = Reader(broker.connect(**LEASE), queue)
+        with suppress(TimeoutError, Empty):
+            busy.connection.drain_events(timeout=0)
+    other = Reader(broker.connect(**LEASE), queue)
+    assert other.take(1) == ["once"]
+    assert busy.drain(0.5) == []
+    other.got[0].ack()
+    until(lambda: broker.redis.zscore(f"{broker.unacked}-index", other.got[0].delivery_tag) is None, "forgetting")
 
 
 def test_thousands_of_old_foreign_messages_hide_nothing(broker: Broker) -> None:

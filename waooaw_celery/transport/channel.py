@@ -25,7 +25,7 @@ from waooaw_celery.transport.guard import Delivery, Limits, Unreadable, read
 from waooaw_celery.transport.lease import LeaseKeeper
 from waooaw_celery.transport.letters import DEAD_KEY, parked
 from waooaw_celery.transport.qos import QoS
-from waooaw_celery.transport.scripts import CLAIM, PARK, PUBLISH, RESTORE
+from waooaw_celery.transport.scripts import CLAIM, PARK, PUBLISH, RESTORE, TOUCH
 
 logger = logging.getLogger(__name__)
 
@@ -214,6 +214,8 @@ class Channel(redis.Channel):
         self._rest = not answer
         if self._asked is not None:
             self._take_in(answer, self._asked)
+            if time.monotonic() - self._brpop_sent_at > self.visibility_timeout / 2:
+                self._forget_lost()
 
     def _ask(self, queues: list[str], window: int) -> Asked:
         self._claims += 1
@@ -240,6 +242,12 @@ class Channel(redis.Channel):
                 self.claimed.append(Claim(f"{asked.tags}{number}", queue, asked.lists[list_], raw))
             else:
                 self._tell_of_dead(queue, raw, "it is no message")
+
+    def _forget_lost(self) -> None:
+        """Let go of what is another's by now: an answer was read so late that nobody renewed what is in it."""
+        for claim in list(self.claimed):
+            if not TOUCH(self.scripts_client, [self.key(self.unacked_index_key)], [claim.tag]):
+                self.claimed.remove(claim)
 
     def deliver_claimed(self) -> bool:
         """Deliver what was claimed; return whether there was anything.
