@@ -404,12 +404,17 @@ class Channel(redis.Channel):
             noted: what is noted of it.
         """
         try:
-            payload, exchange, routing_key = kombu_loads(noted)
-            payload["headers"] = headers = payload.get("headers") or {}
-            count = int(headers.get(DELIVERY_COUNT) or 0) + 1
-            queues = [queue for queue in self._lookup(exchange, routing_key) if isinstance(queue, str)]
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            return self._park(tag, "", noted, f"it cannot be put back: {error}", client, claimed_at)
+            return self._hand_out_again(client, tag, claimed_at, noted)
+        except (RedisError, OSError):
+            raise
+        except Exception as error:  # noqa: BLE001 - others note here, and what stops one would stop all behind it
+            return self._park(tag, "", noted, f"it cannot be put back: {error!r:.200}", client, claimed_at)
+
+    def _hand_out_again(self, client: Any, tag: bytes, claimed_at: bytes, noted: bytes) -> bool:
+        payload, exchange, routing_key = kombu_loads(noted)
+        payload["headers"] = headers = payload.get("headers") or {}
+        count = int(headers.get(DELIVERY_COUNT) or 0) + 1
+        queues = [queue for queue in self._lookup(exchange, routing_key) if isinstance(queue, str)]
         if count > self.delivery_limit or not queues:
             reason = f"{count} consumers died with it" if queues else f"no queue is bound to {exchange!r} any more"
             return self._park(tag, str(routing_key), noted, reason, client, claimed_at)
