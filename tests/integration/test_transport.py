@@ -94,6 +94,28 @@ def test_what_is_held_goes_back_to_the_front(broker: Broker, kind: str) -> None:
     assert second.redelivered == [True] * 3 + [False] * 3
 
 
+@pytest.mark.parametrize("how", ["closed", "cancelled"])
+def test_what_was_claimed_ahead_goes_back_as_it_was(broker: Broker, how: str) -> None:
+    """What a consumer claimed and nobody saw goes back unchanged and in order, behind what was delivered."""
+    queue = a_queue()
+    send(broker.connect(), queue, *range(6))
+    before = listed(broker, queue)
+    reader = Reader(broker.connect(), queue)
+    reader.connection.drain_events(timeout=5)
+    reader.connection.drain_events(timeout=5)
+    assert (reader.bodies, broker.held(), listed(broker, queue)) == ([0, 1], 6, [])
+    if how == "closed":
+        reader.connection.close()
+        assert [json.loads(item)["headers"].get("redelivered") for item in listed(broker, queue)[:2]] == [
+            True,
+            True,
+        ]
+        assert (listed(broker, queue)[2:], broker.held()) == (before[2:], 0)
+    else:
+        reader.consumer.cancel()
+        assert (listed(broker, queue), broker.held()) == (before[2:], 2)
+
+
 @both
 def test_a_message_is_fetched_directly(broker: Broker, kind: str) -> None:
     """``basic_get`` brings the next message or None, and holds it unless no acknowledgement is wanted."""
@@ -393,13 +415,16 @@ def test_thousands_of_old_foreign_messages_hide_nothing(broker: Broker) -> None:
         b"[1, 2, 3]",
         b'[{"headers": [1]}, "", "q"]',
         b'[{"headers": {"x-delivery-count": "x"}}, "", "q"]',
+        b'[{"headers": {"x-delivery-count": Infinity}}, "", "q"]',
+        b'[{"headers": {"x": {"__type__": "bytes", "__value__": 5}}}, "", "q"]',
+        b'[{"headers": {}}, "", "\\ud800"]',
         b'[{}, "no-such-exchange", "q"]',
         b'[{}, {"a": 1}, "q"]',
         b'[{"headers": {}}, "", null]',
         b'["\xff"]',
         b"[" * 100_000,
     ],
-    ids=range(10),
+    ids=range(13),
 )
 def test_a_note_that_nobody_can_read_stops_nothing(broker: Broker, noted: bytes) -> None:
     """A damaged note of another consumer becomes a dead letter, and what ours left still comes back."""
