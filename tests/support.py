@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -97,27 +99,31 @@ class Broker:
         self.names.add(name)
         return name
 
-    def start(self, name: str, app: AgentApp, *options: str) -> subprocess.Popen[bytes]:
+    def start(
+        self, name: str, app: AgentApp, *options: str, node: str | None = None, **settings: object
+    ) -> subprocess.Popen[bytes]:
         """Start a worker of the probe agent of this name, and return when it has declared itself."""
         self.names.add(name)
+        node = f"{node or name}@{socket.gethostname()}"
         env = os.environ | {
             "PROBE_NAME": name,
+            "PROBE_SETTINGS": json.dumps(settings),
             "CELERY_BROKER_URL": self.url,
             "CELERY_RESULT_BACKEND": self.redis_url,
             "WAOOAW_SPOOL_FOLDER": str(self.spool_folder),
         }
         if self.database_url is not None:
             env["WAOOAW_DATABASE_URL"] = self.database_url
-        command = [sys.executable, "-m", "celery", "-A", "probe", "worker", "-n", f"{name}@%h", "-c", "1"]
+        command = [sys.executable, "-m", "celery", "-A", "probe", "worker", "-n", node, "-c", "1"]
         # Neither is of use to a lone worker, and each costs a second.
         command += ["--without-mingle", "--without-gossip", *options]
-        log = self.folder / f"{name}.log"
+        log = self.folder / f"{node.partition('@')[0]}.log"
         process = spawn(command, log=log, env=env, cwd=PROBE_FOLDER)
 
         def declared() -> bool:
             assert process.poll() is None, log.read_text()
             try:
-                return bool(app.registry.get(name).workers)
+                return node in app.registry.get(name).workers
             except UnknownAgent:
                 return False
 

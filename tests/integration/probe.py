@@ -1,4 +1,7 @@
-"""An agent for tests: it does what its messages say, and tells what it saw. Named by PROBE_NAME."""
+"""An agent for tests: it does what its messages say, and tells what it saw. Named by PROBE_NAME.
+
+PROBE_SETTINGS are its settings, as JSON.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from celery.exceptions import Ignore, Reject
 
 from waooaw_celery import Agent, Message, MessageType, create_app, current_message
 
-app = create_app("probe", broker_transport_options=json.loads(os.environ.get("PROBE_TRANSPORT_OPTIONS", "{}")))
+app = create_app("probe", **json.loads(os.environ.get("PROBE_SETTINGS", "{}")))
 agent = Agent(os.environ["PROBE_NAME"], app)
 
 _seen: list[dict[str, Any]] = []

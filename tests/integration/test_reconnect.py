@@ -34,7 +34,7 @@ def test_what_runs_when_the_connection_is_lost_is_not_handled_twice(
     own_broker: Broker, pool: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its lease is renewed until it ends; what had not begun, and what comes later, is handled too."""
-    monkeypatch.setenv("PROBE_TRANSPORT_OPTIONS", json.dumps(OPTIONS))
+    monkeypatch.setenv("PROBE_SETTINGS", json.dumps({"broker_transport_options": OPTIONS}))
     with closing(own_broker.app()) as app:
         name = own_broker.name()
         worker = own_broker.start(name, app, "-P", pool[0], "-c", pool[1])

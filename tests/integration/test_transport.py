@@ -6,6 +6,8 @@ import json
 import statistics
 import time
 from collections.abc import Iterator
+from contextlib import suppress
+from queue import Empty
 from typing import Any
 
 import pytest
@@ -90,6 +92,28 @@ def test_what_is_held_goes_back_to_the_front(broker: Broker, kind: str) -> None:
     bodies = second.take(6)
     assert (bodies if kind == "ours" else [*sorted(bodies[:3]), *bodies[3:]]) == [0, 1, 2, 3, 4, 5]
     assert second.redelivered == [True] * 3 + [False] * 3
+
+
+@pytest.mark.parametrize("how", ["closed", "cancelled"])
+def test_what_was_claimed_ahead_goes_back_as_it_was(broker: Broker, how: str) -> None:
+    """What a consumer claimed and nobody saw goes back unchanged and in order, behind what was delivered."""
+    queue = a_queue()
+    send(broker.connect(), queue, *range(6))
+    before = listed(broker, queue)
+    reader = Reader(broker.connect(), queue)
+    reader.connection.drain_events(timeout=5)
+    reader.connection.drain_events(timeout=5)
+    assert (reader.bodies, broker.held(), listed(broker, queue)) == ([0, 1], 6, [])
+    if how == "closed":
+        reader.connection.close()
+        assert [json.loads(item)["headers"].get("redelivered") for item in listed(broker, queue)[:2]] == [
+            True,
+            True,
+        ]
+        assert (listed(broker, queue)[2:], broker.held()) == (before[2:], 0)
+    else:
+        reader.consumer.cancel()
+        assert (listed(broker, queue), broker.held()) == (before[2:], 2)
 
 
 @both
@@ -352,6 +376,23 @@ def test_what_a_living_process_has_stays_its_own(broker: Broker, how: str) -> No
     assert other.drain(1.5) == []
 
 
+def test_what_was_claimed_and_not_read_in_time_is_let_go(broker: Broker) -> None:
+    """An answer that a busy consumer reads when its lease is over brings nothing that another has by now."""
+    busy, queue = None, a_queue()
+    Reader(broker.connect(), queue).drain(0.1)  # from here on the server knows the script
+    while busy is None or busy.got:  # whether the answer is there already is a matter of luck
+        queue = a_queue()
+        send(broker.connect(), queue, "once")
+        busy = Reader(broker.connect(**LEASE), queue)
+        with suppress(TimeoutError, Empty):
+            busy.connection.drain_events(timeout=0)
+    other = Reader(broker.connect(**LEASE), queue)
+    assert other.take(1) == ["once"]
+    assert busy.drain(0.5) == []
+    other.got[0].ack()
+    until(lambda: broker.redis.zscore(f"{broker.unacked}-index", other.got[0].delivery_tag) is None, "forgetting")
+
+
 def test_thousands_of_old_foreign_messages_hide_nothing(broker: Broker) -> None:
     """What ours left comes back also where Kombu's consumers hold thousands of older messages."""
     queue, index = a_queue(), f"{broker.unacked}-index"
@@ -374,13 +415,16 @@ def test_thousands_of_old_foreign_messages_hide_nothing(broker: Broker) -> None:
         b"[1, 2, 3]",
         b'[{"headers": [1]}, "", "q"]',
         b'[{"headers": {"x-delivery-count": "x"}}, "", "q"]',
+        b'[{"headers": {"x-delivery-count": Infinity}}, "", "q"]',
+        b'[{"headers": {"x": {"__type__": "bytes", "__value__": 5}}}, "", "q"]',
+        b'[{"headers": {}}, "", "\\ud800"]',
         b'[{}, "no-such-exchange", "q"]',
         b'[{}, {"a": 1}, "q"]',
         b'[{"headers": {}}, "", null]',
         b'["\xff"]',
         b"[" * 100_000,
     ],
-    ids=range(10),
+    ids=range(13),
 )
 def test_a_note_that_nobody_can_read_stops_nothing(broker: Broker, noted: bytes) -> None:
     """A damaged note of another consumer becomes a dead letter, and what ours left still comes back."""

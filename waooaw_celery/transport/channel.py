@@ -23,7 +23,7 @@ from waooaw_celery.transport.lease import LeaseKeeper
 from waooaw_celery.transport.letters import DEAD_KEY, park, tell
 from waooaw_celery.transport.qos import QoS
 from waooaw_celery.transport.recovery import put_back
-from waooaw_celery.transport.scripts import CLAIM, PUBLISH
+from waooaw_celery.transport.scripts import CLAIM, PUBLISH, TOUCH
 from waooaw_celery.transport.travel import Claim, Message, mark_redelivered, to_text
 
 logger = logging.getLogger(__name__)
@@ -186,6 +186,8 @@ class Channel(redis.Channel):
         if self._asked is not None:
             self._rest = not answer and self._asked.window > 0
             self._take_in(answer, self._asked)
+            if time.monotonic() - self._brpop_sent_at > self.visibility_timeout / 2:
+                self._forget_lost()
 
     def _ask(self, queues: list[str], window: int) -> Asked:
         self._claims += 1
@@ -212,6 +214,12 @@ class Channel(redis.Channel):
                 self.claimed.append(Claim(f"{asked.tags}{number}", queue, asked.lists[list_], raw))
             else:
                 tell(self, queue, raw, "it is no message")
+
+    def _forget_lost(self) -> None:
+        """Let go of what is another's by now: an answer was read so late that nobody renewed what is in it."""
+        for claim in list(self.claimed):
+            if not TOUCH(self.scripts_client, [self.key(self.unacked_index_key)], [claim.tag]):
+                self.claimed.remove(claim)
 
     def deliver_claimed(self) -> bool:
         """Deliver what was claimed; return whether there was anything.

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from kombu.utils.json import loads as kombu_loads
+from redis.exceptions import RedisError
 
 from waooaw_celery.transport.letters import park
 from waooaw_celery.transport.scripts import OVERDUE, RESTORE
@@ -44,12 +45,18 @@ def hand_out_again(channel: Any, client: Any, tag: bytes, claimed_at: bytes, not
         noted: what is noted of it.
     """
     try:
-        message, exchange, routing_key = kombu_loads(noted)
-        message["headers"] = headers = message.get("headers") or {}
-        count = int(headers.get(DELIVERY_COUNT) or 0) + 1
-        queues = [queue for queue in channel._lookup(exchange, routing_key) if isinstance(queue, str)]
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        return park(channel, client, tag, "", noted, f"it cannot be put back: {error}", claimed_at)
+        return _hand_out_again(channel, client, tag, claimed_at, noted)
+    except (RedisError, OSError):
+        raise
+    except Exception as error:  # noqa: BLE001 - others note here, and what stops one would stop all behind it
+        return park(channel, client, tag, "", noted, f"it cannot be put back: {error!r:.200}", claimed_at)
+
+
+def _hand_out_again(channel: Any, client: Any, tag: bytes, claimed_at: bytes, noted: bytes) -> bool:
+    message, exchange, routing_key = kombu_loads(noted)
+    message["headers"] = headers = message.get("headers") or {}
+    count = int(headers.get(DELIVERY_COUNT) or 0) + 1
+    queues = [queue for queue in channel._lookup(exchange, routing_key) if isinstance(queue, str)]
     if count > channel.delivery_limit or not queues:
         reason = f"{count} consumers died with it" if queues else f"no queue is bound to {exchange!r} any more"
         return park(channel, client, tag, str(routing_key), noted, reason, claimed_at)

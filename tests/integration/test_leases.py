@@ -1,0 +1,122 @@
+"""Leases of real workers: what a living worker has is its own, and what a killed one had comes back."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from plants import plant
+from redis import Redis
+from support import Broker, settled, until
+
+from waooaw_celery import Message, MessageBus, MessageStatus
+from waooaw_celery.embedded import end_all
+from waooaw_celery.routing import agent_queue
+from waooaw_celery.store import store_url
+from waooaw_celery.transport.letters import DEAD_KEY
+
+#: For a process whose clock is wrong: imported by Python before anything else.
+SKEW = """
+import time
+right = time.time
+time.time = lambda: right() + 4000
+"""
+POOLS = ("prefork", "threads", "solo")
+
+
+def test_a_long_handler_runs_once(redis_url: str, tmp_path: Path) -> None:
+    """A handler three times as long as a lease runs once in any pool beside an idle worker with a wrong clock."""
+    (tmp_path / "sitecustomize.py").write_text(SKEW)
+    skewed = {"PYTHONPATH": str(tmp_path)}
+    options = {"visibility_timeout": 2, "unacked_restore_interval": 0.5}
+    with ExitStack() as stack:
+        plants = [stack.enter_context(plant(redis_url, tmp_path, transport_options=options)) for _ in POOLS]
+        for made, pool in zip(plants, POOLS, strict=True):
+            made.start("-P", pool)
+            made.send(pool, 6)
+            made.wait(pool, "began")
+        for made in plants:
+            made.start("-P", "solo", env=skewed)
+        for made, pool in zip(plants, POOLS, strict=True):
+            made.wait(pool)
+            until(lambda: made.held() == 0, "acknowledging")  # noqa: B023 - asked within the turn
+            assert (made.labels("began"), made.waiting()) == ([pool], [])
+
+
+def test_a_wrong_clock_is_wrong(tmp_path: Path) -> None:
+    """The means of the test above does what it shall: a process with it is 4,000 seconds ahead."""
+    (tmp_path / "sitecustomize.py").write_text(SKEW)
+    asked = [sys.executable, "-c", "import time; print(time.time())"]
+    there = subprocess.run(
+        asked, env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, timeout=30, check=True
+    )
+    assert 3900 < float(there.stdout) - time.time() < 4100
+
+
+def test_what_a_killed_worker_had_comes_back(redis_url: str, tmp_path: Path) -> None:
+    """The message of a worker that is killed is run by another within seconds, redelivered and counted."""
+    options = {"visibility_timeout": 3, "unacked_restore_interval": 1}
+    with plant(redis_url, tmp_path, transport_options=options) as made:
+        first = made.start()
+        made.send("killer", 1)
+        made.send("waits")
+        made.wait("killer", "began")
+        os.killpg(made.processes[first].pid, signal.SIGKILL)
+        killed_at = time.monotonic()
+        second = made.start()
+        made.wait("waits")
+        made.wait("killer")
+        assert time.monotonic() - killed_at < 10
+        [once, again] = [fact for fact in made.effects("began") if fact["label"] == "killer"]
+        assert (once["redelivered"], once["count"], again["worker"]) == (False, None, second)
+        assert (again["redelivered"], again["count"]) == (True, 1)
+        until(lambda: made.held() == 0, "acknowledging")
+        assert sorted(made.labels()) == ["killer", "waits"]
+
+
+@pytest.fixture
+def agents(ledger_broker: Broker) -> Iterator[list[Any]]:
+    """Processes that end with the test."""
+    processes: list[Any] = []
+    yield processes
+    end_all(processes)
+
+
+def test_a_message_that_kills_again_and_again_is_a_dead_letter(ledger_broker: Broker, agents: list[Any]) -> None:
+    """After as many deaths of workers as are allowed a message is a dead letter, and DEAD in the ledger."""
+    app, name = ledger_broker.app(), ledger_broker.name()
+    options = {"visibility_timeout": 2, "unacked_restore_interval": 0.5, "delivery_limit": 1}
+    bus = MessageBus(app)
+    app.conf.waooaw_agents = [name]
+    sent = bus.send(Message(from_agent="tests", to_agent=name, payload={"sleep": 60}, ttl_seconds=None))
+    for number in range(3):
+        node = f"{name}-{number}"
+        logged = "-l", "INFO"
+        agents.append(ledger_broker.start(name, app, *logged, node=node, broker_transport_options=options))
+        if number < 2:
+            log = ledger_broker.folder / f"{node}.log"
+            until(lambda: received(log, sent.message_id), f"{node} to have it")  # noqa: B023 - asked within the turn
+            os.killpg(agents[-1].pid, signal.SIGKILL)
+    assert settled(app, sent.message_id) is MessageStatus.DEAD
+    assert bus.receipt(sent.message_id).error == "2 consumers died with it"
+    with Redis.from_url(store_url(ledger_broker.redis_url)) as server:
+        letters = [fields for _, fields in server.xrevrange(DEAD_KEY, count=100)]
+        [letter] = [each for each in letters if each[b"queue"].decode() == agent_queue(name).name]
+    raw = json.loads(letter[b"raw"])
+    assert raw["headers"]["id"] == sent.message_id
+    assert raw["headers"]["x-delivery-count"] == 1
+    app.close()
+
+
+def received(log: Path, id_: str) -> bool:
+    """Return whether a worker's log says that it has a message."""
+    return f"[{id_}] received" in log.read_text()
