@@ -421,7 +421,7 @@ class Channel(redis.Channel):
         headers[DELIVERY_COUNT] = count
         _mark_redelivered(payload)
         logger.warning(
-            "message %r of %s is handed out again: its consumer died (%d)", headers.get("id"), queues[0], count
+            "message %r of %r is handed out again: its consumer died (%d)", headers.get("id"), queues[0], count
         )
         lists = [(queue, self.key(self._list_of(queue, payload))) for queue in queues]
         return self._restore_to(lists, tag, to_text(payload), front=True, client=client, claimed_at=claimed_at)
@@ -459,7 +459,7 @@ class Channel(redis.Channel):
     def _tell_of_dead(self, queue: str, raw: bytes, reason: str) -> None:
         id_ = _id_of(raw)
         logger.error(
-            "a message of %s became a dead letter: %s (id %r)",
+            "a message of %r became a dead letter: %s (id %r)",
             queue,
             reason,
             id_,
