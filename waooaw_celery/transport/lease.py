@@ -60,26 +60,28 @@ class LeaseKeeper:
             if channel is None or channel.closed:
                 return
             try:
-                renew(channel, client)
-                if time.monotonic() >= look_at:
+                asked = renew(channel, client)
+                if channel.active_queues and time.monotonic() >= look_at:
                     look_at = time.monotonic() + self._look_every
                     recover(channel, client)
+                    asked = True
             except Exception as error:  # noqa: BLE001 - if this thread ended, so would every lease
                 if not failed:  # one line an incident
                     logger.warning("leases cannot be renewed: %s", error, extra={"action": "lease_failed"})
                 failed = True
             else:
-                if failed:
+                if failed and asked:
                     logger.warning("leases are renewed again", extra={"action": "lease_back"})
-                failed = False
+                failed = failed and not asked
             del channel  # so that it can go
 
 
-def renew(channel: Any, client: Any) -> None:
-    """Renew the leases of all that a channel holds."""
+def renew(channel: Any, client: Any) -> bool:
+    """Renew the leases of all that a channel holds; return whether there was anything."""
     tags = channel.qos.tags()
     for start in range(0, len(tags), 1000):
         TOUCH(client, [channel.key(channel.unacked_index_key)], tags[start : start + 1000])
+    return bool(tags)
 
 
 def recover(channel: Any, client: Any) -> None:
