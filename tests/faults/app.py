@@ -46,14 +46,14 @@ def make_app(transport: str, broker_url: str, **options: Any) -> Celery:
         },
     )
 
-    @app.task(name=WORK, bind=True)
+    @app.task(name=WORK, bind=True, shared=False)
     def work(self: Task[Any, Any], seconds: float = 0.0) -> None:
         """Note the beginning, take a while, note the end."""
         note("begun", self)
         time.sleep(seconds)
         note("done", self)
 
-    @app.task(name=POISON, bind=True)
+    @app.task(name=POISON, bind=True, shared=False)
     def poison(self: Task[Any, Any]) -> None:
         """Kill the worker, not just the child of it that handles this."""
         note("begun", self)

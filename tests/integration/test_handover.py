@@ -43,16 +43,18 @@ def waiting(client: Any) -> list[dict[str, Any]]:
     return found
 
 
-MESSAGES = [
-    Message(from_agent="ann", to_agent=TARGET.agent, payload={"n": [1, None, "ü"]}, priority=Priority.URGENT),
-    Message(from_agent="bob", to_agent=TARGET.agent, payload="text", ttl_seconds=None, correlation_id="thread"),
-    Message(from_agent="ann", to_agent=TARGET.agent, payload=None, causation_id="c", conversation_id="d"),
-]
+def messages() -> list[Message]:
+    to = {"to_agent": TARGET.agent}
+    return [
+        Message(from_agent="ann", payload={"n": [1, None, "ü"]}, priority=Priority.URGENT, **to),
+        Message(from_agent="bob", payload="text", ttl_seconds=None, correlation_id="thread", **to),
+        Message(from_agent="ann", payload=None, causation_id="c", conversation_id="d", **to),
+    ]
 
 
 def test_what_is_handed_over_directly_is_what_celery_makes(app: AgentApp, client: Any) -> None:
     """A batch on our transport leaves the same messages as one that passes Celery and Kombu one by one."""
-    batch = [(TARGET, app.complete(TARGET, message)) for message in MESSAGES]
+    batch = [(TARGET, app.complete(TARGET, message)) for message in messages()]
     with app.producer_or_acquire() as producer:
         hand_over = HandOver(app, app.driver, producer)
         assert hand_over._knows_the_way()
@@ -61,7 +63,7 @@ def test_what_is_handed_over_directly_is_what_celery_makes(app: AgentApp, client
         for target, message in batch:
             hand_over.one(target, message)
         by_celery = waiting(client)
-    assert len(directly) == len(MESSAGES)
+    assert len(directly) == len(batch)
     assert directly == by_celery
 
 
@@ -73,10 +75,10 @@ def test_whoever_listens_to_celerys_signals_is_told(app: AgentApp, client: Any) 
 
     signals.before_task_publish.connect(add)
     try:
-        MessageBus(app).send_many(message.evolve(message_id=f"told-{n}") for n, message in enumerate(MESSAGES))
+        MessageBus(app).send_many(message.evolve(message_id=f"told-{n}") for n, message in enumerate(messages()))
     finally:
         signals.before_task_publish.disconnect(add)
-    assert [message["headers"]["traceparent"] for message in waiting(client)] == ["00-1"] * len(MESSAGES)
+    assert [message["headers"]["traceparent"] for message in waiting(client)] == ["00-1"] * len(messages())
 
 
 @pytest.mark.parametrize(
@@ -95,5 +97,5 @@ def test_a_batch_that_must_not_go_leaves_nothing(app: AgentApp, client: Any) -> 
         raise PermissionError("no")
 
     with app.producer_or_acquire() as producer, pytest.raises(PermissionError):
-        HandOver(app, app.driver, producer).all_or_none([(TARGET, MESSAGES[0])], refuse)
+        HandOver(app, app.driver, producer).all_or_none([(TARGET, messages()[0])], refuse)
     assert waiting(client) == []

@@ -376,6 +376,22 @@ def test_what_a_living_process_has_stays_its_own(broker: Broker, how: str) -> No
     assert other.drain(1.5) == []
 
 
+def test_an_outage_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    """While a server is away its consumer says once that leases cannot be renewed, and not that they are."""
+    with valkey() as url:
+        broker = Broker(url)
+        Reader(broker.connect(**LEASE | {"unacked_restore_interval": 0.4}), a_queue()).drain(0.1)
+
+    def told(action: str) -> int:
+        return sum(getattr(record, "action", "") == action for record in caplog.records)
+
+    until(lambda: told("lease_failed"), "a word about it")
+    ends_at = time.monotonic() + 1
+    until(lambda: time.monotonic() > ends_at, "a second")
+    broker.close()
+    assert (told("lease_failed"), told("lease_back")) == (1, 0)
+
+
 def test_what_was_claimed_and_not_read_in_time_is_let_go(broker: Broker) -> None:
     """An answer that a busy consumer reads when its lease is over brings nothing that another has by now."""
     busy, queue = None, a_queue()

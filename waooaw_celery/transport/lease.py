@@ -73,18 +73,21 @@ class LeaseKeeper:
             if (channel is None or channel.closed) and not self._living():
                 break
             try:
-                renew(self.client, self._index, self._tags(channel))
-                if channel is not None and not channel.closed and time.monotonic() >= look_at:
+                tags = self._tags(channel)
+                renew(self.client, self._index, tags)
+                asked = bool(tags)
+                if _consumes(channel) and time.monotonic() >= look_at:
                     look_at = time.monotonic() + self._look_every
                     recover(channel, self.client)
+                    asked = True
             except Exception as error:  # noqa: BLE001 - if this thread ended, so would every lease
                 if not failed:  # one line an incident
                     logger.warning("leases cannot be renewed: %s", error, extra={"action": "lease_failed"})
                 failed = True
             else:
-                if failed:
+                if failed and asked:  # a round that asked nothing is no answer
                     logger.warning("leases are renewed again", extra={"action": "lease_back"})
-                failed = False
+                failed = failed and not asked
             del channel  # so that it can go
             if self._ended.wait(pause):
                 break
@@ -101,6 +104,11 @@ class LeaseKeeper:
                 if message() is None:
                     self._adopted.pop(tag, None)
         return bool(self._adopted)
+
+
+def _consumes(channel: Any) -> bool:
+    """Whether a channel consumes queues; a caller that did so once need not look for the dead."""
+    return channel is not None and not channel.closed and bool(channel.active_queues)
 
 
 def renew(client: Any, index: str, tags: Sequence[str]) -> None:
