@@ -117,6 +117,21 @@ def test_a_worker_lives_through_each_malformed_message(
     assert not any(server.llen(key) for key in server.scan_iter(f"{queue}*") if not key.endswith(b"bell"))
 
 
+@pytest.mark.parametrize(
+    "said", [b"\xff", b"[1]", b"{}", b'{"properties": {}}', b'{"properties": 5, "body": "x"}']
+)
+def test_a_worker_lives_through_malformed_broadcasts(
+    said: bytes, corpus: Corpus, app: AgentApp, server: Any, first_pid: int
+) -> None:
+    """What is no message on the channel of remote control is dropped; the worker answers the next one."""
+    [channel] = [name for name in server.pubsub_channels("*celery.pidbox*")] or [
+        pattern.split(b"*")[0]
+        for pattern in (f"/{server.get_connection_kwargs().get('db', 0)}.celery.pidbox".encode(),)
+    ]
+    assert server.publish(channel, said) > 0
+    assert pid_of(app, corpus.node) == first_pid
+
+
 def test_nothing_is_left_unacknowledged(corpus: Corpus, app: AgentApp, server: Any) -> None:
     """After all of them the broker holds nothing of the agent's that nobody will look at again."""
     queue = agent_queue(corpus.name).name.encode()

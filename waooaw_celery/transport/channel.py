@@ -18,7 +18,7 @@ from redis import Redis
 from redis.exceptions import NoScriptError, RedisError
 
 from waooaw_celery.transport.batch import PublishBatch
-from waooaw_celery.transport.guard import Delivery, Limits, Unreadable, read
+from waooaw_celery.transport.guard import Delivery, Limits, Unreadable, examine, read
 from waooaw_celery.transport.lease import LeaseKeeper
 from waooaw_celery.transport.letters import DEAD_KEY, park, tell
 from waooaw_celery.transport.qos import QoS
@@ -277,6 +277,18 @@ class Channel(redis.Channel):
             if delivery is not None:
                 return delivery
 
+    def _deliver_fanout_message(self, message: Any, exchange: str) -> bool:
+        """Deliver what was broadcast to whoever listens: remote control. Nothing of it is kept anywhere."""
+        try:
+            delivery = examine(message, self._limits)
+        except Unreadable as error:
+            logger.warning(
+                "a broadcast to %a was dropped: %s", exchange, error, extra={"action": "broadcast_dropped"}
+            )
+            return False
+        delivery["properties"].setdefault("delivery_tag", self._next_delivery_tag())
+        return bool(super()._deliver_fanout_message(delivery, exchange))
+
     def basic_get(self, queue: str, no_ack: bool = False, **kwargs: Any) -> Any:
         """Return the next message of a queue, or None."""
         message = super().basic_get(queue, no_ack=no_ack, **kwargs)
@@ -360,8 +372,10 @@ class Channel(redis.Channel):
     def put_back(self, message: Any, *, front: bool) -> None:
         """Put a message that was delivered back into its queue, marked as redelivered."""
         said = message._raw
+        claim: Claim | None = getattr(said, "claim", None)
+        if claim is None:  # a broadcast, which was in no queue
+            return
         mark_redelivered(said)
-        claim = said.claim
         put_back(self, self.scripts_client, claim.tag, [(claim.queue, claim.list)], to_text(said), front=front)
 
     def _put_back_unread(self, claim: Claim) -> None:

@@ -81,7 +81,21 @@ def read(raw: bytes, limits: Limits) -> Delivery:
     """
     if len(raw) > limits.max_bytes:
         raise Unreadable(f"it has {len(raw)} bytes, more than {limits.max_bytes}")
-    delivery = Delivery(_parse(raw))
+    return examine(_parse(raw), limits)
+
+
+def examine(message: Any, limits: Limits) -> Delivery:
+    """Return a message, as it travels, unpacked.
+
+    Args:
+        message: what an item of a queue, or a broadcast, says.
+        limits: what is accepted.
+
+    Raises:
+        Unreadable: it breaks a rule.
+    """
+    _need(isinstance(message, dict), "it is no mapping")
+    delivery = Delivery(message)
     if delivery.get("headers") is None:
         delivery["headers"] = {}
     headers: Any = delivery["headers"]
@@ -145,14 +159,13 @@ def check_task_body(body: Any) -> None:
     _need(isinstance(embed, _MAPPING_OR_NONE), "the third part of its body is no mapping")
 
 
-def _parse(raw: bytes) -> dict[str, Any]:
+def _parse(raw: bytes) -> Any:
     try:
         # Kombu's own reader looks at every mapping for values that it wrapped; few messages have any.
         parsed = kombu_json_loads(raw) if b"__type__" in raw else json.loads(raw)
     except Exception as error:  # a value that Kombu wrapped, and cannot unwrap, raises anything
         raise Unreadable(f"it is no JSON that can be read: {error!r:.200}") from error
-    _need(isinstance(parsed, dict), "it is no mapping")
-    return dict(parsed)
+    return parsed
 
 
 def _expand(body: Any, encoding: Any, headers: Mapping[str, Any], limits: Limits) -> Any:
