@@ -117,18 +117,13 @@ def test_a_worker_lives_through_each_malformed_message(
     assert not any(server.llen(key) for key in server.scan_iter(f"{queue}*") if not key.endswith(b"bell"))
 
 
-@pytest.mark.parametrize(
-    "said", [b"\xff", b"[1]", b"{}", b'{"properties": {}}', b'{"properties": 5, "body": "x"}']
-)
+@pytest.mark.parametrize("said", [b"\xff", b"[1]", b"{}", b'{"properties": {}}', b'{"properties": 5}'])
 def test_a_worker_lives_through_malformed_broadcasts(
     said: bytes, corpus: Corpus, app: AgentApp, server: Any, first_pid: int
 ) -> None:
     """What is no message on the channel of remote control is dropped; the worker answers the next one."""
-    [channel] = [name for name in server.pubsub_channels("*celery.pidbox*")] or [
-        pattern.split(b"*")[0]
-        for pattern in (f"/{server.get_connection_kwargs().get('db', 0)}.celery.pidbox".encode(),)
-    ]
-    assert server.publish(channel, said) > 0
+    database = server.connection_pool.connection_kwargs.get("db") or 0
+    assert server.publish(f"/{database}.celery.pidbox", said) > 0
     assert pid_of(app, corpus.node) == first_pid
 
 
