@@ -31,6 +31,10 @@ logger = logging.getLogger(__name__)
 #: Seconds for which messages that were claimed together are delivered before the event loop has its turn.
 SLICE_SECONDS = 0.01
 
+#: Seconds for which a consumer that may hold so many, and holds three quarters of them, lets what it could claim
+#: and has acknowledged come together: results of a pool arrive one by one, and each would be a round trip.
+WAIT_SECONDS = 0.01
+PLENTY = 16
 #: Queues and priorities whose keys a channel remembers: there may be as many queues of answers as callers.
 MOST_PLACES = 1000
 #: Options of the transport besides Kombu's, each explained where its default is.
@@ -357,6 +361,20 @@ class Channel(redis.Channel):
         except BaseException:
             self._acks.extendleft(reversed(tags))
             raise
+
+    def has_plenty(self) -> bool:
+        """Whether this consumer has enough to do for a moment, and need not say anything yet."""
+        most = self.qos.prefetch_count
+        return bool(
+            most >= PLENTY
+            and not self._in_poll
+            and not self._rest
+            and not self.claimed
+            and self.connection.in_event_loop
+            and self.active_queues
+            and self.qos.window() * 4 < most
+            and time.monotonic() - (self._brpop_sent_at or 0.0) < WAIT_SECONDS
+        )
 
     def flush_waiting_acks(self) -> None:
         """Forget what was handled, unless the claim that is about to go takes it along."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from functools import partial
 from typing import Any
 
@@ -12,10 +13,14 @@ from kombu.transport import TRANSPORT_ALIASES, redis
 from kombu.utils.eventio import ERR, READ
 from redis.exceptions import ResponseError
 
-from waooaw_celery.transport.channel import Channel, SentinelChannel
+from waooaw_celery.transport.channel import WAIT_SECONDS, Channel, SentinelChannel
 from waooaw_celery.transport.scripts import CLAIM
 
 logger = logging.getLogger(__name__)
+
+
+def _nothing() -> None:
+    """Do nothing: whoever waited looks around."""
 
 
 class Poller(redis.MultiChannelPoller):
@@ -61,10 +66,12 @@ class Poller(redis.MultiChannelPoller):
     def on_poll_start(self) -> None:
         """Have each channel claim or wait, and forget what was handled."""
         for channel in self._channels:
-            if channel.active_queues and (channel.claimed or channel.qos.can_consume()):
-                self._register_BRPOP(channel)
             if channel.active_fanout_queues:
                 self._register_LISTEN(channel)
+            if channel.has_plenty():
+                continue
+            if channel.active_queues and (channel.claimed or channel.qos.can_consume()):
+                self._register_BRPOP(channel)
             channel.flush_waiting_acks()
 
     def on_readable(self, fileno: int) -> Any:
@@ -96,6 +103,8 @@ class Transport(redis.Transport):
 
     #: Whether an event loop, and not somebody who waits, drives the channels.
     in_event_loop = False
+    #: When the event loop turns again, whatever happens, for a channel that lets things come together.
+    _turns_at = 0.0
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -131,6 +140,10 @@ class Transport(redis.Transport):
 
     def _on_tick(self, loop: Any) -> None:
         self.cycle.on_poll_start()
+        now = time.monotonic()
+        if now >= self._turns_at and any(channel.has_plenty() for channel in self.cycle._channels):
+            self._turns_at = now + WAIT_SECONDS
+            loop.call_later(WAIT_SECONDS, _nothing)
         for fileno in self.cycle._fd_to_chan:
             if fileno not in loop.readers:
                 loop.add_reader(fileno, self.on_readable, fileno)
