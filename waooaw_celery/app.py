@@ -16,7 +16,6 @@ from waooaw_celery.envelope import check_delay, message_of_delay, message_of_ret
 from waooaw_celery.errors import BrokerUnavailable, InvalidMessage, StoreUnavailable, UnknownSender
 from waooaw_celery.handover import HIDDEN, HandOver, address, envelope_headers
 from waooaw_celery.message import TYPE_NAMES, Message, MessageStatus, Priority
-from waooaw_celery.receipts import Event, Fact
 from waooaw_celery.routing import HandlerName, agent_queue, broker_priority
 from waooaw_celery.wiring import WiredCelery
 from waooaw_celery.worker.task import current_message, current_task
@@ -93,7 +92,7 @@ class AgentApp(WiredCelery):
         published: list[Message] = []
         try:
             with self.producer_or_acquire() as producer:
-                self._publish_messages(producer, batch, published)
+                note = self._publish_messages(producer, batch, published)
         except (OperationalError, AMQPError, BatchPublishError) as error:
             self._note_sent(published)
             missing = [message for _, message in batch[len(published) :]]
@@ -103,7 +102,7 @@ class AgentApp(WiredCelery):
             )
             failure.message_ids = tuple(message.message_id for message in published)
             raise failure from error
-        self._note_sent(published)
+        self._note_sent(published, note)
 
     def complete(self, target: HandlerName, message: Message) -> Message:
         """Fill in what the sender of a message left open: the ids of its thread, and how long it is kept.
@@ -125,13 +124,12 @@ class AgentApp(WiredCelery):
             if message.message_id not in new:
                 self._check_resending(message)
 
-    def _note_sent(self, messages: Sequence[Message]) -> None:
+    def _note_sent(self, messages: Sequence[Message], note: Callable[[], None] | None = None) -> None:
+        """Note that the broker has messages, with what was made ready for that when there was time."""
         if not messages:
             return
         try:
-            self.receipts.note(
-                *(Fact(message_id=message.message_id, event=Event.SENT, message=message) for message in messages)
-            )
+            (note or self.receipts.sent(messages))()
         except StoreUnavailable as error:  # they are published: to say that it failed would be wrong
             logger.warning("%s; a receipt stays PENDING", error, extra={"action": "receipt_stays_pending"})
 
@@ -225,16 +223,26 @@ class AgentApp(WiredCelery):
 
     def _publish_messages(
         self, producer: Any, batch: Sequence[tuple[HandlerName, Message]], published: list[Message]
-    ) -> None:
-        """Have messages written down and made ready at the same time, and hand them over when they are written."""
+    ) -> Callable[[], None] | None:
+        """Have messages written down and made ready at the same time, and hand them over when they are written.
+
+        Returns:
+            What notes that the broker has them, when it was made ready meanwhile.
+        """
         written = self._begin_record(batch)
+        notes: list[Callable[[], None]] = []
+
+        def when_ready() -> None:
+            notes.append(self.receipts.sent([message for _, message in batch]))
+            self._check_new(batch, written())
+
         try:
             for agent in dict.fromkeys(target.agent for target, _ in batch):
                 producer.maybe_declare(agent_queue(agent), retry=True, **self.conf.task_publish_retry_policy)
             hand_over = HandOver(self, self.driver, producer)
-            if hand_over.all_or_none(batch, lambda: self._check_new(batch, written())):
+            if hand_over.all_or_none(batch, when_ready):
                 published.extend(message for _, message in batch)
-                return
+                return notes[0]
         except BatchPublishError as error:
             # A connection that had died meanwhile is found out here; what Celery does then is to publish again.
             if len(batch) > 1 or isinstance(error.__cause__, RedisTimeoutError):
@@ -245,6 +253,7 @@ class AgentApp(WiredCelery):
         for target, message in batch:
             hand_over.one(target, message)
             published.append(message)
+        return None
 
 
 def create_app(main: str | None = None, **config: Any) -> AgentApp:

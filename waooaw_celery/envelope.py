@@ -83,14 +83,12 @@ def threaded(
         retention: how long it is kept, or None without a ledger.
     """
     inherited = cause.correlation_id if cause and target.handler in TYPE_NAMES else None
-    facts: dict[str, Any] = {
-        "retention": retention,
-        "correlation_id": message.correlation_id or inherited or message.message_id,
-        "conversation_id": message.conversation_id or (cause.conversation_id if cause else message.message_id),
-        "causation_id": message.causation_id or (cause.message_id if cause else None),
-    }
-    said = {name: getattr(message, name) for name in facts}
-    return message if facts == said else message.filled_in(**facts)
+    return message.filled_in(
+        retention=retention,
+        correlation_id=message.correlation_id or inherited or message.message_id,
+        conversation_id=message.conversation_id or (cause.conversation_id if cause else message.message_id),
+        causation_id=message.causation_id or (cause.message_id if cause else None),
+    )
 
 
 def payload_of(handler: str, args: Any, kwargs: Any) -> JSON:

@@ -19,7 +19,8 @@ HIDDEN = "…"
 
 Batch = Sequence[tuple[HandlerName, Message]]
 
-_encode = json.JSONEncoder().encode
+# A payload was copied when its message was made, and cannot contain itself.
+_encode = json.JSONEncoder(check_circular=False).encode
 
 
 class HandOver:

@@ -86,6 +86,15 @@ class Receipts(ABC):
     def note(self, *facts: Fact) -> None:
         """Write down what became of messages."""
 
+    def sent(self, messages: Sequence[Message]) -> Callable[[], None]:
+        """Make ready to note that the broker has messages.
+
+        Returns:
+            What to call when it has. It raises as every method does.
+        """
+        facts = [Fact(message_id=message.message_id, event=Event.SENT, message=message) for message in messages]
+        return lambda: self.note(*facts)
+
     @abstractmethod
     def get(self, message_id: str) -> DeliveryReceipt:
         """Return the receipt of a message.

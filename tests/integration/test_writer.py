@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import sqlite3
 import stat
@@ -21,7 +22,7 @@ from support import Broker, note, until
 from waooaw_celery import Message
 from waooaw_celery.audit import schema, shipping, waiting
 from waooaw_celery.audit.engine import Database, database_url
-from waooaw_celery.audit.entries import Entry, fact_entry, message_entry
+from waooaw_celery.audit.entries import Entry, fact_entry, keyed_entry, message_entry, sent_entry
 from waooaw_celery.audit.ledger import Ledger
 from waooaw_celery.audit.shipping import STRAY_SECONDS
 from waooaw_celery.audit.spool import Spool
@@ -208,6 +209,19 @@ def test_a_broken_spool_does_not_stop_the_ledger(url: str, folder: Path) -> None
             assert ledger.pending([(message, "command")])() == {message.message_id}
             ledger._the_writer()._shipper.ship()
         assert not ledger._the_writer()._outage.lasts
+
+
+def test_that_the_broker_has_a_message_is_said_as_every_fact() -> None:
+    """The entry that is made quickly says what the general one says."""
+    for retention in (None, RetentionPolicy.FOREVER):
+        message = told().evolve(message_id="a.b_c:d-1", retention=retention)
+        at = datetime.now(UTC)
+        quick = sent_entry(message, at, RetentionPolicy.DAYS_30)
+        fact = Fact(message_id=message.message_id, event=Event.SENT, at=at)
+        kept = (retention or RetentionPolicy.DAYS_30).until(message.sent_at)
+        general = keyed_entry(fact, kept, message.sent_at)
+        assert (quick.kind, quick.message_id) == (general.kind, general.message_id)
+        assert json.loads(quick.text) == json.loads(general.text)
 
 
 def test_the_spool_is_its_users_alone(folder: Path, url: str) -> None:

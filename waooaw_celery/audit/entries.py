@@ -16,8 +16,8 @@ Kind = Literal["message", "fact", "stray"]
 
 # Made once: ``json.dumps`` would make an encoder for each payload.
 _encode = json.JSONEncoder(check_circular=False).encode
-_readable = json.JSONEncoder(ensure_ascii=False).encode
-_canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
+_readable = json.JSONEncoder(ensure_ascii=False, check_circular=False).encode
+_canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), check_circular=False).encode
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +69,23 @@ def keyed_entry(fact: Fact, retain_until: datetime, sent_at: datetime) -> Entry:
     """Return the entry of a fact about the message of these keys."""
     keys = {"retain_until": _text(retain_until), "sent_at": _text(sent_at)}
     return Entry("fact", fact.message_id, _encode(_fact_row(fact) | keys))
+
+
+def sent_entry(message: Message, at: datetime, retention: RetentionPolicy) -> Entry:
+    """Return the entry of the fact that the broker has a message: what ``fact_entry`` returns, but sooner.
+
+    Args:
+        message: which; one that its sender wrote down.
+        at: when the broker got it.
+        retention: how long it is kept when it does not say so itself.
+    """
+    kept = _text((message.retention or retention).until(message.sent_at))
+    # An id is made of letters, digits and a few signs: nothing in it could end the text.
+    text = (
+        f'{{"message_id":"{message.message_id}","at":"{_text(at)}","event":"sent","worker":"","terminal":false,'
+        f'"attempt":0,"seconds":null,"error":null,"retain_until":"{kept}","sent_at":"{_text(message.sent_at)}"}}'
+    )
+    return Entry("fact", message.message_id, text)
 
 
 def _fact_row(fact: Fact) -> dict[str, Any]:

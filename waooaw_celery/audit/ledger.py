@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import func, select
 
 from waooaw_celery.audit.engine import Database
-from waooaw_celery.audit.entries import fact_entry, keyed_entry, message_entry
+from waooaw_celery.audit.entries import fact_entry, keyed_entry, message_entry, sent_entry
 from waooaw_celery.audit.models import EventRow, MessageRow, OpenRow
 from waooaw_celery.audit.questions import read
 from waooaw_celery.audit.spool import Spool
@@ -70,9 +70,17 @@ class Ledger(Receipts):
         return lambda: {entry.message_id for entry in entries}
 
     def note(self, *facts: Fact) -> None:
-        # That the broker has it is news, not evidence: the message itself is in the ledger.
-        wait = self._strict and any(fact.event is not Event.SENT for fact in facts)
-        self._the_writer().put([fact_entry(fact, self._retention) for fact in facts], wait=wait)
+        self._the_writer().put([fact_entry(fact, self._retention) for fact in facts], wait=self._strict)
+
+    def sent(self, messages: Sequence[Message]) -> Callable[[], None]:
+        # That the broker has them is news, not evidence: the messages themselves are in the ledger.
+        now = datetime.now(UTC)
+        entries = [sent_entry(message, now, self._retention) for message in messages]
+
+        def note() -> None:
+            self._the_writer().put(entries, wait=False)
+
+        return note
 
     def get(self, message_id: str) -> DeliveryReceipt:
         check_id(message_id, "message_id")
