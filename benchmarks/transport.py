@@ -201,7 +201,7 @@ def remembering(console: Console, url: str, folder: Path, messages: int) -> list
     console.print(table)
     return [
         Goal(
-            f"memory of {who}, at the end / after a tenth", sizes[-1][place] / sizes[0][place], 1.05, at_most=True
+            f"memory of {who}, at the end / after a fifth", sizes[-1][place] / sizes[1][place], 1.05, at_most=True
         )
         for place, who in enumerate(("the worker", "the sender", "Redis"))
     ]

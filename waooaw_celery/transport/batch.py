@@ -8,9 +8,9 @@ from kombu.exceptions import BatchPublishError  # type: ignore[attr-defined]  # 
 from kombu.transport import redis
 from redis.exceptions import NoScriptError
 
-from waooaw_celery.transport.scripts import PUBLISH
+from waooaw_celery.transport.scripts import RING
 
-#: Messages, and characters in them, of one command: what a script can take as arguments, and holds up the server.
+#: Messages, and characters in them, of one command: it holds up the server.
 MOST = 1000
 MOST_CHARACTERS = 4 * 1024 * 1024
 
@@ -46,11 +46,10 @@ class PublishBatch(redis.PublishBatch):
         others, self._others = self._others, []
         lists, self._lists = self._lists, {}
         self._buffered = 0
-        pushes = [([*keys], part) for keys, texts in lists.items() for part in _parts(texts)]
-        if not pushes and not others:
+        if not lists and not others:
             return
         try:
-            self._push(pushes)
+            self._push(lists)
             for name, args in others:
                 getattr(self.pipeline, name)(*args)
             self.pipeline.execute()
@@ -61,16 +60,20 @@ class PublishBatch(redis.PublishBatch):
                 raise BatchPublishError("Redis publish batch failed; delivery is uncertain") from error
             raise
 
-    def _push(self, pushes: list[tuple[list[str], list[str]]]) -> None:
+    def _push(self, lists: dict[tuple[str, str], list[str]]) -> None:
         client = self.channel.scripts_client  # whose keys are taken as they are: these have their prefix
         with client.pipeline(transaction=False) as pipeline:
-            for keys, part in pushes:
-                pipeline.execute_command(*PUBLISH.command(keys, part))
+            for (list_, bell), texts in lists.items():
+                for part in _parts(texts):
+                    # Not by the script that publishes: it would take the server longer to hand it so many.
+                    pipeline.execute_command("LPUSH", list_, *part)
+                pipeline.execute_command(*RING.command([bell], []))
             answers = pipeline.execute(raise_on_error=False)
-        for (keys, part), answer in zip(pushes, answers, strict=True):
-            if isinstance(answer, NoScriptError):  # nothing of it was done
-                PUBLISH(client, keys, part)
-            elif isinstance(answer, Exception):
+        if any(isinstance(answer, NoScriptError) for answer in answers):
+            for _, bell in lists:
+                RING(client, [bell], [])
+        for answer in answers:
+            if isinstance(answer, Exception) and not isinstance(answer, NoScriptError):
                 raise answer
 
     def discard(self) -> None:

@@ -49,6 +49,7 @@ class Script:
 
 
 PUBLISH = Script("publish")
+RING = Script("ring")
 CLAIM = Script("claim")
 TOUCH = Script("touch")
 OVERDUE = Script("overdue")
