@@ -330,7 +330,7 @@ class Lives(RuleBasedStateMachine):
         assert statistics.by_type == Counter(life.message.message_type.value for life in lives)
         assert dict(statistics.top_receivers) == Counter(life.message.to_agent for life in lives)
         ended = [life for life in lives if life.end]
-        failed = sum(life.end == "failed" for life in ended)
+        failed = sum(life.end in ("failed", "dead") for life in ended)
         assert statistics.error_rate == (failed / len(ended) if ended else None)
         assert self.ledger.spool.counts() == (0, 0)
 

@@ -92,7 +92,7 @@ class Statistics:
         top_receivers: the agents that got most, with how many.
         delivery: from sending to the beginning of the first attempt.
         handling: the attempt that handled it, from its beginning to its end.
-        error_rate: share of those ended that failed, from 0 to 1; None when none has ended.
+        error_rate: share of those ended that failed or are dead letters, from 0 to 1; None when none has ended.
     """
 
     total: int

@@ -37,6 +37,8 @@ from waooaw_celery.receipts import Event, Fact
 from waooaw_celery.values import check_agent_name, check_id
 
 PERCENTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
+#: The ends that are errors.
+_ERRORS = (MessageStatus.FAILED.value, MessageStatus.DEAD.value)
 #: Most messages that one page of a query may hold.
 MAX_PAGE = 1000
 #: Seconds that statistics may take, which look at every message of their time: no other question grows like that.
@@ -190,7 +192,7 @@ class MessageAuditTrail:
             top_receivers=_top(said["to_agent"], top),
             delivery=told[Event.DELIVERED][1],
             handling=told[Event.HANDLED][1],
-            error_rate=status.get(MessageStatus.FAILED.value, 0) / ended if ended else None,
+            error_rate=sum(status.get(name, 0) for name in _ERRORS) / ended if ended else None,
         )
 
     def receipt(self, message_id: str) -> AuditRecord:

@@ -51,7 +51,7 @@ def tell(channel: Any, queue: str, raw: bytes, reason: str) -> None:
     """Tell the log, and whoever listens, of a dead letter."""
     id_ = _id_of(raw)
     logger.error(
-        "a message of %r became a dead letter: %s (id %r)", queue, reason, id_, extra={"action": "message_parked"}
+        "a message of %a became a dead letter: %s (id %a)", queue, reason, id_, extra={"action": "message_parked"}
     )
     parked.send(sender=channel, queue=queue, raw=raw, message_id=id_, reason=reason)
 

@@ -63,7 +63,7 @@ def _hand_out_again(channel: Any, client: Any, tag: bytes, claimed_at: bytes, no
     headers[DELIVERY_COUNT] = count
     mark_redelivered(message)
     logger.warning(
-        "message %r of %r is handed out again: its consumer died (%d)", headers.get("id"), queues[0], count
+        "message %a of %a is handed out again: its consumer died (%d)", headers.get("id"), queues[0], count
     )
     lists = [(queue, channel.list_of(queue, message)) for queue in queues]
     return put_back(channel, client, tag, lists, to_text(message), front=True, claimed_at=claimed_at)
