@@ -100,7 +100,13 @@ class Broker:
         return name
 
     def start(
-        self, name: str, app: AgentApp, *options: str, node: str | None = None, **settings: object
+        self,
+        name: str,
+        app: AgentApp,
+        *options: str,
+        node: str | None = None,
+        module: str = "probe",
+        **settings: object,
     ) -> subprocess.Popen[bytes]:
         """Start a worker of the probe agent of this name, and return when it has declared itself."""
         self.names.add(name)
@@ -114,7 +120,7 @@ class Broker:
         }
         if self.database_url is not None:
             env["WAOOAW_DATABASE_URL"] = self.database_url
-        command = [sys.executable, "-m", "celery", "-A", "probe", "worker", "-n", node, "-c", "1"]
+        command = [sys.executable, "-m", "celery", "-A", module, "worker", "-n", node, "-c", "1"]
         # Neither is of use to a lone worker, and each costs a second.
         command += ["--without-mingle", "--without-gossip", *options]
         log = self.folder / f"{node.partition('@')[0]}.log"

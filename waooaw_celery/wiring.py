@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Any
 
 from celery import Celery
-from celery.signals import worker_process_shutdown
+from celery.signals import worker_process_shutdown, worker_shutdown
 
 from waooaw_celery.audit.agents import LedgerAgentRegistry
 from waooaw_celery.audit.engine import Database, database_url
@@ -21,6 +21,7 @@ from waooaw_celery.settings import RedisTransport, WaooawSettings
 from waooaw_celery.store import Client, connect, store_url
 from waooaw_celery.transport.letters import parked
 from waooaw_celery.worker import signals
+from waooaw_celery.worker.loop import close_loop
 from waooaw_celery.worker.presence import Presence
 from waooaw_celery.worker.task import AgentTask
 
@@ -41,6 +42,8 @@ class WiredCelery(Celery):
         self.steps["worker"].add(Presence)
         signals.connect()
         worker_process_shutdown.connect(self._flush)
+        for ended in (worker_process_shutdown, worker_shutdown):
+            ended.connect(close_loop)
         parked.connect(self._note_dead)
 
     @cached_property
