@@ -8,6 +8,7 @@ from typing import Any
 
 from celery import Task
 
+from waooaw_celery.aio import Agent as AwaitedAgent
 from waooaw_celery.app import AgentApp
 from waooaw_celery.bus import MessageBus
 from waooaw_celery.errors import ConfigurationError
@@ -46,6 +47,8 @@ class Agent:
         self._handlers = app.agents.setdefault(name, [])
         self._bus = MessageBus(app)
         self._requests = RequestResponseHandler(app)
+        #: The same as coroutines: ``await agent.aio.request(...)``, in an ``async def`` handler.
+        self.aio = AwaitedAgent(name, app)
 
     def on(self, message_type: MessageType, **options: Any) -> Callable[[Callable[..., Any]], Task[Any, Any]]:
         """Register the handler, ``def`` or ``async def``, of all messages of this type; it gets the Message.

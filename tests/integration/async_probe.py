@@ -34,6 +34,8 @@ async def command(self: Any, message: Message) -> None:
     await asyncio.sleep(do.get("sleep", 0))
     if "forward_to" in do:
         await asyncio.to_thread(agent.send, do["forward_to"], {"from": "a thread"})
+    if "then_ask" in do:
+        await agent.aio.request(do["then_ask"], "seen", timeout=20)
     if do.get("fail_times", 0) > self.request.retries:
         raise ConnectionError("not yet")
     if do.get("retry_times", 0) > self.request.retries:
@@ -113,3 +115,13 @@ async def leave_behind(what: str) -> None:
 
 async def _leave(what: str) -> None:
     raise SystemExit(what)
+
+
+@agent.method
+async def ask(to_agent: str, method: str, params: Any = None, timeout: float = 10) -> Any:
+    return await agent.aio.request(to_agent, method, params, timeout=timeout)
+
+
+@agent.method
+async def ask_and_block(to_agent: str, method: str) -> Any:
+    return agent.request(to_agent, method, timeout=10)

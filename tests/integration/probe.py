@@ -46,6 +46,8 @@ def command(self: Any, message: Message) -> None:
         time.sleep(do["first_sleep"])
     if "forward_to" in do:
         agent.send(do["forward_to"], do.get("forward", {}))
+    if "then_ask" in do:
+        agent.request(do["then_ask"], "seen", timeout=20)
     if "delay_to" in do:
         app.signature(f"{do['delay_to']}.command", args=({"by": "delay"},)).delay()
     if do.get("fail_times", 0) > self.request.retries:
@@ -90,6 +92,12 @@ def whoami() -> dict[str, Any]:
 @agent.method
 def echo(value: Any) -> Any:
     return value
+
+
+@agent.method
+def nap(seconds: float) -> float:
+    time.sleep(seconds)
+    return seconds
 
 
 @agent.method
@@ -148,8 +156,20 @@ def add(a: int, b: int) -> int:
 
 
 @agent.method
-def ask(to_agent: str, method: str) -> Any:
+def ask(to_agent: str, method: str, params: Any = None, timeout: float = 10) -> Any:
+    return agent.request(to_agent, method, params, timeout=timeout)
+
+
+@agent.method(bind=True, max_retries=1)
+def ask_in_a_second_attempt(self: Any, to_agent: str, method: str) -> Any:
+    if self.request.retries == 0:
+        raise self.retry(countdown=0)
     return agent.request(to_agent, method, timeout=10)
+
+
+@agent.method(bind=True)
+def let_another_answer(self: Any, to_agent: str, method: str, params: Any) -> Any:
+    raise self.replace(app.signature(f"{to_agent}.{method}", kwargs=params))
 
 
 @agent.method

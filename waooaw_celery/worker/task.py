@@ -16,6 +16,7 @@ from celery._state import get_current_worker_task
 from celery.app.task import Context
 from celery.exceptions import Ignore, WorkerShutdown, WorkerTerminate
 
+from waooaw_celery.calls import CALL_HEADER, Call
 from waooaw_celery.envelope import moment, payload_of
 from waooaw_celery.errors import HandlerExited
 from waooaw_celery.message import ENVELOPE_HEADER, Message
@@ -121,6 +122,21 @@ class AgentTask(Task):  # type: ignore[type-arg]
             InvalidMessage: it came with an envelope that this version cannot read.
         """
         return self.message_of(self.request)
+
+    @property
+    def call(self) -> Call | None:
+        """How the answer to the request that is being handled is to come, or None when it is no request.
+
+        Raises:
+            InvalidMessage: its header is damaged.
+        """
+        return Call.from_header((self.request.headers or {}).get(CALL_HEADER))
+
+    def awaited_until(self) -> datetime | None:
+        """Return when the caller of the request that is being handled stops waiting, or None when it does not."""
+        call = self.call
+        bounded = call is not None and not call.stream and call.on_reply is None
+        return self.message.expires_at if bounded else None
 
     def message_of(self, request: Context) -> Message:
         """Return the message of a request for this handler.
