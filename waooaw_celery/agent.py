@@ -134,13 +134,14 @@ class Agent:
         if handler in self._handlers:
             raise ConfigurationError(f"{target} has a handler already")
         self._handlers.append(handler)
+        is_coroutine = inspect.iscoroutinefunction(function)
         register: Any = self.app.task  # its stubs know a fixed list of options; Celery takes any attribute
         task: Task[Any, Any] = register(
             run,
             name=str(target),
             base=AgentTask,
             shared=False,  # a shared task would be registered in every application of the process
-            **{**options, **fixed, "agent": self.name, "handler": handler},
+            **{**options, **fixed, "agent": self.name, "handler": handler, "is_coroutine": is_coroutine},
         )
         return task
 

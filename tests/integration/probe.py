@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 from celery.exceptions import Ignore, Reject
@@ -70,6 +71,8 @@ def command(self: Any, message: Message) -> None:
         raise SystemExit(do["exit"])
     if "fail" in do:
         raise ValueError(do["fail"])
+    if "touch" in do:
+        Path(do["touch"], message.message_id).touch()
 
 
 @agent.on(MessageType.ACK)

@@ -19,7 +19,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("__main__",),
     ("cli", "embedded"),
     ("agent", "aio"),
-    ("bus", "request_response", "tasks"),
+    ("bus", "cancel", "request_response", "tasks"),
     ("response",),
     ("app",),
     ("wiring",),
