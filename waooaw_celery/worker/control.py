@@ -21,7 +21,7 @@ CANCEL = "waooaw_cancel"
 @control_command(name=CANCEL, visible=False)
 def cancel(state: Any, message_id: str, running: bool = False, **_: Any) -> str:
     """Cancel a message, and tell what could be done."""
-    answer = obey(state.app, state.consumer.pool, message_id, running)
+    answer = obey(state.app, state.consumer, message_id, running)
     logger.info(
         "message %s is cancelled: %s", message_id, answer, extra={"action": "cancel", "message_id": message_id}
     )

@@ -13,6 +13,9 @@ from celery.worker.request import Request
 from waooaw_celery.worker.cancels import Answer, cancels_of
 from waooaw_celery.worker.loop import cancel_handler
 
+#: How often, and every how many seconds, a process that was told to end is looked after.
+LOOKS, LOOK_SECONDS = 40, 0.05
+
 
 class AgentRequest(Request):
     """A request that is dropped when its message is to be cancelled, and whose handler can be stopped.
@@ -60,6 +63,16 @@ class AgentRequest(Request):
             self._end_process()
         return True
 
+    def look_after(self, pool: Any, timer: Any, times: int = LOOKS) -> None:
+        """Have the pool look whether the process has ended; to be called in the event loop.
+
+        It is told when the process closes its last file, which is a moment before it has ended: then it looks in
+        vain, and again only seconds later.
+        """
+        if times and state.requests.get(self.id) is self:
+            pool.maintain_pool()
+            timer.call_after(LOOK_SECONDS, self.look_after, (pool, timer, times - 1))
+
     def on_accepted(self, pid: Any, time_accepted: float) -> None:
         """A process or thread begins with it."""
         super().on_accepted(pid, time_accepted)
@@ -73,7 +86,7 @@ class AgentRequest(Request):
         self._stop_in.terminate_job(self.worker_pid, signal.SIGTERM)
 
 
-def obey(app: Any, pool: Any, message_id: str, running: bool) -> Answer:
+def obey(app: Any, consumer: Any, message_id: str, running: bool) -> Answer:
     """Cancel a message as far as that is this worker's business, in the thread that consumes."""
     cancels = cancels_of(app)
     cancels.add(message_id, running)
@@ -84,7 +97,11 @@ def obey(app: Any, pool: Any, message_id: str, running: bool) -> Answer:
         return Answer.DROPPED
     if not running:
         return Answer.BEGUN
-    return Answer.STOPPING if request.stop(pool) else Answer.NOT_STOPPABLE
+    if not request.stop(consumer.pool):
+        return Answer.NOT_STOPPABLE
+    if consumer.hub is not None and isinstance(consumer.pool, ProcessPool):
+        request.look_after(consumer.pool, consumer.timer)
+    return Answer.STOPPING
 
 
 def stop_running(pool: Any, message_ids: list[str]) -> None:
