@@ -76,6 +76,8 @@ class Answers:
         self._closed = False
         self._failure: BaseException | None = None
         self._backend: Any = None
+        #: Whether what the backend says was asked for: a part that is read so may still be on its way too.
+        self._asking = False
 
     @property
     def reply_to(self) -> str | None:
@@ -195,6 +197,7 @@ class Answers:
         for message_id, awaited in due:
             awaited.ask_after *= 2
             awaited.ask_at = now + awaited.ask_after
+            self._asking = True
             try:
                 if not tells:
                     awaited.result.ready()  # fires on_ready
@@ -202,6 +205,8 @@ class Answers:
                     self._backend.result_consumer.on_wait_for_pending(awaited.result)
             except Exception as error:  # noqa: BLE001 - no answer, or a damaged one: whoever waits is told
                 self._fail(error, message_id)
+            finally:
+                self._asking = False
 
     def _take(self, result: AsyncResult[Any]) -> None:
         """Hand an answer to whoever waits for it."""
@@ -220,7 +225,7 @@ class Answers:
                 awaited.future.set_result(answered)
 
     def _on_message(self, meta: Any) -> None:
-        if meta["status"] == CHUNK:
+        if meta["status"] == CHUNK and not self._asking:
             awaited = self._awaited.get(meta["task_id"])
             if awaited is not None and awaited.on_chunk is not None:
                 awaited.on_chunk(meta["result"])

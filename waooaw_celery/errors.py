@@ -19,6 +19,7 @@
         * Expired               the request was dropped: its time was over before it was begun
         * RemoteError           the handler of the other agent failed
         * BackendUnavailable    the result backend does not answer
+        * StreamBroken          a part of an answer that came in parts was lost
 """
 
 from __future__ import annotations
@@ -115,6 +116,10 @@ class Expired(RequestError):
 
 class BackendUnavailable(RequestError, ConnectionError):
     """The result backend, which carries the answers, does not answer."""
+
+
+class StreamBroken(RequestError):
+    """A part of an answer that came in parts was lost, or the agent began it again: ask again."""
 
 
 class RemoteError(RequestError):

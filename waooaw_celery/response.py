@@ -39,6 +39,13 @@ class Response:
         return self.error is None
 
 
+def result_of(response: Response) -> JSON:
+    """Return the result, or raise the error, of a response."""
+    if response.error is not None:
+        raise response.error
+    return response.result
+
+
 def outcome(agent: str, message_id: str, answered: Answered) -> tuple[JSON, WaooawError | None]:
     """Tell what the backend's record of a request means: its result, or its error."""
     state, exception, traceback = answered

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from celery.exceptions import Ignore, Reject
@@ -175,3 +176,44 @@ def let_another_answer(self: Any, to_agent: str, method: str, params: Any) -> An
 @agent.method
 def answer_with_a_set() -> Any:
     return {1, 2}
+
+
+@agent.method
+def count(to: int, pause: float = 0, fail_at: int = -1) -> Iterator[Any]:
+    try:
+        for number in range(to):
+            if number == fail_at:
+                raise ValueError(f"no {number}")
+            yield {"number": number}
+            time.sleep(pause)
+    except GeneratorExit:
+        _seen.append({"count": "closed"})
+        raise
+    return {"counted": to}
+
+
+@agent.method
+def letters(text: str) -> Iterator[str]:
+    yield from text
+
+
+@agent.method
+def yield_a_set() -> Iterator[Any]:
+    yield 1
+    yield {1, 2}
+
+
+@agent.method(bind=True)
+def count_and_die(self: Any) -> Iterator[int]:
+    yield 0
+    yield 1
+    if not self.request.retries:
+        os.kill(os.getpid(), 9)
+    yield 2
+
+
+@agent.method
+def relay(to_agent: str, to: int) -> Iterator[Any]:
+    with agent.stream(to_agent, "count", {"to": to}, timeout=10) as stream:
+        yield from stream
+    return stream.result
