@@ -7,44 +7,27 @@ answers of all. A call that is cancelled is no longer awaited, and the answer of
 from __future__ import annotations
 
 import asyncio
-import contextvars
-import os
 from collections.abc import Callable, Coroutine, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial, wraps
+from concurrent.futures import Future
+from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
+from celery import Task
+
 from waooaw_celery.app import AgentApp
+from waooaw_celery.asking import Asked, Asker, Params
 from waooaw_celery.audit.ledger import Ledger
 from waooaw_celery.audit.trail import MessageAuditTrail as Trail
 from waooaw_celery.bus import MessageBus as Bus
 from waooaw_celery.message import DeliveryReceipt, Message, MessageType, Priority
-from waooaw_celery.request_response import Asked, Params, result_of
-from waooaw_celery.request_response import RequestResponseHandler as Requests
-from waooaw_celery.response import Response
+from waooaw_celery.offload import submit
+from waooaw_celery.response import Response, result_of
+from waooaw_celery.streams import AwaitedStream
 from waooaw_celery.values import JSON
 
 P = ParamSpec("P")
 T = TypeVar("T")
 S = TypeVar("S")
-
-#: Calls that send or ask at once in one process; more wait for their turn.
-MAX_CALLS = 16
-
-
-def _make_pool() -> None:
-    global _pool
-    _pool = ThreadPoolExecutor(MAX_CALLS, thread_name_prefix="waooaw-aio")
-
-
-_pool: ThreadPoolExecutor
-_make_pool()
-os.register_at_fork(after_in_child=_make_pool)  # the threads of the parent are not in the child
-
-
-def _submit(work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-    """Run what blocks in a thread of the pool, in the context of the caller."""
-    return _pool.submit(contextvars.copy_context().run, partial(work, *args, **kwargs))
 
 
 def _awaited(method: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[Any, P], Coroutine[Any, Any, T]]:
@@ -52,7 +35,7 @@ def _awaited(method: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[Any
 
     @wraps(method)
     async def call(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return await asyncio.wrap_future(_submit(method, self.behind, *args, **kwargs))
+        return await asyncio.wrap_future(submit(method, self.behind, *args, **kwargs))
 
     return call
 
@@ -85,7 +68,7 @@ class RequestResponseHandler:
     """
 
     def __init__(self, app: AgentApp) -> None:
-        self.behind = Requests(app)
+        self._asker = Asker(app)
 
     async def request(
         self,
@@ -131,8 +114,8 @@ class RequestResponseHandler:
         priority: Priority = Priority.NORMAL,
     ) -> dict[str, Response]:
         """Ask several agents at once: as ``waooaw_celery.RequestResponseHandler.broadcast_request``."""
-        sending = _submit(
-            self.behind.ask, to_agents, method, params, from_agent=from_agent, timeout=timeout, priority=priority
+        sending = submit(
+            self._asker.ask, to_agents, method, params, from_agent=from_agent, timeout=timeout, priority=priority
         )
         try:
             asked = await asyncio.wrap_future(sending)
@@ -140,13 +123,55 @@ class RequestResponseHandler:
         except asyncio.CancelledError:
             sending.add_done_callback(self._drop)
             raise
-        return {each.agent: self.behind.response(each) for each in asked}
+        return {each.agent: self._asker.response(each) for each in asked}
+
+    async def request_later(
+        self,
+        to_agent: str,
+        method: str,
+        params: Params = None,
+        *,
+        on_reply: Task[Any, Any] | str,
+        from_agent: str | None = None,
+        timeout: float | None = None,
+        priority: Priority = Priority.NORMAL,
+    ) -> DeliveryReceipt:
+        """Ask and wait for nothing: as ``waooaw_celery.RequestResponseHandler.request_later``."""
+        asking = submit(
+            self._asker.ask_for_reply,
+            to_agent,
+            method,
+            params,
+            on_reply=on_reply,
+            from_agent=from_agent,
+            timeout=timeout,
+            priority=priority,
+        )
+        return await asyncio.wrap_future(asking)
+
+    def stream(
+        self,
+        to_agent: str,
+        method: str,
+        params: Params = None,
+        *,
+        from_agent: str | None = None,
+        timeout: float | None = None,
+        priority: Priority = Priority.NORMAL,
+    ) -> AwaitedStream:
+        """Ask, and take the answer in parts: ``async for chunk in requests.stream(...)``.
+
+        The request is sent when the first part is awaited. As ``waooaw_celery.RequestResponseHandler.stream``.
+        """
+        return AwaitedStream(
+            self._asker, [to_agent], method, params, from_agent=from_agent, timeout=timeout, priority=priority
+        )
 
     def _drop(self, sending: Future[list[Asked]]) -> None:
         """No longer wait for the answers of requests, once they were sent, if they were."""
         if not sending.cancelled() and sending.exception() is None:
             for each in sending.result():
-                self.behind.app.answers.drop(each.message_id)
+                self._asker.app.answers.drop(each.message_id)
 
 
 async def _settled(asked: Sequence[Asked]) -> None:
@@ -193,6 +218,41 @@ class Agent:
     ) -> JSON:
         """Ask another agent and return its answer: as ``Agent.request``."""
         return await self._requests.request(
+            to_agent, method, params, from_agent=self._name, timeout=timeout, priority=priority
+        )
+
+    async def request_later(
+        self,
+        to_agent: str,
+        method: str,
+        params: Params = None,
+        *,
+        on_reply: Task[Any, Any] | str,
+        timeout: float | None = None,
+        priority: Priority = Priority.NORMAL,
+    ) -> DeliveryReceipt:
+        """Ask another agent, whose Response comes to a handler: as ``Agent.request_later``."""
+        return await self._requests.request_later(
+            to_agent,
+            method,
+            params,
+            on_reply=on_reply,
+            from_agent=self._name,
+            timeout=timeout,
+            priority=priority,
+        )
+
+    def stream(
+        self,
+        to_agent: str,
+        method: str,
+        params: Params = None,
+        *,
+        timeout: float | None = None,
+        priority: Priority = Priority.NORMAL,
+    ) -> AwaitedStream:
+        """Ask another agent, and take its answer in parts: as ``Agent.stream``."""
+        return self._requests.stream(
             to_agent, method, params, from_agent=self._name, timeout=timeout, priority=priority
         )
 

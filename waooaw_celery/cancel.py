@@ -28,7 +28,9 @@ _LOOK_SECONDS = 0.02
 _BROKER_ERRORS = (OperationalError, KombuError, AMQPError, RedisError, OSError)
 
 
-def cancel(app: AgentApp, message_id: str, *, running: bool, timeout: float, by: str | None) -> DeliveryReceipt:
+def cancel(
+    app: AgentApp, message_id: str, *, running: bool, timeout: float, by: str | None = None
+) -> DeliveryReceipt:
     """Cancel a message; see ``MessageBus.cancel``."""
     if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout < 3.2e9:
         raise InvalidMessage(f"timeout must be a positive number of seconds, not {timeout!r}")

@@ -21,6 +21,7 @@
         * Cancelled             the request was cancelled
         * RemoteError           the handler of the other agent failed
         * BackendUnavailable    the result backend does not answer
+        * StreamBroken          a part of an answer that came in parts was lost
 """
 
 from __future__ import annotations
@@ -125,6 +126,10 @@ class Cancelled(RequestError):
 
 class BackendUnavailable(RequestError, ConnectionError):
     """The result backend, which carries the answers, does not answer."""
+
+
+class StreamBroken(RequestError):
+    """A part of an answer that came in parts was lost, or the agent began it again: ask again."""
 
 
 class RemoteError(RequestError):

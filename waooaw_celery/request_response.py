@@ -2,56 +2,18 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, wait
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Sequence
+from concurrent.futures import wait
 from typing import Any
 
-from waooaw_celery.answers import Answered
+from celery import Task
+
 from waooaw_celery.app import AgentApp
-from waooaw_celery.calls import Call
-from waooaw_celery.errors import (
-    BackendUnavailable,
-    BlockingRequest,
-    ConfigurationError,
-    InvalidMessage,
-    RequestTimeout,
-    WaooawError,
-)
-from waooaw_celery.message import TYPE_NAMES, Message, MessageType, Priority
-from waooaw_celery.response import Response, outcome
-from waooaw_celery.routing import HandlerName
-from waooaw_celery.values import JSON, check_agent_name, json_copy
-from waooaw_celery.worker.loop import on_loop
-from waooaw_celery.worker.task import current_task
-
-Params = Mapping[str, JSON] | None
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """A request that was sent, and whose answer is awaited.
-
-    Attributes:
-        agent: who was asked.
-        message_id: of the request.
-        answer: settled by the thread that takes the answers.
-        timeout: seconds that the caller waits in all.
-        began: when it began to wait, by the monotonic clock.
-    """
-
-    agent: str
-    message_id: str
-    answer: Future[Answered]
-    timeout: float
-    began: float
-
-    @property
-    def left(self) -> float:
-        """Seconds that are left."""
-        return max(self.began + self.timeout - time.monotonic(), 0.0)
+from waooaw_celery.asking import Asked, Asker, Params, check_may_block
+from waooaw_celery.message import DeliveryReceipt, Priority
+from waooaw_celery.response import Response, result_of
+from waooaw_celery.streams import Stream
+from waooaw_celery.values import JSON
 
 
 class RequestResponseHandler:
@@ -67,6 +29,7 @@ class RequestResponseHandler:
 
     def __init__(self, app: AgentApp) -> None:
         self.app = app
+        self._asker = Asker(app)
 
     def request(
         self,
@@ -139,93 +102,86 @@ class RequestResponseHandler:
             UnknownAgent, UnknownMethod, CircularRequest: of one of them; then nobody was asked.
             BrokerUnavailable, StoreUnavailable, InvalidMessage, ConfigurationError: it could not be sent.
         """
-        if on_loop():
-            raise BlockingRequest(
-                "a request that blocks would stop every coroutine of this process: in an async def handler, "
-                "await agent.aio.request(...) or waooaw_celery.aio.RequestResponseHandler"
-            )
-        asked = self.ask(to_agents, method, params, from_agent=from_agent, timeout=timeout, priority=priority)
+        check_may_block()
+        asked = self._asker.ask(
+            to_agents, method, params, from_agent=from_agent, timeout=timeout, priority=priority
+        )
         return {each.agent: self._wait(each) for each in asked}
 
-    def ask(
+    def stream(
         self,
-        to_agents: Sequence[str],
+        to_agent: str,
         method: str,
         params: Params = None,
         *,
         from_agent: str | None = None,
         timeout: float | None = None,
         priority: Priority = Priority.NORMAL,
-        stream: bool = False,
-        on_chunk: Callable[[Any], None] | None = None,
-    ) -> list[Asked]:
-        """Send a request to each agent and return at once: the part of every form that is not waiting.
+    ) -> Stream:
+        """Ask, and take the answer in parts, as the generator over there yields them.
+
+        ``with requests.stream(...) as stream: for chunk in stream: ...``; then ``stream.result`` is the final one.
+
+        Args:
+            to_agent: who is asked.
+            method: name of a method there.
+            params: its keyword arguments.
+            from_agent: who asks; None: the agent whose handler runs, or the setting ``waooaw_sender``.
+            timeout: seconds to wait for the first part, and from each part to the next; None: the setting
+                ``waooaw_request_timeout``. A request that is not begun within it expires.
+            priority: how urgent.
 
         Raises:
-            As ``broadcast_request``.
+            RequestTimeout: while it is iterated: a part did not come in time.
+            StreamBroken: while it is iterated: a part was lost, the agent began again, or too many wait.
+            UnknownAgent, UnknownMethod, CircularRequest: known before it is sent. The rest as ``request``.
         """
-        if isinstance(to_agents, str) or not to_agents:
-            raise InvalidMessage(f"to_agents must be a list of at least one agent, not {to_agents!r}")
-        began = time.monotonic()
-        self._check_backend()
-        arguments = json_copy(dict(params or {}), "params")
-        targets = [_method(name, method) for name in dict.fromkeys(to_agents)]
-        call, limit = self._call(targets, self._limit(timeout), stream)
-        for target in targets:
-            self.app.registry.check_handler(target)
-        batch = [
-            (
-                target,
-                self.app.complete(
-                    target,
-                    Message(
-                        from_agent=from_agent or self.app.speaker(target),
-                        to_agent=target.agent,
-                        message_type=MessageType.QUERY,
-                        payload=arguments,
-                        priority=priority,
-                        ttl_seconds=limit,
-                    ),
-                ),
-            )
-            for target in targets
-        ]
-        answers: dict[str, Future[Answered]] = {}
-        try:
-            for _, message in batch:
-                answers[message.message_id] = self.app.answers.expect(message.message_id, on_chunk)
-            self.app.send_messages(batch, call)
-        except BaseException:
-            for message_id in answers:
-                self.app.answers.drop(message_id)
-            raise
-        return [
-            Asked(message.to_agent, message.message_id, answers[message.message_id], limit, began)
-            for _, message in batch
-        ]
+        check_may_block()
+        return Stream(
+            self._asker, [to_agent], method, params, from_agent=from_agent, timeout=timeout, priority=priority
+        )
 
-    def response(self, asked: Asked) -> Response:
-        """Tell what came of a request whose answer is there, or for which there is no more time."""
-        self.app.answers.drop(asked.message_id)
-        result: JSON = None
-        problem: WaooawError | None
-        if not asked.answer.done():
-            problem = RequestTimeout(
-                f"{asked.agent!r} did not answer request {asked.message_id} within {asked.timeout:g} s"
-            )
-        elif (cause := asked.answer.exception()) is not None:
-            problem = BackendUnavailable(
-                f"the answer of {asked.agent!r} to {asked.message_id} could not be fetched: {cause}"
-            )
-            problem.__cause__ = cause
-        else:
-            result, problem = outcome(asked.agent, asked.message_id, asked.answer.result())
-        return Response(
-            agent=asked.agent,
-            message_id=asked.message_id,
-            result=result,
-            error=problem,
-            seconds=time.monotonic() - asked.began,
+    def request_later(
+        self,
+        to_agent: str,
+        method: str,
+        params: Params = None,
+        *,
+        on_reply: Task[Any, Any] | str,
+        from_agent: str | None = None,
+        timeout: float | None = None,
+        priority: Priority = Priority.NORMAL,
+    ) -> DeliveryReceipt:
+        """Ask and wait for nothing: the Response comes as a message.
+
+        The worker of the other agent sends it as soon as it has handled, failed or dropped the request; one that
+        never starts again does not.
+
+        Args:
+            to_agent: who is asked.
+            method: name of a method there.
+            params: its keyword arguments.
+            on_reply: the handler of the asking agent that gets the Response, registered with ``@agent.reply``, or
+                its name.
+            from_agent: who asks; None: the agent whose handler runs, or the setting ``waooaw_sender``.
+            timeout: seconds after which it is not begun any more; None: the setting ``waooaw_request_timeout``.
+            priority: how urgent.
+
+        Returns:
+            The receipt of the request.
+
+        Raises:
+            UnknownMethod: the other agent has no such method, or the asking one no such handler.
+            UnknownAgent, BrokerUnavailable, StoreUnavailable, InvalidMessage, ConfigurationError: as ``request``.
+        """
+        return self._asker.ask_for_reply(
+            to_agent,
+            method,
+            params,
+            on_reply=on_reply,
+            from_agent=from_agent,
+            timeout=timeout,
+            priority=priority,
         )
 
     def _wait(self, asked: Asked) -> Response:
@@ -234,53 +190,4 @@ class RequestResponseHandler:
         except BaseException:  # whoever waits is told to end
             self.app.answers.drop(asked.message_id)
             raise
-        return self.response(asked)
-
-    def _call(self, targets: Sequence[HandlerName], timeout: float, stream: bool) -> tuple[Call, float]:
-        """Return who waits for the answers, and for how long, when this is asked by a handler that is awaited.
-
-        Raises:
-            CircularRequest: one of those who are asked waits already.
-            RequestTimeout: nobody waits for the handler any more.
-        """
-        task = current_task()
-        if task is None:
-            return Call(stream=stream), timeout
-        call = Call(waiting=(*(task.call.waiting if task.call else ()), task.agent), stream=stream)
-        for target in targets:
-            call.check(target.agent)
-        until = task.awaited_until()
-        if until is None:
-            return call, timeout
-        left = (until - datetime.now(UTC)).total_seconds()
-        if left <= 0:
-            raise RequestTimeout(f"the caller of {task.name} no longer waits, so nobody else is asked")
-        return call, min(timeout, left)
-
-    def _limit(self, timeout: float | None) -> float:
-        limit = self.app.settings.request_timeout if timeout is None else timeout
-        if isinstance(limit, bool) or not isinstance(limit, int | float) or not 0 < limit < 3.2e9:
-            raise InvalidMessage(f"timeout must be a positive number of seconds, not {timeout!r}")
-        return float(limit)
-
-    def _check_backend(self) -> None:
-        if not self.app.conf.result_backend or self.app.conf.result_backend.startswith("disabled"):
-            raise ConfigurationError(
-                "requests need a result backend to bring their answers: set result_backend "
-                "(or CELERY_RESULT_BACKEND), such as redis://localhost:6379/0"
-            )
-
-
-def result_of(response: Response) -> JSON:
-    """Return the result, or raise the error, of a response."""
-    if response.error is not None:
-        raise response.error
-    return response.result
-
-
-def _method(agent: str, method: str) -> HandlerName:
-    check_agent_name(agent, "to_agent")
-    target = HandlerName.parse(f"{agent}.{method}") if isinstance(method, str) else None
-    if target is None or target.handler in TYPE_NAMES:
-        raise InvalidMessage(f"method must be the name of a method of {agent!r}, not {method!r}")
-    return target
+        return self._asker.response(asked)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from waooaw_celery.answers import Answered
@@ -43,6 +45,38 @@ class Response:
         return self.error is None
 
 
+def response_of_reply(agent: str, said: Mapping[str, Any]) -> Response:
+    """Return the response that came as a message.
+
+    Args:
+        agent: who was asked.
+        said: what its worker sent.
+    """
+    message_id, error = said["message_id"], said["error"]
+    asked_at = datetime.fromisoformat(said["asked_at"])
+    problem: WaooawError | None = None
+    if error is not None and error["type"] == "Expired":
+        problem = Expired(f"{agent!r} dropped request {message_id}: its time was over before it was begun")
+    elif error is not None and error["type"] == "Cancelled":
+        problem = _cancelled(agent, message_id)
+    elif error is not None:
+        problem = RemoteError(agent, error["type"], error["message"], error["traceback"])
+    return Response(
+        agent=agent,
+        message_id=message_id,
+        result=said["result"],
+        error=problem,
+        seconds=(datetime.now(UTC) - asked_at).total_seconds(),
+    )
+
+
+def result_of(response: Response) -> JSON:
+    """Return the result, or raise the error, of a response."""
+    if response.error is not None:
+        raise response.error
+    return response.result
+
+
 def outcome(agent: str, message_id: str, answered: Answered) -> tuple[JSON, WaooawError | None]:
     """Tell what the backend's record of a request means: its result, or its error."""
     state, exception, traceback = answered
@@ -52,7 +86,7 @@ def outcome(agent: str, message_id: str, answered: Answered) -> tuple[JSON, Waoo
     if state == "REVOKED" and str(exception) == "expired":
         return None, Expired(f"{agent!r} dropped request {message_id}: its time was over before it was begun")
     if state == "REVOKED" and str(exception) in _CANCELLED:
-        return None, Cancelled(f"request {message_id} to {agent!r} was cancelled before it was answered")
+        return None, _cancelled(agent, message_id)
     if state == "REVOKED" and text.startswith(IGNORED):
         return None, RemoteError(agent, "Ignore", text.removeprefix(IGNORED))
     if name == "NotRegistered":
@@ -60,6 +94,10 @@ def outcome(agent: str, message_id: str, answered: Answered) -> tuple[JSON, Waoo
             f"the worker of {agent!r} has no handler {exception}: restart it if it is older"
         )
     return None, RemoteError(agent, name, text, traceback)
+
+
+def _cancelled(agent: str, message_id: str) -> Cancelled:
+    return Cancelled(f"request {message_id} to {agent!r} was cancelled before it was answered")
 
 
 def _class_and_text(exception: Any, traceback: str) -> tuple[str, str]:

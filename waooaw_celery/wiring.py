@@ -21,7 +21,7 @@ from waooaw_celery.routing import AGENT_QUEUES, HandlerName, agent_queue, check_
 from waooaw_celery.settings import RedisTransport, WaooawSettings
 from waooaw_celery.store import Client, connect, store_url
 from waooaw_celery.transport.letters import parked
-from waooaw_celery.worker import signals
+from waooaw_celery.worker import replies, signals
 from waooaw_celery.worker.cancels import Cancels
 from waooaw_celery.worker.control import HearCancels
 from waooaw_celery.worker.loop import close_loop
@@ -46,6 +46,7 @@ class WiredCelery(Celery):
         self.steps["consumer"].add(HearCancels)
         #: What this process, when it is a worker, knows of cancelled messages.
         self.cancels = Cancels()
+        replies.connect()
         signals.connect()
         worker_process_shutdown.connect(self._flush)
         for ended in (worker_process_shutdown, worker_shutdown):

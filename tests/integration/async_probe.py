@@ -10,10 +10,12 @@ import contextlib
 import json
 import os
 import threading
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from waooaw_celery import Agent, Message, MessageType, create_app, current_message
+from waooaw_celery import Agent, Message, MessageType, Response, create_app, current_message
+from waooaw_celery.worker.chunks import Final
 
 app = create_app("async-probe", **json.loads(os.environ.get("PROBE_SETTINGS", "{}")))
 agent = Agent(os.environ["PROBE_NAME"], app)
@@ -139,3 +141,56 @@ async def ask(to_agent: str, method: str, params: Any = None, timeout: float = 1
 @agent.method
 async def ask_and_block(to_agent: str, method: str) -> Any:
     return agent.request(to_agent, method, timeout=10)
+
+
+@agent.method
+async def count(to: int, pause: float = 0, fail_at: int = -1) -> AsyncIterator[Any]:
+    try:
+        for number in range(to):
+            if number == fail_at:
+                raise ValueError(f"no {number}")
+            yield {"number": number}
+            await asyncio.sleep(pause)
+        yield Final({"counted": to})
+    except BaseException as error:
+        _seen.append(f"count ended by {type(error).__name__}")
+        raise
+
+
+@agent.method
+async def letters(text: str) -> AsyncIterator[str]:
+    for letter in text:
+        yield letter
+
+
+@agent.method
+async def yield_a_set() -> AsyncIterator[Any]:
+    yield 1
+    yield {1, 2}
+
+
+@agent.method
+async def relay(to_agent: str, to: int) -> AsyncIterator[Any]:
+    async with agent.aio.stream(to_agent, "count", {"to": to}, timeout=10) as stream:
+        async for chunk in stream:
+            yield chunk
+    yield Final(stream.result)
+
+
+_replies: list[dict[str, Any]] = []
+
+
+@agent.reply
+async def replied(response: Response) -> None:
+    _replies.append({"agent": response.agent, "message_id": response.message_id, "result": response.result})
+
+
+@agent.method
+async def replies() -> list[dict[str, Any]]:
+    return _replies
+
+
+@agent.method
+async def ask_for_reply(to_agent: str, method: str, params: Any = None) -> str:
+    receipt = await agent.aio.request_later(to_agent, method, params, timeout=20, on_reply="replied")
+    return receipt.message_id

@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from celery.exceptions import Ignore, Reject
 
-from waooaw_celery import Agent, Message, MessageType, create_app, current_message
+from waooaw_celery import Agent, Message, MessageType, Response, create_app, current_message
 
 app = create_app("probe", **json.loads(os.environ.get("PROBE_SETTINGS", "{}")))
 agent = Agent(os.environ["PROBE_NAME"], app)
@@ -125,6 +126,11 @@ def hang() -> None:
     time.sleep(60)
 
 
+@agent.method(max_retries=0)
+def kill() -> None:
+    os.kill(os.getpid(), 9)
+
+
 @agent.method
 def process() -> int:
     return os.getpid()
@@ -178,3 +184,71 @@ def let_another_answer(self: Any, to_agent: str, method: str, params: Any) -> An
 @agent.method
 def answer_with_a_set() -> Any:
     return {1, 2}
+
+
+@agent.method
+def count(to: int, pause: float = 0, fail_at: int = -1) -> Iterator[Any]:
+    try:
+        for number in range(to):
+            if number == fail_at:
+                raise ValueError(f"no {number}")
+            yield {"number": number}
+            time.sleep(pause)
+    except GeneratorExit:
+        _seen.append({"count": "closed"})
+        raise
+    return {"counted": to}
+
+
+@agent.method
+def letters(text: str) -> Iterator[str]:
+    yield from text
+
+
+@agent.method
+def yield_a_set() -> Iterator[Any]:
+    yield 1
+    yield {1, 2}
+
+
+@agent.method(bind=True)
+def count_and_die(self: Any) -> Iterator[int]:
+    yield 0
+    yield 1
+    if not self.request.retries:
+        os.kill(os.getpid(), 9)
+    yield 2
+
+
+@agent.method
+def relay(to_agent: str, to: int) -> Iterator[Any]:
+    with agent.stream(to_agent, "count", {"to": to}, timeout=10) as stream:
+        yield from stream
+    return stream.result
+
+
+_replies: list[dict[str, Any]] = []
+
+
+@agent.reply
+def replied(response: Response) -> None:
+    error = response.error
+    _replies.append(
+        {
+            "agent": response.agent,
+            "message_id": response.message_id,
+            "result": response.result,
+            "error": error and type(error).__name__,
+            "text": error and str(error),
+        }
+    )
+
+
+@agent.method
+def replies() -> list[dict[str, Any]]:
+    return _replies
+
+
+@agent.method
+def ask_for_reply(to_agent: str, method: str, params: Any = None, timeout: float = 20) -> str:
+    return agent.request_later(to_agent, method, params, timeout=timeout, on_reply=replied).message_id

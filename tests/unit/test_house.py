@@ -19,7 +19,9 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("__main__",),
     ("cli", "embedded"),
     ("agent", "aio"),
-    ("bus", "cancel", "request_response", "tasks"),
+    ("bus", "request_response", "tasks"),
+    ("streams",),
+    ("asking", "cancel"),
     ("response",),
     ("app",),
     ("wiring",),
@@ -27,7 +29,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("audit",),
     ("answers", "calls", "celery_setup", "envelope", "handover", "receipts", "registry", "routing", "store"),
     ("message", "settings", "transport"),
-    ("values",),
+    ("values", "offload"),
     ("errors",),
 )
 #: May import whatever stands in the package's public face; nothing below the top floor may import it.

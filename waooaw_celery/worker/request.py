@@ -56,7 +56,7 @@ class AgentRequest(Request):
         it is cancelled by that. Celery's ``terminate`` would write down the end before it is known.
         """
         if not isinstance(pool, ProcessPool):
-            return cancel_handler(self.id) or bool(getattr(self.task, "is_coroutine", False))
+            return cancel_handler(self.id) or bool(getattr(self.task, "stoppable", False))
         with self._deciding:
             first, self._stop_in = self._stop_in is None, pool
         if first and self.time_start:

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 from billiard import current_process
@@ -22,6 +22,7 @@ from waooaw_celery.errors import HandlerExited
 from waooaw_celery.message import ENVELOPE_HEADER, Message
 from waooaw_celery.receipts import Event
 from waooaw_celery.worker.cancels import cancels_of
+from waooaw_celery.worker.chunks import Chunks, exhaust, exhaust_async
 from waooaw_celery.worker.loop import HandlerCancelled, handler_loop
 
 #: Where a task's request keeps its message once that has been read: large ones are not read twice.
@@ -42,14 +43,14 @@ class AgentTask(Task):  # type: ignore[type-arg]
     Attributes:
         agent: name of the agent.
         handler: name of the handler: ``command`` for ``@agent.on(MessageType.COMMAND)``, or the method's own.
-        is_coroutine: whether it is an ``async def``.
+        stoppable: whether it can be stopped where it runs: an ``async def``, or between the parts of its answer.
     """
 
     abstract = True
     Request = "waooaw_celery.worker.request:AgentRequest"
     agent: str = ""
     handler: str = ""
-    is_coroutine: bool = False
+    stoppable: bool = False
     # Bounded: a message whose handler kills its process is published again this often, then it has failed.
     max_retries = 3
     default_retry_delay = 1
@@ -83,22 +84,38 @@ class AgentTask(Task):  # type: ignore[type-arg]
         return request
 
     def complete(self, outcome: Any) -> Any:
-        """Bring what the handler returned to its end: a coroutine runs on the process's event loop.
+        """Bring what the handler returned to its end: a coroutine or a generator.
 
-        Called directly, as in a unit test, the handler's coroutine is the caller's to await.
+        Called directly, as in a unit test, either is the caller's to await or to exhaust.
         """
         request = self.request
-        if not inspect.iscoroutine(outcome) or request.called_directly:
+        if request.called_directly:
             return outcome
-        token = _handling.set((self, request))
         try:
-            id_ = str(request.id)
-            return handler_loop().run(
-                id_, outcome, *self._limits(request), cancelled=lambda: cancels_of(self.app).stops(id_)
-            )
+            if inspect.isgenerator(outcome):
+                return exhaust(outcome, self._chunks(request), partial(self._is_stopped, request))
+            if inspect.isasyncgen(outcome):
+                outcome = exhaust_async(outcome, self._chunks(request))
+            return self._awaited(outcome, request) if inspect.iscoroutine(outcome) else outcome
         except HandlerCancelled as error:
             request.update({_STOPPED: True})
             raise Ignore(CANCELLED) from error
+
+    def _is_stopped(self, request: Context) -> bool:
+        """Whether the handler is to be stopped: asked before it begins, and between the parts of its answer."""
+        return cancels_of(self.app).stops(str(request.id))
+
+    def _chunks(self, request: Context) -> Chunks:
+        call = self.call
+        return Chunks(lambda: self.backend, request, streamed=call is not None and call.stream)
+
+    def _awaited(self, coroutine: Any, request: Context) -> Any:
+        """Run a coroutine on the event loop of the process, and wait for it."""
+        token = _handling.set((self, request))
+        try:
+            return handler_loop().run(
+                str(request.id), coroutine, *self._limits(request), cancelled=partial(self._is_stopped, request)
+            )
         finally:
             _handling.reset(token)
 
@@ -189,7 +206,7 @@ class AgentTask(Task):  # type: ignore[type-arg]
 
 
 def completed(function: Callable[..., Any], bind: bool) -> Callable[..., Any]:
-    """Return the plain function, bound to its task, as which Celery runs an ``async def``.
+    """Return the plain function, bound to its task, as which Celery runs an ``async def`` or a generator.
 
     Args:
         function: the handler as it was written.
