@@ -302,3 +302,52 @@ def test_the_receipt_of_a_cancelled_message_tells_what_its_worker_did(
     assert set(ends.values()) <= {MessageStatus.CANCELLED, MessageStatus.HANDLED}
     done = {path.name for path in tmp_path.iterdir()}
     assert {id_ for id_, status in ends.items() if status is MessageStatus.HANDLED} == done
+
+
+@pytest.mark.parametrize(("pool", "module"), KINDS)
+def test_the_handler_of_a_stream_that_is_closed_early_is_stopped(
+    app: AgentApp, bus: MessageBus, requests: RequestResponseHandler, get: Get, pool: str, module: str
+) -> None:
+    """A generator is closed between two parts, an async one where it waits, and the receipt says CANCELLED."""
+    agent = get(pool, module)
+    with requests.stream(agent, "count", {"to": 1000, "pause": 0.05}, timeout=20) as stream:
+        next(stream)
+    assert stream.message_id is not None
+    assert settled(app, stream.message_id) is MessageStatus.CANCELLED
+    assert bus.receipt(stream.message_id).attempts == 1
+
+
+def test_a_worker_that_was_not_told_reads_it_with_its_next_sign_of_life(
+    broker: Broker, app: AgentApp, bus: MessageBus
+) -> None:
+    """A broadcast that is lost delays the end by one beat, and until then nothing is claimed."""
+    name = broker.name()
+    settings = {"worker_enable_remote_control": False, "waooaw_heartbeat_seconds": 1.0}
+    worker = broker.start(name, app, "-P", "threads", module="async_probe", **settings)
+    try:
+        running, waiting = begun(bus, name, {"sleep": 60}), say(bus, name, {})
+        for message_id in (running, waiting):
+            receipt = bus.cancel(message_id, running=True, timeout=0.2)
+            assert receipt.cancel_requested_at is not None
+        assert settled(app, running) is MessageStatus.CANCELLED
+        assert settled(app, waiting) is MessageStatus.CANCELLED
+        assert [bus.receipt(id_).attempts for id_ in (running, waiting)] == [1, 0]
+    finally:
+        end(worker)
+
+
+def test_the_reply_of_a_cancelled_request_says_so(
+    app: AgentApp, bus: MessageBus, requests: RequestResponseHandler, get: Get
+) -> None:
+    """A request whose answer goes to a handler is replied to with Cancelled."""
+    agent, asker = get("threads", "async_probe"), get("prefork", "async_probe")
+    begun(bus, agent, {"sleep": 2})
+    sent = requests.request_later(agent, "nap", {"seconds": 0}, on_reply="replied", from_agent=asker, timeout=20)
+    assert bus.cancel(sent.message_id, timeout=5).status is MessageStatus.CANCELLED
+
+    def told() -> list[Any]:
+        replies = requests.request(asker, "replies", timeout=20)
+        return [each for each in replies if each["message_id"] == sent.message_id]
+
+    until(told, "the reply")
+    assert told()[0]["error"] == "Cancelled"
