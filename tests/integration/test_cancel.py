@@ -340,7 +340,7 @@ def test_the_reply_of_a_cancelled_request_says_so(
     app: AgentApp, bus: MessageBus, requests: RequestResponseHandler, get: Get
 ) -> None:
     """A request whose answer goes to a handler is replied to with Cancelled."""
-    agent, asker = get("threads", "async_probe"), get("prefork", "async_probe")
+    agent, asker = get("threads", "async_probe"), get("prefork")
     begun(bus, agent, {"sleep": 2})
     sent = requests.request_later(agent, "nap", {"seconds": 0}, on_reply="replied", from_agent=asker, timeout=20)
     assert bus.cancel(sent.message_id, timeout=5).status is MessageStatus.CANCELLED
