@@ -6,6 +6,11 @@ from typing import Any
 
 from kombu.transport import redis, virtual
 
+from waooaw_celery.transport.recovery import put_back_message
+
+#: Messages claimed at once when a consumer sets no bound.
+MOST_AT_ONCE = 500
+
 
 class QoS(redis.QoS):
     """The messages that a channel has claimed and not acknowledged.
@@ -27,7 +32,7 @@ class QoS(redis.QoS):
     def window(self) -> int:
         """Return how many messages the channel may claim at once."""
         claimed = len(self.channel.claimed)
-        most: int = self.channel.claim_limit - claimed
+        most: int = MOST_AT_ONCE - claimed
         return min(most, self.prefetch_count - len(self._delivered) - claimed) if self.prefetch_count else most
 
     def append(self, message: virtual.Message, delivery_tag: str) -> None:
@@ -45,7 +50,7 @@ class QoS(redis.QoS):
         """Let a message go: to the back of its queue, or for good."""
         message = self._delivered.get(delivery_tag)
         if message is not None and requeue:
-            self.channel.put_back(message, front=False)
+            put_back_message(self.channel, message, front=False)
             self._delivered.pop(delivery_tag, None)
             self.channel.tell_of_room()
         elif requeue:
@@ -58,7 +63,7 @@ class QoS(redis.QoS):
         errors = []
         for tag, message in reversed(list(self._delivered.items())):
             try:
-                self.channel.put_back(message, front=True)
+                put_back_message(self.channel, message, front=True)
             except Exception as error:  # noqa: BLE001 - Kombu reports them; the lease ends, so that nothing is lost
                 errors.append((error, message))
             self._delivered.pop(tag, None)

@@ -13,7 +13,9 @@ from kombu.transport import TRANSPORT_ALIASES, redis
 from kombu.utils.eventio import ERR, READ
 from redis.exceptions import ResponseError
 
-from waooaw_celery.transport.channel import WAIT_SECONDS, Channel, SentinelChannel
+from waooaw_celery.transport.channel import Channel, SentinelChannel
+from waooaw_celery.transport.claiming import WAIT_SECONDS
+from waooaw_celery.transport.delivering import deliver_claimed
 from waooaw_celery.transport.scripts import CLAIM
 
 logger = logging.getLogger(__name__)
@@ -40,7 +42,7 @@ class Poller(redis.MultiChannelPoller):
             if channel.claimed:
                 self._in_protected_read = True
                 try:
-                    if channel.deliver_claimed():
+                    if deliver_claimed(channel):
                         return
                 finally:
                     self._in_protected_read = False
@@ -68,7 +70,7 @@ class Poller(redis.MultiChannelPoller):
         for channel in self._channels:
             if channel.active_fanout_queues:
                 self._register_LISTEN(channel)
-            if channel.has_plenty():
+            if channel.claimer.has_plenty():
                 continue
             if channel.active_queues and (channel.claimed or channel.qos.can_consume()):
                 self._register_BRPOP(channel)
@@ -141,7 +143,7 @@ class Transport(redis.Transport):
     def _on_tick(self, loop: Any) -> None:
         self.cycle.on_poll_start()
         now = time.monotonic()
-        if now >= self._turns_at and any(channel.has_plenty() for channel in self.cycle._channels):
+        if now >= self._turns_at and any(channel.claimer.has_plenty() for channel in self.cycle._channels):
             self._turns_at = now + WAIT_SECONDS
             loop.call_later(WAIT_SECONDS, _nothing)
         for fileno in self.cycle._fd_to_chan:
