@@ -7,6 +7,7 @@ from collections import deque
 from typing import Any, Literal, NamedTuple
 from uuid import uuid4
 
+from kombu.transport import redis
 from redis.exceptions import NoScriptError
 
 from waooaw_celery.transport.acks import Acknowledgements
@@ -130,6 +131,17 @@ class Claimer:
     def waits_for_bell(self) -> bool:
         """Whether the next claim is as far away as the next ring of a bell."""
         return self._said == "bell"
+
+    def is_overdue(self) -> bool:
+        """Whether the server should have answered by now: a claim at once, a bell when it is given up."""
+        channel = self._channel
+        connection = channel._in_poll
+        patience = channel.socket_timeout or channel.health_check_interval
+        if not connection or not connection._sock or not patience:
+            return False
+        wait = patience + (channel.brpop_timeout if self.waits_for_bell else 0.0)
+        # A handler may have kept the event loop from reading an answer that is there.
+        return time.monotonic() - self._said_at > wait and not redis._socket_readable(connection._sock)
 
     def has_plenty(self) -> bool:
         """Whether this consumer has enough to do for a moment, and need not say anything yet."""

@@ -20,6 +20,9 @@ from waooaw_celery.transport.scripts import CLAIM
 
 logger = logging.getLogger(__name__)
 
+#: Seconds between two looks for answers that are overdue.
+CHECK_SECONDS = 1.0
+
 
 def _nothing() -> None:
     """Do nothing: whoever waited looks around."""
@@ -76,6 +79,13 @@ class Poller(redis.MultiChannelPoller):
                 self._register_BRPOP(channel)
             channel.flush_waiting_acks()
 
+    def maybe_check_brpop_health(self) -> None:
+        """Give up connections whose answer is overdue: a line that went dead makes no event that tells of it."""
+        for channel in self._channels:
+            if channel.claimer.is_overdue():
+                logger.warning("a connection is given up: no answer", extra={"action": "connection_overdue"})
+                channel.client.connection.disconnect()
+
     def on_readable(self, fileno: int) -> Any:
         """Read what a connection has to say."""
         channel, kind = self._fd_to_chan.get(fileno, (None, ""))
@@ -126,6 +136,7 @@ class Transport(redis.Transport):
         except ResponseError as error:
             if "ompil" not in str(error):  # "Error compiling script"
                 raise
+            self.close_connection(connection)
             raise VersionMismatch(
                 "this transport needs Redis 7 or Valkey; for an older server set waooaw_redis_transport='kombu'"
             ) from error
@@ -136,6 +147,9 @@ class Transport(redis.Transport):
         self.in_event_loop = True
         before = set(loop.on_tick)
         super().register_with_event_loop(connection, loop)
+        # Kombu looks every 25 s. It knows the timer by this name, and ends it there when it connects again.
+        self.cycle._brpop_health_tref.cancel()
+        self.cycle._brpop_health_tref = loop.call_repeatedly(CHECK_SECONDS, self.cycle.maybe_check_brpop_health)
         # Kombu's own would register each connection anew at each turn of the loop.
         loop.on_tick.difference_update(loop.on_tick - before)
         loop.on_tick.add(partial(self._on_tick, loop))
