@@ -21,7 +21,7 @@ from waooaw_celery.routing import AGENT_QUEUES, HandlerName, agent_queue, check_
 from waooaw_celery.settings import RedisTransport, WaooawSettings
 from waooaw_celery.store import Client, connect, store_url
 from waooaw_celery.transport.letters import parked
-from waooaw_celery.worker import signals
+from waooaw_celery.worker import replies, signals
 from waooaw_celery.worker.loop import close_loop
 from waooaw_celery.worker.presence import Presence
 from waooaw_celery.worker.task import AgentTask
@@ -41,6 +41,7 @@ class WiredCelery(Celery):
         super().__init__(*args, **kwargs)
         self.on_after_configure.connect(add_defaults, weak=False)
         self.steps["worker"].add(Presence)
+        replies.connect()
         signals.connect()
         worker_process_shutdown.connect(self._flush)
         for ended in (worker_process_shutdown, worker_shutdown):
