@@ -17,6 +17,9 @@ from waooaw_celery.app import AgentApp
 from waooaw_celery.audit.ledger import Ledger
 from waooaw_celery.audit.trail import MessageAuditTrail as Trail
 from waooaw_celery.bus import MessageBus as Bus
+from waooaw_celery.errors import RateLimitExceeded
+from waooaw_celery.limits.limiter import RateLimiter as Limiter
+from waooaw_celery.limits.limiter import Turn
 from waooaw_celery.request_response import RequestResponseHandler as Requests
 
 P = ParamSpec("P")
@@ -90,3 +93,31 @@ class MessageAuditTrail:
     receipt = _awaited(Trail.receipt)
     log_message = _awaited(Trail.log_message)
     update_status = _awaited(Trail.update_status)
+
+
+class RateLimiter:
+    """Counts what agents send: ``waooaw_celery.RateLimiter``, awaited.
+
+    Args:
+        limiter: the one behind it, such as ``app.limiter``.
+    """
+
+    def __init__(self, limiter: Limiter) -> None:
+        self.behind = limiter
+
+    check_limit = _awaited(Limiter.check_limit)
+    status = _awaited(Limiter.status)
+    near = _awaited(Limiter.near)
+    reset = _awaited(Limiter.reset)
+    quota = _awaited(Limiter.quota)
+    set_quota = _awaited(Limiter.set_quota)
+    _acquire = _awaited(Limiter.acquire)
+
+    async def acquire(self, agent: str, n: int = 1, *, wait: float | None = None, **about: Any) -> None:
+        """Count messages as ``waooaw_celery.RateLimiter.acquire`` does; no thread is held while it waits."""
+        turn = Turn(wait)
+        while True:
+            try:
+                return await self._acquire(agent, n, **about)
+            except RateLimitExceeded as error:
+                await asyncio.sleep(turn.pause(error))

@@ -23,7 +23,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("app",),
     ("wiring",),
     ("worker",),
-    ("audit",),
+    ("audit", "limits"),
     ("celery_setup", "envelope", "handover", "receipts", "registry", "routing", "store"),
     ("message", "settings", "transport"),
     ("values",),

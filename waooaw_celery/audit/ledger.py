@@ -13,9 +13,10 @@ from typing import Any
 from sqlalchemy import func, select
 
 from waooaw_celery.audit.engine import Database
-from waooaw_celery.audit.entries import fact_entry, keyed_entry, message_entry, sent_entry
+from waooaw_celery.audit.entries import Entry, fact_entry, keyed_entry, message_entry, sent_entry
 from waooaw_celery.audit.models import EventRow, MessageRow, OpenRow
 from waooaw_celery.audit.questions import read
+from waooaw_celery.audit.refusals import Refusals
 from waooaw_celery.audit.spool import Spool
 from waooaw_celery.audit.statements import close_ended, write
 from waooaw_celery.audit.writer import Writer
@@ -54,6 +55,7 @@ class Ledger(Receipts):
         self._lost = timedelta(seconds=lost_seconds)
         self._writer: Writer | None = None
         self._lock = threading.Lock()
+        self._refusals = Refusals(self._tell)
         me = weakref.ref(self)
         os.register_at_fork(after_in_child=lambda: _call(me, Ledger._forget_writer))
         atexit.register(lambda: _call(me, Ledger.flush))
@@ -81,6 +83,9 @@ class Ledger(Receipts):
             self._the_writer().put(entries, wait=False)
 
         return note
+
+    def refused(self, agent: str, rule: str, count: int) -> None:
+        self._refusals.add(agent, rule, count)
 
     def get(self, message_id: str) -> DeliveryReceipt:
         check_id(message_id, "message_id")
@@ -128,13 +133,18 @@ class Ledger(Receipts):
             return sorted(write(connection, facts=entries)[1]) if entries else []
 
     def flush(self) -> None:
+        self._refusals.flush()
         if self._writer is not None:
             self._writer.flush()
 
     def close(self) -> None:
+        self._refusals.flush()
         if self._writer is not None:
             self._writer.close()
         self.database.close()
+
+    def _tell(self, entries: Sequence[Entry]) -> None:
+        self._the_writer().put(entries, wait=False)
 
     def _the_writer(self) -> Writer:
         writer = self._writer
@@ -147,6 +157,7 @@ class Ledger(Receipts):
         """Begin anew in a process that was just forked: what is queued is its parent's to write."""
         self._writer = None
         self._lock = threading.Lock()
+        self._refusals = Refusals(self._tell)
 
 
 def _call(reference: weakref.ref[Ledger], method: Any) -> None:

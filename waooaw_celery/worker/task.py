@@ -19,6 +19,8 @@ from waooaw_celery.message import ENVELOPE_HEADER, Message
 _MESSAGE = "waooaw_message"
 #: Where it keeps whether the message came too late to be begun.
 _OVER = "waooaw_over"
+#: Where it keeps that the handler has ended, and Celery goes on.
+_ENDED = "waooaw_ended"
 
 
 class AgentTask(Task):  # type: ignore[type-arg]
@@ -43,6 +45,9 @@ class AgentTask(Task):  # type: ignore[type-arg]
             HandlerExited: it called ``sys.exit()`` or ran out of memory, which would otherwise end or wedge its
                 worker.
         """
+        outermost = self.request.get(_ENDED) is None  # a handler may call itself
+        if outermost:
+            self.request.update({_ENDED: False})
         try:
             return super().__call__(*args, **kwargs)
         except MemoryError as error:  # Celery would end the worker, and the next one that meets the message too
@@ -54,6 +59,9 @@ class AgentTask(Task):  # type: ignore[type-arg]
             if terminate_handler_fired():
                 raise
             raise HandlerExited(f"{self.name} called sys.exit({error.code!r})") from error
+        finally:
+            if outermost:
+                self.request.update({_ENDED: True})
 
     def is_over(self) -> bool:
         """Whether the time of the message was over while it waited in the worker, where Celery no longer looks.
@@ -108,6 +116,14 @@ def current_task() -> AgentTask | None:
     """Return the handler that is running in this thread, or None outside of handlers."""
     task = get_current_worker_task()
     return task if isinstance(task, AgentTask) else None
+
+
+def goes_on() -> bool:
+    """Whether Celery sends on what was begun, such as the next step of a chain, and no handler runs."""
+    task = get_current_worker_task()
+    if isinstance(task, AgentTask):
+        return bool(task.request.get(_ENDED))
+    return task is not None and task.name.startswith("celery.")
 
 
 def current_message() -> Message | None:

@@ -171,6 +171,16 @@ def upgrade() -> None:
     op.create_index("waooaw_open_messages_sent", "waooaw_open_messages", ["sent_at", "message_id"])
     op.create_index("waooaw_open_messages_expiry", "waooaw_open_messages", ["expires_at"])
     op.create_table(
+        "waooaw_refusals",
+        sa.Column("agent", sa.String, primary_key=True),
+        sa.Column("rule", sa.String, primary_key=True),
+        sa.Column("minute", _MOMENT, primary_key=True),
+        sa.Column("process", sa.String, primary_key=True),
+        sa.Column("part", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("count", sa.Integer, nullable=False),
+    )
+    op.create_index("waooaw_refusals_minute", "waooaw_refusals", ["minute"])
+    op.create_table(
         "waooaw_holds",
         sa.Column("kind", sa.String, primary_key=True),
         sa.Column("value", sa.String, primary_key=True),
@@ -196,5 +206,7 @@ def downgrade() -> None:
     """Drop the ledger, with everything in it."""
     if op.get_bind().dialect.name == "postgresql":
         op.execute("DROP FUNCTION waooaw_write")
-    for table in ("purges", "holds", "open_messages", "message_events", "messages", "agent_workers", "agents"):
+    for table in ("purges", "holds", "refusals", "open_messages", "message_events", "messages"):
+        op.drop_table(f"waooaw_{table}")
+    for table in ("agent_workers", "agents"):
         op.drop_table(f"waooaw_{table}")
