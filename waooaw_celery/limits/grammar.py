@@ -111,15 +111,16 @@ class _Reader:
                 self.fail(f"the burst is more than the limit {limit}, and no more than that pass anyway", at)
         if self.accept("to"):
             to = self.recipient()
+        begin = self.at
         if self.accept("of"):
             if to is not None:
-                self.fail("a rule is 'to' an agent or 'of' a type, not both: write two rules", self.at - 2)
+                self.fail("a rule is 'to' an agent or 'of' a type, not both: write two rules", begin)
             of = self.type()
         return Rule(limit, period, burst, to, of)
 
     def period(self) -> int:
         begin = self.at
-        count = self.number("a unit") if self.token.isdecimal() else 1
+        count = self.number("a unit") if self.is_number else 1
         unit = self.token.lower()
         if unit not in _UNITS:
             near = difflib.get_close_matches(unit, list(UNITS), 1)
@@ -130,7 +131,7 @@ class _Reader:
         return count * _UNITS[unit]
 
     def number(self, what: str) -> int:
-        if not self.token.isdecimal():
+        if not self.is_number:
             self.fail(f"expected {what}, a whole number")
         if len(self.token) > len(str(MAX_LIMIT)) or not 1 <= int(self.token) <= MAX_LIMIT:
             self.fail(f"expected {what}, from 1 to {MAX_LIMIT}")
@@ -162,6 +163,10 @@ class _Reader:
     @property
     def token(self) -> str:
         return self.tokens[self.next][0] if self.next < len(self.tokens) else ""
+
+    @property
+    def is_number(self) -> bool:
+        return self.token.isascii() and self.token.isdecimal()
 
     @property
     def at(self) -> int:

@@ -44,13 +44,14 @@ class MemoryStorage(LimitStorage):
                 rules = quota.of_scope(demand.scope)
                 if not rules:
                     continue
-                meter = self._meter(agent, demand.scope, charge)
+                meter = self._meters.get((agent, demand.scope)) or Meter()
                 reading = meter.reading(rules, now)
                 read.append((meter, reading, demand))
                 worst = _worse(worst, demand.scope, rules, reading.waits(demand, reserve))
             if charge and worst is None:
                 for meter, reading, demand in read:
                     meter.count(reading, demand.n)
+                    self._keep((agent, demand.scope), meter)
             return worst
 
     def status(self, agent: str, scopes: Sequence[str], default: Quota, reserve: int) -> list[RuleStatus]:
@@ -60,7 +61,7 @@ class MemoryStorage(LimitStorage):
             found = []
             for scope in scopes:
                 rules = quota.of_scope(scope)
-                reading = self._meter(agent, scope, keep=False).reading(rules, now)
+                reading = (self._meters.get((agent, scope)) or Meter()).reading(rules, now)
                 waits = reading.waits(Demand(scope, 1, 1), reserve)
                 for (rule, window), wait in zip(reading.windows, waits, strict=True):
                     mine = rule_in(scope, rule.limit, rule.period, rule.burst)
@@ -94,15 +95,10 @@ class MemoryStorage(LimitStorage):
     def close(self) -> None:
         """Do nothing: there are no connections."""
 
-    def _meter(self, agent: str, scope: str, keep: bool) -> Meter:
-        meter = self._meters.get((agent, scope))
-        if meter is None:
-            meter = Meter()
-            if keep:
-                if len(self._meters) >= self._crowd:
-                    self._forget()
-                self._meters[agent, scope] = meter
-        return meter
+    def _keep(self, key: tuple[str, str], meter: Meter) -> None:
+        if key not in self._meters and len(self._meters) >= self._crowd:
+            self._forget()
+        self._meters[key] = meter
 
     def _forget(self) -> None:
         """Forget the counters whose windows are all over, so that names that come and go leave nothing."""

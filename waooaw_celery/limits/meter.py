@@ -63,17 +63,16 @@ class Meter:
     windows: dict[int, Window] = field(default_factory=dict)
 
     def reading(self, rules: Sequence[Rule], time: int) -> Reading:
-        """Return how things stand at this moment. That changes nothing."""
+        """Return how things stand now. That counts nothing; it only notes that the clock was set back."""
         now = time + self.skew
-        skew = self.skew
         if self.windows and now < self.written:
-            skew += self.written - now
+            self.skew += self.written - now
             now = self.written
-        return Reading(now, skew, [(rule, self._window(rule, now)) for rule in rules])
+        return Reading(now, [(rule, self._window(rule, now)) for rule in rules])
 
     def count(self, reading: Reading, n: int) -> None:
         """Count messages, as things stood in a reading."""
-        self.written, self.skew, self.windows = reading.now, reading.skew, {}
+        self.written, self.windows = reading.now, {}
         for rule, window in reading.windows:
             window.count(reading.now // rule.step, n)
             window.level -= n * STEPS if rule.burst else 0
@@ -105,12 +104,10 @@ class Reading:
 
     Attributes:
         now: the moment, for what is counted.
-        skew: how far the clock has been set back.
         windows: the rules and what each has counted.
     """
 
     now: int
-    skew: int
     windows: list[tuple[Rule, Window]]
 
     def waits(self, demand: Demand, reserve: int) -> list[int | None]:

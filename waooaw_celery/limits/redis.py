@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from importlib.resources import files
 from typing import Any
 
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from waooaw_celery.errors import StoreUnavailable
@@ -30,7 +31,7 @@ _RULE = struct.Struct(">III")
 _SCRIPT = files(__package__).joinpath("lua", "decide.lua").read_text(encoding="utf-8")
 #: Seconds that a decision may take.
 DEADLINE = 1.0
-#: Seconds for which a Redis that did not answer in time is not asked again.
+#: Seconds for which a Redis that did not answer is not asked again.
 REST = 2.0
 #: Keys that one step of a listing looks at.
 _LOOK = 1000
@@ -112,7 +113,7 @@ class RedisStorage(LimitStorage):
         with guarded(f"check the rate limit of {agent!r}"):
             try:
                 return self._script(keys, args)
-            except RedisTimeoutError:  # others need not wait for what is frozen
+            except (RedisConnectionError, RedisTimeoutError):  # others need not wait as long for nothing
                 self._rest_until = time.monotonic() + REST
                 raise
 

@@ -144,6 +144,8 @@ for scope = 1, scopes do
             if here < written then
                 skew = skew + written - here
                 here = written
+                -- Noted at once: while everything is refused nothing else is written, and time must go on.
+                redis.call('SETRANGE', KEYS[scope + 1], 8, pack('>d', skew))
             end
         end
         local meter = { scope = scope, n = n, now = here, skew = skew, windows = {}, longest = 0 }
