@@ -15,6 +15,7 @@ from waooaw_celery.audit.version import check_version
 from waooaw_celery.celery_setup import AgentAMQP, add_defaults, transport_options
 from waooaw_celery.errors import ConfigurationError
 from waooaw_celery.limits.gate import Gate
+from waooaw_celery.limits.grammar import configured_quota
 from waooaw_celery.limits.limiter import RateLimiter
 from waooaw_celery.limits.memory import MemoryStorage
 from waooaw_celery.limits.redis import DEADLINE, RedisStorage
@@ -140,8 +141,13 @@ class WiredCelery(Celery):
         in_memory = settings.rate_limit_storage is RateLimitStorage.MEMORY
         return RateLimiter(
             MemoryStorage() if in_memory else RedisStorage(connect(self._store_url, DEADLINE, once=True)),
-            "unlimited" if settings.rate_limit is None else settings.rate_limit,
-            settings.rate_limits,
+            configured_quota(
+                "waooaw_rate_limit", "unlimited" if settings.rate_limit is None else settings.rate_limit
+            ),
+            {
+                agent: configured_quota(f"waooaw_rate_limits[{agent!r}]", quota)
+                for agent, quota in settings.rate_limits.items()
+            },
             urgent_reserve=settings.urgent_reserve,
             fail_open=settings.rate_limit_fail_open,
         )

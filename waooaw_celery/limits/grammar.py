@@ -54,6 +54,18 @@ def read_quota(value: Any) -> Quota:
     raise ConfigurationError(f"a rate limit is a text such as '100/hour burst 20', or rules, not {value!r:.80}")
 
 
+def configured_quota(key: str, value: Any) -> Quota:
+    """Return the quota of a setting.
+
+    Raises:
+        ConfigurationError: it cannot be read; the sentence names the setting.
+    """
+    try:
+        return read_quota(value)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{key}: {error}") from error
+
+
 def _rule(value: Any) -> Rule:
     if isinstance(value, Rule):
         return value
