@@ -351,7 +351,8 @@ def test_asking_counts_nothing(limiter: Callable[..., RateLimiter]) -> None:
     ("arguments", "about", "why"),
     [
         (("Not Ok",), {}, "agent must be"),
-        (("a", 0), {}, "n must be a whole number from 1"),
+        (("a", 0), {}, "n must be a whole number from 1 to"),
+        (("a", 10**400), {}, "n must be a whole number from 1 to"),
         (("a", 1.5), {}, "n must be a whole number"),
         (("a",), {"to": "Not Ok"}, "to must be"),
         (("a",), {"priority": 0}, "priority must be one of"),

@@ -20,6 +20,8 @@ from waooaw_celery.audit.entries import Entry, refusal_entry
 MINUTE = 60
 #: Agents and rules that are counted at the same time; what is beyond them is told without their names.
 MOST = 1000
+#: Seconds after the end of a minute at which its rest is told.
+_GRACE = 1.0
 #: Stands for the agent of what is beyond.
 OTHERS = "*"
 
@@ -59,7 +61,7 @@ class Refusals:
             if not found.told:
                 entries.append(self._entry(key, found))
             elif self._timer is None:
-                self._timer = threading.Timer(MINUTE - self._clock() % MINUTE + 1.0, self.flush)
+                self._timer = threading.Timer(MINUTE - self._clock() % MINUTE + _GRACE, self.flush)
                 self._timer.daemon = True
                 self._timer.start()
         if entries:

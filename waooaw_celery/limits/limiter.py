@@ -11,7 +11,7 @@ from typing import Any
 
 from waooaw_celery.errors import InvalidMessage, RateLimitExceeded, StoreUnavailable
 from waooaw_celery.limits.grammar import read_quota
-from waooaw_celery.limits.rules import EACH, Demand, Quota, demands, scope_to, seconds_of
+from waooaw_celery.limits.rules import EACH, MAX_LIMIT, Demand, Quota, demands, scope_to, seconds_of
 from waooaw_celery.limits.storage import LimitStorage, RuleStatus
 from waooaw_celery.message import MessageType, Priority
 from waooaw_celery.values import check_agent_name
@@ -251,8 +251,8 @@ def _demands(
     agent: str, n: int, to: str | None, message_type: MessageType | None, priority: Priority
 ) -> list[Demand]:
     check_agent_name(agent)
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-        raise InvalidMessage(f"n must be a whole number from 1, not {n!r}")
+    if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= MAX_LIMIT:
+        raise InvalidMessage(f"n must be a whole number from 1 to {MAX_LIMIT}, not {n!r:.40}")
     if to is not None:
         check_agent_name(to, "to")
     return demands([(to, message_type, Priority.of(priority), n)])

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 from waooaw_celery.limits.meter import Meter, Reading
-from waooaw_celery.limits.rules import STEPS, Demand, Quota, Rule, rule_in, seconds_of
+from waooaw_celery.limits.rules import EACH, STEPS, Demand, Quota, Rule, rule_in, seconds_of
 from waooaw_celery.limits.storage import LimitStorage, Refusal, RuleStatus
 
 #: Counters from which on it is looked for those that have nothing left to count.
@@ -64,8 +64,7 @@ class MemoryStorage(LimitStorage):
                 reading = (self._meters.get((agent, scope)) or Meter()).reading(rules, now)
                 waits = reading.waits(Demand(scope, 1, 1), reserve)
                 for (rule, window), wait in zip(reading.windows, waits, strict=True):
-                    mine = rule_in(scope, rule.limit, rule.period, rule.burst)
-                    found.append(rule_status(agent, scope, mine, window.used, window.level, wait))
+                    found.append(rule_status(agent, scope, _in(scope, rule), window.used, window.level, wait))
             return found
 
     def counted(self) -> Iterator[tuple[str, str]]:
@@ -135,6 +134,10 @@ def rule_status(agent: str, scope: str, rule: Rule, used: int, level: int, wait:
     )
 
 
+def _in(scope: str, rule: Rule) -> Rule:
+    return rule_in(scope, rule.limit, rule.period, rule.burst) if rule.to == EACH else rule
+
+
 def _worse(
     worst: Refusal | None, scope: str, rules: Sequence[Rule], waits: Sequence[int | None]
 ) -> Refusal | None:
@@ -143,5 +146,5 @@ def _worse(
         if wait == 0 or (worst is not None and worst.wait is None):
             continue
         if wait is None or worst is None or wait > (worst.wait or 0):
-            worst = Refusal(rule_in(scope, rule.limit, rule.period, rule.burst), wait)
+            worst = Refusal(_in(scope, rule), wait)
     return worst

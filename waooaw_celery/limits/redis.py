@@ -19,7 +19,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from waooaw_celery.errors import StoreUnavailable
 from waooaw_celery.limits.grammar import read_quota
 from waooaw_celery.limits.memory import rule_status
-from waooaw_celery.limits.rules import STEPS, Demand, Quota, Rule, any_of, rule_in
+from waooaw_celery.limits.rules import ALL, STEPS, Demand, Quota, Rule, rule_in
 from waooaw_celery.limits.storage import LimitStorage, Refusal, RuleStatus
 from waooaw_celery.store import Client, guarded
 
@@ -62,12 +62,14 @@ class RedisStorage(LimitStorage):
         return Refusal(_rule(demands[place - 1].scope, *rule), None if wait < 0 else wait)
 
     def status(self, agent: str, scopes: Sequence[str], default: Quota, reserve: int) -> list[RuleStatus]:
-        demands = [Demand(scope, 1, 1) for scope in scopes]
+        # The first one is that of all messages in any case: its key shows the script where a scope's name begins.
+        demands = [Demand(scope, 1, 1) for scope in [ALL, *(scope for scope in scopes if scope != ALL)]]
         statuses = []
         for place, *rule, used, level, wait in self._ask("status", agent, demands, default, reserve):
-            scope = scopes[place - 1]
-            waits = None if wait < 0 else wait
-            statuses.append(rule_status(agent, scope, _rule(scope, *rule), used, level, waits))
+            scope = demands[place - 1].scope
+            if scope in scopes:
+                waits = None if wait < 0 else wait
+                statuses.append(rule_status(agent, scope, _rule(scope, *rule), used, level, waits))
         return statuses
 
     def counted(self) -> Iterator[tuple[str, str]]:
@@ -101,15 +103,22 @@ class RedisStorage(LimitStorage):
     def close(self) -> None:
         self._client.close()
 
-    def _ask(self, mode: str, agent: str, demands: Sequence[Demand], default: Quota, reserve: int) -> Any:
-        if time.monotonic() < self._rest_until:
-            raise StoreUnavailable(f"the rate limit of {agent!r} is not known: Redis did not answer a moment ago")
+    def call(
+        self, mode: str, agent: str, demands: Sequence[Demand], default: Quota, reserve: int
+    ) -> tuple[list[str], list[Any]]:
+        """Return the keys and the arguments with which the script is called."""
         keys = [_quota(agent)]
         args: list[Any] = [mode, self._clock() if self._clock else "", reserve]
         for demand in demands:
             rules = self._pack(default.of_scope(demand.scope))
             keys.append(_counter(agent, demand.scope))
-            args += (demand.scope, any_of(demand.scope), demand.n, demand.ordinary, rules)
+            args.append(b"%d %d %b" % (demand.n, demand.ordinary, rules))
+        return keys, args
+
+    def _ask(self, mode: str, agent: str, demands: Sequence[Demand], default: Quota, reserve: int) -> Any:
+        if time.monotonic() < self._rest_until:
+            raise StoreUnavailable(f"the rate limit of {agent!r} is not known: Redis did not answer a moment ago")
+        keys, args = self.call(mode, agent, demands, default, reserve)
         with guarded(f"check the rate limit of {agent!r}"):
             try:
                 return self._script(keys, args)

@@ -165,7 +165,7 @@ def scope_of(type_: MessageType) -> str:
 
 
 def rule_in(scope: str, limit: int, period: int, burst: int | None) -> Rule:
-    """Return a rule as it holds in a scope: one for each recipient names the recipient there."""
+    """Return the rule of these numbers as it holds in a scope: that of a recipient names it."""
     to = scope.removeprefix("to:") if scope.startswith("to:") else None
     of = MessageType(scope.removeprefix("of:")) if scope.startswith("of:") else None
     return Rule(limit, period, burst, to, of)

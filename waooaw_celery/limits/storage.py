@@ -59,7 +59,7 @@ class LimitStorage(ABC):
 
         Args:
             agent: who wants to send.
-            demands: how much in each scope.
+            demands: how much in each scope, the first of which is that of all messages.
             default: the quota, unless one was set at run time.
             reserve: the share that is kept for URGENT messages, in thousandths.
             charge: count them when they may be sent; otherwise nothing is changed.

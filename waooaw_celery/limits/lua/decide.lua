@@ -2,12 +2,13 @@
 -- What is worked out here, and why, is told in meter.py, which does the same in memory.
 --
 -- KEYS[1]   hash with the quota that was set at run time: the rules of each scope, and "text" when there is one
--- KEYS[s+1] the counter of scope s: a string
+-- KEYS[s+1] the counter of scope s: a string. The first scope is that of all messages, with an empty name, and the
+--           name of each other one is what its key has behind the key of the first.
 -- ARGV[1]   "charge", "check" (count nothing) or "status" (count nothing, and tell how things stand)
 -- ARGV[2]   the time in microseconds, or "" for the server's
 -- ARGV[3]   the share of the limits that is kept for urgent messages, in thousandths
--- then five for each scope: its name; the scope whose rules hold where it has none; how many messages; how many of
--- them are not urgent; its rules, unless a quota was set.
+-- ARGV[s+3] how many messages there are in scope s, how many of them are not urgent, each with a space behind it; and
+--           the rules that hold unless a quota was set.
 --
 -- Rules are 12 bytes each: limit, microseconds in a step, burst (0: none).
 -- A counter is two doubles, when it was written and how far the clock was set back, and for each rule the
@@ -18,7 +19,7 @@
 -- worst rule; for "status" {scope, limit, step, burst, used, level, wait} of each rule.
 
 local STEPS, SLOT_RANGE, NEVER = 25000, 65536, 2 ^ 53
-local HEAD, FIRST, EACH = '>dd', 3, 5
+local HEAD, FIRST = '>dd', 3
 local floor, ceil, min, max, byte, char = math.floor, math.ceil, math.min, math.max, string.byte, string.char
 local pack, unpack_bytes = struct.pack, struct.unpack
 
@@ -112,29 +113,33 @@ if not now then
     local time = redis.call('TIME')
     now = time[1] * 1000000 + time[2]
 end
-local scopes = (#ARGV - FIRST) / EACH
+local scopes = #ARGV - FIRST
 
 -- The rules of each scope; not all scopes in one command, since Lua passes no more than 8,000 arguments.
 local rules = {}
 for begin = 1, scopes, 1000 do
     local names = { 'text' }
     for scope = begin, min(begin + 999, scopes) do
-        local at = FIRST + (scope - 1) * EACH
-        names[#names + 1] = ARGV[at + 1]
-        names[#names + 1] = ARGV[at + 2]
+        local name = KEYS[scope + 1]:sub(#KEYS[2] + 1)
+        names[#names + 1] = name
+        names[#names + 1] = name:sub(1, 3) == 'to:' and 'to:*' or name
     end
     local set = redis.call('HMGET', KEYS[1], unpack(names))
     for scope = begin, min(begin + 999, scopes) do
         local place = 2 * (scope - begin + 1)
-        rules[scope] = not set[1] and ARGV[FIRST + scope * EACH] or set[place] or set[place + 1] or ''
+        if set[1] then
+            rules[scope] = set[place] or set[place + 1] or ''
+        else
+            rules[scope] = ARGV[FIRST + scope]:match('^%d+ %d+ (.*)$')
+        end
     end
 end
 
 local worst, answer, meters = 0, {}, {}
 for scope = 1, scopes do
     if rules[scope] ~= '' then
-        local argument = FIRST + (scope - 1) * EACH
-        local n, ordinary = tonumber(ARGV[argument + 3]), tonumber(ARGV[argument + 4])
+        local n, ordinary = ARGV[FIRST + scope]:match('^(%d+) (%d+) ')
+        n, ordinary = tonumber(n), tonumber(ordinary)
         local raw = redis.call('GET', KEYS[scope + 1])
         local here, written, skew, old = now, now, 0, {}
         if raw then

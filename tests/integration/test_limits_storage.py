@@ -270,7 +270,7 @@ def test_who_is_near_the_limit_is_listed(storage: LimitStorage) -> None:
 def test_no_decision_needs_keys_of_two_slots() -> None:
     """On a server in cluster mode, which refuses that, everything works, also for a batch of many recipients."""
     port = free_port()
-    options = ["--cluster-enabled", "yes", "--cluster-require-full-coverage", "no"]
+    options = ["--cluster-enabled", "yes", "--cluster-port", str(free_port())]
     with valkey(port=port, options=options) as url:
         client = connect(store_url(url))
         client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
