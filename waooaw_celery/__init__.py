@@ -12,12 +12,12 @@ from waooaw_celery.errors import (
     RateLimitExceeded,
     RemoteError,
     RequestTimeout,
-    UnknownAgent,
     WaooawError,
 )
 from waooaw_celery.limits.limiter import RateLimiter
 from waooaw_celery.message import Message, MessageStatus, MessageType, Priority, RetentionPolicy
 from waooaw_celery.request_response import RequestResponseHandler
+from waooaw_celery.response import Response
 from waooaw_celery.worker.task import current_message
 
 __all__ = [
@@ -36,8 +36,8 @@ __all__ = [
     "RemoteError",
     "RequestResponseHandler",
     "RequestTimeout",
+    "Response",
     "RetentionPolicy",
-    "UnknownAgent",
     "WaooawError",
     "create_app",
     "current_message",

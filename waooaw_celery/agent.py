@@ -8,14 +8,21 @@ from typing import Any
 
 from celery import Task
 
+from waooaw_celery.aio import Agent as AwaitedAgent
 from waooaw_celery.app import AgentApp
+from waooaw_celery.asking import Params
 from waooaw_celery.bus import MessageBus
 from waooaw_celery.errors import ConfigurationError
 from waooaw_celery.message import SENDABLE, TYPE_NAMES, DeliveryReceipt, Message, MessageType, Priority
 from waooaw_celery.request_response import RequestResponseHandler
+from waooaw_celery.response import response_of_reply
 from waooaw_celery.routing import HandlerName
+from waooaw_celery.streams import Stream
 from waooaw_celery.values import JSON, check_agent_name
-from waooaw_celery.worker.task import AgentTask
+from waooaw_celery.worker.task import AgentTask, completed
+
+#: Functions whose call is only the beginning: what they return is to be awaited or exhausted.
+_TO_COMPLETE = (inspect.iscoroutinefunction, inspect.isgeneratorfunction, inspect.isasyncgenfunction)
 
 
 class Agent:
@@ -46,9 +53,11 @@ class Agent:
         self._handlers = app.agents.setdefault(name, [])
         self._bus = MessageBus(app)
         self._requests = RequestResponseHandler(app)
+        #: The same as coroutines: ``await agent.aio.request(...)``, in an ``async def`` handler.
+        self.aio = AwaitedAgent(name, app)
 
     def on(self, message_type: MessageType, **options: Any) -> Callable[[Callable[..., Any]], Task[Any, Any]]:
-        """Register the handler of all messages of this type; it is called with the Message.
+        """Register the handler, ``def`` or ``async def``, of all messages of this type; it gets the Message.
 
         Args:
             message_type: COMMAND, QUERY or ACK.
@@ -58,7 +67,7 @@ class Agent:
             A decorator, which returns the Celery task ``<agent>.<type>``.
 
         Raises:
-            ConfigurationError: another type, a second handler for the type, or an ``async def``.
+            ConfigurationError: another type, or a second handler for the type.
         """
         if not isinstance(message_type, MessageType) or message_type not in SENDABLE:
             raise ConfigurationError(
@@ -68,10 +77,10 @@ class Agent:
             )
 
         def decorate(function: Callable[..., Any]) -> Task[Any, Any]:
-            def run(task: AgentTask, payload: JSON) -> None:
+            def run(task: AgentTask, payload: JSON) -> Any:
                 # Called directly, as in a unit test, with the Message itself.
                 message = payload if isinstance(payload, Message) else task.message
-                function(task, message) if options.get("bind") else function(message)
+                return task.complete(function(task, message) if options.get("bind") else function(message))
 
             run.__doc__ = function.__doc__
             run.__module__ = function.__module__
@@ -82,8 +91,11 @@ class Agent:
         return decorate
 
     def method(self, function: Callable[..., Any] | None = None, **options: Any) -> Any:
-        """Register a method that others request; its return value, any JSON value, is the answer.
+        """Register a method, ``def`` or ``async def``, that others request.
 
+        What it returns, any JSON value, is the answer. A generator answers in parts, which ``stream`` takes; what
+        it returns, or an async generator's last ``yield Final(result)``, is the final result. Who requests it
+        without taking parts gets the final result, or when there is none the parts as a list.
         One that raises Celery's ``Ignore`` gives none, and its caller gets a RemoteError, unless the method stored
         a state of its own with ``update_state`` before.
 
@@ -95,19 +107,54 @@ class Agent:
             The Celery task ``<agent>.<method>``, or a decorator that returns it.
 
         Raises:
-            ConfigurationError: a second method of this name, a name that is a message type's, or an ``async def``.
+            ConfigurationError: a second method of this name, or a name that is a message type's.
         """
 
         def decorate(function: Callable[..., Any]) -> Task[Any, Any]:
-            name = getattr(function, "__name__", repr(function))
-            if name in TYPE_NAMES:
-                raise ConfigurationError(
-                    f"a method cannot be named {name!r}, which is a message type: rename it, "
-                    f"or register it with @agent.on(MessageType.{name.upper()})"
-                )
+            name = self._name_of(function)
+            if any(is_kind(function) for is_kind in _TO_COMPLETE):
+                run = completed(function, bool(options.get("bind")))
+                return self._register(name, function, run, options, {"bind": True})
             return self._register(name, function, function, options, {})
 
         return decorate if function is None else decorate(function)
+
+    def reply(self, function: Callable[..., Any] | None = None, **options: Any) -> Any:
+        """Register a handler of answers, ``def`` or ``async def``: ``agent.request_later(..., on_reply=handler)``.
+
+        It is called with the Response to each request that names it.
+
+        Args:
+            function: the handler, when the decorator is used without options.
+            options: those of a Celery task.
+
+        Returns:
+            The Celery task ``<agent>.<name>``, or a decorator that returns it.
+
+        Raises:
+            ConfigurationError: a second handler of this name, or a name that is a message type's.
+        """
+
+        def decorate(function: Callable[..., Any]) -> Task[Any, Any]:
+            def run(task: AgentTask, **said: Any) -> Any:
+                response = response_of_reply(task.message.from_agent, said)
+                return task.complete(function(task, response) if options.get("bind") else function(response))
+
+            run.__doc__, run.__module__ = function.__doc__, function.__module__
+            return self._register(
+                self._name_of(function), function, run, options, {"bind": True, "ignore_result": True}
+            )
+
+        return decorate if function is None else decorate(function)
+
+    def _name_of(self, function: Callable[..., Any]) -> str:
+        name: str = getattr(function, "__name__", repr(function))
+        if name in TYPE_NAMES:
+            raise ConfigurationError(
+                f"a method cannot be named {name!r}, which is a message type: rename it, "
+                f"or register it with @agent.on(MessageType.{name.upper()})"
+            )
+        return name
 
     def _register(
         self,
@@ -123,10 +170,6 @@ class Agent:
         if taken := {"name", "base", "shared"} & set(options):
             raise ConfigurationError(
                 f"{target} cannot have the options {', '.join(sorted(taken))}: the agent sets them"
-            )
-        if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
-            raise ConfigurationError(
-                f"{target} is an async def, which Celery would never run: write it as a plain def"
             )
         if handler in self._handlers:
             raise ConfigurationError(f"{target} has a handler already")
@@ -172,7 +215,7 @@ class Agent:
         self,
         to_agent: str,
         method: str,
-        params: dict[str, JSON] | None = None,
+        params: Params = None,
         *,
         timeout: float | None = None,
         priority: Priority = Priority.NORMAL,
@@ -183,5 +226,48 @@ class Agent:
             RequestError: no result came; its classes say why. The rest as RequestResponseHandler.request.
         """
         return self._requests.request(
+            to_agent, method, params, from_agent=self.name, timeout=timeout, priority=priority
+        )
+
+    def request_later(
+        self,
+        to_agent: str,
+        method: str,
+        params: Params = None,
+        *,
+        on_reply: Task[Any, Any] | str,
+        timeout: float | None = None,
+        priority: Priority = Priority.NORMAL,
+    ) -> DeliveryReceipt:
+        """Ask another agent in this agent's name; the Response comes to a handler registered with ``reply``.
+
+        Raises:
+            As RequestResponseHandler.request_later.
+        """
+        return self._requests.request_later(
+            to_agent,
+            method,
+            params,
+            on_reply=on_reply,
+            from_agent=self.name,
+            timeout=timeout,
+            priority=priority,
+        )
+
+    def stream(
+        self,
+        to_agent: str,
+        method: str,
+        params: Params = None,
+        *,
+        timeout: float | None = None,
+        priority: Priority = Priority.NORMAL,
+    ) -> Stream:
+        """Ask another agent in this agent's name, and take its answer in parts.
+
+        Raises:
+            As RequestResponseHandler.stream.
+        """
+        return self._requests.stream(
             to_agent, method, params, from_agent=self.name, timeout=timeout, priority=priority
         )

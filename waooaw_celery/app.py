@@ -12,11 +12,13 @@ from celery.result import AsyncResult
 from kombu.exceptions import BatchPublishError, OperationalError  # type: ignore[attr-defined]  # its stubs are old
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from waooaw_celery.calls import CALL_HEADER, Call
 from waooaw_celery.envelope import check_delay, message_of_delay, message_of_retry, moment, threaded
 from waooaw_celery.errors import BrokerUnavailable, InvalidMessage, StoreUnavailable, UnknownSender, WaooawError
 from waooaw_celery.handover import HIDDEN, HandOver, address, envelope_headers
-from waooaw_celery.message import TYPE_NAMES, Message, MessageStatus, Priority
-from waooaw_celery.routing import HandlerName, agent_queue, broker_priority
+from waooaw_celery.limits.turn import Wait
+from waooaw_celery.message import TYPE_NAMES, Message, MessageStatus, MessageType, Priority
+from waooaw_celery.routing import HandlerName, broker_priority
 from waooaw_celery.wiring import WiredCelery
 from waooaw_celery.worker.task import current_message, current_task, goes_on
 
@@ -83,14 +85,17 @@ class AgentApp(WiredCelery):
         self._note_sent([message])
         return result
 
-    def send_messages(self, messages: Sequence[tuple[HandlerName, Message]], wait: float | None = None) -> None:
-        """Publish one-way messages: the door for those that come as messages and not as tasks.
+    def send_messages(
+        self, batch: Sequence[tuple[HandlerName, Message]], call: Call | None = None, wait: Wait = None
+    ) -> None:
+        """Publish messages and requests: the door for those that come as messages and not as tasks.
 
         All of them pass their senders' limits, or none. Many at a time are written down with one statement, and
         handed to the broker in as few round trips as it takes.
 
         Args:
-            messages: complete, with handlers and times that were checked.
+            batch: complete messages, whose handlers and times were checked.
+            call: how the answers of requests are to come; None for one-way messages.
             wait: seconds for which a sender at its limit waits for its turn.
 
         Raises:
@@ -100,19 +105,22 @@ class AgentApp(WiredCelery):
             BrokerUnavailable: the broker failed.
                 The ``message_ids`` of all three are those that it has confirmed.
         """
-        self._admit([message for _, message in messages], wait)
-        for start in range(0, len(messages), MAX_BATCH):
+        self._admit([message for _, message in batch], wait)
+        for start in range(0, len(batch), MAX_BATCH):
             try:
-                self._send_batch(messages[start : start + MAX_BATCH])
+                self._send_batch(batch[start : start + MAX_BATCH], call)
             except WaooawError as error:
-                error.message_ids = (*(message.message_id for _, message in messages[:start]), *error.message_ids)
+                error.message_ids = (*(message.message_id for _, message in batch[:start]), *error.message_ids)
                 raise
 
-    def _send_batch(self, batch: Sequence[tuple[HandlerName, Message]]) -> None:
+    def _send_batch(self, batch: Sequence[tuple[HandlerName, Message]], call: Call | None) -> None:
         published: list[Message] = []
+        reply_to = self.answers.reply_to if call is not None else None
         try:
             with self.producer_or_acquire() as producer:
-                note = self._publish_messages(producer, batch, published)
+                note = self._publish_messages(
+                    HandOver(self, self.driver, producer, call, reply_to), batch, published
+                )
         except (OperationalError, AMQPError, BatchPublishError) as error:
             self._note_sent(published)
             missing = [message for _, message in batch[len(published) :]]
@@ -132,14 +140,16 @@ class AgentApp(WiredCelery):
         kept = None if self._database is None else message.retention or self.settings.retention
         return threaded(target, message, current_message(), kept)
 
-    def _admit(self, messages: Sequence[Message], wait: float | None) -> None:
-        """Count messages, or refuse them; not those that Celery sends on when a handler has ended.
+    def _admit(self, messages: Sequence[Message], wait: Wait) -> None:
+        """Count messages, or refuse them; not answers, and not what Celery sends on when a handler has ended.
 
-        The next step of a chain, a callback or the body of a chord was accepted with what it goes on from: refused
-        here, it would be lost.
+        Both were accepted with what they answer or go on from, such as the first step of a chain: refused here,
+        they would be lost.
         """
         if self.gate is not None and not goes_on():
-            self.gate.admit(messages, wait)
+            counted = [message for message in messages if message.message_type is not MessageType.RESPONSE]
+            if counted:
+                self.gate.admit(counted, wait)
 
     def _record(self, batch: Sequence[tuple[HandlerName, Message]]) -> None:
         """Write messages down before they are published, unless the broker may have one of them already."""
@@ -237,7 +247,7 @@ class AgentApp(WiredCelery):
             # As a header only: as Celery's option it would become RabbitMQ's per-message TTL as well, and RabbitMQ
             # drops an expired message without telling anyone.
             "expires": None,
-            "headers": {**(options.get("headers") or {}), **envelope_headers(message, expires_at)},
+            "headers": {**self._headers(message, options), **envelope_headers(message, expires_at)},
             "argsrepr": HIDDEN,
             "kwargsrepr": HIDDEN,
             "ignore_result": True if target.handler in TYPE_NAMES else options.get("ignore_result"),
@@ -250,8 +260,19 @@ class AgentApp(WiredCelery):
                 f"message {message.message_id} to {message.to_agent!r} was not confirmed by the broker: {error}"
             ) from error
 
+    def _headers(self, message: Message, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the headers that a caller gave, with the call's only where it is the same request again."""
+        headers = dict(options.get("headers") or {})
+        if options.get("retries"):
+            return headers
+        task = current_task()
+        headers.pop(CALL_HEADER, None)
+        if task is not None and task.request.id == message.message_id and task.call is not None:
+            headers[CALL_HEADER] = task.call.to_header()  # it replaced itself, and its caller waits for the other
+        return headers
+
     def _publish_messages(
-        self, producer: Any, batch: Sequence[tuple[HandlerName, Message]], published: list[Message]
+        self, hand_over: HandOver, batch: Sequence[tuple[HandlerName, Message]], published: list[Message]
     ) -> Callable[[], None] | None:
         """Have messages written down and made ready at the same time, and hand them over when they are written.
 
@@ -266,9 +287,7 @@ class AgentApp(WiredCelery):
             self._check_new(batch, written())
 
         try:
-            for agent in dict.fromkeys(target.agent for target, _ in batch):
-                producer.maybe_declare(agent_queue(agent), retry=True, **self.conf.task_publish_retry_policy)
-            hand_over = HandOver(self, self.driver, producer)
+            hand_over.declare(dict.fromkeys(target.agent for target, _ in batch))
             if hand_over.all_or_none(batch, when_ready):
                 published.extend(message for _, message in batch)
                 return notes[0]

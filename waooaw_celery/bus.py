@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from waooaw_celery.app import AgentApp
 from waooaw_celery.errors import InvalidMessage
+from waooaw_celery.limits.turn import Wait
 from waooaw_celery.message import SENDABLE, DeliveryReceipt, Message, MessageType, receipt_of
 from waooaw_celery.routing import HandlerName
 from waooaw_celery.values import JSON, check_agent_name
@@ -22,7 +23,7 @@ class MessageBus:
     def __init__(self, app: AgentApp) -> None:
         self.app = app
 
-    def send(self, message: Message, *, wait: float | None = None) -> DeliveryReceipt:
+    def send(self, message: Message, *, wait: Wait = None) -> DeliveryReceipt:
         """Send one message.
 
         Args:
@@ -42,7 +43,7 @@ class MessageBus:
         """
         return self.send_many([message], wait=wait)[0]
 
-    def send_many(self, messages: Iterable[Message], *, wait: float | None = None) -> list[DeliveryReceipt]:
+    def send_many(self, messages: Iterable[Message], *, wait: Wait = None) -> list[DeliveryReceipt]:
         """Send several messages, checked all together first: when one is refused, none was sent.
 
         Args:
@@ -64,7 +65,7 @@ class MessageBus:
         for target in dict.fromkeys(target for _, target in batch):
             self.app.registry.check_handler(target)
         complete = [(target, self.app.complete(target, message)) for message, target in batch]
-        self.app.send_messages(complete, wait)
+        self.app.send_messages(complete, wait=wait)
         return [receipt_of(message, target.handler) for target, message in complete]
 
     def broadcast(
@@ -76,7 +77,7 @@ class MessageBus:
         *,
         message_type: MessageType = MessageType.COMMAND,
         correlation_id: str | None = None,
-        wait: float | None = None,
+        wait: Wait = None,
         **fields: object,
     ) -> dict[str, DeliveryReceipt]:
         """Send the same to several agents: one message each, each with its own receipt, also for the absent.

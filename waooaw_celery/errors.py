@@ -13,11 +13,14 @@
         * AuditUnavailable      the ledger does not answer, so nothing is published
     * RateLimitExceeded         the sender has sent as much as it may for now
     * HandlerExited             a handler called sys.exit() or ran out of memory
+    * BlockingRequest           an async def handler made a request that would stop all others
+    * CircularRequest           the agent that is asked waits for the answer itself
     * RequestError              a request did not bring a result
         * RequestTimeout        no answer came in time
         * Expired               the request was dropped: its time was over before it was begun
         * RemoteError           the handler of the other agent failed
         * BackendUnavailable    the result backend does not answer
+        * StreamBroken          a part of an answer that came in parts was lost
 """
 
 from __future__ import annotations
@@ -120,6 +123,14 @@ class HandlerExited(WaooawError):
     """A handler called sys.exit() or ran out of memory, which must not end its worker."""
 
 
+class BlockingRequest(WaooawError, RuntimeError):
+    """A coroutine made a request that blocks, and with it every other coroutine of its process."""
+
+
+class CircularRequest(WaooawError, RuntimeError):
+    """The agent that is asked waits for the answer of this request's own handler: both would wait in vain."""
+
+
 class RequestError(WaooawError):
     """A request did not bring a result."""
 
@@ -134,6 +145,10 @@ class Expired(RequestError):
 
 class BackendUnavailable(RequestError, ConnectionError):
     """The result backend, which carries the answers, does not answer."""
+
+
+class StreamBroken(RequestError):
+    """A part of an answer that came in parts was lost, or the agent began it again: ask again."""
 
 
 class RemoteError(RequestError):

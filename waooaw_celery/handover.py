@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
 from celery import Celery, signals
 from celery.utils.nodenames import anon_nodename
 
-from waooaw_celery.message import ENVELOPE_HEADER, Message
+from waooaw_celery.calls import CALL_HEADER, Call
+from waooaw_celery.message import ENVELOPE_HEADER, TYPE_NAMES, Message
 from waooaw_celery.routing import HandlerName, agent_queue, broker_priority
 from waooaw_celery.transport.channel import Channel
+from waooaw_celery.values import JSON
 
 #: What Celery, its logs and Flower show in place of the arguments, which may be confidential.
 HIDDEN = "…"
@@ -30,13 +32,28 @@ class HandOver:
         app: the application whose settings count.
         driver: Kombu's name for the kind of broker.
         producer: over which it hands over.
+        call: how the answers of requests are to come; None for one-way messages.
+        reply_to: where a result backend that sends answers is to send them.
     """
 
-    def __init__(self, app: Celery, driver: str, producer: Any) -> None:
+    def __init__(
+        self, app: Celery, driver: str, producer: Any, call: Call | None = None, reply_to: str | None = None
+    ) -> None:
         self._app, self._driver, self._producer = app, driver, producer
+        self._call = {CALL_HEADER: call.to_header()} if call is not None else {}
+        # The result is what a request waits for; nothing else needs it.
+        self._kept = call is not None and call.on_reply is None
+        self._reply_to = reply_to
         # Looked up once, and not for each message: Celery's settings are many mappings.
         self._events = app.conf.task_send_sent_event
         self._origin = anon_nodename()
+
+    def declare(self, agents: Iterable[str]) -> None:
+        """Make sure that these agents' queues are there."""
+        for agent in agents:
+            self._producer.maybe_declare(
+                agent_queue(agent), retry=True, **self._app.conf.task_publish_retry_policy
+            )
 
     def all_or_none(self, batch: Batch, last_check: Callable[[], object]) -> bool:
         """Hand over a batch with as few commands as it takes, or return False when this broker takes no batches.
@@ -72,7 +89,7 @@ class HandOver:
             self._producer,
             str(target),
             self._task(target, message),
-            headers=envelope_headers(message, message.expires_at),
+            headers={**envelope_headers(message, message.expires_at), **self._call},
             declare=[],
             retry=retry,
             **address(target, message, self._driver),
@@ -82,13 +99,13 @@ class HandOver:
         return self._app.amqp.as_task_v2(
             message.message_id,
             str(target),
-            (message.payload,),
-            {},
+            *_arguments(target, message),
+            reply_to=self._reply_to,
             root_id=message.conversation_id,
             parent_id=message.causation_id,
             argsrepr=HIDDEN,
             kwargsrepr=HIDDEN,
-            ignore_result=True,
+            ignore_result=not self._kept,
             create_sent_event=self._events,
             origin=self._origin,
         )
@@ -109,7 +126,7 @@ class HandOver:
     def _directly(self, batch: Batch, last_check: Callable[[], object]) -> None:
         """Hand over messages that differ from the first in no more than what is theirs."""
         channel = self._producer.channel
-        headers, properties, (_, kwargs, embed), _ = self._task(*batch[0])
+        headers, properties, (_, _, embed), _ = self._task(*batch[0])
         commands = channel.create_publish_batch(len(batch) + 1)
         try:
             for target, message in batch:
@@ -119,10 +136,11 @@ class HandOver:
                     "root_id": message.conversation_id,
                     "parent_id": message.causation_id,
                     **envelope_headers(message, message.expires_at),
+                    **self._call,
                 }
                 queue = agent_queue(target.agent)
                 said = channel.prepare_message(
-                    _encode(((message.payload,), kwargs, embed)),
+                    _encode((*_arguments(target, message), embed)),
                     broker_priority(message.priority, self._driver),
                     "application/json",
                     "utf-8",
@@ -134,6 +152,11 @@ class HandOver:
             commands.flush()
         finally:
             commands.close()
+
+
+def _arguments(target: HandlerName, message: Message) -> tuple[tuple[JSON, ...], Any]:
+    """Return the arguments of the task that a message is: its payload alone, or a method's parameters."""
+    return ((message.payload,), {}) if target.handler in TYPE_NAMES else ((), message.payload)
 
 
 def address(target: HandlerName, message: Message, driver: str) -> dict[str, Any]:

@@ -6,8 +6,9 @@ from functools import cached_property
 from typing import Any
 
 from celery import Celery
-from celery.signals import worker_process_shutdown
+from celery.signals import worker_process_shutdown, worker_shutdown
 
+from waooaw_celery.answers import Answers
 from waooaw_celery.audit.agents import LedgerAgentRegistry
 from waooaw_celery.audit.engine import Database, database_url
 from waooaw_celery.audit.ledger import Ledger
@@ -25,7 +26,8 @@ from waooaw_celery.routing import AGENT_QUEUES, HandlerName, agent_queue, check_
 from waooaw_celery.settings import RateLimitStorage, RedisTransport, WaooawSettings
 from waooaw_celery.store import Client, connect, store_url
 from waooaw_celery.transport.letters import parked
-from waooaw_celery.worker import signals
+from waooaw_celery.worker import replies, signals
+from waooaw_celery.worker.loop import close_loop
 from waooaw_celery.worker.presence import Presence
 from waooaw_celery.worker.task import AgentTask
 
@@ -44,8 +46,11 @@ class WiredCelery(Celery):
         super().__init__(*args, **kwargs)
         self.on_after_configure.connect(add_defaults, weak=False)
         self.steps["worker"].add(Presence)
+        replies.connect()
         signals.connect()
         worker_process_shutdown.connect(self._flush)
+        for ended in (worker_process_shutdown, worker_shutdown):
+            ended.connect(close_loop)
         parked.connect(self._note_dead)
 
     @cached_property
@@ -91,6 +96,11 @@ class WiredCelery(Celery):
         if self._database is not None:
             return self.ledger
         return RedisReceipts(self._connect(), self.settings.receipt_seconds)
+
+    @cached_property
+    def answers(self) -> Answers:
+        """The answers that this process waits for."""
+        return Answers(self)
 
     @cached_property
     def ledger(self) -> Ledger:
@@ -180,6 +190,8 @@ class WiredCelery(Celery):
 
     def close(self) -> None:
         """Close all connections."""
+        if "answers" in self.__dict__:
+            self.answers.close()
         super().close()
         for part in ("registry", "receipts", "limiter", "ledger", "_database"):
             if self.__dict__.get(part) is not None:  # made so far

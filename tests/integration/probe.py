@@ -8,11 +8,12 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from celery.exceptions import Ignore, Reject
 
-from waooaw_celery import Agent, Message, MessageType, create_app, current_message
+from waooaw_celery import Agent, Message, MessageType, Response, create_app, current_message
 
 app = create_app("probe", **json.loads(os.environ.get("PROBE_SETTINGS", "{}")))
 agent = Agent(os.environ["PROBE_NAME"], app)
@@ -46,6 +47,8 @@ def command(self: Any, message: Message) -> None:
         time.sleep(do["first_sleep"])
     if "forward_to" in do:
         agent.send(do["forward_to"], do.get("forward", {}))
+    if "then_ask" in do:
+        agent.request(do["then_ask"], "seen", timeout=20)
     if "delay_to" in do:
         app.signature(f"{do['delay_to']}.command", args=({"by": "delay"},)).delay()
     if do.get("fail_times", 0) > self.request.retries:
@@ -93,6 +96,12 @@ def echo(value: Any) -> Any:
 
 
 @agent.method
+def nap(seconds: float) -> float:
+    time.sleep(seconds)
+    return seconds
+
+
+@agent.method
 def sleep(seconds: float) -> None:
     time.sleep(seconds)
 
@@ -112,6 +121,11 @@ def fail(text: str) -> None:
 @agent.method(time_limit=1)
 def hang() -> None:
     time.sleep(60)
+
+
+@agent.method(max_retries=0)
+def kill() -> None:
+    os.kill(os.getpid(), 9)
 
 
 @agent.method
@@ -148,10 +162,90 @@ def add(a: int, b: int) -> int:
 
 
 @agent.method
-def ask(to_agent: str, method: str) -> Any:
+def ask(to_agent: str, method: str, params: Any = None, timeout: float = 10) -> Any:
+    return agent.request(to_agent, method, params, timeout=timeout)
+
+
+@agent.method(bind=True, max_retries=1)
+def ask_in_a_second_attempt(self: Any, to_agent: str, method: str) -> Any:
+    if self.request.retries == 0:
+        raise self.retry(countdown=0)
     return agent.request(to_agent, method, timeout=10)
+
+
+@agent.method(bind=True)
+def let_another_answer(self: Any, to_agent: str, method: str, params: Any) -> Any:
+    raise self.replace(app.signature(f"{to_agent}.{method}", kwargs=params))
 
 
 @agent.method
 def answer_with_a_set() -> Any:
     return {1, 2}
+
+
+@agent.method
+def count(to: int, pause: float = 0, fail_at: int = -1) -> Iterator[Any]:
+    try:
+        for number in range(to):
+            if number == fail_at:
+                raise ValueError(f"no {number}")
+            yield {"number": number}
+            time.sleep(pause)
+    except GeneratorExit:
+        _seen.append({"count": "closed"})
+        raise
+    return {"counted": to}
+
+
+@agent.method
+def letters(text: str) -> Iterator[str]:
+    yield from text
+
+
+@agent.method
+def yield_a_set() -> Iterator[Any]:
+    yield 1
+    yield {1, 2}
+
+
+@agent.method(bind=True)
+def count_and_die(self: Any) -> Iterator[int]:
+    yield 0
+    yield 1
+    if not self.request.retries:
+        os.kill(os.getpid(), 9)
+    yield 2
+
+
+@agent.method
+def relay(to_agent: str, to: int) -> Iterator[Any]:
+    with agent.stream(to_agent, "count", {"to": to}, timeout=10) as stream:
+        yield from stream
+    return stream.result
+
+
+_replies: list[dict[str, Any]] = []
+
+
+@agent.reply
+def replied(response: Response) -> None:
+    error = response.error
+    _replies.append(
+        {
+            "agent": response.agent,
+            "message_id": response.message_id,
+            "result": response.result,
+            "error": error and type(error).__name__,
+            "text": error and str(error),
+        }
+    )
+
+
+@agent.method
+def replies() -> list[dict[str, Any]]:
+    return _replies
+
+
+@agent.method
+def ask_for_reply(to_agent: str, method: str, params: Any = None, timeout: float = 20) -> str:
+    return agent.request_later(to_agent, method, params, timeout=timeout, on_reply=replied).message_id

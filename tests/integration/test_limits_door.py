@@ -39,7 +39,8 @@ def limited(broker: Broker) -> Iterator[Limited]:
     apps: list[AgentApp] = []
 
     def make(limit: str | None = "3/hour", **config: Any) -> AgentApp:
-        settings = {"waooaw_sender": f"sender-{uuid4().hex[:8]}", "waooaw_rate_limit": limit}
+        sender = f"sender-{uuid4().hex[:8]}"
+        settings = {"waooaw_sender": sender, "waooaw_agents": [sender], "waooaw_rate_limit": limit}
         apps.append(broker.app(**(settings | config)))
         return apps[-1]
 
@@ -90,6 +91,10 @@ WAYS: dict[str, Callable[[AgentApp, str], Any]] = {
     "chain": lambda app, to: chain(echo(app, to, 1), echo(app, to, immutable=True)).delay(),
     "group": lambda app, to: group([echo(app, to, 1)]).delay(),
     "request": lambda app, to: RequestResponseHandler(app).request(to, "echo", {"value": 1}, timeout=20),
+    "request_later": lambda app, to: RequestResponseHandler(app).request_later(
+        to, "echo", {"value": 1}, on_reply=f"{name_of(app)}.seen", timeout=20
+    ),
+    "stream": lambda app, to: list(RequestResponseHandler(app).stream(to, "echo", {"value": 1}, timeout=20)),
     "send_request": lambda app, to: RequestResponseHandler(app).send_request(to, "echo", {"value": 1}, timeout=20),
 }
 
@@ -247,17 +252,27 @@ def test_checking_first_and_sending_then_counts_once(limited: Limited, probe: st
     asyncio.run(asyncio.wait_for(example(), 30))
 
 
-def test_many_coroutines_may_wait_for_their_turns(limited: Limited) -> None:
-    """A hundred wait on one event loop while other calls go on: no thread is held by one that waits."""
-    app = limited("60/second")
-    limiter = aio.RateLimiter(app.limiter)
+def test_many_coroutines_may_wait_for_their_turns(limited: Limited, probe: str) -> None:
+    """Forty wait on one event loop, more than there are threads, and another sender's message passes meanwhile."""
+    app = limited("20/2 seconds", waooaw_rate_limits={"hurried": "unlimited"})
+    limiter, bus = aio.RateLimiter(app.limiter), aio.MessageBus(app)
 
-    async def all_of_them() -> float:
+    async def all_of_them() -> tuple[float, float]:
         began = time.monotonic()
-        await asyncio.gather(*(limiter.acquire(name_of(app), wait=20) for _ in range(150)))
-        return time.monotonic() - began
+        waiting = [limiter.acquire(name_of(app), wait=20) for _ in range(20)]
+        waiting += [bus.send(message(app, probe), wait=20) for _ in range(20)]
+        together = asyncio.gather(*waiting)
+        await asyncio.sleep(0.5)
+        await bus.send(message(app, probe, from_agent="hurried"))
+        passed = time.monotonic() - began
+        await together
+        return passed, time.monotonic() - began
 
-    assert 2 <= asyncio.run(asyncio.wait_for(all_of_them(), 30)) < 20
+    passed, all_ = asyncio.run(asyncio.wait_for(all_of_them(), 30))
+    assert passed < 1.9
+    assert 2 <= all_ < 20
+    if app.settings.database_url is not None:
+        assert MessageAuditTrail(app.ledger).refusals(name_of(app)) == []
 
 
 def test_a_running_worker_goes_by_what_an_administrator_sets(

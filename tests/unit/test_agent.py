@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
@@ -85,12 +86,30 @@ def test_the_worker_consumes_its_agents_queues(app: AgentApp) -> None:
     assert app.consumed_agents() == ("two",)
 
 
-def test_async_handlers_are_refused(agent: Agent) -> None:
-    """Celery would make a coroutine and never run it: registering one raises."""
-    with pytest.raises(ConfigurationError, match=r"greeter\.later is an async def"):
+def test_an_async_handler_called_directly_is_awaited_by_its_caller(agent: Agent) -> None:
+    """In a unit test an async def handler is what it looks like, with a Message or with parameters."""
 
-        @agent.method
-        async def later() -> None: ...
+    @agent.method
+    async def greet(name: str) -> str:
+        return f"Hello, {name}!"
+
+    @agent.on(MessageType.COMMAND)
+    async def work(message: Message) -> str:
+        return message.to_agent
+
+    assert asyncio.run(greet("Ada")) == "Hello, Ada!"
+    assert asyncio.run(work(Message(from_agent="a", to_agent="greeter"))) == "greeter"
+
+
+def test_the_arguments_of_an_async_method_are_checked_before_it_is_sent(agent: Agent) -> None:
+    """Celery compares a call with the signature as it was written."""
+
+    @agent.method
+    async def greet(name: str) -> str:
+        return name
+
+    with pytest.raises(TypeError, match="nobody"):
+        greet.delay(nobody="x")
 
 
 def test_a_second_handler_of_a_name_is_refused(agent: Agent) -> None:

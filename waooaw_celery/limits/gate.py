@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from waooaw_celery.errors import RateLimitExceeded, StoreUnavailable
-from waooaw_celery.limits.limiter import RateLimiter, Turn
+from waooaw_celery.limits.limiter import RateLimiter
 from waooaw_celery.limits.rules import Demand, demands
+from waooaw_celery.limits.turn import Wait, turn_of
 from waooaw_celery.message import Message
 from waooaw_celery.receipts import Receipts
 
@@ -28,7 +28,7 @@ class Gate:
         self._limiter = limiter
         self._receipts = receipts
 
-    def admit(self, messages: Sequence[Message], wait: float | None = None) -> None:
+    def admit(self, messages: Sequence[Message], wait: Wait = None) -> None:
         """Count messages that are about to be sent, all or none.
 
         Messages of several senders are counted sender by sender, when all of them may send: only when somebody
@@ -43,7 +43,8 @@ class Gate:
             StoreUnavailable: the limit cannot be checked, and is not set to let messages pass then.
         """
         wanted = _by_sender(messages)
-        turn = Turn(wait, before=_first_end(messages))
+        turn = turn_of(wait)
+        turn.end_before(_first_end(messages))
         while True:
             try:
                 return self._charge(wanted)
@@ -53,7 +54,7 @@ class Gate:
                 except RateLimitExceeded:
                     self._write_down(error)
                     raise
-            time.sleep(pause)
+            turn.rest(pause)
 
     def _charge(self, wanted: Mapping[str, Sequence[Demand]]) -> None:
         if len(wanted) > 1:

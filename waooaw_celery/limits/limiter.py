@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 from waooaw_celery.errors import InvalidMessage, RateLimitExceeded, StoreUnavailable
 from waooaw_celery.limits.grammar import read_quota
 from waooaw_celery.limits.rules import EACH, MAX_LIMIT, Demand, Quota, demands, scope_to, seconds_of
 from waooaw_celery.limits.storage import LimitStorage, RuleStatus
+from waooaw_celery.limits.turn import Wait, turn_of
 from waooaw_celery.message import MessageType, Priority
 from waooaw_celery.values import check_agent_name
 
@@ -93,7 +92,7 @@ class RateLimiter:
         to: str | None = None,
         message_type: MessageType | None = None,
         priority: Priority = Priority.NORMAL,
-        wait: float | None = None,
+        wait: Wait = None,
     ) -> None:
         """Count messages of an agent, all or none. For what does not pass the door: the door does it by itself.
 
@@ -107,14 +106,14 @@ class RateLimiter:
         """
         self.charge(agent, _demands(agent, n, to, message_type, priority), wait)
 
-    def charge(self, agent: str, demands: Sequence[Demand], wait: float | None = None) -> None:
+    def charge(self, agent: str, demands: Sequence[Demand], wait: Wait = None) -> None:
         """Count what is demanded in each scope, all or none; see ``acquire``."""
-        turn = Turn(wait)
+        turn = turn_of(wait)
         while True:
             try:
                 return self._decide(agent, demands, charge=True)
             except RateLimitExceeded as error:
-                time.sleep(turn.pause(error))
+                turn.rest(turn.pause(error))
 
     def check(self, agent: str, demands: Sequence[Demand]) -> None:
         """Check what is demanded in each scope, and count nothing; see ``check_limit``."""
@@ -217,34 +216,6 @@ class RateLimiter:
             return
         if refusal is not None:
             raise RateLimitExceeded(agent, str(refusal.rule), seconds_of(refusal.wait), demands[0].n)
-
-
-class Turn:
-    """Whoever waits for its turn: how long yet.
-
-    Args:
-        wait: seconds in all; None: none.
-        before: a moment after which it need not wait any more.
-
-    Raises:
-        InvalidMessage: this is no number of seconds.
-    """
-
-    def __init__(self, wait: float | None, before: datetime | None = None) -> None:
-        if wait is not None and (isinstance(wait, bool) or not isinstance(wait, int | float) or not wait >= 0):
-            raise InvalidMessage(f"wait must be None or a number of seconds, not {wait!r}")
-        if wait is not None and before is not None:
-            wait = min(wait, (before - datetime.now(UTC)).total_seconds())
-        self._until = None if wait is None else time.monotonic() + wait
-
-    def pause(self, error: RateLimitExceeded) -> float:
-        """Return the seconds until it is worth asking again, or raise the error when time is over before that."""
-        if self._until is None or math.isinf(error.retry_after) or self._left() < error.retry_after:
-            raise error
-        return error.retry_after
-
-    def _left(self) -> float:
-        return 0.0 if self._until is None else self._until - time.monotonic()
 
 
 def _demands(

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from contextvars import ContextVar
 from datetime import UTC, datetime
+from functools import wraps
 from typing import Any
 
+from billiard import current_process
 from billiard.common import terminate_handler_fired  # type: ignore[attr-defined]  # newer than its stubs
 from celery import Task
 from celery._state import get_current_worker_task
 from celery.app.task import Context
 from celery.exceptions import Ignore, WorkerShutdown, WorkerTerminate
 
+from waooaw_celery.calls import CALL_HEADER, Call
 from waooaw_celery.envelope import moment, payload_of
 from waooaw_celery.errors import HandlerExited
 from waooaw_celery.message import ENVELOPE_HEADER, Message
+from waooaw_celery.worker.chunks import Chunks, exhaust, exhaust_async
+from waooaw_celery.worker.loop import handler_loop
 
 #: Where a task's request keeps its message once that has been read: large ones are not read twice.
 _MESSAGE = "waooaw_message"
@@ -21,6 +29,8 @@ _MESSAGE = "waooaw_message"
 _OVER = "waooaw_over"
 #: Where it keeps that the handler has ended, and Celery goes on.
 _ENDED = "waooaw_ended"
+#: The handler whose coroutine runs, and its request: Celery keeps both by thread, and coroutines share one.
+_handling: ContextVar[tuple[AgentTask, Context] | None] = ContextVar("waooaw_handling", default=None)
 
 
 class AgentTask(Task):  # type: ignore[type-arg]
@@ -63,6 +73,48 @@ class AgentTask(Task):  # type: ignore[type-arg]
             if outermost:
                 self.request.update({_ENDED: True})
 
+    @property
+    def request(self) -> Context:
+        """The attempt that is being handled: Celery's facts about it."""
+        handling = _handling.get()
+        if handling is not None and handling[0] is self:
+            return handling[1]
+        request: Context = super().request
+        return request
+
+    def complete(self, outcome: Any) -> Any:
+        """Bring what the handler returned to its end: a coroutine or a generator.
+
+        Called directly, as in a unit test, either is the caller's to await or to exhaust.
+        """
+        request = self.request
+        if request.called_directly:
+            return outcome
+        if inspect.isgenerator(outcome):
+            return exhaust(outcome, self._chunks(request))
+        if inspect.isasyncgen(outcome):
+            outcome = exhaust_async(outcome, self._chunks(request))
+        return self._awaited(outcome, request) if inspect.iscoroutine(outcome) else outcome
+
+    def _chunks(self, request: Context) -> Chunks:
+        call = self.call
+        return Chunks(lambda: self.backend, request, streamed=call is not None and call.stream)
+
+    def _awaited(self, coroutine: Any, request: Context) -> Any:
+        """Run a coroutine on the event loop of the process, and wait for it."""
+        token = _handling.set((self, request))
+        try:
+            return handler_loop().run(str(request.id), coroutine, *self._limits(request))
+        finally:
+            _handling.reset(token)
+
+    def _limits(self, request: Context) -> tuple[float | None, float | None]:
+        """Return the soft and the hard time limit, in seconds, where Celery does not see to them itself."""
+        if current_process().name != "MainProcess":  # the prefork pool does
+            return None, None
+        hard, soft = request.timelimit or (None, None)
+        return soft or self.soft_time_limit, hard or self.time_limit
+
     def is_over(self) -> bool:
         """Whether the time of the message was over while it waited in the worker, where Celery no longer looks.
 
@@ -92,6 +144,21 @@ class AgentTask(Task):  # type: ignore[type-arg]
         """
         return self.message_of(self.request)
 
+    @property
+    def call(self) -> Call | None:
+        """How the answer to the request that is being handled is to come, or None when it is no request.
+
+        Raises:
+            InvalidMessage: its header is damaged.
+        """
+        return Call.from_header((self.request.headers or {}).get(CALL_HEADER))
+
+    def awaited_until(self) -> datetime | None:
+        """Return when the caller of the request that is being handled stops waiting, or None when it does not."""
+        call = self.call
+        bounded = call is not None and not call.stream and call.on_reply is None
+        return self.message.expires_at if bounded else None
+
     def message_of(self, request: Context) -> Message:
         """Return the message of a request for this handler.
 
@@ -112,14 +179,36 @@ class AgentTask(Task):  # type: ignore[type-arg]
         return message
 
 
+def completed(function: Callable[..., Any], bind: bool) -> Callable[..., Any]:
+    """Return the plain function, bound to its task, as which Celery runs an ``async def`` or a generator.
+
+    Args:
+        function: the handler as it was written.
+        bind: whether it takes its task as first argument.
+    """
+
+    @wraps(function)
+    def run(task: AgentTask, /, *args: Any, **kwargs: Any) -> Any:
+        return task.complete(function(task, *args, **kwargs) if bind else function(*args, **kwargs))
+
+    own = inspect.signature(function)
+    first = () if bind else (inspect.Parameter("task", inspect.Parameter.POSITIONAL_ONLY),)
+    # Celery checks the arguments of a call against it.
+    run.__signature__ = own.replace(parameters=(*first, *own.parameters.values()))  # type: ignore[attr-defined]
+    return run
+
+
 def current_task() -> AgentTask | None:
-    """Return the handler that is running in this thread, or None outside of handlers."""
-    task = get_current_worker_task()
+    """Return the handler that is running in this thread or coroutine, or None outside of handlers."""
+    handling = _handling.get()
+    task = get_current_worker_task() if handling is None else handling[0]
     return task if isinstance(task, AgentTask) else None
 
 
 def goes_on() -> bool:
     """Whether Celery sends on what was begun, such as the next step of a chain, and no handler runs."""
+    if _handling.get() is not None:  # a coroutine of a handler, which may outlive it
+        return False
     task = get_current_worker_task()
     if isinstance(task, AgentTask):
         return bool(task.request.get(_ENDED))
@@ -127,6 +216,6 @@ def goes_on() -> bool:
 
 
 def current_message() -> Message | None:
-    """Return the message that is being handled in this thread, or None outside of handlers."""
+    """Return the message that is being handled in this thread or coroutine, or None outside of handlers."""
     task = current_task()
     return task.message if task is not None else None
