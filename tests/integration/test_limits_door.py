@@ -116,6 +116,8 @@ def test_every_way_to_send_is_counted_and_refused(limited: Limited, probe: str, 
     assert caught.value.agent == name_of(app)
     assert 3590 < caught.value.retry_after < 3601
     assert used(app) == 3
+    if app.settings.database_url is not None:  # nothing was written down of what was refused
+        assert len(MessageAuditTrail(app.ledger).query(from_agent=name_of(app)).records) == 3
 
 
 def test_a_group_is_counted_one_by_one(limited: Limited, probe: str) -> None:
