@@ -26,7 +26,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("app",),
     ("wiring",),
     ("worker",),
-    ("audit",),
+    ("audit", "limits"),
     ("answers", "calls", "celery_setup", "envelope", "handover", "receipts", "registry", "routing", "store"),
     ("message", "settings", "transport"),
     ("values", "offload"),

@@ -202,6 +202,20 @@ class CancelRow(Base):
     retain_until: Mapped[datetime]
 
 
+class RefusalRow(Base):
+    """Messages of an agent that a rate limit refused in a minute, as one process counted them."""
+
+    __tablename__ = "waooaw_refusals"
+    __table_args__ = (Index("waooaw_refusals_minute", "minute"),)
+
+    agent: Mapped[str] = mapped_column(primary_key=True)
+    rule: Mapped[str] = mapped_column(primary_key=True)
+    minute: Mapped[datetime] = mapped_column(primary_key=True)
+    process: Mapped[str] = mapped_column(primary_key=True)
+    part: Mapped[int] = mapped_column(primary_key=True)
+    count: Mapped[int]
+
+
 class HoldRow(Base):
     """A legal hold: what it names is not purged while it stands."""
 
