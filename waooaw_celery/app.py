@@ -54,7 +54,7 @@ class AgentApp(WiredCelery):
             options: those of ``apply_async``; ``priority`` is a Priority or its name.
 
         Raises:
-            InvalidMessage: an argument is no JSON value, or an option breaks a rule.
+            InvalidMessage: an argument cannot travel or is too large, or an option breaks a rule.
             UnknownSender: no agent is speaking.
             UnknownAgent: nobody ever declared the recipient; NoHandler, UnknownMethod: it does not handle this.
             BrokerUnavailable: the broker refused or did not answer; whether it has the message is not known.
@@ -66,11 +66,11 @@ class AgentApp(WiredCelery):
         if target is None:
             return self._send_ordinary(name, args, kwargs, options)
         if options.get("retries"):
-            return self._publish(
-                target, self._retried_message(target, args, kwargs, options), args, kwargs, options
-            )
+            message = self._retried_message(target, args, kwargs, options)
+            return self._publish(target, message, args, kwargs, options)
         message = self._new_message(target, args, kwargs, options, message)
         self.registry.check_handler(target)
+        self.packer.check((args or (), kwargs or {}), *self._written_as(target, message, options))
         self._record([(target, message)])
         result = self._publish(target, message, args, kwargs, options)
         self._note_sent([message])
@@ -158,6 +158,25 @@ class AgentApp(WiredCelery):
             logger.warning("retry of %s: %s", options["task_id"], error, extra={"action": "retry_too_late"})
         return message_of_retry(target, args, kwargs, options)
 
+    def _check_written(
+        self, target: HandlerName, args: Any, kwargs: Any, options: Mapping[str, Any], message: Message
+    ) -> dict[str, Any]:
+        """Return how a message is written, as options of a publish, once it is seen that it can be."""
+        serializer, compression = self.written_as(
+            target.agent,
+            message.serializer or options.get("serializer"),
+            message.compression or options.get("compression"),
+        )
+        self.packer.check((args or (), kwargs or {}), serializer, compression)
+        return {"serializer": serializer, "compression": compression}
+
+    def _written_as(
+        self, target: HandlerName, message: Message, options: Mapping[str, Any]
+    ) -> tuple[str, str | None]:
+        """Return the format and the codec of a message that is published with these options."""
+        serializer = message.serializer or options.get("serializer")
+        return self.written_as(target.agent, serializer, message.compression or options.get("compression"))
+
     def _check_delay(self, target: HandlerName, options: Mapping[str, Any]) -> None:
         due = options.get("countdown") or options.get("eta")
         visible = self.visibility_timeout if due else None
@@ -200,7 +219,10 @@ class AgentApp(WiredCelery):
         expires_at = (
             moment(options.get("expires"), self.timezone) if options.get("retries") else message.expires_at
         )
+        serializer, compression = self._written_as(target, message, options)
         options |= {
+            "serializer": serializer,
+            "compression": compression,
             "task_id": message.message_id,
             "root_id": message.conversation_id,
             "parent_id": message.causation_id,
@@ -229,6 +251,8 @@ class AgentApp(WiredCelery):
         Returns:
             What notes that the broker has them, when it was made ready meanwhile.
         """
+        hand_over = HandOver(self, self.driver, producer)
+        bodies = hand_over.pack(batch)
         written = self._begin_record(batch)
         notes: list[Callable[[], None]] = []
 
@@ -239,8 +263,7 @@ class AgentApp(WiredCelery):
         try:
             for agent in dict.fromkeys(target.agent for target, _ in batch):
                 producer.maybe_declare(agent_queue(agent), retry=True, **self.conf.task_publish_retry_policy)
-            hand_over = HandOver(self, self.driver, producer)
-            if hand_over.all_or_none(batch, when_ready):
+            if hand_over.all_or_none(batch, bodies, when_ready):
                 published.extend(message for _, message in batch)
                 return notes[0]
         except BatchPublishError as error:

@@ -2,47 +2,60 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
-from celery import Celery, signals
+from celery import signals
 from celery.utils.nodenames import anon_nodename
 
 from waooaw_celery.message import ENVELOPE_HEADER, Message
 from waooaw_celery.routing import HandlerName, agent_queue, broker_priority
 from waooaw_celery.transport.channel import Channel
+from waooaw_celery.wire.packing import Packed
 
 #: What Celery, its logs and Flower show in place of the arguments, which may be confidential.
 HIDDEN = "…"
 
 Batch = Sequence[tuple[HandlerName, Message]]
 
-# A payload was copied when its message was made, and cannot contain itself.
-_encode = json.JSONEncoder(check_circular=False).encode
-
 
 class HandOver:
     """Hands messages to one producer's broker, without what Celery does anew for each single task.
 
     Args:
-        app: the application whose settings count.
+        app: the application, an AgentApp, whose settings count.
         driver: Kombu's name for the kind of broker.
         producer: over which it hands over.
     """
 
-    def __init__(self, app: Celery, driver: str, producer: Any) -> None:
+    def __init__(self, app: Any, driver: str, producer: Any) -> None:
         self._app, self._driver, self._producer = app, driver, producer
         # Looked up once, and not for each message: Celery's settings are many mappings.
         self._events = app.conf.task_send_sent_event
         self._origin = anon_nodename()
+        self._written_as = lru_cache(maxsize=None)(app.written_as)
 
-    def all_or_none(self, batch: Batch, last_check: Callable[[], object]) -> bool:
+    def pack(self, batch: Batch) -> list[Packed]:
+        """Write the bodies of a batch, before anything is done about it.
+
+        Raises:
+            Unwritable: one cannot be written in its format, or breaks a cap.
+            ConfigurationError: there is no such format or codec.
+        """
+        pack, written_as, rest = self._app.packer.pack, self._written_as, self._task(*batch[0])[2][1:]
+        return [
+            pack(((message.payload,), *rest), *written_as(target.agent, message.serializer, message.compression))
+            for target, message in batch
+        ]
+
+    def all_or_none(self, batch: Batch, bodies: Sequence[Packed], last_check: Callable[[], object]) -> bool:
         """Hand over a batch with as few commands as it takes, or return False when this broker takes no batches.
 
         Args:
             batch: the messages.
+            bodies: theirs, as ``pack`` wrote them.
             last_check: called when they are ready; when it raises, nothing is handed over.
 
         Raises:
@@ -51,7 +64,7 @@ class HandOver:
         if not self._producer.supports_batch_publish:
             return False
         if self._knows_the_way():
-            self._directly(batch, last_check)
+            self._directly(batch, bodies, last_check)
             return True
         # A batch of this size hands nothing over before its end, and nothing at all when something fails.
         with self._producer.batch(len(batch) + 1):
@@ -68,10 +81,13 @@ class HandOver:
             message: the message.
             retry: whether to try again when a connection is lost; None: as Celery's settings say.
         """
+        serializer, compression = self._written_as(target.agent, message.serializer, message.compression)
         self._app.amqp.send_task_message(
             self._producer,
             str(target),
             self._task(target, message),
+            serializer=serializer,
+            compression=compression,
             headers=envelope_headers(message, message.expires_at),
             declare=[],
             retry=retry,
@@ -96,23 +112,20 @@ class HandOver:
     def _knows_the_way(self) -> bool:
         """Whether nobody would notice that the messages do not pass through Celery and Kombu one by one."""
         listened = (signals.before_task_publish, signals.after_task_publish, signals.task_sent)
-        conf = self._app.conf
         return (
             isinstance(self._producer.channel, Channel)
             and not any(signal.receivers for signal in listened)
             and not self._events
-            and conf.task_protocol == 2
-            and conf.task_serializer == "json"
-            and not conf.task_compression
+            and self._app.conf.task_protocol == 2
         )
 
-    def _directly(self, batch: Batch, last_check: Callable[[], object]) -> None:
+    def _directly(self, batch: Batch, bodies: Sequence[Packed], last_check: Callable[[], object]) -> None:
         """Hand over messages that differ from the first in no more than what is theirs."""
         channel = self._producer.channel
-        headers, properties, (_, kwargs, embed), _ = self._task(*batch[0])
+        headers, properties, *_ = self._task(*batch[0])
         commands = channel.create_publish_batch(len(batch) + 1)
         try:
-            for target, message in batch:
+            for (target, message), body in zip(batch, bodies, strict=True):
                 theirs = {
                     "task": str(target),
                     "id": message.message_id,
@@ -120,12 +133,14 @@ class HandOver:
                     "parent_id": message.causation_id,
                     **envelope_headers(message, message.expires_at),
                 }
+                if body.codec is not None:
+                    theirs["compression"] = body.codec
                 queue = agent_queue(target.agent)
                 said = channel.prepare_message(
-                    _encode(((message.payload,), kwargs, embed)),
+                    body.body,
                     broker_priority(message.priority, self._driver),
-                    "application/json",
-                    "utf-8",
+                    body.content_type,
+                    body.content_encoding,
                     {**headers, **theirs},
                     {**properties, "correlation_id": message.message_id, "delivery_mode": 2},
                 )

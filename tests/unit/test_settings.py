@@ -28,7 +28,11 @@ def test_other_variables_are_not_settings() -> None:
     [
         ({"waooaw_ttl": 1}, {}, "unknown setting waooaw_ttl: did you mean waooaw_ttl_seconds?"),
         ({}, {"WAOOAW_SENDR": "x"}, r"unknown environment variable WAOOAW_SENDR: did you mean WAOOAW_SENDER\?"),
-        ({"waooaw_zzz": 1}, {}, "unknown setting waooaw_zzz: known are agents, allow_unordered"),
+        (
+            {"waooaw_zzz": 1},
+            {},
+            "unknown setting waooaw_zzz: known are accept_codecs, .*, agents, allow_unordered",
+        ),
         ({"waooaw_ttl_seconds": "soon"}, {}, "waooaw_ttl_seconds: .*number.*'soon'"),
         ({}, {"WAOOAW_REQUEST_TIMEOUT": "-1"}, "WAOOAW_REQUEST_TIMEOUT: .*greater than 0"),
         ({"waooaw_agents": ["ok", "Not Ok"]}, {}, "waooaw_agents: .*1 to 63 characters"),

@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Iterable
 from queue import Empty
 from typing import Any, NamedTuple
 from uuid import uuid4
@@ -17,14 +16,16 @@ from kombu.transport import redis
 from redis import Redis
 from redis.exceptions import NoScriptError, RedisError
 
+from waooaw_celery.errors import Unreadable
 from waooaw_celery.transport.batch import PublishBatch
-from waooaw_celery.transport.guard import Delivery, Limits, Unreadable, examine, read
+from waooaw_celery.transport.guard import Delivery, examine, read
 from waooaw_celery.transport.lease import LeaseKeeper
 from waooaw_celery.transport.letters import DEAD_KEY, park, tell
 from waooaw_celery.transport.qos import QoS
 from waooaw_celery.transport.recovery import put_back
 from waooaw_celery.transport.scripts import CLAIM, PUBLISH, TOUCH
 from waooaw_celery.transport.travel import Claim, Message, mark_redelivered, to_text
+from waooaw_celery.wire.caps import Caps
 
 logger = logging.getLogger(__name__)
 
@@ -41,9 +42,6 @@ MOST_PLACES = 1000
 _OPTIONS = (
     "foreign_visibility_timeout",
     "delivery_limit",
-    "max_message_bytes",
-    "max_expanded_bytes",
-    "accept_content_types",
 )
 
 
@@ -75,11 +73,6 @@ class Channel(redis.Channel):
     foreign_visibility_timeout = 3600.0
     #: How often a message is taken back from consumers that died, before it is a dead letter.
     delivery_limit = 5
-    #: Largest message, and largest unpacked body, in bytes.
-    max_message_bytes = Limits().max_bytes
-    max_expanded_bytes = Limits().max_expanded_bytes
-    #: Content types of tasks that are accepted; None: all that Kombu has not disabled.
-    accept_content_types: Iterable[str] | None = None
 
     from_transport_options: tuple[str, ...] = (*redis.Channel.from_transport_options, *_OPTIONS)
 
@@ -106,11 +99,7 @@ class Channel(redis.Channel):
                 "ack_emulation=False would lose messages: leave it out of broker_transport_options, "
                 "or use Kombu's own transport (waooaw_redis_transport='kombu')"
             )
-        self._limits = Limits(
-            max_bytes=self.max_message_bytes,
-            max_expanded_bytes=self.max_expanded_bytes,
-            content_types=None if self.accept_content_types is None else frozenset(self.accept_content_types),
-        )
+        self._caps = Caps.of(connection.client.transport_options)
 
     # --- publishing
 
@@ -261,7 +250,7 @@ class Channel(redis.Channel):
     def _read(self, claim: Claim) -> Delivery | None:
         """Return what was claimed, or make a dead letter of it and return None."""
         try:
-            delivery = read(claim.raw, self._limits)
+            delivery = read(claim.raw, self._caps)
         except Unreadable as error:
             park(self, self.scripts_client, claim.tag, claim.queue, claim.raw, str(error))
             return None
@@ -284,7 +273,7 @@ class Channel(redis.Channel):
     def _deliver_fanout_message(self, message: Any, exchange: str) -> bool:
         """Deliver what was broadcast to whoever listens: remote control. Nothing of it is kept anywhere."""
         try:
-            delivery = examine(message, self._limits)
+            delivery = examine(message, self._caps)
         except Unreadable as error:
             logger.warning(
                 "a broadcast to %a was dropped: %s", exchange, error, extra={"action": "broadcast_dropped"}
