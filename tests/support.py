@@ -106,18 +106,23 @@ class Broker:
         *options: str,
         node: str | None = None,
         module: str = "probe",
+        env: dict[str, str] | None = None,
         **settings: object,
     ) -> subprocess.Popen[bytes]:
         """Start a worker of the probe agent of this name, and return when it has declared itself."""
         self.names.add(name)
         node = f"{node or name}@{socket.gethostname()}"
-        env = os.environ | {
-            "PROBE_NAME": name,
-            "PROBE_SETTINGS": json.dumps(settings),
-            "CELERY_BROKER_URL": self.url,
-            "CELERY_RESULT_BACKEND": self.redis_url,
-            "WAOOAW_SPOOL_FOLDER": str(self.spool_folder),
-        }
+        env = (
+            os.environ
+            | (env or {})
+            | {
+                "PROBE_NAME": name,
+                "PROBE_SETTINGS": json.dumps(settings),
+                "CELERY_BROKER_URL": self.url,
+                "CELERY_RESULT_BACKEND": (env or {}).get("CELERY_RESULT_BACKEND", self.redis_url),
+                "WAOOAW_SPOOL_FOLDER": str(self.spool_folder),
+            }
+        )
         if self.database_url is not None:
             env["WAOOAW_DATABASE_URL"] = self.database_url
         command = [sys.executable, "-m", "celery", "-A", module, "worker", "-n", node, "-c", "1"]

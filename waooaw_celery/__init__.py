@@ -15,7 +15,8 @@ from waooaw_celery.errors import (
     WaooawError,
 )
 from waooaw_celery.message import DeliveryReceipt, Message, MessageStatus, MessageType, Priority, RetentionPolicy
-from waooaw_celery.request_response import RequestResponseHandler, Response
+from waooaw_celery.request_response import RequestResponseHandler
+from waooaw_celery.response import Response
 from waooaw_celery.worker.task import current_message
 
 __all__ = [

@@ -8,14 +8,19 @@ from typing import Any
 
 from celery import Task
 
+from waooaw_celery.aio import Agent as AwaitedAgent
 from waooaw_celery.app import AgentApp
 from waooaw_celery.bus import MessageBus
 from waooaw_celery.errors import ConfigurationError
 from waooaw_celery.message import SENDABLE, TYPE_NAMES, DeliveryReceipt, Message, MessageType, Priority
 from waooaw_celery.request_response import RequestResponseHandler
 from waooaw_celery.routing import HandlerName
+from waooaw_celery.streams import Stream
 from waooaw_celery.values import JSON, check_agent_name
 from waooaw_celery.worker.task import AgentTask, completed
+
+#: Functions whose call is only the beginning: what they return is to be awaited or exhausted.
+_TO_COMPLETE = (inspect.iscoroutinefunction, inspect.isgeneratorfunction, inspect.isasyncgenfunction)
 
 
 class Agent:
@@ -46,6 +51,8 @@ class Agent:
         self._handlers = app.agents.setdefault(name, [])
         self._bus = MessageBus(app)
         self._requests = RequestResponseHandler(app)
+        #: The same as coroutines: ``await agent.aio.request(...)``, in an ``async def`` handler.
+        self.aio = AwaitedAgent(name, app)
 
     def on(self, message_type: MessageType, **options: Any) -> Callable[[Callable[..., Any]], Task[Any, Any]]:
         """Register the handler, ``def`` or ``async def``, of all messages of this type; it gets the Message.
@@ -84,7 +91,9 @@ class Agent:
     def method(self, function: Callable[..., Any] | None = None, **options: Any) -> Any:
         """Register a method, ``def`` or ``async def``, that others request.
 
-        What it returns, any JSON value, is the answer.
+        What it returns, any JSON value, is the answer. A generator answers in parts, which ``stream`` takes; what
+        it returns, or an async generator's last ``yield Final(result)``, is the final result. Who requests it
+        without taking parts gets the final result, or when there is none the parts as a list.
         One that raises Celery's ``Ignore`` gives none, and its caller gets a RemoteError, unless the method stored
         a state of its own with ``update_state`` before.
 
@@ -106,7 +115,7 @@ class Agent:
                     f"a method cannot be named {name!r}, which is a message type: rename it, "
                     f"or register it with @agent.on(MessageType.{name.upper()})"
                 )
-            if inspect.iscoroutinefunction(function):
+            if any(is_kind(function) for is_kind in _TO_COMPLETE):
                 run = completed(function, bool(options.get("bind")))
                 return self._register(name, function, run, options, {"bind": True})
             return self._register(name, function, function, options, {})
@@ -179,5 +188,23 @@ class Agent:
             RequestError: no result came; its classes say why. The rest as RequestResponseHandler.request.
         """
         return self._requests.request(
+            to_agent, method, params, from_agent=self.name, timeout=timeout, priority=priority
+        )
+
+    def stream(
+        self,
+        to_agent: str,
+        method: str,
+        params: dict[str, JSON] | None = None,
+        *,
+        timeout: float | None = None,
+        priority: Priority = Priority.NORMAL,
+    ) -> Stream:
+        """Ask another agent in this agent's name, and take its answer in parts.
+
+        Raises:
+            As RequestResponseHandler.stream.
+        """
+        return self._requests.stream(
             to_agent, method, params, from_agent=self.name, timeout=timeout, priority=priority
         )

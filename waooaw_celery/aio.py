@@ -1,32 +1,31 @@
-"""The same verbs as coroutines, for programs that run on asyncio.
+"""The same verbs as coroutines, for programs that run on asyncio, and for ``async def`` handlers.
 
-Each call runs in a thread of a pool, so that the event loop goes on meanwhile; a call that is cancelled is no
-longer awaited, and ends by its own deadline.
+A call is sent by a thread of a small pool; its answer, if it has one, is awaited by none: one thread takes the
+answers of all. A call that is cancelled is no longer awaited, and the answer of a request is no longer taken.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextvars
-from collections.abc import Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial, wraps
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import Future
+from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from waooaw_celery.app import AgentApp
+from waooaw_celery.asking import Asked, Asker, Params
 from waooaw_celery.audit.ledger import Ledger
 from waooaw_celery.audit.trail import MessageAuditTrail as Trail
 from waooaw_celery.bus import MessageBus as Bus
-from waooaw_celery.request_response import RequestResponseHandler as Requests
+from waooaw_celery.message import DeliveryReceipt, Message, MessageType, Priority
+from waooaw_celery.offload import submit
+from waooaw_celery.response import Response, result_of
+from waooaw_celery.streams import AwaitedStream
+from waooaw_celery.values import JSON
 
 P = ParamSpec("P")
 T = TypeVar("T")
 S = TypeVar("S")
-
-#: Calls that go on at once in one process; more wait for their turn.
-MAX_CALLS = 64
-
-_pool = ThreadPoolExecutor(MAX_CALLS, thread_name_prefix="waooaw-aio")
 
 
 def _awaited(method: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[Any, P], Coroutine[Any, Any, T]]:
@@ -34,9 +33,7 @@ def _awaited(method: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[Any
 
     @wraps(method)
     async def call(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        context = contextvars.copy_context()
-        work = partial(context.run, method, self.behind, *args, **kwargs)
-        return await asyncio.get_running_loop().run_in_executor(_pool, work)
+        return await asyncio.wrap_future(submit(method, self.behind, *args, **kwargs))
 
     return call
 
@@ -61,16 +58,155 @@ class MessageBus:
 class RequestResponseHandler:
     """Asks agents and awaits their answers: ``waooaw_celery.RequestResponseHandler``, awaited.
 
+    A thousand requests may be awaited at once; none of them holds a thread.
+
     Args:
         app: the application whose broker and result backend carry them.
     """
 
     def __init__(self, app: AgentApp) -> None:
-        self.behind = Requests(app)
+        self._asker = Asker(app)
 
-    request = _awaited(Requests.request)
-    send_request = _awaited(Requests.send_request)
-    broadcast_request = _awaited(Requests.broadcast_request)
+    async def request(
+        self,
+        to_agent: str,
+        method: str,
+        params: Params = None,
+        *,
+        from_agent: str | None = None,
+        timeout: float | None = None,
+        priority: Priority = Priority.NORMAL,
+    ) -> JSON:
+        """Ask and return the answer: as ``waooaw_celery.RequestResponseHandler.request``."""
+        return result_of(
+            await self.send_request(
+                to_agent, method, params, from_agent=from_agent, timeout=timeout, priority=priority
+            )
+        )
+
+    async def send_request(
+        self,
+        to_agent: str,
+        method: str,
+        params: Params = None,
+        *,
+        from_agent: str | None = None,
+        timeout: float | None = None,
+        priority: Priority = Priority.NORMAL,
+    ) -> Response:
+        """Ask and return what came of it: as ``waooaw_celery.RequestResponseHandler.send_request``."""
+        answers = await self.broadcast_request(
+            [to_agent], method, params, from_agent=from_agent, timeout=timeout, priority=priority
+        )
+        return answers[to_agent]
+
+    async def broadcast_request(
+        self,
+        to_agents: Sequence[str],
+        method: str,
+        params: Params = None,
+        *,
+        from_agent: str | None = None,
+        timeout: float | None = None,
+        priority: Priority = Priority.NORMAL,
+    ) -> dict[str, Response]:
+        """Ask several agents at once: as ``waooaw_celery.RequestResponseHandler.broadcast_request``."""
+        sending = submit(
+            self._asker.ask, to_agents, method, params, from_agent=from_agent, timeout=timeout, priority=priority
+        )
+        try:
+            asked = await asyncio.wrap_future(sending)
+            await _settled(asked)
+        except asyncio.CancelledError:
+            sending.add_done_callback(self._drop)
+            raise
+        return {each.agent: self._asker.response(each) for each in asked}
+
+    def stream(
+        self,
+        to_agent: str,
+        method: str,
+        params: Params = None,
+        *,
+        from_agent: str | None = None,
+        timeout: float | None = None,
+        priority: Priority = Priority.NORMAL,
+    ) -> AwaitedStream:
+        """Ask, and take the answer in parts: ``async for chunk in requests.stream(...)``.
+
+        The request is sent when the first part is awaited. As ``waooaw_celery.RequestResponseHandler.stream``.
+        """
+        return AwaitedStream(
+            self._asker, [to_agent], method, params, from_agent=from_agent, timeout=timeout, priority=priority
+        )
+
+    def _drop(self, sending: Future[list[Asked]]) -> None:
+        """No longer wait for the answers of requests, once they were sent, if they were."""
+        if not sending.cancelled() and sending.exception() is None:
+            for each in sending.result():
+                self._asker.app.answers.drop(each.message_id)
+
+
+async def _settled(asked: Sequence[Asked]) -> None:
+    """Wait until the answers are there, or there is no more time."""
+    done, _ = await asyncio.wait([asyncio.wrap_future(each.answer) for each in asked], timeout=asked[0].left)
+    for each in done:
+        each.exception()  # told by the response; asyncio would complain that nobody asked
+
+
+class Agent:
+    """What an agent says, awaited: ``agent.aio``.
+
+    Args:
+        name: of the agent, in whose name it is said.
+        app: its application.
+    """
+
+    def __init__(self, name: str, app: AgentApp) -> None:
+        self._name = name
+        self._bus = MessageBus(app)
+        self._requests = RequestResponseHandler(app)
+
+    async def send(
+        self,
+        to_agent: str,
+        payload: JSON,
+        *,
+        message_type: MessageType = MessageType.COMMAND,
+        **fields: Any,
+    ) -> DeliveryReceipt:
+        """Send a message: as ``Agent.send``."""
+        return await self._bus.send(
+            Message(from_agent=self._name, to_agent=to_agent, payload=payload, message_type=message_type, **fields)
+        )
+
+    async def request(
+        self,
+        to_agent: str,
+        method: str,
+        params: Params = None,
+        *,
+        timeout: float | None = None,
+        priority: Priority = Priority.NORMAL,
+    ) -> JSON:
+        """Ask another agent and return its answer: as ``Agent.request``."""
+        return await self._requests.request(
+            to_agent, method, params, from_agent=self._name, timeout=timeout, priority=priority
+        )
+
+    def stream(
+        self,
+        to_agent: str,
+        method: str,
+        params: Params = None,
+        *,
+        timeout: float | None = None,
+        priority: Priority = Priority.NORMAL,
+    ) -> AwaitedStream:
+        """Ask another agent, and take its answer in parts: as ``Agent.stream``."""
+        return self._requests.stream(
+            to_agent, method, params, from_agent=self._name, timeout=timeout, priority=priority
+        )
 
 
 class MessageAuditTrail:

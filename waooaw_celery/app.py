@@ -12,11 +12,12 @@ from celery.result import AsyncResult
 from kombu.exceptions import BatchPublishError, OperationalError  # type: ignore[attr-defined]  # its stubs are old
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from waooaw_celery.calls import CALL_HEADER, Call
 from waooaw_celery.envelope import check_delay, message_of_delay, message_of_retry, moment, threaded
 from waooaw_celery.errors import BrokerUnavailable, InvalidMessage, StoreUnavailable, UnknownSender
 from waooaw_celery.handover import HIDDEN, HandOver, address, envelope_headers
 from waooaw_celery.message import TYPE_NAMES, Message, MessageStatus, Priority
-from waooaw_celery.routing import HandlerName, agent_queue, broker_priority
+from waooaw_celery.routing import HandlerName, broker_priority
 from waooaw_celery.wiring import WiredCelery
 from waooaw_celery.worker.task import current_message, current_task
 
@@ -76,13 +77,14 @@ class AgentApp(WiredCelery):
         self._note_sent([message])
         return result
 
-    def send_messages(self, batch: Sequence[tuple[HandlerName, Message]]) -> None:
-        """Publish one-way messages: the door for those that come as messages and not as tasks.
+    def send_messages(self, batch: Sequence[tuple[HandlerName, Message]], call: Call | None = None) -> None:
+        """Publish messages and requests: the door for those that come as messages and not as tasks.
 
         Several are written down with one statement, and handed to the broker in as few round trips as it takes.
 
         Args:
             batch: complete messages, whose handlers and times were checked.
+            call: how the answers of requests are to come; None for one-way messages.
 
         Raises:
             InvalidMessage: one was sent already; nothing was published.
@@ -90,9 +92,12 @@ class AgentApp(WiredCelery):
             BrokerUnavailable: the broker failed; the error's ``message_ids`` are those that it confirmed.
         """
         published: list[Message] = []
+        reply_to = self.answers.reply_to if call is not None else None
         try:
             with self.producer_or_acquire() as producer:
-                note = self._publish_messages(producer, batch, published)
+                note = self._publish_messages(
+                    HandOver(self, self.driver, producer, call, reply_to), batch, published
+                )
         except (OperationalError, AMQPError, BatchPublishError) as error:
             self._note_sent(published)
             missing = [message for _, message in batch[len(published) :]]
@@ -230,7 +235,7 @@ class AgentApp(WiredCelery):
             # As a header only: as Celery's option it would become RabbitMQ's per-message TTL as well, and RabbitMQ
             # drops an expired message without telling anyone.
             "expires": None,
-            "headers": {**(options.get("headers") or {}), **envelope_headers(message, expires_at)},
+            "headers": {**self._headers(message, options), **envelope_headers(message, expires_at)},
             "argsrepr": HIDDEN,
             "kwargsrepr": HIDDEN,
             "ignore_result": True if target.handler in TYPE_NAMES else options.get("ignore_result"),
@@ -243,15 +248,25 @@ class AgentApp(WiredCelery):
                 f"message {message.message_id} to {message.to_agent!r} was not confirmed by the broker: {error}"
             ) from error
 
+    def _headers(self, message: Message, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the headers that a caller gave, with the call's only where it is the same request again."""
+        headers = dict(options.get("headers") or {})
+        if options.get("retries"):
+            return headers
+        task = current_task()
+        headers.pop(CALL_HEADER, None)
+        if task is not None and task.request.id == message.message_id and task.call is not None:
+            headers[CALL_HEADER] = task.call.to_header()  # it replaced itself, and its caller waits for the other
+        return headers
+
     def _publish_messages(
-        self, producer: Any, batch: Sequence[tuple[HandlerName, Message]], published: list[Message]
+        self, hand_over: HandOver, batch: Sequence[tuple[HandlerName, Message]], published: list[Message]
     ) -> Callable[[], None] | None:
         """Have messages written down and made ready at the same time, and hand them over when they are written.
 
         Returns:
             What notes that the broker has them, when it was made ready meanwhile.
         """
-        hand_over = HandOver(self, self.driver, producer)
         bodies = hand_over.pack(batch)
         written = self._begin_record(batch)
         notes: list[Callable[[], None]] = []
@@ -261,8 +276,7 @@ class AgentApp(WiredCelery):
             self._check_new(batch, written())
 
         try:
-            for agent in dict.fromkeys(target.agent for target, _ in batch):
-                producer.maybe_declare(agent_queue(agent), retry=True, **self.conf.task_publish_retry_policy)
+            hand_over.declare(dict.fromkeys(target.agent for target, _ in batch))
             if hand_over.all_or_none(batch, bodies, when_ready):
                 published.extend(message for _, message in batch)
                 return notes[0]

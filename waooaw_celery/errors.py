@@ -14,11 +14,14 @@
     * StoreUnavailable          what keeps agents and receipts does not answer
         * AuditUnavailable      the ledger does not answer, so nothing is published
     * HandlerExited             a handler called sys.exit() or ran out of memory
+    * BlockingRequest           an async def handler made a request that would stop all others
+    * CircularRequest           the agent that is asked waits for the answer itself
     * RequestError              a request did not bring a result
         * RequestTimeout        no answer came in time
         * Expired               the request was dropped: its time was over before it was begun
         * RemoteError           the handler of the other agent failed
         * BackendUnavailable    the result backend does not answer
+        * StreamBroken          a part of an answer that came in parts was lost
 """
 
 from __future__ import annotations
@@ -107,6 +110,14 @@ class HandlerExited(WaooawError):
     """A handler called sys.exit() or ran out of memory, which must not end its worker."""
 
 
+class BlockingRequest(WaooawError, RuntimeError):
+    """A coroutine made a request that blocks, and with it every other coroutine of its process."""
+
+
+class CircularRequest(WaooawError, RuntimeError):
+    """The agent that is asked waits for the answer of this request's own handler: both would wait in vain."""
+
+
 class RequestError(WaooawError):
     """A request did not bring a result."""
 
@@ -121,6 +132,10 @@ class Expired(RequestError):
 
 class BackendUnavailable(RequestError, ConnectionError):
     """The result backend, which carries the answers, does not answer."""
+
+
+class StreamBroken(RequestError):
+    """A part of an answer that came in parts was lost, or the agent began it again: ask again."""
 
 
 class RemoteError(RequestError):

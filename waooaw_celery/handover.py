@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from functools import lru_cache
 from typing import Any
@@ -10,9 +10,11 @@ from typing import Any
 from celery import signals
 from celery.utils.nodenames import anon_nodename
 
-from waooaw_celery.message import ENVELOPE_HEADER, Message
+from waooaw_celery.calls import CALL_HEADER, Call
+from waooaw_celery.message import ENVELOPE_HEADER, TYPE_NAMES, Message
 from waooaw_celery.routing import HandlerName, agent_queue, broker_priority
 from waooaw_celery.transport.channel import Channel
+from waooaw_celery.values import JSON
 from waooaw_celery.wire.packing import Packed
 
 #: What Celery, its logs and Flower show in place of the arguments, which may be confidential.
@@ -28,10 +30,16 @@ class HandOver:
         app: the application, an AgentApp, whose settings count.
         driver: Kombu's name for the kind of broker.
         producer: over which it hands over.
+        call: how the answers of requests are to come; None for one-way messages.
+        reply_to: where a result backend that sends answers is to send them.
     """
 
-    def __init__(self, app: Any, driver: str, producer: Any) -> None:
+    def __init__(
+        self, app: Any, driver: str, producer: Any, call: Call | None = None, reply_to: str | None = None
+    ) -> None:
         self._app, self._driver, self._producer = app, driver, producer
+        self._call = {CALL_HEADER: call.to_header()} if call is not None else {}
+        self._reply_to = reply_to
         # Looked up once, and not for each message: Celery's settings are many mappings.
         self._events = app.conf.task_send_sent_event
         self._origin = anon_nodename()
@@ -44,11 +52,21 @@ class HandOver:
             Unwritable: one cannot be written in its format, or breaks a cap.
             ConfigurationError: there is no such format or codec.
         """
-        pack, written_as, rest = self._app.packer.pack, self._written_as, self._task(*batch[0])[2][1:]
+        pack, written_as, embed = self._app.packer.pack, self._written_as, self._task(*batch[0])[2][2]
         return [
-            pack(((message.payload,), *rest), *written_as(target.agent, message.serializer, message.compression))
+            pack(
+                (*_arguments(target, message), embed),
+                *written_as(target.agent, message.serializer, message.compression),
+            )
             for target, message in batch
         ]
+
+    def declare(self, agents: Iterable[str]) -> None:
+        """Make sure that these agents' queues are there."""
+        for agent in agents:
+            self._producer.maybe_declare(
+                agent_queue(agent), retry=True, **self._app.conf.task_publish_retry_policy
+            )
 
     def all_or_none(self, batch: Batch, bodies: Sequence[Packed], last_check: Callable[[], object]) -> bool:
         """Hand over a batch with as few commands as it takes, or return False when this broker takes no batches.
@@ -88,7 +106,7 @@ class HandOver:
             self._task(target, message),
             serializer=serializer,
             compression=compression,
-            headers=envelope_headers(message, message.expires_at),
+            headers={**envelope_headers(message, message.expires_at), **self._call},
             declare=[],
             retry=retry,
             **address(target, message, self._driver),
@@ -98,13 +116,13 @@ class HandOver:
         return self._app.amqp.as_task_v2(
             message.message_id,
             str(target),
-            (message.payload,),
-            {},
+            *_arguments(target, message),
+            reply_to=self._reply_to,
             root_id=message.conversation_id,
             parent_id=message.causation_id,
             argsrepr=HIDDEN,
             kwargsrepr=HIDDEN,
-            ignore_result=True,
+            ignore_result=target.handler in TYPE_NAMES,
             create_sent_event=self._events,
             origin=self._origin,
         )
@@ -131,7 +149,9 @@ class HandOver:
                     "id": message.message_id,
                     "root_id": message.conversation_id,
                     "parent_id": message.causation_id,
+                    "ignore_result": target.handler in TYPE_NAMES,
                     **envelope_headers(message, message.expires_at),
+                    **self._call,
                 }
                 if body.codec is not None:
                     theirs["compression"] = body.codec
@@ -149,6 +169,11 @@ class HandOver:
             commands.flush()
         finally:
             commands.close()
+
+
+def _arguments(target: HandlerName, message: Message) -> tuple[tuple[JSON, ...], Any]:
+    """Return the arguments of the task that a message is: its payload alone, or a method's parameters."""
+    return ((message.payload,), {}) if target.handler in TYPE_NAMES else ((), message.payload)
 
 
 def address(target: HandlerName, message: Message, driver: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 from celery import Celery
 from celery.signals import worker_process_shutdown, worker_shutdown
 
+from waooaw_celery.answers import Answers
 from waooaw_celery.audit.agents import LedgerAgentRegistry
 from waooaw_celery.audit.engine import Database, database_url
 from waooaw_celery.audit.ledger import Ledger
@@ -93,6 +94,11 @@ class WiredCelery(Celery):
         return RedisReceipts(self._connect(), self.settings.receipt_seconds)
 
     @cached_property
+    def answers(self) -> Answers:
+        """The answers that this process waits for."""
+        return Answers(self)
+
+    @cached_property
     def ledger(self) -> Ledger:
         """The ledger: ``MessageAuditTrail(app.ledger)`` answers the questions.
 
@@ -167,6 +173,8 @@ class WiredCelery(Celery):
 
     def close(self) -> None:
         """Close all connections."""
+        if "answers" in self.__dict__:
+            self.answers.close()
         super().close()
         for part in ("registry", "receipts", "ledger", "_database"):
             if self.__dict__.get(part) is not None:  # made so far

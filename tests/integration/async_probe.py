@@ -10,9 +10,11 @@ import contextlib
 import json
 import os
 import threading
+from collections.abc import AsyncIterator
 from typing import Any
 
 from waooaw_celery import Agent, Message, MessageType, create_app, current_message
+from waooaw_celery.worker.chunks import Final
 
 app = create_app("async-probe", **json.loads(os.environ.get("PROBE_SETTINGS", "{}")))
 agent = Agent(os.environ["PROBE_NAME"], app)
@@ -34,6 +36,8 @@ async def command(self: Any, message: Message) -> None:
     await asyncio.sleep(do.get("sleep", 0))
     if "forward_to" in do:
         await asyncio.to_thread(agent.send, do["forward_to"], {"from": "a thread"})
+    if "then_ask" in do:
+        await agent.aio.request(do["then_ask"], "seen", timeout=20)
     if do.get("fail_times", 0) > self.request.retries:
         raise ConnectionError("not yet")
     if do.get("retry_times", 0) > self.request.retries:
@@ -113,3 +117,47 @@ async def leave_behind(what: str) -> None:
 
 async def _leave(what: str) -> None:
     raise SystemExit(what)
+
+
+@agent.method
+async def ask(to_agent: str, method: str, params: Any = None, timeout: float = 10) -> Any:
+    return await agent.aio.request(to_agent, method, params, timeout=timeout)
+
+
+@agent.method
+async def ask_and_block(to_agent: str, method: str) -> Any:
+    return agent.request(to_agent, method, timeout=10)
+
+
+@agent.method
+async def count(to: int, pause: float = 0, fail_at: int = -1) -> AsyncIterator[Any]:
+    try:
+        for number in range(to):
+            if number == fail_at:
+                raise ValueError(f"no {number}")
+            yield {"number": number}
+            await asyncio.sleep(pause)
+        yield Final({"counted": to})
+    except BaseException as error:
+        _seen.append(f"count ended by {type(error).__name__}")
+        raise
+
+
+@agent.method
+async def letters(text: str) -> AsyncIterator[str]:
+    for letter in text:
+        yield letter
+
+
+@agent.method
+async def yield_a_set() -> AsyncIterator[Any]:
+    yield 1
+    yield {1, 2}
+
+
+@agent.method
+async def relay(to_agent: str, to: int) -> AsyncIterator[Any]:
+    async with agent.aio.stream(to_agent, "count", {"to": to}, timeout=10) as stream:
+        async for chunk in stream:
+            yield chunk
+    yield Final(stream.result)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from celery.exceptions import Ignore, Reject
@@ -46,6 +47,8 @@ def command(self: Any, message: Message) -> None:
         time.sleep(do["first_sleep"])
     if "forward_to" in do:
         agent.send(do["forward_to"], do.get("forward", {}))
+    if "then_ask" in do:
+        agent.request(do["then_ask"], "seen", timeout=20)
     if "delay_to" in do:
         app.signature(f"{do['delay_to']}.command", args=({"by": "delay"},)).delay()
     if do.get("fail_times", 0) > self.request.retries:
@@ -90,6 +93,12 @@ def whoami() -> dict[str, Any]:
 @agent.method
 def echo(value: Any) -> Any:
     return value
+
+
+@agent.method
+def nap(seconds: float) -> float:
+    time.sleep(seconds)
+    return seconds
 
 
 @agent.method
@@ -148,10 +157,63 @@ def add(a: int, b: int) -> int:
 
 
 @agent.method
-def ask(to_agent: str, method: str) -> Any:
+def ask(to_agent: str, method: str, params: Any = None, timeout: float = 10) -> Any:
+    return agent.request(to_agent, method, params, timeout=timeout)
+
+
+@agent.method(bind=True, max_retries=1)
+def ask_in_a_second_attempt(self: Any, to_agent: str, method: str) -> Any:
+    if self.request.retries == 0:
+        raise self.retry(countdown=0)
     return agent.request(to_agent, method, timeout=10)
+
+
+@agent.method(bind=True)
+def let_another_answer(self: Any, to_agent: str, method: str, params: Any) -> Any:
+    raise self.replace(app.signature(f"{to_agent}.{method}", kwargs=params))
 
 
 @agent.method
 def answer_with_a_set() -> Any:
     return {1, 2}
+
+
+@agent.method
+def count(to: int, pause: float = 0, fail_at: int = -1) -> Iterator[Any]:
+    try:
+        for number in range(to):
+            if number == fail_at:
+                raise ValueError(f"no {number}")
+            yield {"number": number}
+            time.sleep(pause)
+    except GeneratorExit:
+        _seen.append({"count": "closed"})
+        raise
+    return {"counted": to}
+
+
+@agent.method
+def letters(text: str) -> Iterator[str]:
+    yield from text
+
+
+@agent.method
+def yield_a_set() -> Iterator[Any]:
+    yield 1
+    yield {1, 2}
+
+
+@agent.method(bind=True)
+def count_and_die(self: Any) -> Iterator[int]:
+    yield 0
+    yield 1
+    if not self.request.retries:
+        os.kill(os.getpid(), 9)
+    yield 2
+
+
+@agent.method
+def relay(to_agent: str, to: int) -> Iterator[Any]:
+    with agent.stream(to_agent, "count", {"to": to}, timeout=10) as stream:
+        yield from stream
+    return stream.result

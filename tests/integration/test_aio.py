@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from typing import Any, TypeVar
 
 import pytest
-from support import Broker, settled
+from support import Broker, settled, until
 
 from waooaw_celery import AgentApp, Message, MessageStatus, MessageType, aio
+from waooaw_celery.embedded import end
 from waooaw_celery.errors import RemoteError, UnknownAgent, UnknownMessage
+from waooaw_celery.store import connect, store_url
 
 T = TypeVar("T")
 
@@ -70,6 +73,61 @@ def test_many_calls_go_on_at_once(app: AgentApp, probe: str, other: str) -> None
     seconds = run(both())
     assert ticks > 10
     assert 0.5 <= seconds < 10
+
+
+@pytest.fixture
+def napper(app: AgentApp, broker: Broker) -> Iterator[str]:
+    """Name of an agent that handles two hundred requests at once."""
+    name = broker.name()
+    worker = broker.start(name, app, "-P", "threads", "-c", "200", module="async_probe")
+    yield name
+    end(worker)
+
+
+def subscriptions(app: AgentApp) -> list[str]:
+    """Return the channels that are subscribed to for answers, by whomever."""
+    with connect(store_url(None, app.conf.result_backend)) as client:
+        return [str(name) for name in client.pubsub_channels("celery-task-meta-*")]
+
+
+def test_a_thousand_requests_are_awaited_without_a_thread_each(app: AgentApp, napper: str) -> None:
+    """One thread takes the answers of all, and a small pool sends; nothing is subscribed to afterwards."""
+    requests = aio.RequestResponseHandler(app)
+    seen = 0
+
+    async def ask() -> Any:
+        nonlocal seen
+        answer = await requests.request(napper, "nap", {"seconds": 0.2}, timeout=60)
+        seen = max(seen, threading.active_count())
+        return answer
+
+    async def all_of_them() -> list[Any]:
+        return await asyncio.gather(*(ask() for _ in range(1000)))
+
+    before = threading.active_count()
+    assert asyncio.run(asyncio.wait_for(all_of_them(), 100)) == [0.2] * 1000
+    assert seen <= before + aio.MAX_CALLS + 3
+    assert [thread.name for thread in threading.enumerate()].count("waooaw-answers") == 1
+    until(lambda: not subscriptions(app), "the end of all subscriptions")
+
+
+def test_a_cancelled_request_is_no_longer_awaited(app: AgentApp, napper: str) -> None:
+    """Its subscription ends, whether it was sent already or not, and other requests are answered."""
+    requests = aio.RequestResponseHandler(app)
+
+    async def give_up(after: float) -> None:
+        asked = asyncio.create_task(requests.request(napper, "nap", {"seconds": 20}, timeout=60))
+        await asyncio.sleep(after)
+        asked.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asked
+
+    async def several() -> Any:
+        await asyncio.gather(*(give_up(after) for after in (0, 0.001, 0.01, 0.5)))
+        return await requests.request(napper, "nap", {"seconds": 0}, timeout=20)
+
+    assert run(several()) == 0
+    until(lambda: len(app.answers) == 0 and not subscriptions(app), "the end of all subscriptions")
 
 
 def test_errors_are_raised_where_they_are_awaited(app: AgentApp, probe: str) -> None:

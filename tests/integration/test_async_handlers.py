@@ -83,6 +83,15 @@ def test_a_process_has_one_loop_for_its_life(agent: str, requests: RequestRespon
     assert len(loops) == len({each["process"] for each in told})
 
 
+def test_a_request_that_would_block_the_loop_is_refused(
+    agent: str, probe: str, requests: RequestResponseHandler
+) -> None:
+    """In an async def handler a blocking request raises BlockingRequest, which says what to await."""
+    error = requests.send_request(agent, "ask_and_block", {"to_agent": probe, "method": "seen"}).error
+    assert isinstance(error, RemoteError)
+    assert (error.type, "await agent.aio.request" in error.message) == ("BlockingRequest", True)
+
+
 def test_what_a_coroutine_raises_reaches_the_caller(agent: str, requests: RequestResponseHandler) -> None:
     """An exception, sys.exit() and a cancellation of its own are errors of the handler, and its worker lives."""
     calls = {"fail": {"text": "no such invoice"}, "leave": {}, "cancel_itself": {}}

@@ -20,13 +20,16 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("cli", "embedded"),
     ("agent", "aio"),
     ("bus", "request_response", "tasks"),
+    ("streams",),
+    ("asking",),
+    ("response",),
     ("app",),
     ("wiring",),
     ("worker",),
     ("audit",),
-    ("celery_setup", "envelope", "handover", "receipts", "registry", "routing", "store"),
+    ("answers", "calls", "celery_setup", "envelope", "handover", "receipts", "registry", "routing", "store"),
     ("message", "settings", "transport", "wire"),
-    ("values",),
+    ("values", "offload"),
     ("errors",),
 )
 #: May import whatever stands in the package's public face; nothing below the top floor may import it.

@@ -16,9 +16,11 @@ from celery._state import get_current_worker_task
 from celery.app.task import Context
 from celery.exceptions import Ignore, WorkerShutdown, WorkerTerminate
 
+from waooaw_celery.calls import CALL_HEADER, Call
 from waooaw_celery.envelope import moment, payload_of
 from waooaw_celery.errors import HandlerExited
 from waooaw_celery.message import ENVELOPE_HEADER, Message
+from waooaw_celery.worker.chunks import Chunks, exhaust, exhaust_async
 from waooaw_celery.worker.loop import handler_loop
 
 #: Where a task's request keeps its message once that has been read: large ones are not read twice.
@@ -73,16 +75,28 @@ class AgentTask(Task):  # type: ignore[type-arg]
         return request
 
     def complete(self, outcome: Any) -> Any:
-        """Bring what the handler returned to its end: a coroutine runs on the process's event loop.
+        """Bring what the handler returned to its end: a coroutine or a generator.
 
-        Called directly, as in a unit test, the handler's coroutine is the caller's to await.
+        Called directly, as in a unit test, either is the caller's to await or to exhaust.
         """
         request = self.request
-        if not inspect.iscoroutine(outcome) or request.called_directly:
+        if request.called_directly:
             return outcome
+        if inspect.isgenerator(outcome):
+            return exhaust(outcome, self._chunks(request))
+        if inspect.isasyncgen(outcome):
+            outcome = exhaust_async(outcome, self._chunks(request))
+        return self._awaited(outcome, request) if inspect.iscoroutine(outcome) else outcome
+
+    def _chunks(self, request: Context) -> Chunks:
+        call = self.call
+        return Chunks(lambda: self.backend, request, streamed=call is not None and call.stream)
+
+    def _awaited(self, coroutine: Any, request: Context) -> Any:
+        """Run a coroutine on the event loop of the process, and wait for it."""
         token = _handling.set((self, request))
         try:
-            return handler_loop().run(str(request.id), outcome, *self._limits(request))
+            return handler_loop().run(str(request.id), coroutine, *self._limits(request))
         finally:
             _handling.reset(token)
 
@@ -122,6 +136,21 @@ class AgentTask(Task):  # type: ignore[type-arg]
         """
         return self.message_of(self.request)
 
+    @property
+    def call(self) -> Call | None:
+        """How the answer to the request that is being handled is to come, or None when it is no request.
+
+        Raises:
+            InvalidMessage: its header is damaged.
+        """
+        return Call.from_header((self.request.headers or {}).get(CALL_HEADER))
+
+    def awaited_until(self) -> datetime | None:
+        """Return when the caller of the request that is being handled stops waiting, or None when it does not."""
+        call = self.call
+        bounded = call is not None and not call.stream and call.on_reply is None
+        return self.message.expires_at if bounded else None
+
     def message_of(self, request: Context) -> Message:
         """Return the message of a request for this handler.
 
@@ -143,7 +172,7 @@ class AgentTask(Task):  # type: ignore[type-arg]
 
 
 def completed(function: Callable[..., Any], bind: bool) -> Callable[..., Any]:
-    """Return the plain function, bound to its task, as which Celery runs an ``async def``.
+    """Return the plain function, bound to its task, as which Celery runs an ``async def`` or a generator.
 
     Args:
         function: the handler as it was written.

@@ -1,0 +1,67 @@
+"""What is taken from the parts of an answer: each once, in order, and nothing that is not whole."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from waooaw_celery import streams
+from waooaw_celery.errors import StreamBroken
+from waooaw_celery.streams import Incoming
+
+
+def part(number: int, run: str = "a") -> dict[str, Any]:
+    return {"run": run, "number": number, "chunk": number}
+
+
+def taken(incoming: Incoming) -> list[Any]:
+    chunks = []
+    while (chunk := incoming.take()) is not None:
+        chunks.append(chunk[0])
+    return chunks
+
+
+def test_a_part_that_comes_twice_is_taken_once() -> None:
+    """As after a reconnection, when the newest part is read again."""
+    incoming = Incoming(lambda: None)
+    for number in (0, 1, 1, 0, 2):
+        incoming.put(part(number))
+    assert (taken(incoming), incoming.broken) == ([0, 1, 2], None)
+
+
+def test_a_part_that_is_missing_breaks_the_stream() -> None:
+    """The parts before it are taken, those after it are not, and the sentence names it."""
+    incoming = Incoming(lambda: None)
+    for number in (0, 1, 4, 5):
+        incoming.put(part(number))
+    assert taken(incoming) == [0, 1]
+    assert "parts 2 to 3 were lost" in (incoming.broken or "")
+
+
+def test_another_run_breaks_the_stream() -> None:
+    """Parts of a second attempt are not mixed with those of the first."""
+    incoming = Incoming(lambda: None)
+    incoming.put(part(0))
+    incoming.put(part(0, "b"))
+    assert taken(incoming) == [0]
+    assert "began its answer again" in (incoming.broken or "")
+
+
+def test_too_many_parts_that_nobody_takes_break_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The memory of the caller is bounded."""
+    monkeypatch.setattr(streams, "MAX_WAITING", 3)
+    incoming = Incoming(lambda: None)
+    for number in range(5):
+        incoming.put(part(number))
+    assert taken(incoming) == [0, 1, 2]
+    assert "3 parts wait" in (incoming.broken or "")
+
+
+def test_an_answer_of_which_the_last_part_is_missing_is_not_whole() -> None:
+    """The final result tells how many there were."""
+    incoming = Incoming(lambda: None)
+    incoming.put(part(0))
+    assert incoming.check_whole({"run": "a", "chunks": 1, "result": 7}) == 7
+    with pytest.raises(StreamBroken, match="1 of 2 parts"):
+        incoming.check_whole({"run": "a", "chunks": 2, "result": 7})
