@@ -103,7 +103,7 @@ def enable(keys: Iterable[str]) -> None:
     Raises:
         ConfigurationError: one is none, or ``cryptography`` is not installed.
     """
-    read = [_key(key) for key in keys]
+    read = [_key(key, number) for number, key in enumerate(keys, 1)]
     if not read:
         return
     try:
@@ -116,11 +116,10 @@ def enable(keys: Iterable[str]) -> None:
     )
 
 
-def _key(said: str) -> tuple[str, bytes]:
+def _key(said: str, number: int) -> tuple[str, bytes]:
     id_, _, text = said.partition("=")
-    problem = (
-        f"an encryption key is id=KEY, with {_KEY_BYTES} random bytes in base64 as KEY; that of {id_!a:.40} is not"
-    )
+    # Nothing of what was given is shown: an id may be missing.
+    problem = f"an encryption key is id=KEY, with {_KEY_BYTES} random bytes in base64; number {number} is not"
     try:
         key = base64.b64decode(text, validate=True)
         check_id(id_, "the id of an encryption key")

@@ -218,6 +218,8 @@ def check_msgpack_nodes(body: bytes, caps: Caps) -> None:
             raise Unreadable(f"it holds more than {caps.max_nodes} values")
         head, length_bytes, fixed = body[position], *_MSGPACK_SIZES[body[position]]
         length = int.from_bytes(body[position + 1 : position + 1 + length_bytes], "big") if length_bytes else 0
+        if 0x80 <= head <= 0x8F or 0xDE <= head <= 0xDF:  # the keys of a mapping do not count
+            nodes -= length if head >= 0xDE else head & 0x0F
         position += 1 + length_bytes + fixed + (0 if 0xDC <= head <= 0xDF else length)
 
 

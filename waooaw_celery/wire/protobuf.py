@@ -17,7 +17,12 @@ except ImportError as error:
 
 KINDS = ("NULL", "FALSE", "TRUE", "INTEGER", "NUMBER", "TEXT", "BYTES", "LIST", "MAPPING")
 _NULL, _FALSE, _TRUE, _INTEGER, _NUMBER, _TEXT, _BYTES, _LIST, _MAPPING = range(len(KINDS))
-_INTEGERS = range(-(2**63), 2**63)
+_LEAST, _MOST = -(2**63), 2**63 - 1
+#: The first bytes of a mapping's keys and of a container's values; they are in other things, too.
+_KEYS_TAG, _VALUES_TAG = 0x32, 0x3A
+#: Bytes that a field takes after its tag, by its wire type; a varint and what has a length are looked at.
+_FIXED = {1: 8, 5: 4}
+_VARINT, _LENGTH = 0, 2
 
 
 def _schema() -> Any:
@@ -62,9 +67,53 @@ def decode(body: bytes, caps: Caps) -> Any:
     Raises:
         Unreadable: it holds more values than are accepted. Whatever else is wrong raises anything.
     """
+    if body.count(_KEYS_TAG) + body.count(_VALUES_TAG) >= caps.max_nodes:
+        _check_nodes(body, caps.max_nodes)
     message = Value()
     message.ParseFromString(body)
     return _Reader(caps.max_nodes).read(message)
+
+
+def _check_nodes(body: bytes, max_nodes: int) -> None:
+    """Check how many values a body holds, without building any of them: slow, for bodies that may hold too many.
+
+    Raises:
+        Unreadable: more than so many values, or keys.
+        IndexError, ValueError: it is no message.
+    """
+    position, values, keys = 0, 1, 0
+    while position < len(body):
+        tag, position = _varint(body, position)
+        kind = tag & 7
+        if kind == _VARINT:
+            _, position = _varint(body, position)
+        elif kind == _LENGTH:
+            length, position = _varint(body, position)
+            if tag == _VALUES_TAG:  # its fields follow at once
+                values += 1
+            else:
+                keys += tag == _KEYS_TAG
+                position += length
+        elif kind in _FIXED:
+            position += _FIXED[kind]
+        else:
+            raise ValueError("it has a group, of which there is none in the schema")
+        if max(values, keys) > max_nodes:
+            raise Unreadable(f"it holds more than {max_nodes} values")
+
+
+def _varint(body: bytes, position: int) -> tuple[int, int]:
+    """Return an integer of variable length, and where it ends."""
+    value = shift = 0
+    while True:
+        byte = body[position]
+        value |= (byte & 0x7F) << shift
+        position += 1
+        if byte < 0x80:
+            return value, position
+        shift += 7
+        if shift > 63:
+            raise ValueError("an integer has no end")
 
 
 def _fill(message: Any, value: Any) -> None:
@@ -74,7 +123,7 @@ def _fill(message: Any, value: Any) -> None:
         message.kind = _TRUE if value else _FALSE
     elif isinstance(value, str):
         message.kind, message.text = _TEXT, value
-    elif isinstance(value, int) and value in _INTEGERS:
+    elif isinstance(value, int) and _LEAST <= value <= _MOST:
         message.kind, message.integer = _INTEGER, int(value)
     elif isinstance(value, float):
         message.kind, message.number = _NUMBER, value
@@ -97,12 +146,12 @@ class _Reader:
     """Makes values of messages, up to so many."""
 
     def __init__(self, max_nodes: int) -> None:
-        self._left = max_nodes
+        self._left = self._most = max_nodes
 
     def read(self, message: Any) -> Any:
         self._left -= 1
         if self._left < 0:
-            raise Unreadable("it holds more values than are accepted")
+            raise Unreadable(f"it holds more than {self._most} values")
         kind = message.kind
         if kind == _TEXT:
             return message.text
