@@ -1,7 +1,7 @@
 """The formats that Kombu does not have, for every program that uses Kombu: entry points ``kombu.serializers``.
 
 A module of its own, beside the package: Kombu loads it while it is itself being imported, and whatever is in the
-package imports Kombu. The package registers all of its formats, with their caps, when it is imported.
+package imports Kombu. An application of the package has all of its formats registered, with its caps.
 """
 
 from __future__ import annotations

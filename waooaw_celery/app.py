@@ -179,8 +179,11 @@ class AgentApp(WiredCelery):
         self, target: HandlerName, message: Message, options: Mapping[str, Any]
     ) -> tuple[str, str | None]:
         """Return the format and the codec of a message that is published with these options."""
-        serializer = message.serializer or options.get("serializer")
-        return self.written_as(target.agent, serializer, message.compression or options.get("compression"))
+        said = options.get("serializer")
+        if said == self.conf.task_serializer:  # Celery says it for every task that does not say another
+            said = None
+        compression = message.compression or options.get("compression")
+        return self.written_as(target.agent, message.serializer or said, compression)
 
     def _check_delay(self, target: HandlerName, options: Mapping[str, Any]) -> None:
         due = options.get("countdown") or options.get("eta")

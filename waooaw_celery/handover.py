@@ -57,6 +57,7 @@ class HandOver:
             pack(
                 (*_arguments(target, message), embed),
                 *written_as(target.agent, message.serializer, message.compression),
+                of_message=True,
             )
             for target, message in batch
         ]

@@ -22,6 +22,8 @@ from waooaw_celery.settings import RedisTransport, WaooawSettings
 from waooaw_celery.store import Client, connect, store_url
 from waooaw_celery.transport.letters import parked
 from waooaw_celery.wire.caps import Caps
+from waooaw_celery.wire.codecs import install_codecs
+from waooaw_celery.wire.formats import install_formats
 from waooaw_celery.wire.packing import Packer
 from waooaw_celery.worker import signals
 from waooaw_celery.worker.loop import close_loop
@@ -40,6 +42,8 @@ class WiredCelery(Celery):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.agents: dict[str, list[str]] = {}
+        install_formats()
+        install_codecs()
         super().__init__(*args, **kwargs)
         self.on_after_configure.connect(add_defaults, weak=False)
         self.steps["worker"].add(Presence)
@@ -187,16 +191,15 @@ class WiredCelery(Celery):
 
         Args:
             agent: the recipient.
-            serializer: what the message says; Celery says the application's own for "not said", too.
-            compression: what the message says.
+            serializer: what the message says, or None.
+            compression: what the message says, or None.
 
         Returns:
             What the message says, or else the setting for the agent, or else the application's.
         """
-        usual, settings = self.conf.task_serializer, self.settings
-        said = None if serializer == usual else serializer
+        settings = self.settings
         return (
-            said or settings.agent_serializers.get(agent) or usual,
+            serializer or settings.agent_serializers.get(agent) or self.conf.task_serializer,
             compression or settings.agent_compressions.get(agent) or self.conf.task_compression,
         )
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import enum
 import gzip
 import json
+import subprocess
+import sys
 import zlib
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -28,7 +30,7 @@ from waooaw_celery.errors import ConfigurationError, Unreadable, Unwritable
 from waooaw_celery.values import json_copy, restored, tagged
 from waooaw_celery.wire import formats, protobuf
 from waooaw_celery.wire.caps import MIB, Caps, InForce, check_json_nodes
-from waooaw_celery.wire.codecs import codec_names, expand, find_codec
+from waooaw_celery.wire.codecs import codec_names, expand, find_codec, install_codecs
 from waooaw_celery.wire.formats import decode, encode, find_format
 from waooaw_celery.wire.packing import Packer
 
@@ -286,13 +288,33 @@ def test_formats_that_are_not_accepted_are_refused() -> None:
 
 
 def test_kombu_decodes_within_the_bounds_of_this_process() -> None:
-    """What Kombu decodes and unpacks by itself is read by the same decoders."""
+    """What Kombu decodes and unpacks by itself is read by the same decoders, once there is an application."""
+    formats.install_formats()
+    install_codecs()
     with pytest.raises(DecodeError, match="twice"):
         serialization.loads(b'{"a": 1, "a": 1}', "application/json", "utf-8", accept={"application/json"})
     bomb = zlib.compress(bytes(17 * MIB))
     with pytest.raises(Unreadable, match="more than 16777216 bytes"):
         compression.decompress(bomb, "application/x-gzip")
     assert compression.decompress(gzip.compress(b"x"), "application/x-gzip") == b"x"
+
+
+_BYSTANDER = """
+import sys
+from kombu import compression, serialization
+assert not [name for name in sys.modules if name.startswith("waooaw_celery")]
+body = serialization.dumps({"a": [1, b"x"]}, "protobuf")
+assert serialization.loads(body[2], body[0], body[1], accept={"application/x-protobuf"}) == {"a": [1, b"x"]}
+import waooaw_celery.cli
+twice = b'{"a": 1, "a": 2}'
+assert serialization.loads(twice, "application/json", "utf-8", accept={"application/json"}) == {"a": 2}
+assert compression.decompress(compression.compress("x", "gzip")[0], "gzip") == b"x"
+"""
+
+
+def test_a_program_that_does_not_use_the_package_keeps_its_own_decoders() -> None:
+    """Installed, it brings Kombu a format; imported, as by the ``celery`` command, it changes nothing else."""
+    subprocess.run([sys.executable, "-c", _BYSTANDER], check=True, timeout=60)
 
 
 def test_a_process_accepts_what_the_most_generous_of_its_applications_accepts() -> None:

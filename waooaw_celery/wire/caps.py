@@ -110,25 +110,23 @@ def check_shape(value: Any, caps: Caps) -> None:
     Raises:
         Unreadable: more than what is accepted.
     """
-    level = [value] if isinstance(value, dict | list | tuple) else []
-    nodes = 1
-    for _ in range(caps.max_depth):
+    level, nodes = [value], 1
+    for _ in range(caps.max_depth + 1):
+        level = [each for each in level if type(each) in _CONTAINERS]
         if not level:
             return
-        nodes += sum(map(len, level))
+        children: list[Any] = []
+        for container in level:
+            children += container if type(container) in _LISTS else container.values()
+        nodes += len(children)
         if nodes > caps.max_nodes:
             raise Unreadable(f"it holds more than {caps.max_nodes} values")
-        level = [
-            child
-            for container in level
-            for child in (container.values() if isinstance(container, dict) else container)
-            if isinstance(child, _CONTAINERS)
-        ]
-    if level:
-        raise Unreadable(f"it is nested deeper than {caps.max_depth} levels")
+        level = children
+    raise Unreadable(f"it is nested deeper than {caps.max_depth} levels")
 
 
-_CONTAINERS = (dict, list, tuple)
+_LISTS = frozenset({list, tuple})
+_CONTAINERS = _LISTS | {dict}
 
 
 def header_bytes(headers: Mapping[str, Any]) -> int:
@@ -138,6 +136,6 @@ def header_bytes(headers: Mapping[str, Any]) -> int:
         size += len(name) + 6
         if isinstance(value, str):
             size += len(value)
-        elif isinstance(value, _CONTAINERS):
+        elif type(value) in _CONTAINERS:
             size += len(json.dumps(value, default=str))
     return size

@@ -53,7 +53,21 @@ def register_codec(codec: Codec) -> None:
     Args:
         codec: the codec; its ``expand`` must stop at the bound that it is given.
     """
+    _know(codec)
+    _tell_kombu(codec)
+
+
+def install_codecs() -> None:
+    """Have Kombu pack and unpack with this package's codecs, within bounds, in this process."""
+    for codec in dict.fromkeys(_codecs.values()):
+        _tell_kombu(codec)
+
+
+def _know(codec: Codec) -> None:
     _codecs.update(dict.fromkeys((codec.name, codec.content_type, *codec.aliases), codec))
+
+
+def _tell_kombu(codec: Codec) -> None:
     compression.register(
         codec.compress, partial(_bounded, codec), codec.content_type, aliases=[codec.name, *codec.aliases]
     )
@@ -173,7 +187,7 @@ if _ZSTD is not None:
 
 
 def _register(name: str, content_type: str, compress: Any, opened: Any, *aliases: str) -> None:
-    register_codec(
+    _know(
         Codec(
             name=name,
             content_type=content_type,

@@ -48,7 +48,26 @@ _formats: dict[str, Format] = {}
 
 def register_format(format_: Format) -> None:
     """Make a format known here and to Kombu, in place of one of the same content type."""
+    _know(format_)
+    _tell_kombu(format_)
+
+
+def install_formats() -> None:
+    """Have Kombu write and read this package's formats with it, in this process.
+
+    Called for each application, and not when this is imported: the ``celery`` command imports the package in
+    processes that have nothing else to do with it.
+    """
+    for format_ in (JSON_FORMAT, MSGPACK_FORMAT, PROTOBUF_FORMAT):
+        if _formats[format_.content_type] is format_:
+            _tell_kombu(format_)
+
+
+def _know(format_: Format) -> None:
     _formats.update(dict.fromkeys((format_.name, format_.content_type), format_))
+
+
+def _tell_kombu(format_: Format) -> None:
     registry.register(
         format_.name,
         format_.encode,
@@ -148,7 +167,7 @@ def _mapping(pairs: list[tuple[str, Any]]) -> Any:
     found = dict(pairs)
     if len(found) != len(pairs):
         raise ValueError("a mapping has a key twice")
-    return untagged(found)
+    return untagged(found) if len(found) == 2 else found  # as many as a tag has
 
 
 def _no_number(name: str) -> Any:
@@ -177,12 +196,9 @@ def _encode_msgpack(value: Any) -> bytes:
     return packed
 
 
-def _msgpack_mapping(pairs: list[tuple[str, Any]]) -> Any:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a mapping has a key twice")
-    "".join(found)  # raises TypeError for a key that is no text
-    return untagged(found)
+def _mapping_of_texts(pairs: list[tuple[Any, Any]]) -> Any:
+    "".join(key for key, _ in pairs)  # raises TypeError for a key that is bytes
+    return _mapping(pairs)
 
 
 def _decode_msgpack(body: bytes, caps: Caps) -> Any:
@@ -194,7 +210,8 @@ def _decode_msgpack(body: bytes, caps: Caps) -> Any:
         raise ValueError("there is more than one value")
     if len(body) > caps.max_nodes:
         check_msgpack_nodes(body, caps)
-    return msgpack.unpackb(body, raw=False, object_pairs_hook=_msgpack_mapping)
+    has_bytes = any(head in body for head in (b"\xc4", b"\xc5", b"\xc6"))
+    return msgpack.unpackb(body, raw=False, object_pairs_hook=_mapping_of_texts if has_bytes else _mapping)
 
 
 def _msgpack_containers(written: bytes) -> int:
@@ -285,4 +302,4 @@ PROTOBUF_FORMAT = Format(
     decode=_decode_protobuf,
 )
 for _format in (JSON_FORMAT, MSGPACK_FORMAT, PROTOBUF_FORMAT):
-    register_format(_format)
+    _know(_format)

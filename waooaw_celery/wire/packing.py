@@ -6,12 +6,15 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from waooaw_celery.errors import Unreadable, Unwritable
+from waooaw_celery.values import MAX_DEPTH
 from waooaw_celery.wire.caps import Caps, check_shape, header_bytes
 from waooaw_celery.wire.codecs import AUTO, NONE, Codec, find_codec
 from waooaw_celery.wire.formats import Format, encode, find_format
 
 #: What is packed automatically is packed with this one, which every program that uses Kombu can unpack.
 AUTOMATIC_CODEC = "zlib"
+#: Levels of Celery's own, around the payload of a message.
+AROUND_PAYLOAD = 3
 #: A packed body must not be larger than this part of the body.
 WORTHWHILE = 0.9
 
@@ -42,14 +45,18 @@ class Packer:
 
     def __init__(self, caps: Caps, compress_above: int = 1024) -> None:
         self.caps, self.compress_above = caps, compress_above
+        self._deep_enough = caps.max_depth >= MAX_DEPTH + AROUND_PAYLOAD
 
-    def pack(self, body: Any, serializer: str | None, compression: str | None) -> Packed:
+    def pack(
+        self, body: Any, serializer: str | None, compression: str | None, *, of_message: bool = False
+    ) -> Packed:
         """Write a body.
 
         Args:
             body: a value.
             serializer: name of the format; None: JSON.
             compression: name of a codec, ``none``, or None or ``auto`` for this package's choice.
+            of_message: whether it is around a message's payload, whose nesting was checked when that was made.
 
         Raises:
             Unwritable: the format cannot carry it, or it breaks a cap; the sentence says which.
@@ -57,7 +64,7 @@ class Packer:
         """
         format_ = find_format(serializer or "json")
         codec = find_choice(compression)
-        written = self._write(body, format_)
+        written = self._write(body, format_, of_message)
         if codec is not None:
             packed = self.compress(written.encode() if isinstance(written, str) else written, codec)
             if packed is not None:
@@ -76,14 +83,14 @@ class Packer:
         return packed if len(packed) <= WORTHWHILE * len(body) else None
 
     def check(self, body: Any, serializer: str | None, compression: str | None) -> None:
-        """Check that a body can be sent, before anything is done about it.
+        """Check that the body of a message can be sent, before anything is done about it.
 
         Raises:
             Unwritable, ConfigurationError: as ``pack``.
         """
         find_choice(compression)
-        if len(self._write(body, find_format(serializer or "json"))) > self.caps.max_body_bytes:
-            self.pack(body, serializer, compression)
+        if len(self._write(body, find_format(serializer or "json"), True)) > self.caps.max_body_bytes:
+            self.pack(body, serializer, compression, of_message=True)
 
     def check_headers(self, headers: Mapping[str, Any]) -> None:
         """Check how large headers are.
@@ -98,12 +105,13 @@ class Packer:
                 f"{self.caps.max_header_bytes}: put what they carry into the payload"
             )
 
-    def _write(self, body: Any, format_: Format) -> str | bytes:
+    def _write(self, body: Any, format_: Format, of_message: bool) -> str | bytes:
         written = encode(body, format_)
         if len(written) > self.caps.max_expanded_bytes:
             raise Unwritable(_too_large(len(written), "waooaw_max_expanded_bytes", self.caps.max_expanded_bytes))
         # A value takes a byte at least: most bodies need no look.
-        if len(written) > self.caps.max_nodes or format_.containers(written) > self.caps.max_depth:
+        deep = not (of_message and self._deep_enough) and format_.containers(written) > self.caps.max_depth
+        if deep or len(written) > self.caps.max_nodes:
             try:
                 check_shape(body, self.caps)
             except Unreadable as error:

@@ -7,6 +7,7 @@ from typing import Any
 from kombu import Producer
 from kombu.pools import ProducerPool
 
+from waooaw_celery.message import ENVELOPE_HEADER
 from waooaw_celery.wire.packing import Packer
 
 
@@ -37,7 +38,8 @@ class PackingProducer(Producer):
             )
             return prepared
         self.packer.check_headers(headers)
-        packed = self.packer.pack(body, serializer or self.serializer, compression)
+        of_message = ENVELOPE_HEADER in headers
+        packed = self.packer.pack(body, serializer or self.serializer, compression, of_message=of_message)
         if packed.codec is not None:
             headers["compression"] = packed.codec
         return packed.body, packed.content_type, packed.content_encoding
