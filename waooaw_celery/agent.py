@@ -10,10 +10,12 @@ from celery import Task
 
 from waooaw_celery.aio import Agent as AwaitedAgent
 from waooaw_celery.app import AgentApp
+from waooaw_celery.asking import Params
 from waooaw_celery.bus import MessageBus
 from waooaw_celery.errors import ConfigurationError
 from waooaw_celery.message import SENDABLE, TYPE_NAMES, DeliveryReceipt, Message, MessageType, Priority
 from waooaw_celery.request_response import RequestResponseHandler
+from waooaw_celery.response import response_of_reply
 from waooaw_celery.routing import HandlerName
 from waooaw_celery.streams import Stream
 from waooaw_celery.values import JSON, check_agent_name
@@ -109,18 +111,50 @@ class Agent:
         """
 
         def decorate(function: Callable[..., Any]) -> Task[Any, Any]:
-            name = getattr(function, "__name__", repr(function))
-            if name in TYPE_NAMES:
-                raise ConfigurationError(
-                    f"a method cannot be named {name!r}, which is a message type: rename it, "
-                    f"or register it with @agent.on(MessageType.{name.upper()})"
-                )
+            name = self._name_of(function)
             if any(is_kind(function) for is_kind in _TO_COMPLETE):
                 run = completed(function, bool(options.get("bind")))
                 return self._register(name, function, run, options, {"bind": True})
             return self._register(name, function, function, options, {})
 
         return decorate if function is None else decorate(function)
+
+    def reply(self, function: Callable[..., Any] | None = None, **options: Any) -> Any:
+        """Register a handler of answers, ``def`` or ``async def``: ``agent.request_later(..., on_reply=handler)``.
+
+        It is called with the Response to each request that names it.
+
+        Args:
+            function: the handler, when the decorator is used without options.
+            options: those of a Celery task.
+
+        Returns:
+            The Celery task ``<agent>.<name>``, or a decorator that returns it.
+
+        Raises:
+            ConfigurationError: a second handler of this name, or a name that is a message type's.
+        """
+
+        def decorate(function: Callable[..., Any]) -> Task[Any, Any]:
+            def run(task: AgentTask, **said: Any) -> Any:
+                response = response_of_reply(task.message.from_agent, said)
+                return task.complete(function(task, response) if options.get("bind") else function(response))
+
+            run.__doc__, run.__module__ = function.__doc__, function.__module__
+            return self._register(
+                self._name_of(function), function, run, options, {"bind": True, "ignore_result": True}
+            )
+
+        return decorate if function is None else decorate(function)
+
+    def _name_of(self, function: Callable[..., Any]) -> str:
+        name: str = getattr(function, "__name__", repr(function))
+        if name in TYPE_NAMES:
+            raise ConfigurationError(
+                f"a method cannot be named {name!r}, which is a message type: rename it, "
+                f"or register it with @agent.on(MessageType.{name.upper()})"
+            )
+        return name
 
     def _register(
         self,
@@ -177,7 +211,7 @@ class Agent:
         self,
         to_agent: str,
         method: str,
-        params: dict[str, JSON] | None = None,
+        params: Params = None,
         *,
         timeout: float | None = None,
         priority: Priority = Priority.NORMAL,
@@ -191,11 +225,36 @@ class Agent:
             to_agent, method, params, from_agent=self.name, timeout=timeout, priority=priority
         )
 
+    def request_later(
+        self,
+        to_agent: str,
+        method: str,
+        params: Params = None,
+        *,
+        on_reply: Task[Any, Any] | str,
+        timeout: float | None = None,
+        priority: Priority = Priority.NORMAL,
+    ) -> DeliveryReceipt:
+        """Ask another agent in this agent's name; the Response comes to a handler registered with ``reply``.
+
+        Raises:
+            As RequestResponseHandler.request_later.
+        """
+        return self._requests.request_later(
+            to_agent,
+            method,
+            params,
+            on_reply=on_reply,
+            from_agent=self.name,
+            timeout=timeout,
+            priority=priority,
+        )
+
     def stream(
         self,
         to_agent: str,
         method: str,
-        params: dict[str, JSON] | None = None,
+        params: Params = None,
         *,
         timeout: float | None = None,
         priority: Priority = Priority.NORMAL,

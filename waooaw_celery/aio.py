@@ -12,6 +12,8 @@ from concurrent.futures import Future
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
+from celery import Task
+
 from waooaw_celery.app import AgentApp
 from waooaw_celery.asking import Asked, Asker, Params
 from waooaw_celery.audit.ledger import Ledger
@@ -122,6 +124,30 @@ class RequestResponseHandler:
             raise
         return {each.agent: self._asker.response(each) for each in asked}
 
+    async def request_later(
+        self,
+        to_agent: str,
+        method: str,
+        params: Params = None,
+        *,
+        on_reply: Task[Any, Any] | str,
+        from_agent: str | None = None,
+        timeout: float | None = None,
+        priority: Priority = Priority.NORMAL,
+    ) -> DeliveryReceipt:
+        """Ask and wait for nothing: as ``waooaw_celery.RequestResponseHandler.request_later``."""
+        asking = submit(
+            self._asker.ask_for_reply,
+            to_agent,
+            method,
+            params,
+            on_reply=on_reply,
+            from_agent=from_agent,
+            timeout=timeout,
+            priority=priority,
+        )
+        return await asyncio.wrap_future(asking)
+
     def stream(
         self,
         to_agent: str,
@@ -192,6 +218,27 @@ class Agent:
         """Ask another agent and return its answer: as ``Agent.request``."""
         return await self._requests.request(
             to_agent, method, params, from_agent=self._name, timeout=timeout, priority=priority
+        )
+
+    async def request_later(
+        self,
+        to_agent: str,
+        method: str,
+        params: Params = None,
+        *,
+        on_reply: Task[Any, Any] | str,
+        timeout: float | None = None,
+        priority: Priority = Priority.NORMAL,
+    ) -> DeliveryReceipt:
+        """Ask another agent, whose Response comes to a handler: as ``Agent.request_later``."""
+        return await self._requests.request_later(
+            to_agent,
+            method,
+            params,
+            on_reply=on_reply,
+            from_agent=self._name,
+            timeout=timeout,
+            priority=priority,
         )
 
     def stream(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from waooaw_celery.answers import Answered
@@ -37,6 +39,29 @@ class Response:
     def ok(self) -> bool:
         """Whether there is a result."""
         return self.error is None
+
+
+def response_of_reply(agent: str, said: Mapping[str, Any]) -> Response:
+    """Return the response that came as a message.
+
+    Args:
+        agent: who was asked.
+        said: what its worker sent.
+    """
+    message_id, error = said["message_id"], said["error"]
+    asked_at = datetime.fromisoformat(said["asked_at"])
+    problem: WaooawError | None = None
+    if error is not None and error["type"] == "Expired":
+        problem = Expired(f"{agent!r} dropped request {message_id}: its time was over before it was begun")
+    elif error is not None:
+        problem = RemoteError(agent, error["type"], error["message"], error["traceback"])
+    return Response(
+        agent=agent,
+        message_id=message_id,
+        result=said["result"],
+        error=problem,
+        seconds=(datetime.now(UTC) - asked_at).total_seconds(),
+    )
 
 
 def result_of(response: Response) -> JSON:

@@ -25,7 +25,7 @@ from waooaw_celery.wire.caps import Caps
 from waooaw_celery.wire.codecs import install_codecs
 from waooaw_celery.wire.formats import install_formats
 from waooaw_celery.wire.packing import Packer
-from waooaw_celery.worker import signals
+from waooaw_celery.worker import replies, signals
 from waooaw_celery.worker.loop import close_loop
 from waooaw_celery.worker.presence import Presence
 from waooaw_celery.worker.task import AgentTask
@@ -47,6 +47,7 @@ class WiredCelery(Celery):
         super().__init__(*args, **kwargs)
         self.on_after_configure.connect(add_defaults, weak=False)
         self.steps["worker"].add(Presence)
+        replies.connect()
         signals.connect()
         worker_process_shutdown.connect(self._flush)
         for ended in (worker_process_shutdown, worker_shutdown):

@@ -13,7 +13,7 @@ import threading
 from collections.abc import AsyncIterator
 from typing import Any
 
-from waooaw_celery import Agent, Message, MessageType, create_app, current_message
+from waooaw_celery import Agent, Message, MessageType, Response, create_app, current_message
 from waooaw_celery.worker.chunks import Final
 
 app = create_app("async-probe", **json.loads(os.environ.get("PROBE_SETTINGS", "{}")))
@@ -161,3 +161,22 @@ async def relay(to_agent: str, to: int) -> AsyncIterator[Any]:
         async for chunk in stream:
             yield chunk
     yield Final(stream.result)
+
+
+_replies: list[dict[str, Any]] = []
+
+
+@agent.reply
+async def replied(response: Response) -> None:
+    _replies.append({"agent": response.agent, "message_id": response.message_id, "result": response.result})
+
+
+@agent.method
+async def replies() -> list[dict[str, Any]]:
+    return _replies
+
+
+@agent.method
+async def ask_for_reply(to_agent: str, method: str, params: Any = None) -> str:
+    receipt = await agent.aio.request_later(to_agent, method, params, timeout=20, on_reply="replied")
+    return receipt.message_id

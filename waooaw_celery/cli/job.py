@@ -138,7 +138,7 @@ def _results(stack: Stack, requests: RequestResponseHandler, total: int) -> list
     found: list[dict[str, JSON]] = []
 
     def complete() -> bool:
-        found[:] = requests.request("archivist", "results", priority=Priority.LOW)
+        found[:] = requests.stream("archivist", "results", priority=Priority.LOW)
         return len(found) >= total
 
     stack.wait_until(complete, "archiving", STUCK)
