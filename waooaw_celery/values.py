@@ -160,6 +160,18 @@ def untagged(found: dict[str, Any]) -> Any:
     return kombu_json.object_hook(found)
 
 
+def mapping(pairs: list[tuple[str, Any]]) -> Any:
+    """Return the mapping of decoded pairs, or the value that it stands for: for decoders, which call it for each.
+
+    Raises:
+        ValueError: a key is there twice; the rest as ``untagged``.
+    """
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a mapping has a key twice")
+    return untagged(found) if len(found) == 2 else found  # as many as a tag has
+
+
 def restored(value: JSON) -> JSON:
     """Return a value that was read as bare JSON, with what stands for others put in place of the tags.
 

@@ -132,6 +132,13 @@ def test_binary_formats_carry_bytes_as_bytes() -> None:
     }
 
 
+def test_other_languages_datetimes_are_read() -> None:
+    """MessagePack's own timestamp is a datetime; an extension that nobody knows is refused."""
+    assert read(msgpack.packb({"at": AT}, datetime=True), "msgpack") == {"at": AT}
+    with pytest.raises(Unreadable, match="no extension 5"):
+        read(msgpack.packb(msgpack.ExtType(5, b"x")), "msgpack")
+
+
 def test_the_proto_file_is_what_is_written() -> None:
     """The schema for other languages has the fields, numbers and kinds of the one that is used."""
     import re

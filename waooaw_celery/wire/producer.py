@@ -8,6 +8,7 @@ from kombu import Producer
 from kombu.pools import ProducerPool
 
 from waooaw_celery.message import ENVELOPE_HEADER
+from waooaw_celery.wire.codecs import AUTO, NONE
 from waooaw_celery.wire.packing import Packer
 
 
@@ -33,8 +34,9 @@ class PackingProducer(Producer):
     ) -> tuple[Any, str, str]:
         """Write a body, and say in the headers how it is packed."""
         if content_type or headers is None or "task" not in headers:
+            named = None if compression in (NONE, AUTO) else compression
             prepared: tuple[Any, str, str] = super()._prepare(
-                body, serializer, content_type, content_encoding, compression, headers
+                body, serializer, content_type, content_encoding, named, headers
             )
             return prepared
         self.packer.check_headers(headers)
