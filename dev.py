@@ -22,7 +22,7 @@ NEEDS = {
     "demo": ("embedded", ()),
     "test": ("embedded,flower,protobuf,zstd,crypto", ("test",)),
     "lint": ("embedded,flower,protobuf,zstd,crypto", ("test", "lint")),
-    "bench": ("embedded,protobuf,zstd", ()),
+    "bench": ("embedded,protobuf,zstd", ("peers",)),
     "faults": ("embedded", ()),
 }
 

@@ -3,9 +3,9 @@
 python -m benchmarks.asking [--rounds 5]
 
 A worker of plain Celery and one of ours, each one process with 200 threads, without a ledger, on an embedded
-Valkey. Ours keeps receipts, and plain Celery does not. The subjects take turns for a second, in an order that is reversed
-each time; the medians of the rounds are compared. Computers differ and have neighbours: only the ratios of one run
-mean something.
+Valkey. Ours keeps receipts, and plain Celery does not. The subjects take turns for a second, in an order that is
+reversed each time; the medians of the rounds are compared. Computers differ and have neighbours: only the ratios
+of one run mean something.
 """
 
 from __future__ import annotations

@@ -55,6 +55,7 @@ class MessageBus:
     send_many = _awaited(Bus.send_many)
     broadcast = _awaited(Bus.broadcast)
     receipt = _awaited(Bus.receipt)
+    cancel = _awaited(Bus.cancel)
 
 
 class RequestResponseHandler:

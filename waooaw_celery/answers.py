@@ -30,6 +30,8 @@ _LOOK_SECONDS = 0.1
 _ASK_AGAIN_SECONDS = 1.0
 #: Seconds that the thread has to begin.
 _START_SECONDS = 10.0
+#: Seconds that it has to end.
+_END_SECONDS = 5.0
 #: What the result backends raise when they do not answer.
 BACKEND_ERRORS = (RedisError, OperationalError, OSError, RuntimeError)
 #: The state of a request of which a part of the answer was sent: one of Celery's "custom states".
@@ -127,7 +129,8 @@ class Answers:
         self._closed = True
         self._work.set()
         if thread is not None and self._pid == os.getpid() and thread is not threading.current_thread():
-            thread.join(5.0)
+            thread.join(_END_SECONDS)
+        self._thread = None  # one that asks again starts another
         self._fail(BackendUnavailable("the application was closed"))
 
     def _start(self) -> None:
@@ -155,13 +158,13 @@ class Answers:
             self._work.wait()
             try:
                 self._receive()
+                self._forget()
             except BACKEND_ERRORS as error:
                 logger.warning("the result backend is away: %s", error, extra={"action": "answers_interrupted"})
                 self._fail(error)
             except Exception:  # an answer that nobody can read: asking for each finds out whose it is
                 logger.exception("an answer is damaged", extra={"action": "damaged_answer"})
                 self._ask_for_all()
-            self._forget()
             with self._lock:
                 if not self._awaited and not self._read and not self._closed:
                     self._work.clear()

@@ -26,6 +26,8 @@ from waooaw_celery.wire.codecs import install_codecs
 from waooaw_celery.wire.formats import install_formats
 from waooaw_celery.wire.packing import Packer
 from waooaw_celery.worker import replies, signals
+from waooaw_celery.worker.cancels import Cancels
+from waooaw_celery.worker.control import HearCancels
 from waooaw_celery.worker.loop import close_loop
 from waooaw_celery.worker.presence import Presence
 from waooaw_celery.worker.task import AgentTask
@@ -47,6 +49,9 @@ class WiredCelery(Celery):
         super().__init__(*args, **kwargs)
         self.on_after_configure.connect(add_defaults, weak=False)
         self.steps["worker"].add(Presence)
+        self.steps["consumer"].add(HearCancels)
+        #: What this process, when it is a worker, knows of cancelled messages.
+        self.cancels = Cancels()
         replies.connect()
         signals.connect()
         worker_process_shutdown.connect(self._flush)
