@@ -3,6 +3,8 @@
 * WaooawError
     * ConfigurationError        a setting is missing, misspelt or impossible
     * InvalidMessage            a message or an argument breaks a rule
+        * Unwritable            it cannot be written in its format, or is larger than what is accepted
+    * Unreadable                what arrived cannot be read, or is larger than what is accepted
     * UnknownSender             no agent is speaking
     * UnknownAgent              nobody ever declared the recipient
         * NoHandler             the recipient has no handler for this type of message
@@ -30,7 +32,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from kombu.exceptions import OperationalError
+from kombu.exceptions import DecodeError, EncodeError, OperationalError
 
 
 class WaooawError(Exception):
@@ -53,6 +55,20 @@ class ConfigurationError(WaooawError, ValueError):
 
 class InvalidMessage(WaooawError, ValueError):
     """A message or an argument breaks a rule."""
+
+
+class Unwritable(InvalidMessage, EncodeError):
+    """A value cannot be written in its format, or is larger than what is accepted.
+
+    Also a kombu ``EncodeError``: Celery makes the failure of its task of an answer that cannot be written.
+    """
+
+
+class Unreadable(WaooawError, DecodeError):
+    """What arrived cannot be read, or is larger than what is accepted; the sentence says why.
+
+    Also a kombu ``DecodeError``.
+    """
 
 
 class UnknownSender(WaooawError, LookupError):
