@@ -9,12 +9,13 @@ from waooaw_celery.bus import MessageBus
 from waooaw_celery.errors import (
     BrokerUnavailable,
     InvalidMessage,
+    RateLimitExceeded,
     RemoteError,
     RequestTimeout,
-    UnknownAgent,
     WaooawError,
 )
-from waooaw_celery.message import DeliveryReceipt, Message, MessageStatus, MessageType, Priority, RetentionPolicy
+from waooaw_celery.limits.limiter import RateLimiter
+from waooaw_celery.message import Message, MessageStatus, MessageType, Priority, RetentionPolicy
 from waooaw_celery.request_response import RequestResponseHandler
 from waooaw_celery.response import Response
 from waooaw_celery.worker.task import current_message
@@ -23,7 +24,6 @@ __all__ = [
     "Agent",
     "AgentApp",
     "BrokerUnavailable",
-    "DeliveryReceipt",
     "InvalidMessage",
     "Message",
     "MessageAuditTrail",
@@ -31,12 +31,13 @@ __all__ = [
     "MessageStatus",
     "MessageType",
     "Priority",
+    "RateLimitExceeded",
+    "RateLimiter",
     "RemoteError",
     "RequestResponseHandler",
     "RequestTimeout",
     "Response",
     "RetentionPolicy",
-    "UnknownAgent",
     "WaooawError",
     "create_app",
     "current_message",

@@ -191,6 +191,7 @@ class Agent:
         payload: JSON,
         *,
         message_type: MessageType = MessageType.COMMAND,
+        wait: float | None = None,
         **fields: Any,
     ) -> DeliveryReceipt:
         """Send a message in this agent's name.
@@ -199,14 +200,17 @@ class Agent:
             to_agent: the recipient.
             payload: any JSON value.
             message_type: COMMAND, QUERY or ACK.
+            wait: seconds for which to wait at the rate limit instead of raising.
             fields: others of Message: ``priority``, ``ttl_seconds``, ``correlation_id``, …
 
         Raises:
-            InvalidMessage, UnknownAgent, BrokerUnavailable, StoreUnavailable: as MessageBus.send.
+            InvalidMessage, UnknownAgent, RateLimitExceeded, BrokerUnavailable, StoreUnavailable: as
+                MessageBus.send.
         """
-        return self._bus.send(
-            Message(from_agent=self.name, to_agent=to_agent, payload=payload, message_type=message_type, **fields)
+        message = Message(
+            from_agent=self.name, to_agent=to_agent, payload=payload, message_type=message_type, **fields
         )
+        return self._bus.send(message, wait=wait)
 
     def request(
         self,

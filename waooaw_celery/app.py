@@ -14,14 +14,19 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from waooaw_celery.calls import CALL_HEADER, Call
 from waooaw_celery.envelope import check_delay, message_of_delay, message_of_retry, moment, threaded
-from waooaw_celery.errors import BrokerUnavailable, InvalidMessage, StoreUnavailable, UnknownSender
+from waooaw_celery.errors import BrokerUnavailable, InvalidMessage, StoreUnavailable, UnknownSender, WaooawError
 from waooaw_celery.handover import HIDDEN, HandOver, address, envelope_headers
-from waooaw_celery.message import TYPE_NAMES, Message, MessageStatus, Priority
+from waooaw_celery.limits.turn import Wait
+from waooaw_celery.message import TYPE_NAMES, Message, MessageStatus, MessageType, Priority
 from waooaw_celery.routing import HandlerName, broker_priority
+from waooaw_celery.wire.packing import Packed
 from waooaw_celery.wiring import WiredCelery
-from waooaw_celery.worker.task import current_message, current_task
+from waooaw_celery.worker.task import current_message, current_task, goes_on
 
 logger = logging.getLogger(__name__)
+
+#: Messages that go to the ledger and to the broker together.
+MAX_BATCH = 1000
 
 
 class AgentApp(WiredCelery):
@@ -52,52 +57,76 @@ class AgentApp(WiredCelery):
             countdown: seconds until it may first be handled.
             eta: moment from which it may be handled.
             message: the envelope, when the caller has made it; otherwise it is made here.
-            options: those of ``apply_async``; ``priority`` is a Priority or its name.
+            options: those of ``apply_async``; ``priority`` is a Priority or its name, and ``wait`` the seconds for
+                which a sender at its limit waits for its turn.
 
         Raises:
-            InvalidMessage: an argument is no JSON value, or an option breaks a rule.
+            RateLimitExceeded: the sender has sent as much as it may for now.
+            InvalidMessage: an argument cannot travel or is too large, or an option breaks a rule.
             UnknownSender: no agent is speaking.
             UnknownAgent: nobody ever declared the recipient; NoHandler, UnknownMethod: it does not handle this.
             BrokerUnavailable: the broker refused or did not answer; whether it has the message is not known.
             StoreUnavailable: Redis does not answer; nothing was published.
             ConfigurationError: a setting is missing or wrong.
         """
+        wait = options.pop("wait", None)
         options |= {"countdown": countdown, "eta": eta}
         target = self.target(name)
         if target is None:
             return self._send_ordinary(name, args, kwargs, options)
         if options.get("retries"):
-            return self._publish(
-                target, self._retried_message(target, args, kwargs, options), args, kwargs, options
-            )
+            message = self._retried_message(target, args, kwargs, options)
+            return self._publish(target, message, args, kwargs, options)
         message = self._new_message(target, args, kwargs, options, message)
         self.registry.check_handler(target)
+        self.packer.check((args or (), kwargs or {}), *self._written_as(target, message, options))
+        self._admit([message], wait)
         self._record([(target, message)])
         result = self._publish(target, message, args, kwargs, options)
         self._note_sent([message])
         return result
 
-    def send_messages(self, batch: Sequence[tuple[HandlerName, Message]], call: Call | None = None) -> None:
+    def send_messages(
+        self, batch: Sequence[tuple[HandlerName, Message]], call: Call | None = None, wait: Wait = None
+    ) -> None:
         """Publish messages and requests: the door for those that come as messages and not as tasks.
 
-        Several are written down with one statement, and handed to the broker in as few round trips as it takes.
+        All of them pass their senders' limits, or none. Many at a time are written down with one statement, and
+        handed to the broker in as few round trips as it takes.
 
         Args:
             batch: complete messages, whose handlers and times were checked.
             call: how the answers of requests are to come; None for one-way messages.
+            wait: seconds for which a sender at its limit waits for its turn.
 
         Raises:
-            InvalidMessage: one was sent already; nothing was published.
-            StoreUnavailable: they could not be written down; nothing was published.
-            BrokerUnavailable: the broker failed; the error's ``message_ids`` are those that it confirmed.
+            RateLimitExceeded: a sender has sent as much as it may for now; nothing was published.
+            InvalidMessage: one cannot be written in its format or breaks a cap, and nothing was published; or one
+                was sent already.
+            StoreUnavailable: they could not be written down.
+            BrokerUnavailable: the broker failed.
+                The ``message_ids`` of all three are those that it has confirmed.
         """
+        if not batch:
+            return
+        hand_over = HandOver(self, self.driver, call, self.answers.reply_to if call is not None else None)
+        bodies = hand_over.pack(batch)
+        self._admit([message for _, message in batch], wait)
+        for start in range(0, len(batch), MAX_BATCH):
+            part = slice(start, start + MAX_BATCH)
+            try:
+                self._send_batch(hand_over, batch[part], bodies[part])
+            except WaooawError as error:
+                error.message_ids = (*(message.message_id for _, message in batch[:start]), *error.message_ids)
+                raise
+
+    def _send_batch(
+        self, hand_over: HandOver, batch: Sequence[tuple[HandlerName, Message]], bodies: Sequence[Packed]
+    ) -> None:
         published: list[Message] = []
-        reply_to = self.answers.reply_to if call is not None else None
         try:
             with self.producer_or_acquire() as producer:
-                note = self._publish_messages(
-                    HandOver(self, self.driver, producer, call, reply_to), batch, published
-                )
+                note = self._publish_messages(producer, hand_over, batch, bodies, published)
         except (OperationalError, AMQPError, BatchPublishError) as error:
             self._note_sent(published)
             missing = [message for _, message in batch[len(published) :]]
@@ -116,6 +145,17 @@ class AgentApp(WiredCelery):
         """
         kept = None if self._database is None else message.retention or self.settings.retention
         return threaded(target, message, current_message(), kept)
+
+    def _admit(self, messages: Sequence[Message], wait: Wait) -> None:
+        """Count messages, or refuse them; not answers, and not what Celery sends on when a handler has ended.
+
+        Both were accepted with what they answer or go on from, such as the first step of a chain: refused here,
+        they would be lost.
+        """
+        if self.gate is not None and not goes_on():
+            counted = [message for message in messages if message.message_type is not MessageType.RESPONSE]
+            if counted:
+                self.gate.admit(counted, wait)
 
     def _record(self, batch: Sequence[tuple[HandlerName, Message]]) -> None:
         """Write messages down before they are published, unless the broker may have one of them already."""
@@ -163,6 +203,16 @@ class AgentApp(WiredCelery):
             logger.warning("retry of %s: %s", options["task_id"], error, extra={"action": "retry_too_late"})
         return message_of_retry(target, args, kwargs, options)
 
+    def _written_as(
+        self, target: HandlerName, message: Message, options: Mapping[str, Any]
+    ) -> tuple[str, str | None]:
+        """Return the format and the codec of a message that is published with these options."""
+        said = options.get("serializer")
+        if said == self.conf.task_serializer:  # Celery says it for every task that does not say another
+            said = None
+        compression = message.compression or options.get("compression")
+        return self.written_as(target.agent, message.serializer or said, compression)
+
     def _check_delay(self, target: HandlerName, options: Mapping[str, Any]) -> None:
         due = options.get("countdown") or options.get("eta")
         visible = self.visibility_timeout if due else None
@@ -205,7 +255,10 @@ class AgentApp(WiredCelery):
         expires_at = (
             moment(options.get("expires"), self.timezone) if options.get("retries") else message.expires_at
         )
+        serializer, compression = self._written_as(target, message, options)
         options |= {
+            "serializer": serializer,
+            "compression": compression,
             "task_id": message.message_id,
             "root_id": message.conversation_id,
             "parent_id": message.causation_id,
@@ -238,7 +291,12 @@ class AgentApp(WiredCelery):
         return headers
 
     def _publish_messages(
-        self, hand_over: HandOver, batch: Sequence[tuple[HandlerName, Message]], published: list[Message]
+        self,
+        producer: Any,
+        hand_over: HandOver,
+        batch: Sequence[tuple[HandlerName, Message]],
+        bodies: Sequence[Packed],
+        published: list[Message],
     ) -> Callable[[], None] | None:
         """Have messages written down and made ready at the same time, and hand them over when they are written.
 
@@ -253,8 +311,8 @@ class AgentApp(WiredCelery):
             self._check_new(batch, written())
 
         try:
-            hand_over.declare(dict.fromkeys(target.agent for target, _ in batch))
-            if hand_over.all_or_none(batch, when_ready):
+            hand_over.declare(producer, batch)
+            if hand_over.all_or_none(producer, batch, bodies, when_ready):
                 published.extend(message for _, message in batch)
                 return notes[0]
         except BatchPublishError as error:
@@ -265,7 +323,7 @@ class AgentApp(WiredCelery):
             new = written()  # nothing is left on its way
         self._check_new(batch, new)
         for target, message in batch:
-            hand_over.one(target, message)
+            hand_over.one(producer, target, message)
             published.append(message)
         return None
 

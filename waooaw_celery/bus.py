@@ -7,13 +7,11 @@ from collections.abc import Iterable, Sequence
 
 from waooaw_celery.app import AgentApp
 from waooaw_celery.cancel import cancel
-from waooaw_celery.errors import InvalidMessage, WaooawError
+from waooaw_celery.errors import InvalidMessage
+from waooaw_celery.limits.turn import Wait
 from waooaw_celery.message import SENDABLE, DeliveryReceipt, Message, MessageType, receipt_of
 from waooaw_celery.routing import HandlerName
 from waooaw_celery.values import JSON, check_agent_name
-
-#: Messages that go to the ledger and to the broker together.
-MAX_BATCH = 1000
 
 
 class MessageBus:
@@ -26,11 +24,13 @@ class MessageBus:
     def __init__(self, app: AgentApp) -> None:
         self.app = app
 
-    def send(self, message: Message) -> DeliveryReceipt:
+    def send(self, message: Message, *, wait: Wait = None) -> DeliveryReceipt:
         """Send one message.
 
         Args:
             message: a COMMAND, QUERY or ACK.
+            wait: seconds for which a sender at its rate limit waits for its turn, while the message has not
+                expired; when it would not come within them, or None is given, it is raised at once.
 
         Returns:
             The receipt, as it is now: the broker has the message. ``receipt`` tells later news.
@@ -40,13 +40,19 @@ class MessageBus:
             UnknownAgent: nobody ever declared the recipient; NoHandler: it has none for this type.
             BrokerUnavailable: not confirmed by the broker; the receipt stays PENDING.
             StoreUnavailable: Redis does not answer; nothing was published.
+            RateLimitExceeded: the sender has sent as much as it may for now; nothing was published.
         """
-        return self.send_many([message])[0]
+        return self.send_many([message], wait=wait)[0]
 
-    def send_many(self, messages: Iterable[Message]) -> list[DeliveryReceipt]:
+    def send_many(self, messages: Iterable[Message], *, wait: Wait = None) -> list[DeliveryReceipt]:
         """Send several messages, checked all together first: when one is refused, none was sent.
 
+        Args:
+            messages: what to send.
+            wait: as for ``send``.
+
         Raises:
+            RateLimitExceeded: all of them together are more than a sender may send now; nothing was published.
             InvalidMessage, UnknownAgent: as ``send``; nothing was published.
             BrokerUnavailable, StoreUnavailable: a server failed on the way; the error's ``message_ids`` are the
                 messages that were published.
@@ -60,16 +66,8 @@ class MessageBus:
         for target in dict.fromkeys(target for _, target in batch):
             self.app.registry.check_handler(target)
         complete = [(target, self.app.complete(target, message)) for message, target in batch]
-        sent: list[DeliveryReceipt] = []
-        for start in range(0, len(complete), MAX_BATCH):
-            part = complete[start : start + MAX_BATCH]
-            try:
-                self.app.send_messages(part)
-            except WaooawError as error:
-                error.message_ids = (*(receipt.message_id for receipt in sent), *error.message_ids)
-                raise
-            sent += [receipt_of(message, target.handler) for target, message in part]
-        return sent
+        self.app.send_messages(complete, wait=wait)
+        return [receipt_of(message, target.handler) for target, message in complete]
 
     def broadcast(
         self,
@@ -80,6 +78,7 @@ class MessageBus:
         *,
         message_type: MessageType = MessageType.COMMAND,
         correlation_id: str | None = None,
+        wait: Wait = None,
         **fields: object,
     ) -> dict[str, DeliveryReceipt]:
         """Send the same to several agents: one message each, each with its own receipt, also for the absent.
@@ -90,6 +89,7 @@ class MessageBus:
             payload: any JSON value.
             message_type: COMMAND, QUERY or ACK.
             correlation_id: threads the messages; None: the id of the first of them threads all.
+            wait: as for ``send``.
             fields: others of Message: ``priority``, ``ttl_seconds``.
 
         Returns:
@@ -113,7 +113,7 @@ class MessageBus:
             for name in names
         ]
         thread = correlation_id or messages[0].message_id
-        receipts = self.send_many(message.evolve(correlation_id=thread) for message in messages)
+        receipts = self.send_many((message.evolve(correlation_id=thread) for message in messages), wait=wait)
         return dict(zip(names, receipts, strict=True))
 
     def receipt(self, message_id: str) -> DeliveryReceipt:

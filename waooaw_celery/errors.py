@@ -3,6 +3,8 @@
 * WaooawError
     * ConfigurationError        a setting is missing, misspelt or impossible
     * InvalidMessage            a message or an argument breaks a rule
+        * Unwritable            it cannot be written in its format, or is larger than what is accepted
+    * Unreadable                what arrived cannot be read, or is larger than what is accepted
     * UnknownSender             no agent is speaking
     * UnknownAgent              nobody ever declared the recipient
         * NoHandler             the recipient has no handler for this type of message
@@ -12,6 +14,7 @@
     * StoreUnavailable          what keeps agents and receipts does not answer
         * AuditUnavailable      the ledger does not answer, so nothing is published
     * NotStoppable              the handler that was to be cancelled runs where nothing can stop it
+    * RateLimitExceeded         the sender has sent as much as it may for now
     * HandlerExited             a handler called sys.exit() or ran out of memory
     * BlockingRequest           an async def handler made a request that would stop all others
     * CircularRequest           the agent that is asked waits for the answer itself
@@ -26,7 +29,10 @@
 
 from __future__ import annotations
 
-from kombu.exceptions import OperationalError
+import math
+from typing import Any
+
+from kombu.exceptions import DecodeError, EncodeError, OperationalError
 
 
 class WaooawError(Exception):
@@ -49,6 +55,20 @@ class ConfigurationError(WaooawError, ValueError):
 
 class InvalidMessage(WaooawError, ValueError):
     """A message or an argument breaks a rule."""
+
+
+class Unwritable(InvalidMessage, EncodeError):
+    """A value cannot be written in its format, or is larger than what is accepted.
+
+    Also a kombu ``EncodeError``: Celery makes the failure of its task of an answer that cannot be written.
+    """
+
+
+class Unreadable(WaooawError, DecodeError):
+    """What arrived cannot be read, or is larger than what is accepted; the sentence says why.
+
+    Also a kombu ``DecodeError``.
+    """
 
 
 class UnknownSender(WaooawError, LookupError):
@@ -94,6 +114,31 @@ class AuditUnavailable(StoreUnavailable):
 
 class NotStoppable(WaooawError, RuntimeError):
     """The handler that was to be cancelled runs where nothing can stop it: in a thread, and is no coroutine."""
+
+
+class RateLimitExceeded(WaooawError):
+    """The sender has sent as much as it may for now; nothing of this call was sent.
+
+    Attributes:
+        agent: the sender.
+        rule: the rule that makes it wait longest, such as ``100/hour burst 20``.
+        retry_after: seconds after which the same call passes, when the agent sends nothing meanwhile; infinite
+            when it asks for more at once than the rule ever lets through.
+        n: how many messages were to be sent.
+    """
+
+    def __init__(self, agent: str, rule: str, retry_after: float, n: int = 1) -> None:
+        if math.isinf(retry_after):
+            super().__init__(f"{n} messages at once are more than {rule} ever lets {agent!r} send: send fewer")
+        else:
+            super().__init__(f"{agent!r} has sent as much as {rule} lets it: try again in {retry_after:.3f} s")
+        self.agent = agent
+        self.rule = rule
+        self.retry_after = retry_after
+        self.n = n
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return RateLimitExceeded, (self.agent, self.rule, self.retry_after, self.n), self.__dict__
 
 
 class HandlerExited(WaooawError):

@@ -99,6 +99,10 @@ class Receipts(ABC):
         return lambda: self.note(*facts)
 
     @abstractmethod
+    def refused(self, agent: str, rule: str, count: int) -> None:
+        """Write down that so many messages of an agent were refused by a rule of its rate limit."""
+
+    @abstractmethod
     def get(self, message_id: str) -> DeliveryReceipt:
         """Return the receipt of a message.
 
@@ -177,6 +181,9 @@ class RedisReceipts(Receipts):
             added = pipeline.execute()[-len(messages) :]
         fresh = {message.message_id for (message, _), new in zip(messages, added, strict=True) if new}
         return lambda: fresh
+
+    def refused(self, agent: str, rule: str, count: int) -> None:
+        """Do nothing: that is kept by a ledger only."""
 
     def note(self, *facts: Fact) -> None:
         with guarded("record what became of messages"), self._client.pipeline() as pipeline:

@@ -59,6 +59,7 @@ class RequestResponseHandler:
             UnknownAgent: nobody ever declared it.
             CircularRequest: the agent waits for the answer of this handler itself.
             BackendUnavailable: the result backend does not answer.
+            RateLimitExceeded: the one who asks has sent as much as it may for now.
             BrokerUnavailable, StoreUnavailable, InvalidMessage, ConfigurationError: it could not be sent.
         """
         return result_of(
@@ -78,7 +79,7 @@ class RequestResponseHandler:
         """Ask and return what came of it; what fails on the other side is in the response, not raised.
 
         Raises:
-            UnknownAgent, UnknownMethod, CircularRequest: known before it is sent.
+            UnknownAgent, UnknownMethod, CircularRequest, RateLimitExceeded: known before it is sent.
             BrokerUnavailable, StoreUnavailable, InvalidMessage, ConfigurationError: it could not be sent.
         """
         answers = self.broadcast_request(
@@ -100,6 +101,7 @@ class RequestResponseHandler:
 
         Raises:
             UnknownAgent, UnknownMethod, CircularRequest: of one of them; then nobody was asked.
+            RateLimitExceeded: of all of them together; then nobody was asked.
             BrokerUnavailable, StoreUnavailable, InvalidMessage, ConfigurationError: it could not be sent.
         """
         check_may_block()

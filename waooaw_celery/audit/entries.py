@@ -10,14 +10,15 @@ from typing import Any, Literal
 
 from waooaw_celery.message import Message, RetentionPolicy
 from waooaw_celery.receipts import Fact
-from waooaw_celery.values import JSON
+from waooaw_celery.values import JSON, tagged
 
-Kind = Literal["message", "fact", "stray"]
+Kind = Literal["message", "fact", "stray", "refusal"]
 
 # Made once: ``json.dumps`` would make an encoder for each payload.
 _encode = json.JSONEncoder(check_circular=False).encode
-_readable = json.JSONEncoder(ensure_ascii=False, check_circular=False).encode
-_canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), check_circular=False).encode
+_readable = json.JSONEncoder(ensure_ascii=False, check_circular=False, default=tagged).encode
+_escaped = json.JSONEncoder(check_circular=False, default=tagged).encode
+_canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), check_circular=False, default=tagged).encode
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +27,9 @@ class Entry:
 
     Attributes:
         kind: ``message``; ``fact`` of a message that its sender wrote down; or ``stray``, a fact of a message
-            about which the ledger must be asked first, since its envelope does not say where its row is.
-        message_id: of which message.
+            about which the ledger must be asked first, since its envelope does not say where its row is; or
+            ``refusal``, that messages of an agent were refused.
+        message_id: of which message; of a refusal, the agent.
         text: the row as a JSON object, its moments as ISO 8601 text.
     """
 
@@ -88,6 +90,21 @@ def sent_entry(message: Message, at: datetime, retention: RetentionPolicy) -> En
     return Entry("fact", message.message_id, text)
 
 
+def refusal_entry(agent: str, rule: str, minute: datetime, process: str, part: int, count: int) -> Entry:
+    """Return the entry of the fact that messages were refused.
+
+    Args:
+        agent: whose.
+        rule: by which rule of its rate limit.
+        minute: in which minute.
+        process: which process tells it.
+        part: how often it has told of this minute, with this.
+        count: how many it did not tell of before.
+    """
+    row = {"agent": agent, "rule": storable(rule), "minute": _text(minute)}
+    return Entry("refusal", agent, _encode(row | {"process": process, "part": part, "count": count}))
+
+
 def _fact_row(fact: Fact) -> dict[str, Any]:
     return {
         "message_id": storable(fact.message_id),
@@ -124,10 +141,11 @@ def _message_row(message: Message, handler: str, retention: RetentionPolicy) -> 
 def payload_text(payload: JSON) -> str:
     """Return a payload as the JSON text that the ledger keeps: readable, so that it can be searched.
 
-    Halves of surrogate pairs, which no database takes, are written as JSON's escapes, and all else then too.
+    What JSON lacks is written as it travels. Halves of surrogate pairs, which no database takes, are written as
+    JSON's escapes, and all else then too.
     """
     text = _readable(payload)
-    return text if text.isascii() or _encodable(text) else json.dumps(payload)
+    return text if text.isascii() or _encodable(text) else _escaped(payload)
 
 
 def digest(payload: JSON) -> str:

@@ -14,9 +14,10 @@ from sqlalchemy import func, select
 
 from waooaw_celery.audit import cancels
 from waooaw_celery.audit.engine import Database
-from waooaw_celery.audit.entries import fact_entry, keyed_entry, message_entry, sent_entry
+from waooaw_celery.audit.entries import Entry, fact_entry, keyed_entry, message_entry, sent_entry
 from waooaw_celery.audit.models import EventRow, MessageRow, OpenRow
 from waooaw_celery.audit.questions import read
+from waooaw_celery.audit.refusals import Refusals
 from waooaw_celery.audit.spool import Spool
 from waooaw_celery.audit.statements import close_ended, write
 from waooaw_celery.audit.writer import Writer
@@ -55,6 +56,7 @@ class Ledger(Receipts):
         self._lost = timedelta(seconds=lost_seconds)
         self._writer: Writer | None = None
         self._lock = threading.Lock()
+        self._refusals = Refusals(self._tell)
         me = weakref.ref(self)
         os.register_at_fork(after_in_child=lambda: _call(me, Ledger._forget_writer))
         atexit.register(lambda: _call(me, Ledger.flush))
@@ -82,6 +84,9 @@ class Ledger(Receipts):
             self._the_writer().put(entries, wait=False)
 
         return note
+
+    def refused(self, agent: str, rule: str, count: int) -> None:
+        self._refusals.add(agent, rule, count)
 
     def get(self, message_id: str) -> DeliveryReceipt:
         check_id(message_id, "message_id")
@@ -141,13 +146,18 @@ class Ledger(Receipts):
             return cancels.requested(connection, agents)
 
     def flush(self) -> None:
+        self._refusals.flush()
         if self._writer is not None:
             self._writer.flush()
 
     def close(self) -> None:
+        self._refusals.flush()
         if self._writer is not None:
             self._writer.close()
         self.database.close()
+
+    def _tell(self, entries: Sequence[Entry]) -> None:
+        self._the_writer().put(entries, wait=False)
 
     def _the_writer(self) -> Writer:
         writer = self._writer
@@ -160,6 +170,7 @@ class Ledger(Receipts):
         """Begin anew in a process that was just forked: what is queued is its parent's to write."""
         self._writer = None
         self._lock = threading.Lock()
+        self._refusals = Refusals(self._tell)
 
 
 def _call(reference: weakref.ref[Ledger], method: Any) -> None:

@@ -32,6 +32,23 @@ class AuditEvent:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """Messages that a rate limit refused.
+
+    Attributes:
+        agent: whose; ``*`` when more agents and rules were refused at once than are kept apart.
+        rule: by which rule.
+        minute: in which minute, aware UTC.
+        count: how many.
+    """
+
+    agent: str
+    rule: str
+    minute: datetime
+    count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AuditRecord:
     """A message as the ledger has it.
 

@@ -6,6 +6,7 @@ from waooaw_celery.cli.database import db
 from waooaw_celery.cli.demo import demo
 from waooaw_celery.cli.group import waooaw
 from waooaw_celery.cli.ledger import conversation, erase, hold, log, purge, spool, stats
+from waooaw_celery.cli.limits import limits
 from waooaw_celery.cli.messages import cancel, receipt, request, send
 from waooaw_celery.cli.overview import agents, queues
 from waooaw_celery.cli.up import up
@@ -16,6 +17,7 @@ for command in (
     *(demo, up),
     *(agents, queues, send, request, receipt, cancel),
     *(log, conversation, stats, spool, db, purge, hold, erase),
+    limits,
 ):
     waooaw.add_command(command)
 

@@ -13,6 +13,9 @@ from waooaw_celery.transport.guard import Delivery
 #: How often a message was taken back from a consumer that died; RabbitMQ's name for the same.
 DELIVERY_COUNT = "x-delivery-count"
 
+#: How the tags of leased messages begin: those that Kombu's own consumers note have no such thing.
+TAG_MARK = "lease:"
+
 _encode = json.JSONEncoder().encode
 
 
@@ -48,7 +51,7 @@ class Message(virtual.Message):
             delivery_tag=properties["delivery_tag"],
             content_type=payload.get("content-type"),
             content_encoding=payload.get("content-encoding"),
-            headers=_without_compression(payload["headers"]),
+            headers=without_compression(payload["headers"]),
             properties=properties,
             delivery_info=properties["delivery_info"],
             **kwargs,
@@ -72,7 +75,7 @@ def mark_redelivered(message: Any) -> None:
         properties["delivery_info"]["redelivered"] = True
 
 
-def _without_compression(headers: dict[str, Any]) -> dict[str, Any]:
+def without_compression(headers: dict[str, Any]) -> dict[str, Any]:
     """Return the headers of a message whose body was unpacked."""
     if "compression" not in headers:
         return headers

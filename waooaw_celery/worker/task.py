@@ -33,6 +33,8 @@ _REFUSED = "waooaw_refused"
 _STOPPED = "waooaw_stopped"
 #: What the result backend is told of a request that was cancelled.
 CANCELLED = "cancelled"
+#: Where it keeps that the handler has ended, and Celery goes on.
+_ENDED = "waooaw_ended"
 #: The handler whose coroutine runs, and its request: Celery keeps both by thread, and coroutines share one.
 _handling: ContextVar[tuple[AgentTask, Context] | None] = ContextVar("waooaw_handling", default=None)
 
@@ -62,6 +64,9 @@ class AgentTask(Task):  # type: ignore[type-arg]
             HandlerExited: it called ``sys.exit()`` or ran out of memory, which would otherwise end or wedge its
                 worker.
         """
+        outermost = self.request.get(_ENDED) is None  # a handler may call itself
+        if outermost:
+            self.request.update({_ENDED: False})
         try:
             return super().__call__(*args, **kwargs)
         except MemoryError as error:  # Celery would end the worker, and the next one that meets the message too
@@ -73,6 +78,9 @@ class AgentTask(Task):  # type: ignore[type-arg]
             if terminate_handler_fired():
                 raise
             raise HandlerExited(f"{self.name} called sys.exit({error.code!r})") from error
+        finally:
+            if outermost:
+                self.request.update({_ENDED: True})
 
     @property
     def request(self) -> Context:
@@ -229,6 +237,16 @@ def current_task() -> AgentTask | None:
     handling = _handling.get()
     task = get_current_worker_task() if handling is None else handling[0]
     return task if isinstance(task, AgentTask) else None
+
+
+def goes_on() -> bool:
+    """Whether Celery sends on what was begun, such as the next step of a chain, and no handler runs."""
+    if _handling.get() is not None:  # a coroutine of a handler, which may outlive it
+        return False
+    task = get_current_worker_task()
+    if isinstance(task, AgentTask):
+        return bool(task.request.get(_ENDED))
+    return task is not None and task.name.startswith("celery.")
 
 
 def current_message() -> Message | None:

@@ -180,6 +180,16 @@ def upgrade() -> None:
     )
     op.create_index("waooaw_cancels_agent", "waooaw_cancels", ["to_agent"])
     op.create_table(
+        "waooaw_refusals",
+        sa.Column("agent", sa.String, primary_key=True),
+        sa.Column("rule", sa.String, primary_key=True),
+        sa.Column("minute", _MOMENT, primary_key=True),
+        sa.Column("process", sa.String, primary_key=True),
+        sa.Column("part", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("count", sa.Integer, nullable=False),
+    )
+    op.create_index("waooaw_refusals_minute", "waooaw_refusals", ["minute"])
+    op.create_table(
         "waooaw_holds",
         sa.Column("kind", sa.String, primary_key=True),
         sa.Column("value", sa.String, primary_key=True),
@@ -206,5 +216,14 @@ def downgrade() -> None:
     if op.get_bind().dialect.name == "postgresql":
         op.execute("DROP FUNCTION waooaw_write")
     workers = ("agent_workers", "agents")
-    for table in ("purges", "holds", "cancels", "open_messages", "message_events", "messages", *workers):
+    for table in (
+        "purges",
+        "holds",
+        "refusals",
+        "cancels",
+        "open_messages",
+        "message_events",
+        "messages",
+        *workers,
+    ):
         op.drop_table(f"waooaw_{table}")
