@@ -22,7 +22,7 @@ NEEDS = {
     "demo": ("embedded", ()),
     "test": ("embedded,flower", ("test",)),
     "lint": ("embedded,flower", ("test", "lint")),
-    "bench": ("embedded", ()),
+    "bench": ("embedded", ("peers",)),
     "faults": ("embedded", ()),
 }
 

@@ -174,13 +174,14 @@ class Agent:
         if handler in self._handlers:
             raise ConfigurationError(f"{target} has a handler already")
         self._handlers.append(handler)
+        stoppable = any(is_kind(function) for is_kind in _TO_COMPLETE)
         register: Any = self.app.task  # its stubs know a fixed list of options; Celery takes any attribute
         task: Task[Any, Any] = register(
             run,
             name=str(target),
             base=AgentTask,
             shared=False,  # a shared task would be registered in every application of the process
-            **{**options, **fixed, "agent": self.name, "handler": handler},
+            **{**options, **fixed, "agent": self.name, "handler": handler, "stoppable": stoppable},
         )
         return task
 

@@ -74,6 +74,7 @@ class MessageBus:
     send_many = _in_turn(Bus.send_many)
     broadcast = _in_turn(Bus.broadcast)
     receipt = _awaited(Bus.receipt)
+    cancel = _awaited(Bus.cancel)
 
 
 class RequestResponseHandler:

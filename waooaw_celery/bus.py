@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from waooaw_celery.app import AgentApp
+from waooaw_celery.cancel import cancel
 from waooaw_celery.errors import InvalidMessage
 from waooaw_celery.limits.turn import Wait
 from waooaw_celery.message import SENDABLE, DeliveryReceipt, Message, MessageType, receipt_of
@@ -123,6 +124,34 @@ class MessageBus:
             StoreUnavailable: Redis does not answer.
         """
         return self.app.receipts.get(message_id)
+
+    def cancel(
+        self, message_id: str, *, running: bool = False, timeout: float = 1.0, from_agent: str | None = None
+    ) -> DeliveryReceipt:
+        """Cancel a message: it is not begun, and not tried again.
+
+        The request is written down first, and holds for every worker, also for one that starts later. The status
+        says CANCELLED only when it is true: when the workers answered that none of them has the message, or the
+        one that had it has dropped it or stopped its handler. Until then ``cancel_requested_at`` tells of the
+        request. A message that has ended stays as it is. Whoever waits for a cancelled request gets Cancelled.
+
+        Args:
+            message_id: of which message, or request.
+            running: also stop its handler if it runs: an ``async def`` is cancelled, and has a second to clean up;
+                any other is stopped, with its process, in a worker with ``-P prefork``.
+            timeout: seconds to wait for the workers' answers, and for the end of what is stopped.
+            from_agent: who asks, for the ledger; None: the agent whose handler runs, or ``waooaw_sender``.
+
+        Returns:
+            The receipt, as it is now.
+
+        Raises:
+            UnknownMessage: no receipt is kept for this id.
+            NotStoppable: ``running``, and the handler runs where nothing can stop it.
+            StoreUnavailable: what keeps the receipts does not answer; nothing was asked.
+            InvalidMessage: this cannot be an id, or the timeout is no number of seconds.
+        """
+        return cancel(self.app, message_id, running=running, timeout=timeout, by=from_agent)
 
 
 def _target(message: Message) -> HandlerName:

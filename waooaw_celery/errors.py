@@ -12,12 +12,14 @@
     * StoreUnavailable          what keeps agents and receipts does not answer
         * AuditUnavailable      the ledger does not answer, so nothing is published
     * RateLimitExceeded         the sender has sent as much as it may for now
+    * NotStoppable              the handler that was to be cancelled runs where nothing can stop it
     * HandlerExited             a handler called sys.exit() or ran out of memory
     * BlockingRequest           an async def handler made a request that would stop all others
     * CircularRequest           the agent that is asked waits for the answer itself
     * RequestError              a request did not bring a result
         * RequestTimeout        no answer came in time
         * Expired               the request was dropped: its time was over before it was begun
+        * Cancelled             the request was cancelled
         * RemoteError           the handler of the other agent failed
         * BackendUnavailable    the result backend does not answer
         * StreamBroken          a part of an answer that came in parts was lost
@@ -119,6 +121,10 @@ class RateLimitExceeded(WaooawError):
         return RateLimitExceeded, (self.agent, self.rule, self.retry_after, self.n), self.__dict__
 
 
+class NotStoppable(WaooawError, RuntimeError):
+    """The handler that was to be cancelled runs where nothing can stop it: in a thread, and is no coroutine."""
+
+
 class HandlerExited(WaooawError):
     """A handler called sys.exit() or ran out of memory, which must not end its worker."""
 
@@ -141,6 +147,10 @@ class RequestTimeout(RequestError, TimeoutError):
 
 class Expired(RequestError):
     """The request was dropped: its time was over before the agent began it."""
+
+
+class Cancelled(RequestError):
+    """Somebody cancelled the request, or an operator revoked it."""
 
 
 class BackendUnavailable(RequestError, ConnectionError):

@@ -110,6 +110,7 @@ class MessageStatus(StrEnum):
     FAILED = "failed"  #: its handler gave up, or nothing there could handle it
     EXPIRED = "expired"  #: its time was over before a worker began; it is never handled
     DEAD = "dead"  #: a dead letter: it would kill or wedge its worker, and is kept by the broker for inspection
+    CANCELLED = "cancelled"  #: somebody cancelled it: it was never begun, or its handler was stopped
 
     @property
     def final(self) -> bool:
@@ -117,7 +118,7 @@ class MessageStatus(StrEnum):
         return self in FINAL
 
 
-FINAL = frozenset({MessageStatus.HANDLED, MessageStatus.FAILED, MessageStatus.EXPIRED, MessageStatus.DEAD})
+FINAL = frozenset(MessageStatus) - {MessageStatus.PENDING, MessageStatus.SENT, MessageStatus.DELIVERED}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -279,6 +280,7 @@ class DeliveryReceipt:
         finished_at: when its last fact was known, or None while something may still happen.
         correlation_id: the thread it belongs to.
         error: why it failed, or None.
+        cancel_requested_at: when somebody first asked to cancel it, or None.
     """
 
     message_id: str
@@ -294,6 +296,7 @@ class DeliveryReceipt:
     finished_at: datetime | None
     correlation_id: str
     error: str | None
+    cancel_requested_at: datetime | None = None
 
 
 def receipt_of(message: Message, handler: str) -> DeliveryReceipt:

@@ -27,6 +27,8 @@ from waooaw_celery.settings import RateLimitStorage, RedisTransport, WaooawSetti
 from waooaw_celery.store import Client, connect, store_url
 from waooaw_celery.transport.letters import parked
 from waooaw_celery.worker import replies, signals
+from waooaw_celery.worker.cancels import Cancels
+from waooaw_celery.worker.control import HearCancels
 from waooaw_celery.worker.loop import close_loop
 from waooaw_celery.worker.presence import Presence
 from waooaw_celery.worker.task import AgentTask
@@ -46,6 +48,9 @@ class WiredCelery(Celery):
         super().__init__(*args, **kwargs)
         self.on_after_configure.connect(add_defaults, weak=False)
         self.steps["worker"].add(Presence)
+        self.steps["consumer"].add(HearCancels)
+        #: What this process, when it is a worker, knows of cancelled messages.
+        self.cancels = Cancels()
         replies.connect()
         signals.connect()
         worker_process_shutdown.connect(self._flush)

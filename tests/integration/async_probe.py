@@ -11,6 +11,7 @@ import json
 import os
 import threading
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 from waooaw_celery import Agent, Message, MessageType, Response, create_app, current_message
@@ -42,12 +43,25 @@ async def command(self: Any, message: Message) -> None:
         raise ConnectionError("not yet")
     if do.get("retry_times", 0) > self.request.retries:
         raise self.retry(countdown=0)
+    if "touch" in do:
+        Path(do["touch"], message.message_id).touch()
     _seen.append([message.message_id, self.request.id, self.request.retries])
 
 
 @agent.method
 async def seen() -> list[Any]:
     return _seen
+
+
+@agent.method
+async def wait_and_note(path: str) -> None:
+    """Wait for long, and tell in a file, which outlives the process, that the clean-up ran."""
+    try:
+        Path(path).write_text("began")
+        await asyncio.sleep(60)
+    finally:
+        await asyncio.sleep(0.05)
+        Path(path).write_text("began, cleaned up")
 
 
 @agent.method

@@ -9,6 +9,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from celery.exceptions import Ignore, Reject
@@ -71,6 +72,8 @@ def command(self: Any, message: Message) -> None:
         raise SystemExit(do["exit"])
     if "fail" in do:
         raise ValueError(do["fail"])
+    if "touch" in do:
+        Path(do["touch"], message.message_id).touch()
 
 
 @agent.on(MessageType.ACK)

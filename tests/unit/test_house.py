@@ -21,7 +21,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("agent", "aio"),
     ("bus", "request_response", "tasks"),
     ("streams",),
-    ("asking",),
+    ("asking", "cancel"),
     ("response",),
     ("app",),
     ("wiring",),

@@ -12,6 +12,7 @@ from typing import Any
 
 from sqlalchemy import func, select
 
+from waooaw_celery.audit import cancels
 from waooaw_celery.audit.engine import Database
 from waooaw_celery.audit.entries import Entry, fact_entry, keyed_entry, message_entry, sent_entry
 from waooaw_celery.audit.models import EventRow, MessageRow, OpenRow
@@ -106,6 +107,8 @@ class Ledger(Receipts):
 
     def sweep(self) -> list[str]:
         overdue = OpenRow.expires_at < datetime.now(UTC) - timedelta(seconds=SWEEP_GRACE)
+        with self.database.begin("forget what need not be cancelled") as connection:
+            cancels.forget(connection)
         return self._close_open("sweep expired messages", overdue & ~_running(), Event.EXPIRED)
 
     def reconcile(self) -> list[str]:
@@ -131,6 +134,16 @@ class Ledger(Receipts):
                 keyed_entry(fact, row.retain_until, row.sent_at) for fact, row in zip(facts, rows, strict=True)
             ]
             return sorted(write(connection, facts=entries)[1]) if entries else []
+
+    def request_cancel(self, receipt: DeliveryReceipt, running: bool, by: str) -> None:
+        sentence = f"by {by}" + (", also when its handler runs" if running else "")
+        fact = Fact(message_id=receipt.message_id, event=Event.CANCEL_REQUESTED, error=sentence)
+        with self.database.begin(f"record that {receipt.message_id} is to be cancelled") as connection:
+            cancels.request(connection, fact, running)
+
+    def cancels(self, agents: Sequence[str]) -> dict[str, bool]:
+        with self.database.begin("read what is to be cancelled") as connection:
+            return cancels.requested(connection, agents)
 
     def flush(self) -> None:
         self._refusals.flush()
@@ -166,12 +179,16 @@ def _call(reference: weakref.ref[Ledger], method: Any) -> None:
         method(ledger)
 
 
+#: Events after which a handler runs on as before.
+_NO_PROGRESS = (Event.SENT.value, Event.CANCEL_REQUESTED.value)
+
+
 def _belongs() -> Any:
     return (EventRow.message_id == OpenRow.message_id) & (EventRow.retain_until == OpenRow.retain_until)
 
 
 def _running() -> Any:
     """Whether the newest that is known of an open message is that a worker began to handle it."""
-    told = select(EventRow.event).where(_belongs(), EventRow.event != Event.SENT.value)
+    told = select(EventRow.event).where(_belongs(), EventRow.event.not_in(_NO_PROGRESS))
     newest = told.order_by(EventRow.at.desc()).limit(1).scalar_subquery()
     return newest.is_not_distinct_from(Event.DELIVERED.value)

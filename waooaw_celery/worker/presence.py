@@ -9,12 +9,15 @@ from typing import Any
 from celery import bootsteps
 
 from waooaw_celery.errors import ConfigurationError, StoreUnavailable, WaooawError
+from waooaw_celery.worker.control import hear
 from waooaw_celery.worker.task import AgentTask
 
 logger = logging.getLogger(__name__)
 
 #: Missed signs of life after which a worker no longer counts as living.
 MISSED_BEATS = 3
+#: Seconds that a worker waits at its start until its agents are declared.
+PATIENCE = 5.0
 
 
 class Presence(bootsteps.StartStopStep):
@@ -29,6 +32,7 @@ class Presence(bootsteps.StartStopStep):
     def __init__(self, parent: Any, **kwargs: Any) -> None:
         super().__init__(parent, **kwargs)
         self._stopped = threading.Event()
+        self._declared = threading.Event()
         self._thread: threading.Thread | None = None
         self._failed = False
 
@@ -49,6 +53,8 @@ class Presence(bootsteps.StartStopStep):
         parent.app.receipts.start()
         self._thread = threading.Thread(target=self._run, args=(parent,), name="waooaw-presence", daemon=True)
         self._thread.start()
+        # Before it consumes: whoever cancels a message asks all workers that are known to live.
+        self._declared.wait(PATIENCE)
 
     def stop(self, parent: Any) -> None:
         """Withdraw: the agents stay known, this worker no longer counts."""
@@ -71,6 +77,8 @@ class Presence(bootsteps.StartStopStep):
                 lambda name: registry.declare(name, app.agents[name], worker.hostname, interval * MISSED_BEATS),
                 agents,
             )
+            self._declared.set()
+            self._say(lambda _: hear(app, worker.pool), agents[:1])
             if self._stopped.wait(interval):
                 break
         self._say(lambda name: registry.retire(name, worker.hostname), agents)

@@ -13,6 +13,7 @@ from celery.worker import state as worker_state
 from waooaw_celery.calls import CALL_HEADER, Call
 from waooaw_celery.errors import InvalidMessage, WaooawError
 from waooaw_celery.message import Message, MessageType
+from waooaw_celery.receipts import Event
 from waooaw_celery.routing import HandlerName
 from waooaw_celery.values import json_copy
 from waooaw_celery.worker.signals import class_name
@@ -47,13 +48,19 @@ def on_failure(sender: Any, task_id: str, exception: BaseException, einfo: Any =
 def on_revoked(sender: Any, request: Any, expired: bool = False, **_: Any) -> None:
     """The request expired before it was begun, or was revoked (parent)."""
     if isinstance(sender, AgentTask):
-        _reply(sender, request, _failure("Expired" if expired else "Revoked", ""))
+        _reply(sender, request, _failure("Expired" if expired else "Cancelled", ""))
 
 
 def on_prerun(sender: Any, **_: Any) -> None:
-    """The request expired while it waited in the worker (pool child)."""
-    if isinstance(sender, AgentTask) and sender.is_over():
-        _reply(sender, sender.request, _failure("Expired", ""))
+    """The request expired, or was cancelled, while it waited in the worker (pool child)."""
+    if isinstance(sender, AgentTask) and (refused := sender.refused()) is not None:
+        _reply(sender, sender.request, _failure("Expired" if refused is Event.EXPIRED else "Cancelled", ""))
+
+
+def on_postrun(sender: Any, **_: Any) -> None:
+    """The handler was stopped (pool child)."""
+    if isinstance(sender, AgentTask) and sender.was_stopped():
+        _reply(sender, sender.request, _failure("Cancelled", ""))
 
 
 def _failure(type_: str, message: str, traceback: object = None) -> dict[str, Any]:
@@ -108,6 +115,7 @@ def _send(task: AgentTask, asked: Message, handler: HandlerName, said: dict[str,
 
 _RECEIVERS = (
     (signals.task_prerun, on_prerun),
+    (signals.task_postrun, on_postrun),
     (signals.task_success, on_success),
     (signals.task_failure, on_failure),
     (signals.task_revoked, on_revoked),
