@@ -216,14 +216,5 @@ def downgrade() -> None:
     if op.get_bind().dialect.name == "postgresql":
         op.execute("DROP FUNCTION waooaw_write")
     more = ("refusals", "cancels", "agent_workers", "agents")
-    for table in (
-        "purges",
-        "holds",
-        "refusals",
-        "cancels",
-        "open_messages",
-        "message_events",
-        "messages",
-        *workers,
-    ):
+    for table in ("purges", "holds", "open_messages", "message_events", "messages", *more):
         op.drop_table(f"waooaw_{table}")
