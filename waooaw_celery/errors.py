@@ -3,6 +3,8 @@
 * WaooawError
     * ConfigurationError        a setting is missing, misspelt or impossible
     * InvalidMessage            a message or an argument breaks a rule
+        * Unwritable            it cannot be written in its format, or is larger than what is accepted
+    * Unreadable                what arrived cannot be read, or is larger than what is accepted
     * UnknownSender             no agent is speaking
     * UnknownAgent              nobody ever declared the recipient
         * NoHandler             the recipient has no handler for this type of message
@@ -11,8 +13,8 @@
     * BrokerUnavailable         the message could not be published
     * StoreUnavailable          what keeps agents and receipts does not answer
         * AuditUnavailable      the ledger does not answer, so nothing is published
-    * RateLimitExceeded         the sender has sent as much as it may for now
     * NotStoppable              the handler that was to be cancelled runs where nothing can stop it
+    * RateLimitExceeded         the sender has sent as much as it may for now
     * HandlerExited             a handler called sys.exit() or ran out of memory
     * BlockingRequest           an async def handler made a request that would stop all others
     * CircularRequest           the agent that is asked waits for the answer itself
@@ -30,7 +32,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from kombu.exceptions import OperationalError
+from kombu.exceptions import DecodeError, EncodeError, OperationalError
 
 
 class WaooawError(Exception):
@@ -53,6 +55,20 @@ class ConfigurationError(WaooawError, ValueError):
 
 class InvalidMessage(WaooawError, ValueError):
     """A message or an argument breaks a rule."""
+
+
+class Unwritable(InvalidMessage, EncodeError):
+    """A value cannot be written in its format, or is larger than what is accepted.
+
+    Also a kombu ``EncodeError``: Celery makes the failure of its task of an answer that cannot be written.
+    """
+
+
+class Unreadable(WaooawError, DecodeError):
+    """What arrived cannot be read, or is larger than what is accepted; the sentence says why.
+
+    Also a kombu ``DecodeError``.
+    """
 
 
 class UnknownSender(WaooawError, LookupError):
@@ -96,6 +112,10 @@ class AuditUnavailable(StoreUnavailable):
     uncertain: bool = False
 
 
+class NotStoppable(WaooawError, RuntimeError):
+    """The handler that was to be cancelled runs where nothing can stop it: in a thread, and is no coroutine."""
+
+
 class RateLimitExceeded(WaooawError):
     """The sender has sent as much as it may for now; nothing of this call was sent.
 
@@ -119,10 +139,6 @@ class RateLimitExceeded(WaooawError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return RateLimitExceeded, (self.agent, self.rule, self.retry_after, self.n), self.__dict__
-
-
-class NotStoppable(WaooawError, RuntimeError):
-    """The handler that was to be cancelled runs where nothing can stop it: in a thread, and is no coroutine."""
 
 
 class HandlerExited(WaooawError):

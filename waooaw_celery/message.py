@@ -32,6 +32,8 @@ class MessageType(StrEnum):
 
 #: The names of the types, which are also the names of their handlers.
 TYPE_NAMES = frozenset(member.value for member in MessageType)
+#: What a message says of how it travels.
+_CHOICES = ("serializer", "compression")
 #: The types that one agent sends to another; an EVENT is published, a RESPONSE is a handler's return value.
 SENDABLE = (MessageType.COMMAND, MessageType.QUERY, MessageType.ACK)
 
@@ -129,7 +131,7 @@ class Message:
         from_agent: name of the sender.
         to_agent: name of the recipient.
         message_type: COMMAND, QUERY or ACK for ``send``.
-        payload: what is said, any JSON value. A copy is kept: changing the original changes nothing here.
+        payload: what is said, any value that can travel. A copy is kept: changing the original changes nothing.
         priority: URGENT and HIGH overtake NORMAL and LOW.
         ttl_seconds: after this many seconds a message that no worker has begun is never handled; None: never.
         message_id: unique; also the id of the Celery task.
@@ -138,6 +140,8 @@ class Message:
         causation_id: id of the message whose handler sent this one; None outside of handlers.
         retention: how long the ledger keeps it; None: the setting ``waooaw_retention``, when it is sent.
         sent_at: aware UTC time.
+        serializer: in which format it travels; None: as the settings say.
+        compression: with which codec, ``auto`` or ``none``; None: as the settings say.
 
     Raises:
         InvalidMessage: a field breaks its rule; the sentence names the field.
@@ -155,6 +159,8 @@ class Message:
     causation_id: str | None = None
     retention: RetentionPolicy | None = None
     sent_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    serializer: str | None = None
+    compression: str | None = None
 
     def __post_init__(self) -> None:
         put = object.__setattr__  # the one way to normalise a field of a frozen dataclass
@@ -170,6 +176,9 @@ class Message:
         for name in ("correlation_id", "conversation_id", "causation_id"):
             if getattr(self, name) is not None:
                 check_id(getattr(self, name), name)
+        for name in _CHOICES:
+            if getattr(self, name) is not None and not isinstance(getattr(self, name), str):
+                raise InvalidMessage(f"{name} must be a name or None, not {getattr(self, name)!r:.80}")
         if not isinstance(self.sent_at, datetime) or self.sent_at.tzinfo is None:
             raise InvalidMessage("sent_at must be an aware datetime, such as datetime.now(UTC)")
         if not _EARLIEST < self.sent_at < _LATEST:
@@ -207,7 +216,9 @@ class Message:
 
     def to_envelope(self) -> dict[str, JSON]:
         """Return what travels in the header ``waooaw``: the facts that Celery has no header of its own for."""
-        return {
+        # How it travels is said when the sender chose it: a retry travels in the same way.
+        chosen = {name: getattr(self, name) for name in _CHOICES if getattr(self, name) is not None}
+        return chosen | {
             "version": ENVELOPE_VERSION,
             "from": self.from_agent,
             "to": self.to_agent,
@@ -259,6 +270,7 @@ class Message:
             causation_id=parent_id if parent_id != headers["id"] else None,
             retention=envelope.get("retention"),
             sent_at=datetime.fromisoformat(sent_at) if sent_at else datetime.now(UTC),
+            **{name: envelope[name] for name in _CHOICES if name in envelope},
         )
 
 

@@ -14,6 +14,7 @@ from sqlalchemy import JSON, DateTime, Dialect, Index, String, Text, TypeDecorat
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from waooaw_celery.audit.entries import payload_text
+from waooaw_celery.values import restored
 
 
 class Moment(TypeDecorator[datetime]):
@@ -52,8 +53,8 @@ class Said(TypeDecorator[Any]):
         return payload_text(value) if dialect.name == "sqlite" else value
 
     def process_result_value(self, value: Any, dialect: Dialect) -> Any:
-        """Turn what is read from SQLite back."""
-        return json.loads(value) if dialect.name == "sqlite" and value is not None else value
+        """Turn what is read back into what was said."""
+        return restored(json.loads(value) if dialect.name == "sqlite" and value is not None else value)
 
 
 class Base(DeclarativeBase):
@@ -187,20 +188,6 @@ class OpenRow(Base):
     to_agent: Mapped[str]
 
 
-class RefusalRow(Base):
-    """Messages of an agent that a rate limit refused in a minute, as one process counted them."""
-
-    __tablename__ = "waooaw_refusals"
-    __table_args__ = (Index("waooaw_refusals_minute", "minute"),)
-
-    agent: Mapped[str] = mapped_column(primary_key=True)
-    rule: Mapped[str] = mapped_column(primary_key=True)
-    minute: Mapped[datetime] = mapped_column(primary_key=True)
-    process: Mapped[str] = mapped_column(primary_key=True)
-    part: Mapped[int] = mapped_column(primary_key=True)
-    count: Mapped[int]
-
-
 class CancelRow(Base):
     """A message that somebody asked to cancel, as long as a worker may meet it."""
 
@@ -214,6 +201,20 @@ class CancelRow(Base):
     #: No worker begins it after that, or goes on with what it was told; None: as long as it is kept.
     until: Mapped[datetime | None]
     retain_until: Mapped[datetime]
+
+
+class RefusalRow(Base):
+    """Messages of an agent that a rate limit refused in a minute, as one process counted them."""
+
+    __tablename__ = "waooaw_refusals"
+    __table_args__ = (Index("waooaw_refusals_minute", "minute"),)
+
+    agent: Mapped[str] = mapped_column(primary_key=True)
+    rule: Mapped[str] = mapped_column(primary_key=True)
+    minute: Mapped[datetime] = mapped_column(primary_key=True)
+    process: Mapped[str] = mapped_column(primary_key=True)
+    part: Mapped[int] = mapped_column(primary_key=True)
+    count: Mapped[int]
 
 
 class HoldRow(Base):

@@ -27,14 +27,14 @@ from waooaw_celery.worker.loop import HandlerCancelled, handler_loop
 
 #: Where a task's request keeps its message once that has been read: large ones are not read twice.
 _MESSAGE = "waooaw_message"
-#: Where it keeps that the handler has ended, and Celery goes on.
-_ENDED = "waooaw_ended"
 #: Where it keeps as what the message ends without having been begun, or None.
 _REFUSED = "waooaw_refused"
 #: Where it keeps whether its handler was stopped, since the message was cancelled.
 _STOPPED = "waooaw_stopped"
 #: What the result backend is told of a request that was cancelled.
 CANCELLED = "cancelled"
+#: Where it keeps that the handler has ended, and Celery goes on.
+_ENDED = "waooaw_ended"
 #: The handler whose coroutine runs, and its request: Celery keeps both by thread, and coroutines share one.
 _handling: ContextVar[tuple[AgentTask, Context] | None] = ContextVar("waooaw_handling", default=None)
 

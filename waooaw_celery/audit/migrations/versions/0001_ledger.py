@@ -171,6 +171,15 @@ def upgrade() -> None:
     op.create_index("waooaw_open_messages_sent", "waooaw_open_messages", ["sent_at", "message_id"])
     op.create_index("waooaw_open_messages_expiry", "waooaw_open_messages", ["expires_at"])
     op.create_table(
+        "waooaw_cancels",
+        sa.Column("message_id", sa.String, primary_key=True),
+        sa.Column("to_agent", sa.String, nullable=False),
+        sa.Column("running", sa.Boolean, nullable=False),
+        sa.Column("until", _MOMENT),
+        sa.Column("retain_until", _MOMENT, nullable=False),
+    )
+    op.create_index("waooaw_cancels_agent", "waooaw_cancels", ["to_agent"])
+    op.create_table(
         "waooaw_refusals",
         sa.Column("agent", sa.String, primary_key=True),
         sa.Column("rule", sa.String, primary_key=True),
@@ -180,15 +189,6 @@ def upgrade() -> None:
         sa.Column("count", sa.Integer, nullable=False),
     )
     op.create_index("waooaw_refusals_minute", "waooaw_refusals", ["minute"])
-    op.create_table(
-        "waooaw_cancels",
-        sa.Column("message_id", sa.String, primary_key=True),
-        sa.Column("to_agent", sa.String, nullable=False),
-        sa.Column("running", sa.Boolean, nullable=False),
-        sa.Column("until", _MOMENT),
-        sa.Column("retain_until", _MOMENT, nullable=False),
-    )
-    op.create_index("waooaw_cancels_agent", "waooaw_cancels", ["to_agent"])
     op.create_table(
         "waooaw_holds",
         sa.Column("kind", sa.String, primary_key=True),
@@ -215,6 +215,15 @@ def downgrade() -> None:
     """Drop the ledger, with everything in it."""
     if op.get_bind().dialect.name == "postgresql":
         op.execute("DROP FUNCTION waooaw_write")
-    more = ("refusals", "cancels", "agent_workers", "agents")
-    for table in ("purges", "holds", "open_messages", "message_events", "messages", *more):
+    workers = ("agent_workers", "agents")
+    for table in (
+        "purges",
+        "holds",
+        "refusals",
+        "cancels",
+        "open_messages",
+        "message_events",
+        "messages",
+        *workers,
+    ):
         op.drop_table(f"waooaw_{table}")
