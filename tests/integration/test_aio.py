@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import pytest
 from support import Broker, settled, until
 
-from waooaw_celery import AgentApp, Message, MessageStatus, MessageType, aio
+from waooaw_celery import AgentApp, Message, MessageStatus, MessageType, aio, offload
 from waooaw_celery.embedded import end
 from waooaw_celery.errors import RemoteError, UnknownAgent, UnknownMessage
 from waooaw_celery.store import connect, store_url
@@ -106,7 +106,7 @@ def test_a_thousand_requests_are_awaited_without_a_thread_each(app: AgentApp, na
 
     before = threading.active_count()
     assert asyncio.run(asyncio.wait_for(all_of_them(), 100)) == [0.2] * 1000
-    assert seen <= before + aio.MAX_CALLS + 3
+    assert seen <= before + offload.MAX_CALLS + 3
     assert [thread.name for thread in threading.enumerate()].count("waooaw-answers") == 1
     until(lambda: not subscriptions(app), "the end of all subscriptions")
 

@@ -68,9 +68,10 @@ def app(ledger_broker: Broker) -> Iterator[AgentApp]:
 
 
 def pid_of(app: AgentApp, node: str) -> int:
-    """Ask a worker for its process over remote control."""
-    [(_, stats)] = app.control.inspect(destination=[node], timeout=20).stats().items()
-    return int(stats["pid"])
+    """Ask a worker for its process over remote control, which nobody hears who is not connected yet."""
+    told: dict[str, Any] = {}
+    until(lambda: told.update(app.control.inspect(destination=[node], timeout=2).stats() or {}) or told, node)
+    return int(told[node]["pid"])
 
 
 @pytest.fixture(scope="module")
