@@ -14,13 +14,21 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from waooaw_celery.calls import CALL_HEADER, Call
 from waooaw_celery.envelope import check_delay, message_of_delay, message_of_retry, moment, threaded
-from waooaw_celery.errors import BrokerUnavailable, InvalidMessage, StoreUnavailable, UnknownSender, WaooawError
+from waooaw_celery.errors import (
+    BlockingCall,
+    BrokerUnavailable,
+    InvalidMessage,
+    StoreUnavailable,
+    UnknownSender,
+    WaooawError,
+)
 from waooaw_celery.handover import HIDDEN, HandOver, address, envelope_headers
 from waooaw_celery.limits.turn import Wait
 from waooaw_celery.message import TYPE_NAMES, Message, MessageStatus, MessageType, Priority
 from waooaw_celery.routing import HandlerName, broker_priority
 from waooaw_celery.wire.packing import Packed
 from waooaw_celery.wiring import WiredCelery
+from waooaw_celery.worker.loop import on_loop
 from waooaw_celery.worker.task import current_message, current_task, goes_on
 
 logger = logging.getLogger(__name__)
@@ -152,6 +160,11 @@ class AgentApp(WiredCelery):
         Both were accepted with what they answer or go on from, such as the first step of a chain: refused here,
         they would be lost.
         """
+        if wait and on_loop():
+            raise BlockingCall(
+                "waiting for a turn would stop every coroutine of this process: in an async def handler, await "
+                "agent.aio.send(..., wait=...) or waooaw_celery.aio.MessageBus"
+            )
         if self.gate is not None and not goes_on():
             counted = [message for message in messages if message.message_type is not MessageType.RESPONSE]
             if counted:

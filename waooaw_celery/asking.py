@@ -16,7 +16,7 @@ from waooaw_celery.app import AgentApp
 from waooaw_celery.calls import Call
 from waooaw_celery.errors import (
     BackendUnavailable,
-    BlockingRequest,
+    BlockingCall,
     ConfigurationError,
     InvalidMessage,
     RequestTimeout,
@@ -242,10 +242,10 @@ def check_may_block() -> None:
     """Check that whoever waits here holds up nobody else.
 
     Raises:
-        BlockingRequest: it is a coroutine.
+        BlockingCall: it is a coroutine.
     """
     if on_loop():
-        raise BlockingRequest(
+        raise BlockingCall(
             "a request that blocks would stop every coroutine of this process: in an async def handler, "
             "await agent.aio.request(...) or waooaw_celery.aio.RequestResponseHandler"
         )

@@ -16,7 +16,7 @@
     * NotStoppable              the handler that was to be cancelled runs where nothing can stop it
     * RateLimitExceeded         the sender has sent as much as it may for now
     * HandlerExited             a handler called sys.exit() or ran out of memory
-    * BlockingRequest           an async def handler made a request that would stop all others
+    * BlockingCall              an async def handler made a call that would stop all others
     * CircularRequest           the agent that is asked waits for the answer itself
     * RequestError              a request did not bring a result
         * RequestTimeout        no answer came in time
@@ -145,8 +145,8 @@ class HandlerExited(WaooawError):
     """A handler called sys.exit() or ran out of memory, which must not end its worker."""
 
 
-class BlockingRequest(WaooawError, RuntimeError):
-    """A coroutine made a request that blocks, and with it every other coroutine of its process."""
+class BlockingCall(WaooawError, RuntimeError):
+    """A coroutine made a call that blocks, and with it every other coroutine of its process."""
 
 
 class CircularRequest(WaooawError, RuntimeError):

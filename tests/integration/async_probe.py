@@ -139,6 +139,11 @@ async def ask(to_agent: str, method: str, params: Any = None, timeout: float = 1
 
 
 @agent.method
+async def send_and_block(to_agent: str) -> None:
+    agent.send(to_agent, {}, wait=5)
+
+
+@agent.method
 async def ask_and_block(to_agent: str, method: str) -> Any:
     return agent.request(to_agent, method, timeout=10)
 

@@ -90,10 +90,19 @@ def test_a_process_has_one_loop_for_its_life(agent: str, requests: RequestRespon
 def test_a_request_that_would_block_the_loop_is_refused(
     agent: str, probe: str, requests: RequestResponseHandler
 ) -> None:
-    """In an async def handler a blocking request raises BlockingRequest, which says what to await."""
+    """In an async def handler a blocking request raises BlockingCall, which says what to await."""
     error = requests.send_request(agent, "ask_and_block", {"to_agent": probe, "method": "seen"}).error
     assert isinstance(error, RemoteError)
-    assert (error.type, "await agent.aio.request" in error.message) == ("BlockingRequest", True)
+    assert (error.type, "await agent.aio.request" in error.message) == ("BlockingCall", True)
+
+
+def test_waiting_for_a_turn_that_would_block_the_loop_is_refused(
+    agent: str, probe: str, requests: RequestResponseHandler
+) -> None:
+    """In an async def handler a send that would wait at a rate limit raises BlockingCall, before it waits."""
+    error = requests.send_request(agent, "send_and_block", {"to_agent": probe}).error
+    assert isinstance(error, RemoteError)
+    assert (error.type, "await agent.aio.send" in error.message) == ("BlockingCall", True)
 
 
 def test_what_a_coroutine_raises_reaches_the_caller(agent: str, requests: RequestResponseHandler) -> None:
