@@ -14,9 +14,9 @@ from waooaw_celery.errors import (
     UnknownAgent,
     WaooawError,
 )
+from waooaw_celery.events.bus import EventBus
 from waooaw_celery.message import DeliveryReceipt, Message, MessageStatus, MessageType, Priority, RetentionPolicy
 from waooaw_celery.request_response import RequestResponseHandler
-from waooaw_celery.response import Response
 from waooaw_celery.worker.task import current_message
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "AgentApp",
     "BrokerUnavailable",
     "DeliveryReceipt",
+    "EventBus",
     "InvalidMessage",
     "Message",
     "MessageAuditTrail",
@@ -34,7 +35,6 @@ __all__ = [
     "RemoteError",
     "RequestResponseHandler",
     "RequestTimeout",
-    "Response",
     "RetentionPolicy",
     "UnknownAgent",
     "WaooawError",

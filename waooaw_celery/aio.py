@@ -17,6 +17,8 @@ from waooaw_celery.asking import Asked, Asker, Params
 from waooaw_celery.audit.ledger import Ledger
 from waooaw_celery.audit.trail import MessageAuditTrail as Trail
 from waooaw_celery.bus import MessageBus as Bus
+from waooaw_celery.events.bus import EventBus as Events
+from waooaw_celery.events.delivery import Published
 from waooaw_celery.message import DeliveryReceipt, Message, MessageType, Priority
 from waooaw_celery.offload import submit
 from waooaw_celery.response import Response, result_of
@@ -53,6 +55,23 @@ class MessageBus:
     send_many = _awaited(Bus.send_many)
     broadcast = _awaited(Bus.broadcast)
     receipt = _awaited(Bus.receipt)
+
+
+class EventBus:
+    """Publishes events, and tells who subscribed: ``waooaw_celery.EventBus``, awaited.
+
+    Args:
+        app: the application whose broker carries them.
+    """
+
+    def __init__(self, app: AgentApp) -> None:
+        self.behind = Events(app)
+
+    publish = _awaited(Events.publish)
+    replay = _awaited(Events.replay)
+    subscriptions = _awaited(Events.subscriptions)
+    unsubscribe = _awaited(Events.unsubscribe)
+    resubscribe = _awaited(Events.resubscribe)
 
 
 class RequestResponseHandler:
@@ -165,6 +184,7 @@ class Agent:
     def __init__(self, name: str, app: AgentApp) -> None:
         self._name = name
         self._bus = MessageBus(app)
+        self._events = EventBus(app)
         self._requests = RequestResponseHandler(app)
 
     async def send(
@@ -179,6 +199,10 @@ class Agent:
         return await self._bus.send(
             Message(from_agent=self._name, to_agent=to_agent, payload=payload, message_type=message_type, **fields)
         )
+
+    async def publish(self, topic: str, event: JSON = None, **fields: Any) -> Published:
+        """Publish an event: as ``Agent.publish``."""
+        return await self._events.publish(topic, event, **{"from_agent": self._name, **fields})
 
     async def request(
         self,

@@ -16,8 +16,8 @@ from waooaw_celery.calls import CALL_HEADER, Call
 from waooaw_celery.envelope import check_delay, message_of_delay, message_of_retry, moment, threaded
 from waooaw_celery.errors import BrokerUnavailable, InvalidMessage, StoreUnavailable, UnknownSender
 from waooaw_celery.handover import HIDDEN, HandOver, address, envelope_headers
-from waooaw_celery.message import TYPE_NAMES, Message, MessageStatus, Priority
-from waooaw_celery.routing import HandlerName, broker_priority
+from waooaw_celery.message import Message, MessageStatus, Priority
+from waooaw_celery.routing import HandlerName, broker_priority, takes_message
 from waooaw_celery.wiring import WiredCelery
 from waooaw_celery.worker.task import current_message, current_task
 
@@ -77,7 +77,12 @@ class AgentApp(WiredCelery):
         self._note_sent([message])
         return result
 
-    def send_messages(self, batch: Sequence[tuple[HandlerName, Message]], call: Call | None = None) -> None:
+    def send_messages(
+        self,
+        batch: Sequence[tuple[HandlerName, Message]],
+        call: Call | None = None,
+        record: Message | None = None,
+    ) -> None:
         """Publish messages and requests: the door for those that come as messages and not as tasks.
 
         Several are written down with one statement, and handed to the broker in as few round trips as it takes.
@@ -85,6 +90,7 @@ class AgentApp(WiredCelery):
         Args:
             batch: complete messages, whose handlers and times were checked.
             call: how the answers of requests are to come; None for one-way messages.
+            record: the event that the messages tell their subscribers of.
 
         Raises:
             InvalidMessage: one was sent already; nothing was published.
@@ -96,7 +102,7 @@ class AgentApp(WiredCelery):
         try:
             with self.producer_or_acquire() as producer:
                 note = self._publish_messages(
-                    HandOver(self, self.driver, producer, call, reply_to), batch, published
+                    HandOver(self, self.driver, producer, call, reply_to), batch, published, record
                 )
         except (OperationalError, AMQPError, BatchPublishError) as error:
             self._note_sent(published)
@@ -121,8 +127,10 @@ class AgentApp(WiredCelery):
         """Write messages down before they are published, unless the broker may have one of them already."""
         self._check_new(batch, self._begin_record(batch)())
 
-    def _begin_record(self, batch: Sequence[tuple[HandlerName, Message]]) -> Callable[[], set[str]]:
-        return self.receipts.pending([(message, target.handler) for target, message in batch])
+    def _begin_record(
+        self, batch: Sequence[tuple[HandlerName, Message]], record: Message | None = None
+    ) -> Callable[[], set[str]]:
+        return self.receipts.pending([(message, target.handler) for target, message in batch], record)
 
     def _check_new(self, batch: Sequence[tuple[HandlerName, Message]], new: set[str]) -> None:
         for _, message in batch:
@@ -216,7 +224,7 @@ class AgentApp(WiredCelery):
             "headers": {**self._headers(message, options), **envelope_headers(message, expires_at)},
             "argsrepr": HIDDEN,
             "kwargsrepr": HIDDEN,
-            "ignore_result": True if target.handler in TYPE_NAMES else options.get("ignore_result"),
+            "ignore_result": True if takes_message(target.handler) else options.get("ignore_result"),
         }
         options.pop("exchange_type", None)
         try:
@@ -238,14 +246,18 @@ class AgentApp(WiredCelery):
         return headers
 
     def _publish_messages(
-        self, hand_over: HandOver, batch: Sequence[tuple[HandlerName, Message]], published: list[Message]
+        self,
+        hand_over: HandOver,
+        batch: Sequence[tuple[HandlerName, Message]],
+        published: list[Message],
+        record: Message | None = None,
     ) -> Callable[[], None] | None:
         """Have messages written down and made ready at the same time, and hand them over when they are written.
 
         Returns:
             What notes that the broker has them, when it was made ready meanwhile.
         """
-        written = self._begin_record(batch)
+        written = self._begin_record(batch, record)
         notes: list[Callable[[], None]] = []
 
         def when_ready() -> None:

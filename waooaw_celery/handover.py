@@ -11,8 +11,8 @@ from celery import Celery, signals
 from celery.utils.nodenames import anon_nodename
 
 from waooaw_celery.calls import CALL_HEADER, Call
-from waooaw_celery.message import ENVELOPE_HEADER, TYPE_NAMES, Message
-from waooaw_celery.routing import HandlerName, agent_queue, broker_priority
+from waooaw_celery.message import ENVELOPE_HEADER, Message
+from waooaw_celery.routing import HandlerName, agent_queue, broker_priority, takes_message
 from waooaw_celery.transport.channel import Channel
 from waooaw_celery.values import JSON
 
@@ -103,7 +103,7 @@ class HandOver:
             parent_id=message.causation_id,
             argsrepr=HIDDEN,
             kwargsrepr=HIDDEN,
-            ignore_result=target.handler in TYPE_NAMES,
+            ignore_result=takes_message(target.handler),
             create_sent_event=self._events,
             origin=self._origin,
         )
@@ -133,7 +133,7 @@ class HandOver:
                     "id": message.message_id,
                     "root_id": message.conversation_id,
                     "parent_id": message.causation_id,
-                    "ignore_result": target.handler in TYPE_NAMES,
+                    "ignore_result": takes_message(target.handler),
                     **envelope_headers(message, message.expires_at),
                     **self._call,
                 }
@@ -155,7 +155,7 @@ class HandOver:
 
 def _arguments(target: HandlerName, message: Message) -> tuple[tuple[JSON, ...], Any]:
     """Return the arguments of the task that a message is: its payload alone, or a method's parameters."""
-    return ((message.payload,), {}) if target.handler in TYPE_NAMES else ((), message.payload)
+    return ((message.payload,), {}) if takes_message(target.handler) else ((), message.payload)
 
 
 def address(target: HandlerName, message: Message, driver: str) -> dict[str, Any]:

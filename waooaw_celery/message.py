@@ -10,6 +10,7 @@ from typing import Any, Self
 from uuid import uuid4
 
 from waooaw_celery.errors import InvalidMessage
+from waooaw_celery.topics.attributes import EventAttributes
 from waooaw_celery.values import JSON, check_agent_name, check_id, check_ttl, json_copy
 
 #: The Celery header that carries the envelope; one key, so that no name of ours meets one of Celery's.
@@ -110,6 +111,7 @@ class MessageStatus(StrEnum):
     FAILED = "failed"  #: its handler gave up, or nothing there could handle it
     EXPIRED = "expired"  #: its time was over before a worker began; it is never handled
     DEAD = "dead"  #: a dead letter: it would kill or wedge its worker, and is kept by the broker for inspection
+    PUBLISHED = "published"  #: the record of an event, which is no message to anyone: its subscribers get theirs
 
     @property
     def final(self) -> bool:
@@ -117,7 +119,7 @@ class MessageStatus(StrEnum):
         return self in FINAL
 
 
-FINAL = frozenset({MessageStatus.HANDLED, MessageStatus.FAILED, MessageStatus.EXPIRED, MessageStatus.DEAD})
+FINAL = frozenset(MessageStatus) - {MessageStatus.PENDING, MessageStatus.SENT, MessageStatus.DELIVERED}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,6 +139,7 @@ class Message:
         causation_id: id of the message whose handler sent this one; None outside of handlers.
         retention: how long the ledger keeps it; None: the setting ``waooaw_retention``, when it is sent.
         sent_at: aware UTC time.
+        event: of an EVENT, what all messages of the event share; None for every other message.
 
     Raises:
         InvalidMessage: a field breaks its rule; the sentence names the field.
@@ -154,6 +157,7 @@ class Message:
     causation_id: str | None = None
     retention: RetentionPolicy | None = None
     sent_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    event: EventAttributes | None = None
 
     def __post_init__(self) -> None:
         put = object.__setattr__  # the one way to normalise a field of a frozen dataclass
@@ -173,9 +177,16 @@ class Message:
             raise InvalidMessage("sent_at must be an aware datetime, such as datetime.now(UTC)")
         if not _EARLIEST < self.sent_at < _LATEST:
             raise InvalidMessage(f"sent_at must be in the years {_EARLIEST.year} to {_LATEST.year - 1}")
+        if self.event is not None and self.message_type is not MessageType.EVENT:
+            raise InvalidMessage(f"only an EVENT has the attributes of one, not a {self.message_type.name}")
 
     def __hash__(self) -> int:
         return hash(self.message_id)
+
+    @property
+    def topic(self) -> str | None:
+        """The topic of an EVENT, such as ``task.created``; None for every other message."""
+        return self.event.topic if self.event is not None else None
 
     @property
     def expires_at(self) -> datetime | None:
@@ -206,7 +217,7 @@ class Message:
 
     def to_envelope(self) -> dict[str, JSON]:
         """Return what travels in the header ``waooaw``: the facts that Celery has no header of its own for."""
-        return {
+        said: dict[str, JSON] = {
             "version": ENVELOPE_VERSION,
             "from": self.from_agent,
             "to": self.to_agent,
@@ -217,6 +228,7 @@ class Message:
             "retention": self.retention.value if self.retention else None,
             "sent_at": self.sent_at.isoformat(),
         }
+        return said if self.event is None else {**said, "event": self.event.to_envelope()}
 
     @classmethod
     def from_headers(cls, headers: Mapping[str, Any], to_agent: str, payload: JSON) -> Self:
@@ -258,6 +270,7 @@ class Message:
             causation_id=parent_id if parent_id != headers["id"] else None,
             retention=envelope.get("retention"),
             sent_at=datetime.fromisoformat(sent_at) if sent_at else datetime.now(UTC),
+            event=EventAttributes.from_envelope(envelope.get("event")),
         )
 
 

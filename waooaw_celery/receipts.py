@@ -32,11 +32,12 @@ class Event(StrEnum):
     FAILED = "failed"  #: the handler gave up, or nothing could handle it
     EXPIRED = "expired"  #: its time was over before a worker began
     DEAD = "dead"  #: the broker keeps it as a dead letter
+    PUBLISHED = "published"  #: it is the record of an event
 
     @property
     def terminal(self) -> bool:
         """Whether nothing more can happen after it; of several such events the first counts."""
-        return self in (Event.HANDLED, Event.FAILED, Event.EXPIRED, Event.DEAD)
+        return self not in (Event.SENT, Event.DELIVERED, Event.RETRIED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,8 +75,14 @@ class Receipts(ABC):
     """
 
     @abstractmethod
-    def pending(self, messages: Sequence[tuple[Message, str]]) -> Callable[[], set[str]]:
+    def pending(
+        self, messages: Sequence[tuple[Message, str]], record: Message | None = None
+    ) -> Callable[[], set[str]]:
         """Begin to write messages down, each with the name of its handler.
+
+        Args:
+            messages: which.
+            record: the event that they tell their subscribers of, where that is kept as well: in a ledger.
 
         Returns:
             What to call before they are published: it waits until they are written, and returns the ids of those
@@ -140,7 +147,11 @@ class RedisReceipts(Receipts):
         self._client = client
         self._keep = timedelta(seconds=keep_seconds)
 
-    def pending(self, messages: Sequence[tuple[Message, str]]) -> Callable[[], set[str]]:
+    def pending(
+        self, messages: Sequence[tuple[Message, str]], record: Message | None = None
+    ) -> Callable[[], set[str]]:
+        if not messages:
+            return set
         forgotten = (datetime.now(UTC) - self._keep).timestamp()
         with guarded(f"record message {messages[0][0].message_id}"), self._client.pipeline() as pipeline:
             for message, handler in messages:

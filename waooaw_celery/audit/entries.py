@@ -9,8 +9,11 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from waooaw_celery.message import Message, RetentionPolicy
-from waooaw_celery.receipts import Fact
+from waooaw_celery.receipts import Event, Fact
 from waooaw_celery.values import JSON
+
+#: To whom the record of an event is addressed, which no agent's name can be.
+NOBODY = ""
 
 Kind = Literal["message", "fact", "stray"]
 
@@ -49,6 +52,14 @@ def message_entry(message: Message, handler: str, retention: RetentionPolicy) ->
         retention: how long it is kept when it does not say so itself.
     """
     return Entry("message", message.message_id, _encode(_message_row(message, handler, retention)))
+
+
+def published_entries(record: Message, retention: RetentionPolicy) -> list[Entry]:
+    """Return the entries of the record of an event: as said to nobody, on its topic, and ended with that."""
+    row = _message_row(record, record.topic or "", retention) | {"to_agent": NOBODY}
+    fact = Fact(message_id=record.message_id, event=Event.PUBLISHED)
+    kept = (record.retention or retention).until(record.sent_at)
+    return [Entry("message", record.message_id, _encode(row)), keyed_entry(fact, kept, record.sent_at)]
 
 
 def fact_entry(fact: Fact, retention: RetentionPolicy) -> Entry:
@@ -118,6 +129,8 @@ def _message_row(message: Message, handler: str, retention: RetentionPolicy) -> 
         # Text within the text: PostgreSQL would not take every string that JSON can write, but keeps it as JSON.
         "payload": payload_text(message.payload),
         "payload_digest": digest(message.payload),
+        "topic": message.topic,
+        "event": message.event and _encode(message.event.to_envelope()),
     }
 
 

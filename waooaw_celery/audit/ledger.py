@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import func, select
 
 from waooaw_celery.audit.engine import Database
-from waooaw_celery.audit.entries import fact_entry, keyed_entry, message_entry, sent_entry
+from waooaw_celery.audit.entries import fact_entry, keyed_entry, message_entry, published_entries, sent_entry
 from waooaw_celery.audit.models import EventRow, MessageRow, OpenRow
 from waooaw_celery.audit.questions import read
 from waooaw_celery.audit.spool import Spool
@@ -62,8 +62,12 @@ class Ledger(Receipts):
         """Ship from now on what waits in the spool."""
         self._the_writer().start()
 
-    def pending(self, messages: Sequence[tuple[Message, str]]) -> Callable[[], set[str]]:
+    def pending(
+        self, messages: Sequence[tuple[Message, str]], record: Message | None = None
+    ) -> Callable[[], set[str]]:
         entries = [message_entry(message, handler, self._retention) for message, handler in messages]
+        if record is not None:
+            entries += published_entries(record, self._retention)
         if self._strict:
             return self._the_writer().begin(entries, may_spool=False)
         self._the_writer().put(entries, wait=False)
