@@ -89,7 +89,8 @@ class EventBus:
             BrokerUnavailable: not confirmed by the broker; the error's ``message_ids`` were.
             StoreUnavailable: what keeps subscriptions and receipts does not answer; nothing was published.
         """
-        sender = from_agent or self.app.speaker(HandlerName("#", check_topic(topic)))
+        check_topic(topic)
+        sender = from_agent or self.app.speaker(HandlerName("#", topic))
         id_ = str(uuid4()) if event_id is None else event_id
         known = self._known()
         schema = choose([*known.schemas, *self.app.schemas.all()], topic, schema_version)
