@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from waooaw_celery.cli.database import db
 from waooaw_celery.cli.demo import demo
+from waooaw_celery.cli.events import events
 from waooaw_celery.cli.group import waooaw
 from waooaw_celery.cli.ledger import conversation, erase, hold, log, purge, spool, stats
-from waooaw_celery.cli.messages import receipt, request, send
+from waooaw_celery.cli.messages import broadcast, receipt, request, send
 from waooaw_celery.cli.overview import agents, queues
 from waooaw_celery.cli.up import up
 
@@ -14,7 +15,7 @@ __all__ = ["main", "waooaw"]
 
 for command in (
     *(demo, up),
-    *(agents, queues, send, request, receipt),
+    *(agents, queues, send, broadcast, request, receipt, events),
     *(log, conversation, stats, spool, db, purge, hold, erase),
 ):
     waooaw.add_command(command)
