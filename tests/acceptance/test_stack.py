@@ -106,6 +106,12 @@ def test_the_demo_does_the_whole_job_and_leaves_nothing(waooaw: Start, documents
     assert {"analyst-1", "analyst-2", "archivist", "orchestrator"} <= set(result["survey"])
     assert all(answer["error"] is None for answer in result["survey"].values())
     assert all(set(statuses) == {"handled"} for statuses in result["messages"].values())
+    [topic] = result["topics"]
+    told = {each["subscriber"]: each for each in topic["subscribers"]}
+    long = sum(document["words"] >= 1000 for document in result["documents"])
+    assert (topic["topic"], topic["published"]) == ("document.measured", len(result["documents"]))
+    assert told["dashboard.count"]["handled"] == topic["published"]
+    assert told["dashboard.note_long"]["handled"] == told["dashboard.note_long"]["messages"] == long
     assert result["messages"]["archivist"]["handled"] >= len(result["documents"])
     assert_nothing_is_left(tmp_path)
 

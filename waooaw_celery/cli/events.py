@@ -139,9 +139,7 @@ def publish(
 @_subscriber
 @_since
 @_until
-@click.option(
-    "--conversation", metavar="ID", help="Of the conversation with this message, thread or id."
-)
+@click.option("--conversation", metavar="ID", help="Of the conversation with this message, thread or id.")
 @click.option("--topic", default="#", help="Only of topics of this pattern.")
 @click.option("--where", type=JsonParam(), help='Only with such payloads: {"order.total": {"gte": 100}}.')
 @click.option("--per-second", type=float, help="How many a second.")
