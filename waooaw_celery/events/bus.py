@@ -120,12 +120,12 @@ class EventBus:
         told = {} if event_id is None else self._told(event_id, subscribers)
         batch = messages_of(record, [each for each in subscribers if each.subscriber not in told])
         hand_over(self.app, batch, record)
-        new = {message.message_id: receipt_of(message, target.handler) for target, message in batch}
+        new = {target: receipt_of(message, target.handler) for target, message in batch}
         return Published(
             event_id=record.message_id,
             topic=topic,
             receipts={
-                each.subscriber: told.get(each.subscriber) or new[delivery_id(record.message_id, each)]
+                each.subscriber: told[each.subscriber] if each.subscriber in told else new[each.target]
                 for each in subscribers
             },
         )
