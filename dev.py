@@ -22,7 +22,7 @@ NEEDS = {
     "demo": ("embedded", ()),
     "test": ("embedded,flower", ("test",)),
     "lint": ("embedded,flower", ("test", "lint")),
-    "bench": ("embedded", ()),
+    "bench": ("embedded", ("peers",)),
     "faults": ("embedded", ()),
 }
 
@@ -60,7 +60,7 @@ def lint(arguments: list[str]) -> int:
 
 def bench(arguments: list[str]) -> int:
     """Run one benchmark, such as `bench sending --rounds 7`, or all of them."""
-    names = arguments[:1] or ["sending", "handling", "transport", "questions"]
+    names = arguments[:1] or ["sending", "handling", "asking", "transport", "questions", "limits"]
     return max([run([str(PYTHON), "-m", f"benchmarks.{name}", *arguments[1:]]) for name in names])
 
 

@@ -11,3 +11,9 @@ app.conf.update(task_acks_late=True, worker_prefetch_multiplier=1, task_default_
 @app.task(name="plain.work", ignore_result=True)
 def work(payload: object) -> None:
     """Do nothing."""
+
+
+@app.task(name="plain.echo")
+def echo(value: int) -> int:
+    """Answer."""
+    return value

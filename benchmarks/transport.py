@@ -2,15 +2,17 @@
 
 python -m benchmarks.transport [--rounds 3]
 
-Nothing but the transport differs: same Celery, same settings, same task. To consume, a queue is filled, one real
-worker empties it, and the rate is taken between nine tenths and a fiftieth of the queue, as is the time of the
-processors. The subjects take turns; medians of the rounds are compared.
+Nothing but the transport differs: same Celery, same settings, same task. (But for huey, the fastest peer on Redis,
+which does the same work on the same server with one thread, where it is installed.) To consume, a queue is filled,
+one real worker empties it, and the rate is taken between nine tenths and a fiftieth of the queue, as is the time
+of the processors. The subjects take turns; medians of the rounds are compared.
 Computers differ and have neighbours: only the ratios of one run mean something.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import statistics
@@ -40,6 +42,7 @@ PATIENCE = 120.0
 IDLE_SECONDS = 10.0
 ROOT = Path(__file__).parent.parent
 TRANSPORTS = ("kombu", "ours")
+PEER = "huey: 1 thread"
 
 #: How a worker is started, its settings, and how many times Kombu's rate ours should have at least.
 CASES: dict[str, tuple[list[str], dict[str, Any], float]] = {
@@ -127,8 +130,15 @@ def consuming(console: Console, url: str, folder: Path, rounds: int) -> list[Goa
         for case in CASES:
             for transport in sorted(TRANSPORTS, reverse=bool(number % 2)):
                 found.setdefault(f"{transport}: {case}", []).append(sample(url, transport, case, folder))
+        if importlib.util.find_spec("huey"):
+            found.setdefault(PEER, []).append(sample_peer(url, folder))
     rates = _print(console, "Consuming", found)
     goals = []
+    if PEER in rates:
+        times = rates["ours: solo, prefetch 64"][0] / rates[PEER][0]
+        goals.append(Goal("solo, prefetch 64: rate, times huey's", times, 1.0))
+    else:
+        console.print("Not compared with huey, which is not installed: pip install --group peers")
     for case, (_, _, bound) in CASES.items():
         ours, kombu = rates[f"ours: {case}"], rates[f"kombu: {case}"]
         goals.append(Goal(f"{case}: rate, times", ours[0] / kombu[0], bound))
@@ -143,8 +153,27 @@ def sample(url: str, transport: str, case: str, folder: Path) -> tuple[float, fl
     fill = _batch(make_app(transport, url))
     for _ in range(COUNT // MANY):
         fill()
-    queue = f"plain-{transport}"
-    worker = start(url, transport, case, folder)
+    return _emptying(client, f"plain-{transport}", start(url, transport, case, folder), folder)
+
+
+def sample_peer(url: str, folder: Path) -> tuple[float, float]:
+    """Return the same of huey's consumer."""
+    from benchmarks.huey_worker import make_huey
+
+    client = _client(url)
+    client.flushdb()
+    address = _address(url)
+    huey = make_huey(address)
+    for _ in range(COUNT):
+        huey.work(PAYLOAD)
+    program = [str(Path(sys.executable).with_name("huey_consumer")), "-q", "-k", "thread", "-w", "1"]
+    env = {**os.environ, "HUEY_URL": address}
+    worker = spawn([*program, "benchmarks.huey_worker.huey"], log=folder / "worker.log", env=env, cwd=ROOT)
+    return _emptying(client, huey.storage.queue_key, worker, folder)
+
+
+def _emptying(client: Any, queue: str, worker: subprocess.Popen[bytes], folder: Path) -> tuple[float, float]:
+    """Watch a worker empty a queue of COUNT messages, and end it."""
     try:
         first, began = _wait(client, queue, COUNT * 0.9, folder)
         processor = _processor_seconds(worker.pid)
@@ -231,7 +260,12 @@ def start(url: str, transport: str, case: str, folder: Path) -> subprocess.Popen
 
 
 def _client(url: str) -> Any:
-    return Redis.from_url(url.replace("redis+socket://", "unix://"))
+    return Redis.from_url(_address(url))
+
+
+def _address(url: str) -> str:
+    """Return a URL as redis-py knows it."""
+    return url.replace("redis+socket://", "unix://")
 
 
 def _waiting(client: Any, queue: str) -> int:

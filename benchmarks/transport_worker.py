@@ -29,11 +29,11 @@ def make_app(transport: str, broker_url: str, **settings: object) -> Celery:
     app = Celery("plain", broker=broker_url, amqp=amqp)
     app.conf.update(task_default_queue=f"plain-{transport}", broker_connection_retry_on_startup=True, **settings)
 
-    @app.task(name="plain.work", ignore_result=True)
+    @app.task(name="plain.work", ignore_result=True, shared=False)
     def work(payload: object) -> None:
         """Do nothing."""
 
-    @app.task(name="plain.echo")
+    @app.task(name="plain.echo", shared=False)
     def echo(payload: object) -> object:
         """Answer the same."""
         return payload

@@ -36,10 +36,10 @@ class Broker:
         self.unacked = f"unacked-{uuid4().hex}"
         self._open: list[Connection] = []
 
-    def connect(self, kind: str = "ours", url: str | None = None, **options: Any) -> Connection:
+    def connect(self, kind: str = "ours", url: str | None = None, tls: Any = None, **options: Any) -> Connection:
         """Return a connection of Kombu's own kind or of ours."""
         keys = {"unacked_key": self.unacked, "unacked_index_key": f"{self.unacked}-index"}
-        connection = KINDS[kind](url or self.url, transport_options=keys | options)
+        connection = KINDS[kind](url or self.url, ssl=tls, transport_options=keys | options)
         self._open.append(connection)
         return connection
 

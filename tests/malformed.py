@@ -8,12 +8,18 @@ import gzip
 import json
 import lzma
 import pickle
+import sys
 import zlib
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from enum import Enum
 from functools import cache
 from typing import Any, NamedTuple
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 
 class End(Enum):
@@ -67,6 +73,7 @@ def bomb(codec: str, megabytes: int = 300) -> bytes:
         "application/x-gzip": lambda: zlib.compressobj(9),
         "application/x-bz2": bz2.BZ2Compressor,
         "application/x-lzma": lambda: lzma.LZMACompressor(preset=0),
+        "application/zstd": zstd.ZstdCompressor,
     }[codec]()
     parts = [packer.compress(zeros) for _ in range(megabytes)]
     return b"".join([*parts, packer.flush()])
@@ -217,6 +224,8 @@ CASES = (
     Case("a bomb of gzip", _bomb("application/x-gzip")),
     Case("a bomb of bzip2", _bomb("application/x-bz2")),
     Case("a bomb of lzma", _bomb("application/x-lzma")),
+    Case("what is said to be zstd", _packed(b"\x28\xb5\x2f\xfd not at all", "application/zstd")),
+    Case("a bomb of zstd", _bomb("application/zstd")),
     # What Celery deals with by itself.
     Case("an unknown task", _header("task", "nobody.nothing"), End.REFUSED),
     Case("eta is no date", _header("eta", "tomorrow"), End.REFUSED),
@@ -227,6 +236,11 @@ CASES = (
     Case(
         "a gzip in order",
         lambda message: packed(message, gzip.compress(message["body"].encode()), "gzip"),
+        End.HANDLED,
+    ),
+    Case(
+        "a zstd in order",
+        lambda message: packed(message, zstd.compress(message["body"].encode()), "zstd"),
         End.HANDLED,
     ),
     Case("arguments with a line break in their text", _header("argsrepr", "('a\nb',)"), End.HANDLED),

@@ -9,13 +9,14 @@ from waooaw_celery.bus import MessageBus
 from waooaw_celery.errors import (
     BrokerUnavailable,
     InvalidMessage,
+    RateLimitExceeded,
     RemoteError,
     RequestTimeout,
-    UnknownAgent,
     WaooawError,
 )
 from waooaw_celery.events.bus import EventBus
-from waooaw_celery.message import DeliveryReceipt, Message, MessageStatus, MessageType, Priority, RetentionPolicy
+from waooaw_celery.limits.limiter import RateLimiter
+from waooaw_celery.message import Message, MessageStatus, MessageType, Priority, RetentionPolicy
 from waooaw_celery.request_response import RequestResponseHandler
 from waooaw_celery.worker.task import current_message
 
@@ -23,7 +24,6 @@ __all__ = [
     "Agent",
     "AgentApp",
     "BrokerUnavailable",
-    "DeliveryReceipt",
     "EventBus",
     "InvalidMessage",
     "Message",
@@ -32,11 +32,12 @@ __all__ = [
     "MessageStatus",
     "MessageType",
     "Priority",
+    "RateLimitExceeded",
+    "RateLimiter",
     "RemoteError",
     "RequestResponseHandler",
     "RequestTimeout",
     "RetentionPolicy",
-    "UnknownAgent",
     "WaooawError",
     "create_app",
     "current_message",

@@ -11,6 +11,7 @@ from celery import Task
 
 from waooaw_celery.aio import Agent as AwaitedAgent
 from waooaw_celery.app import AgentApp
+from waooaw_celery.asking import Params
 from waooaw_celery.bus import MessageBus
 from waooaw_celery.errors import ConfigurationError
 from waooaw_celery.events.bus import EventBus
@@ -19,6 +20,7 @@ from waooaw_celery.events.delivery import Published
 from waooaw_celery.events.task import EventTask
 from waooaw_celery.message import SENDABLE, TYPE_NAMES, DeliveryReceipt, Message, MessageType, Priority
 from waooaw_celery.request_response import RequestResponseHandler
+from waooaw_celery.response import response_of_reply
 from waooaw_celery.routing import EVENT_HANDLERS, HandlerName
 from waooaw_celery.streams import Stream
 from waooaw_celery.subscriptions import Subscription
@@ -172,18 +174,50 @@ class Agent:
         """
 
         def decorate(function: Callable[..., Any]) -> Task[Any, Any]:
-            name = getattr(function, "__name__", repr(function))
-            if name in TYPE_NAMES:
-                raise ConfigurationError(
-                    f"a method cannot be named {name!r}, which is a message type: rename it, "
-                    f"or register it with @agent.on(MessageType.{name.upper()})"
-                )
+            name = self._name_of(function)
             if any(is_kind(function) for is_kind in _TO_COMPLETE):
                 run = completed(function, bool(options.get("bind")))
                 return self._register(name, function, run, options, {"bind": True})
             return self._register(name, function, function, options, {})
 
         return decorate if function is None else decorate(function)
+
+    def reply(self, function: Callable[..., Any] | None = None, **options: Any) -> Any:
+        """Register a handler of answers, ``def`` or ``async def``: ``agent.request_later(..., on_reply=handler)``.
+
+        It is called with the Response to each request that names it.
+
+        Args:
+            function: the handler, when the decorator is used without options.
+            options: those of a Celery task.
+
+        Returns:
+            The Celery task ``<agent>.<name>``, or a decorator that returns it.
+
+        Raises:
+            ConfigurationError: a second handler of this name, or a name that is a message type's.
+        """
+
+        def decorate(function: Callable[..., Any]) -> Task[Any, Any]:
+            def run(task: AgentTask, **said: Any) -> Any:
+                response = response_of_reply(task.message.from_agent, said)
+                return task.complete(function(task, response) if options.get("bind") else function(response))
+
+            run.__doc__, run.__module__ = function.__doc__, function.__module__
+            return self._register(
+                self._name_of(function), function, run, options, {"bind": True, "ignore_result": True}
+            )
+
+        return decorate if function is None else decorate(function)
+
+    def _name_of(self, function: Callable[..., Any]) -> str:
+        name: str = getattr(function, "__name__", repr(function))
+        if name in TYPE_NAMES:
+            raise ConfigurationError(
+                f"a method cannot be named {name!r}, which is a message type: rename it, "
+                f"or register it with @agent.on(MessageType.{name.upper()})"
+            )
+        return name
 
     def _register(
         self,
@@ -204,13 +238,14 @@ class Agent:
         if handler in self._handlers:
             raise ConfigurationError(f"{target} has a handler already")
         self._handlers.append(handler)
+        stoppable = any(is_kind(function) for is_kind in _TO_COMPLETE)
         register: Any = self.app.task  # its stubs know a fixed list of options; Celery takes any attribute
         task: Task[Any, Any] = register(
             run,
             name=str(target),
             base=base,
             shared=False,  # a shared task would be registered in every application of the process
-            **{**options, **fixed, "agent": self.name, "handler": handler},
+            **{**options, **fixed, "agent": self.name, "handler": handler, "stoppable": stoppable},
         )
         return task
 
@@ -220,6 +255,7 @@ class Agent:
         payload: JSON,
         *,
         message_type: MessageType = MessageType.COMMAND,
+        wait: float | None = None,
         **fields: Any,
     ) -> DeliveryReceipt:
         """Send a message in this agent's name.
@@ -228,14 +264,17 @@ class Agent:
             to_agent: the recipient.
             payload: any JSON value.
             message_type: COMMAND, QUERY or ACK.
+            wait: seconds for which to wait at the rate limit instead of raising.
             fields: others of Message: ``priority``, ``ttl_seconds``, ``correlation_id``, …
 
         Raises:
-            InvalidMessage, UnknownAgent, BrokerUnavailable, StoreUnavailable: as MessageBus.send.
+            InvalidMessage, UnknownAgent, RateLimitExceeded, BrokerUnavailable, StoreUnavailable: as
+                MessageBus.send.
         """
-        return self._bus.send(
-            Message(from_agent=self.name, to_agent=to_agent, payload=payload, message_type=message_type, **fields)
+        message = Message(
+            from_agent=self.name, to_agent=to_agent, payload=payload, message_type=message_type, **fields
         )
+        return self._bus.send(message, wait=wait)
 
     def publish(self, topic: str, event: JSON = None, **fields: Any) -> Published:
         """Publish an event in this agent's name.
@@ -254,7 +293,7 @@ class Agent:
         self,
         to_agent: str,
         method: str,
-        params: dict[str, JSON] | None = None,
+        params: Params = None,
         *,
         timeout: float | None = None,
         priority: Priority = Priority.NORMAL,
@@ -268,11 +307,36 @@ class Agent:
             to_agent, method, params, from_agent=self.name, timeout=timeout, priority=priority
         )
 
+    def request_later(
+        self,
+        to_agent: str,
+        method: str,
+        params: Params = None,
+        *,
+        on_reply: Task[Any, Any] | str,
+        timeout: float | None = None,
+        priority: Priority = Priority.NORMAL,
+    ) -> DeliveryReceipt:
+        """Ask another agent in this agent's name; the Response comes to a handler registered with ``reply``.
+
+        Raises:
+            As RequestResponseHandler.request_later.
+        """
+        return self._requests.request_later(
+            to_agent,
+            method,
+            params,
+            on_reply=on_reply,
+            from_agent=self.name,
+            timeout=timeout,
+            priority=priority,
+        )
+
     def stream(
         self,
         to_agent: str,
         method: str,
-        params: dict[str, JSON] | None = None,
+        params: Params = None,
         *,
         timeout: float | None = None,
         priority: Priority = Priority.NORMAL,

@@ -12,6 +12,8 @@ from concurrent.futures import Future
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
+from celery import Task
+
 from waooaw_celery.app import AgentApp
 from waooaw_celery.asking import Asked, Asker, Params
 from waooaw_celery.audit.ledger import Ledger
@@ -19,6 +21,8 @@ from waooaw_celery.audit.trail import MessageAuditTrail as Trail
 from waooaw_celery.bus import MessageBus as Bus
 from waooaw_celery.events.bus import EventBus as Events
 from waooaw_celery.events.delivery import Published
+from waooaw_celery.limits.limiter import RateLimiter as Limiter
+from waooaw_celery.limits.turn import Later, LaterTurn
 from waooaw_celery.message import DeliveryReceipt, Message, MessageType, Priority
 from waooaw_celery.offload import submit
 from waooaw_celery.response import Response, result_of
@@ -40,6 +44,23 @@ def _awaited(method: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[Any
     return call
 
 
+def _in_turn(method: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[Any, P], Coroutine[Any, Any, T]]:
+    """Return a method that awaits the one of the object behind it, and holds no thread during its ``wait``."""
+
+    @wraps(method)
+    async def call(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        asked: Any = kwargs.get("wait")
+        if asked is not None:
+            kwargs["wait"] = LaterTurn(asked)
+        while True:
+            try:
+                return await asyncio.wrap_future(submit(method, self.behind, *args, **kwargs))
+            except Later as later:
+                await asyncio.sleep(later.seconds)
+
+    return call
+
+
 class MessageBus:
     """Sends messages and tells what became of them: ``waooaw_celery.MessageBus``, awaited.
 
@@ -50,11 +71,12 @@ class MessageBus:
     def __init__(self, app: AgentApp) -> None:
         self.behind = Bus(app)
 
-    send = _awaited(Bus.send)
+    send = _in_turn(Bus.send)
     send_message = send
-    send_many = _awaited(Bus.send_many)
-    broadcast = _awaited(Bus.broadcast)
+    send_many = _in_turn(Bus.send_many)
+    broadcast = _in_turn(Bus.broadcast)
     receipt = _awaited(Bus.receipt)
+    cancel = _awaited(Bus.cancel)
 
 
 class EventBus:
@@ -67,7 +89,7 @@ class EventBus:
     def __init__(self, app: AgentApp) -> None:
         self.behind = Events(app)
 
-    publish = _awaited(Events.publish)
+    publish = _in_turn(Events.publish)
     replay = _awaited(Events.replay)
     subscriptions = _awaited(Events.subscriptions)
     unsubscribe = _awaited(Events.unsubscribe)
@@ -141,6 +163,30 @@ class RequestResponseHandler:
             raise
         return {each.agent: self._asker.response(each) for each in asked}
 
+    async def request_later(
+        self,
+        to_agent: str,
+        method: str,
+        params: Params = None,
+        *,
+        on_reply: Task[Any, Any] | str,
+        from_agent: str | None = None,
+        timeout: float | None = None,
+        priority: Priority = Priority.NORMAL,
+    ) -> DeliveryReceipt:
+        """Ask and wait for nothing: as ``waooaw_celery.RequestResponseHandler.request_later``."""
+        asking = submit(
+            self._asker.ask_for_reply,
+            to_agent,
+            method,
+            params,
+            on_reply=on_reply,
+            from_agent=from_agent,
+            timeout=timeout,
+            priority=priority,
+        )
+        return await asyncio.wrap_future(asking)
+
     def stream(
         self,
         to_agent: str,
@@ -193,12 +239,14 @@ class Agent:
         payload: JSON,
         *,
         message_type: MessageType = MessageType.COMMAND,
+        wait: float | None = None,
         **fields: Any,
     ) -> DeliveryReceipt:
         """Send a message: as ``Agent.send``."""
-        return await self._bus.send(
-            Message(from_agent=self._name, to_agent=to_agent, payload=payload, message_type=message_type, **fields)
+        message = Message(
+            from_agent=self._name, to_agent=to_agent, payload=payload, message_type=message_type, **fields
         )
+        return await self._bus.send(message, wait=wait)
 
     async def publish(self, topic: str, event: JSON = None, **fields: Any) -> Published:
         """Publish an event: as ``Agent.publish``."""
@@ -216,6 +264,27 @@ class Agent:
         """Ask another agent and return its answer: as ``Agent.request``."""
         return await self._requests.request(
             to_agent, method, params, from_agent=self._name, timeout=timeout, priority=priority
+        )
+
+    async def request_later(
+        self,
+        to_agent: str,
+        method: str,
+        params: Params = None,
+        *,
+        on_reply: Task[Any, Any] | str,
+        timeout: float | None = None,
+        priority: Priority = Priority.NORMAL,
+    ) -> DeliveryReceipt:
+        """Ask another agent, whose Response comes to a handler: as ``Agent.request_later``."""
+        return await self._requests.request_later(
+            to_agent,
+            method,
+            params,
+            on_reply=on_reply,
+            from_agent=self._name,
+            timeout=timeout,
+            priority=priority,
         )
 
     def stream(
@@ -250,3 +319,22 @@ class MessageAuditTrail:
     receipt = _awaited(Trail.receipt)
     log_message = _awaited(Trail.log_message)
     update_status = _awaited(Trail.update_status)
+
+
+class RateLimiter:
+    """Counts what agents send: ``waooaw_celery.RateLimiter``, awaited.
+
+    Args:
+        limiter: the one behind it, such as ``app.limiter``.
+    """
+
+    def __init__(self, limiter: Limiter) -> None:
+        self.behind = limiter
+
+    acquire = _in_turn(Limiter.acquire)
+    check_limit = _awaited(Limiter.check_limit)
+    status = _awaited(Limiter.status)
+    near = _awaited(Limiter.near)
+    reset = _awaited(Limiter.reset)
+    quota = _awaited(Limiter.quota)
+    set_quota = _awaited(Limiter.set_quota)

@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 
 from celery import Celery
 from celery.backends.asynchronous import AsyncBackendMixin
+from celery.backends.redis import RedisBackend
 from celery.result import AsyncResult
 from kombu.common import maybe_declare
-from kombu.exceptions import KombuError
+from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from waooaw_celery.errors import BackendUnavailable
@@ -29,8 +30,10 @@ _LOOK_SECONDS = 0.1
 _ASK_AGAIN_SECONDS = 1.0
 #: Seconds that the thread has to begin.
 _START_SECONDS = 10.0
+#: Seconds that it has to end.
+_END_SECONDS = 5.0
 #: What the result backends raise when they do not answer.
-BACKEND_ERRORS = (RedisError, KombuError, OSError, RuntimeError)
+BACKEND_ERRORS = (RedisError, OperationalError, OSError, RuntimeError)
 #: The state of a request of which a part of the answer was sent: one of Celery's "custom states".
 CHUNK = "CHUNK"
 
@@ -126,7 +129,8 @@ class Answers:
         self._closed = True
         self._work.set()
         if thread is not None and self._pid == os.getpid() and thread is not threading.current_thread():
-            thread.join(5.0)
+            thread.join(_END_SECONDS)
+        self._thread = None  # one that asks again starts another
         self._fail(BackendUnavailable("the application was closed"))
 
     def _start(self) -> None:
@@ -154,15 +158,24 @@ class Answers:
             self._work.wait()
             try:
                 self._receive()
-            except Exception as error:
-                logger.exception("the answers were interrupted", extra={"action": "answers_interrupted"})
+                self._forget()
+            except BACKEND_ERRORS as error:
+                logger.warning("the result backend is away: %s", error, extra={"action": "answers_interrupted"})
                 self._fail(error)
-            self._forget()
+            except Exception:  # an answer that nobody can read: asking for each finds out whose it is
+                logger.exception("an answer is damaged", extra={"action": "damaged_answer"})
+                self._ask_for_all()
             with self._lock:
                 if not self._awaited and not self._read and not self._closed:
                     self._work.clear()
+        self._hang_up()
+
+    def _hang_up(self) -> None:
+        """Close the connections of this thread's own backend."""
         if isinstance(self._backend, AsyncBackendMixin):
             self._backend.result_consumer.stop()  # type: ignore[attr-defined]  # its stubs do not know it
+        if isinstance(self._backend, RedisBackend):
+            self._backend.client.connection_pool.disconnect()
 
     def _open(self) -> Any:
         """Return a backend of this thread's own, ready to receive."""
@@ -207,6 +220,12 @@ class Answers:
                 self._fail(error, message_id)
             finally:
                 self._asking = False
+
+    def _ask_for_all(self) -> None:
+        with self._lock:
+            for awaited in self._awaited.values():
+                awaited.ask_at = 0.0
+        self._ask()
 
     def _take(self, result: AsyncResult[Any]) -> None:
         """Hand an answer to whoever waits for it."""

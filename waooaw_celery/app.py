@@ -14,14 +14,18 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from waooaw_celery.calls import CALL_HEADER, Call
 from waooaw_celery.envelope import check_delay, message_of_delay, message_of_retry, moment, threaded
-from waooaw_celery.errors import BrokerUnavailable, InvalidMessage, StoreUnavailable, UnknownSender
+from waooaw_celery.errors import BrokerUnavailable, InvalidMessage, StoreUnavailable, UnknownSender, WaooawError
 from waooaw_celery.handover import HIDDEN, HandOver, address, envelope_headers
-from waooaw_celery.message import Message, MessageStatus, Priority
+from waooaw_celery.limits.turn import Wait
+from waooaw_celery.message import Message, MessageStatus, MessageType, Priority
 from waooaw_celery.routing import HandlerName, broker_priority, takes_message
 from waooaw_celery.wiring import WiredCelery
-from waooaw_celery.worker.task import current_message, current_task
+from waooaw_celery.worker.task import current_message, current_task, goes_on
 
 logger = logging.getLogger(__name__)
+
+#: Messages that go to the ledger and to the broker together.
+MAX_BATCH = 1000
 
 
 class AgentApp(WiredCelery):
@@ -52,9 +56,11 @@ class AgentApp(WiredCelery):
             countdown: seconds until it may first be handled.
             eta: moment from which it may be handled.
             message: the envelope, when the caller has made it; otherwise it is made here.
-            options: those of ``apply_async``; ``priority`` is a Priority or its name.
+            options: those of ``apply_async``; ``priority`` is a Priority or its name, and ``wait`` the seconds for
+                which a sender at its limit waits for its turn.
 
         Raises:
+            RateLimitExceeded: the sender has sent as much as it may for now.
             InvalidMessage: an argument is no JSON value, or an option breaks a rule.
             UnknownSender: no agent is speaking.
             UnknownAgent: nobody ever declared the recipient; NoHandler, UnknownMethod: it does not handle this.
@@ -62,6 +68,7 @@ class AgentApp(WiredCelery):
             StoreUnavailable: Redis does not answer; nothing was published.
             ConfigurationError: a setting is missing or wrong.
         """
+        wait = options.pop("wait", None)
         options |= {"countdown": countdown, "eta": eta}
         target = self.target(name)
         if target is None:
@@ -72,6 +79,7 @@ class AgentApp(WiredCelery):
             )
         message = self._new_message(target, args, kwargs, options, message)
         self.registry.check_handler(target)
+        self._admit([message], wait)
         self._record([(target, message)])
         result = self._publish(target, message, args, kwargs, options)
         self._note_sent([message])
@@ -81,22 +89,41 @@ class AgentApp(WiredCelery):
         self,
         batch: Sequence[tuple[HandlerName, Message]],
         call: Call | None = None,
+        wait: Wait = None,
         record: Message | None = None,
     ) -> None:
         """Publish messages and requests: the door for those that come as messages and not as tasks.
 
-        Several are written down with one statement, and handed to the broker in as few round trips as it takes.
+        All of them pass their senders' limits, or none. Many at a time are written down with one statement, and
+        handed to the broker in as few round trips as it takes.
 
         Args:
             batch: complete messages, whose handlers and times were checked.
             call: how the answers of requests are to come; None for one-way messages.
-            record: the event that the messages tell their subscribers of.
+            wait: seconds for which a sender at its limit waits for its turn.
+            record: the event that the messages tell their subscribers of, who may be none; it counts as one message.
 
         Raises:
-            InvalidMessage: one was sent already; nothing was published.
-            StoreUnavailable: they could not be written down; nothing was published.
-            BrokerUnavailable: the broker failed; the error's ``message_ids`` are those that it confirmed.
+            RateLimitExceeded: a sender has sent as much as it may for now; nothing was published.
+            InvalidMessage: one was sent already.
+            StoreUnavailable: they could not be written down.
+            BrokerUnavailable: the broker failed.
+                The ``message_ids`` of all three are those that it has confirmed.
         """
+        told = [message for _, message in batch if message.event is None or not message.event.replay]
+        self._admit(told if record is None else [record], wait)
+        if not batch and record is not None:
+            self._begin_record([], record)()
+        for start in range(0, len(batch), MAX_BATCH):
+            try:
+                self._send_batch(batch[start : start + MAX_BATCH], call, None if start else record)
+            except WaooawError as error:
+                error.message_ids = (*(message.message_id for _, message in batch[:start]), *error.message_ids)
+                raise
+
+    def _send_batch(
+        self, batch: Sequence[tuple[HandlerName, Message]], call: Call | None, record: Message | None
+    ) -> None:
         published: list[Message] = []
         reply_to = self.answers.reply_to if call is not None else None
         try:
@@ -122,6 +149,17 @@ class AgentApp(WiredCelery):
         """
         kept = None if self._database is None else message.retention or self.settings.retention
         return threaded(target, message, current_message(), kept)
+
+    def _admit(self, messages: Sequence[Message], wait: Wait) -> None:
+        """Count messages, or refuse them; not answers, and not what Celery sends on when a handler has ended.
+
+        Both were accepted with what they answer or go on from, such as the first step of a chain: refused here,
+        they would be lost.
+        """
+        if self.gate is not None and not goes_on():
+            counted = [message for message in messages if message.message_type is not MessageType.RESPONSE]
+            if counted:
+                self.gate.admit(counted, wait)
 
     def _record(self, batch: Sequence[tuple[HandlerName, Message]]) -> None:
         """Write messages down before they are published, unless the broker may have one of them already."""

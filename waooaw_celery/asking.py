@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from celery import Task
+
 from waooaw_celery.answers import Answered
 from waooaw_celery.app import AgentApp
 from waooaw_celery.calls import Call
@@ -20,7 +22,7 @@ from waooaw_celery.errors import (
     RequestTimeout,
     WaooawError,
 )
-from waooaw_celery.message import Message, MessageType, Priority
+from waooaw_celery.message import DeliveryReceipt, Message, MessageType, Priority, receipt_of
 from waooaw_celery.response import Response, outcome
 from waooaw_celery.routing import HandlerName, takes_message
 from waooaw_celery.values import JSON, check_agent_name, json_copy
@@ -93,32 +95,11 @@ class Asker:
             BackendUnavailable, BrokerUnavailable, StoreUnavailable, InvalidMessage, ConfigurationError: it could
                 not be sent.
         """
-        if isinstance(to_agents, str) or not to_agents:
-            raise InvalidMessage(f"to_agents must be a list of at least one agent, not {to_agents!r}")
         began = time.monotonic()
         self._check_backend()
-        arguments = json_copy(dict(params or {}), "params")
-        targets = [_method(name, method) for name in dict.fromkeys(to_agents)]
+        targets = self._targets(to_agents, method)
         call, limit = self._call(targets, self._limit(timeout), stream)
-        for target in targets:
-            self.app.registry.check_handler(target)
-        batch = [
-            (
-                target,
-                self.app.complete(
-                    target,
-                    Message(
-                        from_agent=from_agent or self.app.speaker(target),
-                        to_agent=target.agent,
-                        message_type=MessageType.QUERY,
-                        payload=arguments,
-                        priority=priority,
-                        ttl_seconds=limit,
-                    ),
-                ),
-            )
-            for target in targets
-        ]
+        batch = self._messages(targets, params, from_agent, limit, priority)
         answers: dict[str, Future[Answered]] = {}
         try:
             for _, message in batch:
@@ -132,6 +113,36 @@ class Asker:
             Asked(message.to_agent, message.message_id, answers[message.message_id], limit, began)
             for _, message in batch
         ]
+
+    def ask_for_reply(
+        self,
+        to_agent: str,
+        method: str,
+        params: Params,
+        *,
+        from_agent: str | None,
+        timeout: float | None,
+        priority: Priority,
+        on_reply: Task[Any, Any] | str,
+    ) -> DeliveryReceipt:
+        """Send a request whose answer comes as a message, and return its receipt.
+
+        Args:
+            to_agent, method, params, from_agent, priority: as ``ask``.
+            timeout: seconds after which it is not begun any more.
+            on_reply: the handler of the asking agent that gets the Response, or its name.
+
+        Raises:
+            UnknownMethod: the asking agent has no such handler. The rest as ``ask``.
+        """
+        targets = self._targets([to_agent], method)
+        [(target, message)] = self._messages(targets, params, from_agent, self._limit(timeout), priority)
+        handler = HandlerName(
+            message.from_agent, on_reply if isinstance(on_reply, str) else getattr(on_reply, "handler", "")
+        )
+        self.app.registry.check_handler(handler)
+        self.app.send_messages([(target, message)], Call(on_reply=str(handler)))
+        return receipt_of(message, target.handler)
 
     def response(self, asked: Asked) -> Response:
         """Tell what came of a request whose answer is there, or for which there is no more time."""
@@ -177,6 +188,39 @@ class Asker:
         if left <= 0:
             raise RequestTimeout(f"the caller of {task.name} no longer waits, so nobody else is asked")
         return call, min(timeout, left)
+
+    def _targets(self, to_agents: Sequence[str], method: str) -> list[HandlerName]:
+        if isinstance(to_agents, str) or not to_agents:
+            raise InvalidMessage(f"to_agents must be a list of at least one agent, not {to_agents!r}")
+        targets = [_method(name, method) for name in dict.fromkeys(to_agents)]
+        for target in targets:
+            self.app.registry.check_handler(target)
+        return targets
+
+    def _messages(
+        self,
+        targets: Sequence[HandlerName],
+        params: Params,
+        from_agent: str | None,
+        limit: float,
+        priority: Priority,
+    ) -> list[tuple[HandlerName, Message]]:
+        """Return the request to each, ready to be sent."""
+        arguments = json_copy(dict(params or {}), "params")
+        messages = [
+            Message(
+                from_agent=from_agent or self.app.speaker(target),
+                to_agent=target.agent,
+                message_type=MessageType.QUERY,
+                payload=arguments,
+                priority=priority,
+                ttl_seconds=limit,
+            )
+            for target in targets
+        ]
+        return [
+            (target, self.app.complete(target, message)) for target, message in zip(targets, messages, strict=True)
+        ]
 
     def _limit(self, timeout: float | None) -> float:
         limit = self.app.settings.request_timeout if timeout is None else timeout

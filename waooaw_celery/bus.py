@@ -7,13 +7,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from waooaw_celery.app import AgentApp
-from waooaw_celery.errors import InvalidMessage, UnknownAgent, WaooawError
+from waooaw_celery.cancel import cancel
+from waooaw_celery.errors import InvalidMessage, UnknownAgent
+from waooaw_celery.limits.turn import Wait
 from waooaw_celery.message import SENDABLE, DeliveryReceipt, Message, MessageType, receipt_of
 from waooaw_celery.routing import HandlerName
 from waooaw_celery.values import JSON, check_agent_name, check_tags
-
-#: Messages that go to the ledger and to the broker together.
-MAX_BATCH = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +36,13 @@ class MessageBus:
     def __init__(self, app: AgentApp) -> None:
         self.app = app
 
-    def send(self, message: Message) -> DeliveryReceipt:
+    def send(self, message: Message, *, wait: Wait = None) -> DeliveryReceipt:
         """Send one message.
 
         Args:
             message: a COMMAND, QUERY or ACK.
+            wait: seconds for which a sender at its rate limit waits for its turn, while the message has not
+                expired; when it would not come within them, or None is given, it is raised at once.
 
         Returns:
             The receipt, as it is now: the broker has the message. ``receipt`` tells later news.
@@ -51,13 +52,19 @@ class MessageBus:
             UnknownAgent: nobody ever declared the recipient; NoHandler: it has none for this type.
             BrokerUnavailable: not confirmed by the broker; the receipt stays PENDING.
             StoreUnavailable: Redis does not answer; nothing was published.
+            RateLimitExceeded: the sender has sent as much as it may for now; nothing was published.
         """
-        return self.send_many([message])[0]
+        return self.send_many([message], wait=wait)[0]
 
-    def send_many(self, messages: Iterable[Message]) -> list[DeliveryReceipt]:
+    def send_many(self, messages: Iterable[Message], *, wait: Wait = None) -> list[DeliveryReceipt]:
         """Send several messages, checked all together first: when one is refused, none was sent.
 
+        Args:
+            messages: what to send.
+            wait: as for ``send``.
+
         Raises:
+            RateLimitExceeded: all of them together are more than a sender may send now; nothing was published.
             InvalidMessage, UnknownAgent: as ``send``; nothing was published.
             BrokerUnavailable, StoreUnavailable: a server failed on the way; the error's ``message_ids`` are the
                 messages that were published.
@@ -71,16 +78,8 @@ class MessageBus:
         for target in dict.fromkeys(target for _, target in batch):
             self.app.registry.check_handler(target)
         complete = [(target, self.app.complete(target, message)) for message, target in batch]
-        sent: list[DeliveryReceipt] = []
-        for start in range(0, len(complete), MAX_BATCH):
-            part = complete[start : start + MAX_BATCH]
-            try:
-                self.app.send_messages(part)
-            except WaooawError as error:
-                error.message_ids = (*(receipt.message_id for receipt in sent), *error.message_ids)
-                raise
-            sent += [receipt_of(message, target.handler) for target, message in part]
-        return sent
+        self.app.send_messages(complete, wait=wait)
+        return [receipt_of(message, target.handler) for target, message in complete]
 
     def broadcast(
         self,
@@ -91,6 +90,7 @@ class MessageBus:
         *,
         message_type: MessageType = MessageType.COMMAND,
         correlation_id: str | None = None,
+        wait: Wait = None,
         **fields: object,
     ) -> dict[str, DeliveryReceipt]:
         """Send the same to several agents: one message each, each with its own receipt, also for the absent.
@@ -102,6 +102,7 @@ class MessageBus:
             payload: any JSON value.
             message_type: COMMAND, QUERY or ACK.
             correlation_id: threads the messages; None: the id of the first of them threads all.
+            wait: as for ``send``.
             fields: others of Message: ``priority``, ``ttl_seconds``.
 
         Returns:
@@ -129,7 +130,7 @@ class MessageBus:
             for name in names
         ]
         thread = correlation_id or messages[0].message_id
-        receipts = self.send_many(message.evolve(correlation_id=thread) for message in messages)
+        receipts = self.send_many((message.evolve(correlation_id=thread) for message in messages), wait=wait)
         return dict(zip(names, receipts, strict=True))
 
     def receipt(self, message_id: str) -> DeliveryReceipt:
@@ -140,6 +141,34 @@ class MessageBus:
             StoreUnavailable: Redis does not answer.
         """
         return self.app.receipts.get(message_id)
+
+    def cancel(
+        self, message_id: str, *, running: bool = False, timeout: float = 1.0, from_agent: str | None = None
+    ) -> DeliveryReceipt:
+        """Cancel a message: it is not begun, and not tried again.
+
+        The request is written down first, and holds for every worker, also for one that starts later. The status
+        says CANCELLED only when it is true: when the workers answered that none of them has the message, or the
+        one that had it has dropped it or stopped its handler. Until then ``cancel_requested_at`` tells of the
+        request. A message that has ended stays as it is. Whoever waits for a cancelled request gets Cancelled.
+
+        Args:
+            message_id: of which message, or request.
+            running: also stop its handler if it runs: an ``async def`` is cancelled, and has a second to clean up;
+                any other is stopped, with its process, in a worker with ``-P prefork``.
+            timeout: seconds to wait for the workers' answers, and for the end of what is stopped.
+            from_agent: who asks, for the ledger; None: the agent whose handler runs, or ``waooaw_sender``.
+
+        Returns:
+            The receipt, as it is now.
+
+        Raises:
+            UnknownMessage: no receipt is kept for this id.
+            NotStoppable: ``running``, and the handler runs where nothing can stop it.
+            StoreUnavailable: what keeps the receipts does not answer; nothing was asked.
+            InvalidMessage: this cannot be an id, or the timeout is no number of seconds.
+        """
+        return cancel(self.app, message_id, running=running, timeout=timeout, by=from_agent)
 
     def _everyone(self, which: Everyone, message_type: MessageType, but: str) -> list[str]:
         """Return the names of the agents that a broadcast is for.

@@ -36,7 +36,8 @@ class Call:
         if to_agent in self.waiting:
             raise CircularRequest(
                 f"{to_agent!r} waits for this answer already ({' waits for '.join((*self.waiting, to_agent))}): "
-                "ask with on_reply=, which holds nobody up, or put what you need into the first request"
+                "ask with request_later(..., on_reply=), which holds nobody up, or put what is needed into the "
+                "first request"
             )
 
     def to_header(self) -> dict[str, JSON]:

@@ -13,18 +13,24 @@
     * BrokerUnavailable         the message could not be published
     * StoreUnavailable          what keeps agents and receipts does not answer
         * AuditUnavailable      the ledger does not answer, so nothing is published
+    * NotStoppable              the handler that was to be cancelled runs where nothing can stop it
+    * RateLimitExceeded         the sender has sent as much as it may for now
     * HandlerExited             a handler called sys.exit() or ran out of memory
     * BlockingRequest           an async def handler made a request that would stop all others
     * CircularRequest           the agent that is asked waits for the answer itself
     * RequestError              a request did not bring a result
         * RequestTimeout        no answer came in time
         * Expired               the request was dropped: its time was over before it was begun
+        * Cancelled             the request was cancelled
         * RemoteError           the handler of the other agent failed
         * BackendUnavailable    the result backend does not answer
         * StreamBroken          a part of an answer that came in parts was lost
 """
 
 from __future__ import annotations
+
+import math
+from typing import Any
 
 from kombu.exceptions import OperationalError
 
@@ -116,6 +122,35 @@ class AuditUnavailable(StoreUnavailable):
     uncertain: bool = False
 
 
+class NotStoppable(WaooawError, RuntimeError):
+    """The handler that was to be cancelled runs where nothing can stop it: in a thread, and is no coroutine."""
+
+
+class RateLimitExceeded(WaooawError):
+    """The sender has sent as much as it may for now; nothing of this call was sent.
+
+    Attributes:
+        agent: the sender.
+        rule: the rule that makes it wait longest, such as ``100/hour burst 20``.
+        retry_after: seconds after which the same call passes, when the agent sends nothing meanwhile; infinite
+            when it asks for more at once than the rule ever lets through.
+        n: how many messages were to be sent.
+    """
+
+    def __init__(self, agent: str, rule: str, retry_after: float, n: int = 1) -> None:
+        if math.isinf(retry_after):
+            super().__init__(f"{n} messages at once are more than {rule} ever lets {agent!r} send: send fewer")
+        else:
+            super().__init__(f"{agent!r} has sent as much as {rule} lets it: try again in {retry_after:.3f} s")
+        self.agent = agent
+        self.rule = rule
+        self.retry_after = retry_after
+        self.n = n
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return RateLimitExceeded, (self.agent, self.rule, self.retry_after, self.n), self.__dict__
+
+
 class HandlerExited(WaooawError):
     """A handler called sys.exit() or ran out of memory, which must not end its worker."""
 
@@ -138,6 +173,10 @@ class RequestTimeout(RequestError, TimeoutError):
 
 class Expired(RequestError):
     """The request was dropped: its time was over before the agent began it."""
+
+
+class Cancelled(RequestError):
+    """Somebody cancelled the request, or an operator revoked it."""
 
 
 class BackendUnavailable(RequestError, ConnectionError):

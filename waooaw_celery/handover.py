@@ -41,6 +41,8 @@ class HandOver:
     ) -> None:
         self._app, self._driver, self._producer = app, driver, producer
         self._call = {CALL_HEADER: call.to_header()} if call is not None else {}
+        # The result is what a request waits for; nothing else needs it.
+        self._kept = call is not None and call.on_reply is None
         self._reply_to = reply_to
         # Looked up once, and not for each message: Celery's settings are many mappings.
         self._events = app.conf.task_send_sent_event
@@ -103,7 +105,7 @@ class HandOver:
             parent_id=message.causation_id,
             argsrepr=HIDDEN,
             kwargsrepr=HIDDEN,
-            ignore_result=takes_message(target.handler),
+            ignore_result=not self._kept,
             create_sent_event=self._events,
             origin=self._origin,
         )
@@ -133,7 +135,6 @@ class HandOver:
                     "id": message.message_id,
                     "root_id": message.conversation_id,
                     "parent_id": message.causation_id,
-                    "ignore_result": takes_message(target.handler),
                     **envelope_headers(message, message.expires_at),
                     **self._call,
                 }

@@ -21,6 +21,10 @@ ENVELOPE_VERSION = 1
 FOREIGN_SENDER = "unknown"
 
 
+#: To whom the record of an event is addressed, which no agent's name can be.
+NOBODY = ""
+
+
 class MessageType(StrEnum):
     """What a message is for."""
 
@@ -111,6 +115,7 @@ class MessageStatus(StrEnum):
     FAILED = "failed"  #: its handler gave up, or nothing there could handle it
     EXPIRED = "expired"  #: its time was over before a worker began; it is never handled
     DEAD = "dead"  #: a dead letter: it would kill or wedge its worker, and is kept by the broker for inspection
+    CANCELLED = "cancelled"  #: somebody cancelled it: it was never begun, or its handler was stopped
     PUBLISHED = "published"  #: the record of an event, which is no message to anyone: its subscribers get theirs
 
     @property
@@ -292,6 +297,7 @@ class DeliveryReceipt:
         finished_at: when its last fact was known, or None while something may still happen.
         correlation_id: the thread it belongs to.
         error: why it failed, or None.
+        cancel_requested_at: when somebody first asked to cancel it, or None.
     """
 
     message_id: str
@@ -307,6 +313,7 @@ class DeliveryReceipt:
     finished_at: datetime | None
     correlation_id: str
     error: str | None
+    cancel_requested_at: datetime | None = None
 
 
 def receipt_of(message: Message, handler: str) -> DeliveryReceipt:

@@ -11,13 +11,14 @@ from enum import StrEnum
 from typing import Any
 
 from waooaw_celery.errors import UnknownMessage
-from waooaw_celery.message import DeliveryReceipt, Message, MessageStatus, MessageType, Priority
+from waooaw_celery.message import FINAL, DeliveryReceipt, Message, MessageStatus, MessageType, Priority
 from waooaw_celery.store import Client, guarded
 from waooaw_celery.values import check_id
 
 _RECORD = "waooaw:message:"
 _BY_TIME = "waooaw:messages"
 _EXPIRING = "waooaw:expiring"
+_CANCELS = "waooaw:cancels:"
 #: Seconds by which a worker may be late in writing down that it began a message just before it expired.
 SWEEP_GRACE = 5.0
 
@@ -32,12 +33,17 @@ class Event(StrEnum):
     FAILED = "failed"  #: the handler gave up, or nothing could handle it
     EXPIRED = "expired"  #: its time was over before a worker began
     DEAD = "dead"  #: the broker keeps it as a dead letter
+    CANCEL_REQUESTED = "cancel_requested"  #: somebody asked that it be neither begun nor tried again
+    CANCELLED = "cancelled"  #: it was dropped, or its handler stopped, since somebody asked for that
     PUBLISHED = "published"  #: it is the record of an event
 
     @property
     def terminal(self) -> bool:
         """Whether nothing more can happen after it; of several such events the first counts."""
-        return self not in (Event.SENT, Event.DELIVERED, Event.RETRIED)
+        return self in _TERMINAL
+
+
+_TERMINAL = frozenset({Event(status.value) for status in FINAL})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +59,7 @@ class Fact:
         worker: node name of the worker that tells it.
         attempt: of which attempt, counted from 1; 0 for what happened outside of one.
         seconds: how long it took to come to this: the wait until it was delivered, the run until it was handled.
-        error: why, for RETRIED, FAILED and DEAD.
+        error: why, for RETRIED, FAILED and DEAD; by whom, for CANCEL_REQUESTED.
     """
 
     message_id: str
@@ -103,6 +109,10 @@ class Receipts(ABC):
         return lambda: self.note(*facts)
 
     @abstractmethod
+    def refused(self, agent: str, rule: str, count: int) -> None:
+        """Write down that so many messages of an agent were refused by a rule of its rate limit."""
+
+    @abstractmethod
     def get(self, message_id: str) -> DeliveryReceipt:
         """Return the receipt of a message.
 
@@ -120,6 +130,24 @@ class Receipts(ABC):
         """Mark as EXPIRED what is past its time and no worker ever began, and return the ids.
 
         Safe to run twice at once. A worker that meets such a message later drops it.
+        """
+
+    @abstractmethod
+    def request_cancel(self, receipt: DeliveryReceipt, running: bool, by: str) -> None:
+        """Write down that somebody asks to cancel a message, for every worker of its agent, also a later one.
+
+        Args:
+            receipt: of the message.
+            running: whether a handler that has begun is to be stopped too.
+            by: who asks.
+        """
+
+    @abstractmethod
+    def cancels(self, agents: Sequence[str]) -> dict[str, bool]:
+        """Return the messages to these agents that somebody asked to cancel, as long as a worker may meet them.
+
+        Returns:
+            By id, whether a handler that has begun is to be stopped too.
         """
 
     @abstractmethod
@@ -167,6 +195,9 @@ class RedisReceipts(Receipts):
             added = pipeline.execute()[-len(messages) :]
         fresh = {message.message_id for (message, _), new in zip(messages, added, strict=True) if new}
         return lambda: fresh
+
+    def refused(self, agent: str, rule: str, count: int) -> None:
+        """Do nothing: that is kept by a ledger only."""
 
     def note(self, *facts: Fact) -> None:
         with guarded("record what became of messages"), self._client.pipeline() as pipeline:
@@ -220,6 +251,28 @@ class RedisReceipts(Receipts):
             self.note(Fact(message_id=id_, event=Event.EXPIRED))
         return ids
 
+    def request_cancel(self, receipt: DeliveryReceipt, running: bool, by: str) -> None:
+        key, now = _RECORD + receipt.message_id, datetime.now(UTC)
+        with guarded(f"record that {receipt.message_id} is to be cancelled"):
+            # Kept as long as the receipt: no worker begins a message later than that.
+            until = now + max(timedelta(seconds=self._client.ttl(key)), self._keep)
+            with self._client.pipeline() as pipeline:
+                pipeline.hsetnx(key, "cancel_requested_at", now.isoformat())
+                pipeline.hsetnx(key, "cancel_requested_by", by)
+                requests = _CANCELS + receipt.to_agent
+                pipeline.zadd(requests, {f"{receipt.message_id} {int(running)}": until.timestamp()})
+                pipeline.zremrangebyscore(requests, "-inf", now.timestamp())
+                pipeline.execute()
+
+    def cancels(self, agents: Sequence[str]) -> dict[str, bool]:
+        now, found = datetime.now(UTC).timestamp(), dict[str, bool]()
+        with guarded("read what is to be cancelled"):
+            for agent in agents:
+                for request in self._client.zrange(_CANCELS + agent, now, "+inf", byscore=True):
+                    message_id, _, running = request.rpartition(" ")
+                    found[message_id] = found.get(message_id, False) or running == "1"
+        return found
+
     def start(self) -> None:
         pass  # there is nothing
 
@@ -264,6 +317,7 @@ def _receipt(message_id: str, fields: Mapping[str, str]) -> DeliveryReceipt:
         finished_at=_time(outcome.get("at")),
         correlation_id=fields["correlation_id"],
         error=outcome.get("error"),
+        cancel_requested_at=_time(fields.get("cancel_requested_at")),
     )
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import wait
+from typing import Any
+
+from celery import Task
 
 from waooaw_celery.app import AgentApp
 from waooaw_celery.asking import Asked, Asker, Params, check_may_block
-from waooaw_celery.message import Priority
+from waooaw_celery.message import DeliveryReceipt, Priority
 from waooaw_celery.response import Response, result_of
 from waooaw_celery.streams import Stream
 from waooaw_celery.values import JSON
@@ -56,6 +59,7 @@ class RequestResponseHandler:
             UnknownAgent: nobody ever declared it.
             CircularRequest: the agent waits for the answer of this handler itself.
             BackendUnavailable: the result backend does not answer.
+            RateLimitExceeded: the one who asks has sent as much as it may for now.
             BrokerUnavailable, StoreUnavailable, InvalidMessage, ConfigurationError: it could not be sent.
         """
         return result_of(
@@ -75,7 +79,7 @@ class RequestResponseHandler:
         """Ask and return what came of it; what fails on the other side is in the response, not raised.
 
         Raises:
-            UnknownAgent, UnknownMethod, CircularRequest: known before it is sent.
+            UnknownAgent, UnknownMethod, CircularRequest, RateLimitExceeded: known before it is sent.
             BrokerUnavailable, StoreUnavailable, InvalidMessage, ConfigurationError: it could not be sent.
         """
         answers = self.broadcast_request(
@@ -97,6 +101,7 @@ class RequestResponseHandler:
 
         Raises:
             UnknownAgent, UnknownMethod, CircularRequest: of one of them; then nobody was asked.
+            RateLimitExceeded: of all of them together; then nobody was asked.
             BrokerUnavailable, StoreUnavailable, InvalidMessage, ConfigurationError: it could not be sent.
         """
         check_may_block()
@@ -136,6 +141,49 @@ class RequestResponseHandler:
         check_may_block()
         return Stream(
             self._asker, [to_agent], method, params, from_agent=from_agent, timeout=timeout, priority=priority
+        )
+
+    def request_later(
+        self,
+        to_agent: str,
+        method: str,
+        params: Params = None,
+        *,
+        on_reply: Task[Any, Any] | str,
+        from_agent: str | None = None,
+        timeout: float | None = None,
+        priority: Priority = Priority.NORMAL,
+    ) -> DeliveryReceipt:
+        """Ask and wait for nothing: the Response comes as a message.
+
+        The worker of the other agent sends it as soon as it has handled, failed or dropped the request; one that
+        never starts again does not.
+
+        Args:
+            to_agent: who is asked.
+            method: name of a method there.
+            params: its keyword arguments.
+            on_reply: the handler of the asking agent that gets the Response, registered with ``@agent.reply``, or
+                its name.
+            from_agent: who asks; None: the agent whose handler runs, or the setting ``waooaw_sender``.
+            timeout: seconds after which it is not begun any more; None: the setting ``waooaw_request_timeout``.
+            priority: how urgent.
+
+        Returns:
+            The receipt of the request.
+
+        Raises:
+            UnknownMethod: the other agent has no such method, or the asking one no such handler.
+            UnknownAgent, BrokerUnavailable, StoreUnavailable, InvalidMessage, ConfigurationError: as ``request``.
+        """
+        return self._asker.ask_for_reply(
+            to_agent,
+            method,
+            params,
+            on_reply=on_reply,
+            from_agent=from_agent,
+            timeout=timeout,
+            priority=priority,
         )
 
     def _wait(self, asked: Asked) -> Response:

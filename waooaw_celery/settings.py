@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -28,6 +29,16 @@ def _split(value: object) -> object:
     return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
 
 
+def _json(value: object) -> object:
+    """Read a JSON object from the environment."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError as error:
+        raise ValueError(f'it is written as JSON, such as {{"worker-1": "10/second"}} ({error})') from error
+
+
 def _crontab(value: str) -> str:
     """Check a crontab's five fields."""
     if len(value.split()) != 5:
@@ -47,6 +58,13 @@ class RedisTransport(StrEnum):
 
     WAOOAW = "waooaw"
     KOMBU = "kombu"
+
+
+class RateLimitStorage(StrEnum):
+    """Where it is counted what agents send."""
+
+    REDIS = "redis"
+    MEMORY = "memory"
 
 
 AgentName = Annotated[str, AfterValidator(check_agent_name)]
@@ -96,8 +114,24 @@ class WaooawSettings(BaseModel):
     sweep_seconds: Seconds = 30.0
     #: What carries messages on Redis: ``waooaw``, with an atomic claim, leases and guards; or Kombu's own.
     redis_transport: RedisTransport = RedisTransport.WAOOAW
+    #: What each agent may send, such as ``10/second; 100/hour burst 20``; ``unlimited``: only agents with a quota
+    #: of their own are limited; None: nobody is, and nothing is counted.
+    rate_limit: Any = None
+    #: What single agents may send, by name; JSON in the environment.
+    rate_limits: Annotated[dict[AgentName, Any], BeforeValidator(_json)] = Field(default_factory=dict)
+    #: Share of each limit that only URGENT messages may use.
+    urgent_reserve: Annotated[float, Field(ge=0, le=0.9)] = 0.0
+    #: Where it is counted: ``redis``, for all processes, or ``memory``, for each by itself.
+    rate_limit_storage: RateLimitStorage = RateLimitStorage.REDIS
+    #: Let messages pass when their limit cannot be checked, instead of refusing them.
+    rate_limit_fail_open: bool = False
     #: Accept a broker that does not order messages by priority.
     allow_unordered: bool = False
+
+    @property
+    def limited(self) -> bool:
+        """Whether what agents send is counted."""
+        return self.rate_limit is not None or bool(self.rate_limits)
 
     @classmethod
     def read(

@@ -53,28 +53,34 @@ def _for_redis_py(url: str) -> str:
     return f"unix://{parts.netloc}{parts.path}?{urlencode(query)}"
 
 
-def connect(url: str) -> Client:
+def connect(url: str, patience: float = COMMAND_TIMEOUT, *, once: bool = False) -> Client:
     """Return a client whose every command ends within its time, also when Redis is frozen.
+
+    Args:
+        url: as ``store_url`` returns it.
+        patience: seconds that one command may take.
+        once: do not repeat what was not answered in time: it may have been carried out.
 
     Raises:
         ConfigurationError: the URL cannot be read.
     """
     try:
-        return _client(url)
+        return _client(url, patience, once)
     except ValueError as error:
         raise ConfigurationError(
             f"the URL of the Redis for agents and receipts cannot be read: {error}"
         ) from error
 
 
-def _client(url: str) -> Client:
+def _client(url: str, patience: float, once: bool) -> Client:
+    faults = {"supported_errors": (redis.ConnectionError,)} if once else {}
     return redis.Redis.from_url(
         url,
         decode_responses=True,
-        socket_timeout=COMMAND_TIMEOUT,
-        socket_connect_timeout=COMMAND_TIMEOUT,
+        socket_timeout=patience,
+        socket_connect_timeout=patience,
         # redis-py 8 would retry ten times with a growing pause; one quick retry rides out a restarted connection.
-        retry=Retry(ExponentialBackoff(cap=0.1, base=0.05), 1),
+        retry=Retry(ExponentialBackoff(cap=0.1, base=0.05), 1, **faults),
         health_check_interval=10,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import time
 from collections import deque
@@ -14,12 +15,17 @@ from typing import Any, Self
 
 from waooaw_celery.app import AgentApp
 from waooaw_celery.asking import Asked, Asker
-from waooaw_celery.errors import RequestTimeout, StreamBroken
+from waooaw_celery.cancel import cancel
+from waooaw_celery.errors import RequestTimeout, StreamBroken, WaooawError
 from waooaw_celery.offload import submit
 from waooaw_celery.values import JSON
 
+logger = logging.getLogger(__name__)
+
 #: Parts that may wait for whoever takes them; one more breaks the stream, and its handler is cancelled.
 MAX_WAITING = 10_000
+#: Seconds that closing a stream may wait for the worker that sends it.
+CANCEL_SECONDS = 1.0
 
 
 class Incoming:
@@ -264,3 +270,12 @@ class AwaitedStream(_Stream):
 
 def _cancel(app: AgentApp, asked: Asked) -> None:
     """Cancel the handler of a request whose answer nobody takes any more."""
+    try:
+        cancel(app, asked.message_id, running=True, timeout=CANCEL_SECONDS)
+    except WaooawError as error:  # whoever closes a stream is done with it, also when the handler runs on
+        logger.warning(
+            "request %s was not cancelled: %s",
+            asked.message_id,
+            error,
+            extra={"action": "stream_not_cancelled", "message_id": asked.message_id},
+        )

@@ -16,15 +16,22 @@ from waooaw_celery.audit.subscriptions import LedgerSubscriptions
 from waooaw_celery.audit.version import check_version
 from waooaw_celery.celery_setup import AgentAMQP, add_defaults, transport_options
 from waooaw_celery.errors import ConfigurationError
+from waooaw_celery.limits.gate import Gate
+from waooaw_celery.limits.grammar import configured_quota
+from waooaw_celery.limits.limiter import RateLimiter
+from waooaw_celery.limits.memory import MemoryStorage
+from waooaw_celery.limits.redis import DEADLINE, RedisStorage
 from waooaw_celery.receipts import Event, Fact, Receipts, RedisReceipts
 from waooaw_celery.registry import AgentRegistry, RedisAgentRegistry
 from waooaw_celery.routing import AGENT_QUEUES, HandlerName, agent_queue, check_ordered, driver_type, first_url
-from waooaw_celery.settings import RedisTransport, WaooawSettings
+from waooaw_celery.settings import RateLimitStorage, RedisTransport, WaooawSettings
 from waooaw_celery.store import Client, connect, store_url
 from waooaw_celery.subscriptions import RedisSubscriptions, Subscription, Subscriptions
 from waooaw_celery.topics.schemas import Schemas
 from waooaw_celery.transport.letters import parked
-from waooaw_celery.worker import signals
+from waooaw_celery.worker import replies, signals
+from waooaw_celery.worker.cancels import Cancels
+from waooaw_celery.worker.control import HearCancels
 from waooaw_celery.worker.loop import close_loop
 from waooaw_celery.worker.presence import Presence
 from waooaw_celery.worker.task import AgentTask
@@ -50,6 +57,10 @@ class WiredCelery(Celery):
         super().__init__(*args, **kwargs)
         self.on_after_configure.connect(add_defaults, weak=False)
         self.steps["worker"].add(Presence)
+        self.steps["consumer"].add(HearCancels)
+        #: What this process, when it is a worker, knows of cancelled messages.
+        self.cancels = Cancels()
+        replies.connect()
         signals.connect()
         worker_process_shutdown.connect(self._flush)
         for ended in (worker_process_shutdown, worker_shutdown):
@@ -148,9 +159,38 @@ class WiredCelery(Celery):
         return None if url is None else Database(database_url(url))
 
     def _connect(self) -> Client:
-        return connect(
-            store_url(self.settings.redis_url, self.conf.result_backend, first_url(self.conf.broker_url))
+        return connect(self._store_url)
+
+    @property
+    def _store_url(self) -> str:
+        return store_url(self.settings.redis_url, self.conf.result_backend, first_url(self.conf.broker_url))
+
+    @cached_property
+    def limiter(self) -> RateLimiter:
+        """What counts what agents send; the door asks it when ``waooaw_rate_limit`` is set.
+
+        Raises:
+            ConfigurationError: a limit cannot be read, or there is no Redis to count in.
+        """
+        settings = self.settings
+        in_memory = settings.rate_limit_storage is RateLimitStorage.MEMORY
+        return RateLimiter(
+            MemoryStorage() if in_memory else RedisStorage(connect(self._store_url, DEADLINE, once=True)),
+            configured_quota(
+                "waooaw_rate_limit", "unlimited" if settings.rate_limit is None else settings.rate_limit
+            ),
+            {
+                agent: configured_quota(f"waooaw_rate_limits[{agent!r}]", quota)
+                for agent, quota in settings.rate_limits.items()
+            },
+            urgent_reserve=settings.urgent_reserve,
+            fail_open=settings.rate_limit_fail_open,
         )
+
+    @cached_property
+    def gate(self) -> Gate | None:
+        """The limit in the door, or None when nobody is limited."""
+        return Gate(self.limiter, self.receipts) if self.settings.limited else None
 
     def check(self) -> None:
         """Check at start-up what would otherwise fail at the first message.
@@ -158,7 +198,7 @@ class WiredCelery(Celery):
         Raises:
             ConfigurationError: a setting is missing, misspelt or impossible.
         """
-        _ = self.settings, self.driver, self.receipts
+        _ = self.settings, self.driver, self.receipts, self.gate
         if self._database is not None:
             check_version(self._database)
             self.ledger.spool.check()
@@ -178,7 +218,7 @@ class WiredCelery(Celery):
         if "answers" in self.__dict__:
             self.answers.close()
         super().close()
-        for part in ("registry", "subscriptions", "receipts", "ledger", "_database"):
+        for part in ("registry", "subscriptions", "receipts", "limiter", "ledger", "_database"):
             if self.__dict__.get(part) is not None:  # made so far
                 getattr(self, part).close()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from waooaw_celery import Agent, Message, MessageType, create_app
@@ -33,9 +34,10 @@ def keep(message: Message) -> None:
 
 
 @agent.method
-def results() -> list[dict[str, object]]:
-    """Return all reports, by path."""
-    return [_reports[path] for path in sorted(_reports)]
+def results() -> Iterator[dict[str, object]]:
+    """Yield all reports, by path: each is on its way while the next is looked for."""
+    for path in sorted(_reports):
+        yield _reports[path]
 
 
 @agent.method

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from waooaw_celery import Agent, Message, Priority, RequestResponseHandler, create_app
+from waooaw_celery import Agent, Message, Priority, aio, create_app
 
 app = create_app("dashboard")
 agent = Agent("dashboard", app)
-requests = RequestResponseHandler(app)
+requests = aio.RequestResponseHandler(app)
 
 #: Seconds that the survey waits for all answers together.
 PATIENCE = 10.0
@@ -19,7 +19,7 @@ _long: list[str] = []
 
 
 @agent.method
-def survey() -> dict[str, dict[str, object]]:
+async def survey() -> dict[str, dict[str, object]]:
     """Return what each agent that can tell its status answers, and how long that took."""
     global _surveys
     _surveys += 1
@@ -28,7 +28,7 @@ def survey() -> dict[str, dict[str, object]]:
         for record in app.registry.all()
         if record.name != agent.name and "get_status" in (record.handlers or ())
     ]
-    answers = requests.broadcast_request(
+    answers = await requests.broadcast_request(
         asked, "get_status", from_agent=agent.name, timeout=PATIENCE, priority=Priority.HIGH
     )
     return {

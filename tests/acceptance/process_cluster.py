@@ -23,8 +23,9 @@ from pytest_celery import CeleryTestContainer, CeleryTestSetup
 from pytest_docker_tools.exceptions import ContainerFailed
 from support import PATIENCE, until
 
-from waooaw_celery import UnknownAgent, create_app
+from waooaw_celery import create_app
 from waooaw_celery.embedded import _valkey_binary, end, spawn
+from waooaw_celery.errors import UnknownAgent
 
 AGENTS = Path(__file__).parent
 

@@ -135,6 +135,17 @@ def test_queues_counts_what_waits(cli: Cli, broker: Broker) -> None:
         (("agents",), {"WAOOAW_SENDR": "x"}, "did you mean WAOOAW_SENDER?"),
         (("-A", "no.such.module", "agents"), {}, "there is no application 'no.such.module'"),
         (("-A", "json", "agents"), {}, "there is no application 'json'"),
+        (
+            ("limits", "set", "boss", "10/secnd"),
+            {},
+            "at character 4 ('secnd'): expected second, minute, hour or day",
+        ),
+        (("limits", "set", "boss"), {}, "give a QUOTA, or --default"),
+        (
+            ("limits", "show"),
+            {"WAOOAW_RATE_LIMIT": "0/hour"},
+            "waooaw_rate_limit: rate limit '0/hour', at character 1",
+        ),
         (("demo", "--input", "/no/such/folder"), {}, "does not exist"),
     ],
 )
@@ -147,6 +158,52 @@ def test_a_mistake_is_one_sentence_on_standard_error(
     assert sentence in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
+
+
+def test_limits_are_shown_set_and_reset(cli: Cli, agent: str) -> None:
+    """What an administrator sets holds for the next process; who is near the limit is listed, and reset."""
+    env = {"WAOOAW_RATE_LIMIT": "100/hour burst 20", "WAOOAW_RATE_LIMITS": '{"quiet": "1/day"}'}
+    sender = f"shell-{agent}"
+    assert cli("limits", "set", sender, "2/hour; 5/day to *", **env).stdout == f"{sender}: 2/hour; 5/day to *\n"
+    quotas = json.loads(cli("limits", "show", "--json", **env).stdout)
+    assert quotas["*"] == {"quota": "100/hour burst 20", "from": "default"}
+    assert quotas["quiet"] == {"quota": "1/day", "from": "configured"}
+    assert quotas[sender] == {"quota": "2/hour; 5/day to *", "from": "set"}
+    for _ in range(2):
+        assert cli("send", agent, "{}", "--from", sender, **env).returncode == 0
+    refused = cli("send", agent, "{}", "--from", sender, **env)
+    assert refused.returncode == 1
+    assert f"Error: '{sender}' has sent as much as 2/hour lets it: try again in 3" in refused.stderr
+    [row] = [line for line in cli("limits", "near", **env).stdout.splitlines() if "2/hour" in line]
+    assert row.split()[:4] == [sender, "2", "2", "0"]
+    [status] = json.loads(cli("limits", "show", sender, "--json", **env).stdout)
+    assert (status["used"], status["remaining"]) == (2, 0)
+    assert "may send again" in cli("limits", "reset", sender, **env).stdout
+    assert cli("send", agent, "{}", "--from", sender, **env).returncode == 0
+    assert cli("limits", "set", sender, "--default", **env).stdout == f"{sender}: 100/hour burst 20\n"
+    assert sender not in cli("limits", "show", **env).stdout
+    off = cli("limits", "show")
+    assert off.returncode == 0
+    assert "count nothing: set waooaw_rate_limit" in off.stderr
+
+
+def test_what_was_refused_is_listed(cli: Cli, broker: Broker, agent: str, tmp_path: Path) -> None:
+    """With a ledger, `limits refused` tells of whom, by which rule and how many; without one it says so."""
+    env = {
+        "WAOOAW_RATE_LIMIT": "1/hour",
+        "WAOOAW_DATABASE_URL": f"sqlite:///{tmp_path / 'ledger'}",
+        "WAOOAW_SPOOL_FOLDER": str(tmp_path),
+        "WAOOAW_AGENTS": agent,
+    }
+    assert cli("db", "upgrade", **env).returncode == 0
+    sender = f"refused-{agent}"
+    codes = [cli("send", agent, "{}", "--from", sender, **env).returncode for _ in range(3)]
+    assert codes == [0, 1, 1]
+    found = json.loads(cli("limits", "refused", sender, "--json", **env).stdout)
+    assert [(one["agent"], one["rule"]) for one in found] == [(sender, "1/hour")] * len(found)
+    assert sum(one["count"] for one in found) == 2
+    assert "1/hour" in cli("limits", "refused", **env).stdout
+    assert "there is no ledger" in cli("limits", "refused").stderr
 
 
 def test_an_application_can_be_named(cli: Cli, broker: Broker, agent: str, tmp_path: Path) -> None:

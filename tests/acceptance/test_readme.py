@@ -8,12 +8,13 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from support import until
 
-from waooaw_celery import create_app
+from waooaw_celery import AgentApp, create_app
 from waooaw_celery.embedded import running
 from waooaw_celery.errors import UnknownAgent
 
@@ -36,7 +37,7 @@ def console() -> list[tuple[str, str]]:
 
 @pytest.fixture(scope="module")
 def newcomer(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, str]]]:
-    """A folder with the README's files, and its agent running as the README says."""
+    """A folder with the README's files, and its agents running as the README says."""
     folder = tmp_path_factory.mktemp("newcomer")
     for name, text in files().items():
         (folder / name).write_text(text)
@@ -46,20 +47,26 @@ def newcomer(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}",
         "COLUMNS": "200",
     }
-    [start] = [command for command, _ in console() if command.startswith("celery -A greeter worker")]
-    with running(shlex.split(start), log=folder / "greeter.log", env=env, cwd=folder) as worker:
-        app = create_app(broker_url=redis_url)
-
-        def declared() -> bool:
-            assert worker.poll() is None, (folder / "greeter.log").read_text()
-            try:
-                return bool(app.registry.get("greeter").workers)
-            except UnknownAgent:
-                return False
-
-        until(declared, "the start of the README's agent")
+    app = create_app(broker_url=redis_url)
+    with ExitStack() as workers:
+        for name in ("greeter", "advisor"):
+            [start] = [command for command, _ in console() if command.startswith(f"celery -A {name} worker")]
+            log = folder / f"{name}.log"
+            worker = workers.enter_context(running(shlex.split(start), log=log, env=env, cwd=folder))
+            until(
+                lambda name=name, worker=worker, log=log: declared(app, name, worker, log), f"the start of {name}"
+            )
         yield folder, env
-        app.close()
+    app.close()
+
+
+def declared(app: AgentApp, name: str, worker: subprocess.Popen[bytes], log: Path) -> bool:
+    """Whether an agent has said that it lives; its worker must not have ended."""
+    assert worker.poll() is None, log.read_text()
+    try:
+        return bool(app.registry.get(name).workers)
+    except UnknownAgent:
+        return False
 
 
 def run(command: str, folder: Path, env: dict[str, str]) -> str:
@@ -84,15 +91,21 @@ def test_the_caller_prints_what_the_readme_says(newcomer: tuple[Path, dict[str, 
     until(lambda: "caller says {'task': 7}" in log.read_text(), "the agent's print")
 
 
-def test_the_listener_hears_what_the_publisher_publishes(newcomer: tuple[Path, dict[str, str]]) -> None:
+def test_the_listener_prints_what_the_readme_says(newcomer: tuple[Path, dict[str, str]]) -> None:
+    """listener.py takes an answer in parts, and another one whole, from an agent that asks another."""
+    [expected] = [output for command, output in console() if command == "python listener.py"]
+    assert run("python listener.py", *newcomer).strip() == expected
+
+
+def test_the_planner_hears_what_the_publisher_publishes(newcomer: tuple[Path, dict[str, str]]) -> None:
     """publisher.py tells the README's subscriber, as soon as that has started once."""
     folder, env = newcomer
-    log = folder / "listener.log"
-    start = "celery -A listener worker -n listener@%h"
+    log = folder / "planner.log"
+    start = "celery -A planner worker -n planner@%h"
     with running(shlex.split(start), log=log, env=env, cwd=folder) as worker:
         shown = "waooaw events subscriptions"
-        until(lambda: worker.poll() is not None or "listener.plan" in run(shown, folder, env), "the subscription")
-        assert run("python publisher.py", folder, env).strip() == "told: listener.plan"
+        until(lambda: worker.poll() is not None or "planner.plan" in run(shown, folder, env), "the subscription")
+        assert run("python publisher.py", folder, env).strip() == "told: planner.plan"
         said = "task.created: {'task_id': '123', 'hours': 3} from publisher"
         until(lambda: said in log.read_text(), "the subscriber's print")
 

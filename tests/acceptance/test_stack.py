@@ -105,6 +105,8 @@ def test_the_demo_does_the_whole_job_and_leaves_nothing(waooaw: Start, documents
     assert overtaking["receipt"]["priority"] == "URGENT"
     assert {"analyst-1", "analyst-2", "archivist", "orchestrator"} <= set(result["survey"])
     assert all(answer["error"] is None for answer in result["survey"].values())
+    assert (result["limited"]["answered"], result["limited"]["refused"]) == (3, 5)
+    assert 0 < result["limited"]["retry_after"] <= 12.01
     assert all(set(statuses) == {"handled"} for statuses in result["messages"].values())
     [topic] = result["topics"]
     told = {each["subscriber"]: each for each in topic["subscribers"]}

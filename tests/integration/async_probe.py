@@ -11,9 +11,10 @@ import json
 import os
 import threading
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
-from waooaw_celery import Agent, Message, MessageType, create_app, current_message
+from waooaw_celery import Agent, Message, MessageType, Response, create_app, current_message
 from waooaw_celery.worker.chunks import Final
 
 app = create_app("async-probe", **json.loads(os.environ.get("PROBE_SETTINGS", "{}")))
@@ -42,12 +43,25 @@ async def command(self: Any, message: Message) -> None:
         raise ConnectionError("not yet")
     if do.get("retry_times", 0) > self.request.retries:
         raise self.retry(countdown=0)
+    if "touch" in do:
+        Path(do["touch"], message.message_id).touch()
     _seen.append([message.message_id, self.request.id, self.request.retries])
 
 
 @agent.method
 async def seen() -> list[Any]:
     return _seen
+
+
+@agent.method
+async def wait_and_note(path: str) -> None:
+    """Wait for long, and tell in a file, which outlives the process, that the clean-up ran."""
+    try:
+        Path(path).write_text("began")
+        await asyncio.sleep(60)
+    finally:
+        await asyncio.sleep(0.05)
+        Path(path).write_text("began, cleaned up")
 
 
 @agent.method
@@ -161,3 +175,22 @@ async def relay(to_agent: str, to: int) -> AsyncIterator[Any]:
         async for chunk in stream:
             yield chunk
     yield Final(stream.result)
+
+
+_replies: list[dict[str, Any]] = []
+
+
+@agent.reply
+async def replied(response: Response) -> None:
+    _replies.append({"agent": response.agent, "message_id": response.message_id, "result": response.result})
+
+
+@agent.method
+async def replies() -> list[dict[str, Any]]:
+    return _replies
+
+
+@agent.method
+async def ask_for_reply(to_agent: str, method: str, params: Any = None) -> str:
+    receipt = await agent.aio.request_later(to_agent, method, params, timeout=20, on_reply="replied")
+    return receipt.message_id

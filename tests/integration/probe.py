@@ -9,11 +9,12 @@ import json
 import os
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from celery.exceptions import Ignore, Reject
 
-from waooaw_celery import Agent, Message, MessageType, create_app, current_message
+from waooaw_celery import Agent, Message, MessageType, Response, create_app, current_message
 
 app = create_app("probe", **json.loads(os.environ.get("PROBE_SETTINGS", "{}")))
 agent = Agent(os.environ["PROBE_NAME"], app)
@@ -71,6 +72,8 @@ def command(self: Any, message: Message) -> None:
         raise SystemExit(do["exit"])
     if "fail" in do:
         raise ValueError(do["fail"])
+    if "touch" in do:
+        Path(do["touch"], message.message_id).touch()
 
 
 @agent.on(MessageType.ACK)
@@ -121,6 +124,11 @@ def fail(text: str) -> None:
 @agent.method(time_limit=1)
 def hang() -> None:
     time.sleep(60)
+
+
+@agent.method(max_retries=0)
+def kill() -> None:
+    os.kill(os.getpid(), 9)
 
 
 @agent.method
@@ -217,3 +225,30 @@ def relay(to_agent: str, to: int) -> Iterator[Any]:
     with agent.stream(to_agent, "count", {"to": to}, timeout=10) as stream:
         yield from stream
     return stream.result
+
+
+_replies: list[dict[str, Any]] = []
+
+
+@agent.reply
+def replied(response: Response) -> None:
+    error = response.error
+    _replies.append(
+        {
+            "agent": response.agent,
+            "message_id": response.message_id,
+            "result": response.result,
+            "error": error and type(error).__name__,
+            "text": error and str(error),
+        }
+    )
+
+
+@agent.method
+def replies() -> list[dict[str, Any]]:
+    return _replies
+
+
+@agent.method
+def ask_for_reply(to_agent: str, method: str, params: Any = None, timeout: float = 20) -> str:
+    return agent.request_later(to_agent, method, params, timeout=timeout, on_reply=replied).message_id

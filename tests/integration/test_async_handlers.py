@@ -1,4 +1,4 @@
-"""Agents whose handlers are coroutines, in real workers on prefork and on threads."""
+"""Agents whose handlers are coroutines, in real workers on prefork, on threads and on gevent."""
 
 from __future__ import annotations
 
@@ -20,12 +20,16 @@ from waooaw_celery import (
 from waooaw_celery.embedded import end, end_all
 from waooaw_celery.errors import RemoteError
 
-POOLS = {"prefork": ("-P", "prefork", "-c", "2"), "threads": ("-P", "threads", "-c", "200")}
+POOLS = {
+    "prefork": ("-P", "prefork", "-c", "2"),
+    "threads": ("-P", "threads", "-c", "200"),
+    "gevent": ("-P", "gevent", "-c", "50"),
+}
 
 
 @pytest.fixture(scope="module")
 def agents(ledger_broker: Broker) -> Iterator[dict[str, str]]:
-    """Names of two such agents, by the pool of their worker."""
+    """Names of such agents, by the pool of their worker."""
     app = ledger_broker.app()
     names = {pool: ledger_broker.name() for pool in POOLS}
     workers = [ledger_broker.start(names[pool], app, *POOLS[pool], module="async_probe") for pool in POOLS]

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from support import Broker, settled, until
 
-from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus
+from waooaw_celery import AgentApp, Message, MessageAuditTrail, MessageBus, MessageStatus, MessageType
 from waooaw_celery import RequestResponseHandler as Requests
 from waooaw_celery.calls import CALL_HEADER
 from waooaw_celery.embedded import end_all
-from waooaw_celery.errors import RemoteError, RequestError
+from waooaw_celery.errors import RemoteError, RequestError, UnknownMethod
 
 
 @pytest.fixture(scope="module", params=["prefork", "async on prefork", "async on threads"])
@@ -105,3 +106,67 @@ def test_who_waits_cannot_be_forged(app: AgentApp, probe: str, other: str) -> No
     """A header that a caller sets itself is not the call's."""
     asked = app.signature(f"{probe}.ask", kwargs={"to_agent": other, "method": "process"})
     assert asked.apply_async(headers={CALL_HEADER: {"waiting": [other]}}).get(timeout=20) > 0
+
+
+def replies(app: AgentApp, agent: str, message_id: str) -> list[Any]:
+    """Return the replies to one request that an agent has got."""
+    return [
+        each for each in Requests(app).request(agent, "replies", timeout=20) if each["message_id"] == message_id
+    ]
+
+
+def reply(app: AgentApp, agent: str, message_id: str) -> Any:
+    """Wait for the reply to a request, and return it."""
+    until(lambda: replies(app, agent, message_id), f"the reply to {message_id}")
+    [only] = replies(app, agent, message_id)
+    return only
+
+
+def test_a_reply_comes_as_a_message_and_nobody_waits(app: AgentApp, agents: list[str]) -> None:
+    """Two agents ask each other with on_reply, which would be a circle otherwise, and each gets its answer."""
+    a, b, _ = agents
+    asked = Requests(app).request(a, "ask_for_reply", {"to_agent": b, "method": "nap", "params": {"seconds": 0.1}})
+    assert reply(app, a, asked)["result"] == 0.1
+    nested = {"to_agent": a, "method": "nap", "params": {"seconds": 0}}
+    asked = Requests(app).request(a, "ask_for_reply", {"to_agent": b, "method": "ask_for_reply", "params": nested})
+    inner = reply(app, a, asked)["result"]
+    assert reply(app, b, inner)["result"] == 0
+    thread = MessageAuditTrail(app.ledger).conversation(asked)
+    [answer] = [each for each in thread if each.causation_id == asked and each.receipt.to_agent == a
+                and each.receipt.message_type is MessageType.RESPONSE]  # fmt: skip
+    assert (answer.receipt.from_agent, answer.receipt.correlation_id) == (b, asked)
+
+
+@pytest.mark.parametrize(
+    ("method", "params", "error", "text"),
+    [
+        ("fail", {"text": "no such invoice"}, "RemoteError", "ValueError: no such invoice"),
+        ("hang", {}, "RemoteError", "TimeLimitExceeded"),
+        ("kill", {}, "RemoteError", "WorkerLostError"),
+        ("answer_with_a_set", {}, "RemoteError", "InvalidMessage: the result"),
+    ],
+)
+def test_a_reply_tells_of_every_end(
+    app: AgentApp, probe: str, other: str, method: str, params: dict[str, Any], error: str, text: str
+) -> None:
+    """An exception, a time limit, a lost process and a result that cannot be carried are replies too."""
+    asked = Requests(app).request(
+        probe, "ask_for_reply", {"to_agent": other, "method": method, "params": params}, timeout=20
+    )
+    told = reply(app, probe, asked)
+    assert (told["error"], text in told["text"]) == (error, True)
+
+
+def test_a_request_that_expires_is_replied_to(app: AgentApp, probe: str, other: str) -> None:
+    """The worker that drops it says so."""
+    bus = MessageBus(app)
+    work = bus.send(Message(from_agent="tests", to_agent=other, payload={"sleep": 3}))
+    until(lambda: bus.receipt(work.message_id).delivered_at, "the work to begin")
+    asked = Requests(app).request(probe, "ask_for_reply", {"to_agent": other, "method": "seen", "timeout": 1})
+    assert reply(app, probe, asked)["error"] == "Expired"
+
+
+def test_a_handler_of_replies_must_be_there(app: AgentApp, probe: str) -> None:
+    """A name that the asking agent does not have is refused before anything is sent."""
+    with pytest.raises(UnknownMethod, match="no_such_handler"):
+        Requests(app).request_later(probe, "seen", from_agent=probe, on_reply="no_such_handler")

@@ -214,3 +214,31 @@ def test_a_refusing_result_backend_is_an_error_before_the_request_is_sent(broker
     with pytest.raises(BackendUnavailable, match=probe):
         RequestResponseHandler(app).request(probe, "echo", {"value": 1}, timeout=1)
     app.close()
+
+
+def test_what_is_to_be_cancelled_is_known_until_it_expires(kept: AgentApp) -> None:
+    """By agent and id, with whether it is to be stopped too: once said so, it stays."""
+    receipts = kept.receipts
+    first, second, past = message(kept), message(kept, ttl_seconds=None), message(kept)
+    for sent, running in ((first, False), (second, True), (second, False)):
+        receipts.request_cancel(receipts.get(sent.message_id), running, "tests")
+    known = receipts.cancels(["nobody-there", "nobody-else"])
+    assert {id_: known.get(id_) for id_ in (first.message_id, second.message_id, past.message_id)} == {
+        first.message_id: False,
+        second.message_id: True,
+        past.message_id: None,
+    }
+    assert receipts.cancels(["nobody-else"]) == {}
+    receipt = receipts.get(second.message_id)
+    assert receipt.status is MessageStatus.PENDING
+    assert receipt.cancel_requested_at is not None
+
+
+def test_a_request_to_cancel_changes_nothing_for_what_runs(kept: AgentApp) -> None:
+    """The sweep does not take a message for one that never began, since somebody asked to cancel it."""
+    past = datetime.now(UTC) - timedelta(seconds=60)
+    sent = message(kept, sent_at=past, ttl_seconds=1)
+    note(kept.receipts, sent, Event.DELIVERED)
+    kept.receipts.request_cancel(kept.receipts.get(sent.message_id), False, "tests")
+    assert sent.message_id not in kept.receipts.sweep()
+    assert kept.receipts.get(sent.message_id).status is MessageStatus.DELIVERED

@@ -82,7 +82,7 @@ class Lives(RuleBasedStateMachine):
         self.database = Database(database_url(self.url or f"sqlite:///{self.folder}/ledger.sqlite"))
         schema.upgrade(self.database)
         if self.url:
-            tables = ("messages", "message_events", "open_messages", "holds", "purges")
+            tables = ("messages", "message_events", "open_messages", "cancels", "holds", "purges")
             with self.database.begin("empty the ledger") as connection:
                 connection.execute(sql(f"TRUNCATE {', '.join(f'waooaw_{table}' for table in tables)}"))
         self.ledger = Ledger(

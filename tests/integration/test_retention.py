@@ -49,7 +49,7 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Databas
         return
     database = request.getfixturevalue("lone_postgresql")
     yield database
-    tables = ("messages", "message_events", "open_messages", "holds", "purges")
+    tables = ("messages", "message_events", "open_messages", "cancels", "holds", "purges")
     with database.begin("empty the ledger") as connection:
         connection.execute(text(f"TRUNCATE {', '.join(f'waooaw_{table}' for table in tables)}"))
         for month in partitions.existing(connection):

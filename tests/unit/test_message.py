@@ -178,11 +178,12 @@ def test_a_newer_envelope_is_refused_with_what_to_do() -> None:
 
 
 def test_only_ends_are_final() -> None:
-    """HANDLED, FAILED, EXPIRED, DEAD and PUBLISHED end a message; the others do not."""
+    """HANDLED, FAILED, EXPIRED, DEAD, CANCELLED and PUBLISHED end a message; the others do not."""
     assert {status for status in MessageStatus if status.final} == {
         MessageStatus.HANDLED,
         MessageStatus.FAILED,
         MessageStatus.EXPIRED,
         MessageStatus.DEAD,
+        MessageStatus.CANCELLED,
         MessageStatus.PUBLISHED,
     }

@@ -12,10 +12,7 @@ from waooaw_celery.message import Message, RetentionPolicy
 from waooaw_celery.receipts import Event, Fact
 from waooaw_celery.values import JSON
 
-#: To whom the record of an event is addressed, which no agent's name can be.
-NOBODY = ""
-
-Kind = Literal["message", "fact", "stray"]
+Kind = Literal["message", "fact", "stray", "refusal"]
 
 # Made once: ``json.dumps`` would make an encoder for each payload.
 _encode = json.JSONEncoder(check_circular=False).encode
@@ -29,8 +26,9 @@ class Entry:
 
     Attributes:
         kind: ``message``; ``fact`` of a message that its sender wrote down; or ``stray``, a fact of a message
-            about which the ledger must be asked first, since its envelope does not say where its row is.
-        message_id: of which message.
+            about which the ledger must be asked first, since its envelope does not say where its row is; or
+            ``refusal``, that messages of an agent were refused.
+        message_id: of which message; of a refusal, the agent.
         text: the row as a JSON object, its moments as ISO 8601 text.
     """
 
@@ -56,7 +54,7 @@ def message_entry(message: Message, handler: str, retention: RetentionPolicy) ->
 
 def published_entries(record: Message, retention: RetentionPolicy) -> list[Entry]:
     """Return the entries of the record of an event: as said to nobody, on its topic, and ended with that."""
-    row = _message_row(record, record.topic or "", retention) | {"to_agent": NOBODY}
+    row = _message_row(record, record.topic or "", retention)
     fact = Fact(message_id=record.message_id, event=Event.PUBLISHED)
     kept = (record.retention or retention).until(record.sent_at)
     return [Entry("message", record.message_id, _encode(row)), keyed_entry(fact, kept, record.sent_at)]
@@ -97,6 +95,21 @@ def sent_entry(message: Message, at: datetime, retention: RetentionPolicy) -> En
         f'"attempt":0,"seconds":null,"error":null,"retain_until":"{kept}","sent_at":"{_text(message.sent_at)}"}}'
     )
     return Entry("fact", message.message_id, text)
+
+
+def refusal_entry(agent: str, rule: str, minute: datetime, process: str, part: int, count: int) -> Entry:
+    """Return the entry of the fact that messages were refused.
+
+    Args:
+        agent: whose.
+        rule: by which rule of its rate limit.
+        minute: in which minute.
+        process: which process tells it.
+        part: how often it has told of this minute, with this.
+        count: how many it did not tell of before.
+    """
+    row = {"agent": agent, "rule": storable(rule), "minute": _text(minute)}
+    return Entry("refusal", agent, _encode(row | {"process": process, "part": part, "count": count}))
 
 
 def _fact_row(fact: Fact) -> dict[str, Any]:

@@ -12,10 +12,19 @@ from typing import Any
 
 from sqlalchemy import func, select
 
+from waooaw_celery.audit import cancels
 from waooaw_celery.audit.engine import Database
-from waooaw_celery.audit.entries import fact_entry, keyed_entry, message_entry, published_entries, sent_entry
+from waooaw_celery.audit.entries import (
+    Entry,
+    fact_entry,
+    keyed_entry,
+    message_entry,
+    published_entries,
+    sent_entry,
+)
 from waooaw_celery.audit.models import EventRow, MessageRow, OpenRow
 from waooaw_celery.audit.questions import read
+from waooaw_celery.audit.refusals import Refusals
 from waooaw_celery.audit.spool import Spool
 from waooaw_celery.audit.statements import close_ended, write
 from waooaw_celery.audit.writer import Writer
@@ -54,6 +63,7 @@ class Ledger(Receipts):
         self._lost = timedelta(seconds=lost_seconds)
         self._writer: Writer | None = None
         self._lock = threading.Lock()
+        self._refusals = Refusals(self._tell)
         me = weakref.ref(self)
         os.register_at_fork(after_in_child=lambda: _call(me, Ledger._forget_writer))
         atexit.register(lambda: _call(me, Ledger.flush))
@@ -86,6 +96,9 @@ class Ledger(Receipts):
 
         return note
 
+    def refused(self, agent: str, rule: str, count: int) -> None:
+        self._refusals.add(agent, rule, count)
+
     def get(self, message_id: str) -> DeliveryReceipt:
         check_id(message_id, "message_id")
         self.flush()
@@ -105,6 +118,8 @@ class Ledger(Receipts):
 
     def sweep(self) -> list[str]:
         overdue = OpenRow.expires_at < datetime.now(UTC) - timedelta(seconds=SWEEP_GRACE)
+        with self.database.begin("forget what need not be cancelled") as connection:
+            cancels.forget(connection)
         return self._close_open("sweep expired messages", overdue & ~_running(), Event.EXPIRED)
 
     def reconcile(self) -> list[str]:
@@ -131,14 +146,29 @@ class Ledger(Receipts):
             ]
             return sorted(write(connection, facts=entries)[1]) if entries else []
 
+    def request_cancel(self, receipt: DeliveryReceipt, running: bool, by: str) -> None:
+        sentence = f"by {by}" + (", also when its handler runs" if running else "")
+        fact = Fact(message_id=receipt.message_id, event=Event.CANCEL_REQUESTED, error=sentence)
+        with self.database.begin(f"record that {receipt.message_id} is to be cancelled") as connection:
+            cancels.request(connection, fact, running)
+
+    def cancels(self, agents: Sequence[str]) -> dict[str, bool]:
+        with self.database.begin("read what is to be cancelled") as connection:
+            return cancels.requested(connection, agents)
+
     def flush(self) -> None:
+        self._refusals.flush()
         if self._writer is not None:
             self._writer.flush()
 
     def close(self) -> None:
+        self._refusals.flush()
         if self._writer is not None:
             self._writer.close()
         self.database.close()
+
+    def _tell(self, entries: Sequence[Entry]) -> None:
+        self._the_writer().put(entries, wait=False)
 
     def _the_writer(self) -> Writer:
         writer = self._writer
@@ -151,6 +181,7 @@ class Ledger(Receipts):
         """Begin anew in a process that was just forked: what is queued is its parent's to write."""
         self._writer = None
         self._lock = threading.Lock()
+        self._refusals = Refusals(self._tell)
 
 
 def _call(reference: weakref.ref[Ledger], method: Any) -> None:
@@ -159,12 +190,16 @@ def _call(reference: weakref.ref[Ledger], method: Any) -> None:
         method(ledger)
 
 
+#: Events after which a handler runs on as before.
+_NO_PROGRESS = (Event.SENT.value, Event.CANCEL_REQUESTED.value)
+
+
 def _belongs() -> Any:
     return (EventRow.message_id == OpenRow.message_id) & (EventRow.retain_until == OpenRow.retain_until)
 
 
 def _running() -> Any:
     """Whether the newest that is known of an open message is that a worker began to handle it."""
-    told = select(EventRow.event).where(_belongs(), EventRow.event != Event.SENT.value)
+    told = select(EventRow.event).where(_belongs(), EventRow.event.not_in(_NO_PROGRESS))
     newest = told.order_by(EventRow.at.desc()).limit(1).scalar_subquery()
     return newest.is_not_distinct_from(Event.DELIVERED.value)

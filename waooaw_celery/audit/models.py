@@ -228,6 +228,35 @@ class OpenRow(Base):
     to_agent: Mapped[str]
 
 
+class CancelRow(Base):
+    """A message that somebody asked to cancel, as long as a worker may meet it."""
+
+    __tablename__ = "waooaw_cancels"
+    __table_args__ = (Index("waooaw_cancels_agent", "to_agent"),)
+
+    message_id: Mapped[str] = mapped_column(primary_key=True)
+    to_agent: Mapped[str]
+    #: Whether a handler that has begun is to be stopped too.
+    running: Mapped[bool]
+    #: No worker begins it after that, or goes on with what it was told; None: as long as it is kept.
+    until: Mapped[datetime | None]
+    retain_until: Mapped[datetime]
+
+
+class RefusalRow(Base):
+    """Messages of an agent that a rate limit refused in a minute, as one process counted them."""
+
+    __tablename__ = "waooaw_refusals"
+    __table_args__ = (Index("waooaw_refusals_minute", "minute"),)
+
+    agent: Mapped[str] = mapped_column(primary_key=True)
+    rule: Mapped[str] = mapped_column(primary_key=True)
+    minute: Mapped[datetime] = mapped_column(primary_key=True)
+    process: Mapped[str] = mapped_column(primary_key=True)
+    part: Mapped[int] = mapped_column(primary_key=True)
+    count: Mapped[int]
+
+
 class HoldRow(Base):
     """A legal hold: what it names is not purged while it stands."""
 

@@ -8,7 +8,15 @@ from typing import Any, TypeAlias
 from waooaw_celery.audit.engine import Database
 from waooaw_celery.audit.entries import Entry
 from waooaw_celery.audit.line import Line
-from waooaw_celery.audit.statements import WRITE, lists, outcome, rehearse, settle_strays, write
+from waooaw_celery.audit.statements import (
+    WRITE,
+    lists,
+    outcome,
+    rehearse,
+    settle_strays,
+    write,
+    write_refusals,
+)
 from waooaw_celery.errors import AuditUnavailable
 
 #: What is done, for an error's sentence.
@@ -36,18 +44,19 @@ class Pen:
         """Write entries."""
         if self.send(entries):
             return self.answer(entries)
-        messages, facts, strays = _sorted(entries)
+        messages, facts, strays, refusals = _sorted(entries)
         try:
             with self._database.begin(_WHAT) as connection:
                 settled, unknown = settle_strays(connection, strays) if strays else ([], [])
+                write_refusals(connection, refusals)
                 return write(connection, messages, facts + settled)[0], unknown
         except (ValueError, OverflowError) as error:
             raise _unwritable(error) from error
 
     def send(self, entries: Sequence[Entry]) -> bool:
         """Send entries on their way and return True, or False when they can only be written at once."""
-        messages, facts, strays = _sorted(entries)
-        if self._line is None or strays:
+        messages, facts, strays, refusals = _sorted(entries)
+        if self._line is None or strays or refusals:
             return False
         try:
             self._line.send(_WHAT, WRITE, lists(messages, facts))
@@ -84,12 +93,12 @@ def _unwritable(error: Exception) -> AuditUnavailable:
     return AuditUnavailable(f"could not {_WHAT}: {error}")
 
 
-def _sorted(entries: Iterable[Entry]) -> tuple[list[Entry], list[Entry], list[Entry]]:
-    """Return the messages, the facts and the strays among entries.
+def _sorted(entries: Iterable[Entry]) -> tuple[list[Entry], list[Entry], list[Entry], list[Entry]]:
+    """Return the messages, the facts, the strays and the refusals among entries.
 
     In one order everywhere, so that two processes never wait for each other's rows in a circle.
     """
-    kinds: dict[str, list[Entry]] = {"message": [], "fact": [], "stray": []}
+    kinds: dict[str, list[Entry]] = {"message": [], "fact": [], "stray": [], "refusal": []}
     for entry in sorted(entries, key=lambda entry: entry.message_id):
         kinds[entry.kind].append(entry)
-    return kinds["message"], kinds["fact"], kinds["stray"]
+    return kinds["message"], kinds["fact"], kinds["stray"], kinds["refusal"]

@@ -9,13 +9,13 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Select, exists, func, select, tuple_, union
 
-from waooaw_celery.audit.entries import NOBODY
 from waooaw_celery.audit.ledger import Ledger
 from waooaw_celery.audit.models import EventRow, MessageRow, OpenRow
 from waooaw_celery.audit.questions import follow_indexes, read
 from waooaw_celery.audit.records import AuditRecord
 from waooaw_celery.audit.walk import between, same
 from waooaw_celery.errors import UnknownMessage
+from waooaw_celery.message import NOBODY
 from waooaw_celery.receipts import Event
 from waooaw_celery.routing import EVENT_HANDLERS, HandlerName
 from waooaw_celery.values import check_id

@@ -144,13 +144,14 @@ def _record(row: Row[Any], events: Sequence[AuditEvent]) -> AuditRecord:
 
 def _receipt(row: Row[Any], events: Sequence[AuditEvent]) -> DeliveryReceipt:
     begun = [event for event in events if event.event == Event.DELIVERED]
+    asked = [event for event in events if event.event == Event.CANCEL_REQUESTED]
     end = next((event for event in events if event.event in _ENDS), None)
     if end is not None:
         status = MessageStatus(end.event)
     elif begun:
         status = MessageStatus.DELIVERED
     else:
-        status = MessageStatus.SENT if events else MessageStatus.PENDING
+        status = MessageStatus.SENT if len(events) > len(asked) else MessageStatus.PENDING
     return DeliveryReceipt(
         message_id=row.message_id,
         from_agent=row.from_agent,
@@ -165,4 +166,5 @@ def _receipt(row: Row[Any], events: Sequence[AuditEvent]) -> DeliveryReceipt:
         finished_at=end.at if end is not None else None,
         correlation_id=row.correlation_id,
         error=end.error if end is not None else None,
+        cancel_requested_at=asked[0].at if asked else None,
     )

@@ -15,13 +15,13 @@ class AuditEvent:
     """Something that became of a message.
 
     Attributes:
-        event: sent, delivered, retried, handled, failed or expired.
+        event: sent, delivered, retried, handled, failed, expired, dead, cancel_requested or cancelled.
         attempt: of which attempt, counted from 1; 0 for what happened before the first.
         at: when, aware UTC.
         worker: node name of the worker that told it, or None.
         seconds: how long it took to come to this: for delivered since it was sent, for handled, failed and retried
             since that attempt began; None where that is not known.
-        error: why, for retried and failed.
+        error: why, for retried and failed; by whom, for cancel_requested.
     """
 
     event: str
@@ -30,6 +30,23 @@ class AuditEvent:
     worker: str | None
     seconds: float | None
     error: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """Messages that a rate limit refused.
+
+    Attributes:
+        agent: whose; ``*`` when more agents and rules were refused at once than are kept apart.
+        rule: by which rule.
+        minute: in which minute, aware UTC.
+        count: how many.
+    """
+
+    agent: str
+    rule: str
+    minute: datetime
+    count: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
@@ -28,7 +28,7 @@ from sqlalchemy import (
 from waooaw_celery.audit import partitions
 from waooaw_celery.audit.engine import Database
 from waooaw_celery.audit.entries import storable
-from waooaw_celery.audit.models import EventRow, HoldRow, MessageRow, OpenRow, PurgeRow
+from waooaw_celery.audit.models import EventRow, HoldRow, MessageRow, OpenRow, PurgeRow, RefusalRow
 from waooaw_celery.audit.questions import among, by_month, mentions
 from waooaw_celery.audit.statements import close_ended
 from waooaw_celery.errors import InvalidMessage
@@ -40,6 +40,8 @@ BATCH = 1_000
 PATIENCE = 600.0
 #: Seconds that a whole purge may take, and its lock be held.
 PURGE_PATIENCE = 86_400.0
+#: How long it is kept what rate limits refused.
+REFUSALS_KEPT = timedelta(days=90)
 #: How often, and with how many seconds between, it is tried to drop a month that somebody reads.
 DROP_ATTEMPTS = 5
 DROP_PAUSE = 0.2
@@ -130,6 +132,7 @@ class Retention:
                 return Removal(rule=rule, busy=True)
             dropped = self._drop_months(at)
             deleted_messages, deleted_events = self._delete_rows(at)
+            deleted_events += self._delete_refusals(at)
             removal = Removal(
                 rule=rule,
                 messages=sum(messages for messages, _ in dropped) + deleted_messages,
@@ -260,6 +263,10 @@ class Retention:
                 for month in by_month(keys):
                     events += connection.execute(delete(EventRow).where(among(EventRow, month))).rowcount
                     messages += connection.execute(delete(MessageRow).where(among(MessageRow, month))).rowcount
+
+    def _delete_refusals(self, at: datetime) -> int:
+        with self._database.begin("purge refusals", PATIENCE) as connection:
+            return connection.execute(delete(RefusalRow).where(RefusalRow.minute <= at - REFUSALS_KEPT)).rowcount
 
     def _count(self, connection: Connection, rule: str, at: datetime) -> Removal:
         over = and_(MessageRow.retain_until <= at, _purgeable())

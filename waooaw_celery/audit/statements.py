@@ -8,16 +8,18 @@ from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import Connection, Table, delete, exists, select
+from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from waooaw_celery.audit.entries import Entry, keyed_entry, message_entry
-from waooaw_celery.audit.models import EventRow, MessageRow, Moment, OpenRow
+from waooaw_celery.audit.models import EventRow, MessageRow, Moment, OpenRow, RefusalRow
 from waooaw_celery.message import Message, RetentionPolicy
 from waooaw_celery.receipts import Event, Fact
 
 _MESSAGES: Any = MessageRow.__table__
 _EVENTS: Any = EventRow.__table__
 _OPEN: Any = OpenRow.__table__
+_REFUSALS: Any = RefusalRow.__table__
 
 
 #: The statement that calls the function which the migration made.
@@ -48,6 +50,14 @@ def write(
     if connection.dialect.name == "postgresql":
         return outcome(connection.exec_driver_sql(WRITE, lists(messages, facts)).all())
     return _write_messages(connection, messages), _write_facts(connection, facts)
+
+
+def write_refusals(connection: Connection, entries: Sequence[Entry]) -> None:
+    """Add refusals that the ledger does not have."""
+    if entries:
+        insert: Any = postgresql_insert if connection.dialect.name == "postgresql" else sqlite_insert
+        rows = [_values(_REFUSALS, json.loads(entry.text)) for entry in entries]
+        connection.execute(insert(RefusalRow).on_conflict_do_nothing(), rows)
 
 
 def rehearse(connection: Connection) -> None:

@@ -26,14 +26,13 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY
 
-from waooaw_celery.audit.entries import NOBODY
 from waooaw_celery.audit.ledger import Ledger
-from waooaw_celery.audit.models import EventRow, MessageRow, OpenRow
+from waooaw_celery.audit.models import EventRow, MessageRow, OpenRow, RefusalRow
 from waooaw_celery.audit.questions import follow_indexes, read
-from waooaw_celery.audit.records import AuditRecord, Durations, Page, Statistics
+from waooaw_celery.audit.records import AuditRecord, Durations, Page, Refusal, Statistics
 from waooaw_celery.audit.walk import PROGRESS, Walk, between, newest, progress
 from waooaw_celery.errors import InvalidMessage, UnknownMessage
-from waooaw_celery.message import DeliveryReceipt, Message, MessageStatus, MessageType, Priority
+from waooaw_celery.message import NOBODY, DeliveryReceipt, Message, MessageStatus, MessageType, Priority
 from waooaw_celery.receipts import Event, Fact
 from waooaw_celery.topics.patterns import check_topic
 from waooaw_celery.values import check_agent_name, check_id
@@ -172,6 +171,33 @@ class MessageAuditTrail:
         since = datetime.now(UTC) - timedelta(days=days)
         with self._asking(f"read the history of {agent!r}") as connection:
             return read(connection, _history(), {"agent": agent, "since": since, "limit": limit})
+
+    def refusals(
+        self, agent: str | None = None, *, since: datetime | None = None, limit: int = 100
+    ) -> list[Refusal]:
+        """Return the messages that rate limits refused, by agent, rule and minute, newest first.
+
+        Args:
+            agent: only those of this agent.
+            since: in the minute of this moment or later.
+            limit: how many rows at most, 1 to 1000.
+
+        Raises:
+            InvalidMessage: this can be no agent's name, or the limit is out of range.
+        """
+        _check_limit(limit)
+        number = func.sum(RefusalRow.count).label("number")
+        keys = (RefusalRow.minute, RefusalRow.agent, RefusalRow.rule)
+        query = select(*keys, number).group_by(*keys).order_by(keys[0].desc(), *keys[1:])
+        if agent is not None:
+            query = query.where(RefusalRow.agent == check_agent_name(agent))
+        if since is not None:
+            query = query.where(RefusalRow.minute >= since.replace(second=0, microsecond=0))
+        with self._asking("read what was refused") as connection:
+            return [
+                Refusal(agent=row.agent, rule=row.rule, minute=row.minute, count=int(row.number))
+                for row in connection.execute(query.limit(limit))
+            ]
 
     def statistics(
         self, since: datetime | None = None, until: datetime | None = None, *, top: int = 5

@@ -120,7 +120,12 @@ def progress(message: Any) -> Any:
     """How far a message has come: an index of ``PROGRESS``, or beyond it when it has ended."""
     # By the event and not by ``terminal``: the primary key alone answers.
     ends = [event.value for event in Event if event.terminal]
-    rank = case((EventRow.event.in_(ends), len(PROGRESS)), (EventRow.event == Event.DELIVERED.value, 2), else_=1)
+    rank = case(
+        (EventRow.event.in_(ends), len(PROGRESS)),
+        (EventRow.event == Event.DELIVERED.value, 2),
+        (EventRow.event == Event.CANCEL_REQUESTED.value, 0),
+        else_=1,
+    )
     known = select(func.coalesce(func.max(rank), 0)).where(same(EventRow, message))
     return known.correlate_except(EventRow).scalar_subquery()
 

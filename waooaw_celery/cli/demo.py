@@ -9,7 +9,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from waooaw_celery.cli.job import JobResult, Overtaking, run_job
+from waooaw_celery.cli.job import JobResult, Limited, Overtaking, run_job
 from waooaw_celery.cli.render import console, json_option, print_json, show_table
 from waooaw_celery.cli.stack import AGENTS, ROOT, Stack, running_stack
 from waooaw_celery.message import MessageStatus
@@ -66,6 +66,7 @@ def _show(result: JobResult, screen: Console) -> None:
     _show_thread(result, screen)
     _show_topics(result, screen)
     _show_survey(result, screen)
+    _show_limited(result.limited, screen)
 
 
 def _show_documents(result: JobResult, screen: Console) -> None:
@@ -149,3 +150,13 @@ def _show_survey(result: JobResult, screen: Console) -> None:
     show_table(
         screen, "What the agents told the dashboard while they worked", ("agent", "status", "seconds"), rows
     )
+
+
+def _show_limited(limited: Limited, screen: Console) -> None:
+    rows = [
+        ("its quota, set while everything ran", limited.quota),
+        ("requests answered", str(limited.answered)),
+        ("requests refused, as the ledger has it", str(limited.refused)),
+        ("the next one passes in", f"{limited.retry_after:.1f} s"),
+    ]
+    show_table(screen, f"A {limited.agent} that asked too much", ("", ""), rows)

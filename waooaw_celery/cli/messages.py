@@ -1,4 +1,4 @@
-"""`send`, `broadcast`, `request` and `receipt`: from the shell what the API does."""
+"""`send`, `broadcast`, `request`, `receipt` and `cancel`: from the shell what the API does."""
 
 from __future__ import annotations
 
@@ -183,6 +183,22 @@ def request(
 def receipt(ctx: click.Context, message_id: str, as_json: bool) -> None:
     """Tell what became of the message MESSAGE_ID."""
     _show(MessageBus(current_app(ctx)).receipt(message_id), as_json)
+
+
+@click.command()
+@click.argument("message_id")
+@click.option("--running", is_flag=True, help="Also stop its handler if it runs.")
+@click.option("--timeout", type=float, default=1.0, show_default=True, help="Seconds to wait for the workers.")
+@_from
+@json_option
+@click.pass_context
+def cancel(
+    ctx: click.Context, message_id: str, running: bool, timeout: float, from_agent: str | None, as_json: bool
+) -> None:
+    """Cancel the message MESSAGE_ID: it is not begun, and not tried again."""
+    app = current_app(ctx)
+    by = from_agent or _operator(app)
+    _show(MessageBus(app).cancel(message_id, running=running, timeout=timeout, from_agent=by), as_json)
 
 
 def _operator(app: AgentApp) -> str:

@@ -69,6 +69,8 @@ class Stack:
             env=os.environ
             | {"CELERY_BROKER_URL": self.url, "CELERY_RESULT_BACKEND": self.url}
             | {"WAOOAW_DATABASE_URL": self.database_url, "TMPDIR": str(self.folder)}
+            # Nobody is limited, but `waooaw limits set` holds.
+            | {"WAOOAW_RATE_LIMIT": "unlimited"}
             | dict(env or {}),
             cwd=ROOT,
         )
@@ -115,7 +117,7 @@ def running_stack(port: int | None = None) -> Iterator[Stack]:
         cleanup.enter_context(_own_environment())
         folder = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="waooaw-")))
         url = cleanup.enter_context(valkey(port=port))
-        app = create_app(broker_url=url, waooaw_sender=OPERATOR)
+        app = create_app(broker_url=url, waooaw_sender=OPERATOR, waooaw_rate_limit="unlimited")
         cleanup.callback(app.close)
         stack = Stack(url=url, app=app, folder=folder)
         app.conf.waooaw_database_url = stack.database_url

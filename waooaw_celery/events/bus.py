@@ -9,9 +9,11 @@ from uuid import uuid4
 
 from waooaw_celery.app import AgentApp
 from waooaw_celery.errors import UnknownMessage
-from waooaw_celery.events.delivery import Published, delivery_id, hand_over, messages_of
+from waooaw_celery.events.delivery import Published, delivery_id, messages_of
 from waooaw_celery.events.replay import Pace, Replayed, Replayer
+from waooaw_celery.limits.turn import Wait
 from waooaw_celery.message import (
+    NOBODY,
     DeliveryReceipt,
     Message,
     MessageStatus,
@@ -61,6 +63,7 @@ class EventBus:
         source: str | None = None,
         subject: str | None = None,
         time: datetime | None = None,
+        wait: Wait = None,
     ) -> Published:
         """Tell everyone whose subscription wants it that something has happened.
 
@@ -81,11 +84,14 @@ class EventBus:
             source: where it happened, for a CloudEvent from elsewhere; None: at who publishes.
             subject: what it happened to.
             time: when it happened, an aware datetime; None: now.
+            wait: seconds for which a publisher at its rate limit waits for its turn; an event counts as one message,
+                however many subscribe.
 
         Raises:
             InvalidMessage: the topic is none or has a wildcard, or another argument breaks its rule.
             SchemaViolation: the event breaks the schema of its topic; the sentence says where.
             UnknownSender: no agent is speaking.
+            RateLimitExceeded: the publisher has sent as much as it may for now; nothing was published.
             BrokerUnavailable: not confirmed by the broker; the error's ``message_ids`` were.
             StoreUnavailable: what keeps subscriptions and receipts does not answer; nothing was published.
         """
@@ -115,11 +121,12 @@ class EventBus:
         )
         if schema is not None and schema.check is Check.PUBLISH:
             schema.validate(message.payload)
-        record = self.app.complete(HandlerName("#", message.message_type.value), message)
+        completed = self.app.complete(HandlerName("#", message.message_type.value), message)
+        record = completed.filled_in(to_agent=NOBODY)
         subscribers = known.subscribers(topic, record.payload)
         told = {} if event_id is None else self._told(event_id, subscribers)
         batch = messages_of(record, [each for each in subscribers if each.subscriber not in told])
-        hand_over(self.app, batch, record)
+        self.app.send_messages(batch, wait=wait, record=record)
         new = {target: receipt_of(message, target.handler) for target, message in batch}
         return Published(
             event_id=record.message_id,

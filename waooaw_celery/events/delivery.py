@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from uuid import UUID, uuid5
 
-from waooaw_celery.app import AgentApp
-from waooaw_celery.errors import WaooawError
 from waooaw_celery.message import DeliveryReceipt, Message
 from waooaw_celery.routing import HandlerName
 from waooaw_celery.subscriptions import Subscription
 
-#: Messages that go to the ledger and to the broker together.
-MAX_BATCH = 1000
 _NAMESPACE = UUID("6f6d2d4a-5c0e-5b43-9a55-0f4f5a6f8d11")
 
 
@@ -51,23 +47,3 @@ def messages_of(record: Message, subscriptions: Iterable[Subscription]) -> list[
         )
         for each in subscriptions
     ]
-
-
-def hand_over(app: AgentApp, batch: Sequence[tuple[HandlerName, Message]], record: Message | None = None) -> None:
-    """Send messages through the door, with the record of their event.
-
-    Raises:
-        StoreUnavailable, BrokerUnavailable: a server failed; the error's ``message_ids`` were published.
-        InvalidMessage: one was sent already.
-    """
-    if not batch:
-        app.receipts.pending([], record)()
-    published: list[str] = []
-    for start in range(0, len(batch), MAX_BATCH):
-        part = batch[start : start + MAX_BATCH]
-        try:
-            app.send_messages(part, record=None if start else record)
-        except WaooawError as error:
-            error.message_ids = (*published, *error.message_ids)
-            raise
-        published += [message.message_id for _, message in part]

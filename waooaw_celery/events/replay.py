@@ -13,7 +13,7 @@ from waooaw_celery.app import AgentApp
 from waooaw_celery.audit.published import EventLog
 from waooaw_celery.audit.records import AuditRecord
 from waooaw_celery.errors import InvalidMessage, WaooawError
-from waooaw_celery.events.delivery import delivery_id, hand_over
+from waooaw_celery.events.delivery import delivery_id
 from waooaw_celery.message import Message, MessageType, Priority
 from waooaw_celery.routing import HandlerName
 from waooaw_celery.subscriptions import Subscription
@@ -164,7 +164,7 @@ class Replayer:
         if not batch:
             return 0
         try:
-            hand_over(self._app, batch)
+            self._app.send_messages(batch)
         except InvalidMessage:
             if len(batch) == 1:
                 return 0
@@ -184,7 +184,7 @@ class Replayer:
             for record in part
         ]
         try:
-            hand_over(self._app, batch)
+            self._app.send_messages(batch)
         except WaooawError as error:
             error.message_ids = (*before, *error.message_ids)
             raise

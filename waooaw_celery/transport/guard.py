@@ -11,15 +11,22 @@ import bz2
 import json
 import lzma
 import math
+import sys
 import zlib
 from base64 import b64decode
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 from kombu.exceptions import ContentDisallowed, DecodeError
 from kombu.serialization import loads
 from kombu.utils.json import loads as kombu_json_loads
+
+try:
+    zstd: Any = import_module("compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd")
+except ImportError:  # then Kombu does not pack with it either
+    zstd = None
 
 MIB = 1024 * 1024
 _TEXT_OR_NONE = (str, type(None))
@@ -211,13 +218,7 @@ def decompress(body: bytes | None, codec: str, limit: int) -> bytes:
         decompressor = opened()
         expanded = decompressor.decompress(body or b"", limit + 1)
         whole: bool = decompressor.eof
-    except (zlib.error, lzma.LZMAError, OSError, EOFError, ValueError, MemoryError) as error:
-        raise Unreadable(f"what {codec} packed is damaged: {error}") from error
-    except (
-        Exception
-    ) as error:  # ``ZstdError`` has no base class but this, and is in no standard library before 3.14
-        if type(error).__name__ != "ZstdError":
-            raise
+    except _DAMAGE as error:
         raise Unreadable(f"what {codec} packed is damaged: {error}") from error
     if len(expanded) > limit:
         raise Unreadable(f"it unpacks to more than {limit} bytes")
@@ -264,11 +265,9 @@ def _decompressors() -> dict[str, Callable[[], Any]]:
     found |= dict.fromkeys(("application/x-gzip", "gzip", "zlib"), _Zlib)
     found |= dict.fromkeys(("application/x-bz2", "application/x-bzip2", "bzip2", "bzip"), bz2.BZ2Decompressor)
     found |= dict.fromkeys(("application/x-lzma", "lzma", "xz"), lzma.LZMADecompressor)
-    try:
-        from backports.zstd import ZstdDecompressor  # type: ignore[import-not-found,unused-ignore]
-    except ImportError:
-        return found
-    return found | dict.fromkeys(("application/zstd", "zstd", "zstandard"), ZstdDecompressor)
+    if zstd is not None:
+        found |= dict.fromkeys(("application/zstd", "zstd", "zstandard"), zstd.ZstdDecompressor)
+    return found
 
 
 class _Zlib:
@@ -286,3 +285,7 @@ class _Zlib:
 
 
 _DECOMPRESSORS = _decompressors()
+#: What they raise for what is no archive.
+_DAMAGE: tuple[type[Exception], ...] = (zlib.error, lzma.LZMAError, OSError, EOFError, ValueError, MemoryError)
+if zstd is not None:
+    _DAMAGE += (zstd.ZstdError,)

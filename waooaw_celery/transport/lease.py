@@ -33,7 +33,7 @@ class LeaseKeeper:
 
     def __init__(self, channel: Any) -> None:
         self._channel = weakref.ref(channel)
-        self._index = channel.key(channel.unacked_index_key)
+        self._index = channel.keys.index
         self._pool = channel._get_pool()
         self.client = Redis(connection_pool=self._pool)
         self._renew_every = channel.visibility_timeout / RENEWALS

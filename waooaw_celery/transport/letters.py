@@ -40,7 +40,7 @@ def park(
         reason: a sentence.
         claimed_at: when its lease was renewed last; empty for a message that the channel holds itself.
     """
-    keys = [*channel.noted_keys, channel.key(DEAD_KEY)]
+    keys = [*channel.keys.noted, channel.keys.dead]
     done = bool(PARK(client, keys, [tag, queue, reason, claimed_at]))
     if done:
         tell(channel, queue, raw, reason)

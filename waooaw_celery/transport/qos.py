@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from kombu.transport import redis, virtual
+
+from waooaw_celery.transport.recovery import put_back_message
+
+logger = logging.getLogger(__name__)
+
+#: Messages claimed at once when a consumer sets no bound.
+MOST_AT_ONCE = 500
 
 
 class QoS(redis.QoS):
@@ -27,7 +35,7 @@ class QoS(redis.QoS):
     def window(self) -> int:
         """Return how many messages the channel may claim at once."""
         claimed = len(self.channel.claimed)
-        most: int = self.channel.claim_limit - claimed
+        most: int = MOST_AT_ONCE - claimed
         return min(most, self.prefetch_count - len(self._delivered) - claimed) if self.prefetch_count else most
 
     def append(self, message: virtual.Message, delivery_tag: str) -> None:
@@ -45,7 +53,7 @@ class QoS(redis.QoS):
         """Let a message go: to the back of its queue, or for good."""
         message = self._delivered.get(delivery_tag)
         if message is not None and requeue:
-            self.channel.put_back(message, front=False)
+            put_back_message(self.channel, message, front=False)
             self._delivered.pop(delivery_tag, None)
             self.channel.tell_of_room()
         elif requeue:
@@ -54,15 +62,27 @@ class QoS(redis.QoS):
             self.ack(delivery_tag)
 
     def restore_unacked(self, client: Any = None) -> list[Any]:
-        """Put back all that the channel holds, to the front of their queues."""
+        """Put back all that the channel holds, to the front of their queues.
+
+        Returns:
+            Nothing: Kombu would write what could not be put back, payloads and all, into a file. It is noted in
+            the server, and handed out again when its lease ends.
+        """
         errors = []
         for tag, message in reversed(list(self._delivered.items())):
             try:
-                self.channel.put_back(message, front=True)
-            except Exception as error:  # noqa: BLE001 - Kombu reports them; the lease ends, so that nothing is lost
-                errors.append((error, message))
+                put_back_message(self.channel, message, front=True)
+            except Exception as error:  # noqa: BLE001 - the others are to be put back all the same
+                errors.append(error)
             self._delivered.pop(tag, None)
-        return errors
+        if errors:
+            logger.warning(
+                "%d messages come back when their leases end: %s",
+                len(errors),
+                errors[0],
+                extra={"action": "left_behind"},
+            )
+        return []
 
     def restore_visible(self, *args: Any, **kwargs: Any) -> None:
         """Do nothing: what other consumers lost is looked for by the keeper of the leases."""

@@ -11,7 +11,7 @@ from redis.exceptions import RedisError
 
 from waooaw_celery.transport.letters import park
 from waooaw_celery.transport.scripts import OVERDUE, RESTORE
-from waooaw_celery.transport.travel import DELIVERY_COUNT, mark_redelivered, to_text
+from waooaw_celery.transport.travel import DELIVERY_COUNT, TAG_MARK, Claim, mark_redelivered, to_text
 
 logger = logging.getLogger(__name__)
 
@@ -26,9 +26,9 @@ def recover(channel: Any, client: Any) -> None:
         channel: whose options say how long a lease is.
         client: over which to do it.
     """
-    limits = [channel.visibility_timeout, channel.foreign_visibility_timeout, channel.TAG_MARK, BATCH]
+    limits = [channel.visibility_timeout, channel.foreign_visibility_timeout, TAG_MARK, BATCH]
     while True:
-        found = OVERDUE(client, channel.noted_keys, limits)
+        found = OVERDUE(client, channel.keys.noted, limits)
         moved = [hand_out_again(channel, client, *found[start : start + 3]) for start in range(0, len(found), 3)]
         if not any(moved) or len(found) < 3 * BATCH:
             return
@@ -65,7 +65,7 @@ def _hand_out_again(channel: Any, client: Any, tag: bytes, claimed_at: bytes, no
     logger.warning(
         "message %a of %a is handed out again: its consumer died (%d)", headers.get("id"), queues[0], count
     )
-    lists = [(queue, channel.list_of(queue, message)) for queue in queues]
+    lists = [(queue, channel.keys.place(queue, message)[0]) for queue in queues]
     return put_back(channel, client, tag, lists, to_text(message), front=True, claimed_at=claimed_at)
 
 
@@ -90,5 +90,20 @@ def put_back(
         front: whether it is to be the next one, and not the last.
         claimed_at: when its lease was renewed last; empty for a message that the channel holds itself.
     """
-    keys = [*channel.noted_keys, *(key for queue, list_ in lists for key in (list_, channel.bell(queue)))]
+    keys = [*channel.keys.noted, *(key for queue, list_ in lists for key in (list_, channel.keys.bell(queue)))]
     return bool(RESTORE(client, keys, [tag, lists[0][0], "front" if front else "back", text, claimed_at]))
+
+
+def put_back_unread(channel: Any, claim: Claim) -> None:
+    """Put a message that nobody saw back to the front of its queue, as it was."""
+    put_back(channel, channel.scripts_client, claim.tag, [(claim.queue, claim.list)], "", front=True)
+
+
+def put_back_message(channel: Any, message: Any, *, front: bool) -> None:
+    """Put a message that was delivered back into its queue, marked as redelivered."""
+    said = message._raw
+    claim: Claim | None = getattr(said, "claim", None)
+    if claim is None:  # a broadcast, which was in no queue
+        return
+    mark_redelivered(said)
+    put_back(channel, channel.scripts_client, claim.tag, [(claim.queue, claim.list)], to_text(said), front=front)

@@ -13,10 +13,15 @@ from kombu.transport import TRANSPORT_ALIASES, redis
 from kombu.utils.eventio import ERR, READ
 from redis.exceptions import ResponseError
 
-from waooaw_celery.transport.channel import WAIT_SECONDS, Channel, SentinelChannel
+from waooaw_celery.transport.channel import Channel, SentinelChannel
+from waooaw_celery.transport.claiming import WAIT_SECONDS
+from waooaw_celery.transport.delivering import deliver_claimed
 from waooaw_celery.transport.scripts import CLAIM
 
 logger = logging.getLogger(__name__)
+
+#: Seconds between two looks for answers that are overdue.
+CHECK_SECONDS = 1.0
 
 
 def _nothing() -> None:
@@ -40,7 +45,7 @@ class Poller(redis.MultiChannelPoller):
             if channel.claimed:
                 self._in_protected_read = True
                 try:
-                    if channel.deliver_claimed():
+                    if deliver_claimed(channel):
                         return
                 finally:
                     self._in_protected_read = False
@@ -68,11 +73,18 @@ class Poller(redis.MultiChannelPoller):
         for channel in self._channels:
             if channel.active_fanout_queues:
                 self._register_LISTEN(channel)
-            if channel.has_plenty():
+            if channel.claimer.has_plenty():
                 continue
             if channel.active_queues and (channel.claimed or channel.qos.can_consume()):
                 self._register_BRPOP(channel)
             channel.flush_waiting_acks()
+
+    def maybe_check_brpop_health(self) -> None:
+        """Give up connections whose answer is overdue: a line that went dead makes no event that tells of it."""
+        for channel in self._channels:
+            if channel.claimer.is_overdue():
+                logger.warning("a connection is given up: no answer", extra={"action": "connection_overdue"})
+                channel.client.connection.disconnect()
 
     def on_readable(self, fileno: int) -> Any:
         """Read what a connection has to say."""
@@ -124,6 +136,7 @@ class Transport(redis.Transport):
         except ResponseError as error:
             if "ompil" not in str(error):  # "Error compiling script"
                 raise
+            self.close_connection(connection)
             raise VersionMismatch(
                 "this transport needs Redis 7 or Valkey; for an older server set waooaw_redis_transport='kombu'"
             ) from error
@@ -134,6 +147,9 @@ class Transport(redis.Transport):
         self.in_event_loop = True
         before = set(loop.on_tick)
         super().register_with_event_loop(connection, loop)
+        # Kombu looks every 25 s. It knows the timer by this name, and ends it there when it connects again.
+        self.cycle._brpop_health_tref.cancel()
+        self.cycle._brpop_health_tref = loop.call_repeatedly(CHECK_SECONDS, self.cycle.maybe_check_brpop_health)
         # Kombu's own would register each connection anew at each turn of the loop.
         loop.on_tick.difference_update(loop.on_tick - before)
         loop.on_tick.add(partial(self._on_tick, loop))
@@ -141,7 +157,7 @@ class Transport(redis.Transport):
     def _on_tick(self, loop: Any) -> None:
         self.cycle.on_poll_start()
         now = time.monotonic()
-        if now >= self._turns_at and any(channel.has_plenty() for channel in self.cycle._channels):
+        if now >= self._turns_at and any(channel.claimer.has_plenty() for channel in self.cycle._channels):
             self._turns_at = now + WAIT_SECONDS
             loop.call_later(WAIT_SECONDS, _nothing)
         for fileno in self.cycle._fd_to_chan:

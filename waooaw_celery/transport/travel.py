@@ -13,6 +13,9 @@ from waooaw_celery.transport.guard import Delivery
 #: How often a message was taken back from a consumer that died; RabbitMQ's name for the same.
 DELIVERY_COUNT = "x-delivery-count"
 
+#: How the tags of leased messages begin: those that Kombu's own consumers note have no such thing.
+TAG_MARK = "lease:"
+
 _encode = json.JSONEncoder().encode
 
 

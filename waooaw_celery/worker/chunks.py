@@ -15,6 +15,7 @@ from waooaw_celery.answers import CHUNK
 from waooaw_celery.errors import InvalidMessage
 from waooaw_celery.offload import submit
 from waooaw_celery.values import JSON, json_copy
+from waooaw_celery.worker.loop import HandlerCancelled
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +76,16 @@ class Chunks:
         return self._gathered if final is None else final
 
 
-def exhaust(generator: Any, chunks: Chunks) -> Any:
-    """Run a generator to its end, and return the result of its request."""
+def exhaust(generator: Any, chunks: Chunks, is_stopped: Callable[[], bool] = lambda: False) -> Any:
+    """Run a generator to its end, and return the result of its request.
+
+    Raises:
+        HandlerCancelled: it is to be stopped, which is asked before each part; it has cleaned up.
+    """
     with closing(generator):
         while True:
+            if is_stopped():
+                raise HandlerCancelled("it was cancelled")
             try:
                 value = next(generator)
             except StopIteration as end:

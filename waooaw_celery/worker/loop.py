@@ -7,7 +7,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from typing import Any, Generic, TypeVar
 
@@ -44,6 +44,7 @@ class HandlerLoop:
         coroutine: Coroutine[Any, Any, T],
         soft: float | None = None,
         hard: float | None = None,
+        cancelled: Callable[[], bool] = lambda: False,
     ) -> T:
         """Run a handler's coroutine to its end, and wait for it in this thread, whose context it gets.
 
@@ -55,6 +56,7 @@ class HandlerLoop:
             coroutine: the handler's.
             soft: seconds after which it is cancelled, or None.
             hard: seconds after which it is cancelled and no longer waited for, or None.
+            cancelled: whether somebody cancelled its message before it could be found here.
 
         Raises:
             SoftTimeLimitExceeded, TimeLimitExceeded: it ran too long.
@@ -64,6 +66,8 @@ class HandlerLoop:
         running = Running(self._loop, coroutine)
         self._running[message_id] = running
         try:
+            if cancelled():
+                self.cancel(message_id)
             return running.outcome(soft, hard)
         finally:
             if self._running.get(message_id) is running:
@@ -213,6 +217,11 @@ def handler_loop() -> HandlerLoop:
         if _loop is None:
             _loop = HandlerLoop()
         return _loop
+
+
+def cancel_handler(message_id: str) -> bool:
+    """Cancel the coroutine that handles a message in this process, and return whether one does."""
+    return _loop is not None and _loop.cancel(message_id)
 
 
 def on_loop() -> bool:

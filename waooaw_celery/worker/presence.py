@@ -12,12 +12,15 @@ from celery import bootsteps
 
 from waooaw_celery.errors import ConfigurationError, StoreUnavailable, WaooawError
 from waooaw_celery.subscriptions import Known, Subscription, Subscriptions
+from waooaw_celery.worker.control import hear
 from waooaw_celery.worker.task import AgentTask
 
 logger = logging.getLogger(__name__)
 
 #: Missed signs of life after which a worker no longer counts as living.
 MISSED_BEATS = 3
+#: Seconds that a worker waits at its start until its agents are declared.
+PATIENCE = 5.0
 
 
 class Presence(bootsteps.StartStopStep):
@@ -32,6 +35,7 @@ class Presence(bootsteps.StartStopStep):
     def __init__(self, parent: Any, **kwargs: Any) -> None:
         super().__init__(parent, **kwargs)
         self._stopped = threading.Event()
+        self._declared = threading.Event()
         self._thread: threading.Thread | None = None
         self._failed = False
 
@@ -52,6 +56,8 @@ class Presence(bootsteps.StartStopStep):
         parent.app.receipts.start()
         self._thread = threading.Thread(target=self._run, args=(parent,), name="waooaw-presence", daemon=True)
         self._thread.start()
+        # Before it consumes: whoever cancels a message asks all workers that are known to live.
+        self._declared.wait(PATIENCE)
 
     def stop(self, parent: Any) -> None:
         """Withdraw: the agents stay known, this worker no longer counts."""
@@ -84,6 +90,8 @@ class Presence(bootsteps.StartStopStep):
                 ),
                 agents,
             )
+            self._declared.set()
+            self._say(lambda _: hear(app, worker.pool), agents[:1])
             if self._stopped.wait(interval):
                 break
         self._say(lambda name: registry.retire(name, worker.hostname), agents)

@@ -14,7 +14,8 @@ from celery.states import UNREADY_STATES
 
 from waooaw_celery.message import Message
 from waooaw_celery.receipts import Event, Fact, Receipts
-from waooaw_celery.worker.task import AgentTask
+from waooaw_celery.worker.cancels import cancels_of
+from waooaw_celery.worker.task import CANCELLED, AgentTask
 
 logger = logging.getLogger(__name__)
 
@@ -41,10 +42,11 @@ def disconnect() -> None:
 
 
 def on_prerun(sender: Any, **_: Any) -> None:
-    """A worker begins to handle a message, or finds that it is too late for that (pool child)."""
+    """A worker begins to handle a message, or finds that it expired or was cancelled (pool child)."""
     if isinstance(sender, AgentTask):
-        if sender.is_over():
-            _note(sender, Event.EXPIRED, attempt=0)
+        refused = sender.refused()
+        if refused is not None:
+            _note(sender, refused, attempt=0)
             return
         sender.request.update({_BEGAN: time.monotonic()})
         message, now = _message(sender, sender.request), datetime.now(UTC)
@@ -62,11 +64,14 @@ def on_postrun(sender: Any, state: str | None = None, retval: Any = None, **_: A
     """The handler raised ``Ignore`` or ``Reject``, of which no other signal tells as much (pool child).
 
     A task that replaced itself raises ``Ignore`` too, but its replacement is what ends the message; and one that
-    came too late has ended already.
+    was refused has ended already.
     """
-    if not isinstance(sender, AgentTask) or sender.is_over():
+    if not isinstance(sender, AgentTask) or sender.refused() is not None:
         return
-    if state == "IGNORED" and str(retval) != REPLACED:
+    if sender.was_stopped():
+        _note(sender, Event.CANCELLED)
+        sender.tell_revoked(CANCELLED)
+    elif state == "IGNORED" and str(retval) != REPLACED:
         _note(sender, Event.HANDLED)
         _answer_ignored(sender, retval)
     elif state == "REJECTED":
@@ -99,9 +104,11 @@ def on_internal_error(sender: Any, request: Any, exception: BaseException, **_: 
 
 
 def on_revoked(sender: Any, request: Any, terminated: bool = False, expired: bool = False, **_: Any) -> None:
-    """The message expired before it was begun, or an operator revoked it (parent)."""
+    """The message expired before it was begun, or it was cancelled, or an operator revoked it (parent)."""
     if isinstance(sender, AgentTask):
         event, error = (Event.EXPIRED, None) if expired else (Event.FAILED, "revoked by an operator")
+        if not expired and request.id in cancels_of(sender.app):
+            event, error = Event.CANCELLED, None
         _note(sender, event, request, error=error, attempt=request.retries + 1 if terminated else 0)
 
 

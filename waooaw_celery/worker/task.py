@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 from billiard import current_process
@@ -20,13 +20,21 @@ from waooaw_celery.calls import CALL_HEADER, Call
 from waooaw_celery.envelope import moment, payload_of
 from waooaw_celery.errors import HandlerExited
 from waooaw_celery.message import ENVELOPE_HEADER, Message
+from waooaw_celery.receipts import Event
+from waooaw_celery.worker.cancels import cancels_of
 from waooaw_celery.worker.chunks import Chunks, exhaust, exhaust_async
-from waooaw_celery.worker.loop import handler_loop
+from waooaw_celery.worker.loop import HandlerCancelled, handler_loop
 
 #: Where a task's request keeps its message once that has been read: large ones are not read twice.
 _MESSAGE = "waooaw_message"
-#: Where it keeps whether the message came too late to be begun.
-_OVER = "waooaw_over"
+#: Where it keeps as what the message ends without having been begun, or None.
+_REFUSED = "waooaw_refused"
+#: Where it keeps whether its handler was stopped, since the message was cancelled.
+_STOPPED = "waooaw_stopped"
+#: What the result backend is told of a request that was cancelled.
+CANCELLED = "cancelled"
+#: Where it keeps that the handler has ended, and Celery goes on.
+_ENDED = "waooaw_ended"
 #: The handler whose coroutine runs, and its request: Celery keeps both by thread, and coroutines share one.
 _handling: ContextVar[tuple[AgentTask, Context] | None] = ContextVar("waooaw_handling", default=None)
 
@@ -37,11 +45,14 @@ class AgentTask(Task):  # type: ignore[type-arg]
     Attributes:
         agent: name of the agent.
         handler: name of the handler: ``command`` for ``@agent.on(MessageType.COMMAND)``, or the method's own.
+        stoppable: whether it can be stopped where it runs: an ``async def``, or between the parts of its answer.
     """
 
     abstract = True
+    Request = "waooaw_celery.worker.request:AgentRequest"
     agent: str = ""
     handler: str = ""
+    stoppable: bool = False
     # Bounded: a message whose handler kills its process is published again this often, then it has failed.
     max_retries = 3
     default_retry_delay = 1
@@ -53,6 +64,9 @@ class AgentTask(Task):  # type: ignore[type-arg]
             HandlerExited: it called ``sys.exit()`` or ran out of memory, which would otherwise end or wedge its
                 worker.
         """
+        outermost = self.request.get(_ENDED) is None  # a handler may call itself
+        if outermost:
+            self.request.update({_ENDED: False})
         try:
             return super().__call__(*args, **kwargs)
         except MemoryError as error:  # Celery would end the worker, and the next one that meets the message too
@@ -64,6 +78,9 @@ class AgentTask(Task):  # type: ignore[type-arg]
             if terminate_handler_fired():
                 raise
             raise HandlerExited(f"{self.name} called sys.exit({error.code!r})") from error
+        finally:
+            if outermost:
+                self.request.update({_ENDED: True})
 
     @property
     def request(self) -> Context:
@@ -82,11 +99,19 @@ class AgentTask(Task):  # type: ignore[type-arg]
         request = self.request
         if request.called_directly:
             return outcome
-        if inspect.isgenerator(outcome):
-            return exhaust(outcome, self._chunks(request))
-        if inspect.isasyncgen(outcome):
-            outcome = exhaust_async(outcome, self._chunks(request))
-        return self._awaited(outcome, request) if inspect.iscoroutine(outcome) else outcome
+        try:
+            if inspect.isgenerator(outcome):
+                return exhaust(outcome, self._chunks(request), partial(self._is_stopped, request))
+            if inspect.isasyncgen(outcome):
+                outcome = exhaust_async(outcome, self._chunks(request))
+            return self._awaited(outcome, request) if inspect.iscoroutine(outcome) else outcome
+        except HandlerCancelled as error:
+            request.update({_STOPPED: True})
+            raise Ignore(CANCELLED) from error
+
+    def _is_stopped(self, request: Context) -> bool:
+        """Whether the handler is to be stopped: asked before it begins, and between the parts of its answer."""
+        return cancels_of(self.app).stops(str(request.id))
 
     def _chunks(self, request: Context) -> Chunks:
         call = self.call
@@ -96,7 +121,9 @@ class AgentTask(Task):  # type: ignore[type-arg]
         """Run a coroutine on the event loop of the process, and wait for it."""
         token = _handling.set((self, request))
         try:
-            return handler_loop().run(str(request.id), coroutine, *self._limits(request))
+            return handler_loop().run(
+                str(request.id), coroutine, *self._limits(request), cancelled=partial(self._is_stopped, request)
+            )
         finally:
             _handling.reset(token)
 
@@ -107,25 +134,40 @@ class AgentTask(Task):  # type: ignore[type-arg]
         hard, soft = request.timelimit or (None, None)
         return soft or self.soft_time_limit, hard or self.time_limit
 
-    def is_over(self) -> bool:
-        """Whether the time of the message was over while it waited in the worker, where Celery no longer looks.
+    def refused(self) -> Event | None:
+        """Return as what the message ends if it is not to be begun, or None: what Celery no longer looks at.
 
-        Asked of one attempt again, it answers the same.
+        It may have expired, or been cancelled, while it waited in the pool. Asked of one attempt again, it answers
+        the same.
         """
-        over: bool | None = self.request.get(_OVER)
-        if over is None:
+        if _REFUSED not in self.request.__dict__:
             expires_at = moment(self.request.expires, UTC)
-            over = expires_at is not None and expires_at <= datetime.now(UTC)
-            self.request.update({_OVER: over})
-        return over
+            event = None
+            if expires_at is not None and expires_at <= datetime.now(UTC):
+                event = Event.EXPIRED
+            elif self.request.id in cancels_of(self.app):
+                event = Event.CANCELLED
+            self.request.update({_REFUSED: event})
+        refused: Event | None = self.request.get(_REFUSED)
+        return refused
+
+    def was_stopped(self) -> bool:
+        """Whether the handler was stopped, since its message was cancelled."""
+        return bool(self.request.get(_STOPPED))
 
     def before_start(self, task_id: str, args: Any, kwargs: Any) -> None:
-        """Drop a message whose time is over."""
-        if self.is_over():
-            self.backend.mark_as_revoked(
-                task_id, "expired", request=self.request, store_result=not self.ignore_result
-            )
+        """Drop a message that is not to be begun."""
+        refused = self.refused()
+        if refused is not None:
+            self.tell_revoked(refused.value)
             raise Ignore
+
+    def tell_revoked(self, reason: str) -> None:
+        """Tell whoever waits for the answer that there will be none."""
+        nobody_waits = self.ignore_result or bool(self.request.ignore_result)
+        self.backend.mark_as_revoked(
+            str(self.request.id), reason, request=self.request, store_result=not nobody_waits
+        )
 
     @property
     def message(self) -> Message:
@@ -195,6 +237,16 @@ def current_task() -> AgentTask | None:
     handling = _handling.get()
     task = get_current_worker_task() if handling is None else handling[0]
     return task if isinstance(task, AgentTask) else None
+
+
+def goes_on() -> bool:
+    """Whether Celery sends on what was begun, such as the next step of a chain, and no handler runs."""
+    if _handling.get() is not None:  # a coroutine of a handler, which may outlive it
+        return False
+    task = get_current_worker_task()
+    if isinstance(task, AgentTask):
+        return bool(task.request.get(_ENDED))
+    return task is not None and task.name.startswith("celery.")
 
 
 def current_message() -> Message | None:

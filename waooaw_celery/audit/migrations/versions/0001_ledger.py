@@ -200,6 +200,25 @@ def upgrade() -> None:
     op.create_index("waooaw_open_messages_sent", "waooaw_open_messages", ["sent_at", "message_id"])
     op.create_index("waooaw_open_messages_expiry", "waooaw_open_messages", ["expires_at"])
     op.create_table(
+        "waooaw_cancels",
+        sa.Column("message_id", sa.String, primary_key=True),
+        sa.Column("to_agent", sa.String, nullable=False),
+        sa.Column("running", sa.Boolean, nullable=False),
+        sa.Column("until", _MOMENT),
+        sa.Column("retain_until", _MOMENT, nullable=False),
+    )
+    op.create_index("waooaw_cancels_agent", "waooaw_cancels", ["to_agent"])
+    op.create_table(
+        "waooaw_refusals",
+        sa.Column("agent", sa.String, primary_key=True),
+        sa.Column("rule", sa.String, primary_key=True),
+        sa.Column("minute", _MOMENT, primary_key=True),
+        sa.Column("process", sa.String, primary_key=True),
+        sa.Column("part", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("count", sa.Integer, nullable=False),
+    )
+    op.create_index("waooaw_refusals_minute", "waooaw_refusals", ["minute"])
+    op.create_table(
         "waooaw_holds",
         sa.Column("kind", sa.String, primary_key=True),
         sa.Column("value", sa.String, primary_key=True),
@@ -225,6 +244,15 @@ def downgrade() -> None:
     """Drop the ledger, with everything in it."""
     if op.get_bind().dialect.name == "postgresql":
         op.execute("DROP FUNCTION waooaw_write")
-    small = ("event_schemas", "subscriptions", "agent_workers", "agents")
-    for table in ("purges", "holds", "open_messages", "message_events", "messages", *small):
+    known = ("event_schemas", "subscriptions", "agent_workers", "agents")
+    for table in (
+        "purges",
+        "holds",
+        "refusals",
+        "cancels",
+        "open_messages",
+        "message_events",
+        "messages",
+        *known,
+    ):
         op.drop_table(f"waooaw_{table}")

@@ -1,0 +1,171 @@
+"""What a rate limit costs: the script on the server, a decision in memory, the memory of an agent, and a send.
+
+python -m benchmarks.limits [--rounds 5]
+
+The script is compared with a bare INCR on the same server in the same run: as one process sees them, one command
+after the other, and, where redis-benchmark is installed, as fifty connections do at once. In each round every
+subject works for half a second, in an order that is reversed each time; the medians of the rounds are compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, closing, suppress
+from importlib.resources import files
+from typing import Any
+
+from rich.console import Console
+
+from benchmarks.report import Goal, print_goals, report
+from benchmarks.sending import PAYLOAD, measure
+from waooaw_celery import Message, MessageBus, RateLimiter, RateLimitExceeded, create_app
+from waooaw_celery.embedded import free_port, valkey
+from waooaw_celery.limits.grammar import read_quota
+from waooaw_celery.limits.memory import MemoryStorage
+from waooaw_celery.limits.redis import RedisStorage
+from waooaw_celery.limits.rules import Quota, demands
+from waooaw_celery.message import Priority
+from waooaw_celery.store import connect, store_url
+
+#: Rules as a platform has them, with limits that are not reached, and with limits that are.
+PASSES = "100000000/second; 1000000000/hour burst 100000000"
+REFUSES = "10/hour burst 5; 100/day"
+#: The quotas whose memory is measured, and how an agent uses each up.
+QUOTAS = ("10/second; 100/hour", "10/second; 100/minute; 1000/hour; 10000/day")
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    rounds = parser.parse_args().rounds
+    console = Console()
+    port = free_port()
+    with valkey(port=port) as url, ExitStack() as stack:
+        client = stack.enter_context(closing(connect(store_url(url))))
+        alone, crowded = measure(subjects(client), rounds), crowd(client, port)
+        cost = server_cost(client)
+        sizes = {quota: memory(client, quota) for quota in QUOTAS}
+        sending = measure(sends(url, stack), rounds)
+    for title, rates in (("One after the other", alone), ("Fifty connections", crowded)):
+        if rates:
+            names = ("admits", "refuses")
+            goals = [Goal(f"script that {name} / INCR", rates[name] / rates["INCR"], 0.4) for name in names]
+            report(title, rates, "INCR", goals)
+    for name, microseconds in cost.items():
+        console.print(f"Processor time of the server for {name}: {microseconds:.1f} µs")
+    for quota, size in sizes.items():
+        console.print(f"MEMORY USAGE of an agent that has used up {quota}: {size} bytes")
+    print_goals(
+        console,
+        "Memory and one process",
+        [
+            *(Goal(f"bytes, {quota}", size, 1024, at_most=True, unit="B") for quota, size in sizes.items()),
+            Goal("in memory, median", in_memory(PASSES), 10, at_most=True, unit="µs"),
+            Goal("in memory, refused, median", in_memory(REFUSES), 10, at_most=True, unit="µs"),
+        ],
+    )
+    report("Sending, no ledger", sending, "send, no limit", [])
+
+
+def subjects(client: Any) -> dict[str, Callable[[], int]]:
+    """Return single commands, one after the other, as an agent's process makes them."""
+    limiters = {
+        "admits": RateLimiter(RedisStorage(client), PASSES),
+        "refuses": RateLimiter(RedisStorage(client), REFUSES),
+    }
+
+    def decide(name: str) -> int:
+        with suppress(RateLimitExceeded):
+            limiters[name].acquire(name)
+        return 1
+
+    return {
+        "INCR": lambda: int(bool(client.incr("counter"))),
+        "admits": lambda: decide("admits"),
+        "refuses": lambda: decide("refuses"),
+    }
+
+
+def crowd(client: Any, port: int) -> dict[str, float]:
+    """Return commands a second of fifty connections at once, or nothing where redis-benchmark is not installed."""
+    program = shutil.which("redis-benchmark") or shutil.which("valkey-benchmark")
+    if program is None:
+        return {}
+    storage, commands = RedisStorage(client), {"INCR": ["INCR", "counter"]}
+    digest = client.script_load(files("waooaw_celery.limits").joinpath("lua", "decide.lua").read_text())
+    for name, quota in (("admits", PASSES), ("refuses", REFUSES)):
+        storage.set_quota(f"crowd-{name}", read_quota(quota))
+        wanted = demands([("receiver", None, Priority.NORMAL, 1)])
+        keys, args = storage.call("charge", f"crowd-{name}", wanted, Quota(), 0)
+        # Its rules are those that were set, so all the rest is text.
+        commands[name] = [
+            "EVALSHA",
+            digest,
+            str(len(keys)),
+            *keys,
+            *(arg.decode() if isinstance(arg, bytes) else str(arg) for arg in args),
+        ]
+    rates: dict[str, list[float]] = {name: [] for name in commands}
+    for _ in range(3):
+        for name, command in commands.items():
+            options = ["-p", str(port), "-c", "50", "-n", "100000", "--csv"]
+            done = subprocess.run(  # noqa: S603 - our own command
+                [program, *options, *command], capture_output=True, text=True, check=True
+            )
+            rates[name].append(float(done.stdout.strip().splitlines()[-1].split('","')[1]))
+    return {name: statistics.median(found) for name, found in rates.items()}
+
+
+def server_cost(client: Any) -> dict[str, float]:
+    """Return the processor time of one command, in microseconds, as the server counted it in all that was done."""
+    stats = client.info("commandstats")
+    return {name: stats[f"cmdstat_{name}"]["usec_per_call"] for name in ("incr", "evalsha")}
+
+
+def memory(client: Any, quota: str) -> int:
+    """Return the bytes of the counter of an agent whose windows are all full, of messages of many moments."""
+    now = [1_700_000_000_000_000]
+    limiter = RateLimiter(RedisStorage(client, lambda: now[0]), quota)
+    name = f"an-agent-whose-name-is-{len(quota)}-long"
+    rules = sorted(limiter.quota(name).rules, key=lambda rule: -rule.period)
+    for rule, shorter in zip(rules, [*rules[1:], None], strict=True):
+        left = rule.limit - (shorter.limit if shorter else 0)
+        now[0] += max(rule.period // 5, 1) * 1_000_000  # out of the next shorter window
+        for _ in range(-(-left // 10)):
+            now[0] += round(rule.period * 0.8 * 1_000_000 / -(-left // 10))
+            limiter.acquire(name, min(10, left))
+    [key] = client.keys(f"waooaw:limit:*{name}*")
+    return int(client.memory_usage(key))
+
+
+def in_memory(quota: str) -> float:
+    """Return the median time of a decision of one process, in microseconds."""
+    limiter, times = RateLimiter(MemoryStorage(), quota), []
+    for _ in range(20_000):
+        began = time.perf_counter_ns()
+        with suppress(RateLimitExceeded):
+            limiter.acquire("agent")
+        times.append(time.perf_counter_ns() - began)
+    return statistics.median(times) / 1000
+
+
+def sends(url: str, stack: ExitStack) -> dict[str, Callable[[], int]]:
+    """Return sends with a limit and without."""
+
+    def send(name: str, **settings: Any) -> Callable[[], int]:
+        app = stack.enter_context(closing(create_app(broker_url=url, result_backend=url, **settings)))
+        app.registry.declare("receiver", ["command"], "receiver@bench", lifetime=3600)
+        bus = MessageBus(app)
+        return lambda: len([bus.send(Message(from_agent=name, to_agent="receiver", payload=PAYLOAD))])
+
+    return {"send, no limit": send("free"), "send, limited": send("limited", waooaw_rate_limit=PASSES)}
+
+
+if __name__ == "__main__":
+    main()

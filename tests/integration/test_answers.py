@@ -1,0 +1,203 @@
+"""The result backend goes away, lies, or has nothing to say: each request has one outcome, in time."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psutil
+import pytest
+from faults.server import Server, lone_server
+from support import Broker, until
+
+from waooaw_celery import AgentApp, Message, MessageBus, aio
+from waooaw_celery import RequestResponseHandler as Requests
+from waooaw_celery.embedded import end
+from waooaw_celery.errors import BackendUnavailable, RequestTimeout
+
+#: Seconds by which a call may be late: the bound that is promised.
+LATE = 0.5
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    """The result backend, which goes away."""
+    with lone_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def broker(redis_url: str, server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """A broker with the store on it, which stays, and answers over a server of their own."""
+    broker = Broker(redis_url, redis_url, tmp_path_factory.mktemp("answers"))
+    yield broker
+    broker.clean()
+
+
+@pytest.fixture(scope="module")
+def agent(broker: Broker, server: Server) -> Iterator[str]:
+    app = broker.app()
+    name = broker.name()
+    worker = broker.start(
+        name,
+        app,
+        *("-P", "threads", "-c", "100"),
+        module="async_probe",
+        env={"CELERY_RESULT_BACKEND": server.url, "WAOOAW_REDIS_URL": broker.redis_url},
+    )
+    app.close()
+    yield name
+    end(worker)
+
+
+@pytest.fixture
+def app(broker: Broker, server: Server) -> Iterator[AgentApp]:
+    app = broker.app(result_backend=server.url, waooaw_redis_url=broker.redis_url)
+    yield app
+    app.close()
+
+
+@contextmanager
+def stopped(server: Server) -> Iterator[None]:
+    server.kill()
+    try:
+        yield
+    finally:
+        server.start()
+
+
+@contextmanager
+def frozen(server: Server) -> Iterator[None]:
+    server.freeze()
+    try:
+        yield
+    finally:
+        server.thaw()
+
+
+def nap(app: AgentApp, agent: str, seconds: float, timeout: float) -> Any:
+    """Ask for a nap, and return what came of it and after how many seconds."""
+    began = time.monotonic()
+    response = Requests(app).send_request(agent, "nap", {"seconds": seconds}, timeout=timeout)
+    return response, time.monotonic() - began
+
+
+def store(server: Server, message_id: str, result: Any, tell: bool = True) -> None:
+    """Store an answer as Celery's backend does, and tell whoever has subscribed."""
+    meta = {"status": "SUCCESS", "result": result, "traceback": None, "children": [], "task_id": message_id}
+    server.client.set(f"celery-task-meta-{message_id}", json.dumps(meta), ex=3600)
+    if tell:
+        server.client.publish(f"celery-task-meta-{message_id}", json.dumps(meta))
+
+
+def test_a_backend_that_is_away_before_is_told_at_once(app: AgentApp, agent: str, server: Server) -> None:
+    """Nothing is published for which no answer could come; when the backend is back, requests are answered."""
+    with stopped(server):
+        began = time.monotonic()
+        with pytest.raises(BackendUnavailable):
+            nap(app, agent, 0, timeout=3)
+        assert time.monotonic() - began < 3 + LATE
+    assert nap(app, agent, 0, timeout=10)[0].ok
+
+
+def test_a_backend_that_goes_away_meanwhile_ends_the_waiting(app: AgentApp, agent: str, server: Server) -> None:
+    """The request ends with BackendUnavailable, no later than its timeout, and the next one is answered."""
+    assert nap(app, agent, 0, timeout=10)[0].ok
+    killer = threading.Timer(0.5, server.kill)
+    killer.start()
+    response, seconds = nap(app, agent, 2, timeout=3)
+    killer.join()
+    server.start()
+    assert isinstance(response.error, BackendUnavailable | RequestTimeout)
+    assert seconds < 3 + LATE
+    assert nap(app, agent, 0, timeout=10)[0].ok
+
+
+def test_a_backend_that_freezes_meanwhile_is_a_timeout(app: AgentApp, agent: str, server: Server) -> None:
+    """The waiting ends when its time is over, and not when the backend wakes up."""
+    assert nap(app, agent, 0, timeout=10)[0].ok
+    threading.Timer(0.3, server.freeze).start()
+    response, seconds = nap(app, agent, 0.8, timeout=2)
+    server.thaw()
+    assert isinstance(response.error, RequestTimeout)
+    assert seconds < 2 + LATE
+    assert nap(app, agent, 0, timeout=10)[0].ok
+
+
+def test_an_answer_that_comes_too_late_is_nobodys(app: AgentApp, agent: str, server: Server) -> None:
+    """It expires in the backend, and the next request gets its own."""
+    response, seconds = nap(app, agent, 1.5, timeout=0.5)
+    assert isinstance(response.error, RequestTimeout)
+    assert seconds < 0.5 + LATE
+    key = f"celery-task-meta-{response.message_id}"
+    until(lambda: server.client.exists(key), "the late answer")
+    assert 0 < server.client.ttl(key) <= 3600
+    assert nap(app, agent, 0, timeout=10)[0].result == 0
+    assert len(app.answers) == 0
+
+
+def test_of_two_answers_the_first_counts(app: AgentApp, agent: str, server: Server) -> None:
+    """What is published for a request that has ended changes nothing."""
+    future = app.answers.expect("twice")
+    for result in (1, 2):
+        store(server, "twice", result)
+    assert future.result(10).value == 1
+    assert len(app.answers) == 0
+
+
+def test_a_damaged_answer_is_the_failure_of_its_own_request_only(
+    app: AgentApp, agent: str, server: Server
+) -> None:
+    """Garbage in the backend ends one waiting with BackendUnavailable, and others are answered."""
+    broken, whole = app.answers.expect("broken"), app.answers.expect("whole")
+    server.client.set("celery-task-meta-broken", b"\x00{no json")
+    server.client.publish("celery-task-meta-broken", b"\x00{no json")
+    assert broken.exception(10) is not None
+    store(server, "whole", 1)
+    assert whole.result(10).value == 1
+    assert nap(app, agent, 0, timeout=10)[0].ok
+
+
+def test_an_answer_whose_news_was_lost_is_asked_for(app: AgentApp, server: Server) -> None:
+    """A result that was stored without anybody being told is found after a second."""
+    future = app.answers.expect("unheard")
+    store(server, "unheard", 7, tell=False)
+    assert future.result(10).value == 7
+
+
+def test_ten_thousand_requests_leave_nothing_behind(app: AgentApp, agent: str, server: Server) -> None:
+    """Neither keys nor subscriptions in the backend, nor memory that grows, in the process that asked."""
+    requests = aio.RequestResponseHandler(app)
+    turn = 500
+    server.client.flushall()  # what other tests left
+
+    async def ask(count: int) -> None:
+        for _ in range(0, count, turn):
+            asked = (requests.request(agent, "nap", {"seconds": 0}, timeout=60) for _ in range(turn))
+            assert await asyncio.gather(*asked) == [0] * turn
+
+    def emptied() -> bool:
+        return not server.client.keys("celery-task-meta-*") and not server.client.pubsub_channels("celery-task*")
+
+    asyncio.run(ask(2000))
+    until(emptied, "the forgetting of the first requests")
+    keys, memory = server.client.dbsize(), psutil.Process().memory_info().rss
+    asyncio.run(ask(10_000))
+    until(emptied, "the forgetting of all requests")
+    assert server.client.dbsize() == keys
+    assert len(app.answers) == 0
+    assert psutil.Process().memory_info().rss - memory < 20_000_000
+
+
+def test_a_message_needs_no_result_backend(broker: Broker, agent: str, server: Server) -> None:
+    """With the backend away, messages are sent and handled."""
+    app = broker.app(result_backend=server.url, waooaw_redis_url=broker.redis_url)
+    with stopped(server):
+        sent = MessageBus(app).send(Message(from_agent="tests", to_agent=agent, payload={}))
+        until(lambda: MessageBus(app).receipt(sent.message_id).status.final, "the end of the message")
+    app.close()

@@ -1,0 +1,266 @@
+"""What networks do to the line between a consumer and its server, and a server that is too old."""
+
+from __future__ import annotations
+
+import shutil
+import socketserver
+import ssl
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+from channels import Broker, Reader, a_queue, listed, send
+from kombu.exceptions import VersionMismatch
+from plants import plant
+from proxy import Proxy, proxied
+from redis.exceptions import ConnectionError as RedisConnectionError
+from support import until
+
+from waooaw_celery.embedded import free_port, running, valkey
+from waooaw_celery.transport.scripts import PUBLISH
+
+TIMEOUTS = {"socket_timeout": 3.0, "socket_connect_timeout": 2.0}
+#: What an answer that got lost brought comes back soon.
+LOSING = TIMEOUTS | {"visibility_timeout": 2, "unacked_restore_interval": 0.5}
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    """A server of these tests' own."""
+    with valkey() as url:
+        yield url
+
+
+@pytest.fixture
+def proxy(url: str) -> Iterator[Proxy]:
+    """A proxy in front of it."""
+    with proxied(url) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def broker(url: str, proxy: Proxy) -> Iterator[Broker]:
+    """The server itself, for what is sent and looked at; closed before the proxy is."""
+    broker = Broker(url)
+    yield broker
+    broker.close()
+
+
+@pytest.mark.parametrize("pool", ["solo", "prefork"])
+def test_a_worker_notices_a_half_open_line(url: str, proxy: Proxy, tmp_path: Path, pool: str) -> None:
+    """An idle worker whose line goes dead without a word has another one before long, and loses nothing."""
+    with plant(url, tmp_path, transport_options=LOSING) as made:
+        made.start("-P", pool, env={"CELERY_BROKER_URL": address(proxy)})
+        for number in range(2):
+            made.send(number)
+            made.wait(number)
+            proxy.freeze()
+        frozen_at = time.monotonic()
+        made.send("after")
+        made.wait("after")
+        assert time.monotonic() - frozen_at < 10
+        until(lambda: (made.waiting(), made.held()) == ([], 0), "acknowledging")
+        assert set(made.labels()) == {0, 1, "after"}
+
+
+def test_a_line_that_goes_dead_under_load_loses_nothing(url: str, proxy: Proxy, tmp_path: Path) -> None:
+    """However often it happens while messages are handled, each is handled, and forgotten in the end."""
+    with plant(url, tmp_path, transport_options=LOSING) as made:
+        labels = list(range(60))
+        for label in labels:
+            made.send(label, 0.05)
+        made.start("-P", "threads", "-c", "2", env={"CELERY_BROKER_URL": address(proxy)})
+        for bound in (10, 30):
+            until(lambda bound=bound: len(set(made.labels())) > bound, "some of them")  # type: ignore[misc]
+            proxy.freeze()
+        until(lambda: set(made.labels()) == set(labels), "all of them")
+        until(lambda: (made.waiting(), made.held()) == ([], 0), "acknowledging")
+
+
+def test_a_reader_notices_a_half_open_line(broker: Broker, proxy: Proxy) -> None:
+    """So does a consumer without an event loop."""
+    queue = a_queue()
+    reader = Reader(broker.connect(url=address(proxy), **LOSING), queue, prefetch=1)
+    reader.drain(0.3)
+    proxy.freeze()
+    send(broker.connect(), queue, "after")
+    assert reader.take(1, 10) == ["after"]
+
+
+def test_what_a_lost_answer_brought_comes_back(broker: Broker, proxy: Proxy) -> None:
+    """A claim whose answer the line loses is as if its consumer had died: its messages are handed out again."""
+    queue = a_queue()
+    reader = Reader(broker.connect(url=address(proxy), **LOSING), queue, prefetch=3)
+    reader.drain(0.3)
+    proxy.lose_answer(b"EVALSHA")
+    send(broker.connect(), queue, *range(3))
+    with pytest.raises(RedisConnectionError):
+        reader.take(3)
+    assert proxy.lost.is_set()
+    assert (broker.held(), listed(broker, queue)) == (3, [])
+    assert sorted(reader.take(3)) == [0, 1, 2]
+    assert reader.redelivered == [True] * 3
+
+
+def test_a_publish_whose_answer_got_lost_is_repeated(broker: Broker, proxy: Proxy) -> None:
+    """Both copies arrive, and forgetting the one does not forget the other."""
+    queue, connection = a_queue(), broker.connect(url=address(proxy), **TIMEOUTS)
+    connection.ensure_connection()
+    proxy.lose_answer(PUBLISH.digest.encode())
+    send(connection, queue, "twice", retry=True, retry_policy={"max_retries": 2})
+    assert proxy.lost.is_set()
+    reader = Reader(broker.connect(), queue)
+    assert reader.take(2) == ["twice", "twice"]
+    reader.got[0].ack()
+    assert broker.held() == 1
+    reader.got[1].ack()
+    assert broker.held() == 0
+
+
+def test_a_slow_line_is_no_dead_one(broker: Broker, proxy: Proxy) -> None:
+    """With half a second for each round trip nothing is given up, and nothing is delivered twice."""
+    queue = a_queue()
+    send(broker.connect(), queue, *range(10))
+    proxy.delay(0.25)
+    reader = Reader(broker.connect(url=address(proxy), **LOSING | {"visibility_timeout": 6}), queue)
+    assert reader.take(10) == list(range(10))
+    for message in reader.got:
+        message.ack()
+    assert reader.drain(1.0) == list(range(10))
+    assert (broker.held(), listed(broker, queue)) == (0, [])
+
+
+@pytest.fixture(params=["terminated by a proxy", "a server with TLS"])
+def secure(request: pytest.FixtureRequest, url: str, tmp_path: Path) -> Iterator[tuple[str, str, str]]:
+    """A URL of a server that speaks TLS, one that does not, and the file with the authority that signed for it."""
+    authority, files = trustme.CA(), [tmp_path / name for name in ("authority", "certificate", "key")]
+    signed = authority.issue_cert("localhost", "127.0.0.1")
+    authority.cert_pem.write_to_path(str(files[0]))
+    signed.cert_chain_pems[0].write_to_path(str(files[1]))
+    signed.private_key_pem.write_to_path(str(files[2]))
+    with ExitStack() as stack:
+        if request.param == "a server with TLS":
+            plain, port = server_with_tls(stack, tmp_path, *map(str, files))
+        else:
+            context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            signed.configure_cert(context)
+            plain, port = url, stack.enter_context(proxied(url, context)).port
+        yield f"rediss://127.0.0.1:{port}/0", plain, str(files[0])
+
+
+def server_with_tls(stack: ExitStack, folder: Path, authority: str, certificate: str, key: str) -> tuple[str, int]:
+    """Run whatever server is installed here, if it can do TLS: that of the wheel cannot."""
+    program = shutil.which("valkey-server") or shutil.which("redis-server")
+    if program is None:
+        pytest.skip("neither valkey-server nor redis-server is installed")
+    path, port = folder / "s", free_port()
+    command = [program, "--port", "0", "--tls-port", str(port), "--unixsocket", str(path), "--dir", str(folder)]
+    command += ["--tls-cert-file", certificate, "--tls-key-file", key, "--tls-ca-cert-file", authority]
+    command += ["--tls-auth-clients", "no", "--save", "", "--bind", "127.0.0.1"]
+    log = folder / "log"
+    server = stack.enter_context(running(command, log=log))
+    until(lambda: path.exists() or server.poll() is not None, "the server")
+    if server.poll() is not None:
+        pytest.skip(f"{program} cannot do TLS: {log.read_text()[-200:]}")
+    return f"redis+socket://{path}", port
+
+
+@pytest.mark.parametrize("how", ["in the URL", "by a setting"])
+def test_messages_travel_over_tls(secure: tuple[str, str, str], how: str) -> None:
+    """Publishing, batches, claims and acknowledgements go over a connection that is verified."""
+    address, plain, authority = secure
+    options: dict[str, Any] = {}
+    if how == "in the URL":
+        address += f"?ssl_cert_reqs=required&ssl_ca_certs={authority}"
+    else:
+        options = {"ssl": {"ssl_cert_reqs": ssl.CERT_REQUIRED, "ssl_ca_certs": authority}}
+    broker, queue = Broker(plain), a_queue()
+    with closing(broker):
+        sender = broker.connect(url=address, tls=options.get("ssl"))
+        send(sender, queue, "one by one")
+        with sender.channel() as channel:
+            producer = sender.Producer(channel)
+            with producer.batch(max_size=10):
+                producer.publish("together", routing_key=queue.name, exchange="")
+        reader = Reader(broker.connect(url=address, tls=options.get("ssl")), queue, prefetch=1)
+        for number in range(2):
+            reader.take(number + 1)
+            reader.got[number].ack()
+        assert reader.bodies == ["one by one", "together"]
+        send(sender, queue, "after a bell")
+        assert reader.take(3)[-1] == "after a bell"
+        reader.got[2].ack()
+        assert (broker.held(), listed(broker, queue)) == (0, [])
+
+
+def test_a_server_that_nobody_vouches_for_is_not_spoken_to(secure: tuple[str, str, str]) -> None:
+    """With a certificate of an unknown authority there is no connection, and a sentence that says why."""
+    address, plain, _ = secure
+    broker = Broker(plain)
+    with closing(broker), pytest.raises(RedisConnectionError, match="CERTIFICATE_VERIFY_FAILED"):
+        send(broker.connect(url=f"{address}?ssl_cert_reqs=required"), a_queue(), "secret")
+
+
+def test_a_worker_works_over_tls(secure: tuple[str, str, str], tmp_path: Path) -> None:
+    """A worker consumes over TLS, is woken by bells, and answers remote control."""
+    address, plain, authority = secure
+    with plant(plain, tmp_path, transport_options=TIMEOUTS) as made:
+        secured = f"{address}?ssl_cert_reqs=required&ssl_ca_certs={authority}"
+        made.start(env={"CELERY_BROKER_URL": secured})
+        for number in range(20):
+            made.send(number)
+        made.wait(19)
+        assert made.labels() == list(range(20))
+        until(lambda: made.held() == 0, "acknowledging")
+
+
+class OldServer(socketserver.StreamRequestHandler):
+    """A server of a time before scripts could begin with ``#!lua``."""
+
+    def handle(self) -> None:
+        """Answer as Redis 6 does."""
+        while line := self.rfile.readline():
+            parts = []
+            for _ in range(int(line[1:])):
+                size = int(self.rfile.readline()[1:])
+                parts.append(self.rfile.read(size + 2)[:-2].upper())
+            self.wfile.write(self._answer(parts))
+
+    @staticmethod
+    def _answer(parts: list[bytes]) -> bytes:
+        if parts[0] == b"HELLO":
+            return b"%2\r\n+version\r\n+6.2.14\r\n+proto\r\n:3\r\n"
+        if parts[0] == b"SCRIPT":
+            return b"-ERR Error compiling script (new function): user_script:1: unexpected symbol near '#'\r\n"
+        return b"+PONG\r\n" if parts[0] == b"PING" else b"+OK\r\n"
+
+
+@pytest.fixture
+def old_server() -> Iterator[str]:
+    """URL of such a server."""
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), OldServer) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"redis://127.0.0.1:{server.server_address[1]}/0"
+        server.shutdown()
+
+
+def test_an_old_server_is_refused_with_what_to_do(old_server: str) -> None:
+    """Whoever connects is told which server is needed, or what to set, and no connection is left open."""
+    broker = Broker(old_server)
+    connection = broker.connect()
+    with pytest.raises(VersionMismatch, match=r"Redis 7.*waooaw_redis_transport='kombu'"):
+        connection.ensure_connection()
+    assert not connection.transport.channels
+    assert not connection.transport._avail_channels
+    broker.close()
+
+
+def address(proxy: Proxy) -> str:
+    """Return the URL of a server behind a proxy."""
+    return f"redis://127.0.0.1:{proxy.port}/0"
