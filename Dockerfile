@@ -2,7 +2,7 @@
 FROM python:3.12-slim AS build
 WORKDIR /src
 RUN python -m venv /venv
-COPY pyproject.toml setup.cfg README.md LICENSE beat_schedule.py ./
+COPY pyproject.toml setup.cfg README.md LICENSE beat_schedule.py waooaw_formats.py ./
 COPY waooaw_celery/ waooaw_celery/
 COPY workers/ workers/
 RUN /venv/bin/pip install --no-cache-dir ".[flower]"

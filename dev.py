@@ -20,9 +20,9 @@ PYTHON = VENV / "bin" / "python"
 #: What each command needs installed: extras of the project, and dependency groups of pyproject.toml.
 NEEDS = {
     "demo": ("embedded", ()),
-    "test": ("embedded,flower", ("test",)),
-    "lint": ("embedded,flower", ("test", "lint")),
-    "bench": ("embedded", ("peers",)),
+    "test": ("embedded,flower,protobuf,zstd,crypto", ("test",)),
+    "lint": ("embedded,flower,protobuf,zstd,crypto", ("test", "lint")),
+    "bench": ("embedded,protobuf,zstd", ("peers",)),
     "faults": ("embedded", ()),
 }
 
@@ -60,7 +60,7 @@ def lint(arguments: list[str]) -> int:
 
 def bench(arguments: list[str]) -> int:
     """Run one benchmark, such as `bench sending --rounds 7`, or all of them."""
-    names = arguments[:1] or ["sending", "handling", "asking", "transport", "questions", "limits"]
+    names = arguments[:1] or ["sending", "handling", "asking", "transport", "questions", "limits", "wire"]
     return max([run([str(PYTHON), "-m", f"benchmarks.{name}", *arguments[1:]]) for name in names])
 
 

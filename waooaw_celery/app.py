@@ -19,6 +19,7 @@ from waooaw_celery.handover import HIDDEN, HandOver, address, envelope_headers
 from waooaw_celery.limits.turn import Wait
 from waooaw_celery.message import Message, MessageStatus, MessageType, Priority
 from waooaw_celery.routing import HandlerName, broker_priority, takes_message
+from waooaw_celery.wire.packing import Packed
 from waooaw_celery.wiring import WiredCelery
 from waooaw_celery.worker.task import current_message, current_task, goes_on
 
@@ -61,7 +62,7 @@ class AgentApp(WiredCelery):
 
         Raises:
             RateLimitExceeded: the sender has sent as much as it may for now.
-            InvalidMessage: an argument is no JSON value, or an option breaks a rule.
+            InvalidMessage: an argument cannot travel or is too large, or an option breaks a rule.
             UnknownSender: no agent is speaking.
             UnknownAgent: nobody ever declared the recipient; NoHandler, UnknownMethod: it does not handle this.
             BrokerUnavailable: the broker refused or did not answer; whether it has the message is not known.
@@ -74,11 +75,11 @@ class AgentApp(WiredCelery):
         if target is None:
             return self._send_ordinary(name, args, kwargs, options)
         if options.get("retries"):
-            return self._publish(
-                target, self._retried_message(target, args, kwargs, options), args, kwargs, options
-            )
+            message = self._retried_message(target, args, kwargs, options)
+            return self._publish(target, message, args, kwargs, options)
         message = self._new_message(target, args, kwargs, options, message)
         self.registry.check_handler(target)
+        self.packer.check((args or (), kwargs or {}), *self._written_as(target, message, options))
         self._admit([message], wait)
         self._record([(target, message)])
         result = self._publish(target, message, args, kwargs, options)
@@ -101,36 +102,43 @@ class AgentApp(WiredCelery):
             batch: complete messages, whose handlers and times were checked.
             call: how the answers of requests are to come; None for one-way messages.
             wait: seconds for which a sender at its limit waits for its turn.
-            record: the event that the messages tell their subscribers of, who may be none; it counts as one message.
+            record: the event that the messages tell subscribers of, who may be none; it counts as one message.
 
         Raises:
             RateLimitExceeded: a sender has sent as much as it may for now; nothing was published.
-            InvalidMessage: one was sent already.
+            InvalidMessage: one cannot be written in its format or breaks a cap, and nothing was published; or one
+                was sent already.
             StoreUnavailable: they could not be written down.
             BrokerUnavailable: the broker failed.
                 The ``message_ids`` of all three are those that it has confirmed.
         """
+        if not batch and record is None:
+            return
+        hand_over = HandOver(self, self.driver, call, self.answers.reply_to if call is not None else None)
+        bodies = hand_over.pack(batch) if batch else []
         told = [message for _, message in batch if message.event is None or not message.event.replay]
         self._admit(told if record is None else [record], wait)
-        if not batch and record is not None:
+        if not batch:
             self._begin_record([], record)()
         for start in range(0, len(batch), MAX_BATCH):
+            part = slice(start, start + MAX_BATCH)
             try:
-                self._send_batch(batch[start : start + MAX_BATCH], call, None if start else record)
+                self._send_batch(hand_over, batch[part], bodies[part], None if start else record)
             except WaooawError as error:
                 error.message_ids = (*(message.message_id for _, message in batch[:start]), *error.message_ids)
                 raise
 
     def _send_batch(
-        self, batch: Sequence[tuple[HandlerName, Message]], call: Call | None, record: Message | None
+        self,
+        hand_over: HandOver,
+        batch: Sequence[tuple[HandlerName, Message]],
+        bodies: Sequence[Packed],
+        record: Message | None,
     ) -> None:
         published: list[Message] = []
-        reply_to = self.answers.reply_to if call is not None else None
         try:
             with self.producer_or_acquire() as producer:
-                note = self._publish_messages(
-                    HandOver(self, self.driver, producer, call, reply_to), batch, published, record
-                )
+                note = self._publish_messages(producer, hand_over, batch, bodies, published, record)
         except (OperationalError, AMQPError, BatchPublishError) as error:
             self._note_sent(published)
             missing = [message for _, message in batch[len(published) :]]
@@ -209,6 +217,16 @@ class AgentApp(WiredCelery):
             logger.warning("retry of %s: %s", options["task_id"], error, extra={"action": "retry_too_late"})
         return message_of_retry(target, args, kwargs, options)
 
+    def _written_as(
+        self, target: HandlerName, message: Message, options: Mapping[str, Any]
+    ) -> tuple[str, str | None]:
+        """Return the format and the codec of a message that is published with these options."""
+        said = options.get("serializer")
+        if said == self.conf.task_serializer:  # Celery says it for every task that does not say another
+            said = None
+        compression = message.compression or options.get("compression")
+        return self.written_as(target.agent, message.serializer or said, compression)
+
     def _check_delay(self, target: HandlerName, options: Mapping[str, Any]) -> None:
         due = options.get("countdown") or options.get("eta")
         visible = self.visibility_timeout if due else None
@@ -251,7 +269,10 @@ class AgentApp(WiredCelery):
         expires_at = (
             moment(options.get("expires"), self.timezone) if options.get("retries") else message.expires_at
         )
+        serializer, compression = self._written_as(target, message, options)
         options |= {
+            "serializer": serializer,
+            "compression": compression,
             "task_id": message.message_id,
             "root_id": message.conversation_id,
             "parent_id": message.causation_id,
@@ -285,10 +306,12 @@ class AgentApp(WiredCelery):
 
     def _publish_messages(
         self,
+        producer: Any,
         hand_over: HandOver,
         batch: Sequence[tuple[HandlerName, Message]],
+        bodies: Sequence[Packed],
         published: list[Message],
-        record: Message | None = None,
+        record: Message | None,
     ) -> Callable[[], None] | None:
         """Have messages written down and made ready at the same time, and hand them over when they are written.
 
@@ -303,8 +326,8 @@ class AgentApp(WiredCelery):
             self._check_new(batch, written())
 
         try:
-            hand_over.declare(dict.fromkeys(target.agent for target, _ in batch))
-            if hand_over.all_or_none(batch, when_ready):
+            hand_over.declare(producer, batch)
+            if hand_over.all_or_none(producer, batch, bodies, when_ready):
                 published.extend(message for _, message in batch)
                 return notes[0]
         except BatchPublishError as error:
@@ -315,7 +338,7 @@ class AgentApp(WiredCelery):
             new = written()  # nothing is left on its way
         self._check_new(batch, new)
         for target, message in batch:
-            hand_over.one(target, message)
+            hand_over.one(producer, target, message)
             published.append(message)
         return None
 

@@ -4,6 +4,8 @@
     * ConfigurationError        a setting is missing, misspelt or impossible
     * InvalidMessage            a message or an argument breaks a rule
         * SchemaViolation       an event breaks the schema of its topic
+        * Unwritable            it cannot be written in its format, or is larger than what is accepted
+    * Unreadable                what arrived cannot be read, or is larger than what is accepted
     * UnknownSender             no agent is speaking
     * UnknownAgent              nobody ever declared the recipient
         * NoHandler             the recipient has no handler for this type of message
@@ -32,7 +34,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from kombu.exceptions import OperationalError
+from kombu.exceptions import DecodeError, EncodeError, OperationalError
 
 
 class WaooawError(Exception):
@@ -75,6 +77,20 @@ class SchemaViolation(InvalidMessage):
 
     def __reduce__(self) -> tuple[type[SchemaViolation], tuple[str, str, str, str]]:
         return SchemaViolation, (self.topic, self.version, self.path, self.problem)
+
+
+class Unwritable(InvalidMessage, EncodeError):
+    """A value cannot be written in its format, or is larger than what is accepted.
+
+    Also a kombu ``EncodeError``: Celery makes the failure of its task of an answer that cannot be written.
+    """
+
+
+class Unreadable(WaooawError, DecodeError):
+    """What arrived cannot be read, or is larger than what is accepted; the sentence says why.
+
+    Also a kombu ``DecodeError``.
+    """
 
 
 class UnknownSender(WaooawError, LookupError):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
-from celery import Celery, signals
+from celery import signals
 from celery.utils.nodenames import anon_nodename
 
 from waooaw_celery.calls import CALL_HEADER, Call
@@ -15,31 +15,26 @@ from waooaw_celery.message import ENVELOPE_HEADER, Message
 from waooaw_celery.routing import HandlerName, agent_queue, broker_priority, takes_message
 from waooaw_celery.transport.channel import Channel
 from waooaw_celery.values import JSON
+from waooaw_celery.wire.packing import Packed
 
 #: What Celery, its logs and Flower show in place of the arguments, which may be confidential.
 HIDDEN = "…"
 
 Batch = Sequence[tuple[HandlerName, Message]]
 
-# A payload was copied when its message was made, and cannot contain itself.
-_encode = json.JSONEncoder(check_circular=False).encode
-
 
 class HandOver:
-    """Hands messages to one producer's broker, without what Celery does anew for each single task.
+    """Hands messages to the broker, without what Celery does anew for each single task.
 
     Args:
-        app: the application whose settings count.
+        app: the application, an AgentApp, whose settings count.
         driver: Kombu's name for the kind of broker.
-        producer: over which it hands over.
         call: how the answers of requests are to come; None for one-way messages.
         reply_to: where a result backend that sends answers is to send them.
     """
 
-    def __init__(
-        self, app: Celery, driver: str, producer: Any, call: Call | None = None, reply_to: str | None = None
-    ) -> None:
-        self._app, self._driver, self._producer = app, driver, producer
+    def __init__(self, app: Any, driver: str, call: Call | None = None, reply_to: str | None = None) -> None:
+        self._app, self._driver = app, driver
         self._call = {CALL_HEADER: call.to_header()} if call is not None else {}
         # The result is what a request waits for; nothing else needs it.
         self._kept = call is not None and call.on_reply is None
@@ -47,48 +42,73 @@ class HandOver:
         # Looked up once, and not for each message: Celery's settings are many mappings.
         self._events = app.conf.task_send_sent_event
         self._origin = anon_nodename()
+        self._written_as = lru_cache(maxsize=None)(app.written_as)
 
-    def declare(self, agents: Iterable[str]) -> None:
-        """Make sure that these agents' queues are there."""
-        for agent in agents:
-            self._producer.maybe_declare(
-                agent_queue(agent), retry=True, **self._app.conf.task_publish_retry_policy
+    def pack(self, batch: Batch) -> list[Packed]:
+        """Write the bodies of a batch, before anything is done about it.
+
+        Raises:
+            Unwritable: one cannot be written in its format, or breaks a cap.
+            ConfigurationError: there is no such format or codec.
+        """
+        pack, written_as, embed = self._app.packer.pack, self._written_as, self._task(*batch[0])[2][2]
+        return [
+            pack(
+                (*_arguments(target, message), embed),
+                *written_as(target.agent, message.serializer, message.compression),
+                of_message=True,
             )
+            for target, message in batch
+        ]
 
-    def all_or_none(self, batch: Batch, last_check: Callable[[], object]) -> bool:
+    def declare(self, producer: Any, batch: Batch) -> None:
+        """Make sure that the queues of all recipients are there."""
+        policy = self._app.conf.task_publish_retry_policy
+        for agent in dict.fromkeys(target.agent for target, _ in batch):
+            producer.maybe_declare(agent_queue(agent), retry=True, **policy)
+
+    def all_or_none(
+        self, producer: Any, batch: Batch, bodies: Sequence[Packed], last_check: Callable[[], object]
+    ) -> bool:
         """Hand over a batch with as few commands as it takes, or return False when this broker takes no batches.
 
         Args:
+            producer: over which to hand them over.
             batch: the messages.
+            bodies: theirs, as ``pack`` wrote them.
             last_check: called when they are ready; when it raises, nothing is handed over.
 
         Raises:
             BatchPublishError: whether the broker has them is not known.
         """
-        if not self._producer.supports_batch_publish:
+        if not producer.supports_batch_publish:
             return False
-        if self._knows_the_way():
-            self._directly(batch, last_check)
+        if self._knows_the_way(producer):
+            self._directly(producer.channel, batch, bodies, last_check)
             return True
         # A batch of this size hands nothing over before its end, and nothing at all when something fails.
-        with self._producer.batch(len(batch) + 1):
+        with producer.batch(len(batch) + 1):
             for target, message in batch:
-                self.one(target, message, retry=False)
+                self.one(producer, target, message, retry=False)
             last_check()
         return True
 
-    def one(self, target: HandlerName, message: Message, retry: bool | None = None) -> None:
+    def one(self, producer: Any, target: HandlerName, message: Message, retry: bool | None = None) -> None:
         """Hand over one message.
 
         Args:
+            producer: over which to hand it over.
             target: the handler that it is for.
             message: the message.
             retry: whether to try again when a connection is lost; None: as Celery's settings say.
         """
+        serializer, compression = self._written_as(target.agent, message.serializer, message.compression)
         self._app.amqp.send_task_message(
-            self._producer,
+            producer,
             str(target),
             self._task(target, message),
+            serializer=serializer,
+            compression=compression,
             headers={**envelope_headers(message, message.expires_at), **self._call},
             declare=[],
             retry=retry,
@@ -110,26 +130,24 @@ class HandOver:
             origin=self._origin,
         )
 
-    def _knows_the_way(self) -> bool:
+    def _knows_the_way(self, producer: Any) -> bool:
         """Whether nobody would notice that the messages do not pass through Celery and Kombu one by one."""
         listened = (signals.before_task_publish, signals.after_task_publish, signals.task_sent)
-        conf = self._app.conf
         return (
-            isinstance(self._producer.channel, Channel)
+            isinstance(producer.channel, Channel)
             and not any(signal.receivers for signal in listened)
             and not self._events
-            and conf.task_protocol == 2
-            and conf.task_serializer == "json"
-            and not conf.task_compression
+            and self._app.conf.task_protocol == 2
         )
 
-    def _directly(self, batch: Batch, last_check: Callable[[], object]) -> None:
+    def _directly(
+        self, channel: Channel, batch: Batch, bodies: Sequence[Packed], last_check: Callable[[], object]
+    ) -> None:
         """Hand over messages that differ from the first in no more than what is theirs."""
-        channel = self._producer.channel
-        headers, properties, (_, _, embed), _ = self._task(*batch[0])
+        headers, properties, *_ = self._task(*batch[0])
         commands = channel.create_publish_batch(len(batch) + 1)
         try:
-            for target, message in batch:
+            for (target, message), body in zip(batch, bodies, strict=True):
                 theirs = {
                     "task": str(target),
                     "id": message.message_id,
@@ -138,12 +156,14 @@ class HandOver:
                     **envelope_headers(message, message.expires_at),
                     **self._call,
                 }
+                if body.codec is not None:
+                    theirs["compression"] = body.codec
                 queue = agent_queue(target.agent)
                 said = channel.prepare_message(
-                    _encode((*_arguments(target, message), embed)),
+                    body.body,
                     broker_priority(message.priority, self._driver),
-                    "application/json",
-                    "utf-8",
+                    body.content_type,
+                    body.content_encoding,
                     {**headers, **theirs},
                     {**properties, "correlation_id": message.message_id, "delivery_mode": 2},
                 )

@@ -37,6 +37,8 @@ class MessageType(StrEnum):
 
 #: The names of the types, which are also the names of their handlers.
 TYPE_NAMES = frozenset(member.value for member in MessageType)
+#: What a message says of how it travels.
+_CHOICES = ("serializer", "compression")
 #: The types that one agent sends to another; an EVENT is published, a RESPONSE is a handler's return value.
 SENDABLE = (MessageType.COMMAND, MessageType.QUERY, MessageType.ACK)
 
@@ -135,7 +137,7 @@ class Message:
         from_agent: name of the sender.
         to_agent: name of the recipient.
         message_type: COMMAND, QUERY or ACK for ``send``.
-        payload: what is said, any JSON value. A copy is kept: changing the original changes nothing here.
+        payload: what is said, any value that can travel. A copy is kept: changing the original changes nothing.
         priority: URGENT and HIGH overtake NORMAL and LOW.
         ttl_seconds: after this many seconds a message that no worker has begun is never handled; None: never.
         message_id: unique; also the id of the Celery task.
@@ -144,6 +146,8 @@ class Message:
         causation_id: id of the message whose handler sent this one; None outside of handlers.
         retention: how long the ledger keeps it; None: the setting ``waooaw_retention``, when it is sent.
         sent_at: aware UTC time.
+        serializer: in which format it travels; None: as the settings say.
+        compression: with which codec, ``auto`` or ``none``; None: as the settings say.
         event: of an EVENT, what all messages of the event share; None for every other message.
 
     Raises:
@@ -162,6 +166,8 @@ class Message:
     causation_id: str | None = None
     retention: RetentionPolicy | None = None
     sent_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    serializer: str | None = None
+    compression: str | None = None
     event: EventAttributes | None = None
 
     def __post_init__(self) -> None:
@@ -178,6 +184,9 @@ class Message:
         for name in ("correlation_id", "conversation_id", "causation_id"):
             if getattr(self, name) is not None:
                 check_id(getattr(self, name), name)
+        for name in _CHOICES:
+            if getattr(self, name) is not None and not isinstance(getattr(self, name), str):
+                raise InvalidMessage(f"{name} must be a name or None, not {getattr(self, name)!r:.80}")
         if not isinstance(self.sent_at, datetime) or self.sent_at.tzinfo is None:
             raise InvalidMessage("sent_at must be an aware datetime, such as datetime.now(UTC)")
         if not _EARLIEST < self.sent_at < _LATEST:
@@ -222,7 +231,9 @@ class Message:
 
     def to_envelope(self) -> dict[str, JSON]:
         """Return what travels in the header ``waooaw``: the facts that Celery has no header of its own for."""
-        said: dict[str, JSON] = {
+        # How it travels is said when the sender chose it: a retry travels in the same way.
+        chosen = {name: getattr(self, name) for name in _CHOICES if getattr(self, name) is not None}
+        said: dict[str, JSON] = chosen | {
             "version": ENVELOPE_VERSION,
             "from": self.from_agent,
             "to": self.to_agent,
@@ -276,6 +287,7 @@ class Message:
             retention=envelope.get("retention"),
             sent_at=datetime.fromisoformat(sent_at) if sent_at else datetime.now(UTC),
             event=EventAttributes.from_envelope(envelope.get("event")),
+            **{name: envelope[name] for name in _CHOICES if name in envelope},
         )
 
 

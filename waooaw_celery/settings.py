@@ -15,11 +15,14 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from waooaw_celery.errors import ConfigurationError
 from waooaw_celery.message import RetentionPolicy
 from waooaw_celery.values import check_agent_name
+from waooaw_celery.wire.caps import MIB
 
 PREFIX = "waooaw_"
 #: Variables with our prefix that are no settings of an app: the app of the command line, and the tests' servers.
 _OTHER_VARIABLES = ("WAOOAW_APP", "WAOOAW_TEST_")
 
+#: What is never shown.
+_SECRETS = frozenset({"encryption_keys"})
 #: Kubernetes sets such variables for every service, and one may be called waooaw-something.
 _KUBERNETES = re.compile(r"_(SERVICE_HOST|SERVICE_PORT|PORT)(_|$)")
 
@@ -37,6 +40,12 @@ def _json(value: object) -> object:
         return json.loads(value)
     except ValueError as error:
         raise ValueError(f'it is written as JSON, such as {{"worker-1": "10/second"}} ({error})') from error
+
+
+def _pairs(value: object) -> object:
+    """Read ``a=b, c=d`` from the environment as a mapping."""
+    names = _split(value)
+    return dict(name.partition("=")[::2] for name in names) if isinstance(value, str) else names  # type: ignore[attr-defined]
 
 
 def _crontab(value: str) -> str:
@@ -68,6 +77,7 @@ class RateLimitStorage(StrEnum):
 
 
 AgentName = Annotated[str, AfterValidator(check_agent_name)]
+Positive = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -125,6 +135,23 @@ class WaooawSettings(BaseModel):
     rate_limit_storage: RateLimitStorage = RateLimitStorage.REDIS
     #: Let messages pass when their limit cannot be checked, instead of refusing them.
     rate_limit_fail_open: bool = False
+    #: Bodies of more bytes than this are packed when that makes them a tenth smaller.
+    compress_above: Annotated[int, Field(ge=0)] = 1024
+    #: Format and codec of what is sent to an agent, where it is not the application's ``task_serializer`` and
+    #: ``task_compression``; ``agent=msgpack, other=json`` in the environment.
+    agent_serializers: Annotated[dict[str, str], BeforeValidator(_pairs)] = Field(default_factory=dict)
+    agent_compressions: Annotated[dict[str, str], BeforeValidator(_pairs)] = Field(default_factory=dict)
+    #: Codecs that are unpacked; what is packed with another cannot be read.
+    accept_codecs: Annotated[tuple[str, ...], BeforeValidator(_split)] = ("zlib", "real-gzip", "zstd")
+    #: Keys of the codec ``aes-gcm``, each ``id=KEY`` with 32 bytes in base64; the first encrypts, all decrypt.
+    encryption_keys: Annotated[tuple[str, ...], BeforeValidator(_split)] = ()
+    #: Largest body as it travels, largest body unpacked, largest headers; in bytes.
+    max_body_bytes: Positive = 16 * MIB
+    max_expanded_bytes: Positive = 16 * MIB
+    max_header_bytes: Positive = 64 * 1024
+    #: Deepest nesting of a body, of which three levels are Celery's, and most values in it.
+    max_depth: Annotated[int, Field(ge=8, le=90)] = 80
+    max_nodes: Positive = 250_000
     #: Accept a broker that does not order messages by priority.
     allow_unordered: bool = False
 
@@ -179,7 +206,8 @@ def _sentence(error: ValidationError, from_environment: set[str]) -> str:
     first = error.errors()[0]
     name = str(first["loc"][0])
     shown = f"WAOOAW_{name.upper()}" if name in from_environment else f"{PREFIX}{name}"
-    return f"{shown}: {first['msg'].removeprefix('Value error, ')} (it is {first['input']!r:.80})"
+    value = "a secret" if name in _SECRETS else f"{first['input']!r:.80}"
+    return f"{shown}: {first['msg'].removeprefix('Value error, ')} (it is {value})"
 
 
 #: Celery's settings that every app starts from; a project's own configuration overrides each of them.
@@ -193,12 +221,14 @@ CELERY_DEFAULTS: dict[str, Any] = {
     "task_acks_on_timeout": True,
     # With more than one message fetched ahead, an URGENT one would wait behind LOW ones already fetched.
     "worker_prefetch_multiplier": 1,
-    # Only JSON: pickle would let whoever writes to a queue run code.
+    # JSON is written; what carries data only is read. Pickle would let whoever writes to a queue run code.
     "task_serializer": "json",
     "result_serializer": "json",
     "event_serializer": "json",
-    "accept_content": ["json"],
-    "result_accept_content": ["json"],
+    "accept_content": ["json", "msgpack", "protobuf"],
+    "result_accept_content": ["json", "msgpack", "protobuf"],
+    # What cannot be read is told to the ledger, and not to the log only.
+    "worker_consumer": "waooaw_celery.worker.consumer:AgentConsumer",
     # Answers are kept an hour for callers that fetch them late.
     "result_expires": 3600,
     # Bounded waiting: Celery's own defaults retry a dead result backend for 20 s, and wait for ever for a pool.

@@ -1,19 +1,28 @@
-"""The rules for what is put into a message: names, ids, times to live, JSON."""
+"""The rules for what is put into a message: names, ids, times to live, values."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import fields, is_dataclass
+from datetime import date, datetime, time
+from decimal import Decimal
+from enum import Enum
 from typing import Any, TypeAlias
+from uuid import UUID
+
+from kombu.utils import json as kombu_json
+from pydantic import BaseModel
 
 from waooaw_celery.errors import InvalidMessage
 
-#: A value that JSON can carry: None, bool, int, finite float, str, list, or a dict with str keys.
+#: A value that can travel: None, bool, int, finite float, str, list, or a dict with str keys, as JSON has them,
+#: and datetime, date, time, UUID, Decimal and bytes, which every format here brings back as what they were.
 JSON: TypeAlias = Any
 
-#: Deepest nesting of a payload, in containers: far above real payloads, far below Python's recursion limit.
-MAX_DEPTH = 100
+#: Deepest nesting of a payload, in containers: far above real payloads, and what every format can carry.
+MAX_DEPTH = 64
 
 #: Longest integer, in bits: Python reads no more than 4300 digits of one.
 MAX_BITS = 4096
@@ -85,10 +94,18 @@ def check_ttl(seconds: object) -> None:
 
 #: Types whose values need no look: most of what payloads are made of.
 _PLAIN = frozenset({str, bool, type(None)})
+#: Values that no format has, and all bring back.
+_TAGGED = (datetime, date, time, UUID, Decimal, bytes)
+#: How Kombu's JSON writes a value that JSON lacks; every program that uses Kombu reads it.
+_TYPE, _VALUE = "__type__", "__value__"
+_kombu = kombu_json.JSONEncoder()
 
 
 def json_copy(value: object, where: str, depth: int = 0) -> JSON:
-    """Return a deep copy of a JSON value; tuples become lists.
+    """Return a deep copy of a value that can travel.
+
+    Tuples become lists, an enum's member its value, a dataclass and a pydantic model a dict of its fields: a
+    receiver has none of the sender's classes.
 
     Args:
         value: what to copy.
@@ -96,8 +113,10 @@ def json_copy(value: object, where: str, depth: int = 0) -> JSON:
         depth: how many containers are around it.
 
     Raises:
-        InvalidMessage: a part is no JSON value; the sentence gives its path and what to use instead.
+        InvalidMessage: a part cannot travel; the sentence gives its path and what to use instead.
     """
+    if isinstance(value, Enum):
+        value = value.value
     if value is None or isinstance(value, bool | str):
         return value
     if isinstance(value, int):
@@ -117,14 +136,88 @@ def json_copy(value: object, where: str, depth: int = 0) -> JSON:
         ]
     if isinstance(value, Mapping):
         return _json_dict(value, where, depth)
+    if isinstance(value, _TAGGED):
+        return value
+    named = _fields(value)
+    if named is not None:
+        return _json_dict(named, where, depth)
     raise InvalidMessage(
-        f"{where} is a {type(value).__name__}, which is no JSON value: "
-        "use None, bool, int, float, str, list or dict (a datetime as .isoformat(), an enum as .value)"
+        f"{where} is a {type(value).__name__}, which cannot travel: use None, bool, int, float, str, list, dict, "
+        "datetime, date, time, UUID, Decimal, bytes, or an enum, a dataclass or a pydantic model made of these"
     )
 
 
+def tagged(value: object) -> JSON:
+    """Return what stands for a value that a format lacks: for encoders, which call it for what they do not know.
+
+    What JSON lacks is written as Kombu's own JSON writes it, ``{"__type__": …, "__value__": …}``, so that any
+    program that uses Kombu reads it; so are types that were registered with ``kombu.utils.json.register_type``.
+
+    Raises:
+        TypeError: the value cannot travel.
+    """
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, int):  # that the format has no room for
+        return {_TYPE: "int", _VALUE: str(value)}
+    named = _fields(value)
+    return _kombu.default(value) if named is None else named
+
+
+def untagged(found: dict[str, Any]) -> Any:
+    """Return the value that a decoded mapping stands for, or the mapping itself.
+
+    Raises:
+        ValueError, TypeError, …: it stands for something that cannot be, or of a type that nobody registered.
+    """
+    if len(found) != 2 or _TYPE not in found or _VALUE not in found:
+        return found
+    if found[_TYPE] == "int":
+        if not isinstance(found[_VALUE], str):
+            raise TypeError(f"a tagged int is {found[_VALUE]!r:.80}")
+        return int(found[_VALUE])
+    return kombu_json.object_hook(found)
+
+
+def mapping(pairs: list[tuple[str, Any]]) -> Any:
+    """Return the mapping of decoded pairs, or the value that it stands for: for decoders, which call it for each.
+
+    Raises:
+        ValueError: a key is there twice; the rest as ``untagged``.
+    """
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a mapping has a key twice")
+    return untagged(found) if len(found) == 2 else found  # as many as a tag has
+
+
+def restored(value: JSON) -> JSON:
+    """Return a value that was read as bare JSON, with what stands for others put in place of the tags.
+
+    What nobody here can restore stays as it was written.
+    """
+    if isinstance(value, list):
+        return [item if type(item) in _PLAIN else restored(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    found = {key: item if type(item) in _PLAIN else restored(item) for key, item in value.items()}
+    try:
+        return untagged(found)
+    except (ValueError, TypeError, ArithmeticError, AttributeError):
+        return found
+
+
+def _fields(value: object) -> dict[str, Any] | None:
+    """Return the fields of a dataclass's or a model's instance by name; None for anything else."""
+    if isinstance(value, BaseModel):
+        return value.model_dump()
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: getattr(value, field.name) for field in fields(value)}
+    return None
+
+
 def _json_dict(value: Mapping[Any, Any], where: str, depth: int) -> dict[str, JSON]:
-    if "__type__" in value and "__value__" in value:
+    if _TYPE in value and _VALUE in value:
         # Kombu's JSON decoder takes this pair for a coded object; the receiver would lose the message.
         raise InvalidMessage(f"{where} has the keys '__type__' and '__value__' together: rename one")
     for key in value:

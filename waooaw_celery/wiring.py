@@ -14,7 +14,7 @@ from waooaw_celery.audit.engine import Database, database_url
 from waooaw_celery.audit.ledger import Ledger
 from waooaw_celery.audit.subscriptions import LedgerSubscriptions
 from waooaw_celery.audit.version import check_version
-from waooaw_celery.celery_setup import AgentAMQP, add_defaults, transport_options
+from waooaw_celery.celery_setup import AgentAMQP, add_defaults, make_packer, transport_options
 from waooaw_celery.errors import ConfigurationError
 from waooaw_celery.limits.gate import Gate
 from waooaw_celery.limits.grammar import configured_quota
@@ -29,6 +29,10 @@ from waooaw_celery.store import Client, connect, store_url
 from waooaw_celery.subscriptions import RedisSubscriptions, Subscription, Subscriptions
 from waooaw_celery.topics.schemas import Schemas
 from waooaw_celery.transport.letters import parked
+from waooaw_celery.wire.caps import Caps
+from waooaw_celery.wire.codecs import install_codecs
+from waooaw_celery.wire.formats import install_formats
+from waooaw_celery.wire.packing import Packer
 from waooaw_celery.worker import replies, signals
 from waooaw_celery.worker.cancels import Cancels
 from waooaw_celery.worker.control import HearCancels
@@ -54,6 +58,8 @@ class WiredCelery(Celery):
         self.capabilities: dict[str, tuple[str, ...]] = {}
         self.subscribed: list[Subscription] = []
         self.schemas = Schemas()
+        install_formats()
+        install_codecs()
         super().__init__(*args, **kwargs)
         self.on_after_configure.connect(add_defaults, weak=False)
         self.steps["worker"].add(Presence)
@@ -192,13 +198,29 @@ class WiredCelery(Celery):
         """The limit in the door, or None when nobody is limited."""
         return Gate(self.limiter, self.receipts) if self.settings.limited else None
 
+    @cached_property
+    def packer(self) -> Packer:
+        """What writes the bodies of messages and answers.
+
+        Raises:
+            ConfigurationError: there is no such codec, or an encryption key is none.
+        """
+        return make_packer(self.conf, self.settings)
+
+    @property
+    def _caps(self) -> Caps:
+        try:
+            return self.packer.caps
+        except ConfigurationError:  # Celery prints the broker before the worker's check says it
+            return Caps()
+
     def check(self) -> None:
         """Check at start-up what would otherwise fail at the first message.
 
         Raises:
             ConfigurationError: a setting is missing, misspelt or impossible.
         """
-        _ = self.settings, self.driver, self.receipts, self.gate
+        _ = self.settings, self.driver, self.receipts, self.gate, self.packer
         if self._database is not None:
             check_version(self._database)
             self.ledger.spool.check()
@@ -221,6 +243,25 @@ class WiredCelery(Celery):
         for part in ("registry", "subscriptions", "receipts", "limiter", "ledger", "_database"):
             if self.__dict__.get(part) is not None:  # made so far
                 getattr(self, part).close()
+
+    def written_as(
+        self, agent: str, serializer: str | None = None, compression: str | None = None
+    ) -> tuple[str, str | None]:
+        """Return the format and the codec of what is sent to an agent.
+
+        Args:
+            agent: the recipient.
+            serializer: what the message says, or None.
+            compression: what the message says, or None.
+
+        Returns:
+            What the message says, or else the setting for the agent, or else the application's.
+        """
+        settings = self.settings
+        return (
+            serializer or settings.agent_serializers.get(agent) or self.conf.task_serializer,
+            compression or settings.agent_compressions.get(agent) or self.conf.task_compression,
+        )
 
     def consumed_agents(self) -> tuple[str, ...]:
         """Return the agents of this application whose queues its worker consumes (``-Q`` may leave some out)."""
@@ -246,7 +287,7 @@ class WiredCelery(Celery):
     @property
     def transport_options(self) -> dict[str, Any]:
         """Options of the broker's transport: a project's own, and ours for what it does not say."""
-        return transport_options(self.conf, self.claims)
+        return transport_options(self.conf, self.claims, self._caps)
 
     def connection_for_read(self, url: str | None = None, **kwargs: Any) -> Any:
         """Return a connection for consuming, with our deadlines."""
@@ -258,7 +299,8 @@ class WiredCelery(Celery):
 
     def _with_options(self, url: str | None, kwargs: dict[str, Any]) -> dict[str, Any]:
         given = kwargs.get("transport_options") or {}
-        return {**kwargs, "transport_options": {**transport_options(self.conf, self.claims, url), **given}}
+        ours = transport_options(self.conf, self.claims, self._caps, url)
+        return {**kwargs, "transport_options": {**ours, **given}}
 
     @property
     def visibility_timeout(self) -> float | None:

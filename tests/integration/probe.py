@@ -105,6 +105,11 @@ def nap(seconds: float) -> float:
 
 
 @agent.method
+def grow(size: int) -> str:
+    return "x" * size
+
+
+@agent.method
 def sleep(seconds: float) -> None:
     time.sleep(seconds)
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import closing
+from datetime import UTC, datetime
 from typing import Any
+from uuid import UUID
 
 import pytest
 from celery import signals
@@ -44,21 +46,37 @@ def waiting(client: Any) -> list[dict[str, Any]]:
 
 
 def messages() -> list[Message]:
-    to = {"to_agent": TARGET.agent}
+    to: dict[str, Any] = {"to_agent": TARGET.agent}
     return [
         Message(from_agent="ann", payload={"n": [1, None, "ü"]}, priority=Priority.URGENT, **to),
         Message(from_agent="bob", payload="text", ttl_seconds=None, correlation_id="thread", **to),
         Message(from_agent="ann", payload=None, causation_id="c", conversation_id="d", **to),
+        Message(from_agent="ann", payload={"at": datetime(2026, 1, 1, tzinfo=UTC), "id": UUID(int=7)}, **to),
+        Message(from_agent="ann", payload=["said again and again"] * 100, **to),
+        Message(from_agent="ann", payload=["said again and again"] * 100, compression="none", **to),
+        Message(from_agent="ann", payload=["said again"] * 200, serializer="msgpack", compression="zstd", **to),
+        Message(from_agent="ann", payload={"n": b"\x00"}, serializer="protobuf", **to),
     ]
 
 
-def test_what_is_handed_over_directly_is_what_celery_makes(app: AgentApp, client: Any) -> None:
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"task_serializer": "msgpack", "task_compression": "none"},
+        {"waooaw_agent_serializers": {TARGET.agent: "protobuf"}, "waooaw_compress_above": 0},
+    ],
+)
+def test_what_is_handed_over_directly_is_what_celery_makes(
+    app: AgentApp, client: Any, settings: dict[str, Any]
+) -> None:
     """A batch on our transport leaves the same messages as one that passes Celery and Kombu one by one."""
+    app.conf.update(settings)
     batch = [(TARGET, app.complete(TARGET, message)) for message in messages()]
     with app.producer_or_acquire() as producer:
         hand_over = HandOver(app, app.driver, producer)
         assert hand_over._knows_the_way()
-        assert hand_over.all_or_none(batch, lambda: None)
+        assert hand_over.all_or_none(batch, hand_over.pack(batch), lambda: None)
         directly = waiting(client)
         for target, message in batch:
             hand_over.one(target, message)
@@ -81,11 +99,9 @@ def test_whoever_listens_to_celerys_signals_is_told(app: AgentApp, client: Any) 
     assert [message["headers"]["traceparent"] for message in waiting(client)] == ["00-1"] * len(messages())
 
 
-@pytest.mark.parametrize(
-    "setting", [{"task_send_sent_event": True}, {"task_serializer": "msgpack"}, {"task_compression": "zlib"}]
-)
+@pytest.mark.parametrize("setting", [{"task_send_sent_event": True}, {"task_protocol": 1}])
 def test_a_projects_own_settings_are_heeded(redis_url: str, setting: dict[str, Any]) -> None:
-    """Events, another format or compression: what Celery does with them it goes on doing."""
+    """Events, or the protocol of old: what Celery does with them it goes on doing."""
     with closing(create_app(broker_url=redis_url, **setting)) as app, app.producer_or_acquire() as producer:
         assert not HandOver(app, app.driver, producer)._knows_the_way()
 
@@ -96,6 +112,9 @@ def test_a_batch_that_must_not_go_leaves_nothing(app: AgentApp, client: Any) -> 
     def refuse() -> None:
         raise PermissionError("no")
 
-    with app.producer_or_acquire() as producer, pytest.raises(PermissionError):
-        HandOver(app, app.driver, producer).all_or_none([(TARGET, messages()[0])], refuse)
+    batch = [(TARGET, messages()[0])]
+    with app.producer_or_acquire() as producer:
+        hand_over = HandOver(app, app.driver, producer)
+        with pytest.raises(PermissionError):
+            hand_over.all_or_none(batch, hand_over.pack(batch), refuse)
     assert waiting(client) == []

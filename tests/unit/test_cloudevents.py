@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -108,6 +109,16 @@ def test_what_is_no_cloudevent_is_refused(event: Any, says: str) -> None:
     """One sentence says why."""
     with pytest.raises(InvalidMessage, match=says):
         from_cloudevent(event)
+
+
+def test_what_json_lacks_is_text_in_a_cloudevent() -> None:
+    """No digit of a Decimal is lost, and whoever reads it needs no package of ours."""
+    made = to_cloudevent(message({"at": datetime(2026, 1, 2, tzinfo=UTC), "total": Decimal("0.10"), "raw": b"a"}))
+    assert json.loads(json.dumps(made))["data"] == {
+        "at": "2026-01-02T00:00:00+00:00",
+        "total": "0.10",
+        "raw": "YQ==",
+    }
 
 
 def test_only_an_event_is_a_cloudevent() -> None:

@@ -15,7 +15,7 @@ PACKAGE = "waooaw_celery"
 
 #: The floors, from the top: a module imports from floors below its own, or from its own without a circle.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("workers", "beat_schedule"),
+    ("workers", "beat_schedule", "waooaw_formats"),
     ("__main__",),
     ("cli", "embedded"),
     ("agent", "aio"),
@@ -29,7 +29,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("audit", "limits"),
     ("subscriptions",),
     ("answers", "calls", "celery_setup", "envelope", "handover", "receipts", "registry", "routing", "store"),
-    ("message", "settings", "transport"),
+    ("message", "settings", "transport", "wire"),
     ("topics",),
     ("values", "offload"),
     ("errors",),
@@ -41,6 +41,7 @@ FACE = "__init__"
 def modules() -> dict[str, Path]:
     """Return every module of the package and of what stands above it, by dotted name."""
     files = [*(ROOT / PACKAGE).rglob("*.py"), *(ROOT / "workers").glob("*.py"), ROOT / "beat_schedule.py"]
+    files.append(ROOT / "waooaw_formats.py")
     return {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in files}
 
 

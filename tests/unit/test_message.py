@@ -100,12 +100,12 @@ def test_other_names_are_refused(name: Any) -> None:
 @pytest.mark.parametrize(
     ("payload", "sentence"),
     [
-        ({"a": {"b": [1, datetime(2026, 1, 1, tzinfo=UTC)]}}, r"payload\.a\.b\[1\] is a datetime.*isoformat"),
+        ({"a": {"b": [1, timedelta(1)]}}, r"payload\.a\.b\[1\] is a timedelta, which cannot travel"),
         ({"a": {1, 2}}, r"payload\.a is a set"),
         ({"a": float("nan")}, r"payload\.a is nan, which JSON does not have"),
         ([float("inf")], r"payload\[0\] is inf"),
         ({1: "a"}, r"payload has the key 1: the keys of a JSON object are strings"),
-        ({"x": b"bytes"}, r"payload\.x is a bytes"),
+        ({"x": bytearray(b"bytes")}, r"payload\.x is a bytearray"),
         ({"x": {"__type__": 1, "__value__": 2}}, r"payload\.x has the keys '__type__' and '__value__'"),
         (object(), "payload is a object"),
     ],
@@ -121,7 +121,7 @@ def test_a_payload_that_is_nested_too_deep_is_refused() -> None:
     payload: Any = []
     for _ in range(100_000):
         payload = [payload]
-    with pytest.raises(InvalidMessage, match="nested deeper than 100"):
+    with pytest.raises(InvalidMessage, match="nested deeper than 64"):
         message(payload=payload)
 
 

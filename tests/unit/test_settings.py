@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -28,7 +29,11 @@ def test_other_variables_are_not_settings() -> None:
     [
         ({"waooaw_ttl": 1}, {}, "unknown setting waooaw_ttl: did you mean waooaw_ttl_seconds?"),
         ({}, {"WAOOAW_SENDR": "x"}, r"unknown environment variable WAOOAW_SENDR: did you mean WAOOAW_SENDER\?"),
-        ({"waooaw_zzz": 1}, {}, "unknown setting waooaw_zzz: known are agents, allow_unordered"),
+        (
+            {"waooaw_zzz": 1},
+            {},
+            "unknown setting waooaw_zzz: known are accept_codecs, .*, agents, allow_unordered",
+        ),
         ({"waooaw_ttl_seconds": "soon"}, {}, "waooaw_ttl_seconds: .*number.*'soon'"),
         ({}, {"WAOOAW_REQUEST_TIMEOUT": "-1"}, "WAOOAW_REQUEST_TIMEOUT: .*greater than 0"),
         ({"waooaw_agents": ["ok", "Not Ok"]}, {}, "waooaw_agents: .*1 to 63 characters"),
@@ -133,3 +138,40 @@ def test_a_password_is_not_shown_in_an_error() -> None:
         app.check()
     assert "secret" not in str(caught.value)
     app.close()
+
+
+def test_a_mapping_is_read_from_the_environment() -> None:
+    """What is chosen for each agent is written as name=choice, with commas between."""
+    settings = WaooawSettings.read({}, environ={"WAOOAW_AGENT_SERIALIZERS": "worker-1=msgpack, legacy=json"})
+    assert settings.agent_serializers == {"worker-1": "msgpack", "legacy": "json"}
+    assert WaooawSettings.read({"waooaw_agent_compressions": {"a": "none"}}).agent_compressions == {"a": "none"}
+
+
+def test_a_secret_is_not_shown() -> None:
+    """A wrong value of a setting that holds keys is told without the value."""
+    with pytest.raises(ConfigurationError, match=r"waooaw_encryption_keys: .*it is a secret") as refused:
+        WaooawSettings.read({"waooaw_encryption_keys": {"2026": "c2VjcmV0"}}, environ={})
+    assert "c2Vj" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"waooaw_accept_codecs": ["zlib", "gzap"]}, "there is no codec 'gzap': choose one of"),
+        ({"waooaw_encryption_keys": ["id=AAAA"]}, "random bytes in base64; number 1 is not"),
+    ],
+)
+def test_what_cannot_be_read_or_written_is_told_at_start_up(settings: dict[str, Any], sentence: str) -> None:
+    """A codec that there is not, or a key that is none, ends the worker before it has begun."""
+    with closing(create_app(broker_url="redis://", **settings)) as app:
+        with pytest.raises(ConfigurationError, match=sentence):
+            app.check()
+        assert app.transport_options["max_nodes"] > 0  # Celery prints the broker first
+
+
+def test_the_protocol_of_old_may_be_told_to_pack_nothing() -> None:
+    """Where Kombu itself writes a body, this package's words for a choice are no codec's name."""
+    with closing(create_app(broker_url="memory://", waooaw_allow_unordered=True)) as app:
+        producer = app.amqp.Producer(None)
+        for word in ("none", "auto", None):
+            assert producer._prepare("x", "json", None, None, word, {})[0] == '"x"'

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any
+from uuid import UUID
 
 import pytest
 from hypothesis import given
@@ -132,6 +135,21 @@ def test_a_filter_chooses_by_the_payload(where: dict[str, Any], fits: bool) -> N
     assert Filter.of(where).fits(PAYLOAD) is fits
 
 
+def test_what_json_lacks_is_compared_as_its_text_or_number() -> None:
+    """A datetime as ISO 8601, a UUID as text, a Decimal exactly as a number."""
+    moment, id_ = datetime(2026, 1, 2, tzinfo=UTC), UUID(int=7)
+    payload = {"at": moment, "id": id_, "total": Decimal("0.1"), "raw": b"\x00", "many": [moment]}
+    where = {"at": {"gte": "2026-01-01"}, "id": id_, "total": {"gt": 0.05, "lt": Decimal("0.2")}, "many.0": moment}
+    assert Filter.of(where).fits(payload)
+    assert not Filter.of({"total": {"gt": 0.2}}).fits(payload)
+    json.dumps(Filter.of(where).where)
+    properties = {"at": {"format": "date-time", "type": "string"}, "total": {"type": "number", "maximum": 1}}
+    schema = Schemas().register("a.b", {"properties": properties})
+    schema.validate(payload)
+    with pytest.raises(SchemaViolation, match=r"\$\.total"):
+        schema.validate({"total": Decimal(2)})
+
+
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
@@ -158,7 +176,7 @@ def test_a_filter_never_raises(payload: Any) -> None:
         ({"a": {"exists": 1}}, "true or false"),
         ({"a": {"prefix": 1}}, "takes a text"),
         ({"a": {}}, "no condition"),
-        ({"a": {1}}, "set, which is no JSON value"),
+        ({"a": {1}}, "set, which cannot travel"),
     ],
 )
 def test_a_bad_filter_is_refused(where: Any, says: str) -> None:

@@ -10,14 +10,15 @@ from typing import Any, Literal
 
 from waooaw_celery.message import Message, RetentionPolicy
 from waooaw_celery.receipts import Event, Fact
-from waooaw_celery.values import JSON
+from waooaw_celery.values import JSON, tagged
 
 Kind = Literal["message", "fact", "stray", "refusal"]
 
 # Made once: ``json.dumps`` would make an encoder for each payload.
 _encode = json.JSONEncoder(check_circular=False).encode
-_readable = json.JSONEncoder(ensure_ascii=False, check_circular=False).encode
-_canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), check_circular=False).encode
+_readable = json.JSONEncoder(ensure_ascii=False, check_circular=False, default=tagged).encode
+_escaped = json.JSONEncoder(check_circular=False, default=tagged).encode
+_canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), check_circular=False, default=tagged).encode
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,10 +151,11 @@ def _message_row(message: Message, handler: str, retention: RetentionPolicy) -> 
 def payload_text(payload: JSON) -> str:
     """Return a payload as the JSON text that the ledger keeps: readable, so that it can be searched.
 
-    Halves of surrogate pairs, which no database takes, are written as JSON's escapes, and all else then too.
+    What JSON lacks is written as it travels. Halves of surrogate pairs, which no database takes, are written as
+    JSON's escapes, and all else then too.
     """
     text = _readable(payload)
-    return text if text.isascii() or _encodable(text) else json.dumps(payload)
+    return text if text.isascii() or _encodable(text) else _escaped(payload)
 
 
 def digest(payload: JSON) -> str:

@@ -14,6 +14,7 @@ from sqlalchemy import JSON, DateTime, Dialect, Index, String, Text, TypeDecorat
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from waooaw_celery.audit.entries import payload_text
+from waooaw_celery.values import restored
 
 
 class Moment(TypeDecorator[datetime]):
@@ -52,8 +53,8 @@ class Said(TypeDecorator[Any]):
         return payload_text(value) if dialect.name == "sqlite" else value
 
     def process_result_value(self, value: Any, dialect: Dialect) -> Any:
-        """Turn what is read from SQLite back."""
-        return json.loads(value) if dialect.name == "sqlite" and value is not None else value
+        """Turn what is read back into what was said."""
+        return restored(json.loads(value) if dialect.name == "sqlite" and value is not None else value)
 
 
 class Base(DeclarativeBase):

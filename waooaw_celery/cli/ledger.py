@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any
+from typing import IO, Any
 
 import click
 
 from waooaw_celery.audit.records import AuditRecord, Durations
 from waooaw_celery.audit.retention import HoldKind, Removal, Retention
 from waooaw_celery.audit.trail import MessageAuditTrail
+from waooaw_celery.cli.formats import show_formats
 from waooaw_celery.cli.group import current_app, named_app
 from waooaw_celery.cli.render import console, json_option, print_json, show_table
 from waooaw_celery.message import MessageStatus, MessageType, Priority
@@ -75,12 +76,21 @@ def conversation(ctx: click.Context, id_: str, as_json: bool) -> None:
 
 
 @click.command()
+@click.argument("file", required=False, type=click.File("rb"))
 @_since
 @_until
 @json_option
 @click.pass_context
-def stats(ctx: click.Context, since: datetime | None, until: datetime | None, as_json: bool) -> None:
-    """Count and measure the messages of the ledger."""
+def stats(
+    ctx: click.Context, file: IO[bytes] | None, since: datetime | None, until: datetime | None, as_json: bool
+) -> None:
+    """Count and measure the messages of the ledger; or, with FILE, compare formats and codecs on a payload.
+
+    FILE is JSON, or - for standard input.
+    """
+    if file is not None:
+        show_formats(file, as_json)
+        return
     facts = MessageAuditTrail(current_app(ctx).ledger).statistics(since, until)
     if as_json:
         print_json(facts)

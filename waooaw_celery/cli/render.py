@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from waooaw_celery.values import tagged
+
 #: Characters that a column but the last may take at most.
 WIDEST = 40
 
@@ -28,11 +30,11 @@ def console() -> Console:
 
 def print_json(value: Any) -> None:
     """Print facts as JSON: datetimes as ISO 8601, priorities by name."""
-    text = json.dumps(_plain(value), indent=2, ensure_ascii=False)
+    text = json.dumps(_plain(value), indent=2, ensure_ascii=False, default=tagged)
     try:
         text.encode(sys.stdout.encoding or "utf-8")
     except UnicodeEncodeError:
-        text = json.dumps(_plain(value), indent=2)
+        text = json.dumps(_plain(value), indent=2, default=tagged)
     click.echo(text)
 
 

@@ -84,8 +84,8 @@ class EventBus:
             source: where it happened, for a CloudEvent from elsewhere; None: at who publishes.
             subject: what it happened to.
             time: when it happened, an aware datetime; None: now.
-            wait: seconds for which a publisher at its rate limit waits for its turn; an event counts as one message,
-                however many subscribe.
+            wait: seconds for which a publisher at its rate limit waits for its turn; an event counts as one
+                message, however many subscribe.
 
         Raises:
             InvalidMessage: the topic is none or has a wildcard, or another argument breaks its rule.

@@ -9,6 +9,7 @@ from typing import Any
 from waooaw_celery.errors import InvalidMessage
 from waooaw_celery.message import Message
 from waooaw_celery.topics.attributes import SPEC_VERSION
+from waooaw_celery.topics.plain import as_json
 from waooaw_celery.values import JSON
 
 #: How the URIs of the schemas of topics begin, each followed by the topic, a colon and the version.
@@ -18,8 +19,8 @@ SCHEMA_URI = "urn:waooaw:schema:"
 def to_cloudevent(message: Message) -> dict[str, JSON]:
     """Return the event that a message tells of, as a CloudEvent in the JSON format.
 
-    Its ``correlationid`` and ``causationid`` are those of CloudEvents' extension for correlation; ``replay`` is an
-    extension of ours.
+    What JSON lacks is text there. Its ``correlationid`` and ``causationid`` are those of CloudEvents' extension for
+    correlation; ``replay`` is an extension of ours.
 
     Raises:
         InvalidMessage: it is no event.
@@ -43,7 +44,7 @@ def to_cloudevent(message: Message) -> dict[str, JSON]:
         "correlationid": message.correlation_id,
         "causationid": message.causation_id,
         "replay": event.replay or None,
-        "data": message.payload,
+        "data": as_json(message.payload, str),
     }
     return {name: value for name, value in said.items() if value is not None or name == "data"}
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from waooaw_celery.errors import InvalidMessage
+from waooaw_celery.topics.plain import as_json, itself
 from waooaw_celery.values import JSON, json_copy
 
 _MISSING = object()
@@ -19,7 +21,8 @@ class Filter:
     Attributes:
         where: by path into the payload, such as ``order.total`` or ``items.0.kind``: a value that must be there; a
             list of values of which one must be; or conditions by name: ``eq``, ``ne``, ``in``, ``gt``, ``gte``,
-            ``lt``, ``lte``, ``prefix``, ``exists``. What is not there meets only ``{"exists": false}``.
+            ``lt``, ``lte``, ``prefix``, ``exists``. What is not there meets only ``{"exists": false}``. A datetime
+            and the like is compared as its text.
 
     Example:
         >>> Filter.of({"state": ["paid", "sent"], "order.total": {"gte": 100}}).fits(
@@ -41,7 +44,7 @@ class Filter:
             raise InvalidMessage(
                 f"a filter is a mapping such as {{'order.total': {{'gte': 100}}}}, not {where!r:.80}"
             )
-        copied = json_copy(where, "where")
+        copied = as_json(json_copy(where, "where"), float)
         for path, wanted in copied.items():
             if not all(path.split(".")):
                 raise InvalidMessage(f"the filter's path {path!r} has an empty part: write it like 'order.total'")
@@ -80,7 +83,7 @@ def _at(payload: JSON, path: str) -> Any:
             payload = payload[int(part)]
         else:
             return _MISSING
-    return payload
+    return as_json(payload, itself)
 
 
 def _meets(found: Any, wanted: JSON) -> bool:
@@ -104,7 +107,7 @@ def _same(found: JSON, value: JSON) -> bool:
 
 
 def _number(value: JSON) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float | Decimal) and not isinstance(value, bool)
 
 
 def _ordered(compare: Callable[[Any, Any], bool]) -> Callable[[JSON, JSON], bool]:

@@ -17,6 +17,7 @@ from referencing.jsonschema import EMPTY_REGISTRY
 
 from waooaw_celery.errors import ConfigurationError, InvalidMessage, SchemaViolation
 from waooaw_celery.topics.patterns import check_topic
+from waooaw_celery.topics.plain import as_json, itself
 from waooaw_celery.values import JSON, json_copy
 
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}")
@@ -56,14 +57,14 @@ class TopicSchema:
         return hash((self.topic, self.version))
 
     def validate(self, payload: JSON) -> None:
-        """Check an event.
+        """Check an event; a datetime and the like is checked as its text, a Decimal as a number.
 
         Raises:
             SchemaViolation: it breaks the schema; the sentence says where and how.
             ConfigurationError: the schema refers to another one, which is not in it.
         """
         try:
-            error = best_match(_validator(self).iter_errors(payload))
+            error = best_match(_validator(self).iter_errors(as_json(payload, itself)))
         except Unresolvable as unresolved:
             raise ConfigurationError(
                 f"the schema of {self.topic} in version {self.version} refers to what is not in it: {unresolved}. "
@@ -97,7 +98,9 @@ class Schemas:
             InvalidMessage: the topic or the version cannot be one.
             ConfigurationError: the schema is none, or the code has another one of this version already.
         """
-        made = TopicSchema(topic=topic, version=version, schema=json_copy(schema, "schema"), check=Check(check))
+        made = TopicSchema(
+            topic=topic, version=version, schema=as_json(json_copy(schema, "schema"), float), check=Check(check)
+        )
         try:
             validator_for(made.schema, default=Draft202012Validator).check_schema(made.schema)
         except SchemaError as error:

@@ -6,7 +6,6 @@ Keys and messages are Kombu's, so that its own consumers and producers work besi
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
 from queue import Empty
 from typing import Any
 from uuid import uuid4
@@ -15,17 +14,19 @@ from kombu.transport import redis
 from redis import Redis
 from redis.exceptions import RedisError
 
+from waooaw_celery.errors import Unreadable
 from waooaw_celery.transport.acks import Acknowledgements, forget
 from waooaw_celery.transport.batch import PublishBatch
 from waooaw_celery.transport.claiming import Claimer
 from waooaw_celery.transport.delivering import deliver_claimed, read_claim
-from waooaw_celery.transport.guard import Limits, Unreadable, examine
+from waooaw_celery.transport.guard import examine
 from waooaw_celery.transport.keys import Keys
 from waooaw_celery.transport.lease import LeaseKeeper
 from waooaw_celery.transport.qos import QoS
 from waooaw_celery.transport.recovery import put_back_message, put_back_unread
 from waooaw_celery.transport.scripts import PUBLISH
 from waooaw_celery.transport.travel import Message, to_text
+from waooaw_celery.wire.caps import Caps
 
 logger = logging.getLogger(__name__)
 
@@ -33,9 +34,6 @@ logger = logging.getLogger(__name__)
 _OPTIONS = (
     "foreign_visibility_timeout",
     "delivery_limit",
-    "max_message_bytes",
-    "max_expanded_bytes",
-    "accept_content_types",
 )
 
 
@@ -52,11 +50,6 @@ class Channel(redis.Channel):
     foreign_visibility_timeout = 3600.0
     #: How often a message is taken back from consumers that died, before it is a dead letter.
     delivery_limit = 5
-    #: Largest message, and largest unpacked body, in bytes.
-    max_message_bytes = Limits().max_bytes
-    max_expanded_bytes = Limits().max_expanded_bytes
-    #: Content types of tasks that are accepted; None: all that Kombu has not disabled.
-    accept_content_types: Iterable[str] | None = None
 
     from_transport_options: tuple[str, ...] = (*redis.Channel.from_transport_options, *_OPTIONS)
 
@@ -76,11 +69,8 @@ class Channel(redis.Channel):
                 "or use Kombu's own transport (waooaw_redis_transport='kombu')"
             )
         self.keys = Keys(self)
-        self.limits = Limits(
-            max_bytes=self.max_message_bytes,
-            max_expanded_bytes=self.max_expanded_bytes,
-            content_types=None if self.accept_content_types is None else frozenset(self.accept_content_types),
-        )
+        #: What is accepted.
+        self.caps = Caps.of(connection.client.transport_options)
 
     # --- publishing
 
@@ -137,7 +127,7 @@ class Channel(redis.Channel):
     def _deliver_fanout_message(self, message: Any, exchange: str) -> bool:
         """Deliver what was broadcast to whoever listens: remote control. Nothing of it is kept anywhere."""
         try:
-            delivery = examine(message, self.limits)
+            delivery = examine(message, self.caps)
         except Unreadable as error:
             logger.warning(
                 "a broadcast to %a was dropped: %s", exchange, error, extra={"action": "broadcast_dropped"}

@@ -1,4 +1,4 @@
-"""Connections to the broker that carry messages on Redis with this package's transport."""
+"""Connections to the broker that carry messages with this package's transports."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from kombu import Connection
 from kombu.connection import ConnectionPool, PooledConnection
 from kombu.utils.collections import HashedSeq
 
-from waooaw_celery.transport.transport import TRANSPORTS
+from waooaw_celery.transport import amqp, transport
+
+#: Our transports by the names that Kombu has for its own.
+TRANSPORTS: dict[str, Any] = transport.TRANSPORTS | amqp.TRANSPORTS
 
 
 class _Claims:
-    """Uses our transport where a URL names Redis or a sentinel of it, also after a fail-over to another URL."""
+    """Uses our transports where a URL names their broker, also after a fail-over to another URL."""
 
     transport_cls: Any
 
@@ -27,7 +30,7 @@ class _Claims:
 
 
 class ClaimingConnection(_Claims, Connection):
-    """Kombu's connection, with our transport for Redis."""
+    """Kombu's connection, with our transports."""
 
     def Pool(self, limit: int | None = None, **kwargs: Any) -> ConnectionPool:  # noqa: N802 - Kombu's own name
         """Return a pool of such connections."""

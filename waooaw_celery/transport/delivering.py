@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from waooaw_celery.transport.guard import Delivery, Unreadable, read
+from waooaw_celery.errors import Unreadable
+from waooaw_celery.transport.guard import Delivery, read
 from waooaw_celery.transport.letters import park
 from waooaw_celery.transport.recovery import put_back_unread
 from waooaw_celery.transport.travel import Claim
@@ -53,7 +54,7 @@ def _deliver_one(channel: Any, claim: Claim) -> None:
 def read_claim(channel: Any, claim: Claim) -> Delivery | None:
     """Return what was claimed, or make a dead letter of it and return None."""
     try:
-        delivery = read(claim.raw, channel.limits)
+        delivery = read(claim.raw, channel.caps)
     except Unreadable as error:
         park(channel, channel.scripts_client, claim.tag, claim.queue, claim.raw, str(error))
         return None

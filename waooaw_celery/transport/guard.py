@@ -7,28 +7,19 @@ end its worker, and then the next one that meets them. Whatever breaks a rule he
 from __future__ import annotations
 
 import binascii
-import bz2
 import json
-import lzma
 import math
-import sys
-import zlib
 from base64 import b64decode
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from importlib import import_module
+from collections.abc import Mapping
 from typing import Any
 
-from kombu.exceptions import ContentDisallowed, DecodeError
-from kombu.serialization import loads
 from kombu.utils.json import loads as kombu_json_loads
 
-try:
-    zstd: Any = import_module("compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd")
-except ImportError:  # then Kombu does not pack with it either
-    zstd = None
+from waooaw_celery.errors import Unreadable
+from waooaw_celery.wire.caps import Caps, check_json_nodes, check_size, header_bytes
+from waooaw_celery.wire.codecs import expand
+from waooaw_celery.wire.formats import decode
 
-MIB = 1024 * 1024
 _TEXT_OR_NONE = (str, type(None))
 _MAPPING_OR_NONE = (dict, type(None))
 #: Longest identifier of a task, in characters.
@@ -39,25 +30,6 @@ _TEXTS = ("root_id", "parent_id", "group", "shadow", "origin", "eta", "expires")
 _FREE_TEXTS = ("argsrepr", "kwargsrepr")
 #: Kombu takes this for bytes that need no decoding, whatever a consumer accepts; a task's arguments never are.
 _UNDECODED = "application/data"
-
-
-class Unreadable(Exception):
-    """What arrived is no message that a worker may see; the sentence says why."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """What a consumer accepts.
-
-    Attributes:
-        max_bytes: largest message, as it travels.
-        max_expanded_bytes: largest body, unpacked.
-        content_types: formats of the bodies of tasks; None: whatever Kombu has not disabled.
-    """
-
-    max_bytes: int = 16 * MIB
-    max_expanded_bytes: int = 16 * MIB
-    content_types: frozenset[str] | None = None
 
 
 class Delivery(dict[str, Any]):
@@ -76,27 +48,33 @@ class Delivery(dict[str, Any]):
     claim: Any
 
 
-def read(raw: bytes, limits: Limits) -> Delivery:
+def read(raw: bytes, caps: Caps) -> Delivery:
     """Return what an item of a queue says.
 
     Args:
         raw: the item.
-        limits: what is accepted.
+        caps: what is accepted.
 
     Raises:
         Unreadable: it breaks a rule.
     """
-    if len(raw) > limits.max_bytes:
-        raise Unreadable(f"it has {len(raw)} bytes, more than {limits.max_bytes}")
-    return examine(_parse(raw), limits)
+    if len(raw) > caps.max_item_bytes:
+        raise Unreadable(f"it has {len(raw)} bytes, more than {caps.max_item_bytes}")
+    check_json_nodes(raw, caps)
+    message = _parse(raw)
+    body = message.get("body") if isinstance(message, dict) else None
+    # Its headers are no larger than all that is not its body, which most often is little.
+    if len(raw) - (len(body) if isinstance(body, str) else 0) > caps.max_header_bytes:
+        _check_headers(message, caps)
+    return examine(message, caps)
 
 
-def examine(message: Any, limits: Limits) -> Delivery:
+def examine(message: Any, caps: Caps) -> Delivery:
     """Return a message, as it travels, unpacked.
 
     Args:
         message: what an item of a queue, or a broadcast, says.
-        limits: what is accepted.
+        caps: what is accepted.
 
     Raises:
         Unreadable: it breaks a rule.
@@ -115,8 +93,8 @@ def examine(message: Any, limits: Limits) -> Delivery:
     is_task = "task" in headers
     if is_task:
         check_task_headers(headers)
-    delivery.body = _expand(delivery.get("body"), properties.get("body_encoding"), headers, limits)
-    delivery.decoded = _decode_task(delivery, limits) if is_task else None
+    delivery.body = _expand(delivery.get("body"), properties.get("body_encoding"), headers, caps)
+    delivery.decoded = _decode_task(delivery, caps) if is_task else None
     return delivery
 
 
@@ -175,7 +153,7 @@ def _parse(raw: bytes) -> Any:
     return parsed
 
 
-def _expand(body: Any, encoding: Any, headers: Mapping[str, Any], limits: Limits) -> Any:
+def _expand(body: Any, encoding: Any, headers: Mapping[str, Any], caps: Caps) -> Any:
     """Return a body as Kombu's message has it: decoded for the way, decompressed within bounds."""
     if encoding not in (None, "base64") and not (isinstance(encoding, str) and encoding.lower() == "utf-8"):
         raise Unreadable(f"its body_encoding is {encoding!r:.80}")
@@ -185,57 +163,34 @@ def _expand(body: Any, encoding: Any, headers: Mapping[str, Any], limits: Limits
             body = b64decode(body)
         except (binascii.Error, ValueError) as error:
             raise Unreadable(f"its body is no base64: {error}") from error
-    codec = headers.get("compression")
-    if codec is not None:
-        _need(isinstance(codec, str), "its header 'compression' is no text")
-        body = decompress(body.encode() if isinstance(body, str) else body, codec, limits.max_expanded_bytes)
+    if body and len(body) > caps.max_body_bytes:
+        raise Unreadable(f"its body has {len(body)} bytes, more than {caps.max_body_bytes}")
     if isinstance(body, str):
         try:
             body = body.encode()
         except UnicodeEncodeError as error:
             raise Unreadable(f"its body is no text that can be written: {error}") from error
-    if body and len(body) > limits.max_expanded_bytes:
-        raise Unreadable(f"its body has {len(body)} bytes, more than {limits.max_expanded_bytes}")
+    codec = headers.get("compression")
+    if codec is not None:
+        _need(isinstance(codec, str), "its header 'compression' is no text")
+        body = expand(body, codec, caps)
+    if body:
+        check_size(body, caps)
     return body
 
 
-def decompress(body: bytes | None, codec: str, limit: int) -> bytes:
-    """Unpack a body, and stop as soon as it is too large.
-
-    Args:
-        body: what was packed.
-        codec: name of the format, as Kombu's header ``compression`` gives it.
-        limit: most bytes to unpack.
-
-    Raises:
-        Unreadable: the codec is not one that can be stopped, what it packed is damaged or ends too early, or is
-            larger.
-    """
-    opened = _DECOMPRESSORS.get(codec)
-    if opened is None:
-        raise Unreadable(f"it is packed with {codec!r:.80}, which is not accepted")
-    try:
-        decompressor = opened()
-        expanded = decompressor.decompress(body or b"", limit + 1)
-        whole: bool = decompressor.eof
-    except _DAMAGE as error:
-        raise Unreadable(f"what {codec} packed is damaged: {error}") from error
-    if len(expanded) > limit:
-        raise Unreadable(f"it unpacks to more than {limit} bytes")
-    if not whole:
-        raise Unreadable(f"what {codec} packed ends too early")
-    return bytes(expanded)
+def _check_headers(message: Any, caps: Caps) -> None:
+    headers = message.get("headers") if isinstance(message, dict) else None
+    size = header_bytes(headers) if isinstance(headers, dict) else 0
+    if size > caps.max_header_bytes:
+        raise Unreadable(f"its headers have about {size} bytes, more than {caps.max_header_bytes}")
 
 
-def _decode_task(delivery: Delivery, limits: Limits) -> Any:
+def _decode_task(delivery: Delivery, caps: Caps) -> Any:
     content_type = delivery.get("content-type")
-    if content_type in (None, _UNDECODED) or (limits.content_types and content_type not in limits.content_types):
+    if content_type in (None, _UNDECODED):
         raise Unreadable(f"its content type is {content_type!r:.80}, which is not accepted")
-    encoding = delivery.get("content-encoding") or "utf-8"
-    try:
-        decoded = loads(delivery.body, content_type, encoding, accept=limits.content_types)
-    except (ContentDisallowed, DecodeError, LookupError, ValueError, TypeError, RecursionError) as error:
-        raise Unreadable(f"its body cannot be decoded: {error!r:.200}") from error
+    decoded = decode(delivery.body or b"", content_type, delivery.get("content-encoding"), caps)
     check_task_body(decoded)
     return decoded
 
@@ -256,36 +211,3 @@ def _is_seconds(value: Any) -> bool:
 def _need(condition: bool, otherwise: str) -> None:
     if not condition:
         raise Unreadable(otherwise)
-
-
-def _decompressors() -> dict[str, Callable[[], Any]]:
-    """Return what unpacks each format within bounds, by the names that Kombu gives it."""
-    found: dict[str, Callable[[], Any]] = {}
-    # Kombu's gzip is zlib's format; both are read.
-    found |= dict.fromkeys(("application/x-gzip", "gzip", "zlib"), _Zlib)
-    found |= dict.fromkeys(("application/x-bz2", "application/x-bzip2", "bzip2", "bzip"), bz2.BZ2Decompressor)
-    found |= dict.fromkeys(("application/x-lzma", "lzma", "xz"), lzma.LZMADecompressor)
-    if zstd is not None:
-        found |= dict.fromkeys(("application/zstd", "zstd", "zstandard"), zstd.ZstdDecompressor)
-    return found
-
-
-class _Zlib:
-    """zlib's or gzip's format, with the interface of the others."""
-
-    def __init__(self) -> None:
-        self._object = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)
-
-    def decompress(self, data: bytes, max_length: int) -> bytes:
-        return self._object.decompress(data, max_length)
-
-    @property
-    def eof(self) -> bool:
-        return self._object.eof
-
-
-_DECOMPRESSORS = _decompressors()
-#: What they raise for what is no archive.
-_DAMAGE: tuple[type[Exception], ...] = (zlib.error, lzma.LZMAError, OSError, EOFError, ValueError, MemoryError)
-if zstd is not None:
-    _DAMAGE += (zstd.ZstdError,)

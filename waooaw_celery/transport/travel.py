@@ -51,7 +51,7 @@ class Message(virtual.Message):
             delivery_tag=properties["delivery_tag"],
             content_type=payload.get("content-type"),
             content_encoding=payload.get("content-encoding"),
-            headers=_without_compression(payload["headers"]),
+            headers=without_compression(payload["headers"]),
             properties=properties,
             delivery_info=properties["delivery_info"],
             **kwargs,
@@ -75,7 +75,7 @@ def mark_redelivered(message: Any) -> None:
         properties["delivery_info"]["redelivered"] = True
 
 
-def _without_compression(headers: dict[str, Any]) -> dict[str, Any]:
+def without_compression(headers: dict[str, Any]) -> dict[str, Any]:
     """Return the headers of a message whose body was unpacked."""
     if "compression" not in headers:
         return headers

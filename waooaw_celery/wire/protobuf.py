@@ -1,0 +1,175 @@
+"""Protobuf: a value as one message of the schema in ``value.proto``, which is built here without a compiler."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kombu.exceptions import SerializerNotInstalled
+
+from waooaw_celery.errors import Unreadable
+from waooaw_celery.values import tagged, untagged
+from waooaw_celery.wire.caps import Caps
+
+try:
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+except ImportError as error:
+    raise SerializerNotInstalled("for protobuf install waooaw-celery[protobuf]") from error
+
+KINDS = ("NULL", "FALSE", "TRUE", "INTEGER", "NUMBER", "TEXT", "BYTES", "LIST", "MAPPING")
+_NULL, _FALSE, _TRUE, _INTEGER, _NUMBER, _TEXT, _BYTES, _LIST, _MAPPING = range(len(KINDS))
+_LEAST, _MOST = -(2**63), 2**63 - 1
+#: The first bytes of a mapping's keys and of a container's values; they are in other things, too.
+_KEYS_TAG, _VALUES_TAG = 0x32, 0x3A
+#: Bytes that a field takes after its tag, by its wire type; a varint and what has a length are looked at.
+_FIXED = {1: 8, 5: 4}
+_VARINT, _LENGTH = 0, 2
+
+
+def _schema() -> Any:
+    """Return the class of the message of ``value.proto``."""
+    field = descriptor_pb2.FieldDescriptorProto
+    one, many = field.LABEL_OPTIONAL, field.LABEL_REPEATED
+    file = descriptor_pb2.FileDescriptorProto(name="waooaw/value.proto", package="waooaw", syntax="proto3")
+    message = file.message_type.add(name="Value")
+    kinds = message.enum_type.add(name="Kind")
+    for number, name in enumerate(KINDS):
+        kinds.value.add(name=name, number=number)
+    message.field.add(name="kind", number=1, label=one, type=field.TYPE_ENUM, type_name=".waooaw.Value.Kind")
+    message.field.add(name="integer", number=2, label=one, type=field.TYPE_SINT64)
+    message.field.add(name="number", number=3, label=one, type=field.TYPE_DOUBLE)
+    message.field.add(name="text", number=4, label=one, type=field.TYPE_STRING)
+    message.field.add(name="data", number=5, label=one, type=field.TYPE_BYTES)
+    message.field.add(name="keys", number=6, label=many, type=field.TYPE_STRING)
+    message.field.add(name="values", number=7, label=many, type=field.TYPE_MESSAGE, type_name=".waooaw.Value")
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("waooaw.Value"))
+
+
+Value: Any = _schema()
+
+
+def encode(value: Any) -> bytes:
+    """Write a value.
+
+    Raises:
+        TypeError, ValueError: it cannot be carried.
+    """
+    message = Value()
+    _fill(message, value)
+    data: bytes = message.SerializeToString()
+    return data
+
+
+def decode(body: bytes, caps: Caps) -> Any:
+    """Read a value.
+
+    Raises:
+        Unreadable: it holds more values than are accepted. Whatever else is wrong raises anything.
+    """
+    if body.count(_KEYS_TAG) + body.count(_VALUES_TAG) >= caps.max_nodes:
+        _check_nodes(body, caps.max_nodes)
+    message = Value()
+    message.ParseFromString(body)
+    return _Reader(caps.max_nodes).read(message)
+
+
+def _check_nodes(body: bytes, max_nodes: int) -> None:
+    """Check how many values a body holds, without building any of them: slow, for bodies that may hold too many.
+
+    Raises:
+        Unreadable: more than so many values, or keys.
+        IndexError, ValueError: it is no message.
+    """
+    position, values, keys = 0, 1, 0
+    while position < len(body):
+        tag, position = _varint(body, position)
+        kind = tag & 7
+        if kind == _VARINT:
+            _, position = _varint(body, position)
+        elif kind == _LENGTH:
+            length, position = _varint(body, position)
+            if tag == _VALUES_TAG:  # its fields follow at once
+                values += 1
+            else:
+                keys += tag == _KEYS_TAG
+                position += length
+        elif kind in _FIXED:
+            position += _FIXED[kind]
+        else:
+            raise ValueError("it has a group, of which there is none in the schema")
+        if max(values, keys) > max_nodes:
+            raise Unreadable(f"it holds more than {max_nodes} values")
+
+
+def _varint(body: bytes, position: int) -> tuple[int, int]:
+    """Return an integer of variable length, and where it ends."""
+    value = shift = 0
+    while True:
+        byte = body[position]
+        value |= (byte & 0x7F) << shift
+        position += 1
+        if byte < 0x80:
+            return value, position
+        shift += 7
+        if shift > 63:
+            raise ValueError("an integer has no end")
+
+
+def _fill(message: Any, value: Any) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool):
+        message.kind = _TRUE if value else _FALSE
+    elif isinstance(value, str):
+        message.kind, message.text = _TEXT, value
+    elif isinstance(value, int) and _LEAST <= value <= _MOST:
+        message.kind, message.integer = _INTEGER, int(value)
+    elif isinstance(value, float):
+        message.kind, message.number = _NUMBER, value
+    elif isinstance(value, bytes):
+        message.kind, message.data = _BYTES, value
+    elif isinstance(value, list | tuple):
+        message.kind = _LIST
+        for item in value:
+            _fill(message.values.add(), item)
+    elif isinstance(value, dict):
+        message.kind = _MAPPING
+        message.keys.extend(value)
+        for item in value.values():
+            _fill(message.values.add(), item)
+    else:
+        _fill(message, tagged(value))
+
+
+class _Reader:
+    """Makes values of messages, up to so many."""
+
+    def __init__(self, max_nodes: int) -> None:
+        self._left = self._most = max_nodes
+
+    def read(self, message: Any) -> Any:
+        self._left -= 1
+        if self._left < 0:
+            raise Unreadable(f"it holds more than {self._most} values")
+        kind = message.kind
+        if kind == _TEXT:
+            return message.text
+        if kind == _INTEGER:
+            return message.integer
+        if kind == _NUMBER:
+            return message.number
+        if kind == _MAPPING:
+            keys, values = message.keys, message.values
+            if len(keys) != len(values) or len(set(keys)) != len(keys):
+                raise ValueError("a mapping has a key twice, or one without a value")
+            return untagged({key: self.read(item) for key, item in zip(keys, values, strict=True)})
+        if kind == _LIST:
+            return [self.read(item) for item in message.values]
+        if kind == _BYTES:
+            return message.data
+        if kind in (_FALSE, _TRUE):
+            return kind == _TRUE
+        if kind == _NULL:
+            return None
+        raise ValueError(f"there is no kind {kind}")
