@@ -7,7 +7,6 @@ from waooaw_celery.app import AgentApp, create_app
 from waooaw_celery.audit.trail import MessageAuditTrail
 from waooaw_celery.bus import MessageBus
 from waooaw_celery.errors import (
-    BrokerUnavailable,
     InvalidMessage,
     RateLimitExceeded,
     RemoteError,
@@ -18,12 +17,12 @@ from waooaw_celery.events.bus import EventBus
 from waooaw_celery.limits.limiter import RateLimiter
 from waooaw_celery.message import Message, MessageStatus, MessageType, Priority, RetentionPolicy
 from waooaw_celery.request_response import RequestResponseHandler
+from waooaw_celery.response import Response
 from waooaw_celery.worker.task import current_message
 
 __all__ = [
     "Agent",
     "AgentApp",
-    "BrokerUnavailable",
     "EventBus",
     "InvalidMessage",
     "Message",
@@ -37,6 +36,7 @@ __all__ = [
     "RemoteError",
     "RequestResponseHandler",
     "RequestTimeout",
+    "Response",
     "RetentionPolicy",
     "WaooawError",
     "create_app",

@@ -19,8 +19,8 @@ SCHEMA_URI = "urn:waooaw:schema:"
 def to_cloudevent(message: Message) -> dict[str, JSON]:
     """Return the event that a message tells of, as a CloudEvent in the JSON format.
 
-    What JSON lacks is text there. Its ``correlationid`` and ``causationid`` are those of CloudEvents' extension for
-    correlation; ``replay`` is an extension of ours.
+    What JSON lacks is text there. Its ``correlationid`` and ``causationid`` are those of CloudEvents' extension
+    for correlation; ``replay`` is an extension of ours.
 
     Raises:
         InvalidMessage: it is no event.
