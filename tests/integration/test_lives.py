@@ -52,15 +52,15 @@ class Life:
 
     @property
     def status(self) -> str:
-        events = [event for event, _, _ in self.facts]
+        events = [event for event, _, _ in self.facts if event != "cancel_requested"]
         if self.end:
             return self.end
         return "delivered" if "delivered" in events else "sent" if events else "pending"
 
     @property
     def running(self) -> bool:
-        """Whether the newest that is told is that it was begun."""
-        told = sorted((at, event) for event, at, _ in self.facts if event != "sent")
+        """Whether the newest that is told is that it was begun; a request to cancel it changes nothing."""
+        told = sorted((at, event) for event, at, _ in self.facts if event not in ("sent", "cancel_requested"))
         return bool(told) and told[-1][1] == "delivered"
 
     def tell(self, event: str, at: datetime, error: str | None = None) -> None:
@@ -340,6 +340,8 @@ class Lives(RuleBasedStateMachine):
         told = [(event.event, event.at, event.error) for event in record.events]
         assert sorted(told, key=str) == sorted(life.facts, key=str)
         assert record.receipt.attempts == sum(event == "delivered" for event, _, _ in life.facts)
+        asked = [at for event, at, _ in life.facts if event == "cancel_requested"]
+        assert record.receipt.cancel_requested_at == min(asked, default=None)
         receipt = self.ledger.get(life.message.message_id)
         assert receipt == record.receipt
 

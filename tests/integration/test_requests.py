@@ -141,7 +141,7 @@ def test_canvas_works_across_agents(app: AgentApp, probe: str) -> None:
 def test_an_unknown_method_is_refused_at_once(app: AgentApp, probe: str) -> None:
     """A method that the agent does not have raises in the caller, and the sentence lists those it has."""
     began = time.monotonic()
-    with pytest.raises(UnknownMethod, match="it has: answer_with_a_set, ask, echo"):
+    with pytest.raises(UnknownMethod, match=r"it has: answer_with_a_set, (\w+, )*echo, "):
         Requests(app).request(probe, "no_such_method", timeout=30)
     assert time.monotonic() - began < 5
 
