@@ -46,7 +46,7 @@ def main() -> None:
         {"send, one message, strict": single, **told},
         base="send, one message, strict",
         goals=[
-            Goal("publish to 1, strict / send", told["publish to 1, strict"] / single, 0.7),
+            Goal("publish to 1, strict / send", told["publish to 1, strict"] / single, 0.5),
             Goal("messages of publish to 100, strict / send", told["publish to 100, strict"] / single, 5.0),
         ],
     )

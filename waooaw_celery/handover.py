@@ -52,14 +52,15 @@ class HandOver:
             ConfigurationError: there is no such format or codec.
         """
         pack, written_as, embed = self._app.packer.pack, self._written_as, self._task(*batch[0])[2][2]
-        return [
-            pack(
-                (*_arguments(target, message), embed),
-                *written_as(target.agent, message.serializer, message.compression),
-                of_message=True,
-            )
-            for target, message in batch
-        ]
+        bodies: list[Packed] = []
+        known: dict[tuple[object, ...], Packed] = {}  # the messages of an event have one payload, packed once
+        for target, message in batch:
+            way = written_as(target.agent, message.serializer, message.compression)
+            key = id(message.payload), takes_message(target.handler), *way
+            if message.event is None or key not in known:
+                known[key] = pack((*_arguments(target, message), embed), *way, of_message=True)
+            bodies.append(known[key])
+        return bodies
 
     def declare(self, producer: Any, batch: Batch) -> None:
         """Make sure that the queues of all recipients are there."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -13,9 +15,10 @@ import pytest
 from redis.connection import AbstractConnection
 from support import Broker
 
-from waooaw_celery import AgentApp, EventBus, MessageStatus
+from waooaw_celery import AgentApp, EventBus, MessageStatus, RateLimitExceeded, create_app
 from waooaw_celery.audit import schema
 from waooaw_celery.audit.published import EventLog
+from waooaw_celery.audit.retention import Retention
 from waooaw_celery.errors import BrokerUnavailable, ConfigurationError, StoreUnavailable, UnknownSubscription
 from waooaw_celery.subscriptions import Subscription
 from waooaw_celery.topics.filters import Filter
@@ -170,6 +173,47 @@ def test_a_hundred_subscribers_cost_one_trip_to_the_broker_and_one_statement(
         [found] = [each for each in EventLog(app.ledger).statistics() if each.topic == f"{word}.x"]
         assert (found.published, len(found.subscribers)) == (2, 100)
         assert {each.messages for each in found.subscribers} == {2}
+
+
+def test_an_event_counts_once_against_its_publishers_limit(kept: AgentApp) -> None:
+    """However many want it, also none; one too many is refused, and reaches and records nothing."""
+    word = agent()
+    app = create_app("limited", **{**dict(kept.conf.changes), "waooaw_rate_limit": "3/hour"})
+    with closing(app):
+        assert app.settings.database_url == kept.settings.database_url
+        for number in range(5):
+            app.subscriptions.declare([subscription(f"{word}-{number}", patterns=(f"{word}.*",))])
+        app.subscriptions.read()
+        bus = EventBus(app)
+        assert len(bus.publish(f"{word}.x", from_agent=word).receipts) == 5
+        assert len(bus.publish(f"{word}.x", from_agent=word).receipts) == 5
+        assert bus.publish(f"unheard.{word}", from_agent=word).receipts == {}
+        with pytest.raises(RateLimitExceeded, match=word):
+            bus.publish(f"{word}.x", from_agent=word)
+        with pytest.raises(RateLimitExceeded):
+            bus.publish(f"unheard.{word}", from_agent=word)
+        if app.settings.database_url is not None:
+            counts = {each.topic: each.published for each in EventLog(app.ledger).statistics()}
+            assert (counts[f"{word}.x"], counts[f"unheard.{word}"]) == (2, 1)
+            done = bus.replay(f"{word}-0.one", since=datetime(2026, 1, 1, tzinfo=UTC), from_agent=word)
+            assert done.events == 2
+
+
+def test_what_was_said_is_what_is_replayed(ledger_broker: Broker) -> None:
+    """Also what JSON lacks; and what was erased is told no more."""
+    with closing(ledger_broker.app()) as app:
+        name = agent()
+        app.subscriptions.declare([subscription(name)])
+        payload = {"at": datetime(2026, 1, 2, tzinfo=UTC), "total": Decimal("0.10")}
+        EventBus(app).publish(f"{name}.x", payload, from_agent=name)
+        [record] = [each for each in EventLog(app.ledger).events() if each.receipt.from_agent == name]
+        assert record.payload == payload
+        replay = partial(
+            EventBus(app).replay, f"{name}.one", since=datetime(2026, 1, 1, tzinfo=UTC), from_agent="x"
+        )
+        assert replay(dry_run=True, where={"total": {"lt": 0.2}}).events == 1
+        Retention(app.database).erase(agent=name)
+        assert replay(dry_run=True).events == 0
 
 
 def test_a_replay_needs_a_ledger(valkey_broker: Broker) -> None:

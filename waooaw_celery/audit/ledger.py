@@ -18,7 +18,7 @@ from waooaw_celery.audit.entries import (
     Entry,
     fact_entry,
     keyed_entry,
-    message_entry,
+    message_entries,
     published_entries,
     sent_entry,
 )
@@ -75,7 +75,7 @@ class Ledger(Receipts):
     def pending(
         self, messages: Sequence[tuple[Message, str]], record: Message | None = None
     ) -> Callable[[], set[str]]:
-        entries = [message_entry(message, handler, self._retention) for message, handler in messages]
+        entries = message_entries(messages, self._retention)
         if record is not None:
             entries += published_entries(record, self._retention)
         if self._strict:
