@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import socket
+import warnings
+from contextlib import closing
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
@@ -222,9 +225,20 @@ def test_a_schema_that_is_none_is_refused_when_registered() -> None:
     schemas.register("a.b", {"required": ["x"]})
     with pytest.raises(ConfigurationError, match="another schema of version 1"):
         schemas.register("a.b", {"required": ["y"]})
-    elsewhere = schemas.register("a.c", {"$ref": "http://127.0.0.1:1/schema.json"})
-    with pytest.raises(ConfigurationError, match="Nothing is fetched"):
-        elsewhere.validate({})
+
+
+def test_a_schema_is_never_fetched() -> None:
+    """A reference to elsewhere is an error, and whoever serves it is not asked."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as server:
+        port = server.getsockname()[1]
+        schema = Schemas().register("a.c", {"$ref": f"http://127.0.0.1:{port}/schema.json"})
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            with pytest.raises(ConfigurationError, match="Nothing is fetched"):
+                schema.validate({})
+        server.setblocking(False)
+        with pytest.raises(BlockingIOError):  # nobody came
+            server.accept()
 
 
 def attributes(**fields: Any) -> EventAttributes:
