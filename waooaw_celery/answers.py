@@ -87,11 +87,14 @@ class Answers:
         """Where a worker sends the answer, on a result backend that sends it instead of keeping it."""
         return getattr(self._backend, "oid", None)
 
-    def expect(self, message_id: str, on_chunk: Callable[[Any], None] | None = None) -> Future[Answered]:
+    def expect(
+        self, message_id: str, agent: str, on_chunk: Callable[[Any], None] | None = None
+    ) -> Future[Answered]:
         """Wait for the answer of a request from now on; to be called before the request is published.
 
         Args:
             message_id: of the request.
+            agent: who is asked, for what is said when it fails.
             on_chunk: called with each part of the answer that comes before its end, in the thread of the answers.
 
         Raises:
@@ -108,7 +111,7 @@ class Answers:
                 self._backend.add_pending_result(result)
         except BACKEND_ERRORS as error:
             self.drop(message_id)
-            raise BackendUnavailable(f"no answer can be awaited: {error}") from error
+            raise BackendUnavailable(f"no answer of {agent!r} can be awaited: {error}") from error
         self._work.set()
         return awaited.future
 

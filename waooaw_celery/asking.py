@@ -103,7 +103,9 @@ class Asker:
         answers: dict[str, Future[Answered]] = {}
         try:
             for _, message in batch:
-                answers[message.message_id] = self.app.answers.expect(message.message_id, on_chunk)
+                answers[message.message_id] = self.app.answers.expect(
+                    message.message_id, message.to_agent, on_chunk
+                )
             self.app.send_messages(batch, call)
         except BaseException:
             for message_id in answers:

@@ -143,7 +143,7 @@ def test_an_answer_that_comes_too_late_is_nobodys(app: AgentApp, agent: str, ser
 
 def test_of_two_answers_the_first_counts(app: AgentApp, agent: str, server: Server) -> None:
     """What is published for a request that has ended changes nothing."""
-    future = app.answers.expect("twice")
+    future = app.answers.expect("twice", "nobody")
     for result in (1, 2):
         store(server, "twice", result)
     assert future.result(10).value == 1
@@ -154,7 +154,7 @@ def test_a_damaged_answer_is_the_failure_of_its_own_request_only(
     app: AgentApp, agent: str, server: Server
 ) -> None:
     """Garbage in the backend ends one waiting with BackendUnavailable, and others are answered."""
-    broken, whole = app.answers.expect("broken"), app.answers.expect("whole")
+    broken, whole = app.answers.expect("broken", "nobody"), app.answers.expect("whole", "nobody")
     server.client.set("celery-task-meta-broken", b"\x00{no json")
     server.client.publish("celery-task-meta-broken", b"\x00{no json")
     assert broken.exception(10) is not None
@@ -165,7 +165,7 @@ def test_a_damaged_answer_is_the_failure_of_its_own_request_only(
 
 def test_an_answer_whose_news_was_lost_is_asked_for(app: AgentApp, server: Server) -> None:
     """A result that was stored without anybody being told is found after a second."""
-    future = app.answers.expect("unheard")
+    future = app.answers.expect("unheard", "nobody")
     store(server, "unheard", 7, tell=False)
     assert future.result(10).value == 7
 

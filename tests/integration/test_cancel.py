@@ -14,7 +14,6 @@ from support import Broker, settled, until
 
 from waooaw_celery import (
     AgentApp,
-    DeliveryReceipt,
     Message,
     MessageAuditTrail,
     MessageBus,
@@ -23,6 +22,7 @@ from waooaw_celery import (
 )
 from waooaw_celery.embedded import end, end_all
 from waooaw_celery.errors import Cancelled, NotStoppable, UnknownMessage
+from waooaw_celery.message import DeliveryReceipt
 
 POOLS = {"prefork": ("-P", "prefork"), "threads": ("-P", "threads")}
 #: The kind of worker: its pool, and the module of its agent.
