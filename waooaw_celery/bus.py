@@ -112,7 +112,7 @@ class MessageBus:
             InvalidMessage: there is no recipient. UnknownAgent: no agent fits. The rest as ``send_many``.
         """
         if isinstance(to_agents, Everyone):
-            to_agents = self._everyone(to_agents, MessageType(message_type), but=from_agent)
+            to_agents = self._everyone(to_agents, message_type, but=from_agent)
         if isinstance(to_agents, str) or not to_agents:
             raise InvalidMessage(
                 f"to_agents must be a list of at least one agent, or Everyone(), not {to_agents!r}"
@@ -178,19 +178,20 @@ class MessageBus:
         """
         if which.capability is not None:
             check_tags([which.capability])
+        handler = _target(Message(from_agent=but, to_agent=but, message_type=message_type)).handler
         records = [record for record in self.app.registry.all() if record.name != but]
         fits = [
             record.name
             for record in records
             # What one handles that has never started is not known: it is told, and finds out.
-            if (record.handlers is None or message_type.value in record.handlers)
+            if (record.handlers is None or handler in record.handlers)
             and (which.capability is None or which.capability in record.capabilities)
         ]
         if not fits:
             tags = sorted({tag for record in records for tag in record.capabilities})
             having = "" if which.capability is None else f" and has the capability {which.capability!r}"
             known = ", ".join(tags) or "none"
-            raise UnknownAgent(f"no other agent handles {message_type.name}{having} (capabilities known: {known})")
+            raise UnknownAgent(f"no other agent handles {handler.upper()}{having} (capabilities known: {known})")
         return fits
 
 

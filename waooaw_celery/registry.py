@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 
 from waooaw_celery.errors import NoHandler, UnknownAgent, UnknownMethod
 from waooaw_celery.message import TYPE_NAMES
-from waooaw_celery.routing import HandlerName
+from waooaw_celery.routing import HandlerName, takes_message
 from waooaw_celery.store import Client, guarded
 
 _NAMES = "waooaw:agents"
@@ -135,7 +135,7 @@ class AgentRegistry(ABC):
                 f"agent {target.agent!r} has no handler for {target.message_type.name} (it handles: {types}): "
                 f"add @agent.on(MessageType.{target.message_type.name}) there and restart its worker"
             )
-        methods = ", ".join(name for name in handlers if name not in TYPE_NAMES) or "none"
+        methods = ", ".join(name for name in handlers if not takes_message(name)) or "none"
         raise UnknownMethod(f"agent {target.agent!r} has no method {target.handler!r} (it has: {methods})")
 
 

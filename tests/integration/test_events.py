@@ -21,6 +21,7 @@ from waooaw_celery import (
     MessageAuditTrail,
     MessageBus,
     MessageStatus,
+    MessageType,
     Priority,
     RequestResponseHandler,
     aio,
@@ -240,6 +241,8 @@ def test_a_broadcast_reaches_all_who_fit_also_the_absent(probes: Probes) -> None
     assert [each["hear"] for each in probes.payloads(second, "command")] == [1, 2, 3]
     with pytest.raises(UnknownAgent, match="has the capability 'nobody-has-it'"):
         bus.broadcast("tests", Everyone(capability="nobody-has-it"), {})
+    with pytest.raises(InvalidMessage, match="an EVENT is published"):
+        bus.broadcast("tests", Everyone(), {}, message_type=MessageType.EVENT)
 
 
 def test_a_time_range_is_replayed_to_one_subscriber_at_a_pace(kept: Probes) -> None:

@@ -36,7 +36,7 @@ class SubscriberStatistics:
         messages: how many it was sent, replays included.
         delivered: how many its worker has begun.
         handled: how many it has handled.
-        failed: how many ended otherwise: failed, expired, dead.
+        failed: how many ended otherwise: failed, expired, dead, cancelled.
         waiting: how many no worker has begun, and none of these ends has come to.
         lag_seconds: how long the oldest of those has been waiting; None without any.
     """
@@ -138,7 +138,9 @@ class EventLog:
                 .where(*when, MessageRow.to_agent != NOBODY, EventRow.event != Event.SENT.value)
                 .group_by(*subscriber, EventRow.event)
             ).all()
-            begun = select(EventRow.message_id).where(same(EventRow, OpenRow), EventRow.event != Event.SENT.value)
+            begun = select(EventRow.message_id).where(
+                same(EventRow, OpenRow), EventRow.event == Event.DELIVERED.value
+            )
             waits = connection.execute(
                 select(*subscriber, func.count(), func.min(MessageRow.sent_at))
                 .select_from(OpenRow)
@@ -185,7 +187,7 @@ def _statistics(said: Iterable[Any], told: Iterable[Any], waits: Iterable[Any]) 
             continue
         key = topic, agent, handler
         count, oldest = waiting.get(key, (0, None))
-        failed = (Event.FAILED, Event.EXPIRED, Event.DEAD)
+        failed = (event for event in Event if event.terminal and event is not Event.HANDLED)
         mine.append(
             SubscriberStatistics(
                 topic=topic,
