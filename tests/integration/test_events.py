@@ -24,6 +24,7 @@ from waooaw_celery import (
     MessageType,
     Priority,
     RequestResponseHandler,
+    RetentionPolicy,
     aio,
 )
 from waooaw_celery.audit.published import EventLog
@@ -173,6 +174,25 @@ def test_a_subscription_whose_code_is_gone_fails_its_events_and_is_told_of(probe
     assert settled(probes.app, published.receipts[f"{name}.one"].message_id) is MessageStatus.FAILED
     assert settled(probes.app, published.receipts[f"{name}.large"].message_id) is MessageStatus.HANDLED
     assert f"waooaw events unsubscribe {name}.one" in (probes.broker.folder / f"{name}.log").read_text()
+
+
+def test_an_event_may_have_a_time_to_live_and_a_retention(kept: Probes) -> None:
+    """What its subscriber could not begin in time is EXPIRED; the ledger keeps it as long as it says."""
+    name = kept.start()
+    kept.stop(name)
+    short = kept.publish("happened", "short", ttl_seconds=0.1, retention=RetentionPolicy.DAYS_365)
+    long = kept.publish("happened", "long", ttl_seconds=3600)
+    until(
+        lambda: MessageBus(kept.app).receipt(short.event_id).sent_at < datetime.now(UTC) - timedelta(seconds=0.2)
+    )
+    kept.start(name)
+    assert settled(kept.app, long.receipts[f"{name}.one"].message_id) is MessageStatus.HANDLED
+    assert settled(kept.app, short.receipts[f"{name}.one"].message_id) is MessageStatus.EXPIRED
+    assert kept.payloads(name, "one") == ["long"]
+    trail = MessageAuditTrail(kept.app.ledger)
+    for id_ in (short.event_id, short.receipts[f"{name}.one"].message_id):
+        record = trail.receipt(id_)
+        assert record.retain_until - record.receipt.sent_at == timedelta(days=365)
 
 
 def test_a_schema_is_checked_by_every_publisher_or_at_receipt(probes: Probes) -> None:
