@@ -7,13 +7,13 @@ from waooaw_celery.app import AgentApp, create_app
 from waooaw_celery.audit.trail import MessageAuditTrail
 from waooaw_celery.bus import MessageBus
 from waooaw_celery.errors import (
-    BrokerUnavailable,
     InvalidMessage,
     RateLimitExceeded,
     RemoteError,
     RequestTimeout,
     WaooawError,
 )
+from waooaw_celery.events.bus import EventBus
 from waooaw_celery.limits.limiter import RateLimiter
 from waooaw_celery.message import Message, MessageStatus, MessageType, Priority, RetentionPolicy
 from waooaw_celery.request_response import RequestResponseHandler
@@ -23,7 +23,7 @@ from waooaw_celery.worker.task import current_message
 __all__ = [
     "Agent",
     "AgentApp",
-    "BrokerUnavailable",
+    "EventBus",
     "InvalidMessage",
     "Message",
     "MessageAuditTrail",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from celery import Task
@@ -13,12 +14,19 @@ from waooaw_celery.app import AgentApp
 from waooaw_celery.asking import Params
 from waooaw_celery.bus import MessageBus
 from waooaw_celery.errors import ConfigurationError
+from waooaw_celery.events.bus import EventBus
+from waooaw_celery.events.catch_up import CatchUp
+from waooaw_celery.events.delivery import Published
+from waooaw_celery.events.task import EventTask
 from waooaw_celery.message import SENDABLE, TYPE_NAMES, DeliveryReceipt, Message, MessageType, Priority
 from waooaw_celery.request_response import RequestResponseHandler
 from waooaw_celery.response import response_of_reply
-from waooaw_celery.routing import HandlerName
+from waooaw_celery.routing import EVENT_HANDLERS, HandlerName
 from waooaw_celery.streams import Stream
-from waooaw_celery.values import JSON, check_agent_name
+from waooaw_celery.subscriptions import Subscription
+from waooaw_celery.topics.filters import Filter
+from waooaw_celery.topics.patterns import check_pattern
+from waooaw_celery.values import JSON, check_agent_name, check_tags
 from waooaw_celery.worker.task import AgentTask, completed
 
 #: Functions whose call is only the beginning: what they return is to be awaited or exhausted.
@@ -33,9 +41,10 @@ class Agent:
     Args:
         name: its name, ``^[a-z0-9][a-z0-9_-]{0,62}$``.
         app: the application that its handlers are tasks of.
+        capabilities: tags of what it can do, such as ``ocr``: ``broadcast`` finds it by them.
 
     Raises:
-        InvalidMessage: the name breaks the grammar or is reserved.
+        InvalidMessage: the name or a tag breaks the grammar or is reserved.
         ConfigurationError: the application has an agent of this name already.
 
     Example:
@@ -45,13 +54,16 @@ class Agent:
         ...     return f"Hello, {name}!"
     """
 
-    def __init__(self, name: str, app: AgentApp) -> None:
+    def __init__(self, name: str, app: AgentApp, capabilities: Iterable[str] = ()) -> None:
         if check_agent_name(name) in app.agents:
             raise ConfigurationError(f"this application has an agent {name!r} already")
         self.name = name
         self.app = app
+        self.capabilities = check_tags(capabilities)
+        app.capabilities[name] = self.capabilities
         self._handlers = app.agents.setdefault(name, [])
         self._bus = MessageBus(app)
+        self._events = EventBus(app)
         self._requests = RequestResponseHandler(app)
         #: The same as coroutines: ``await agent.aio.request(...)``, in an ``async def`` handler.
         self.aio = AwaitedAgent(name, app)
@@ -73,20 +85,71 @@ class Agent:
             raise ConfigurationError(
                 f"an agent handles {', '.join(type_.name for type_ in SENDABLE)} with on(), not "
                 f"{getattr(message_type, 'name', message_type)}: a RESPONSE comes back to whoever requested it, "
-                "and an EVENT is published to its subscribers"
+                "and an EVENT is published to its subscribers: @agent.subscribe"
             )
 
         def decorate(function: Callable[..., Any]) -> Task[Any, Any]:
-            def run(task: AgentTask, payload: JSON) -> Any:
-                # Called directly, as in a unit test, with the Message itself.
-                message = payload if isinstance(payload, Message) else task.message
-                return task.complete(function(task, message) if options.get("bind") else function(message))
-
-            run.__doc__ = function.__doc__
-            run.__module__ = function.__module__
+            run = _of_message(function, bool(options.get("bind")))
             return self._register(
                 message_type.value, function, run, options, {"bind": True, "ignore_result": True}
             )
+
+        return decorate
+
+    def subscribe(
+        self,
+        *patterns: str,
+        where: Mapping[str, JSON] | Callable[[Message], bool] | None = None,
+        name: str | None = None,
+        since: datetime | timedelta | None = None,
+        **options: Any,
+    ) -> Callable[[Callable[..., Any]], Task[Any, Any]]:
+        """Register the handler, ``def`` or ``async def``, of events on these topics; it gets the Message.
+
+        The subscription stands from the first start of its worker on, and outlives it: what is published while the
+        agent is away waits in its queue. An agent may have several subscriptions; each gets its own message.
+
+        Args:
+            patterns: of topics: ``*`` stands for one word, ``#`` for any number of words.
+            where: which payloads it wants: a mapping, such as ``{"order.total": {"gte": 100}}``, by which no
+                message is sent for others (see ``topics.filters.Filter``); or a function of the Message, which is
+                asked in the worker before the handler.
+            name: of the subscription; None: the function's.
+            since: when it is new, it also gets what was published from this moment on, or for this long before;
+                that takes a ledger.
+            options: those of a Celery task: ``time_limit``, ``autoretry_for``, ``bind``, …
+
+        Returns:
+            A decorator, which returns the Celery task ``<agent>.event.<name>``.
+
+        Raises:
+            InvalidMessage: a pattern or a filter is none.
+            ConfigurationError: there is no pattern, or a second subscription of this name.
+        """
+        if not patterns or callable(patterns[0]):
+            raise ConfigurationError('a subscription needs a pattern: @agent.subscribe("task.*")')
+        wanted = tuple(check_pattern(pattern) for pattern in dict.fromkeys(patterns))
+        conditions = Filter.of(where) if where is not None and not callable(where) else None
+        accepts = staticmethod(where) if callable(where) else None
+        catch_up_from = _moment(since)
+
+        def decorate(function: Callable[..., Any]) -> Task[Any, Any]:
+            own = str(name or getattr(function, "__name__", repr(function)))
+            fixed = {"bind": True, "ignore_result": True, "accepts": accepts}
+            run = _of_message(function, bool(options.get("bind")))
+            task = self._register(f"{EVENT_HANDLERS}{own}", function, run, options, fixed, EventTask)
+            self.app.subscribed.append(
+                Subscription(
+                    agent=self.name,
+                    name=own,
+                    patterns=wanted,
+                    where=conditions,
+                    catch_up_from=catch_up_from,
+                )
+            )
+            if catch_up_from is not None:
+                self.app.steps["worker"].add(CatchUp)
+            return task
 
         return decorate
 
@@ -163,6 +226,7 @@ class Agent:
         run: Callable[..., Any],
         options: dict[str, Any],
         fixed: dict[str, Any],
+        base: type[AgentTask] = AgentTask,
     ) -> Task[Any, Any]:
         target = HandlerName(self.name, handler)
         if HandlerName.parse(str(target)) != target:
@@ -179,7 +243,7 @@ class Agent:
         task: Task[Any, Any] = register(
             run,
             name=str(target),
-            base=AgentTask,
+            base=base,
             shared=False,  # a shared task would be registered in every application of the process
             **{**options, **fixed, "agent": self.name, "handler": handler, "stoppable": stoppable},
         )
@@ -211,6 +275,19 @@ class Agent:
             from_agent=self.name, to_agent=to_agent, payload=payload, message_type=message_type, **fields
         )
         return self._bus.send(message, wait=wait)
+
+    def publish(self, topic: str, event: JSON = None, **fields: Any) -> Published:
+        """Publish an event in this agent's name.
+
+        Args:
+            topic: what happened, such as ``task.created``.
+            event: its payload, any JSON value.
+            fields: the others of EventBus.publish: ``priority``, ``ttl_seconds``, ``schema_version``, …
+
+        Raises:
+            SchemaViolation, InvalidMessage, BrokerUnavailable, StoreUnavailable: as EventBus.publish.
+        """
+        return self._events.publish(topic, event, **{"from_agent": self.name, **fields})
 
     def request(
         self,
@@ -272,3 +349,23 @@ class Agent:
         return self._requests.stream(
             to_agent, method, params, from_agent=self.name, timeout=timeout, priority=priority
         )
+
+
+def _of_message(function: Callable[..., Any], bind: bool) -> Callable[..., Any]:
+    """Return the function as which Celery runs a handler that takes a Message."""
+
+    def run(task: AgentTask, payload: JSON) -> Any:
+        # Called directly, as in a unit test, with the Message itself.
+        message = payload if isinstance(payload, Message) else task.message
+        return task.complete(function(task, message) if bind else function(message))
+
+    run.__doc__ = function.__doc__
+    run.__module__ = function.__module__
+    return run
+
+
+def _moment(since: datetime | timedelta | None) -> datetime | None:
+    moment = datetime.now(UTC) - since if isinstance(since, timedelta) else since
+    if moment is not None and (not isinstance(moment, datetime) or moment.tzinfo is None):
+        raise ConfigurationError(f"since must be an aware datetime or a timedelta, not {since!r}")
+    return moment

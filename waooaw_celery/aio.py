@@ -19,6 +19,8 @@ from waooaw_celery.asking import Asked, Asker, Params
 from waooaw_celery.audit.ledger import Ledger
 from waooaw_celery.audit.trail import MessageAuditTrail as Trail
 from waooaw_celery.bus import MessageBus as Bus
+from waooaw_celery.events.bus import EventBus as Events
+from waooaw_celery.events.delivery import Published
 from waooaw_celery.limits.limiter import RateLimiter as Limiter
 from waooaw_celery.limits.turn import Later, LaterTurn
 from waooaw_celery.message import DeliveryReceipt, Message, MessageType, Priority
@@ -75,6 +77,23 @@ class MessageBus:
     broadcast = _in_turn(Bus.broadcast)
     receipt = _awaited(Bus.receipt)
     cancel = _awaited(Bus.cancel)
+
+
+class EventBus:
+    """Publishes events, and tells who subscribed: ``waooaw_celery.EventBus``, awaited.
+
+    Args:
+        app: the application whose broker carries them.
+    """
+
+    def __init__(self, app: AgentApp) -> None:
+        self.behind = Events(app)
+
+    publish = _in_turn(Events.publish)
+    replay = _awaited(Events.replay)
+    subscriptions = _awaited(Events.subscriptions)
+    unsubscribe = _awaited(Events.unsubscribe)
+    resubscribe = _awaited(Events.resubscribe)
 
 
 class RequestResponseHandler:
@@ -211,6 +230,7 @@ class Agent:
     def __init__(self, name: str, app: AgentApp) -> None:
         self._name = name
         self._bus = MessageBus(app)
+        self._events = EventBus(app)
         self._requests = RequestResponseHandler(app)
 
     async def send(
@@ -227,6 +247,10 @@ class Agent:
             from_agent=self._name, to_agent=to_agent, payload=payload, message_type=message_type, **fields
         )
         return await self._bus.send(message, wait=wait)
+
+    async def publish(self, topic: str, event: JSON = None, **fields: Any) -> Published:
+        """Publish an event: as ``Agent.publish``."""
+        return await self._events.publish(topic, event, **{"from_agent": self._name, **fields})
 
     async def request(
         self,

@@ -24,8 +24,8 @@ from waooaw_celery.errors import (
 )
 from waooaw_celery.handover import HIDDEN, HandOver, address, envelope_headers
 from waooaw_celery.limits.turn import Wait
-from waooaw_celery.message import TYPE_NAMES, Message, MessageStatus, MessageType, Priority
-from waooaw_celery.routing import HandlerName, broker_priority
+from waooaw_celery.message import Message, MessageStatus, MessageType, Priority
+from waooaw_celery.routing import HandlerName, broker_priority, takes_message
 from waooaw_celery.wire.packing import Packed
 from waooaw_celery.wiring import WiredCelery
 from waooaw_celery.worker.loop import on_loop
@@ -95,7 +95,11 @@ class AgentApp(WiredCelery):
         return result
 
     def send_messages(
-        self, batch: Sequence[tuple[HandlerName, Message]], call: Call | None = None, wait: Wait = None
+        self,
+        batch: Sequence[tuple[HandlerName, Message]],
+        call: Call | None = None,
+        wait: Wait = None,
+        record: Message | None = None,
     ) -> None:
         """Publish messages and requests: the door for those that come as messages and not as tasks.
 
@@ -106,6 +110,7 @@ class AgentApp(WiredCelery):
             batch: complete messages, whose handlers and times were checked.
             call: how the answers of requests are to come; None for one-way messages.
             wait: seconds for which a sender at its limit waits for its turn.
+            record: the event that the messages tell subscribers of, who may be none; it counts as one message.
 
         Raises:
             RateLimitExceeded: a sender has sent as much as it may for now; nothing was published.
@@ -115,26 +120,33 @@ class AgentApp(WiredCelery):
             BrokerUnavailable: the broker failed.
                 The ``message_ids`` of all three are those that it has confirmed.
         """
-        if not batch:
+        if not batch and record is None:
             return
         hand_over = HandOver(self, self.driver, call, self.answers.reply_to if call is not None else None)
-        bodies = hand_over.pack(batch)
-        self._admit([message for _, message in batch], wait)
+        bodies = hand_over.pack(batch) if batch else []
+        told = [message for _, message in batch if message.event is None or not message.event.replay]
+        self._admit(told if record is None else [record], wait)
+        if not batch:
+            self._begin_record([], record)()
         for start in range(0, len(batch), MAX_BATCH):
             part = slice(start, start + MAX_BATCH)
             try:
-                self._send_batch(hand_over, batch[part], bodies[part])
+                self._send_batch(hand_over, batch[part], bodies[part], None if start else record)
             except WaooawError as error:
                 error.message_ids = (*(message.message_id for _, message in batch[:start]), *error.message_ids)
                 raise
 
     def _send_batch(
-        self, hand_over: HandOver, batch: Sequence[tuple[HandlerName, Message]], bodies: Sequence[Packed]
+        self,
+        hand_over: HandOver,
+        batch: Sequence[tuple[HandlerName, Message]],
+        bodies: Sequence[Packed],
+        record: Message | None,
     ) -> None:
         published: list[Message] = []
         try:
             with self.producer_or_acquire() as producer:
-                note = self._publish_messages(producer, hand_over, batch, bodies, published)
+                note = self._publish_messages(producer, hand_over, batch, bodies, published, record)
         except (OperationalError, AMQPError, BatchPublishError) as error:
             self._note_sent(published)
             missing = [message for _, message in batch[len(published) :]]
@@ -174,8 +186,10 @@ class AgentApp(WiredCelery):
         """Write messages down before they are published, unless the broker may have one of them already."""
         self._check_new(batch, self._begin_record(batch)())
 
-    def _begin_record(self, batch: Sequence[tuple[HandlerName, Message]]) -> Callable[[], set[str]]:
-        return self.receipts.pending([(message, target.handler) for target, message in batch])
+    def _begin_record(
+        self, batch: Sequence[tuple[HandlerName, Message]], record: Message | None = None
+    ) -> Callable[[], set[str]]:
+        return self.receipts.pending([(message, target.handler) for target, message in batch], record)
 
     def _check_new(self, batch: Sequence[tuple[HandlerName, Message]], new: set[str]) -> None:
         for _, message in batch:
@@ -282,7 +296,7 @@ class AgentApp(WiredCelery):
             "headers": {**self._headers(message, options), **envelope_headers(message, expires_at)},
             "argsrepr": HIDDEN,
             "kwargsrepr": HIDDEN,
-            "ignore_result": True if target.handler in TYPE_NAMES else options.get("ignore_result"),
+            "ignore_result": True if takes_message(target.handler) else options.get("ignore_result"),
         }
         options.pop("exchange_type", None)
         try:
@@ -310,13 +324,14 @@ class AgentApp(WiredCelery):
         batch: Sequence[tuple[HandlerName, Message]],
         bodies: Sequence[Packed],
         published: list[Message],
+        record: Message | None,
     ) -> Callable[[], None] | None:
         """Have messages written down and made ready at the same time, and hand them over when they are written.
 
         Returns:
             What notes that the broker has them, when it was made ready meanwhile.
         """
-        written = self._begin_record(batch)
+        written = self._begin_record(batch, record)
         notes: list[Callable[[], None]] = []
 
         def when_ready() -> None:

@@ -22,9 +22,9 @@ from waooaw_celery.errors import (
     RequestTimeout,
     WaooawError,
 )
-from waooaw_celery.message import TYPE_NAMES, DeliveryReceipt, Message, MessageType, Priority, receipt_of
+from waooaw_celery.message import DeliveryReceipt, Message, MessageType, Priority, receipt_of
 from waooaw_celery.response import Response, outcome
-from waooaw_celery.routing import HandlerName
+from waooaw_celery.routing import HandlerName, takes_message
 from waooaw_celery.values import JSON, check_agent_name, json_copy
 from waooaw_celery.worker.loop import on_loop
 from waooaw_celery.worker.task import current_task
@@ -254,6 +254,6 @@ def check_may_block() -> None:
 def _method(agent: str, method: str) -> HandlerName:
     check_agent_name(agent, "to_agent")
     target = HandlerName.parse(f"{agent}.{method}") if isinstance(method, str) else None
-    if target is None or target.handler in TYPE_NAMES:
+    if target is None or takes_message(target.handler):
         raise InvalidMessage(f"method must be the name of a method of {agent!r}, not {method!r}")
     return target

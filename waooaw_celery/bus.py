@@ -4,14 +4,26 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from waooaw_celery.app import AgentApp
 from waooaw_celery.cancel import cancel
-from waooaw_celery.errors import InvalidMessage
+from waooaw_celery.errors import InvalidMessage, UnknownAgent
 from waooaw_celery.limits.turn import Wait
 from waooaw_celery.message import SENDABLE, DeliveryReceipt, Message, MessageType, receipt_of
 from waooaw_celery.routing import HandlerName
-from waooaw_celery.values import JSON, check_agent_name
+from waooaw_celery.values import JSON, check_agent_name, check_tags
+
+
+@dataclass(frozen=True, slots=True)
+class Everyone:
+    """All known agents that handle a message of its type, as recipients of a broadcast; but never its sender.
+
+    Attributes:
+        capability: only those with this tag.
+    """
+
+    capability: str | None = None
 
 
 class MessageBus:
@@ -73,7 +85,7 @@ class MessageBus:
         self,
         /,
         from_agent: str,
-        to_agents: Sequence[str],
+        to_agents: Sequence[str] | Everyone,
         payload: JSON,
         *,
         message_type: MessageType = MessageType.COMMAND,
@@ -85,7 +97,8 @@ class MessageBus:
 
         Args:
             from_agent: the sender.
-            to_agents: the recipients; naming one twice sends once.
+            to_agents: the recipients; naming one twice sends once. ``Everyone()`` are all agents that handle such
+                messages, ``Everyone(capability="ocr")`` those of them with a tag, living or away.
             payload: any JSON value.
             message_type: COMMAND, QUERY or ACK.
             correlation_id: threads the messages; None: the id of the first of them threads all.
@@ -96,10 +109,14 @@ class MessageBus:
             The receipts by recipient.
 
         Raises:
-            InvalidMessage: there is no recipient. The rest as ``send_many``.
+            InvalidMessage: there is no recipient. UnknownAgent: no agent fits. The rest as ``send_many``.
         """
+        if isinstance(to_agents, Everyone):
+            to_agents = self._everyone(to_agents, message_type, but=from_agent)
         if isinstance(to_agents, str) or not to_agents:
-            raise InvalidMessage(f"to_agents must be a list of at least one agent, not {to_agents!r}")
+            raise InvalidMessage(
+                f"to_agents must be a list of at least one agent, or Everyone(), not {to_agents!r}"
+            )
         names = list(dict.fromkeys(check_agent_name(name, "to_agents") for name in to_agents))
         messages = [
             Message(
@@ -152,6 +169,30 @@ class MessageBus:
             InvalidMessage: this cannot be an id, or the timeout is no number of seconds.
         """
         return cancel(self.app, message_id, running=running, timeout=timeout, by=from_agent)
+
+    def _everyone(self, which: Everyone, message_type: MessageType, but: str) -> list[str]:
+        """Return the names of the agents that a broadcast is for.
+
+        Raises:
+            UnknownAgent: there is none; the sentence says what is known.
+        """
+        if which.capability is not None:
+            check_tags([which.capability])
+        handler = _target(Message(from_agent=but, to_agent=but, message_type=message_type)).handler
+        records = [record for record in self.app.registry.all() if record.name != but]
+        fits = [
+            record.name
+            for record in records
+            # What one handles that has never started is not known: it is told, and finds out.
+            if (record.handlers is None or handler in record.handlers)
+            and (which.capability is None or which.capability in record.capabilities)
+        ]
+        if not fits:
+            tags = sorted({tag for record in records for tag in record.capabilities})
+            having = "" if which.capability is None else f" and has the capability {which.capability!r}"
+            known = ", ".join(tags) or "none"
+            raise UnknownAgent(f"no other agent handles {handler.upper()}{having} (capabilities known: {known})")
+        return fits
 
 
 def _target(message: Message) -> HandlerName:

@@ -14,8 +14,9 @@ from redis.exceptions import RedisError
 from waooaw_celery.answers import BACKEND_ERRORS
 from waooaw_celery.app import AgentApp
 from waooaw_celery.errors import InvalidMessage, NotStoppable, UnknownAgent
-from waooaw_celery.message import TYPE_NAMES, DeliveryReceipt, MessageStatus
+from waooaw_celery.message import DeliveryReceipt, MessageStatus
 from waooaw_celery.receipts import Event, Fact
+from waooaw_celery.routing import takes_message
 from waooaw_celery.worker.cancels import Answer
 from waooaw_celery.worker.control import CANCEL
 from waooaw_celery.worker.task import CANCELLED, current_task
@@ -99,7 +100,7 @@ def _tell(app: AgentApp, workers: list[str], message_id: str, running: bool, tim
 def _answer(app: AgentApp, receipt: DeliveryReceipt) -> None:
     """Tell whoever waits for the answer of a request that there will be none."""
     backend: Any = app.backend
-    if receipt.handler in TYPE_NAMES or hasattr(backend, "oid"):  # one that sends answers knows not where to
+    if takes_message(receipt.handler) or hasattr(backend, "oid"):  # one that sends answers knows not where to
         return
     try:
         backend.mark_as_revoked(receipt.message_id, CANCELLED)

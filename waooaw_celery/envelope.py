@@ -7,8 +7,8 @@ from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Any
 
 from waooaw_celery.errors import InvalidMessage
-from waooaw_celery.message import ENVELOPE_HEADER, TYPE_NAMES, Message, RetentionPolicy
-from waooaw_celery.routing import HandlerName
+from waooaw_celery.message import ENVELOPE_HEADER, Message, MessageType, RetentionPolicy
+from waooaw_celery.routing import HandlerName, takes_message
 from waooaw_celery.values import JSON
 
 #: The options of ``apply_async``, as Celery hands them on.
@@ -39,7 +39,11 @@ def message_of_delay(
     Raises:
         InvalidMessage: an argument is no JSON value, or an option breaks a rule.
     """
-    if target.handler in TYPE_NAMES and (len(args or ()) != 1 or kwargs):
+    if target.message_type is MessageType.EVENT:
+        raise InvalidMessage(
+            f"{target} gets what is published: EventBus(app).publish(topic, event), or replay it to one subscriber"
+        )
+    if takes_message(target.handler) and (len(args or ()) != 1 or kwargs):
         raise InvalidMessage(f"{target} takes one argument, the payload: {target}.delay({{...}})")
     fields: dict[str, Any] = {"message_id": options["task_id"]} if options.get("task_id") else {}
     if options.get("priority") is not None:
@@ -82,7 +86,7 @@ def threaded(
         cause: the message that is being handled, or None outside of handlers.
         retention: how long it is kept, or None without a ledger.
     """
-    inherited = cause.correlation_id if cause and target.handler in TYPE_NAMES else None
+    inherited = cause.correlation_id if cause and takes_message(target.handler) else None
     return message.filled_in(
         retention=retention,
         correlation_id=message.correlation_id or inherited or message.message_id,
@@ -99,7 +103,7 @@ def payload_of(handler: str, args: Any, kwargs: Any) -> JSON:
         args: positional arguments of the task; a message's payload is the only one.
         kwargs: keyword arguments of the task.
     """
-    if handler in TYPE_NAMES and len(args) == 1 and not kwargs:
+    if takes_message(handler) and len(args) == 1 and not kwargs:
         return args[0]
     return {"args": list(args), "kwargs": dict(kwargs)} if args else dict(kwargs)
 

@@ -3,6 +3,7 @@
 * WaooawError
     * ConfigurationError        a setting is missing, misspelt or impossible
     * InvalidMessage            a message or an argument breaks a rule
+        * SchemaViolation       an event breaks the schema of its topic
         * Unwritable            it cannot be written in its format, or is larger than what is accepted
     * Unreadable                what arrived cannot be read, or is larger than what is accepted
     * UnknownSender             no agent is speaking
@@ -10,6 +11,7 @@
         * NoHandler             the recipient has no handler for this type of message
         * UnknownMethod         the recipient has no such method
     * UnknownMessage            no receipt is kept for this id
+    * UnknownSubscription       nobody ever subscribed under this name
     * BrokerUnavailable         the message could not be published
     * StoreUnavailable          what keeps agents and receipts does not answer
         * AuditUnavailable      the ledger does not answer, so nothing is published
@@ -57,6 +59,26 @@ class InvalidMessage(WaooawError, ValueError):
     """A message or an argument breaks a rule."""
 
 
+class SchemaViolation(InvalidMessage):
+    """An event breaks the schema of its topic.
+
+    Attributes:
+        topic: of the event.
+        version: of the schema.
+        path: where, as a JSONPath such as ``$.order.total``.
+    """
+
+    def __init__(self, topic: str, version: str, path: str, problem: str) -> None:
+        super().__init__(f"the event breaks the schema of {topic} in version {version} at {path}: {problem}")
+        self.topic = topic
+        self.version = version
+        self.path = path
+        self.problem = problem
+
+    def __reduce__(self) -> tuple[type[SchemaViolation], tuple[str, str, str, str]]:
+        return SchemaViolation, (self.topic, self.version, self.path, self.problem)
+
+
 class Unwritable(InvalidMessage, EncodeError):
     """A value cannot be written in its format, or is larger than what is accepted.
 
@@ -89,6 +111,10 @@ class UnknownMethod(UnknownAgent):
 
 class UnknownMessage(WaooawError, LookupError):
     """No receipt is kept for this message."""
+
+
+class UnknownSubscription(WaooawError, LookupError):
+    """Nobody ever subscribed under this name."""
 
 
 class BrokerUnavailable(WaooawError, OperationalError):

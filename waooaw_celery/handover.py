@@ -11,8 +11,8 @@ from celery import signals
 from celery.utils.nodenames import anon_nodename
 
 from waooaw_celery.calls import CALL_HEADER, Call
-from waooaw_celery.message import ENVELOPE_HEADER, TYPE_NAMES, Message
-from waooaw_celery.routing import HandlerName, agent_queue, broker_priority
+from waooaw_celery.message import ENVELOPE_HEADER, Message
+from waooaw_celery.routing import HandlerName, agent_queue, broker_priority, takes_message
 from waooaw_celery.transport.channel import Channel
 from waooaw_celery.values import JSON
 from waooaw_celery.wire.packing import Packed
@@ -52,14 +52,15 @@ class HandOver:
             ConfigurationError: there is no such format or codec.
         """
         pack, written_as, embed = self._app.packer.pack, self._written_as, self._task(*batch[0])[2][2]
-        return [
-            pack(
-                (*_arguments(target, message), embed),
-                *written_as(target.agent, message.serializer, message.compression),
-                of_message=True,
-            )
-            for target, message in batch
-        ]
+        bodies: list[Packed] = []
+        known: dict[tuple[object, ...], Packed] = {}  # the messages of an event have one payload, packed once
+        for target, message in batch:
+            way = written_as(target.agent, message.serializer, message.compression)
+            key = id(message.payload), takes_message(target.handler), *way
+            if message.event is None or key not in known:
+                known[key] = pack((*_arguments(target, message), embed), *way, of_message=True)
+            bodies.append(known[key])
+        return bodies
 
     def declare(self, producer: Any, batch: Batch) -> None:
         """Make sure that the queues of all recipients are there."""
@@ -176,7 +177,7 @@ class HandOver:
 
 def _arguments(target: HandlerName, message: Message) -> tuple[tuple[JSON, ...], Any]:
     """Return the arguments of the task that a message is: its payload alone, or a method's parameters."""
-    return ((message.payload,), {}) if target.handler in TYPE_NAMES else ((), message.payload)
+    return ((message.payload,), {}) if takes_message(target.handler) else ((), message.payload)
 
 
 def address(target: HandlerName, message: Message, driver: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any, Self
 from uuid import uuid4
 
 from waooaw_celery.errors import InvalidMessage
+from waooaw_celery.topics.attributes import EventAttributes
 from waooaw_celery.values import JSON, check_agent_name, check_id, check_ttl, json_copy
 
 #: The Celery header that carries the envelope; one key, so that no name of ours meets one of Celery's.
@@ -18,6 +19,10 @@ ENVELOPE_HEADER = "waooaw"
 ENVELOPE_VERSION = 1
 #: The sender of a message that was published without an envelope, by something that is no agent.
 FOREIGN_SENDER = "unknown"
+
+
+#: To whom the record of an event is addressed, which no agent's name can be.
+NOBODY = ""
 
 
 class MessageType(StrEnum):
@@ -113,6 +118,7 @@ class MessageStatus(StrEnum):
     EXPIRED = "expired"  #: its time was over before a worker began; it is never handled
     DEAD = "dead"  #: a dead letter: it would kill or wedge its worker, and is kept by the broker for inspection
     CANCELLED = "cancelled"  #: somebody cancelled it: it was never begun, or its handler was stopped
+    PUBLISHED = "published"  #: the record of an event, which is no message to anyone: its subscribers get theirs
 
     @property
     def final(self) -> bool:
@@ -142,6 +148,7 @@ class Message:
         sent_at: aware UTC time.
         serializer: in which format it travels; None: as the settings say.
         compression: with which codec, ``auto`` or ``none``; None: as the settings say.
+        event: of an EVENT, what all messages of the event share; None for every other message.
 
     Raises:
         InvalidMessage: a field breaks its rule; the sentence names the field.
@@ -161,6 +168,7 @@ class Message:
     sent_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     serializer: str | None = None
     compression: str | None = None
+    event: EventAttributes | None = None
 
     def __post_init__(self) -> None:
         put = object.__setattr__  # the one way to normalise a field of a frozen dataclass
@@ -183,9 +191,16 @@ class Message:
             raise InvalidMessage("sent_at must be an aware datetime, such as datetime.now(UTC)")
         if not _EARLIEST < self.sent_at < _LATEST:
             raise InvalidMessage(f"sent_at must be in the years {_EARLIEST.year} to {_LATEST.year - 1}")
+        if self.event is not None and self.message_type is not MessageType.EVENT:
+            raise InvalidMessage(f"only an EVENT has the attributes of one, not a {self.message_type.name}")
 
     def __hash__(self) -> int:
         return hash(self.message_id)
+
+    @property
+    def topic(self) -> str | None:
+        """The topic of an EVENT, such as ``task.created``; None for every other message."""
+        return self.event.topic if self.event is not None else None
 
     @property
     def expires_at(self) -> datetime | None:
@@ -218,7 +233,7 @@ class Message:
         """Return what travels in the header ``waooaw``: the facts that Celery has no header of its own for."""
         # How it travels is said when the sender chose it: a retry travels in the same way.
         chosen = {name: getattr(self, name) for name in _CHOICES if getattr(self, name) is not None}
-        return chosen | {
+        said: dict[str, JSON] = chosen | {
             "version": ENVELOPE_VERSION,
             "from": self.from_agent,
             "to": self.to_agent,
@@ -229,6 +244,7 @@ class Message:
             "retention": self.retention.value if self.retention else None,
             "sent_at": self.sent_at.isoformat(),
         }
+        return said if self.event is None else {**said, "event": self.event.to_envelope()}
 
     @classmethod
     def from_headers(cls, headers: Mapping[str, Any], to_agent: str, payload: JSON) -> Self:
@@ -270,6 +286,7 @@ class Message:
             causation_id=parent_id if parent_id != headers["id"] else None,
             retention=envelope.get("retention"),
             sent_at=datetime.fromisoformat(sent_at) if sent_at else datetime.now(UTC),
+            event=EventAttributes.from_envelope(envelope.get("event")),
             **{name: envelope[name] for name in _CHOICES if name in envelope},
         )
 

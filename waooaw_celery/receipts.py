@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import Any
 
 from waooaw_celery.errors import UnknownMessage
-from waooaw_celery.message import DeliveryReceipt, Message, MessageStatus, MessageType, Priority
+from waooaw_celery.message import FINAL, DeliveryReceipt, Message, MessageStatus, MessageType, Priority
 from waooaw_celery.store import Client, guarded
 from waooaw_celery.values import check_id
 
@@ -35,11 +35,15 @@ class Event(StrEnum):
     DEAD = "dead"  #: the broker keeps it as a dead letter
     CANCEL_REQUESTED = "cancel_requested"  #: somebody asked that it be neither begun nor tried again
     CANCELLED = "cancelled"  #: it was dropped, or its handler stopped, since somebody asked for that
+    PUBLISHED = "published"  #: it is the record of an event
 
     @property
     def terminal(self) -> bool:
         """Whether nothing more can happen after it; of several such events the first counts."""
-        return self in (Event.HANDLED, Event.FAILED, Event.EXPIRED, Event.DEAD, Event.CANCELLED)
+        return self in _TERMINAL
+
+
+_TERMINAL = frozenset({Event(status.value) for status in FINAL})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,8 +81,14 @@ class Receipts(ABC):
     """
 
     @abstractmethod
-    def pending(self, messages: Sequence[tuple[Message, str]]) -> Callable[[], set[str]]:
+    def pending(
+        self, messages: Sequence[tuple[Message, str]], record: Message | None = None
+    ) -> Callable[[], set[str]]:
         """Begin to write messages down, each with the name of its handler.
+
+        Args:
+            messages: which.
+            record: the event that they tell their subscribers of, where that is kept as well: in a ledger.
 
         Returns:
             What to call before they are published: it waits until they are written, and returns the ids of those
@@ -165,7 +175,11 @@ class RedisReceipts(Receipts):
         self._client = client
         self._keep = timedelta(seconds=keep_seconds)
 
-    def pending(self, messages: Sequence[tuple[Message, str]]) -> Callable[[], set[str]]:
+    def pending(
+        self, messages: Sequence[tuple[Message, str]], record: Message | None = None
+    ) -> Callable[[], set[str]]:
+        if not messages:
+            return set
         forgotten = (datetime.now(UTC) - self._keep).timestamp()
         with guarded(f"record message {messages[0][0].message_id}"), self._client.pipeline() as pipeline:
             for message, handler in messages:

@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 
 from waooaw_celery.errors import NoHandler, UnknownAgent, UnknownMethod
 from waooaw_celery.message import TYPE_NAMES
-from waooaw_celery.routing import HandlerName
+from waooaw_celery.routing import HandlerName, takes_message
 from waooaw_celery.store import Client, guarded
 
 _NAMES = "waooaw:agents"
@@ -30,6 +30,7 @@ class AgentRecord:
         declared_at: when its worker first started, or None.
         last_seen: its last sign of life, or None.
         workers: node names of the workers that gave one lately.
+        capabilities: tags of what it can do.
     """
 
     name: str
@@ -37,6 +38,7 @@ class AgentRecord:
     declared_at: datetime | None
     last_seen: datetime | None
     workers: tuple[str, ...]
+    capabilities: tuple[str, ...] = ()
 
     def alive(self, within: timedelta) -> bool:
         """Whether it gave a sign of life within this time."""
@@ -58,7 +60,9 @@ class AgentRegistry(ABC):
         self._unstarted: dict[str, float] = {}
 
     @abstractmethod
-    def declare(self, name: str, handlers: Iterable[str], worker: str, lifetime: float) -> None:
+    def declare(
+        self, name: str, handlers: Iterable[str], worker: str, lifetime: float, capabilities: Iterable[str] = ()
+    ) -> None:
         """Write down that this agent exists and lives: at its worker's start, and at every heartbeat.
 
         Args:
@@ -66,6 +70,7 @@ class AgentRegistry(ABC):
             handlers: names of all its handlers.
             worker: node name of the worker, such as ``analyst@host``.
             lifetime: seconds after which this worker no longer counts as living without another sign.
+            capabilities: tags of what the agent can do.
         """
 
     @abstractmethod
@@ -130,7 +135,7 @@ class AgentRegistry(ABC):
                 f"agent {target.agent!r} has no handler for {target.message_type.name} (it handles: {types}): "
                 f"add @agent.on(MessageType.{target.message_type.name}) there and restart its worker"
             )
-        methods = ", ".join(name for name in handlers if name not in TYPE_NAMES) or "none"
+        methods = ", ".join(name for name in handlers if not takes_message(name)) or "none"
         raise UnknownMethod(f"agent {target.agent!r} has no method {target.handler!r} (it has: {methods})")
 
 
@@ -146,13 +151,16 @@ class RedisAgentRegistry(AgentRegistry):
         super().__init__(configured)
         self._client = client
 
-    def declare(self, name: str, handlers: Iterable[str], worker: str, lifetime: float) -> None:
+    def declare(
+        self, name: str, handlers: Iterable[str], worker: str, lifetime: float, capabilities: Iterable[str] = ()
+    ) -> None:
         now = datetime.now(UTC)
+        told = {"handlers": json.dumps(sorted(handlers)), "capabilities": json.dumps(sorted(capabilities))}
         key = _RECORD + name
         with guarded(f"declare the agent {name!r}"), self._client.pipeline() as pipeline:
             pipeline.sadd(_NAMES, name)
             pipeline.hsetnx(key, "declared_at", now.isoformat())
-            pipeline.hset(key, mapping={"handlers": json.dumps(sorted(handlers)), "last_seen": now.isoformat()})
+            pipeline.hset(key, mapping={**told, "last_seen": now.isoformat()})
             pipeline.zadd(f"{key}:workers", {worker: now.timestamp() + lifetime})
             pipeline.zremrangebyscore(f"{key}:workers", "-inf", now.timestamp())
             pipeline.execute()
@@ -182,6 +190,7 @@ class RedisAgentRegistry(AgentRegistry):
                 declared_at=datetime.fromisoformat(fields["declared_at"]) if fields else None,
                 last_seen=datetime.fromisoformat(fields["last_seen"]) if fields else None,
                 workers=tuple(workers),
+                capabilities=tuple(json.loads(fields["capabilities"])) if fields else (),
             )
             for name, fields, workers in zip(names, answers[::2], answers[1::2], strict=True)
         ]

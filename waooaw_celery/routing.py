@@ -22,7 +22,11 @@ SYSTEM_QUEUE = "waooaw.system"
 #: The highest priority number that a queue on RabbitMQ takes.
 AMQP_MAX_PRIORITY = 9
 
-_HANDLER = re.compile(r"[A-Za-z_]\w*")
+#: How the names of the handlers of events begin, each followed by the name of its subscription: no method's name
+#: has a dot, so none meets one of these.
+EVENT_HANDLERS = "event."
+
+_HANDLER = re.compile(r"(event\.)?[A-Za-z_]\w*")
 #: Drivers of Kombu whose queues hand out messages by priority.
 _ORDERED_DRIVERS = frozenset({"redis", "amqp"})
 
@@ -38,7 +42,9 @@ class HandlerName(NamedTuple):
 
     @property
     def message_type(self) -> MessageType:
-        """What a message to this handler is: the type it is named after, or else a QUERY to a method."""
+        """What a message to this handler is: an EVENT, the type it is named after, or else a QUERY to a method."""
+        if self.handler.startswith(EVENT_HANDLERS):
+            return MessageType.EVENT
         return MessageType(self.handler) if self.handler in TYPE_NAMES else MessageType.QUERY
 
     @classmethod
@@ -48,6 +54,11 @@ class HandlerName(NamedTuple):
         if agent in RESERVED_NAMES or not AGENT_NAME.fullmatch(agent) or not _HANDLER.fullmatch(handler):
             return None
         return cls(agent, handler)
+
+
+def takes_message(handler: str) -> bool:
+    """Whether a handler takes one message, whose answer nobody awaits, and not the parameters of a method."""
+    return handler in TYPE_NAMES or handler.startswith(EVENT_HANDLERS)
 
 
 def agent_queue(agent: str) -> Queue:

@@ -95,6 +95,9 @@ class WaooawSettings(BaseModel):
     sender: AgentName | None = None
     #: Seconds after which a message that nobody began is never handled, unless the message says otherwise.
     ttl_seconds: Seconds | None = 300.0
+    #: Seconds after which an event that a subscriber has not begun is no longer handled by it; None: never, so
+    #: that it reaches whoever was away for however long.
+    event_ttl_seconds: Seconds | None = None
     #: Seconds that a request waits, unless the request says otherwise.
     request_timeout: Seconds = 30.0
     #: Where agents and receipts are kept; None: the result backend, or else the broker, when it is Redis.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from datetime import date, datetime, time
 from decimal import Decimal
@@ -30,6 +30,7 @@ MAX_BITS = 4096
 AGENT_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 #: Task names that begin with these belong to Celery and to this package, never to an agent.
 RESERVED_NAMES = frozenset({"celery", "waooaw"})
+_TAG = re.compile(r"[a-z0-9][a-z0-9_.:-]{0,62}")
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
@@ -47,6 +48,24 @@ def check_agent_name(name: object, what: str = "agent") -> str:
     if name in RESERVED_NAMES:
         raise InvalidMessage(f"{what} {name!r} is reserved: choose another name")
     return name
+
+
+def check_tags(tags: object) -> tuple[str, ...]:
+    """Return the tags of what an agent can do, sorted, each once.
+
+    Raises:
+        InvalidMessage: one is not 1 to 63 of the characters of an agent's name, ``.`` and ``:``.
+    """
+    if isinstance(tags, str) or not isinstance(tags, Iterable):
+        raise InvalidMessage(f"capabilities must be a list of tags, such as ['ocr'], not {tags!r:.80}")
+    found = list(tags)
+    for tag in found:
+        if not isinstance(tag, str) or not _TAG.fullmatch(tag):
+            raise InvalidMessage(
+                "a capability must be 1 to 63 characters of a-z, 0-9, '.', ':', '_' and '-', "
+                f"beginning with a letter or a digit, not {tag!r:.80}"
+            )
+    return tuple(sorted(set(found)))
 
 
 def check_id(value: object, what: str) -> str:

@@ -12,6 +12,7 @@ from waooaw_celery.answers import Answers
 from waooaw_celery.audit.agents import LedgerAgentRegistry
 from waooaw_celery.audit.engine import Database, database_url
 from waooaw_celery.audit.ledger import Ledger
+from waooaw_celery.audit.subscriptions import LedgerSubscriptions
 from waooaw_celery.audit.version import check_version
 from waooaw_celery.celery_setup import AgentAMQP, add_defaults, make_packer, transport_options
 from waooaw_celery.errors import ConfigurationError
@@ -25,6 +26,8 @@ from waooaw_celery.registry import AgentRegistry, RedisAgentRegistry
 from waooaw_celery.routing import AGENT_QUEUES, HandlerName, agent_queue, check_ordered, driver_type, first_url
 from waooaw_celery.settings import RateLimitStorage, RedisTransport, WaooawSettings
 from waooaw_celery.store import Client, connect, store_url
+from waooaw_celery.subscriptions import RedisSubscriptions, Subscription, Subscriptions
+from waooaw_celery.topics.schemas import Schemas
 from waooaw_celery.transport.letters import parked
 from waooaw_celery.wire.caps import Caps
 from waooaw_celery.wire.codecs import install_codecs
@@ -43,12 +46,18 @@ class WiredCelery(Celery):
 
     Attributes:
         agents: the agents whose handlers are in this application, and the names of these.
+        capabilities: the tags of these agents.
+        subscribed: their subscriptions.
+        schemas: the JSON Schemas of topics that this application's code registers.
     """
 
     amqp_cls: Any = AgentAMQP
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.agents: dict[str, list[str]] = {}
+        self.capabilities: dict[str, tuple[str, ...]] = {}
+        self.subscribed: list[Subscription] = []
+        self.schemas = Schemas()
         install_formats()
         install_codecs()
         super().__init__(*args, **kwargs)
@@ -100,6 +109,17 @@ class WiredCelery(Celery):
         if self._database is not None:
             return LedgerAgentRegistry(Database(self._database.url), self.settings.agents)
         return RedisAgentRegistry(self._connect(), self.settings.agents)
+
+    @cached_property
+    def subscriptions(self) -> Subscriptions:
+        """Who wants which events."""
+        return self.open_subscriptions()
+
+    def open_subscriptions(self) -> Subscriptions:
+        """Return the subscriptions over a connection of their own, for a thread beside the others."""
+        if self._database is not None:
+            return LedgerSubscriptions(Database(self._database.url))
+        return RedisSubscriptions(self._connect())
 
     @cached_property
     def receipts(self) -> Receipts:
@@ -220,7 +240,7 @@ class WiredCelery(Celery):
         if "answers" in self.__dict__:
             self.answers.close()
         super().close()
-        for part in ("registry", "receipts", "limiter", "ledger", "_database"):
+        for part in ("registry", "subscriptions", "receipts", "limiter", "ledger", "_database"):
             if self.__dict__.get(part) is not None:  # made so far
                 getattr(self, part).close()
 

@@ -12,14 +12,14 @@ from waooaw_celery import Agent, Message, MessageType, create_app
 from workers.text import NEAR_DUPLICATE, measure, similarity
 
 app = create_app("analyst")
-agent = Agent(os.environ.get("ANALYST_NAME", "analyst-1"), app)
+agent = Agent(os.environ.get("ANALYST_NAME", "analyst-1"), app, capabilities=["measure"])
 
 _seen: dict[str, tuple[int, ...]] = {}
 
 
 @agent.on(MessageType.COMMAND)
 def analyse(message: Message) -> None:
-    """Measure a document, report to the archivist, and tell the sender that it is done."""
+    """Measure a document, report to the archivist, tell the sender that it is done, and everyone what happened."""
     path = message.payload["path"]
     facts = asdict(measure(message.payload["text"]))
     fingerprint = facts.pop("fingerprint")
@@ -27,6 +27,7 @@ def analyse(message: Message) -> None:
     _seen[path] = fingerprint
     agent.send("archivist", facts, ttl_seconds=None)
     agent.send(message.from_agent, {"path": path}, message_type=MessageType.ACK, ttl_seconds=None)
+    agent.publish("document.measured", {"path": path, "words": facts["words"]})
 
 
 @agent.method

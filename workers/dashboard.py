@@ -1,8 +1,8 @@
-"""Asks every agent what it is doing, all at once, while they work."""
+"""Asks every agent what it is doing, all at once, while they work; and hears of each document."""
 
 from __future__ import annotations
 
-from waooaw_celery import Agent, Priority, aio, create_app
+from waooaw_celery import Agent, Message, Priority, aio, create_app
 
 app = create_app("dashboard")
 agent = Agent("dashboard", app)
@@ -10,8 +10,12 @@ requests = aio.RequestResponseHandler(app)
 
 #: Seconds that the survey waits for all answers together.
 PATIENCE = 10.0
+#: From so many words on a document is a long one.
+LONG = 1000
 
 _surveys = 0
+_measured = 0
+_long: list[str] = []
 
 
 @agent.method
@@ -37,7 +41,20 @@ async def survey() -> dict[str, dict[str, object]]:
     }
 
 
+@agent.subscribe("document.*")
+def count(message: Message) -> None:
+    """Count what happens to documents, whoever tells."""
+    global _measured
+    _measured += 1
+
+
+@agent.subscribe("document.measured", where={"words": {"gte": LONG}})
+def note_long(message: Message) -> None:
+    """Note the long documents; of the others it is sent nothing."""
+    _long.append(message.payload["path"])
+
+
 @agent.method
 def get_status() -> dict[str, object]:
     """Tell what this agent is doing."""
-    return {"surveys": _surveys}
+    return {"surveys": _surveys, "measured": _measured, "long": len(_long)}

@@ -97,6 +97,19 @@ def test_the_listener_prints_what_the_readme_says(newcomer: tuple[Path, dict[str
     assert run("python listener.py", *newcomer).strip() == expected
 
 
+def test_the_planner_hears_what_the_publisher_publishes(newcomer: tuple[Path, dict[str, str]]) -> None:
+    """publisher.py tells the README's subscriber, as soon as that has started once."""
+    folder, env = newcomer
+    log = folder / "planner.log"
+    start = "celery -A planner worker -n planner@%h"
+    with running(shlex.split(start), log=log, env=env, cwd=folder) as worker:
+        shown = "waooaw events subscriptions"
+        until(lambda: worker.poll() is not None or "planner.plan" in run(shown, folder, env), "the subscription")
+        assert run("python publisher.py", folder, env).strip() == "told: planner.plan"
+        said = "task.created: {'task_id': '123', 'hours': 3} from publisher"
+        until(lambda: said in log.read_text(), "the subscriber's print")
+
+
 @pytest.mark.parametrize("command", [c for c, _ in console() if c.startswith("waooaw") and "MESSAGE_ID" not in c])
 def test_the_commands_of_the_readme_work(command: str, newcomer: tuple[Path, dict[str, str]]) -> None:
     """Each `waooaw` command of the README ends well, also with --json and as `celery -A greeter waooaw`."""

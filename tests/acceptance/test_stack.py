@@ -108,6 +108,12 @@ def test_the_demo_does_the_whole_job_and_leaves_nothing(waooaw: Start, documents
     assert (result["limited"]["answered"], result["limited"]["refused"]) == (3, 5)
     assert 0 < result["limited"]["retry_after"] <= 12.01
     assert all(set(statuses) == {"handled"} for statuses in result["messages"].values())
+    [topic] = result["topics"]
+    told = {each["subscriber"]: each for each in topic["subscribers"]}
+    long = sum(document["words"] >= 1000 for document in result["documents"])
+    assert (topic["topic"], topic["published"]) == ("document.measured", len(result["documents"]))
+    assert told["dashboard.count"]["handled"] == topic["published"]
+    assert told["dashboard.note_long"]["handled"] == told["dashboard.note_long"]["messages"] == long
     assert result["messages"]["archivist"]["handled"] >= len(result["documents"])
     assert_nothing_is_left(tmp_path)
 

@@ -15,7 +15,7 @@ classes = [
     value for value in vars(errors).values() if inspect.isclass(value) and issubclass(value, errors.WaooawError)
 ]
 #: Their sentences are made from their parts.
-_BUILT = (errors.RemoteError, errors.RateLimitExceeded)
+_BUILT = (errors.RemoteError, errors.RateLimitExceeded, errors.SchemaViolation)
 
 
 def test_the_drawn_tree_is_the_real_one() -> None:

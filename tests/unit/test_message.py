@@ -177,12 +177,13 @@ def test_a_newer_envelope_is_refused_with_what_to_do() -> None:
         Message.from_headers({"id": "t1", ENVELOPE_HEADER: {"version": 99}}, "b", {})
 
 
-def test_only_five_states_are_final() -> None:
-    """HANDLED, FAILED, EXPIRED, DEAD and CANCELLED end a message; the others do not."""
+def test_only_ends_are_final() -> None:
+    """HANDLED, FAILED, EXPIRED, DEAD, CANCELLED and PUBLISHED end a message; the others do not."""
     assert {status for status in MessageStatus if status.final} == {
         MessageStatus.HANDLED,
         MessageStatus.FAILED,
         MessageStatus.EXPIRED,
         MessageStatus.DEAD,
         MessageStatus.CANCELLED,
+        MessageStatus.PUBLISHED,
     }

@@ -27,9 +27,15 @@ class LedgerAgentRegistry(AgentRegistry):
         super().__init__(configured)
         self._database = database
 
-    def declare(self, name: str, handlers: Iterable[str], worker: str, lifetime: float) -> None:
+    def declare(
+        self, name: str, handlers: Iterable[str], worker: str, lifetime: float, capabilities: Iterable[str] = ()
+    ) -> None:
         now = datetime.now(UTC)
-        news: dict[str, Any] = {"handlers": sorted(handlers), "last_seen": now}
+        news: dict[str, Any] = {
+            "handlers": sorted(handlers),
+            "capabilities": sorted(capabilities),
+            "last_seen": now,
+        }
         until = {"alive_until": now + timedelta(seconds=lifetime)}
         insert: Any = postgresql_insert if self._database.is_postgresql else sqlite_insert
         with self._database.begin(f"declare the agent {name!r}") as connection:
@@ -67,6 +73,7 @@ class LedgerAgentRegistry(AgentRegistry):
                 declared_at=agents[name].declared_at if name in agents else None,
                 last_seen=agents[name].last_seen if name in agents else None,
                 workers=tuple(worker for agent, worker in living if agent == name),
+                capabilities=tuple(agents[name].capabilities) if name in agents else (),
             )
             for name in names
         ]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
 from waooaw_celery.message import Message, RetentionPolicy
-from waooaw_celery.receipts import Fact
+from waooaw_celery.receipts import Event, Fact
 from waooaw_celery.values import JSON, tagged
 
 Kind = Literal["message", "fact", "stray", "refusal"]
@@ -51,6 +52,26 @@ def message_entry(message: Message, handler: str, retention: RetentionPolicy) ->
         retention: how long it is kept when it does not say so itself.
     """
     return Entry("message", message.message_id, _encode(_message_row(message, handler, retention)))
+
+
+def message_entries(messages: Sequence[tuple[Message, str]], retention: RetentionPolicy) -> list[Entry]:
+    """Return the entries of messages, each with the name of its handler; those of an event share its payload."""
+    entries: list[Entry] = []
+    of_event: dict[str, Any] | None = None
+    for message, handler in messages:
+        event = message.event
+        row = _message_row(message, handler, retention, of_event if of_event and event is of_event["is"] else None)
+        of_event = None if event is None else {"is": event} | {name: row[name] for name in _SHARED}
+        entries.append(Entry("message", message.message_id, _encode(row)))
+    return entries
+
+
+def published_entries(record: Message, retention: RetentionPolicy) -> list[Entry]:
+    """Return the entries of the record of an event: as said to nobody, on its topic, and ended with that."""
+    row = _message_row(record, record.topic or "", retention)
+    fact = Fact(message_id=record.message_id, event=Event.PUBLISHED)
+    kept = (record.retention or retention).until(record.sent_at)
+    return [Entry("message", record.message_id, _encode(row)), keyed_entry(fact, kept, record.sent_at)]
 
 
 def fact_entry(fact: Fact, retention: RetentionPolicy) -> Entry:
@@ -118,8 +139,14 @@ def _fact_row(fact: Fact) -> dict[str, Any]:
     }
 
 
-def _message_row(message: Message, handler: str, retention: RetentionPolicy) -> dict[str, Any]:
-    return {
+#: What is the same in the rows of all messages of an event, and takes a while to write.
+_SHARED = ("payload", "payload_digest", "event")
+
+
+def _message_row(
+    message: Message, handler: str, retention: RetentionPolicy, shared: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    row = {
         "message_id": message.message_id,
         "retain_until": _text((message.retention or retention).until(message.sent_at)),
         "from_agent": message.from_agent,
@@ -132,9 +159,15 @@ def _message_row(message: Message, handler: str, retention: RetentionPolicy) -> 
         "causation_id": message.causation_id,
         "sent_at": _text(message.sent_at),
         "expires_at": message.expires_at and _text(message.expires_at),
+        "topic": message.topic,
+    }
+    if shared is not None:
+        return row | {name: shared[name] for name in _SHARED}
+    return row | {
         # Text within the text: PostgreSQL would not take every string that JSON can write, but keeps it as JSON.
         "payload": payload_text(message.payload),
         "payload_digest": digest(message.payload),
+        "event": message.event and _encode(message.event.to_envelope()),
     }
 
 

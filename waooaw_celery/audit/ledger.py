@@ -14,7 +14,14 @@ from sqlalchemy import func, select
 
 from waooaw_celery.audit import cancels
 from waooaw_celery.audit.engine import Database
-from waooaw_celery.audit.entries import Entry, fact_entry, keyed_entry, message_entry, sent_entry
+from waooaw_celery.audit.entries import (
+    Entry,
+    fact_entry,
+    keyed_entry,
+    message_entries,
+    published_entries,
+    sent_entry,
+)
 from waooaw_celery.audit.models import EventRow, MessageRow, OpenRow
 from waooaw_celery.audit.questions import read
 from waooaw_celery.audit.refusals import Refusals
@@ -65,8 +72,12 @@ class Ledger(Receipts):
         """Ship from now on what waits in the spool."""
         self._the_writer().start()
 
-    def pending(self, messages: Sequence[tuple[Message, str]]) -> Callable[[], set[str]]:
-        entries = [message_entry(message, handler, self._retention) for message, handler in messages]
+    def pending(
+        self, messages: Sequence[tuple[Message, str]], record: Message | None = None
+    ) -> Callable[[], set[str]]:
+        entries = message_entries(messages, self._retention)
+        if record is not None:
+            entries += published_entries(record, self._retention)
         if self._strict:
             return self._the_writer().begin(entries, may_spool=False)
         self._the_writer().put(entries, wait=False)

@@ -75,6 +75,7 @@ class AgentRow(Base):
 
     name: Mapped[str] = mapped_column(primary_key=True)
     handlers: Mapped[Any]
+    capabilities: Mapped[Any]
     declared_at: Mapped[datetime]
     last_seen: Mapped[datetime]
 
@@ -89,8 +90,36 @@ class WorkerRow(Base):
     alive_until: Mapped[datetime]
 
 
+class SubscriptionRow(Base):
+    """A subscription that was ever declared."""
+
+    __tablename__ = "waooaw_subscriptions"
+
+    agent: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(primary_key=True)
+    patterns: Mapped[Any]
+    #: The filter, or JSON's null.
+    conditions: Mapped[Any | None] = mapped_column(Said)
+    subscribed_at: Mapped[datetime]
+    #: From when on it wants what was published before, until it has got it.
+    catch_up_from: Mapped[datetime | None]
+    removed_at: Mapped[datetime | None]
+
+
+class SchemaRow(Base):
+    """A version of the JSON Schema of a topic."""
+
+    __tablename__ = "waooaw_event_schemas"
+
+    topic: Mapped[str] = mapped_column(primary_key=True)
+    version: Mapped[str] = mapped_column(primary_key=True)
+    json_schema: Mapped[Any] = mapped_column(Said)
+    checked_at: Mapped[str]
+    registered_at: Mapped[datetime]
+
+
 class MessageRow(Base):
-    """What was said; written before it was published."""
+    """What was said, written before it was published; and events, each once, as said to nobody in particular."""
 
     __tablename__ = "waooaw_messages"
     __table_args__ = (
@@ -105,12 +134,21 @@ class MessageRow(Base):
         Index("waooaw_messages_from", "from_agent", "sent_at", "message_id"),
         Index("waooaw_messages_correlation", "correlation_id"),
         Index("waooaw_messages_conversation", "conversation_id"),
+        Index(
+            "waooaw_messages_topic",
+            "topic",
+            "sent_at",
+            "message_id",
+            postgresql_where=text("topic IS NOT NULL"),
+            sqlite_where=text("topic IS NOT NULL"),
+        ),
         {"postgresql_partition_by": "RANGE (retain_until)"},
     )
 
     message_id: Mapped[str] = mapped_column(primary_key=True)
     retain_until: Mapped[datetime] = mapped_column(primary_key=True)
     from_agent: Mapped[str]
+    #: Empty where it is the record of an event; the handler is its topic then.
     to_agent: Mapped[str]
     handler: Mapped[str]
     message_type: Mapped[str]
@@ -125,6 +163,9 @@ class MessageRow(Base):
     #: SHA-256 of the payload, which stays when the payload is erased: room for a chain of evidence.
     payload_digest: Mapped[str]
     erased_at: Mapped[datetime | None]
+    #: Of an EVENT: its topic, and its attributes as they travel.
+    topic: Mapped[str | None]
+    event: Mapped[Any | None] = mapped_column(Said)
 
 
 class EventRow(Base):

@@ -30,6 +30,7 @@ from waooaw_celery.audit.partitions import Month
 from waooaw_celery.audit.records import AuditEvent, AuditRecord
 from waooaw_celery.message import DeliveryReceipt, MessageStatus, MessageType, Priority
 from waooaw_celery.receipts import Event
+from waooaw_celery.topics.attributes import EventAttributes
 
 #: Messages whose events are read with one statement.
 _PART = 1000
@@ -137,6 +138,7 @@ def _record(row: Row[Any], events: Sequence[AuditEvent]) -> AuditRecord:
         retain_until=row.retain_until,
         erased_at=row.erased_at,
         events=tuple(events),
+        event=EventAttributes.from_envelope(row.event),
     )
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from waooaw_celery.message import DeliveryReceipt
+from waooaw_celery.topics.attributes import EventAttributes
 from waooaw_celery.values import JSON
 
 
@@ -62,6 +63,7 @@ class AuditRecord:
         retain_until: when a purge may remove it.
         erased_at: when its payload was erased, or None.
         events: what became of it, in order.
+        event: of an EVENT, the attributes of the event; None for every other message.
     """
 
     receipt: DeliveryReceipt
@@ -73,6 +75,7 @@ class AuditRecord:
     retain_until: datetime
     erased_at: datetime | None
     events: tuple[AuditEvent, ...]
+    event: EventAttributes | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

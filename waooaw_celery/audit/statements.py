@@ -146,6 +146,7 @@ def _values(table: Table, row: dict[str, Any]) -> dict[str, Any]:
         if isinstance(column.type, Moment) and value is not None:
             value = datetime.fromisoformat(value)
         values[column.name] = value
-    if "payload" in values:
-        values["payload"] = json.loads(values["payload"])
+    for name in ("payload", "event"):  # text within the text; the other table's event is a word
+        if table is _MESSAGES and values[name] is not None:
+            values[name] = json.loads(values[name])
     return values

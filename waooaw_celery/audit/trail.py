@@ -32,8 +32,9 @@ from waooaw_celery.audit.questions import follow_indexes, read
 from waooaw_celery.audit.records import AuditRecord, Durations, Page, Refusal, Statistics
 from waooaw_celery.audit.walk import PROGRESS, Walk, between, newest, progress
 from waooaw_celery.errors import InvalidMessage, UnknownMessage
-from waooaw_celery.message import DeliveryReceipt, Message, MessageStatus, MessageType, Priority
+from waooaw_celery.message import NOBODY, DeliveryReceipt, Message, MessageStatus, MessageType, Priority
 from waooaw_celery.receipts import Event, Fact
+from waooaw_celery.topics.patterns import check_topic
 from waooaw_celery.values import check_agent_name, check_id
 
 PERCENTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
@@ -68,6 +69,7 @@ class MessageAuditTrail:
         status: MessageStatus | None = None,
         priority: Priority | None = None,
         correlation_id: str | None = None,
+        topic: str | None = None,
         since: datetime | None = None,
         until: datetime | None = None,
         text: str | None = None,
@@ -87,6 +89,7 @@ class MessageAuditTrail:
             status: whose newest fact is this.
             priority: of this priority.
             correlation_id: of this thread.
+            topic: of events on this topic: their records, and the messages to their subscribers.
             since: sent at this moment or later.
             until: sent before this moment.
             text: whose payload, as JSON text, contains this, in any case.
@@ -103,7 +106,10 @@ class MessageAuditTrail:
         if correlation_id is not None:
             check_id(correlation_id, "correlation_id")
         walk = Walk(since, until, after)
+        if topic is not None:
+            check_topic(topic)
         walk.to(MessageRow.correlation_id, correlation_id)
+        walk.to(MessageRow.topic, topic)
         # The open messages are few, but most messages have one of the ends.
         if status is not None and not MessageStatus(status).final:
             walk.to_status(MessageStatus(status))
@@ -209,7 +215,8 @@ class MessageAuditTrail:
             said = _counts(connection, between(MessageRow, since, until))
             told = self._ends(connection, between(EventRow, since, until))
             status = {event.value: told[event][0] for event in Event if event.terminal and told[event][0]}
-            ended = sum(status.values())
+            # The record of an event is nobody's message, and nothing could go wrong with it.
+            ended = sum(status.values()) - status.get(MessageStatus.PUBLISHED.value, 0)
             status |= _open_statuses(connection, between(OpenRow, since, until))
         return Statistics(
             total=sum(said["message_type"].values()),
@@ -341,6 +348,7 @@ def _counts(connection: Connection, when: Sequence[ColumnElement[bool]]) -> dict
     for *values, number in connection.execute(select(*columns, func.count()).where(*when).group_by(*columns)):
         for counter, value in zip(counts.values(), values, strict=True):
             counter[value] += number
+    del counts["to_agent"][NOBODY]
     return counts
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from waooaw_celery.cli.database import db
 from waooaw_celery.cli.demo import demo
+from waooaw_celery.cli.events import events
 from waooaw_celery.cli.group import waooaw
 from waooaw_celery.cli.ledger import conversation, erase, hold, log, purge, spool, stats
 from waooaw_celery.cli.limits import limits
-from waooaw_celery.cli.messages import cancel, receipt, request, send
+from waooaw_celery.cli.messages import broadcast, cancel, receipt, request, send
 from waooaw_celery.cli.overview import agents, queues
 from waooaw_celery.cli.up import up
 
@@ -15,7 +16,7 @@ __all__ = ["main", "waooaw"]
 
 for command in (
     *(demo, up),
-    *(agents, queues, send, request, receipt, cancel),
+    *(agents, queues, send, broadcast, request, receipt, cancel, events),
     *(log, conversation, stats, spool, db, purge, hold, erase),
     limits,
 ):

@@ -64,6 +64,7 @@ def _show(result: JobResult, screen: Console) -> None:
     _show_messages(result, screen)
     _show_overtaking(result.overtaking, screen)
     _show_thread(result, screen)
+    _show_topics(result, screen)
     _show_survey(result, screen)
     _show_limited(result.limited, screen)
 
@@ -129,6 +130,16 @@ def _show_thread(result: JobResult, screen: Console) -> None:
         f"The ledger has {result.statistics.total} messages; half of them waited less than "
         f"{delivery.p50 or 0:.2f} s, 99 % less than {delivery.p99 or 0:.2f} s."
     )
+
+
+def _show_topics(result: JobResult, screen: Console) -> None:
+    rows = [
+        (topic.topic, topic.published, each.subscriber, each.messages, each.handled)
+        for topic in result.topics
+        for each in topic.subscribers
+    ]
+    columns = ("topic", "published", "subscriber", "told", "handled")
+    show_table(screen, "Events, each told to whoever wants it, in a message of its own", columns, rows)
 
 
 def _show_survey(result: JobResult, screen: Console) -> None:

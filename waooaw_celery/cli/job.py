@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from waooaw_celery.audit.published import EventLog, TopicStatistics
 from waooaw_celery.audit.records import Statistics
 from waooaw_celery.audit.trail import MessageAuditTrail
 from waooaw_celery.bus import MessageBus
@@ -78,6 +79,7 @@ class JobResult:
         thread: the URGENT message and what its handler sent on, from the ledger.
         statistics: the ledger's counts and durations of all messages.
         survey: what the agents answered the dashboard while they worked.
+        topics: what was published, and what became of it for each subscriber.
         limited: how a visitor that asked too much was refused.
         seconds: how long the job took, without starting and stopping the processes.
     """
@@ -89,6 +91,7 @@ class JobResult:
     thread: list[DeliveryReceipt]
     statistics: Statistics
     survey: dict[str, dict[str, JSON]]
+    topics: list[TopicStatistics]
     limited: Limited
     seconds: float
 
@@ -124,6 +127,7 @@ def run_job(stack: Stack, paths: Sequence[Path], show: Callable[[int, int | None
         thread=_thread(trail, overtaking.receipt.message_id),
         statistics=trail.statistics(),
         survey=survey,
+        topics=EventLog(stack.app.ledger).statistics(),
         limited=_limited(stack, requests, trail),
         seconds=time.monotonic() - began,
     )
@@ -204,7 +208,9 @@ def _thread(trail: MessageAuditTrail, message_id: str) -> list[DeliveryReceipt]:
 
 
 def _by_agent_and_status(receipts: Sequence[DeliveryReceipt]) -> dict[str, dict[str, int]]:
-    counts = Counter((receipt.to_agent, receipt.status.value) for receipt in receipts)
+    # The record of an event is no message to anyone.
+    said = [receipt for receipt in receipts if receipt.status is not MessageStatus.PUBLISHED]
+    counts = Counter((receipt.to_agent, receipt.status.value) for receipt in said)
     table: dict[str, dict[str, int]] = {}
     for (agent, status), count in sorted(counts.items()):
         table.setdefault(agent, {})[status] = count

@@ -43,6 +43,7 @@ _until = click.option("--until", type=MomentParam(), help="Sent before this mome
 @click.option("--status", type=click.Choice([member.value for member in MessageStatus]))
 @click.option("--priority", type=click.Choice([member.name.lower() for member in Priority]))
 @click.option("--correlation-id")
+@click.option("--topic", help="Events of this topic: their records, and the messages to their subscribers.")
 @click.option("--text", help="The payload contains this, in any case.")
 @_since
 @_until

@@ -1,4 +1,4 @@
-"""`send`, `request`, `receipt` and `cancel`: from the shell what the API does."""
+"""`send`, `broadcast`, `request`, `receipt` and `cancel`: from the shell what the API does."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from waooaw_celery.app import AgentApp
-from waooaw_celery.bus import MessageBus
+from waooaw_celery.bus import Everyone, MessageBus
 from waooaw_celery.cli.group import OPERATOR, current_app
 from waooaw_celery.cli.render import console, json_option, print_json, show_table
 from waooaw_celery.errors import RemoteError
@@ -23,6 +23,13 @@ _priority = click.option(
     "--priority",
     type=click.Choice([priority.name.lower() for priority in Priority], case_sensitive=False),
     default="normal",
+    show_default=True,
+)
+_type = click.option(
+    "--type",
+    "message_type",
+    type=click.Choice([type_.value for type_ in SENDABLE], case_sensitive=False),
+    default="command",
     show_default=True,
 )
 
@@ -48,13 +55,7 @@ class JsonParam(click.ParamType[JSON]):
 @click.argument("payload", type=JsonParam())
 @_from
 @_priority
-@click.option(
-    "--type",
-    "message_type",
-    type=click.Choice([type_.value for type_ in SENDABLE], case_sensitive=False),
-    default="command",
-    show_default=True,
-)
+@_type
 @click.option("--ttl", type=float, help="Seconds until it expires; 0: never.  [default: waooaw_ttl_seconds]")
 @click.option("--correlation-id", help="Threads it to other messages.")
 @json_option
@@ -83,6 +84,49 @@ def send(
         correlation_id=correlation_id,
     )
     _show(MessageBus(app).send(message), as_json)
+
+
+@click.command()
+@click.argument("payload", type=JsonParam())
+@click.option("--to", "to_agents", metavar="AGENT", multiple=True, help="A recipient; may be given again.")
+@click.option("--all", "everyone", is_flag=True, help="To all agents that handle such messages.")
+@click.option("--capability", metavar="TAG", help="To those of them with this capability.")
+@_from
+@_priority
+@_type
+@click.option("--ttl", type=float, help="Seconds until it expires; 0: never.  [default: waooaw_ttl_seconds]")
+@json_option
+@click.pass_context
+def broadcast(
+    ctx: click.Context,
+    payload: JSON,
+    to_agents: tuple[str, ...],
+    everyone: bool,
+    capability: str | None,
+    from_agent: str | None,
+    priority: str,
+    message_type: str,
+    ttl: float | None,
+    as_json: bool,
+) -> None:
+    """Send PAYLOAD, a JSON value or - for standard input, to several agents: one message to each."""
+    if bool(to_agents) == (everyone or capability is not None):
+        raise click.UsageError("give either --to AGENT, once or more, or --all or --capability TAG")
+    app = current_app(ctx)
+    default_ttl = app.settings.ttl_seconds
+    receipts = MessageBus(app).broadcast(
+        from_agent or _operator(app),
+        list(to_agents) or Everyone(capability),
+        payload,
+        message_type=MessageType(message_type),
+        priority=Priority.of(priority),
+        ttl_seconds=default_ttl if ttl is None else ttl or None,
+    )
+    if as_json:
+        print_json(receipts)
+        return
+    rows = [(agent, receipt.status, receipt.message_id) for agent, receipt in receipts.items()]
+    show_table(console(), f"Sent to {len(rows)} agents", ("agent", "status", "id"), rows)
 
 
 @click.command()

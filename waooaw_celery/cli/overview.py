@@ -40,11 +40,12 @@ def agents(ctx: click.Context, as_json: bool) -> None:
             len(record.workers),
             ago(record.last_seen),
             "/".join(str(count) for count in _counts(depth)[:-1]) if depth.by_priority else str(depth.total),
+            ", ".join(record.capabilities),
             ", ".join(record.handlers) if record.handlers is not None else "not known yet",
         )
         for record, depth in zip(records, depths, strict=True)
     ]
-    columns = ("agent", "state", "workers", "seen", "U/H/N/L waiting", "handlers")
+    columns = ("agent", "state", "workers", "seen", "U/H/N/L waiting", "capabilities", "handlers")
     show_table(console(), f"Agents ({len(rows)})", columns, rows)
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from celery import bootsteps
 
 from waooaw_celery.errors import ConfigurationError, StoreUnavailable, WaooawError
+from waooaw_celery.subscriptions import Known, Subscription, Subscriptions
 from waooaw_celery.worker.control import hear
 from waooaw_celery.worker.task import AgentTask
 
@@ -69,12 +72,22 @@ class Presence(bootsteps.StartStopStep):
         self.stop(parent)
 
     def _run(self, worker: Any) -> None:
-        app, registry = worker.app, worker.app.open_registry()
+        app, registry, subscriptions = worker.app, worker.app.open_registry(), worker.app.open_subscriptions()
         interval = app.settings.heartbeat_seconds
         agents = app.consumed_agents()
+        renew = True
         while True:
+            # The events first: whoever sees that an agent lives may rely on it to get them.
+            if self._say(partial(self._subscribe, app, subscriptions, renew), agents):
+                renew = False
             self._say(
-                lambda name: registry.declare(name, app.agents[name], worker.hostname, interval * MISSED_BEATS),
+                lambda name: registry.declare(
+                    name,
+                    app.agents[name],
+                    worker.hostname,
+                    interval * MISSED_BEATS,
+                    app.capabilities.get(name, ()),
+                ),
                 agents,
             )
             self._declared.set()
@@ -83,8 +96,16 @@ class Presence(bootsteps.StartStopStep):
                 break
         self._say(lambda name: registry.retire(name, worker.hostname), agents)
         registry.close()
+        subscriptions.close()
 
-    def _say(self, say: Any, agents: tuple[str, ...]) -> None:
+    def _subscribe(self, app: Any, subscriptions: Subscriptions, renew: bool, name: str) -> None:
+        mine = [each for each in app.subscribed if each.agent == name]
+        subscriptions.declare(mine, app.schemas.all(), renew=renew)
+        if renew:
+            warn_of_differences(name, mine, subscriptions.read())
+
+    def _say(self, say: Any, agents: tuple[str, ...]) -> bool:
+        """Say something of each agent, and return whether all of it was heard."""
         for name in agents:
             try:
                 say(name)
@@ -92,10 +113,35 @@ class Presence(bootsteps.StartStopStep):
                 if not self._failed:  # one line an incident
                     logger.warning("%s", error, extra={"action": "presence_failed"})
                 self._failed = True
-                return
+                return False
         if self._failed:
             logger.warning("signs of life are heard again", extra={"action": "presence_back"})
         self._failed = False
+        return True
+
+
+def warn_of_differences(agent: str, mine: Sequence[Subscription], known: Known) -> None:
+    """Tell of an agent's subscriptions that are not what its code says."""
+    for each in known.subscriptions:
+        if each.agent != agent:
+            continue
+        if each.removed_at is None and each.name not in {one.name for one in mine}:
+            logger.warning(
+                "the subscription %s stands, and this worker has no handler for it: its events will fail. "
+                "`waooaw events unsubscribe %s` ends it",
+                each.subscriber,
+                each.subscriber,
+                extra={"action": "subscription_without_handler"},
+            )
+        elif each.removed_at is not None and each.name in {one.name for one in mine}:
+            logger.warning(
+                "the subscription %s was removed by command on %s and gets no events: "
+                "`waooaw events resubscribe %s` brings it back",
+                each.subscriber,
+                each.removed_at.isoformat(timespec="seconds"),
+                each.subscriber,
+                extra={"action": "subscription_removed"},
+            )
 
 
 def check_time_limits(app: Any) -> None:

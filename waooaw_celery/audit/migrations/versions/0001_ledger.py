@@ -31,7 +31,7 @@ BEGIN
                 message_id varchar, retain_until timestamptz, from_agent varchar, to_agent varchar,
                 handler varchar, message_type varchar, priority integer, correlation_id varchar,
                 conversation_id varchar, causation_id varchar, sent_at timestamptz, expires_at timestamptz,
-                payload text, payload_digest varchar
+                payload text, payload_digest varchar, topic varchar, event text
             )
         ), opened AS (
             -- A message that is among the open ones already was written down before.
@@ -46,12 +46,13 @@ BEGIN
         ), said AS (
             INSERT INTO waooaw_messages (
                 message_id, retain_until, from_agent, to_agent, handler, message_type, priority, correlation_id,
-                conversation_id, causation_id, sent_at, expires_at, payload, payload_digest
+                conversation_id, causation_id, sent_at, expires_at, payload, payload_digest, topic, event
             )
             SELECT
                 given.message_id, given.retain_until, given.from_agent, given.to_agent, given.handler,
                 given.message_type, given.priority, given.correlation_id, given.conversation_id,
-                given.causation_id, given.sent_at, given.expires_at, given.payload::json, given.payload_digest
+                given.causation_id, given.sent_at, given.expires_at, given.payload::json, given.payload_digest,
+                given.topic, given.event::json
             FROM given WHERE given.message_id IN (SELECT opened.message_id FROM opened)
             ON CONFLICT DO NOTHING RETURNING waooaw_messages.message_id
         )
@@ -87,6 +88,7 @@ def upgrade() -> None:
         "waooaw_agents",
         sa.Column("name", sa.String, primary_key=True),
         sa.Column("handlers", _JSON, nullable=False),
+        sa.Column("capabilities", _JSON, nullable=False),
         sa.Column("declared_at", _MOMENT, nullable=False),
         sa.Column("last_seen", _MOMENT, nullable=False),
     )
@@ -95,6 +97,24 @@ def upgrade() -> None:
         sa.Column("agent", sa.String, primary_key=True),
         sa.Column("worker", sa.String, primary_key=True),
         sa.Column("alive_until", _MOMENT, nullable=False),
+    )
+    op.create_table(
+        "waooaw_subscriptions",
+        sa.Column("agent", sa.String, primary_key=True),
+        sa.Column("name", sa.String, primary_key=True),
+        sa.Column("patterns", _JSON, nullable=False),
+        sa.Column("conditions", _SAID),
+        sa.Column("subscribed_at", _MOMENT, nullable=False),
+        sa.Column("catch_up_from", _MOMENT),
+        sa.Column("removed_at", _MOMENT),
+    )
+    op.create_table(
+        "waooaw_event_schemas",
+        sa.Column("topic", sa.String, primary_key=True),
+        sa.Column("version", sa.String, primary_key=True),
+        sa.Column("json_schema", _SAID, nullable=False),
+        sa.Column("checked_at", sa.String, nullable=False),
+        sa.Column("registered_at", _MOMENT, nullable=False),
     )
     op.create_table(
         "waooaw_messages",
@@ -113,6 +133,8 @@ def upgrade() -> None:
         sa.Column("payload", _SAID),
         sa.Column("payload_digest", sa.String, nullable=False),
         sa.Column("erased_at", _MOMENT),
+        sa.Column("topic", sa.String),
+        sa.Column("event", _SAID),
         **_PARTITIONED,
     )
     op.create_index(
@@ -128,6 +150,13 @@ def upgrade() -> None:
         "waooaw_messages_conversation": ["conversation_id"],
     }.items():
         op.create_index(name, "waooaw_messages", columns)
+    op.create_index(
+        "waooaw_messages_topic",
+        "waooaw_messages",
+        ["topic", "sent_at", "message_id"],
+        postgresql_where=sa.text("topic IS NOT NULL"),
+        sqlite_where=sa.text("topic IS NOT NULL"),
+    )
     op.create_table(
         "waooaw_message_events",
         sa.Column("message_id", sa.String, primary_key=True),
@@ -215,7 +244,7 @@ def downgrade() -> None:
     """Drop the ledger, with everything in it."""
     if op.get_bind().dialect.name == "postgresql":
         op.execute("DROP FUNCTION waooaw_write")
-    workers = ("agent_workers", "agents")
+    known = ("event_schemas", "subscriptions", "agent_workers", "agents")
     for table in (
         "purges",
         "holds",
@@ -224,6 +253,6 @@ def downgrade() -> None:
         "open_messages",
         "message_events",
         "messages",
-        *workers,
+        *known,
     ):
         op.drop_table(f"waooaw_{table}")

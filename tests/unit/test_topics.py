@@ -1,0 +1,287 @@
+"""Topics and patterns, filters, schemas, and the attributes of events."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import warnings
+from contextlib import closing
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from waooaw_celery.errors import ConfigurationError, InvalidMessage, SchemaViolation
+from waooaw_celery.topics.attributes import EventAttributes
+from waooaw_celery.topics.filters import Filter
+from waooaw_celery.topics.patterns import check_pattern, check_topic, matches
+from waooaw_celery.topics.schemas import Check, Schemas, choose
+
+#: Few words, so that they meet often.
+WORDS = st.sampled_from(["a", "b", "task", "A", "a-b", "0"])
+TOPICS = st.lists(WORDS, min_size=1, max_size=7).map(".".join)
+PATTERNS = st.lists(st.one_of(WORDS, st.sampled_from(["*", "#"])), min_size=1, max_size=7).map(".".join)
+
+
+def as_expression(pattern: str) -> str:
+    """Return the regular expression that says the same: every word is written with a dot before it."""
+    parts = {"*": r"\.[^.]+", "#": r"(?:\.[^.]+)*"}
+    return "".join(parts.get(word, rf"\.{re.escape(word)}") for word in pattern.split("."))
+
+
+@given(PATTERNS, TOPICS)
+def test_the_matcher_is_what_a_regular_expression_says(pattern: str, topic: str) -> None:
+    """Whatever the pattern and the topic, both agree."""
+    assert matches(check_pattern(pattern), check_topic(topic)) == bool(
+        re.fullmatch(as_expression(pattern), f".{topic}")
+    )
+
+
+@pytest.mark.parametrize(
+    ("pattern", "topic", "fits"),
+    [
+        ("task.*", "task.created", True),
+        ("task.*", "task", False),
+        ("task.*", "task.created.twice", False),
+        ("task.#", "task", True),
+        ("task.#", "task.created.twice", True),
+        ("#", "anything.at.all", True),
+        ("*.created", "task.created", True),
+        ("#.created.#", "created", True),
+        ("task.created", "Task.created", False),
+    ],
+)
+def test_wildcards_mean_what_amqp_means(pattern: str, topic: str, fits: bool) -> None:
+    """``*`` is exactly one word, ``#`` any number of them, also none; case counts."""
+    assert matches(pattern, topic) is fits
+
+
+def test_a_pattern_made_to_be_slow_is_not() -> None:
+    """A hundred wildcards against a hundred words take no longer than their product."""
+    assert not matches(".".join(["#", "a"] * 50), ".".join(["a"] * 100 + ["b"]))
+
+
+@pytest.mark.parametrize(
+    ("topic", "says"),
+    [
+        ("task.*", r"has the wildcard '\*'"),
+        ("#", "has the wildcard '#'"),
+        ("", "1 to 255 characters"),
+        ("a" * 256, "1 to 255 characters"),
+        (7, "1 to 255 characters"),
+        ("task..created", "empty word"),
+        (".task", "empty word"),
+        ("task.cre ated", "letters, digits"),
+        ("aufgabe.größe", "letters, digits"),
+        ("task\n", "letters, digits"),
+    ],
+)
+def test_a_bad_topic_is_refused(topic: Any, says: str) -> None:
+    """The sentence says what is wrong with it."""
+    with pytest.raises(InvalidMessage, match=says):
+        check_topic(topic)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "says"), [("task.cre*", "alone"), ("", "1 to 255"), ("a..#", "empty word"), (None, "1 to 255")]
+)
+def test_a_bad_pattern_is_refused(pattern: Any, says: str) -> None:
+    """A wildcard is a word of its own."""
+    with pytest.raises(InvalidMessage, match=says):
+        check_pattern(pattern)
+
+
+PAYLOAD = {
+    "state": "paid",
+    "n": 5,
+    "flag": True,
+    "none": None,
+    "order": {"total": 120.5},
+    "items": [{"kind": "x"}],
+}
+
+
+@pytest.mark.parametrize(
+    ("where", "fits"),
+    [
+        ({"state": "paid"}, True),
+        ({"state": ["sent", "paid"]}, True),
+        ({"state": {"ne": "paid"}}, False),
+        ({"state": {"prefix": "pa"}, "n": 5}, True),
+        ({"state": {"prefix": "pa"}, "n": 6}, False),
+        ({"order.total": {"gte": 100, "lt": 200}}, True),
+        ({"order.total": {"gt": 120.5}}, False),
+        ({"order.total": {"lte": 120.5}}, True),
+        ({"items.0.kind": "x"}, True),
+        ({"items.1.kind": "x"}, False),
+        ({"none": None}, True),
+        ({"missing": None}, False),
+        ({"missing": {"exists": False}}, True),
+        ({"none": {"exists": True}}, True),
+        ({"missing": {"ne": 1}}, False),
+        ({"n": True}, False),
+        ({"flag": 1}, False),
+        ({"flag": True}, True),
+        ({"n": {"in": [4, 5.0]}}, True),
+        ({"state": {"gt": 1}}, False),
+        ({"flag": {"gt": 0}}, False),
+        ({"order": {"eq": {"total": 120.5}}}, True),
+    ],
+)
+def test_a_filter_chooses_by_the_payload(where: dict[str, Any], fits: bool) -> None:
+    """Every condition must be met; types are JSON's, and what cannot be compared does not fit."""
+    assert Filter.of(where).fits(PAYLOAD) is fits
+
+
+def test_what_json_lacks_is_compared_as_its_text_or_number() -> None:
+    """A datetime as ISO 8601, a UUID as text, a Decimal exactly as a number."""
+    moment, id_ = datetime(2026, 1, 2, tzinfo=UTC), UUID(int=7)
+    payload = {"at": moment, "id": id_, "total": Decimal("0.1"), "raw": b"\x00", "many": [moment]}
+    where = {"at": {"gte": "2026-01-01"}, "id": id_, "total": {"gt": 0.05, "lt": Decimal("0.2")}, "many.0": moment}
+    assert Filter.of(where).fits(payload)
+    assert not Filter.of({"total": {"gt": 0.2}}).fits(payload)
+    json.dumps(Filter.of(where).where)
+    properties = {"at": {"format": "date-time", "type": "string"}, "total": {"type": "number", "maximum": 1}}
+    schema = Schemas().register("a.b", {"properties": properties})
+    schema.validate(payload)
+    with pytest.raises(SchemaViolation, match=r"\$\.total"):
+        schema.validate({"total": Decimal(2)})
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(JSON_VALUES)
+def test_a_filter_never_raises(payload: Any) -> None:
+    """Whatever is published, a filter says yes or no."""
+    where = {"a.0.b": {"gt": 1, "prefix": "x"}, "0": [1, "a"], "b": {"lte": "m", "exists": True}}
+    assert Filter.of(where).fits(payload) in (True, False)
+
+
+@pytest.mark.parametrize(
+    ("where", "says"),
+    [
+        ({}, "a filter is a mapping"),
+        ("state=paid", "a filter is a mapping"),
+        ({"a": {"equals": 1}}, "condition 'equals': known are eq, ne"),
+        ({"a..b": 1}, "empty part"),
+        ({"a": {"in": 1}}, "'in' takes a list"),
+        ({"a": {"gt": [1]}}, "takes a number or a text"),
+        ({"a": {"exists": 1}}, "true or false"),
+        ({"a": {"prefix": 1}}, "takes a text"),
+        ({"a": {}}, "no condition"),
+        ({"a": {1}}, "set, which cannot travel"),
+    ],
+)
+def test_a_bad_filter_is_refused(where: Any, says: str) -> None:
+    """When it is declared, and not when the first event comes."""
+    with pytest.raises(InvalidMessage, match=says):
+        Filter.of(where)
+
+
+def test_a_schema_says_which_path_failed() -> None:
+    """The error names the topic, the version and the path, and travels between processes."""
+    order = {"type": "object", "properties": {"total": {"type": "number", "minimum": 0}}, "required": ["total"]}
+    schema = Schemas().register("task.paid", {"properties": {"orders": {"items": order}}}, version="2.1")
+    schema.validate({"orders": [{"total": 1}]})
+    with pytest.raises(SchemaViolation, match=r"task.paid in version 2.1 at \$\.orders\[1\]\.total: -1") as broken:
+        schema.validate({"orders": [{"total": 1}, {"total": -1}]})
+    error = broken.value
+    assert (error.topic, error.version, error.path) == ("task.paid", "2.1", "$.orders[1].total")
+    again = error.__reduce__()
+    assert str(again[0](*again[1])) == str(error)
+
+
+def test_the_newest_version_counts_unless_one_is_named() -> None:
+    """It is the one registered last; an unknown one is refused with those that are known."""
+    schemas = Schemas()
+    schemas.register("a.b", {"required": ["x"]}, version="1")
+    newest = schemas.register("a.b", {"required": ["y"]}, version="2", check=Check.RECEIPT)
+    assert choose(schemas.all(), "a.b", None) is newest
+    assert choose(schemas.all(), "a.c", None) is None
+    with pytest.raises(InvalidMessage, match=r"no schema of version '3' \(known: 1, 2\)"):
+        choose(schemas.all(), "a.b", "3")
+
+
+def test_a_schema_that_is_none_is_refused_when_registered() -> None:
+    """Broken schemas, other schemas of the same version, and references to elsewhere."""
+    schemas = Schemas()
+    with pytest.raises(ConfigurationError, match=r"the schema of a\.b in version 1 is none"):
+        schemas.register("a.b", {"type": "thing"})
+    with pytest.raises(InvalidMessage, match="wildcard"):
+        schemas.register("a.*", {})
+    with pytest.raises(InvalidMessage, match="version"):
+        schemas.register("a.b", {}, version="one two")
+    schemas.register("a.b", {"required": ["x"]})
+    schemas.register("a.b", {"required": ["x"]})
+    with pytest.raises(ConfigurationError, match="another schema of version 1"):
+        schemas.register("a.b", {"required": ["y"]})
+
+
+def test_a_schema_is_never_fetched() -> None:
+    """A reference to elsewhere is an error, and whoever serves it is not asked."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as server:
+        port = server.getsockname()[1]
+        schema = Schemas().register("a.c", {"$ref": f"http://127.0.0.1:{port}/schema.json"})
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            with pytest.raises(ConfigurationError, match="Nothing is fetched"):
+                schema.validate({})
+        server.setblocking(False)
+        with pytest.raises(BlockingIOError):  # nobody came
+            server.accept()
+
+
+def attributes(**fields: Any) -> EventAttributes:
+    given = {"id": "e1", "topic": "task.created", "source": "boss", "time": datetime(2026, 1, 2, tzinfo=UTC)}
+    return EventAttributes(**(given | fields))
+
+
+def test_attributes_travel_under_cloudevents_names() -> None:
+    """What is not said does not travel; what travels comes back."""
+    event = attributes()
+    assert event.to_envelope() == {
+        "specversion": "1.0",
+        "id": "e1",
+        "source": "boss",
+        "type": "task.created",
+        "time": "2026-01-02T00:00:00+00:00",
+    }
+    for each in (event, attributes(subject="s", schema_version="2", replay=True)):
+        assert EventAttributes.from_envelope(each.to_envelope()) == each
+    assert EventAttributes.from_envelope(None) is None
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"id": ""},
+        {"id": "a b"},
+        {"topic": "a.*"},
+        {"source": ""},
+        {"source": "a\x00b"},
+        {"subject": "x" * 501},
+        {"time": datetime(2026, 1, 2)},
+        {"replay": "yes"},
+    ],
+)
+def test_bad_attributes_are_refused(fields: dict[str, Any]) -> None:
+    """Each breaks its rule."""
+    with pytest.raises(InvalidMessage):
+        attributes(**fields)
+
+
+@pytest.mark.parametrize("said", ["x", {}, {"id": "e"}, {**attributes().to_envelope(), "time": "soon"}, [1]])
+def test_damaged_attributes_are_refused(said: Any) -> None:
+    """Whatever arrives in their place is one error."""
+    with pytest.raises(InvalidMessage, match="damaged"):
+        EventAttributes.from_envelope(said)
