@@ -123,6 +123,24 @@ class Answers:
             self._read.append(awaited.result)
             self._work.set()
 
+    def revoke(self, message_id: str, reason: str) -> None:
+        """Tell whoever waits for an answer, in whichever process, that there will be none.
+
+        Args:
+            message_id: of the request.
+            reason: why.
+
+        Raises:
+            BackendUnavailable: the result backend does not answer.
+        """
+        self._start()
+        if self.reply_to is not None:  # one that sends answers knows not where to
+            return
+        try:
+            self._backend.mark_as_revoked(message_id, reason)
+        except BACKEND_ERRORS as error:
+            raise BackendUnavailable(f"nobody can be told that {message_id} is {reason}: {error}") from error
+
     def __len__(self) -> int:
         return len(self._awaited)
 

@@ -11,9 +11,8 @@ from amqp.exceptions import AMQPError
 from kombu.exceptions import KombuError, OperationalError
 from redis.exceptions import RedisError
 
-from waooaw_celery.answers import BACKEND_ERRORS
 from waooaw_celery.app import AgentApp
-from waooaw_celery.errors import InvalidMessage, NotStoppable, UnknownAgent
+from waooaw_celery.errors import BackendUnavailable, InvalidMessage, NotStoppable, UnknownAgent
 from waooaw_celery.message import DeliveryReceipt, MessageStatus
 from waooaw_celery.receipts import Event, Fact
 from waooaw_celery.routing import takes_message
@@ -99,12 +98,11 @@ def _tell(app: AgentApp, workers: list[str], message_id: str, running: bool, tim
 
 def _answer(app: AgentApp, receipt: DeliveryReceipt) -> None:
     """Tell whoever waits for the answer of a request that there will be none."""
-    backend: Any = app.backend
-    if takes_message(receipt.handler) or hasattr(backend, "oid"):  # one that sends answers knows not where to
+    if takes_message(receipt.handler):
         return
     try:
-        backend.mark_as_revoked(receipt.message_id, CANCELLED)
-    except BACKEND_ERRORS as error:
+        app.answers.revoke(receipt.message_id, CANCELLED)
+    except BackendUnavailable as error:
         logger.warning(
             "the caller of %s was not told that it is cancelled: %s",
             receipt.message_id,

@@ -33,6 +33,7 @@ from waooaw_celery.audit.trail import MessageAuditTrail
 from waooaw_celery.audit.version import check_version
 from waooaw_celery.embedded import free_port, running, valkey
 from waooaw_celery.errors import UnknownAgent
+from waooaw_celery.message import NOBODY
 from waooaw_celery.store import connect, store_url
 
 ROOT = Path(__file__).parents[2]
@@ -329,6 +330,8 @@ def test_what_the_services_say_is_in_the_ledger(fleet: Fleet, tmp_path: Path) ->
         ("orchestrator", "analyst-1", "handled"),
         ("analyst-1", "archivist", "handled"),
         ("analyst-1", "orchestrator", "handled"),
+        ("analyst-1", NOBODY, "published"),
+        ("analyst-1", "dashboard", "handled"),
     }
     until(lambda: told() == expected, "the end of the conversation")
     [kept] = json.loads(fleet.exec("archivist", "waooaw", "log", "--to", "archivist", "--json"))
