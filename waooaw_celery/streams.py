@@ -19,6 +19,7 @@ from waooaw_celery.cancel import cancel
 from waooaw_celery.errors import RequestTimeout, StreamBroken, WaooawError
 from waooaw_celery.offload import submit
 from waooaw_celery.values import JSON
+from waooaw_celery.worker.chunks import Final as Final  # a part of what users write
 
 logger = logging.getLogger(__name__)
 
