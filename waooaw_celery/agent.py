@@ -157,8 +157,8 @@ class Agent:
         """Register a method, ``def`` or ``async def``, that others request.
 
         What it returns, any JSON value, is the answer. A generator answers in parts, which ``stream`` takes; what
-        it returns, or an async generator's last ``yield streams.Final(result)``, is the final result. Who requests it
-        without taking parts gets the final result, or when there is none the parts as a list.
+        it returns, or an async generator's last ``yield streams.Final(result)``, is the final result. Who requests
+        it without taking parts gets the final result, or when there is none the parts as a list.
         One that raises Celery's ``Ignore`` gives none, and its caller gets a RemoteError, unless the method stored
         a state of its own with ``update_state`` before.
 
