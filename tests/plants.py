@@ -83,6 +83,7 @@ class Plant:
             environment = os.environ | {
                 "TRANSPORT": kind or self.kind,
                 "CELERY_BROKER_URL": self.url,
+                "EFFECTS_URL": self.url,
                 "SETTINGS": json.dumps(self.settings),
             }
             log = self.folder / f"{node}.log"

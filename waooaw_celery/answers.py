@@ -189,6 +189,8 @@ class Answers:
             with self._lock:
                 if not self._awaited and not self._read and not self._closed:
                     self._work.clear()
+        self._fail(BackendUnavailable("the application was closed"))
+        self._forget()  # now: a result that is collected later would open a connection to unsubscribe
         self._hang_up()
 
     def _hang_up(self) -> None:
