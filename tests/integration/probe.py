@@ -187,6 +187,11 @@ def let_another_answer(self: Any, to_agent: str, method: str, params: Any) -> An
 
 
 @agent.method
+def answer_with_too_much() -> str:
+    return "x" * 17_000_000
+
+
+@agent.method
 def answer_with_a_set() -> Any:
     return {1, 2}
 

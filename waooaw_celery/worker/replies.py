@@ -11,7 +11,7 @@ from celery.app.task import Context
 from celery.worker import state as worker_state
 
 from waooaw_celery.calls import CALL_HEADER, Call
-from waooaw_celery.errors import InvalidMessage, WaooawError
+from waooaw_celery.errors import InvalidMessage, Unwritable, WaooawError
 from waooaw_celery.message import Message, MessageType
 from waooaw_celery.receipts import Event
 from waooaw_celery.routing import HandlerName
@@ -109,6 +109,10 @@ def _send(task: AgentTask, asked: Message, handler: HandlerName, said: dict[str,
     app: Any = task.app
     try:
         app.send_messages([(handler, app.complete(handler, reply))])
+    except Unwritable as error:  # the answer is too large, or its format cannot carry it: the caller is told that
+        if said["error"] is not None:
+            raise
+        _send(task, asked, handler, _failure("Unwritable", str(error)))
     except InvalidMessage as error:  # it was sent already, by an attempt that nobody could acknowledge
         logger.info("no second reply to %s: %s", asked.message_id, error, extra={"action": "no_second_reply"})
 
