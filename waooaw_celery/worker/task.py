@@ -94,8 +94,9 @@ class AgentTask(Task):  # type: ignore[type-arg]
         try:
             return super().retry(*args, **kwargs)
         except Reject as error:
-            if isinstance(error.reason, Exception) and is_outage(error.reason):
-                raise Reject(error.reason, requeue=True) from error
+            reason: Any = error.args[0] if error.args else None
+            if isinstance(reason, Exception) and is_outage(reason):
+                raise Reject(reason, requeue=True) from error
             raise
 
     @property
