@@ -103,7 +103,9 @@ def make_packer(conf: Any, settings: WaooawSettings) -> Packer:
     return Packer(caps, settings.compress_above)
 
 
-def transport_options(conf: Any, claims: bool, caps: Caps, url: str | None = None) -> dict[str, Any]:
+def transport_options(
+    conf: Any, claims: bool, caps: Caps, url: str | None = None, letters: int | None = None
+) -> dict[str, Any]:
     """Return the options of a broker's transport: a project's own, and ours for what it does not say.
 
     Args:
@@ -111,6 +113,7 @@ def transport_options(conf: Any, claims: bool, caps: Caps, url: str | None = Non
         claims: whether our transport carries messages on Redis, and not Kombu's.
         caps: what is accepted.
         url: the broker's URL; None: the configured one.
+        letters: how many dead letters are kept; None: the transport's default.
     """
     driver = ""
     with suppress(ConfigurationError):  # Celery prints the broker before the worker's check can refuse it
@@ -120,4 +123,6 @@ def transport_options(conf: Any, claims: bool, caps: Caps, url: str | None = Non
         ours |= KOMBU_REDIS_DEFAULTS
     else:
         ours |= {name: getattr(caps, name) for name in CAP_NAMES}
+        if driver == "redis" and letters is not None:
+            ours["dead_letters_max"] = letters
     return {**ours, **(conf.broker_transport_options or {})}

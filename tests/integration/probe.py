@@ -141,6 +141,11 @@ def process() -> int:
     return os.getpid()
 
 
+@agent.method
+def parent() -> int:
+    return os.getppid()
+
+
 @agent.method(bind=True)
 def ignore(self: Any, text: str, state: str | None = None) -> None:
     if state is not None:
