@@ -30,7 +30,7 @@ def real_messages(app: AgentApp, name: str, count: int) -> list[dict[str, Any]]:
 def publishable(item: bytes) -> tuple[Any, dict[str, Any]] | None:
     """Return body and properties of an item of a Redis queue for RabbitMQ, or None for what cannot be there."""
     try:
-        said = json.loads(item)
+        said = json.loads(item, parse_constant=int)  # RabbitMQ refuses NaN and infinity itself
         body, headers, properties = said["body"], said["headers"], said["properties"]
         if properties.get("body_encoding") == "base64":
             body = base64.b64decode(body, validate=True)

@@ -104,7 +104,7 @@ class LetterStore(ABC):
                         return do(connection)
                     except (*connection.connection_errors, *connection.channel_errors):
                         with suppress(*BROKER_ERRORS):
-                            connection.collapse()
+                            connection.collect(socket_timeout=1.0)
                         raise
             except BROKER_ERRORS as failed:
                 error = failed

@@ -77,7 +77,10 @@ def on_postrun(sender: Any, state: str | None = None, retval: Any = None, **_: A
         _note(sender, Event.HANDLED)
         _answer_ignored(sender, retval)
     elif state == "REJECTED":
-        _note(sender, Event.RETRIED if retval.requeue else Event.FAILED, error=f"Reject: {retval.reason}")
+        error = f"Reject: {retval.reason}"
+        if not retval.requeue:
+            letters.keep(sender, sender.request, error[:MAX_ERROR])
+        _note(sender, Event.RETRIED if retval.requeue else Event.FAILED, error=error)
 
 
 def on_retry(sender: Any, request: Any, reason: Any = None, **_: Any) -> None:
