@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import base64
 import json
+import struct
 from typing import Any
+
+from amqp import basic_message
+from amqp.exceptions import FrameSyntaxError
 
 from waooaw_celery import AgentApp, Message, MessageBus
 from waooaw_celery.routing import agent_queue
@@ -44,7 +48,13 @@ def publishable(item: bytes) -> tuple[Any, dict[str, Any]] | None:
     way = {"content_type": said.get("content-type"), "content_encoding": said.get("content-encoding")}
     if not isinstance(headers, dict) or not all(isinstance(each, str | None) for each in way.values()):
         return None
-    return body or b"", {"application_headers": headers, "priority": 3, **way}
+    said_so = {"application_headers": headers, "priority": 3, **way}
+    message: Any = basic_message.Message(body or b"", **said_so)
+    try:
+        message._serialize_properties()
+    except (struct.error, ValueError, TypeError, FrameSyntaxError, RecursionError):  # too long, or too large
+        return None
+    return body or b"", said_so
 
 
 def put(channel: Any, queue: str, body: bytes, properties: dict[str, Any]) -> None:

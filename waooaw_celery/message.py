@@ -114,9 +114,9 @@ class MessageStatus(StrEnum):
     SENT = "sent"  #: the broker has it
     DELIVERED = "delivered"  #: a worker has begun to handle it
     HANDLED = "handled"  #: its handler returned
-    FAILED = "failed"  #: its handler gave up, or nothing there could handle it
+    FAILED = "failed"  #: its handler gave up
     EXPIRED = "expired"  #: its time was over before a worker began; it is never handled
-    DEAD = "dead"  #: a dead letter: it would kill or wedge its worker, and is kept by the broker for inspection
+    DEAD = "dead"  #: a dead letter that nothing could be done with, or that ended its worker; the broker keeps it
     CANCELLED = "cancelled"  #: somebody cancelled it: it was never begun, or its handler was stopped
     PUBLISHED = "published"  #: the record of an event, which is no message to anyone: its subscribers get theirs
 

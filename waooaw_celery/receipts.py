@@ -30,7 +30,7 @@ class Event(StrEnum):
     DELIVERED = "delivered"  #: a worker began to handle it
     RETRIED = "retried"  #: the handler asked for another attempt
     HANDLED = "handled"  #: the handler returned
-    FAILED = "failed"  #: the handler gave up, or nothing could handle it
+    FAILED = "failed"  #: the handler gave up
     EXPIRED = "expired"  #: its time was over before a worker began
     DEAD = "dead"  #: the broker keeps it as a dead letter
     CANCEL_REQUESTED = "cancel_requested"  #: somebody asked that it be neither begun nor tried again

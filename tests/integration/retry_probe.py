@@ -1,4 +1,7 @@
-"""An agent for tests whose handlers are tried again. Named by PROBE_NAME; PROBE_SETTINGS are its settings, as JSON."""
+"""An agent for tests whose handlers are tried again. Named by PROBE_NAME.
+
+PROBE_SETTINGS are its settings, as JSON.
+"""
 
 from __future__ import annotations
 

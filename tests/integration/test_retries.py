@@ -118,7 +118,7 @@ def test_an_event_that_its_subscriber_gave_up_is_sent_again_to_it(app: AgentApp,
     record = MessageAuditTrail(app.ledger).receipt(str(outcome.new_id))
     assert (record.receipt.message_type, record.receipt.handler) == (MessageType.EVENT, "event.noticed")
     assert record.event is not None
-    assert (record.event.topic, record.event.event_id) == ("retry.me", published.event_id)
+    assert (record.event.topic, record.event.id) == ("retry.me", published.event_id)
 
 
 def test_what_takes_its_process_with_it_has_the_same_bound(app: AgentApp, agent: str) -> None:

@@ -68,5 +68,5 @@ def test_impossible_values_are_refused(wrong: dict[str, Any], word: str) -> None
 @pytest.mark.parametrize("wrong", [-1, 1.0, True, "3", None])
 def test_retries_that_are_none_are_refused(wrong: Any) -> None:
     """Neither a count nor Retries."""
-    with pytest.raises(ConfigurationError, match="^retries"):
+    with pytest.raises(ConfigurationError, match=r"^retries"):
         Retries.of(wrong)
