@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeVar
 
-from amqp.exceptions import AMQPError
-from kombu.exceptions import KombuError, OperationalError
+from amqp.exceptions import AMQPError, IrrecoverableConnectionError
+from kombu.exceptions import KombuError, LimitExceeded, OperationalError
 from redis.exceptions import RedisError
 
 from waooaw_celery.errors import BrokerUnavailable
@@ -108,4 +108,6 @@ class LetterStore(ABC):
                         raise
             except BROKER_ERRORS as failed:
                 error = failed
+                if isinstance(failed, IrrecoverableConnectionError | LimitExceeded):
+                    break  # it froze: to ask it again would only take as long once more
         raise BrokerUnavailable(f"could not {what}: the broker says: {error}") from error

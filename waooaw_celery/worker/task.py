@@ -17,6 +17,7 @@ from celery._state import get_current_worker_task
 from celery.app.task import Context
 from celery.exceptions import Ignore, Reject, Retry, WorkerShutdown, WorkerTerminate
 
+from waooaw_celery.breaker import is_outage
 from waooaw_celery.calls import CALL_HEADER, Call
 from waooaw_celery.envelope import moment, payload_of
 from waooaw_celery.errors import HandlerExited
@@ -128,19 +129,28 @@ class AgentTask(Task):  # type: ignore[type-arg]
         max_retries: int | None = None,
         **options: Any,
     ) -> Any:
-        """Have the message tried again, as Celery's tasks are, unless it would expire before that.
+        """Ask for another attempt, as Celery's task does, also while the broker does not answer.
 
-        Where neither ``eta`` nor ``countdown`` is given, the pause is that of ``retries``.
+        Where neither ``eta`` nor ``countdown`` is given, the pause is that of ``retries``. When the message would
+        expire before that, it fails at once with the handler's error.
 
         Raises:
-            Retry: it is tried again. Otherwise the handler's error.
+            Retry: it is on its way.
+            Reject: it could not be published. When that is since the broker is away, the message itself is given
+                back: it is still there, unacknowledged, and comes again when the broker is back.
         """
         if eta is None and countdown is None and self.retries is not None:
             countdown = self.retries.delay(self.request.retries)
         self._check_in_time(exc, eta, self.default_retry_delay if countdown is None else countdown)
-        return super().retry(
-            args, kwargs, exc, throw, eta=eta, countdown=countdown, max_retries=max_retries, **options
-        )
+        try:
+            return super().retry(
+                args, kwargs, exc, throw, eta=eta, countdown=countdown, max_retries=max_retries, **options
+            )
+        except Reject as error:
+            reason: Any = error.args[0] if error.args else None
+            if isinstance(reason, Exception) and is_outage(reason):
+                raise Reject(reason, requeue=True) from error
+            raise
 
     def _check_in_time(self, exc: Exception | None, eta: datetime | None, countdown: float) -> None:
         """Raise a handler's error, or that its time is over, when another attempt would come too late."""
