@@ -12,7 +12,15 @@ from typing import Any
 ODD: tuple[Any, ...] = (
     *(None, True, False, 0, -1, 2**31, 2**63 - 1, 0.5, 1e300),
     *("", "x", "a\nb", "\x00", "é\u202e", "x" * 300, "0", "tomorrow", "9999-12-31T23:59:59-14:00", "2026-01-01"),
-    *("gzip", "application/x-gzip", "application/json", "application/x-msgpack", "application/data", "utf-16"),
+    *(
+        "gzip",
+        "application/x-gzip",
+        "application/json",
+        "application/x-msgpack",
+        "application/data",
+        "utf-16",
+        "unicode_escape",
+    ),
     *([], [None], [[[[[]]]]], ["x"] * 40, {}, {"a": {"b": []}}, {"__type__": "uuid", "__value__": 1}),
 )
 #: Headers that Celery or this package knows and few messages have.

@@ -152,6 +152,22 @@ def test_headers_that_are_nested_beyond_all_stacks_are_a_dead_letter(
     assert pid_of(app, corpus.name) == first_pid
 
 
+def test_a_content_encoding_that_makes_nonsense_is_a_dead_letter(
+    corpus: Corpus, app: AgentApp, channel: Any, first_pid: int
+) -> None:
+    """py-amqp decodes bodies by whatever codec a message names: also to halves of surrogate pairs."""
+    before = newest(app, corpus)
+    way = {"content_type": "application/json", "content_encoding": "unicode_escape", "priority": 3}
+    headers = {"task": f"{corpus.name}.command", "id": "surrogate", "lang": "py"}
+    body = b'[["\\ud800"],{},{}]'
+    put(channel, agent_queue(corpus.name).name, body, {"application_headers": headers, **way})
+    until(lambda: (newest(app, corpus) or before) != before, "the dead letter")
+    letter = newest(app, corpus)
+    assert letter is not None
+    assert (letter.message_id, letter.reason.isprintable()) == ("surrogate", True)
+    assert pid_of(app, corpus.name) == first_pid
+
+
 def test_who_asks_for_an_unknown_method_is_told_and_a_letter_is_kept(corpus: Corpus, app: AgentApp) -> None:
     """The caller of a request gets its error at once, and the message is DEAD."""
     app.conf.waooaw_agents = ()

@@ -44,7 +44,7 @@ class Message(pyamqp.Message):
         body, decoded, error = msg.body, None, None
         try:
             body, decoded = _read(msg.body, properties, headers, channel.caps)
-        except Unreadable:
+        except Exception:  # noqa: BLE001 - a content encoding alone may raise anything, and here it ends the worker
             error = sys.exc_info()
         if error is not None:
             self.errors = [error]  # Kombu unpacks nothing then

@@ -11,7 +11,7 @@ from celery import signals
 from celery.worker.consumer import Consumer
 
 from waooaw_celery.errors import BrokerUnavailable, Unreadable
-from waooaw_celery.letters.letter import CALLING, FOREIGN_CALLBACKS
+from waooaw_celery.letters.letter import CALLING, FOREIGN_CALLBACKS, printable
 from waooaw_celery.message import ENVELOPE_HEADER
 from waooaw_celery.transport.guard import check_old_task, check_task_body, check_task_headers
 from waooaw_celery.transport.letters import park
@@ -98,6 +98,7 @@ class AgentConsumer(Consumer):
     ) -> None:
         """Keep a message as a dead letter, and acknowledge it; when the broker does not take it, again later."""
         claim = getattr(getattr(message, "_raw", None), "claim", None)
+        reason = printable(reason)  # it may quote what arrived, and is to be one line of the log
         try:
             if claim is not None:
                 channel = message.channel
@@ -106,7 +107,7 @@ class AgentConsumer(Consumer):
                     worker=self.hostname,
                 )
             else:
-                queue = str((message.delivery_info or {}).get("routing_key", ""))
+                queue = self._queue_of(message)
                 app: Any = self.app  # an AgentApp
                 app.dead_letters.bury(queue, reason, _item(message), self.hostname)
         except BrokerUnavailable as away:
@@ -124,6 +125,12 @@ class AgentConsumer(Consumer):
         errors: Any = self.connection_errors  # type: ignore[attr-defined]  # newer than its stubs
         message.ack_log_error(logger, errors)
         signals.task_rejected.send(sender=self, message=message, exc=error)
+
+    def _queue_of(self, message: Any) -> str:
+        """Return the queue from which a message came: an exchange of a project's own may have brought it there."""
+        consumed = list(self.app.amqp.queues.consume_from)
+        routing_key = str((message.delivery_info or {}).get("routing_key", ""))
+        return routing_key if routing_key in consumed or len(consumed) != 1 else str(consumed[0])
 
 
 def _headers(message: Any) -> Any:
