@@ -30,12 +30,14 @@ class Event(StrEnum):
     DELIVERED = "delivered"  #: a worker began to handle it
     RETRIED = "retried"  #: the handler asked for another attempt
     HANDLED = "handled"  #: the handler returned
-    FAILED = "failed"  #: the handler gave up, or nothing could handle it
+    FAILED = "failed"  #: the handler gave up
     EXPIRED = "expired"  #: its time was over before a worker began
     DEAD = "dead"  #: the broker keeps it as a dead letter
     CANCEL_REQUESTED = "cancel_requested"  #: somebody asked that it be neither begun nor tried again
     CANCELLED = "cancelled"  #: it was dropped, or its handler stopped, since somebody asked for that
     PUBLISHED = "published"  #: it is the record of an event
+    RESENT = "resent"  #: somebody had its dead letter sent again, as a new message
+    DISCARDED = "discarded"  #: somebody removed its dead letter
 
     @property
     def terminal(self) -> bool:
@@ -59,7 +61,7 @@ class Fact:
         worker: node name of the worker that tells it.
         attempt: of which attempt, counted from 1; 0 for what happened outside of one.
         seconds: how long it took to come to this: the wait until it was delivered, the run until it was handled.
-        error: why, for RETRIED, FAILED and DEAD; by whom, for CANCEL_REQUESTED.
+        error: why, for RETRIED, FAILED and DEAD; by whom, for CANCEL_REQUESTED, RESENT and DISCARDED.
     """
 
     message_id: str

@@ -124,6 +124,10 @@ class WaooawSettings(BaseModel):
     sweep_seconds: Seconds = 30.0
     #: What carries messages on Redis: ``waooaw``, with an atomic claim, leases and guards; or Kombu's own.
     redis_transport: RedisTransport = RedisTransport.WAOOAW
+    #: How many dead letters the broker keeps, about: the oldest make room for new ones.
+    dead_letters_max: Positive = 100_000
+    #: How often a handler that does not say so itself is tried again when it raises.
+    retries: Annotated[int, Field(ge=0)] = 0
     #: What each agent may send, such as ``10/second; 100/hour burst 20``; ``unlimited``: only agents with a quota
     #: of their own are limited; None: nobody is, and nothing is counted.
     rate_limit: Any = None

@@ -26,7 +26,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("app",),
     ("wiring", "outbox"),
     ("worker",),
-    ("audit", "limits"),
+    ("audit", "letters", "limits"),
     ("subscriptions",),
     (
         "answers",
@@ -40,7 +40,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "routing",
         "store",
     ),
-    ("message", "settings", "transport", "wire"),
+    ("message", "retries", "settings", "transport", "wire"),
     ("topics",),
     ("values", "offload"),
     ("errors",),

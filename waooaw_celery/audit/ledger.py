@@ -231,7 +231,7 @@ def _call(reference: weakref.ref[Ledger], method: Any) -> None:
 
 
 #: Events after which a handler runs on as before.
-_NO_PROGRESS = (Event.SENT.value, Event.CANCEL_REQUESTED.value)
+_NO_PROGRESS = (Event.SENT.value, Event.CANCEL_REQUESTED.value, Event.RESENT.value, Event.DISCARDED.value)
 
 
 def _belongs() -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from waooaw_celery.cli.database import db
+from waooaw_celery.cli.dead import dead
 from waooaw_celery.cli.demo import demo
 from waooaw_celery.cli.events import events
 from waooaw_celery.cli.group import waooaw
@@ -16,7 +17,7 @@ __all__ = ["main", "waooaw"]
 
 for command in (
     *(demo, up),
-    *(agents, queues, send, broadcast, request, receipt, cancel, events),
+    *(agents, queues, send, broadcast, request, receipt, cancel, events, dead),
     *(log, conversation, stats, spool, db, purge, hold, erase),
     limits,
 ):
