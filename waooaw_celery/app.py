@@ -25,6 +25,7 @@ from waooaw_celery.errors import (
 from waooaw_celery.handover import HIDDEN, HandOver, address, envelope_headers
 from waooaw_celery.limits.turn import Wait
 from waooaw_celery.message import Message, MessageStatus, MessageType, Priority
+from waooaw_celery.remembered import Remembered, of_messages, of_task
 from waooaw_celery.routing import HandlerName, broker_priority, takes_message
 from waooaw_celery.wire.packing import Packed
 from waooaw_celery.wiring import WiredCelery
@@ -89,7 +90,7 @@ class AgentApp(WiredCelery):
         self.registry.check_handler(target)
         self.packer.check((args or (), kwargs or {}), *self._written_as(target, message, options))
         self._admit([message], wait)
-        self._record([(target, message)])
+        self._record(target, message, of_task(target.handler, message, args, options, self.timezone, self._usual))
         result = self._publish(target, message, args, kwargs, options)
         self._note_sent([message])
         return result
@@ -182,14 +183,28 @@ class AgentApp(WiredCelery):
             if counted:
                 self.gate.admit(counted, wait)
 
-    def _record(self, batch: Sequence[tuple[HandlerName, Message]]) -> None:
-        """Write messages down before they are published, unless the broker may have one of them already."""
-        self._check_new(batch, self._begin_record(batch)())
+    @property
+    def _usual(self) -> str:
+        """The format that Celery names for every task that does not choose one."""
+        return str(self.conf.task_serializer)
+
+    def _record(self, target: HandlerName, message: Message, besides: Remembered | None) -> None:
+        """Write a message down before it is published, unless the broker may have it already."""
+        self._check_new([(target, message)], self._begin_record([(target, message)], besides=besides)())
 
     def _begin_record(
-        self, batch: Sequence[tuple[HandlerName, Message]], record: Message | None = None
+        self,
+        batch: Sequence[tuple[HandlerName, Message]],
+        record: Message | None = None,
+        call: Call | None = None,
+        besides: Remembered | None = None,
     ) -> Callable[[], set[str]]:
-        return self.receipts.pending([(message, target.handler) for target, message in batch], record)
+        if besides is None:
+            remembered = of_messages((message for _, message in batch), call)
+        else:
+            remembered = {batch[0][1].message_id: besides}
+        messages = [(message, target.handler) for target, message in batch]
+        return self.receipts.pending(messages, record, remembered)
 
     def _check_new(self, batch: Sequence[tuple[HandlerName, Message]], new: set[str]) -> None:
         for _, message in batch:
@@ -235,7 +250,7 @@ class AgentApp(WiredCelery):
     ) -> tuple[str, str | None]:
         """Return the format and the codec of a message that is published with these options."""
         said = options.get("serializer")
-        if said == self.conf.task_serializer:  # Celery says it for every task that does not say another
+        if said == self._usual:  # Celery says it for every task that does not say another
             said = None
         compression = message.compression or options.get("compression")
         return self.written_as(target.agent, message.serializer or said, compression)
@@ -331,7 +346,7 @@ class AgentApp(WiredCelery):
         Returns:
             What notes that the broker has them, when it was made ready meanwhile.
         """
-        written = self._begin_record(batch, record)
+        written = self._begin_record(batch, record, hand_over.call)
         notes: list[Callable[[], None]] = []
 
         def when_ready() -> None:

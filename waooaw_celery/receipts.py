@@ -12,6 +12,7 @@ from typing import Any
 
 from waooaw_celery.errors import UnknownMessage
 from waooaw_celery.message import FINAL, DeliveryReceipt, Message, MessageStatus, MessageType, Priority
+from waooaw_celery.remembered import Remembered
 from waooaw_celery.store import Client, guarded
 from waooaw_celery.values import check_id
 
@@ -36,6 +37,8 @@ class Event(StrEnum):
     CANCEL_REQUESTED = "cancel_requested"  #: somebody asked that it be neither begun nor tried again
     CANCELLED = "cancelled"  #: it was dropped, or its handler stopped, since somebody asked for that
     PUBLISHED = "published"  #: it is the record of an event
+    RECOVERED = "recovered"  #: the broker no longer had it, so that it is published again
+    DUPLICATE = "duplicate"  #: it came to a worker once more after its end, and was not handled
 
     @property
     def terminal(self) -> bool:
@@ -59,7 +62,7 @@ class Fact:
         worker: node name of the worker that tells it.
         attempt: of which attempt, counted from 1; 0 for what happened outside of one.
         seconds: how long it took to come to this: the wait until it was delivered, the run until it was handled.
-        error: why, for RETRIED, FAILED and DEAD; by whom, for CANCEL_REQUESTED.
+        error: why, for RETRIED, FAILED, DEAD and RECOVERED; by whom, for CANCEL_REQUESTED.
     """
 
     message_id: str
@@ -82,13 +85,17 @@ class Receipts(ABC):
 
     @abstractmethod
     def pending(
-        self, messages: Sequence[tuple[Message, str]], record: Message | None = None
+        self,
+        messages: Sequence[tuple[Message, str]],
+        record: Message | None = None,
+        besides: Mapping[str, Remembered] | None = None,
     ) -> Callable[[], set[str]]:
         """Begin to write messages down, each with the name of its handler.
 
         Args:
             messages: which.
             record: the event that they tell their subscribers of, where that is kept as well: in a ledger.
+            besides: what their publishes have besides, by id, where that is kept as well.
 
         Returns:
             What to call before they are published: it waits until they are written, and returns the ids of those
@@ -96,8 +103,22 @@ class Receipts(ABC):
         """
 
     @abstractmethod
-    def note(self, *facts: Fact) -> None:
-        """Write down what became of messages."""
+    def note(self, *facts: Fact) -> set[str]:
+        """Write down what became of messages.
+
+        Returns:
+            The ids of those that were to begin (DELIVERED) and had ended before, which is written as DUPLICATE;
+            none when ``tells_twice`` is false.
+        """
+
+    @property
+    @abstractmethod
+    def tells_twice(self) -> bool:
+        """Whether ``note`` knows by itself which messages had ended; otherwise ``has_ended`` is asked."""
+
+    @abstractmethod
+    def has_ended(self, message: Message) -> bool:
+        """Whether nothing more can happen to a message, so that it is not to be handled once more."""
 
     def sent(self, messages: Sequence[Message]) -> Callable[[], None]:
         """Make ready to note that the broker has messages.
@@ -106,7 +127,11 @@ class Receipts(ABC):
             What to call when it has. It raises as every method does.
         """
         facts = [Fact(message_id=message.message_id, event=Event.SENT, message=message) for message in messages]
-        return lambda: self.note(*facts)
+
+        def note() -> None:
+            self.note(*facts)
+
+        return note
 
     @abstractmethod
     def refused(self, agent: str, rule: str, count: int) -> None:
@@ -175,8 +200,13 @@ class RedisReceipts(Receipts):
         self._client = client
         self._keep = timedelta(seconds=keep_seconds)
 
+    tells_twice = True
+
     def pending(
-        self, messages: Sequence[tuple[Message, str]], record: Message | None = None
+        self,
+        messages: Sequence[tuple[Message, str]],
+        record: Message | None = None,
+        besides: Mapping[str, Remembered] | None = None,
     ) -> Callable[[], set[str]]:
         if not messages:
             return set
@@ -199,11 +229,24 @@ class RedisReceipts(Receipts):
     def refused(self, agent: str, rule: str, count: int) -> None:
         """Do nothing: that is kept by a ledger only."""
 
-    def note(self, *facts: Fact) -> None:
+    def note(self, *facts: Fact) -> set[str]:
+        begun = [fact.message_id for fact in facts if fact.event is Event.DELIVERED]
         with guarded("record what became of messages"), self._client.pipeline() as pipeline:
+            for message_id in begun:
+                pipeline.hexists(_RECORD + message_id, "outcome")
             for fact in facts:
                 self._add(pipeline, fact)
-            pipeline.execute()
+            answers = pipeline.execute()
+            twice = {message_id for message_id, ended in zip(begun, answers, strict=False) if ended}
+            for message_id in twice:  # that was no attempt
+                pipeline.hincrby(_RECORD + message_id, "attempts", -1)
+            if twice:
+                pipeline.execute()
+        return twice
+
+    def has_ended(self, message: Message) -> bool:
+        with guarded(f"ask whether {message.message_id} has ended"):
+            return bool(self._client.hexists(_RECORD + message.message_id, "outcome"))
 
     def _add(self, pipeline: Any, fact: Fact) -> None:
         key = _RECORD + fact.message_id

@@ -6,11 +6,11 @@ import atexit
 import os
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import exists, func, select, true
 
 from waooaw_celery.audit import cancels
 from waooaw_celery.audit.engine import Database
@@ -31,6 +31,7 @@ from waooaw_celery.audit.writer import Writer
 from waooaw_celery.errors import UnknownMessage
 from waooaw_celery.message import DeliveryReceipt, Message, RetentionPolicy
 from waooaw_celery.receipts import SWEEP_GRACE, Event, Fact, Receipts
+from waooaw_celery.remembered import Remembered
 from waooaw_celery.settings import AuditMode
 from waooaw_celery.values import check_id
 
@@ -73,9 +74,12 @@ class Ledger(Receipts):
         self._the_writer().start()
 
     def pending(
-        self, messages: Sequence[tuple[Message, str]], record: Message | None = None
+        self,
+        messages: Sequence[tuple[Message, str]],
+        record: Message | None = None,
+        besides: Mapping[str, Remembered] | None = None,
     ) -> Callable[[], set[str]]:
-        entries = message_entries(messages, self._retention)
+        entries = message_entries(messages, self._retention, besides)
         if record is not None:
             entries += published_entries(record, self._retention)
         if self._strict:
@@ -83,8 +87,21 @@ class Ledger(Receipts):
         self._the_writer().put(entries, wait=False)
         return lambda: {entry.message_id for entry in entries}
 
-    def note(self, *facts: Fact) -> None:
-        self._the_writer().put([fact_entry(fact, self._retention) for fact in facts], wait=self._strict)
+    def note(self, *facts: Fact) -> set[str]:
+        return self._the_writer().put([fact_entry(fact, self._retention) for fact in facts], wait=self._strict)
+
+    def has_ended(self, message: Message) -> bool:
+        kept = (message.retention or self._retention).until(message.sent_at)
+        end = exists().where(
+            EventRow.message_id == message.message_id, EventRow.retain_until == kept, EventRow.terminal
+        )
+        self.flush()
+        with self.database.begin(f"ask whether {message.message_id} has ended") as connection:
+            return bool(connection.scalar(select(end)))
+
+    @property
+    def tells_twice(self) -> bool:
+        return self._strict
 
     def sent(self, messages: Sequence[Message]) -> Callable[[], None]:
         # That the broker has them is news, not evidence: the messages themselves are in the ledger.
@@ -122,16 +139,21 @@ class Ledger(Receipts):
             cancels.forget(connection)
         return self._close_open("sweep expired messages", overdue & ~_running(), Event.EXPIRED)
 
-    def reconcile(self) -> list[str]:
+    def reconcile(self, *, recovered: bool = False) -> list[str]:
         """Mark as FAILED what was begun and of whose end no worker told in time, and return the ids.
 
         A worker that was killed tells nothing; if the broker hands its message out again, that is a new beginning.
+
+        Args:
+            recovered: whether a recovery runs, which sees to those messages that can be published again.
 
         Raises:
             AuditUnavailable: the database does not answer.
         """
         begun = select(func.max(EventRow.at)).where(_belongs(), EventRow.event == Event.DELIVERED.value)
-        lost = _running() & (begun.scalar_subquery() < datetime.now(UTC) - self._lost)
+        past = OpenRow.expires_at.is_not(None) & (OpenRow.expires_at < datetime.now(UTC))
+        mine = OpenRow.unrepeatable | past if recovered else true()
+        lost = _running() & mine & (begun.scalar_subquery() < datetime.now(UTC) - self._lost)
         sentence = f"lost: begun more than {self._lost.total_seconds():g} s ago, and no worker told of the end"
         return self._close_open("look for lost messages", lost, Event.FAILED, sentence)
 
@@ -144,7 +166,7 @@ class Ledger(Receipts):
             entries = [
                 keyed_entry(fact, row.retain_until, row.sent_at) for fact, row in zip(facts, rows, strict=True)
             ]
-            return sorted(write(connection, facts=entries)[1]) if entries else []
+            return sorted(write(connection, facts=entries).ended) if entries else []
 
     def request_cancel(self, receipt: DeliveryReceipt, running: bool, by: str) -> None:
         sentence = f"by {by}" + (", also when its handler runs" if running else "")
@@ -174,7 +196,7 @@ class Ledger(Receipts):
         writer = self._writer
         if writer is None:
             with self._lock:
-                writer = self._writer = self._writer or Writer(self.database, self.spool)
+                writer = self._writer = self._writer or Writer(self.database, self.spool, self._strict)
         return writer
 
     def _forget_writer(self) -> None:
@@ -191,7 +213,7 @@ def _call(reference: weakref.ref[Ledger], method: Any) -> None:
 
 
 #: Events after which a handler runs on as before.
-_NO_PROGRESS = (Event.SENT.value, Event.CANCEL_REQUESTED.value)
+_NO_PROGRESS = (Event.SENT.value, Event.CANCEL_REQUESTED.value, Event.DUPLICATE.value)
 
 
 def _belongs() -> Any:

@@ -10,6 +10,7 @@ from waooaw_celery.cli.ledger import conversation, erase, hold, log, purge, spoo
 from waooaw_celery.cli.limits import limits
 from waooaw_celery.cli.messages import broadcast, cancel, receipt, request, send
 from waooaw_celery.cli.overview import agents, queues
+from waooaw_celery.cli.recover import recover
 from waooaw_celery.cli.up import up
 
 __all__ = ["main", "waooaw"]
@@ -17,7 +18,7 @@ __all__ = ["main", "waooaw"]
 for command in (
     *(demo, up),
     *(agents, queues, send, broadcast, request, receipt, cancel, events),
-    *(log, conversation, stats, spool, db, purge, hold, erase),
+    *(log, conversation, stats, spool, db, recover, purge, hold, erase),
     limits,
 ):
     waooaw.add_command(command)
