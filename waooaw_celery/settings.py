@@ -124,7 +124,8 @@ class WaooawSettings(BaseModel):
     sweep_seconds: Seconds = 30.0
     #: Seconds between two looks for messages that the broker lost.
     recover_seconds: Seconds = 30.0
-    #: Seconds for which a message must have been in the ledger, and nothing heard of it, before it may be found lost.
+    #: Seconds for which a message must have been in the ledger, with nothing heard of it, before it may count as
+    #: lost.
     recover_after: Seconds = 60.0
     #: What carries messages on Redis: ``waooaw``, with an atomic claim, leases and guards; or Kombu's own.
     redis_transport: RedisTransport = RedisTransport.WAOOAW

@@ -234,7 +234,7 @@ def _lost(record: AuditRecord, besides: Remembered, reason: str, *, given_up: bo
         message_type=receipt.message_type,
         payload=record.payload,
         priority=receipt.priority,
-        ttl_seconds=record.expires_at and (record.expires_at - receipt.sent_at).total_seconds(),
+        ttl_seconds=None if record.expires_at is None else (record.expires_at - receipt.sent_at).total_seconds(),
         message_id=receipt.message_id,
         correlation_id=receipt.correlation_id,
         conversation_id=record.conversation_id,

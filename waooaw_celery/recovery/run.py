@@ -211,11 +211,10 @@ class Recovery:
         if dry_run:
             return
         counts = {"recovered": len(done.recovered), "given_up": len(done.given_up), "failed": len(done.failed)}
-        extra = {"action": "recovered", "looked_for": done.looked_for, **counts, "message_ids": done.recovered}
+        action = "recovered" if done.error is None else "not_recovered"
+        extra = {"action": action, "looked_for": done.looked_for, **counts, "message_ids": done.recovered[:PART]}
         if done.error is not None:
-            logger.warning(
-                "messages cannot be recovered: %s", done.error, extra=extra | {"action": "not_recovered"}
-            )
+            logger.warning("messages cannot be recovered: %s", done.error, extra=extra)
         elif any(counts.values()):
             logger.warning(
                 "of %d open messages the broker had lost some: %d were published again, %d given up, %d failed",
