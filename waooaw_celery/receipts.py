@@ -103,22 +103,20 @@ class Receipts(ABC):
         """
 
     @abstractmethod
-    def note(self, *facts: Fact) -> set[str]:
-        """Write down what became of messages.
+    def note(self, *facts: Fact) -> None:
+        """Write down what became of messages."""
+
+    @abstractmethod
+    def begin(self, fact: Fact, *, doubtful: bool) -> bool:
+        """Write down that a worker begins to handle a message, unless it has ended: then, that it is a duplicate.
+
+        Args:
+            fact: DELIVERED.
+            doubtful: whether something says that the message may have come before.
 
         Returns:
-            The ids of those that were to begin (DELIVERED) and had ended before, which is written as DUPLICATE;
-            none when ``tells_twice`` is false.
+            Whether it is to be handled; also when it is not known that it has ended.
         """
-
-    @property
-    @abstractmethod
-    def tells_twice(self) -> bool:
-        """Whether ``note`` knows by itself which messages had ended; otherwise ``has_ended`` is asked."""
-
-    @abstractmethod
-    def has_ended(self, message: Message) -> bool:
-        """Whether nothing more can happen to a message, so that it is not to be handled once more."""
 
     def sent(self, messages: Sequence[Message]) -> Callable[[], None]:
         """Make ready to note that the broker has messages.
@@ -200,8 +198,6 @@ class RedisReceipts(Receipts):
         self._client = client
         self._keep = timedelta(seconds=keep_seconds)
 
-    tells_twice = True
-
     def pending(
         self,
         messages: Sequence[tuple[Message, str]],
@@ -229,24 +225,21 @@ class RedisReceipts(Receipts):
     def refused(self, agent: str, rule: str, count: int) -> None:
         """Do nothing: that is kept by a ledger only."""
 
-    def note(self, *facts: Fact) -> set[str]:
-        begun = [fact.message_id for fact in facts if fact.event is Event.DELIVERED]
+    def note(self, *facts: Fact) -> None:
         with guarded("record what became of messages"), self._client.pipeline() as pipeline:
-            for message_id in begun:
-                pipeline.hexists(_RECORD + message_id, "outcome")
             for fact in facts:
                 self._add(pipeline, fact)
-            answers = pipeline.execute()
-            twice = {message_id for message_id, ended in zip(begun, answers, strict=False) if ended}
-            for message_id in twice:  # that was no attempt
-                pipeline.hincrby(_RECORD + message_id, "attempts", -1)
-            if twice:
-                pipeline.execute()
-        return twice
+            pipeline.execute()
 
-    def has_ended(self, message: Message) -> bool:
-        with guarded(f"ask whether {message.message_id} has ended"):
-            return bool(self._client.hexists(_RECORD + message.message_id, "outcome"))
+    def begin(self, fact: Fact, *, doubtful: bool) -> bool:
+        key = _RECORD + fact.message_id
+        with guarded("record what became of messages"), self._client.pipeline() as pipeline:
+            pipeline.hexists(key, "outcome")
+            self._add(pipeline, fact)
+            ended = bool(pipeline.execute()[0])
+            if ended:
+                self._client.hincrby(key, "attempts", -1)  # it was none
+        return not ended
 
     def _add(self, pipeline: Any, fact: Fact) -> None:
         key = _RECORD + fact.message_id

@@ -112,6 +112,12 @@ def fact_entry(fact: Fact, retention: RetentionPolicy) -> Entry:
     return Entry("stray", storable(fact.message_id), json.dumps(row))
 
 
+def begin_entry(fact: Fact, retention: RetentionPolicy) -> Entry:
+    """Return the entry of the fact that a worker begins with a message, which asks whether it has ended."""
+    entry = fact_entry(fact, retention)
+    return Entry(entry.kind, entry.message_id, f'{{"asks": true, {entry.text[1:]}')
+
+
 def keyed_entry(fact: Fact, retain_until: datetime, sent_at: datetime) -> Entry:
     """Return the entry of a fact about the message of these keys."""
     keys = {"retain_until": _text(retain_until), "sent_at": _text(sent_at)}

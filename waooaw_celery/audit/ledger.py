@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -16,6 +18,7 @@ from waooaw_celery.audit import cancels
 from waooaw_celery.audit.engine import Database
 from waooaw_celery.audit.entries import (
     Entry,
+    begin_entry,
     fact_entry,
     keyed_entry,
     message_entries,
@@ -28,12 +31,14 @@ from waooaw_celery.audit.refusals import Refusals
 from waooaw_celery.audit.spool import Spool
 from waooaw_celery.audit.statements import close_ended, write
 from waooaw_celery.audit.writer import Writer
-from waooaw_celery.errors import UnknownMessage
+from waooaw_celery.errors import AuditUnavailable, UnknownMessage
 from waooaw_celery.message import DeliveryReceipt, Message, RetentionPolicy
 from waooaw_celery.receipts import SWEEP_GRACE, Event, Fact, Receipts
 from waooaw_celery.remembered import Remembered
 from waooaw_celery.settings import AuditMode
 from waooaw_celery.values import check_id
+
+logger = logging.getLogger(__name__)
 
 
 class Ledger(Receipts):
@@ -87,21 +92,27 @@ class Ledger(Receipts):
         self._the_writer().put(entries, wait=False)
         return lambda: {entry.message_id for entry in entries}
 
-    def note(self, *facts: Fact) -> set[str]:
-        return self._the_writer().put([fact_entry(fact, self._retention) for fact in facts], wait=self._strict)
+    def note(self, *facts: Fact) -> None:
+        self._the_writer().put([fact_entry(fact, self._retention) for fact in facts], wait=self._strict)
 
-    def has_ended(self, message: Message) -> bool:
-        kept = (message.retention or self._retention).until(message.sent_at)
-        end = exists().where(
-            EventRow.message_id == message.message_id, EventRow.retain_until == kept, EventRow.terminal
-        )
-        self.flush()
-        with self.database.begin(f"ask whether {message.message_id} has ended") as connection:
-            return bool(connection.scalar(select(end)))
+    def begin(self, fact: Fact, *, doubtful: bool) -> bool:
+        if self._strict:
+            # The statement that is waited for anyway answers.
+            return not self._the_writer().put([begin_entry(fact, self._retention)], wait=True)
+        twice = doubtful and self._has_ended(fact.message_id)
+        self.note(replace(fact, event=Event.DUPLICATE, seconds=None) if twice else fact)
+        return not twice
 
-    @property
-    def tells_twice(self) -> bool:
-        return self._strict
+    def _has_ended(self, message_id: str) -> bool:
+        end = exists().where(EventRow.message_id == message_id, EventRow.terminal)
+        try:
+            self.flush()
+            with self.database.begin(f"ask whether {message_id} has ended") as connection:
+                return bool(connection.scalar(select(end)))
+        except AuditUnavailable as error:  # twice is better than never
+            extra = {"action": "duplicate_not_known", "message_id": message_id}
+            logger.warning("%s: it may be handled twice", error, extra=extra)
+            return False
 
     def sent(self, messages: Sequence[Message]) -> Callable[[], None]:
         # That the broker has them is news, not evidence: the messages themselves are in the ledger.

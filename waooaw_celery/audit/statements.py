@@ -66,8 +66,8 @@ def write(
         connection: in a transaction.
         messages: what was said.
         facts: what became of messages.
-        asks: whether DELIVERED is news, so that it is a DUPLICATE of a message that has ended; what is told late,
-            or twice, is written as it was told.
+        asks: whether a fact that asks whether its message has ended is news: it is written as DUPLICATE then. What
+            is told late is written as it was told.
     """
     if connection.dialect.name == "postgresql":
         return outcome(connection.exec_driver_sql(WRITE, parameters(messages, facts, asks)).all())
@@ -114,8 +114,9 @@ def _write_messages(connection: Connection, entries: Sequence[Entry]) -> set[str
 def _write_facts(connection: Connection, entries: Sequence[Entry], asks: bool) -> tuple[set[str], set[str]]:
     ended, twice = set(), set()
     for entry in entries:
-        row = _values(_EVENTS, json.loads(entry.text))
-        if asks and row["event"] == Event.DELIVERED.value and _has_ended(connection, entry.message_id):
+        said = json.loads(entry.text)
+        row = _values(_EVENTS, said)
+        if asks and said.get("asks") and _has_ended(connection, entry.message_id):
             row["event"] = Event.DUPLICATE.value
             twice.add(entry.message_id)
         new = connection.execute(sqlite_insert(EventRow).values(row).on_conflict_do_nothing()).rowcount

@@ -12,7 +12,6 @@ from celery.app.task import Context
 from celery.exceptions import Retry
 from celery.states import UNREADY_STATES
 
-from waooaw_celery.errors import StoreUnavailable
 from waooaw_celery.message import Message
 from waooaw_celery.receipts import Event, Fact, Receipts
 from waooaw_celery.worker.cancels import cancels_of
@@ -52,10 +51,8 @@ def on_prerun(sender: Any, **_: Any) -> None:
         sender.request.update({_BEGAN: time.monotonic()})
         message, now = _message(sender, sender.request), datetime.now(UTC)
         waited = max((now - message.sent_at).total_seconds(), 0.0) if message is not None else None
-        if _has_ended(sender, message):
-            _note(sender, Event.DUPLICATE)
-            sender.refuse_duplicate()
-        elif _note(sender, Event.DELIVERED, at=now, seconds=waited):
+        fact = _fact(sender, Event.DELIVERED, at=now, seconds=waited)
+        if not _receipts(sender.app).begin(fact, doubtful=sender.may_be_duplicate()):
             sender.refuse_duplicate()
 
 
@@ -161,25 +158,12 @@ def _answer_ignored(task: AgentTask, reason: BaseException) -> None:
         task.backend.mark_as_revoked(id_, f"{IGNORED}{reason}", request=request)
 
 
-def _has_ended(task: AgentTask, message: Message | None) -> bool:
-    """Whether a message that may have come before has ended, where writing that it begins does not tell it."""
-    receipts = _receipts(task.app)
-    if message is None or receipts.tells_twice or not task.may_be_duplicate():
-        return False
-    try:
-        return receipts.has_ended(message)
-    except StoreUnavailable as error:  # to handle it twice is better than never
-        extra = {"action": "duplicate_not_known", "message_id": message.message_id}
-        logger.warning("whether %s has ended is not known: %s", message.message_id, error, extra=extra)
-        return False
+def _note(task: AgentTask, event: Event, request: Any = None, *, error: str | None = None, **facts: Any) -> None:
+    """Write down what became of the message of a request; None: of the one that the task handles."""
+    _receipts(task.app).note(_fact(task, event, request, error=error, **facts))
 
 
-def _note(task: AgentTask, event: Event, request: Any = None, *, error: str | None = None, **facts: Any) -> bool:
-    """Write down what became of the message of a request; None: of the one that the task handles.
-
-    Returns:
-        Whether it was to begin, and had ended before.
-    """
+def _fact(task: AgentTask, event: Event, request: Any = None, *, error: str | None = None, **facts: Any) -> Fact:
     request = task.request if request is None else request
     began = request.get(_BEGAN)
     known: dict[str, Any] = {
@@ -190,7 +174,7 @@ def _note(task: AgentTask, event: Event, request: Any = None, *, error: str | No
         "worker": request.hostname,
         "attempt": request.retries + 1,
     }
-    return bool(_receipts(task.app).note(Fact(message_id=str(request.id), event=event, **(known | facts))))
+    return Fact(message_id=str(request.id), event=event, **(known | facts))
 
 
 def _message(task: AgentTask, request: Context) -> Message | None:

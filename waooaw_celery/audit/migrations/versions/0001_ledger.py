@@ -65,12 +65,12 @@ BEGIN
     END IF;
     IF facts IS NOT NULL THEN
         -- Whoever is about to handle a message asks whether it has ended: then that is not a beginning.
-        IF asks AND strpos(facts::text, '"delivered"') > 0 THEN
+        IF asks AND strpos(facts::text, '"asks"') > 0 THEN
             FOR begun IN
                 SELECT * FROM json_to_recordset(facts) AS row (
-                    message_id varchar, retain_until timestamptz, event varchar
+                    message_id varchar, retain_until timestamptz, asks boolean
                 )
-                WHERE row.event = 'delivered'
+                WHERE row.asks
             LOOP
                 -- One by one, along two keys: the first says most often that it has not.
                 IF NOT EXISTS (
