@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import socket
 import subprocess
 import threading
 import time
@@ -72,6 +74,7 @@ def rabbitmq(
 def app(broker: Broker) -> Iterator[AgentApp]:
     with closing(broker.app()) as app:
         yield app
+        gc.collect()  # results of Celery's forget themselves while their server is there
 
 
 @pytest.fixture
@@ -235,10 +238,7 @@ def test_what_a_killed_worker_had_begun_is_handled_by_another(
     worker.wait(10)
     until(lambda: recover(app, agent).recovered, "its recovery")
     [recovered] = [event for event in record(app, message_id).events if event.event == "recovered"]
-    assert (
-        recovered.error
-        == f"not in the broker, and its worker, {record(app, message_id).events[1].worker}, is gone"
-    )
+    assert recovered.error == f"not in the broker, and its worker, {agent}@{socket.gethostname()}, is gone"
     [(_, again)] = raw(broker, agent)
     assert again["headers"]["retries"] == 0
 
@@ -280,7 +280,7 @@ def test_a_message_whose_publish_is_unknown_is_resolved(broker: Broker, app: Age
             send(far, agent)
             proxy.lose_answer(PUBLISH.digest.encode())
             with suppress(BrokerUnavailable):
-                MessageBus(far).send(arrived)
+                far.send_task(f"{agent}.command", args=({},), message=arrived)
             assert proxy.lost.wait(5)
     with closing(broker.app(broker_url="redis://127.0.0.1:1/0")) as cut_off, pytest.raises(BrokerUnavailable):
         MessageBus(cut_off).send(never)
@@ -322,6 +322,9 @@ def test_what_is_published_again_is_what_was_published(broker: Broker, app: Agen
     for list_, message in before:
         again_list, again = by_id[message["headers"]["id"]]
         assert again_list == list_
+        for each in (message, again):  # not said, and no, are the same to Celery
+            each["headers"]["ignore_result"] = bool(each["headers"]["ignore_result"])
+            del each["properties"]["reply_to"]  # which only rpc:// reads
         assert again["headers"] == message["headers"]
         assert again == message
 
@@ -370,6 +373,7 @@ def test_a_chain_goes_on_behind_its_lost_first_step(
     lose(broker)
     assert recover(app, agent).recovered == [result.parent.id]
     start(app, agent)
+    until(lambda: list(tmp_path.iterdir()), "the second step")
     assert settled(app, result.id) is MessageStatus.HANDLED
     assert [path.name for path in tmp_path.iterdir()] == [result.id]
 
@@ -549,16 +553,14 @@ def double(broker: Broker, agent: str, **headers: Any) -> None:
 
 @pytest.mark.parametrize("kind", ["strict", "batched", "redis"])
 def test_a_message_that_comes_twice_is_handled_once(
-    broker: Broker, start: Callable[..., Process], tmp_path: Path, kind: str
+    broker: Broker, start: Callable[..., Process], kind: str
 ) -> None:
-    """The copy is acknowledged and told of; the status stays; a retry is no copy."""
+    """The copy is acknowledged and told of, and the status stays."""
     settings: dict[str, Any] = {"waooaw_database_url": None} if kind == "redis" else {"waooaw_audit_mode": kind}
     other = broker if kind != "redis" else Broker(broker.url, broker.redis_url, broker.folder)
     with closing(other.app(**settings)) as app:
         agent = declared(other, app)
-        do = {"touch": str(tmp_path), "fail_times": 1}
-        message_id = MessageBus(app).send(Message(from_agent="tests", to_agent=agent, payload=do)).message_id
-        app.receipts.flush()
+        [message_id] = send(app, agent)
         # In batched mode nobody asks unless something says that it came before.
         double(broker, agent, **({RECOVERED_HEADER: 1} if kind == "batched" else {}))
         start(app, agent, on=other, **{name: value for name, value in settings.items() if value})
@@ -569,9 +571,7 @@ def test_a_message_that_comes_twice_is_handled_once(
         receipt = MessageBus(app).receipt(message_id)
         assert receipt.status is MessageStatus.HANDLED
         if kind == "redis":
-            log = (broker.folder / f"{agent}.log").read_text()
-            assert receipt.attempts in (2, 3)  # both may have begun before either ended
-            assert log.count("it has ended before") == 4 - receipt.attempts or receipt.attempts == 2
+            assert receipt.attempts == 1
             return
         until(lambda: "duplicate" in told(app, message_id), "the note of the copy")
         events = Counter(told(app, message_id))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +15,8 @@ from redis import Redis
 from waooaw_celery.routing import agent_queue
 from waooaw_celery.transport.keys import Keys
 
+#: How often a broker is asked before something counts as missing.
+LOOKS = 2
 #: Bytes of a list that are looked at together, about, and the most items.
 CHUNK_BYTES = 2_000_000
 MOST_ITEMS = 1000
@@ -116,13 +119,19 @@ class AmqpBroker(Broker):
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection
+        #: How often a queue was found empty. After two looks it is not asked again: what is published into it then
+        #: must not stand in for what else it had lost.
+        self._found_empty: Counter[str] = Counter()
 
     def missing(self, wanted: Wanted, deadline: float) -> Wanted:
-        empty: Wanted = {}
-        for agent, ids in wanted.items():
-            _check(deadline)
-            if ids and not self._waiting(agent):
-                empty[agent] = set(ids)
+        return {agent: set(ids) for agent, ids in wanted.items() if ids and self._is_empty(agent, deadline)}
+
+    def _is_empty(self, agent: str, deadline: float) -> bool:
+        _check(deadline)
+        if self._found_empty[agent] >= LOOKS:
+            return True
+        empty = not self._waiting(agent)
+        self._found_empty[agent] = self._found_empty[agent] + 1 if empty else 0
         return empty
 
     def _waiting(self, agent: str) -> int:
