@@ -44,10 +44,11 @@ class Remembered:
 
     Attributes:
         call: how the answer of a request is to come.
-        task: what Celery's task has besides: callbacks, the rest of its chain, its group, when it is due.
+        task: what Celery's task has besides: callbacks, the rest of its chain, its group, when it is due, how it
+            travels.
         headers: those that its sender added.
         positional: whether a method was called with positional arguments.
-        serializer, compression: how the sender said that it travels.
+        serializer, compression: how its message says that it travels.
         repeatable: whether it can be published again as it was.
     """
 
@@ -130,9 +131,11 @@ def of_task(
         task |= {"stamped_headers": list(stamped), **{name: options.get(name) for name in stamped}}
     headers = {name: value for name, value in (options.get("headers") or {}).items() if name not in _OURS}
     positional = bool(args) and not takes_message(handler)
-    chosen = options.get("serializer")
-    serializer = message.serializer or (chosen if chosen != usual else None)
-    compression = message.compression or options.get("compression")
+    if options.get("compression"):
+        task["compression"] = options["compression"]
+    if options.get("serializer") not in (None, usual):
+        task["serializer"] = options["serializer"]
+    serializer, compression = message.serializer, message.compression
     if not (task or headers or positional or serializer or compression):
         return None
     try:

@@ -29,7 +29,10 @@ def publish_again(app: AgentApp, producer: Any, lost: Lost) -> None:
     task = dict(besides.task)
     one_way = takes_message(target.handler) or besides.call is not None  # whose answer comes as a message
     ignored = bool(task.pop("ignore_result", False)) or one_way
-    serializer, compression = app.written_as(target.agent, message.serializer, message.compression)
+    chosen = task.pop("serializer", None), task.pop("compression", None)
+    serializer, compression = app.written_as(
+        target.agent, message.serializer or chosen[0], message.compression or chosen[1]
+    )
     headers: dict[str, Any] = {
         **besides.headers,
         **envelope_headers(message, message.expires_at),
