@@ -9,7 +9,7 @@ from typing import Any
 
 from amqp.exceptions import AMQPError
 from celery.result import AsyncResult
-from kombu.exceptions import BatchPublishError, OperationalError  # type: ignore[attr-defined]  # its stubs are old
+from kombu.exceptions import BatchPublishError, EncodeError, OperationalError  # type: ignore[attr-defined]  # its stubs are old
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from waooaw_celery.calls import CALL_HEADER, Call
@@ -25,11 +25,13 @@ from waooaw_celery.errors import (
 from waooaw_celery.handover import HIDDEN, HandOver, address, envelope_headers
 from waooaw_celery.limits.turn import Wait
 from waooaw_celery.message import Message, MessageStatus, MessageType, Priority
+from waooaw_celery.receipts import Event, Fact
 from waooaw_celery.remembered import Remembered, of_messages, of_task
 from waooaw_celery.routing import HandlerName, broker_priority, takes_message
 from waooaw_celery.wire.packing import Packed
 from waooaw_celery.wiring import WiredCelery
 from waooaw_celery.worker.loop import on_loop
+from waooaw_celery.worker.signals import MAX_ERROR
 from waooaw_celery.worker.task import current_message, current_task, goes_on
 
 logger = logging.getLogger(__name__)
@@ -90,8 +92,14 @@ class AgentApp(WiredCelery):
         self.registry.check_handler(target)
         self.packer.check((args or (), kwargs or {}), *self._written_as(target, message, options))
         self._admit([message], wait)
-        self._record(target, message, of_task(target.handler, message, args, options, self.timezone, self._usual))
-        result = self._publish(target, message, args, kwargs, options)
+        besides = of_task(target.handler, message, args, options, self.timezone, self._usual)
+        new = self._begin_record([(target, message)], besides=besides)()
+        self._check_new([(target, message)], new)
+        try:
+            result = self._publish(target, message, args, kwargs, options)
+        except (EncodeError, TypeError, ValueError) as error:  # its options cannot travel, so that nothing did
+            self._withdraw([message] if new else [], error)
+            raise
         self._note_sent([message])
         return result
 
@@ -188,10 +196,6 @@ class AgentApp(WiredCelery):
         """The format that Celery names for every task that does not choose one."""
         return str(self.conf.task_serializer)
 
-    def _record(self, target: HandlerName, message: Message, besides: Remembered | None) -> None:
-        """Write a message down before it is published, unless the broker may have it already."""
-        self._check_new([(target, message)], self._begin_record([(target, message)], besides=besides)())
-
     def _begin_record(
         self,
         batch: Sequence[tuple[HandlerName, Message]],
@@ -207,9 +211,25 @@ class AgentApp(WiredCelery):
         return self.receipts.pending(messages, record, remembered)
 
     def _check_new(self, batch: Sequence[tuple[HandlerName, Message]], new: set[str]) -> None:
+        """Check that the broker cannot have any of the messages that were written down before.
+
+        Raises:
+            InvalidMessage: it may; those that are new are withdrawn, since none is published.
+        """
         for _, message in batch:
             if message.message_id not in new:
-                self._check_resending(message)
+                try:
+                    self._check_resending(message)
+                except InvalidMessage as error:
+                    self._withdraw([each for _, each in batch if each.message_id in new], error)
+                    raise
+
+    def _withdraw(self, messages: Sequence[Message], error: Exception) -> None:
+        """End messages that were written down and are not published: a recovery would publish them otherwise."""
+        sentence = f"not published: {error}"[:MAX_ERROR]
+        if messages:
+            about: dict[str, Any] = {"event": Event.FAILED, "error": sentence}
+            self.receipts.note(*(Fact(message_id=each.message_id, message=each, **about) for each in messages))
 
     def _note_sent(self, messages: Sequence[Message], note: Callable[[], None] | None = None) -> None:
         """Note that the broker has messages, with what was made ready for that when there was time."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -30,8 +32,8 @@ from waooaw_celery.audit.entries import fact_entry
 from waooaw_celery.audit.lost import MOST_RECOVERIES
 from waooaw_celery.audit.records import AuditRecord
 from waooaw_celery.audit.trail import MessageAuditTrail
-from waooaw_celery.embedded import end_all, valkey
-from waooaw_celery.errors import BrokerUnavailable, RequestTimeout, WaooawError
+from waooaw_celery.embedded import end_all, spawn, valkey
+from waooaw_celery.errors import BrokerUnavailable, InvalidMessage, RequestTimeout, WaooawError
 from waooaw_celery.receipts import Event, Fact
 from waooaw_celery.recovery import broker as broker_module
 from waooaw_celery.recovery.run import Recovered, Recovery
@@ -40,6 +42,8 @@ from waooaw_celery.routing import agent_queue, queue_depth
 from waooaw_celery.store import store_url
 from waooaw_celery.subscriptions import Subscription
 from waooaw_celery.transport.scripts import PUBLISH
+
+ROOT = Path(__file__).parents[2]
 
 Process: TypeAlias = subprocess.Popen[bytes]
 
@@ -418,6 +422,28 @@ def test_what_nobody_wants_any_more_is_not_published(either: AgentApp, broker: B
     streamed.close()
 
 
+def test_what_was_refused_together_with_another_is_not_published(either: AgentApp, broker: Broker) -> None:
+    """One of two messages was sent before: both are refused, and the new one has an end."""
+    agent = declared(broker, either)
+    old, new = (Message(from_agent="tests", to_agent=agent) for _ in range(2))
+    MessageBus(either).send(old)
+    either.receipts.flush()
+    with pytest.raises(InvalidMessage, match="sent already"):
+        MessageBus(either).send_many([new, old])
+    receipt = MessageBus(either).receipt(new.message_id)
+    assert (receipt.status, str(receipt.error)[:14]) == (MessageStatus.FAILED, "not published:")
+    lose(broker)
+    assert recover(either, agent).recovered == [old.message_id]
+
+
+def test_what_went_another_way_is_not_published(either: AgentApp, broker: Broker) -> None:
+    """A message that was only written down is nobody's to publish."""
+    agent = declared(broker, either)
+    message = Message(from_agent="tests", to_agent=agent)
+    assert MessageAuditTrail(either.ledger).log_message(message)
+    assert recover(either, agent).recovered == []
+
+
 def test_two_runs_at_once_publish_once(either: AgentApp, broker: Broker) -> None:
     """One of them does it, or they share it: no message is published twice."""
     agent = declared(broker, either)
@@ -619,6 +645,40 @@ def test_while_the_ledger_is_away_it_is_handled(broker: Broker, tmp_path: Path) 
             began = time.monotonic()
             assert app.receipts.begin(fact, doubtful=True)
             assert time.monotonic() - began < 10
+
+
+def test_beat_and_the_shell_recover(broker: Broker, app: AgentApp, tmp_path: Path) -> None:
+    """The system's worker looks again and again; and whoever does not want to wait says so."""
+    agent = declared(broker, app)
+    env = os.environ | {
+        "CELERY_BROKER_URL": broker.url,
+        "WAOOAW_DATABASE_URL": broker.database_url or "",
+        "WAOOAW_SPOOL_FOLDER": str(broker.spool_folder),
+        "WAOOAW_RECOVER_SECONDS": "1",
+        "WAOOAW_RECOVER_AFTER": "0.5",
+    }
+    [message_id] = send(app, agent)
+    lose(broker)
+    shell = [sys.executable, "-m", "waooaw_celery", "recover", "--agent", agent]
+    until(lambda: recover(app, agent, dry_run=True).recovered, "its age")
+
+    def run(*options: str) -> str:
+        return subprocess.run([*shell, *options], env=env, capture_output=True, text=True, check=True).stdout
+
+    assert message_id in run("--dry-run")
+    said = json.loads(run("--json"))
+    assert (said["looked_for"], said["recovered"], said["error"]) == (1, [message_id], None)
+    lose(broker)
+    celery = [sys.executable, "-m", "celery", "-A", "beat_schedule"]
+    beat = [*celery, "beat", "--schedule", str(tmp_path / "schedule")]
+    system = [*celery, "worker", "-n", f"{agent}-system@%h", "-c", "1", "--without-mingle", "--without-gossip"]
+    processes = [spawn(command, log=tmp_path / "log", env=env, cwd=ROOT) for command in (beat, system)]
+    try:
+        until(lambda: waiting(app, agent) == 1, "its recovery", 40)
+    finally:
+        end_all(processes)
+    assert told(app, message_id).count("recovered") == 2
+    assert "the broker had lost some" in (tmp_path / "log").read_text()
 
 
 def test_an_unknown_agent_is_an_error(app: AgentApp) -> None:
