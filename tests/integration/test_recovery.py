@@ -261,6 +261,19 @@ def test_a_worker_that_was_started_anew_does_not_stand_in_for_its_predecessor(
     assert recover(app, agent).recovered == [message_id]
 
 
+def test_a_lost_retry_is_the_attempt_that_it_was(broker: Broker, app: AgentApp) -> None:
+    """The attempt behind the one that asked for it: so attempts stay bounded."""
+    agent = declared(broker, app)
+    [message_id] = send(app, agent)
+    message = record_message(app, message_id)
+    note(app.receipts, message, Event.DELIVERED, Event.RETRIED, worker="w@h")
+    note(app.receipts, message, Event.DELIVERED, Event.RETRIED, worker="w@h", attempt=2)
+    lose(broker)
+    assert recover(app, agent).recovered == [message_id]
+    [(_, again)] = raw(broker, agent)
+    assert again["headers"]["retries"] == 2
+
+
 def record_message(app: AgentApp, message_id: str) -> Message:
     """Return a message of which a worker tells."""
     found = record(app, message_id)
