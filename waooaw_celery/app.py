@@ -9,7 +9,12 @@ from typing import Any
 
 from amqp.exceptions import AMQPError
 from celery.result import AsyncResult
-from kombu.exceptions import BatchPublishError, EncodeError, OperationalError  # type: ignore[attr-defined]  # its stubs are old
+from kombu.exceptions import (  # type: ignore[attr-defined]  # its stubs are old
+    BatchPublishError,
+    EncodeError,
+    LimitExceeded,
+    OperationalError,
+)
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from waooaw_celery.calls import CALL_HEADER, Call
@@ -76,7 +81,8 @@ class AgentApp(WiredCelery):
             InvalidMessage: an argument cannot travel or is too large, or an option breaks a rule.
             UnknownSender: no agent is speaking.
             UnknownAgent: nobody ever declared the recipient; NoHandler, UnknownMethod: it does not handle this.
-            BrokerUnavailable: the broker refused or did not answer; whether it has the message is not known.
+            BrokerUnavailable: the broker refused or did not answer; whether it has the message is not known, but
+                where ``uncertain`` is False: it has just failed to answer another sender, and nothing was tried.
             StoreUnavailable: Redis does not answer; nothing was published.
             ConfigurationError: a setting is missing or wrong.
         """
@@ -88,6 +94,7 @@ class AgentApp(WiredCelery):
         if options.get("retries"):
             message = self._retried_message(target, args, kwargs, options)
             return self._publish(target, message, args, kwargs, options)
+        self.breaker.check()
         message = self._new_message(target, args, kwargs, options, message)
         self.registry.check_handler(target)
         self.packer.check((args or (), kwargs or {}), *self._written_as(target, message, options))
@@ -109,6 +116,7 @@ class AgentApp(WiredCelery):
         call: Call | None = None,
         wait: Wait = None,
         record: Message | None = None,
+        session: Any = None,
     ) -> None:
         """Publish messages and requests: the door for those that come as messages and not as tasks.
 
@@ -120,6 +128,8 @@ class AgentApp(WiredCelery):
             call: how the answers of requests are to come; None for one-way messages.
             wait: seconds for which a sender at its limit waits for its turn.
             record: the event that the messages tell subscribers of, who may be none; it counts as one message.
+            session: a SQLAlchemy Session: they are written down in its transaction, and published when that is
+                committed.
 
         Raises:
             RateLimitExceeded: a sender has sent as much as it may for now; nothing was published.
@@ -131,10 +141,15 @@ class AgentApp(WiredCelery):
         """
         if not batch and record is None:
             return
+        if batch and session is None:
+            self.breaker.check()
         hand_over = HandOver(self, self.driver, call, self.answers.reply_to if call is not None else None)
         bodies = hand_over.pack(batch) if batch else []
         told = [message for _, message in batch if message.event is None or not message.event.replay]
         self._admit(told if record is None else [record], wait)
+        if session is not None:
+            self.outbox.entrust(batch, session)
+            return
         if not batch:
             self._begin_record([], record)()
         for start in range(0, len(batch), MAX_BATCH):
@@ -151,11 +166,14 @@ class AgentApp(WiredCelery):
         batch: Sequence[tuple[HandlerName, Message]],
         bodies: Sequence[Packed],
         record: Message | None,
+        *,
+        is_written: bool = False,
     ) -> None:
         published: list[Message] = []
+        written = (lambda: {message.message_id for _, message in batch}) if is_written else None
         try:
-            with self.producer_or_acquire() as producer:
-                note = self._publish_messages(producer, hand_over, batch, bodies, published, record)
+            with self.breaker.watching(), self.producer_or_acquire() as producer:
+                note = self._publish_messages(producer, hand_over, batch, bodies, published, record, written)
         except (OperationalError, AMQPError, BatchPublishError) as error:
             self._note_sent(published)
             missing = [message for _, message in batch[len(published) :]]
@@ -165,7 +183,21 @@ class AgentApp(WiredCelery):
             )
             failure.message_ids = tuple(message.message_id for message in published)
             raise failure from error
+        except LimitExceeded as error:
+            raise self._no_connection(error) from error
         self._note_sent(published, note)
+
+    def publish_written(self, batch: Sequence[tuple[HandlerName, Message]]) -> None:
+        """Publish messages that are in the ledger already, such as those of a transaction that was committed.
+
+        Raises:
+            BrokerUnavailable: the broker failed; they stay PENDING.
+        """
+        self.breaker.check()
+        hand_over = HandOver(self, self.driver)
+        for start in range(0, len(batch), MAX_BATCH):
+            part = batch[start : start + MAX_BATCH]
+            self._send_batch(hand_over, part, hand_over.pack(part), None, is_written=True)
 
     def complete(self, target: HandlerName, message: Message) -> Message:
         """Fill in what the sender of a message left open: the ids of its thread, and how long it is kept.
@@ -335,11 +367,20 @@ class AgentApp(WiredCelery):
         }
         options.pop("exchange_type", None)
         try:
-            return super().send_task(str(target), args, kwargs, **options)
+            with self.breaker.watching():
+                return super().send_task(str(target), args, kwargs, **options)
         except (OperationalError, AMQPError) as error:
             raise BrokerUnavailable(
                 f"message {message.message_id} to {message.to_agent!r} was not confirmed by the broker: {error}"
             ) from error
+        except LimitExceeded as error:
+            raise self._no_connection(error) from error
+
+    def _no_connection(self, limit: Exception) -> BrokerUnavailable:
+        return BrokerUnavailable(
+            f"all {limit} connections to the broker were in use for {self.conf.broker_pool_acquire_timeout:g} s: "
+            "does it answer slowly, or is broker_pool_limit lower than the number of threads that send?"
+        )
 
     def _headers(self, message: Message, options: Mapping[str, Any]) -> dict[str, Any]:
         """Return the headers that a caller gave, with the call's only where it is the same request again."""
@@ -360,13 +401,14 @@ class AgentApp(WiredCelery):
         bodies: Sequence[Packed],
         published: list[Message],
         record: Message | None,
+        written: Callable[[], set[str]] | None = None,
     ) -> Callable[[], None] | None:
         """Have messages written down and made ready at the same time, and hand them over when they are written.
 
         Returns:
             What notes that the broker has them, when it was made ready meanwhile.
         """
-        written = self._begin_record(batch, record, hand_over.call)
+        written = written or self._begin_record(batch, record, hand_over.call)
         notes: list[Callable[[], None]] = []
 
         def when_ready() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from celery import Celery
 from celery.signals import worker_process_shutdown, worker_shutdown
+from sqlalchemy.orm import Session
 
 from waooaw_celery.answers import Answers
 from waooaw_celery.audit.agents import LedgerAgentRegistry
@@ -14,6 +15,7 @@ from waooaw_celery.audit.engine import Database, database_url
 from waooaw_celery.audit.ledger import Ledger
 from waooaw_celery.audit.subscriptions import LedgerSubscriptions
 from waooaw_celery.audit.version import check_version
+from waooaw_celery.breaker import Breaker
 from waooaw_celery.celery_setup import AgentAMQP, add_defaults, make_packer, transport_options
 from waooaw_celery.errors import ConfigurationError
 from waooaw_celery.limits.gate import Gate
@@ -21,6 +23,7 @@ from waooaw_celery.limits.grammar import configured_quota
 from waooaw_celery.limits.limiter import RateLimiter
 from waooaw_celery.limits.memory import MemoryStorage
 from waooaw_celery.limits.redis import DEADLINE, RedisStorage
+from waooaw_celery.outbox import Batch, Outbox
 from waooaw_celery.receipts import Event, Fact, Receipts, RedisReceipts
 from waooaw_celery.registry import AgentRegistry, RedisAgentRegistry
 from waooaw_celery.routing import AGENT_QUEUES, HandlerName, agent_queue, check_ordered, driver_type, first_url
@@ -66,6 +69,8 @@ class WiredCelery(Celery):
         self.steps["consumer"].add(HearCancels)
         #: What this process, when it is a worker, knows of cancelled messages.
         self.cancels = Cancels()
+        #: Whether the broker is worth trying.
+        self.breaker = Breaker()
         replies.connect()
         signals.connect()
         worker_process_shutdown.connect(self._flush)
@@ -144,6 +149,24 @@ class WiredCelery(Celery):
         return Ledger(
             self.database, settings.retention, settings.audit_mode, settings.spool_folder, settings.lost_seconds
         )
+
+    @cached_property
+    def outbox(self) -> Outbox:
+        """What writes messages down in transactions of others.
+
+        Raises:
+            ConfigurationError: there is no ledger.
+        """
+        return Outbox(self.ledger, self.publish_written)
+
+    def relay(self, session: Session) -> None:
+        """Publish what was entrusted to a session whose transaction was committed."""
+        if self._database is not None:
+            self.outbox.relay(session)
+
+    def publish_written(self, batch: Batch) -> None:
+        """Publish messages that are in the ledger already."""
+        raise NotImplementedError
 
     @cached_property
     def database(self) -> Database:
@@ -295,11 +318,11 @@ class WiredCelery(Celery):
 
     def connection_for_write(self, url: str | None = None, **kwargs: Any) -> Any:
         """Return a connection for publishing, with our deadlines."""
-        return super().connection_for_write(url, **self._with_options(url, kwargs))
+        return super().connection_for_write(url, **self._with_options(url, kwargs, publishes=True))
 
-    def _with_options(self, url: str | None, kwargs: dict[str, Any]) -> dict[str, Any]:
+    def _with_options(self, url: str | None, kwargs: dict[str, Any], *, publishes: bool = False) -> dict[str, Any]:
         given = kwargs.get("transport_options") or {}
-        ours = transport_options(self.conf, self.claims, self._caps, url)
+        ours = transport_options(self.conf, self.claims, self._caps, url, publishes=publishes)
         return {**kwargs, "transport_options": {**ours, **given}}
 
     @property

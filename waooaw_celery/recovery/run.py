@@ -178,7 +178,7 @@ class Recovery:
     def _publish(self, again: Sequence[Lost], done: Recovered) -> None:
         published = []
         try:
-            with self._app.producer_or_acquire() as producer:
+            with self._app.breaker.watching(), self._app.producer_or_acquire() as producer:
                 for each in again:
                     message_id = each.message.message_id
                     try:

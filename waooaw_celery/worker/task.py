@@ -14,8 +14,9 @@ from billiard.common import terminate_handler_fired  # type: ignore[attr-defined
 from celery import Task
 from celery._state import get_current_worker_task
 from celery.app.task import Context
-from celery.exceptions import Ignore, WorkerShutdown, WorkerTerminate
+from celery.exceptions import Ignore, Reject, WorkerShutdown, WorkerTerminate
 
+from waooaw_celery.breaker import is_outage
 from waooaw_celery.calls import CALL_HEADER, Call
 from waooaw_celery.envelope import moment, payload_of
 from waooaw_celery.errors import HandlerExited
@@ -26,6 +27,7 @@ from waooaw_celery.transport.travel import DELIVERY_COUNT
 from waooaw_celery.worker.cancels import cancels_of
 from waooaw_celery.worker.chunks import Chunks, exhaust, exhaust_async
 from waooaw_celery.worker.loop import HandlerCancelled, handler_loop
+from waooaw_celery.worker.once import run_once
 
 #: Where a task's request keeps its message once that has been read: large ones are not read twice.
 _MESSAGE = "waooaw_message"
@@ -52,6 +54,7 @@ class AgentTask(Task):  # type: ignore[type-arg]
         agent: name of the agent.
         handler: name of the handler: ``command`` for ``@agent.on(MessageType.COMMAND)``, or the method's own.
         stoppable: whether it can be stopped where it runs: an ``async def``, or between the parts of its answer.
+        once: whether its effect, in ``agent.session``, is committed together with the note that it happened.
     """
 
     abstract = True
@@ -59,6 +62,7 @@ class AgentTask(Task):  # type: ignore[type-arg]
     agent: str = ""
     handler: str = ""
     stoppable: bool = False
+    once: bool = False
     # Bounded: a message whose handler kills its process is published again this often, then it has failed.
     max_retries = 3
     default_retry_delay = 1
@@ -74,7 +78,9 @@ class AgentTask(Task):  # type: ignore[type-arg]
         if outermost:
             self.request.update({_ENDED: False})
         try:
-            return super().__call__(*args, **kwargs)
+            handle = partial(super().__call__, *args, **kwargs)
+            once = self.once and outermost and not self.request.called_directly
+            return run_once(self, handle) if once else handle()
         except MemoryError as error:  # Celery would end the worker, and the next one that meets the message too
             raise HandlerExited(f"{self.name} ran out of memory: {error}") from error
         except (WorkerShutdown, WorkerTerminate):  # not the handler's: its worker is told to end
@@ -87,6 +93,22 @@ class AgentTask(Task):  # type: ignore[type-arg]
         finally:
             if outermost:
                 self.request.update({_ENDED: True})
+
+    def retry(self, *args: Any, **kwargs: Any) -> Any:
+        """Ask for another attempt, as Celery's task does, also while the broker does not answer.
+
+        Raises:
+            Retry: it is on its way.
+            Reject: it could not be published. When that is since the broker is away, the message itself is given
+                back: it is still there, unacknowledged, and comes again when the broker is back.
+        """
+        try:
+            return super().retry(*args, **kwargs)
+        except Reject as error:
+            reason: Any = error.args[0] if error.args else None
+            if isinstance(reason, Exception) and is_outage(reason):
+                raise Reject(reason, requeue=True) from error
+            raise
 
     @property
     def request(self) -> Context:
