@@ -248,7 +248,7 @@ def upgrade() -> None:
         sa.Column("message_id", sa.String, primary_key=True),
         sa.Column("handler", sa.String, nullable=False),
         sa.Column("handled_at", _MOMENT, nullable=False),
-        sa.Column("result", sa.JSON),
+        sa.Column("result", _SAID),
     )
     op.create_index("waooaw_inbox_handled", "waooaw_inbox", ["handled_at"])
     op.create_table(
