@@ -249,12 +249,12 @@ class Agent:
             raise ConfigurationError(
                 f"{target} cannot have once=True: its session is for one thread, so it must be a plain def"
             )
-        self._handlers.append(handler)
         options = dict(options)
         if options.get("retries") is not None:
             retries = options["retries"] = Retries.of(options["retries"])
             if retries.attempts > 1:  # the same bound for what takes its process with it
                 options.setdefault("max_retries", retries.attempts - 1)
+        self._handlers.append(handler)
         register: Any = self.app.task  # its stubs know a fixed list of options; Celery takes any attribute
         task: Task[Any, Any] = register(
             run,

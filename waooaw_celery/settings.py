@@ -122,6 +122,11 @@ class WaooawSettings(BaseModel):
     heartbeat_seconds: Seconds = 5.0
     #: Seconds between two sweeps of expired messages.
     sweep_seconds: Seconds = 30.0
+    #: Seconds between two looks for messages that the broker lost.
+    recover_seconds: Seconds = 30.0
+    #: Seconds for which a message must have been in the ledger, with nothing heard of it, before it may count as
+    #: lost.
+    recover_after: Seconds = 60.0
     #: What carries messages on Redis: ``waooaw``, with an atomic claim, leases and guards; or Kombu's own.
     redis_transport: RedisTransport = RedisTransport.WAOOAW
     #: How many dead letters the broker keeps, about: the oldest make room for new ones.

@@ -11,6 +11,7 @@ from waooaw_celery.cli.ledger import conversation, erase, hold, log, purge, spoo
 from waooaw_celery.cli.limits import limits
 from waooaw_celery.cli.messages import broadcast, cancel, receipt, request, send
 from waooaw_celery.cli.overview import agents, queues
+from waooaw_celery.cli.recover import recover
 from waooaw_celery.cli.up import up
 
 __all__ = ["main", "waooaw"]
@@ -18,7 +19,7 @@ __all__ = ["main", "waooaw"]
 for command in (
     *(demo, up),
     *(agents, queues, send, broadcast, request, receipt, cancel, events, dead),
-    *(log, conversation, stats, spool, db, purge, hold, erase),
+    *(log, conversation, stats, spool, db, recover, purge, hold, erase),
     limits,
 ):
     waooaw.add_command(command)

@@ -53,7 +53,9 @@ def on_prerun(sender: Any, **_: Any) -> None:
         sender.request.update({_BEGAN: time.monotonic()})
         message, now = _message(sender, sender.request), datetime.now(UTC)
         waited = max((now - message.sent_at).total_seconds(), 0.0) if message is not None else None
-        _note(sender, Event.DELIVERED, at=now, seconds=waited)
+        fact = _fact(sender, Event.DELIVERED, at=now, seconds=waited)
+        if not _receipts(sender.app).begin(fact, doubtful=sender.may_be_duplicate()):
+            sender.refuse_duplicate()
 
 
 def on_success(sender: Any, **_: Any) -> None:
@@ -151,6 +153,10 @@ def _answer_ignored(task: AgentTask, reason: BaseException) -> None:
 
 def _note(task: AgentTask, event: Event, request: Any = None, *, error: str | None = None, **facts: Any) -> None:
     """Write down what became of the message of a request; None: of the one that the task handles."""
+    _receipts(task.app).note(_fact(task, event, request, error=error, **facts))
+
+
+def _fact(task: AgentTask, event: Event, request: Any = None, *, error: str | None = None, **facts: Any) -> Fact:
     request = task.request if request is None else request
     began = request.get(_BEGAN)
     known: dict[str, Any] = {
@@ -161,7 +167,7 @@ def _note(task: AgentTask, event: Event, request: Any = None, *, error: str | No
         "worker": request.hostname,
         "attempt": request.retries + 1,
     }
-    _receipts(task.app).note(Fact(message_id=str(request.id), event=event, **(known | facts)))
+    return Fact(message_id=str(request.id), event=event, **(known | facts))
 
 
 def _message(task: AgentTask, request: Context) -> Message | None:
