@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -12,7 +12,7 @@ import pytest
 from redis import Redis
 from support import Broker, settled, until
 
-from waooaw_celery import Message, MessageBus, MessageStatus
+from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus
 from waooaw_celery import RequestResponseHandler as Requests
 from waooaw_celery.embedded import end, valkey
 from waooaw_celery.errors import BrokerUnavailable
@@ -28,6 +28,17 @@ def own(tmp_path: Path) -> Iterator[Broker]:
     """A server of this test's own."""
     with valkey() as url:
         yield Broker(url, url, tmp_path)
+
+
+@contextmanager
+def running(broker: Broker, app: AgentApp, **settings: Any) -> Iterator[str]:
+    """Run an agent while the block runs, and give its name."""
+    name = broker.name()
+    process = broker.start(name, app, **settings)
+    try:
+        yield name
+    finally:
+        end(process)
 
 
 def test_the_oldest_letters_make_room_on_redis(own: Broker) -> None:
@@ -70,24 +81,20 @@ def test_what_failed_has_failed_also_when_no_letter_of_it_can_be_kept(own: Broke
     """The receipt says FAILED, the log that there is no letter, and the worker goes on."""
     with closing(own.app()) as app, Redis.from_url(store_url(own.url)) as client:
         client.set(DEAD_KEY, "no stream")
-        name = own.name()
-        process = own.start(name, app)
-        message = Message(from_agent="tests", to_agent=name, payload={"fail": "never"})
-        MessageBus(app).send(message)
-        assert settled(app, message.message_id) is MessageStatus.FAILED
-        assert Requests(app).request(name, "echo", {"value": 1}) == 1
-        end(process)
-        assert f"no dead letter is kept of {message.message_id}" in (own.folder / f"{name}.log").read_text()
-        with pytest.raises(BrokerUnavailable, match="could not read the dead letters"):
-            app.dead_letters.list()
+        with running(own, app) as name:
+            message = Message(from_agent="tests", to_agent=name, payload={"fail": "never"})
+            MessageBus(app).send(message)
+            assert settled(app, message.message_id) is MessageStatus.FAILED
+            assert Requests(app).request(name, "echo", {"value": 1}) == 1
+            assert f"no dead letter is kept of {message.message_id}" in (own.folder / f"{name}.log").read_text()
+            with pytest.raises(BrokerUnavailable, match="could not read the dead letters"):
+                app.dead_letters.list()
 
 
 def test_kombus_own_transport_keeps_letters_in_the_same_stream(own: Broker) -> None:
     """What its worker cannot read, and what a handler gave up, is found where this package's transport parks."""
     settings: dict[str, Any] = {"waooaw_redis_transport": "kombu"}
-    with closing(own.app(**settings)) as app:
-        name = own.name()
-        process = own.start(name, app, **settings)
+    with closing(own.app(**settings)) as app, running(own, app, **settings) as name:
         bad = app.signature(f"{name}.command", args=({"fail": "never"},)).delay()
         assert settled(app, bad.id) is MessageStatus.FAILED
         with app.connection_for_write() as connection, connection.channel() as channel:
@@ -97,27 +104,24 @@ def test_kombus_own_transport_keeps_letters_in_the_same_stream(own: Broker) -> N
         until(lambda: len(app.dead_letters.list(agent=name)) == 3, "three letters")
         assert {letter.message_id for letter in app.dead_letters.list(agent=name)} == {bad.id, "early", "none"}
         assert Requests(app).request(name, "echo", {"value": 1}) == 1
-        end(process)
 
 
 def test_a_message_is_not_acknowledged_before_its_letter_is_safe(own: Broker) -> None:
     """While the broker takes no letter the message stays, the worker goes on, and later there is one letter."""
     settings: dict[str, Any] = {"waooaw_redis_transport": "kombu"}
     with closing(own.app(**settings)) as app, Redis.from_url(store_url(own.url)) as client:
-        name = own.name()
-        process = own.start(name, app, **settings)
-        client.set(DEAD_KEY, "no stream")
-        with app.connection_for_write() as connection, connection.channel() as channel:
-            headers = {"task": f"{name}.command", "id": "early", "eta": "tomorrow"}
-            message = channel.prepare_message("[[1],{},{}]", 3, "application/json", "utf-8", headers, {})
-            channel.basic_publish(message, exchange="", routing_key=agent_queue(name).name)
-        log = own.folder / f"{name}.log"
-        until(lambda: "kept unacknowledged until there is a dead letter" in log.read_text(), "the warning")
-        assert any(b"early" in noted for noted in client.hvals("unacked"))
-        client.delete(DEAD_KEY)
-        until(lambda: app.dead_letters.list(agent=name), "the letter")
-        until(lambda: not client.hvals("unacked"), "the acknowledgement")
-        [letter] = app.dead_letters.list(agent=name)
-        assert letter.message_id == "early"
-        assert Requests(app).request(name, "echo", {"value": 1}) == 1
-        end(process)
+        with running(own, app, **settings) as name:
+            client.set(DEAD_KEY, "no stream")
+            with app.connection_for_write() as connection, connection.channel() as channel:
+                headers = {"task": f"{name}.command", "id": "early", "eta": "tomorrow"}
+                message = channel.prepare_message("[[1],{},{}]", 3, "application/json", "utf-8", headers, {})
+                channel.basic_publish(message, exchange="", routing_key=agent_queue(name).name)
+            log = own.folder / f"{name}.log"
+            until(lambda: "kept unacknowledged until there is a dead letter" in log.read_text(), "the warning")
+            assert any(b"early" in noted for noted in client.hvals("unacked"))
+            client.delete(DEAD_KEY)
+            until(lambda: app.dead_letters.list(agent=name), "the letter")
+            until(lambda: not client.hvals("unacked"), "the acknowledgement")
+            [letter] = app.dead_letters.list(agent=name)
+            assert letter.message_id == "early"
+            assert Requests(app).request(name, "echo", {"value": 1}) == 1
