@@ -109,19 +109,22 @@ def test_kombus_own_transport_keeps_letters_in_the_same_stream(own: Broker) -> N
 def test_a_message_is_not_acknowledged_before_its_letter_is_safe(own: Broker) -> None:
     """While the broker takes no letter the message stays, the worker goes on, and later there is one letter."""
     settings: dict[str, Any] = {"waooaw_redis_transport": "kombu"}
-    with closing(own.app(**settings)) as app, Redis.from_url(store_url(own.url)) as client:
-        with running(own, app, **settings) as name:
-            client.set(DEAD_KEY, "no stream")
-            with app.connection_for_write() as connection, connection.channel() as channel:
-                headers = {"task": f"{name}.command", "id": "early", "eta": "tomorrow"}
-                message = channel.prepare_message("[[1],{},{}]", 3, "application/json", "utf-8", headers, {})
-                channel.basic_publish(message, exchange="", routing_key=agent_queue(name).name)
-            log = own.folder / f"{name}.log"
-            until(lambda: "kept unacknowledged until there is a dead letter" in log.read_text(), "the warning")
-            assert any(b"early" in noted for noted in client.hvals("unacked"))
-            client.delete(DEAD_KEY)
-            until(lambda: app.dead_letters.list(agent=name), "the letter")
-            until(lambda: not client.hvals("unacked"), "the acknowledgement")
-            [letter] = app.dead_letters.list(agent=name)
-            assert letter.message_id == "early"
-            assert Requests(app).request(name, "echo", {"value": 1}) == 1
+    with (
+        closing(own.app(**settings)) as app,
+        Redis.from_url(store_url(own.url)) as client,
+        running(own, app, **settings) as name,
+    ):
+        client.set(DEAD_KEY, "no stream")
+        with app.connection_for_write() as connection, connection.channel() as channel:
+            headers = {"task": f"{name}.command", "id": "early", "eta": "tomorrow"}
+            message = channel.prepare_message("[[1],{},{}]", 3, "application/json", "utf-8", headers, {})
+            channel.basic_publish(message, exchange="", routing_key=agent_queue(name).name)
+        log = own.folder / f"{name}.log"
+        until(lambda: "kept unacknowledged until there is a dead letter" in log.read_text(), "the warning")
+        assert any(b"early" in noted for noted in client.hvals("unacked"))
+        client.delete(DEAD_KEY)
+        until(lambda: app.dead_letters.list(agent=name), "the letter")
+        until(lambda: not client.hvals("unacked"), "the acknowledgement")
+        [letter] = app.dead_letters.list(agent=name)
+        assert letter.message_id == "early"
+        assert Requests(app).request(name, "echo", {"value": 1}) == 1
