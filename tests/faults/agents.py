@@ -1,0 +1,29 @@
+"""The agent of the faults: a worker of the whole product. Named by FAULTS_NAME, its settings are FAULTS_SETTINGS."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+from faults.effects import act
+from waooaw_celery import Agent, Message, MessageType, create_app
+from waooaw_celery.tasks import register
+
+os.environ["FAULTS_WORKER"] = str(os.getpid())  # this module is imported by the worker before it forks
+app = create_app("faults", **json.loads(os.environ["FAULTS_SETTINGS"]))
+if os.environ.get("FAULTS_SYSTEM"):
+    register(app)  # the system's worker and beat, and no agent
+else:
+    agent = Agent(os.environ["FAULTS_NAME"], app)
+
+    @agent.on(MessageType.COMMAND, bind=True)
+    def command(self: Any, message: Message) -> None:
+        """Do what the message says."""
+        act(message.payload, self.request)
+
+    @agent.method(bind=True)
+    def answer(self: Any, seconds: float = 0.0) -> str:
+        """Answer, for those who ask."""
+        act({"seconds": seconds}, self.request)
+        return "answer"
