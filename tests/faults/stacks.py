@@ -95,6 +95,9 @@ class Stack(ABC):
     def ends(self) -> dict[str, list[End]]:
         """Return the terminal events by message."""
 
+    def keep_house(self) -> None:
+        """Do what the system's worker does by the timetable."""
+
     @abstractmethod
     def close(self) -> None:
         """Close what it has open."""
@@ -153,6 +156,9 @@ class Agents(Stack):
     def worker(self, broker_url: str, settings: dict[str, Any]) -> tuple[list[str], dict[str, str]]:
         command = [sys.executable, "-W", "ignore", "-m", "celery", "-A", "faults.agents", "worker"]
         every = {**self._settings, **settings}
+        if "broker_transport_options" in settings:
+            options = self._settings.get("broker_transport_options", {})
+            every["broker_transport_options"] = {**options, **settings["broker_transport_options"]}
         every = {name: value for name, value in every.items() if value is not None}
         return command, {"CELERY_BROKER_URL": broker_url, "FAULTS_SETTINGS": json.dumps(every)}
 
@@ -167,6 +173,10 @@ class Agents(Stack):
             lost = event == "failed" and (error or "").startswith("lost:")
             found.setdefault(id_, []).append(End("lost" if lost else event, error or ""))
         return found
+
+    def keep_house(self) -> None:
+        self.app.ledger.sweep()
+        self.app.ledger.reconcile()
 
     def close(self) -> None:
         self.app.close()

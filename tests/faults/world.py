@@ -199,11 +199,11 @@ class World:
             if process.poll() is not None:
                 raise AssertionError(f"{name} did not start: {self.log(worker)}")
             if others and len(sent) < 100 and time.monotonic() - began > 0.1 * len(sent):
-                sent.append(self.send())  # until it gets one, and not another worker
+                sent.append(self.send(ttl=None))  # until it gets one, and not another worker
             mine = descendants(process.pid)
             return any(effect.at > began and effect.pid in mine for effect in self.effects())
 
-        self.send()
+        self.send(ttl=None)
         self.until(consumes, f"the start of {name}")
         return worker
 
@@ -273,6 +273,15 @@ class World:
         """Return how often a message was begun."""
         return sum(effect.what == "begun" and effect.id == id_ for effect in self.effects())
 
+    def ended(self, id_: str) -> bool:
+        """Whether the audit has an end for a message."""
+        return id_ in self.stack.ends()
+
+    def expect(self, true: bool, otherwise: str) -> None:
+        """Note something that is wrong besides the invariants."""
+        if not true:
+            self.broken.append(otherwise)
+
     def waiting(self) -> int:
         """Return how many messages wait in the queue, or are held by a consumer where the broker tells."""
         with Connection(self.broker.url) as connection, connection.channel() as channel:
@@ -303,10 +312,13 @@ class World:
     def drain(self, patience: float = PATIENCE) -> None:
         """Wait until nothing waits, nothing runs and the audit has an end for all, but no longer than that."""
         deadline = time.monotonic() + patience
-        quiet_since, seen = time.monotonic(), -1
+        quiet_since, kept_since, seen = time.monotonic(), 0.0, -1
         while time.monotonic() < deadline:
             noted = self.effects()
             now = time.monotonic()
+            if now - kept_since > 1:
+                self.stack.keep_house()
+                kept_since = now
             if len(noted) != seen or self.waiting() or self.pending():
                 quiet_since, seen = now, len(noted)
             elif now - quiet_since > QUIET:
