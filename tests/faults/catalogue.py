@@ -40,6 +40,7 @@ class Fault:
         durable: whether the broker keeps what it has.
         own_database: whether it is done to the database.
         plain: whether plain Celery goes through it too.
+        most_plain: rounds of plain Celery at most.
         patience: seconds until all is quiet after it.
     """
 
@@ -54,6 +55,7 @@ class Fault:
     lines: bool = False
     durable: bool = True
     plain: bool = False
+    most_plain: int = 10
     patience: float = 60.0
 
 
