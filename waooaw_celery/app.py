@@ -9,7 +9,11 @@ from typing import Any
 
 from amqp.exceptions import AMQPError
 from celery.result import AsyncResult
-from kombu.exceptions import BatchPublishError, OperationalError  # type: ignore[attr-defined]  # its stubs are old
+from kombu.exceptions import (  # type: ignore[attr-defined]  # its stubs are old
+    BatchPublishError,
+    LimitExceeded,
+    OperationalError,
+)
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from waooaw_celery.calls import CALL_HEADER, Call
@@ -73,7 +77,8 @@ class AgentApp(WiredCelery):
             InvalidMessage: an argument cannot travel or is too large, or an option breaks a rule.
             UnknownSender: no agent is speaking.
             UnknownAgent: nobody ever declared the recipient; NoHandler, UnknownMethod: it does not handle this.
-            BrokerUnavailable: the broker refused or did not answer; whether it has the message is not known.
+            BrokerUnavailable: the broker refused or did not answer; whether it has the message is not known, but
+                where ``uncertain`` is False: it has just failed to answer another sender, and nothing was tried.
             StoreUnavailable: Redis does not answer; nothing was published.
             ConfigurationError: a setting is missing or wrong.
         """
@@ -85,6 +90,7 @@ class AgentApp(WiredCelery):
         if options.get("retries"):
             message = self._retried_message(target, args, kwargs, options)
             return self._publish(target, message, args, kwargs, options)
+        self.breaker.check()
         message = self._new_message(target, args, kwargs, options, message)
         self.registry.check_handler(target)
         self.packer.check((args or (), kwargs or {}), *self._written_as(target, message, options))
@@ -122,6 +128,8 @@ class AgentApp(WiredCelery):
         """
         if not batch and record is None:
             return
+        if batch:
+            self.breaker.check()
         hand_over = HandOver(self, self.driver, call, self.answers.reply_to if call is not None else None)
         bodies = hand_over.pack(batch) if batch else []
         told = [message for _, message in batch if message.event is None or not message.event.replay]
@@ -145,7 +153,7 @@ class AgentApp(WiredCelery):
     ) -> None:
         published: list[Message] = []
         try:
-            with self.producer_or_acquire() as producer:
+            with self.breaker.watching(), self.producer_or_acquire() as producer:
                 note = self._publish_messages(producer, hand_over, batch, bodies, published, record)
         except (OperationalError, AMQPError, BatchPublishError) as error:
             self._note_sent(published)
@@ -156,6 +164,8 @@ class AgentApp(WiredCelery):
             )
             failure.message_ids = tuple(message.message_id for message in published)
             raise failure from error
+        except LimitExceeded as error:
+            raise self._no_connection(error) from error
         self._note_sent(published, note)
 
     def complete(self, target: HandlerName, message: Message) -> Message:
@@ -300,11 +310,20 @@ class AgentApp(WiredCelery):
         }
         options.pop("exchange_type", None)
         try:
-            return super().send_task(str(target), args, kwargs, **options)
+            with self.breaker.watching():
+                return super().send_task(str(target), args, kwargs, **options)
         except (OperationalError, AMQPError) as error:
             raise BrokerUnavailable(
                 f"message {message.message_id} to {message.to_agent!r} was not confirmed by the broker: {error}"
             ) from error
+        except LimitExceeded as error:
+            raise self._no_connection(error) from error
+
+    def _no_connection(self, limit: Exception) -> BrokerUnavailable:
+        return BrokerUnavailable(
+            f"all {limit} connections to the broker were in use for {self.conf.broker_pool_acquire_timeout:g} s: "
+            "does it answer slowly, or is broker_pool_limit lower than the number of threads that send?"
+        )
 
     def _headers(self, message: Message, options: Mapping[str, Any]) -> dict[str, Any]:
         """Return the headers that a caller gave, with the call's only where it is the same request again."""

@@ -12,7 +12,13 @@ from kombu.serialization import prepare_accept_content
 
 from waooaw_celery.errors import ConfigurationError
 from waooaw_celery.routing import agent_queue, driver_type, first_url
-from waooaw_celery.settings import CELERY_DEFAULTS, KOMBU_REDIS_DEFAULTS, TRANSPORT_DEFAULTS, WaooawSettings
+from waooaw_celery.settings import (
+    CELERY_DEFAULTS,
+    KOMBU_REDIS_DEFAULTS,
+    PUBLISH_DEFAULTS,
+    TRANSPORT_DEFAULTS,
+    WaooawSettings,
+)
 from waooaw_celery.transport.connection import ClaimingConnection
 from waooaw_celery.wire import encryption
 from waooaw_celery.wire.caps import CAP_NAMES, Caps, in_force
@@ -103,7 +109,9 @@ def make_packer(conf: Any, settings: WaooawSettings) -> Packer:
     return Packer(caps, settings.compress_above)
 
 
-def transport_options(conf: Any, claims: bool, caps: Caps, url: str | None = None) -> dict[str, Any]:
+def transport_options(
+    conf: Any, claims: bool, caps: Caps, url: str | None = None, *, publishes: bool = False
+) -> dict[str, Any]:
     """Return the options of a broker's transport: a project's own, and ours for what it does not say.
 
     Args:
@@ -111,11 +119,14 @@ def transport_options(conf: Any, claims: bool, caps: Caps, url: str | None = Non
         claims: whether our transport carries messages on Redis, and not Kombu's.
         caps: what is accepted.
         url: the broker's URL; None: the configured one.
+        publishes: whether they are for a connection over which messages are published.
     """
     driver = ""
     with suppress(ConfigurationError):  # Celery prints the broker before the worker's check can refuse it
         driver = driver_type(first_url(url or conf.broker_url) or "")
     ours = dict(TRANSPORT_DEFAULTS.get(driver, {}))
+    if publishes:
+        ours |= PUBLISH_DEFAULTS.get(driver, {})
     if driver == "redis" and not claims:
         ours |= KOMBU_REDIS_DEFAULTS
     else:

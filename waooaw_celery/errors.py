@@ -121,7 +121,12 @@ class BrokerUnavailable(WaooawError, OperationalError):
     """The message could not be published. Whether the broker has it is not known: ask for its receipt.
 
     Also a kombu ``OperationalError``, so that code written for Celery catches it.
+
+    Attributes:
+        uncertain: whether the broker may have it all the same. False: nothing was tried, and nothing written down.
     """
+
+    uncertain: bool = True
 
 
 class StoreUnavailable(WaooawError, ConnectionError):

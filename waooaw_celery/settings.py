@@ -152,6 +152,8 @@ class WaooawSettings(BaseModel):
     #: Deepest nesting of a body, of which three levels are Celery's, and most values in it.
     max_depth: Annotated[int, Field(ge=8, le=90)] = 80
     max_nodes: Positive = 250_000
+    #: Accept a Redis that removes whole queues when its memory is full.
+    allow_eviction: bool = False
     #: Accept a broker that does not order messages by priority.
     allow_unordered: bool = False
 
@@ -272,6 +274,13 @@ TRANSPORT_DEFAULTS: dict[str, dict[str, Any]] = {
         # the return of what has no queue as well.)
         "confirm_publish": True,
     },
+}
+
+#: The same for connections over which messages are published, and no others: a consumer waits for the next message
+#: however long that takes.
+PUBLISH_DEFAULTS: dict[str, dict[str, Any]] = {
+    # A broker that froze, or that blocks publishers since its memory is full, is noticed.
+    "amqp": {"read_timeout": 3.0, "write_timeout": 3.0},
 }
 
 #: What is different where Kombu's own transport carries messages on Redis: it renews nothing, so the timeout is

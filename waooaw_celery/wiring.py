@@ -14,6 +14,7 @@ from waooaw_celery.audit.engine import Database, database_url
 from waooaw_celery.audit.ledger import Ledger
 from waooaw_celery.audit.subscriptions import LedgerSubscriptions
 from waooaw_celery.audit.version import check_version
+from waooaw_celery.breaker import Breaker
 from waooaw_celery.celery_setup import AgentAMQP, add_defaults, make_packer, transport_options
 from waooaw_celery.errors import ConfigurationError
 from waooaw_celery.limits.gate import Gate
@@ -66,6 +67,8 @@ class WiredCelery(Celery):
         self.steps["consumer"].add(HearCancels)
         #: What this process, when it is a worker, knows of cancelled messages.
         self.cancels = Cancels()
+        #: Whether the broker is worth trying.
+        self.breaker = Breaker()
         replies.connect()
         signals.connect()
         worker_process_shutdown.connect(self._flush)
@@ -295,11 +298,11 @@ class WiredCelery(Celery):
 
     def connection_for_write(self, url: str | None = None, **kwargs: Any) -> Any:
         """Return a connection for publishing, with our deadlines."""
-        return super().connection_for_write(url, **self._with_options(url, kwargs))
+        return super().connection_for_write(url, **self._with_options(url, kwargs, publishes=True))
 
-    def _with_options(self, url: str | None, kwargs: dict[str, Any]) -> dict[str, Any]:
+    def _with_options(self, url: str | None, kwargs: dict[str, Any], *, publishes: bool = False) -> dict[str, Any]:
         given = kwargs.get("transport_options") or {}
-        ours = transport_options(self.conf, self.claims, self._caps, url)
+        ours = transport_options(self.conf, self.claims, self._caps, url, publishes=publishes)
         return {**kwargs, "transport_options": {**ours, **given}}
 
     @property

@@ -13,7 +13,7 @@ from kombu import Queue
 from waooaw_celery import Agent, AgentApp, Message, MessageType, create_app
 from waooaw_celery.envelope import moment
 from waooaw_celery.errors import ConfigurationError, InvalidMessage, UnknownSender
-from waooaw_celery.worker.presence import check_time_limits
+from waooaw_celery.worker.checks import check_time_limits
 
 
 @pytest.fixture

@@ -69,7 +69,7 @@ _COUNTS = (*(priority.name.lower() for priority in Priority), "all")
 def _depths(app: AgentApp, names: list[str], system: bool = False) -> list[QueueDepth]:
     queues = [agent_queue(name) for name in names] + ([system_queue()] if system else [])
     try:
-        with app.connection_for_read() as connection:
+        with app.connection_for_write() as connection:  # which has deadlines
             return [queue_depth(connection, queue) for queue in queues]
     except (OperationalError, OSError) as error:
         raise BrokerUnavailable(f"the broker does not answer: {error}") from error

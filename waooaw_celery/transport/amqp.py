@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from amqp.exceptions import IrrecoverableConnectionError
 from kombu.transport import base, pyamqp
 
 from waooaw_celery.errors import Unreadable
@@ -47,9 +48,24 @@ class Message(pyamqp.Message):
 
 
 class Channel(pyamqp.Channel):
-    """A channel whose messages are bounded by its connection's caps."""
+    """A channel whose messages are bounded by its connection's caps, and whose publishes end in time."""
 
     Message = Message
+
+    def basic_publish_confirm(self, *args: Any, **kwargs: Any) -> Any:
+        """Publish a message, and wait until RabbitMQ has it.
+
+        Raises:
+            IrrecoverableConnectionError: it did not say so in time: it froze, or its memory is full and it reads
+                nothing. Kombu would publish again, and RabbitMQ would have the message several times afterwards;
+                before that, it would wait for an answer to its good-bye.
+        """
+        connection = self.connection
+        try:
+            return super().basic_publish_confirm(*args, **kwargs)
+        except TimeoutError as error:
+            connection.collect()
+            raise IrrecoverableConnectionError(f"RabbitMQ confirmed nothing in time: {error}") from error
 
     @property
     def caps(self) -> Caps:

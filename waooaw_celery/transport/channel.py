@@ -10,9 +10,11 @@ from queue import Empty
 from typing import Any
 from uuid import uuid4
 
+from kombu.exceptions import OperationalError
 from kombu.transport import redis
 from redis import Redis
 from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from waooaw_celery.errors import Unreadable
 from waooaw_celery.transport.acks import Acknowledgements, forget
@@ -93,7 +95,11 @@ class Channel(redis.Channel):
         list_, bell = self.keys.place(queue, message)
         text = to_text(message)
         if _publish_batch is None:
-            PUBLISH(self.scripts_client, [list_, bell], [text])
+            try:
+                PUBLISH(self.scripts_client, [list_, bell], [text])
+            except RedisTimeoutError as error:
+                # Kombu would publish again and again, and each may be carried out when the server goes on.
+                raise OperationalError(f"whether the message is in {queue!r} is not known: {error}") from error
             self._maybe_update_queues_expire(self._create_client(), queue)
             return
         _publish_batch.collect(list_, bell, text)

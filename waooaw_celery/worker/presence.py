@@ -10,10 +10,10 @@ from typing import Any
 
 from celery import bootsteps
 
-from waooaw_celery.errors import ConfigurationError, StoreUnavailable, WaooawError
+from waooaw_celery.errors import StoreUnavailable, WaooawError
 from waooaw_celery.subscriptions import Known, Subscription, Subscriptions
+from waooaw_celery.worker.checks import check_broker, check_time_limits
 from waooaw_celery.worker.control import hear
-from waooaw_celery.worker.task import AgentTask
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +48,7 @@ class Presence(bootsteps.StartStopStep):
         try:
             parent.app.check()
             check_time_limits(parent.app)
+            check_broker(parent.app)
         except WaooawError as error:  # a wrong setting, or a ledger that does not answer
             raise SystemExit(f"Error: {error}") from error
 
@@ -142,32 +143,3 @@ def warn_of_differences(agent: str, mine: Sequence[Subscription], known: Known) 
                 each.subscriber,
                 extra={"action": "subscription_removed"},
             )
-
-
-def check_time_limits(app: Any) -> None:
-    """Check that no handler may still run when it is taken for lost.
-
-    Kombu's transport for Redis waits so long before it hands a message to another worker, and the ledger before it
-    is marked as FAILED.
-
-    Raises:
-        ConfigurationError: one may; the sentence names it and both numbers.
-    """
-    lost = app.settings.lost_seconds if app.settings.database_url is not None else None
-    patience = (
-        (
-            app.visibility_timeout,
-            "Redis hands its message to another worker",
-            "broker_transport_options['visibility_timeout']",
-        ),
-        (lost, "the ledger takes its message for lost", "waooaw_lost_seconds"),
-    )
-    for name, task in app.tasks.items():
-        for seconds, what, setting in patience:
-            if seconds is not None and isinstance(task, AgentTask):
-                limit = task.time_limit or app.conf.task_time_limit
-                if limit is None or limit >= seconds:
-                    raise ConfigurationError(
-                        f"{name} may run for {limit or 'ever'} s, and after {seconds:g} s {what}: "
-                        f"give it a shorter time_limit, or raise {setting}"
-                    )

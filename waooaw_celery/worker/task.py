@@ -14,8 +14,9 @@ from billiard.common import terminate_handler_fired  # type: ignore[attr-defined
 from celery import Task
 from celery._state import get_current_worker_task
 from celery.app.task import Context
-from celery.exceptions import Ignore, WorkerShutdown, WorkerTerminate
+from celery.exceptions import Ignore, Reject, WorkerShutdown, WorkerTerminate
 
+from waooaw_celery.breaker import is_outage
 from waooaw_celery.calls import CALL_HEADER, Call
 from waooaw_celery.envelope import moment, payload_of
 from waooaw_celery.errors import HandlerExited
@@ -81,6 +82,21 @@ class AgentTask(Task):  # type: ignore[type-arg]
         finally:
             if outermost:
                 self.request.update({_ENDED: True})
+
+    def retry(self, *args: Any, **kwargs: Any) -> Any:
+        """Ask for another attempt, as Celery's task does, also while the broker does not answer.
+
+        Raises:
+            Retry: it is on its way.
+            Reject: it could not be published. When that is since the broker is away, the message itself is given
+                back: it is still there, unacknowledged, and comes again when the broker is back.
+        """
+        try:
+            return super().retry(*args, **kwargs)
+        except Reject as error:
+            if isinstance(error.reason, Exception) and is_outage(error.reason):
+                raise Reject(error.reason, requeue=True) from error
+            raise
 
     @property
     def request(self) -> Context:
