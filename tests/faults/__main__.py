@@ -49,7 +49,9 @@ def main() -> int:
     """Run all, print and write the table, and return 1 when an invariant of ours did not hold."""
     parser = argparse.ArgumentParser(prog="dev.py faults", description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=10, help="of each fault, unless it says fewer at most")
-    parser.add_argument("--only", action="append", metavar="T1", help="a fault by its number, or a part of its name")
+    parser.add_argument(
+        "--only", action="append", metavar="T1", help="a fault by its number, or a part of its name"
+    )
     parser.add_argument("--broker", choices=(VALKEY, RABBITMQ))
     parser.add_argument("--seed", type=int, default=time.time_ns() % 1_000_000)
     parser.add_argument("--jobs", type=int, default=4, help="worlds side by side")
@@ -75,7 +77,14 @@ def main() -> int:
                 first = first or f"{about}, seed {job.seed}"
                 print(f"         {sentence}", file=sys.stderr)
     rows = [
-        Row(fault, broker, mine.rounds, mine.account, mine.violations, _beside(sums.get((fault.number, broker, False))))
+        Row(
+            fault,
+            broker,
+            mine.rounds,
+            mine.account,
+            mine.violations,
+            _beside(sums, fault, broker),
+        )
         for fault in FAULTS
         for broker in (VALKEY, RABBITMQ)
         if (mine := sums.get((fault.number, broker, True))) is not None
@@ -112,7 +121,10 @@ def _go(job: Job) -> Account:
         return go_through(job.fault, job.ours, on, job.rounds, job.seed)
 
 
-def _beside(found: Sum | None) -> tuple[int, Account, list[str]] | None:
+def _beside(
+    sums: dict[tuple[str, str, bool], Sum], fault: Fault, broker: str
+) -> tuple[int, Account, list[str]] | None:
+    found = sums.get((fault.number, broker, False))
     return None if found is None else (found.rounds, found.account, found.violations)
 
 

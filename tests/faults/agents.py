@@ -1,4 +1,4 @@
-"""The agent of the faults: a worker of the whole product. Named by FAULTS_NAME, its settings are FAULTS_SETTINGS."""
+"""The agent of the faults, a worker of the whole product: its name is FAULTS_NAME, its settings FAULTS_SETTINGS."""
 
 from __future__ import annotations
 
@@ -21,9 +21,3 @@ else:
     def command(self: Any, message: Message) -> None:
         """Do what the message says."""
         act(message.payload, self.request)
-
-    @agent.method(bind=True)
-    def answer(self: Any, seconds: float = 0.0) -> str:
-        """Answer, for those who ask."""
-        act({"seconds": seconds}, self.request)
-        return "answer"

@@ -1,4 +1,4 @@
-"""All faults: what each is, on which brokers, what a call may take meanwhile, and what plain Celery makes of it."""
+"""All faults: what each is, on which brokers, what a call may take meanwhile; and how they are gone through."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ class Fault:
         duplicates: messages that may be handled more than once, a round; None: any number.
         lines: whether it is done to the lines to the broker.
         durable: whether the broker keeps what it has.
-        own_database: whether it is done to the database.
         plain: whether plain Celery goes through it too.
         most_plain: rounds of plain Celery at most.
         patience: seconds until all is quiet after it.
+        fast: whether it is part of the fast form.
     """
 
     number: str
@@ -57,6 +57,16 @@ class Fault:
     plain: bool = False
     most_plain: int = 10
     patience: float = 60.0
+    fast: bool = True
+
+    def __str__(self) -> str:
+        """Return what it is called in a list of tests."""
+        return f"{self.number} {self.name}"
+
+    @property
+    def kind(self) -> str:
+        """``workers``, ``servers`` or ``messages``: whose fault it is."""
+        return self.run.__module__.rpartition("of_")[2]
 
 
 FAULTS = (
@@ -64,15 +74,31 @@ FAULTS = (
     Fault("T2", "worker frozen, then killed", of_workers.kill_frozen, 3, duplicates=2, plain=True),
     Fault("T3", "process of the pool killed", of_workers.kill_child, 2, plain=True),
     Fault("T4", "messages that kill their process", of_workers.killers, 1, most=10, plain=True),
-    Fault("T4b", "a message that kills its worker", of_workers.kill_parent, 1, most=5, brokers=(VALKEY,), duplicates=2),
+    Fault(
+        "T4b",
+        "a message that kills its worker",
+        of_workers.kill_parent,
+        1,
+        most=5,
+        brokers=(VALKEY,),
+        duplicates=2,
+    ),
     Fault("T5", "worker ends in order, with a backlog", of_workers.end_in_order, 2, plain=True),
     Fault("T6", "worker ends cold", of_workers.end_cold, 2, duplicates=2),
-    Fault("T7", "broker killed, with a log on disk", of_servers.broker_killed, 1, duplicates=None, plain=True),
-    Fault("T8", "broker frozen", of_servers.broker_frozen, 1, deadline=3.0, duplicates=None),
+    Fault(
+        "T7",
+        "broker killed, with a log on disk",
+        of_servers.broker_killed,
+        1,
+        deadline=5.0,
+        duplicates=None,
+        plain=True,
+    ),
+    Fault("T8", "broker frozen", of_servers.broker_frozen, 1, deadline=5.0, duplicates=None),
     Fault("T9", "lines cut", of_servers.line_cut, 2, lines=True, duplicates=None, plain=True),
     Fault("T9b", "the worker's line goes dead", of_servers.line_dead, 1, lines=True, duplicates=None),
     Fault("T10", "answer to the sender lost", of_servers.answer_lost, 3, lines=True, duplicates=1),
-    Fault("T11", "broker full", of_servers.broker_full, 1, most=10, deadline=3.0, duplicates=None, plain=True),
+    Fault("T11", "broker full", of_servers.broker_full, 1, most=10, deadline=5.0, duplicates=None, plain=True),
     Fault("T13", "to an agent that nobody declared", of_messages.unroutable, 2, most=5),
     Fault("T13b", "queue deleted", of_messages.queue_deleted, 1, most=10, brokers=(RABBITMQ,)),
     Fault("T14", "malformed messages", of_messages.malformed, 1, most=3, plain=True),
@@ -80,7 +106,9 @@ FAULTS = (
     Fault("T19", "database killed", of_servers.database_killed, 1, duplicates=0, plain=True),
     Fault("T20", "database frozen", of_servers.database_frozen, 1, deadline=6.0, duplicates=0, plain=True),
     Fault("T22", "an end that Celery tells twice", of_workers.hard_limit, 1, most=5),
-    Fault("T24", "a worker's clock an hour ahead", of_workers.skewed_clock, 2, most=20, brokers=(VALKEY,), plain=True),
+    Fault(
+        "T24", "a worker's clock an hour ahead", of_workers.skewed_clock, 2, most=20, brokers=(VALKEY,), plain=True
+    ),
     Fault("T25", "handlers longer than the lease", of_workers.long_handler, 2, most=10, plain=True),
     Fault("T26", "expired", of_messages.expiry, 1, most=20),
     Fault("T29", "the same message twice", of_messages.twice, 1, most=20, duplicates=None, plain=True),
@@ -133,6 +161,23 @@ def violations(fault: Fault, account: Account, rounds: int) -> list[str]:
     """Return a sentence for each invariant that does not hold after a fault."""
     allowed = None if fault.duplicates is None else fault.duplicates * rounds
     return account.violations(fault.deadline, allowed)
+
+
+def chosen(broker: str, *kinds: str) -> list[Fault]:
+    """Return the faults of the fast form on a broker.
+
+    Args:
+        broker: which.
+        kinds: of what: ``workers``, ``servers``, ``messages``.
+    """
+    return [fault for fault in FAULTS if fault.fast and broker in fault.brokers and fault.kind in kinds]
+
+
+def check(fault: Fault, on: Servers, folder: Path) -> None:
+    """Go through a fault in its fast form, with agents, and assert that every invariant held."""
+    account = go_through(fault, True, on, fault.rounds, 1, folder)
+    found = violations(fault, account, fault.rounds)
+    assert not found, "\n".join(found)
 
 
 def _heal(on: Servers) -> None:

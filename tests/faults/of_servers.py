@@ -28,7 +28,7 @@ def broker_killed(world: World, rounds: int, chance: random.Random) -> None:
 
 
 def broker_forgets(world: World, rounds: int, chance: random.Random) -> None:
-    """A broker without persistence is killed with messages in its queue: the ledger has them, and sends them again."""
+    """A broker without persistence is killed with messages in its queue: the ledger sends them again."""
     with world.system():
         for _ in range(rounds):
             for _ in range(20):
@@ -75,7 +75,8 @@ def line_cut(world: World, rounds: int, chance: random.Random) -> None:
 def line_dead(world: World, rounds: int, chance: random.Random) -> None:
     """The worker's line to the broker goes dead without a word, under load, and is never heard of again."""
     assert world.worker_line is not None
-    worker = world.start()
+    # RabbitMQ and its consumers find each other dead after two heartbeats, which are two minutes by default.
+    worker = world.start(broker_heartbeat=2)
     for _ in range(rounds):
         with world.load(ttl=None):
             time.sleep(chance.uniform(0.2, 0.6))

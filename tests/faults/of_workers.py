@@ -5,10 +5,11 @@ from __future__ import annotations
 import random
 import signal
 import time
+from functools import partial
 from pathlib import Path
 
 from faults.stacks import LEASE
-from faults.world import World
+from faults.world import Worker, World
 
 #: Seconds within which a kill falls after the first message of a worker.
 SOON = 1.0
@@ -55,14 +56,14 @@ def kill_child(world: World, rounds: int, chance: random.Random) -> None:
     with world.load():
         for _ in range(rounds):
             id_ = world.send("kill once", seconds=chance.uniform(0, 0.1))
-            world.until(lambda id_=id_: world.handled(id_), "its second attempt")  # type: ignore[misc]
+            world.until(lambda id_=id_: world.handled(id_), "its second attempt", 15)  # type: ignore[misc]
     world.expect(worker.process.poll() is None, "the worker came to an end")
 
 
 def killers(world: World, rounds: int, chance: random.Random) -> None:
     """Messages kill, crash or leave the process that handles them each time: they fail, and others do not."""
     worker = world.start()
-    ids = {}
+    ids: dict[str, str] = {}
     for _ in range(rounds):
         ids |= {world.send(do): do for do in KILLERS}
         for _ in range(FEW):
@@ -75,7 +76,7 @@ def killers(world: World, rounds: int, chance: random.Random) -> None:
 
 
 def kill_parent(world: World, rounds: int, chance: random.Random) -> None:
-    """A message kills its whole worker each time: it is a dead letter in the end, and its neighbours are handled."""
+    """A message kills its whole worker each time: it is a dead letter in the end, and others are handled."""
     limit = 2
     for _ in range(rounds):
         for _ in range(FEW):
@@ -84,13 +85,17 @@ def kill_parent(world: World, rounds: int, chance: random.Random) -> None:
         deaths = 0
         while deaths <= limit + 1 and not world.ended(poison):
             worker = world.start(broker_transport_options={"delivery_limit": limit})
-            world.until(lambda worker=worker: worker.process.poll() is not None or world.ended(poison), "its end")  # type: ignore[misc]
+            world.until(partial(_over, world, worker, poison), "its end")
             if worker.process.poll() is not None:
                 world.bury(worker)
                 deaths += 1
         world.expect(world.begun(poison) <= limit + 1, f"it was begun {world.begun(poison)} times")
         if not world.workers:
             world.start()
+
+
+def _over(world: World, worker: Worker, id_: str) -> bool:
+    return worker.process.poll() is not None or world.ended(id_)
 
 
 def end_in_order(world: World, rounds: int, chance: random.Random) -> None:
@@ -151,7 +156,7 @@ def hard_limit(world: World, rounds: int, chance: random.Random) -> None:
 
 
 #: Both clocks of Python, ahead by a while; base classes are taken for the class that stands in their place.
-SKEW = '''
+SKEW = """
 import datetime as module
 import os
 import time
@@ -177,4 +182,4 @@ class datetime(real, metaclass=Meta):
 
 
 module.datetime = datetime
-'''
+"""

@@ -18,9 +18,20 @@ from faults.stacks import ROOT
 PAGE = ROOT / "docs" / "reliability.md"
 BEGIN, END = "<!-- the table of dev.py faults --write -->", "<!-- the end of the table -->"
 TITLES = (
-    "fault", "broker", "rounds", "accepted", "handled", "twice", "failed, dead", "expired", "refused, unknown", "lost",
-    "recovery", "slowest call", "plain Celery",
-)  # fmt: skip
+    "fault",
+    "broker",
+    "rounds",
+    "accepted",
+    "handled",
+    "twice",
+    "failed, dead",
+    "expired",
+    "refused, unknown",
+    "lost",
+    "recovery",
+    "slowest call",
+    "plain Celery",
+)
 
 
 class Row(NamedTuple):

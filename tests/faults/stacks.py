@@ -1,4 +1,4 @@
-"""What is put to the test: agents of the whole product, or a plain Celery application; as their driver sees them."""
+"""What is put to the test, as its driver sees it: agents of the whole product, or a plain Celery application."""
 
 from __future__ import annotations
 
@@ -95,6 +95,7 @@ class Stack(ABC):
     def ends(self) -> dict[str, list[End]]:
         """Return the terminal events by message."""
 
+    @abstractmethod
     def keep_house(self) -> None:
         """Do what the system's worker does by the timetable."""
 
@@ -121,9 +122,7 @@ class Agents(Stack):
     uncertain = (BrokerUnavailable,)
     refusing = (WaooawError,)
 
-    def __init__(
-        self, name: str, broker_url: str, database_url: str, folder: Path, **settings: Any
-    ) -> None:
+    def __init__(self, name: str, broker_url: str, database_url: str, folder: Path, **settings: Any) -> None:
         super().__init__(name, broker_url, database_url, folder)
         self._settings = SETTINGS | {
             "waooaw_database_url": database_url,
@@ -220,6 +219,9 @@ class Plain(Stack):
         for id_, event in self.ask("SELECT id, event FROM plain_events"):
             found.setdefault(id_, []).append(End(event, ""))
         return found
+
+    def keep_house(self) -> None:
+        pass  # there is nothing
 
     def close(self) -> None:
         signals.before_task_publish.disconnect(dispatch_uid=plain.UID)

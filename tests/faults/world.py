@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import psutil
 from kombu import Connection
 from outages import Server as Postgres
 from proxy import Proxy, proxied
@@ -129,7 +130,8 @@ class World:
             self.stack.send(id_, payload, ttl)
             what, reason = "accepted", ""
         except self.stack.uncertain as error:
-            what, reason = "unknown", type(error).__name__
+            what = "unknown" if getattr(error, "uncertain", True) else "refused"
+            reason = type(error).__name__
         except self.stack.refusing as error:
             what, reason = "refused", type(error).__name__
         except Exception as error:  # noqa: BLE001 - an error that no caller expects is one of the findings
@@ -287,7 +289,8 @@ class World:
         with Connection(self.broker.url) as connection, connection.channel() as channel:
             if self.rabbitmq:
                 with suppress(channel.connection.channel_errors):
-                    return int(channel.queue_declare(self.stack.queue(), passive=True).message_count)
+                    found: Any = channel.queue_declare(self.stack.queue(), passive=True)
+                    return int(found.message_count)
                 return 0
         client: Any = self.broker.client  # type: ignore[attr-defined]
         queue = self.stack.queue()
@@ -378,8 +381,6 @@ class World:
 
 def descendants(pid: int) -> Sequence[int]:
     """Return the processes of a worker."""
-    import psutil
-
     try:
         parent = psutil.Process(pid)
         return [pid, *(child.pid for child in parent.children(recursive=True))]
