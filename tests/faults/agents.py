@@ -1,4 +1,4 @@
-"""The agent of the faults, a worker of the whole product: its name is FAULTS_NAME, its settings FAULTS_SETTINGS."""
+"""The agent of the faults, a worker of the whole product: named FAULTS_NAME, its settings are FAULTS_SETTINGS."""
 
 from __future__ import annotations
 

@@ -6,13 +6,14 @@ import json
 import random
 import time
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 from malformed import CASES, Case, items
 
 from faults.account import Outcome
 from faults.raw import put, take
-from faults.world import World
+from faults.world import Worker, World
 from waooaw_celery.message import ENVELOPE_HEADER
 
 #: Seconds after the end of their time within which messages are EXPIRED that nobody began.
@@ -55,14 +56,20 @@ def malformed(world: World, rounds: int, chance: random.Random) -> None:
             continue
         probe = world.send()
         try:
-            world.until(lambda probe=probe: world.handled(probe), "the next message", 10)  # type: ignore[misc]
+            world.until(partial(_met, world, worker, probe), "the next message", 10)
         except AssertionError:
             world.expect(False, f"after {case.label!r} nothing was handled")
         if worker.process.poll() is not None:
             world.expect(False, f"{case.label!r} ended the worker")
             world.bury(worker)
+            if not world.ours:
+                return  # enough is known
             worker = world.start()
     world.drain()
+
+
+def _met(world: World, worker: Worker, id_: str) -> bool:
+    return world.handled(id_) or worker.process.poll() is not None
 
 
 def impossible(world: World, rounds: int, chance: random.Random) -> None:

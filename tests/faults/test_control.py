@@ -8,7 +8,7 @@ from faults.account import Account
 from faults.catalogue import FAULTS, Servers, go_through, violations
 
 #: How often a fault is tried that spares plain Celery now and then.
-ATTEMPTS = 4
+ATTEMPTS = 6
 
 
 def plain(number: str, on: Servers, folder: Path, rounds: int, seed: int = 1) -> Account:

@@ -250,12 +250,13 @@ class World:
 
     # --- waiting
 
-    def until(self, condition: Callable[[], object], what: str, seconds: float = PATIENCE) -> None:
-        """Ask again and again until the condition holds.
+    def until(self, condition: Callable[[], object], what: str, seconds: float | None = None) -> None:
+        """Ask again and again until the condition holds; what stands still in a plain application is not news.
 
         Raises:
             AssertionError: it does not in time.
         """
+        seconds = seconds or (PATIENCE if self.ours else PATIENCE / 4)
         deadline = time.monotonic() + seconds
         while not condition():
             if time.monotonic() > deadline:
@@ -290,31 +291,32 @@ class World:
             if self.rabbitmq:
                 with suppress(channel.connection.channel_errors):
                     found: Any = channel.queue_declare(self.stack.queue(), passive=True)
-                    return int(found.message_count)
+                    count: int = found.message_count
+                    return count
                 return 0
         client: Any = self.broker.client  # type: ignore[attr-defined]
         queue = self.stack.queue()
         lists = [queue, *(f"{queue}\x06\x16{priority}" for priority in (3, 6, 9))]
-        return sum(client.llen(list_) for list_ in lists) + int(client.hlen("unacked"))
+        return sum(int(client.llen(list_)) for list_ in lists) + int(client.hlen("unacked"))
 
     def probe(self) -> float:
         """Send a message when a fault is over, and note within how many seconds it is handled."""
         began = time.monotonic()
         while True:
             id_ = self.send(ttl=None)
-            if self.outcomes[id_].what == "accepted" or time.monotonic() - began > 2 * PROGRESS:
+            if self.outcomes[id_].what == "accepted" or time.monotonic() - began > PROGRESS:
                 break
             time.sleep(0.1)
         took = float("inf")
         with suppress(AssertionError):
-            self.until(lambda: self.handled(id_), "the probe", 2 * PROGRESS)
+            self.until(lambda: self.handled(id_), "the probe", 2 * PROGRESS if self.ours else PROGRESS)
             took = time.monotonic() - began
         self.probes.append(took)
         return took
 
-    def drain(self, patience: float = PATIENCE) -> None:
+    def drain(self, patience: float | None = None) -> None:
         """Wait until nothing waits, nothing runs and the audit has an end for all, but no longer than that."""
-        deadline = time.monotonic() + patience
+        deadline = time.monotonic() + (patience or (PATIENCE if self.ours else PATIENCE / 4))
         quiet_since, kept_since, seen = time.monotonic(), 0.0, -1
         while time.monotonic() < deadline:
             noted = self.effects()
