@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from celery import Task
+from sqlalchemy.orm import Session
 
 from waooaw_celery.aio import Agent as AwaitedAgent
 from waooaw_celery.app import AgentApp
@@ -27,6 +28,7 @@ from waooaw_celery.subscriptions import Subscription
 from waooaw_celery.topics.filters import Filter
 from waooaw_celery.topics.patterns import check_pattern
 from waooaw_celery.values import JSON, check_agent_name, check_tags
+from waooaw_celery.worker.once import current_session
 from waooaw_celery.worker.task import AgentTask, completed
 
 #: Functions whose call is only the beginning: what they return is to be awaited or exhausted.
@@ -73,7 +75,8 @@ class Agent:
 
         Args:
             message_type: COMMAND, QUERY or ACK.
-            options: those of a Celery task: ``time_limit``, ``autoretry_for``, ``bind``, …
+            options: those of a Celery task: ``time_limit``, ``autoretry_for``, ``bind``, …; and ``once=True``:
+                what it does with ``session`` happens once, however often the message comes.
 
         Returns:
             A decorator, which returns the Celery task ``<agent>.<type>``.
@@ -237,8 +240,12 @@ class Agent:
             )
         if handler in self._handlers:
             raise ConfigurationError(f"{target} has a handler already")
-        self._handlers.append(handler)
         stoppable = any(is_kind(function) for is_kind in _TO_COMPLETE)
+        if options.get("once") and stoppable:
+            raise ConfigurationError(
+                f"{target} cannot have once=True: its session is for one thread, so it must be a plain def"
+            )
+        self._handlers.append(handler)
         register: Any = self.app.task  # its stubs know a fixed list of options; Celery takes any attribute
         task: Task[Any, Any] = register(
             run,
@@ -256,6 +263,7 @@ class Agent:
         *,
         message_type: MessageType = MessageType.COMMAND,
         wait: float | None = None,
+        session: Any = None,
         **fields: Any,
     ) -> DeliveryReceipt:
         """Send a message in this agent's name.
@@ -265,6 +273,7 @@ class Agent:
             payload: any JSON value.
             message_type: COMMAND, QUERY or ACK.
             wait: seconds for which to wait at the rate limit instead of raising.
+            session: a SQLAlchemy Session: the message is sent if, and only if, its transaction is committed.
             fields: others of Message: ``priority``, ``ttl_seconds``, ``correlation_id``, …
 
         Raises:
@@ -274,7 +283,20 @@ class Agent:
         message = Message(
             from_agent=self.name, to_agent=to_agent, payload=payload, message_type=message_type, **fields
         )
-        return self._bus.send(message, wait=wait)
+        return self._bus.send(message, wait=wait, session=session)
+
+    @property
+    def session(self) -> Session:
+        """The SQLAlchemy Session of the handler that runs, which was registered with ``once=True``.
+
+        It is on the ledger's database. What is done with it, what is sent with ``session=agent.session``, and the
+        note that this message was handled are committed together when the handler returns, and taken back when it
+        raises.
+
+        Raises:
+            ConfigurationError: no such handler runs here.
+        """
+        return current_session()
 
     def publish(self, topic: str, event: JSON = None, **fields: Any) -> Published:
         """Publish an event in this agent's name.

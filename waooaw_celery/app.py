@@ -106,6 +106,7 @@ class AgentApp(WiredCelery):
         call: Call | None = None,
         wait: Wait = None,
         record: Message | None = None,
+        session: Any = None,
     ) -> None:
         """Publish messages and requests: the door for those that come as messages and not as tasks.
 
@@ -117,6 +118,8 @@ class AgentApp(WiredCelery):
             call: how the answers of requests are to come; None for one-way messages.
             wait: seconds for which a sender at its limit waits for its turn.
             record: the event that the messages tell subscribers of, who may be none; it counts as one message.
+            session: a SQLAlchemy Session: they are written down in its transaction, and published when that is
+                committed.
 
         Raises:
             RateLimitExceeded: a sender has sent as much as it may for now; nothing was published.
@@ -128,12 +131,15 @@ class AgentApp(WiredCelery):
         """
         if not batch and record is None:
             return
-        if batch:
+        if batch and session is None:
             self.breaker.check()
         hand_over = HandOver(self, self.driver, call, self.answers.reply_to if call is not None else None)
         bodies = hand_over.pack(batch) if batch else []
         told = [message for _, message in batch if message.event is None or not message.event.replay]
         self._admit(told if record is None else [record], wait)
+        if session is not None:
+            self.outbox.entrust(batch, session)
+            return
         if not batch:
             self._begin_record([], record)()
         for start in range(0, len(batch), MAX_BATCH):
@@ -150,11 +156,14 @@ class AgentApp(WiredCelery):
         batch: Sequence[tuple[HandlerName, Message]],
         bodies: Sequence[Packed],
         record: Message | None,
+        *,
+        is_written: bool = False,
     ) -> None:
         published: list[Message] = []
+        written = (lambda: {message.message_id for _, message in batch}) if is_written else None
         try:
             with self.breaker.watching(), self.producer_or_acquire() as producer:
-                note = self._publish_messages(producer, hand_over, batch, bodies, published, record)
+                note = self._publish_messages(producer, hand_over, batch, bodies, published, record, written)
         except (OperationalError, AMQPError, BatchPublishError) as error:
             self._note_sent(published)
             missing = [message for _, message in batch[len(published) :]]
@@ -167,6 +176,18 @@ class AgentApp(WiredCelery):
         except LimitExceeded as error:
             raise self._no_connection(error) from error
         self._note_sent(published, note)
+
+    def publish_written(self, batch: Sequence[tuple[HandlerName, Message]]) -> None:
+        """Publish messages that are in the ledger already, such as those of a transaction that was committed.
+
+        Raises:
+            BrokerUnavailable: the broker failed; they stay PENDING.
+        """
+        self.breaker.check()
+        hand_over = HandOver(self, self.driver)
+        for start in range(0, len(batch), MAX_BATCH):
+            part = batch[start : start + MAX_BATCH]
+            self._send_batch(hand_over, part, hand_over.pack(part), None, is_written=True)
 
     def complete(self, target: HandlerName, message: Message) -> Message:
         """Fill in what the sender of a message left open: the ids of its thread, and how long it is kept.
@@ -344,13 +365,14 @@ class AgentApp(WiredCelery):
         bodies: Sequence[Packed],
         published: list[Message],
         record: Message | None,
+        written: Callable[[], set[str]] | None = None,
     ) -> Callable[[], None] | None:
         """Have messages written down and made ready at the same time, and hand them over when they are written.
 
         Returns:
             What notes that the broker has them, when it was made ready meanwhile.
         """
-        written = self._begin_record(batch, record)
+        written = written or self._begin_record(batch, record)
         notes: list[Callable[[], None]] = []
 
         def when_ready() -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from waooaw_celery.app import AgentApp
 from waooaw_celery.cancel import cancel
 from waooaw_celery.errors import InvalidMessage, UnknownAgent
 from waooaw_celery.limits.turn import Wait
-from waooaw_celery.message import SENDABLE, DeliveryReceipt, Message, MessageType, receipt_of
+from waooaw_celery.message import SENDABLE, DeliveryReceipt, Message, MessageStatus, MessageType, receipt_of
 from waooaw_celery.routing import HandlerName
 from waooaw_celery.values import JSON, check_agent_name, check_tags
 
@@ -36,16 +37,19 @@ class MessageBus:
     def __init__(self, app: AgentApp) -> None:
         self.app = app
 
-    def send(self, message: Message, *, wait: Wait = None) -> DeliveryReceipt:
+    def send(self, message: Message, *, wait: Wait = None, session: Any = None) -> DeliveryReceipt:
         """Send one message.
 
         Args:
             message: a COMMAND, QUERY or ACK.
             wait: seconds for which a sender at its rate limit waits for its turn, while the message has not
                 expired; when it would not come within them, or None is given, it is raised at once.
+            session: a SQLAlchemy Session on the ledger's database, such as ``agent.session``: the message is
+                written down in its transaction, and published when that is committed, and else never.
 
         Returns:
-            The receipt, as it is now: the broker has the message. ``receipt`` tells later news.
+            The receipt, as it is now: the broker has the message, or, with a session, it is PENDING. ``receipt``
+            tells later news.
 
         Raises:
             InvalidMessage: its type is not for sending, or its time is already over.
@@ -53,15 +57,19 @@ class MessageBus:
             BrokerUnavailable: not confirmed by the broker; the receipt stays PENDING.
             StoreUnavailable: Redis does not answer; nothing was published.
             RateLimitExceeded: the sender has sent as much as it may for now; nothing was published.
+            ConfigurationError: the session is on another database than the ledger's, or there is no ledger.
         """
-        return self.send_many([message], wait=wait)[0]
+        return self.send_many([message], wait=wait, session=session)[0]
 
-    def send_many(self, messages: Iterable[Message], *, wait: Wait = None) -> list[DeliveryReceipt]:
+    def send_many(
+        self, messages: Iterable[Message], *, wait: Wait = None, session: Any = None
+    ) -> list[DeliveryReceipt]:
         """Send several messages, checked all together first: when one is refused, none was sent.
 
         Args:
             messages: what to send.
             wait: as for ``send``.
+            session: as for ``send``.
 
         Raises:
             RateLimitExceeded: all of them together are more than a sender may send now; nothing was published.
@@ -78,8 +86,9 @@ class MessageBus:
         for target in dict.fromkeys(target for _, target in batch):
             self.app.registry.check_handler(target)
         complete = [(target, self.app.complete(target, message)) for message, target in batch]
-        self.app.send_messages(complete, wait=wait)
-        return [receipt_of(message, target.handler) for target, message in complete]
+        self.app.send_messages(complete, wait=wait, session=session)
+        status = MessageStatus.SENT if session is None else MessageStatus.PENDING
+        return [receipt_of(message, target.handler, status) for target, message in complete]
 
     def broadcast(
         self,

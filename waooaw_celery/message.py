@@ -328,8 +328,8 @@ class DeliveryReceipt:
     cancel_requested_at: datetime | None = None
 
 
-def receipt_of(message: Message, handler: str) -> DeliveryReceipt:
-    """Return the receipt of a message that the broker has just taken."""
+def receipt_of(message: Message, handler: str, status: MessageStatus = MessageStatus.SENT) -> DeliveryReceipt:
+    """Return the receipt of a message that the broker has just taken, or that was only written down."""
     return DeliveryReceipt(
         message_id=message.message_id,
         from_agent=message.from_agent,
@@ -337,7 +337,7 @@ def receipt_of(message: Message, handler: str) -> DeliveryReceipt:
         handler=handler,
         message_type=message.message_type,
         priority=message.priority,
-        status=MessageStatus.SENT,
+        status=status,
         attempts=0,
         sent_at=message.sent_at,
         delivered_at=None,

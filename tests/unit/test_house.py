@@ -24,7 +24,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("asking", "cancel"),
     ("response",),
     ("app",),
-    ("wiring",),
+    ("wiring", "outbox"),
     ("worker",),
     ("audit", "limits"),
     ("subscriptions",),

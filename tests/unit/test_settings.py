@@ -32,7 +32,7 @@ def test_other_variables_are_not_settings() -> None:
         (
             {"waooaw_zzz": 1},
             {},
-            "unknown setting waooaw_zzz: known are accept_codecs, .*, agents, allow_unordered",
+            "unknown setting waooaw_zzz: known are accept_codecs, .*, agents, allow_eviction, allow_unordered",
         ),
         ({"waooaw_ttl_seconds": "soon"}, {}, "waooaw_ttl_seconds: .*number.*'soon'"),
         ({}, {"WAOOAW_REQUEST_TIMEOUT": "-1"}, "WAOOAW_REQUEST_TIMEOUT: .*greater than 0"),

@@ -100,16 +100,16 @@ class Database:
         """
         # The commit is inside the watch: a server may freeze before it too.
         with (
-            _told(what),
+            telling(what),
             self.engine.connect() as connection,
-            self._watched(connection, patience or PATIENCE),
+            self.watched(connection, patience or PATIENCE),
             connection.begin(),
         ):
             if patience is not None and self.is_postgresql:
                 connection.exec_driver_sql(f"SET LOCAL statement_timeout = '{patience:.0f}s'")
             yield connection
 
-    def _watched(self, connection: Connection, patience: float) -> AbstractContextManager[None]:
+    def watched(self, connection: Connection, patience: float) -> AbstractContextManager[None]:
         """Bound the wait for a server that froze; one that is only slow ends the statement itself."""
         if not self.is_postgresql:
             return nullcontext()
@@ -130,18 +130,35 @@ def _ask(connection: Any) -> None:
 
 
 @contextmanager
-def _told(what: str) -> Iterator[None]:
-    """Turn what a database driver raises to our error."""
+def telling(what: str, kind: type[AuditUnavailable] = AuditUnavailable) -> Iterator[None]:
+    """Turn what a database driver raises to our error.
+
+    Args:
+        what: what is done, for its sentence.
+        kind: its class.
+    """
     try:
         yield
     except _DATABASE_ERRORS as error:
-        raise unavailable(what, error) from error
+        raise unavailable(what, error, kind) from error
 
 
-def unavailable(what: str, error: Exception) -> AuditUnavailable:
+def identity(connection: Connection) -> tuple[Any, ...]:
+    """Return what only connections to the same ledger's tables have in common."""
+    if connection.dialect.name == "sqlite":
+        return tuple(os.path.realpath(row[2]) for row in connection.exec_driver_sql("PRAGMA database_list"))
+    if connection.dialect.name != "postgresql":
+        return (connection.dialect.name,)
+    found = connection.exec_driver_sql(
+        "SELECT pg_postmaster_start_time(), current_database(), to_regclass('waooaw_messages')::oid"
+    )
+    return tuple(found.one())
+
+
+def unavailable(what: str, error: Exception, kind: type[AuditUnavailable] = AuditUnavailable) -> AuditUnavailable:
     """Return the error that says in one sentence what a database did not do, and why."""
     reason = str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
-    return AuditUnavailable(
+    return kind(
         f"could not {what}: the ledger's database says: {reason}. Check that it runs, that waooaw_database_url is "
         "right, and that `waooaw db upgrade` was run"
     )

@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import Connection, Engine, func, select
 
 from waooaw_celery.audit import cancels
-from waooaw_celery.audit.engine import Database
+from waooaw_celery.audit.engine import Database, identity, telling
 from waooaw_celery.audit.entries import (
     Entry,
     fact_entry,
@@ -28,7 +28,7 @@ from waooaw_celery.audit.refusals import Refusals
 from waooaw_celery.audit.spool import Spool
 from waooaw_celery.audit.statements import close_ended, write
 from waooaw_celery.audit.writer import Writer
-from waooaw_celery.errors import UnknownMessage
+from waooaw_celery.errors import ConfigurationError, UnknownMessage
 from waooaw_celery.message import DeliveryReceipt, Message, RetentionPolicy
 from waooaw_celery.receipts import SWEEP_GRACE, Event, Fact, Receipts
 from waooaw_celery.settings import AuditMode
@@ -63,6 +63,8 @@ class Ledger(Receipts):
         self._lost = timedelta(seconds=lost_seconds)
         self._writer: Writer | None = None
         self._lock = threading.Lock()
+        #: Engines of others that reach the same database.
+        self._same: weakref.WeakSet[Engine] = weakref.WeakSet()
         self._refusals = Refusals(self._tell)
         me = weakref.ref(self)
         os.register_at_fork(after_in_child=lambda: _call(me, Ledger._forget_writer))
@@ -82,6 +84,44 @@ class Ledger(Receipts):
             return self._the_writer().begin(entries, may_spool=False)
         self._the_writer().put(entries, wait=False)
         return lambda: {entry.message_id for entry in entries}
+
+    def entrust(self, messages: Sequence[tuple[Message, str]], connection: Connection) -> set[str]:
+        """Write messages down in a transaction of somebody else, and return the ids of those that are new.
+
+        Args:
+            messages: which, each with the name of its handler.
+            connection: in a transaction on the ledger's database.
+
+        Raises:
+            ConfigurationError: it is connected to another database.
+            AuditUnavailable: the database does not take them.
+        """
+        with telling("write messages down in your transaction"):
+            self._check_same(connection)
+            return write(connection, message_entries(messages, self._retention))[0]
+
+    def written(self, message_ids: Sequence[str]) -> set[str]:
+        """Return which of these messages are in the ledger.
+
+        Raises:
+            AuditUnavailable: the database does not answer.
+        """
+        with self.database.begin("look for what was committed") as connection:
+            there = select(OpenRow.message_id).where(OpenRow.message_id.in_(message_ids))
+            return set(connection.scalars(there))
+
+    def _check_same(self, connection: Connection) -> None:
+        """Check, once for each engine, that a connection is to the ledger's own tables."""
+        if connection.engine in self._same:
+            return
+        with self.database.begin("tell which database the ledger is in") as mine:
+            same = identity(mine) == identity(connection)
+        if not same:
+            raise ConfigurationError(
+                f"the session is on {connection.engine.url!r}, and the ledger is another database or schema: a "
+                "message is sent in a transaction only of the database that waooaw_database_url names"
+            )
+        self._same.add(connection.engine)
 
     def note(self, *facts: Fact) -> None:
         self._the_writer().put([fact_entry(fact, self._retention) for fact in facts], wait=self._strict)

@@ -244,6 +244,19 @@ class CancelRow(Base):
     retain_until: Mapped[datetime]
 
 
+class InboxRow(Base):
+    """A message whose effect is in this database: written in the transaction of its handler (``once=True``)."""
+
+    __tablename__ = "waooaw_inbox"
+    __table_args__ = (Index("waooaw_inbox_handled", "handled_at"),)
+
+    message_id: Mapped[str] = mapped_column(primary_key=True)
+    handler: Mapped[str]
+    handled_at: Mapped[datetime]
+    #: What the handler returned, for the answer to a request that comes again.
+    result: Mapped[Any | None] = mapped_column(Said)
+
+
 class RefusalRow(Base):
     """Messages of an agent that a rate limit refused in a minute, as one process counted them."""
 

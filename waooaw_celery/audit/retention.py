@@ -28,7 +28,7 @@ from sqlalchemy import (
 from waooaw_celery.audit import partitions
 from waooaw_celery.audit.engine import Database
 from waooaw_celery.audit.entries import storable
-from waooaw_celery.audit.models import EventRow, HoldRow, MessageRow, OpenRow, PurgeRow, RefusalRow
+from waooaw_celery.audit.models import EventRow, HoldRow, InboxRow, MessageRow, OpenRow, PurgeRow, RefusalRow
 from waooaw_celery.audit.questions import among, by_month, mentions
 from waooaw_celery.audit.statements import close_ended
 from waooaw_celery.errors import InvalidMessage
@@ -42,6 +42,8 @@ PATIENCE = 600.0
 PURGE_PATIENCE = 86_400.0
 #: How long it is kept what rate limits refused.
 REFUSALS_KEPT = timedelta(days=90)
+#: How long it is remembered which effects happened: no broker hands a message out again after that.
+INBOX_KEPT = timedelta(days=30)
 #: How often, and with how many seconds between, it is tried to drop a month that somebody reads.
 DROP_ATTEMPTS = 5
 DROP_PAUSE = 0.2
@@ -132,7 +134,7 @@ class Retention:
                 return Removal(rule=rule, busy=True)
             dropped = self._drop_months(at)
             deleted_messages, deleted_events = self._delete_rows(at)
-            deleted_events += self._delete_refusals(at)
+            deleted_events += self._delete_refusals(at) + self._delete_inbox(at)
             removal = Removal(
                 rule=rule,
                 messages=sum(messages for messages, _ in dropped) + deleted_messages,
@@ -205,6 +207,8 @@ class Retention:
                 for month in by_month((key.message_id, key.retain_until) for key in keys[start : start + BATCH]):
                     mine, theirs = among(MessageRow, month), among(EventRow, month)
                     connection.execute(update(MessageRow).where(mine).values(payload=null(), erased_at=at))
+                    mentioned = InboxRow.message_id.in_([message_id for message_id, _ in month])
+                    connection.execute(update(InboxRow).where(mentioned).values(result=null()))
                     told = update(EventRow).where(theirs, EventRow.error.is_not(None)).values(error=None)
                     events += connection.execute(told).rowcount
         removal = Removal(rule=rule, messages=len(keys), events=events)
@@ -263,6 +267,10 @@ class Retention:
                 for month in by_month(keys):
                     events += connection.execute(delete(EventRow).where(among(EventRow, month))).rowcount
                     messages += connection.execute(delete(MessageRow).where(among(MessageRow, month))).rowcount
+
+    def _delete_inbox(self, at: datetime) -> int:
+        with self._database.begin("purge the inbox", PATIENCE) as connection:
+            return connection.execute(delete(InboxRow).where(InboxRow.handled_at <= at - INBOX_KEPT)).rowcount
 
     def _delete_refusals(self, at: datetime) -> int:
         with self._database.begin("purge refusals", PATIENCE) as connection:

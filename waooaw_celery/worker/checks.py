@@ -47,6 +47,20 @@ def check_time_limits(app: Any) -> None:
                     )
 
 
+def check_once(app: Any) -> None:
+    """Check that there is a database in which effects and the note of them can be committed together.
+
+    Raises:
+        ConfigurationError: a handler says ``once=True``, and there is none.
+    """
+    for name, task in app.tasks.items():
+        if getattr(task, "once", False) and not (app.settings.database_url and app.database.is_postgresql):
+            raise ConfigurationError(
+                f"{name} has once=True: that takes a ledger in PostgreSQL, where its effect and the note of it "
+                "are committed together (in SQLite nobody else could write meanwhile): set waooaw_database_url"
+            )
+
+
 def check_broker(app: Any) -> None:
     """Check that the broker keeps what it is given; warn of what it may lose.
 

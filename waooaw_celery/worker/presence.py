@@ -12,7 +12,7 @@ from celery import bootsteps
 
 from waooaw_celery.errors import StoreUnavailable, WaooawError
 from waooaw_celery.subscriptions import Known, Subscription, Subscriptions
-from waooaw_celery.worker.checks import check_broker, check_time_limits
+from waooaw_celery.worker.checks import check_broker, check_once, check_time_limits
 from waooaw_celery.worker.control import hear
 
 logger = logging.getLogger(__name__)
@@ -48,6 +48,7 @@ class Presence(bootsteps.StartStopStep):
         try:
             parent.app.check()
             check_time_limits(parent.app)
+            check_once(parent.app)
             check_broker(parent.app)
         except WaooawError as error:  # a wrong setting, or a ledger that does not answer
             raise SystemExit(f"Error: {error}") from error

@@ -25,6 +25,7 @@ from waooaw_celery.receipts import Event
 from waooaw_celery.worker.cancels import cancels_of
 from waooaw_celery.worker.chunks import Chunks, exhaust, exhaust_async
 from waooaw_celery.worker.loop import HandlerCancelled, handler_loop
+from waooaw_celery.worker.once import run_once
 
 #: Where a task's request keeps its message once that has been read: large ones are not read twice.
 _MESSAGE = "waooaw_message"
@@ -47,6 +48,7 @@ class AgentTask(Task):  # type: ignore[type-arg]
         agent: name of the agent.
         handler: name of the handler: ``command`` for ``@agent.on(MessageType.COMMAND)``, or the method's own.
         stoppable: whether it can be stopped where it runs: an ``async def``, or between the parts of its answer.
+        once: whether its effect, in ``agent.session``, is committed together with the note that it happened.
     """
 
     abstract = True
@@ -54,6 +56,7 @@ class AgentTask(Task):  # type: ignore[type-arg]
     agent: str = ""
     handler: str = ""
     stoppable: bool = False
+    once: bool = False
     # Bounded: a message whose handler kills its process is published again this often, then it has failed.
     max_retries = 3
     default_retry_delay = 1
@@ -69,7 +72,9 @@ class AgentTask(Task):  # type: ignore[type-arg]
         if outermost:
             self.request.update({_ENDED: False})
         try:
-            return super().__call__(*args, **kwargs)
+            handle = partial(super().__call__, *args, **kwargs)
+            once = self.once and outermost and not self.request.called_directly
+            return run_once(self, handle) if once else handle()
         except MemoryError as error:  # Celery would end the worker, and the next one that meets the message too
             raise HandlerExited(f"{self.name} ran out of memory: {error}") from error
         except (WorkerShutdown, WorkerTerminate):  # not the handler's: its worker is told to end
@@ -94,8 +99,9 @@ class AgentTask(Task):  # type: ignore[type-arg]
         try:
             return super().retry(*args, **kwargs)
         except Reject as error:
-            if isinstance(error.reason, Exception) and is_outage(error.reason):
-                raise Reject(error.reason, requeue=True) from error
+            reason: Any = error.args[0] if error.args else None
+            if isinstance(reason, Exception) and is_outage(reason):
+                raise Reject(reason, requeue=True) from error
             raise
 
     @property

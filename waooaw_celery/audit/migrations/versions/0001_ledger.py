@@ -209,6 +209,14 @@ def upgrade() -> None:
     )
     op.create_index("waooaw_cancels_agent", "waooaw_cancels", ["to_agent"])
     op.create_table(
+        "waooaw_inbox",
+        sa.Column("message_id", sa.String, primary_key=True),
+        sa.Column("handler", sa.String, nullable=False),
+        sa.Column("handled_at", _MOMENT, nullable=False),
+        sa.Column("result", sa.JSON),
+    )
+    op.create_index("waooaw_inbox_handled", "waooaw_inbox", ["handled_at"])
+    op.create_table(
         "waooaw_refusals",
         sa.Column("agent", sa.String, primary_key=True),
         sa.Column("rule", sa.String, primary_key=True),

@@ -1,0 +1,71 @@
+"""An agent for tests whose effects are rows of the ledger's database: each happens once. Named by PROBE_NAME."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import text
+from sqlalchemy.orm import Session
+
+from waooaw_celery import Agent, AgentApp, Message, MessageType
+
+
+class MortalApp(AgentApp):
+    """An application whose process is killed when a transaction was committed, if a file says so."""
+
+    def relay(self, session: Session) -> None:
+        """Publish what was entrusted to a session, or die before."""
+        killer = Path(os.environ["KILL_AFTER_COMMIT"])
+        if killer.exists():
+            killer.unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+        super().relay(session)
+
+
+app = MortalApp("once")
+agent = Agent(os.environ["PROBE_NAME"], app)
+
+
+def _effect(label: str) -> None:
+    agent.session.execute(
+        text("INSERT INTO effects (label, pid) VALUES (:label, :pid)"), {"label": label, "pid": os.getpid()}
+    )
+
+
+@agent.on(MessageType.COMMAND, once=True, bind=True)
+def command(self: Any, message: Message) -> None:
+    do: Any = message.payload
+    _effect(do["label"])
+    if "send_to" in do:
+        agent.send(do["send_to"], {"by": do["label"]}, session=agent.session)
+    if do.get("commit"):
+        agent.session.commit()
+    if "wait_for" in do:
+        Path(do["wait_for"] + ".begun").touch()
+        deadline = time.monotonic() + 60
+        while not Path(do["wait_for"]).exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+    if do.get("fail_times", 0) > self.request.retries:
+        raise self.retry(exc=TimeoutError("not yet"), countdown=0, max_retries=5)
+    if "fail" in do:
+        raise ValueError(do["fail"])
+
+
+@agent.method(once=True)
+def book(label: str) -> dict[str, Any]:
+    _effect(label)
+    return {"booked": label, "pid": os.getpid()}
+
+
+@agent.method
+def carelessly() -> str:
+    try:
+        return str(agent.session)
+    except LookupError as error:
+        return str(error)
+    except ValueError as error:
+        return str(error)

@@ -1,0 +1,93 @@
+"""The inbox: a handler's effect and the note that it happened are committed together, so that it happens once.
+
+The idempotent consumer of Enterprise Integration Patterns, in the form that NServiceBus calls outbox: the row is
+written first, and a second transaction that writes the same one waits until the first has come to its end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from sqlalchemy import Connection, select, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
+
+from waooaw_celery.audit.engine import PATIENCE, Database, telling
+from waooaw_celery.audit.models import InboxRow
+from waooaw_celery.errors import AuditUnavailable
+from waooaw_celery.values import JSON
+
+#: Says of a session, in its ``info``, that it is part of a larger transaction, whose end somebody else tells.
+RELAYED = "waooaw_relayed"
+
+
+class InboxUnavailable(AuditUnavailable):
+    """The database did not begin or did not commit what a handler does, or another one is at the same message."""
+
+
+@dataclass
+class Turn:
+    """One attempt at a message.
+
+    Attributes:
+        session: for the handler's effect.
+        is_done: whether an earlier attempt's effect is there already.
+        result: what the handler returned.
+    """
+
+    session: Session
+    is_done: bool = False
+    result: JSON = None
+
+
+@contextmanager
+def turn(database: Database, message_id: str, handler: str, patience: float) -> Iterator[Turn]:
+    """Give a session whose transaction holds the note that a message was handled; it is committed at the end.
+
+    What the block raises takes everything back. ``commit()`` of the session is not yet the end: only the end of
+    the block is.
+
+    Args:
+        database: the ledger's, a PostgreSQL.
+        message_id: of which message.
+        handler: name of its handler.
+        patience: seconds that all of it may take.
+
+    Raises:
+        InboxUnavailable: nothing was done, or, when the commit was not confirmed, that is not known.
+    """
+    with telling(f"begin with message {message_id}", InboxUnavailable):
+        connection = database.engine.connect()
+    with connection, database.watched(connection, patience):
+        with database.watched(connection, PATIENCE), telling(f"begin with {message_id}", InboxUnavailable):
+            found = _enter(connection, message_id, handler)
+        try:
+            # The user's own commit and rollback end a savepoint, and not our transaction.
+            with Session(connection, join_transaction_mode="create_savepoint", info={RELAYED: True}) as session:
+                taken = Turn(session, is_done=found is not None, result=found and found.result)
+                yield taken
+                session.commit()
+        except BaseException:
+            with suppress(SQLAlchemyError):  # a connection that is gone has taken everything back
+                connection.rollback()
+            raise
+        with database.watched(connection, PATIENCE), telling(f"commit {message_id}", InboxUnavailable):
+            if not taken.is_done:
+                done = update(InboxRow).where(InboxRow.message_id == message_id)
+                connection.execute(done.values(result=taken.result))
+            connection.commit()
+
+
+def _enter(connection: Connection, message_id: str, handler: str) -> InboxRow | None:
+    """Write the note, and return None; or return the one that is there."""
+    row = {"message_id": message_id, "handler": handler, "handled_at": datetime.now(UTC)}
+    if connection.execute(insert(InboxRow).values(row).on_conflict_do_nothing()).rowcount:
+        # From here on the transaction is the handler's, which may take as long as its time limit says.
+        connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
+        return None
+    with Session(connection, join_transaction_mode="rollback_only") as session:
+        return session.scalars(select(InboxRow).where(InboxRow.message_id == message_id)).one()

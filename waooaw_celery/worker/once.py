@@ -1,0 +1,68 @@
+"""Handlers whose effect happens once: in one transaction with the note that it has happened."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Any
+
+from celery import Task
+from sqlalchemy.orm import Session
+
+from waooaw_celery.audit.inbox import InboxUnavailable, turn
+from waooaw_celery.errors import ConfigurationError
+from waooaw_celery.values import json_copy
+
+#: Seconds until a message is tried again that could not be begun or committed, at most: each attempt doubles them.
+LONGEST_PAUSE = 60
+#: Attempts until it is given up: none; what bounds it is its expiry.
+FOR_EVER = 1_000_000_000
+#: The session of the handler that runs.
+_session: ContextVar[Session | None] = ContextVar("waooaw_session", default=None)
+
+
+def run_once(task: Any, handle: Callable[[], Any]) -> Any:
+    """Run a handler in a transaction, unless its effect is there already, and return what it returned then.
+
+    When the database does not answer, or somebody else is at the same message, it is tried again later.
+
+    Args:
+        task: the handler, an AgentTask.
+        handle: calls it.
+    """
+    request, limits = task.request, task.request.timelimit or (None, None)
+    patience = limits[0] or task.time_limit or task.app.conf.task_time_limit or 3600
+    try:
+        with turn(task.app.database, str(request.id), task.handler, float(patience)) as mine:
+            if not mine.is_done:
+                token = _session.set(mine.session)
+                try:
+                    mine.result = json_copy(handle(), "the result")
+                finally:
+                    _session.reset(token)
+    except InboxUnavailable as error:
+        pause = min(2 ** min(request.retries, 10), LONGEST_PAUSE)
+        raise again(task, error, pause) from error
+    task.app.relay(mine.session)
+    return mine.result
+
+
+def again(task: Task[Any, Any], error: Exception, pause: float) -> Exception:
+    """Publish another attempt, and return what ends this one."""
+    retry: Exception = task.retry(exc=error, countdown=pause, max_retries=FOR_EVER, throw=False)
+    return retry
+
+
+def current_session() -> Session:
+    """Return the session of the handler that runs: what is done with it is committed when the handler returns.
+
+    Raises:
+        ConfigurationError: no handler with ``once=True`` runs here.
+    """
+    session = _session.get()
+    if session is None:
+        raise ConfigurationError(
+            "there is no session here: it is there while a handler runs that was registered with once=True, "
+            "in the handler's own thread"
+        )
+    return session
