@@ -13,8 +13,6 @@ from faults.world import Worker, World
 
 #: Seconds within which a kill falls after the first message of a worker.
 SOON = 1.0
-#: Messages a second that are sent meanwhile: about as many as two processes handle.
-RATE = 100.0
 #: Messages that are sent to a frozen worker.
 FEW = 5
 #: Seconds within which a worker ends that is asked to, while its handlers take tenths of a second.
@@ -27,7 +25,7 @@ ATTEMPTS = 4
 
 def kill_under_load(world: World, rounds: int, chance: random.Random) -> None:
     """The worker's parent is killed at a random moment while messages are sent, and another one started."""
-    with world.load(RATE):
+    with world.load():
         for _ in range(rounds):
             world.start()
             time.sleep(chance.uniform(0, SOON))  # the moment of the kill is what is random

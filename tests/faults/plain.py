@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-import psycopg2
+import psycopg2  # type: ignore[import-untyped]
 from celery import Celery, signals
 
 from faults.effects import act

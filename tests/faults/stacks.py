@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import uuid4
 
-import psycopg2
+import psycopg2  # type: ignore[import-untyped]
 from celery import signals
 from celery.exceptions import CeleryError
 from kombu.exceptions import OperationalError

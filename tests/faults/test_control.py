@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from faults.account import Account
 from faults.catalogue import FAULTS, Servers, go_through, violations
 
@@ -19,9 +21,10 @@ def plain(number: str, on: Servers, folder: Path, rounds: int, seed: int = 1) ->
     return account
 
 
+@pytest.mark.timeout(300)
 def test_kills_under_load_lose_messages(on_valkey: Servers, tmp_path: Path) -> None:
     """A worker that is killed between taking a message and noting it loses it."""
-    assert any(plain("T1", on_valkey, tmp_path, 4, seed).lost for seed in range(ATTEMPTS))
+    assert any(plain("T1", on_valkey, tmp_path, 6, seed).lost for seed in range(ATTEMPTS))
 
 
 def test_a_frozen_worker_that_is_killed_loses_messages(on_valkey: Servers, tmp_path: Path) -> None:
