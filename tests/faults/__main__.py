@@ -48,7 +48,7 @@ class Sum:
 def main() -> int:
     """Run all, print and write the table, and return 1 when an invariant of ours did not hold."""
     parser = argparse.ArgumentParser(prog="dev.py faults", description=__doc__.partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=10, help="of each fault, unless it says fewer at most")
+    parser.add_argument("--rounds", type=int, default=10, help="of each fault, unless it says more or fewer")
     parser.add_argument(
         "--only", action="append", metavar="T1", help="a fault by its number, or a part of its name"
     )
@@ -104,7 +104,7 @@ def _jobs(options: argparse.Namespace) -> Iterator[Job]:
             wanted == fault.number or (len(wanted) > 3 and wanted in fault.name) for wanted in options.only
         ):
             continue
-        rounds = min(options.rounds, fault.most or options.rounds)
+        rounds = min(options.rounds * fault.often, fault.most or sys.maxsize)
         for broker in brokers:
             if broker not in fault.brokers:
                 continue

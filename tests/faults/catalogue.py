@@ -33,6 +33,7 @@ class Fault:
         run: does it to a world, so many times.
         rounds: of the fast form.
         most: rounds of the long form at most; None: as many as wanted.
+        often: how many rounds one of the long form's is.
         brokers: on which.
         deadline: seconds that a call may take meanwhile.
         duplicates: messages that may be handled more than once, a round; None: any number.
@@ -49,6 +50,7 @@ class Fault:
     run: Callable[[World, int, random.Random], None]
     rounds: int = 2
     most: int | None = None
+    often: int = 1
     brokers: tuple[str, ...] = (VALKEY, RABBITMQ)
     deadline: float = SOON
     duplicates: int | None = 0
@@ -70,8 +72,8 @@ class Fault:
 
 
 FAULTS = (
-    Fault("T1", "worker killed under load", of_workers.kill_under_load, 3, duplicates=2, plain=True),
-    Fault("T2", "worker frozen, then killed", of_workers.kill_frozen, 3, duplicates=2, plain=True),
+    Fault("T1", "worker killed under load", of_workers.kill_under_load, 3, often=10, duplicates=2, plain=True),
+    Fault("T2", "worker frozen, then killed", of_workers.kill_frozen, 3, often=5, duplicates=2, plain=True),
     Fault("T3", "process of the pool killed", of_workers.kill_child, 2, plain=True),
     Fault("T4", "messages that kill their process", of_workers.killers, 1, most=10, plain=True),
     Fault(
