@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import time
 from functools import partial
-from pathlib import Path
 
-from faults.stacks import LEASE
+from faults.stacks import LEASE, ROOT
 from faults.world import Worker, World
 
 #: Seconds within which a kill falls after the first message of a worker.
@@ -138,7 +138,7 @@ def long_handler(world: World, rounds: int, chance: random.Random) -> None:
 def skewed_clock(world: World, rounds: int, chance: random.Random) -> None:
     """The clock of one worker is an hour ahead: what the other one handles is not taken from it."""
     (world.folder / "sitecustomize.py").write_text(SKEW)
-    path = f"{world.folder}:{Path(__file__).parents[1]}"
+    path = os.pathsep.join(map(str, (world.folder, ROOT / "tests", ROOT)))
     world.start()
     world.start(env={"PYTHONPATH": path, "FAULTS_SKEW": "4000"})
     ids = [world.send(seconds=LEASE + 1 + chance.uniform(0, 1), ttl=None) for _ in range(2 * rounds)]

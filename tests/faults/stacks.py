@@ -240,7 +240,7 @@ def new_name() -> str:
 def environment(stack: Stack, effects: Path) -> dict[str, str]:
     """Return the environment that every worker has."""
     return os.environ | {
-        "PYTHONPATH": str(ROOT / "tests"),
+        "PYTHONPATH": f"{ROOT / 'tests'}{os.pathsep}{ROOT}",
         "FAULTS_NAME": stack.name,
         "FAULTS_EFFECTS": str(effects),
     }
