@@ -65,7 +65,7 @@ def bench(arguments: list[str]) -> int:
 
 
 def faults(arguments: list[str]) -> int:
-    """Go through every fault many times, on each broker and with plain Celery beside it, and count the messages."""
+    """Go through every fault many times, on each broker, with plain Celery beside it, and count the messages."""
     os.chdir(ROOT)
     os.environ["PYTHONPATH"] = str(ROOT / "tests")
     return become([str(PYTHON), "-m", "faults", *arguments])

@@ -6,6 +6,8 @@ import json
 import os
 from typing import Any
 
+from sqlalchemy import text
+
 from faults.effects import act
 from waooaw_celery import Agent, Message, MessageType, create_app
 from waooaw_celery.tasks import register
@@ -20,4 +22,10 @@ else:
     @agent.on(MessageType.COMMAND, bind=True)
     def command(self: Any, message: Message) -> None:
         """Do what the message says."""
+        act(message.payload, self.request)
+
+    @agent.on(MessageType.QUERY, bind=True, once=True)
+    def query(self: Any, message: Message) -> None:
+        """Do what the message says, with an effect in the ledger's database that happens once."""
+        agent.session.execute(text("INSERT INTO faults_effects VALUES (:id)"), {"id": message.message_id})
         act(message.payload, self.request)

@@ -13,7 +13,7 @@ from typing import TypeAlias
 from outages import Server as Postgres
 from outages import lone_server as lone_postgres
 
-from faults import of_messages, of_servers, of_workers
+from faults import of_all, of_messages, of_servers, of_workers
 from faults.account import Account
 from faults.servers import Server, lone_rabbitmq, lone_valkey
 from faults.world import World
@@ -73,6 +73,7 @@ class Fault:
 
 FAULTS = (
     Fault("T1", "worker killed under load", of_workers.kill_under_load, 3, often=10, duplicates=2, plain=True),
+    Fault("T1b", "the same, with once=True", of_workers.kill_once, 2, often=2, duplicates=None),
     Fault("T2", "worker frozen, then killed", of_workers.kill_frozen, 3, often=5, duplicates=2, plain=True),
     Fault("T3", "process of the pool killed", of_workers.kill_child, 2, plain=True),
     Fault("T4", "messages that kill their process", of_workers.killers, 1, most=10, plain=True),
@@ -115,6 +116,7 @@ FAULTS = (
     Fault("T26", "expired", of_messages.expiry, 1, most=20),
     Fault("T29", "the same message twice", of_messages.twice, 1, most=20, duplicates=None, plain=True),
     Fault("T31", "envelopes of other versions", of_messages.other_versions, 1, most=20),
+    Fault("T32", "all kinds in turns", of_all.chaos, 10, often=2, deadline=6.0, duplicates=None, fast=False),
 )
 
 #: A broker and a database, which may be used for one fault after the other.

@@ -33,6 +33,24 @@ def kill_under_load(world: World, rounds: int, chance: random.Random) -> None:
     world.start()
 
 
+def kill_once(world: World, rounds: int, chance: random.Random) -> None:
+    """The same with handlers whose effect happens once: it does, also where the handler ran twice."""
+    with world.load(once=True):
+        for _ in range(rounds):
+            world.start()
+            time.sleep(chance.uniform(0, SOON))
+            world.kill()
+    world.start()
+    world.drain()
+    counts = dict(world.stack.ask("SELECT id, count(*) FROM faults_effects GROUP BY id"))
+    several = [id_ for id_, count in counts.items() if count > 1]
+    world.expect(not several, f"{len(several)} effects happened more than once")
+    handled = dict(world.stack.ask("SELECT message_id, handler FROM waooaw_messages"))
+    missing = [id_ for id_, ends in world.stack.ends().items() if ends[0].event == "handled"]
+    missing = [id_ for id_ in missing if handled.get(id_) == "query" and id_ not in counts]
+    world.expect(not missing, f"{len(missing)} effects did not happen")
+
+
 def kill_frozen(world: World, rounds: int, chance: random.Random) -> None:
     """The worker's parent freezes, messages are sent, and it is killed; every other time amid load."""
     worker = world.start()

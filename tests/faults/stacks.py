@@ -18,7 +18,7 @@ from kombu.exceptions import OperationalError
 from redis import RedisError
 
 from faults import plain
-from waooaw_celery import Message, MessageBus, create_app
+from waooaw_celery import Message, MessageBus, MessageType, create_app
 from waooaw_celery.audit import schema
 from waooaw_celery.errors import BrokerUnavailable, WaooawError
 from waooaw_celery.routing import agent_queue
@@ -143,10 +143,19 @@ class Agents(Stack):
     def prepare(self) -> None:
         """Make the tables."""
         schema.upgrade(self.app.database)
+        self.ask("CREATE TABLE faults_effects (id text)")
 
     def send(self, id_: str, said: Any, ttl: float | None) -> None:
+        once = isinstance(said, dict) and said.get("once")
         self.bus.send(
-            Message(from_agent="driver", to_agent=self.name, payload=said, message_id=id_, ttl_seconds=ttl)
+            Message(
+                from_agent="driver",
+                to_agent=self.name,
+                message_type=MessageType.QUERY if once else MessageType.COMMAND,
+                payload=said,
+                message_id=id_,
+                ttl_seconds=ttl,
+            )
         )
 
     def queue(self) -> str:

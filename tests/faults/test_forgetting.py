@@ -1,4 +1,4 @@
-"""A broker that was restarted without its data has forgotten the scripts too, and all connections to it are dead."""
+"""A broker that comes back without its data has forgotten the scripts too, and all connections to it are dead."""
 
 from __future__ import annotations
 

@@ -145,12 +145,13 @@ class World:
         self._ledger.write(f"{id_} {outcome.what} {outcome.reason!r} {outcome.seconds:.3f}\n")
 
     @contextmanager
-    def load(self, rate: float = RATE, *, ttl: float | None = 300.0) -> Iterator[None]:
+    def load(self, rate: float = RATE, *, ttl: float | None = 300.0, **more: Any) -> Iterator[None]:
         """Send steadily while the block runs.
 
         Args:
             rate: messages a second.
             ttl: seconds after which each expires.
+            more: of the payloads.
         """
         over = threading.Event()
 
@@ -158,7 +159,7 @@ class World:
             for seconds in cycle(TURNS):
                 if over.wait(1 / rate):
                     return
-                self.send(seconds=seconds, ttl=ttl)
+                self.send(seconds=seconds, ttl=ttl, **more)
 
         thread = threading.Thread(target=send, name="load")
         thread.start()
