@@ -26,7 +26,7 @@ class End(Enum):
     """What becomes of a message."""
 
     DEAD = "dead"  #: a dead letter
-    REFUSED = "refused"  #: Celery refuses it, and says so
+    REFUSED = "refused"  #: a dead letter too, once the worker sees that it can do nothing with it
     EXPIRED = "expired"  #: it came too late
     HANDLED = "handled"  #: its handler runs, and may fail
 
@@ -120,6 +120,28 @@ def _bomb(codec: str) -> Callable[[dict[str, Any]], bytes]:
     return lambda message: packed(message, bomb(codec), codec)
 
 
+def _foreign(**after: Any) -> Callable[[dict[str, Any]], bytes]:
+    """Return a message without an envelope that wants something to be called afterwards."""
+
+    def make(message: dict[str, Any]) -> bytes:
+        message["headers"].pop("waooaw", None)
+        return body(message, json.dumps([[{"number": 0}], {}, after]), body_encoding=None)
+
+    return make
+
+
+def _old(**fields: Any) -> Callable[[dict[str, Any]], bytes]:
+    """Return a task as Celery 3 wrote it, without headers."""
+
+    def make(message: dict[str, Any]) -> bytes:
+        headers = message["headers"]
+        said = {"task": headers["task"], "id": headers["id"], "args": [{"number": 0}], "kwargs": {}}
+        message["headers"] = {}
+        return body(message, json.dumps({**said, **fields}), body_encoding=None)
+
+    return make
+
+
 def _deep(message: dict[str, Any]) -> bytes:
     message["body"] = "@"
     return real(message).replace(b'"@"', b"[" * 200_000 + b"]" * 200_000)
@@ -186,6 +208,8 @@ CASES = (
     Case("retries is negative", _header("retries", -1)),
     Case("eta is a number", _header("eta", 12)),
     Case("expires is a mapping", _header("expires", {})),
+    Case("eta is no date", _header("eta", "tomorrow")),
+    Case("expires is no date", _header("expires", "never")),
     Case("eta before all time", _header("eta", "0001-01-01T00:00:00+14:00")),
     Case("eta after all time", _header("eta", "9999-12-31T23:59:59-14:00")),
     # Bodies.
@@ -229,8 +253,17 @@ CASES = (
     Case("a bomb of zstd", _bomb("application/zstd")),
     # What Celery deals with by itself.
     Case("an unknown task", _header("task", "nobody.nothing"), End.REFUSED),
-    Case("eta is no date", _header("eta", "tomorrow"), End.REFUSED),
-    Case("expires is no date", _header("expires", "never"), End.REFUSED),
+    Case("no task", _without("headers", "task"), End.REFUSED),
+    Case("a task of the protocol of old", _old(), End.HANDLED),
+    Case("an old task that is a list", _old(task=[1]), End.REFUSED, named=False),
+    Case("an old task whose id is a mapping", _old(id={}), End.REFUSED, named=False),
+    Case("an old task with an eta that is none", _old(eta="tomorrow"), End.REFUSED, named=False),
+    Case("an old task that names another to call", _old(callbacks=[{"task": "x.y"}]), End.REFUSED, named=False),
+    Case("callbacks of no agent", _foreign(callbacks=[{"task": "x.y"}]), End.REFUSED),
+    Case("errbacks of no agent", _foreign(errbacks=[{"task": "x.y"}]), End.REFUSED),
+    Case("a chain of no agent", _foreign(chain=[{"task": "x.y"}]), End.REFUSED),
+    Case("a chord of no agent", _foreign(chord={"task": "x.y"}), End.REFUSED),
+    Case("a message of no agent", _foreign(callbacks=None), End.HANDLED),
     Case("expires before all time", _header("expires", "0001-01-01T00:00:00+14:00"), End.EXPIRED),
     Case("expires after all time", _header("expires", "9999-12-31T23:59:59-14:00"), End.HANDLED),
     Case("the wrong arguments", _body([[1, 2, 3], {"a": 4}, {}]), End.HANDLED),

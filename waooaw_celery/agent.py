@@ -22,6 +22,7 @@ from waooaw_celery.events.task import EventTask
 from waooaw_celery.message import SENDABLE, TYPE_NAMES, DeliveryReceipt, Message, MessageType, Priority
 from waooaw_celery.request_response import RequestResponseHandler
 from waooaw_celery.response import response_of_reply
+from waooaw_celery.retries import Retries
 from waooaw_celery.routing import EVENT_HANDLERS, HandlerName
 from waooaw_celery.streams import Stream
 from waooaw_celery.subscriptions import Subscription
@@ -75,8 +76,9 @@ class Agent:
 
         Args:
             message_type: COMMAND, QUERY or ACK.
-            options: those of a Celery task: ``time_limit``, ``autoretry_for``, ``bind``, …; and ``once=True``:
-                what it does with ``session`` happens once, however often the message comes.
+            options: ``retries``, a number or Retries: when it is tried again; ``once=True``: what it does with
+                ``session`` happens once, however often the message comes; and those of a Celery task:
+                ``time_limit``, ``bind``, …
 
         Returns:
             A decorator, which returns the Celery task ``<agent>.<type>``.
@@ -120,7 +122,8 @@ class Agent:
             name: of the subscription; None: the function's.
             since: when it is new, it also gets what was published from this moment on, or for this long before;
                 that takes a ledger.
-            options: those of a Celery task: ``time_limit``, ``autoretry_for``, ``bind``, …
+            options: ``retries``, a number or Retries: when it is tried again; and those of a Celery task:
+                ``time_limit``, ``bind``, …
 
         Returns:
             A decorator, which returns the Celery task ``<agent>.event.<name>``.
@@ -167,7 +170,8 @@ class Agent:
 
         Args:
             function: the method, when the decorator is used without options.
-            options: those of a Celery task: ``time_limit``, ``autoretry_for``, ``bind``, …
+            options: ``retries``, a number or Retries: when it is tried again; and those of a Celery task:
+                ``time_limit``, ``bind``, …
 
         Returns:
             The Celery task ``<agent>.<method>``, or a decorator that returns it.
@@ -192,7 +196,7 @@ class Agent:
 
         Args:
             function: the handler, when the decorator is used without options.
-            options: those of a Celery task.
+            options: ``retries``, a number or Retries: when it is tried again; and those of a Celery task.
 
         Returns:
             The Celery task ``<agent>.<name>``, or a decorator that returns it.
@@ -245,6 +249,11 @@ class Agent:
             raise ConfigurationError(
                 f"{target} cannot have once=True: its session is for one thread, so it must be a plain def"
             )
+        options = dict(options)
+        if options.get("retries") is not None:
+            retries = options["retries"] = Retries.of(options["retries"])
+            if retries.attempts > 1:  # the same bound for what takes its process with it
+                options.setdefault("max_retries", retries.attempts - 1)
         self._handlers.append(handler)
         register: Any = self.app.task  # its stubs know a fixed list of options; Celery takes any attribute
         task: Task[Any, Any] = register(

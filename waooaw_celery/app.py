@@ -11,6 +11,7 @@ from amqp.exceptions import AMQPError
 from celery.result import AsyncResult
 from kombu.exceptions import (  # type: ignore[attr-defined]  # its stubs are old
     BatchPublishError,
+    EncodeError,
     LimitExceeded,
     OperationalError,
 )
@@ -29,10 +30,13 @@ from waooaw_celery.errors import (
 from waooaw_celery.handover import HIDDEN, HandOver, address, envelope_headers
 from waooaw_celery.limits.turn import Wait
 from waooaw_celery.message import Message, MessageStatus, MessageType, Priority
+from waooaw_celery.receipts import Event, Fact
+from waooaw_celery.remembered import Remembered, of_messages, of_task
 from waooaw_celery.routing import HandlerName, broker_priority, takes_message
 from waooaw_celery.wire.packing import Packed
 from waooaw_celery.wiring import WiredCelery
 from waooaw_celery.worker.loop import on_loop
+from waooaw_celery.worker.signals import MAX_ERROR
 from waooaw_celery.worker.task import current_message, current_task, goes_on
 
 logger = logging.getLogger(__name__)
@@ -95,8 +99,14 @@ class AgentApp(WiredCelery):
         self.registry.check_handler(target)
         self.packer.check((args or (), kwargs or {}), *self._written_as(target, message, options))
         self._admit([message], wait)
-        self._record([(target, message)])
-        result = self._publish(target, message, args, kwargs, options)
+        besides = of_task(target.handler, message, args, options, self.timezone, self._usual)
+        new = self._begin_record([(target, message)], besides=besides)()
+        self._check_new([(target, message)], new)
+        try:
+            result = self._publish(target, message, args, kwargs, options)
+        except (EncodeError, TypeError, ValueError) as error:  # its options cannot travel, so that nothing did
+            self._withdraw([message] if new else [], error)
+            raise
         self._note_sent([message])
         return result
 
@@ -213,19 +223,45 @@ class AgentApp(WiredCelery):
             if counted:
                 self.gate.admit(counted, wait)
 
-    def _record(self, batch: Sequence[tuple[HandlerName, Message]]) -> None:
-        """Write messages down before they are published, unless the broker may have one of them already."""
-        self._check_new(batch, self._begin_record(batch)())
+    @property
+    def _usual(self) -> str:
+        """The format that Celery names for every task that does not choose one."""
+        return str(self.conf.task_serializer)
 
     def _begin_record(
-        self, batch: Sequence[tuple[HandlerName, Message]], record: Message | None = None
+        self,
+        batch: Sequence[tuple[HandlerName, Message]],
+        record: Message | None = None,
+        call: Call | None = None,
+        besides: Remembered | None = None,
     ) -> Callable[[], set[str]]:
-        return self.receipts.pending([(message, target.handler) for target, message in batch], record)
+        if besides is None:
+            remembered = of_messages((message for _, message in batch), call)
+        else:
+            remembered = {batch[0][1].message_id: besides}
+        messages = [(message, target.handler) for target, message in batch]
+        return self.receipts.pending(messages, record, remembered)
 
     def _check_new(self, batch: Sequence[tuple[HandlerName, Message]], new: set[str]) -> None:
+        """Check that the broker cannot have any of the messages that were written down before.
+
+        Raises:
+            InvalidMessage: it may; those that are new are withdrawn, since none is published.
+        """
         for _, message in batch:
             if message.message_id not in new:
-                self._check_resending(message)
+                try:
+                    self._check_resending(message)
+                except InvalidMessage as error:
+                    self._withdraw([each for _, each in batch if each.message_id in new], error)
+                    raise
+
+    def _withdraw(self, messages: Sequence[Message], error: Exception) -> None:
+        """End messages that were written down and are not published: a recovery would publish them otherwise."""
+        sentence = f"not published: {error}"[:MAX_ERROR]
+        if messages:
+            about: dict[str, Any] = {"event": Event.FAILED, "error": sentence}
+            self.receipts.note(*(Fact(message_id=each.message_id, message=each, **about) for each in messages))
 
     def _note_sent(self, messages: Sequence[Message], note: Callable[[], None] | None = None) -> None:
         """Note that the broker has messages, with what was made ready for that when there was time."""
@@ -266,7 +302,7 @@ class AgentApp(WiredCelery):
     ) -> tuple[str, str | None]:
         """Return the format and the codec of a message that is published with these options."""
         said = options.get("serializer")
-        if said == self.conf.task_serializer:  # Celery says it for every task that does not say another
+        if said == self._usual:  # Celery says it for every task that does not say another
             said = None
         compression = message.compression or options.get("compression")
         return self.written_as(target.agent, message.serializer or said, compression)
@@ -372,7 +408,7 @@ class AgentApp(WiredCelery):
         Returns:
             What notes that the broker has them, when it was made ready meanwhile.
         """
-        written = written or self._begin_record(batch, record)
+        written = written or self._begin_record(batch, record, hand_over.call)
         notes: list[Callable[[], None]] = []
 
         def when_ready() -> None:

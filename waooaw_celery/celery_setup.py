@@ -110,7 +110,13 @@ def make_packer(conf: Any, settings: WaooawSettings) -> Packer:
 
 
 def transport_options(
-    conf: Any, claims: bool, caps: Caps, url: str | None = None, *, publishes: bool = False
+    conf: Any,
+    claims: bool,
+    caps: Caps,
+    url: str | None = None,
+    *,
+    publishes: bool = False,
+    letters: int | None = None,
 ) -> dict[str, Any]:
     """Return the options of a broker's transport: a project's own, and ours for what it does not say.
 
@@ -120,6 +126,7 @@ def transport_options(
         caps: what is accepted.
         url: the broker's URL; None: the configured one.
         publishes: whether they are for a connection over which messages are published.
+        letters: how many dead letters are kept; None: the transport's default.
     """
     driver = ""
     with suppress(ConfigurationError):  # Celery prints the broker before the worker's check can refuse it
@@ -131,4 +138,6 @@ def transport_options(
         ours |= KOMBU_REDIS_DEFAULTS
     else:
         ours |= {name: getattr(caps, name) for name in CAP_NAMES}
+        if driver == "redis" and letters is not None:
+            ours["dead_letters_max"] = letters
     return {**ours, **(conf.broker_transport_options or {})}

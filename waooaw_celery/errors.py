@@ -11,6 +11,7 @@
         * NoHandler             the recipient has no handler for this type of message
         * UnknownMethod         the recipient has no such method
     * UnknownMessage            no receipt is kept for this id
+    * UnknownLetter             there is no such dead letter
     * UnknownSubscription       nobody ever subscribed under this name
     * BrokerUnavailable         the message could not be published
     * StoreUnavailable          what keeps agents and receipts does not answer
@@ -111,6 +112,10 @@ class UnknownMethod(UnknownAgent):
 
 class UnknownMessage(WaooawError, LookupError):
     """No receipt is kept for this message."""
+
+
+class UnknownLetter(WaooawError, LookupError):
+    """There is no such dead letter."""
 
 
 class UnknownSubscription(WaooawError, LookupError):

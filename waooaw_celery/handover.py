@@ -34,7 +34,7 @@ class HandOver:
     """
 
     def __init__(self, app: Any, driver: str, call: Call | None = None, reply_to: str | None = None) -> None:
-        self._app, self._driver = app, driver
+        self._app, self._driver, self.call = app, driver, call
         self._call = {CALL_HEADER: call.to_header()} if call is not None else {}
         # The result is what a request waits for; nothing else needs it.
         self._kept = call is not None and call.on_reply is None

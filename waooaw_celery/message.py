@@ -114,9 +114,9 @@ class MessageStatus(StrEnum):
     SENT = "sent"  #: the broker has it
     DELIVERED = "delivered"  #: a worker has begun to handle it
     HANDLED = "handled"  #: its handler returned
-    FAILED = "failed"  #: its handler gave up, or nothing there could handle it
+    FAILED = "failed"  #: its handler gave up
     EXPIRED = "expired"  #: its time was over before a worker began; it is never handled
-    DEAD = "dead"  #: a dead letter: it would kill or wedge its worker, and is kept by the broker for inspection
+    DEAD = "dead"  #: a dead letter that nothing could be done with, or that ended its worker; the broker keeps it
     CANCELLED = "cancelled"  #: somebody cancelled it: it was never begun, or its handler was stopped
     PUBLISHED = "published"  #: the record of an event, which is no message to anyone: its subscribers get theirs
 
@@ -149,6 +149,7 @@ class Message:
         serializer: in which format it travels; None: as the settings say.
         compression: with which codec, ``auto`` or ``none``; None: as the settings say.
         event: of an EVENT, what all messages of the event share; None for every other message.
+        resent: how often it was sent again from the dead letters, each time as a new message.
 
     Raises:
         InvalidMessage: a field breaks its rule; the sentence names the field.
@@ -169,6 +170,7 @@ class Message:
     serializer: str | None = None
     compression: str | None = None
     event: EventAttributes | None = None
+    resent: int = 0
 
     def __post_init__(self) -> None:
         put = object.__setattr__  # the one way to normalise a field of a frozen dataclass
@@ -191,6 +193,8 @@ class Message:
             raise InvalidMessage("sent_at must be an aware datetime, such as datetime.now(UTC)")
         if not _EARLIEST < self.sent_at < _LATEST:
             raise InvalidMessage(f"sent_at must be in the years {_EARLIEST.year} to {_LATEST.year - 1}")
+        if type(self.resent) is not int or self.resent < 0:
+            raise InvalidMessage(f"resent must be a count, not {self.resent!r:.80}")
         if self.event is not None and self.message_type is not MessageType.EVENT:
             raise InvalidMessage(f"only an EVENT has the attributes of one, not a {self.message_type.name}")
 
@@ -244,6 +248,8 @@ class Message:
             "retention": self.retention.value if self.retention else None,
             "sent_at": self.sent_at.isoformat(),
         }
+        if self.resent:
+            said["resent"] = self.resent
         return said if self.event is None else {**said, "event": self.event.to_envelope()}
 
     @classmethod
@@ -287,6 +293,7 @@ class Message:
             retention=envelope.get("retention"),
             sent_at=datetime.fromisoformat(sent_at) if sent_at else datetime.now(UTC),
             event=EventAttributes.from_envelope(envelope.get("event")),
+            resent=envelope.get("resent", 0),
             **{name: envelope[name] for name in _CHOICES if name in envelope},
         )
 

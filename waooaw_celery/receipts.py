@@ -12,6 +12,7 @@ from typing import Any
 
 from waooaw_celery.errors import UnknownMessage
 from waooaw_celery.message import FINAL, DeliveryReceipt, Message, MessageStatus, MessageType, Priority
+from waooaw_celery.remembered import Remembered
 from waooaw_celery.store import Client, guarded
 from waooaw_celery.values import check_id
 
@@ -30,12 +31,16 @@ class Event(StrEnum):
     DELIVERED = "delivered"  #: a worker began to handle it
     RETRIED = "retried"  #: the handler asked for another attempt
     HANDLED = "handled"  #: the handler returned
-    FAILED = "failed"  #: the handler gave up, or nothing could handle it
+    FAILED = "failed"  #: the handler gave up
     EXPIRED = "expired"  #: its time was over before a worker began
     DEAD = "dead"  #: the broker keeps it as a dead letter
     CANCEL_REQUESTED = "cancel_requested"  #: somebody asked that it be neither begun nor tried again
     CANCELLED = "cancelled"  #: it was dropped, or its handler stopped, since somebody asked for that
     PUBLISHED = "published"  #: it is the record of an event
+    RESENT = "resent"  #: somebody had its dead letter sent again, as a new message
+    DISCARDED = "discarded"  #: somebody removed its dead letter
+    RECOVERED = "recovered"  #: the broker no longer had it, so that it is published again
+    DUPLICATE = "duplicate"  #: it came to a worker once more after its end, and was not handled
 
     @property
     def terminal(self) -> bool:
@@ -44,6 +49,8 @@ class Event(StrEnum):
 
 
 _TERMINAL = frozenset({Event(status.value) for status in FINAL})
+#: What is told of a message without anything having become of it: its handler runs on, or its end stays its end.
+NO_PROGRESS = (Event.SENT, Event.CANCEL_REQUESTED, Event.DUPLICATE, Event.RESENT, Event.DISCARDED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +66,7 @@ class Fact:
         worker: node name of the worker that tells it.
         attempt: of which attempt, counted from 1; 0 for what happened outside of one.
         seconds: how long it took to come to this: the wait until it was delivered, the run until it was handled.
-        error: why, for RETRIED, FAILED and DEAD; by whom, for CANCEL_REQUESTED.
+        error: why, for RETRIED, FAILED, DEAD and RECOVERED; by whom, for CANCEL_REQUESTED, RESENT and DISCARDED.
     """
 
     message_id: str
@@ -82,13 +89,17 @@ class Receipts(ABC):
 
     @abstractmethod
     def pending(
-        self, messages: Sequence[tuple[Message, str]], record: Message | None = None
+        self,
+        messages: Sequence[tuple[Message, str]],
+        record: Message | None = None,
+        besides: Mapping[str, Remembered] | None = None,
     ) -> Callable[[], set[str]]:
         """Begin to write messages down, each with the name of its handler.
 
         Args:
             messages: which.
             record: the event that they tell their subscribers of, where that is kept as well: in a ledger.
+            besides: what their publishes have besides, by id, where that is kept as well.
 
         Returns:
             What to call before they are published: it waits until they are written, and returns the ids of those
@@ -99,6 +110,18 @@ class Receipts(ABC):
     def note(self, *facts: Fact) -> None:
         """Write down what became of messages."""
 
+    @abstractmethod
+    def begin(self, fact: Fact, *, doubtful: bool) -> bool:
+        """Write down that a worker begins to handle a message, unless it has ended: then, that it is a duplicate.
+
+        Args:
+            fact: DELIVERED.
+            doubtful: whether something says that the message may have come before.
+
+        Returns:
+            Whether it is to be handled; also when it is not known that it has ended.
+        """
+
     def sent(self, messages: Sequence[Message]) -> Callable[[], None]:
         """Make ready to note that the broker has messages.
 
@@ -106,7 +129,11 @@ class Receipts(ABC):
             What to call when it has. It raises as every method does.
         """
         facts = [Fact(message_id=message.message_id, event=Event.SENT, message=message) for message in messages]
-        return lambda: self.note(*facts)
+
+        def note() -> None:
+            self.note(*facts)
+
+        return note
 
     @abstractmethod
     def refused(self, agent: str, rule: str, count: int) -> None:
@@ -176,7 +203,10 @@ class RedisReceipts(Receipts):
         self._keep = timedelta(seconds=keep_seconds)
 
     def pending(
-        self, messages: Sequence[tuple[Message, str]], record: Message | None = None
+        self,
+        messages: Sequence[tuple[Message, str]],
+        record: Message | None = None,
+        besides: Mapping[str, Remembered] | None = None,
     ) -> Callable[[], set[str]]:
         if not messages:
             return set
@@ -204,6 +234,16 @@ class RedisReceipts(Receipts):
             for fact in facts:
                 self._add(pipeline, fact)
             pipeline.execute()
+
+    def begin(self, fact: Fact, *, doubtful: bool) -> bool:
+        key = _RECORD + fact.message_id
+        with guarded("record what became of messages"), self._client.pipeline() as pipeline:
+            pipeline.hexists(key, "outcome")
+            self._add(pipeline, fact)
+            ended = bool(pipeline.execute()[0])
+            if ended:
+                self._client.hincrby(key, "attempts", -1)  # it was none
+        return not ended
 
     def _add(self, pipeline: Any, fact: Fact) -> None:
         key = _RECORD + fact.message_id

@@ -61,7 +61,13 @@ class AgentRegistry(ABC):
 
     @abstractmethod
     def declare(
-        self, name: str, handlers: Iterable[str], worker: str, lifetime: float, capabilities: Iterable[str] = ()
+        self,
+        name: str,
+        handlers: Iterable[str],
+        worker: str,
+        lifetime: float,
+        capabilities: Iterable[str] = (),
+        started_at: datetime | None = None,
     ) -> None:
         """Write down that this agent exists and lives: at its worker's start, and at every heartbeat.
 
@@ -71,6 +77,7 @@ class AgentRegistry(ABC):
             worker: node name of the worker, such as ``analyst@host``.
             lifetime: seconds after which this worker no longer counts as living without another sign.
             capabilities: tags of what the agent can do.
+            started_at: when this worker was started, where that is kept: in a ledger.
         """
 
     @abstractmethod
@@ -152,7 +159,13 @@ class RedisAgentRegistry(AgentRegistry):
         self._client = client
 
     def declare(
-        self, name: str, handlers: Iterable[str], worker: str, lifetime: float, capabilities: Iterable[str] = ()
+        self,
+        name: str,
+        handlers: Iterable[str],
+        worker: str,
+        lifetime: float,
+        capabilities: Iterable[str] = (),
+        started_at: datetime | None = None,
     ) -> None:
         now = datetime.now(UTC)
         told = {"handlers": json.dumps(sorted(handlers)), "capabilities": json.dumps(sorted(capabilities))}

@@ -122,8 +122,17 @@ class WaooawSettings(BaseModel):
     heartbeat_seconds: Seconds = 5.0
     #: Seconds between two sweeps of expired messages.
     sweep_seconds: Seconds = 30.0
+    #: Seconds between two looks for messages that the broker lost.
+    recover_seconds: Seconds = 30.0
+    #: Seconds for which a message must have been in the ledger, with nothing heard of it, before it may count as
+    #: lost.
+    recover_after: Seconds = 60.0
     #: What carries messages on Redis: ``waooaw``, with an atomic claim, leases and guards; or Kombu's own.
     redis_transport: RedisTransport = RedisTransport.WAOOAW
+    #: How many dead letters the broker keeps, about: the oldest make room for new ones.
+    dead_letters_max: Positive = 100_000
+    #: How often a handler that does not say so itself is tried again when it raises.
+    retries: Annotated[int, Field(ge=0)] = 0
     #: What each agent may send, such as ``10/second; 100/hour burst 20``; ``unlimited``: only agents with a quota
     #: of their own are limited; None: nobody is, and nothing is counted.
     rate_limit: Any = None

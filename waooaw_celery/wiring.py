@@ -18,6 +18,7 @@ from waooaw_celery.audit.version import check_version
 from waooaw_celery.breaker import Breaker
 from waooaw_celery.celery_setup import AgentAMQP, add_defaults, make_packer, transport_options
 from waooaw_celery.errors import ConfigurationError
+from waooaw_celery.letters.desk import DeadLetters
 from waooaw_celery.limits.gate import Gate
 from waooaw_celery.limits.grammar import configured_quota
 from waooaw_celery.limits.limiter import RateLimiter
@@ -139,6 +140,11 @@ class WiredCelery(Celery):
         return Answers(self)
 
     @cached_property
+    def dead_letters(self) -> DeadLetters:
+        """What died on the way or in a handler, kept by the broker: ``list``, ``get``, ``retry``, ``discard``."""
+        return DeadLetters(self)
+
+    @cached_property
     def ledger(self) -> Ledger:
         """The ledger: ``MessageAuditTrail(app.ledger)`` answers the questions.
 
@@ -248,10 +254,12 @@ class WiredCelery(Celery):
             check_version(self._database)
             self.ledger.spool.check()
 
-    def _note_dead(self, queue: str, message_id: str | None, reason: str, **_: Any) -> None:
+    def _note_dead(
+        self, queue: str, message_id: str | None, reason: str, worker: str | None = None, **_: Any
+    ) -> None:
         """Write down that a message to an agent became a dead letter."""
         if message_id is not None and queue.startswith(AGENT_QUEUES):
-            self.receipts.note(Fact(message_id=message_id, event=Event.DEAD, error=reason))
+            self.receipts.note(Fact(message_id=message_id, event=Event.DEAD, error=reason, worker=worker))
 
     def _flush(self, **_: Any) -> None:
         """Let no pool process end with something of its own still to be written."""
@@ -300,6 +308,13 @@ class WiredCelery(Celery):
         return name if task is None or isinstance(task, AgentTask) else None
 
     @property
+    def _letters_max(self) -> int | None:
+        try:
+            return self.settings.dead_letters_max
+        except ConfigurationError:  # the worker's check says it in a moment
+            return None
+
+    @property
     def claims(self) -> bool:
         """Whether our transport carries messages on Redis, and not Kombu's."""
         try:
@@ -310,7 +325,7 @@ class WiredCelery(Celery):
     @property
     def transport_options(self) -> dict[str, Any]:
         """Options of the broker's transport: a project's own, and ours for what it does not say."""
-        return transport_options(self.conf, self.claims, self._caps)
+        return transport_options(self.conf, self.claims, self._caps, letters=self._letters_max)
 
     def connection_for_read(self, url: str | None = None, **kwargs: Any) -> Any:
         """Return a connection for consuming, with our deadlines."""
@@ -322,7 +337,9 @@ class WiredCelery(Celery):
 
     def _with_options(self, url: str | None, kwargs: dict[str, Any], *, publishes: bool = False) -> dict[str, Any]:
         given = kwargs.get("transport_options") or {}
-        ours = transport_options(self.conf, self.claims, self._caps, url, publishes=publishes)
+        ours = transport_options(
+            self.conf, self.claims, self._caps, url, publishes=publishes, letters=self._letters_max
+        )
         return {**kwargs, "transport_options": {**ours, **given}}
 
     @property

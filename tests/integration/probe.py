@@ -70,6 +70,8 @@ def command(self: Any, message: Message) -> None:
         raise MemoryError(do["exhaust"])
     if "exit" in do:
         raise SystemExit(do["exit"])
+    if "needs" in do and not Path(do["needs"]).exists():
+        raise FileNotFoundError(f"there is no {Path(do['needs']).name}")
     if "fail" in do:
         raise ValueError(do["fail"])
     if "touch" in do:
@@ -139,6 +141,11 @@ def kill() -> None:
 @agent.method
 def process() -> int:
     return os.getpid()
+
+
+@agent.method
+def parent() -> int:
+    return os.getppid()
 
 
 @agent.method(bind=True)
@@ -252,6 +259,16 @@ def replied(response: Response) -> None:
             "text": error and str(error),
         }
     )
+
+
+@agent.reply
+def reply_badly(response: Response) -> None:
+    raise ValueError("no such reply")
+
+
+@agent.method
+def ask_badly(to_agent: str, method: str, params: Any = None) -> str:
+    return agent.request_later(to_agent, method, params, on_reply=reply_badly).message_id
 
 
 @agent.method

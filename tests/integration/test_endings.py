@@ -126,8 +126,9 @@ ENDINGS = {
     "a result that cannot be written": Ending(
         FAILED, r"EncodeError: .*set is not JSON serializable.*", handler="answer_with_a_set"
     ),
-    "a retry that comes too late": Ending(
-        [("delivered", 1), ("retried", 1), ("expired", 0)],
+    "a retry that would come too late": Ending(
+        FAILED,
+        "TimeoutError: not yet",
         payload={"fail_times": 1, "countdown": 1},
         options={"expires": 0.5},
     ),
@@ -210,7 +211,7 @@ def test_a_method_may_store_a_state_and_ignore_its_request(app: AgentApp, agent:
     assert call.state == "AT_THE_PRINTER"
 
 
-def test_a_message_for_which_the_worker_has_no_handler_has_failed(
+def test_a_message_for_which_the_worker_has_no_handler_is_a_dead_letter(
     broker: Broker, app: AgentApp, start: Start
 ) -> None:
     """An agent that is only known by its name may be sent what its worker then does not handle."""
@@ -220,7 +221,7 @@ def test_a_message_for_which_the_worker_has_no_handler_has_failed(
     MessageBus(sender).send(message)
     sender.close()
     start(broker, agent)
-    assert_ended(app, agent, message.message_id, [("failed", 0)], f"the worker has no handler '{agent}.query'")
+    assert_ended(app, agent, message.message_id, [("dead", 0)], f"the worker has no handler '{agent}.query'")
 
 
 def test_an_outcome_that_cannot_be_stored_is_a_failure(
@@ -264,7 +265,7 @@ def test_beat_closes_what_no_worker_will_tell_of(
     """A killed worker leaves what it had begun, what it was to try again and what waited: lost, and expired."""
     agent = broker.name()
     worker = start(broker, agent)
-    again = begin(app, agent, {"fail_times": 1, "countdown": 60}, ttl_seconds=2.0)
+    again = begin(app, agent, {"fail_times": 1, "countdown": 4}, ttl_seconds=6.0)
     until(lambda: told(app, again)[-1].event == "retried", "its retry")
     begun = begin(app, agent, {"sleep": 60}, ttl_seconds=2.0)
     waiting = MessageBus(app).send(Message(from_agent="tests", to_agent=agent, ttl_seconds=1.0)).message_id
@@ -306,7 +307,7 @@ def assert_ended(
     assert Requests(app).request(agent, "echo", {"value": 1}, timeout=20) == 1
     events = told(app, message_id)
     assert [(event.event, event.attempt) for event in events] == [("sent", 0), *expected]
-    assert sum(event.event in ("handled", "failed", "expired") for event in events) == 1
+    assert sum(event.event in ("handled", "failed", "expired", "dead") for event in events) == 1
     last = events[-1]
     assert last.error == error if error is None else re.fullmatch(error, last.error or "", re.DOTALL), last.error
     assert {(event.worker or "").partition("@")[0] for event in events[1:]} == {agent}

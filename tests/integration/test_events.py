@@ -166,12 +166,12 @@ def test_a_removed_subscription_handles_what_was_sent_and_gets_no_more(probes: P
 
 
 def test_a_subscription_whose_code_is_gone_fails_its_events_and_is_told_of(probes: Probes) -> None:
-    """Messages for a handler that the new code has not end as FAILED; the log says what to do."""
+    """Messages for a handler that the new code has not are dead letters; the log says what to do."""
     name = probes.start()
     probes.stop(name)
     published = probes.publish("large", {"size": 100})
     probes.start(name, PROBE_LEAVE_OUT="one")
-    assert settled(probes.app, published.receipts[f"{name}.one"].message_id) is MessageStatus.FAILED
+    assert settled(probes.app, published.receipts[f"{name}.one"].message_id) is MessageStatus.DEAD
     assert settled(probes.app, published.receipts[f"{name}.large"].message_id) is MessageStatus.HANDLED
     assert f"waooaw events unsubscribe {name}.one" in (probes.broker.folder / f"{name}.log").read_text()
 

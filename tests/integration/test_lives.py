@@ -55,7 +55,7 @@ class Life:
 
     @property
     def status(self) -> str:
-        events = [event for event, _, _ in self.facts if event != "cancel_requested"]
+        events = [event for event, _, _ in self.facts if event not in ("cancel_requested", "recovered")]
         if self.end:
             return self.end
         return "delivered" if "delivered" in events else "sent" if events else "pending"
@@ -63,7 +63,8 @@ class Life:
     @property
     def running(self) -> bool:
         """Whether the newest that is told is that it was begun; a request to cancel it changes nothing."""
-        told = sorted((at, event) for event, at, _ in self.facts if event not in ("sent", "cancel_requested"))
+        nothing_new = ("sent", "cancel_requested", "duplicate")
+        told = sorted((at, event) for event, at, _ in self.facts if event not in nothing_new)
         return bool(told) and told[-1][1] == "delivered"
 
     def tell(self, event: str, at: datetime, error: str | None = None) -> None:

@@ -84,12 +84,14 @@ def test_a_retried_message_counts_its_attempts_and_ends_once(app: AgentApp, prob
 
 @pytest.mark.parametrize("broker", ["ledger"], indirect=True)  # Celery takes five seconds to notice each death
 def test_a_handler_that_kills_its_process_is_tried_four_times(app: AgentApp, other: str) -> None:
-    """A killer message ends as FAILED after its retries, and the worker goes on."""
+    """A killer message is DEAD after its retries, with a letter, and the worker goes on."""
     killer = Message(from_agent="tests", to_agent=other, payload={"kill": True})
     MessageBus(app).send(killer)
-    assert settled(app, killer.message_id) is MessageStatus.FAILED
+    assert settled(app, killer.message_id) is MessageStatus.DEAD
     receipt = MessageBus(app).receipt(killer.message_id)
     assert receipt.attempts == 4
+    [letter] = app.dead_letters.list(agent=other, reason="WorkerLostError")
+    assert (letter.message_id, letter.reason) == (killer.message_id, receipt.error)
     assert "WorkerLostError" in (receipt.error or "")
     assert Requests(app).request(other, "echo", {"value": 1}) == 1
 

@@ -12,10 +12,13 @@ from outages import Server, lone_server
 from support import Broker, until
 
 from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus, RequestResponseHandler
-from waooaw_celery.audit import schema
+from waooaw_celery.audit import schema, shipping
+from waooaw_celery.audit.entries import WITHDRAWN, message_entry, withdrawal_entry
 from waooaw_celery.audit.trail import MessageAuditTrail
 from waooaw_celery.embedded import end
-from waooaw_celery.errors import AuditUnavailable
+from waooaw_celery.errors import AuditUnavailable, UnknownMessage
+from waooaw_celery.message import RetentionPolicy
+from waooaw_celery.recovery.run import Recovery
 from waooaw_celery.routing import agent_queue, queue_depth
 
 
@@ -193,9 +196,46 @@ def test_a_frozen_database_keeps_nobody_waiting(
     until(lambda: told(caplog, "ledger_back"), "the end of the outage")
     assert (told(caplog, "ledger_away"), told(caplog, "ledger_back")) == (1, 1)
     assert published(broker, name) == 1
-    # A server that froze carries out, when it thaws, what it was given before: that message was never published.
-    found = {receipt.message_id: receipt.status for receipt in app.receipts.recent(limit=100_000)}
-    assert {found.get(message.message_id) for message in messages} <= {None, MessageStatus.PENDING}
+    app.close()
+
+
+def test_what_was_refused_is_never_published(server: Server, broker: Broker) -> None:
+    """A server that froze carries out, when it thaws, what it was given before: that message is withdrawn."""
+    app, name = broker.app(), broker.name()
+    bus = MessageBus(app)
+    app.registry.declare(name, ["command"], f"{name}@h", 600)
+    bus.send(Message(from_agent="tests", to_agent=name))
+    app.receipts.flush()
+    message = Message(from_agent="tests", to_agent=name)
+    with frozen(server), pytest.raises(AuditUnavailable):
+        bus.send(message)
+
+    def withdrawn() -> bool:
+        with suppress(AuditUnavailable, UnknownMessage):
+            return bus.receipt(message.message_id).status is MessageStatus.FAILED
+        return False
+
+    until(withdrawn, "the withdrawal")
+    assert bus.receipt(message.message_id).error == WITHDRAWN
+    assert Recovery(app, after=0, pause=0).run(agent=name).recovered == []
+    assert published(broker, name) == 1
+    app.close()
+
+
+def test_what_the_ledger_never_took_need_not_be_withdrawn(
+    server: Server, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The database crashes before it has answered: it is looked for the message a while, and then no more."""
+    monkeypatch.setattr(shipping, "WITHDRAWAL_SECONDS", 2.0)
+    monkeypatch.setattr(shipping, "SPOOL_SECONDS", 0.2)
+    app = broker.app()
+    message = Message(from_agent="tests", to_agent="nobody", retention=RetentionPolicy.DAYS_30)
+    app.ledger.spool.append([withdrawal_entry(message_entry(message, "command", RetentionPolicy.DAYS_30))])
+    app.ledger.start()
+    assert app.ledger.spool.counts() == (1, 0)
+    until(lambda: app.ledger.spool.counts() == (0, 0), "the end of the search")
+    with pytest.raises(UnknownMessage):
+        app.ledger.get(message.message_id)
     app.close()
 
 

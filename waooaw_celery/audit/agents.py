@@ -28,7 +28,13 @@ class LedgerAgentRegistry(AgentRegistry):
         self._database = database
 
     def declare(
-        self, name: str, handlers: Iterable[str], worker: str, lifetime: float, capabilities: Iterable[str] = ()
+        self,
+        name: str,
+        handlers: Iterable[str],
+        worker: str,
+        lifetime: float,
+        capabilities: Iterable[str] = (),
+        started_at: datetime | None = None,
     ) -> None:
         now = datetime.now(UTC)
         news: dict[str, Any] = {
@@ -36,7 +42,7 @@ class LedgerAgentRegistry(AgentRegistry):
             "capabilities": sorted(capabilities),
             "last_seen": now,
         }
-        until = {"alive_until": now + timedelta(seconds=lifetime)}
+        until = {"alive_until": now + timedelta(seconds=lifetime), "started_at": started_at}
         insert: Any = postgresql_insert if self._database.is_postgresql else sqlite_insert
         with self._database.begin(f"declare the agent {name!r}") as connection:
             agent = insert(AgentRow).values(name=name, declared_at=now, **news)

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
 from waooaw_celery.message import Message, RetentionPolicy
 from waooaw_celery.receipts import Event, Fact
+from waooaw_celery.remembered import Remembered
 from waooaw_celery.values import JSON, tagged
 
-Kind = Literal["message", "fact", "stray", "refusal"]
+Kind = Literal["message", "fact", "stray", "refusal", "withdrawal"]
+
+#: Why a message has failed whose sender was told that it is refused.
+WITHDRAWN = "refused: the ledger did not confirm it in time; it was never published"
 
 # Made once: ``json.dumps`` would make an encoder for each payload.
 _encode = json.JSONEncoder(check_circular=False).encode
@@ -29,7 +33,8 @@ class Entry:
     Attributes:
         kind: ``message``; ``fact`` of a message that its sender wrote down; or ``stray``, a fact of a message
             about which the ledger must be asked first, since its envelope does not say where its row is; or
-            ``refusal``, that messages of an agent were refused.
+            ``refusal``, that messages of an agent were refused; or ``withdrawal``, that a message was not
+            published, which the ledger may have taken without confirming it.
         message_id: of which message; of a refusal, the agent.
         text: the row as a JSON object, its moments as ISO 8601 text.
     """
@@ -54,16 +59,33 @@ def message_entry(message: Message, handler: str, retention: RetentionPolicy) ->
     return Entry("message", message.message_id, _encode(_message_row(message, handler, retention)))
 
 
-def message_entries(messages: Sequence[tuple[Message, str]], retention: RetentionPolicy) -> list[Entry]:
-    """Return the entries of messages, each with the name of its handler; those of an event share its payload."""
+def message_entries(
+    messages: Sequence[tuple[Message, str]],
+    retention: RetentionPolicy,
+    besides: Mapping[str, Remembered] | None = None,
+) -> list[Entry]:
+    """Return the entries of messages, each with the name of its handler; those of an event share its payload.
+
+    Args:
+        messages: the messages.
+        retention: how long one is kept that does not say so itself.
+        besides: what their publishes have besides, by id.
+    """
     entries: list[Entry] = []
     of_event: dict[str, Any] | None = None
     for message, handler in messages:
         event = message.event
         row = _message_row(message, handler, retention, of_event if of_event and event is of_event["is"] else None)
         of_event = None if event is None else {"is": event} | {name: row[name] for name in _SHARED}
+        if besides and message.message_id in besides:
+            row |= _besides(besides[message.message_id])
         entries.append(Entry("message", message.message_id, _encode(row)))
     return entries
+
+
+def _besides(remembered: Remembered) -> dict[str, Any]:
+    said = remembered.to_json()
+    return {"options": payload_text(said) if said else None, "unrepeatable": remembered.unrepeatable}
 
 
 def published_entries(record: Message, retention: RetentionPolicy) -> list[Entry]:
@@ -83,9 +105,17 @@ def fact_entry(fact: Fact, retention: RetentionPolicy) -> Entry:
     message = fact.message
     if message is not None and message.retention is not None:
         return keyed_entry(fact, message.retention.until(message.sent_at), message.sent_at)
-    row = _fact_row(fact) | {"message": message and _message_row(message, fact.handler, retention)}
+    said = message and _message_row(message, fact.handler, retention)
+    # What another program published had who knows what besides: it cannot be published again as it was.
+    row = _fact_row(fact) | {"message": said and {**said, "unrepeatable": True}}
     # The id may be anything: of a message that another program published.
     return Entry("stray", storable(fact.message_id), json.dumps(row))
+
+
+def begin_entry(fact: Fact, retention: RetentionPolicy) -> Entry:
+    """Return the entry of the fact that a worker begins with a message, which asks whether it has ended."""
+    entry = fact_entry(fact, retention)
+    return Entry(entry.kind, entry.message_id, f'{{"asks": true, {entry.text[1:]}')
 
 
 def keyed_entry(fact: Fact, retain_until: datetime, sent_at: datetime) -> Entry:
@@ -109,6 +139,18 @@ def sent_entry(message: Message, at: datetime, retention: RetentionPolicy) -> En
         f'"attempt":0,"seconds":null,"error":null,"retain_until":"{kept}","sent_at":"{_text(message.sent_at)}"}}'
     )
     return Entry("fact", message.message_id, text)
+
+
+def withdrawal_entry(entry: Entry) -> Entry:
+    """Return the entry that a message was refused, and never published, though the ledger may take it.
+
+    Args:
+        entry: the message's.
+    """
+    said = json.loads(entry.text)
+    fact = Fact(message_id=entry.message_id, event=Event.FAILED, error=WITHDRAWN)
+    row = _fact_row(fact) | {"retain_until": said["retain_until"], "sent_at": said["sent_at"]}
+    return Entry("withdrawal", entry.message_id, _encode(row))
 
 
 def refusal_entry(agent: str, rule: str, minute: datetime, process: str, part: int, count: int) -> Entry:

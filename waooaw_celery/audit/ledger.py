@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Engine, func, select
+from sqlalchemy import Connection, Engine, exists, func, select, true
 
 from waooaw_celery.audit import cancels
 from waooaw_celery.audit.engine import Database, identity, telling
 from waooaw_celery.audit.entries import (
     Entry,
+    begin_entry,
     fact_entry,
     keyed_entry,
     message_entries,
@@ -28,11 +31,14 @@ from waooaw_celery.audit.refusals import Refusals
 from waooaw_celery.audit.spool import Spool
 from waooaw_celery.audit.statements import close_ended, write
 from waooaw_celery.audit.writer import Writer
-from waooaw_celery.errors import ConfigurationError, UnknownMessage
+from waooaw_celery.errors import AuditUnavailable, ConfigurationError, UnknownMessage
 from waooaw_celery.message import DeliveryReceipt, Message, RetentionPolicy
-from waooaw_celery.receipts import SWEEP_GRACE, Event, Fact, Receipts
+from waooaw_celery.receipts import NO_PROGRESS, SWEEP_GRACE, Event, Fact, Receipts
+from waooaw_celery.remembered import Remembered, of_messages
 from waooaw_celery.settings import AuditMode
 from waooaw_celery.values import check_id
+
+logger = logging.getLogger(__name__)
 
 
 class Ledger(Receipts):
@@ -75,9 +81,12 @@ class Ledger(Receipts):
         self._the_writer().start()
 
     def pending(
-        self, messages: Sequence[tuple[Message, str]], record: Message | None = None
+        self,
+        messages: Sequence[tuple[Message, str]],
+        record: Message | None = None,
+        besides: Mapping[str, Remembered] | None = None,
     ) -> Callable[[], set[str]]:
-        entries = message_entries(messages, self._retention)
+        entries = message_entries(messages, self._retention, besides)
         if record is not None:
             entries += published_entries(record, self._retention)
         if self._strict:
@@ -98,7 +107,8 @@ class Ledger(Receipts):
         """
         with telling("write messages down in your transaction"):
             self._check_same(connection)
-            return write(connection, message_entries(messages, self._retention))[0]
+            besides = of_messages((message for message, _ in messages), None)
+            return write(connection, message_entries(messages, self._retention, besides)).new
 
     def written(self, message_ids: Sequence[str]) -> set[str]:
         """Return which of these messages are in the ledger.
@@ -125,6 +135,25 @@ class Ledger(Receipts):
 
     def note(self, *facts: Fact) -> None:
         self._the_writer().put([fact_entry(fact, self._retention) for fact in facts], wait=self._strict)
+
+    def begin(self, fact: Fact, *, doubtful: bool) -> bool:
+        if self._strict:
+            # The statement that is waited for anyway answers.
+            return not self._the_writer().put([begin_entry(fact, self._retention)], wait=True)
+        twice = doubtful and self._has_ended(fact.message_id)
+        self.note(replace(fact, event=Event.DUPLICATE, seconds=None) if twice else fact)
+        return not twice
+
+    def _has_ended(self, message_id: str) -> bool:
+        end = exists().where(EventRow.message_id == message_id, EventRow.terminal)
+        try:
+            self.flush()
+            with self.database.begin(f"ask whether {message_id} has ended") as connection:
+                return bool(connection.scalar(select(end)))
+        except AuditUnavailable as error:  # twice is better than never
+            extra = {"action": "duplicate_not_known", "message_id": message_id}
+            logger.warning("%s: it may be handled twice", error, extra=extra)
+            return False
 
     def sent(self, messages: Sequence[Message]) -> Callable[[], None]:
         # That the broker has them is news, not evidence: the messages themselves are in the ledger.
@@ -162,16 +191,21 @@ class Ledger(Receipts):
             cancels.forget(connection)
         return self._close_open("sweep expired messages", overdue & ~_running(), Event.EXPIRED)
 
-    def reconcile(self) -> list[str]:
+    def reconcile(self, *, recovered: bool = False) -> list[str]:
         """Mark as FAILED what was begun and of whose end no worker told in time, and return the ids.
 
         A worker that was killed tells nothing; if the broker hands its message out again, that is a new beginning.
+
+        Args:
+            recovered: whether a recovery runs, which sees to those messages that can be published again.
 
         Raises:
             AuditUnavailable: the database does not answer.
         """
         begun = select(func.max(EventRow.at)).where(_belongs(), EventRow.event == Event.DELIVERED.value)
-        lost = _running() & (begun.scalar_subquery() < datetime.now(UTC) - self._lost)
+        past = OpenRow.expires_at.is_not(None) & (OpenRow.expires_at < datetime.now(UTC))
+        mine = OpenRow.unrepeatable | past if recovered else true()
+        lost = _running() & mine & (begun.scalar_subquery() < datetime.now(UTC) - self._lost)
         sentence = f"lost: begun more than {self._lost.total_seconds():g} s ago, and no worker told of the end"
         return self._close_open("look for lost messages", lost, Event.FAILED, sentence)
 
@@ -184,7 +218,7 @@ class Ledger(Receipts):
             entries = [
                 keyed_entry(fact, row.retain_until, row.sent_at) for fact, row in zip(facts, rows, strict=True)
             ]
-            return sorted(write(connection, facts=entries)[1]) if entries else []
+            return sorted(write(connection, facts=entries).ended) if entries else []
 
     def request_cancel(self, receipt: DeliveryReceipt, running: bool, by: str) -> None:
         sentence = f"by {by}" + (", also when its handler runs" if running else "")
@@ -214,7 +248,7 @@ class Ledger(Receipts):
         writer = self._writer
         if writer is None:
             with self._lock:
-                writer = self._writer = self._writer or Writer(self.database, self.spool)
+                writer = self._writer = self._writer or Writer(self.database, self.spool, self._strict)
         return writer
 
     def _forget_writer(self) -> None:
@@ -230,16 +264,12 @@ def _call(reference: weakref.ref[Ledger], method: Any) -> None:
         method(ledger)
 
 
-#: Events after which a handler runs on as before.
-_NO_PROGRESS = (Event.SENT.value, Event.CANCEL_REQUESTED.value)
-
-
 def _belongs() -> Any:
     return (EventRow.message_id == OpenRow.message_id) & (EventRow.retain_until == OpenRow.retain_until)
 
 
 def _running() -> Any:
     """Whether the newest that is known of an open message is that a worker began to handle it."""
-    told = select(EventRow.event).where(_belongs(), EventRow.event.not_in(_NO_PROGRESS))
+    told = select(EventRow.event).where(_belongs(), EventRow.event.not_in(NO_PROGRESS))
     newest = told.order_by(EventRow.at.desc()).limit(1).scalar_subquery()
     return newest.is_not_distinct_from(Event.DELIVERED.value)

@@ -10,7 +10,7 @@ import json
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import JSON, DateTime, Dialect, Index, String, Text, TypeDecorator, text
+from sqlalchemy import JSON, DateTime, Dialect, Index, String, Text, TypeDecorator, false, func, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from waooaw_celery.audit.entries import payload_text
@@ -88,6 +88,8 @@ class WorkerRow(Base):
     agent: Mapped[str] = mapped_column(primary_key=True)
     worker: Mapped[str] = mapped_column(primary_key=True)
     alive_until: Mapped[datetime]
+    #: When the worker of this name that gave the last sign of life was started.
+    started_at: Mapped[datetime | None]
 
 
 class SubscriptionRow(Base):
@@ -166,6 +168,8 @@ class MessageRow(Base):
     #: Of an EVENT: its topic, and its attributes as they travel.
     topic: Mapped[str | None]
     event: Mapped[Any | None] = mapped_column(Said)
+    #: What its publish had besides, to publish it again the same; NULL for a plain message.
+    options: Mapped[Any | None] = mapped_column(Said)
 
 
 class EventRow(Base):
@@ -227,6 +231,10 @@ class OpenRow(Base):
     #: The message's, so that an agent's open messages are found without looking at the messages.
     from_agent: Mapped[str]
     to_agent: Mapped[str]
+    #: When the row was written, by the database's own clock: one that froze may take a row late.
+    written_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    #: Whether it is never published again: somebody waits for its answer, and not for a late one.
+    unrepeatable: Mapped[bool] = mapped_column(server_default=false())
 
 
 class CancelRow(Base):

@@ -10,10 +10,12 @@ from waooaw_celery.audit.entries import Entry
 from waooaw_celery.audit.line import Line
 from waooaw_celery.audit.statements import (
     WRITE,
-    lists,
+    Outcome,
     outcome,
+    parameters,
     rehearse,
     settle_strays,
+    withdraw,
     write,
     write_refusals,
 )
@@ -22,8 +24,8 @@ from waooaw_celery.errors import AuditUnavailable
 #: What is done, for an error's sentence.
 _WHAT = "write to the ledger"
 
-#: The ids of the messages that are new, and the strays about whose messages nothing is known yet.
-Written: TypeAlias = tuple[set[str], list[Entry]]
+#: What became of it, and the strays and withdrawals about whose messages nothing is known yet.
+Written: TypeAlias = tuple[Outcome, list[Entry]]
 
 
 class Pen:
@@ -33,33 +35,39 @@ class Pen:
 
     Args:
         database: where the ledger's tables are.
+        asks: whether DELIVERED, when it is written at once, is news: then a message that has ended is told.
     """
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    def __init__(self, database: Database, asks: bool = False) -> None:
+        self._database, self._asks = database, asks
         # Other drivers than psycopg2 write in a transaction, as SQLite does.
         self._line = Line(database) if database.url.drivername == "postgresql+psycopg2" else None
 
-    def write(self, entries: Sequence[Entry]) -> Written:
-        """Write entries."""
-        if self.send(entries):
+    def write(self, entries: Sequence[Entry], *, late: bool = False) -> Written:
+        """Write entries; ``late``: what they tell is no news any more."""
+        if self.send(entries, late=late):
             return self.answer(entries)
-        messages, facts, strays, refusals = _sorted(entries)
+        messages, facts, strays, refusals, withdrawals = _sorted(entries)
         try:
             with self._database.begin(_WHAT) as connection:
                 settled, unknown = settle_strays(connection, strays) if strays else ([], [])
                 write_refusals(connection, refusals)
-                return write(connection, messages, facts + settled)[0], unknown
+                unknown += withdraw(connection, withdrawals) if withdrawals else []
+                return write(connection, messages, facts + settled, asks=self._asks and not late), unknown
+        except AuditUnavailable as error:
+            # The answer that was lost may be that to the commit; SQLite has no answers to lose.
+            error.uncertain = self._database.is_postgresql
+            raise
         except (ValueError, OverflowError) as error:
             raise _unwritable(error) from error
 
-    def send(self, entries: Sequence[Entry]) -> bool:
+    def send(self, entries: Sequence[Entry], *, late: bool = False) -> bool:
         """Send entries on their way and return True, or False when they can only be written at once."""
-        messages, facts, strays, refusals = _sorted(entries)
-        if self._line is None or strays or refusals:
+        messages, facts, *others = _sorted(entries)
+        if self._line is None or any(others):
             return False
         try:
-            self._line.send(_WHAT, WRITE, lists(messages, facts))
+            self._line.send(_WHAT, WRITE, parameters(messages, facts, self._asks and not late))
         except (ValueError, OverflowError) as error:
             raise _unwritable(error) from error
         return True
@@ -67,7 +75,7 @@ class Pen:
     def answer(self, _: Sequence[Entry] = ()) -> Written:
         """Wait for the answer to what was sent."""
         line: Any = self._line
-        return outcome(line.answer(_WHAT))[0], []
+        return outcome(line.answer(_WHAT)), []
 
     def rehearse(self) -> None:
         """Find out whether the database would take rows: to answer a question is not enough."""
@@ -93,12 +101,12 @@ def _unwritable(error: Exception) -> AuditUnavailable:
     return AuditUnavailable(f"could not {_WHAT}: {error}")
 
 
-def _sorted(entries: Iterable[Entry]) -> tuple[list[Entry], list[Entry], list[Entry], list[Entry]]:
-    """Return the messages, the facts, the strays and the refusals among entries.
+def _sorted(entries: Iterable[Entry]) -> tuple[list[Entry], ...]:
+    """Return the messages, the facts, the strays, the refusals and the withdrawals among entries.
 
     In one order everywhere, so that two processes never wait for each other's rows in a circle.
     """
-    kinds: dict[str, list[Entry]] = {"message": [], "fact": [], "stray": [], "refusal": []}
+    kinds: dict[str, list[Entry]] = {"message": [], "fact": [], "stray": [], "refusal": [], "withdrawal": []}
     for entry in sorted(entries, key=lambda entry: entry.message_id):
         kinds[entry.kind].append(entry)
-    return kinds["message"], kinds["fact"], kinds["stray"], kinds["refusal"]
+    return tuple(kinds.values())

@@ -35,6 +35,8 @@ from waooaw_celery.topics.attributes import EventAttributes
 #: Messages whose events are read with one statement.
 _PART = 1000
 _ENDS = frozenset(event.value for event in Event if event.terminal)
+#: Events that do not say that the broker has, or had, the message.
+NO_PUBLISH = (Event.CANCEL_REQUESTED.value, Event.RECOVERED.value)
 
 #: The primary key of a message: its id, and until when it is kept.
 Key = tuple[str, datetime]
@@ -145,13 +147,14 @@ def _record(row: Row[Any], events: Sequence[AuditEvent]) -> AuditRecord:
 def _receipt(row: Row[Any], events: Sequence[AuditEvent]) -> DeliveryReceipt:
     begun = [event for event in events if event.event == Event.DELIVERED]
     asked = [event for event in events if event.event == Event.CANCEL_REQUESTED]
+    sent = [event for event in events if event.event not in NO_PUBLISH]
     end = next((event for event in events if event.event in _ENDS), None)
     if end is not None:
         status = MessageStatus(end.event)
     elif begun:
         status = MessageStatus.DELIVERED
     else:
-        status = MessageStatus.SENT if len(events) > len(asked) else MessageStatus.PENDING
+        status = MessageStatus.SENT if sent else MessageStatus.PENDING
     return DeliveryReceipt(
         message_id=row.message_id,
         from_agent=row.from_agent,

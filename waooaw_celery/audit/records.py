@@ -15,13 +15,14 @@ class AuditEvent:
     """Something that became of a message.
 
     Attributes:
-        event: sent, delivered, retried, handled, failed, expired, dead, cancel_requested or cancelled.
+        event: sent, delivered, retried, recovered, duplicate, handled, failed, expired, dead, cancel_requested,
+            cancelled, resent or discarded.
         attempt: of which attempt, counted from 1; 0 for what happened before the first.
         at: when, aware UTC.
         worker: node name of the worker that told it, or None.
         seconds: how long it took to come to this: for delivered since it was sent, for handled, failed and retried
             since that attempt began; None where that is not known.
-        error: why, for retried and failed; by whom, for cancel_requested.
+        error: why, for retried, recovered and failed; by whom, for cancel_requested, resent and discarded.
     """
 
     event: str

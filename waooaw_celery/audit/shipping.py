@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
+from waooaw_celery.audit.engine import PATIENCE
 from waooaw_celery.audit.entries import Entry
 from waooaw_celery.audit.outage import Outage
 from waooaw_celery.audit.pen import Pen, never_taken
@@ -20,6 +21,9 @@ logger = logging.getLogger(__name__)
 SPOOL_SECONDS = 5.0
 #: Seconds for which a fact waits for the message that it is about.
 STRAY_SECONDS = 600.0
+#: Seconds for which it is looked, once the database answers, whether it takes a message that was withdrawn: what a
+#: server was given before it froze it carries out when it thaws, within the time that a statement may take.
+WITHDRAWAL_SECONDS = 3 * PATIENCE
 
 
 class Shipper:
@@ -45,6 +49,8 @@ class Shipper:
         self._turn, self._give_up = turn, give_up
         self._look_at = 0.0
         self._failed = False
+        #: When it was first seen that the ledger does not have a message that was withdrawn.
+        self._looked_for: dict[str, float] = {}
 
     @property
     def due(self) -> float:
@@ -94,7 +100,7 @@ class Shipper:
         if not waiting:
             return 0
         try:
-            _, unknown = self._pen.write([entry for _, entry in waiting])
+            _, unknown = self._pen.write([entry for _, entry in waiting], late=True)
         except AuditUnavailable as error:
             if not never_taken(error):
                 raise
@@ -103,9 +109,23 @@ class Shipper:
             logger.warning("refused for ever: %s", error, extra={"action": "entry_refused"})
             self._spool.refuse(waiting[0][0], str(error))
             return 0
+        needless: list[int] = []
         for number, entry in waiting:
-            if entry in unknown and entry.age() > STRAY_SECONDS:
+            if entry not in unknown:
+                self._looked_for.pop(entry.message_id, None)
+            elif entry.kind == "withdrawal":
+                if self._is_needless(entry):
+                    needless.append(number)
+            elif entry.age() > STRAY_SECONDS:
                 self._spool.refuse(number, "the ledger has no such message")
         done = [number for number, entry in waiting if entry not in unknown]
-        self._spool.remove(done)
+        self._spool.remove(done + needless)
         return len(done)
+
+    def _is_needless(self, withdrawal: Entry) -> bool:
+        """Whether the ledger will never have the message, so that nothing is to be withdrawn."""
+        since = self._looked_for.setdefault(withdrawal.message_id, time.monotonic())
+        if time.monotonic() - since < WITHDRAWAL_SECONDS:
+            return False
+        del self._looked_for[withdrawal.message_id]
+        return True

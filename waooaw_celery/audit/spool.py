@@ -103,6 +103,18 @@ class Spool:
                 found.append((id_, Entry(kind, message_id, text)))
         return found
 
+    def message_ids(self) -> set[str]:
+        """Return the ids of the messages about which something waits.
+
+        Raises:
+            SpoolUnavailable: the file cannot be read.
+        """
+        if not self.path.exists():
+            return set()
+        with self._open("read") as connection:
+            rows = connection.execute("SELECT DISTINCT message_id FROM spool WHERE refused IS NULL")
+            return {message_id for (message_id,) in rows}
+
     def remove(self, numbers: Sequence[int]) -> None:
         """Remove entries that are in the ledger now.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Table, delete, exists, select
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
@@ -23,33 +23,55 @@ _REFUSALS: Any = RefusalRow.__table__
 
 
 #: The statement that calls the function which the migration made.
-WRITE = "SELECT id, ended FROM waooaw_write(%(messages)s, %(facts)s)"
+WRITE = "SELECT id, became FROM waooaw_write(%(messages)s, %(facts)s, %(asks)s)"
 
 
-def lists(messages: Sequence[Entry], facts: Sequence[Entry]) -> dict[str, str | None]:
+class Outcome(NamedTuple):
+    """What became of what was written, as ids of messages.
+
+    Attributes:
+        new: those that were not there.
+        ended: those that ended by these facts.
+        twice: those that were to begin, and had ended before: DUPLICATE was written, and not DELIVERED.
+    """
+
+    new: set[str]
+    ended: set[str]
+    twice: set[str]
+
+
+def parameters(messages: Sequence[Entry], facts: Sequence[Entry], asks: bool) -> dict[str, Any]:
     """Return the parameters of ``WRITE``."""
-    return {"messages": _json_list(messages), "facts": _json_list(facts)}
+    return {"messages": _json_list(messages), "facts": _json_list(facts), "asks": asks}
 
 
-def outcome(rows: Iterable[Sequence[Any]]) -> tuple[set[str], set[str]]:
-    """Return what ``WRITE`` answered: the ids of the new messages, and of the messages that ended."""
-    said: tuple[set[str], set[str]] = set(), set()
-    for id_, ended in rows:
-        said[ended].add(id_)
+def outcome(rows: Iterable[Sequence[Any]]) -> Outcome:
+    """Return what ``WRITE`` answered."""
+    said = Outcome(set(), set(), set())
+    for id_, became in rows:
+        getattr(said, became).add(id_)
     return said
 
 
 def write(
-    connection: Connection, messages: Sequence[Entry] = (), facts: Sequence[Entry] = ()
-) -> tuple[set[str], set[str]]:
+    connection: Connection,
+    messages: Sequence[Entry] = (),
+    facts: Sequence[Entry] = (),
+    *,
+    asks: bool = False,
+) -> Outcome:
     """Add messages and facts that the ledger does not have.
 
-    Returns:
-        The ids of the new messages, and of the messages that ended by these facts.
+    Args:
+        connection: in a transaction.
+        messages: what was said.
+        facts: what became of messages.
+        asks: whether a fact that asks whether its message has ended is news: it is written as DUPLICATE then. What
+            is told late is written as it was told.
     """
     if connection.dialect.name == "postgresql":
-        return outcome(connection.exec_driver_sql(WRITE, lists(messages, facts)).all())
-    return _write_messages(connection, messages), _write_facts(connection, facts)
+        return outcome(connection.exec_driver_sql(WRITE, parameters(messages, facts, asks)).all())
+    return Outcome(_write_messages(connection, messages), *_write_facts(connection, facts, asks))
 
 
 def write_refusals(connection: Connection, entries: Sequence[Entry]) -> None:
@@ -76,8 +98,10 @@ def rehearse(connection: Connection) -> None:
 def _write_messages(connection: Connection, entries: Sequence[Entry]) -> set[str]:
     new = set()
     for entry in entries:
-        row = _values(_MESSAGES, json.loads(entry.text))
-        opened = {column.name: row[column.name] for column in _OPEN.columns}
+        said = json.loads(entry.text)
+        row = _values(_MESSAGES, said)
+        opened = {column.name: row[column.name] for column in _OPEN.columns if column.name in row}
+        opened |= {"written_at": datetime.now(UTC), "unrepeatable": bool(said.get("unrepeatable"))}
         # A message that is among the open ones already was written down before.
         if (
             connection.execute(sqlite_insert(OpenRow).values(opened).on_conflict_do_nothing()).rowcount
@@ -87,15 +111,24 @@ def _write_messages(connection: Connection, entries: Sequence[Entry]) -> set[str
     return new
 
 
-def _write_facts(connection: Connection, entries: Sequence[Entry]) -> set[str]:
-    ended = set()
+def _write_facts(connection: Connection, entries: Sequence[Entry], asks: bool) -> tuple[set[str], set[str]]:
+    ended, twice = set(), set()
     for entry in entries:
-        row = _values(_EVENTS, json.loads(entry.text))
+        said = json.loads(entry.text)
+        row = _values(_EVENTS, said)
+        if asks and said.get("asks") and _has_ended(connection, entry.message_id):
+            row["event"] = Event.DUPLICATE.value
+            twice.add(entry.message_id)
         new = connection.execute(sqlite_insert(EventRow).values(row).on_conflict_do_nothing()).rowcount
         if new and row["terminal"]:
             connection.execute(delete(OpenRow).where(OpenRow.message_id == entry.message_id))
             ended.add(entry.message_id)
-    return ended
+    return ended, twice
+
+
+def _has_ended(connection: Connection, message_id: str) -> bool:
+    terminal = exists().where(EventRow.message_id == message_id, EventRow.terminal)
+    return bool(connection.scalar(select(terminal)))
 
 
 def _json_list(entries: Sequence[Entry]) -> str | None:
@@ -110,6 +143,25 @@ def close_ended(connection: Connection) -> None:
         EventRow.terminal,
     )
     connection.execute(delete(OpenRow).where(ended))
+
+
+def withdraw(connection: Connection, entries: Sequence[Entry]) -> list[Entry]:
+    """End the messages that were refused and never published, and that the ledger has all the same.
+
+    One of which something more is known was published by another attempt, and is left alone.
+
+    Returns:
+        The entries of those that the ledger does not have.
+    """
+    ids = {entry.message_id for entry in entries}
+    of_message = EventRow.message_id == MessageRow.message_id
+    told = exists().where(of_message, EventRow.retain_until == MessageRow.retain_until)
+    query = select(MessageRow.message_id, told.label("told")).where(MessageRow.message_id.in_(ids))
+    known = {row.message_id: row.told for row in connection.execute(query)}
+    facts = [Entry("fact", entry.message_id, entry.text) for entry in entries if known.get(entry.message_id) == 0]
+    if facts:
+        write(connection, facts=facts)
+    return [entry for entry in entries if entry.message_id not in known]
 
 
 def settle_strays(connection: Connection, entries: Sequence[Entry]) -> tuple[list[Entry], list[Entry]]:
@@ -146,7 +198,7 @@ def _values(table: Table, row: dict[str, Any]) -> dict[str, Any]:
         if isinstance(column.type, Moment) and value is not None:
             value = datetime.fromisoformat(value)
         values[column.name] = value
-    for name in ("payload", "event"):  # text within the text; the other table's event is a word
-        if table is _MESSAGES and values[name] is not None:
+    for name in ("payload", "event", "options"):  # text within the text; the other table's event is a word
+        if table is _MESSAGES and values.get(name) is not None:
             values[name] = json.loads(values[name])
     return values

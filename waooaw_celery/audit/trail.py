@@ -34,6 +34,7 @@ from waooaw_celery.audit.walk import PROGRESS, Walk, between, newest, progress
 from waooaw_celery.errors import InvalidMessage, UnknownMessage
 from waooaw_celery.message import NOBODY, DeliveryReceipt, Message, MessageStatus, MessageType, Priority
 from waooaw_celery.receipts import Event, Fact
+from waooaw_celery.remembered import Remembered
 from waooaw_celery.topics.patterns import check_topic
 from waooaw_celery.values import check_agent_name, check_id
 
@@ -248,7 +249,9 @@ class MessageAuditTrail:
 
         Sending does this by itself; this is for what went another way.
         """
-        return bool(self._ledger.pending([(message, message.message_type.value)])())
+        # Nobody knows how it went: it is never published again.
+        besides = {message.message_id: Remembered(repeatable=False)}
+        return bool(self._ledger.pending([(message, message.message_type.value)], besides=besides)())
 
     def update_status(self, message_id: str, status: MessageStatus, error: str | None = None) -> DeliveryReceipt:
         """Add what became of a message, and return its receipt.

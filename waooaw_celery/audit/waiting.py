@@ -26,6 +26,8 @@ class Put:
     may_spool: bool
     size: int = 0
     new: set[str] = field(default_factory=set)
+    #: Which of its messages were to begin, and had ended before.
+    twice: set[str] = field(default_factory=set)
     error: AuditUnavailable | None = None
     ended: bool = False
 

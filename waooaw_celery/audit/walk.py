@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 from sqlalchemy import ColumnElement, Select, and_, case, func, select, true, tuple_
 
 from waooaw_celery.audit.models import EventRow, MessageRow, OpenRow
-from waooaw_celery.audit.questions import mentions
+from waooaw_celery.audit.questions import NO_PUBLISH, mentions
 from waooaw_celery.errors import InvalidMessage
 from waooaw_celery.message import MessageStatus
 from waooaw_celery.receipts import Event
@@ -123,7 +123,7 @@ def progress(message: Any) -> Any:
     rank = case(
         (EventRow.event.in_(ends), len(PROGRESS)),
         (EventRow.event == Event.DELIVERED.value, 2),
-        (EventRow.event == Event.CANCEL_REQUESTED.value, 0),
+        (EventRow.event.in_(NO_PUBLISH), 0),
         else_=1,
     )
     known = select(func.coalesce(func.max(rank), 0)).where(same(EventRow, message))

@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any, TypeAlias
 
 from waooaw_celery.audit.engine import PATIENCE, Database
-from waooaw_celery.audit.entries import Entry
+from waooaw_celery.audit.entries import Entry, withdrawal_entry
 from waooaw_celery.audit.outage import Outage
 from waooaw_celery.audit.pen import Pen, Written, never_taken
 from waooaw_celery.audit.shipping import Shipper
@@ -42,10 +42,11 @@ class Writer:
     Args:
         database: where the ledger's tables are.
         spool: where facts wait while it is away.
+        asks: whether whoever begins to handle a message waits to hear whether it had ended.
     """
 
-    def __init__(self, database: Database, spool: Spool) -> None:
-        self._pen = Pen(database)  # for whoever is writing: one at a time
+    def __init__(self, database: Database, spool: Spool, asks: bool = False) -> None:
+        self._pen = Pen(database, asks)  # for whoever is writing: one at a time
         #: What was sent on its way, and whose answer nobody has fetched yet.
         self._flight: list[Put] | None = None
         self._spool = spool
@@ -71,25 +72,26 @@ class Writer:
                     )
                     self._thread.start()
 
-    def put(self, entries: Sequence[Entry], *, wait: bool, may_spool: bool = True) -> set[str]:
+    def put(self, entries: Sequence[Entry], *, wait: bool) -> set[str]:
         """Hand over entries.
 
         Args:
             entries: what to write, together.
             wait: whether to wait until they are safe.
-            may_spool: whether the spool is as safe as the database for them.
 
         Returns:
-            The ids of those messages among them that are new to the ledger, when it waited.
+            The ids of those messages that were to begin, by these entries, and had ended before; when it waited.
 
         Raises:
             AuditUnavailable: they are neither in the ledger nor in the spool.
         """
         self.start()
-        put = Put(entries, may_spool, sum(len(entry.text) for entry in entries))
+        put = Put(entries, True, sum(len(entry.text) for entry in entries))
         if not self._enqueue(put, self._waiting.urgent if wait else self._waiting.lingering):
             self._save([put], _refusal())
-        return self._finish(put) if wait or put.ended else set()
+        if wait or put.ended:
+            self._finish(put)
+        return put.twice
 
     def begin(self, entries: Sequence[Entry], *, may_spool: bool = True) -> Callable[[], set[str]]:
         """Begin to write entries, and return what to call to wait until they are safe.
@@ -101,7 +103,8 @@ class Writer:
             may_spool: whether the spool is as safe as the database for them.
 
         Returns:
-            A function that does and raises what ``put`` does when it waits. Calling it again changes nothing.
+            A function that waits, and returns the ids of those messages among them that are new to the ledger. It
+            raises what ``put`` raises. Calling it again changes nothing.
         """
         self.start()
         put = Put(entries, may_spool, sum(len(entry.text) for entry in entries))
@@ -206,7 +209,8 @@ class Writer:
                     continue
                 if late:
                     # Whoever is writing may still write it; nobody else does, once it was refused.
-                    left = self._waiting.take_all(self._waiting.urgent) if put in self._waiting.urgent else [put]
+                    queued = put in self._waiting.urgent
+                    left = self._waiting.take_all(self._waiting.urgent) if queued else [put]
                 elif self._busy:
                     self._changed.wait(deadline - time.monotonic())
                     continue
@@ -214,6 +218,8 @@ class Writer:
                     left = self._waiting.take(self._waiting.urgent)
                     self._busy = True
             if late:
+                if not queued:
+                    self._withdraw(left)
                 self._save(left, _refusal())
             else:
                 self._write(left)
@@ -250,7 +256,9 @@ class Writer:
             self._try(batch, commit or self._pen.write)
         except BaseException as bug:
             logger.exception("the ledger's writer failed", extra={"action": "writer_failed"})
-            self._save([put for put in batch if not put.ended], AuditUnavailable(repr(bug)))
+            left = [put for put in batch if not put.ended]
+            self._withdraw(left)
+            self._save(left, AuditUnavailable(repr(bug)))
             if not isinstance(bug, Exception):
                 raise
         finally:
@@ -265,7 +273,7 @@ class Writer:
 
     def _try(self, batch: list[Put], commit: _Commit) -> None:
         try:
-            new, unknown = commit([entry for put in batch for entry in put.entries])
+            became, unknown = commit([entry for put in batch for entry in put.entries])
         except AuditUnavailable as error:
             if not never_taken(error):
                 self._give_up(batch, error)
@@ -279,7 +287,9 @@ class Writer:
                 self._save(batch, error)
             return
         for put in batch:
-            put.new = {entry.message_id for entry in put.entries if entry.kind == "message"} & new
+            put.new = {entry.message_id for entry in put.entries if entry.kind == "message"} & became.new
+            if became.twice:
+                put.twice = {entry.message_id for entry in put.entries if entry.kind != "message"} & became.twice
             put.ended = True
         if unknown:
             self._save([Put(unknown, may_spool=True)], _refusal())
@@ -290,6 +300,8 @@ class Writer:
             self._outage.note(error)
             self._wake()
             rest = self._waiting.take_all(self._waiting.urgent, self._waiting.lingering)
+        if error.uncertain:
+            self._withdraw(batch)
         self._save(batch + rest, error)
 
     def _save(self, puts: list[Put], error: AuditUnavailable) -> None:
@@ -312,6 +324,17 @@ class Writer:
             self._shipper.hurry()
             self._wake()
             self._changed.notify_all()
+
+    def _withdraw(self, puts: list[Put]) -> None:
+        """Have messages ended that are refused, and that the database may take all the same."""
+        entries = [entry for put in puts if not put.may_spool for entry in put.entries]
+        withdrawals = [withdrawal_entry(entry) for entry in entries if entry.kind == "message"]
+        try:
+            if withdrawals:
+                self._spool.append(withdrawals)
+        except AuditUnavailable as full:
+            for entry in withdrawals:
+                logger.critical("%s: not recorded: %s", full, entry.text, extra={"action": "entry_lost"})
 
     @contextmanager
     def _turn(self) -> Iterator[bool]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from waooaw_celery.cli.database import db
+from waooaw_celery.cli.dead import dead
 from waooaw_celery.cli.demo import demo
 from waooaw_celery.cli.events import events
 from waooaw_celery.cli.group import waooaw
@@ -10,14 +11,15 @@ from waooaw_celery.cli.ledger import conversation, erase, hold, log, purge, spoo
 from waooaw_celery.cli.limits import limits
 from waooaw_celery.cli.messages import broadcast, cancel, receipt, request, send
 from waooaw_celery.cli.overview import agents, queues
+from waooaw_celery.cli.recover import recover
 from waooaw_celery.cli.up import up
 
 __all__ = ["main", "waooaw"]
 
 for command in (
     *(demo, up),
-    *(agents, queues, send, broadcast, request, receipt, cancel, events),
-    *(log, conversation, stats, spool, db, purge, hold, erase),
+    *(agents, queues, send, broadcast, request, receipt, cancel, events, dead),
+    *(log, conversation, stats, spool, db, recover, purge, hold, erase),
     limits,
 ):
     waooaw.add_command(command)

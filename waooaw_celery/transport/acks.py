@@ -76,4 +76,4 @@ def forget(channel: Any, client: Any, *tags: str) -> None:
         client: over which to do it.
         tags: under which they are noted.
     """
-    CLAIM(client, [*channel.keys.noted, channel.keys.dead], [0, "", 0, *tags])
+    CLAIM(client, [*channel.keys.noted, channel.keys.dead], [0, "", 0, 0, *tags])

@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 _OPTIONS = (
     "foreign_visibility_timeout",
     "delivery_limit",
+    "dead_letters_max",
 )
 
 
@@ -52,6 +53,9 @@ class Channel(redis.Channel):
     foreign_visibility_timeout = 3600.0
     #: How often a message is taken back from consumers that died, before it is a dead letter.
     delivery_limit = 5
+
+    #: How many dead letters are kept, about: the oldest make room for new ones.
+    dead_letters_max = 100_000
 
     from_transport_options: tuple[str, ...] = (*redis.Channel.from_transport_options, *_OPTIONS)
 

@@ -173,7 +173,9 @@ class Claimer:
         self._count += 1
         lists, keys = self._keys_of(queues)
         tags = f"{self._tag}{self._count}."
-        return Asked(window, queues, lists, tags, keys, [window, tags, len(queues), *queues])
+        return Asked(
+            window, queues, lists, tags, keys, [window, tags, len(queues), self._channel.dead_letters_max, *queues]
+        )
 
     def _keys_of(self, queues: tuple[str, ...]) -> tuple[list[str], list[str]]:
         """Return the lists of queues, and all keys of a claim, which are the same each time."""

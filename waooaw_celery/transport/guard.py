@@ -11,6 +11,7 @@ import json
 import math
 from base64 import b64decode
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
 from kombu.utils.json import loads as kombu_json_loads
@@ -26,6 +27,8 @@ _MAPPING_OR_NONE = (dict, type(None))
 _MAX_ID = 255
 #: Headers of a task's message that are text, where they are there.
 _TEXTS = ("root_id", "parent_id", "group", "shadow", "origin", "eta", "expires")
+#: Those of them that are moments.
+_MOMENTS = ("eta", "expires")
 #: The same, with line breaks and all: Celery copies texts among the arguments as they are, and logs show neither.
 _FREE_TEXTS = ("argsrepr", "kwargsrepr")
 #: Kombu takes this for bytes that need no decoding, whatever a consumer accepts; a task's arguments never are.
@@ -94,7 +97,10 @@ def examine(message: Any, caps: Caps) -> Delivery:
     if is_task:
         check_task_headers(headers)
     delivery.body = _expand(delivery.get("body"), properties.get("body_encoding"), headers, caps)
-    delivery.decoded = _decode_task(delivery, caps) if is_task else None
+    delivery.decoded = None
+    if is_task:
+        way = delivery.get("content-type"), delivery.get("content-encoding")
+        delivery.decoded = decode_task(delivery.body, *way, caps)
     return delivery
 
 
@@ -114,6 +120,9 @@ def check_task_headers(headers: Mapping[str, Any]) -> None:
             raise Unreadable(f"its header {name!r} is no printable text")
     for name in _FREE_TEXTS:
         _need(isinstance(headers.get(name), _TEXT_OR_NONE), f"its header {name!r} is no text")
+    for name in _MOMENTS:
+        value = headers.get(name)
+        _need(value is None or _is_moment(value), f"its header {name!r} is no moment in ISO 8601")
     eta = headers.get("eta")
     # Celery drops such a message, and tells only its log.
     _need(not (eta and eta.startswith(("0001", "9999"))), "its header 'eta' is at the end of all calendars")
@@ -129,6 +138,37 @@ def check_task_headers(headers: Mapping[str, Any]) -> None:
     names = headers.get("stamped_headers")
     if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
         raise Unreadable("its header 'stamped_headers' is no list of names")
+
+
+def decode_task(body: Any, content_type: Any, content_encoding: Any, caps: Caps) -> Any:
+    """Return what the unpacked body of a task's message says.
+
+    Args:
+        body: text or bytes.
+        content_type: its format.
+        content_encoding: its content encoding, for formats that only Kombu knows.
+        caps: what is accepted.
+
+    Raises:
+        Unreadable: the format is not accepted, or the body cannot be read, or is none of a task.
+    """
+    if content_type in (None, _UNDECODED):
+        raise Unreadable(f"its content type is {content_type!r:.80}, which is not accepted")
+    decoded = decode(body or b"", content_type, content_encoding, caps)
+    check_task_body(decoded)
+    return decoded
+
+
+def check_old_task(said: Any) -> None:
+    """Check the decoded body of a task of Celery's protocol 1, in which headers and arguments are one mapping.
+
+    Raises:
+        Unreadable: it is not that.
+    """
+    _need(isinstance(said, dict) and "task" in said, "it is no task")
+    check_task_headers({**said, "timelimit": _as_list(said.get("timelimit"))})
+    _need(isinstance(said.get("args", []), list | tuple), "its positional arguments are no list")
+    _need(isinstance(said.get("kwargs", {}), dict), "its keyword arguments are no mapping")
 
 
 def check_task_body(body: Any) -> None:
@@ -186,18 +226,21 @@ def _check_headers(message: Any, caps: Caps) -> None:
         raise Unreadable(f"its headers have about {size} bytes, more than {caps.max_header_bytes}")
 
 
-def _decode_task(delivery: Delivery, caps: Caps) -> Any:
-    content_type = delivery.get("content-type")
-    if content_type in (None, _UNDECODED):
-        raise Unreadable(f"its content type is {content_type!r:.80}, which is not accepted")
-    decoded = decode(delivery.body or b"", content_type, delivery.get("content-encoding"), caps)
-    check_task_body(decoded)
-    return decoded
-
-
 def _is_text(value: Any) -> bool:
     """Whether a value is text that can be printed on one line: a log that shows it cannot be forged."""
     return isinstance(value, str) and value != "" and value.isprintable()
+
+
+def _is_moment(value: str) -> bool:
+    try:
+        datetime.fromisoformat(value)
+    except ValueError:
+        return False
+    return True
+
+
+def _as_list(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _is_number(value: Any) -> bool:

@@ -12,12 +12,13 @@ from waooaw_celery.transport.scripts import PARK
 
 logger = logging.getLogger(__name__)
 
-#: The stream's name.
+#: The name of the stream, and on other brokers of the queue.
 DEAD_KEY = "waooaw.dead"
 
-#: Sent when a message became a dead letter: ``sender`` is the channel, ``queue`` the queue's name, ``raw`` the
-#: message's bytes, ``message_id`` the id of its task or None, ``reason`` a sentence.
-parked = Signal(name="parked", providing_args=["queue", "raw", "message_id", "reason"])
+#: Sent when a message became a dead letter: ``sender`` made it one, ``queue`` is the queue's name, ``raw`` the
+#: message's bytes, ``message_id`` the id of its task or None, ``reason`` a sentence, ``worker`` a node name or
+#: None.
+parked = Signal(name="parked", providing_args=["queue", "raw", "message_id", "reason", "worker"])
 
 
 def park(
@@ -28,6 +29,7 @@ def park(
     raw: bytes,
     reason: str,
     claimed_at: bytes | str = "",
+    worker: str | None = None,
 ) -> bool:
     """Make a dead letter of an unacknowledged message, and return whether nobody was faster.
 
@@ -39,24 +41,33 @@ def park(
         raw: its bytes, or what is noted of it.
         reason: a sentence.
         claimed_at: when its lease was renewed last; empty for a message that the channel holds itself.
+        worker: node name of the worker that does it, where that is known.
     """
     keys = [*channel.keys.noted, channel.keys.dead]
-    done = bool(PARK(client, keys, [tag, queue, reason, claimed_at]))
+    done = bool(PARK(client, keys, [tag, queue, reason, claimed_at, channel.dead_letters_max]))
     if done:
-        tell(channel, queue, raw, reason)
+        tell(channel, queue, raw, reason, worker)
     return done
 
 
-def tell(channel: Any, queue: str, raw: bytes, reason: str) -> None:
-    """Tell the log, and whoever listens, of a dead letter."""
-    id_ = _id_of(raw)
+def tell(sender: Any, queue: str, raw: bytes, reason: str, worker: str | None = None) -> None:
+    """Tell the log, and whoever listens, of a dead letter.
+
+    Args:
+        sender: a channel, or whoever else made it one.
+        queue: from which it came.
+        raw: its bytes.
+        reason: a sentence.
+        worker: node name of the worker that tells it, where that is known.
+    """
+    id_ = id_of(raw)
     logger.error(
         "a message of %a became a dead letter: %s (id %a)", queue, reason, id_, extra={"action": "message_parked"}
     )
-    parked.send(sender=channel, queue=queue, raw=raw, message_id=id_, reason=reason)
+    parked.send(sender=sender, queue=queue, raw=raw, message_id=id_, reason=reason, worker=worker)
 
 
-def _id_of(raw: bytes) -> str | None:
+def id_of(raw: bytes) -> str | None:
     """Return the id of the task that a message, or a note of one, is of, where it can be read."""
     try:
         found = json.loads(raw)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
@@ -75,7 +76,7 @@ class Presence(bootsteps.StartStopStep):
 
     def _run(self, worker: Any) -> None:
         app, registry, subscriptions = worker.app, worker.app.open_registry(), worker.app.open_subscriptions()
-        interval = app.settings.heartbeat_seconds
+        interval, started_at = app.settings.heartbeat_seconds, datetime.now(UTC)
         agents = app.consumed_agents()
         renew = True
         while True:
@@ -89,6 +90,7 @@ class Presence(bootsteps.StartStopStep):
                     worker.hostname,
                     interval * MISSED_BEATS,
                     app.capabilities.get(name, ()),
+                    started_at,
                 ),
                 agents,
             )

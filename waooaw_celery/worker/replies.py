@@ -8,7 +8,6 @@ from uuid import NAMESPACE_OID, uuid5
 
 from celery import signals
 from celery.app.task import Context
-from celery.worker import state as worker_state
 
 from waooaw_celery.calls import CALL_HEADER, Call
 from waooaw_celery.errors import InvalidMessage, Unwritable, WaooawError
@@ -16,6 +15,7 @@ from waooaw_celery.message import Message, MessageType
 from waooaw_celery.receipts import Event
 from waooaw_celery.routing import HandlerName
 from waooaw_celery.values import json_copy
+from waooaw_celery.worker.letters import request_of
 from waooaw_celery.worker.signals import class_name
 from waooaw_celery.worker.task import AgentTask
 
@@ -42,7 +42,7 @@ def on_failure(sender: Any, task_id: str, exception: BaseException, einfo: Any =
     """The handler gave up, ran too long or took its process with it (pool child or parent)."""
     if isinstance(sender, AgentTask):
         traceback = getattr(einfo, "traceback", None)
-        _reply(sender, _request(sender, task_id), _failure(class_name(exception), str(exception), traceback))
+        _reply(sender, request_of(sender, task_id), _failure(class_name(exception), str(exception), traceback))
 
 
 def on_revoked(sender: Any, request: Any, expired: bool = False, **_: Any) -> None:
@@ -66,14 +66,6 @@ def on_postrun(sender: Any, **_: Any) -> None:
 def _failure(type_: str, message: str, traceback: object = None) -> dict[str, Any]:
     error = {"type": type_, "message": message, "traceback": traceback and str(traceback)}
     return {"result": None, "error": error}
-
-
-def _request(task: AgentTask, task_id: str) -> Context | None:
-    """Return the request of a task that has failed: Celery's signal does not always say which it tells of."""
-    if task.request.id == task_id:
-        return task.request
-    known = worker_state.requests.get(task_id)
-    return None if known is None else Context(known.request_dict)
 
 
 def _reply(task: AgentTask, request: Context | None, said: dict[str, Any]) -> None:

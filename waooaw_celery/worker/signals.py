@@ -7,6 +7,7 @@ import time
 from datetime import UTC, datetime
 from typing import Any
 
+from billiard.exceptions import WorkerLostError
 from celery import signals
 from celery.app.task import Context
 from celery.exceptions import Retry
@@ -14,6 +15,7 @@ from celery.states import UNREADY_STATES
 
 from waooaw_celery.message import Message
 from waooaw_celery.receipts import Event, Fact, Receipts
+from waooaw_celery.worker import letters
 from waooaw_celery.worker.cancels import cancels_of
 from waooaw_celery.worker.task import CANCELLED, AgentTask
 
@@ -51,7 +53,9 @@ def on_prerun(sender: Any, **_: Any) -> None:
         sender.request.update({_BEGAN: time.monotonic()})
         message, now = _message(sender, sender.request), datetime.now(UTC)
         waited = max((now - message.sent_at).total_seconds(), 0.0) if message is not None else None
-        _note(sender, Event.DELIVERED, at=now, seconds=waited)
+        fact = _fact(sender, Event.DELIVERED, at=now, seconds=waited)
+        if not _receipts(sender.app).begin(fact, doubtful=sender.may_be_duplicate()):
+            sender.refuse_duplicate()
 
 
 def on_success(sender: Any, **_: Any) -> None:
@@ -75,7 +79,10 @@ def on_postrun(sender: Any, state: str | None = None, retval: Any = None, **_: A
         _note(sender, Event.HANDLED)
         _answer_ignored(sender, retval)
     elif state == "REJECTED":
-        _note(sender, Event.RETRIED if retval.requeue else Event.FAILED, error=f"Reject: {retval.reason}")
+        error = f"Reject: {retval.reason}"
+        if not retval.requeue:
+            letters.keep(sender, sender.request, error[:MAX_ERROR])
+        _note(sender, Event.RETRIED if retval.requeue else Event.FAILED, error=error)
 
 
 def on_retry(sender: Any, request: Any, reason: Any = None, **_: Any) -> None:
@@ -85,12 +92,18 @@ def on_retry(sender: Any, request: Any, reason: Any = None, **_: Any) -> None:
 
 
 def on_failure(sender: Any, task_id: str, exception: BaseException, **_: Any) -> None:
-    """The handler gave up, ran too long or took its process with it (pool child or parent)."""
+    """The handler gave up, ran too long or took its process with it (pool child or parent).
+
+    What took its process with it each time would do so again: it is DEAD, where a letter of it is kept.
+    """
     if isinstance(sender, AgentTask):
+        error = _error(exception)
+        kept = letters.keep(sender, letters.request_of(sender, task_id), error[:MAX_ERROR])
+        event = Event.DEAD if kept and isinstance(exception, WorkerLostError) else Event.FAILED
         if sender.request.id == task_id:
-            _note(sender, Event.FAILED, error=_error(exception))
+            _note(sender, event, error=error)
         else:  # Celery does not always say which request it tells of
-            fact = Fact(message_id=task_id, event=Event.FAILED, error=_error(exception)[:MAX_ERROR])
+            fact = Fact(message_id=task_id, event=event, error=error[:MAX_ERROR])
             _receipts(sender.app).note(fact)
 
 
@@ -110,24 +123,6 @@ def on_revoked(sender: Any, request: Any, terminated: bool = False, expired: boo
         if not expired and request.id in cancels_of(sender.app):
             event, error = Event.CANCELLED, None
         _note(sender, event, request, error=error, attempt=request.retries + 1 if terminated else 0)
-
-
-def on_unknown(sender: Any, name: str, id: str, **_: Any) -> None:  # noqa: A002 - Celery's own name
-    """The worker has no handler of this name (parent)."""
-    if hasattr(sender.app, "receipts"):  # not a plain Celery worker that merely imports this package
-        error = f"the worker has no handler {name!r}"
-        fact = Fact(message_id=id, event=Event.FAILED, error=error, worker=sender.hostname)
-        _receipts(sender.app).note(fact)
-
-
-def on_rejected(sender: Any, message: Any, exc: BaseException | None = None, **_: Any) -> None:
-    """Celery could not make a task of what arrived (parent)."""
-    id_ = (message.headers or {}).get("id")
-    logger.error("message %r was rejected: %s", id_, exc, extra={"action": "message_rejected"})
-    if isinstance(id_, str) and hasattr(sender.app, "receipts"):
-        error = f"rejected: {exc}"[:MAX_ERROR]
-        fact = Fact(message_id=id_, event=Event.FAILED, error=error, worker=sender.hostname)
-        _receipts(sender.app).note(fact)
 
 
 def class_name(exception: BaseException) -> str:
@@ -158,6 +153,10 @@ def _answer_ignored(task: AgentTask, reason: BaseException) -> None:
 
 def _note(task: AgentTask, event: Event, request: Any = None, *, error: str | None = None, **facts: Any) -> None:
     """Write down what became of the message of a request; None: of the one that the task handles."""
+    _receipts(task.app).note(_fact(task, event, request, error=error, **facts))
+
+
+def _fact(task: AgentTask, event: Event, request: Any = None, *, error: str | None = None, **facts: Any) -> Fact:
     request = task.request if request is None else request
     began = request.get(_BEGAN)
     known: dict[str, Any] = {
@@ -168,7 +167,7 @@ def _note(task: AgentTask, event: Event, request: Any = None, *, error: str | No
         "worker": request.hostname,
         "attempt": request.retries + 1,
     }
-    _receipts(task.app).note(Fact(message_id=str(request.id), event=event, **(known | facts)))
+    return Fact(message_id=str(request.id), event=event, **(known | facts))
 
 
 def _message(task: AgentTask, request: Context) -> Message | None:
@@ -191,6 +190,4 @@ _RECEIVERS = (
     (signals.task_failure, on_failure),
     (signals.task_internal_error, on_internal_error),
     (signals.task_revoked, on_revoked),
-    (signals.task_unknown, on_unknown),
-    (signals.task_rejected, on_rejected),
 )

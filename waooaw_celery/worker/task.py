@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable
 from contextvars import ContextVar
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial, wraps
 from typing import Any
 
@@ -14,7 +15,7 @@ from billiard.common import terminate_handler_fired  # type: ignore[attr-defined
 from celery import Task
 from celery._state import get_current_worker_task
 from celery.app.task import Context
-from celery.exceptions import Ignore, Reject, WorkerShutdown, WorkerTerminate
+from celery.exceptions import Ignore, Reject, Retry, WorkerShutdown, WorkerTerminate
 
 from waooaw_celery.breaker import is_outage
 from waooaw_celery.calls import CALL_HEADER, Call
@@ -22,6 +23,9 @@ from waooaw_celery.envelope import moment, payload_of
 from waooaw_celery.errors import HandlerExited
 from waooaw_celery.message import ENVELOPE_HEADER, Message
 from waooaw_celery.receipts import Event
+from waooaw_celery.remembered import RECOVERED_HEADER
+from waooaw_celery.retries import Retries
+from waooaw_celery.transport.travel import DELIVERY_COUNT
 from waooaw_celery.worker.cancels import cancels_of
 from waooaw_celery.worker.chunks import Chunks, exhaust, exhaust_async
 from waooaw_celery.worker.loop import HandlerCancelled, handler_loop
@@ -35,6 +39,10 @@ _REFUSED = "waooaw_refused"
 _STOPPED = "waooaw_stopped"
 #: What the result backend is told of a request that was cancelled.
 CANCELLED = "cancelled"
+#: What Celery's log says of a message that had ended before.
+DUPLICATE = "it has ended before, and is not handled again"
+#: Headers of a message that may have come before: it was handed out again, or recovered.
+_AGAIN = (DELIVERY_COUNT, RECOVERED_HEADER)
 #: Where it keeps that the handler has ended, and Celery goes on.
 _ENDED = "waooaw_ended"
 #: The handler whose coroutine runs, and its request: Celery keeps both by thread, and coroutines share one.
@@ -49,6 +57,7 @@ class AgentTask(Task):  # type: ignore[type-arg]
         handler: name of the handler: ``command`` for ``@agent.on(MessageType.COMMAND)``, or the method's own.
         stoppable: whether it can be stopped where it runs: an ``async def``, or between the parts of its answer.
         once: whether its effect, in ``agent.session``, is committed together with the note that it happened.
+        retries: when it is tried again when it raises; None: as the setting ``waooaw_retries`` says.
     """
 
     abstract = True
@@ -57,6 +66,7 @@ class AgentTask(Task):  # type: ignore[type-arg]
     handler: str = ""
     stoppable: bool = False
     once: bool = False
+    retries: Retries | None = None
     # Bounded: a message whose handler kills its process is published again this often, then it has failed.
     max_retries = 3
     default_retry_delay = 1
@@ -84,25 +94,13 @@ class AgentTask(Task):  # type: ignore[type-arg]
             if terminate_handler_fired():
                 raise
             raise HandlerExited(f"{self.name} called sys.exit({error.code!r})") from error
+        except Exception as error:
+            if outermost:
+                self._retry_for(error)
+            raise
         finally:
             if outermost:
                 self.request.update({_ENDED: True})
-
-    def retry(self, *args: Any, **kwargs: Any) -> Any:
-        """Ask for another attempt, as Celery's task does, also while the broker does not answer.
-
-        Raises:
-            Retry: it is on its way.
-            Reject: it could not be published. When that is since the broker is away, the message itself is given
-                back: it is still there, unacknowledged, and comes again when the broker is back.
-        """
-        try:
-            return super().retry(*args, **kwargs)
-        except Reject as error:
-            reason: Any = error.args[0] if error.args else None
-            if isinstance(reason, Exception) and is_outage(reason):
-                raise Reject(reason, requeue=True) from error
-            raise
 
     @property
     def request(self) -> Context:
@@ -112,6 +110,70 @@ class AgentTask(Task):  # type: ignore[type-arg]
             return handling[1]
         request: Context = super().request
         return request
+
+    def _retry_for(self, error: Exception) -> None:
+        """Have the message tried again after an error that its handler raised, if that is wanted.
+
+        Raises:
+            Retry: it is tried again.
+        """
+        if self.request.called_directly or isinstance(error, (Ignore, Reject, Retry)):
+            return
+        if self.retries is None and getattr(self, "autoretry_for", None):  # Celery has seen to it
+            return
+        retries = self._retries()
+        if self.request.retries + 1 < retries.attempts and retries.wants(error):
+            pause = retries.delay(self.request.retries)
+            raise self.retry(exc=error, countdown=pause, max_retries=retries.attempts - 1)
+
+    def _retries(self) -> Retries:
+        return self.retries if self.retries is not None else Retries.of(self.app.settings.retries)  # type: ignore[attr-defined]  # an AgentApp
+
+    def retry(
+        self,
+        args: Any = None,
+        kwargs: Any = None,
+        exc: Exception | None = None,
+        throw: bool = True,
+        eta: datetime | None = None,
+        countdown: float | None = None,
+        max_retries: int | None = None,
+        **options: Any,
+    ) -> Any:
+        """Ask for another attempt, as Celery's task does, also while the broker does not answer.
+
+        Where neither ``eta`` nor ``countdown`` is given, the pause is that of ``retries``. When the message would
+        expire before that, it fails at once with the handler's error.
+
+        Raises:
+            Retry: it is on its way.
+            Reject: it could not be published. When that is since the broker is away, the message itself is given
+                back: it is still there, unacknowledged, and comes again when the broker is back.
+        """
+        if eta is None and countdown is None and self.retries is not None:
+            countdown = self.retries.delay(self.request.retries)
+        self._check_in_time(exc, eta, self.default_retry_delay if countdown is None else countdown)
+        try:
+            return super().retry(
+                args, kwargs, exc, throw, eta=eta, countdown=countdown, max_retries=max_retries, **options
+            )
+        except Reject as error:
+            reason: Any = error.args[0] if error.args else None
+            if isinstance(reason, Exception) and is_outage(reason):
+                raise Reject(reason, requeue=True) from error
+            raise
+
+    def _check_in_time(self, exc: Exception | None, eta: datetime | None, countdown: float) -> None:
+        """Raise a handler's error, or that its time is over, when another attempt would come too late."""
+        if self.request.called_directly:
+            return
+        expires_at = moment(self.request.expires, UTC)
+        due = moment(eta, self.app.timezone) or datetime.now(UTC) + timedelta(seconds=countdown)
+        if expires_at is not None and due >= expires_at:
+            cause = exc or sys.exc_info()[1]
+            if cause is not None:
+                raise cause
+            raise self.MaxRetriesExceededError(f"{self.name}[{self.request.id}] expires before its next attempt")
 
     def complete(self, outcome: Any) -> Any:
         """Bring what the handler returned to its end: a coroutine or a generator.
@@ -159,8 +221,8 @@ class AgentTask(Task):  # type: ignore[type-arg]
     def refused(self) -> Event | None:
         """Return as what the message ends if it is not to be begun, or None: what Celery no longer looks at.
 
-        It may have expired, or been cancelled, while it waited in the pool. Asked of one attempt again, it answers
-        the same.
+        It may have expired, or been cancelled, while it waited in the pool; or it is a DUPLICATE of a message that
+        has ended. Asked of one attempt again, it answers the same.
         """
         if _REFUSED not in self.request.__dict__:
             expires_at = moment(self.request.expires, UTC)
@@ -173,6 +235,17 @@ class AgentTask(Task):  # type: ignore[type-arg]
         refused: Event | None = self.request.get(_REFUSED)
         return refused
 
+    def refuse_duplicate(self) -> None:
+        """Drop the message before it is begun: it has ended before."""
+        self.request.update({_REFUSED: Event.DUPLICATE})
+
+    def may_be_duplicate(self) -> bool:
+        """Whether something says that the message may have come before."""
+        request = self.request
+        headers = request.headers or {}
+        redelivered = bool((request.delivery_info or {}).get("redelivered"))
+        return redelivered or any(headers.get(name) for name in _AGAIN)
+
     def was_stopped(self) -> bool:
         """Whether the handler was stopped, since its message was cancelled."""
         return bool(self.request.get(_STOPPED))
@@ -180,6 +253,8 @@ class AgentTask(Task):  # type: ignore[type-arg]
     def before_start(self, task_id: str, args: Any, kwargs: Any) -> None:
         """Drop a message that is not to be begun."""
         refused = self.refused()
+        if refused is Event.DUPLICATE:  # whoever waits has been told, and what was told stays
+            raise Ignore(DUPLICATE)
         if refused is not None:
             self.tell_revoked(refused.value)
             raise Ignore

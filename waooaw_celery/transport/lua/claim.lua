@@ -3,15 +3,16 @@
 --
 -- KEYS: unacknowledged messages (hash); when each was claimed (sorted set); dead letters (stream); the queues'
 --       doorbells; the queues' lists, all of one priority before those of the next.
--- ARGV: how many messages; beginning of their tags; number of queues; the queues' names; tags that were handled.
+-- ARGV: how many messages; beginning of their tags; number of queues; most dead letters to keep; the queues' names;
+--       tags that were handled.
 -- Answers for each item the number of its list and its text; the number is negative for an item that is no message.
 --
 -- Each is noted before it is removed: a script that fails half-way has lost nothing. It is allowed to exceed the
 -- server's memory limit, since it moves what is there, and only consuming makes room again.
 local unacked, index, dead = KEYS[1], KEYS[2], KEYS[3]
-local window, prefix, queues = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3])
+local window, prefix, queues, most = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3]), ARGV[4]
 
-for first = 4 + queues, #ARGV, 1000 do
+for first = 5 + queues, #ARGV, 1000 do
     local last = math.min(first + 999, #ARGV)
     redis.call('HDEL', unacked, unpack(ARGV, first, last))
     redis.call('ZREM', index, unpack(ARGV, first, last))
@@ -23,7 +24,7 @@ local answer, claimed = {}, 0
 local last = window > 0 and #KEYS or 0
 for position = 4 + queues, last do
     local queue = (position - 4 - queues) % queues + 1
-    local name, list = ARGV[3 + queue], KEYS[position]
+    local name, list = ARGV[4 + queue], KEYS[position]
     while claimed < window do
         local items = redis.call('LRANGE', list, -math.min(window - claimed, 500), -1)
         if #items == 0 then
@@ -42,7 +43,7 @@ for position = 4 + queues, last do
                 scores[#scores + 1] = tag
                 answer[#answer + 1] = position - 3 - queues
             else
-                redis.call('XADD', dead, '*', 'queue', name, 'reason', 'it is no message', 'raw', item)
+                redis.call('XADD', dead, 'MAXLEN', '~', most, '*', 'queue', name, 'reason', 'it is no message', 'raw', item)
                 answer[#answer + 1] = -(position - 3 - queues)
             end
             answer[#answer + 1] = item

@@ -21,8 +21,12 @@ _PARTITIONED: Any = {"postgresql_partition_by": "RANGE (retain_until)"}
 #: How rows are added: one call is one round trip and one transaction, and PostgreSQL keeps its plans. All rows
 #: come as one JSON document of each kind, so that the call is the same for any number of them.
 _WRITE = """
-CREATE FUNCTION waooaw_write(messages json, facts json) RETURNS TABLE (id varchar, ended boolean)
+CREATE FUNCTION waooaw_write(messages json, facts json, asks boolean)
+RETURNS TABLE (id varchar, became varchar)
 LANGUAGE plpgsql AS $$
+DECLARE
+    begun record;
+    twice varchar[] := '{}';
 BEGIN
     IF messages IS NOT NULL THEN
         RETURN QUERY
@@ -31,40 +35,67 @@ BEGIN
                 message_id varchar, retain_until timestamptz, from_agent varchar, to_agent varchar,
                 handler varchar, message_type varchar, priority integer, correlation_id varchar,
                 conversation_id varchar, causation_id varchar, sent_at timestamptz, expires_at timestamptz,
-                payload text, payload_digest varchar, topic varchar, event text
+                payload text, payload_digest varchar, topic varchar, event text, options text,
+                unrepeatable boolean
             )
         ), opened AS (
             -- A message that is among the open ones already was written down before.
             INSERT INTO waooaw_open_messages (
-                message_id, retain_until, sent_at, expires_at, from_agent, to_agent
+                message_id, retain_until, sent_at, expires_at, from_agent, to_agent, written_at, unrepeatable
             )
             SELECT
                 given.message_id, given.retain_until, given.sent_at, given.expires_at, given.from_agent,
-                given.to_agent
+                given.to_agent, clock_timestamp(), COALESCE(given.unrepeatable, false)
             FROM given
             ON CONFLICT DO NOTHING RETURNING waooaw_open_messages.message_id
         ), said AS (
             INSERT INTO waooaw_messages (
                 message_id, retain_until, from_agent, to_agent, handler, message_type, priority, correlation_id,
-                conversation_id, causation_id, sent_at, expires_at, payload, payload_digest, topic, event
+                conversation_id, causation_id, sent_at, expires_at, payload, payload_digest, topic, event, options
             )
             SELECT
                 given.message_id, given.retain_until, given.from_agent, given.to_agent, given.handler,
                 given.message_type, given.priority, given.correlation_id, given.conversation_id,
                 given.causation_id, given.sent_at, given.expires_at, given.payload::json, given.payload_digest,
-                given.topic, given.event::json
+                given.topic, given.event::json, given.options::json
             FROM given WHERE given.message_id IN (SELECT opened.message_id FROM opened)
             ON CONFLICT DO NOTHING RETURNING waooaw_messages.message_id
         )
-        SELECT said.message_id, false FROM said;
+        SELECT said.message_id, 'new'::varchar FROM said;
     END IF;
     IF facts IS NOT NULL THEN
+        -- Whoever is about to handle a message asks whether it has ended: then that is not a beginning.
+        IF asks AND strpos(facts::text, '"asks"') > 0 THEN
+            FOR begun IN
+                SELECT * FROM json_to_recordset(facts) AS row (
+                    message_id varchar, retain_until timestamptz, asks boolean
+                )
+                WHERE row.asks
+            LOOP
+                -- One by one, along two keys: the first says most often that it has not.
+                IF NOT EXISTS (
+                    SELECT FROM waooaw_open_messages WHERE waooaw_open_messages.message_id = begun.message_id
+                ) AND EXISTS (
+                    SELECT FROM waooaw_message_events AS known
+                    WHERE known.message_id = begun.message_id AND known.retain_until = begun.retain_until
+                    AND known.terminal
+                ) THEN
+                    twice := twice || begun.message_id;
+                END IF;
+            END LOOP;
+        END IF;
+        RETURN QUERY SELECT again, 'twice'::varchar FROM unnest(twice) AS again;
         RETURN QUERY
         WITH told AS (
             INSERT INTO waooaw_message_events (
                 message_id, retain_until, at, event, worker, terminal, attempt, seconds, error, sent_at
             )
-            SELECT * FROM json_to_recordset(facts) AS row (
+            SELECT
+                row.message_id, row.retain_until, row.at,
+                CASE WHEN row.event = 'delivered' AND row.message_id = ANY (twice)
+                    THEN 'duplicate' ELSE row.event END,
+                row.worker, row.terminal, row.attempt, row.seconds, row.error, row.sent_at
+            FROM json_to_recordset(facts) AS row (
                 message_id varchar, retain_until timestamptz, at timestamptz, event varchar, worker varchar,
                 terminal boolean, attempt integer, seconds double precision, error varchar, sent_at timestamptz
             )
@@ -76,7 +107,7 @@ BEGIN
             WHERE waooaw_open_messages.message_id
                 = ANY (ARRAY(SELECT told.message_id FROM told WHERE told.terminal))
         )
-        SELECT told.message_id, true FROM told WHERE told.terminal;
+        SELECT told.message_id, 'ended'::varchar FROM told WHERE told.terminal;
     END IF;
 END $$
 """
@@ -97,6 +128,7 @@ def upgrade() -> None:
         sa.Column("agent", sa.String, primary_key=True),
         sa.Column("worker", sa.String, primary_key=True),
         sa.Column("alive_until", _MOMENT, nullable=False),
+        sa.Column("started_at", _MOMENT),
     )
     op.create_table(
         "waooaw_subscriptions",
@@ -135,6 +167,7 @@ def upgrade() -> None:
         sa.Column("erased_at", _MOMENT),
         sa.Column("topic", sa.String),
         sa.Column("event", _SAID),
+        sa.Column("options", _SAID),
         **_PARTITIONED,
     )
     op.create_index(
@@ -196,6 +229,8 @@ def upgrade() -> None:
         sa.Column("expires_at", _MOMENT),
         sa.Column("from_agent", sa.String, nullable=False),
         sa.Column("to_agent", sa.String, nullable=False),
+        sa.Column("written_at", _MOMENT, nullable=False, server_default=sa.func.now()),
+        sa.Column("unrepeatable", sa.Boolean, nullable=False, server_default=sa.false()),
     )
     op.create_index("waooaw_open_messages_sent", "waooaw_open_messages", ["sent_at", "message_id"])
     op.create_index("waooaw_open_messages_expiry", "waooaw_open_messages", ["expires_at"])
@@ -213,7 +248,7 @@ def upgrade() -> None:
         sa.Column("message_id", sa.String, primary_key=True),
         sa.Column("handler", sa.String, nullable=False),
         sa.Column("handled_at", _MOMENT, nullable=False),
-        sa.Column("result", sa.JSON),
+        sa.Column("result", _SAID),
     )
     op.create_index("waooaw_inbox_handled", "waooaw_inbox", ["handled_at"])
     op.create_table(

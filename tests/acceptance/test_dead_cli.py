@@ -1,0 +1,135 @@
+"""Dead letters from the shell, as real processes against a real agent."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import Broker, settled, until
+
+from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus
+from waooaw_celery.audit import schema
+from waooaw_celery.embedded import end_all, valkey
+
+Cli = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """A server of this module's own: nobody else's letters are in it."""
+    folder = tmp_path_factory.mktemp("dead")
+    with valkey() as url:
+        yield Broker(url, url, folder, f"sqlite:///{folder / 'ledger.sqlite'}")
+
+
+@pytest.fixture(scope="module")
+def app(broker: Broker) -> Iterator[AgentApp]:
+    app = broker.app()
+    schema.upgrade(app.database)
+    yield app
+    app.close()
+
+
+@pytest.fixture(scope="module")
+def agent(broker: Broker, app: AgentApp) -> Iterator[str]:
+    """Name of a running agent."""
+    name = broker.name()
+    process = broker.start(name, app)
+    yield name
+    end_all([process])
+
+
+@pytest.fixture
+def cli(broker: Broker) -> Cli:
+    """Run `waooaw dead` with these arguments."""
+
+    def run(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+        assert broker.database_url is not None
+        settings = {"CELERY_BROKER_URL": broker.url, "WAOOAW_DATABASE_URL": broker.database_url, "COLUMNS": "250"}
+        return subprocess.run(
+            [sys.executable, "-m", "waooaw_celery", "dead", *arguments],
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+            env=os.environ | settings,
+        )
+
+    return run
+
+
+def given_up(app: AgentApp, agent: str, payload: Any) -> str:
+    message = Message(from_agent="boss", to_agent=agent, payload=payload)
+    MessageBus(app).send(message)
+    assert settled(app, message.message_id) is MessageStatus.FAILED
+    return message.message_id
+
+
+def test_a_night_with_dead_letters(app: AgentApp, agent: str, cli: Cli, tmp_path: Path) -> None:
+    """Listed, shown, sent again by their reason, the rest discarded; each step tells what it did."""
+    needed = tmp_path / "needed"
+    first, second = (given_up(app, agent, {"needs": str(needed), "n": number}) for number in (1, 2))
+    broken = given_up(app, agent, {"fail": "for ever"})
+    app.dead_letters.add(f"agent.{agent}", "it is \x1b[31mred", b"\xff\x1b[31m")
+
+    listed = json.loads(cli("list", "--agent", agent, "--json").stdout)
+    assert [letter["message_id"] for letter in listed] == [None, broken, second, first]
+    assert (listed[3]["from_agent"], listed[3]["task"]) == ("boss", f"{agent}.command")
+    table = cli("list")
+    assert "Dead letters (4)" in table.stdout
+    assert "\x1b" not in table.stdout
+
+    shown = json.loads(cli("show", listed[3]["id"], "--json").stdout)
+    assert (shown["payload"], shown["unreadable"]) == ({"needs": str(needed), "n": 1}, None)
+    garbage = cli("show", listed[0]["id"])
+    assert "no JSON" in garbage.stdout
+    assert "\x1b" not in garbage.stdout
+    unread = json.loads(cli("show", listed[0]["id"], "--json").stdout)
+    assert base64.b64decode(unread["raw"]) == b"\xff\x1b[31m"
+
+    needed.touch()
+    asked = cli("retry", "--reason", "there is no needed", stdin="n\n")
+    assert asked.returncode == 1
+    assert "Send again 2 dead letters?" in asked.stderr
+    done = json.loads(cli("retry", "--reason", "there is no needed", "--yes", "--by", "ada", "--json").stdout)
+    assert [(each["message_id"], each["refused"]) for each in done] == [(first, None), (second, None)]
+    for each in done:
+        until(lambda id_=each["new_id"]: MessageBus(app).receipt(id_).status.final, "the end")
+        assert MessageBus(app).receipt(each["new_id"]).status is MessageStatus.HANDLED
+
+    refused = cli("retry", "--all", "--yes", "--limit", "10")
+    assert refused.returncode == 1
+    assert "1 done, 1 refused" in refused.stdout
+    until(lambda: len(app.dead_letters.list()) == 2, "the letter of what failed again")
+
+    gone = cli("discard", "--all", "--because", "seen", "--yes")
+    assert "2 done, 0 refused" in gone.stdout
+    assert "There is no such dead letter." in cli("discard", "--all", "--because", "seen", "--yes").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("retry", "--yes"), "say which"),
+        (("retry", "1-1", "--all", "--yes"), "say which"),
+        (("discard", "--all", "--yes"), "--because"),
+        (("show", "1-1"), "there is no dead letter '1-1'"),
+        (("retry", "1-1", "--yes"), "there is no such letter"),
+        (("list", "--since", "yesterday"), "no moment"),
+    ],
+    ids=str,
+)
+def test_what_is_wrong_is_said(agent: str, cli: Cli, arguments: tuple[str, ...], sentence: str) -> None:
+    """One sentence, and an exit code that is not 0."""
+    done = cli(*arguments)
+    assert done.returncode != 0
+    assert sentence in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr

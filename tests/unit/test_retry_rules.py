@@ -1,0 +1,72 @@
+"""Retries say how often and how soon, and refuse what is impossible."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from waooaw_celery.errors import ConfigurationError
+from waooaw_celery.retries import Retries
+
+
+def test_pauses_grow_up_to_the_longest() -> None:
+    """Each is so many times as long as the last, however many there are."""
+    retries = Retries(attempts=1000, first_delay=1.0, factor=3, longest_delay=20.0, jitter=False)
+    assert retries.delays()[:4] == (1.0, 3.0, 9.0, 20.0)
+    assert retries.delays()[-1] == 20.0
+    assert len(retries.delays()) == 999
+    assert Retries(attempts=3, first_delay=0, jitter=False).delays() == (0, 0)
+
+
+def test_jitter_takes_up_to_a_half() -> None:
+    """No two messages that failed together come back together, and none too early."""
+    pauses = [Retries(first_delay=10.0).delay(0) for _ in range(200)]
+    assert all(5.0 <= pause <= 10.0 for pause in pauses)
+    assert max(pauses) - min(pauses) > 2
+    assert any(a != b for a, b in pairwise(pauses))
+
+
+def test_a_number_is_so_many_further_attempts() -> None:
+    """``retries=5`` is what Celery's ``max_retries=5`` is."""
+    assert Retries.of(5) == Retries(attempts=6)
+    assert Retries.of(0).delays() == ()
+    assert Retries.of(Retries(attempts=2)) == Retries(attempts=2)
+
+
+def test_errors_are_chosen_by_class() -> None:
+    """What is named is retried, with its subclasses, but for what is excepted."""
+    retries = Retries(on=(OSError,), never=(FileNotFoundError,))
+    assert retries.wants(ConnectionError())
+    assert not retries.wants(FileNotFoundError())
+    assert not retries.wants(ValueError())
+    assert Retries(on=OSError) == Retries(on=(OSError,))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "word"),
+    [
+        ({"attempts": 0}, "attempts"),
+        ({"attempts": 1.5}, "attempts"),
+        ({"attempts": True}, "attempts"),
+        ({"first_delay": -1}, "first_delay"),
+        ({"first_delay": float("nan")}, "first_delay"),
+        ({"factor": 0.5}, "factor"),
+        ({"longest_delay": float("inf")}, "longest_delay"),
+        ({"on": ("ConnectionError",)}, "on"),
+        ({"never": (1,)}, "never"),
+    ],
+    ids=str,
+)
+def test_impossible_values_are_refused(wrong: dict[str, Any], word: str) -> None:
+    """The sentence names the field."""
+    with pytest.raises(ConfigurationError, match=f"^{word}"):
+        Retries(**wrong)
+
+
+@pytest.mark.parametrize("wrong", [-1, 1.0, True, "3", None])
+def test_retries_that_are_none_are_refused(wrong: Any) -> None:
+    """Neither a count nor Retries."""
+    with pytest.raises(ConfigurationError, match=r"^retries"):
+        Retries.of(wrong)
