@@ -97,6 +97,7 @@ FAULTS = (
         duplicates=None,
         plain=True,
     ),
+    Fault("T7b", "broker killed, nothing on disk", of_servers.broker_forgets, brokers=(VALKEY,), durable=False),
     Fault("T8", "broker frozen", of_servers.broker_frozen, 1, deadline=5.0, duplicates=None),
     Fault("T9", "lines cut", of_servers.line_cut, 2, lines=True, duplicates=None, plain=True),
     Fault("T9b", "the worker's line goes dead", of_servers.line_dead, 1, lines=True, duplicates=None),
@@ -104,7 +105,7 @@ FAULTS = (
     Fault("T11", "broker full", of_servers.broker_full, 1, most=10, deadline=5.0, duplicates=None, plain=True),
     Fault("T13", "to an agent that nobody declared", of_messages.unroutable, 2, most=5),
     Fault("T13b", "queue deleted", of_messages.queue_deleted, 1, most=10, brokers=(RABBITMQ,)),
-    Fault("T14", "malformed messages", of_messages.malformed, 1, most=3, brokers=(VALKEY,), plain=True),
+    Fault("T14", "malformed messages", of_messages.malformed, 1, most=3, plain=True),
     Fault("T16", "what cannot travel, hostile texts", of_messages.impossible, 1, most=3),
     Fault("T19", "database killed", of_servers.database_killed, 1, duplicates=0, plain=True),
     Fault("T20", "database frozen", of_servers.database_frozen, 1, deadline=6.0, duplicates=0, plain=True),
@@ -115,6 +116,7 @@ FAULTS = (
     Fault("T25", "handlers longer than the lease", of_workers.long_handler, 2, most=10, plain=True),
     Fault("T26", "expired", of_messages.expiry, 1, most=20),
     Fault("T29", "the same message twice", of_messages.twice, 1, most=20, duplicates=None, plain=True),
+    Fault("T30", "dead letters sent again", of_messages.letters, 1, most=20),
     Fault("T31", "envelopes of other versions", of_messages.other_versions, 1, most=20),
     Fault("T32", "all kinds in turns", of_all.chaos, 10, often=2, deadline=6.0, duplicates=None, fast=False),
 )
@@ -168,14 +170,16 @@ def violations(fault: Fault, account: Account, rounds: int) -> list[str]:
     return account.violations(fault.deadline, allowed)
 
 
-def chosen(broker: str, *kinds: str) -> list[Fault]:
+def chosen(broker: str, *kinds: str, durable: bool = True) -> list[Fault]:
     """Return the faults of the fast form on a broker.
 
     Args:
         broker: which.
         kinds: of what: ``workers``, ``servers``, ``messages``.
+        durable: whether the broker keeps what it has.
     """
-    return [fault for fault in FAULTS if fault.fast and broker in fault.brokers and fault.kind in kinds]
+    mine = [fault for fault in FAULTS if fault.fast and fault.durable == durable and broker in fault.brokers]
+    return [fault for fault in mine if fault.kind in kinds]
 
 
 def check(fault: Fault, on: Servers, folder: Path) -> None:

@@ -39,6 +39,8 @@ def act(said: Any, request: Any) -> None:
     note("begun", request)
     said = said if isinstance(said, dict) else {}
     do = said.get("do", "work")
+    if do == "fail at first":
+        do = "work" if Path(f"{_file()}.mended").exists() else "fail"
     if do == "kill once" and Path(f"{_file()}.{request.id}").exists():
         do = "work"
     time.sleep(said.get("seconds", 0.0))

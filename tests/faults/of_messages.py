@@ -126,6 +126,26 @@ def twice(world: World, rounds: int, chance: random.Random) -> None:
     world.start()
 
 
+def letters(world: World, rounds: int, chance: random.Random) -> None:
+    """Handlers are mended, and their dead letters sent again: all are handled but those that still fail."""
+    worker = world.start()
+    ids = [world.send("fail at first") for _ in range(10 * rounds)]
+    poison = [world.send("run out of memory") for _ in range(2 * rounds)]
+    world.until(lambda: all(world.ended(id_) for id_ in [*ids, *poison]), "their ends")
+    world.mend()
+    desk, mine = world.desk(), dict[str, Any]({"agent": world.stack.name, "limit": 100 * rounds})
+    world.until(lambda: len(desk.list(**mine)) == len(ids) + len(poison), "their dead letters")
+    for attempt in range(5):
+        sent = [outcome.new_id for outcome in desk.retry(desk.list(**mine)) if outcome.new_id is not None]
+        for new_id in sent:
+            world.note(new_id, Outcome("accepted", "", 0.0))
+        expected = len(ids) + len(poison) if attempt == 0 else len(poison) if attempt < 3 else 0
+        world.expect(len(sent) == expected, f"{len(sent)} letters were sent again, and not {expected}")
+        world.until(lambda sent=sent: all(world.ended(id_) for id_ in sent), "the ends of the new ones")  # type: ignore[misc]
+        world.until(lambda: len(desk.list(**mine)) == len(poison), "the letters of those that still fail")
+    world.expect(worker.process.poll() is None, "the worker came to an end")
+
+
 def other_versions(world: World, rounds: int, chance: random.Random) -> None:
     """Envelopes of newer and of older versions arrive: with fields that nobody knows, and without known ones."""
     ids = [world.send() for _ in range(10 * rounds)]

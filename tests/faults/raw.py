@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import base64
 import json
-import struct
-from contextlib import suppress
 from typing import Any
 
-import amqp
+import rawqueue
 from kombu import Connection
+from rawqueue import publishable
 
 from faults.world import World
 
@@ -47,30 +46,13 @@ def put(world: World, item: bytes) -> bool:
         client: Any = world.broker.client  # type: ignore[attr-defined]
         client.lpush(world.stack.queue(), item)
         return True
-    with suppress(ValueError, RecursionError, UnicodeError, TypeError, AttributeError, KeyError):
-        said = json.loads(item)
-        body, properties = said["body"], said.get("properties") or {}
-        if properties.get("body_encoding") == "base64":
-            body = base64.b64decode(body)
-        message = amqp.Message(
-            body,
-            application_headers=said["headers"],
-            delivery_mode=2,
-            priority=int(properties.get("priority", 3)),
-            **{
-                name: said[f"content-{name.partition('_')[2]}"]
-                for name in ("content_type", "content_encoding")
-                if isinstance(said.get(f"content-{name.partition('_')[2]}"), str)
-            },
-        )
-        with Connection(world.broker.url) as connection, connection.channel() as channel:
-            try:
-                channel.basic_publish(message, exchange="", routing_key=world.stack.queue())
-            except (amqp.exceptions.FrameSyntaxError, struct.error):
-                return False
-            channel.queue_declare(world.stack.queue(), passive=True)  # it has arrived when this is answered
-        return True
-    return False
+    found = publishable(item)
+    if found is None:
+        return False
+    with Connection(world.broker.url) as connection, connection.channel() as channel:
+        rawqueue.put(channel, world.stack.queue(), *found)
+        channel.queue_declare(world.stack.queue(), passive=True)  # it has arrived when this is answered
+    return True
 
 
 def _bytes(body: Any) -> bytes:

@@ -21,6 +21,7 @@ from faults import plain
 from waooaw_celery import Message, MessageBus, MessageType, create_app
 from waooaw_celery.audit import schema
 from waooaw_celery.errors import BrokerUnavailable, WaooawError
+from waooaw_celery.recovery.run import Recovery
 from waooaw_celery.routing import agent_queue
 
 ROOT = Path(__file__).parents[2]
@@ -39,6 +40,8 @@ SETTINGS: dict[str, Any] = {
     "waooaw_heartbeat_seconds": 1.0,
     "waooaw_sweep_seconds": 1.0,
     "waooaw_lost_seconds": 25.0,
+    "waooaw_recover_seconds": 1.0,
+    "waooaw_recover_after": 2.0,
     "task_time_limit": 20,
 }
 
@@ -184,7 +187,8 @@ class Agents(Stack):
 
     def keep_house(self) -> None:
         self.app.ledger.sweep()
-        self.app.ledger.reconcile()
+        self.app.ledger.reconcile(recovered=True)
+        Recovery(self.app).run()
 
     def close(self) -> None:
         self.app.close()

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 from contextlib import closing
+from pathlib import Path
 from uuid import uuid4
 
+import pytest
+
+from faults.catalogue import VALKEY, Fault, check, chosen, servers
 from faults.servers import lone_valkey
 from waooaw_celery import Message, MessageBus, create_app
+
+
+@pytest.mark.parametrize("fault", chosen(VALKEY, "servers", durable=False), ids=str)
+def test_nothing_is_lost(fault: Fault, tmp_path: Path) -> None:
+    """What a broker without persistence forgets is sent again from the ledger, by the system's worker, once."""
+    with servers(VALKEY, durable=False) as on:
+        check(fault, on, tmp_path)
 
 
 def test_the_first_message_after_a_restart_is_published_once() -> None:

@@ -29,6 +29,7 @@ from faults.servers import Server, Valkey
 from faults.stacks import Agents, Plain, Stack, environment, new_name
 from waooaw_celery.audit.engine import database_url
 from waooaw_celery.embedded import end, spawn
+from waooaw_celery.letters.desk import DeadLetters
 
 #: Seconds that anything may take that happens in another process, on a busy computer.
 PATIENCE = 60.0
@@ -276,6 +277,15 @@ class World:
     def begun(self, id_: str) -> int:
         """Return how often a message was begun."""
         return sum(effect.what == "begun" and effect.id == id_ for effect in self.effects())
+
+    def mend(self) -> None:
+        """Let handlers that fail at first fail no longer."""
+        Path(f"{self._effects}.mended").touch()
+
+    def desk(self) -> DeadLetters:
+        """Return the dead letters of an agent's broker."""
+        assert isinstance(self.stack, Agents)
+        return self.stack.app.dead_letters
 
     def ended(self, id_: str) -> bool:
         """Whether the audit has an end for a message."""
