@@ -27,8 +27,8 @@ def on_rabbitmq() -> Iterator[Servers]:
         yield found
 
 
-#: These go through the whole product with faults, in minutes: with WAOOAW_TEST_FAULTS=1 only, until each is known to be
-#: steady beside all other tests.
+#: These go through the whole product with faults, in minutes: with WAOOAW_TEST_FAULTS=1 only, until each is
+#: known to be steady beside all other tests.
 collect_ignore = (
     []
     if os.environ.get("WAOOAW_TEST_FAULTS")
