@@ -19,6 +19,14 @@ from waooaw_celery.audit.trail import MessageAuditTrail
 from waooaw_celery.errors import InvalidMessage, RemoteError, UnknownLetter
 from waooaw_celery.letters.letter import DeadLetter
 
+pytestmark = pytest.mark.usefixtures("dead_letters_alone")
+
+
+@pytest.fixture
+def probe(third: str) -> str:
+    """Name of an agent that can still tell all that it has seen."""
+    return third
+
 
 @pytest.fixture(autouse=True)
 def clean(app: AgentApp, probe: str) -> Iterator[None]:
