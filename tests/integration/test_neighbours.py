@@ -31,13 +31,13 @@ def test_a_stock_application_can_call_a_method(stock: Celery, app: AgentApp, pro
     assert settled(app, result.id) is MessageStatus.HANDLED
 
 
-def test_what_no_handler_can_take_ends_as_failed(stock: Celery, app: AgentApp, probe: str) -> None:
+def test_what_no_handler_can_take_ends_as_a_dead_letter(stock: Celery, app: AgentApp, probe: str) -> None:
     """A stock application that names a handler which the worker lacks hears of it, and so does the receipt."""
     app.registry.declare(probe, [*(app.registry.get(probe).handlers or ()), "retired"], f"{probe}@old", 1)
     response = RequestResponseHandler(app).send_request(probe, "retired", timeout=20)
     assert isinstance(response.error, UnknownMethod)
     assert f"has no handler '{probe}.retired'" in str(response.error)
-    assert settled(app, response.message_id) is MessageStatus.FAILED
+    assert settled(app, response.message_id) is MessageStatus.DEAD
     assert "no handler" in (MessageBus(app).receipt(response.message_id).error or "")
 
 
