@@ -101,7 +101,14 @@ class AgentApp(WiredCelery):
         self._admit([message], wait)
         besides = of_task(target.handler, message, args, options, self.timezone, self._usual)
         new = self._begin_record([(target, message)], besides=besides)()
-        self._check_new([(target, message)], new)
+        try:
+            self._check_new([(target, message)], new)
+        except InvalidMessage as error:
+            if not goes_on():
+                raise
+            # A handler that was run twice came to its end twice, and what follows it is on its way already.
+            logger.info("%s", error, extra={"action": "sent_on_before", "message_id": message.message_id})
+            return self.AsyncResult(message.message_id)
         try:
             result = self._publish(target, message, args, kwargs, options)
         except (EncodeError, TypeError, ValueError) as error:  # its options cannot travel, so that nothing did
