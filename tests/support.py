@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import psycopg2
+import psycopg2  # type: ignore[import-untyped]
 import pytest
 
 from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus, create_app

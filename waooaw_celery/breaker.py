@@ -16,7 +16,7 @@ from amqp.exceptions import ConnectionError as AMQPConnectionError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from waooaw_celery.errors import BrokerUnavailable
+from waooaw_celery.errors import BrokerUnavailable, StoreUnavailable
 
 logger = logging.getLogger(__name__)
 
@@ -94,6 +94,8 @@ class Breaker:
 def is_outage(error: BaseException | None) -> bool:
     """Whether an error of a publish, or what it was raised from, says that the broker does not answer."""
     while error is not None:
+        if isinstance(error, StoreUnavailable):  # the ledger, or the Redis beside it: they are written in between
+            return False
         if isinstance(error, _OUTAGES):
             return True
         error = error.__cause__

@@ -1,110 +1,131 @@
-"""The long form: many kills on both transports, and a table of what became of every message.
+"""The long form: every fault many times on each broker, plain Celery beside it, and a table of what became of all.
 
-python3 dev.py faults [--kills 100] [--stops 50] [--mixed 60] [--seed N]
+python3 dev.py faults --rounds 20 [--only T1 --only T14] [--broker valkey|rabbitmq] [--seed 7] [--write]
 
-Workers are killed under load; frozen, given messages, and killed; and workers and servers meet all kinds of ends.
+``--write`` puts the table into docs/reliability.md. The exit code is 1 when an invariant did not hold.
 """
 
 from __future__ import annotations
 
 import argparse
 import multiprocessing
-import statistics
 import sys
 import time
+import warnings
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
 
-from rich.console import Console
-from rich.table import Table
+from faults.account import Account
+from faults.catalogue import FAULTS, RABBITMQ, VALKEY, Fault, go_through, servers, violations
+from faults.report import Row, markdown, show, write
+from faults.servers import RabbitMQ
 
-from faults.lane import Account
-from faults.rounds import FAULTS, LANES, run
+#: Rounds of one world, at most: more of them run side by side.
+SHARE = 25
+
+
+@dataclass
+class Job:
+    """A share of a fault, which a process of its own goes through."""
+
+    fault: Fault
+    broker: str
+    ours: bool
+    rounds: int
+    seed: int
+
+
+@dataclass
+class Sum:
+    """What became of all shares of a fault."""
+
+    account: Account = field(default_factory=Account)
+    rounds: int = 0
+    violations: list[str] = field(default_factory=list)
 
 
 def main() -> int:
-    """Run all, print the table, and return 1 when ours has lost anything or anything stands still."""
+    """Run all, print and write the table, and return 1 when an invariant of ours did not hold."""
     parser = argparse.ArgumentParser(prog="dev.py faults", description=__doc__.partition("\n")[0])
-    parser.add_argument("--kills", type=int, default=100, help="of workers under load, on ours")
-    parser.add_argument("--stops", type=int, default=50, help="of workers that are killed frozen, on ours")
-    parser.add_argument("--mixed", type=int, default=60, help="of workers and servers, of all kinds, on ours")
-    parser.add_argument("--kombu-kills", type=int, default=20, help="the same on Kombu's transport")
-    parser.add_argument("--kombu-stops", type=int, default=10)
-    parser.add_argument("--kombu-mixed", type=int, default=12)
-    parser.add_argument("--seed", type=int, default=time.time_ns() % 1_000_000)
-    options = parser.parse_args()
-    wanted = {
-        "ours": (options.kills, options.stops, options.mixed),
-        "kombu": (options.kombu_kills, options.kombu_stops, options.kombu_mixed),
-    }
-    table = Table(title=f"Faults, seed {options.seed}")
-    for title in ("transport", "fault", "workers"):
-        table.add_column(title)
-    for title in ("times", "published", "accounted", "dead", "lost", "twice", "recovery", "max"):
-        table.add_column(title, justify="right")
-    began, notes, failed = time.monotonic(), [], False
-    with ProcessPoolExecutor(len(LANES), mp_context=multiprocessing.get_context("spawn")) as processes:
-        for transport, counts in wanted.items():
-            total, times = Account(), 0
-            for fault, count in zip(FAULTS, counts, strict=True):
-                for workers, share, found in side_by_side(processes, transport, fault, count, options.seed):
-                    about = f"{transport}, {fault}, {workers}"
-                    if isinstance(found, AssertionError):
-                        failed |= transport == "ours"
-                        table.add_row(transport, fault, workers, str(share), "stuck")
-                        notes.append(f"{about}: {str(found)[: None if transport == 'ours' else 120]}")
-                        continue
-                    table.add_row(transport, fault, workers, str(share), *_cells(found))
-                    total += found
-                    times += share
-                    if found.unknown:
-                        notes.append(f"{about}: a publisher was not told the outcome of {found.unknown}")
-                print(f"{time.monotonic() - began:4.0f} s: {transport}, {fault}: done", file=sys.stderr)
-            failed |= transport == "ours" and bool(total.lost)
-            table.add_row(transport, "all", "", str(times), *_cells(total), end_section=True)
-            if total.lost:
-                notes.append(f"{transport} lost {', '.join(sorted(total.lost))}")
-    console = Console()
-    console.width = max(console.width, 115)
-    console.print(table)
-    print(
-        "accounted: of the accepted, those that were handled or are dead letters; twice: handled more than once;"
+    parser.add_argument("--rounds", type=int, default=10, help="of each fault, unless it says more or fewer")
+    parser.add_argument(
+        "--only", action="append", metavar="T1", help="a fault by its number, or a part of its name"
     )
-    print("recovery: from a worker's death until what it held was handled, median and longest, in seconds.")
-    print("\n".join(notes))
-    print(f"It took {time.monotonic() - began:.0f} s.")
-    return int(failed)
-
-
-def side_by_side(
-    processes: ProcessPoolExecutor, transport: str, fault: str, count: int, seed: int
-) -> Iterator[tuple[str, int, Account | AssertionError]]:
-    """Divide a fault among the lanes, and give for each its workers, its share, and what became of it."""
-    running: list[tuple[str, int, Future[Account]]] = []
-    for number, workers in enumerate(LANES):
-        share = count // len(LANES) + (number < count % len(LANES))
-        if share:
-            running.append(
-                (workers, share, processes.submit(run, transport, fault, workers, share, seed + number))
-            )
-    for workers, share, job in running:
-        try:
-            yield workers, share, job.result()
-        except AssertionError as error:  # it stands still
-            yield workers, share, error
-
-
-def _cells(account: Account) -> list[str]:
-    found = sorted(account.recoveries)
-    return [
-        str(account.published),
-        str(account.accepted - len(account.lost)),
-        str(len(account.dead)),
-        str(len(account.lost)),
-        str(account.twice),
-        f"{statistics.median(found):.1f}" if found else "",
-        f"{found[-1]:.1f}" if found else "",
+    parser.add_argument("--broker", choices=(VALKEY, RABBITMQ))
+    parser.add_argument("--seed", type=int, default=time.time_ns() % 1_000_000)
+    parser.add_argument("--jobs", type=int, default=4, help="worlds side by side")
+    parser.add_argument("--no-plain", action="store_true", help="without plain Celery beside it")
+    parser.add_argument("--write", action="store_true", help="put the table into docs/reliability.md")
+    options = parser.parse_args()
+    jobs = list(_jobs(options))
+    if not jobs:
+        parser.error(f"no fault is called {', '.join(options.only)}")
+    began, sums, first = time.monotonic(), dict[tuple[str, str, bool], Sum](), ""
+    with ProcessPoolExecutor(options.jobs, mp_context=multiprocessing.get_context("spawn")) as processes:
+        running: dict[Future[Account], Job] = {processes.submit(_go, job): job for job in jobs}
+        for done in as_completed(running):
+            job, account = running[done], done.result()
+            total = sums.setdefault((job.fault.number, job.broker, job.ours), Sum())
+            total.account += account
+            total.rounds += job.rounds
+            found = violations(job.fault, account, job.rounds)
+            total.violations += found
+            about = f"{job.fault.number} {job.fault.name}, {job.broker}, {'ours' if job.ours else 'plain'}"
+            print(f"{time.monotonic() - began:5.0f} s  {about}, {job.rounds} rounds", file=sys.stderr)
+            for sentence in found if job.ours else ():
+                first = first or f"{about}, seed {job.seed}"
+                print(f"         {sentence}", file=sys.stderr)
+    rows = [
+        Row(
+            fault,
+            broker,
+            mine.rounds,
+            mine.account,
+            mine.violations,
+            _beside(sums, fault, broker),
+        )
+        for fault in FAULTS
+        for broker in (VALKEY, RABBITMQ)
+        if (mine := sums.get((fault.number, broker, True))) is not None
     ]
+    show(rows)
+    if options.write:
+        write(markdown(rows, options.seed, time.monotonic() - began))
+    if first:
+        print(f"An invariant did not hold, first in {first}", file=sys.stderr)
+    return int(bool(first))
+
+
+def _jobs(options: argparse.Namespace) -> Iterator[Job]:
+    brokers = [options.broker] if options.broker else [VALKEY, *([RABBITMQ] if RabbitMQ.there else [])]
+    for fault in FAULTS:
+        if options.only and not any(
+            wanted == fault.number or (len(wanted) > 3 and wanted in fault.name) for wanted in options.only
+        ):
+            continue
+        rounds = min(options.rounds * fault.often, fault.most or sys.maxsize)
+        for broker in brokers:
+            if broker not in fault.brokers:
+                continue
+            for start in range(0, rounds, SHARE):
+                yield Job(fault, broker, True, min(SHARE, rounds - start), options.seed + start)
+            if fault.plain and not options.no_plain:
+                yield Job(fault, broker, False, min(rounds, fault.most_plain), options.seed)
+
+
+def _go(job: Job) -> Account:
+    """Go through a share of a fault, on servers of its own."""
+    warnings.simplefilter("ignore")
+    with servers(job.broker, durable=job.fault.durable) as on:
+        return go_through(job.fault, job.ours, on, job.rounds, job.seed)
+
+
+def _beside(
+    sums: dict[tuple[str, str, bool], Sum], fault: Fault, broker: str
+) -> tuple[int, Account, list[str]] | None:
+    found = sums.get((fault.number, broker, False))
+    return None if found is None else (found.rounds, found.account, found.violations)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from kombu.exceptions import OperationalError
 from redis import RedisError
 
 from faults.app import QUEUE, WORK, make_app
-from faults.server import Server, lone_server
+from faults.servers import Valkey, lone_valkey
 from waooaw_celery.embedded import end, spawn
 from waooaw_celery.transport.letters import DEAD_KEY
 
@@ -116,7 +116,7 @@ class Lane:
     def __init__(
         self,
         transport: str,
-        server: Server,
+        server: Valkey,
         folder: Path,
         *,
         pool: str = "prefork",
@@ -354,7 +354,7 @@ def lone_lane(transport: str, folder: Path, **options: Any) -> Iterator[Lane]:
         folder: for logs and accounts.
         options: those of a `Lane`.
     """
-    with lone_server() as server:
+    with lone_valkey() as server:
         lane = Lane(transport, server, folder, **options)
         try:
             yield lane

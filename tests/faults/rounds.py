@@ -1,17 +1,15 @@
-"""The faults that are repeated many times: killed under load, frozen before the kill, and all kinds in turns."""
+"""Faults of our transport alone, in a plain Celery application: killed under load, and frozen before the kill."""
 
 from __future__ import annotations
 
 import random
 import signal
-import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
-from faults.lane import LEASE, TIMEOUT, Account, Lane, lone_lane
+from faults.lane import LEASE, Account, Lane
 
-#: What the long form runs side by side, and how its workers are made.
+#: How workers are made.
 LANES: dict[str, dict[str, Any]] = {
     "prefork 1": {"pool": "prefork", "processes": 1},
     "prefork 2": {"pool": "prefork", "processes": 2},
@@ -23,8 +21,6 @@ LANES: dict[str, dict[str, Any]] = {
 PATIENCE = 60.0 + 10 * LEASE
 #: Seconds within which a kill falls after the first message of a worker.
 SOON = 1.0
-#: Seconds within which work goes on after a fault is over.
-SLOW = 20.0
 #: Messages that are published to a frozen worker.
 FEW = 5
 
@@ -72,55 +68,3 @@ def kill_frozen(lane: Lane, stops: int, seed: int) -> Account:
         lane.start()
     lane.drain(PATIENCE)
     return lane.account()
-
-
-def all_kinds(lane: Lane, count: int, seed: int) -> Account:
-    """End the worker or its server in a random way, see that work goes on, and count all messages.
-
-    Args:
-        lane: where; its server keeps a log of all commands.
-        count: how many times.
-        seed: of the kinds and the moments.
-    """
-    chance = random.Random(seed)  # noqa: S311 - no secret
-    lane.start()
-    with lane.load():
-        for number in range(count):
-            kind = chance.choice(
-                ("kill", "end", "kill the server", "freeze the server", "freeze the server shortly")
-            )
-            moment = chance.random()
-            if kind == "kill":
-                lane.kill()
-                lane.start()
-            elif kind == "end":
-                lane.send(signal.SIGTERM)
-                lane.bury()
-                lane.start()
-            elif kind == "kill the server":
-                lane.server.kill()
-                time.sleep(2 * moment)
-                lane.server.start()
-            else:
-                short = kind.endswith("shortly")
-                lane.server.freeze()
-                time.sleep(TIMEOUT * (moment if short else 1 + moment))
-                lane.server.thaw()
-            lane.progress(SLOW, f"progress after fault {number + 1}, {kind!r},")
-            time.sleep(moment / 2)
-        lane.progress(SLOW, "progress at last")
-    lane.drain(PATIENCE)
-    return lane.account()
-
-
-FAULTS = {"under load": kill_under_load, "frozen": kill_frozen, "all kinds": all_kinds}
-
-
-def run(transport: str, fault: str, workers: str, count: int, seed: int) -> Account:
-    """Run one fault in one lane, in a process of its own."""
-    name = f"{fault}-{workers}-".replace(" ", "-").replace(",", "")
-    with (
-        tempfile.TemporaryDirectory(prefix="waooaw-lane-") as folder,
-        lone_lane(transport, Path(folder), name=name, **LANES[workers]) as lane,
-    ):
-        return FAULTS[fault](lane, count, seed)

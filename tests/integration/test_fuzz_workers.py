@@ -23,6 +23,8 @@ from waooaw_celery.embedded import end, valkey
 from waooaw_celery.routing import agent_queue, queue_depth
 from waooaw_celery.store import store_url
 
+pytestmark = pytest.mark.usefixtures("dead_letters_alone")
+
 COUNT = int(os.environ.get("WAOOAW_TEST_FUZZ_MESSAGES", "1000"))
 SEED = int(os.environ.get("WAOOAW_TEST_SEED", "7"))
 #: Seconds for all of them: some have a time limit of their own that ends a process of the pool.

@@ -18,7 +18,7 @@ from waooaw_celery.embedded import end
 from waooaw_celery.letters.letter import DeadLetter
 from waooaw_celery.routing import agent_queue
 
-pytestmark = pytest.mark.rabbitmq
+pytestmark = [pytest.mark.rabbitmq, pytest.mark.usefixtures("dead_letters_alone")]
 
 
 class Corpus(NamedTuple):

@@ -19,6 +19,8 @@ from waooaw_celery.audit.trail import MessageAuditTrail
 from waooaw_celery.errors import InvalidMessage, RemoteError, UnknownLetter
 from waooaw_celery.letters.letter import DeadLetter
 
+pytestmark = pytest.mark.usefixtures("dead_letters_alone")
+
 
 @pytest.fixture(autouse=True)
 def clean(app: AgentApp, probe: str) -> Iterator[None]:

@@ -22,6 +22,8 @@ from waooaw_celery.routing import agent_queue
 from waooaw_celery.store import store_url
 from waooaw_celery.transport.letters import DEAD_KEY
 
+pytestmark = pytest.mark.usefixtures("dead_letters_alone")
+
 
 @pytest.fixture
 def own(tmp_path: Path) -> Iterator[Broker]:

@@ -15,6 +15,8 @@ from waooaw_celery.audit.trail import MessageAuditTrail
 from waooaw_celery.embedded import end
 from waooaw_celery.errors import RemoteError
 
+pytestmark = pytest.mark.usefixtures("dead_letters_alone")
+
 
 @pytest.fixture(scope="module")
 def app(ledger_broker: Broker) -> Iterator[AgentApp]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from kombu.exceptions import BatchPublishError  # type: ignore[attr-defined]  # its stubs are old
 from kombu.transport import redis
-from redis.exceptions import NoScriptError
+from redis.exceptions import NoScriptError, RedisError
 
 from waooaw_celery.transport.scripts import RING
 
@@ -71,7 +72,10 @@ class PublishBatch(redis.PublishBatch):
             answers = pipeline.execute(raise_on_error=False)
         if any(isinstance(answer, NoScriptError) for answer in answers):
             for _, bell in lists:
-                RING(client, [bell], [])
+                # The messages are there: to fail now would have them published once more. Who waits for them looks
+                # every second anyway.
+                with suppress(RedisError):
+                    RING(client, [bell], [])
         for answer in answers:
             if isinstance(answer, Exception) and not isinstance(answer, NoScriptError):
                 raise answer

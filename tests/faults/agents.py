@@ -1,0 +1,31 @@
+"""The agent of the faults, a worker of the whole product: named FAULTS_NAME, its settings are FAULTS_SETTINGS."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+from sqlalchemy import text
+
+from faults.effects import act
+from waooaw_celery import Agent, Message, MessageType, create_app
+from waooaw_celery.tasks import register
+
+os.environ["FAULTS_WORKER"] = str(os.getpid())  # this module is imported by the worker before it forks
+app = create_app("faults", **json.loads(os.environ["FAULTS_SETTINGS"]))
+if os.environ.get("FAULTS_SYSTEM"):
+    register(app)  # the system's worker and beat, and no agent
+else:
+    agent = Agent(os.environ["FAULTS_NAME"], app)
+
+    @agent.on(MessageType.COMMAND, bind=True)
+    def command(self: Any, message: Message) -> None:
+        """Do what the message says."""
+        act(message.payload, self.request)
+
+    @agent.on(MessageType.QUERY, bind=True, once=True)
+    def query(self: Any, message: Message) -> None:
+        """Do what the message says, with an effect in the ledger's database that happens once."""
+        agent.session.execute(text("INSERT INTO faults_effects VALUES (:id)"), {"id": message.message_id})
+        act(message.payload, self.request)

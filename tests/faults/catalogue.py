@@ -1,0 +1,201 @@
+"""All faults: what each is, on which brokers, what a call may take meanwhile; and how they are gone through."""
+
+from __future__ import annotations
+
+import random
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+from outages import Server as Postgres
+from outages import lone_server as lone_postgres
+
+from faults import of_all, of_messages, of_servers, of_workers
+from faults.account import Account
+from faults.servers import Server, lone_rabbitmq, lone_valkey
+from faults.world import World
+
+#: Seconds that a call may take with all servers well, or refusing.
+SOON = 2.0
+VALKEY, RABBITMQ = "valkey", "rabbitmq"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One way to go wrong.
+
+    Attributes:
+        number: of the plan.
+        name: a few words.
+        run: does it to a world, so many times.
+        rounds: of the fast form.
+        most: rounds of the long form at most; None: as many as wanted.
+        often: how many rounds one of the long form's is.
+        brokers: on which.
+        deadline: seconds that a call may take meanwhile.
+        duplicates: messages that may be handled more than once, a round; None: any number.
+        lines: whether it is done to the lines to the broker.
+        durable: whether the broker keeps what it has.
+        plain: whether plain Celery goes through it too.
+        most_plain: rounds of plain Celery at most.
+        patience: seconds until all is quiet after it.
+        fast: whether it is part of the fast form.
+    """
+
+    number: str
+    name: str
+    run: Callable[[World, int, random.Random], None]
+    rounds: int = 2
+    most: int | None = None
+    often: int = 1
+    brokers: tuple[str, ...] = (VALKEY, RABBITMQ)
+    deadline: float = SOON
+    duplicates: int | None = 0
+    lines: bool = False
+    durable: bool = True
+    plain: bool = False
+    most_plain: int = 10
+    patience: float = 60.0
+    fast: bool = True
+
+    def __str__(self) -> str:
+        """Return what it is called in a list of tests."""
+        return f"{self.number} {self.name}"
+
+    @property
+    def kind(self) -> str:
+        """``workers``, ``servers`` or ``messages``: whose fault it is."""
+        return self.run.__module__.rpartition("of_")[2]
+
+
+FAULTS = (
+    Fault("T1", "worker killed under load", of_workers.kill_under_load, 3, often=10, duplicates=2, plain=True),
+    Fault("T1b", "the same, with once=True", of_workers.kill_once, 2, often=2, duplicates=None),
+    Fault("T2", "worker frozen, then killed", of_workers.kill_frozen, 3, often=5, duplicates=2, plain=True),
+    Fault("T3", "process of the pool killed", of_workers.kill_child, 2, plain=True),
+    Fault("T4", "messages that kill their process", of_workers.killers, 1, most=10, plain=True),
+    Fault(
+        "T4b",
+        "a message that kills its worker",
+        of_workers.kill_parent,
+        1,
+        most=5,
+        brokers=(VALKEY,),
+        duplicates=2,
+    ),
+    Fault("T5", "worker ends in order, with a backlog", of_workers.end_in_order, 2, plain=True),
+    Fault("T6", "worker ends cold", of_workers.end_cold, 2, duplicates=2),
+    Fault(
+        "T7",
+        "broker killed, with a log on disk",
+        of_servers.broker_killed,
+        1,
+        deadline=5.0,
+        duplicates=None,
+        plain=True,
+    ),
+    Fault("T7b", "broker killed, nothing on disk", of_servers.broker_forgets, brokers=(VALKEY,), durable=False),
+    Fault("T8", "broker frozen", of_servers.broker_frozen, 1, deadline=5.0, duplicates=None),
+    Fault("T9", "lines cut", of_servers.line_cut, 2, lines=True, duplicates=None, plain=True),
+    Fault("T9b", "the worker's line goes dead", of_servers.line_dead, 1, lines=True, duplicates=None),
+    Fault("T10", "answer to the sender lost", of_servers.answer_lost, 3, lines=True, duplicates=1),
+    Fault("T11", "broker full", of_servers.broker_full, 1, most=10, deadline=5.0, duplicates=None, plain=True),
+    Fault("T13", "to an agent that nobody declared", of_messages.unroutable, 2, most=5),
+    Fault("T13b", "queue deleted", of_messages.queue_deleted, 1, most=10, brokers=(RABBITMQ,)),
+    Fault("T14", "malformed messages", of_messages.malformed, 1, most=3, plain=True),
+    Fault("T16", "what cannot travel, hostile texts", of_messages.impossible, 1, most=3),
+    Fault("T19", "database killed", of_servers.database_killed, 1, duplicates=0, plain=True),
+    Fault("T20", "database frozen", of_servers.database_frozen, 1, deadline=6.0, duplicates=0, plain=True),
+    Fault("T22", "an end that Celery tells twice", of_workers.hard_limit, 1, most=5),
+    Fault(
+        "T24", "a worker's clock an hour ahead", of_workers.skewed_clock, 2, most=20, brokers=(VALKEY,), plain=True
+    ),
+    Fault("T25", "handlers longer than the lease", of_workers.long_handler, 2, most=10, plain=True),
+    Fault("T26", "expired", of_messages.expiry, 1, most=20),
+    Fault("T29", "the same message twice", of_messages.twice, 1, most=20, duplicates=None, plain=True),
+    Fault("T30", "dead letters sent again", of_messages.letters, 1, most=20),
+    Fault("T31", "envelopes of other versions", of_messages.other_versions, 1, most=20),
+    Fault("T32", "all kinds in turns", of_all.chaos, 10, often=2, deadline=6.0, duplicates=None, fast=False),
+)
+
+#: A broker and a database, which may be used for one fault after the other.
+Servers: TypeAlias = tuple[Server, Postgres]
+
+
+@contextmanager
+def servers(broker: str, *, durable: bool = True) -> Iterator[Servers]:
+    """Run a broker and a database while the block runs."""
+    with ExitStack() as stack:
+        server = stack.enter_context(lone_valkey(durable=durable) if broker == VALKEY else lone_rabbitmq())
+        yield server, stack.enter_context(lone_postgres())
+
+
+def go_through(
+    fault: Fault, stack: bool, on: Servers, rounds: int, seed: int, folder: Path | None = None
+) -> Account:
+    """Run a fault in a world of its own, and return the account of it.
+
+    Args:
+        fault: which.
+        stack: whether ours goes through it, or plain Celery.
+        on: the servers.
+        rounds: how many times.
+        seed: of all chances.
+        folder: for logs and accounts; None: a temporary one.
+    """
+    with ExitStack() as exits:
+        if folder is None:
+            folder = Path(exits.enter_context(tempfile.TemporaryDirectory(prefix="waooaw-world-")))
+        world = World(stack, *on, folder, lines=fault.lines)
+        exits.callback(world.close)
+        try:
+            fault.run(world, rounds, random.Random(seed))  # noqa: S311 - no secret
+        except AssertionError as error:
+            world.expect(False, f"stuck: {str(error)[:1500]}")
+            _heal(on)
+            if not world.workers:
+                return world.account()
+        world.probe()
+        if world.ours or not world.broken:
+            world.drain(fault.patience if world.ours else None)
+        return world.account()
+
+
+def violations(fault: Fault, account: Account, rounds: int) -> list[str]:
+    """Return a sentence for each invariant that does not hold after a fault."""
+    allowed = None if fault.duplicates is None else fault.duplicates * rounds
+    return account.violations(fault.deadline, allowed)
+
+
+def chosen(broker: str, *kinds: str, durable: bool = True) -> list[Fault]:
+    """Return the faults of the fast form on a broker.
+
+    Args:
+        broker: which.
+        kinds: of what: ``workers``, ``servers``, ``messages``.
+        durable: whether the broker keeps what it has.
+    """
+    mine = [fault for fault in FAULTS if fault.fast and fault.durable == durable and broker in fault.brokers]
+    return [fault for fault in mine if fault.kind in kinds]
+
+
+def check(fault: Fault, on: Servers, folder: Path) -> None:
+    """Go through a fault in its fast form, with agents, and assert that every invariant held."""
+    account = go_through(fault, True, on, fault.rounds, 1, folder)
+    found = violations(fault, account, fault.rounds)
+    assert not found, "\n".join(found)
+
+
+def _heal(on: Servers) -> None:
+    """Let servers live that a fault which went wrong has left in whatever state."""
+    broker, postgres = on
+    if broker.running():
+        broker.thaw()
+        broker.relieve()
+    else:
+        broker.start()
+    postgres.thaw()
+    postgres.start()

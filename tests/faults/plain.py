@@ -1,0 +1,89 @@
+"""A plain Celery application as a careful user writes it, to compare with: stock Kombu, acknowledging late.
+
+Its audit is written by signal handlers, at once, to the same PostgreSQL. Recovery is made as fast as it can be
+set, so that what is missing after a while is lost and not late.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import psycopg2  # type: ignore[import-untyped]
+from celery import Celery, signals
+
+from faults.effects import act
+
+TABLES = (
+    "CREATE TABLE IF NOT EXISTS plain_messages (id text PRIMARY KEY)",
+    "CREATE TABLE IF NOT EXISTS plain_events (id text, event text, at timestamptz DEFAULT now())",
+)
+#: Of the receiver in whoever sends, which is disconnected when it has sent.
+UID = "faults.plain"
+_connections: dict[int, Any] = {}
+
+
+def make_app(name: str, broker_url: str, database_url: str, lease: float) -> Celery:
+    """Return the application.
+
+    Args:
+        name: of its queue, and of its task.
+        broker_url: of the broker.
+        database_url: of its audit.
+        lease: seconds after which Redis hands a message out again that was not acknowledged.
+    """
+    app = Celery("plain", broker=broker_url, set_as_current=False)
+    app.conf.update(
+        task_default_queue=name,
+        task_acks_late=True,
+        task_ignore_result=True,
+        broker_connection_retry_on_startup=True,
+    )
+    if broker_url.startswith("redis"):
+        # A worker that is killed while it puts messages back would keep others from it for five minutes.
+        app.conf.broker_transport_options = {
+            "visibility_timeout": lease,
+            "unacked_restore_interval": 1,
+            "unacked_restore_throttle": 1,
+            "unacked_mutex_expire": 3,
+        }
+
+    @app.task(name=name, bind=True, shared=False)
+    def command(self: Any, said: Any = None) -> None:
+        """Do what the message says."""
+        act(said, self.request)
+
+    def write(statement: str, id_: str) -> None:
+        url = database_url.replace("+psycopg2", "")
+        connection = _connections.get(os.getpid())
+        if connection is None or connection.closed:
+            connection = _connections[os.getpid()] = psycopg2.connect(url)
+            connection.autocommit = True
+        with connection.cursor() as cursor:
+            cursor.execute(statement, (id_,))
+
+    def on_publish(headers: Any, **_: Any) -> None:
+        write("INSERT INTO plain_messages VALUES (%s) ON CONFLICT DO NOTHING", headers["id"])
+
+    def on_end(event: str) -> Any:
+        def receiver(task_id: str | None = None, sender: Any = None, request: Any = None, **_: Any) -> None:
+            id_ = task_id or getattr(request, "id", None) or sender.request.id
+            write(f"INSERT INTO plain_events VALUES (%s, '{event}')", id_)
+
+        return receiver
+
+    signals.before_task_publish.connect(on_publish, weak=False, dispatch_uid=UID)
+    signals.task_success.connect(on_end("handled"), weak=False)
+    signals.task_failure.connect(on_end("failed"), weak=False)
+    signals.task_revoked.connect(on_end("expired"), weak=False)
+    return app
+
+
+if "FAULTS_NAME" in os.environ:
+    os.environ["FAULTS_WORKER"] = str(os.getpid())
+    app = make_app(
+        os.environ["FAULTS_NAME"],
+        os.environ["CELERY_BROKER_URL"],
+        os.environ["FAULTS_DATABASE"],
+        float(os.environ["FAULTS_LEASE"]),
+    )

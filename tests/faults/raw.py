@@ -1,0 +1,59 @@
+"""Messages as the broker has them: taken out of the queue, changed, and put back by hand."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+import rawqueue
+from kombu import Connection
+from rawqueue import publishable
+
+from faults.world import World
+
+
+def take(world: World, count: int, patience: float = 10.0) -> list[dict[str, Any]]:
+    """Take messages out of the queue of an agent that has no worker, in the form in which Redis carries them."""
+    world.until(lambda: world.waiting() >= count, f"{count} messages in the queue", patience)
+    if not world.rabbitmq:
+        client: Any = world.broker.client  # type: ignore[attr-defined]
+        queue = world.stack.queue()
+        found: list[dict[str, Any]] = []
+        for list_ in (queue, *(f"{queue}\x06\x16{priority}" for priority in (3, 6, 9))):
+            found += [json.loads(item) for item in reversed(client.lrange(list_, 0, -1))]
+            client.delete(list_)
+        return found
+    taken: list[dict[str, Any]] = []
+    with Connection(world.broker.url) as connection, connection.channel() as channel:
+        while (message := channel.basic_get(world.stack.queue(), no_ack=True)) is not None:
+            properties = dict(message.properties)
+            taken.append(
+                {
+                    "body": base64.b64encode(_bytes(message.body)).decode(),
+                    "headers": dict(message.headers),
+                    "content-type": properties.get("content_type"),
+                    "content-encoding": properties.get("content_encoding"),
+                    "properties": {"body_encoding": "base64", "delivery_info": {}, "priority": 3},
+                }
+            )
+    return taken
+
+
+def put(world: World, item: bytes) -> bool:
+    """Put an item into the queue as it is, or return False where this broker cannot carry it."""
+    if not world.rabbitmq:
+        client: Any = world.broker.client  # type: ignore[attr-defined]
+        client.lpush(world.stack.queue(), item)
+        return True
+    found = publishable(item)
+    if found is None:
+        return False
+    with Connection(world.broker.url) as connection, connection.channel() as channel:
+        rawqueue.put(channel, world.stack.queue(), *found)
+        channel.queue_declare(world.stack.queue(), passive=True)  # it has arrived when this is answered
+    return True
+
+
+def _bytes(body: Any) -> bytes:
+    return body.encode() if isinstance(body, str) else bytes(body)

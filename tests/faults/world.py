@@ -1,0 +1,401 @@
+"""A world of its own for one fault after the other: a broker, an audit, a driver and workers, with all accounts.
+
+The driver appends each outcome to a file of its own, the handlers append theirs to another; both survive any kill.
+When a fault is over and all is quiet, `World.account` compares the two with the audit.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass, field
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import psutil
+from kombu import Connection
+from outages import Server as Postgres
+from proxy import Proxy, proxied
+
+from faults import effects
+from faults.account import PROGRESS, Account, Outcome, verify
+from faults.servers import Server, Valkey
+from faults.stacks import Agents, Plain, Stack, environment, new_name
+from waooaw_celery.audit.engine import database_url
+from waooaw_celery.embedded import end, spawn
+from waooaw_celery.letters.desk import DeadLetters
+
+#: Seconds that anything may take that happens in another process, on a busy computer.
+PATIENCE = 60.0
+#: What is sent steadily, a second.
+RATE = 50.0
+#: What its handlers take, in turns, in seconds: some workers are met idle, some busy.
+TURNS = (0.0, 0.01, 0.02, 0.03)
+#: Seconds for which all must be quiet before messages are counted.
+QUIET = 0.7
+
+
+@dataclass(eq=False)
+class Worker:
+    """A worker's parent process.
+
+    Attributes:
+        process: it.
+        name: of its node.
+        held: what it had begun and not ended when it died.
+        died: when.
+    """
+
+    process: subprocess.Popen[bytes]
+    name: str
+    held: set[str] = field(default_factory=set)
+    died: float = 0.0
+
+
+class World:
+    """One agent (or one queue of a plain Celery application) on servers that may be hurt.
+
+    Args:
+        ours: whether it is an agent of the whole product, or a plain Celery application.
+        broker: its broker.
+        postgres: the server of its audit, in which it gets a database of its own.
+        folder: for its files.
+        lines: whether driver and workers reach the broker over proxies, each over its own.
+        processes: of a worker's pool.
+    """
+
+    def __init__(
+        self,
+        ours: bool,
+        broker: Server,
+        postgres: Postgres,
+        folder: Path,
+        *,
+        lines: bool = False,
+        processes: int = 2,
+        **settings: Any,
+    ) -> None:
+        self.broker, self.postgres, self.folder, self.processes = broker, postgres, folder, processes
+        self.rabbitmq = not isinstance(broker, Valkey)
+        name = new_name()
+        postgres.run(f"CREATE DATABASE {name}")
+        self._database = name
+        url = database_url(postgres.url).set(database=name).render_as_string(hide_password=False)
+        self._exits = ExitStack()
+        self.driver_line = self._line() if lines else None
+        self.worker_line = self._line() if lines else None
+        driver_url = self._through(self.driver_line)
+        self.stack: Stack = (
+            Agents(name, driver_url, url, folder, **settings) if ours else Plain(name, driver_url, url, folder)
+        )
+        self.stack.prepare()
+        self.workers: list[Worker] = []
+        self.buried: list[Worker] = []
+        self.outcomes: dict[str, Outcome] = {}
+        self.broken: list[str] = []
+        self.probes: list[float] = []
+        self._known: set[str] = set()
+        self._effects = folder / f"effects-{name}"
+        self._ledger = (folder / f"driver-{name}").open("a", buffering=1)
+        self._nodes = 0
+
+    @property
+    def ours(self) -> bool:
+        """Whether it is of the whole product."""
+        return self.stack.ours
+
+    # --- sending
+
+    def send(self, do: str = "work", seconds: float = 0.0, *, ttl: float | None = 300.0, **more: Any) -> str:
+        """Send a message, write down the outcome, and return its id.
+
+        Args:
+            do: what its handler does, see `effects.act`.
+            seconds: that this takes.
+            ttl: seconds after which it expires; None: never.
+            more: of the payload.
+        """
+        return self.say({"do": do, "seconds": seconds, **more}, ttl=ttl)
+
+    def say(self, payload: Any, *, ttl: float | None = 300.0, id_: str | None = None) -> str:
+        """Send any payload as a message, write down the outcome, and return its id."""
+        id_ = id_ or str(uuid4())
+        began = time.monotonic()
+        try:
+            self.stack.send(id_, payload, ttl)
+            what, reason = "accepted", ""
+        except self.stack.uncertain as error:
+            what = "unknown" if getattr(error, "uncertain", True) else "refused"
+            reason = type(error).__name__
+        except self.stack.refusing as error:
+            what, reason = "refused", type(error).__name__
+        except Exception as error:  # noqa: BLE001 - an error that no caller expects is one of the findings
+            what, reason = "broke", f"{type(error).__name__}: {error}"
+        self.note(id_, Outcome(what, reason, time.monotonic() - began))
+        return id_
+
+    def note(self, id_: str, outcome: Outcome) -> None:
+        """Write down what the driver was told of a message."""
+        self.outcomes[id_] = outcome
+        self._ledger.write(f"{id_} {outcome.what} {outcome.reason!r} {outcome.seconds:.3f}\n")
+
+    @contextmanager
+    def load(self, rate: float = RATE, *, ttl: float | None = 300.0, **more: Any) -> Iterator[None]:
+        """Send steadily while the block runs.
+
+        Args:
+            rate: messages a second.
+            ttl: seconds after which each expires.
+            more: of the payloads.
+        """
+        over = threading.Event()
+
+        def send() -> None:
+            for seconds in cycle(TURNS):
+                if over.wait(1 / rate):
+                    return
+                self.send(seconds=seconds, ttl=ttl, **more)
+
+        thread = threading.Thread(target=send, name="load")
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join(PATIENCE)
+            assert not thread.is_alive(), "a driver hangs"
+
+    # --- workers
+
+    def start(self, *options: str, env: dict[str, str] | None = None, **settings: Any) -> Worker:
+        """Start a worker, and return when it consumes.
+
+        Args:
+            options: of ``celery worker``.
+            env: variables beside those of all.
+            settings: of the application; None: as its own default says.
+        """
+        self._nodes += 1
+        name = f"{self.stack.name}-{self._nodes}"
+        command, own = self.stack.worker(self._through(self.worker_line), settings)
+        command = [*command, "-n", f"{name}@faults", "-c", str(self.processes), "-l", "WARNING"]
+        # Neither is of use to a lone worker, and each costs a second.
+        command += ["--without-mingle", "--without-gossip", *options]
+        began = time.monotonic()
+        process = spawn(
+            command,
+            log=self.folder / f"{name}.log",
+            env=environment(self.stack, self._effects) | own | (env or {}),
+            cwd=self.folder,
+        )
+        worker = Worker(process, name)
+        self.workers.append(worker)
+        others = len(self.workers) > 1
+        sent: list[str] = []
+
+        def consumes() -> bool:
+            if process.poll() is not None:
+                raise AssertionError(f"{name} did not start: {self.log(worker)}")
+            if others and len(sent) < 100 and time.monotonic() - began > 0.1 * len(sent):
+                sent.append(self.send(ttl=None))  # until it gets one, and not another worker
+            mine = descendants(process.pid)
+            return any(effect.at > began and effect.pid in mine for effect in self.effects())
+
+        self.send(ttl=None)
+        self.until(consumes, f"the start of {name}")
+        return worker
+
+    def kill(self, worker: Worker | None = None) -> Worker:
+        """Kill a worker's parent, the last one's when none is named; its children end with it."""
+        worker = worker or self.workers[-1]
+        worker.process.kill()
+        return self.bury(worker)
+
+    def bury(self, worker: Worker, patience: float = PATIENCE) -> Worker:
+        """Wait for the end of a worker, and note what it held."""
+        worker.process.wait(patience)
+        worker.died = time.monotonic()
+        end(worker.process)  # what is left of its group
+        self.workers.remove(worker)
+        open_: dict[str, int] = {}
+        for effect in self.effects():
+            open_[effect.id] = open_.get(effect.id, 0) + (1 if effect.what == "begun" else -1)
+        worker.held = {id_ for id_, count in open_.items() if count > 0}
+        self.buried.append(worker)
+        return worker
+
+    def log(self, worker: Worker) -> str:
+        """Return the end of a worker's log."""
+        file = self.folder / f"{worker.name}.log"
+        return file.read_text(errors="replace")[-2000:] if file.exists() else ""
+
+    @contextmanager
+    def system(self) -> Iterator[None]:
+        """Run the system's worker with beat while the block runs: it sweeps, and looks for what is lost."""
+        command, own = self.stack.worker(self.broker.url, {})
+        command += ["-B", "-s", str(self.folder / "beat"), "-n", f"{self.stack.name}-system@faults"]
+        command += ["-c", "1", "-l", "INFO", "--without-mingle", "--without-gossip"]
+        env = environment(self.stack, self._effects) | own | {"FAULTS_SYSTEM": "1"}
+        log = self.folder / f"{self.stack.name}-system.log"
+        process = spawn(command, log=log, env=env, cwd=self.folder)
+        try:
+            yield
+            assert process.poll() is None, f"the system's worker came to an end: {log.read_text()[-2000:]}"
+        finally:
+            end(process)
+
+    # --- waiting
+
+    def until(self, condition: Callable[[], object], what: str, seconds: float | None = None) -> None:
+        """Ask again and again until the condition holds; what stands still in a plain application is not news.
+
+        Raises:
+            AssertionError: it does not in time.
+        """
+        seconds = seconds or (PATIENCE if self.ours else PATIENCE / 4)
+        deadline = time.monotonic() + seconds
+        while not condition():
+            if time.monotonic() > deadline:
+                logs = "".join(self.log(worker) for worker in self.workers[-1:])
+                raise AssertionError(f"{what} did not come to pass within {seconds:g} s: {logs}")
+            time.sleep(0.05)
+
+    def effects(self) -> list[effects.Effect]:
+        """Return what the handlers noted, ever."""
+        return effects.read(self._effects)
+
+    def handled(self, *ids: str) -> bool:
+        """Whether these were all brought to an end."""
+        return set(ids) <= {effect.id for effect in self.effects() if effect.what == "done"}
+
+    def begun(self, id_: str) -> int:
+        """Return how often a message was begun."""
+        return sum(effect.what == "begun" and effect.id == id_ for effect in self.effects())
+
+    def mend(self) -> None:
+        """Let handlers that fail at first fail no longer."""
+        Path(f"{self._effects}.mended").touch()
+
+    def desk(self) -> DeadLetters:
+        """Return the dead letters of an agent's broker."""
+        assert isinstance(self.stack, Agents)
+        return self.stack.app.dead_letters
+
+    def ended(self, id_: str) -> bool:
+        """Whether the audit has an end for a message."""
+        return id_ in self.stack.ends()
+
+    def expect(self, true: bool, otherwise: str) -> None:
+        """Note something that is wrong besides the invariants."""
+        if not true:
+            self.broken.append(otherwise)
+
+    def waiting(self) -> int:
+        """Return how many messages wait in the queue, or are held by a consumer where the broker tells."""
+        with Connection(self.broker.url) as connection, connection.channel() as channel:
+            if self.rabbitmq:
+                with suppress(channel.connection.channel_errors):
+                    found: Any = channel.queue_declare(self.stack.queue(), passive=True)
+                    count: int = found.message_count
+                    return count
+                return 0
+        client: Any = self.broker.client  # type: ignore[attr-defined]
+        queue = self.stack.queue()
+        lists = [queue, *(f"{queue}\x06\x16{priority}" for priority in (3, 6, 9))]
+        return sum(int(client.llen(list_)) for list_ in lists) + int(client.hlen("unacked"))
+
+    def probe(self) -> float:
+        """Send a message when a fault is over, and note within how many seconds it is handled."""
+        began = time.monotonic()
+        while True:
+            id_ = self.send(ttl=None)
+            if self.outcomes[id_].what == "accepted" or time.monotonic() - began > PROGRESS:
+                break
+            time.sleep(0.1)
+        took = float("inf")
+        with suppress(AssertionError):
+            self.until(lambda: self.handled(id_), "the probe", 2 * PROGRESS if self.ours else PROGRESS)
+            took = time.monotonic() - began
+        self.probes.append(took)
+        return took
+
+    def drain(self, patience: float | None = None) -> None:
+        """Wait until nothing waits, nothing runs and the audit has an end for all, but no longer than that."""
+        deadline = time.monotonic() + (patience or (PATIENCE if self.ours else PATIENCE / 4))
+        quiet_since, kept_since, seen = time.monotonic(), 0.0, -1
+        while time.monotonic() < deadline:
+            noted = self.effects()
+            now = time.monotonic()
+            if now - kept_since > 1:
+                self.stack.keep_house()
+                kept_since = now
+            if len(noted) != seen or self.waiting() or self.pending():
+                quiet_since, seen = now, len(noted)
+            elif now - quiet_since > QUIET:
+                return
+            time.sleep(0.1)
+
+    def pending(self) -> set[str]:
+        """Return what was accepted, or may have been, and has no end in the audit of ours yet."""
+        if not self.ours:
+            return set()
+        wanted = {id_ for id_, outcome in self.outcomes.items() if outcome.what in ("accepted", "unknown")}
+        return wanted - self.stack.ends().keys()
+
+    # --- accounts
+
+    def account(self) -> Account:
+        """Compare all that was sent since the last account, and begin a new one."""
+        outcomes, self.outcomes = self.outcomes, {}
+        noted = [effect for effect in self.effects() if effect.id in outcomes]
+        account = verify(outcomes, noted, self.stack.ends(), self.stack.rows(), self._known)
+        ends: dict[str, list[float]] = {}
+        for effect in noted:
+            if effect.what == "done":
+                ends.setdefault(effect.id, []).append(effect.at)
+        for worker in self.buried:
+            for id_ in worker.held:
+                account.recoveries += [at - worker.died for at in ends.get(id_, ()) if at > worker.died][:1]
+        account.probes, self.probes = self.probes, []
+        account.broken, self.broken = self.broken, []
+        self.buried = []
+        self._known |= outcomes.keys()
+        return account
+
+    def close(self) -> None:
+        """End what is left, and drop the database."""
+        for worker in self.workers:
+            with suppress(ProcessLookupError):
+                worker.process.send_signal(signal.SIGCONT)
+            worker.process.kill()
+            end(worker.process)
+        with closing(self._ledger):
+            self.stack.close()
+        self._exits.close()
+        with suppress(Exception):
+            self.postgres.run(f"DROP DATABASE {self._database} WITH (FORCE)")
+
+    def _line(self) -> Proxy:
+        return self._exits.enter_context(proxied(self.broker.url.replace("redis+socket", "unix")))
+
+    def _through(self, line: Proxy | None) -> str:
+        if line is None:
+            return self.broker.url
+        if self.rabbitmq:
+            return f"amqp://guest:guest@127.0.0.1:{line.port}//"
+        return f"redis://127.0.0.1:{line.port}/0"
+
+
+def descendants(pid: int) -> Sequence[int]:
+    """Return the processes of a worker."""
+    try:
+        parent = psutil.Process(pid)
+        return [pid, *(child.pid for child in parent.children(recursive=True))]
+    except psutil.NoSuchProcess:
+        return [pid]
