@@ -24,6 +24,7 @@ from waooaw_celery.errors import (
     BrokerUnavailable,
     InvalidMessage,
     StoreUnavailable,
+    UnknownMessage,
     UnknownSender,
     WaooawError,
 )
@@ -95,6 +96,8 @@ class AgentApp(WiredCelery):
             message = self._retried_message(target, args, kwargs, options)
             return self._publish(target, message, args, kwargs, options)
         self.breaker.check()
+        if self._was_sent_on(options.get("task_id")):
+            return self.AsyncResult(options["task_id"])
         message = self._new_message(target, args, kwargs, options, message)
         self.registry.check_handler(target)
         self.packer.check((args or (), kwargs or {}), *self._written_as(target, message, options))
@@ -106,7 +109,7 @@ class AgentApp(WiredCelery):
         except InvalidMessage as error:
             if not goes_on():
                 raise
-            # A handler that was run twice came to its end twice, and what follows it is on its way already.
+            # Two workers had the same message at once, and what follows it is on its way already.
             logger.info("%s", error, extra={"action": "sent_on_before", "message_id": message.message_id})
             return self.AsyncResult(message.message_id)
         try:
@@ -313,6 +316,19 @@ class AgentApp(WiredCelery):
             said = None
         compression = message.compression or options.get("compression")
         return self.written_as(target.agent, message.serializer or said, compression)
+
+    def _was_sent_on(self, task_id: str | None) -> bool:
+        """Whether what follows a handler, such as the next step of a chain, was sent when it was run before.
+
+        The ledger would take it for new when it has ended meanwhile: its time of sending is another.
+        """
+        task = current_task()
+        if task_id is None or task is None or not goes_on() or not task.may_be_duplicate():
+            return False
+        try:
+            return self.receipts.get(task_id).status is not MessageStatus.PENDING
+        except UnknownMessage:
+            return False
 
     def _check_delay(self, target: HandlerName, options: Mapping[str, Any]) -> None:
         due = options.get("countdown") or options.get("eta")

@@ -43,6 +43,7 @@ from waooaw_celery.routing import agent_queue, queue_depth
 from waooaw_celery.store import store_url
 from waooaw_celery.subscriptions import Subscription
 from waooaw_celery.transport.scripts import PUBLISH
+from waooaw_celery.transport.travel import DELIVERY_COUNT
 
 ROOT = Path(__file__).parents[2]
 KEPT = RetentionPolicy.DAYS_90
@@ -403,14 +404,24 @@ def test_a_chain_goes_on_behind_its_lost_first_step(
 def test_a_chain_whose_first_step_runs_twice_goes_on_once(
     broker: Broker, app: AgentApp, start: Callable[..., Process]
 ) -> None:
-    """Two workers have the same message at the same moment: both come to its end, and none of them fails."""
+    """It was handed out again while its first worker lived on: both come to its end, and none of them fails."""
     agent = declared(broker, app, "command", "nap")
     first = app.signature(f"{agent}.nap", kwargs={"seconds": 2})
     then = app.signature(f"{agent}.command", args=({},), immutable=True)
     result = chain(first, then).apply_async()
     app.receipts.flush()
-    double(broker, agent)
-    start(app, agent, "-c", "2")
+    with client(broker) as redis:
+        [key] = [key for key in redis.keys(f"{agent_queue(agent).name}*") if not key.endswith(b"bell")]
+        copy = json.loads(redis.lindex(key, 0))
+        copy["headers"][DELIVERY_COUNT] = 1
+        start(app, agent, "-c", "2")
+
+        def begun_a_while_ago() -> bool:
+            begun = [event.at for event in record(app, result.parent.id).events if event.event == "delivered"]
+            return bool(begun) and datetime.now(UTC) - begun[0] > timedelta(seconds=0.5)
+
+        until(begun_a_while_ago, "the first attempt")
+        redis.lpush(key, json.dumps(copy))  # it ends so much later that what follows is known to be on its way
     until(lambda: told(app, result.parent.id).count("delivered") == 2, "both attempts")
     until(lambda: settled_now(app, result.id), "the second step")
     with client(broker) as redis:
