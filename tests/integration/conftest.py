@@ -90,6 +90,12 @@ def other(broker: Broker, app: AgentApp, lasting: dict[tuple[str, str], tuple[st
     return _lasting_agent("other", broker, app, lasting)
 
 
+@pytest.fixture
+def third(broker: Broker, app: AgentApp, lasting: dict[tuple[str, str], tuple[str, Process]]) -> str:
+    """Name of a third one, which has not seen the large messages of other files."""
+    return _lasting_agent("third", broker, app, lasting)
+
+
 def _lasting_agent(
     role: str, broker: Broker, app: AgentApp, agents: dict[tuple[str, str], tuple[str, Process]]
 ) -> str:

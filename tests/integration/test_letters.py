@@ -22,6 +22,12 @@ from waooaw_celery.letters.letter import DeadLetter
 pytestmark = pytest.mark.usefixtures("dead_letters_alone")
 
 
+@pytest.fixture
+def probe(third: str) -> str:
+    """Name of an agent that can still tell all that it has seen."""
+    return third
+
+
 @pytest.fixture(autouse=True)
 def clean(app: AgentApp, probe: str) -> Iterator[None]:
     """Leave no letters behind in a broker that outlives the test."""
