@@ -63,7 +63,7 @@ class Life:
     @property
     def running(self) -> bool:
         """Whether the newest that is told is that it was begun; a request to cancel it changes nothing."""
-        nothing_new = ("sent", "cancel_requested", "duplicate")
+        nothing_new = ("sent", "cancel_requested", "duplicate", "resent", "discarded")
         told = sorted((at, event) for event, at, _ in self.facts if event not in nothing_new)
         return bool(told) and told[-1][1] == "delivered"
 
