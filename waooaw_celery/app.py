@@ -24,6 +24,7 @@ from waooaw_celery.errors import (
     BrokerUnavailable,
     InvalidMessage,
     StoreUnavailable,
+    UnknownMessage,
     UnknownSender,
     WaooawError,
 )
@@ -95,13 +96,22 @@ class AgentApp(WiredCelery):
             message = self._retried_message(target, args, kwargs, options)
             return self._publish(target, message, args, kwargs, options)
         self.breaker.check()
+        if self._was_sent_on(options.get("task_id")):
+            return self.AsyncResult(options["task_id"])
         message = self._new_message(target, args, kwargs, options, message)
         self.registry.check_handler(target)
         self.packer.check((args or (), kwargs or {}), *self._written_as(target, message, options))
         self._admit([message], wait)
         besides = of_task(target.handler, message, args, options, self.timezone, self._usual)
         new = self._begin_record([(target, message)], besides=besides)()
-        self._check_new([(target, message)], new)
+        try:
+            self._check_new([(target, message)], new)
+        except InvalidMessage as error:
+            if not goes_on():
+                raise
+            # Two workers had the same message at once, and what follows it is on its way already.
+            logger.info("%s", error, extra={"action": "sent_on_before", "message_id": message.message_id})
+            return self.AsyncResult(message.message_id)
         try:
             result = self._publish(target, message, args, kwargs, options)
         except (EncodeError, TypeError, ValueError) as error:  # its options cannot travel, so that nothing did
@@ -306,6 +316,19 @@ class AgentApp(WiredCelery):
             said = None
         compression = message.compression or options.get("compression")
         return self.written_as(target.agent, message.serializer or said, compression)
+
+    def _was_sent_on(self, task_id: str | None) -> bool:
+        """Whether what follows a handler, such as the next step of a chain, was sent when it was run before.
+
+        The ledger would take it for new when it has ended meanwhile: its time of sending is another.
+        """
+        task = current_task()
+        if task_id is None or task is None or not goes_on() or not task.may_be_duplicate():
+            return False
+        try:
+            return self.receipts.get(task_id).status is not MessageStatus.PENDING
+        except UnknownMessage:
+            return False
 
     def _check_delay(self, target: HandlerName, options: Mapping[str, Any]) -> None:
         due = options.get("countdown") or options.get("eta")

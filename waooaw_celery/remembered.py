@@ -49,6 +49,7 @@ class Remembered:
         headers: those that its sender added.
         positional: whether a method was called with positional arguments.
         serializer, compression: how its message says that it travels.
+        resent: how often its message says that it was sent again as a dead letter.
         repeatable: whether it can be published again as it was.
     """
 
@@ -58,6 +59,7 @@ class Remembered:
     positional: bool = False
     serializer: str | None = None
     compression: str | None = None
+    resent: int = 0
     repeatable: bool = True
 
     @property
@@ -74,6 +76,7 @@ class Remembered:
             "positional": self.positional,
             "serializer": self.serializer,
             "compression": self.compression,
+            "resent": self.resent,
             "unrepeatable": not self.repeatable,
         }
         return {name: value for name, value in said.items() if value}
@@ -89,6 +92,7 @@ class Remembered:
             positional=said.get("positional", False),
             serializer=said.get("serializer"),
             compression=said.get("compression"),
+            resent=said.get("resent", 0),
             repeatable=not said.get("unrepeatable", False),
         )
 
@@ -96,10 +100,15 @@ class Remembered:
 def of_messages(messages: Iterable[Message], call: Call | None) -> dict[str, Remembered]:
     """Return what messages or requests have besides, by id; a plain one has nothing."""
     return {
-        message.message_id: Remembered(call=call, serializer=message.serializer, compression=message.compression)
+        message.message_id: Remembered(call=call, **_of_envelope(message))
         for message in messages
-        if call is not None or message.serializer is not None or message.compression is not None
+        if call is not None or message.serializer is not None or message.compression is not None or message.resent
     }
+
+
+def _of_envelope(message: Message) -> dict[str, Any]:
+    """Return what the envelope of a message says and the ledger has no column for."""
+    return {"serializer": message.serializer, "compression": message.compression, "resent": message.resent}
 
 
 def of_task(
@@ -135,20 +144,14 @@ def of_task(
         task["compression"] = options["compression"]
     if options.get("serializer") not in (None, usual):
         task["serializer"] = options["serializer"]
-    serializer, compression = message.serializer, message.compression
-    if not (task or headers or positional or serializer or compression):
+    envelope = _of_envelope(message)
+    if not (task or headers or positional or any(envelope.values())):
         return None
     try:
         task, headers = json_copy(task, "options"), json_copy(headers, "headers")
     except InvalidMessage:  # a format that carries more than JSON can: that is published, and cannot be kept
         return Remembered(repeatable=False)
-    return Remembered(
-        task=task,
-        headers=headers,
-        positional=positional,
-        serializer=serializer,
-        compression=compression,
-    )
+    return Remembered(task=task, headers=headers, positional=positional, **envelope)
 
 
 def due_at(remembered: Remembered) -> datetime | None:

@@ -33,7 +33,8 @@ from waooaw_celery.audit.lost import MOST_RECOVERIES
 from waooaw_celery.audit.records import AuditRecord
 from waooaw_celery.audit.trail import MessageAuditTrail
 from waooaw_celery.embedded import end_all, spawn, valkey
-from waooaw_celery.errors import BrokerUnavailable, InvalidMessage, RequestTimeout, WaooawError
+from waooaw_celery.errors import BrokerUnavailable, InvalidMessage, RequestTimeout, UnknownMessage, WaooawError
+from waooaw_celery.message import RetentionPolicy
 from waooaw_celery.receipts import Event, Fact
 from waooaw_celery.recovery import broker as broker_module
 from waooaw_celery.recovery.run import Recovered, Recovery
@@ -42,8 +43,10 @@ from waooaw_celery.routing import agent_queue, queue_depth
 from waooaw_celery.store import store_url
 from waooaw_celery.subscriptions import Subscription
 from waooaw_celery.transport.scripts import PUBLISH
+from waooaw_celery.transport.travel import DELIVERY_COUNT
 
 ROOT = Path(__file__).parents[2]
+KEPT = RetentionPolicy.DAYS_90
 
 Process: TypeAlias = subprocess.Popen[bytes]
 
@@ -317,7 +320,7 @@ def test_what_is_published_again_is_what_was_published(broker: Broker, app: Agen
     value = {"at": datetime(2026, 1, 1, tzinfo=UTC), "id": UUID(int=7), "text": "ü" * 600}
     bus.send(Message(payload=value, priority=Priority.URGENT, ttl_seconds=None, correlation_id="a", **to))
     bus.send(Message(payload=value, serializer="msgpack", compression="none", priority=Priority.LOW, **to))
-    bus.send(Message(message_type=MessageType.COMMAND, causation_id="b", conversation_id="c", **to))
+    bus.send(Message(message_type=MessageType.COMMAND, causation_id="b", conversation_id="c", resent=2, **to))
     echo = app.signature(f"{name}.echo", kwargs={"value": 1})
     later = app.signature(f"{name}.command", args=({"n": value},), immutable=True)
     due = datetime.now(UTC) + timedelta(seconds=600)
@@ -396,6 +399,61 @@ def test_a_chain_goes_on_behind_its_lost_first_step(
     until(lambda: list(tmp_path.iterdir()), "the second step")
     assert settled(app, result.id) is MessageStatus.HANDLED
     assert [path.name for path in tmp_path.iterdir()] == [result.id]
+
+
+def test_a_chain_whose_first_step_runs_twice_goes_on_once(
+    broker: Broker, app: AgentApp, start: Callable[..., Process]
+) -> None:
+    """It was handed out again while its first worker lived on: both come to its end, and none of them fails."""
+    agent = declared(broker, app, "command", "nap")
+    first = app.signature(f"{agent}.nap", kwargs={"seconds": 2})
+    then = app.signature(f"{agent}.command", args=({},), immutable=True)
+    result = chain(first, then).apply_async()
+    app.receipts.flush()
+    with client(broker) as redis:
+        [key] = [key for key in redis.keys(f"{agent_queue(agent).name}*") if not key.endswith(b"bell")]
+        copy = json.loads(redis.lindex(key, 0))
+        copy["headers"][DELIVERY_COUNT] = 1
+        start(app, agent, "-c", "2")
+
+        def begun_a_while_ago() -> bool:
+            begun = [event.at for event in record(app, result.parent.id).events if event.event == "delivered"]
+            return bool(begun) and datetime.now(UTC) - begun[0] > timedelta(seconds=0.5)
+
+        until(begun_a_while_ago, "the first attempt")
+        redis.lpush(key, json.dumps(copy))  # it ends so much later that what follows is known to be on its way
+    until(lambda: told(app, result.parent.id).count("delivered") == 2, "both attempts")
+    until(lambda: settled_now(app, result.id), "the second step")
+    with client(broker) as redis:
+        until(lambda: redis.hlen("unacked") == 0 and waiting(app, agent) == 0, "the end of everything")
+    events = [event.event for event in record(app, result.parent.id).events]
+    assert (events.count("delivered"), events.count("handled"), events.count("failed")) == (2, 1, 0)
+    assert told(app, result.id).count("handled") == 1
+    assert "sent already" not in (broker.folder / f"{agent}.log").read_text()
+
+
+def settled_now(app: AgentApp, message_id: str) -> bool:
+    with suppress(UnknownMessage):
+        return MessageBus(app).receipt(message_id).status.final
+    return False
+
+
+def test_a_reply_that_was_written_down_and_not_published_comes(
+    broker: Broker, app: AgentApp, start: Callable[..., Process]
+) -> None:
+    """The worker that was about to publish it was killed: its handler gets it all the same."""
+    agent = broker.name()
+    start(app, agent)
+    asked_at = datetime.now(UTC).isoformat()
+    payload = {"message_id": "asked", "asked_at": asked_at, "result": 7, "error": None}
+    reply = Message(
+        from_agent="other", to_agent=agent, message_type=MessageType.RESPONSE, payload=payload, retention=KEPT
+    )
+    app.receipts.pending([(reply, "replied")])()
+    assert recover(app, agent).recovered == [reply.message_id]
+    assert settled(app, reply.message_id) is MessageStatus.HANDLED
+    [got] = Requests(app).request(agent, "replies", timeout=20)
+    assert (got["message_id"], got["result"]) == ("asked", 7)
 
 
 # --- what is not

@@ -240,6 +240,7 @@ def _lost(record: AuditRecord, besides: Remembered, reason: str, *, given_up: bo
         sent_at=receipt.sent_at,
         serializer=besides.serializer,
         compression=besides.compression,
+        resent=besides.resent,
         event=record.event,
     )
     return Lost(
