@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
-from faults.server import Server, lone_server
+from faults.servers import Valkey, lone_valkey
 from support import Broker, until
 
 from waooaw_celery import AgentApp, Message, MessageBus, aio
@@ -25,14 +25,14 @@ LATE = 0.5
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
+def server() -> Iterator[Valkey]:
     """The result backend, which goes away."""
-    with lone_server() as server:
+    with lone_valkey() as server:
         yield server
 
 
 @pytest.fixture(scope="module")
-def broker(redis_url: str, server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+def broker(redis_url: str, server: Valkey, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
     """A broker with the store on it, which stays, and answers over a server of their own."""
     broker = Broker(redis_url, redis_url, tmp_path_factory.mktemp("answers"))
     yield broker
@@ -40,7 +40,7 @@ def broker(redis_url: str, server: Server, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture(scope="module")
-def agent(broker: Broker, server: Server) -> Iterator[str]:
+def agent(broker: Broker, server: Valkey) -> Iterator[str]:
     app = broker.app()
     name = broker.name()
     worker = broker.start(
@@ -56,14 +56,14 @@ def agent(broker: Broker, server: Server) -> Iterator[str]:
 
 
 @pytest.fixture
-def app(broker: Broker, server: Server) -> Iterator[AgentApp]:
+def app(broker: Broker, server: Valkey) -> Iterator[AgentApp]:
     app = broker.app(result_backend=server.url, waooaw_redis_url=broker.redis_url)
     yield app
     app.close()
 
 
 @contextmanager
-def stopped(server: Server) -> Iterator[None]:
+def stopped(server: Valkey) -> Iterator[None]:
     server.kill()
     try:
         yield
@@ -72,7 +72,7 @@ def stopped(server: Server) -> Iterator[None]:
 
 
 @contextmanager
-def frozen(server: Server) -> Iterator[None]:
+def frozen(server: Valkey) -> Iterator[None]:
     server.freeze()
     try:
         yield
@@ -87,7 +87,7 @@ def nap(app: AgentApp, agent: str, seconds: float, timeout: float) -> Any:
     return response, time.monotonic() - began
 
 
-def store(server: Server, message_id: str, result: Any, tell: bool = True) -> None:
+def store(server: Valkey, message_id: str, result: Any, tell: bool = True) -> None:
     """Store an answer as Celery's backend does, and tell whoever has subscribed."""
     meta = {"status": "SUCCESS", "result": result, "traceback": None, "children": [], "task_id": message_id}
     server.client.set(f"celery-task-meta-{message_id}", json.dumps(meta), ex=3600)
@@ -95,7 +95,7 @@ def store(server: Server, message_id: str, result: Any, tell: bool = True) -> No
         server.client.publish(f"celery-task-meta-{message_id}", json.dumps(meta))
 
 
-def test_a_backend_that_is_away_before_is_told_at_once(app: AgentApp, agent: str, server: Server) -> None:
+def test_a_backend_that_is_away_before_is_told_at_once(app: AgentApp, agent: str, server: Valkey) -> None:
     """Nothing is published for which no answer could come; when the backend is back, requests are answered."""
     with stopped(server):
         began = time.monotonic()
@@ -105,7 +105,7 @@ def test_a_backend_that_is_away_before_is_told_at_once(app: AgentApp, agent: str
     assert nap(app, agent, 0, timeout=10)[0].ok
 
 
-def test_a_backend_that_goes_away_meanwhile_ends_the_waiting(app: AgentApp, agent: str, server: Server) -> None:
+def test_a_backend_that_goes_away_meanwhile_ends_the_waiting(app: AgentApp, agent: str, server: Valkey) -> None:
     """The request ends with BackendUnavailable, no later than its timeout, and the next one is answered."""
     assert nap(app, agent, 0, timeout=10)[0].ok
     killer = threading.Timer(0.5, server.kill)
@@ -118,7 +118,7 @@ def test_a_backend_that_goes_away_meanwhile_ends_the_waiting(app: AgentApp, agen
     assert nap(app, agent, 0, timeout=10)[0].ok
 
 
-def test_a_backend_that_freezes_meanwhile_is_a_timeout(app: AgentApp, agent: str, server: Server) -> None:
+def test_a_backend_that_freezes_meanwhile_is_a_timeout(app: AgentApp, agent: str, server: Valkey) -> None:
     """The waiting ends when its time is over, and not when the backend wakes up."""
     assert nap(app, agent, 0, timeout=10)[0].ok
     threading.Timer(0.3, server.freeze).start()
@@ -129,7 +129,7 @@ def test_a_backend_that_freezes_meanwhile_is_a_timeout(app: AgentApp, agent: str
     assert nap(app, agent, 0, timeout=10)[0].ok
 
 
-def test_an_answer_that_comes_too_late_is_nobodys(app: AgentApp, agent: str, server: Server) -> None:
+def test_an_answer_that_comes_too_late_is_nobodys(app: AgentApp, agent: str, server: Valkey) -> None:
     """It expires in the backend, and the next request gets its own."""
     response, seconds = nap(app, agent, 1.5, timeout=0.5)
     assert isinstance(response.error, RequestTimeout)
@@ -141,7 +141,7 @@ def test_an_answer_that_comes_too_late_is_nobodys(app: AgentApp, agent: str, ser
     assert len(app.answers) == 0
 
 
-def test_of_two_answers_the_first_counts(app: AgentApp, agent: str, server: Server) -> None:
+def test_of_two_answers_the_first_counts(app: AgentApp, agent: str, server: Valkey) -> None:
     """What is published for a request that has ended changes nothing."""
     future = app.answers.expect("twice", "nobody")
     for result in (1, 2):
@@ -151,7 +151,7 @@ def test_of_two_answers_the_first_counts(app: AgentApp, agent: str, server: Serv
 
 
 def test_a_damaged_answer_is_the_failure_of_its_own_request_only(
-    app: AgentApp, agent: str, server: Server
+    app: AgentApp, agent: str, server: Valkey
 ) -> None:
     """Garbage in the backend ends one waiting with BackendUnavailable, and others are answered."""
     broken, whole = app.answers.expect("broken", "nobody"), app.answers.expect("whole", "nobody")
@@ -163,14 +163,14 @@ def test_a_damaged_answer_is_the_failure_of_its_own_request_only(
     assert nap(app, agent, 0, timeout=10)[0].ok
 
 
-def test_an_answer_whose_news_was_lost_is_asked_for(app: AgentApp, server: Server) -> None:
+def test_an_answer_whose_news_was_lost_is_asked_for(app: AgentApp, server: Valkey) -> None:
     """A result that was stored without anybody being told is found after a second."""
     future = app.answers.expect("unheard", "nobody")
     store(server, "unheard", 7, tell=False)
     assert future.result(10).value == 7
 
 
-def test_ten_thousand_requests_leave_nothing_behind(app: AgentApp, agent: str, server: Server) -> None:
+def test_ten_thousand_requests_leave_nothing_behind(app: AgentApp, agent: str, server: Valkey) -> None:
     """Neither keys nor subscriptions in the backend, nor memory that grows, in the process that asked."""
     requests = aio.RequestResponseHandler(app)
     turn = 500
@@ -194,7 +194,7 @@ def test_ten_thousand_requests_leave_nothing_behind(app: AgentApp, agent: str, s
     assert psutil.Process().memory_info().rss - memory < 20_000_000
 
 
-def test_a_message_needs_no_result_backend(broker: Broker, agent: str, server: Server) -> None:
+def test_a_message_needs_no_result_backend(broker: Broker, agent: str, server: Valkey) -> None:
     """With the backend away, messages are sent and handled."""
     app = broker.app(result_backend=server.url, waooaw_redis_url=broker.redis_url)
     with stopped(server):
