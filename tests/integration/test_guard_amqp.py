@@ -87,7 +87,7 @@ def test_a_worker_lives_through_each_malformed_message(
 ) -> None:
     """It is kept as a dead letter, with its bytes, or handled; its worker goes on, and the receipt says so."""
     if case.label not in corpus.made:
-        pytest.skip("it cannot be said on RabbitMQ")
+        pytest.skip("it cannot be said in AMQP")
     body, properties, id_ = corpus.made[case.label]
     before = newest(app, corpus)
     put(channel, agent_queue(corpus.name).name, body, properties)
