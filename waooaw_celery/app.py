@@ -95,7 +95,8 @@ class AgentApp(WiredCelery):
         if options.get("retries"):
             message = self._retried_message(target, args, kwargs, options)
             return self._publish(target, message, args, kwargs, options)
-        self.breaker.check()
+        if not goes_on():
+            self.breaker.check()
         if self._was_sent_on(options.get("task_id")):
             return self.AsyncResult(options["task_id"])
         message = self._new_message(target, args, kwargs, options, message)
@@ -151,7 +152,12 @@ class AgentApp(WiredCelery):
         """
         if not batch and record is None:
             return
-        if batch and session is None:
+        # What follows a handler's end, and an answer, was accepted before: it is written down, whatever the broker does.
+        if (
+            session is None
+            and not goes_on()
+            and any(message.message_type is not MessageType.RESPONSE for _, message in batch)
+        ):
             self.breaker.check()
         hand_over = HandOver(self, self.driver, call, self.answers.reply_to if call is not None else None)
         bodies = hand_over.pack(batch) if batch else []

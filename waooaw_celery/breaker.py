@@ -20,7 +20,7 @@ from waooaw_celery.errors import BrokerUnavailable, StoreUnavailable
 
 logger = logging.getLogger(__name__)
 
-#: Seconds: what it takes to try a broker that froze is longer than the first, and much shorter than all together.
+#: Seconds for which sends are refused after the first failure, and at most.
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 5.0
 #: What is raised when a broker does not answer, and not when it answers that it does not want a message.
 _OUTAGES = (OSError, RedisConnectionError, RedisTimeoutError, AMQPConnectionError)

@@ -90,7 +90,9 @@ def killers(world: World, rounds: int, chance: random.Random) -> None:
     world.drain()
     world.expect(worker.process.poll() is None, "the worker came to an end")
     for id_, do in ids.items():
-        world.expect(1 <= world.begun(id_) <= ATTEMPTS, f"{do!r} was begun {world.begun(id_)} times")
+        # A process that dies before it has said that it took a message has had an attempt that nobody counts:
+        # Celery's pool hands the message to the next one (asynpool's on_partial_read).
+        world.expect(1 <= world.begun(id_) <= ATTEMPTS + 1, f"{do!r} was begun {world.begun(id_)} times")
 
 
 def kill_parent(world: World, rounds: int, chance: random.Random) -> None:
@@ -102,7 +104,7 @@ def kill_parent(world: World, rounds: int, chance: random.Random) -> None:
         poison = world.send("kill the worker")
         deaths = 0
         while deaths <= limit + 1 and not world.ended(poison):
-            worker = world.start(broker_transport_options={"delivery_limit": limit})
+            worker = world.start(may_die=True, broker_transport_options={"delivery_limit": limit})
             world.until(partial(_over, world, worker, poison), "its end")
             if worker.process.poll() is not None:
                 world.bury(worker)

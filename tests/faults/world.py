@@ -173,12 +173,15 @@ class World:
 
     # --- workers
 
-    def start(self, *options: str, env: dict[str, str] | None = None, **settings: Any) -> Worker:
+    def start(
+        self, *options: str, env: dict[str, str] | None = None, may_die: bool = False, **settings: Any
+    ) -> Worker:
         """Start a worker, and return when it consumes.
 
         Args:
             options: of ``celery worker``.
             env: variables beside those of all.
+            may_die: return as well when it has come to an end: by the first message that it met.
             settings: of the application; None: as its own default says.
         """
         self._nodes += 1
@@ -201,6 +204,8 @@ class World:
 
         def consumes() -> bool:
             if process.poll() is not None:
+                if may_die:
+                    return True
                 raise AssertionError(f"{name} did not start: {self.log(worker)}")
             if others and len(sent) < 100 and time.monotonic() - began > 0.1 * len(sent):
                 sent.append(self.send(ttl=None))  # until it gets one, and not another worker

@@ -16,11 +16,12 @@ from waooaw_celery import (
     Message,
     MessageBus,
     MessageStatus,
+    MessageType,
     RequestResponseHandler,
     RequestTimeout,
 )
 from waooaw_celery.errors import BrokerUnavailable, UnknownMessage
-from waooaw_celery.routing import agent_queue, queue_depth
+from waooaw_celery.routing import HandlerName, agent_queue, queue_depth
 
 #: Seconds that a call may take on a broker that froze: the answer is awaited for three, a connection for two; and
 #: a computer may be busy.
@@ -116,6 +117,18 @@ def test_what_is_refused_is_not_written_down(line: Proxy, remote: AgentApp, away
 
     until(sent, "the end of the pause")
     assert bus.receipt(refused.message_id).status is MessageStatus.SENT
+
+
+def test_an_answer_is_written_down_while_the_broker_is_away(line: Proxy, remote: AgentApp, away: str) -> None:
+    """What was accepted before is not refused: it stays PENDING, for the recovery to publish."""
+    line.freeze(also_new=True)
+    took(calls(remote, away)["send"])
+    assert not took(calls(remote, away)["send"])[1].uncertain
+    target = HandlerName(away, "command")
+    answer = remote.complete(target, message(away).evolve(message_type=MessageType.RESPONSE))
+    _, failure = took(lambda: remote.send_messages([(target, answer)]))
+    assert failure.uncertain
+    assert MessageBus(remote).receipt(answer.message_id).status is MessageStatus.PENDING
 
 
 def test_a_broker_that_froze_gets_no_copies(broker: Broker, line: Proxy, remote: AgentApp, away: str) -> None:

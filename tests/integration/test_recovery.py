@@ -23,7 +23,7 @@ import pytest
 from celery import chain, chord
 from proxy import proxied
 from redis import Redis
-from support import Broker, lone_database, note, settled, until
+from support import PATIENCE, Broker, lone_database, note, settled, until
 
 from waooaw_celery import AgentApp, EventBus, Message, MessageBus, MessageStatus, MessageType, Priority, create_app
 from waooaw_celery import RequestResponseHandler as Requests
@@ -626,6 +626,21 @@ def test_a_broker_that_is_away_is_told_once(
     assert "the broker does not answer" in done.error
     assert [each.action for each in caplog.records if hasattr(each, "action")] == ["not_recovered"]  # type: ignore[attr-defined]
     assert told(app, message_id) == ["sent"]
+
+
+@pytest.mark.rabbitmq
+def test_a_broker_that_froze_holds_no_recovery_up(rabbitmq: Broker) -> None:
+    """The run ends in time, and says why it did nothing."""
+    with proxied(rabbitmq.url) as line:
+        url = f"amqp://guest:guest@127.0.0.1:{line.port}//"
+        with closing(rabbitmq.app(broker_url=url)) as app:
+            agent = declared(rabbitmq, app)
+            send(app, agent)
+            line.freeze(also_new=True)
+            began = time.monotonic()
+            done = recover(app, agent)
+    assert time.monotonic() - began < PATIENCE
+    assert "the broker does not answer" in str(done.error)
 
 
 def test_what_waits_in_this_computers_spool_is_not_lost(broker: Broker, app: AgentApp) -> None:

@@ -149,7 +149,7 @@ class AmqpBroker(Broker):
 @contextmanager
 def opened(app: Any) -> Iterator[Broker | None]:
     """Give the broker of an application, or None when it is of a kind that cannot be asked."""
-    with app.connection_for_read() as connection:
+    with app.connection_for_write() as connection:  # the one that has deadlines on RabbitMQ too
         if app.driver == "redis":
             with connection.channel() as channel:
                 yield RedisBroker(channel)
