@@ -152,12 +152,9 @@ class AgentApp(WiredCelery):
         """
         if not batch and record is None:
             return
-        # What follows a handler's end, and an answer, was accepted before: it is written down, whatever the broker does.
-        if (
-            session is None
-            and not goes_on()
-            and any(message.message_type is not MessageType.RESPONSE for _, message in batch)
-        ):
+        # An answer, and what follows a handler's end, were accepted before: they are written down all the same.
+        answers = all(message.message_type is MessageType.RESPONSE for _, message in batch)
+        if session is None and not answers and not goes_on():
             self.breaker.check()
         hand_over = HandOver(self, self.driver, call, self.answers.reply_to if call is not None else None)
         bodies = hand_over.pack(batch) if batch else []

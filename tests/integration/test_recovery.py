@@ -630,16 +630,20 @@ def test_a_broker_that_is_away_is_told_once(
 
 @pytest.mark.rabbitmq
 def test_a_broker_that_froze_holds_no_recovery_up(rabbitmq: Broker) -> None:
-    """The run ends in time, and says why it did nothing."""
-    with proxied(rabbitmq.url) as line:
+    """The line freezes between its two looks: the run ends in time, and says why it did nothing."""
+    with ThreadPoolExecutor(1) as pool, proxied(rabbitmq.url) as line:
         url = f"amqp://guest:guest@127.0.0.1:{line.port}//"
-        with closing(rabbitmq.app(broker_url=url)) as app:
+        with closing(rabbitmq.app()) as app:
             agent = declared(rabbitmq, app)
             send(app, agent)
+            with app.connection_for_write() as connection, connection.channel() as channel:
+                agent_queue(agent)(channel).purge()
+        with closing(rabbitmq.app(broker_url=url)) as app:
+            run = pool.submit(Recovery(app, after=0, pause=2.0).run, agent=agent)
+            until(lambda: line.connections, "its connection")
+            time.sleep(1.0)  # between the looks
             line.freeze(also_new=True)
-            began = time.monotonic()
-            done = recover(app, agent)
-    assert time.monotonic() - began < PATIENCE
+            done = run.result(PATIENCE)
     assert "the broker does not answer" in str(done.error)
 
 
