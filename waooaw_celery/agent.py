@@ -10,21 +10,15 @@ from typing import Any
 from celery import Task
 from sqlalchemy.orm import Session
 
-from waooaw_celery.aio import Agent as AwaitedAgent
 from waooaw_celery.app import AgentApp
-from waooaw_celery.asking import Params
-from waooaw_celery.bus import MessageBus
 from waooaw_celery.errors import ConfigurationError
-from waooaw_celery.events.bus import EventBus
 from waooaw_celery.events.catch_up import CatchUp
-from waooaw_celery.events.delivery import Published
 from waooaw_celery.events.task import EventTask
-from waooaw_celery.message import SENDABLE, TYPE_NAMES, DeliveryReceipt, Message, MessageType, Priority
-from waooaw_celery.request_response import RequestResponseHandler
+from waooaw_celery.message import SENDABLE, TYPE_NAMES, Message, MessageType
 from waooaw_celery.response import response_of_reply
 from waooaw_celery.retries import Retries
 from waooaw_celery.routing import EVENT_HANDLERS, HandlerName
-from waooaw_celery.streams import Stream
+from waooaw_celery.speaking import Speaker
 from waooaw_celery.subscriptions import Subscription
 from waooaw_celery.topics.filters import Filter
 from waooaw_celery.topics.patterns import check_pattern
@@ -36,7 +30,7 @@ from waooaw_celery.worker.task import AgentTask, completed
 _TO_COMPLETE = (inspect.iscoroutinefunction, inspect.isgeneratorfunction, inspect.isasyncgenfunction)
 
 
-class Agent:
+class Agent(Speaker):
     """An agent and its handlers.
 
     The worker of its application consumes its queue, ``agent.<name>``, without any option.
@@ -60,16 +54,10 @@ class Agent:
     def __init__(self, name: str, app: AgentApp, capabilities: Iterable[str] = ()) -> None:
         if check_agent_name(name) in app.agents:
             raise ConfigurationError(f"this application has an agent {name!r} already")
-        self.name = name
-        self.app = app
+        super().__init__(name, app)
         self.capabilities = check_tags(capabilities)
         app.capabilities[name] = self.capabilities
         self._handlers = app.agents.setdefault(name, [])
-        self._bus = MessageBus(app)
-        self._events = EventBus(app)
-        self._requests = RequestResponseHandler(app)
-        #: The same as coroutines: ``await agent.aio.request(...)``, in an ``async def`` handler.
-        self.aio = AwaitedAgent(name, app)
 
     def on(self, message_type: MessageType, **options: Any) -> Callable[[Callable[..., Any]], Task[Any, Any]]:
         """Register the handler, ``def`` or ``async def``, of all messages of this type; it gets the Message.
@@ -265,35 +253,6 @@ class Agent:
         )
         return task
 
-    def send(
-        self,
-        to_agent: str,
-        payload: JSON,
-        *,
-        message_type: MessageType = MessageType.COMMAND,
-        wait: float | None = None,
-        session: Any = None,
-        **fields: Any,
-    ) -> DeliveryReceipt:
-        """Send a message in this agent's name.
-
-        Args:
-            to_agent: the recipient.
-            payload: any JSON value.
-            message_type: COMMAND, QUERY or ACK.
-            wait: seconds for which to wait at the rate limit instead of raising.
-            session: a SQLAlchemy Session: the message is sent if, and only if, its transaction is committed.
-            fields: others of Message: ``priority``, ``ttl_seconds``, ``correlation_id``, …
-
-        Raises:
-            InvalidMessage, UnknownAgent, RateLimitExceeded, BrokerUnavailable, StoreUnavailable: as
-                MessageBus.send.
-        """
-        message = Message(
-            from_agent=self.name, to_agent=to_agent, payload=payload, message_type=message_type, **fields
-        )
-        return self._bus.send(message, wait=wait, session=session)
-
     @property
     def session(self) -> Session:
         """The SQLAlchemy Session of the handler that runs, which was registered with ``once=True``.
@@ -306,80 +265,6 @@ class Agent:
             ConfigurationError: no such handler runs here.
         """
         return current_session()
-
-    def publish(self, topic: str, event: JSON = None, **fields: Any) -> Published:
-        """Publish an event in this agent's name.
-
-        Args:
-            topic: what happened, such as ``task.created``.
-            event: its payload, any JSON value.
-            fields: the others of EventBus.publish: ``priority``, ``ttl_seconds``, ``schema_version``, …
-
-        Raises:
-            SchemaViolation, InvalidMessage, BrokerUnavailable, StoreUnavailable: as EventBus.publish.
-        """
-        return self._events.publish(topic, event, **{"from_agent": self.name, **fields})
-
-    def request(
-        self,
-        to_agent: str,
-        method: str,
-        params: Params = None,
-        *,
-        timeout: float | None = None,
-        priority: Priority = Priority.NORMAL,
-    ) -> JSON:
-        """Ask another agent in this agent's name and return its answer.
-
-        Raises:
-            RequestError: no result came; its classes say why. The rest as RequestResponseHandler.request.
-        """
-        return self._requests.request(
-            to_agent, method, params, from_agent=self.name, timeout=timeout, priority=priority
-        )
-
-    def request_later(
-        self,
-        to_agent: str,
-        method: str,
-        params: Params = None,
-        *,
-        on_reply: Task[Any, Any] | str,
-        timeout: float | None = None,
-        priority: Priority = Priority.NORMAL,
-    ) -> DeliveryReceipt:
-        """Ask another agent in this agent's name; the Response comes to a handler registered with ``reply``.
-
-        Raises:
-            As RequestResponseHandler.request_later.
-        """
-        return self._requests.request_later(
-            to_agent,
-            method,
-            params,
-            on_reply=on_reply,
-            from_agent=self.name,
-            timeout=timeout,
-            priority=priority,
-        )
-
-    def stream(
-        self,
-        to_agent: str,
-        method: str,
-        params: Params = None,
-        *,
-        timeout: float | None = None,
-        priority: Priority = Priority.NORMAL,
-    ) -> Stream:
-        """Ask another agent in this agent's name, and take its answer in parts.
-
-        Raises:
-            As RequestResponseHandler.stream.
-        """
-        return self._requests.stream(
-            to_agent, method, params, from_agent=self.name, timeout=timeout, priority=priority
-        )
 
 
 def _of_message(function: Callable[..., Any], bind: bool) -> Callable[..., Any]:

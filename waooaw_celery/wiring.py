@@ -7,7 +7,6 @@ from typing import Any
 
 from celery import Celery
 from celery.signals import worker_process_shutdown, worker_shutdown
-from sqlalchemy.orm import Session
 
 from waooaw_celery.answers import Answers
 from waooaw_celery.audit.agents import LedgerAgentRegistry
@@ -24,7 +23,6 @@ from waooaw_celery.limits.grammar import configured_quota
 from waooaw_celery.limits.limiter import RateLimiter
 from waooaw_celery.limits.memory import MemoryStorage
 from waooaw_celery.limits.redis import DEADLINE, RedisStorage
-from waooaw_celery.outbox import Batch, Outbox
 from waooaw_celery.receipts import Event, Fact, Receipts, RedisReceipts
 from waooaw_celery.registry import AgentRegistry, RedisAgentRegistry
 from waooaw_celery.routing import AGENT_QUEUES, HandlerName, agent_queue, check_ordered, driver_type, first_url
@@ -155,24 +153,6 @@ class WiredCelery(Celery):
         return Ledger(
             self.database, settings.retention, settings.audit_mode, settings.spool_folder, settings.lost_seconds
         )
-
-    @cached_property
-    def outbox(self) -> Outbox:
-        """What writes messages down in transactions of others.
-
-        Raises:
-            ConfigurationError: there is no ledger.
-        """
-        return Outbox(self.ledger, self.publish_written)
-
-    def relay(self, session: Session) -> None:
-        """Publish what was entrusted to a session whose transaction was committed."""
-        if self._database is not None:
-            self.outbox.relay(session)
-
-    def publish_written(self, batch: Batch) -> None:
-        """Publish messages that are in the ledger already."""
-        raise NotImplementedError
 
     @cached_property
     def database(self) -> Database:

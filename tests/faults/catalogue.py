@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import tempfile
 from collections.abc import Callable, Iterator
@@ -21,6 +22,8 @@ from faults.world import World
 #: Seconds that a call may take with all servers well, or refusing.
 SOON = 2.0
 VALKEY, RABBITMQ = "valkey", "rabbitmq"
+#: Whether the whole fast form is wanted: it takes four minutes, of which every run of the tests has one.
+ALL = bool(os.environ.get("WAOOAW_TEST_FAULTS"))
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class Fault:
         most_plain: rounds of plain Celery at most.
         patience: seconds until all is quiet after it.
         fast: whether it is part of the fast form.
+        gate: whether it is part of every run of the tests, and not of the whole fast form only.
     """
 
     number: str
@@ -60,6 +64,7 @@ class Fault:
     most_plain: int = 10
     patience: float = 60.0
     fast: bool = True
+    gate: bool = False
 
     def __str__(self) -> str:
         """Return what it is called in a list of tests."""
@@ -72,11 +77,22 @@ class Fault:
 
 
 FAULTS = (
-    Fault("T1", "worker killed under load", of_workers.kill_under_load, 3, often=10, duplicates=2, plain=True),
+    Fault(
+        "T1",
+        "worker killed under load",
+        of_workers.kill_under_load,
+        3,
+        often=10,
+        duplicates=2,
+        plain=True,
+        gate=True,
+    ),
     Fault("T1b", "the same, with once=True", of_workers.kill_once, 2, often=2, duplicates=None),
-    Fault("T2", "worker frozen, then killed", of_workers.kill_frozen, 3, often=5, duplicates=2, plain=True),
+    Fault(
+        "T2", "worker frozen, then killed", of_workers.kill_frozen, 3, often=5, duplicates=2, plain=True, gate=True
+    ),
     Fault("T3", "process of the pool killed", of_workers.kill_child, 2, plain=True),
-    Fault("T4", "messages that kill their process", of_workers.killers, 1, most=10, plain=True),
+    Fault("T4", "messages that kill their process", of_workers.killers, 1, most=10, plain=True, gate=True),
     Fault(
         "T4b",
         "a message that kills its worker",
@@ -101,13 +117,13 @@ FAULTS = (
     Fault("T8", "broker frozen", of_servers.broker_frozen, 1, deadline=5.0, duplicates=None),
     Fault("T9", "lines cut", of_servers.line_cut, 2, lines=True, duplicates=None, plain=True),
     Fault("T9b", "the worker's line goes dead", of_servers.line_dead, 1, lines=True, duplicates=None),
-    Fault("T10", "answer to the sender lost", of_servers.answer_lost, 3, lines=True, duplicates=1),
+    Fault("T10", "answer to the sender lost", of_servers.answer_lost, 3, lines=True, duplicates=1, gate=True),
     Fault("T11", "broker full", of_servers.broker_full, 1, most=10, deadline=5.0, duplicates=None, plain=True),
     Fault("T13", "to an agent that nobody declared", of_messages.unroutable, 2, most=5),
     Fault("T13b", "queue deleted", of_messages.queue_deleted, 1, most=10, brokers=(RABBITMQ,)),
-    Fault("T14", "malformed messages", of_messages.malformed, 1, most=3, plain=True),
+    Fault("T14", "malformed messages", of_messages.malformed, 1, most=3, plain=True, gate=True),
     Fault("T16", "what cannot travel, hostile texts", of_messages.impossible, 1, most=3),
-    Fault("T19", "database killed", of_servers.database_killed, 1, duplicates=0, plain=True),
+    Fault("T19", "database killed", of_servers.database_killed, 1, duplicates=0, plain=True, gate=True),
     Fault("T20", "database frozen", of_servers.database_frozen, 1, deadline=6.0, duplicates=0, plain=True),
     Fault("T22", "an end that Celery tells twice", of_workers.hard_limit, 1, most=5),
     Fault(
@@ -171,15 +187,21 @@ def violations(fault: Fault, account: Account, rounds: int) -> list[str]:
 
 
 def chosen(broker: str, *kinds: str, durable: bool = True) -> list[Fault]:
-    """Return the faults of the fast form on a broker.
+    """Return the faults of the fast form on a broker, or those of every run.
 
     Args:
         broker: which.
         kinds: of what: ``workers``, ``servers``, ``messages``.
         durable: whether the broker keeps what it has.
     """
-    mine = [fault for fault in FAULTS if fault.fast and fault.durable == durable and broker in fault.brokers]
-    return [fault for fault in mine if fault.kind in kinds]
+    return [
+        fault
+        for fault in FAULTS
+        if fault.durable == durable
+        and broker in fault.brokers
+        and fault.kind in kinds
+        and (fault.gate or (fault.fast and ALL))
+    ]
 
 
 def check(fault: Fault, on: Servers, folder: Path) -> None:

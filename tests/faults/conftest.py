@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import pytest
@@ -25,19 +24,3 @@ def on_rabbitmq() -> Iterator[Servers]:
         pytest.skip("Debian's package rabbitmq-server is not installed: its faults need a node of their own")
     with servers(RABBITMQ) as found:
         yield found
-
-
-#: These go through the whole product with faults, in minutes: with WAOOAW_TEST_FAULTS=1 only, until each is
-#: known to be steady beside all other tests.
-collect_ignore = (
-    []
-    if os.environ.get("WAOOAW_TEST_FAULTS")
-    else [
-        "test_control.py",
-        "test_forgetting.py",
-        "test_rabbitmq.py",
-        "test_rabbitmq_servers.py",
-        "test_valkey.py",
-        "test_valkey_servers.py",
-    ]
-)

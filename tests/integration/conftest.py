@@ -48,6 +48,20 @@ def broker(request: pytest.FixtureRequest) -> Broker:
     return found
 
 
+@pytest.fixture(scope="module", params=["valkey", pytest.param("rabbitmq", marks=pytest.mark.rabbitmq)])
+def ledgered_broker(
+    request: pytest.FixtureRequest, ledger_broker: Broker, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Broker]:
+    """Each broker in turn, both with the ledger in PostgreSQL."""
+    if request.param == "valkey":
+        yield ledger_broker
+        return
+    url, redis_url = request.getfixturevalue("amqp_url"), ledger_broker.redis_url
+    broker = Broker(url, redis_url, tmp_path_factory.mktemp("ledgered"), ledger_broker.database_url)
+    yield broker
+    broker.clean()
+
+
 @pytest.fixture
 def app(broker: Broker) -> Iterator[AgentApp]:
     """An application that speaks as ``tests``."""

@@ -23,8 +23,8 @@ from waooaw_celery import (
     RateLimitExceeded,
     RequestResponseHandler,
     aio,
+    door,
 )
-from waooaw_celery import app as app_module
 from waooaw_celery.audit import refusals as refusals_module
 from waooaw_celery.embedded import end_all
 from waooaw_celery.errors import InvalidMessage, NoHandler, StoreUnavailable, UnknownAgent
@@ -142,7 +142,7 @@ def test_many_at_once_pass_together_or_not_at_all(
     limited: Limited, broker: Broker, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Four of three are refused whole, also when they go to the broker in parts: no row, no message, no charge."""
-    monkeypatch.setattr(app_module, "MAX_BATCH", 2)
+    monkeypatch.setattr(door, "MAX_BATCH", 2)
     names = [broker.name() for _ in range(4)]
     app = limited(waooaw_agents=names)
     bus = MessageBus(app)

@@ -21,16 +21,10 @@ from waooaw_celery.worker.checks import check_once
 Start = Callable[..., str]
 
 
-@pytest.fixture(params=["valkey", pytest.param("rabbitmq", marks=pytest.mark.rabbitmq)])
-def broker(request: pytest.FixtureRequest, ledger_broker: Broker, tmp_path: Path) -> Iterator[Broker]:
+@pytest.fixture
+def broker(ledgered_broker: Broker) -> Broker:
     """Each broker in turn, both with the ledger."""
-    if request.param == "valkey":
-        yield ledger_broker
-        return
-    url = request.getfixturevalue("amqp_url")
-    broker = Broker(url, ledger_broker.redis_url, tmp_path, ledger_broker.database_url)
-    yield broker
-    broker.clean()
+    return ledgered_broker
 
 
 @pytest.fixture(autouse=True)

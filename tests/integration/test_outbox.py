@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
 from uuid import uuid4
 
 import pytest
@@ -20,16 +19,10 @@ from waooaw_celery.errors import ConfigurationError, InvalidMessage, UnknownMess
 from waooaw_celery.routing import agent_queue, queue_depth
 
 
-@pytest.fixture(params=["ledger", pytest.param("rabbitmq", marks=pytest.mark.rabbitmq)])
-def broker(request: pytest.FixtureRequest, ledger_broker: Broker, tmp_path: Path) -> Iterator[Broker]:
+@pytest.fixture
+def broker(ledgered_broker: Broker) -> Broker:
     """Each broker in turn, both with the ledger."""
-    if request.param == "ledger":
-        yield ledger_broker
-        return
-    url = request.getfixturevalue("amqp_url")
-    broker = Broker(url, ledger_broker.redis_url, tmp_path, ledger_broker.database_url)
-    yield broker
-    broker.clean()
+    return ledgered_broker
 
 
 @pytest.fixture
