@@ -51,7 +51,7 @@ class Account:
         unaudited: accepted, and the audit does not say once and truly what became of them; or known to the audit,
             and sent by nobody (I4).
         slowest: the longest call, in seconds (I5).
-        probes: seconds until a message was handled that was sent when a fault was over (I6); infinite: never.
+        probes: seconds from the end of a fault until the next message was handled (I6); infinite: never.
         recoveries: seconds from a worker's death until what it had begun was handled by another one.
         broken: what the fault itself found wrong.
     """
