@@ -121,7 +121,7 @@ FAULTS = (
     Fault("T11", "broker full", of_servers.broker_full, 1, most=10, deadline=5.0, duplicates=None, plain=True),
     Fault("T13", "to an agent that nobody declared", of_messages.unroutable, 2, most=5),
     Fault("T13b", "queue deleted", of_messages.queue_deleted, 1, most=10, brokers=(RABBITMQ,)),
-    Fault("T14", "malformed messages", of_messages.malformed, 1, most=3, plain=True, gate=True),
+    Fault("T14", "malformed messages", of_messages.malformed, 1, most=3, plain=True),
     Fault("T16", "what cannot travel, hostile texts", of_messages.impossible, 1, most=3),
     Fault("T19", "database killed", of_servers.database_killed, 1, duplicates=0, plain=True, gate=True),
     Fault("T20", "database frozen", of_servers.database_frozen, 1, deadline=6.0, duplicates=0, plain=True),
