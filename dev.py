@@ -47,9 +47,9 @@ def demo(arguments: list[str]) -> int:
 
 
 def test(arguments: list[str]) -> int:
-    """Run the tests, five files at a time: they wait for processes more than they compute."""
+    """Run the tests, four files at a time: they wait for processes more than they compute."""
     os.chdir(ROOT)
-    return become([str(PYTHON), "-m", "pytest", "-n", "5", "--dist", "loadfile", *arguments])
+    return become([str(PYTHON), "-m", "pytest", "-n", "4", "--dist", "loadfile", *arguments])
 
 
 def lint(arguments: list[str]) -> int:

@@ -81,7 +81,7 @@ def calls(app: AgentApp, to: str) -> dict[str, Callable[[], object]]:
     }
 
 
-@pytest.mark.parametrize("verb", ["send", "send_many", "broadcast", "request", "task"])
+@pytest.mark.parametrize("verb", ["send", "request", "task"])
 def test_a_broker_that_froze_holds_nobody_up(verb: str, line: Proxy, remote: AgentApp, away: str) -> None:
     """The first call ends in time and does not know; the next ones end at once and do."""
     line.freeze(also_new=True)

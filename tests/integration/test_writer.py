@@ -348,9 +348,9 @@ print("parent", *before, *mine, flush=True)
         command = program(code, ledger.database.url.render_as_string(hide_password=False), folder, name)
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
         said = [id_ for line in done.stdout.splitlines() for id_ in line.split()[1:]]
+        assert done.stderr == ""
         assert len(said) == 900
         assert sorted(ids_to(ledger, name)) == sorted(said)
-        assert done.stderr == ""
 
 
 @pytest.mark.parametrize("end", ["", "raise ValueError('a bug')"])
