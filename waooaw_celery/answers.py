@@ -16,6 +16,7 @@ from celery import Celery
 from celery.backends.asynchronous import AsyncBackendMixin
 from celery.backends.redis import RedisBackend
 from celery.result import AsyncResult
+from celery.states import READY_STATES
 from kombu.common import maybe_declare
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
@@ -55,6 +56,8 @@ class _Awaited:
     future: Future[Answered] = field(default_factory=Future)
     ask_after: float = _ASK_AGAIN_SECONDS
     ask_at: float = field(default_factory=lambda: time.monotonic() + _ASK_AGAIN_SECONDS)
+    #: Whether it was found in the backend, and left there for a moment.
+    seen: bool = False
 
 
 class Answers:
@@ -237,12 +240,24 @@ class Answers:
             try:
                 if not tells:
                     awaited.result.ready()  # fires on_ready
-                else:
+                elif not self._parts_may_come(message_id, awaited, now):
                     self._backend.result_consumer.on_wait_for_pending(awaited.result)
             except Exception as error:  # noqa: BLE001 - no answer, or a damaged one: whoever waits is told
                 self._fail(error, message_id)
             finally:
                 self._asking = False
+
+    def _parts_may_come(self, message_id: str, awaited: _Awaited, now: float) -> bool:
+        """Whether an answer was found whose last parts were told before it, and may still be on their way.
+
+        It is told after them as well: so it is taken when it is told, or the next time that it is asked for.
+        """
+        if awaited.on_chunk is None or awaited.seen or not isinstance(self._backend, RedisBackend):
+            return False
+        awaited.seen = self._backend.get_task_meta(message_id)["status"] in READY_STATES
+        if awaited.seen:
+            awaited.ask_at = now + _ASK_AGAIN_SECONDS
+        return awaited.seen
 
     def _ask_for_all(self) -> None:
         with self._lock:

@@ -7,7 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 import psutil
@@ -93,6 +93,29 @@ def store(server: Valkey, message_id: str, result: Any, tell: bool = True) -> No
     server.client.set(f"celery-task-meta-{message_id}", json.dumps(meta), ex=3600)
     if tell:
         server.client.publish(f"celery-task-meta-{message_id}", json.dumps(meta))
+
+
+def looks(server: Valkey) -> int:
+    """Return how often somebody looked for an answer."""
+    calls: int = server.client.info("commandstats").get("cmdstat_get", {}).get("calls", 0)
+    return calls
+
+
+def test_an_answer_that_is_found_waits_for_its_parts(broker: Broker, server: Valkey) -> None:
+    """Parts are told before the end of their answer is stored; whoever asks may see the end before they arrive."""
+    nobody = broker.name()
+    app = broker.app(result_backend=server.url, waooaw_redis_url=broker.redis_url, waooaw_agents=[nobody])
+    with closing(app), Requests(app).stream(nobody, "count", timeout=20) as stream:
+        id_, run = str(stream.message_id), "r"
+        asked = looks(server)
+        store(server, id_, {"chunks": 2, "run": run, "result": "whole"}, tell=False)
+        until(lambda: looks(server) > asked, "a look")
+        for number in range(2):
+            said = {"run": run, "number": number, "chunk": number}
+            meta = {"status": "CHUNK", "result": said, "traceback": None, "children": [], "task_id": id_}
+            server.client.publish(f"celery-task-meta-{id_}", json.dumps(meta))
+        assert list(stream) == [0, 1]
+        assert stream.result == "whole"
 
 
 def test_a_backend_that_is_away_before_is_told_at_once(app: AgentApp, agent: str, server: Valkey) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -152,9 +153,7 @@ def test_an_unknown_method_is_known_before_anything_is_sent(app: AgentApp, agent
 
 def test_a_stream_whose_agent_began_again_is_broken(place: Broker, probe: str) -> None:
     """After its worker process was killed the answer is given anew, and parts of two answers are not mixed."""
-    app = place.app()
     taken: list[Any] = []
-    with pytest.raises(StreamBroken, match="began its answer again"):
+    with closing(place.app()) as app, pytest.raises(StreamBroken, match="began its answer again"):
         taken.extend(Requests(app).stream(probe, "count_and_die", timeout=30))
     assert taken == [0, 1]
-    app.close()
