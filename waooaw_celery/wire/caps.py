@@ -59,7 +59,8 @@ CAP_NAMES = tuple(field.name for field in fields(Caps))
 class InForce:
     """The caps of this process, for what Kombu decodes and unpacks without asking any application.
 
-    They are the widest of its applications': each of them has its own at its own connections.
+    They are the widest of its applications': each of them has its own at its own connections. Which formats are
+    accepted, Kombu asks by itself.
     """
 
     def __init__(self) -> None:
@@ -68,10 +69,10 @@ class InForce:
 
     def widen(self, caps: Caps) -> None:
         """Take in an application's caps; the first one's replace the defaults."""
-        if self._set:
-            names = [name for name in CAP_NAMES if name.startswith("max_")]
-            caps = Caps(**{name: max(getattr(caps, name), getattr(self.caps, name)) for name in names})
-        self.caps, self._set = caps, True
+        wide = (caps, self.caps) if self._set else (caps,)
+        names = [name for name in CAP_NAMES if name.startswith("max_")]
+        self.caps = Caps(**{name: max(getattr(each, name) for each in wide) for name in names})
+        self._set = True
 
 
 in_force = InForce()
