@@ -107,6 +107,10 @@ def test_the_demo_does_the_whole_job_and_leaves_nothing(waooaw: Start, documents
     assert all(answer["error"] is None for answer in result["survey"].values())
     assert (result["limited"]["answered"], result["limited"]["refused"]) == (3, 5)
     assert 0 < result["limited"]["retry_after"] <= 12.01
+    assert result["torn"]["reason"] == "KeyError: 'text'"
+    forgotten = result["forgotten"]
+    assert 0 < forgotten["published_again"] <= forgotten["sent"] == forgotten["handled"]
+    assert forgotten["twice"] == 0
     assert all(set(statuses) == {"handled"} for statuses in result["messages"].values())
     [topic] = result["topics"]
     told = {each["subscriber"]: each for each in topic["subscribers"]}
@@ -129,6 +133,8 @@ def test_the_demo_shows_its_results(waooaw: Start, documents: Path) -> None:
         "What the ledger tells of that message",
         "URGENT README.md overtook",
         "What the agents told the dashboard",
+        "kept as the dead letter",
+        "gone from the broker, published again",
         "broken.txt was left out",
         "s in all",
         "waooaw up",

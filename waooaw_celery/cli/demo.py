@@ -9,7 +9,8 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from waooaw_celery.cli.job import JobResult, Limited, Overtaking, run_job
+from waooaw_celery.cli.job import JobResult, Overtaking, run_job
+from waooaw_celery.cli.mishaps import Forgotten, Limited, Torn
 from waooaw_celery.cli.render import console, json_option, print_json, show_table
 from waooaw_celery.cli.stack import AGENTS, ROOT, Stack, running_stack
 from waooaw_celery.message import MessageStatus
@@ -67,6 +68,8 @@ def _show(result: JobResult, screen: Console) -> None:
     _show_topics(result, screen)
     _show_survey(result, screen)
     _show_limited(result.limited, screen)
+    _show_torn(result.torn, screen)
+    _show_forgotten(result.forgotten, screen)
 
 
 def _show_documents(result: JobResult, screen: Console) -> None:
@@ -160,3 +163,23 @@ def _show_limited(limited: Limited, screen: Console) -> None:
         ("the next one passes in", f"{limited.retry_after:.1f} s"),
     ]
     show_table(screen, f"A {limited.agent} that asked too much", ("", ""), rows)
+
+
+def _show_torn(torn: Torn, screen: Console) -> None:
+    rows = [
+        ("its handler gave it up", torn.reason),
+        ("kept as the dead letter", torn.letter),
+        ("to be sent again, or not", f"waooaw dead retry {torn.letter} (or discard)"),
+    ]
+    show_table(screen, f"A document without a text, sent to {torn.agent}", ("", ""), rows)
+
+
+def _show_forgotten(forgotten: Forgotten, screen: Console) -> None:
+    rows = [
+        (f"sent to {forgotten.agent}, just before", forgotten.sent),
+        ("gone from the broker, published again", forgotten.published_again),
+        ("handled", forgotten.handled),
+        ("handled twice", forgotten.twice),
+        ("seconds until then", f"{forgotten.seconds:.1f}"),
+    ]
+    show_table(screen, "The broker was emptied while messages waited; the ledger knew them", ("", ""), rows)

@@ -13,14 +13,20 @@ from waooaw_celery.audit.records import Statistics
 from waooaw_celery.audit.trail import MessageAuditTrail
 from waooaw_celery.bus import MessageBus
 from waooaw_celery.cli.group import OPERATOR
+from waooaw_celery.cli.mishaps import (
+    Forgotten,
+    Limited,
+    Torn,
+    ask_too_much,
+    let_the_broker_forget,
+    send_a_torn_document,
+)
 from waooaw_celery.cli.stack import Stack
-from waooaw_celery.errors import RateLimitExceeded, WaooawError
+from waooaw_celery.errors import WaooawError
 from waooaw_celery.message import DeliveryReceipt, Message, MessageStatus, MessageType, Priority
 from waooaw_celery.request_response import RequestResponseHandler
 from waooaw_celery.values import JSON
 
-#: Who asks more than it may.
-VISITOR = "visitor"
 #: Seconds without any progress after which the job counts as stuck.
 STUCK = 60.0
 
@@ -49,25 +55,6 @@ class Overtaking:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limited:
-    """How a visitor met its rate limit, which was set while everything ran.
-
-    Attributes:
-        agent: who asked.
-        quota: what it may send.
-        answered: how many of its requests were answered.
-        refused: how many were refused, as the ledger has it.
-        retry_after: seconds after which the next one passes.
-    """
-
-    agent: str
-    quota: str
-    answered: int
-    refused: int
-    retry_after: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class JobResult:
     """Everything that the demo shows.
 
@@ -81,6 +68,8 @@ class JobResult:
         survey: what the agents answered the dashboard while they worked.
         topics: what was published, and what became of it for each subscriber.
         limited: how a visitor that asked too much was refused.
+        torn: what was kept of a message that its handler gave up.
+        forgotten: how the broker lost messages, and the ledger did not.
         seconds: how long the job took, without starting and stopping the processes.
     """
 
@@ -93,6 +82,8 @@ class JobResult:
     survey: dict[str, dict[str, JSON]]
     topics: list[TopicStatistics]
     limited: Limited
+    torn: Torn
+    forgotten: Forgotten
     seconds: float
 
 
@@ -128,7 +119,9 @@ def run_job(stack: Stack, paths: Sequence[Path], show: Callable[[int, int | None
         statistics=trail.statistics(),
         survey=survey,
         topics=EventLog(stack.app.ledger).statistics(),
-        limited=_limited(stack, requests, trail),
+        limited=ask_too_much(stack),
+        torn=send_a_torn_document(stack),
+        forgotten=let_the_broker_forget(stack),
         seconds=time.monotonic() - began,
     )
 
@@ -159,20 +152,6 @@ def _watch(
         elif time.monotonic() - moved > STUCK:
             raise WaooawError(f"nothing has moved for {STUCK:g} s; the logs are in {stack.folder}")
         time.sleep(0.1)
-
-
-def _limited(stack: Stack, requests: RequestResponseHandler, trail: MessageAuditTrail) -> Limited:
-    """Set a visitor a quota, as `waooaw limits set` does, and have it ask more than that."""
-    quota = stack.app.limiter.set_quota(VISITOR, "5/minute burst 3")
-    answered, retry_after = 0, 0.0
-    for _ in range(8):
-        try:
-            requests.request("dashboard", "get_status", from_agent=VISITOR)
-            answered += 1
-        except RateLimitExceeded as error:
-            retry_after = error.retry_after
-    refused = sum(refusal.count for refusal in trail.refusals(VISITOR))
-    return Limited(agent=VISITOR, quota=str(quota), answered=answered, refused=refused, retry_after=retry_after)
 
 
 def _results(stack: Stack, requests: RequestResponseHandler, total: int) -> list[dict[str, JSON]]:
