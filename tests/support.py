@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -132,11 +132,11 @@ class Broker:
         process = spawn(command, log=log, env=env, cwd=PROBE_FOLDER)
 
         def declared() -> bool:
+            with suppress(UnknownAgent):
+                if node in app.registry.get(name).workers:
+                    return True
             assert process.poll() is None, log.read_text()
-            try:
-                return node in app.registry.get(name).workers
-            except UnknownAgent:
-                return False
+            return False
 
         until(declared, f"the start of {name}")
         return process

@@ -23,6 +23,7 @@ from waooaw_celery.handover import HIDDEN, address, envelope_headers
 from waooaw_celery.message import Message, MessageStatus, Priority
 from waooaw_celery.remembered import of_task
 from waooaw_celery.routing import HandlerName, broker_priority, takes_message
+from waooaw_celery.worker.beginning import may_be_duplicate
 from waooaw_celery.worker.task import current_task, goes_on
 
 logger = logging.getLogger(__name__)
@@ -149,7 +150,7 @@ class AgentApp(Door):
         The ledger would take it for new when it has ended meanwhile: its time of sending is another.
         """
         task = current_task()
-        if task_id is None or task is None or not goes_on() or not task.may_be_duplicate():
+        if task_id is None or task is None or not goes_on() or not may_be_duplicate(task.request):
             return False
         try:
             return self.receipts.get(task_id).status is not MessageStatus.PENDING

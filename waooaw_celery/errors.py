@@ -19,6 +19,7 @@
     * NotStoppable              the handler that was to be cancelled runs where nothing can stop it
     * RateLimitExceeded         the sender has sent as much as it may for now
     * HandlerExited             a handler called sys.exit() or ran out of memory
+    * DeliveryLimitExceeded     the workers that began with a message ended, one after the other
     * BlockingCall              an async def handler made a call that would stop all others
     * CircularRequest           the agent that is asked waits for the answer itself
     * RequestError              a request did not bring a result
@@ -179,6 +180,10 @@ class RateLimitExceeded(WaooawError):
 
 class HandlerExited(WaooawError):
     """A handler called sys.exit() or ran out of memory, which must not end its worker."""
+
+
+class DeliveryLimitExceeded(WaooawError):
+    """A message was handed out again and again, since each worker that began with it ended."""
 
 
 class BlockingCall(WaooawError, RuntimeError):

@@ -99,7 +99,6 @@ FAULTS = (
         of_workers.kill_parent,
         1,
         most=5,
-        brokers=(VALKEY,),
         duplicates=2,
     ),
     Fault("T5", "worker ends in order, with a backlog", of_workers.end_in_order, 2, plain=True),

@@ -142,6 +142,8 @@ class Ledger(Receipts):
             return not self._the_writer().put([begin_entry(fact, self._retention)], wait=True)
         twice = doubtful and self._has_ended(fact.message_id)
         self.note(replace(fact, event=Event.DUPLICATE, seconds=None) if twice else fact)
+        if doubtful:  # if this worker ends as well, it is to be known
+            self.flush()
         return not twice
 
     def _has_ended(self, message_id: str) -> bool:

@@ -27,7 +27,7 @@ from waooaw_celery.transport.lease import LeaseKeeper
 from waooaw_celery.transport.qos import QoS
 from waooaw_celery.transport.recovery import put_back_message, put_back_unread
 from waooaw_celery.transport.scripts import PUBLISH
-from waooaw_celery.transport.travel import Message, to_text
+from waooaw_celery.transport.travel import DELIVERY_LIMIT, Message, to_text
 from waooaw_celery.wire.caps import Caps
 
 logger = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ class Channel(redis.Channel):
     #: Seconds after which a message that a plain Kombu consumer holds, which renews nothing, is taken from it.
     foreign_visibility_timeout = 3600.0
     #: How often a message is taken back from consumers that died, before it is a dead letter.
-    delivery_limit = 5
+    delivery_limit = DELIVERY_LIMIT
 
     #: How many dead letters are kept, about: the oldest make room for new ones.
     dead_letters_max = 100_000

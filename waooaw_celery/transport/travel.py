@@ -14,6 +14,9 @@ from waooaw_celery.transport.guard import Delivery
 
 #: How often a message was taken back from a consumer that died; RabbitMQ's name for the same.
 DELIVERY_COUNT = "x-delivery-count"
+#: How often a message is handed out again whose consumer died, unless the transport's option ``delivery_limit``
+#: says otherwise; the next time it is a dead letter.
+DELIVERY_LIMIT = 5
 
 #: How the tags of leased messages begin: those that Kombu's own consumers note have no such thing.
 TAG_MARK = "lease:"

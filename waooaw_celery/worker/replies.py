@@ -15,6 +15,7 @@ from waooaw_celery.message import Message, MessageType
 from waooaw_celery.receipts import Event
 from waooaw_celery.routing import HandlerName
 from waooaw_celery.values import json_copy
+from waooaw_celery.worker.beginning import refused
 from waooaw_celery.worker.letters import request_of
 from waooaw_celery.worker.signals import class_name
 from waooaw_celery.worker.task import AgentTask
@@ -53,8 +54,8 @@ def on_revoked(sender: Any, request: Any, expired: bool = False, **_: Any) -> No
 
 def on_prerun(sender: Any, **_: Any) -> None:
     """The request expired, or was cancelled, while it waited in the worker (pool child)."""
-    if isinstance(sender, AgentTask) and (refused := sender.refused()) is not None:
-        _reply(sender, sender.request, _failure("Expired" if refused is Event.EXPIRED else "Cancelled", ""))
+    if isinstance(sender, AgentTask) and (event := refused(sender)) is not None:
+        _reply(sender, sender.request, _failure("Expired" if event is Event.EXPIRED else "Cancelled", ""))
 
 
 def on_postrun(sender: Any, **_: Any) -> None:

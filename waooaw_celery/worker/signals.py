@@ -13,9 +13,11 @@ from celery.app.task import Context
 from celery.exceptions import Retry
 from celery.states import UNREADY_STATES
 
+from waooaw_celery.errors import DeliveryLimitExceeded
 from waooaw_celery.message import Message
 from waooaw_celery.receipts import Event, Fact, Receipts
 from waooaw_celery.worker import letters
+from waooaw_celery.worker.beginning import begin, refused, tell_revoked
 from waooaw_celery.worker.cancels import cancels_of
 from waooaw_celery.worker.task import CANCELLED, AgentTask
 
@@ -25,6 +27,8 @@ logger = logging.getLogger(__name__)
 REPLACED = "Replaced by new task"
 #: How the result of a request begins whose method raised ``Ignore``.
 IGNORED = "Ignore: "
+#: How a message fails that ended its process, or its worker, each time.
+_DEADLY = (WorkerLostError, DeliveryLimitExceeded)
 #: Longest error text kept, in characters.
 MAX_ERROR = 2000
 #: Where a task's request keeps the moment at which the attempt began, by the monotonic clock.
@@ -46,16 +50,14 @@ def disconnect() -> None:
 def on_prerun(sender: Any, **_: Any) -> None:
     """A worker begins to handle a message, or finds that it expired or was cancelled (pool child)."""
     if isinstance(sender, AgentTask):
-        refused = sender.refused()
-        if refused is not None:
-            _note(sender, refused, attempt=0)
+        event = refused(sender)
+        if event is not None:
+            _note(sender, event, attempt=0)
             return
         sender.request.update({_BEGAN: time.monotonic()})
         message, now = _message(sender, sender.request), datetime.now(UTC)
         waited = max((now - message.sent_at).total_seconds(), 0.0) if message is not None else None
-        fact = _fact(sender, Event.DELIVERED, at=now, seconds=waited)
-        if not _receipts(sender.app).begin(fact, doubtful=sender.may_be_duplicate()):
-            sender.refuse_duplicate()
+        begin(sender, _fact(sender, Event.DELIVERED, at=now, seconds=waited))
 
 
 def on_success(sender: Any, **_: Any) -> None:
@@ -70,11 +72,11 @@ def on_postrun(sender: Any, state: str | None = None, retval: Any = None, **_: A
     A task that replaced itself raises ``Ignore`` too, but its replacement is what ends the message; and one that
     was refused has ended already.
     """
-    if not isinstance(sender, AgentTask) or sender.refused() is not None:
+    if not isinstance(sender, AgentTask) or refused(sender) is not None:
         return
     if sender.was_stopped():
         _note(sender, Event.CANCELLED)
-        sender.tell_revoked(CANCELLED)
+        tell_revoked(sender, CANCELLED)
     elif state == "IGNORED" and str(retval) != REPLACED:
         _note(sender, Event.HANDLED)
         _answer_ignored(sender, retval)
@@ -94,12 +96,13 @@ def on_retry(sender: Any, request: Any, reason: Any = None, **_: Any) -> None:
 def on_failure(sender: Any, task_id: str, exception: BaseException, **_: Any) -> None:
     """The handler gave up, ran too long or took its process with it (pool child or parent).
 
-    What took its process with it each time would do so again: it is DEAD, where a letter of it is kept.
+    What took its process or its worker with it each time would do so again: it is DEAD, where a letter of it is
+    kept.
     """
     if isinstance(sender, AgentTask):
         error = _error(exception)
         kept = letters.keep(sender, letters.request_of(sender, task_id), error[:MAX_ERROR])
-        event = Event.DEAD if kept and isinstance(exception, WorkerLostError) else Event.FAILED
+        event = Event.DEAD if kept and isinstance(exception, _DEADLY) else Event.FAILED
         if sender.request.id == task_id:
             _note(sender, event, error=error)
         else:  # Celery does not always say which request it tells of

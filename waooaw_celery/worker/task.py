@@ -22,10 +22,8 @@ from waooaw_celery.calls import CALL_HEADER, Call
 from waooaw_celery.envelope import moment, payload_of
 from waooaw_celery.errors import HandlerExited
 from waooaw_celery.message import ENVELOPE_HEADER, Message
-from waooaw_celery.receipts import Event
-from waooaw_celery.remembered import RECOVERED_HEADER
 from waooaw_celery.retries import Retries
-from waooaw_celery.transport.travel import DELIVERY_COUNT
+from waooaw_celery.worker.beginning import check_begun
 from waooaw_celery.worker.cancels import cancels_of
 from waooaw_celery.worker.chunks import Chunks, exhaust, exhaust_async
 from waooaw_celery.worker.loop import HandlerCancelled, handler_loop
@@ -33,16 +31,10 @@ from waooaw_celery.worker.once import run_once
 
 #: Where a task's request keeps its message once that has been read: large ones are not read twice.
 _MESSAGE = "waooaw_message"
-#: Where it keeps as what the message ends without having been begun, or None.
-_REFUSED = "waooaw_refused"
 #: Where it keeps whether its handler was stopped, since the message was cancelled.
 _STOPPED = "waooaw_stopped"
 #: What the result backend is told of a request that was cancelled.
 CANCELLED = "cancelled"
-#: What Celery's log says of a message that had ended before.
-DUPLICATE = "it has ended before, and is not handled again"
-#: Headers of a message that may have come before: it was handed out again, or recovered.
-_AGAIN = (DELIVERY_COUNT, RECOVERED_HEADER)
 #: Where it keeps that the handler has ended, and Celery goes on.
 _ENDED = "waooaw_ended"
 #: The handler whose coroutine runs, and its request: Celery keeps both by thread, and coroutines share one.
@@ -218,53 +210,13 @@ class AgentTask(Task):  # type: ignore[type-arg]
         hard, soft = request.timelimit or (None, None)
         return soft or self.soft_time_limit, hard or self.time_limit
 
-    def refused(self) -> Event | None:
-        """Return as what the message ends if it is not to be begun, or None: what Celery no longer looks at.
-
-        It may have expired, or been cancelled, while it waited in the pool; or it is a DUPLICATE of a message that
-        has ended. Asked of one attempt again, it answers the same.
-        """
-        if _REFUSED not in self.request.__dict__:
-            expires_at = moment(self.request.expires, UTC)
-            event = None
-            if expires_at is not None and expires_at <= datetime.now(UTC):
-                event = Event.EXPIRED
-            elif self.request.id in cancels_of(self.app):
-                event = Event.CANCELLED
-            self.request.update({_REFUSED: event})
-        refused: Event | None = self.request.get(_REFUSED)
-        return refused
-
-    def refuse_duplicate(self) -> None:
-        """Drop the message before it is begun: it has ended before."""
-        self.request.update({_REFUSED: Event.DUPLICATE})
-
-    def may_be_duplicate(self) -> bool:
-        """Whether something says that the message may have come before."""
-        request = self.request
-        headers = request.headers or {}
-        redelivered = bool((request.delivery_info or {}).get("redelivered"))
-        return redelivered or any(headers.get(name) for name in _AGAIN)
-
     def was_stopped(self) -> bool:
         """Whether the handler was stopped, since its message was cancelled."""
         return bool(self.request.get(_STOPPED))
 
     def before_start(self, task_id: str, args: Any, kwargs: Any) -> None:
         """Drop a message that is not to be begun."""
-        refused = self.refused()
-        if refused is Event.DUPLICATE:  # whoever waits has been told, and what was told stays
-            raise Ignore(DUPLICATE)
-        if refused is not None:
-            self.tell_revoked(refused.value)
-            raise Ignore
-
-    def tell_revoked(self, reason: str) -> None:
-        """Tell whoever waits for the answer that there will be none."""
-        nobody_waits = self.ignore_result or bool(self.request.ignore_result)
-        self.backend.mark_as_revoked(
-            str(self.request.id), reason, request=self.request, store_result=not nobody_waits
-        )
+        check_begun(self)
 
     @property
     def message(self) -> Message:

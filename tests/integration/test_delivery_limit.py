@@ -1,0 +1,96 @@
+"""A message that ends its whole worker each time, on RabbitMQ, which counts nothing: it becomes a dead letter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from subprocess import Popen
+from typing import Any
+
+import pytest
+from support import Broker, settled, until
+
+from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus, RemoteError, RequestResponseHandler
+from waooaw_celery.embedded import end_all
+
+pytestmark = [pytest.mark.rabbitmq, pytest.mark.usefixtures("dead_letters_alone")]
+
+#: How often it is handed out again.
+LIMIT = 1
+#: It ends its worker, which is one process, at once.
+POISON = {"kill": True}
+
+Start = Callable[[str], Popen[bytes]]
+
+
+@pytest.fixture(params=["strict", "batched", None], ids=str)
+def mode(request: pytest.FixtureRequest) -> str | None:
+    """Of the ledger; None: there is none, and Redis keeps the receipts."""
+    mode: str | None = request.param
+    return mode
+
+
+@pytest.fixture
+def broker(mode: str | None, amqp_url: str, ledger_broker: Broker, tmp_path: Path) -> Iterator[Broker]:
+    database_url = None if mode is None else ledger_broker.database_url
+    broker = Broker(amqp_url, ledger_broker.redis_url, tmp_path, database_url)
+    yield broker
+    broker.clean()
+
+
+@pytest.fixture
+def start(mode: str | None, broker: Broker, app: AgentApp) -> Iterator[Start]:
+    """Start a worker of one process."""
+    processes: list[Popen[bytes]] = []
+
+    def _start(name: str) -> Popen[bytes]:
+        settings: dict[str, Any] = {"broker_transport_options": {"delivery_limit": LIMIT}}
+        settings |= {} if mode is None else {"waooaw_audit_mode": mode}
+        processes.append(broker.start(name, app, "-P", "solo", node=f"{name}-{len(processes)}", **settings))
+        return processes[-1]
+
+    yield _start
+    end_all(processes)
+
+
+def test_a_message_that_ends_its_workers_is_a_dead_letter(
+    mode: str | None, broker: Broker, app: AgentApp, start: Start
+) -> None:
+    """It is begun once more than it is handed out again; its neighbours are handled, and the next worker lives."""
+    name, bus, ended = broker.name(), MessageBus(app), 0
+    worker = start(name)
+    before, poison, after = (
+        bus.send(Message(from_agent="tests", to_agent=name, payload=payload)).message_id
+        for payload in ({}, POISON, {})
+    )
+    while not bus.receipt(poison).status.final:
+        until(lambda it=worker: it.poll() is not None or bus.receipt(poison).status.final, "an end")  # type: ignore[misc]
+        if worker.poll() is not None:
+            ended, worker = ended + 1, start(name)
+    assert bus.receipt(poison).status is MessageStatus.DEAD
+    # A batched ledger may know nothing of what was begun in the last moment, unless it had come before.
+    assert ended in ((LIMIT + 1, LIMIT + 2) if mode == "batched" else (LIMIT + 1,))
+    assert [settled(app, id_) for id_ in (before, after)] == [MessageStatus.HANDLED] * 2
+    receipt = bus.receipt(poison)
+    assert receipt.attempts == LIMIT + 1
+    assert receipt.error == f"DeliveryLimitExceeded: {LIMIT + 1} workers ended with it"
+    [letter] = app.dead_letters.list(agent=name)
+    assert (letter.message_id, letter.reason) == (poison, receipt.error)
+    assert worker.poll() is None
+
+
+@pytest.mark.parametrize("mode", ["strict"], indirect=True)
+def test_who_asked_is_told_that_the_workers_ended(broker: Broker, app: AgentApp, start: Start) -> None:
+    """A request that ends its workers is answered with that: there is no letter."""
+    name = broker.name()
+    worker = start(name)
+    requests = RequestResponseHandler(app)
+    with ThreadPoolExecutor(1) as waiting:
+        asked = waiting.submit(requests.request, name, "kill", timeout=60)
+        for _ in range(LIMIT + 1):
+            until(lambda worker=worker: worker.poll() is not None, "the end of the worker")  # type: ignore[misc]
+            worker = start(name)
+        with pytest.raises(RemoteError, match=f"{LIMIT + 1} workers ended with it"):
+            asked.result(timeout=60)
+    assert not app.dead_letters.list(agent=name)

@@ -1,0 +1,115 @@
+"""Whether a message is begun: not when it expired, was cancelled, has ended before, or ended too many workers."""
+
+from __future__ import annotations
+
+import logging
+from datetime import UTC, datetime
+from typing import Any
+
+from celery.app.task import Context
+from celery.exceptions import Ignore
+
+from waooaw_celery.envelope import moment
+from waooaw_celery.errors import DeliveryLimitExceeded, StoreUnavailable, UnknownMessage
+from waooaw_celery.message import FINAL
+from waooaw_celery.receipts import Event, Fact
+from waooaw_celery.remembered import RECOVERED_HEADER
+from waooaw_celery.transport.travel import DELIVERY_COUNT, DELIVERY_LIMIT
+from waooaw_celery.worker.cancels import cancels_of
+
+logger = logging.getLogger(__name__)
+
+#: Where a task's request keeps as what its message ends without having been begun, or None.
+_REFUSED = "waooaw_refused"
+#: Where it keeps how many workers ended with it, when they are too many.
+_DEATHS = "waooaw_deaths"
+#: What Celery's log says of a message that had ended before.
+DUPLICATE = "it has ended before, and is not handled again"
+#: Headers of a message that may have come before: it was handed out again, or recovered.
+_AGAIN = (DELIVERY_COUNT, RECOVERED_HEADER)
+
+
+def refused(task: Any) -> Event | None:
+    """Return as what a task's message ends if it is not to be begun, or None: what Celery no longer looks at.
+
+    It may have expired, or been cancelled, while it waited in the pool; or it is a DUPLICATE of a message that has
+    ended. Asked of one attempt again, it answers the same.
+    """
+    request = task.request
+    if _REFUSED not in request.__dict__:
+        expires_at = moment(request.expires, UTC)
+        event = None
+        if expires_at is not None and expires_at <= datetime.now(UTC):
+            event = Event.EXPIRED
+        elif request.id in cancels_of(task.app):
+            event = Event.CANCELLED
+        request.update({_REFUSED: event})
+    known: Event | None = request.get(_REFUSED)
+    return known
+
+
+def begin(task: Any, fact: Fact) -> None:
+    """Write down that a worker begins with a message, unless it has ended, or has ended too many workers.
+
+    Args:
+        task: its handler, an AgentTask.
+        fact: DELIVERED.
+    """
+    deaths = _uncounted_deaths(task, fact.message_id) if _was_handed_out_again(task.request) else 0
+    if deaths > int(task.app.transport_options.get("delivery_limit", DELIVERY_LIMIT)):
+        task.request.update({_DEATHS: deaths})
+    elif not task.app.receipts.begin(fact, doubtful=may_be_duplicate(task.request)):
+        task.request.update({_REFUSED: Event.DUPLICATE})
+
+
+def check_begun(task: Any) -> None:
+    """Drop a message that is not to be begun.
+
+    Raises:
+        Ignore: its time was over, it was cancelled, or it had ended.
+        DeliveryLimitExceeded: it ended too many workers.
+    """
+    event = refused(task)
+    if event is Event.DUPLICATE:  # whoever waits has been told, and what was told stays
+        raise Ignore(DUPLICATE)
+    if event is not None:
+        tell_revoked(task, event.value)
+        raise Ignore
+    if deaths := task.request.get(_DEATHS):
+        raise DeliveryLimitExceeded(f"{deaths} workers ended with it")
+
+
+def tell_revoked(task: Any, reason: str) -> None:
+    """Tell whoever waits for the answer that there will be none."""
+    request = task.request
+    nobody_waits = task.ignore_result or bool(request.ignore_result)
+    task.backend.mark_as_revoked(str(request.id), reason, request=request, store_result=not nobody_waits)
+
+
+def may_be_duplicate(request: Context) -> bool:
+    """Whether something says that the message may have come before."""
+    headers = request.headers or {}
+    return _was_handed_out_again(request) or any(headers.get(name) for name in _AGAIN)
+
+
+def _was_handed_out_again(request: Context) -> bool:
+    return bool((request.delivery_info or {}).get("redelivered"))
+
+
+def _uncounted_deaths(task: Any, message_id: str) -> int:
+    """Return how many workers ended with a message in their hands, where its transport does not count them.
+
+    Our own on Redis does. RabbitMQ's classic queues and Kombu's transport for Redis only say that it was handed
+    out before: then the receipt knows how often it was begun, and all but the retries were cut short.
+    """
+    if task.app.claims and task.app.driver == "redis":
+        return 0
+    try:
+        receipt = task.app.receipts.get(message_id)
+    except UnknownMessage:
+        return 0
+    except StoreUnavailable as error:  # once too often is better than never
+        extra = {"action": "deaths_not_known", "message_id": message_id}
+        logger.warning("how many workers ended with %s is not known: %s", message_id, error, extra=extra)
+        return 0
+    return 0 if receipt.status in FINAL else int(receipt.attempts - task.request.retries)
