@@ -18,15 +18,14 @@ from waooaw_celery.breaker import Breaker
 from waooaw_celery.celery_setup import AgentAMQP, add_defaults, make_packer, transport_options
 from waooaw_celery.errors import ConfigurationError
 from waooaw_celery.letters.desk import DeadLetters
+from waooaw_celery.limits.configured import configured_limiter
 from waooaw_celery.limits.gate import Gate
-from waooaw_celery.limits.grammar import configured_quota
 from waooaw_celery.limits.limiter import RateLimiter
-from waooaw_celery.limits.memory import MemoryStorage
-from waooaw_celery.limits.redis import DEADLINE, RedisStorage
-from waooaw_celery.receipts import Event, Fact, Receipts, RedisReceipts
+from waooaw_celery.receipts import Event, Fact, Receipts
+from waooaw_celery.redis_receipts import RedisReceipts
 from waooaw_celery.registry import AgentRegistry, RedisAgentRegistry
 from waooaw_celery.routing import AGENT_QUEUES, HandlerName, agent_queue, check_ordered, driver_type, first_url
-from waooaw_celery.settings import RateLimitStorage, RedisTransport, WaooawSettings
+from waooaw_celery.settings import RedisTransport, WaooawSettings
 from waooaw_celery.store import Client, connect, store_url
 from waooaw_celery.subscriptions import RedisSubscriptions, Subscription, Subscriptions
 from waooaw_celery.topics.schemas import Schemas
@@ -174,11 +173,8 @@ class WiredCelery(Celery):
         return None if url is None else Database(database_url(url))
 
     def _connect(self) -> Client:
-        return connect(self._store_url)
-
-    @property
-    def _store_url(self) -> str:
-        return store_url(self.settings.redis_url, self.conf.result_backend, first_url(self.conf.broker_url))
+        others = self.conf.result_backend, first_url(self.conf.broker_url)
+        return connect(store_url(self.settings.redis_url, *others))
 
     @cached_property
     def limiter(self) -> RateLimiter:
@@ -187,20 +183,7 @@ class WiredCelery(Celery):
         Raises:
             ConfigurationError: a limit cannot be read, or there is no Redis to count in.
         """
-        settings = self.settings
-        in_memory = settings.rate_limit_storage is RateLimitStorage.MEMORY
-        return RateLimiter(
-            MemoryStorage() if in_memory else RedisStorage(connect(self._store_url, DEADLINE, once=True)),
-            configured_quota(
-                "waooaw_rate_limit", "unlimited" if settings.rate_limit is None else settings.rate_limit
-            ),
-            {
-                agent: configured_quota(f"waooaw_rate_limits[{agent!r}]", quota)
-                for agent, quota in settings.rate_limits.items()
-            },
-            urgent_reserve=settings.urgent_reserve,
-            fail_open=settings.rate_limit_fail_open,
-        )
+        return configured_limiter(self.settings, self.conf.result_backend, first_url(self.conf.broker_url))
 
     @cached_property
     def gate(self) -> Gate | None:
