@@ -1,4 +1,4 @@
-"""The Celery application of the faults, on Kombu's transport or on ours: what it handles is noted in a file."""
+"""The Celery application of the faults, on our transport alone: what it handles is noted in a file."""
 
 from __future__ import annotations
 
@@ -25,18 +25,17 @@ class ClaimingAMQP(AMQP):
     Connection = ClaimingConnection
 
 
-def make_app(transport: str, broker_url: str, **options: Any) -> Celery:
-    """Return a plain Celery application with our defaults; nothing but the transport differs.
+def make_app(broker_url: str, **options: Any) -> Celery:
+    """Return a plain Celery application with our transport and defaults, and nothing else of ours.
 
     Args:
-        transport: ``kombu`` or ``ours``.
         broker_url: of a Redis.
         options: of the transport.
     """
     app = Celery(
         "faults",
         broker=broker_url,
-        amqp=ClaimingAMQP if transport == "ours" else AMQP,
+        amqp=ClaimingAMQP,
         set_as_current=False,
         changes=CELERY_DEFAULTS
         | {
@@ -74,10 +73,6 @@ def note(what: str, task: Task[Any, Any]) -> None:
         os.close(file)
 
 
-if "FAULTS_TRANSPORT" in os.environ:
+if "FAULTS_OPTIONS" in os.environ:
     os.environ["FAULTS_WORKER"] = str(os.getpid())  # this module is imported by the worker before it forks
-    app = make_app(
-        os.environ["FAULTS_TRANSPORT"],
-        os.environ["CELERY_BROKER_URL"],
-        **json.loads(os.environ["FAULTS_OPTIONS"]),
-    )
+    app = make_app(os.environ["CELERY_BROKER_URL"], **json.loads(os.environ["FAULTS_OPTIONS"]))

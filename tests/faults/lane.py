@@ -103,7 +103,6 @@ class Lane:
     """One worker after the other on one queue.
 
     Args:
-        transport: ``kombu`` or ``ours``.
         server: the broker.
         folder: for logs and accounts.
         pool: ``prefork`` or ``solo``.
@@ -115,7 +114,6 @@ class Lane:
 
     def __init__(
         self,
-        transport: str,
         server: Valkey,
         folder: Path,
         *,
@@ -125,7 +123,6 @@ class Lane:
         prefetch: int = 1,
         **options: Any,
     ) -> None:
-        self.transport = transport
         self.server = server
         self.name = name
         self.log = folder / "worker.log"
@@ -136,7 +133,7 @@ class Lane:
         # Neither is of use to a lone worker, and each costs a second.
         self._command += ["--without-mingle", "--without-gossip", "-l", "WARNING"]
         self._options = OPTIONS | options
-        self._app = make_app(transport, server.url, **self._options)
+        self._app = make_app(server.url, **self._options)
         self._count = 0
         self._lock = threading.Lock()
         self._deaths: list[tuple[float, set[str]]] = []
@@ -197,7 +194,6 @@ class Lane:
         env = os.environ | {
             "PYTHONPATH": str(ROOT / "tests"),
             "CELERY_BROKER_URL": self.server.url,
-            "FAULTS_TRANSPORT": self.transport,
             "FAULTS_OPTIONS": json.dumps(self._options),
             "FAULTS_EFFECTS": str(self._effects),
         }
@@ -346,16 +342,15 @@ class Lane:
 
 
 @contextmanager
-def lone_lane(transport: str, folder: Path, **options: Any) -> Iterator[Lane]:
+def lone_lane(folder: Path, **options: Any) -> Iterator[Lane]:
     """Give a lane on a server of its own while the block runs.
 
     Args:
-        transport: ``kombu`` or ``ours``.
         folder: for logs and accounts.
         options: those of a `Lane`.
     """
     with lone_valkey() as server:
-        lane = Lane(transport, server, folder, **options)
+        lane = Lane(server, folder, **options)
         try:
             yield lane
         finally:

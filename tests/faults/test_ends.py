@@ -21,7 +21,7 @@ def test_an_orderly_end_leaves_nothing_behind(pool: str, how: signal.Signals, tm
 
     A pool of processes is handed all that is fetched ahead at once; a solo one gets a message when it begins.
     """
-    with lone_lane("ours", tmp_path, pool=pool, prefetch=AHEAD) as lane:
+    with lone_lane(tmp_path, pool=pool, prefetch=AHEAD) as lane:
         ids = [lane.publish(seconds=0.05) for _ in range(40)]
         lane.start()
         lane.until(lambda: lane.handled(*ids[:3]), "the first messages")
@@ -43,7 +43,7 @@ def test_an_orderly_end_leaves_nothing_behind(pool: str, how: signal.Signals, tm
 def test_a_poisonous_message_becomes_a_dead_letter(tmp_path: Path) -> None:
     """A message that kills its worker each time is a dead letter after the limit; its neighbours are handled."""
     limit = 1
-    with lone_lane("ours", tmp_path, delivery_limit=limit) as lane:
+    with lone_lane(tmp_path, delivery_limit=limit) as lane:
         neighbours = [lane.publish() for _ in range(5)]
         poison = lane.publish(task=POISON)
         neighbours += [lane.publish() for _ in range(5)]

@@ -15,8 +15,8 @@ from faults.lane import Lane, lone_lane
 def test_a_worker_that_wakes_up_late_harms_nobody(pool: str, tmp_path: Path) -> None:
     """What it held was handled by another one; it goes on, and its late word takes nothing away."""
     with (
-        lone_lane("ours", tmp_path, pool=pool) as lane,
-        closing(Lane("ours", lane.server, tmp_path, pool=pool, name="other")) as other,
+        lone_lane(tmp_path, pool=pool) as lane,
+        closing(Lane(lane.server, tmp_path, pool=pool, name="other")) as other,
     ):
         lane.start()
         held = lane.publish(seconds=0.5)

@@ -15,7 +15,7 @@ SOON = 1.0
 def test_a_kill_of_a_worker_that_holds_many_loses_nothing(tmp_path: Path) -> None:
     """It is killed at random moments under load, five times, with sixteen messages fetched ahead."""
     moments = random.Random(1)  # noqa: S311 - no secret
-    with lone_lane("ours", tmp_path, pool="solo", prefetch=16) as lane:
+    with lone_lane(tmp_path, pool="solo", prefetch=16) as lane:
         with lane.load():
             for _ in range(5):
                 lane.start()
@@ -32,7 +32,7 @@ def test_a_kill_of_a_worker_that_holds_many_loses_nothing(tmp_path: Path) -> Non
 
 def test_a_new_worker_looks_at_once_for_what_others_left(tmp_path: Path) -> None:
     """What a killed worker held, whose lease is over, does not wait until its successor has lived for a while."""
-    with lone_lane("ours", tmp_path, unacked_restore_interval=300) as lane:
+    with lone_lane(tmp_path, unacked_restore_interval=300) as lane:
         lane.start()
         id_ = lane.publish(seconds=PATIENCE)
         lane.until(lambda: lane.beginnings(id_), "the message")
