@@ -29,7 +29,7 @@ from waooaw_celery import AgentApp, EventBus, Message, MessageBus, MessageStatus
 from waooaw_celery import RequestResponseHandler as Requests
 from waooaw_celery.audit import schema
 from waooaw_celery.audit.entries import fact_entry
-from waooaw_celery.audit.lost import MOST_RECOVERIES
+from waooaw_celery.audit.lost import MOST_RECOVERIES, Rules, claim, claiming, judge
 from waooaw_celery.audit.records import AuditRecord
 from waooaw_celery.audit.trail import MessageAuditTrail
 from waooaw_celery.embedded import end_all, spawn, valkey
@@ -533,6 +533,20 @@ def test_two_runs_at_once_publish_once(either: AgentApp, broker: Broker) -> None
     assert sorted(recovered) == sorted(ids)
     assert waiting(either, agent) == 300
     assert recover(either, agent).recovered == []
+
+
+def test_what_was_told_since_the_broker_was_asked_is_left_to_the_next_run(
+    either: AgentApp, broker: Broker
+) -> None:
+    """However long a run takes from its look to its claim, it publishes nothing that another one did meanwhile."""
+    [id_] = send(either, declared(broker, either))
+    rules = Rules(after=timedelta(0), lost=timedelta(hours=1), exact=True)
+    looked_at = datetime.now(UTC)
+    for asked_at, found in ((looked_at, 1), (looked_at, 0), (None, 1)):
+        with claiming(either.database) as connection:
+            lost = judge(connection, [id_], rules, asked_at or datetime.now(UTC))
+            claim(connection, lost)
+        assert len(lost) == found
 
 
 def test_a_healthy_broker_is_left_alone_under_load(

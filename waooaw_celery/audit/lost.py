@@ -118,13 +118,14 @@ def claiming(database: Database) -> AbstractContextManager[Connection]:
     return database.begin("claim lost messages")
 
 
-def judge(connection: Connection, ids: Sequence[str], rules: Rules) -> list[Lost]:
+def judge(connection: Connection, ids: Sequence[str], rules: Rules, looked_at: datetime) -> list[Lost]:
     """Return those of these messages, which the broker does not have, that are lost; the oldest first.
 
     Args:
         connection: in a transaction.
         ids: which messages.
         rules: when a message is lost.
+        looked_at: when the broker began to be asked: whatever was told since then is newer than its answer.
     """
     if connection.dialect.name == "sqlite":
         # Two runs at once: the second sees what the first has claimed. (On PostgreSQL one runs at a time.)
@@ -143,7 +144,7 @@ def judge(connection: Connection, ids: Sequence[str], rules: Rules) -> list[Lost
     lost = []
     for record, said in sorted(found, key=lambda each: each[0].receipt.sent_at):
         besides = Remembered.from_json(said)
-        verdict, reason = _verdict(record, besides, living, rules)
+        verdict, reason = _verdict(record, besides, living, rules, looked_at)
         if verdict is not Verdict.LEAVE:
             lost.append(_lost(record, besides, reason, given_up=verdict is Verdict.GIVE_UP))
     return lost
@@ -171,10 +172,14 @@ def _living(connection: Connection, agents: set[str]) -> Living:
     return {(row.agent, row.worker): row.started_at for row in connection.execute(rows)}
 
 
-def _verdict(record: AuditRecord, besides: Remembered, living: Living, rules: Rules) -> tuple[Verdict, str]:
+def _verdict(
+    record: AuditRecord, besides: Remembered, living: Living, rules: Rules, looked_at: datetime
+) -> tuple[Verdict, str]:
     """Return what is to become of a message that the broker does not have, and why."""
     leave, reason, now = (Verdict.LEAVE, ""), "not in the broker", datetime.now(UTC)
     if record.receipt.status.final or record.erased_at is not None or _retention(record) is None:
+        return leave
+    if any(event.at >= looked_at for event in record.events):
         return leave
     recoveries = [event for event in record.events if event.event == Event.RECOVERED]
     if recoveries and now - recoveries[-1].at < _pause(len(recoveries), rules):

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
 from amqp.exceptions import AMQPError
@@ -124,13 +124,14 @@ class Recovery:
         rules = Rules(after=self._after, lost=self._lost, exact=broker.exact)
         for batch in self._candidates(rules, agent):
             done.looked_for += len(batch)
+            looked_at = datetime.now(UTC)
             missing = self._missing(broker, batch, deadline)
             for start in range(0, len(missing), PART):
                 left = limit - len(done.recovered) - len(done.failed)
                 if left <= 0 or time.monotonic() > deadline:
                     raise OutOfTime
                 part = missing[start : start + min(PART, left)]
-                self._recover(part, rules, done, dry_run)
+                self._recover(part, rules, looked_at, done, dry_run)
                 if len(part) < len(missing[start : start + PART]):
                     raise OutOfTime
 
@@ -162,10 +163,12 @@ class Recovery:
         ids = set[str]().union(*missing.values()) - self._app.ledger.spool.message_ids()
         return [each.message_id for each in sorted(batch, key=lambda each: each.sent_at) if each.message_id in ids]
 
-    def _recover(self, ids: Sequence[str], rules: Rules, done: Recovered, dry_run: bool) -> None:
+    def _recover(
+        self, ids: Sequence[str], rules: Rules, looked_at: datetime, done: Recovered, dry_run: bool
+    ) -> None:
         """Claim those of these messages that are lost, and publish them."""
         with ledger.claiming(self._database) as connection:
-            found = ledger.judge(connection, ids, rules)
+            found = ledger.judge(connection, ids, rules, looked_at)
             if not dry_run:
                 ledger.claim(connection, found)
         done.given_up += [each.message.message_id for each in found if each.given_up]
