@@ -49,6 +49,8 @@ def demo(arguments: list[str]) -> int:
 def test(arguments: list[str]) -> int:
     """Run the tests, four files at a time: they wait for processes more than they compute."""
     os.chdir(ROOT)
+    # Some thousand processes of Python: each would compile the package again.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     return become([str(PYTHON), "-m", "pytest", "-n", "4", "--dist", "loadfile", *arguments])
 
 

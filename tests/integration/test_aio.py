@@ -116,7 +116,7 @@ def test_a_cancelled_request_is_no_longer_awaited(app: AgentApp, napper: str) ->
     requests = aio.RequestResponseHandler(app)
 
     async def give_up(after: float) -> None:
-        asked = asyncio.create_task(requests.request(napper, "nap", {"seconds": 20}, timeout=60))
+        asked = asyncio.create_task(requests.request(napper, "nap", {"seconds": 5}, timeout=60))
         await asyncio.sleep(after)
         asked.cancel()
         with pytest.raises(asyncio.CancelledError):
