@@ -22,6 +22,7 @@ from faults.world import World
 #: Seconds that a call may take with all servers well, or refusing.
 SOON = 2.0
 VALKEY, RABBITMQ = "valkey", "rabbitmq"
+BOTH = (VALKEY, RABBITMQ)
 #: Whether the whole fast form is wanted: it takes four minutes, of which every run of the tests has one.
 ALL = bool(os.environ.get("WAOOAW_TEST_FAULTS"))
 
@@ -46,7 +47,7 @@ class Fault:
         most_plain: rounds of plain Celery at most.
         patience: seconds until all is quiet after it.
         fast: whether it is part of the fast form.
-        gate: whether it is part of every run of the tests, and not of the whole fast form only.
+        gate: the brokers on which it is part of every run of the tests, and not of the whole fast form only.
     """
 
     number: str
@@ -55,7 +56,7 @@ class Fault:
     rounds: int = 2
     most: int | None = None
     often: int = 1
-    brokers: tuple[str, ...] = (VALKEY, RABBITMQ)
+    brokers: tuple[str, ...] = BOTH
     deadline: float = SOON
     duplicates: int | None = 0
     lines: bool = False
@@ -64,7 +65,7 @@ class Fault:
     most_plain: int = 10
     patience: float = 60.0
     fast: bool = True
-    gate: bool = False
+    gate: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """Return what it is called in a list of tests."""
@@ -85,14 +86,21 @@ FAULTS = (
         often=10,
         duplicates=2,
         plain=True,
-        gate=True,
+        gate=BOTH,
     ),
     Fault("T1b", "the same, with once=True", of_workers.kill_once, 2, often=2, duplicates=None),
     Fault(
-        "T2", "worker frozen, then killed", of_workers.kill_frozen, 3, often=5, duplicates=2, plain=True, gate=True
+        "T2",
+        "worker frozen, then killed",
+        of_workers.kill_frozen,
+        3,
+        often=5,
+        duplicates=2,
+        plain=True,
+        gate=(VALKEY,),
     ),
     Fault("T3", "process of the pool killed", of_workers.kill_child, 2, plain=True),
-    Fault("T4", "messages that kill their process", of_workers.killers, 1, most=10, plain=True, gate=True),
+    Fault("T4", "messages that kill their process", of_workers.killers, 1, most=10, plain=True, gate=(VALKEY,)),
     Fault(
         "T4b",
         "a message that kills its worker",
@@ -116,13 +124,13 @@ FAULTS = (
     Fault("T8", "broker frozen", of_servers.broker_frozen, 1, deadline=5.0, duplicates=None),
     Fault("T9", "lines cut", of_servers.line_cut, 2, lines=True, duplicates=None, plain=True),
     Fault("T9b", "the worker's line goes dead", of_servers.line_dead, 1, lines=True, duplicates=None),
-    Fault("T10", "answer to the sender lost", of_servers.answer_lost, 3, lines=True, duplicates=1, gate=True),
+    Fault("T10", "answer to the sender lost", of_servers.answer_lost, 3, lines=True, duplicates=1, gate=BOTH),
     Fault("T11", "broker full", of_servers.broker_full, 1, most=10, deadline=5.0, duplicates=None, plain=True),
     Fault("T13", "to an agent that nobody declared", of_messages.unroutable, 2, most=5),
     Fault("T13b", "queue deleted", of_messages.queue_deleted, 1, most=10, brokers=(RABBITMQ,)),
     Fault("T14", "malformed messages", of_messages.malformed, 1, most=3, plain=True),
     Fault("T16", "what cannot travel, hostile texts", of_messages.impossible, 1, most=3),
-    Fault("T19", "database killed", of_servers.database_killed, 1, duplicates=0, plain=True, gate=True),
+    Fault("T19", "database killed", of_servers.database_killed, 1, duplicates=0, plain=True, gate=BOTH),
     Fault("T20", "database frozen", of_servers.database_frozen, 1, deadline=6.0, duplicates=0, plain=True),
     Fault("T22", "an end that Celery tells twice", of_workers.hard_limit, 1, most=5),
     Fault(
@@ -199,7 +207,7 @@ def chosen(broker: str, *kinds: str, durable: bool = True) -> list[Fault]:
         if fault.durable == durable
         and broker in fault.brokers
         and fault.kind in kinds
-        and (fault.gate or (fault.fast and ALL))
+        and (broker in fault.gate or (fault.fast and ALL))
     ]
 
 

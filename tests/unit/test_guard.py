@@ -367,7 +367,7 @@ def mutated(draw: Any) -> bytes:
 _REAL = message({"a": 1}, b=2)
 
 
-@settings(max_examples=3000, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=1000, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(item=mutated())
 def test_whatever_arrives_is_read_or_refused(item: bytes) -> None:
     """Each of thousands of mutated messages is read into something that Celery can take, or refused, no more."""
