@@ -55,10 +55,12 @@ def begin(task: Any, fact: Fact) -> None:
         task: its handler, an AgentTask.
         fact: DELIVERED.
     """
-    deaths = _uncounted_deaths(task, fact.message_id) if _was_handed_out_again(task.request) else 0
-    if deaths > int(task.app.transport_options.get("delivery_limit", DELIVERY_LIMIT)):
-        task.request.update({_DEATHS: deaths})
-    elif not task.app.receipts.begin(fact, doubtful=may_be_duplicate(task.request)):
+    if _was_handed_out_again(task.request):
+        deaths = _uncounted_deaths(task, fact.message_id)
+        if deaths > int(task.app.transport_options.get("delivery_limit", DELIVERY_LIMIT)):
+            task.request.update({_DEATHS: deaths})
+            return
+    if not task.app.receipts.begin(fact, doubtful=may_be_duplicate(task.request)):
         task.request.update({_REFUSED: Event.DUPLICATE})
 
 
