@@ -60,18 +60,21 @@ def test_a_message_that_ends_its_workers_is_a_dead_letter(
     """It is begun once more than it is handed out again; its neighbours are handled, and the next worker lives."""
     name, bus, ended = broker.name(), MessageBus(app), 0
     worker = start(name)
-    before, poison, after = (
-        bus.send(Message(from_agent="tests", to_agent=name, payload=payload)).message_id
-        for payload in ({}, POISON, {})
-    )
+
+    def send(payload: Any) -> str:
+        return bus.send(Message(from_agent="tests", to_agent=name, payload=payload)).message_id
+
+    # Alone: a batched ledger may lose what a worker tells in the moment before it is killed.
+    assert settled(app, send({})) is MessageStatus.HANDLED
+    poison, after = send(POISON), send({})
     while not bus.receipt(poison).status.final:
         until(lambda it=worker: it.poll() is not None or bus.receipt(poison).status.final, "an end")  # type: ignore[misc]
         if worker.poll() is not None:
             ended, worker = ended + 1, start(name)
     assert bus.receipt(poison).status is MessageStatus.DEAD
-    # A batched ledger may know nothing of what was begun in the last moment, unless it had come before.
+    # Such as the first beginning.
     assert ended in ((LIMIT + 1, LIMIT + 2) if mode == "batched" else (LIMIT + 1,))
-    assert [settled(app, id_) for id_ in (before, after)] == [MessageStatus.HANDLED] * 2
+    assert settled(app, after) is MessageStatus.HANDLED
     receipt = bus.receipt(poison)
     assert receipt.attempts == LIMIT + 1
     assert receipt.error == f"DeliveryLimitExceeded: {LIMIT + 1} workers ended with it"
