@@ -109,11 +109,12 @@ def send_a_torn_document(stack: Stack) -> Torn:
     letters: list[DeadLetter] = []
 
     def kept() -> bool:
-        letters[:] = stack.app.dead_letters.list(agent=ANALYST)
+        found = stack.app.dead_letters.list(agent=ANALYST)
+        letters[:] = [letter for letter in found if letter.message_id == torn.message_id]
         return bool(letters)
 
     stack.wait_until(kept, "keeping the dead letter", PATIENCE)
-    [letter] = letters
+    letter = letters[0]
     return Torn(agent=ANALYST, message_id=torn.message_id, letter=letter.id, reason=letter.reason)
 
 
