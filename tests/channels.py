@@ -96,7 +96,7 @@ class Reader:
         deadline = time.monotonic() + seconds
         while len(self.got) < count:
             if time.monotonic() > deadline:
-                pytest.fail(f"there are {len(self.got)} of {count} messages after {seconds:g} s")
+                pytest.fail(f"there are only {self.bodies}, not {count} messages, after {seconds:g} s")
             with suppress(TimeoutError, Empty):
                 self.connection.drain_events(timeout=0.2)
         return self.bodies
