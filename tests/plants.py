@@ -13,11 +13,12 @@ from typing import Any
 from uuid import uuid4
 
 from celery import Celery
+from nursery import spawn
 from plain import make_app
 from redis import Redis
 from support import PROBE_FOLDER, until
 
-from waooaw_celery.embedded import end_all, spawn
+from waooaw_celery.embedded import end_all
 from waooaw_celery.store import store_url
 
 

@@ -17,10 +17,10 @@ from uuid import uuid4
 
 import psycopg2  # type: ignore[import-untyped]
 import pytest
+from nursery import spawn
 
 from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus, create_app
 from waooaw_celery.audit.engine import database_url
-from waooaw_celery.embedded import spawn
 from waooaw_celery.errors import UnknownAgent
 from waooaw_celery.receipts import Event, Fact, Receipts
 from waooaw_celery.routing import agent_queue
@@ -35,7 +35,7 @@ def until(condition: Callable[[], object], what: str = "the condition", seconds:
     while not condition():
         if time.monotonic() > deadline:
             pytest.fail(f"{what} did not come to pass within {seconds:g} s")
-        time.sleep(0.02)
+        time.sleep(0.05)
 
 
 @contextmanager

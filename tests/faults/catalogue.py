@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import tempfile
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ from typing import TypeAlias
 
 from outages import Server as Postgres
 from outages import lone_server as lone_postgres
+from selection import ALL
 
 from faults import of_all, of_messages, of_servers, of_workers
 from faults.account import Account
@@ -23,8 +23,6 @@ from faults.world import World
 SOON = 2.0
 VALKEY, RABBITMQ = "valkey", "rabbitmq"
 BOTH = (VALKEY, RABBITMQ)
-#: Whether the whole fast form is wanted: it takes four minutes, of which every run of the tests has one.
-ALL = bool(os.environ.get("WAOOAW_TEST_FAULTS"))
 
 
 @dataclass(frozen=True)

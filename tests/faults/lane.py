@@ -23,11 +23,12 @@ from typing import Any, NamedTuple
 
 from celery.exceptions import CeleryError
 from kombu.exceptions import OperationalError
+from nursery import spawn
 from redis import RedisError
 
 from faults.app import QUEUE, WORK, make_app
 from faults.servers import Valkey, lone_valkey
-from waooaw_celery.embedded import end, spawn
+from waooaw_celery.embedded import end
 from waooaw_celery.transport.letters import DEAD_KEY
 
 ROOT = Path(__file__).parents[2]

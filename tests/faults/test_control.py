@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from selection import takes_long
 
 from faults.account import Account
-from faults.catalogue import ALL, FAULTS, Servers, go_through, violations
+from faults.catalogue import FAULTS, Servers, go_through, violations
 
-#: Not in every run of the tests: it takes half a minute.
-slow = pytest.mark.skipif(not ALL, reason="takes long: WAOOAW_TEST_FAULTS=1")
 #: How often a fault is tried that spares plain Celery now and then.
 ATTEMPTS = 6
 
@@ -23,7 +22,7 @@ def plain(number: str, on: Servers, folder: Path, rounds: int, seed: int = 1) ->
     return account
 
 
-@slow
+@takes_long
 @pytest.mark.timeout(300)
 def test_kills_under_load_lose_messages(on_valkey: Servers, tmp_path: Path) -> None:
     """A worker that is killed between taking a message and noting it loses it."""
@@ -35,14 +34,14 @@ def test_a_frozen_worker_that_is_killed_loses_messages(on_valkey: Servers, tmp_p
     assert plain("T2", on_valkey, tmp_path, 3).lost
 
 
-@slow
+@takes_long
 def test_a_message_ends_its_worker(on_valkey: Servers, tmp_path: Path) -> None:
     """A handler that runs out of memory ends the worker, and the next one that gets the message."""
     account = plain("T4", on_valkey, tmp_path, 1)
     assert any("came to an end" in sentence or sentence.startswith("stuck") for sentence in account.broken)
 
 
-@slow
+@takes_long
 def test_malformed_messages_end_workers(on_valkey: Servers, tmp_path: Path) -> None:
     """Several of the malformed messages end the worker that meets them."""
     account = plain("T14", on_valkey, tmp_path, 1)

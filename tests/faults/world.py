@@ -20,6 +20,7 @@ from uuid import uuid4
 
 import psutil
 from kombu import Connection
+from nursery import spawn
 from outages import Server as Postgres
 from proxy import Proxy, proxied
 
@@ -28,7 +29,7 @@ from faults.account import PROGRESS, Account, Outcome, verify
 from faults.servers import Server, Valkey
 from faults.stacks import Agents, Plain, Stack, environment, new_name
 from waooaw_celery.audit.engine import database_url
-from waooaw_celery.embedded import end, spawn
+from waooaw_celery.embedded import end
 from waooaw_celery.letters.desk import DeadLetters
 
 #: Seconds that anything may take that happens in another process, on a busy computer.

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import pytest
+from nursery import spawn
 from support import Broker, lone_database, settled, until
 
 from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus, MessageType, create_app
@@ -21,7 +22,7 @@ from waooaw_celery import RequestResponseHandler as Requests
 from waooaw_celery.audit import schema
 from waooaw_celery.audit.records import AuditEvent
 from waooaw_celery.audit.trail import MessageAuditTrail
-from waooaw_celery.embedded import end_all, spawn, valkey
+from waooaw_celery.embedded import end_all, valkey
 from waooaw_celery.errors import RemoteError
 from waooaw_celery.routing import agent_queue
 

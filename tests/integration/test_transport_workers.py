@@ -114,7 +114,7 @@ def test_a_worker_whose_connections_are_cut_goes_on(worker: tuple[Plant, str]) -
 def test_a_warm_shutdown_finishes_what_runs(url: str, tmp_path: Path, kind: str) -> None:
     """SIGTERM lets the running handler finish; what was fetched and not begun waits again before the rest."""
     with plant(url, tmp_path, kind, {"worker_prefetch_multiplier": 4}) as made:
-        sent = [made.send(number, 1.5 if number == 0 else 0).id for number in range(8)]
+        sent = [made.send(number, 4 if number == 0 else 0).id for number in range(8)]
         before = made.waiting()
         node = made.start()
         made.wait(0, "began")
