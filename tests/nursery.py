@@ -1,9 +1,9 @@
-"""Worker processes without the second that each takes to import Celery: forked from one that has, as a pool's are.
+"""Workers and commands without the second that each takes to import Celery: forked from a process that has.
 
-Hundreds of tests start workers, and imports were most of what the whole suite computed. A worker from here runs
-``python -m celery …`` from its first line on, with an environment, a folder, a process group and a log of its own,
-and is a child of the tests' process, which may wait for it, freeze it and kill it. The acceptance tests start
-theirs from nothing.
+Hundreds of tests start some, and imports were most of what the whole suite computed. A process from here runs
+``python -m celery …`` or ``python -m waooaw_celery …`` from the first line on, with an environment, a folder, a
+process group and files of its own, and is a child of the tests' process, which may wait for it, freeze it and kill
+it. What a user types first (README, demo, `waooaw up`, compose) is started from nothing by its tests.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ import subprocess
 import sys
 import threading
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import import_module
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from waooaw_celery import embedded
 
-#: What a worker imports, whatever it is to do.
+#: What they import, whatever they are to do.
 MODULES = (
     "celery.bin.celery",
     "celery.apps.worker",
@@ -47,7 +47,7 @@ MODULES = (
     "psycopg2.extras",
     "sqlalchemy.dialects.postgresql.psycopg2",
     "sqlalchemy.dialects.sqlite",
-    "waooaw_celery",
+    "waooaw_celery.cli",
     "waooaw_celery.transport.transport",
 )
 #: Seconds until the nursery must have answered.
@@ -59,28 +59,49 @@ _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # Linux, prctl(2)
 def spawn(
     command: Sequence[str], *, log: Path, env: Mapping[str, str] | None = None, cwd: Path | None = None
 ) -> subprocess.Popen[bytes]:
-    """Start a process as ``embedded.spawn`` does; a worker of Celery is forked from one that has imported it.
-
-    Not one that must be the first to import what it patches, and not on systems without prctl(2).
-    """
+    """Start a process as ``embedded.spawn`` does; most workers of Celery are forked, on Linux."""
     env = dict(os.environ if env is None else env)
-    forked = _forkable(command, env)
-    if forked is None:
+    if not _forkable(command, env):
         return embedded.spawn(command, log=log, env=env, cwd=cwd)
-    order = {"argv": forked, "env": env, "cwd": str(cwd or Path.cwd()), "log": str(log)}
-    return Forked(_nursery().child(order), command)
+    return _nursery().child(command, env, cwd or Path.cwd(), (os.devnull, str(log), str(log)))
 
 
-def _forkable(command: Sequence[str], env: Mapping[str, str]) -> list[str] | None:
-    """Return the arguments behind ``python -m celery`` of a worker that may be forked, or None."""
-    words = [word for word in command if word not in ("-W", "ignore")]
-    if sys.platform != "linux" or words[:3] != [sys.executable, "-m", "celery"]:
-        return None
+def waooaw(*arguments: str, env: Mapping[str, str], stdin: str = "") -> subprocess.CompletedProcess[str]:
+    """Run a command of ``waooaw`` to its end.
+
+    Args:
+        arguments: its words.
+        env: what its environment has beside that of the tests.
+        stdin: what it reads.
+    """
+    command, whole = [sys.executable, "-m", "waooaw_celery", *arguments], dict(os.environ) | dict(env)
+    if not _forkable(command, whole):
+        return subprocess.run(
+            command, input=stdin, capture_output=True, text=True, timeout=PATIENCE, check=False, env=whole
+        )
+    with TemporaryDirectory() as folder:
+        files = tuple(Path(folder, name) for name in ("in", "out", "err"))
+        files[0].write_text(stdin)
+        process = _nursery().child(command, whole, Path.cwd(), tuple(map(str, files)))
+        try:
+            code = process.wait(PATIENCE)
+        finally:
+            process.kill()
+        return subprocess.CompletedProcess(command, code, files[1].read_text(), files[2].read_text())
+
+
+def _forkable(command: Sequence[str], env: Mapping[str, str]) -> bool:
+    """Whether this may be forked: a known module that need not be the first to import what it patches."""
     folders = filter(None, env.get("PYTHONPATH", "").split(os.pathsep))
-    patched = {"gevent", "eventlet"} & set(words) or any(
-        Path(each, "sitecustomize.py").exists() for each in folders
-    )
-    return None if patched else words[3:]
+    at_first = any(Path(each, "sitecustomize.py").exists() for each in folders)
+    python, *words = _plain(command)
+    known = python == sys.executable and words[:1] == ["-m"] and words[1] in ("celery", "waooaw_celery")
+    return sys.platform == "linux" and known and not at_first and not {"gevent", "eventlet"} & set(words)
+
+
+def _plain(command: Sequence[str]) -> list[str]:
+    """Return a command without what a fork does anyhow: it shows no warnings."""
+    return [word for word in command if word not in ("-W", "ignore")]
 
 
 class Forked(subprocess.Popen[bytes]):
@@ -129,8 +150,17 @@ class Nursery:
         )
         atexit.register(self.close)
 
-    def child(self, order: Mapping[str, Any]) -> int:
-        """Have a worker forked, and return its pid: a child of this process, since its own parent ends at once."""
+    def child(self, command: Sequence[str], env: Mapping[str, str], cwd: Path, files: tuple[str, ...]) -> Forked:
+        """Have a process forked: a child of this one, since its own parent ends at once.
+
+        Args:
+            command: ``python -m`` a module, and its arguments.
+            env: its environment.
+            cwd: its folder.
+            files: those of its standard streams.
+        """
+        module, *arguments = _plain(command)[2:]
+        order = {"module": module, "argv": arguments, "env": dict(env), "cwd": str(cwd), "files": files}
         with self._lock:
             assert self._process.stdin is not None
             assert self._process.stdout is not None
@@ -142,7 +172,7 @@ class Nursery:
             finally:
                 self._libc.prctl(_PR_SET_CHILD_SUBREAPER, 0)
         assert answer, f"the nursery has ended: {self._process.wait(PATIENCE)}"
-        return int(answer)
+        return Forked(int(answer), command)
 
     def close(self) -> None:
         """End it."""
@@ -160,10 +190,10 @@ def _nursery() -> Nursery:
 
 
 def serve() -> dict[str, Any] | None:
-    """Fork a worker for each order; return the order in the worker, and None at the end."""
+    """Fork a process for each order; return the order in that process, and None at the end."""
     for module in MODULES:
         import_module(module)
-    gc.freeze()  # nothing of it will be collected in the workers
+    gc.freeze()  # nothing of it is ever garbage
     tests = os.getppid()
     for line in sys.stdin:
         middle = os.fork()
@@ -189,20 +219,20 @@ def _wait_for_parent(pid: int) -> None:
 
 
 def become(order: Mapping[str, Any]) -> None:
-    """Be the worker of an order."""
+    """Be the process of an order."""
     os.setsid()
-    with open(os.devnull, "rb") as nothing, open(order["log"], "ab") as log:
-        for target, source in ((0, nothing), (1, log), (2, log)):
-            os.dup2(source.fileno(), target)
+    for target, path in enumerate(order["files"]):
+        file = os.open(path, os.O_RDONLY if target == 0 else os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        os.dup2(file, target)
+        os.close(file)
     os.environ.clear()
     os.environ.update(order["env"])
     time.tzset()
     os.chdir(order["cwd"])
     folders = filter(None, order["env"].get("PYTHONPATH", "").split(os.pathsep))
     sys.path[:1] = [order["cwd"], *folders]
-    sys.argv = ["celery", *order["argv"]]
-    warnings.simplefilter("ignore")
-    runpy.run_module("celery", run_name="__main__", alter_sys=True)
+    sys.argv = [order["module"], *order["argv"]]
+    runpy.run_module(order["module"], run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":

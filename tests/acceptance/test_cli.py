@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from nursery import waooaw
 from support import PROBE_FOLDER, Broker, until
 
 from waooaw_celery import AgentApp
@@ -46,15 +47,8 @@ def cli(broker: Broker) -> Cli:
     """Run `waooaw` with these arguments."""
 
     def run(*arguments: str, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "waooaw_celery", *arguments],
-            input=stdin,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-            env=os.environ | {"CELERY_BROKER_URL": broker.url, "COLUMNS": "200"} | env,
-        )
+        env = {"CELERY_BROKER_URL": broker.url, "COLUMNS": "200"} | env
+        return waooaw(*arguments, env=env, stdin=stdin)
 
     return run
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from nursery import waooaw
 from support import Broker, settled, until
 
 from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus
@@ -53,15 +52,7 @@ def cli(broker: Broker) -> Cli:
     def run(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
         assert broker.database_url is not None
         settings = {"CELERY_BROKER_URL": broker.url, "WAOOAW_DATABASE_URL": broker.database_url, "COLUMNS": "250"}
-        return subprocess.run(
-            [sys.executable, "-m", "waooaw_celery", "dead", *arguments],
-            input=stdin,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-            env=os.environ | settings,
-        )
+        return waooaw("dead", *arguments, env=settings, stdin=stdin)
 
     return run
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from nursery import waooaw
 from support import Broker, until
 
 from waooaw_celery.audit import schema
@@ -43,15 +42,7 @@ def cli(broker: Broker) -> Cli:
     def run(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
         assert broker.database_url is not None
         settings = {"CELERY_BROKER_URL": broker.url, "WAOOAW_DATABASE_URL": broker.database_url, "COLUMNS": "200"}
-        return subprocess.run(
-            [sys.executable, "-m", "waooaw_celery", *arguments],
-            input=stdin,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-            env=os.environ | settings,
-        )
+        return waooaw(*arguments, env=settings, stdin=stdin)
 
     return run
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from nursery import waooaw
 from support import PROBE_FOLDER, Broker, settled
 
 from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus
@@ -45,15 +46,9 @@ def agent(broker: Broker, app: AgentApp) -> Iterator[str]:
 
 def run(broker: Broker, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run `waooaw` on the broker and its ledger."""
-    return subprocess.run(
-        [sys.executable, "-m", "waooaw_celery", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        env=os.environ
-        | {"CELERY_BROKER_URL": broker.url, "WAOOAW_DATABASE_URL": str(broker.database_url), "COLUMNS": "200"},
-    )
+    database_url = str(broker.database_url)
+    env = {"CELERY_BROKER_URL": broker.url, "WAOOAW_DATABASE_URL": database_url, "COLUMNS": "200"}
+    return waooaw(*arguments, env=env)
 
 
 @pytest.fixture
