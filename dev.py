@@ -51,7 +51,8 @@ def test(arguments: list[str]) -> int:
     os.chdir(ROOT)
     # Some thousand processes of Python: each would compile the package again.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-    return become([str(PYTHON), "-m", "pytest", "-n", "4", "--dist", "loadfile", *arguments])
+    four = ["-n", "4", "--dist", "loadfile", "--no-loadscope-reorder"]
+    return become([str(PYTHON), "-m", "pytest", *four, *arguments])
 
 
 def lint(arguments: list[str]) -> int:

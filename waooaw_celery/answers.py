@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 _LOOK_SECONDS = 0.1
 #: Seconds after which an answer is asked for that may have come unnoticed; each further time after twice as long.
 _ASK_AGAIN_SECONDS = 1.0
+#: Seconds after which an answer that was found is taken, though the line was never quiet since.
+_PARTS_SECONDS = 10.0
 #: Seconds that the thread has to begin.
 _START_SECONDS = 10.0
 #: Seconds that it has to end.
@@ -56,8 +58,8 @@ class _Awaited:
     future: Future[Answered] = field(default_factory=Future)
     ask_after: float = _ASK_AGAIN_SECONDS
     ask_at: float = field(default_factory=lambda: time.monotonic() + _ASK_AGAIN_SECONDS)
-    #: Whether it was found in the backend, and left there for a moment.
-    seen: bool = False
+    #: When it was found in the backend, and left there until its parts must have come.
+    seen_at: float | None = None
 
 
 class Answers:
@@ -84,6 +86,8 @@ class Answers:
         self._backend: Any = None
         #: Whether what the backend says was asked for: a part that is read so may still be on its way too.
         self._asking = False
+        #: Whether anything has come since the last look, and when the line was last quiet for the whole of one.
+        self._heard, self._quiet_at = False, 0.0
 
     @property
     def reply_to(self) -> str | None:
@@ -221,9 +225,15 @@ class Answers:
             self._ask()
             return
         consumer: Any = self._backend.result_consumer  # type: ignore[attr-defined]  # its stubs do not know it
+        looked_at = time.monotonic()
         for _ in consumer.drainer.drain_events_until(_Nothing(self), interval=_LOOK_SECONDS):
+            now = time.monotonic()
+            if not self._heard and now >= looked_at + _LOOK_SECONDS:
+                self._quiet_at = now
+            self._heard = False
             self._forget()
             self._ask()
+            looked_at = time.monotonic()
 
     def _ask(self) -> None:
         """Ask for what came unnoticed: while the connection was away, or since the backend tells nothing."""
@@ -248,16 +258,21 @@ class Answers:
                 self._asking = False
 
     def _parts_may_come(self, message_id: str, awaited: _Awaited, now: float) -> bool:
-        """Whether an answer was found whose last parts were told before it, and may still be on their way.
+        """Whether parts of an answer may still be on their way, so that its end is not to be taken yet.
 
-        It is told after them as well: so it is taken when it is told, or the next time that it is asked for.
+        They are told before the end is stored, but whoever asks may see the end before they arrive. Nothing is on
+        its way any more once the line has been quiet.
         """
-        if awaited.on_chunk is None or awaited.seen or not isinstance(self._backend, RedisBackend):
+        if awaited.on_chunk is None or not isinstance(self._backend, RedisBackend):
             return False
-        awaited.seen = self._backend.get_task_meta(message_id)["status"] in READY_STATES
-        if awaited.seen:
+        if awaited.seen_at is None:
+            if self._backend.get_task_meta(message_id)["status"] not in READY_STATES:
+                return True
+            awaited.seen_at = now
+        may_come = self._quiet_at <= awaited.seen_at and now < awaited.seen_at + _PARTS_SECONDS
+        if may_come:
             awaited.ask_at = now + _ASK_AGAIN_SECONDS
-        return awaited.seen
+        return may_come
 
     def _ask_for_all(self) -> None:
         with self._lock:
@@ -282,7 +297,10 @@ class Answers:
                 awaited.future.set_result(answered)
 
     def _on_message(self, meta: Any) -> None:
-        if meta["status"] == CHUNK and not self._asking:
+        if self._asking:
+            return
+        self._heard = True
+        if meta["status"] == CHUNK:
             awaited = self._awaited.get(meta["task_id"])
             if awaited is not None and awaited.on_chunk is not None:
                 awaited.on_chunk(meta["result"])

@@ -7,7 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from typing import Any
 
 import psutil
@@ -101,19 +101,50 @@ def looks(server: Valkey) -> int:
     return calls
 
 
-def test_an_answer_that_is_found_waits_for_its_parts(broker: Broker, server: Valkey) -> None:
-    """Parts are told before the end of their answer is stored; whoever asks may see the end before they arrive."""
+def tell_part(server: Valkey, message_id: str, number: int) -> None:
+    """Tell a part of an answer, as a worker does, and not keep it."""
+    said = {"run": "r", "number": number, "chunk": number}
+    meta = {"status": "CHUNK", "result": said, "traceback": None, "children": [], "task_id": message_id}
+    server.client.publish(f"celery-task-meta-{message_id}", json.dumps(meta))
+
+
+@contextmanager
+def telling_parts(server: Valkey, message_id: str) -> Iterator[None]:
+    """Tell parts without a pause while the block runs."""
+    ended = threading.Event()
+
+    def tell() -> None:
+        number = 0
+        while not ended.wait(0.02):
+            tell_part(server, message_id, number)
+            number += 1
+
+    thread = threading.Thread(target=tell)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(10)
+
+
+@pytest.mark.parametrize("busy", [False, True], ids=["quiet", "busy"])
+def test_an_answer_that_is_found_waits_for_its_parts(broker: Broker, server: Valkey, busy: bool) -> None:
+    """Parts are told before the end is stored; whoever asks may see the end first, on a busy line long before."""
     nobody = broker.name()
     app = broker.app(result_backend=server.url, waooaw_redis_url=broker.redis_url, waooaw_agents=[nobody])
-    with closing(app), Requests(app).stream(nobody, "count", timeout=20) as stream:
-        id_, run = str(stream.message_id), "r"
+    with closing(app), ExitStack() as stack:
+        stream, other = (stack.enter_context(Requests(app).stream(nobody, "count", timeout=20)) for _ in range(2))
+        id_ = str(stream.message_id)
+        if busy:
+            stack.enter_context(telling_parts(server, str(other.message_id)))
+            assert next(other) == 0
         asked = looks(server)
-        store(server, id_, {"chunks": 2, "run": run, "result": "whole"}, tell=False)
-        until(lambda: looks(server) > asked, "a look")
+        store(server, id_, {"chunks": 2, "run": "r", "result": "whole"}, tell=False)
+        # One each, and then the other's: those of the first would have come before.
+        until(lambda: looks(server) >= asked + (4 if busy else 2), "looks")
         for number in range(2):
-            said = {"run": run, "number": number, "chunk": number}
-            meta = {"status": "CHUNK", "result": said, "traceback": None, "children": [], "task_id": id_}
-            server.client.publish(f"celery-task-meta-{id_}", json.dumps(meta))
+            tell_part(server, id_, number)
         assert list(stream) == [0, 1]
         assert stream.result == "whole"
 
