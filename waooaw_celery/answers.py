@@ -228,7 +228,7 @@ class Answers:
         looked_at = time.monotonic()
         for _ in consumer.drainer.drain_events_until(_Nothing(self), interval=_LOOK_SECONDS):
             now = time.monotonic()
-            if not self._heard and now >= looked_at + _LOOK_SECONDS:
+            if not self._heard and now > looked_at + _LOOK_SECONDS / 2:
                 self._quiet_at = now
             self._heard = False
             self._forget()

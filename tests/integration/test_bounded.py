@@ -28,7 +28,7 @@ from waooaw_celery.routing import HandlerName, agent_queue, queue_depth
 #: a computer may be busy.
 FIRST = 3.0 + 2.0 + 3.0
 #: Seconds that a call may take once it is known that the broker is away.
-LATER = 0.25
+LATER = 1.0
 
 
 @pytest.fixture
