@@ -268,11 +268,17 @@ def test_a_worker_goes_on_while_the_database_is_frozen(server: Server, broker: B
     for message_id in ids:
         events = [event.event for event in trail.receipt(message_id).events]
         assert events == ["sent", "delivered", "handled"]
-    lines = log.read_text()[len(lines_before) :]
-    of_child = "\n".join(line for line in lines.splitlines() if "/ForkPoolWorker-" in line)
-    assert of_child.count("Until it is back") == of_child.count("the ledger is back") == 1
+
+    def lines() -> str:
+        return log.read_text()[len(lines_before) :]
+
+    def of_child() -> str:
+        return "\n".join(line for line in lines().splitlines() if "/ForkPoolWorker-" in line)
+
+    until(lambda: "the ledger is back" in of_child(), "the word that it is back")
+    assert of_child().count("Until it is back") == of_child().count("the ledger is back") == 1
     # Its parent writes nothing; when it comes to ship what was spooled, it notices too.
-    assert lines.count("Until it is back") <= 2
+    assert lines().count("Until it is back") <= 2
     app.close()
 
 
