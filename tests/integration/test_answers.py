@@ -245,7 +245,7 @@ def test_thousands_of_requests_leave_nothing_behind(app: AgentApp, agent: str, s
     asyncio.run(ask(1000))
     until(emptied, "the forgetting of the first requests")
     keys, memory = server.client.dbsize(), psutil.Process().memory_info().rss
-    asyncio.run(ask(3000))
+    asyncio.run(ask(2000))
     until(emptied, "the forgetting of all requests")
     assert server.client.dbsize() == keys
     assert len(app.answers) == 0

@@ -350,7 +350,7 @@ class Lives(RuleBasedStateMachine):
         assert receipt == record.receipt
 
 
-@pytest.mark.parametrize(("kind", "examples"), [("sqlite", 12), ("postgresql", 6)])
+@pytest.mark.parametrize(("kind", "examples"), [("sqlite", 6), ("postgresql", 6)])
 def test_the_ledger_says_what_the_model_says(
     kind: str, examples: int, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
