@@ -14,6 +14,7 @@ import gc
 import json
 import os
 import runpy
+import select
 import signal
 import subprocess
 import sys
@@ -87,6 +88,7 @@ def waooaw(*arguments: str, env: Mapping[str, str], stdin: str = "") -> subproce
             code = process.wait(PATIENCE)
         finally:
             process.kill()
+            process.wait(PATIENCE)
         return subprocess.CompletedProcess(command, code, files[1].read_text(), files[2].read_text())
 
 
@@ -101,7 +103,8 @@ def _forkable(command: Sequence[str], env: Mapping[str, str]) -> bool:
 
 def _plain(command: Sequence[str]) -> list[str]:
     """Return a command without what a fork does anyhow: it shows no warnings."""
-    return [word for word in command if word not in ("-W", "ignore")]
+    words = list(command)
+    return words[:1] + words[3:] if words[1:3] == ["-W", "ignore"] else words
 
 
 class Forked(subprocess.Popen[bytes]):
@@ -168,10 +171,11 @@ class Nursery:
             try:
                 self._process.stdin.write(json.dumps(order) + "\n")
                 self._process.stdin.flush()
-                answer = self._process.stdout.readline()
+                there, _, _ = select.select([self._process.stdout], [], [], PATIENCE)
+                answer = self._process.stdout.readline() if there else ""
             finally:
                 self._libc.prctl(_PR_SET_CHILD_SUBREAPER, 0)
-        assert answer, f"the nursery has ended: {self._process.wait(PATIENCE)}"
+        assert answer, f"the nursery forked nothing within {PATIENCE:g} s: exit code {self._process.poll()}"
         return Forked(int(answer), command)
 
     def close(self) -> None:

@@ -9,5 +9,5 @@ import pytest
 #: Whether the whole suite is wanted.
 ALL = bool(os.environ.get("WAOOAW_TEST_ALL"))
 
-#: For what takes long and shows, of another pool, broker or kind of ledger, what a test of every run shows of one.
+#: For what takes long, and of which every run has a smaller part.
 takes_long = pytest.mark.skipif(not ALL, reason="takes long: WAOOAW_TEST_ALL=1")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import socket
 import statistics
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from queue import Empty
 from typing import Any
 
@@ -458,6 +459,32 @@ def test_a_note_that_nobody_can_read_stops_nothing(broker: Broker, noted: bytes)
 
 
 # --- servers
+
+
+@contextmanager
+def cut_in_use(line: Any) -> Iterator[None]:
+    """Let a connection find that it was cut when it next says something, though it had looked before."""
+    cut, other_end = socket.socketpair()
+    cut.shutdown(socket.SHUT_WR)
+    with cut, other_end:
+        if line._sock is not None:
+            line._sock.close()
+        line._sock = cut
+        yield
+
+
+def test_what_was_handled_is_forgotten_over_another_line_when_one_is_cut(broker: Broker) -> None:
+    """A line that is cut as the channel is closed leaves nothing noted that would be handled again."""
+    queue = a_queue()
+    send(broker.connect(), queue, "handled")
+    reader = Reader(broker.connect(), queue, prefetch=1)
+    assert reader.take(1) == ["handled"]
+    line = reader.channel.scripts_client.connection
+    with cut_in_use(line), pytest.raises(RedisError):
+        reader.got[0].ack()
+    with cut_in_use(line):
+        reader.connection.close()
+    assert (broker.held(), listed(broker, queue)) == (0, [])
 
 
 def test_a_prefix_of_all_keys_is_kept(broker: Broker) -> None:

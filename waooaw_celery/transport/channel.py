@@ -13,6 +13,7 @@ from uuid import uuid4
 from kombu.exceptions import OperationalError
 from kombu.transport import redis
 from redis import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
@@ -246,9 +247,7 @@ class Channel(redis.Channel):
             return
         self._closing = True
         try:
-            self.claimer.settle()
-            self._put_back_claimed()
-            self.acks.flush(also_on_their_way=True)
+            self._let_go()
         except (RedisError, OSError) as error:
             # Their leases end, and then they are handed out again.
             logger.warning("a channel was closed without its server: %s", error, extra={"action": "channel_cut"})
@@ -261,6 +260,23 @@ class Channel(redis.Channel):
         super().close()
         if lease is not None:
             lease.close()
+
+    def _let_go(self) -> None:
+        """Put back what nobody has seen, and say what was handled.
+
+        Whoever first uses a line that was cut finds that out, and the next one gets another: so each of the two
+        lines of a channel may fail once. A server that does not answer is not asked again.
+        """
+        for cut in range(3):
+            try:
+                self.claimer.settle()
+                self._put_back_claimed()
+                self.acks.flush(also_on_their_way=True)
+            except RedisConnectionError:
+                if cut == 2:
+                    raise
+            else:
+                return
 
     def _disconnect_pools(self) -> None:
         self._client_of_scripts = self._client_of_commands = None
