@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from waooaw_celery.errors import NoHandler, UnknownAgent, UnknownMethod
 from waooaw_celery.message import TYPE_NAMES
@@ -18,6 +19,8 @@ _NAMES = "waooaw:agents"
 _RECORD = "waooaw:agent:"
 #: Seconds for which an agent that was only named in a setting is taken for one that has not started yet.
 UNSTARTED_SECONDS = 5.0
+#: Facts of a worker's report that make its agent more than alive, the worst first.
+_WORKER_STATES = (("stalled", "STALLED"), ("not_taking", "not taking"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +34,7 @@ class AgentRecord:
         last_seen: its last sign of life, or None.
         workers: node names of the workers that gave one lately.
         capabilities: tags of what it can do.
+        reports: what each of these workers reports about itself, by node name: JSON objects.
     """
 
     name: str
@@ -39,10 +43,24 @@ class AgentRecord:
     last_seen: datetime | None
     workers: tuple[str, ...]
     capabilities: tuple[str, ...] = ()
+    reports: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def alive(self, within: timedelta) -> bool:
         """Whether it gave a sign of life within this time."""
         return self.last_seen is not None and datetime.now(UTC) - self.last_seen <= within
+
+    def state(self, within: timedelta) -> str:
+        """Return ``away``, ``alive``, or what keeps one of its workers from taking messages.
+
+        Args:
+            within: how long ago the last heartbeat of a living agent may be.
+        """
+        if not self.alive(within):
+            return "away"
+        for fact, state in _WORKER_STATES:
+            if any(report.get(fact) for report in self.reports.values()):
+                return state
+        return "alive"
 
 
 class AgentRegistry(ABC):
@@ -68,6 +86,7 @@ class AgentRegistry(ABC):
         lifetime: float,
         capabilities: Iterable[str] = (),
         started_at: datetime | None = None,
+        report: Mapping[str, Any] | None = None,
     ) -> None:
         """Write down that this agent exists and lives: at its worker's start, and at every heartbeat.
 
@@ -78,6 +97,7 @@ class AgentRegistry(ABC):
             lifetime: seconds after which this worker no longer counts as living without another sign.
             capabilities: tags of what the agent can do.
             started_at: when this worker was started, where that is kept: in a ledger.
+            report: what the worker reports about itself: an object of JSON values.
         """
 
     @abstractmethod
@@ -166,6 +186,7 @@ class RedisAgentRegistry(AgentRegistry):
         lifetime: float,
         capabilities: Iterable[str] = (),
         started_at: datetime | None = None,
+        report: Mapping[str, Any] | None = None,
     ) -> None:
         now = datetime.now(UTC)
         told = {"handlers": json.dumps(sorted(handlers)), "capabilities": json.dumps(sorted(capabilities))}
@@ -176,11 +197,13 @@ class RedisAgentRegistry(AgentRegistry):
             pipeline.hset(key, mapping={**told, "last_seen": now.isoformat()})
             pipeline.zadd(f"{key}:workers", {worker: now.timestamp() + lifetime})
             pipeline.zremrangebyscore(f"{key}:workers", "-inf", now.timestamp())
+            pipeline.set(_report_key(name, worker), json.dumps(report or {}), px=max(int(lifetime * 1000), 1))
             pipeline.execute()
 
     def retire(self, name: str, worker: str) -> None:
         with guarded(f"retire a worker of {name!r}"):
             self._client.zrem(f"{_RECORD}{name}:workers", worker)
+            self._client.delete(_report_key(name, worker))
 
     def close(self) -> None:
         self._client.close()
@@ -196,6 +219,11 @@ class RedisAgentRegistry(AgentRegistry):
                 pipeline.hgetall(_RECORD + name)
                 pipeline.zrangebyscore(f"{_RECORD}{name}:workers", now, "+inf")
             answers = pipeline.execute()
+            living = [
+                (name, worker) for name, workers in zip(names, answers[1::2], strict=True) for worker in workers
+            ]
+            texts = self._client.mget([_report_key(*each) for each in living]) if living else []
+        reports = {each: json.loads(text) for each, text in zip(living, texts, strict=True) if text}
         return [
             AgentRecord(
                 name=name,
@@ -204,6 +232,11 @@ class RedisAgentRegistry(AgentRegistry):
                 last_seen=datetime.fromisoformat(fields["last_seen"]) if fields else None,
                 workers=tuple(workers),
                 capabilities=tuple(json.loads(fields["capabilities"])) if fields else (),
+                reports={worker: reports[name, worker] for worker in workers if reports.get((name, worker))},
             )
             for name, fields, workers in zip(names, answers[::2], answers[1::2], strict=True)
         ]
+
+
+def _report_key(name: str, worker: str) -> str:
+    return f"{_RECORD}{name}:report:{worker}"

@@ -97,6 +97,19 @@ def test_a_worker_that_missed_its_beats_no_longer_counts(kept: AgentApp) -> None
     until(lambda: kept.registry.get("short").workers == (), "the end of its lifetime")
 
 
+def test_a_worker_reports_about_itself(kept: AgentApp) -> None:
+    """What a living worker reports is read back, and a report of a stalled worker is the state of its agent."""
+    registry, within = kept.registry, timedelta(seconds=60)
+    registry.declare("told", ["command"], "told@h", 60, report={"clock": {"offset": 0.25}})
+    registry.declare("told", ["command"], "other@h", 60)
+    assert registry.get("told").reports == {"told@h": {"clock": {"offset": 0.25}}}
+    assert registry.get("told").state(within) == "alive"
+    registry.declare("told", ["command"], "told@h", 60, report={"not_taking": "disk full", "stalled": {"for": 61}})
+    assert registry.get("told").state(within) == "STALLED"
+    registry.retire("told", "told@h")
+    assert registry.get("told").reports == {}
+
+
 def message(app: AgentApp, **fields: object) -> Message:
     """Record a message that nobody will take."""
     sent = Message(from_agent="tests", to_agent="nobody-there", **fields)  # type: ignore[arg-type]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -35,6 +35,7 @@ class LedgerAgentRegistry(AgentRegistry):
         lifetime: float,
         capabilities: Iterable[str] = (),
         started_at: datetime | None = None,
+        report: Mapping[str, Any] | None = None,
     ) -> None:
         now = datetime.now(UTC)
         news: dict[str, Any] = {
@@ -42,7 +43,11 @@ class LedgerAgentRegistry(AgentRegistry):
             "capabilities": sorted(capabilities),
             "last_seen": now,
         }
-        until = {"alive_until": now + timedelta(seconds=lifetime), "started_at": started_at}
+        until = {
+            "alive_until": now + timedelta(seconds=lifetime),
+            "started_at": started_at,
+            "report": dict(report or {}),
+        }
         insert: Any = postgresql_insert if self._database.is_postgresql else sqlite_insert
         with self._database.begin(f"declare the agent {name!r}") as connection:
             agent = insert(AgentRow).values(name=name, declared_at=now, **news)
@@ -68,7 +73,7 @@ class LedgerAgentRegistry(AgentRegistry):
                 for row in connection.execute(select(AgentRow.__table__).where(AgentRow.name.in_(names)))
             }
             living = connection.execute(
-                select(WorkerRow.agent, WorkerRow.worker)
+                select(WorkerRow.agent, WorkerRow.worker, WorkerRow.report)
                 .where(WorkerRow.agent.in_(names), WorkerRow.alive_until > datetime.now(UTC))
                 .order_by(WorkerRow.worker)
             ).all()
@@ -78,8 +83,9 @@ class LedgerAgentRegistry(AgentRegistry):
                 handlers=tuple(agents[name].handlers) if name in agents else None,
                 declared_at=agents[name].declared_at if name in agents else None,
                 last_seen=agents[name].last_seen if name in agents else None,
-                workers=tuple(worker for agent, worker in living if agent == name),
+                workers=tuple(worker for agent, worker, _ in living if agent == name),
                 capabilities=tuple(agents[name].capabilities) if name in agents else (),
+                reports={worker: report for agent, worker, report in living if agent == name and report},
             )
             for name in names
         ]

@@ -90,6 +90,8 @@ class WorkerRow(Base):
     alive_until: Mapped[datetime]
     #: When the worker of this name that gave the last sign of life was started.
     started_at: Mapped[datetime | None]
+    #: What it reports about itself with each heartbeat.
+    report: Mapped[Any]
 
 
 class SubscriptionRow(Base):

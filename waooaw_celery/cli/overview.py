@@ -28,7 +28,7 @@ def agents(ctx: click.Context, as_json: bool) -> None:
     if as_json:
         print_json(
             [
-                {"agent": record, "alive": record.alive(within), "queue": depth}
+                {"agent": record, "alive": record.alive(within), "state": record.state(within), "queue": depth}
                 for record, depth in zip(records, depths, strict=True)
             ]
         )
@@ -36,7 +36,7 @@ def agents(ctx: click.Context, as_json: bool) -> None:
     rows = [
         (
             record.name,
-            "alive" if record.alive(within) else "away",
+            record.state(within),
             len(record.workers),
             ago(record.last_seen),
             "/".join(str(count) for count in _counts(depth)[:-1]) if depth.by_priority else str(depth.total),

@@ -15,6 +15,7 @@ from waooaw_celery.errors import StoreUnavailable, WaooawError
 from waooaw_celery.subscriptions import Known, Subscription, Subscriptions
 from waooaw_celery.worker.checks import check_broker, check_once, check_time_limits
 from waooaw_celery.worker.control import hear
+from waooaw_celery.worker.report import HeartbeatReport
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,8 @@ class Presence(bootsteps.StartStopStep):
 
     def __init__(self, parent: Any, **kwargs: Any) -> None:
         super().__init__(parent, **kwargs)
+        # Other bootsteps add their facts to it in their own ``create``.
+        parent.heartbeat_report = HeartbeatReport()
         self._stopped = threading.Event()
         self._declared = threading.Event()
         self._thread: threading.Thread | None = None
@@ -80,20 +83,11 @@ class Presence(bootsteps.StartStopStep):
         agents = app.consumed_agents()
         renew = True
         while True:
+            report = worker.heartbeat_report.collect()
             # The events first: whoever sees that an agent lives may rely on it to get them.
             if self._say(partial(self._subscribe, app, subscriptions, renew), agents):
                 renew = False
-            self._say(
-                lambda name: registry.declare(
-                    name,
-                    app.agents[name],
-                    worker.hostname,
-                    interval * MISSED_BEATS,
-                    app.capabilities.get(name, ()),
-                    started_at,
-                ),
-                agents,
-            )
+            self._say(partial(self._declare, worker, registry, started_at, report), agents)
             self._declared.set()
             self._say(lambda _: hear(app, worker.pool), agents[:1])
             if self._stopped.wait(interval):
@@ -101,6 +95,14 @@ class Presence(bootsteps.StartStopStep):
         self._say(lambda name: registry.retire(name, worker.hostname), agents)
         registry.close()
         subscriptions.close()
+
+    def _declare(
+        self, worker: Any, registry: Any, started_at: datetime, report: dict[str, Any], name: str
+    ) -> None:
+        app = worker.app
+        lifetime = app.settings.heartbeat_seconds * MISSED_BEATS
+        capabilities = app.capabilities.get(name, ())
+        registry.declare(name, app.agents[name], worker.hostname, lifetime, capabilities, started_at, report)
 
     def _subscribe(self, app: Any, subscriptions: Subscriptions, renew: bool, name: str) -> None:
         mine = [each for each in app.subscribed if each.agent == name]

@@ -129,6 +129,7 @@ def upgrade() -> None:
         sa.Column("worker", sa.String, primary_key=True),
         sa.Column("alive_until", _MOMENT, nullable=False),
         sa.Column("started_at", _MOMENT),
+        sa.Column("report", sa.JSON, nullable=False),
     )
     op.create_table(
         "waooaw_subscriptions",
