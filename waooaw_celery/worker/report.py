@@ -12,8 +12,8 @@ logger = logging.getLogger(__name__)
 class HeartbeatReport:
     """The facts of one worker's heartbeat.
 
-    A bootstep adds a fact in its ``create``: ``worker.heartbeat_report.add("clock", clock.report)``. It is read back
-    as ``AgentRecord.reports``.
+    A bootstep adds a fact in its ``create``: ``worker.heartbeat_report.add("clock", clock.report)``.
+    ``AgentRecord.reports`` gives it back.
     """
 
     def __init__(self) -> None:
