@@ -230,6 +230,11 @@ class Channel(redis.Channel):
             self._client_of_scripts = Redis(connection_pool=self.pool, single_connection_client=True)
         return self._client_of_scripts
 
+    def _get_pool(self, asynchronous: bool = False) -> Any:
+        if self.connection is None:  # Kombu's would raise an AttributeError, which nobody takes for a lost line
+            raise RedisConnectionError("the channel is closed: its connection was lost")
+        return super()._get_pool(asynchronous=asynchronous)
+
     def _create_client(self, asynchronous: bool = False) -> Any:
         if asynchronous:
             return super()._create_client(asynchronous=True)
