@@ -54,15 +54,22 @@ class Plant:
         self.app: Celery = make_app(kind, url, **self.settings)
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
 
-    def start(self, *options: str, kind: str | None = None, env: dict[str, str] | None = None) -> str:
+    def start(
+        self, *options: str, kind: str | None = None, env: dict[str, str] | None = None, mingles: bool = False
+    ) -> str:
         """Start a worker, and return its name as soon as it answers."""
-        [node] = self.start_all([options], kind=kind, env=env)
+        [node] = self.start_all([options], kind=kind, env=env, mingles=mingles)
         return node
 
     def start_all(
-        self, each: Sequence[Sequence[str]], *, kind: str | None = None, env: dict[str, str] | None = None
+        self,
+        each: Sequence[Sequence[str]],
+        *,
+        kind: str | None = None,
+        env: dict[str, str] | None = None,
+        mingles: bool = False,
     ) -> list[str]:
-        """Start several workers at once, each with its options."""
+        """Start several workers at once, each with its options; without mingle unless the test needs it."""
         started = []
         for options in each:
             node = f"w{len(self.processes)}-{self.queue}@t"
@@ -80,7 +87,7 @@ class Plant:
                 "-l",
                 "INFO",
             ]
-            command += ["--without-mingle", "--without-gossip", *options]
+            command += [*([] if mingles else ["--without-mingle"]), "--without-gossip", *options]
             environment = os.environ | {
                 "TRANSPORT": kind or self.kind,
                 "CELERY_BROKER_URL": self.url,

@@ -208,11 +208,11 @@ class AgentApp(Door):
             with self.breaker.watching():
                 return super().send_task(str(target), args, kwargs, **options)
         except (OperationalError, AMQPError) as error:
+            if isinstance(error.__cause__, LimitExceeded):
+                raise self._no_connection(error.__cause__) from error
             raise BrokerUnavailable(
                 f"message {message.message_id} to {message.to_agent!r} was not confirmed by the broker: {error}"
             ) from error
-        except LimitExceeded as error:
-            raise self._no_connection(error) from error
 
     def _headers(self, message: Message, options: Mapping[str, Any]) -> dict[str, Any]:
         """Return the headers that a caller gave, with the call's only where it is the same request again."""

@@ -44,7 +44,8 @@ class AgentAMQP(AMQP):
     def producer_pool(self) -> Any:
         """The producers of the application, which write bodies as its packer does."""
         if self._producer_pool is None:
-            self._producer_pool = producer_pool(self.app.pool, self.packer)
+            patience = self.app.conf.broker_pool_acquire_timeout
+            self._producer_pool = producer_pool(self.app.pool, self.packer, patience)
         return self._producer_pool
 
     @property

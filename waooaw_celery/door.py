@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, NoReturn
 
 from amqp.exceptions import AMQPError
 from kombu.exceptions import (  # type: ignore[attr-defined]  # its stubs are old
@@ -13,6 +13,7 @@ from kombu.exceptions import (  # type: ignore[attr-defined]  # its stubs are ol
     LimitExceeded,
     OperationalError,
 )
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from sqlalchemy.orm import Session
 
@@ -26,6 +27,7 @@ from waooaw_celery.outbox import Outbox
 from waooaw_celery.receipts import Event, Fact
 from waooaw_celery.remembered import Remembered, of_messages
 from waooaw_celery.routing import HandlerName
+from waooaw_celery.transport.batch import BatchRefused
 from waooaw_celery.wire.packing import Packed
 from waooaw_celery.wiring import WiredCelery
 from waooaw_celery.worker.loop import on_loop
@@ -141,7 +143,13 @@ class Door(WiredCelery):
         try:
             with self.breaker.watching(), self.producer_or_acquire() as producer:
                 note = self._publish_messages(producer, hand_over, batch, bodies, published, record, written)
-        except (OperationalError, AMQPError, BatchPublishError) as error:
+        except BrokerUnavailable:  # all of them were refused
+            raise
+        except (OperationalError, AMQPError, BatchPublishError, RedisConnectionError) as error:
+            if isinstance(error.__cause__, LimitExceeded):
+                failure = self._no_connection(error.__cause__)
+                failure.uncertain = False
+                raise failure from error
             self._note_sent(published)
             missing = [message for _, message in batch[len(published) :]]
             failure = BrokerUnavailable(
@@ -150,8 +158,6 @@ class Door(WiredCelery):
             )
             failure.message_ids = tuple(message.message_id for message in published)
             raise failure from error
-        except LimitExceeded as error:
-            raise self._no_connection(error) from error
         self._note_sent(published, note)
 
     def _publish_messages(
@@ -169,6 +175,7 @@ class Door(WiredCelery):
         Returns:
             What notes that the broker has them, when it was made ready meanwhile.
         """
+        accepted = written is not None or record is not None or goes_on()
         written = written or self._begin_record(batch, record, hand_over.call)
         notes: list[Callable[[], None]] = []
 
@@ -181,6 +188,8 @@ class Door(WiredCelery):
             if hand_over.all_or_none(producer, batch, bodies, when_ready):
                 published.extend(message for _, message in batch)
                 return notes[0]
+        except BatchRefused as error:
+            self._refuse([message for _, message in batch], written(), accepted, error)
         except BatchPublishError as error:
             # A connection that had died meanwhile is found out here; what Celery does then is to publish again.
             if len(batch) > 1 or isinstance(error.__cause__, RedisTimeoutError):
@@ -255,6 +264,31 @@ class Door(WiredCelery):
         if messages:
             about: dict[str, Any] = {"event": Event.FAILED, "error": sentence}
             self.receipts.note(*(Fact(message_id=each.message_id, message=each, **about) for each in messages))
+
+    def _refuse(self, messages: Sequence[Message], new: set[str], accepted: bool, error: Exception) -> NoReturn:
+        """End messages that the broker refused, all of them, unless it may have one or recovery is to publish it.
+
+        Args:
+            messages: the messages.
+            new: ids of those that were written down for this call: the broker cannot have them from another one.
+            accepted: whether they belong to what was accepted: an outbox, an event, the end of a handler.
+            error: the refusal.
+
+        Raises:
+            BrokerUnavailable: always.
+        """
+        failure = BrokerUnavailable(f"{len(messages)} messages were not published: {error}")
+        answers = any(message.message_type is MessageType.RESPONSE for message in messages)
+        if not accepted and not answers and all(message.message_id in new for message in messages):
+            try:
+                self._withdraw(messages, error)
+            except StoreUnavailable as away:  # recovery may find them, and publish them
+                logger.warning(
+                    "refused messages stay PENDING: %s", away, extra={"action": "receipt_stays_pending"}
+                )
+            else:
+                failure.uncertain = False
+        raise failure from error
 
     def _note_sent(self, messages: Sequence[Message], note: Callable[[], None] | None = None) -> None:
         """Note that the broker has messages, with what was made ready for that when there was time."""

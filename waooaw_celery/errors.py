@@ -129,7 +129,8 @@ class BrokerUnavailable(WaooawError, OperationalError):
     Also a kombu ``OperationalError``, so that code written for Celery catches it.
 
     Attributes:
-        uncertain: whether the broker may have it all the same. False: nothing was tried, and nothing written down.
+        uncertain: whether the broker may have it all the same. False: it does not have it and will not get it.
+            Nothing was tried and nothing written down, or the broker refused it and its receipt says FAILED.
     """
 
     uncertain: bool = True

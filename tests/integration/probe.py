@@ -43,6 +43,9 @@ def command(self: Any, message: Message) -> None:
     _seen.append(_facts(message))
     do = message.payload if isinstance(message.payload, dict) else {}
     redelivered = self.request.delivery_info["redelivered"]
+    if "mark" in do:
+        with Path(do["mark"]).open("a") as marks:
+            marks.write(f"{message.message_id} {time.time()}\n")
     time.sleep(do.get("sleep", 0))
     if "first_sleep" in do and not redelivered:
         time.sleep(do["first_sleep"])

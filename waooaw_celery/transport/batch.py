@@ -7,13 +7,17 @@ from typing import Any
 
 from kombu.exceptions import BatchPublishError  # type: ignore[attr-defined]  # its stubs are old
 from kombu.transport import redis
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import NoScriptError, OutOfMemoryError, RedisError
 
 from waooaw_celery.transport.scripts import RING
 
 #: Messages, and characters in them, of one command: it holds up the server.
 MOST = 1000
 MOST_CHARACTERS = 4 * 1024 * 1024
+
+
+class BatchRefused(BatchPublishError):
+    """The server refused every command of a batch: it has none of the messages."""
 
 
 class PublishBatch(redis.PublishBatch):
@@ -42,7 +46,12 @@ class PublishBatch(redis.PublishBatch):
         self._buffered += 1
 
     def flush(self) -> None:
-        """Hand over all that was collected, without repeating anything of which the outcome is not known."""
+        """Hand over all that was collected, without repeating anything of which the outcome is not known.
+
+        Raises:
+            BatchRefused: the server is full, and has none of the messages.
+            BatchPublishError: which messages the server has is not known.
+        """
         self._check_usable()
         others, self._others = self._others, []
         lists, self._lists = self._lists, {}
@@ -50,25 +59,31 @@ class PublishBatch(redis.PublishBatch):
         if not lists and not others:
             return
         try:
-            self._push(lists)
+            if lists:
+                self._push(lists)
             for name, args in others:
                 getattr(self.pipeline, name)(*args)
             self.pipeline.execute()
         except BaseException as error:
             self._failed = error
             self.pipeline.reset()
+            if isinstance(error, BatchRefused):
+                raise
             if isinstance(error, Exception):
                 raise BatchPublishError("Redis publish batch failed; delivery is uncertain") from error
             raise
 
     def _push(self, lists: dict[tuple[str, str], list[str]]) -> None:
         client = self.channel.scripts_client  # whose keys are taken as they are: these have their prefix
+        commands: list[str] = []
         with client.pipeline(transaction=False) as pipeline:
             for (list_, bell), texts in lists.items():
                 for part in _parts(texts):
                     # Not by the script that publishes: it would take the server longer to hand it so many.
                     pipeline.execute_command("LPUSH", list_, *part)
+                    commands.append("LPUSH")
                 pipeline.execute_command(*RING.command([bell], []))
+                commands.append("RING")
             answers = pipeline.execute(raise_on_error=False)
         if any(isinstance(answer, NoScriptError) for answer in answers):
             for _, bell in lists:
@@ -76,6 +91,12 @@ class PublishBatch(redis.PublishBatch):
                 # every second anyway.
                 with suppress(RedisError):
                     RING(client, [bell], [])
+        pushed = [answer for answer, command in zip(answers, commands, strict=True) if command == "LPUSH"]
+        if pushed and all(isinstance(answer, OutOfMemoryError) for answer in pushed):
+            raise BatchRefused(
+                "Redis refused LPUSH, since it is at its memory limit: raise maxmemory, or wait until workers "
+                f"have consumed what is there ({pushed[0]})"
+            ) from pushed[0]
         for answer in answers:
             if isinstance(answer, Exception) and not isinstance(answer, NoScriptError):
                 raise answer

@@ -29,6 +29,7 @@ from waooaw_celery.transport.qos import QoS
 from waooaw_celery.transport.recovery import put_back_message, put_back_unread
 from waooaw_celery.transport.scripts import PUBLISH
 from waooaw_celery.transport.travel import DELIVERY_LIMIT, Message, to_text
+from waooaw_celery.transport.worker_requests import running_messages, will_reconnect
 from waooaw_celery.wire.caps import Caps
 
 logger = logging.getLogger(__name__)
@@ -229,6 +230,11 @@ class Channel(redis.Channel):
             self._client_of_scripts = Redis(connection_pool=self.pool, single_connection_client=True)
         return self._client_of_scripts
 
+    def _get_pool(self, asynchronous: bool = False) -> Any:
+        if self.connection is None:  # Kombu's would raise an AttributeError, which nobody takes for a lost line
+            raise RedisConnectionError("the channel is closed: its connection was lost")
+        return super()._get_pool(asynchronous=asynchronous)
+
     def _create_client(self, asynchronous: bool = False) -> Any:
         if asynchronous:
             return super()._create_client(asynchronous=True)
@@ -253,10 +259,12 @@ class Channel(redis.Channel):
             logger.warning("a channel was closed without its server: %s", error, extra={"action": "channel_cut"})
         self._in_poll = None
         lease = self._lease
-        if lease is not None and self.connection.in_event_loop and _worker_goes_on():
+        if lease is not None and will_reconnect():
             # What its handlers are at would be handled twice if it were put back.
-            lease.adopt(self.qos.hand_on())
-            lease = None
+            kept = self.qos.hand_on(running_messages(self.qos.held()))
+            if kept:
+                lease.adopt(kept)
+                lease = None
         super().close()
         if lease is not None:
             lease.close()
@@ -291,10 +299,3 @@ class SentinelChannel(Channel, redis.SentinelChannel):
     """The channel to whichever server a sentinel names."""
 
     from_transport_options: tuple[str, ...] = (*redis.SentinelChannel.from_transport_options, *_OPTIONS)
-
-
-def _worker_goes_on() -> bool:
-    """Whether the Celery worker that closes a channel will open another, since it only lost its connection."""
-    from celery.worker import state
-
-    return not any(flag is not None and flag is not False for flag in (state.should_stop, state.should_terminate))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 from kombu.transport import redis, virtual
+from redis.exceptions import RedisError
 
 from waooaw_celery.transport.recovery import put_back_message
 
@@ -13,6 +15,8 @@ logger = logging.getLogger(__name__)
 
 #: Messages claimed at once when a consumer sets no bound.
 MOST_AT_ONCE = 500
+#: Failures of the server after which a channel that closes leaves the rest to the end of their leases.
+MOST_CUTS = 3
 
 
 class QoS(redis.QoS):
@@ -68,13 +72,20 @@ class QoS(redis.QoS):
             Nothing: Kombu would write what could not be put back, payloads and all, into a file. It is noted in
             the server, and handed out again when its lease ends.
         """
-        errors = []
+        errors: list[Exception] = []
+        away = 0
         for tag, message in reversed(list(self._delivered.items())):
+            self._delivered.pop(tag, None)
+            if away == MOST_CUTS:  # each further attempt would take as long
+                errors.append(errors[-1])
+                continue
             try:
                 put_back_message(self.channel, message, front=True)
+            except (RedisError, OSError) as error:
+                errors.append(error)
+                away += 1
             except Exception as error:  # noqa: BLE001 - the others are to be put back all the same
                 errors.append(error)
-            self._delivered.pop(tag, None)
         if errors:
             logger.warning(
                 "%d messages come back when their leases end: %s",
@@ -87,11 +98,13 @@ class QoS(redis.QoS):
     def restore_visible(self, *args: Any, **kwargs: Any) -> None:
         """Do nothing: what other consumers lost is looked for by the keeper of the leases."""
 
-    def hand_on(self) -> dict[str, Any]:
-        """Return all that the channel holds, and hold it no longer."""
-        held = dict(self._delivered)
-        self._delivered.clear()
-        return held
+    def held(self) -> dict[str, Any]:
+        """Return the messages that the channel holds by their delivery tags."""
+        return dict(self._delivered)
+
+    def hand_on(self, messages: Mapping[str, Any]) -> dict[str, Any]:
+        """Hold messages no longer, and return those of them that were still held."""
+        return {tag: message for tag, message in messages.items() if self._delivered.pop(tag, None) is not None}
 
     def tags(self) -> tuple[str, ...]:
         """Return the tags of all messages that the channel holds."""

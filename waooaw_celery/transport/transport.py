@@ -98,11 +98,18 @@ class Poller(redis.MultiChannelPoller):
         return channel.handlers[kind]()
 
     def handle_event(self, fileno: int, event: int) -> Any:
-        """Read what a connection has to say, or that it is gone."""
+        """Read what a connection has to say, or that it is gone.
+
+        Returns:
+            A true value if a channel was read, which ends the wait of ``drain_events``. None for a descriptor that
+            no channel knows: in a worker the poller is the event loop's, and watches the pool's descriptors too.
+        """
+        found = self._fd_to_chan.get(fileno)
+        if found is None:
+            return None
         if event & READ:
             return self.on_readable(fileno), self
-        found = self._fd_to_chan.get(fileno)
-        if event & ERR and found is not None:
+        if event & ERR:
             channel, kind = found
             channel._poll_error(kind)
         return None

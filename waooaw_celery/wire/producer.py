@@ -23,6 +23,40 @@ class PackingProducer(Producer):
 
     packer: Packer
 
+    def _open_channel(self) -> Any:
+        """Return the channel; a new one of the connection when the old one was closed.
+
+        Kombu's ``maybe_declare`` reconnects when the connection turns out to be lost, and gives the new channel to
+        what it declares only: the producer would go on with the closed one.
+
+        Raises:
+            OperationalError: the broker cannot be reached.
+        """
+        channel = self._get_channel()
+        if channel is not None and channel.connection is None and self.__connection__ is not None:
+            self.revive(self.__connection__.default_channel)
+            channel = self._get_channel()
+        return channel
+
+    def _put_channel(self, channel: Any) -> None:
+        self._set_channel(channel)
+
+    channel = property(_open_channel, _put_channel)
+
+    def maybe_declare(self, entity: Any, retry: bool = False, **retry_policy: Any) -> Any:
+        """Declare an exchange or a queue, unless that was done over this connection."""
+        declared = super().maybe_declare(entity, retry, **retry_policy)
+        if entity:
+            self._open_channel()  # what asks for the channel without the property would be given a closed one
+        return declared
+
+    def publish(self, body: Any, *args: Any, declare: Any = None, **options: Any) -> Any:
+        """Publish a message, after what it needs was declared: that may replace the channel."""
+        policy = (options.get("retry_policy") or {}) if options.get("retry") else {}
+        for entity in declare or ():
+            self.maybe_declare(entity, retry=bool(options.get("retry")), **policy)
+        return super().publish(body, *args, **options)
+
     def _prepare(
         self,
         body: Any,
@@ -52,6 +86,40 @@ def producer_class(packer: Packer) -> type[PackingProducer]:
     return type("Producer", (PackingProducer,), {"packer": packer})
 
 
-def producer_pool(connections: Any, packer: Packer) -> ProducerPool:
-    """Return a pool of producers over a pool of connections."""
-    return ProducerPool(connections, limit=connections.limit, Producer=producer_class(packer))
+class PackingProducerPool(ProducerPool):
+    """A pool whose producers have a connection while they are in use, and none while they wait in it.
+
+    Kombu's leaves them the connection that they had. When it can get no other for one, it releases that one a
+    second time, and two threads use the same connection.
+
+    Args:
+        connections: the pool of connections.
+        patience: seconds for which a producer waits for a connection; None: for ever.
+    """
+
+    def __init__(self, connections: Any, patience: float | None, **options: Any) -> None:
+        self._patience = patience
+        super().__init__(connections, **options)
+
+    def _acquire_connection(self) -> Any:
+        return self.connections.acquire(block=True, timeout=self._patience)
+
+    def release(self, resource: Any) -> None:
+        """Take a producer back, and then its connection: from then on it is another thread's."""
+        connection, resource.__connection__ = resource.__connection__, None
+        try:
+            super().release(resource)
+        finally:
+            if connection is not None:
+                connection.release()
+
+
+def producer_pool(connections: Any, packer: Packer, patience: float | None = None) -> ProducerPool:
+    """Return a pool of producers over a pool of connections.
+
+    Args:
+        connections: the pool of connections.
+        packer: writes the bodies.
+        patience: seconds for which a producer waits for a connection; None: for ever.
+    """
+    return PackingProducerPool(connections, patience, limit=connections.limit, Producer=producer_class(packer))

@@ -1,0 +1,86 @@
+"""A worker's event loop watches descriptors of its pool too: none of them looks like a message of the broker."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+
+import pytest
+from channels import Broker, Reader, a_queue, send
+from kombu.utils.eventio import ERR, READ
+from plants import plant
+from proxy import Proxy, proxied
+from support import until
+
+from waooaw_celery.embedded import valkey
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    """A server of these tests' own."""
+    with valkey() as url:
+        yield url
+
+
+@pytest.fixture
+def proxy(url: str) -> Iterator[Proxy]:
+    """A proxy in front of it."""
+    with proxied(url) as proxy:
+        yield proxy
+
+
+@pytest.mark.parametrize("kind", ["ours", "kombu"])
+@pytest.mark.parametrize("state", ["readable", "hung up"])
+def test_waiting_for_a_message_times_out_beside_a_foreign_descriptor(url: str, kind: str, state: str) -> None:
+    """A descriptor that no channel knows ends no wait; a message does."""
+    queue = a_queue()
+    with closing(Broker(url)) as broker:
+        reader = Reader(broker.connect(kind), queue)
+        theirs, ours = os.pipe()
+        try:
+            os.write(ours, b"a result of the pool")
+            if state == "hung up":
+                os.read(theirs, 100)
+                os.close(ours)
+            reader.connection.transport.cycle.poller.register(theirs, READ | ERR)
+            began_at = time.monotonic()
+            with pytest.raises(TimeoutError):
+                reader.connection.drain_events(timeout=0.5)
+            assert time.monotonic() - began_at >= 0.5
+            send(broker.connect(kind), queue, "a message")
+            assert reader.take(1) == ["a message"]
+        finally:
+            os.close(theirs)
+            with suppress(OSError):
+                os.close(ours)
+
+
+def test_a_worker_goes_on_whose_pool_process_dies_while_its_lines_are_cut(
+    url: str, proxy: Proxy, tmp_path: Path
+) -> None:
+    """The process that takes its place reports itself while the worker searches for neighbours."""
+    with plant(url, tmp_path) as made:
+        node = made.start(
+            "-P", "prefork", "-c", "2", env={"CELERY_BROKER_URL": f"redis://127.0.0.1:{proxy.port}"}, mingles=True
+        )
+        made.send("before")
+        made.wait("before")
+        [before] = made.effects("ended")
+        parent = made.processes[node]
+        for round_ in range(2):
+            # The worker sees the lost lines first, and the dead process when it reconnects.
+            parent.send_signal(signal.SIGSTOP)
+            proxy.cut()
+            os.kill(before["pid"], signal.SIGKILL)
+            parent.send_signal(signal.SIGCONT)
+            made.send(round_)
+            made.wait(round_)
+            before = next(fact for fact in made.effects("ended") if fact["label"] == round_)
+            until(lambda: made.held() == 0, "acknowledging")
+        assert parent.poll() is None
+        log = (tmp_path / f"{node}.log").read_text()
+        assert log.count("mingle: all alone") == 3

@@ -1,0 +1,169 @@
+"""What callers are told when the broker is full, or when a line is lost in the midst of a publish."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from typing import Any
+
+import pytest
+from proxy import Proxy, proxied
+from redis import Redis
+from support import Broker, settled, until
+
+from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus, RequestResponseHandler
+from waooaw_celery.embedded import end, valkey
+from waooaw_celery.errors import BrokerUnavailable, UnknownMessage
+
+THREADS = 20
+
+
+@pytest.fixture(scope="module")
+def own_broker(ledger_broker: Broker) -> Iterator[Broker]:
+    """A server of these tests' own, which has no memory to spare."""
+    with valkey() as url:
+        yield Broker(url, ledger_broker.redis_url, ledger_broker.folder, ledger_broker.database_url)
+
+
+@pytest.fixture(scope="module")
+def server(own_broker: Broker) -> Iterator[Any]:
+    """A plain client of it."""
+    with closing(Redis.from_url(own_broker.url.replace("redis+socket://", "unix://"))) as client:
+        yield client
+
+
+def calls(app: AgentApp, name: str) -> dict[str, Callable[[], object]]:
+    """Return the ways to send to an agent."""
+    bus, requests = MessageBus(app), RequestResponseHandler(app)
+    return {
+        "send": lambda: bus.send(message(name)),
+        "send_many": lambda: bus.send_many([message(name) for _ in range(3)]),
+        "request": lambda: requests.request(name, "echo", {"value": 1}, timeout=10),
+        "delay": lambda: app.signature(f"{name}.command", args=({},)).delay(),
+    }
+
+
+def message(name: str) -> Message:
+    """Return a message to an agent."""
+    return Message(from_agent="tests", to_agent=name, payload={})
+
+
+def in_threads(call: Callable[[], object], threads: int = THREADS, times: int = 5) -> list[Exception]:
+    """Call something in several threads, and return what it raised."""
+    raised: list[Exception] = []
+
+    def run() -> None:
+        for _ in range(times):
+            try:
+                call()
+            except Exception as error:  # noqa: BLE001 - which ones is what the test asks
+                raised.append(error)
+
+    several = [threading.Thread(target=run) for _ in range(threads)]
+    for thread in several:
+        thread.start()
+    for thread in several:
+        thread.join(60)
+        assert not thread.is_alive()
+    return raised
+
+
+@pytest.mark.parametrize("way", ["send", "send_many", "request"])
+def test_a_full_broker_refuses_for_certain(own_broker: Broker, server: Any, way: str) -> None:
+    """Every thread is told that nothing was published, and why; nothing is handled later; then all goes on."""
+    with closing(own_broker.app()) as app:
+        name = own_broker.name()
+        app.conf.waooaw_agents = [name]
+        call = calls(app, name)[way]
+        server.config_set("maxmemory", 1)
+        try:
+            raised = in_threads(call)
+        finally:
+            server.config_set("maxmemory", 0)
+        assert len(raised) == THREADS * 5
+        assert {type(error) for error in raised} == {BrokerUnavailable}
+        assert {getattr(error, "uncertain", None) for error in raised} == {False}
+        assert all("Redis refused LPUSH" in str(error) for error in raised)
+        assert not server.keys(f"agent.{name}*")
+        worker = own_broker.start(name, app)
+        try:
+            assert in_threads(call, times=1) == []
+        finally:
+            end(worker)
+
+
+def test_the_receipt_of_a_refused_message_says_so(own_broker: Broker, server: Any) -> None:
+    """It ends as FAILED, so that recovery does not publish what its sender was told is not published."""
+    with closing(own_broker.app()) as app:
+        name = own_broker.name()
+        app.conf.waooaw_agents = [name]
+        bus, refused = MessageBus(app), message(name)
+        server.config_set("maxmemory", 1)
+        try:
+            with pytest.raises(BrokerUnavailable):
+                bus.send(refused)
+        finally:
+            server.config_set("maxmemory", 0)
+        assert settled(app, refused.message_id) is MessageStatus.FAILED
+        assert "Redis refused LPUSH" in (bus.receipt(refused.message_id).error or "")
+
+
+@pytest.fixture
+def proxy(own_broker: Broker) -> Iterator[Proxy]:
+    """A proxy in front of the server."""
+    with proxied(own_broker.url) as proxy:
+        yield proxy
+
+
+@pytest.mark.parametrize("way", ["send", "send_many", "request", "delay"])
+def test_a_line_that_is_lost_while_a_queue_is_declared_is_replaced(
+    own_broker: Broker, proxy: Proxy, way: str
+) -> None:
+    """The producer goes on over the new line, and not with the channel of the old one."""
+    with closing(own_broker.app()) as app:
+        name = own_broker.name()
+        worker = own_broker.start(name, app)
+        address = f"redis://127.0.0.1:{proxy.port}"
+        try:
+            with closing(own_broker.app(broker_url=address)) as sender:
+                call = calls(sender, name)[way]
+                proxy.lose_answer(b"LLEN")  # which the declaration asks
+                call()
+                assert proxy.lost.is_set()
+                call()
+        finally:
+            end(worker)
+
+
+def test_a_pool_without_a_free_connection_says_so(own_broker: Broker) -> None:
+    """Its sentence names the setting, and the message was not even written down."""
+    with closing(own_broker.app(broker_pool_limit=1, broker_pool_acquire_timeout=0.2)) as app:
+        name = own_broker.name()
+        app.conf.waooaw_agents = [name]
+        refused = message(name)
+        with app.producer_or_acquire(), pytest.raises(BrokerUnavailable, match="broker_pool_limit") as failed:
+            MessageBus(app).send(refused)
+        assert not failed.value.uncertain
+        with pytest.raises(UnknownMessage):
+            MessageBus(app).receipt(refused.message_id)
+        MessageBus(app).send(refused)
+
+
+def test_a_pool_gives_each_connection_to_one_thread(own_broker: Broker, server: Any) -> None:
+    """Also after failures, and when producers waited in vain for a connection."""
+    with closing(own_broker.app(broker_pool_limit=3, broker_pool_acquire_timeout=0.05)) as app:
+        name = own_broker.name()
+        app.conf.waooaw_agents = [name]
+        call = calls(app, name)["send"]
+        server.config_set("maxmemory", 1)
+        try:
+            assert {type(error) for error in in_threads(call)} == {BrokerUnavailable}
+            with app.pool.acquire(), app.pool.acquire(), app.pool.acquire():
+                assert {type(error) for error in in_threads(call, 3)} == {BrokerUnavailable}
+        finally:
+            server.config_set("maxmemory", 0)
+        until(lambda: not app.pool._dirty, "the connections")
+        free = [connection for connection in app.pool._resource.queue if not callable(connection)]
+        assert len(free) == len({id(connection) for connection in free}) <= 3
+        call()

@@ -1,0 +1,44 @@
+"""What a Celery worker does with the messages of a channel that is about to close."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+#: How often the requests of a worker are read while its pool's threads change them.
+MOST_ATTEMPTS = 100
+
+
+def will_reconnect() -> bool:
+    """Return whether the Celery worker of this process only lost its connection, and will open another channel.
+
+    False also in a process that is no worker: its ``running_messages`` are none.
+    """
+    from celery.worker import state
+
+    return not any(flag is not None and flag is not False for flag in (state.should_stop, state.should_terminate))
+
+
+def running_messages(held: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those messages that the Celery worker of this process runs or has given to its pool.
+
+    Celery drops all others when it reconnects: those that wait for their time (``eta``, ``countdown``, the pause
+    before a retry) or for a rate limit. It may refer to the messages that it dropped all the same: its consumer
+    keeps the entries of its timer that were cancelled.
+
+    Args:
+        held: the messages of a channel by their delivery tags.
+    """
+    tags = {request.message.delivery_tag for request in _requests()}
+    return {tag: message for tag, message in held.items() if tag in tags}
+
+
+def _requests() -> set[Any]:
+    from celery.worker import state
+
+    for _ in range(MOST_ATTEMPTS):
+        try:
+            return {*state.active_requests, *state.reserved_requests}
+        except RuntimeError as error:  # a thread of the pool changed one of the sets meanwhile
+            changed = error
+    raise changed
