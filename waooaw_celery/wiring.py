@@ -38,6 +38,7 @@ from waooaw_celery.worker import replies, signals
 from waooaw_celery.worker.cancels import Cancels
 from waooaw_celery.worker.control import HearCancels
 from waooaw_celery.worker.loop import close_loop
+from waooaw_celery.worker.pools import ContainPool
 from waooaw_celery.worker.presence import Presence
 from waooaw_celery.worker.task import AgentTask
 
@@ -63,6 +64,7 @@ class WiredCelery(Celery):
         install_codecs()
         super().__init__(*args, **kwargs)
         self.on_after_configure.connect(add_defaults, weak=False)
+        self.steps["worker"].add(ContainPool)
         self.steps["worker"].add(Presence)
         self.steps["consumer"].add(HearCancels)
         #: What this process, when it is a worker, knows of cancelled messages.

@@ -11,11 +11,10 @@ from functools import partial, wraps
 from typing import Any
 
 from billiard import current_process
-from billiard.common import terminate_handler_fired  # type: ignore[attr-defined]  # newer than its stubs
 from celery import Task
 from celery._state import get_current_worker_task
 from celery.app.task import Context
-from celery.exceptions import Ignore, Reject, Retry, WorkerShutdown, WorkerTerminate
+from celery.exceptions import Ignore, Reject, Retry
 
 from waooaw_celery.breaker import is_outage
 from waooaw_celery.calls import CALL_HEADER, Call
@@ -23,9 +22,11 @@ from waooaw_celery.envelope import moment, payload_of
 from waooaw_celery.errors import HandlerExited
 from waooaw_celery.message import ENVELOPE_HEADER, Message
 from waooaw_celery.retries import Retries
+from waooaw_celery.worker.afterwards import ending
 from waooaw_celery.worker.beginning import check_begun
 from waooaw_celery.worker.cancels import cancels_of
 from waooaw_celery.worker.chunks import Chunks, exhaust, exhaust_async
+from waooaw_celery.worker.interruptions import ends_greenlet, ends_worker, told
 from waooaw_celery.worker.loop import HandlerCancelled, handler_loop
 from waooaw_celery.worker.once import run_once
 
@@ -67,8 +68,8 @@ class AgentTask(Task):  # type: ignore[type-arg]
         """Run the handler.
 
         Raises:
-            HandlerExited: it called ``sys.exit()`` or ran out of memory, which would otherwise end or wedge its
-                worker.
+            HandlerExited: it called ``sys.exit()``, ran out of memory, or raised something else that is no
+                ``Exception``, which would otherwise end or wedge its worker.
         """
         outermost = self.request.get(_ENDED) is None  # a handler may call itself
         if outermost:
@@ -79,20 +80,31 @@ class AgentTask(Task):  # type: ignore[type-arg]
             return run_once(self, handle) if once else handle()
         except MemoryError as error:  # Celery would end the worker, and the next one that meets the message too
             raise HandlerExited(f"{self.name} ran out of memory: {error}") from error
-        except (WorkerShutdown, WorkerTerminate):  # not the handler's: its worker is told to end
-            raise
-        except SystemExit as error:
-            # Its process is told to end: Celery knows whether an operator revoked the message, or tries it again.
-            if terminate_handler_fired():
-                raise
-            raise HandlerExited(f"{self.name} called sys.exit({error.code!r})") from error
         except Exception as error:
             if outermost:
                 self._retry_for(error)
             raise
+        except BaseException as error:
+            if self._is_interruption(error):
+                raise
+            if isinstance(error, SystemExit):
+                kind = type(error).__name__
+                raise HandlerExited(f"{self.name} raised {kind}: it called sys.exit({error.code!r})") from error
+            raise HandlerExited(f"{self.name} raised {told(error)}") from error
         finally:
             if outermost:
                 self.request.update({_ENDED: True})
+
+    def _is_interruption(self, error: BaseException) -> bool:
+        """Whether something that is no Exception was not raised by the handler's own code.
+
+        Its process or its worker may be told to end, and Celery knows what becomes of the message. A handler that
+        is called directly, as in a unit test, is interrupted by whoever runs the test.
+        """
+        request = self.request
+        if request.called_directly or request.is_eager:
+            return not isinstance(error, SystemExit)
+        return ends_worker(error) or ends_greenlet(error, str(request.id))
 
     @property
     def request(self) -> Context:
@@ -100,6 +112,11 @@ class AgentTask(Task):  # type: ignore[type-arg]
         handling = _handling.get()
         if handling is not None and handling[0] is self:
             return handling[1]
+        # Asked first: whoever looks for the current task asks tasks for their requests.
+        if self.request_stack.top is None:
+            after = ending()
+            if after is not None and after[0] is self:
+                return after[1]
         request: Context = super().request
         return request
 
@@ -285,6 +302,8 @@ def current_task() -> AgentTask | None:
     """Return the handler that is running in this thread or coroutine, or None outside of handlers."""
     handling = _handling.get()
     task = get_current_worker_task() if handling is None else handling[0]
+    if task is None and (after := ending()) is not None:
+        task = after[0]
     return task if isinstance(task, AgentTask) else None
 
 
@@ -295,7 +314,10 @@ def goes_on() -> bool:
     task = get_current_worker_task()
     if isinstance(task, AgentTask):
         return bool(task.request.get(_ENDED))
-    return task is not None and task.name.startswith("celery.")
+    if task is None:
+        after = ending()
+        return after is not None and isinstance(after[0], AgentTask)
+    return bool(task.name.startswith("celery."))
 
 
 def current_message() -> Message | None:
