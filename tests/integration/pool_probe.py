@@ -11,11 +11,12 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 from celery.exceptions import WorkerShutdown, WorkerTerminate
 
-from waooaw_celery import Agent, Message, MessageType, create_app
+from waooaw_celery import Agent, Message, MessageType, Response, create_app
 
 app = create_app("pool-probe", **json.loads(os.environ.get("PROBE_SETTINGS", "{}")))
 agent = Agent(os.environ["PROBE_NAME"], app)
@@ -45,6 +46,9 @@ def throw(kind: str) -> None:
 @agent.on(MessageType.COMMAND)
 def command(message: Message) -> None:
     do: Any = message.payload or {}
+    time.sleep(do.get("sleep", 0))
+    if "touch" in do:
+        Path(do["touch"], message.message_id).touch()
     if "throw" in do:
         throw(do["throw"])
     if "fail" in do:
@@ -107,11 +111,32 @@ def nap() -> None:
 
 
 @agent.method
-def note(*what: Any) -> None:
+def note(what: Any) -> None:
     """An errback or a callback: it notes with what it was called."""
-    _told.append(str(what[0]))
+    _told.append(str(what))
 
 
 @agent.method
 def told() -> list[str]:
     return _told
+
+
+@agent.method
+def slow(seconds: float, value: Any, path: str) -> Any:
+    """Take as long as this, and tell in files when it begins and ends."""
+    Path(path).touch()
+    time.sleep(seconds)
+    Path(path + ".ended").touch()
+    return value
+
+
+@agent.reply
+def replied(response: Response) -> None:
+    _told.append(str(response.result))
+
+
+@agent.method
+def ask(value: Any, path: str) -> None:
+    """Ask for an answer that comes as a message."""
+    params = {"seconds": 1.5, "value": value, "path": path}
+    agent.request_later(agent.name, "slow", params, on_reply=replied, timeout=60)

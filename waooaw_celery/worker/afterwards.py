@@ -14,6 +14,24 @@ from celery.app.task import Context
 #: The message that is traced or ended: its task, its request, and the thread (or greenlet) that does it.
 _ending: ContextVar[tuple[Any, Any, int] | None] = ContextVar("waooaw_ending", default=None)
 
+#: Whether what is sent here was kept before, since it could not be sent when a handler had ended.
+_following: ContextVar[bool] = ContextVar("waooaw_following", default=False)
+
+
+@contextmanager
+def following() -> Iterator[None]:
+    """Let what is sent in this block count as what it was when it was kept: a follow-up."""
+    token = _following.set(True)
+    try:
+        yield
+    finally:
+        _following.reset(token)
+
+
+def follows() -> bool:
+    """Whether what is sent here was kept before."""
+    return _following.get()
+
 
 @contextmanager
 def afterwards(task: Any, request: Mapping[str, Any] | Context) -> Iterator[None]:

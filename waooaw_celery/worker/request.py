@@ -140,6 +140,10 @@ class AgentRequest(Request):
             if report is not None or failed:
                 self._tell_failure(error, report)
             settle(self)
+        finally:
+            if report is not None or failed:
+                # Celery tells of a hard time limit twice, and would send errbacks each time.
+                self._facts.update({"errbacks": None, "chain": None, "chord": None})
 
     def _tell_failure(self, error: BaseException, report: Any) -> None:
         with afterwards(self.task, self._facts):

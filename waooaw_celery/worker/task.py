@@ -22,7 +22,7 @@ from waooaw_celery.envelope import moment, payload_of
 from waooaw_celery.errors import HandlerExited
 from waooaw_celery.message import ENVELOPE_HEADER, Message
 from waooaw_celery.retries import Retries
-from waooaw_celery.worker.afterwards import ending
+from waooaw_celery.worker.afterwards import ending, follows
 from waooaw_celery.worker.beginning import check_begun
 from waooaw_celery.worker.cancels import cancels_of
 from waooaw_celery.worker.chunks import Chunks, exhaust, exhaust_async
@@ -38,6 +38,8 @@ _STOPPED = "waooaw_stopped"
 CANCELLED = "cancelled"
 #: Where it keeps that the handler has ended, and Celery goes on.
 _ENDED = "waooaw_ended"
+#: Where it keeps that the message has failed, so that whatever is sent now is an errback.
+_FAILED = "waooaw_failed"
 #: The handler whose coroutine runs, and its request: Celery keeps both by thread, and coroutines share one.
 _handling: ContextVar[tuple[AgentTask, Context] | None] = ContextVar("waooaw_handling", default=None)
 
@@ -74,10 +76,12 @@ class AgentTask(Task):  # type: ignore[type-arg]
         outermost = self.request.get(_ENDED) is None  # a handler may call itself
         if outermost:
             self.request.update({_ENDED: False})
+        failed = True
         try:
             handle = partial(super().__call__, *args, **kwargs)
             once = self.once and outermost and not self.request.called_directly
-            return run_once(self, handle) if once else handle()
+            result = run_once(self, handle) if once else handle()
+            failed = False
         except MemoryError as error:  # Celery would end the worker, and the next one that meets the message too
             raise HandlerExited(f"{self.name} ran out of memory: {error}") from error
         except Exception as error:
@@ -91,9 +95,11 @@ class AgentTask(Task):  # type: ignore[type-arg]
                 kind = type(error).__name__
                 raise HandlerExited(f"{self.name} raised {kind}: it called sys.exit({error.code!r})") from error
             raise HandlerExited(f"{self.name} raised {told(error)}") from error
+        else:
+            return result
         finally:
             if outermost:
-                self.request.update({_ENDED: True})
+                self.request.update({_ENDED: True, _FAILED: failed})
 
     def _is_interruption(self, error: BaseException) -> bool:
         """Whether something that is no Exception was not raised by the handler's own code.
@@ -233,7 +239,11 @@ class AgentTask(Task):  # type: ignore[type-arg]
 
     def before_start(self, task_id: str, args: Any, kwargs: Any) -> None:
         """Drop a message that is not to be begun."""
-        check_begun(self)
+        try:
+            check_begun(self)
+        except Exception:  # no handler runs any more
+            self.request.update({_ENDED: True, _FAILED: True})
+            raise
 
     @property
     def message(self) -> Message:
@@ -311,6 +321,8 @@ def goes_on() -> bool:
     """Whether Celery sends on what was begun, such as the next step of a chain, and no handler runs."""
     if _handling.get() is not None:  # a coroutine of a handler, which may outlive it
         return False
+    if follows():
+        return True
     task = get_current_worker_task()
     if isinstance(task, AgentTask):
         return bool(task.request.get(_ENDED))
@@ -318,6 +330,30 @@ def goes_on() -> bool:
         after = ending()
         return after is not None and isinstance(after[0], AgentTask)
     return bool(task.name.startswith("celery."))
+
+
+def has_failed(task_name: str, args: Any) -> bool:
+    """Whether what Celery sends on is an errback: the message that has ended has failed.
+
+    Args:
+        task_name: of what is sent.
+        args: its positional arguments; an errback's first is the id of the message that has failed.
+    """
+    task = current_task()
+    if task is None or get_current_worker_task() is None:  # only after a failure
+        return True
+    request = task.request
+    if request.get(_FAILED):
+        return True
+    named = [each.get("task") for each in request.errbacks or () if isinstance(each, dict)]
+    return task_name in named and tuple(args or ())[:1] == (request.id,)
+
+
+def note_failed() -> None:
+    """Note that the message which has ended fails, since what follows it cannot be sent."""
+    task = current_task()
+    if task is not None:
+        task.request.update({_FAILED: True})
 
 
 def current_message() -> Message | None:
