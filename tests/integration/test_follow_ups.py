@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 from outages import Server, lone_server
+from redis import Redis
 from support import Broker, settled, until
 
 from waooaw_celery import AgentApp, MessageBus, MessageStatus, RequestResponseHandler
 from waooaw_celery.audit import schema
-from waooaw_celery.embedded import end
+from waooaw_celery.embedded import end, valkey
 from waooaw_celery.errors import StoreUnavailable
 
 POOLS = ("solo", "threads", "prefork", "gevent")
@@ -30,6 +31,7 @@ class Pooled:
     process: subprocess.Popen[bytes]
     app: AgentApp
     log: Path
+    pool: str
 
     def handler(self, name: str, *args: Any) -> Any:
         """Return a call of one of its handlers."""
@@ -62,14 +64,14 @@ def server() -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
-def broker(server: Server, redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
-    """Valkey, with the ledger in a server that goes away."""
-    broker = Broker(redis_url, redis_url, tmp_path_factory.mktemp("follow-ups"), server.url)
-    app = broker.app()
-    schema.upgrade(app.database)
-    app.close()
-    yield broker
-    broker.clean()
+def broker(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """A Valkey whose memory is full at times, with the ledger in a server that goes away."""
+    with valkey() as url:
+        broker = Broker(url, url, tmp_path_factory.mktemp("follow-ups"), server.url)
+        app = broker.app()
+        schema.upgrade(app.database)
+        app.close()
+        yield broker
 
 
 @pytest.fixture(scope="module", params=POOLS)
@@ -78,7 +80,7 @@ def pooled(request: pytest.FixtureRequest, broker: Broker) -> Iterator[Pooled]:
     app, name = broker.app(), broker.name()
     options = ("-P", request.param) if request.param == "solo" else ("-P", request.param, "-c", "2")
     process = broker.start(name, app, *options, module="pool_probe")
-    yield Pooled(name, process, app, broker.folder / f"{name}.log")
+    yield Pooled(name, process, app, broker.folder / f"{name}.log", request.param)
     end(process)
     app.close()
 
@@ -112,6 +114,29 @@ def test_an_errback_waits_for_the_ledger(pooled: Pooled, server: Server, tmp_pat
     pooled.assert_well()
 
 
+def test_an_errback_waits_for_memory(pooled: Pooled, broker: Broker, tmp_path: Path) -> None:
+    """While Valkey takes nothing more, messages end; their errbacks and dead letters are there when it does."""
+    slots = 1 if "solo" in pooled.pool else 2
+    do = {"sleep": 2.5, "touch": str(tmp_path)}
+    ids = pooled.failing(slots, link_error=pooled.handler("note"), do=do)
+    bus = MessageBus(pooled.app)
+    for message_id in ids:
+        until(lambda id_=message_id: bus.receipt(id_).status is MessageStatus.DELIVERED, "the beginning")
+    with Redis.from_url(broker.url.replace("redis+socket", "unix")) as client:
+        client.config_set("maxmemory", 1)
+        try:
+            for message_id in ids:
+                assert settled(pooled.app, message_id) is MessageStatus.FAILED
+        finally:
+            client.config_set("maxmemory", 0)
+    until(lambda: set(ids) <= set(pooled.told()), "the errbacks")
+    until(
+        lambda: set(ids) <= {each.message_id for each in pooled.app.dead_letters.list(agent=pooled.name)},
+        "letters",
+    )
+    pooled.assert_well()
+
+
 def test_the_next_step_of_a_chain_waits_for_the_ledger(pooled: Pooled, server: Server, tmp_path: Path) -> None:
     """The first step is HANDLED, once, and the second one is called when the ledger is back."""
     step = pooled.handler("slow", 1.5, f"chained {tmp_path.name}", str(tmp_path / "began"))
@@ -131,8 +156,7 @@ def test_the_next_step_of_a_chain_waits_for_the_ledger(pooled: Pooled, server: S
 
 def test_what_ends_without_its_handler_calls_its_errbacks(pooled: Pooled, request: pytest.FixtureRequest) -> None:
     """At a time limit, and when a process is gone, errbacks are called once; those to nobody are dead letters."""
-    pool = request.node.callspec.params["pooled"]
-    ends = {"prefork": ("hang", "leave"), "gevent": ("hang",)}.get(pool, ())
+    ends = {"prefork": ("hang", "leave"), "gevent": ("hang",)}.get(pooled.pool, ())
     if not ends:
         pytest.skip("this pool has neither time limits of its own nor processes")
     ghost = pooled.app.signature(f"{pooled.name}-phantom.note")

@@ -6,6 +6,7 @@ import json
 import logging
 from base64 import b64encode
 from collections import OrderedDict
+from functools import partial
 from typing import Any
 
 from celery.app.task import Context
@@ -16,6 +17,7 @@ from waooaw_celery.errors import WaooawError
 from waooaw_celery.letters.letter import CALLING
 from waooaw_celery.message import ENVELOPE_HEADER, Message
 from waooaw_celery.routing import agent_queue
+from waooaw_celery.worker.follow_ups import NOT_NOW, FollowUp
 from waooaw_celery.worker.task import AgentTask
 
 logger = logging.getLogger(__name__)
@@ -50,19 +52,30 @@ def keep(task: AgentTask, request: Context | None, reason: str) -> bool:
         return True
     app: Any = task.app  # an AgentApp, which stands above here
     try:
-        app.dead_letters.add(agent_queue(task.agent).name, reason, _item(task, request))
+        add = partial(app.dead_letters.add, agent_queue(task.agent).name, reason, _item(task, request))
+        try:
+            add()
+        except NOT_NOW as error:
+            what = f"the dead letter of {message_id}"
+            refuse = partial(_tell_refused, message_id)
+            app.follow_ups.keep(FollowUp(message_id=message_id, what=what, send=add, refuse=refuse), error)
+            return False
     except Exception as error:  # noqa: BLE001 - Celery is in the middle of a failure, and the ledger is still to be told
-        logger.warning(
-            "no dead letter is kept of %s, whose handler gave up: %s",
-            message_id,
-            error,
-            extra={"action": "letter_not_kept", "message_id": message_id},
-        )
+        _tell_refused(message_id, error)
         return False
     _kept[message_id] = None
     while len(_kept) > _REMEMBERED:
         _kept.popitem(last=False)
     return True
+
+
+def _tell_refused(message_id: str, error: Exception) -> None:
+    logger.warning(
+        "no dead letter is kept of %s, whose handler gave up: %s",
+        message_id,
+        error,
+        extra={"action": "letter_not_kept", "message_id": message_id},
+    )
 
 
 def _is_told(task: AgentTask, request: Context) -> bool:
