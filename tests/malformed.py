@@ -161,6 +161,11 @@ FORGED = "abc\n[2026-01-01 00:00:00,000: CRITICAL/MainProcess] FORGED"
 _GZIP = zlib.compress(b'[[], {}, {"callbacks": null}]')
 _TRIPLE: Any = [[], {}, {}]
 
+
+def _group(tasks: Any) -> dict[str, Any]:
+    return {"task": "celery.group", "args": [], "kwargs": {"tasks": tasks}, "subtask_type": "group"}
+
+
 CASES = (
     # Items that are no message.
     Case("garbage bytes", _raw(b"\x80\x04garbage\xff"), named=False),
@@ -226,6 +231,20 @@ CASES = (
     Case("arguments are a number", _body([5, {}, {}])),
     Case("keyword arguments are a list", _body([[], [], {}])),
     Case("the third part is a list", _body([[], {}, [1]])),
+    Case("a chain of nothing", _body([[None], {}, {"chain": [{}]}])),
+    Case("a chain of a number", _body([[None], {}, {"chain": [5]}])),
+    Case("a chain that is a number", _body([[None], {}, {"chain": 5}])),
+    Case("errbacks that are a number", _body([[None], {}, {"errbacks": 5}])),
+    Case("errbacks of a text", _body([[None], {}, {"errbacks": ["x"]}])),
+    Case("callbacks of a task without a name", _body([[None], {}, {"callbacks": [{"task": ""}]}])),
+    Case(
+        "callbacks with a number for arguments", _body([[None], {}, {"callbacks": [{"task": "x.y", "args": 5}]}])
+    ),
+    Case("a chord that is a text", _body([[None], {}, {"chord": "x"}])),
+    Case("a group of a number", _body([[None], {}, {"chain": [_group([5])]}])),
+    Case(
+        "nothing afterwards", _body([[None], {}, {"chain": None, "callbacks": [], "errbacks": None}]), End.HANDLED
+    ),
     Case("200,000 lists deep", _deep, named=False),
     Case("200,000 lists deep in the body", _text("[" * 200_000 + "]" * 200_000)),
     Case("an unknown wrapped type", _body([[{"__type__": "nonsense", "__value__": 1}], {}, {}])),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from amqp.exceptions import AMQPError
@@ -24,6 +25,7 @@ from waooaw_celery.message import Message, MessageStatus, Priority
 from waooaw_celery.remembered import of_task
 from waooaw_celery.routing import HandlerName, broker_priority, takes_message
 from waooaw_celery.worker.beginning import may_be_duplicate
+from waooaw_celery.worker.sending_on import Sending, send_on, send_ordinary
 from waooaw_celery.worker.task import current_task, goes_on
 
 logger = logging.getLogger(__name__)
@@ -74,20 +76,45 @@ class AgentApp(Door):
         options |= {"countdown": countdown, "eta": eta}
         target = self.target(name)
         if target is None:
-            return self._send_ordinary(name, args, kwargs, options)
+            ordinary = partial(self._send_ordinary, name, args, kwargs, options)
+            return send_ordinary(self, name, options, ordinary) if goes_on() else ordinary()
         if options.get("retries"):
             message = self._retried_message(target, args, kwargs, options)
             return self._publish(target, message, args, kwargs, options)
-        if not goes_on():
-            self.breaker.check()
+        if goes_on():
+            return send_on(self, Sending(target, args, kwargs, options, message))
+        self.breaker.check()
+        message = self.new_message(target, args, kwargs, options, message)
+        return self.send_new(target, message, args, kwargs, options, wait)
+
+    def send_new(
+        self,
+        target: HandlerName,
+        message: Message,
+        args: Any,
+        kwargs: Any,
+        options: dict[str, Any],
+        wait: Any = None,
+    ) -> AsyncResult[Any]:
+        """Check, count, write down and publish a complete message.
+
+        Args:
+            target: the handler that it is for.
+            message: the message.
+            args: positional arguments of its task.
+            kwargs: keyword arguments of its task.
+            options: those of ``send_task``.
+            wait: seconds for which a sender at its limit waits for its turn.
+
+        Raises:
+            WaooawError: what ``send_task`` raises.
+        """
         if self._was_sent_on(options.get("task_id")):
             return self.AsyncResult(options["task_id"])
-        message = self._new_message(target, args, kwargs, options, message)
         self.registry.check_handler(target)
         self.packer.check((args or (), kwargs or {}), *self._written_as(target, message, options))
         self._admit([message], wait)
-        besides = of_task(target.handler, message, args, options, self.timezone, self._usual)
-        new = self._begin_record([(target, message)], besides=besides)()
+        new = self.record_task(target, message, args, options)
         try:
             self._check_new([(target, message)], new)
         except InvalidMessage as error:
@@ -104,6 +131,17 @@ class AgentApp(Door):
         self._note_sent([message])
         return result
 
+    def record_task(
+        self, target: HandlerName, message: Message, args: Any, options: Mapping[str, Any]
+    ) -> set[str]:
+        """Write a task's message down, with all that its publish has besides; return its id if it is new.
+
+        Raises:
+            StoreUnavailable: it could not be written down.
+        """
+        besides = of_task(target.handler, message, args, options, self.timezone, self._usual)
+        return self._begin_record([(target, message)], besides=besides)()
+
     @property
     def _usual(self) -> str:
         """The format that Celery names for every task that does not choose one."""
@@ -115,9 +153,15 @@ class AgentApp(Door):
             options["priority"] = broker_priority(Priority.NORMAL, self.driver)
         return super().send_task(name, args, kwargs, **options)
 
-    def _new_message(
+    def new_message(
         self, target: HandlerName, args: Any, kwargs: Any, options: Mapping[str, Any], message: Message | None
     ) -> Message:
+        """Return the complete message of a task that is to be sent.
+
+        Raises:
+            InvalidMessage: an argument is no JSON value, or an option breaks a rule.
+            UnknownSender: no agent is speaking.
+        """
         if message is None:
             sender, ttl = self.speaker(target), self.settings.ttl_seconds
             message = message_of_delay(

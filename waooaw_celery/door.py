@@ -230,7 +230,9 @@ class Door(WiredCelery):
         else:
             remembered = {batch[0][1].message_id: besides}
         messages = [(message, target.handler) for target, message in batch]
-        return self.receipts.pending(messages, record, remembered)
+        # What was accepted with another message is written down all the same, where it is safe for a while.
+        follows = goes_on() or all(message.message_type is MessageType.RESPONSE for _, message in batch)
+        return self.receipts.pending(messages, record, remembered, follows=bool(batch) and follows)
 
     def _check_new(self, batch: Sequence[tuple[HandlerName, Message]], new: set[str]) -> None:
         """Check that the broker cannot have any of the messages that were written down before.

@@ -84,6 +84,8 @@ class Receipts(ABC):
         messages: Sequence[tuple[Message, str]],
         record: Message | None = None,
         besides: Mapping[str, Remembered] | None = None,
+        *,
+        follows: bool = False,
     ) -> Callable[[], set[str]]:
         """Begin to write messages down, each with the name of its handler.
 
@@ -91,6 +93,8 @@ class Receipts(ABC):
             messages: which.
             record: the event that they tell their subscribers of, where that is kept as well: in a ledger.
             besides: what their publishes have besides, by id, where that is kept as well.
+            follows: whether they follow the end of a handler: they are not refused while a ledger's database is
+                away, and wait on this computer.
 
         Returns:
             What to call before they are published: it waits until they are written, and returns the ids of those

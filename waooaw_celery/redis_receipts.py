@@ -37,6 +37,8 @@ class RedisReceipts(Receipts):
         messages: Sequence[tuple[Message, str]],
         record: Message | None = None,
         besides: Mapping[str, Remembered] | None = None,
+        *,
+        follows: bool = False,
     ) -> Callable[[], set[str]]:
         if not messages:
             return set

@@ -37,7 +37,9 @@ from waooaw_celery.wire.packing import Packer
 from waooaw_celery.worker import replies, signals
 from waooaw_celery.worker.cancels import Cancels
 from waooaw_celery.worker.control import HearCancels
+from waooaw_celery.worker.follow_ups import FollowUps
 from waooaw_celery.worker.loop import close_loop
+from waooaw_celery.worker.pools import ContainPool
 from waooaw_celery.worker.presence import Presence
 from waooaw_celery.worker.task import AgentTask
 
@@ -63,6 +65,7 @@ class WiredCelery(Celery):
         install_codecs()
         super().__init__(*args, **kwargs)
         self.on_after_configure.connect(add_defaults, weak=False)
+        self.steps["worker"].add(ContainPool)
         self.steps["worker"].add(Presence)
         self.steps["consumer"].add(HearCancels)
         #: What this process, when it is a worker, knows of cancelled messages.
@@ -71,7 +74,10 @@ class WiredCelery(Celery):
         self.breaker = Breaker()
         replies.connect()
         signals.connect()
+        #: What follows a handler's end and could not be sent yet.
+        self.follow_ups = FollowUps()
         worker_process_shutdown.connect(self._flush)
+        worker_shutdown.connect(self._flush)
         for ended in (worker_process_shutdown, worker_shutdown):
             ended.connect(close_loop)
         parked.connect(self._note_dead)
@@ -225,7 +231,8 @@ class WiredCelery(Celery):
             self.receipts.note(Fact(message_id=message_id, event=Event.DEAD, error=reason, worker=worker))
 
     def _flush(self, **_: Any) -> None:
-        """Let no pool process end with something of its own still to be written."""
+        """Let no pool process end with something of its own still to be sent or to be written."""
+        self.follow_ups.close()
         if "receipts" in self.__dict__:
             self.receipts.flush()
 

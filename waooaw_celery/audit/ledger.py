@@ -85,12 +85,14 @@ class Ledger(Receipts):
         messages: Sequence[tuple[Message, str]],
         record: Message | None = None,
         besides: Mapping[str, Remembered] | None = None,
+        *,
+        follows: bool = False,
     ) -> Callable[[], set[str]]:
         entries = message_entries(messages, self._retention, besides)
         if record is not None:
             entries += published_entries(record, self._retention)
         if self._strict:
-            return self._the_writer().begin(entries, may_spool=False)
+            return self._the_writer().begin(entries, may_spool=follows)
         self._the_writer().put(entries, wait=False)
         return lambda: {entry.message_id for entry in entries}
 

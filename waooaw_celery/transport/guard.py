@@ -17,6 +17,7 @@ from typing import Any
 from kombu.utils.json import loads as kombu_json_loads
 
 from waooaw_celery.errors import Unreadable
+from waooaw_celery.transport.embed import check_embed
 from waooaw_celery.wire.caps import Caps, check_json_nodes, check_size, header_bytes
 from waooaw_celery.wire.codecs import expand
 from waooaw_celery.wire.formats import decode
@@ -169,6 +170,7 @@ def check_old_task(said: Any) -> None:
     check_task_headers({**said, "timelimit": _as_list(said.get("timelimit"))})
     _need(isinstance(said.get("args", []), list | tuple), "its positional arguments are no list")
     _need(isinstance(said.get("kwargs", {}), dict), "its keyword arguments are no mapping")
+    check_embed(said)
 
 
 def check_task_body(body: Any) -> None:
@@ -182,6 +184,7 @@ def check_task_body(body: Any) -> None:
     _need(isinstance(args, list | tuple), "its positional arguments are no list")
     _need(isinstance(kwargs, dict), "its keyword arguments are no mapping")
     _need(isinstance(embed, _MAPPING_OR_NONE), "the third part of its body is no mapping")
+    check_embed(embed)
 
 
 def _parse(raw: bytes) -> Any:

@@ -6,6 +6,7 @@ import json
 import logging
 from base64 import b64encode
 from collections import OrderedDict
+from functools import partial
 from typing import Any
 
 from celery.app.task import Context
@@ -14,8 +15,9 @@ from celery.worker import state as worker_state
 from waooaw_celery.calls import CALL_HEADER
 from waooaw_celery.errors import WaooawError
 from waooaw_celery.letters.letter import CALLING
-from waooaw_celery.message import ENVELOPE_HEADER
+from waooaw_celery.message import ENVELOPE_HEADER, Message
 from waooaw_celery.routing import agent_queue
+from waooaw_celery.worker.follow_ups import NOT_NOW, FollowUp
 from waooaw_celery.worker.task import AgentTask
 
 logger = logging.getLogger(__name__)
@@ -50,19 +52,30 @@ def keep(task: AgentTask, request: Context | None, reason: str) -> bool:
         return True
     app: Any = task.app  # an AgentApp, which stands above here
     try:
-        app.dead_letters.add(agent_queue(task.agent).name, reason, _item(task, request))
+        add = partial(app.dead_letters.add, agent_queue(task.agent).name, reason, _item(task, request))
+        try:
+            add()
+        except NOT_NOW as error:
+            what = f"the dead letter of {message_id}"
+            refuse = partial(_tell_refused, message_id)
+            app.follow_ups.keep(FollowUp(message_id=message_id, what=what, send=add, refuse=refuse), error)
+            return False
     except Exception as error:  # noqa: BLE001 - Celery is in the middle of a failure, and the ledger is still to be told
-        logger.warning(
-            "no dead letter is kept of %s, whose handler gave up: %s",
-            message_id,
-            error,
-            extra={"action": "letter_not_kept", "message_id": message_id},
-        )
+        _tell_refused(message_id, error)
         return False
     _kept[message_id] = None
     while len(_kept) > _REMEMBERED:
         _kept.popitem(last=False)
     return True
+
+
+def _tell_refused(message_id: str, error: Exception) -> None:
+    logger.warning(
+        "no dead letter is kept of %s, whose handler gave up: %s",
+        message_id,
+        error,
+        extra={"action": "letter_not_kept", "message_id": message_id},
+    )
 
 
 def _is_told(task: AgentTask, request: Context) -> bool:
@@ -73,22 +86,47 @@ def _is_told(task: AgentTask, request: Context) -> bool:
 
 def _item(task: AgentTask, request: Context) -> bytes:
     """Return a message as it would travel on Redis for its first attempt."""
-    app: Any = task.app
+    after = {name: request.get(name) for name in CALLING if request.get(name)}
+    said = (request.args, request.kwargs, after)
+    envelope = (request.headers or {}).get(ENVELOPE_HEADER)
     try:
         message = task.message_of(request)
     except (WaooawError, TypeError, ValueError):  # what its handler could not read either
-        envelope, ways = (request.headers or {}).get(ENVELOPE_HEADER), app.written_as(task.agent)
-    else:
-        envelope = message.to_envelope() if (request.headers or {}).get(ENVELOPE_HEADER) is not None else None
-        ways = app.written_as(task.agent, message.serializer, message.compression)
-    after = {name: request.get(name) for name in CALLING if request.get(name)}
-    body = app.packer.pack((list(request.args or ()), dict(request.kwargs or {}), after), *ways)
+        ways = task.app.written_as(task.agent)  # type: ignore[attr-defined]  # an AgentApp
+        ids = {"id": str(request.id), "root_id": request.root_id, "parent_id": request.parent_id}
+        return _as_item(task.app, task.name, ids, envelope, said, ways)
+    return item_of(task.app, task.name, message, said, ids=request, has_envelope=envelope is not None)
+
+
+def item_of(
+    app: Any, task_name: str, message: Message, said: Any, *, ids: Any = None, has_envelope: bool = True
+) -> bytes:
+    """Return a message as it would travel on Redis.
+
+    Args:
+        app: the application, an AgentApp.
+        task_name: of its handler.
+        message: the message.
+        said: its task's arguments, keyword arguments, and what is called afterwards.
+        ids: the request that has its ids; None: the message's own.
+        has_envelope: whether it travels with its envelope.
+    """
+    ways = app.written_as(message.to_agent, message.serializer, message.compression)
+    headers = {
+        "id": str(message.message_id if ids is None else ids.id),
+        "root_id": message.conversation_id if ids is None else ids.root_id,
+        "parent_id": message.causation_id if ids is None else ids.parent_id,
+    }
+    return _as_item(app, task_name, headers, message.to_envelope() if has_envelope else None, said, ways)
+
+
+def _as_item(app: Any, task_name: str, ids: dict[str, Any], envelope: Any, said: Any, ways: Any) -> bytes:
+    args, kwargs, after = said
+    body = app.packer.pack((list(args or ()), dict(kwargs or {}), after), *ways)
     headers = {
         "lang": "py",
-        "task": task.name,
-        "id": str(request.id),
-        "root_id": request.root_id,
-        "parent_id": request.parent_id,
+        "task": task_name,
+        **ids,
         **({} if envelope is None else {ENVELOPE_HEADER: envelope}),
         **({} if body.codec is None else {"compression": body.codec}),
     }

@@ -201,7 +201,8 @@ async def _contained(coroutine: Coroutine[Any, Any, T]) -> T:
     try:
         return await coroutine
     except SystemExit as error:
-        raise HandlerExited(f"the handler called sys.exit({error.code!r})") from error
+        kind = type(error).__name__
+        raise HandlerExited(f"the handler raised {kind}: it called sys.exit({error.code!r})") from error
     except KeyboardInterrupt as error:
         raise HandlerExited("the handler raised KeyboardInterrupt") from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import Any
 from uuid import NAMESPACE_OID, uuid5
 
@@ -16,7 +17,9 @@ from waooaw_celery.receipts import Event
 from waooaw_celery.routing import HandlerName
 from waooaw_celery.values import json_copy
 from waooaw_celery.worker.beginning import refused
+from waooaw_celery.worker.follow_ups import NOT_NOW, FollowUp
 from waooaw_celery.worker.letters import request_of
+from waooaw_celery.worker.sending_on import send_unless_sent
 from waooaw_celery.worker.signals import class_name
 from waooaw_celery.worker.task import AgentTask
 
@@ -100,14 +103,37 @@ def _send(task: AgentTask, asked: Message, handler: HandlerName, said: dict[str,
         retention=asked.retention,
     )
     app: Any = task.app
+    reply = app.complete(handler, reply)
     try:
-        app.send_messages([(handler, app.complete(handler, reply))])
+        app.send_messages([(handler, reply)])
+    except NOT_NOW as error:
+        what = f"the reply to {asked.message_id}"
+        follow_up = FollowUp(
+            message_id=asked.message_id,
+            what=what,
+            send=partial(_send_again, app, handler, reply),
+            refuse=partial(_tell_refused, what),
+            expires_at=reply.expires_at,
+            recorded=app.settings.database_url is not None,
+        )
+        app.follow_ups.keep(follow_up, error)
     except Unwritable as error:  # the answer is too large, or its format cannot carry it: the caller is told that
         if said["error"] is not None:
             raise
         _send(task, asked, handler, _failure("Unwritable", str(error)))
     except InvalidMessage as error:  # it was sent already, by an attempt that nobody could acknowledge
         logger.info("no second reply to %s: %s", asked.message_id, error, extra={"action": "no_second_reply"})
+
+
+def _send_again(app: Any, handler: HandlerName, reply: Message) -> None:
+    try:
+        send_unless_sent(app, reply.message_id, partial(app.send_messages, [(handler, reply)]))
+    except InvalidMessage as error:
+        logger.info("no second reply: %s", error, extra={"action": "no_second_reply"})
+
+
+def _tell_refused(what: str, error: Exception) -> None:
+    logger.error("%s could not be sent: %s", what, error, extra={"action": "not_replied"})
 
 
 _RECEIVERS = (

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
+from collections.abc import Callable
 from typing import Any
 
+from celery import signals
+from celery.app.task import Context
 from celery.concurrency.prefork import TaskPool as ProcessPool
+from celery.exceptions import Ignore, Reject, Retry, TimeLimitExceeded
 from celery.worker import state
 from celery.worker.request import Request
 
+from waooaw_celery.worker.afterwards import afterwards
 from waooaw_celery.worker.cancels import Answer, cancels_of
+from waooaw_celery.worker.interruptions import ends_worker
 from waooaw_celery.worker.loop import cancel_handler
+from waooaw_celery.worker.pools import settle
+
+logger = logging.getLogger(__name__)
 
 #: How often, and every how many seconds, a process that was told to end is looked after.
 LOOKS, LOOK_SECONDS = 40, 0.05
@@ -80,6 +90,72 @@ class AgentRequest(Request):
             stop = self._stop_in is not None
         if stop:
             self._end_process()
+
+    def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> None:
+        """The handler raised, or its process is gone, or Celery's tracing raised: the message comes to an end."""
+        error = getattr(exc_info.exception, "exc", exc_info.exception)
+        told = return_ok or isinstance(error, Ignore | Reject | Retry)
+        report = None if told else exc_info
+        self._end(
+            lambda: super(AgentRequest, self).on_failure(exc_info, send_failed_event, return_ok), report, error
+        )
+
+    def on_timeout(self, soft: bool, timeout: float) -> None:
+        """The time limit has passed; after the hard one the message comes to an end."""
+        if soft:
+            super().on_timeout(soft, timeout)
+        else:
+            error = TimeLimitExceeded(timeout)
+            self._end(lambda: super(AgentRequest, self).on_timeout(soft, timeout), None, error, failed=True)
+
+    @property
+    def _facts(self) -> Context:
+        facts: Context = self._context  # type: ignore[attr-defined]  # newer than its stubs
+        return facts
+
+    def _end(
+        self, celerys_way: Callable[[], object], report: Any, error: BaseException, *, failed: bool = False
+    ) -> None:
+        """End the message in Celery's way; where that raises, tell those who listen for failures, and let it go.
+
+        Celery stores the result, sends errbacks and tells of the failure in this order, and any part may raise.
+
+        Args:
+            celerys_way: does it.
+            report: Celery's facts about the error; None when the failure was told already, or there is none.
+            error: what ended the message.
+            failed: whether it has failed although there is no report.
+        """
+        try:
+            with afterwards(self.task, self._facts):
+                celerys_way()
+        except BaseException as wrong:
+            if ends_worker(wrong):
+                raise
+            logger.exception(
+                "the end of %s was not noted as usual: its message is acknowledged",
+                self,
+                extra={"action": "end_not_noted", "message_id": self.id},
+            )
+            if report is not None or failed:
+                self._tell_failure(error, report)
+            settle(self)
+        finally:
+            if report is not None or failed:
+                # Celery tells of a hard time limit twice, and would send errbacks each time.
+                self._facts.update({"errbacks": None, "chain": None, "chord": None})
+
+    def _tell_failure(self, error: BaseException, report: Any) -> None:
+        with afterwards(self.task, self._facts):
+            signals.task_failure.send(
+                sender=self.task,
+                task_id=self.id,
+                exception=error,
+                args=self.args,
+                kwargs=self.kwargs,
+                traceback=getattr(report, "traceback", None),
+                einfo=report,
+            )
 
     def _end_process(self) -> None:
         # Once only: the second signal would end the process before the handler has cleaned up.

@@ -10,7 +10,6 @@ from typing import Any
 from billiard.exceptions import WorkerLostError
 from celery import signals
 from celery.app.task import Context
-from celery.exceptions import Retry
 from celery.states import UNREADY_STATES
 
 from waooaw_celery.errors import DeliveryLimitExceeded
@@ -19,6 +18,7 @@ from waooaw_celery.receipts import Event, Fact, Receipts
 from waooaw_celery.worker import letters
 from waooaw_celery.worker.beginning import begin, refused, tell_revoked
 from waooaw_celery.worker.cancels import cancels_of
+from waooaw_celery.worker.pools import retry_behind
 from waooaw_celery.worker.task import CANCELLED, AgentTask
 
 logger = logging.getLogger(__name__)
@@ -114,7 +114,7 @@ def on_internal_error(sender: Any, request: Any, exception: BaseException, **_: 
     """The handler came to its end, and the result backend did not take what came of it (pool child)."""
     if isinstance(sender, AgentTask):
         # A retry is on its way already: Celery publishes it before it stores that.
-        event = Event.RETRIED if _during_retry(exception) else Event.FAILED
+        event = Event.RETRIED if retry_behind(exception) is not None else Event.FAILED
         error = f"its outcome could not be stored: {exception}"
         _note(sender, event, Context(request), error=error)
 
@@ -137,13 +137,6 @@ def _error(exception: BaseException) -> str:
     """Return an exception's class and text, which for some of Celery's is the class again."""
     name, text = class_name(exception), str(exception)
     return text if text.startswith(f"{name}(") else f"{name}: {text}"
-
-
-def _during_retry(exception: BaseException | None) -> bool:
-    """Whether something went wrong while a handler's ``Retry`` was dealt with."""
-    while exception is not None and not isinstance(exception, Retry):
-        exception = exception.__context__
-    return exception is not None
 
 
 def _answer_ignored(task: AgentTask, reason: BaseException) -> None:

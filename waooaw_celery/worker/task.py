@@ -11,11 +11,10 @@ from functools import partial, wraps
 from typing import Any
 
 from billiard import current_process
-from billiard.common import terminate_handler_fired  # type: ignore[attr-defined]  # newer than its stubs
 from celery import Task
 from celery._state import get_current_worker_task
 from celery.app.task import Context
-from celery.exceptions import Ignore, Reject, Retry, WorkerShutdown, WorkerTerminate
+from celery.exceptions import Ignore, Reject, Retry
 
 from waooaw_celery.breaker import is_outage
 from waooaw_celery.calls import CALL_HEADER, Call
@@ -23,9 +22,11 @@ from waooaw_celery.envelope import moment, payload_of
 from waooaw_celery.errors import HandlerExited
 from waooaw_celery.message import ENVELOPE_HEADER, Message
 from waooaw_celery.retries import Retries
+from waooaw_celery.worker.afterwards import ending, follows
 from waooaw_celery.worker.beginning import check_begun
 from waooaw_celery.worker.cancels import cancels_of
 from waooaw_celery.worker.chunks import Chunks, exhaust, exhaust_async
+from waooaw_celery.worker.interruptions import ends_greenlet, ends_worker, told
 from waooaw_celery.worker.loop import HandlerCancelled, handler_loop
 from waooaw_celery.worker.once import run_once
 
@@ -37,6 +38,8 @@ _STOPPED = "waooaw_stopped"
 CANCELLED = "cancelled"
 #: Where it keeps that the handler has ended, and Celery goes on.
 _ENDED = "waooaw_ended"
+#: Where it keeps that the message has failed, so that whatever is sent now is an errback.
+_FAILED = "waooaw_failed"
 #: The handler whose coroutine runs, and its request: Celery keeps both by thread, and coroutines share one.
 _handling: ContextVar[tuple[AgentTask, Context] | None] = ContextVar("waooaw_handling", default=None)
 
@@ -67,32 +70,47 @@ class AgentTask(Task):  # type: ignore[type-arg]
         """Run the handler.
 
         Raises:
-            HandlerExited: it called ``sys.exit()`` or ran out of memory, which would otherwise end or wedge its
-                worker.
+            HandlerExited: it called ``sys.exit()``, ran out of memory, or raised something else that is no
+                ``Exception``, which would otherwise end or wedge its worker.
         """
         outermost = self.request.get(_ENDED) is None  # a handler may call itself
         if outermost:
             self.request.update({_ENDED: False})
+        failed = True
         try:
             handle = partial(super().__call__, *args, **kwargs)
             once = self.once and outermost and not self.request.called_directly
-            return run_once(self, handle) if once else handle()
+            result = run_once(self, handle) if once else handle()
+            failed = False
         except MemoryError as error:  # Celery would end the worker, and the next one that meets the message too
             raise HandlerExited(f"{self.name} ran out of memory: {error}") from error
-        except (WorkerShutdown, WorkerTerminate):  # not the handler's: its worker is told to end
-            raise
-        except SystemExit as error:
-            # Its process is told to end: Celery knows whether an operator revoked the message, or tries it again.
-            if terminate_handler_fired():
-                raise
-            raise HandlerExited(f"{self.name} called sys.exit({error.code!r})") from error
         except Exception as error:
             if outermost:
                 self._retry_for(error)
             raise
+        except BaseException as error:
+            if self._is_interruption(error):
+                raise
+            if isinstance(error, SystemExit):
+                kind = type(error).__name__
+                raise HandlerExited(f"{self.name} raised {kind}: it called sys.exit({error.code!r})") from error
+            raise HandlerExited(f"{self.name} raised {told(error)}") from error
+        else:
+            return result
         finally:
             if outermost:
-                self.request.update({_ENDED: True})
+                self.request.update({_ENDED: True, _FAILED: failed})
+
+    def _is_interruption(self, error: BaseException) -> bool:
+        """Whether something that is no Exception was not raised by the handler's own code.
+
+        Its process or its worker may be told to end, and Celery knows what becomes of the message. A handler that
+        is called directly, as in a unit test, is interrupted by whoever runs the test.
+        """
+        request = self.request
+        if request.called_directly or request.is_eager:
+            return not isinstance(error, SystemExit)
+        return ends_worker(error) or ends_greenlet(error, str(request.id))
 
     @property
     def request(self) -> Context:
@@ -100,6 +118,11 @@ class AgentTask(Task):  # type: ignore[type-arg]
         handling = _handling.get()
         if handling is not None and handling[0] is self:
             return handling[1]
+        # Asked first: whoever looks for the current task asks tasks for their requests.
+        if self.request_stack.top is None:
+            after = ending()
+            if after is not None and after[0] is self:
+                return after[1]
         request: Context = super().request
         return request
 
@@ -216,7 +239,11 @@ class AgentTask(Task):  # type: ignore[type-arg]
 
     def before_start(self, task_id: str, args: Any, kwargs: Any) -> None:
         """Drop a message that is not to be begun."""
-        check_begun(self)
+        try:
+            check_begun(self)
+        except Exception:  # no handler runs any more
+            self.request.update({_ENDED: True, _FAILED: True})
+            raise
 
     @property
     def message(self) -> Message:
@@ -285,6 +312,8 @@ def current_task() -> AgentTask | None:
     """Return the handler that is running in this thread or coroutine, or None outside of handlers."""
     handling = _handling.get()
     task = get_current_worker_task() if handling is None else handling[0]
+    if task is None and (after := ending()) is not None:
+        task = after[0]
     return task if isinstance(task, AgentTask) else None
 
 
@@ -292,10 +321,39 @@ def goes_on() -> bool:
     """Whether Celery sends on what was begun, such as the next step of a chain, and no handler runs."""
     if _handling.get() is not None:  # a coroutine of a handler, which may outlive it
         return False
+    if follows():
+        return True
     task = get_current_worker_task()
     if isinstance(task, AgentTask):
         return bool(task.request.get(_ENDED))
-    return task is not None and task.name.startswith("celery.")
+    if task is None:
+        after = ending()
+        return after is not None and isinstance(after[0], AgentTask)
+    return bool(task.name.startswith("celery."))
+
+
+def has_failed(task_name: str, args: Any) -> bool:
+    """Whether what Celery sends on is an errback: the message that has ended has failed.
+
+    Args:
+        task_name: of what is sent.
+        args: its positional arguments; an errback's first is the id of the message that has failed.
+    """
+    task = current_task()
+    if task is None or get_current_worker_task() is None:  # only after a failure
+        return True
+    request = task.request
+    if request.get(_FAILED):
+        return True
+    named = [each.get("task") for each in request.errbacks or () if isinstance(each, dict)]
+    return task_name in named and tuple(args or ())[:1] == (request.id,)
+
+
+def note_failed() -> None:
+    """Note that the message which has ended fails, since what follows it cannot be sent."""
+    task = current_task()
+    if task is not None:
+        task.request.update({_FAILED: True})
 
 
 def current_message() -> Message | None:
