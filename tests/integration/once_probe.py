@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from waooaw_celery import Agent, AgentApp, Message, MessageType
@@ -40,8 +42,15 @@ def _effect(label: str) -> None:
 def command(self: Any, message: Message) -> None:
     do: Any = message.payload
     _effect(do["label"])
+    if "refused" in do:
+        with suppress(DBAPIError):
+            agent.session.execute(text("SELECT 1 / 0"))
     if "send_to" in do:
         agent.send(do["send_to"], {"by": do["label"]}, session=agent.session)
+    if "cut" in do and not Path(do["cut"]).exists():
+        Path(do["cut"]).touch()
+        agent.session.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
+    time.sleep(do.get("nap", 0))
     if do.get("commit"):
         agent.session.commit()
     if "wait_for" in do:
@@ -69,3 +78,8 @@ def carelessly() -> str:
         return str(error)
     except ValueError as error:
         return str(error)
+
+
+@agent.method
+def status(message_id: str) -> str:
+    return app.receipts.get(message_id).status.value

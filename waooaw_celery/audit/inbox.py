@@ -16,7 +16,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from waooaw_celery.audit.engine import PATIENCE, Database, telling
+from waooaw_celery.audit.engine import PATIENCE, Database, lacks_connection, telling
 from waooaw_celery.audit.models import InboxRow
 from waooaw_celery.errors import AuditUnavailable
 from waooaw_celery.values import JSON
@@ -27,6 +27,20 @@ RELAYED = "waooaw_relayed"
 
 class InboxUnavailable(AuditUnavailable):
     """The database did not begin or did not commit what a handler does, or another one is at the same message."""
+
+
+class HandlerDisconnected(InboxUnavailable):
+    """A handler had no connection to the database while it ran: its transaction has no effect.
+
+    Attributes:
+        raised: what the handler raised.
+    """
+
+    def __init__(self, message_id: str, raised: Exception) -> None:
+        super().__init__(
+            f"the handler of message {message_id} had no connection to the ledger's database: {raised}"
+        )
+        self.raised = raised
 
 
 @dataclass
@@ -59,9 +73,10 @@ def turn(database: Database, message_id: str, handler: str, patience: float) -> 
 
     Raises:
         InboxUnavailable: nothing was done, or, when the commit was not confirmed, that is not known.
+        HandlerDisconnected: the block raised, and its connection was lost, or there was none for what it asked.
     """
     with telling(f"begin with message {message_id}", InboxUnavailable):
-        connection = database.engine.connect()
+        connection = database.handlers.connect()
     with connection, database.watched(connection, patience):
         with database.watched(connection, PATIENCE), telling(f"begin with {message_id}", InboxUnavailable):
             found = _enter(connection, message_id, handler)
@@ -71,9 +86,12 @@ def turn(database: Database, message_id: str, handler: str, patience: float) -> 
                 taken = Turn(session, is_done=found is not None, result=found and found.result)
                 yield taken
                 session.commit()
-        except BaseException:
+        except BaseException as error:
+            is_lost = connection.invalidated
             with suppress(SQLAlchemyError):  # a connection that is gone has taken everything back
                 connection.rollback()
+            if isinstance(error, Exception) and (is_lost or lacks_connection(error)):
+                raise HandlerDisconnected(message_id, error) from error
             raise
         with database.watched(connection, PATIENCE), telling(f"commit {message_id}", InboxUnavailable):
             if not taken.is_done:

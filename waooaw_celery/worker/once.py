@@ -7,9 +7,10 @@ from contextvars import ContextVar
 from typing import Any
 
 from celery import Task
+from celery.exceptions import Ignore, Reject, Retry
 from sqlalchemy.orm import Session
 
-from waooaw_celery.audit.inbox import InboxUnavailable, turn
+from waooaw_celery.audit.inbox import HandlerDisconnected, InboxUnavailable, turn
 from waooaw_celery.errors import ConfigurationError
 from waooaw_celery.values import json_copy
 
@@ -24,7 +25,8 @@ _session: ContextVar[Session | None] = ContextVar("waooaw_session", default=None
 def run_once(task: Any, handle: Callable[[], Any]) -> Any:
     """Run a handler in a transaction, unless its effect is there already, and return what it returned then.
 
-    When the database does not answer, or somebody else is at the same message, it is tried again later.
+    When the database does not answer, has no connection for it, or somebody else is at the same message, it is
+    tried again later.
 
     Args:
         task: the handler, an AgentTask.
@@ -40,11 +42,19 @@ def run_once(task: Any, handle: Callable[[], Any]) -> Any:
                     mine.result = json_copy(handle(), "the result")
                 finally:
                     _session.reset(token)
+                task.app.outbox.settle(mine.session)
+    except HandlerDisconnected as error:
+        if isinstance(error.raised, (Ignore, Reject, Retry)):  # the handler has said what comes next
+            raise error.raised from None
+        raise _come_again(task, error) from error
     except InboxUnavailable as error:
-        pause = min(2 ** min(request.retries, 10), LONGEST_PAUSE)
-        raise again(task, error, pause) from error
+        raise _come_again(task, error) from error
     task.app.relay(mine.session)
     return mine.result
+
+
+def _come_again(task: Task[Any, Any], error: Exception) -> Exception:
+    return again(task, error, min(2 ** min(task.request.retries, 10), LONGEST_PAUSE))
 
 
 def again(task: Task[Any, Any], error: Exception, pause: float) -> Exception:
