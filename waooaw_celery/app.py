@@ -23,7 +23,7 @@ from waooaw_celery.handover import HIDDEN, address, envelope_headers
 from waooaw_celery.message import Message, MessageStatus, Priority
 from waooaw_celery.remembered import of_task
 from waooaw_celery.routing import HandlerName, broker_priority, takes_message
-from waooaw_celery.worker.beginning import may_be_duplicate
+from waooaw_celery.worker.effects import may_be_duplicate
 from waooaw_celery.worker.task import current_task, goes_on
 
 logger = logging.getLogger(__name__)

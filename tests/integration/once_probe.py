@@ -17,7 +17,7 @@ from waooaw_celery import Agent, AgentApp, Message, MessageType
 
 
 class MortalApp(AgentApp):
-    """An application whose process is killed when a transaction was committed, if a file says so."""
+    """An application whose process is killed, or stands still, after a commit, if a file says so."""
 
     def relay(self, session: Session) -> None:
         """Publish what was entrusted to a session, or die before."""
@@ -25,6 +25,10 @@ class MortalApp(AgentApp):
         if killer.exists():
             killer.unlink()
             os.kill(os.getpid(), signal.SIGKILL)
+        hold = Path(os.environ.get("HOLD_AFTER_COMMIT", "/nowhere"))
+        if hold.exists():
+            hold.rename(f"{hold}.committed")
+            time.sleep(60)
         super().relay(session)
 
 
@@ -62,6 +66,18 @@ def command(self: Any, message: Message) -> None:
         raise self.retry(exc=TimeoutError("not yet"), countdown=0, max_retries=5)
     if "fail" in do:
         raise ValueError(do["fail"])
+
+
+@agent.on(MessageType.QUERY, once=True, time_limit=2)
+def query(message: Message) -> None:
+    do: Any = message.payload
+    _effect(do["label"])
+
+
+@agent.on(MessageType.ACK, once=True, soft_time_limit=2, time_limit=60)
+def ack(message: Message) -> None:
+    do: Any = message.payload
+    _effect(do["label"])
 
 
 @agent.method(once=True)

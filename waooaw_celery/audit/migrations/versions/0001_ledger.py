@@ -92,13 +92,23 @@ BEGIN
             )
             SELECT
                 row.message_id, row.retain_until, row.at,
-                CASE WHEN row.event = 'delivered' AND row.message_id = ANY (twice)
-                    THEN 'duplicate' ELSE row.event END,
-                row.worker, row.terminal, row.attempt, row.seconds, row.error, row.sent_at
+                CASE
+                    WHEN row.event = 'delivered' AND row.message_id = ANY (twice) THEN 'duplicate'
+                    WHEN handled.already THEN 'handled'
+                    ELSE row.event
+                END,
+                row.worker, row.terminal, row.attempt, row.seconds,
+                CASE WHEN handled.already THEN NULL ELSE row.error END, row.sent_at
             FROM json_to_recordset(facts) AS row (
                 message_id varchar, retain_until timestamptz, at timestamptz, event varchar, worker varchar,
                 terminal boolean, attempt integer, seconds double precision, error varchar, sent_at timestamptz
             )
+            -- Whose effect is committed has been handled, whatever is told of its end.
+            CROSS JOIN LATERAL (
+                SELECT row.terminal AND row.event NOT IN ('handled', 'published') AND EXISTS (
+                    SELECT FROM waooaw_inbox WHERE waooaw_inbox.message_id = row.message_id
+                ) AS already OFFSET 0
+            ) AS handled
             ON CONFLICT DO NOTHING
             RETURNING waooaw_message_events.message_id, waooaw_message_events.terminal
         ), closed AS (
