@@ -145,10 +145,7 @@ class AgentApp(Door):
         return self.written_as(target.agent, message.serializer or said, compression)
 
     def _was_sent_on(self, task_id: str | None) -> bool:
-        """Whether what follows a handler, such as the next step of a chain, was sent when it was run before.
-
-        The ledger would take it for new when it has ended meanwhile: its time of sending is another.
-        """
+        """Whether what follows a handler, such as the next step of a chain, was sent when it was run before."""
         task = current_task()
         if task_id is None or task is None or not goes_on() or not may_be_duplicate(task.request):
             return False
