@@ -24,7 +24,7 @@ from waooaw_celery.handover import HIDDEN, address, envelope_headers
 from waooaw_celery.message import Message, MessageStatus, Priority
 from waooaw_celery.remembered import of_task
 from waooaw_celery.routing import HandlerName, broker_priority, takes_message
-from waooaw_celery.worker.beginning import may_be_duplicate
+from waooaw_celery.worker.effects import may_be_duplicate
 from waooaw_celery.worker.sending_on import Sending, send_on, send_ordinary
 from waooaw_celery.worker.task import current_task, goes_on
 
@@ -189,10 +189,7 @@ class AgentApp(Door):
         return self.written_as(target.agent, message.serializer or said, compression)
 
     def _was_sent_on(self, task_id: str | None) -> bool:
-        """Whether what follows a handler, such as the next step of a chain, was sent when it was run before.
-
-        The ledger would take it for new when it has ended meanwhile: its time of sending is another.
-        """
+        """Whether what follows a handler, such as the next step of a chain, was sent when it was run before."""
         task = current_task()
         if task_id is None or task is None or not goes_on() or not may_be_duplicate(task.request):
             return False

@@ -129,6 +129,10 @@ class MessageStatus(StrEnum):
 FINAL = frozenset(MessageStatus) - {MessageStatus.PENDING, MessageStatus.SENT, MessageStatus.DELIVERED}
 
 
+#: Stands for the id that a message is given when nobody gave it one; compared by identity.
+_NEW_ID = str(uuid4())
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
     """Facts about one message, known when it was sent.
@@ -150,6 +154,7 @@ class Message:
         compression: with which codec, ``auto`` or ``none``; None: as the settings say.
         event: of an EVENT, what all messages of the event share; None for every other message.
         resent: how often it was sent again from the dead letters, each time as a new message.
+        has_new_id: whether its id was made with it, so that no message with this id can have been sent before.
 
     Raises:
         InvalidMessage: a field breaks its rule; the sentence names the field.
@@ -161,7 +166,7 @@ class Message:
     payload: JSON = field(default_factory=dict)
     priority: Priority = Priority.NORMAL
     ttl_seconds: float | None = 300.0
-    message_id: str = field(default_factory=lambda: str(uuid4()))
+    message_id: str = field(default_factory=lambda: _NEW_ID)
     correlation_id: str | None = None
     conversation_id: str | None = None
     causation_id: str | None = None
@@ -171,6 +176,7 @@ class Message:
     compression: str | None = None
     event: EventAttributes | None = None
     resent: int = 0
+    has_new_id: bool = field(default=False, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         put = object.__setattr__  # the one way to normalise a field of a frozen dataclass
@@ -182,6 +188,9 @@ class Message:
         if self.retention is not None:
             put(self, "retention", _retention(self.retention))
         check_ttl(self.ttl_seconds)
+        if self.message_id is _NEW_ID:
+            put(self, "message_id", str(uuid4()))
+            put(self, "has_new_id", True)
         check_id(self.message_id, "message_id")
         for name in ("correlation_id", "conversation_id", "causation_id"):
             if getattr(self, name) is not None:

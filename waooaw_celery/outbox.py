@@ -66,17 +66,37 @@ class Outbox:
             event.listen(session, "after_transaction_end", self._ended)
         session.info[_ENTRUSTED] += batch
 
+    def settle(self, session: Session) -> None:
+        """Keep of what was entrusted to a session only what its transaction is about to commit.
+
+        It asks over the session's own connection, where a savepoint that was rolled back is known already.
+
+        Args:
+            session: one whose end is told to ``relay``.
+
+        Raises:
+            AuditUnavailable: the database does not answer; the transaction must be rolled back.
+        """
+        batch: list[tuple[HandlerName, Message]] = session.info.get(_ENTRUSTED, [])
+        if batch:
+            there = self._ledger.written([message.message_id for _, message in batch], session.connection())
+            session.info[_ENTRUSTED] = [each for each in batch if each[1].message_id in there]
+
     def relay(self, session: Session) -> None:
-        """Publish what was entrusted to a session, as far as its transaction was committed."""
+        """Publish what was entrusted to a session, as far as its transaction was committed.
+
+        Of a session whose end is told, ``settle`` has found out before how far that is.
+        """
         batch, session.info[_ENTRUSTED] = session.info.get(_ENTRUSTED, []), []
         if not batch:
             return
         try:
-            # Only the database knows: a savepoint may have been rolled back, and what was around it not.
-            there = self._ledger.written([message.message_id for _, message in batch])
-            committed = [(target, message) for target, message in batch if message.message_id in there]
-            if committed:
-                self._publish(committed)
+            if not session.info.get(RELAYED):
+                # Only the database knows: a savepoint may have been rolled back, and what was around it not.
+                there = self._ledger.written([message.message_id for _, message in batch])
+                batch = [(target, message) for target, message in batch if message.message_id in there]
+            if batch:
+                self._publish(batch)
         except WaooawError as error:
             # The transaction is committed: to fail now would say that it is not.
             logger.warning(

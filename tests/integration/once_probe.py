@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from waooaw_celery import Agent, AgentApp, Message, MessageType
 
 
 class MortalApp(AgentApp):
-    """An application whose process is killed when a transaction was committed, if a file says so."""
+    """An application whose process is killed, or stands still, after a commit, if a file says so."""
 
     def relay(self, session: Session) -> None:
         """Publish what was entrusted to a session, or die before."""
@@ -23,6 +25,10 @@ class MortalApp(AgentApp):
         if killer.exists():
             killer.unlink()
             os.kill(os.getpid(), signal.SIGKILL)
+        hold = Path(os.environ.get("HOLD_AFTER_COMMIT", "/nowhere"))
+        if hold.exists():
+            hold.rename(f"{hold}.committed")
+            time.sleep(60)
         super().relay(session)
 
 
@@ -40,8 +46,15 @@ def _effect(label: str) -> None:
 def command(self: Any, message: Message) -> None:
     do: Any = message.payload
     _effect(do["label"])
+    if "refused" in do:
+        with suppress(DBAPIError):
+            agent.session.execute(text("SELECT 1 / 0"))
     if "send_to" in do:
         agent.send(do["send_to"], {"by": do["label"]}, session=agent.session)
+    if "cut" in do and not Path(do["cut"]).exists():
+        Path(do["cut"]).touch()
+        agent.session.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
+    time.sleep(do.get("nap", 0))
     if do.get("commit"):
         agent.session.commit()
     if "wait_for" in do:
@@ -53,6 +66,18 @@ def command(self: Any, message: Message) -> None:
         raise self.retry(exc=TimeoutError("not yet"), countdown=0, max_retries=5)
     if "fail" in do:
         raise ValueError(do["fail"])
+
+
+@agent.on(MessageType.QUERY, once=True, time_limit=2)
+def query(message: Message) -> None:
+    do: Any = message.payload
+    _effect(do["label"])
+
+
+@agent.on(MessageType.ACK, once=True, soft_time_limit=2, time_limit=60)
+def ack(message: Message) -> None:
+    do: Any = message.payload
+    _effect(do["label"])
 
 
 @agent.method(once=True)
@@ -69,3 +94,8 @@ def carelessly() -> str:
         return str(error)
     except ValueError as error:
         return str(error)
+
+
+@agent.method
+def status(message_id: str) -> str:
+    return app.receipts.get(message_id).status.value

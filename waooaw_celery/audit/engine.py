@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -52,6 +53,8 @@ def database_url(text: str) -> URL:
     return url
 
 
+#: PostgreSQL's error codes, and their classes, that say that it gives no connection, or has ended one.
+_NO_CONNECTION = ("08", "53", "57P01", "57P02", "57P03")
 #: What SQLAlchemy raises of a database; the last when a connection was dead twice.
 _DATABASE_ERRORS = (StatementError, PoolTimeoutError, InvalidRequestError)
 
@@ -66,7 +69,10 @@ class Database:
     def __init__(self, url: URL) -> None:
         self.url = url
         self._engine: Engine | None = None
+        self._handlers: Engine | None = None
         self._pid = 0
+        #: Threads that start together must share one engine, or each would have a pool of its own.
+        self._making = threading.Lock()
 
     @property
     def engine(self) -> Engine:
@@ -75,12 +81,36 @@ class Database:
         A connection that two processes use after a fork gives each the other's rows: so a child forgets its
         parent's connections, without closing them, and makes its own.
         """
+        self._forget_after_fork()
         if self._engine is None:
-            self._engine = _make_engine(self.url)
-        elif self._pid != os.getpid():
-            self._engine.dispose(close=False)
-        self._pid = os.getpid()
+            with self._making:
+                self._engine = self._engine or _make_engine(self.url)
         return self._engine
+
+    @property
+    def handlers(self) -> Engine:
+        """This process's second engine, for the connections that handlers hold while they run (``once=True``).
+
+        Its pool is separate: a handler can hold its connection for minutes. Everything else that a process asks of
+        the database takes milliseconds, and must not wait for that.
+        """
+        self._forget_after_fork()
+        if self._handlers is None:
+            with self._making:
+                self._handlers = self._handlers or _make_engine(self.url)
+        return self._handlers
+
+    def owns(self, connection: Connection) -> bool:
+        """Whether a connection comes from this object's own pools."""
+        return connection.engine in (self._engine, self._handlers)
+
+    def _forget_after_fork(self) -> None:
+        if self._pid != os.getpid():
+            self._making = threading.Lock()  # a thread of the parent may have held it
+            for engine in (self._engine, self._handlers):
+                if engine is not None:
+                    engine.dispose(close=False)
+            self._pid = os.getpid()
 
     @property
     def is_postgresql(self) -> bool:
@@ -118,9 +148,10 @@ class Database:
 
     def close(self) -> None:
         """Close this process's connections."""
-        if self._engine is not None:
-            self._engine.dispose(close=self._pid == os.getpid())
-            self._engine = None
+        for engine in (self._engine, self._handlers):
+            if engine is not None:
+                engine.dispose(close=self._pid == os.getpid())
+        self._engine = self._handlers = None
 
 
 def _ask(connection: Any) -> None:
@@ -141,6 +172,27 @@ def telling(what: str, kind: type[AuditUnavailable] = AuditUnavailable) -> Itera
         yield
     except _DATABASE_ERRORS as error:
         raise unavailable(what, error, kind) from error
+
+
+def lacks_connection(error: BaseException | None) -> bool:
+    """Whether an error, or what it was raised from, says that there was no connection to the ledger's database.
+
+    The statement itself was not refused: it may succeed later.
+    """
+    while error is not None and not isinstance(error, AuditUnavailable):
+        error = error.__cause__
+    if error is None:
+        return False
+    cause: Any = error.__cause__
+    # SQLAlchemy raises the second class itself when a connection was dead twice.
+    if cause is None or isinstance(cause, PoolTimeoutError) or type(cause) is InvalidRequestError:
+        return True
+    driver: Any = getattr(cause, "orig", cause)
+    code = getattr(driver, "pgcode", None) or getattr(driver, "sqlstate", None)
+    if code is None:
+        names = {kind.__name__ for kind in type(driver).__mro__}
+        return bool(names & {"OperationalError", "InterfaceError"})
+    return str(code)[:2] in _NO_CONNECTION or str(code) in _NO_CONNECTION
 
 
 def identity(connection: Connection) -> tuple[Any, ...]:

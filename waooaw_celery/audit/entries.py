@@ -203,6 +203,8 @@ def _message_row(
         "expires_at": message.expires_at and _text(message.expires_at),
         "topic": message.topic,
     }
+    if not message.has_new_id:
+        row["asks"] = True  # whether it is in the ledger, also with another retention or time of sending
     if shared is not None:
         return row | {name: shared[name] for name in _SHARED}
     return row | {

@@ -112,19 +112,27 @@ class Ledger(Receipts):
             besides = of_messages((message for message, _ in messages), None)
             return write(connection, message_entries(messages, self._retention, besides)).new
 
-    def written(self, message_ids: Sequence[str]) -> set[str]:
+    def written(self, message_ids: Sequence[str], connection: Connection | None = None) -> set[str]:
         """Return which of these messages are in the ledger.
+
+        Args:
+            message_ids: which messages.
+            connection: a connection in a transaction to ask over; None: one of the ledger's own.
 
         Raises:
             AuditUnavailable: the database does not answer.
         """
-        with self.database.begin("look for what was committed") as connection:
-            there = select(OpenRow.message_id).where(OpenRow.message_id.in_(message_ids))
-            return set(connection.scalars(there))
+        there = select(OpenRow.message_id).where(OpenRow.message_id.in_(message_ids))
+        what = "look for what was committed"
+        if connection is not None:
+            with telling(what):
+                return set(connection.scalars(there))
+        with self.database.begin(what) as mine:
+            return set(mine.scalars(there))
 
     def _check_same(self, connection: Connection) -> None:
         """Check, once for each engine, that a connection is to the ledger's own tables."""
-        if connection.engine in self._same:
+        if self.database.owns(connection) or connection.engine in self._same:
             return
         with self.database.begin("tell which database the ledger is in") as mine:
             same = identity(mine) == identity(connection)

@@ -104,7 +104,8 @@ def _write_messages(connection: Connection, entries: Sequence[Entry]) -> set[str
         opened |= {"written_at": datetime.now(UTC), "unrepeatable": bool(said.get("unrepeatable"))}
         # A message that is among the open ones already was written down before.
         if (
-            connection.execute(sqlite_insert(OpenRow).values(opened).on_conflict_do_nothing()).rowcount
+            not (said.get("asks") and _is_known(connection, entry.message_id))
+            and connection.execute(sqlite_insert(OpenRow).values(opened).on_conflict_do_nothing()).rowcount
             and connection.execute(sqlite_insert(MessageRow).values(row).on_conflict_do_nothing()).rowcount
         ):
             new.add(entry.message_id)
@@ -115,7 +116,7 @@ def _write_facts(connection: Connection, entries: Sequence[Entry], asks: bool) -
     ended, twice = set(), set()
     for entry in entries:
         said = json.loads(entry.text)
-        row = _values(_EVENTS, said)
+        row = _values(_EVENTS, said) | _own_keys(connection, entry.message_id)
         if asks and said.get("asks") and _has_ended(connection, entry.message_id):
             row["event"] = Event.DUPLICATE.value
             twice.add(entry.message_id)
@@ -124,6 +125,23 @@ def _write_facts(connection: Connection, entries: Sequence[Entry], asks: bool) -
             connection.execute(delete(OpenRow).where(OpenRow.message_id == entry.message_id))
             ended.add(entry.message_id)
     return ended, twice
+
+
+def _is_known(connection: Connection, message_id: str) -> bool:
+    return bool(connection.scalar(select(exists().where(MessageRow.message_id == message_id))))
+
+
+def _own_keys(connection: Connection, message_id: str) -> dict[str, Any]:
+    """Return the keys of a message, which its facts have too; none when nobody wrote it down."""
+    found = connection.execute(
+        select(OpenRow.retain_until, OpenRow.sent_at).where(OpenRow.message_id == message_id)
+    ).one_or_none()
+    if found is None:
+        ended = select(EventRow.retain_until, EventRow.sent_at).where(
+            EventRow.message_id == message_id, EventRow.terminal
+        )
+        found = connection.execute(ended.limit(1)).one_or_none()
+    return {} if found is None else {"retain_until": found.retain_until, "sent_at": found.sent_at}
 
 
 def _has_ended(connection: Connection, message_id: str) -> bool:

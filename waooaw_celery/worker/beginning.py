@@ -6,16 +6,15 @@ import logging
 from datetime import UTC, datetime
 from typing import Any
 
-from celery.app.task import Context
 from celery.exceptions import Ignore
 
 from waooaw_celery.envelope import moment
 from waooaw_celery.errors import DeliveryLimitExceeded, StoreUnavailable, UnknownMessage
 from waooaw_celery.message import FINAL
 from waooaw_celery.receipts import Event, Fact
-from waooaw_celery.remembered import RECOVERED_HEADER
-from waooaw_celery.transport.travel import DELIVERY_COUNT, DELIVERY_LIMIT
+from waooaw_celery.transport.travel import DELIVERY_LIMIT
 from waooaw_celery.worker.cancels import cancels_of
+from waooaw_celery.worker.effects import may_be_duplicate, was_committed_before, was_handed_out_again
 
 logger = logging.getLogger(__name__)
 
@@ -25,15 +24,14 @@ _REFUSED = "waooaw_refused"
 _DEATHS = "waooaw_deaths"
 #: What Celery's log says of a message that had ended before.
 DUPLICATE = "it has ended before, and is not handled again"
-#: Headers of a message that may have come before: it was handed out again, or recovered.
-_AGAIN = (DELIVERY_COUNT, RECOVERED_HEADER)
 
 
 def refused(task: Any) -> Event | None:
     """Return as what a task's message ends if it is not to be begun, or None: what Celery no longer looks at.
 
     It may have expired, or been cancelled, while it waited in the pool; or it is a DUPLICATE of a message that has
-    ended. Asked of one attempt again, it answers the same.
+    ended. Asked of one attempt again, it answers the same. A message whose effect is committed is begun: its
+    handler returns what it returned before.
     """
     request = task.request
     if _REFUSED not in request.__dict__:
@@ -43,6 +41,8 @@ def refused(task: Any) -> Event | None:
             event = Event.EXPIRED
         elif request.id in cancels_of(task.app):
             event = Event.CANCELLED
+        if event is not None and was_committed_before(task, request):
+            event = None
         request.update({_REFUSED: event})
     known: Event | None = request.get(_REFUSED)
     return known
@@ -55,7 +55,7 @@ def begin(task: Any, fact: Fact) -> None:
         task: its handler, an AgentTask.
         fact: DELIVERED.
     """
-    if _was_handed_out_again(task.request):
+    if was_handed_out_again(task.request):
         deaths = _uncounted_deaths(task, fact.message_id)
         if deaths > int(task.app.transport_options.get("delivery_limit", DELIVERY_LIMIT)):
             task.request.update({_DEATHS: deaths})
@@ -86,16 +86,6 @@ def tell_revoked(task: Any, reason: str) -> None:
     request = task.request
     nobody_waits = task.ignore_result or bool(request.ignore_result)
     task.backend.mark_as_revoked(str(request.id), reason, request=request, store_result=not nobody_waits)
-
-
-def may_be_duplicate(request: Context) -> bool:
-    """Whether something says that the message may have come before."""
-    headers = request.headers or {}
-    return _was_handed_out_again(request) or any(headers.get(name) for name in _AGAIN)
-
-
-def _was_handed_out_again(request: Context) -> bool:
-    return bool((request.delivery_info or {}).get("redelivered"))
 
 
 def _uncounted_deaths(task: Any, message_id: str) -> int:

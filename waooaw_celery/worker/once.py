@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
 
 from celery import Task
+from celery.exceptions import Ignore, Reject, Retry
 from sqlalchemy.orm import Session
 
-from waooaw_celery.audit.inbox import InboxUnavailable, turn
+from waooaw_celery.audit.inbox import HandlerDisconnected, InboxUnavailable, Turn, turn
 from waooaw_celery.errors import ConfigurationError
 from waooaw_celery.values import json_copy
+
+logger = logging.getLogger(__name__)
 
 #: Seconds until a message is tried again that could not be begun or committed, at most: each attempt doubles them.
 LONGEST_PAUSE = 60
@@ -24,7 +28,8 @@ _session: ContextVar[Session | None] = ContextVar("waooaw_session", default=None
 def run_once(task: Any, handle: Callable[[], Any]) -> Any:
     """Run a handler in a transaction, unless its effect is there already, and return what it returned then.
 
-    When the database does not answer, or somebody else is at the same message, it is tried again later.
+    When the database does not answer, has no connection for it, or somebody else is at the same message, it is
+    tried again later.
 
     Args:
         task: the handler, an AgentTask.
@@ -32,6 +37,7 @@ def run_once(task: Any, handle: Callable[[], Any]) -> Any:
     """
     request, limits = task.request, task.request.timelimit or (None, None)
     patience = limits[0] or task.time_limit or task.app.conf.task_time_limit or 3600
+    mine: Turn | None = None
     try:
         with turn(task.app.database, str(request.id), task.handler, float(patience)) as mine:
             if not mine.is_done:
@@ -40,11 +46,30 @@ def run_once(task: Any, handle: Callable[[], Any]) -> Any:
                     mine.result = json_copy(handle(), "the result")
                 finally:
                     _session.reset(token)
+                task.app.outbox.settle(mine.session)
+        task.app.relay(mine.session)
+    except HandlerDisconnected as error:
+        if isinstance(error.raised, (Ignore, Reject, Retry)):  # the handler has said what comes next
+            raise error.raised from None
+        raise _come_again(task, error) from error
     except InboxUnavailable as error:
-        pause = min(2 ** min(request.retries, 10), LONGEST_PAUSE)
-        raise again(task, error, pause) from error
-    task.app.relay(mine.session)
+        raise _come_again(task, error) from error
+    except Exception as error:
+        if mine is None or not mine.is_committed:
+            raise
+        logger.warning(
+            "the effect of message %s is committed, and what came after it failed: %r; committed messages are "
+            "published by the ledger's recovery",
+            request.id,
+            error,
+            exc_info=error,
+            extra={"action": "failed_after_commit", "message_id": str(request.id)},
+        )
     return mine.result
+
+
+def _come_again(task: Task[Any, Any], error: Exception) -> Exception:
+    return again(task, error, min(2 ** min(task.request.retries, 10), LONGEST_PAUSE))
 
 
 def again(task: Task[Any, Any], error: Exception, pause: float) -> Exception:

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import logging
-import signal
+import os
 import threading
 from collections.abc import Callable
+from contextlib import suppress
+from datetime import datetime
+from signal import SIGKILL, SIGTERM
 from typing import Any
 
+from billiard.common import TERM_SIGNAME
+from billiard.exceptions import Terminated, TimeLimitExceeded, WorkerLostError
 from celery import signals
 from celery.app.task import Context
 from celery.concurrency.prefork import TaskPool as ProcessPool
-from celery.exceptions import Ignore, Reject, Retry, TimeLimitExceeded
+from celery.exceptions import Ignore, Reject, Retry
+from celery.platforms import signals as signal_numbers
 from celery.worker import state
 from celery.worker.request import Request
 
 from waooaw_celery.worker.afterwards import afterwards
 from waooaw_celery.worker.cancels import Answer, cancels_of
+from waooaw_celery.worker.effects import is_committed, was_committed_before
 from waooaw_celery.worker.interruptions import ends_worker
 from waooaw_celery.worker.loop import cancel_handler
 from waooaw_celery.worker.pools import settle
@@ -25,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 #: How often, and every how many seconds, a process that was told to end is looked after.
 LOOKS, LOOK_SECONDS = 40, 0.05
+#: What Celery is told when the process of a handler ended, or is about to be ended.
+_PROCESS_ENDED = (Terminated, WorkerLostError, TimeLimitExceeded, SystemExit, KeyboardInterrupt)
 
 
 class AgentRequest(Request):
@@ -39,20 +48,35 @@ class AgentRequest(Request):
         self.taken = False
         self._deciding = threading.RLock()  # a timer's thread may bring it to the pool
         self._stop_in: Any = None
+        self._noted: bool | None = None
+        #: Whether its process ended after the commit, so that the message comes again.
+        self._comes_again = False
         self._cancels = cancels_of(self.app)
 
     def revoked(self) -> bool:
         """Whether it is not to be begun; the last time that Celery asks is just before it goes to the pool."""
         with self._deciding:
-            if not self.taken and self.id in self._cancels:
-                state.revoked.add(self.id)
-            if super().revoked():
-                state.task_ready(self)  # also one that was dropped before its time had come
-                return True
+            if not self._is_noted():
+                if not self.taken and self.id in self._cancels:
+                    state.revoked.add(self.id)
+                if super().revoked():
+                    state.task_ready(self)  # also one that was dropped before its time had come
+                    return True
             if self in state.reserved_requests:
                 self.taken = True
                 self._cancels.take(self.id)
             return False
+
+    def _is_noted(self) -> bool:
+        """Whether it would be dropped, and goes to its handler all the same, since its effect is committed."""
+        if not getattr(self.task, "once", False) or self.taken:
+            return False
+        over = self.expires is not None and self.expires <= datetime.now(self.expires.tzinfo)
+        if not over and self.id not in self._cancels and self.id not in state.revoked:
+            return False
+        if self._noted is None:
+            self._noted = was_committed_before(self.task, Context(self.request_dict))
+        return self._noted
 
     def drop(self) -> bool:
         """Drop it if it was not given to the pool yet, and return whether that is so."""
@@ -91,9 +115,20 @@ class AgentRequest(Request):
         if stop:
             self._end_process()
 
+    def terminate(self, pool: Any, signal: Any = None) -> None:
+        """End its handler for an operator, and write down the end when it is known."""
+        if not getattr(self.task, "once", False) or not isinstance(pool, ProcessPool):
+            super().terminate(pool, signal)
+        elif self.time_start:
+            pool.terminate_job(self.worker_pid, signal_numbers.signum(signal or TERM_SIGNAME))
+        else:
+            self._terminate_on_ack = pool, signal
+
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> None:
         """The handler raised, or its process is gone, or Celery's tracing raised: the message comes to an end."""
         error = getattr(exc_info.exception, "exc", exc_info.exception)
+        if isinstance(error, _PROCESS_ENDED) and self._give_back(error):
+            return
         told = return_ok or isinstance(error, Ignore | Reject | Retry)
         report = None if told else exc_info
         self._end(
@@ -104,7 +139,7 @@ class AgentRequest(Request):
         """The time limit has passed; after the hard one the message comes to an end."""
         if soft:
             super().on_timeout(soft, timeout)
-        else:
+        elif not self._comes_again:
             error = TimeLimitExceeded(timeout)
             self._end(lambda: super(AgentRequest, self).on_timeout(soft, timeout), None, error, failed=True)
 
@@ -157,9 +192,27 @@ class AgentRequest(Request):
                 einfo=report,
             )
 
+    def _give_back(self, error: BaseException) -> bool:
+        """Have the message come again when its effect is committed, and return whether that is so.
+
+        Its handler then finds the effect, and whoever waits is told as after any other end.
+        """
+        if not getattr(self.task, "once", False):
+            return False
+        if isinstance(error, TimeLimitExceeded) and self.worker_pid:
+            # The pool ends the process after it has told us: until then the handler might still commit.
+            with suppress(ProcessLookupError):
+                os.kill(int(self.worker_pid), SIGKILL)
+        if not is_committed(self.task, str(self.id)):
+            return False
+        self._comes_again = True
+        state.task_ready(self)
+        self.reject(requeue=True)
+        return True
+
     def _end_process(self) -> None:
         # Once only: the second signal would end the process before the handler has cleaned up.
-        self._stop_in.terminate_job(self.worker_pid, signal.SIGTERM)
+        self._stop_in.terminate_job(self.worker_pid, SIGTERM)
 
 
 def obey(app: Any, consumer: Any, message_id: str, running: bool) -> Answer:

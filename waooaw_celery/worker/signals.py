@@ -18,6 +18,7 @@ from waooaw_celery.receipts import Event, Fact, Receipts
 from waooaw_celery.worker import letters
 from waooaw_celery.worker.beginning import begin, refused, tell_revoked
 from waooaw_celery.worker.cancels import cancels_of
+from waooaw_celery.worker.effects import is_committed
 from waooaw_celery.worker.pools import retry_behind
 from waooaw_celery.worker.task import CANCELLED, AgentTask
 
@@ -97,9 +98,12 @@ def on_failure(sender: Any, task_id: str, exception: BaseException, **_: Any) ->
     """The handler gave up, ran too long or took its process with it (pool child or parent).
 
     What took its process or its worker with it each time would do so again: it is DEAD, where a letter of it is
-    kept.
+    kept. It is HANDLED when its effect is committed all the same (``once=True``).
     """
     if isinstance(sender, AgentTask):
+        if is_committed(sender, task_id):  # nothing is left to be tried again by hand
+            _receipts(sender.app).note(Fact(message_id=task_id, event=Event.HANDLED))
+            return
         error = _error(exception)
         kept = letters.keep(sender, letters.request_of(sender, task_id), error[:MAX_ERROR])
         event = Event.DEAD if kept and isinstance(exception, _DEADLY) else Event.FAILED

@@ -26,9 +26,25 @@ RETURNS TABLE (id varchar, became varchar)
 LANGUAGE plpgsql AS $$
 DECLARE
     begun record;
+    before varchar[] := '{}';
+    known record;
     twice varchar[] := '{}';
+    twice_until timestamptz[] := '{}';
+    twice_sent timestamptz[] := '{}';
+    ended varchar[];
+    ended_until timestamptz[];
+    closed_count integer;
 BEGIN
     IF messages IS NOT NULL THEN
+        -- An id that its sender did not just make may be in any partition: the unique key holds the retention too.
+        IF strpos(messages::text, '"asks"') > 0 THEN
+            before := ARRAY(
+                SELECT row.message_id FROM json_to_recordset(messages) AS row (message_id varchar, asks boolean)
+                WHERE row.asks AND EXISTS (
+                    SELECT FROM waooaw_messages AS there WHERE there.message_id = row.message_id OFFSET 0
+                )
+            );
+        END IF;
         RETURN QUERY
         WITH given AS MATERIALIZED (
             SELECT * FROM json_to_recordset(messages) AS row (
@@ -46,7 +62,7 @@ BEGIN
             SELECT
                 given.message_id, given.retain_until, given.sent_at, given.expires_at, given.from_agent,
                 given.to_agent, clock_timestamp(), COALESCE(given.unrepeatable, false)
-            FROM given
+            FROM given WHERE given.message_id <> ALL (before)
             ON CONFLICT DO NOTHING RETURNING waooaw_open_messages.message_id
         ), said AS (
             INSERT INTO waooaw_messages (
@@ -68,47 +84,106 @@ BEGIN
         IF asks AND strpos(facts::text, '"asks"') > 0 THEN
             FOR begun IN
                 SELECT * FROM json_to_recordset(facts) AS row (
-                    message_id varchar, retain_until timestamptz, asks boolean
+                    message_id varchar, asks boolean
                 )
                 WHERE row.asks
             LOOP
-                -- One by one, along two keys: the first says most often that it has not.
+                -- One by one: the key of the open messages says most often that it has not. Only else every
+                -- partition is asked: the envelope of a copy may name another retention than the message's own.
                 IF NOT EXISTS (
                     SELECT FROM waooaw_open_messages WHERE waooaw_open_messages.message_id = begun.message_id
-                ) AND EXISTS (
-                    SELECT FROM waooaw_message_events AS known
-                    WHERE known.message_id = begun.message_id AND known.retain_until = begun.retain_until
-                    AND known.terminal
                 ) THEN
-                    twice := twice || begun.message_id;
+                    SELECT events.retain_until, events.sent_at INTO known FROM waooaw_message_events AS events
+                    WHERE events.message_id = begun.message_id AND events.terminal LIMIT 1;
+                    IF FOUND THEN
+                        twice := twice || begun.message_id;
+                        twice_until := twice_until || known.retain_until;
+                        twice_sent := twice_sent || known.sent_at;
+                    END IF;
                 END IF;
             END LOOP;
         END IF;
-        RETURN QUERY SELECT again, 'twice'::varchar FROM unnest(twice) AS again;
-        RETURN QUERY
+        IF cardinality(twice) > 0 THEN
+            RETURN QUERY SELECT again, 'twice'::varchar FROM unnest(twice) AS again;
+        END IF;
         WITH told AS (
             INSERT INTO waooaw_message_events (
                 message_id, retain_until, at, event, worker, terminal, attempt, seconds, error, sent_at
             )
             SELECT
-                row.message_id, row.retain_until, row.at,
-                CASE WHEN row.event = 'delivered' AND row.message_id = ANY (twice)
-                    THEN 'duplicate' ELSE row.event END,
-                row.worker, row.terminal, row.attempt, row.seconds, row.error, row.sent_at
+                row.message_id,
+                COALESCE(
+                    own.retain_until, twice_until[array_position(twice, row.message_id)], row.retain_until
+                ),
+                row.at,
+                CASE
+                    WHEN row.event = 'delivered' AND row.message_id = ANY (twice) THEN 'duplicate'
+                    WHEN handled.already THEN 'handled'
+                    ELSE row.event
+                END,
+                row.worker, row.terminal, row.attempt, row.seconds,
+                CASE WHEN handled.already THEN NULL ELSE row.error END,
+                COALESCE(own.sent_at, twice_sent[array_position(twice, row.message_id)], row.sent_at)
             FROM json_to_recordset(facts) AS row (
                 message_id varchar, retain_until timestamptz, at timestamptz, event varchar, worker varchar,
                 terminal boolean, attempt integer, seconds double precision, error varchar, sent_at timestamptz
             )
+            -- The keys of a fact are those of its message, whatever the envelope of the copy says that came.
+            LEFT JOIN LATERAL (
+                SELECT opened.retain_until, opened.sent_at FROM waooaw_open_messages AS opened
+                WHERE opened.message_id = row.message_id OFFSET 0
+            ) AS own ON true
+            -- Whose effect is committed has been handled, whatever is told of its end.
+            CROSS JOIN LATERAL (
+                SELECT row.terminal AND row.event NOT IN ('handled', 'published') AND EXISTS (
+                    SELECT FROM waooaw_inbox WHERE waooaw_inbox.message_id = row.message_id
+                ) AS already OFFSET 0
+            ) AS handled
             ON CONFLICT DO NOTHING
-            RETURNING waooaw_message_events.message_id, waooaw_message_events.terminal
+            RETURNING
+                waooaw_message_events.message_id, waooaw_message_events.retain_until,
+                waooaw_message_events.terminal
         ), closed AS (
             -- The array makes PostgreSQL look them up by their key: it cannot know how few have ended.
             DELETE FROM waooaw_open_messages
             WHERE waooaw_open_messages.message_id
                 = ANY (ARRAY(SELECT told.message_id FROM told WHERE told.terminal))
+            RETURNING waooaw_open_messages.message_id
         )
-        SELECT told.message_id, 'ended'::varchar FROM told WHERE told.terminal;
+        SELECT array_agg(told.message_id), array_agg(told.retain_until), (SELECT count(*) FROM closed)
+        INTO ended, ended_until, closed_count FROM told WHERE told.terminal;
+        IF cardinality(ended) > closed_count THEN
+            -- Some were not open: no sender wrote them down, or they have ended before, and that end stays alone.
+            ended := ARRAY(SELECT waooaw_only_ends(ended, ended_until));
+        END IF;
+        IF cardinality(ended) > 0 THEN
+            RETURN QUERY SELECT again, 'ended'::varchar FROM unnest(ended) AS again;
+        END IF;
     END IF;
+END $$
+"""
+
+#: What keeps a message at one end. The unique index of the ends holds the retention too, since the table is
+#: partitioned by it. So an end of a message that was not open is taken back when there is another one.
+_ONLY_ENDS = """
+CREATE FUNCTION waooaw_only_ends(ids varchar[], untils timestamptz[])
+RETURNS SETOF varchar
+LANGUAGE plpgsql AS $$
+DECLARE
+    mine record;
+BEGIN
+    FOR mine IN SELECT * FROM unnest(ids, untils) AS just (message_id, retain_until) LOOP
+        IF EXISTS (
+            SELECT FROM waooaw_message_events AS other
+            WHERE other.message_id = mine.message_id AND other.terminal AND other.retain_until <> mine.retain_until
+        ) THEN
+            DELETE FROM waooaw_message_events AS events
+            WHERE events.message_id = mine.message_id AND events.retain_until = mine.retain_until
+            AND events.terminal;
+        ELSE
+            RETURN NEXT mine.message_id;
+        END IF;
+    END LOOP;
 END $$
 """
 
@@ -281,6 +356,7 @@ def upgrade() -> None:
         # Whatever no month's partition takes; the months themselves are made as time goes on.
         for table in ("waooaw_messages", "waooaw_message_events"):
             op.execute(f"CREATE TABLE {table}_default PARTITION OF {table} DEFAULT")
+        op.execute(_ONLY_ENDS)
         op.execute(_WRITE)
 
 
@@ -288,12 +364,14 @@ def downgrade() -> None:
     """Drop the ledger, with everything in it."""
     if op.get_bind().dialect.name == "postgresql":
         op.execute("DROP FUNCTION waooaw_write")
+        op.execute("DROP FUNCTION waooaw_only_ends")
     known = ("event_schemas", "subscriptions", "agent_workers", "agents")
     for table in (
         "purges",
         "holds",
         "refusals",
         "cancels",
+        "inbox",
         "open_messages",
         "message_events",
         "messages",

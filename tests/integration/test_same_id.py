@@ -1,0 +1,183 @@
+"""A message is handled once per id, and ends once, whatever the envelope of a copy says of its retention."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from threading import Barrier
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from sqlalchemy import text
+from support import Broker, note, settled, until
+
+from waooaw_celery import (
+    AgentApp,
+    Message,
+    MessageAuditTrail,
+    MessageBus,
+    MessageStatus,
+    RequestResponseHandler,
+    RetentionPolicy,
+)
+from waooaw_celery.audit import schema
+from waooaw_celery.embedded import end_all
+from waooaw_celery.errors import InvalidMessage
+from waooaw_celery.receipts import Event
+from waooaw_celery.routing import HandlerName
+
+KINDS = ["valkey-postgresql", "valkey-sqlite", "valkey-redis"] + [
+    pytest.param(kind, marks=pytest.mark.rabbitmq) for kind in ("rabbitmq-postgresql", "rabbitmq-redis")
+]
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def broker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """Each broker with each keeper of receipts."""
+    kind, _, keeper = request.param.partition("-")
+    redis_url = request.getfixturevalue("redis_url")
+    url = redis_url if kind == "valkey" else request.getfixturevalue("amqp_url")
+    folder = tmp_path_factory.mktemp("same_id")
+    databases = {
+        "postgresql": lambda: request.getfixturevalue("ledger_broker").database_url,
+        "sqlite": lambda: f"sqlite:///{folder}/ledger.db",
+        "redis": lambda: None,
+    }
+    broker = Broker(url, redis_url, folder, databases[keeper]())
+    if broker.database_url is not None:
+        app = broker.app()
+        schema.upgrade(app.database)
+        app.close()
+    yield broker
+    broker.clean()
+
+
+@pytest.fixture
+def app(broker: Broker) -> Iterator[AgentApp]:
+    """An application that speaks as ``tests``."""
+    app = broker.app()
+    yield app
+    app.close()
+
+
+@pytest.fixture(scope="module")
+def name(broker: Broker) -> Iterator[str]:
+    """An agent that runs as long as this broker is tested."""
+    name, app = broker.name(), broker.app()
+    process = broker.start(name, app)
+    yield name
+    end_all([process])
+    app.close()
+
+
+def replay(app: AgentApp, message: Message, **changes: Any) -> None:
+    """Publish a copy of a message, as another program does that keeps what it has seen in a queue."""
+    target = HandlerName(message.to_agent, "command")
+    app.publish_written([(target, app.complete(target, message).evolve(**changes))])
+
+
+def ends(app: AgentApp, message_id: str) -> list[str]:
+    """Return the ends of a message in the ledger, under whatever retention."""
+    app.receipts.flush()
+    query = text("SELECT event FROM waooaw_message_events WHERE message_id = :id AND terminal")
+    with app.database.begin("read the ends") as connection:
+        return list(connection.scalars(query, {"id": message_id}))
+
+
+def needs_ledger(broker: Broker) -> None:
+    """Skip what only a ledger knows."""
+    if broker.database_url is None:
+        pytest.skip("there is no ledger")
+
+
+def test_a_copy_with_another_retention_is_not_handled_again(broker: Broker, app: AgentApp, name: str) -> None:
+    """Nor one with another time of sending, which moves the retention too. The ledger keeps one end."""
+    bus, message = MessageBus(app), Message(from_agent="tests", to_agent=name, payload={"n": 1})
+    bus.send(message)
+    assert settled(app, message.message_id) is MessageStatus.HANDLED
+    replay(app, message, retention=RetentionPolicy.FOREVER)
+    replay(app, message, retention=RetentionPolicy.DAYS_30)
+    replay(app, message, sent_at=message.sent_at + timedelta(seconds=1))
+    after = bus.send(Message(from_agent="tests", to_agent=name, payload={"n": 2}))
+    assert settled(app, after.message_id) is MessageStatus.HANDLED
+    seen: Any = RequestResponseHandler(app).request(name, "seen", timeout=30)
+    assert [each["message_id"] for each in seen].count(message.message_id) == 1
+    assert bus.receipt(message.message_id).attempts == 1
+    if broker.database_url is not None:
+        assert ends(app, message.message_id) == ["handled"]
+        events = MessageAuditTrail(app.ledger).receipt(message.message_id).events
+        assert [event.event for event in events].count("duplicate") == 3
+
+
+def test_what_happens_to_a_copy_belongs_to_its_message(broker: Broker, app: AgentApp) -> None:
+    """A worker that got only the copy tells of the message under the message's own keys."""
+    needs_ledger(broker)
+    message = app.complete(HandlerName("nobody", "command"), Message(from_agent="tests", to_agent="nobody"))
+    app.receipts.pending([(message, "command")])()
+    copy = message.evolve(retention=RetentionPolicy.FOREVER)
+    note(app.receipts, copy, Event.DELIVERED, Event.RETRIED, Event.HANDLED)
+    note(app.receipts, message, Event.FAILED)
+    record = MessageAuditTrail(app.ledger).receipt(message.message_id)
+    assert [event.event for event in record.events] == ["delivered", "retried", "handled"]
+    assert ends(app, message.message_id) == ["handled"]
+
+
+def test_a_message_that_nobody_wrote_down_has_one_end_too(broker: Broker, app: AgentApp) -> None:
+    """Its sender had no ledger, or lost what it wrote: the first end counts."""
+    needs_ledger(broker)
+    message = app.complete(HandlerName("nobody", "command"), Message(from_agent="tests", to_agent="nobody"))
+    note(app.receipts, message, Event.DELIVERED, Event.HANDLED)
+    copy = message.evolve(retention=RetentionPolicy.FOREVER)
+    note(app.receipts, copy, Event.FAILED)
+    note(app.receipts, copy, Event.HANDLED)
+    assert ends(app, message.message_id) == ["handled"]
+
+
+def test_two_processes_that_tell_an_end_at_once_write_one(broker: Broker, app: AgentApp) -> None:
+    """Each has a copy with another retention."""
+    needs_ledger(broker)
+    other, together = broker.app(), Barrier(2)
+    target = HandlerName("nobody", "command")
+    messages = [app.complete(target, Message(from_agent="tests", to_agent="nobody")) for _ in range(20)]
+    app.receipts.pending([(message, "command") for message in messages])()
+
+    def tell(which: AgentApp, retention: RetentionPolicy) -> None:
+        for message in messages:
+            together.wait(30)
+            note(which.receipts, message.evolve(retention=retention), Event.HANDLED)
+
+    with ThreadPoolExecutor(2) as threads:
+        told = [
+            threads.submit(tell, app, RetentionPolicy.DAYS_365),
+            threads.submit(tell, other, RetentionPolicy.FOREVER),
+        ]
+        for each in told:
+            each.result()
+    other.close()
+    assert [ends(app, message.message_id) for message in messages] == [["handled"]] * 20
+
+
+@pytest.mark.parametrize("change", ["retention", "sent_at"])
+def test_a_message_that_has_ended_is_not_sent_again(change: str, broker: Broker, app: AgentApp, name: str) -> None:
+    """Its sender is told so, and nothing of the attempt stays open."""
+    bus = MessageBus(app)
+    first = Message(from_agent="tests", to_agent=name, message_id=f"order-{uuid4()}")
+    bus.send(first)
+    assert settled(app, first.message_id) is MessageStatus.HANDLED
+    moved = first.sent_at + timedelta(seconds=1)
+    again = (
+        first.evolve(retention=RetentionPolicy.FOREVER) if change == "retention" else first.evolve(sent_at=moved)
+    )
+    with pytest.raises(InvalidMessage, match="sent already"):
+        bus.send(again)
+    assert bus.receipt(first.message_id).status is MessageStatus.HANDLED
+    if broker.database_url is not None:
+        query = text("SELECT count(*) FROM waooaw_open_messages WHERE message_id = :id")
+        with app.database.begin("look for what is open") as connection:
+            assert connection.scalar(query, {"id": first.message_id}) == 0
+    replay(app, first)
+    after = bus.send(Message(from_agent="tests", to_agent=name))
+    until(lambda: bus.receipt(after.message_id).status.final, "the end of a later message")
+    assert bus.receipt(first.message_id).attempts == 1
