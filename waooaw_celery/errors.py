@@ -19,6 +19,7 @@
     * NotStoppable              the handler that was to be cancelled runs where nothing can stop it
     * RateLimitExceeded         the sender has sent as much as it may for now
     * HandlerExited             a handler called sys.exit() or ran out of memory
+    * RequeueLimitExceeded      a handler gave a message back again and again
     * DeliveryLimitExceeded     the workers that began with a message ended, one after the other
     * BlockingCall              an async def handler made a call that would stop all others
     * CircularRequest           the agent that is asked waits for the answer itself
@@ -180,6 +181,10 @@ class RateLimitExceeded(WaooawError):
 
 class HandlerExited(WaooawError):
     """A handler called sys.exit() or ran out of memory, which must not end its worker."""
+
+
+class RequeueLimitExceeded(WaooawError):
+    """A handler gave a message back with Reject(requeue=True) more often than waooaw_requeue_limit allows."""
 
 
 class DeliveryLimitExceeded(WaooawError):
