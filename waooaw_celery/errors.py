@@ -2,6 +2,7 @@
 
 * WaooawError
     * ConfigurationError        a setting is missing, misspelt or impossible
+        * InvalidSchema         the JSON Schema of a topic is none, or its check might not end
     * InvalidMessage            a message or an argument breaks a rule
         * SchemaViolation       an event breaks the schema of its topic
         * Unwritable            it cannot be written in its format, or is larger than what is accepted
@@ -56,6 +57,10 @@ class WaooawError(Exception):
 
 class ConfigurationError(WaooawError, ValueError):
     """A setting is missing, misspelt or impossible."""
+
+
+class InvalidSchema(ConfigurationError):
+    """The JSON Schema of a topic is none, or its check might not end; the sentence says why."""
 
 
 class InvalidMessage(WaooawError, ValueError):
