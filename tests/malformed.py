@@ -158,6 +158,10 @@ def _application_data(message: dict[str, Any]) -> bytes:
 
 
 FORGED = "abc\n[2026-01-01 00:00:00,000: CRITICAL/MainProcess] FORGED"
+#: A JSON integer that no float can say: ``math.isfinite`` raises OverflowError.
+BEYOND_FLOATS = 10**400
+#: Python reads it as ISO 8601, and Celery does not.
+ODD_ZONE = "2026-01-01T00:00:00+23:59:59.999999"
 _GZIP = zlib.compress(b'[[], {}, {"callbacks": null}]')
 _TRIPLE: Any = [[], {}, {}]
 
@@ -211,6 +215,13 @@ CASES = (
     Case("stamps is a list", _header("stamps", [1])),
     Case("retries is text", _header("retries", "x")),
     Case("retries is negative", _header("retries", -1)),
+    Case("retries is beyond what a float can say", _header("retries", BEYOND_FLOATS)),
+    Case("retries is beyond what the ledger can write", _header("retries", 2**31 - 1)),
+    Case("retries is half a count", _header("retries", 0.5)),
+    Case("timelimit is beyond what a float can say", _header("timelimit", [BEYOND_FLOATS, None])),
+    Case("timelimit is beyond what a timer can wait", _header("timelimit", [None, 1e300])),
+    Case("timelimit is negative", _header("timelimit", [-1, None])),
+    Case("eta is in a time zone of a second's fraction", _header("eta", ODD_ZONE), End.REFUSED),
     Case("eta is a number", _header("eta", 12)),
     Case("expires is a mapping", _header("expires", {})),
     Case("eta is no date", _header("eta", "tomorrow")),
@@ -276,6 +287,13 @@ CASES = (
     Case("a task of the protocol of old", _old(), End.HANDLED),
     Case("an old task that is a list", _old(task=[1]), End.REFUSED, named=False),
     Case("an old task whose id is a mapping", _old(id={}), End.REFUSED, named=False),
+    Case("an old task with retries beyond floats", _old(retries=BEYOND_FLOATS), End.REFUSED, named=False),
+    Case(
+        "an old task with a timelimit beyond floats",
+        _old(timelimit=[BEYOND_FLOATS, None]),
+        End.REFUSED,
+        named=False,
+    ),
     Case("an old task with an eta that is none", _old(eta="tomorrow"), End.REFUSED, named=False),
     Case("an old task that names another to call", _old(callbacks=[{"task": "x.y"}]), End.REFUSED, named=False),
     Case("callbacks of no agent", _foreign(callbacks=[{"task": "x.y"}]), End.REFUSED),

@@ -10,7 +10,7 @@ from typing import Any
 
 #: Values that stand where others belong.
 ODD: tuple[Any, ...] = (
-    *(None, True, False, 0, -1, 2**31, 2**63 - 1, 0.5, 1e300),
+    *(None, True, False, 0, -1, 2**31, 2**63 - 1, 10**400, -(10**400), 0.5, 1e300, 1e999),
     *("", "x", "a\nb", "\x00", "é\u202e", "x" * 300, "0", "tomorrow", "9999-12-31T23:59:59-14:00", "2026-01-01"),
     *(
         "gzip",

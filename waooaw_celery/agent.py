@@ -14,6 +14,7 @@ from waooaw_celery.app import AgentApp
 from waooaw_celery.errors import ConfigurationError
 from waooaw_celery.events.catch_up import CatchUp
 from waooaw_celery.events.task import EventTask
+from waooaw_celery.given import agent_app
 from waooaw_celery.message import SENDABLE, TYPE_NAMES, Message, MessageType
 from waooaw_celery.response import response_of_reply
 from waooaw_celery.retries import Retries
@@ -42,7 +43,7 @@ class Agent(Speaker):
 
     Raises:
         InvalidMessage: the name or a tag breaks the grammar or is reserved.
-        ConfigurationError: the application has an agent of this name already.
+        ConfigurationError: the application has an agent of this name already, or is a plain Celery application.
 
     Example:
         >>> agent = Agent("greeter", create_app())
@@ -52,7 +53,7 @@ class Agent(Speaker):
     """
 
     def __init__(self, name: str, app: AgentApp, capabilities: Iterable[str] = ()) -> None:
-        if check_agent_name(name) in app.agents:
+        if check_agent_name(name) in agent_app(app, "Agent").agents:
             raise ConfigurationError(f"this application has an agent {name!r} already")
         super().__init__(name, app)
         self.capabilities = check_tags(capabilities)

@@ -21,6 +21,7 @@ from waooaw_celery.audit.trail import MessageAuditTrail as Trail
 from waooaw_celery.bus import MessageBus as Bus
 from waooaw_celery.events.bus import EventBus as Events
 from waooaw_celery.events.delivery import Published
+from waooaw_celery.given import no_app
 from waooaw_celery.limits.limiter import RateLimiter as Limiter
 from waooaw_celery.limits.turn import Later, LaterTurn
 from waooaw_celery.message import DeliveryReceipt, Message, MessageType, Priority
@@ -329,7 +330,7 @@ class RateLimiter:
     """
 
     def __init__(self, limiter: Limiter) -> None:
-        self.behind = limiter
+        self.behind = no_app(limiter, "RateLimiter", "limiter")
 
     acquire = _in_turn(Limiter.acquire)
     check_limit = _awaited(Limiter.check_limit)

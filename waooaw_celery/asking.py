@@ -22,6 +22,7 @@ from waooaw_celery.errors import (
     RequestTimeout,
     WaooawError,
 )
+from waooaw_celery.given import agent_app
 from waooaw_celery.message import DeliveryReceipt, Message, MessageType, Priority, receipt_of
 from waooaw_celery.response import Response, outcome
 from waooaw_celery.routing import HandlerName, takes_message
@@ -64,7 +65,7 @@ class Asker:
     """
 
     def __init__(self, app: AgentApp) -> None:
-        self.app = app
+        self.app = agent_app(app, "RequestResponseHandler")
 
     def ask(
         self,

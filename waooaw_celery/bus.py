@@ -10,6 +10,7 @@ from typing import Any
 from waooaw_celery.app import AgentApp
 from waooaw_celery.cancel import cancel
 from waooaw_celery.errors import InvalidMessage, UnknownAgent
+from waooaw_celery.given import agent_app
 from waooaw_celery.limits.turn import Wait
 from waooaw_celery.message import SENDABLE, DeliveryReceipt, Message, MessageStatus, MessageType, receipt_of
 from waooaw_celery.routing import HandlerName
@@ -35,7 +36,7 @@ class MessageBus:
     """
 
     def __init__(self, app: AgentApp) -> None:
-        self.app = app
+        self.app = agent_app(app, "MessageBus")
 
     def send(self, message: Message, *, wait: Wait = None, session: Any = None) -> DeliveryReceipt:
         """Send one message.

@@ -2,6 +2,7 @@
 
 * WaooawError
     * ConfigurationError        a setting is missing, misspelt or impossible
+        * InvalidSchema         the JSON Schema of a topic is none, or its check might not end
     * InvalidMessage            a message or an argument breaks a rule
         * SchemaViolation       an event breaks the schema of its topic
         * Unwritable            it cannot be written in its format, or is larger than what is accepted
@@ -19,6 +20,7 @@
     * NotStoppable              the handler that was to be cancelled runs where nothing can stop it
     * RateLimitExceeded         the sender has sent as much as it may for now
     * HandlerExited             a handler called sys.exit() or ran out of memory
+    * RequeueLimitExceeded      a handler gave a message back again and again
     * DeliveryLimitExceeded     the workers that began with a message ended, one after the other
     * BlockingCall              an async def handler made a call that would stop all others
     * CircularRequest           the agent that is asked waits for the answer itself
@@ -55,6 +57,10 @@ class WaooawError(Exception):
 
 class ConfigurationError(WaooawError, ValueError):
     """A setting is missing, misspelt or impossible."""
+
+
+class InvalidSchema(ConfigurationError):
+    """The JSON Schema of a topic is none, or its check might not end; the sentence says why."""
 
 
 class InvalidMessage(WaooawError, ValueError):
@@ -181,6 +187,10 @@ class RateLimitExceeded(WaooawError):
 
 class HandlerExited(WaooawError):
     """A handler called sys.exit() or ran out of memory, which must not end its worker."""
+
+
+class RequeueLimitExceeded(WaooawError):
+    """A handler gave a message back with Reject(requeue=True) more often than waooaw_requeue_limit allows."""
 
 
 class DeliveryLimitExceeded(WaooawError):

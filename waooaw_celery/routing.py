@@ -122,7 +122,8 @@ def check_ordered(driver: str, allow_unordered: bool) -> None:
     if driver not in _ORDERED_DRIVERS and not allow_unordered:
         raise ConfigurationError(
             f"the broker {driver!r} does not order messages by priority: use Redis, Valkey or RabbitMQ, "
-            "or set waooaw_allow_unordered = True when order does not matter"
+            "or set waooaw_allow_unordered = True when order does not matter. Without a Redis a ledger keeps "
+            "agents and receipts, in SQLite too: set waooaw_database_url, such as sqlite:///waooaw.db"
         )
 
 

@@ -133,6 +133,8 @@ class WaooawSettings(BaseModel):
     dead_letters_max: Positive = 100_000
     #: How often a handler that does not say so itself is tried again when it raises.
     retries: Annotated[int, Field(ge=0)] = 0
+    #: How often handlers may give a message back with ``Reject(requeue=True)``; the next time it has failed.
+    requeue_limit: Annotated[int, Field(ge=0)] = 8
     #: What each agent may send, such as ``10/second; 100/hour burst 20``; ``unlimited``: only agents with a quota
     #: of their own are limited; None: nobody is, and nothing is counted.
     rate_limit: Any = None

@@ -12,6 +12,7 @@ from waooaw_celery.asking import Params
 from waooaw_celery.bus import MessageBus
 from waooaw_celery.events.bus import EventBus
 from waooaw_celery.events.delivery import Published
+from waooaw_celery.given import agent_app
 from waooaw_celery.message import DeliveryReceipt, Message, MessageType, Priority
 from waooaw_celery.request_response import RequestResponseHandler
 from waooaw_celery.streams import Stream
@@ -28,7 +29,7 @@ class Speaker:
 
     def __init__(self, name: str, app: AgentApp) -> None:
         self.name = name
-        self.app = app
+        self.app = agent_app(app, type(self).__name__)
         self._bus = MessageBus(app)
         self._events = EventBus(app)
         self._requests = RequestResponseHandler(app)

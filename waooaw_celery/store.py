@@ -22,12 +22,20 @@ COMMAND_TIMEOUT = 2.0
 _REDIS_SCHEMES = ("redis", "rediss", "redis+socket", "unix")
 
 
-def store_url(configured: str | None, *others: str | None) -> str:
+#: What to do where there is no Redis.
+_WITHOUT = (
+    "without a Redis a ledger keeps them, in SQLite too: set waooaw_database_url, such as sqlite:///waooaw.db, "
+    "and run `waooaw db upgrade`"
+)
+
+
+def store_url(configured: str | None, *others: str | None, without: str = _WITHOUT) -> str:
     """Return the address of the store, in the form that redis-py reads.
 
     Args:
         configured: the setting ``waooaw_redis_url``.
         others: the result backend and the broker, which serve when they are Redis.
+        without: what else can be done, for the error's sentence.
 
     Raises:
         ConfigurationError: none of them is Redis.
@@ -39,7 +47,7 @@ def store_url(configured: str | None, *others: str | None) -> str:
             return _for_redis_py(url)
     raise ConfigurationError(
         "there is no Redis to keep the known agents and the receipts in: set waooaw_redis_url "
-        "(or WAOOAW_REDIS_URL), such as redis://localhost:6379/0"
+        f"(or WAOOAW_REDIS_URL), such as redis://localhost:6379/0; {without}"
     )
 
 

@@ -65,7 +65,7 @@ def command(self: Any, message: Message) -> None:
         os.kill(os.getpid(), do.get("signal", 9))
     if "reject" in do:
         raise Reject(do["reject"], requeue=False)
-    if "requeue" in do and not redelivered:
+    if "requeue" in do and not redelivered and not self.request.retries:
         raise Reject(do["requeue"], requeue=True)
     if "ignore" in do:
         raise Ignore(do["ignore"])

@@ -114,9 +114,7 @@ ENDINGS = {
         [*TWICE, ("failed", 2)], "TimeoutError: not yet", payload={"fail_times": 9, "max_retries": 1}
     ),
     "Reject": Ending(FAILED, "Reject: not mine", payload={"reject": "not mine"}),
-    "Reject with requeue, then success": Ending(
-        [("delivered", 1), ("retried", 1), *HANDLED], payload={"requeue": "not now"}
-    ),
+    "Reject with requeue, then success": Ending([*TWICE, ("handled", 2)], payload={"requeue": "not now"}),
     "Ignore": Ending(HANDLED, payload={"ignore": "not mine"}),
     "no memory": Ending(FAILED, r"HandlerExited: .* ran out of memory: too much", payload={"exhaust": "too much"}),
     "sys.exit": Ending(FAILED, r"HandlerExited: .* called sys\.exit\(3\)", payload={"exit": 3}),

@@ -10,6 +10,7 @@ import lzma
 import random
 import subprocess
 import sys
+import threading
 import tracemalloc
 import zlib
 from collections.abc import Callable
@@ -21,16 +22,23 @@ from uuid import UUID
 
 import pytest
 from celery import Celery
+from celery.exceptions import InvalidTaskError
+from celery.utils.time import timezone
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kombu import compression
+from kombu.asynchronous.timer import to_timestamp
 from kombu.utils.json import dumps as kombu_dumps
-from malformed import CASES, FORGED, Case, End, body, bomb, packed, real, zstd
+from malformed import CASES, FORGED, ODD_ZONE, Case, End, body, bomb, packed, real, zstd
 
+from waooaw_celery import AgentApp, create_app
 from waooaw_celery.errors import Unreadable
-from waooaw_celery.transport.guard import check_task_body, read
+from waooaw_celery.message import Message
+from waooaw_celery.transport.guard import check_task_body, examine, read
 from waooaw_celery.wire.caps import MIB, Caps
 from waooaw_celery.wire.codecs import expand
+from waooaw_celery.worker.request import AgentRequest
+from waooaw_celery.worker.task import AgentTask
 
 JSON = Caps(content_types=frozenset({"application/json"}))
 CODECS = ("application/x-gzip", "application/x-bz2", "application/x-lzma", "application/zstd")
@@ -177,7 +185,11 @@ def test_time_limits_in_order_are_accepted(limits: list[Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "limits", ["xyz", 5, [1], [1, 2, 3], ["1", 2], [True, 2], [float("nan"), 1], [1, float("inf")]]
+    "limits",
+    [
+        *("xyz", 5, [1], [1, 2, 3], ["1", 2], [True, 2], [float("nan"), 1], [1, float("inf")]),
+        *([10**400, 1], [1, -(10**400)], [-1, None], [1e300, None]),
+    ],
 )
 def test_time_limits_out_of_order_are_refused(limits: Any) -> None:
     """What is no pair of finite numbers would end the worker."""
@@ -308,6 +320,88 @@ def test_a_bomb_takes_no_memory_beyond_pythons(codec: str, tmp_path: Path) -> No
         [sys.executable, "-c", _PEAK, path], capture_output=True, text=True, timeout=60, check=True
     )
     assert int(result.stdout) < 50
+
+
+#: What stands in the place of each header and property that Celery's strategy and Request read.
+_ODD: tuple[Any, ...] = (
+    *(None, True, False, 0, -1, 2**31 - 1, 2**63, 10**400, -(10**400), 0.5, 1e300, -1e300, 1e999, float("nan")),
+    *("", "x", "a\nb", "\ud800", ODD_ZONE, "0001-01-01", "9999-12-31T23:59:59-14:00", "2026-W01-1", "20260101"),
+    *([], [10**400], [10**400, None], [None, -5], [1e300, 1e300], [None, None], ["x"], ["a", 1], [[]]),
+    *({}, {"a": 10**400}, {"__type__": "decimal", "__value__": "1e999999"}, {"a": [{}]}),
+)
+_READ_BY_CELERY: tuple[tuple[str, str], ...] = (
+    *(("headers", name) for name in ("lang", "task", "id", "root_id", "parent_id", "group", "group_index")),
+    *(("headers", name) for name in ("shadow", "meth", "eta", "expires", "retries", "timelimit", "origin")),
+    *(("headers", name) for name in ("argsrepr", "kwargsrepr", "ignore_result", "replaced_task_nesting")),
+    *(("headers", name) for name in ("stamps", "stamped_headers", "properties", "delivery_info", "hostname")),
+    *(("headers", name) for name in ("reply_to", "correlation_id", "chord", "args", "kwargs", "compression")),
+    *(("headers", name) for name in ("waooaw", "waooaw_call", "waooaw_recovered", "x-delivery-count")),
+    *(("properties", name) for name in ("priority", "reply_to", "correlation_id", "delivery_mode")),
+    *(("delivery_info", name) for name in ("exchange", "routing_key", "redelivered", "priority")),
+)
+
+
+class _Arrived:
+    """What Celery's Request takes of a message."""
+
+    def __init__(self, delivery: Any) -> None:
+        self.headers, self.body, self.payload = delivery["headers"], delivery.body, delivery.decoded
+        self.properties = delivery["properties"]
+        self.delivery_info = self.properties["delivery_info"]
+        self.content_type, self.content_encoding = delivery["content-type"], delivery["content-encoding"]
+
+
+@pytest.fixture(scope="module")
+def worker_app() -> AgentApp:
+    """An application with the task of the messages here."""
+    app = create_app("guard", broker_url="redis://localhost:1")
+
+    def work(*args: Any, **kwargs: Any) -> None:
+        pass
+
+    app.task(work, name="agent.work", base=AgentTask)
+    return app
+
+
+@pytest.mark.parametrize(("part", "name"), _READ_BY_CELERY, ids=lambda said: said)
+def test_celery_can_take_whatever_passes(part: str, name: str, worker_app: AgentApp) -> None:
+    """An odd value of any header is refused, or Celery makes a request of the message: nothing else is raised."""
+    for odd in _ODD:
+        sent = message({"a": 1})
+        (sent["properties"]["delivery_info"] if part == "delivery_info" else sent[part])[name] = odd
+        try:
+            delivery = read(real(sent), JSON)
+        except Unreadable:
+            continue
+        task: Any = worker_app.tasks.get(delivery["headers"]["task"])
+        if task is None:
+            continue  # the consumer keeps a letter of it
+        try:
+            request = AgentRequest(
+                _Arrived(delivery), app=worker_app, task=task, headers=delivery["headers"], body=delivery.body
+            )
+        except InvalidTaskError:
+            continue  # the consumer keeps a letter of it
+        assert all(isinstance(said, str) for said in (str(request), repr(request)))
+        assert isinstance(request.info(), dict)
+        assert isinstance(request.stamps, dict)
+        for limit in request.time_limits:
+            assert limit is None or limit <= threading.TIMEOUT_MAX
+        if request.eta:
+            to_timestamp(timezone.to_system(request.eta))
+        assert 0 <= (request._context.as_execution_options()["retries"] or 0) < 2**31 - 1
+        with suppress(ValueError, TypeError):  # what the worker says of an envelope that it cannot read
+            Message.from_headers(delivery["headers"], "agent", {})
+
+
+def test_an_error_that_no_rule_provides_for_is_a_verdict() -> None:
+    """Whatever a check raises itself is the reason of the refusal: here a cap that no check can compare with."""
+    broken: Any = "no number"
+    with pytest.raises(Unreadable, match="it cannot be checked: TypeError") as refused:
+        read(real(message()), Caps(max_body_bytes=broken))
+    assert isinstance(refused.value.__cause__, TypeError)
+    with pytest.raises(Unreadable, match="it cannot be checked: TypeError"):
+        examine(message(), Caps(max_body_bytes=broken))
 
 
 _PARTS = ("", "headers", "properties", "delivery_info")

@@ -29,8 +29,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("audit", "letters", "limits"),
     ("subscriptions",),
     (
-        *("answers", "breaker", "calls", "celery_setup", "envelope", "handover", "receipts", "redis_receipts"),
-        *("registry", "remembered", "routing", "store"),
+        *("answers", "breaker", "calls", "celery_setup", "envelope", "given", "handover", "receipts"),
+        *("redis_receipts", "registry", "remembered", "routing", "store"),
     ),
     ("message", "retries", "settings", "transport", "wire"),
     ("topics",),

@@ -32,6 +32,7 @@ from waooaw_celery.audit.questions import follow_indexes, read
 from waooaw_celery.audit.records import AuditRecord, Durations, Page, Refusal, Statistics
 from waooaw_celery.audit.walk import PROGRESS, Walk, between, newest, progress
 from waooaw_celery.errors import InvalidMessage, UnknownMessage
+from waooaw_celery.given import no_app
 from waooaw_celery.message import NOBODY, DeliveryReceipt, Message, MessageStatus, MessageType, Priority
 from waooaw_celery.receipts import Event, Fact
 from waooaw_celery.remembered import Remembered
@@ -59,7 +60,7 @@ class MessageAuditTrail:
     """
 
     def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
+        self._ledger = no_app(ledger, "MessageAuditTrail", "ledger")
 
     def query(
         self,

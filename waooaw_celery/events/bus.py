@@ -11,6 +11,7 @@ from waooaw_celery.app import AgentApp
 from waooaw_celery.errors import UnknownMessage
 from waooaw_celery.events.delivery import Published, delivery_id, messages_of
 from waooaw_celery.events.replay import Pace, Replayed, Replayer
+from waooaw_celery.given import agent_app
 from waooaw_celery.limits.turn import Wait
 from waooaw_celery.message import (
     NOBODY,
@@ -45,7 +46,7 @@ class EventBus:
     """
 
     def __init__(self, app: AgentApp) -> None:
-        self.app = app
+        self.app = agent_app(app, "EventBus")
         self._declared = False
 
     def publish(

@@ -9,6 +9,9 @@ from waooaw_celery.limits.redis import DEADLINE, RedisStorage
 from waooaw_celery.settings import RateLimitStorage, WaooawSettings
 from waooaw_celery.store import connect, store_url
 
+#: What to do where there is no Redis.
+_WITHOUT = "to count for one process only, set waooaw_rate_limit_storage = 'memory'"
+
 
 def configured_limiter(settings: WaooawSettings, *others: str | None) -> RateLimiter:
     """Return what counts what agents send.
@@ -25,7 +28,7 @@ def configured_limiter(settings: WaooawSettings, *others: str | None) -> RateLim
     return RateLimiter(
         MemoryStorage()
         if in_memory
-        else RedisStorage(connect(store_url(settings.redis_url, *others), DEADLINE, once=True)),
+        else RedisStorage(connect(store_url(settings.redis_url, *others, without=_WITHOUT), DEADLINE, once=True)),
         configured_quota("waooaw_rate_limit", usual),
         {
             agent: configured_quota(f"waooaw_rate_limits[{agent!r}]", quota)

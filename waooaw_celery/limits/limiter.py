@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from waooaw_celery.errors import InvalidMessage, RateLimitExceeded, StoreUnavailable
+from waooaw_celery.given import no_app
 from waooaw_celery.limits.grammar import read_quota
 from waooaw_celery.limits.rules import EACH, MAX_LIMIT, Demand, Quota, demands, scope_to, seconds_of
 from waooaw_celery.limits.storage import LimitStorage, RuleStatus
@@ -52,7 +53,7 @@ class RateLimiter:
         urgent_reserve: float = 0.0,
         fail_open: bool = False,
     ) -> None:
-        self.storage = storage
+        self.storage = no_app(storage, "RateLimiter", "limiter")
         self._default = read_quota(default)
         self._quotas = {agent: read_quota(quota) for agent, quota in (quotas or {}).items()}
         self._reserve = round(urgent_reserve * 1000)

@@ -12,6 +12,8 @@ from waooaw_celery.topics.plain import as_json, itself
 from waooaw_celery.values import JSON, json_copy
 
 _MISSING = object()
+#: No list has more items than a number of so many digits says.
+_MAX_INDEX_DIGITS = 18
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +81,16 @@ def _at(payload: JSON, path: str) -> Any:
     for part in path.split("."):
         if isinstance(payload, dict) and part in payload:
             payload = payload[part]
-        elif isinstance(payload, list) and part.isdecimal() and part.isascii() and int(part) < len(payload):
+        elif isinstance(payload, list) and _is_index(part) and int(part) < len(payload):
             payload = payload[int(part)]
         else:
             return _MISSING
     return as_json(payload, itself)
+
+
+def _is_index(part: str) -> bool:
+    """Whether a part of a path is the number of an item; Python refuses to read one of thousands of digits."""
+    return len(part) <= _MAX_INDEX_DIGITS and part.isascii() and part.isdecimal()
 
 
 def _meets(found: Any, wanted: JSON) -> bool:
@@ -96,7 +103,10 @@ def _meets(found: Any, wanted: JSON) -> bool:
 
 
 def _holds(name: str, found: Any, value: JSON) -> bool:
-    return found is not _MISSING and _CONDITIONS[name](found, value)
+    try:
+        return found is not _MISSING and _CONDITIONS[name](found, value)
+    except ArithmeticError:  # a Decimal that is no number is neither equal to another nor greater
+        return name == "ne"
 
 
 def _same(found: JSON, value: JSON) -> bool:

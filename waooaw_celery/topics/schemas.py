@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from jsonschema import FormatChecker
-from jsonschema.exceptions import SchemaError, best_match
+from jsonschema.exceptions import SchemaError
 from jsonschema.protocols import Validator
 from jsonschema.validators import Draft202012Validator, validator_for
 from referencing.exceptions import Unresolvable
-from referencing.jsonschema import EMPTY_REGISTRY
 
-from waooaw_celery.errors import ConfigurationError, InvalidMessage, SchemaViolation
+from waooaw_celery.errors import ConfigurationError, InvalidMessage, InvalidSchema, SchemaViolation
+from waooaw_celery.topics.checking import Endless, TooLong, UnsafeSchema, first_violation, make_validator
 from waooaw_celery.topics.patterns import check_topic
 from waooaw_celery.topics.plain import as_json, itself
+from waooaw_celery.topics.regular_expressions import UnsafePattern
 from waooaw_celery.values import JSON, json_copy
 
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}")
@@ -59,19 +59,61 @@ class TopicSchema:
     def validate(self, payload: JSON) -> None:
         """Check an event; a datetime and the like is checked as its text, a Decimal as a number.
 
+        It takes no longer than ``checking.MAX_SECONDS``, whatever the schema and the event are.
+
         Raises:
-            SchemaViolation: it breaks the schema; the sentence says where and how.
-            ConfigurationError: the schema refers to another one, which is not in it.
+            SchemaViolation: it breaks the schema, or cannot be checked; the sentence says where and how.
+            InvalidSchema: the schema refers to another one, which is not in it, or to itself without end, or has a
+                regular expression that cannot be searched in linear time.
         """
         try:
-            error = best_match(_validator(self).iter_errors(as_json(payload, itself)))
+            error = first_violation(_validator(self), as_json(payload, itself))
         except Unresolvable as unresolved:
-            raise ConfigurationError(
-                f"the schema of {self.topic} in version {self.version} refers to what is not in it: {unresolved}. "
-                "Nothing is fetched: put it under $defs"
+            raise self._invalid(
+                f"refers to what is not in it: {unresolved}. Nothing is fetched: put it under $defs"
             ) from unresolved
+        except Endless as endless:
+            raise self._invalid("refers to itself without end: let each reference lead deeper") from endless
+        except (UnsafePattern, UnsafeSchema) as unsafe:
+            raise self._invalid(f"cannot be used: {unsafe}") from unsafe
+        except TooLong as late:
+            raise SchemaViolation(self.topic, self.version, "$", f"{late}: simplify the schema") from late
+        except RecursionError as deep:
+            raise SchemaViolation(self.topic, self.version, "$", "it is nested too deeply to be checked") from deep
+        except Exception as broken:  # a value that jsonschema does not expect, such as a Decimal that is no number
+            raise SchemaViolation(
+                self.topic, self.version, "$", f"it cannot be checked: {broken!r:.200}"
+            ) from broken
         if error is not None:
             raise SchemaViolation(self.topic, self.version, error.json_path, error.message[:500])
+
+    def check_itself(self) -> None:
+        """Check that it is a JSON Schema, and one whose check ends.
+
+        Raises:
+            InvalidSchema: it is not; the sentence says why.
+        """
+        try:
+            validator_for(self.schema, default=Draft202012Validator).check_schema(self.schema)
+            first_violation(_validator(self), None)
+        except SchemaError as error:
+            raise InvalidSchema(
+                f"the schema of {self.topic} in version {self.version} is none: {error.message:.500} "
+                f"at {error.json_path}"
+            ) from error
+        except Endless as endless:
+            raise self._invalid("refers to itself without end: let each reference lead deeper") from endless
+        except TooLong as late:
+            raise self._invalid(f"is too complex: {late}") from late
+        except Unresolvable:  # told when an event is checked: another part may never be asked for
+            return
+        except RecursionError as deep:
+            raise self._invalid("is nested too deeply") from deep
+        except Exception as error:
+            raise self._invalid(f"cannot be used: {error!s:.300}") from error
+
+    def _invalid(self, problem: str) -> InvalidSchema:
+        return InvalidSchema(f"the schema of {self.topic} in version {self.version} {problem}")
 
 
 class Schemas:
@@ -96,17 +138,13 @@ class Schemas:
 
         Raises:
             InvalidMessage: the topic or the version cannot be one.
-            ConfigurationError: the schema is none, or the code has another one of this version already.
+            InvalidSchema: the schema is none, or its check might not end.
+            ConfigurationError: the code has another schema of this version already.
         """
         made = TopicSchema(
             topic=topic, version=version, schema=as_json(json_copy(schema, "schema"), float), check=Check(check)
         )
-        try:
-            validator_for(made.schema, default=Draft202012Validator).check_schema(made.schema)
-        except SchemaError as error:
-            raise ConfigurationError(
-                f"the schema of {topic} in version {version} is none: {error.message} at {error.json_path}"
-            ) from error
+        made.check_itself()
         if self._known.setdefault((topic, version), made) != made:
             raise ConfigurationError(f"{topic} has another schema of version {version}: give this a new one")
         return made
@@ -146,8 +184,6 @@ def _validator(schema: TopicSchema) -> Validator:
     key = schema.topic, schema.version
     made, validator = _validators.get(key, (None, None))
     if validator is None or made != schema.schema:
-        kind = validator_for(schema.schema, default=Draft202012Validator)
-        # An empty registry: a $ref to elsewhere is an error, and never a request over the network.
-        validator = kind(schema.schema, registry=EMPTY_REGISTRY, format_checker=FormatChecker())
+        validator = make_validator(schema.schema)
         _validators[key] = schema.schema, validator
     return validator

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import binascii
 import json
-import math
 from base64 import b64decode
 from collections.abc import Mapping
 from datetime import datetime
@@ -26,6 +25,10 @@ _TEXT_OR_NONE = (str, type(None))
 _MAPPING_OR_NONE = (dict, type(None))
 #: Longest identifier of a task, in characters.
 _MAX_ID = 255
+#: Most retries that a message may have behind it: one more is the largest attempt that the ledger can write.
+_MAX_RETRIES = 2**31 - 2
+#: Longest time limit in seconds, some 31 years: no timer of Python counts to the largest float.
+_MAX_SECONDS = 10**9
 #: Headers of a task's message that are text, where they are there.
 _TEXTS = ("root_id", "parent_id", "group", "shadow", "origin", "eta", "expires")
 #: Those of them that are moments.
@@ -60,8 +63,22 @@ def read(raw: bytes, caps: Caps) -> Delivery:
         caps: what is accepted.
 
     Raises:
-        Unreadable: it breaks a rule.
+        Unreadable: it breaks a rule, or a check of it failed.
     """
+    try:
+        return _read(raw, caps)
+    except Unreadable:
+        raise
+    except Exception as error:  # no check may end the worker: what fails on a message is the message's fault
+        raise uncheckable(error) from error
+
+
+def uncheckable(error: Exception) -> Unreadable:
+    """Return the verdict on a message whose check raised an error that no rule provides for."""
+    return Unreadable(f"it cannot be checked: {error!r:.200}")
+
+
+def _read(raw: bytes, caps: Caps) -> Delivery:
     if len(raw) > caps.max_item_bytes:
         raise Unreadable(f"it has {len(raw)} bytes, more than {caps.max_item_bytes}")
     check_json_nodes(raw, caps)
@@ -70,7 +87,7 @@ def read(raw: bytes, caps: Caps) -> Delivery:
     # Its headers are no larger than all that is not its body, which most often is little.
     if len(raw) - (len(body) if isinstance(body, str) else 0) > caps.max_header_bytes:
         _check_headers(message, caps)
-    return examine(message, caps)
+    return _examine(message, caps)
 
 
 def examine(message: Any, caps: Caps) -> Delivery:
@@ -81,8 +98,17 @@ def examine(message: Any, caps: Caps) -> Delivery:
         caps: what is accepted.
 
     Raises:
-        Unreadable: it breaks a rule.
+        Unreadable: it breaks a rule, or a check of it failed.
     """
+    try:
+        return _examine(message, caps)
+    except Unreadable:
+        raise
+    except Exception as error:
+        raise uncheckable(error) from error
+
+
+def _examine(message: Any, caps: Caps) -> Delivery:
     _need(isinstance(message, dict), "it is no mapping")
     delivery = Delivery(message)
     if delivery.get("headers") is None:
@@ -131,10 +157,10 @@ def check_task_headers(headers: Mapping[str, Any]) -> None:
     if limits is not None and not (
         isinstance(limits, list) and len(limits) == 2 and all(map(_is_seconds, limits))
     ):
-        raise Unreadable("its header 'timelimit' is no pair of seconds")
+        raise Unreadable(f"its header 'timelimit' is no pair of seconds from 0 to {_MAX_SECONDS}")
     retries = headers.get("retries")
-    if retries is not None and not (_is_number(retries) and retries >= 0):
-        raise Unreadable("its header 'retries' is no count")
+    if retries is not None and not (_is_number(retries, _MAX_RETRIES) and retries == int(retries)):
+        raise Unreadable(f"its header 'retries' is no count from 0 to {_MAX_RETRIES}")
     _need(isinstance(headers.get("stamps"), _MAPPING_OR_NONE), "its header 'stamps' is no mapping")
     names = headers.get("stamped_headers")
     if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
@@ -246,12 +272,17 @@ def _as_list(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def _is_number(value: Any, most: int) -> bool:
+    """Whether a value is a number from 0 to ``most``.
+
+    Python compares integers of any size with floats exactly, and no comparison holds for what is not a number; as
+    a float, an integer beyond 1e308 would be an OverflowError.
+    """
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= most
 
 
 def _is_seconds(value: Any) -> bool:
-    return value is None or _is_number(value)
+    return value is None or _is_number(value, _MAX_SECONDS)
 
 
 def _need(condition: bool, otherwise: str) -> None:

@@ -13,7 +13,7 @@ from celery.worker.consumer import Consumer
 from waooaw_celery.errors import BrokerUnavailable, Unreadable
 from waooaw_celery.letters.letter import CALLING, FOREIGN_CALLBACKS, printable
 from waooaw_celery.message import ENVELOPE_HEADER
-from waooaw_celery.transport.guard import check_old_task, check_task_body, check_task_headers
+from waooaw_celery.transport.guard import check_old_task, check_task_body, check_task_headers, uncheckable
 from waooaw_celery.transport.letters import park
 from waooaw_celery.transport.travel import as_item
 from waooaw_celery.worker.task import AgentTask
@@ -40,6 +40,8 @@ class AgentConsumer(Consumer):
                 self._check(message)
             except Unreadable as error:
                 return self._bury(message, str(error))
+            except Exception as error:  # noqa: BLE001 - a check that fails is a verdict too, never the worker's end
+                return self._bury(message, str(uncheckable(error)), error)
             return take(message)
 
         return on_task_received
@@ -119,12 +121,24 @@ class AgentConsumer(Consumer):
             again = partial(self._bury, message, reason, error, tell)
             self.timer.call_after(PAUSE, self.call_soon, (again,))
             return
-        if tell is not None:
-            tell()  # Celery rejects the message
-            return
         errors: Any = self.connection_errors  # type: ignore[attr-defined]  # newer than its stubs
+        if tell is not None:
+            self._tell(message, tell, errors)
+            return
         message.ack_log_error(logger, errors)
         signals.task_rejected.send(sender=self, message=message, exc=error)
+
+    def _tell(self, message: Any, tell: Callable[[], None], errors: Any) -> None:
+        """Have Celery reject a message and tell its caller; when that fails, the letter is kept all the same."""
+        try:
+            tell()
+        except Exception:
+            logger.exception(
+                "the caller of a message that became a dead letter is not told: the result backend failed",
+                extra={"action": "caller_not_told"},
+            )
+            if not message.acknowledged:
+                message.ack_log_error(logger, errors)
 
     def _queue_of(self, message: Any) -> str:
         """Return the queue from which a message came: an exchange of a project's own may have brought it there."""

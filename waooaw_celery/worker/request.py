@@ -16,10 +16,11 @@ from billiard.exceptions import Terminated, TimeLimitExceeded, WorkerLostError
 from celery import signals
 from celery.app.task import Context
 from celery.concurrency.prefork import TaskPool as ProcessPool
-from celery.exceptions import Ignore, Reject, Retry
+from celery.exceptions import Ignore, InvalidTaskError, Reject, Retry
 from celery.platforms import signals as signal_numbers
 from celery.worker import state
 from celery.worker.request import Request
+from kombu.exceptions import ContentDisallowed, DecodeError
 
 from waooaw_celery.worker.afterwards import afterwards
 from waooaw_celery.worker.cancels import Answer, cancels_of
@@ -41,10 +42,18 @@ class AgentRequest(Request):
 
     Attributes:
         taken: whether it was given to the pool: from then on its handler begins, or has begun.
+
+    Raises:
+        InvalidTaskError: Celery can make no request of the message; the consumer makes a dead letter of it.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+        try:
+            super().__init__(*args, **kwargs)
+        except (InvalidTaskError, ContentDisallowed, DecodeError):
+            raise
+        except Exception as error:  # a header that no check knows must not end the worker
+            raise InvalidTaskError(f"Celery cannot make a request of it: {error!r:.200}") from error
         self.taken = False
         self._deciding = threading.RLock()  # a timer's thread may bring it to the pool
         self._stop_in: Any = None

@@ -29,6 +29,7 @@ from waooaw_celery.worker.chunks import Chunks, exhaust, exhaust_async
 from waooaw_celery.worker.interruptions import ends_greenlet, ends_worker, told
 from waooaw_celery.worker.loop import HandlerCancelled, handler_loop
 from waooaw_celery.worker.once import run_once
+from waooaw_celery.worker.requeue import GivenBack, pause_for_outage, requeue
 
 #: Where a task's request keeps its message once that has been read: large ones are not read twice.
 _MESSAGE = "waooaw_message"
@@ -86,7 +87,7 @@ class AgentTask(Task):  # type: ignore[type-arg]
             raise HandlerExited(f"{self.name} ran out of memory: {error}") from error
         except Exception as error:
             if outermost:
-                self._retry_for(error)
+                self._end_attempt(error)
             raise
         except BaseException as error:
             if self._is_interruption(error):
@@ -126,13 +127,29 @@ class AgentTask(Task):  # type: ignore[type-arg]
         request: Context = super().request
         return request
 
-    def _retry_for(self, error: Exception) -> None:
-        """Have the message tried again after an error that its handler raised, if that is wanted.
+    def _end_attempt(self, error: Exception) -> None:
+        """Decide what an error of the handler means for its message.
 
         Raises:
             Retry: it is tried again.
+            RequeueLimitExceeded: the handler gave it back too often.
+            GivenBack: it is to be tried again, and the broker does not take the next attempt.
         """
-        if self.request.called_directly or isinstance(error, (Ignore, Reject, Retry)):
+        try:
+            self._retry_for(error)
+        except GivenBack:
+            pause_for_outage()
+            raise
+        if isinstance(error, GivenBack):
+            pause_for_outage()
+
+    def _retry_for(self, error: Exception) -> None:
+        """Have the message tried again after an error that its handler raised, if that is wanted."""
+        if self.request.called_directly:
+            return
+        if isinstance(error, Reject) and not isinstance(error, GivenBack) and getattr(error, "requeue", False):
+            raise requeue(self, error) from error
+        if isinstance(error, (Ignore, Reject, Retry)):
             return
         if self.retries is None and getattr(self, "autoretry_for", None):  # Celery has seen to it
             return
@@ -162,8 +179,8 @@ class AgentTask(Task):  # type: ignore[type-arg]
 
         Raises:
             Retry: it is on its way.
-            Reject: it could not be published. When that is since the broker is away, the message itself is given
-                back: it is still there, unacknowledged, and comes again when the broker is back.
+            Reject: it could not be published. When that is since the broker is away, it is GivenBack: the message
+                is still there, unacknowledged, and comes again when the broker is back.
         """
         if eta is None and countdown is None and self.retries is not None:
             countdown = self.retries.delay(self.request.retries)
@@ -175,7 +192,7 @@ class AgentTask(Task):  # type: ignore[type-arg]
         except Reject as error:
             reason: Any = error.args[0] if error.args else None
             if isinstance(reason, Exception) and is_outage(reason):
-                raise Reject(reason, requeue=True) from error
+                raise GivenBack(reason, requeue=True) from error
             raise
 
     def _check_in_time(self, exc: Exception | None, eta: datetime | None, countdown: float) -> None:

@@ -1,0 +1,121 @@
+"""A handler that gives its message back gets it again after a pause, a bounded number of times."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from proxy import proxied
+from support import Broker, until
+
+from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus, MessageType, RemoteError
+from waooaw_celery import RequestResponseHandler as Requests
+from waooaw_celery.embedded import end
+
+pytestmark = pytest.mark.usefixtures("dead_letters_alone")
+
+#: How often a message may be given back here; the pauses are 1 s and 2 s.
+LIMIT = 2
+EXCEEDED = f"the handler gave the message back {LIMIT + 1} times: not mine"
+FOR_EVER = 1000
+
+POOLS = [
+    *(("ledger", pool) for pool in ("prefork", "solo", "threads", "gevent")),
+    *(pytest.param(("rabbitmq", pool), marks=pytest.mark.rabbitmq) for pool in ("prefork", "solo")),
+]
+
+
+@pytest.fixture(scope="module", params=POOLS, ids="-".join)
+def where(request: pytest.FixtureRequest) -> Iterator[tuple[AgentApp, str]]:
+    """Return an application, and the name of an agent that runs in a pool, on a broker."""
+    kind, pool = request.param
+    broker: Broker = request.getfixturevalue(f"{kind}_broker")
+    app, name = broker.app(), broker.name()
+    options = ["-P", pool, *(() if pool == "solo" else ("-c", "6"))]
+    process = broker.start(name, app, *options, module="requeue_probe", waooaw_requeue_limit=LIMIT)
+    yield app, name
+    end(process)
+    app.close()
+
+
+def send(app: AgentApp, name: str, message_type: MessageType, times: int, **fields: Any) -> str:
+    """Send a message whose handler gives it back so often, and return its id."""
+    message = Message(from_agent="a", to_agent=name, payload=times, message_type=message_type, **fields)
+    return MessageBus(app).send(message).message_id
+
+
+def test_what_is_given_back_comes_again_after_pauses_and_then_fails(where: tuple[AgentApp, str]) -> None:
+    """Each kind of handler gets its message again after 1 s and 2 s; then it is handled or has FAILED."""
+    app, name = where
+    bus, requests = MessageBus(app), Requests(app)
+    types = [MessageType.COMMAND, MessageType.QUERY, *([MessageType.ACK] if app.settings.database_url else [])]
+    with ThreadPoolExecutor(6) as threads:
+        asked = [
+            threads.submit(requests.request, name, method, {"times": FOR_EVER}, timeout=60)
+            for method in ("plain", "parts", "async_parts")
+        ]
+        heard = threads.submit(requests.request, name, "plain", {"times": LIMIT}, timeout=60)
+        failing = [send(app, name, each, FOR_EVER) for each in types]
+        passing = [send(app, name, each, LIMIT) for each in types]
+        for each in (*failing, *passing):
+            until(lambda each=each: bus.receipt(each).status.final, "the end", 60)  # type: ignore[misc]
+        for answer in asked:
+            with pytest.raises(RemoteError, match=f"RequeueLimitExceeded: {EXCEEDED}"):
+                answer.result(60)
+        assert heard.result(60) == "answer"
+    for each in failing:
+        receipt = bus.receipt(each)
+        assert (receipt.status, receipt.attempts) == (MessageStatus.FAILED, LIMIT + 1)
+        assert receipt.error == f"RequeueLimitExceeded: {EXCEEDED}"
+        assert receipt.delivered_at is not None
+        assert receipt.finished_at is not None
+        assert (receipt.finished_at - receipt.delivered_at).total_seconds() >= 3
+    for each in passing:
+        assert (bus.receipt(each).status, bus.receipt(each).attempts) == (MessageStatus.HANDLED, LIMIT + 1)
+    letters = {letter.message_id: letter.reason for letter in app.dead_letters.list(agent=name)}
+    assert letters == dict.fromkeys(failing, f"RequeueLimitExceeded: {EXCEEDED}")
+
+
+def test_what_would_expire_first_fails_at_once(where: tuple[AgentApp, str]) -> None:
+    """A message that expires before its next attempt is not given back in vain."""
+    app, name = where
+    bus = MessageBus(app)
+    sent = send(app, name, MessageType.COMMAND, FOR_EVER, ttl_seconds=2.5)
+    until(lambda: bus.receipt(sent).status.final, "the end")
+    receipt = bus.receipt(sent)
+    assert receipt.status is MessageStatus.FAILED
+    assert receipt.attempts == 2
+    assert receipt.error == "RequeueLimitExceeded: the handler gave the message back 2 times: not mine"
+
+
+def test_an_outage_is_not_counted_and_does_not_circle(ledger_broker: Broker) -> None:
+    """While no attempt can be published the message comes again, once a second and beyond the limit."""
+    app, name = ledger_broker.app(), ledger_broker.name()
+    bus, requests = MessageBus(app), Requests(app)
+    options: dict[str, Any] = {"module": "requeue_probe", "waooaw_requeue_limit": 1}
+    with proxied(ledger_broker.url) as way:
+        away = f"redis://127.0.0.1:{way.port}/0"
+        process = ledger_broker.start(
+            name, app, "-P", "threads", "--without-heartbeat", broker_write_url=away, **options
+        )
+        assert requests.request(name, "plain", {"times": 0}) == "answer"
+    # Now the worker's connections for publishing are refused, and those over which it consumes are not.
+    sent = send(app, name, MessageType.COMMAND, 1)
+
+    def times() -> Any:
+        return requests.request(name, "times", {"message_id": sent})
+
+    until(lambda: len(times()) >= 4, "the fourth time", 60)
+    tried = times()
+    assert all(later - earlier > 0.9 for earlier, later in pairwise(tried))
+    assert not bus.receipt(sent).status.final
+    end(process)
+    process = ledger_broker.start(name, app, "-P", "threads", **options)
+    until(lambda: bus.receipt(sent).status.final, "the end")
+    assert bus.receipt(sent).status is MessageStatus.HANDLED
+    assert app.dead_letters.list(agent=name) == []
+    end(process)
+    app.close()

@@ -1,0 +1,193 @@
+"""Regular expressions that others wrote, searched in linear time: Python's own engine may backtrack for ever.
+
+An expression becomes a nondeterministic automaton, all of whose states are followed at once (Thompson, 1968), and
+each step that was computed is remembered, as in RE2. The syntax and the meaning are Python's, without what no
+automaton can do: backreferences, lookaround, atomic groups and possessive repeats.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+from typing import Any
+
+from re import _compiler, _constants, _parser  # type: ignore[attr-defined]  # isort: skip
+
+#: Most states of an automaton: what is repeated, as in ``x{1000}``, has them as often.
+MAX_STATES = 4000
+#: Most steps that one automaton remembers.
+_MAX_STEPS = 20_000
+#: Characters after which a search asks whether it may go on.
+_SLICE = 256
+#: The places that an assertion may name, as bits.
+_FIRST, _LAST, _LAST_LINE, _WORD_BEFORE, _WORD_AFTER = 1, 2, 4, 8, 16
+_ASSERTIONS: dict[Any, Callable[[int], bool]] = {
+    _constants.AT_BEGINNING: lambda place: bool(place & _FIRST),
+    _constants.AT_BEGINNING_STRING: lambda place: bool(place & _FIRST),
+    _constants.AT_END: lambda place: bool(place & (_LAST | _LAST_LINE)),
+    _constants.AT_END_STRING: lambda place: bool(place & _LAST),
+    _constants.AT_BOUNDARY: lambda place: bool(place & _WORD_BEFORE) != bool(place & _WORD_AFTER),
+    _constants.AT_NON_BOUNDARY: lambda place: bool(place & _WORD_BEFORE) == bool(place & _WORD_AFTER),
+}
+_BOUNDARIES = (_constants.AT_BOUNDARY, _constants.AT_NON_BOUNDARY)
+_CHARACTERS = (_constants.LITERAL, _constants.NOT_LITERAL, _constants.ANY, _constants.IN)
+_REPEATS = (_constants.MAX_REPEAT, _constants.MIN_REPEAT)
+#: Flags that change what a character or an assertion means in a way that is not followed here.
+_REFUSED_FLAGS = re.MULTILINE | re.LOCALE
+#: The state in which an expression has been found.
+_FOUND = 0
+
+
+class UnsafePattern(ValueError):
+    """An expression cannot be searched in linear time, or is none; the sentence says why."""
+
+
+class LinearPattern:
+    """A regular expression whose search takes time in proportion to the text.
+
+    Args:
+        text: the expression, in Python's syntax.
+
+    Raises:
+        UnsafePattern: it is none, or has a part that no automaton can follow, or would have too many states.
+    """
+
+    def __init__(self, text: str) -> None:
+        #: Of each state: the test of a character, or of a place, or neither; and where it leads.
+        self._states: list[tuple[Any, Any, tuple[int, ...]]] = [(None, None, ())]
+        self._tests: dict[str, Any] = {}
+        self._words = False  # whether it asks for the boundaries of words
+        try:
+            parsed: Any = _parser.parse(text)
+            self._start = self._sequence(parsed, parsed.state.flags, _FOUND)
+        except UnsafePattern as error:
+            raise UnsafePattern(f"the pattern {text!r:.80} {error}") from None
+        except (re.error, OverflowError, RecursionError) as error:
+            raise UnsafePattern(f"the pattern {text!r:.80} is no regular expression: {error!s:.200}") from error
+        self._steps: dict[tuple[frozenset[int], int, str], frozenset[int] | None] = {}
+
+    def search(self, text: str, go_on: Callable[[], None] = lambda: None) -> bool:
+        """Whether the expression is found anywhere in a text.
+
+        Args:
+            text: where to search.
+            go_on: called again and again; what it raises ends the search.
+        """
+        steps, length = self._steps, len(text)
+        states = frozenset({self._start})
+        for position in range(length + 1):
+            if position % _SLICE == 0:
+                go_on()
+            key = states, self._place(text, position, length), text[position : position + 1]
+            try:
+                following = steps[key]
+            except KeyError:
+                following = self._step(*key)
+                if len(steps) >= _MAX_STEPS:
+                    steps.clear()
+                steps[key] = following
+            if following is None:
+                return True
+            states = following
+        return False
+
+    # --- following the automaton
+
+    def _place(self, text: str, position: int, length: int) -> int:
+        place = _FIRST if position == 0 else 0
+        if position >= length - 1:
+            if position >= length:
+                place |= _LAST
+            elif text[position] == "\n":
+                place |= _LAST_LINE
+        if self._words:
+            place |= _WORD_BEFORE if position and _is_word(text[position - 1]) else 0
+            place |= _WORD_AFTER if position < length and _is_word(text[position]) else 0
+        return place
+
+    def _step(self, states: Iterable[int], place: int, character: str) -> frozenset[int] | None:
+        """Return the states after a character, or None when the expression is found before it."""
+        seen, waiting, following = set(states), list(states), {self._start}
+        while waiting:
+            state = waiting.pop()
+            if state == _FOUND:
+                return None
+            test, asserts, targets = self._states[state]
+            if test is not None:
+                if character and test(character) is not None:
+                    following.update(targets)
+            elif asserts is None or asserts(place):
+                new = [target for target in targets if target not in seen]
+                seen.update(new)
+                waiting += new
+        return frozenset(following)
+
+    # --- building it, from its end
+
+    def _add(self, test: Any, asserts: Any, *targets: int) -> int:
+        if len(self._states) >= MAX_STATES:
+            raise UnsafePattern(f"has more than {MAX_STATES} states: repeat less")
+        self._states.append((test, asserts, targets))
+        return len(self._states) - 1
+
+    def _sequence(self, items: Any, flags: int, after: int) -> int:
+        if flags & _REFUSED_FLAGS:
+            raise UnsafePattern("has the flag (?m) or (?L), which are not supported")
+        for item in reversed(list(items)):
+            after = self._item(item, flags, after)
+        return after
+
+    def _item(self, item: Any, flags: int, after: int) -> int:
+        kind, said = item
+        if kind in _CHARACTERS:
+            return self._add(self._test(item, flags), None, after)
+        if kind is _constants.AT and said in _ASSERTIONS:
+            self._words = self._words or said in _BOUNDARIES
+            return self._add(None, _ASSERTIONS[said], after)
+        if kind is _constants.BRANCH:
+            return self._add(None, None, *(self._sequence(branch, flags, after) for branch in said[1]))
+        if kind is _constants.SUBPATTERN:
+            _, more, less, inner = said
+            return self._sequence(inner, (flags | more) & ~less, after)
+        if kind in _REPEATS:
+            return self._repeat(said, flags, after)
+        raise UnsafePattern(f"has {str(kind).lower()}, which takes more than linear time to search: leave it out")
+
+    def _repeat(self, said: Any, flags: int, after: int) -> int:
+        least, most, inner = said
+        if most is _constants.MAXREPEAT:
+            loop = self._add(None, None)
+            self._states[loop] = None, None, (self._sequence(inner, flags, loop), after)
+            after = loop
+        else:
+            end = after
+            for _ in range(most - least):
+                after = self._add(None, None, self._sequence(inner, flags, after), end)
+        for _ in range(least):
+            after = self._sequence(inner, flags, after)
+            self._add(None, None)  # also what is empty, repeated a billion times, comes to an end
+        return after
+
+    def _test(self, item: Any, flags: int) -> Any:
+        """Return what Python's own engine says of one character."""
+        key = f"{flags} {item!r}"
+        if key not in self._tests:
+            state = _parser.State()
+            state.flags, state.str = flags, ""
+            self._tests[key] = _compiler.compile(_parser.SubPattern(state, [item])).match
+        return self._tests[key]
+
+
+@lru_cache(maxsize=1000)
+def linear(text: str) -> LinearPattern:
+    """Return an expression that is ready to be searched, made once for all searches.
+
+    Raises:
+        UnsafePattern: it cannot be searched in linear time, or is none.
+    """
+    return LinearPattern(text)
+
+
+def _is_word(character: str) -> bool:
+    return character == "_" or character.isalnum()
