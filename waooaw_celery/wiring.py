@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+from datetime import datetime
+from functools import cached_property, partial
 from typing import Any
 
 from celery import Celery
 from celery.signals import worker_process_shutdown, worker_shutdown
 
 from waooaw_celery.answers import Answers
+from waooaw_celery.audit import database_time
 from waooaw_celery.audit.agents import LedgerAgentRegistry
 from waooaw_celery.audit.engine import Database, database_url
 from waooaw_celery.audit.ledger import Ledger
@@ -16,6 +18,7 @@ from waooaw_celery.audit.subscriptions import LedgerSubscriptions
 from waooaw_celery.audit.version import check_version
 from waooaw_celery.breaker import Breaker
 from waooaw_celery.celery_setup import AgentAMQP, add_defaults, make_packer, transport_options
+from waooaw_celery.clock import ReferenceClock, Source, redis_source
 from waooaw_celery.errors import ConfigurationError
 from waooaw_celery.letters.desk import DeadLetters
 from waooaw_celery.limits.configured import configured_limiter
@@ -40,6 +43,7 @@ from waooaw_celery.worker.control import HearCancels
 from waooaw_celery.worker.loop import close_loop
 from waooaw_celery.worker.presence import Presence
 from waooaw_celery.worker.task import AgentTask
+from waooaw_celery.worker.timed import ReportClock
 
 
 class WiredCelery(Celery):
@@ -64,6 +68,7 @@ class WiredCelery(Celery):
         super().__init__(*args, **kwargs)
         self.on_after_configure.connect(add_defaults, weak=False)
         self.steps["worker"].add(Presence)
+        self.steps["worker"].add(ReportClock)
         self.steps["consumer"].add(HearCancels)
         #: What this process, when it is a worker, knows of cancelled messages.
         self.cancels = Cancels()
@@ -103,6 +108,31 @@ class WiredCelery(Celery):
         return driver
 
     @cached_property
+    def reference_clock(self) -> ReferenceClock:
+        """The time by which messages expire and facts are written down, the same for all processes.
+
+        The ledger's database's, or that of the Redis that keeps agents and receipts where there is no ledger.
+        """
+        if self._database is not None:
+            return ReferenceClock(database_time.NAME, database_time.source_of(self._database))
+        try:
+            url = self._store_url()
+        except ConfigurationError:  # no message can be sent without one; whoever sends is told
+            return ReferenceClock()
+        return ReferenceClock("Redis", redis_source(partial(connect, url)))
+
+    def witnesses(self) -> dict[str, Source]:
+        """Return the clocks, by name, that a purge compares with the ledger's: Redis's, where there is one."""
+        try:
+            return {"Redis": redis_source(partial(connect, self._store_url()))}
+        except ConfigurationError:
+            return {}
+
+    def now(self) -> datetime:
+        """Return the time, by the reference clock: Celery makes moments of countdowns with it."""
+        return self.reference_clock.now().astimezone(self.timezone)
+
+    @cached_property
     def registry(self) -> AgentRegistry:
         """The known agents."""
         return self.open_registry()
@@ -129,7 +159,7 @@ class WiredCelery(Celery):
         """What became of each message."""
         if self._database is not None:
             return self.ledger
-        return RedisReceipts(self._connect(), self.settings.receipt_seconds)
+        return RedisReceipts(self._connect(), self.settings.receipt_seconds, self.reference_clock)
 
     @cached_property
     def answers(self) -> Answers:
@@ -150,7 +180,12 @@ class WiredCelery(Celery):
         """
         settings = self.settings
         return Ledger(
-            self.database, settings.retention, settings.audit_mode, settings.spool_folder, settings.lost_seconds
+            self.database,
+            settings.retention,
+            settings.audit_mode,
+            settings.spool_folder,
+            settings.lost_seconds,
+            self.reference_clock,
         )
 
     @cached_property
@@ -173,8 +208,11 @@ class WiredCelery(Celery):
         return None if url is None else Database(database_url(url))
 
     def _connect(self) -> Client:
+        return connect(self._store_url())
+
+    def _store_url(self) -> str:
         others = self.conf.result_backend, first_url(self.conf.broker_url)
-        return connect(store_url(self.settings.redis_url, *others))
+        return store_url(self.settings.redis_url, *others)
 
     @cached_property
     def limiter(self) -> RateLimiter:
@@ -188,7 +226,7 @@ class WiredCelery(Celery):
     @cached_property
     def gate(self) -> Gate | None:
         """The limit in the door, or None when nobody is limited."""
-        return Gate(self.limiter, self.receipts) if self.settings.limited else None
+        return Gate(self.limiter, self.receipts, self.reference_clock.now) if self.settings.limited else None
 
     @cached_property
     def packer(self) -> Packer:

@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
@@ -84,7 +83,8 @@ def turn(database: Database, message_id: str, handler: str, patience: float) -> 
 
 def _enter(connection: Connection, message_id: str, handler: str) -> InboxRow | None:
     """Write the note, and return None; or return the one that is there."""
-    row = {"message_id": message_id, "handler": handler, "handled_at": datetime.now(UTC)}
+    # By the database's clock, as it is purged: one that is too old would be forgotten too soon.
+    row = {"message_id": message_id, "handler": handler, "handled_at": func.now()}
     if connection.execute(insert(InboxRow).values(row).on_conflict_do_nothing()).rowcount:
         # From here on the transaction is the handler's, which may take as long as its time limit says.
         connection.exec_driver_sql("SET LOCAL statement_timeout = 0")

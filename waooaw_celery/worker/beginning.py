@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from datetime import UTC, datetime
+from datetime import UTC
 from typing import Any
 
 from celery.app.task import Context
@@ -39,7 +39,7 @@ def refused(task: Any) -> Event | None:
     if _REFUSED not in request.__dict__:
         expires_at = moment(request.expires, UTC)
         event = None
-        if expires_at is not None and expires_at <= datetime.now(UTC):
+        if expires_at is not None and expires_at <= task.app.reference_clock.now():
             event = Event.EXPIRED
         elif request.id in cancels_of(task.app):
             event = Event.CANCELLED

@@ -8,16 +8,16 @@ from typing import Any
 
 from celery.concurrency.prefork import TaskPool as ProcessPool
 from celery.worker import state
-from celery.worker.request import Request
 
 from waooaw_celery.worker.cancels import Answer, cancels_of
 from waooaw_celery.worker.loop import cancel_handler
+from waooaw_celery.worker.timed import TimedRequest
 
 #: How often, and every how many seconds, a process that was told to end is looked after.
 LOOKS, LOOK_SECONDS = 40, 0.05
 
 
-class AgentRequest(Request):
+class AgentRequest(TimedRequest):
     """A request that is dropped when its message is to be cancelled, and whose handler can be stopped.
 
     Attributes:

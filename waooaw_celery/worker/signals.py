@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from billiard.exceptions import WorkerLostError
@@ -55,7 +55,7 @@ def on_prerun(sender: Any, **_: Any) -> None:
             _note(sender, event, attempt=0)
             return
         sender.request.update({_BEGAN: time.monotonic()})
-        message, now = _message(sender, sender.request), datetime.now(UTC)
+        message, now = _message(sender, sender.request), _now(sender.app)
         waited = max((now - message.sent_at).total_seconds(), 0.0) if message is not None else None
         begin(sender, _fact(sender, Event.DELIVERED, at=now, seconds=waited))
 
@@ -178,6 +178,11 @@ def _message(task: AgentTask, request: Context) -> Message | None:
         return task.message_of(request)
     except (TypeError, ValueError):  # nobody can read its envelope or its arguments: it is known by its id
         return None
+
+
+def _now(app: Any) -> datetime:
+    now: datetime = app.reference_clock.now()  # an AgentApp, which stands above here
+    return now
 
 
 def _receipts(app: Any) -> Receipts:

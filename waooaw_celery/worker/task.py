@@ -160,7 +160,8 @@ class AgentTask(Task):  # type: ignore[type-arg]
         if self.request.called_directly:
             return
         expires_at = moment(self.request.expires, UTC)
-        due = moment(eta, self.app.timezone) or datetime.now(UTC) + timedelta(seconds=countdown)
+        now: datetime = self.app.reference_clock.now()  # type: ignore[attr-defined]  # an AgentApp
+        due = moment(eta, self.app.timezone) or now + timedelta(seconds=countdown)
         if expires_at is not None and due >= expires_at:
             cause = exc or sys.exc_info()[1]
             if cause is not None:
