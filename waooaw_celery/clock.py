@@ -13,12 +13,12 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeAlias
+from typing import Any
 
+from billiard import current_process
+
+from waooaw_celery.clock_reading import WARN_SECONDS, Reading, Source, read, steady
 from waooaw_celery.errors import WaooawError
 from waooaw_celery.values import LocalTime
 
@@ -27,115 +27,12 @@ logger = logging.getLogger(__name__)
 #: Seconds by which a computer's clock may be wrong and is still used as it is. Within them the order of what one
 #: computer writes down is exact, and does not depend on how long an answer took.
 TOLERANCE = 0.1
-#: Seconds beyond which a wrong clock is logged.
-WARN_SECONDS = 2.0
-#: Seconds by which clocks may disagree for a purge: what it removes cannot be brought back.
-MOST_SKEW = 60.0
 #: Seconds between two readings, and after one that failed.
 MEASURE_SECONDS, RETRY_SECONDS = 60.0, 10.0
 #: Seconds that must lie between two attempts, also when somebody sets the clock again and again.
 PAUSE_SECONDS = 1.0
 #: Seconds that the first use of a clock waits for its first reading.
 FIRST_SECONDS = 1.0
-#: How often a reference is asked in one reading, unless an answer came within so many seconds.
-ATTEMPTS, QUICK_SECONDS = 3, 0.02
-
-#: Gives, for as long as a connection is open, what asks a reference for its time in seconds since 1970.
-Source: TypeAlias = Callable[[], AbstractContextManager[Callable[[], float]]]
-
-#: Counts on while a computer sleeps, where its system has such a clock.
-_STEADY: int = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
-
-
-def local_now() -> datetime:
-    """Return the time by this computer's clock, aware UTC."""
-    return datetime.now(UTC)
-
-
-def steady() -> float:
-    """Return the seconds of a clock that nobody sets; only differences mean something."""
-    return time.clock_gettime(_STEADY)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reading:
-    """What a reference said, beside what this computer's clock said at that moment.
-
-    Attributes:
-        name: whose clock it is, such as ``the ledger's database``.
-        reference: its time, in seconds since 1970.
-        local: this computer's time, in seconds since 1970.
-        steady: the moment by the steady clock.
-        error: half the round trip in seconds: the reference is no further from ``reference`` than this.
-    """
-
-    name: str
-    reference: float
-    local: float
-    steady: float
-    error: float
-
-    @property
-    def ahead(self) -> float:
-        """Seconds that this computer's clock is ahead of the reference; negative when it is behind."""
-        return self.local - self.reference
-
-    def differs_by(self, seconds: float) -> bool:
-        """Whether the clocks differ by more than this for certain, however long the answer took."""
-        return abs(self.ahead) - self.error > seconds
-
-    def __str__(self) -> str:
-        return f"{difference(self.ahead)} {self.name} (give or take {self.error:.3f} s)"
-
-
-def difference(ahead: float) -> str:
-    """Return a difference between two clocks in words, such as ``3600.0 s ahead of``."""
-    return f"{abs(ahead):.1f} s {'ahead of' if ahead >= 0 else 'behind'}"
-
-
-def read(name: str, source: Source) -> Reading:
-    """Ask a reference for its time.
-
-    Args:
-        name: whose clock it is.
-        source: how to ask it. Connecting is not part of the round trip.
-
-    Returns:
-        Of up to three answers, the one that came soonest.
-
-    Raises:
-        StoreUnavailable: it does not answer.
-    """
-    readings: list[Reading] = []
-    with source() as ask:
-        while len(readings) < ATTEMPTS and not any(2 * each.error < QUICK_SECONDS for each in readings):
-            local, before = time.time(), steady()
-            reference = ask()
-            half = (steady() - before) / 2
-            readings.append(
-                Reading(name=name, reference=reference, local=local + half, steady=before + half, error=half)
-            )
-    return min(readings, key=lambda each: each.error)
-
-
-def redis_source(connect: Callable[[], Any]) -> Source:
-    """Return how to ask a Redis for its time.
-
-    Args:
-        connect: returns a client; it is closed afterwards.
-    """
-
-    @contextmanager
-    def source() -> Iterator[Callable[[], float]]:
-        with connect() as client:
-            yield lambda: redis_time(client.time())
-
-    return source
-
-
-def redis_time(answer: tuple[int, int]) -> float:
-    """Return the seconds since 1970 of an answer to Redis's TIME: seconds and microseconds."""
-    return answer[0] + answer[1] / 1e6
 
 
 class ReferenceClock:
@@ -266,7 +163,7 @@ class ReferenceClock:
             self.measure()
             self._failed = False
         except WaooawError as error:  # asked again in a few seconds
-            if not self._failed:  # one line an incident
+            if not self._failed and _speaks():  # one line an incident
                 logger.warning(
                     "the time of %s is not known: %s. Until it is, this computer's clock counts, as last compared",
                     self._name,
@@ -282,7 +179,7 @@ class ReferenceClock:
     def _warn(self, reading: Reading) -> None:
         """Log once that the clock is wrong, and once that it is right again."""
         wrong = reading.differs_by(WARN_SECONDS)
-        if wrong and not self._warned:
+        if wrong and not self._warned and _speaks():
             logger.warning(
                 "this computer's clock is %s: what this process sends, expires and writes down goes by the time "
                 "of %s. Set the clock: check that NTP (chrony, systemd-timesyncd, w32time) runs here and there",
@@ -290,6 +187,11 @@ class ReferenceClock:
                 reading.name,
                 extra={"action": "clock_wrong", "ahead": round(reading.ahead, 3)},
             )
-        elif self._warned and not wrong:
+        elif self._warned and not wrong and _speaks():
             logger.warning("this computer's clock is right again", extra={"action": "clock_right"})
         self._warned = wrong
+
+
+def _speaks() -> bool:
+    """Whether this process tells the log: of a worker's processes only the main one, or each would say the same."""
+    return str(current_process().name) == "MainProcess"

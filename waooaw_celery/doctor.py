@@ -15,7 +15,7 @@ from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from waooaw_celery.app import AgentApp
-from waooaw_celery.clock import MOST_SKEW, WARN_SECONDS, difference, read, redis_time
+from waooaw_celery.clock_reading import MOST_SKEW, WARN_SECONDS, difference, read, redis_time
 from waooaw_celery.errors import BrokerUnavailable, WaooawError
 
 #: What to do about a wrong clock.

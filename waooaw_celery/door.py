@@ -125,8 +125,8 @@ class Door(WiredCelery):
         Without a ledger nothing is kept, and the envelope does not say so.
         """
         kept = None if self._database is None else message.retention or self.settings.retention
-        threaded_message = threaded(target, message, current_message(), kept)
-        return threaded_message.filled_in(sent_at=self.reference_clock.corrected(message.sent_at))
+        sent_at = self.reference_clock.corrected(message.sent_at)
+        return threaded(target, message, current_message(), kept, sent_at)
 
     def _send_batch(
         self,

@@ -78,19 +78,25 @@ def message_of_retry(target: HandlerName, args: Any, kwargs: Any, options: Optio
 
 
 def threaded(
-    target: HandlerName, message: Message, cause: Message | None, retention: RetentionPolicy | None
+    target: HandlerName,
+    message: Message,
+    cause: Message | None,
+    retention: RetentionPolicy | None,
+    sent_at: datetime,
 ) -> Message:
-    """Fill in how long a message is kept, and the ids that thread it to the one whose handler sends it.
+    """Fill in when a message is sent, how long it is kept, and the ids that thread it to the one being handled.
 
     Args:
         target: the handler that it is for. The correlation id of a request is its own id, the key of its answer.
         message: the new message; ids that it has already are left.
         cause: the message that is being handled, or None outside of handlers.
         retention: how long it is kept, or None without a ledger.
+        sent_at: when it is sent.
     """
     inherited = cause.correlation_id if cause and takes_message(target.handler) else None
     return message.filled_in(
         retention=retention,
+        sent_at=sent_at,
         correlation_id=message.correlation_id or inherited or message.message_id,
         conversation_id=message.conversation_id or (cause.conversation_id if cause else message.message_id),
         causation_id=message.causation_id or (cause.message_id if cause else None),

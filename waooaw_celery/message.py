@@ -294,7 +294,7 @@ class Message:
             # A retry that Celery publishes names the message itself as its parent.
             causation_id=parent_id if parent_id != headers["id"] else None,
             retention=envelope.get("retention"),
-            sent_at=datetime.fromisoformat(sent_at) if sent_at else datetime.now(UTC),
+            sent_at=datetime.fromisoformat(sent_at) if sent_at else LocalTime.read(),
             event=EventAttributes.from_envelope(envelope.get("event")),
             resent=envelope.get("resent", 0),
             **{name: envelope[name] for name in _CHOICES if name in envelope},

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from waooaw_celery.clock import ReferenceClock, redis_time
+from waooaw_celery.clock import ReferenceClock
+from waooaw_celery.clock_reading import redis_time
 from waooaw_celery.errors import UnknownMessage
 from waooaw_celery.message import DeliveryReceipt, Message, MessageStatus, MessageType, Priority
 from waooaw_celery.receipts import SWEEP_GRACE, Event, Fact, Receipts

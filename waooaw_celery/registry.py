@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from waooaw_celery.clock import redis_time
+from waooaw_celery.clock_reading import redis_time
 from waooaw_celery.errors import NoHandler, UnknownAgent, UnknownMethod
 from waooaw_celery.message import TYPE_NAMES
 from waooaw_celery.routing import HandlerName, takes_message

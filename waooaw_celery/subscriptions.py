@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
-from waooaw_celery.clock import redis_time
+from waooaw_celery.clock_reading import redis_time
 from waooaw_celery.errors import UnknownSubscription
 from waooaw_celery.routing import EVENT_HANDLERS, HandlerName
 from waooaw_celery.store import Client, guarded

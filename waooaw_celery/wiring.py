@@ -18,7 +18,8 @@ from waooaw_celery.audit.subscriptions import LedgerSubscriptions
 from waooaw_celery.audit.version import check_version
 from waooaw_celery.breaker import Breaker
 from waooaw_celery.celery_setup import AgentAMQP, add_defaults, make_packer, transport_options
-from waooaw_celery.clock import ReferenceClock, Source, redis_source
+from waooaw_celery.clock import ReferenceClock
+from waooaw_celery.clock_reading import Source, redis_source
 from waooaw_celery.errors import ConfigurationError
 from waooaw_celery.letters.desk import DeadLetters
 from waooaw_celery.limits.configured import configured_limiter
@@ -39,11 +40,11 @@ from waooaw_celery.wire.formats import install_formats
 from waooaw_celery.wire.packing import Packer
 from waooaw_celery.worker import replies, signals
 from waooaw_celery.worker.cancels import Cancels
+from waooaw_celery.worker.clock import ReportClock
 from waooaw_celery.worker.control import HearCancels
 from waooaw_celery.worker.loop import close_loop
 from waooaw_celery.worker.presence import Presence
 from waooaw_celery.worker.task import AgentTask
-from waooaw_celery.worker.timed import ReportClock
 
 
 class WiredCelery(Celery):

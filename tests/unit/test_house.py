@@ -34,6 +34,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ),
     ("message", "retries", "settings", "transport", "wire"),
     ("clock", "topics"),
+    ("clock_reading",),
     ("values", "offload"),
     ("errors",),
 )

@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import Connection, DateTime, func, select
 
 from waooaw_celery.audit.engine import Database
-from waooaw_celery.clock import Source
+from waooaw_celery.clock_reading import Source
 
 #: What the database's clock is called in sentences.
 NAME = "the ledger's database"

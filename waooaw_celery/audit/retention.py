@@ -31,7 +31,7 @@ from waooaw_celery.audit.entries import storable
 from waooaw_celery.audit.models import EventRow, HoldRow, InboxRow, MessageRow, OpenRow, PurgeRow, RefusalRow
 from waooaw_celery.audit.questions import among, by_month, mentions
 from waooaw_celery.audit.statements import close_ended
-from waooaw_celery.clock import MOST_SKEW, Source, difference, read
+from waooaw_celery.clock_reading import MOST_SKEW, Source, difference, read
 from waooaw_celery.errors import ClockSkew, InvalidMessage
 from waooaw_celery.values import check_agent_name, check_id
 
@@ -246,7 +246,7 @@ class Retention:
         if last[0] - first[0] - last[1] - first[1] > MOST_SKEW:
             raise ClockSkew(
                 f"nothing was purged: the clock of {last[2]} is {difference(last[0] - first[0])} that of "
-                f"{first[2]}, and a wrong clock would remove what is to be kept. Set the wrong one (NTP), or, when "
+                f"{first[2]}, and a wrong clock would remove what is to be kept. Set it (NTP), or, when "
                 f"you know that that of {local if own is None else database_time.NAME} is right, run "
                 "`waooaw purge --despite-skew`"
             )

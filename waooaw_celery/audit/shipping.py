@@ -14,7 +14,7 @@ from waooaw_celery.audit.outage import Outage
 from waooaw_celery.audit.pen import Pen, never_taken
 from waooaw_celery.audit.spool import Spool, SpoolUnavailable
 from waooaw_celery.audit.waiting import BATCH, BATCH_CHARACTERS
-from waooaw_celery.clock import local_now
+from waooaw_celery.clock_reading import local_now
 from waooaw_celery.errors import AuditUnavailable
 
 logger = logging.getLogger(__name__)

@@ -24,7 +24,7 @@ from waooaw_celery.audit.pen import Pen, Written, never_taken
 from waooaw_celery.audit.shipping import Shipper
 from waooaw_celery.audit.spool import Spool
 from waooaw_celery.audit.waiting import BATCH, Put, Waiting
-from waooaw_celery.clock import local_now
+from waooaw_celery.clock_reading import local_now
 from waooaw_celery.errors import AuditUnavailable
 
 logger = logging.getLogger(__name__)

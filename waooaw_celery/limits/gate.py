@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 
-from waooaw_celery.clock import local_now
+from waooaw_celery.clock_reading import local_now
 from waooaw_celery.errors import RateLimitExceeded, StoreUnavailable
 from waooaw_celery.limits.limiter import RateLimiter
 from waooaw_celery.limits.rules import Demand, demands

@@ -16,6 +16,7 @@ from waooaw_celery.receipts import Event, Fact
 from waooaw_celery.remembered import RECOVERED_HEADER
 from waooaw_celery.transport.travel import DELIVERY_COUNT, DELIVERY_LIMIT
 from waooaw_celery.worker.cancels import cancels_of
+from waooaw_celery.worker.clock import clock_of
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ def refused(task: Any) -> Event | None:
     if _REFUSED not in request.__dict__:
         expires_at = moment(request.expires, UTC)
         event = None
-        if expires_at is not None and expires_at <= task.app.reference_clock.now():
+        if expires_at is not None and expires_at <= clock_of(task.app).now():
             event = Event.EXPIRED
         elif request.id in cancels_of(task.app):
             event = Event.CANCELLED

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from datetime import datetime
 from typing import Any
 
 from billiard.exceptions import WorkerLostError
@@ -19,6 +18,7 @@ from waooaw_celery.receipts import Event, Fact, Receipts
 from waooaw_celery.worker import letters
 from waooaw_celery.worker.beginning import begin, refused, tell_revoked
 from waooaw_celery.worker.cancels import cancels_of
+from waooaw_celery.worker.clock import clock_of
 from waooaw_celery.worker.task import CANCELLED, AgentTask
 
 logger = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ def on_prerun(sender: Any, **_: Any) -> None:
             _note(sender, event, attempt=0)
             return
         sender.request.update({_BEGAN: time.monotonic()})
-        message, now = _message(sender, sender.request), _now(sender.app)
+        message, now = _message(sender, sender.request), clock_of(sender.app).now()
         waited = max((now - message.sent_at).total_seconds(), 0.0) if message is not None else None
         begin(sender, _fact(sender, Event.DELIVERED, at=now, seconds=waited))
 
@@ -178,11 +178,6 @@ def _message(task: AgentTask, request: Context) -> Message | None:
         return task.message_of(request)
     except (TypeError, ValueError):  # nobody can read its envelope or its arguments: it is known by its id
         return None
-
-
-def _now(app: Any) -> datetime:
-    now: datetime = app.reference_clock.now()  # an AgentApp, which stands above here
-    return now
 
 
 def _receipts(app: Any) -> Receipts:
