@@ -196,7 +196,7 @@ class Agent(Speaker):
 
         def decorate(function: Callable[..., Any]) -> Task[Any, Any]:
             def run(task: AgentTask, **said: Any) -> Any:
-                response = response_of_reply(task.message.from_agent, said)
+                response = response_of_reply(task.message.from_agent, said, self.app.reference_clock.now())
                 return task.complete(function(task, response) if options.get("bind") else function(response))
 
             run.__doc__, run.__module__ = function.__doc__, function.__module__

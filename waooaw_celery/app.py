@@ -165,11 +165,16 @@ class AgentApp(Door):
         if message is None:
             sender, ttl = self.speaker(target), self.settings.ttl_seconds
             message = message_of_delay(
-                target, args, kwargs, options, sender=sender, default_ttl=ttl, zone=self.timezone
+                *(target, args, kwargs, options),
+                sender=sender,
+                default_ttl=ttl,
+                zone=self.timezone,
+                now=self.reference_clock.now(),
             )
         self._check_delay(target, options)
-        message.check_in_time()
-        return self.complete(target, message)
+        message = self.complete(target, message)
+        message.check_in_time(self.reference_clock.now())
+        return message
 
     def _retried_message(self, target: HandlerName, args: Any, kwargs: Any, options: Mapping[str, Any]) -> Message:
         try:
@@ -204,7 +209,7 @@ class AgentApp(Door):
         if visible is not None:
             task = self.tasks.get(str(target))
             limit = getattr(task, "time_limit", None) or self.conf.task_time_limit or 0
-            check_delay(options, limit, visible, self.timezone)
+            check_delay(options, limit, visible, self.timezone, self.reference_clock.now())
 
     def speaker(self, target: HandlerName) -> str:
         """Return who says what is sent without a sender: never a guess, since it is evidence."""

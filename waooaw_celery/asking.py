@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 from celery import Task
@@ -187,7 +186,7 @@ class Asker:
         until = task.awaited_until()
         if until is None:
             return call, timeout
-        left = (until - datetime.now(UTC)).total_seconds()
+        left = (until - self.app.reference_clock.now()).total_seconds()
         if left <= 0:
             raise RequestTimeout(f"the caller of {task.name} no longer waits, so nobody else is asked")
         return call, min(timeout, left)

@@ -122,12 +122,13 @@ class Door(WiredCelery):
             self._send_batch(hand_over, part, hand_over.pack(part), None, is_written=True)
 
     def complete(self, target: HandlerName, message: Message) -> Message:
-        """Fill in what the sender of a message left open: the ids of its thread, and how long it is kept.
+        """Fill in what the sender left open: the ids of its thread, how long it is kept, when it is sent.
 
         Without a ledger nothing is kept, and the envelope does not say so.
         """
         kept = None if self._database is None else message.retention or self.settings.retention
-        return threaded(target, message, current_message(), kept)
+        sent_at = self.reference_clock.corrected(message.sent_at)
+        return threaded(target, message, current_message(), kept, sent_at)
 
     def _send_batch(
         self,

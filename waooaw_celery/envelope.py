@@ -24,6 +24,7 @@ def message_of_delay(
     sender: str,
     default_ttl: float | None,
     zone: tzinfo,
+    now: datetime,
 ) -> Message:
     """Make the message of a ``.delay`` or ``apply_async``.
 
@@ -35,6 +36,7 @@ def message_of_delay(
         sender: who speaks.
         default_ttl: seconds until it expires, when the options do not say; None: never.
         zone: of moments in the options that have none.
+        now: the time by the reference clock: a moment in the options is one by that clock too.
 
     Raises:
         InvalidMessage: an argument is no JSON value, or an option breaks a rule.
@@ -53,7 +55,7 @@ def message_of_delay(
         to_agent=target.agent,
         message_type=target.message_type,
         payload=payload_of(target.handler, args or (), kwargs or {}),
-        ttl_seconds=_ttl(options, default_ttl, zone),
+        ttl_seconds=_ttl(options, default_ttl, zone, now),
         conversation_id=options.get("root_id"),
         causation_id=options.get("parent_id"),
         **fields,
@@ -76,19 +78,25 @@ def message_of_retry(target: HandlerName, args: Any, kwargs: Any, options: Optio
 
 
 def threaded(
-    target: HandlerName, message: Message, cause: Message | None, retention: RetentionPolicy | None
+    target: HandlerName,
+    message: Message,
+    cause: Message | None,
+    retention: RetentionPolicy | None,
+    sent_at: datetime,
 ) -> Message:
-    """Fill in how long a message is kept, and the ids that thread it to the one whose handler sends it.
+    """Fill in when a message is sent, how long it is kept, and the ids that thread it to the one being handled.
 
     Args:
         target: the handler that it is for. The correlation id of a request is its own id, the key of its answer.
         message: the new message; ids that it has already are left.
         cause: the message that is being handled, or None outside of handlers.
         retention: how long it is kept, or None without a ledger.
+        sent_at: when it is sent.
     """
     inherited = cause.correlation_id if cause and takes_message(target.handler) else None
     return message.filled_in(
         retention=retention,
+        sent_at=sent_at,
         correlation_id=message.correlation_id or inherited or message.message_id,
         conversation_id=message.conversation_id or (cause.conversation_id if cause else message.message_id),
         causation_id=message.causation_id or (cause.message_id if cause else None),
@@ -108,7 +116,9 @@ def payload_of(handler: str, args: Any, kwargs: Any) -> JSON:
     return {"args": list(args), "kwargs": dict(kwargs)} if args else dict(kwargs)
 
 
-def check_delay(options: Options, run_seconds: float, visibility_timeout: float, zone: tzinfo) -> None:
+def check_delay(
+    options: Options, run_seconds: float, visibility_timeout: float, zone: tzinfo, now: datetime
+) -> None:
     """Refuse an ``eta`` or ``countdown`` that Redis would hand out again and again.
 
     A worker keeps a message unacknowledged until it is due and was handled; after the visibility timeout Kombu on
@@ -119,11 +129,12 @@ def check_delay(options: Options, run_seconds: float, visibility_timeout: float,
         run_seconds: how long its handler may then run.
         visibility_timeout: seconds after which Redis hands out again what is not acknowledged.
         zone: of moments that have none.
+        now: the time.
 
     Raises:
         InvalidMessage: it is due too late.
     """
-    wait = _wait(options, zone)
+    wait = _wait(options, zone, now)
     if wait > 0 and wait + run_seconds >= visibility_timeout:
         raise InvalidMessage(
             f"a message that is due in {wait:g} s and may run for {run_seconds:g} s would be handed out again "
@@ -157,21 +168,23 @@ def moment(value: object, zone: tzinfo) -> datetime | None:
     return at if at.tzinfo else at.replace(tzinfo=zone)
 
 
-def _ttl(options: Options, default: float | None, zone: tzinfo) -> float | None:
+def _ttl(options: Options, default: float | None, zone: tzinfo, now: datetime) -> float | None:
     """Return after how many seconds from now a ``.delay`` expires."""
     expires = options.get("expires")
     if isinstance(expires, int | float):
         return expires
+    if isinstance(expires, timedelta):
+        return expires.total_seconds()
     at = moment(expires, zone)
     if at is not None:
-        return (at - datetime.now(UTC)).total_seconds()
+        return (at - now).total_seconds()
     # Celery gives None for "not said" too: a message that shall never expire is sent with a Message.
     # The default counts from the moment at which the message may first be handled.
-    return None if default is None else default + _wait(options, zone)
+    return None if default is None else default + _wait(options, zone, now)
 
 
-def _wait(options: Options, zone: tzinfo) -> float:
+def _wait(options: Options, zone: tzinfo, now: datetime) -> float:
     """Return the seconds until a message may first be handled."""
     eta = moment(options.get("eta"), zone)
-    wait = (eta - datetime.now(UTC)).total_seconds() if eta else options.get("countdown") or 0
+    wait = (eta - now).total_seconds() if eta else options.get("countdown") or 0
     return max(float(wait), 0.0)

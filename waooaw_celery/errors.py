@@ -17,6 +17,7 @@
     * BrokerUnavailable         the message could not be published
     * StoreUnavailable          what keeps agents and receipts does not answer
         * AuditUnavailable      the ledger does not answer, so nothing is published
+    * ClockSkew                 the clocks of the computers disagree too much for what was asked
     * NotStoppable              the handler that was to be cancelled runs where nothing can stop it
     * RateLimitExceeded         the sender has sent as much as it may for now
     * HandlerExited             a handler called sys.exit() or ran out of memory
@@ -154,6 +155,10 @@ class AuditUnavailable(StoreUnavailable):
     """
 
     uncertain: bool = False
+
+
+class ClockSkew(WaooawError, RuntimeError):
+    """Two clocks disagree by more than what was asked allows: nothing was done."""
 
 
 class NotStoppable(WaooawError, RuntimeError):

@@ -11,7 +11,7 @@ from uuid import uuid4
 
 from waooaw_celery.errors import InvalidMessage
 from waooaw_celery.topics.attributes import EventAttributes
-from waooaw_celery.values import JSON, check_agent_name, check_id, check_ttl, json_copy
+from waooaw_celery.values import JSON, LocalTime, check_agent_name, check_id, check_ttl, json_copy
 
 #: The Celery header that carries the envelope; one key, so that no name of ours meets one of Celery's.
 ENVELOPE_HEADER = "waooaw"
@@ -149,7 +149,7 @@ class Message:
         conversation_id: id of the message that began it all; None: filled in when it is sent.
         causation_id: id of the message whose handler sent this one; None outside of handlers.
         retention: how long the ledger keeps it; None: the setting ``waooaw_retention``, when it is sent.
-        sent_at: aware UTC time.
+        sent_at: aware UTC time; left out, it is now: sending corrects it where this computer's clock is wrong.
         serializer: in which format it travels; None: as the settings say.
         compression: with which codec, ``auto`` or ``none``; None: as the settings say.
         event: of an EVENT, what all messages of the event share; None for every other message.
@@ -171,7 +171,7 @@ class Message:
     conversation_id: str | None = None
     causation_id: str | None = None
     retention: RetentionPolicy | None = None
-    sent_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    sent_at: datetime = field(default_factory=LocalTime.read)
     serializer: str | None = None
     compression: str | None = None
     event: EventAttributes | None = None
@@ -222,13 +222,16 @@ class Message:
             return None
         return self.sent_at + timedelta(seconds=self.ttl_seconds)
 
-    def check_in_time(self) -> None:
+    def check_in_time(self, now: datetime) -> None:
         """Check that the message may still be handled.
+
+        Args:
+            now: the time, by the clock that gave ``sent_at``.
 
         Raises:
             InvalidMessage: its time is over.
         """
-        if self.expires_at is not None and self.expires_at <= datetime.now(UTC):
+        if self.expires_at is not None and self.expires_at <= now:
             raise InvalidMessage(f"the time of message {self.message_id} was over before it was sent")
 
     def evolve(self, **changes: Any) -> Self:
@@ -300,7 +303,7 @@ class Message:
             # A retry that Celery publishes names the message itself as its parent.
             causation_id=parent_id if parent_id != headers["id"] else None,
             retention=envelope.get("retention"),
-            sent_at=datetime.fromisoformat(sent_at) if sent_at else datetime.now(UTC),
+            sent_at=datetime.fromisoformat(sent_at) if sent_at else LocalTime.read(),
             event=EventAttributes.from_envelope(envelope.get("event")),
             resent=envelope.get("resent", 0),
             **{name: envelope[name] for name in _CHOICES if name in envelope},

@@ -5,11 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from enum import StrEnum
 
 from waooaw_celery.message import FINAL, DeliveryReceipt, Message
 from waooaw_celery.remembered import Remembered
+from waooaw_celery.values import LocalTime
 
 #: Seconds by which a worker may be late in writing down that it began a message just before it expired.
 SWEEP_GRACE = 5.0
@@ -51,7 +52,7 @@ class Fact:
     Attributes:
         message_id: of which message.
         event: what.
-        at: when, aware UTC.
+        at: when, aware UTC; left out, it is now: writing corrects it where this computer's clock is wrong.
         message: the message, where it is known.
         handler: name of its handler, where the message is known.
         worker: node name of the worker that tells it.
@@ -62,7 +63,7 @@ class Fact:
 
     message_id: str
     event: Event
-    at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    at: datetime = field(default_factory=LocalTime.read)
     message: Message | None = None
     handler: str = ""
     worker: str | None = None

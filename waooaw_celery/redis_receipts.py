@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from waooaw_celery.clock import ReferenceClock
+from waooaw_celery.clock_reading import redis_time
 from waooaw_celery.errors import UnknownMessage
 from waooaw_celery.message import DeliveryReceipt, Message, MessageStatus, MessageType, Priority
 from waooaw_celery.receipts import SWEEP_GRACE, Event, Fact, Receipts
@@ -26,10 +28,12 @@ class RedisReceipts(Receipts):
     Args:
         client: connection to the store.
         keep_seconds: how long a receipt is kept.
+        clock: the time for what this process writes down; None: this computer's.
     """
 
-    def __init__(self, client: Client, keep_seconds: float) -> None:
+    def __init__(self, client: Client, keep_seconds: float, clock: ReferenceClock | None = None) -> None:
         self._client = client
+        self._clock = clock or ReferenceClock()
         self._keep = timedelta(seconds=keep_seconds)
 
     def pending(
@@ -42,7 +46,7 @@ class RedisReceipts(Receipts):
     ) -> Callable[[], set[str]]:
         if not messages:
             return set
-        forgotten = (datetime.now(UTC) - self._keep).timestamp()
+        forgotten = (self._clock.now() - self._keep).timestamp()
         with guarded(f"record message {messages[0][0].message_id}"), self._client.pipeline() as pipeline:
             for message, handler in messages:
                 key = _RECORD + message.message_id
@@ -79,18 +83,19 @@ class RedisReceipts(Receipts):
 
     def _add(self, pipeline: Any, fact: Fact) -> None:
         key = _RECORD + fact.message_id
+        at = self._clock.corrected(fact.at).isoformat()
         if fact.event is Event.SENT:
             pipeline.hset(key, "published", "1")
         elif fact.event is Event.DELIVERED:
             if fact.message is not None:  # again, for a message from outside
                 pipeline.hset(key, mapping=_facts(fact.message, fact.handler))
                 pipeline.zadd(_BY_TIME, {fact.message_id: fact.message.sent_at.timestamp()}, nx=True)
-            pipeline.hsetnx(key, "delivered_at", fact.at.isoformat())
+            pipeline.hsetnx(key, "delivered_at", at)
             pipeline.hincrby(key, "attempts", 1)
             pipeline.zrem(_EXPIRING, fact.message_id)
             pipeline.expire(key, self._keep)
         elif fact.event.terminal:
-            outcome = {"status": fact.event.value, "at": fact.at.isoformat(), "error": fact.error}
+            outcome = {"status": fact.event.value, "at": at, "error": fact.error}
             pipeline.hsetnx(key, "outcome", json.dumps(outcome))
             pipeline.zrem(_EXPIRING, fact.message_id)
             pipeline.expire(key, self._keep)
@@ -116,16 +121,17 @@ class RedisReceipts(Receipts):
         return [_receipt(id_, fields) for id_, fields in zip(ids, records, strict=True) if "from" in fields]
 
     def sweep(self) -> list[str]:
-        now = datetime.now(UTC)
         with guarded("sweep expired messages"):
+            now = self._now()
             ids: list[str] = self._client.zrange(_EXPIRING, "-inf", now.timestamp() - SWEEP_GRACE, byscore=True)
         for id_ in ids:
             self.note(Fact(message_id=id_, event=Event.EXPIRED))
         return ids
 
     def request_cancel(self, receipt: DeliveryReceipt, running: bool, by: str) -> None:
-        key, now = _RECORD + receipt.message_id, datetime.now(UTC)
+        key = _RECORD + receipt.message_id
         with guarded(f"record that {receipt.message_id} is to be cancelled"):
+            now = self._now()
             # Kept as long as the receipt: no worker begins a message later than that.
             until = now + max(timedelta(seconds=self._client.ttl(key)), self._keep)
             with self._client.pipeline() as pipeline:
@@ -137,13 +143,18 @@ class RedisReceipts(Receipts):
                 pipeline.execute()
 
     def cancels(self, agents: Sequence[str]) -> dict[str, bool]:
-        now, found = datetime.now(UTC).timestamp(), dict[str, bool]()
+        found = dict[str, bool]()
         with guarded("read what is to be cancelled"):
+            now = self._now().timestamp()
             for agent in agents:
                 for request in self._client.zrange(_CANCELS + agent, now, "+inf", byscore=True):
                     message_id, _, running = request.rpartition(" ")
                     found[message_id] = found.get(message_id, False) or running == "1"
         return found
+
+    def _now(self) -> datetime:
+        """Return the time by Redis's clock, which everybody shares."""
+        return datetime.fromtimestamp(redis_time(self._client.time()), UTC)
 
     def start(self) -> None:
         pass  # there is nothing

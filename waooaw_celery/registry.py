@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from waooaw_celery.clock_reading import redis_time
 from waooaw_celery.errors import NoHandler, UnknownAgent, UnknownMethod
 from waooaw_celery.message import TYPE_NAMES
 from waooaw_celery.routing import HandlerName, takes_message
@@ -34,6 +35,7 @@ class AgentRecord:
         last_seen: its last sign of life, or None.
         workers: node names of the workers that gave one lately.
         capabilities: tags of what it can do.
+        read_at: the time by the clock that gave ``last_seen``, when this was read.
         reports: what each of these workers reports about itself, by node name: JSON objects.
     """
 
@@ -43,11 +45,12 @@ class AgentRecord:
     last_seen: datetime | None
     workers: tuple[str, ...]
     capabilities: tuple[str, ...] = ()
+    read_at: datetime | None = None
     reports: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def alive(self, within: timedelta) -> bool:
-        """Whether it gave a sign of life within this time."""
-        return self.last_seen is not None and datetime.now(UTC) - self.last_seen <= within
+        """Whether it gave a sign of life within this time, when this was read."""
+        return self.last_seen is not None and (self.read_at or datetime.now(UTC)) - self.last_seen <= within
 
     def state(self, within: timedelta) -> str:
         """Return ``away``, ``alive``, or what keeps one of its workers from taking messages.
@@ -188,10 +191,10 @@ class RedisAgentRegistry(AgentRegistry):
         started_at: datetime | None = None,
         report: Mapping[str, Any] | None = None,
     ) -> None:
-        now = datetime.now(UTC)
         told = {"handlers": json.dumps(sorted(handlers)), "capabilities": json.dumps(sorted(capabilities))}
         key = _RECORD + name
         with guarded(f"declare the agent {name!r}"), self._client.pipeline() as pipeline:
+            now = self._now()
             pipeline.sadd(_NAMES, name)
             pipeline.hsetnx(key, "declared_at", now.isoformat())
             pipeline.hset(key, mapping={**told, "last_seen": now.isoformat()})
@@ -208,16 +211,20 @@ class RedisAgentRegistry(AgentRegistry):
     def close(self) -> None:
         self._client.close()
 
+    def _now(self) -> datetime:
+        """Return the time by Redis's clock: a computer with a wrong one would end the workers of others."""
+        return datetime.fromtimestamp(redis_time(self._client.time()), UTC)
+
     def _names(self) -> set[str]:
         with guarded("list the agents"):
             return set(self._client.smembers(_NAMES))
 
     def _read(self, names: list[str]) -> list[AgentRecord]:
-        now = datetime.now(UTC).timestamp()
         with guarded("look up agents"), self._client.pipeline(transaction=False) as pipeline:
+            now = self._now()
             for name in names:
                 pipeline.hgetall(_RECORD + name)
-                pipeline.zrangebyscore(f"{_RECORD}{name}:workers", now, "+inf")
+                pipeline.zrangebyscore(f"{_RECORD}{name}:workers", now.timestamp(), "+inf")
             answers = pipeline.execute()
             living = [
                 (name, worker) for name, workers in zip(names, answers[1::2], strict=True) for worker in workers
@@ -232,6 +239,7 @@ class RedisAgentRegistry(AgentRegistry):
                 last_seen=datetime.fromisoformat(fields["last_seen"]) if fields else None,
                 workers=tuple(workers),
                 capabilities=tuple(json.loads(fields["capabilities"])) if fields else (),
+                read_at=now,
                 reports={worker: reports[name, worker] for worker in workers if reports.get((name, worker))},
             )
             for name, fields, workers in zip(names, answers[::2], answers[1::2], strict=True)

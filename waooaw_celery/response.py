@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from waooaw_celery.answers import Answered
@@ -45,12 +45,13 @@ class Response:
         return self.error is None
 
 
-def response_of_reply(agent: str, said: Mapping[str, Any]) -> Response:
+def response_of_reply(agent: str, said: Mapping[str, Any], now: datetime) -> Response:
     """Return the response that came as a message.
 
     Args:
         agent: who was asked.
         said: what its worker sent.
+        now: the time by the reference clock.
     """
     message_id, error = said["message_id"], said["error"]
     asked_at = datetime.fromisoformat(said["asked_at"])
@@ -66,7 +67,7 @@ def response_of_reply(agent: str, said: Mapping[str, Any]) -> Response:
         message_id=message_id,
         result=said["result"],
         error=problem,
-        seconds=(datetime.now(UTC) - asked_at).total_seconds(),
+        seconds=(now - asked_at).total_seconds(),
     )
 
 

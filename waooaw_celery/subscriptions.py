@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
+from waooaw_celery.clock_reading import redis_time
 from waooaw_celery.errors import UnknownSubscription
 from waooaw_celery.routing import EVENT_HANDLERS, HandlerName
 from waooaw_celery.store import Client, guarded
@@ -206,8 +207,8 @@ class RedisSubscriptions(Subscriptions):
     ) -> None:
         if not subscriptions and not schemas:
             return
-        now = datetime.now(UTC)
         with guarded("declare subscriptions"), self._client.pipeline() as pipeline:
+            now = datetime.fromtimestamp(redis_time(self._client.time()), UTC)
             put = pipeline.hset if renew else pipeline.hsetnx
             for each in subscriptions:
                 since = {"subscribed_at": now.isoformat(), "catch_up_from": _text(each.catch_up_from)}

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import logging
 from datetime import timedelta
+from typing import Any
 
 from celery.schedules import BaseSchedule, crontab, schedule
 
 from waooaw_celery.app import AgentApp
 from waooaw_celery.audit.retention import Retention
+from waooaw_celery.errors import ClockSkew
 from waooaw_celery.recovery.run import Recovery
 from waooaw_celery.routing import system_queue
 
@@ -19,6 +21,12 @@ SWEEP = "waooaw.sweep"
 RECONCILE = "waooaw.reconcile"
 RECOVER = "waooaw.recover"
 PURGE = "waooaw.purge"
+#: Options of every task here. They expire by the reference clock: a worker whose own is ahead would drop them.
+_COMMON: dict[str, Any] = {
+    "ignore_result": True,
+    "shared": False,
+    "Request": "waooaw_celery.worker.timed:TimedRequest",
+}
 
 
 def register(app: AgentApp) -> None:
@@ -29,31 +37,35 @@ def register(app: AgentApp) -> None:
     runs alone.
     """
 
-    @app.task(name=SWEEP, ignore_result=True, shared=False)
+    @app.task(name=SWEEP, **_COMMON)
     def sweep() -> None:
         """Mark as EXPIRED the messages that no worker began in time."""
         swept = app.receipts.sweep()
         if swept:
             logger.info("%d messages expired", len(swept), extra={"action": "swept", "message_ids": swept})
 
-    @app.task(name=RECONCILE, ignore_result=True, shared=False)
+    @app.task(name=RECONCILE, **_COMMON)
     def reconcile() -> None:
         """Mark as FAILED the messages that were begun and of whose end nobody told, and that are not recovered."""
         lost = app.ledger.reconcile(recovered=True)
         if lost:
             logger.warning("%d messages were lost", len(lost), extra={"action": "lost", "message_ids": lost})
 
-    @app.task(name=RECOVER, ignore_result=True, shared=False)
+    @app.task(name=RECOVER, **_COMMON)
     def recover() -> None:
         """Publish again what the ledger knows as open and the broker no longer has."""
         Recovery(app).run()  # it tells the log itself
 
-    @app.task(name=PURGE, ignore_result=True, shared=False, time_limit=7200, soft_time_limit=7000)
+    @app.task(name=PURGE, **_COMMON, time_limit=7200, soft_time_limit=7000)
     def purge() -> None:
         """Remove from the ledger what need not be kept, and make room for the coming months."""
-        retention = Retention(app.database)
+        retention = Retention(app.database, app.witnesses())
         retention.prepare()
-        removed = retention.purge()
+        try:
+            removed = retention.purge()
+        except ClockSkew as error:  # the same tomorrow, until somebody sets a clock
+            logger.error("%s", error, extra={"action": "purge_refused"})  # noqa: TRY400 - one line is enough
+            return
         logger.info(
             "purged %d messages",
             removed.messages,

@@ -6,10 +6,11 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
-from datetime import date, datetime, time
+from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from enum import Enum
-from typing import Any, TypeAlias
+from time import time as seconds_now
+from typing import Any, Self, TypeAlias
 from uuid import UUID
 
 from kombu.utils import json as kombu_json
@@ -32,6 +33,18 @@ AGENT_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 RESERVED_NAMES = frozenset({"celery", "waooaw"})
 _TAG = re.compile(r"[a-z0-9][a-z0-9_.:-]{0,62}")
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+
+
+class LocalTime(datetime):
+    """A moment that this computer's clock gave, since nobody named one.
+
+    Whoever writes it down replaces it by what the reference clock said then: see ``clock.ReferenceClock``.
+    """
+
+    @classmethod
+    def read(cls) -> Self:
+        """Return the time that this computer's clock shows, aware UTC."""
+        return cls.fromtimestamp(seconds_now(), UTC)
 
 
 def check_agent_name(name: object, what: str = "agent") -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+from datetime import datetime
+from functools import cached_property, partial
 from typing import Any
 
 from celery import Celery
 from celery.signals import worker_process_shutdown, worker_shutdown
 
 from waooaw_celery.answers import Answers
+from waooaw_celery.audit import database_time
 from waooaw_celery.audit.agents import LedgerAgentRegistry
 from waooaw_celery.audit.engine import Database, database_url
 from waooaw_celery.audit.ledger import Ledger
@@ -16,6 +18,8 @@ from waooaw_celery.audit.subscriptions import LedgerSubscriptions
 from waooaw_celery.audit.version import check_version
 from waooaw_celery.breaker import Breaker
 from waooaw_celery.celery_setup import AgentAMQP, add_defaults, make_packer, transport_options
+from waooaw_celery.clock import ReferenceClock
+from waooaw_celery.clock_reading import Source, redis_source
 from waooaw_celery.errors import ConfigurationError
 from waooaw_celery.letters.desk import DeadLetters
 from waooaw_celery.limits.configured import configured_limiter
@@ -36,6 +40,7 @@ from waooaw_celery.wire.formats import install_formats
 from waooaw_celery.wire.packing import Packer
 from waooaw_celery.worker import replies, signals
 from waooaw_celery.worker.cancels import Cancels
+from waooaw_celery.worker.clock import ReportClock
 from waooaw_celery.worker.control import HearCancels
 from waooaw_celery.worker.follow_ups import FollowUps
 from waooaw_celery.worker.loop import close_loop
@@ -67,6 +72,7 @@ class WiredCelery(Celery):
         self.on_after_configure.connect(add_defaults, weak=False)
         self.steps["worker"].add(ContainPool)
         self.steps["worker"].add(Presence)
+        self.steps["worker"].add(ReportClock)
         self.steps["consumer"].add(HearCancels)
         #: What this process, when it is a worker, knows of cancelled messages.
         self.cancels = Cancels()
@@ -75,7 +81,7 @@ class WiredCelery(Celery):
         replies.connect()
         signals.connect()
         #: What follows a handler's end and could not be sent yet.
-        self.follow_ups = FollowUps()
+        self.follow_ups = FollowUps(lambda: self.reference_clock.now())
         worker_process_shutdown.connect(self._flush)
         worker_shutdown.connect(self._flush)
         for ended in (worker_process_shutdown, worker_shutdown):
@@ -109,6 +115,31 @@ class WiredCelery(Celery):
         return driver
 
     @cached_property
+    def reference_clock(self) -> ReferenceClock:
+        """The time by which messages expire and facts are written down, the same for all processes.
+
+        The ledger's database's, or that of the Redis that keeps agents and receipts where there is no ledger.
+        """
+        if self._database is not None:
+            return ReferenceClock(database_time.NAME, database_time.source_of(self._database))
+        try:
+            url = self._store_url()
+        except ConfigurationError:  # no message can be sent without one; whoever sends is told
+            return ReferenceClock()
+        return ReferenceClock("Redis", redis_source(partial(connect, url)))
+
+    def witnesses(self) -> dict[str, Source]:
+        """Return the clocks, by name, that a purge compares with the ledger's: Redis's, where there is one."""
+        try:
+            return {"Redis": redis_source(partial(connect, self._store_url()))}
+        except ConfigurationError:
+            return {}
+
+    def now(self) -> datetime:
+        """Return the time, by the reference clock: Celery makes moments of countdowns with it."""
+        return self.reference_clock.now().astimezone(self.timezone)
+
+    @cached_property
     def registry(self) -> AgentRegistry:
         """The known agents."""
         return self.open_registry()
@@ -135,7 +166,7 @@ class WiredCelery(Celery):
         """What became of each message."""
         if self._database is not None:
             return self.ledger
-        return RedisReceipts(self._connect(), self.settings.receipt_seconds)
+        return RedisReceipts(self._connect(), self.settings.receipt_seconds, self.reference_clock)
 
     @cached_property
     def answers(self) -> Answers:
@@ -156,7 +187,12 @@ class WiredCelery(Celery):
         """
         settings = self.settings
         return Ledger(
-            self.database, settings.retention, settings.audit_mode, settings.spool_folder, settings.lost_seconds
+            self.database,
+            settings.retention,
+            settings.audit_mode,
+            settings.spool_folder,
+            settings.lost_seconds,
+            self.reference_clock,
         )
 
     @cached_property
@@ -179,8 +215,11 @@ class WiredCelery(Celery):
         return None if url is None else Database(database_url(url))
 
     def _connect(self) -> Client:
+        return connect(self._store_url())
+
+    def _store_url(self) -> str:
         others = self.conf.result_backend, first_url(self.conf.broker_url)
-        return connect(store_url(self.settings.redis_url, *others))
+        return store_url(self.settings.redis_url, *others)
 
     @cached_property
     def limiter(self) -> RateLimiter:
@@ -194,7 +233,7 @@ class WiredCelery(Celery):
     @cached_property
     def gate(self) -> Gate | None:
         """The limit in the door, or None when nobody is limited."""
-        return Gate(self.limiter, self.receipts) if self.settings.limited else None
+        return Gate(self.limiter, self.receipts, self.reference_clock.now) if self.settings.limited else None
 
     @cached_property
     def packer(self) -> Packer:

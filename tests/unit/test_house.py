@@ -19,7 +19,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("__main__",),
     ("cli", "embedded"),
     ("agent", "aio", "speaking"),
-    ("bus", "events", "request_response", "tasks"),
+    ("bus", "doctor", "events", "request_response", "tasks"),
     ("streams",),
     ("asking", "cancel", "recovery"),
     ("response",),
@@ -33,7 +33,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         *("redis_receipts", "registry", "remembered", "routing", "store"),
     ),
     ("message", "retries", "settings", "transport", "wire"),
-    ("topics",),
+    ("clock", "topics"),
+    ("clock_reading",),
     ("values", "offload"),
     ("errors",),
 )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import delete, select
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
+from waooaw_celery.audit.database_time import now_in, now_within
 from waooaw_celery.audit.engine import Database
 from waooaw_celery.audit.models import AgentRow, WorkerRow
 from waooaw_celery.registry import AgentRecord, AgentRegistry
@@ -37,7 +38,7 @@ class LedgerAgentRegistry(AgentRegistry):
         started_at: datetime | None = None,
         report: Mapping[str, Any] | None = None,
     ) -> None:
-        now = datetime.now(UTC)
+        now = now_within(self._database)
         news: dict[str, Any] = {
             "handlers": sorted(handlers),
             "capabilities": sorted(capabilities),
@@ -68,13 +69,14 @@ class LedgerAgentRegistry(AgentRegistry):
 
     def _read(self, names: list[str]) -> list[AgentRecord]:
         with self._database.begin("look up agents") as connection:
+            now = now_in(connection)
             agents = {
                 row.name: row
                 for row in connection.execute(select(AgentRow.__table__).where(AgentRow.name.in_(names)))
             }
             living = connection.execute(
                 select(WorkerRow.agent, WorkerRow.worker, WorkerRow.report)
-                .where(WorkerRow.agent.in_(names), WorkerRow.alive_until > datetime.now(UTC))
+                .where(WorkerRow.agent.in_(names), WorkerRow.alive_until > now)
                 .order_by(WorkerRow.worker)
             ).all()
         return [
@@ -85,6 +87,7 @@ class LedgerAgentRegistry(AgentRegistry):
                 last_seen=agents[name].last_seen if name in agents else None,
                 workers=tuple(worker for agent, worker, _ in living if agent == name),
                 capabilities=tuple(agents[name].capabilities) if name in agents else (),
+                read_at=now,
                 reports={worker: report for agent, worker, report in living if agent == name and report},
             )
             for name in names

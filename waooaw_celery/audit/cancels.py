@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import Connection, delete, exists, or_, select
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
+from waooaw_celery.audit.database_time import now_in
 from waooaw_celery.audit.entries import keyed_entry
 from waooaw_celery.audit.models import CancelRow, EventRow, MessageRow
 from waooaw_celery.audit.statements import write
@@ -44,7 +45,9 @@ def request(connection: Connection, fact: Fact, running: bool) -> None:
 
 def requested(connection: Connection, agents: Sequence[str]) -> dict[str, bool]:
     """Return what is to be cancelled of these agents' messages: by id, whether also what runs."""
-    rows = select(CancelRow.message_id, CancelRow.running).where(CancelRow.to_agent.in_(agents), ~_past())
+    rows = select(CancelRow.message_id, CancelRow.running).where(
+        CancelRow.to_agent.in_(agents), ~_past(connection)
+    )
     return {row.message_id: row.running for row in connection.execute(rows)}
 
 
@@ -59,10 +62,10 @@ def forget(connection: Connection) -> None:
         EventRow.terminal,
         EventRow.event != Event.CANCELLED.value,
     )
-    connection.execute(delete(CancelRow).where(or_(_past(), ended)))
+    connection.execute(delete(CancelRow).where(or_(_past(connection), ended)))
 
 
-def _past() -> Any:
-    now = datetime.now(UTC)
+def _past(connection: Connection) -> Any:
+    now = now_in(connection)
     expired = CancelRow.until.is_not(None) & (CancelRow.until < now)
     return or_(expired, CancelRow.retain_until < now)

@@ -43,9 +43,9 @@ class Entry:
     message_id: str
     text: str
 
-    def age(self) -> float:
+    def age(self, now: datetime) -> float:
         """Return how many seconds ago a fact happened."""
-        return (datetime.now(UTC) - datetime.fromisoformat(json.loads(self.text)["at"])).total_seconds()
+        return (now - datetime.fromisoformat(json.loads(self.text)["at"])).total_seconds()
 
 
 def message_entry(message: Message, handler: str, retention: RetentionPolicy) -> Entry:
@@ -88,10 +88,16 @@ def _besides(remembered: Remembered) -> dict[str, Any]:
     return {"options": payload_text(said) if said else None, "unrepeatable": remembered.unrepeatable}
 
 
-def published_entries(record: Message, retention: RetentionPolicy) -> list[Entry]:
-    """Return the entries of the record of an event: as said to nobody, on its topic, and ended with that."""
+def published_entries(record: Message, retention: RetentionPolicy, at: datetime) -> list[Entry]:
+    """Return the entries of the record of an event: as said to nobody, on its topic, and ended with that.
+
+    Args:
+        record: the event.
+        retention: how long it is kept when it does not say so itself.
+        at: when it was published.
+    """
     row = _message_row(record, record.topic or "", retention)
-    fact = Fact(message_id=record.message_id, event=Event.PUBLISHED)
+    fact = Fact(message_id=record.message_id, event=Event.PUBLISHED, at=at)
     kept = (record.retention or retention).until(record.sent_at)
     return [Entry("message", record.message_id, _encode(row)), keyed_entry(fact, kept, record.sent_at)]
 

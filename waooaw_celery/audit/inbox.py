@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 from billiard.exceptions import SoftTimeLimitExceeded
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
@@ -135,7 +134,8 @@ def has_effect(database: Database, message_id: str, handler: str) -> bool:
 
 
 def _note(message_id: str, handler: str) -> Any:
-    row = {"message_id": message_id, "handler": handler, "handled_at": datetime.now(UTC)}
+    # By the database's clock, as it is purged: one that is too old would be forgotten too soon.
+    row = {"message_id": message_id, "handler": handler, "handled_at": func.now()}
     return insert(InboxRow).values(row).on_conflict_do_nothing()
 
 

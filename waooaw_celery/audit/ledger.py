@@ -9,12 +9,13 @@ import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Connection, Engine, exists, func, select, true
 
 from waooaw_celery.audit import cancels
+from waooaw_celery.audit.database_time import now_in, now_within
 from waooaw_celery.audit.engine import Database, identity, telling
 from waooaw_celery.audit.entries import (
     Entry,
@@ -31,6 +32,7 @@ from waooaw_celery.audit.refusals import Refusals
 from waooaw_celery.audit.spool import Spool
 from waooaw_celery.audit.statements import close_ended, write
 from waooaw_celery.audit.writer import Writer
+from waooaw_celery.clock import ReferenceClock
 from waooaw_celery.errors import AuditUnavailable, ConfigurationError, UnknownMessage
 from waooaw_celery.message import DeliveryReceipt, Message, RetentionPolicy
 from waooaw_celery.receipts import NO_PROGRESS, SWEEP_GRACE, Event, Fact, Receipts
@@ -52,6 +54,7 @@ class Ledger(Receipts):
             last twentieth of a second; or, when it notes more than the database takes, what waits in its memory.
         spool_folder: where facts wait while the database is away; None: among the system's temporary files.
         lost_seconds: how long after it was begun a message counts as lost whose end nobody reported.
+        clock: the time for what this process writes down; None: this computer's.
     """
 
     def __init__(
@@ -61,7 +64,9 @@ class Ledger(Receipts):
         mode: AuditMode = AuditMode.STRICT,
         spool_folder: str | None = None,
         lost_seconds: float = 3600.0,
+        clock: ReferenceClock | None = None,
     ) -> None:
+        self._clock = clock or ReferenceClock()
         self.database = database
         self.spool = Spool(spool_folder, database.url.render_as_string(hide_password=False))
         self._retention = retention
@@ -71,7 +76,7 @@ class Ledger(Receipts):
         self._lock = threading.Lock()
         #: Engines of others that reach the same database.
         self._same: weakref.WeakSet[Engine] = weakref.WeakSet()
-        self._refusals = Refusals(self._tell)
+        self._refusals = Refusals(self._tell, self._seconds)
         me = weakref.ref(self)
         os.register_at_fork(after_in_child=lambda: _call(me, Ledger._forget_writer))
         atexit.register(lambda: _call(me, Ledger.flush))
@@ -90,7 +95,7 @@ class Ledger(Receipts):
     ) -> Callable[[], set[str]]:
         entries = message_entries(messages, self._retention, besides)
         if record is not None:
-            entries += published_entries(record, self._retention)
+            entries += published_entries(record, self._retention, self._clock.now())
         if self._strict:
             return self._the_writer().begin(entries, may_spool=follows)
         self._the_writer().put(entries, wait=False)
@@ -144,12 +149,14 @@ class Ledger(Receipts):
         self._same.add(connection.engine)
 
     def note(self, *facts: Fact) -> None:
-        self._the_writer().put([fact_entry(fact, self._retention) for fact in facts], wait=self._strict)
+        self._the_writer().put(
+            [fact_entry(self._dated(fact), self._retention) for fact in facts], wait=self._strict
+        )
 
     def begin(self, fact: Fact, *, doubtful: bool) -> bool:
         if self._strict:
             # The statement that is waited for anyway answers.
-            return not self._the_writer().put([begin_entry(fact, self._retention)], wait=True)
+            return not self._the_writer().put([begin_entry(self._dated(fact), self._retention)], wait=True)
         twice = doubtful and self._has_ended(fact.message_id)
         self.note(replace(fact, event=Event.DUPLICATE, seconds=None) if twice else fact)
         if doubtful:  # if this worker ends as well, it is to be known
@@ -169,7 +176,7 @@ class Ledger(Receipts):
 
     def sent(self, messages: Sequence[Message]) -> Callable[[], None]:
         # That the broker has them is news, not evidence: the messages themselves are in the ledger.
-        now = datetime.now(UTC)
+        now = self._clock.now()
         entries = [sent_entry(message, now, self._retention) for message in messages]
 
         def note() -> None:
@@ -198,7 +205,7 @@ class Ledger(Receipts):
             return [record.receipt for record in read(connection, query.limit(limit))][::-1]
 
     def sweep(self) -> list[str]:
-        overdue = OpenRow.expires_at < datetime.now(UTC) - timedelta(seconds=SWEEP_GRACE)
+        overdue = OpenRow.expires_at < now_within(self.database) - timedelta(seconds=SWEEP_GRACE)
         with self.database.begin("forget what need not be cancelled") as connection:
             cancels.forget(connection)
         return self._close_open("sweep expired messages", overdue & ~_running(), Event.EXPIRED)
@@ -214,10 +221,11 @@ class Ledger(Receipts):
         Raises:
             AuditUnavailable: the database does not answer.
         """
+        now = now_within(self.database)
         begun = select(func.max(EventRow.at)).where(_belongs(), EventRow.event == Event.DELIVERED.value)
-        past = OpenRow.expires_at.is_not(None) & (OpenRow.expires_at < datetime.now(UTC))
+        past = OpenRow.expires_at.is_not(None) & (OpenRow.expires_at < now)
         mine = OpenRow.unrepeatable | past if recovered else true()
-        lost = _running() & mine & (begun.scalar_subquery() < datetime.now(UTC) - self._lost)
+        lost = _running() & mine & (begun.scalar_subquery() < now - self._lost)
         sentence = f"lost: begun more than {self._lost.total_seconds():g} s ago, and no worker told of the end"
         return self._close_open("look for lost messages", lost, Event.FAILED, sentence)
 
@@ -226,7 +234,8 @@ class Ledger(Receipts):
         with self.database.begin(what) as connection:
             close_ended(connection)
             rows = connection.execute(select(OpenRow.__table__).where(which)).all()
-            facts = [Fact(message_id=row.message_id, event=event, error=error) for row in rows]
+            now = now_in(connection)
+            facts = [Fact(message_id=row.message_id, event=event, at=now, error=error) for row in rows]
             entries = [
                 keyed_entry(fact, row.retain_until, row.sent_at) for fact, row in zip(facts, rows, strict=True)
             ]
@@ -236,7 +245,7 @@ class Ledger(Receipts):
         sentence = f"by {by}" + (", also when its handler runs" if running else "")
         fact = Fact(message_id=receipt.message_id, event=Event.CANCEL_REQUESTED, error=sentence)
         with self.database.begin(f"record that {receipt.message_id} is to be cancelled") as connection:
-            cancels.request(connection, fact, running)
+            cancels.request(connection, replace(fact, at=now_in(connection)), running)
 
     def cancels(self, agents: Sequence[str]) -> dict[str, bool]:
         with self.database.begin("read what is to be cancelled") as connection:
@@ -253,6 +262,14 @@ class Ledger(Receipts):
             self._writer.close()
         self.database.close()
 
+    def _dated(self, fact: Fact) -> Fact:
+        """Return a fact whose moment is by the reference clock."""
+        at = self._clock.corrected(fact.at)
+        return fact if at is fact.at else replace(fact, at=at)
+
+    def _seconds(self) -> float:
+        return self._clock.now().timestamp()
+
     def _tell(self, entries: Sequence[Entry]) -> None:
         self._the_writer().put(entries, wait=False)
 
@@ -260,14 +277,16 @@ class Ledger(Receipts):
         writer = self._writer
         if writer is None:
             with self._lock:
-                writer = self._writer = self._writer or Writer(self.database, self.spool, self._strict)
+                writer = self._writer = self._writer or Writer(
+                    self.database, self.spool, self._strict, self._clock.now
+                )
         return writer
 
     def _forget_writer(self) -> None:
         """Begin anew in a process that was just forked: what is queued is its parent's to write."""
         self._writer = None
         self._lock = threading.Lock()
-        self._refusals = Refusals(self._tell)
+        self._refusals = Refusals(self._tell, self._seconds)
 
 
 def _call(reference: weakref.ref[Ledger], method: Any) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from enum import Enum
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, DateTime, func, or_, select
+from sqlalchemy import ColumnElement, Connection, or_, select
 
+from waooaw_celery.audit.database_time import now_in
 from waooaw_celery.audit.engine import Database
 from waooaw_celery.audit.entries import Entry, keyed_entry
 from waooaw_celery.audit.models import MessageRow, OpenRow, WorkerRow
@@ -94,10 +95,8 @@ def candidates(
         agent: only those to this agent; None: to all.
         count: how many at most.
     """
-    # By the database's own clock, as the row was written.
-    clock: Any = func.clock_timestamp(type_=DateTime(timezone=True))
-    now = clock if connection.dialect.name == "postgresql" else datetime.now(UTC)
-    in_time = or_(OpenRow.expires_at.is_(None), OpenRow.expires_at > datetime.now(UTC) + EXPIRY_MARGIN)
+    now = now_in(connection)  # as the row was written
+    in_time = or_(OpenRow.expires_at.is_(None), OpenRow.expires_at > now + EXPIRY_MARGIN)
     where: list[ColumnElement[bool]] = [
         OpenRow.message_id > behind,
         OpenRow.written_at < now - rules.after,
@@ -140,11 +139,12 @@ def judge(connection: Connection, ids: Sequence[str], rules: Rules, looked_at: d
         options: dict[str, Any] = {row.message_id: row.options for row in connection.execute(query)}
         records = read(connection, select(MessageRow.__table__).where(which))
         found += [(record, options.get(record.receipt.message_id)) for record in records]
-    living = _living(connection, {record.receipt.to_agent for record, _ in found})
+    now = now_in(connection)
+    living = _living(connection, now, {record.receipt.to_agent for record, _ in found})
     lost = []
     for record, said in sorted(found, key=lambda each: each[0].receipt.sent_at):
         besides = Remembered.from_json(said)
-        verdict, reason = _verdict(record, besides, living, rules, looked_at)
+        verdict, reason = _verdict(record, besides, living, rules, looked_at, now)
         if verdict is not Verdict.LEAVE:
             lost.append(_lost(record, besides, reason, given_up=verdict is Verdict.GIVE_UP))
     return lost
@@ -152,12 +152,13 @@ def judge(connection: Connection, ids: Sequence[str], rules: Rules, looked_at: d
 
 def claim(connection: Connection, lost: Iterable[Lost]) -> None:
     """Write down that messages are recovered, or given up: before they are published, so that this is bounded."""
-    write(connection, facts=[_entry(each) for each in lost])
+    now = now_in(connection)
+    write(connection, facts=[_entry(each, now) for each in lost])
 
 
-def _entry(lost: Lost) -> Entry:
+def _entry(lost: Lost, now: datetime) -> Entry:
     event = Event.FAILED if lost.given_up else Event.RECOVERED
-    fact = Fact(message_id=lost.message.message_id, event=event, error=lost.reason)
+    fact = Fact(message_id=lost.message.message_id, event=event, at=now, error=lost.reason)
     kept: Any = lost.message.retention
     return keyed_entry(fact, kept.until(lost.message.sent_at), lost.message.sent_at)
 
@@ -166,17 +167,17 @@ def _entry(lost: Lost) -> Entry:
 Living = Mapping[tuple[str, str], datetime | None]
 
 
-def _living(connection: Connection, agents: set[str]) -> Living:
+def _living(connection: Connection, now: datetime, agents: set[str]) -> Living:
     columns = (WorkerRow.agent, WorkerRow.worker, WorkerRow.started_at)
-    rows = select(*columns).where(WorkerRow.agent.in_(agents), WorkerRow.alive_until > datetime.now(UTC))
+    rows = select(*columns).where(WorkerRow.agent.in_(agents), WorkerRow.alive_until > now)
     return {(row.agent, row.worker): row.started_at for row in connection.execute(rows)}
 
 
 def _verdict(
-    record: AuditRecord, besides: Remembered, living: Living, rules: Rules, looked_at: datetime
+    record: AuditRecord, besides: Remembered, living: Living, rules: Rules, looked_at: datetime, now: datetime
 ) -> tuple[Verdict, str]:
     """Return what is to become of a message that the broker does not have, and why."""
-    leave, reason, now = (Verdict.LEAVE, ""), "not in the broker", datetime.now(UTC)
+    leave, reason = (Verdict.LEAVE, ""), "not in the broker"
     if record.receipt.status.final or record.erased_at is not None or _retention(record) is None:
         return leave
     if any(event.at >= looked_at for event in record.events):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import ColumnElement, Select, exists, func, select, tuple_, union
 
+from waooaw_celery.audit.database_time import now_in
 from waooaw_celery.audit.ledger import Ledger
 from waooaw_celery.audit.models import EventRow, MessageRow, OpenRow
 from waooaw_celery.audit.questions import follow_indexes, read
@@ -148,7 +149,8 @@ class EventLog:
                 .where(*when, ~begun.exists())
                 .group_by(*subscriber)
             ).all()
-        return _statistics(said, told, waits)
+            now = now_in(connection)
+        return _statistics(said, told, waits, now)
 
     def _page(self, which: list[ColumnElement[bool]], after: tuple[datetime, str] | None) -> list[AuditRecord]:
         query: Select[Any] = select(MessageRow.__table__).where(*which)
@@ -173,9 +175,10 @@ class EventLog:
         return [MessageRow.conversation_id.in_(found)]
 
 
-def _statistics(said: Iterable[Any], told: Iterable[Any], waits: Iterable[Any]) -> list[TopicStatistics]:
+def _statistics(
+    said: Iterable[Any], told: Iterable[Any], waits: Iterable[Any], now: datetime
+) -> list[TopicStatistics]:
     """Put counts by topic, agent and handler together."""
-    now = datetime.now(UTC)
     ends = {(topic, agent, handler, event): number for topic, agent, handler, event, number in told}
     waiting = {(topic, agent, handler): (number, oldest) for topic, agent, handler, number, oldest in waits}
     published: dict[str, tuple[int, datetime]] = {}

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
@@ -25,13 +25,14 @@ from sqlalchemy import (
     update,
 )
 
-from waooaw_celery.audit import partitions
+from waooaw_celery.audit import database_time, partitions
 from waooaw_celery.audit.engine import Database
 from waooaw_celery.audit.entries import storable
 from waooaw_celery.audit.models import EventRow, HoldRow, InboxRow, MessageRow, OpenRow, PurgeRow, RefusalRow
 from waooaw_celery.audit.questions import among, by_month, mentions
 from waooaw_celery.audit.statements import close_ended
-from waooaw_celery.errors import InvalidMessage
+from waooaw_celery.clock_reading import MOST_SKEW, Source, difference, read
+from waooaw_celery.errors import ClockSkew, InvalidMessage
 from waooaw_celery.values import check_agent_name, check_id
 
 #: Messages removed in one transaction where rows are deleted: locks are held for a tenth of a second.
@@ -102,29 +103,39 @@ class Retention:
 
     Args:
         database: where the ledger's tables are.
+        witnesses: clocks that a purge compares beside the database's and this computer's, by name.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, witnesses: Mapping[str, Source] | None = None) -> None:
         self._database = database
+        self._witnesses = dict(witnesses or {})
 
     def prepare(self, now: datetime | None = None) -> int:
         """Make the partitions of the coming months on PostgreSQL, and return how many were made."""
         if not self._database.is_postgresql:
             return 0
         with self._database.begin("make partitions") as connection:
-            return len(partitions.make_ahead(connection, now or datetime.now(UTC)))
+            return len(partitions.make_ahead(connection, now or database_time.now_in(connection)))
 
-    def purge(self, now: datetime | None = None, *, dry_run: bool = False) -> Removal:
+    def purge(self, now: datetime | None = None, *, dry_run: bool = False, despite_skew: bool = False) -> Removal:
         """Remove the messages whose retention is over.
 
         What has not ended, and what is on legal hold, stays. On PostgreSQL a month of which nothing must stay is
         dropped at once; the rest is deleted in small batches. One purge runs at a time.
 
         Args:
-            now: the moment that counts; None: this one.
+            now: the moment that counts; None: this one, by the database's clock.
             dry_run: only tell what would be removed.
+            despite_skew: purge also when the clocks disagree.
+
+        Raises:
+            ClockSkew: no moment is given, and two clocks, of the database's, this computer's and the witnesses',
+                disagree by more than a minute: one is wrong, and nothing was removed.
+            StoreUnavailable: a witness does not answer, so that nothing was removed.
         """
-        at = now or datetime.now(UTC)
+        if now is None and not dry_run and not despite_skew:
+            self._check_clocks()
+        at = now or self._now()
         rule = f"purge: retained until {at.isoformat(timespec='seconds')}"
         if dry_run:
             with self._cleaning("count what a purge would remove") as connection:
@@ -158,7 +169,8 @@ class Retention:
             raise InvalidMessage("the reason of a hold must be text without NUL and halves of surrogate pairs")
         with self._database.begin("place a legal hold") as connection:
             connection.execute(delete(HoldRow).where(HoldRow.kind == kind.value, HoldRow.value == value))
-            row = {"kind": kind.value, "value": value, "reason": reason, "placed_at": datetime.now(UTC)}
+            placed_at = database_time.now_in(connection)
+            row = {"kind": kind.value, "value": value, "reason": reason, "placed_at": placed_at}
             connection.execute(insert(HoldRow).values(row))
 
     def release(self, kind: HoldKind, value: str) -> bool:
@@ -195,7 +207,7 @@ class Retention:
         else:
             rule = "erase: payloads that contain a given text"  # which is not written down: it is what is erased
             which = mentions(MessageRow, str(containing))
-        at = datetime.now(UTC)
+        at = self._now()
         with self._cleaning("erase payloads") as connection:
             keys = connection.execute(
                 select(MessageRow.message_id, MessageRow.retain_until).where(
@@ -214,6 +226,30 @@ class Retention:
         removal = Removal(rule=rule, messages=len(keys), events=events)
         self._write_down(removal, at)
         return removal
+
+    def _now(self) -> datetime:
+        with self._database.begin("tell the time") as connection:
+            return database_time.now_in(connection)
+
+    def _check_clocks(self) -> None:
+        """Check that the clocks agree.
+
+        Raises:
+            ClockSkew: two of them do not.
+        """
+        own = database_time.source_of(self._database)
+        clocks = {} if own is None else {database_time.NAME: own}
+        readings = [read(name, source) for name, source in {**clocks, **self._witnesses}.items()]
+        local = "this computer"
+        ahead = [(0.0, 0.0, local), *((-each.ahead, each.error, each.name) for each in readings)]
+        last, first = max(ahead), min(ahead)
+        if last[0] - first[0] - last[1] - first[1] > MOST_SKEW:
+            raise ClockSkew(
+                f"nothing was purged: the clock of {last[2]} is {difference(last[0] - first[0])} that of "
+                f"{first[2]}, and a wrong clock would remove what is to be kept. Set it (NTP), or, when "
+                f"you know that that of {local if own is None else database_time.NAME} is right, run "
+                "`waooaw purge --despite-skew`"
+            )
 
     def _drop_months(self, at: datetime) -> list[tuple[int, int]]:
         """Drop the months that are over and of which nothing must stay; return how much was in each."""

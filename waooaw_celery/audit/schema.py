@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-
 from alembic import command
 from alembic.config import Config
 
 from waooaw_celery.audit import partitions
+from waooaw_celery.audit.database_time import now_in
 from waooaw_celery.audit.engine import Database
 from waooaw_celery.audit.version import NEWEST
 
@@ -26,7 +25,7 @@ def upgrade(database: Database) -> str:
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
         if database.is_postgresql:
-            partitions.make_ahead(connection, datetime.now(UTC))
+            partitions.make_ahead(connection, now_in(connection))
     return NEWEST
 
 

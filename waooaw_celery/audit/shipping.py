@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from datetime import datetime
 
 from waooaw_celery.audit.engine import PATIENCE
 from waooaw_celery.audit.entries import Entry
@@ -13,6 +14,7 @@ from waooaw_celery.audit.outage import Outage
 from waooaw_celery.audit.pen import Pen, never_taken
 from waooaw_celery.audit.spool import Spool, SpoolUnavailable
 from waooaw_celery.audit.waiting import BATCH, BATCH_CHARACTERS
+from waooaw_celery.clock_reading import local_now
 from waooaw_celery.errors import AuditUnavailable
 
 logger = logging.getLogger(__name__)
@@ -35,6 +37,7 @@ class Shipper:
         outage: whether the database is away: it finds out when it is back.
         turn: waits until nobody else uses the pen, tells whether that came to be, and keeps others out.
         give_up: called, in a turn, when the database went away.
+        now: tells the time by which facts are written down.
     """
 
     def __init__(
@@ -44,7 +47,9 @@ class Shipper:
         outage: Outage,
         turn: Callable[[], AbstractContextManager[bool]],
         give_up: Callable[[AuditUnavailable], None],
+        now: Callable[[], datetime] = local_now,
     ) -> None:
+        self._now = now
         self._pen, self._spool, self._outage = pen, spool, outage
         self._turn, self._give_up = turn, give_up
         self._look_at = 0.0
@@ -116,7 +121,7 @@ class Shipper:
             elif entry.kind == "withdrawal":
                 if self._is_needless(entry):
                     needless.append(number)
-            elif entry.age() > STRAY_SECONDS:
+            elif entry.age(self._now()) > STRAY_SECONDS:
                 self._spool.refuse(number, "the ledger has no such message")
         done = [number for number, entry in waiting if entry not in unknown]
         self._spool.remove(done + needless)

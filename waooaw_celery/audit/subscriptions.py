@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import select, update
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
+from waooaw_celery.audit.database_time import now_within
 from waooaw_celery.audit.engine import Database
 from waooaw_celery.audit.models import SchemaRow, SubscriptionRow
 from waooaw_celery.subscriptions import Known, Subscription, Subscriptions
@@ -33,7 +34,7 @@ class LedgerSubscriptions(Subscriptions):
     ) -> None:
         if not subscriptions and not schemas:
             return
-        now = datetime.now(UTC)
+        now = now_within(self._database)
         insert: Any = postgresql_insert if self._database.is_postgresql else sqlite_insert
 
         def put(connection: Any, row: Any, key: list[str], known: dict[str, Any], news: dict[str, Any]) -> None:

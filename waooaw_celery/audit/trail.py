@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import cache
 from typing import Any
 
@@ -26,6 +26,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY
 
+from waooaw_celery.audit.database_time import now_in
 from waooaw_celery.audit.ledger import Ledger
 from waooaw_celery.audit.models import EventRow, MessageRow, OpenRow, RefusalRow
 from waooaw_celery.audit.questions import follow_indexes, read
@@ -170,8 +171,8 @@ class MessageAuditTrail:
         _check_limit(limit)
         if not 0 < days <= MAX_DAYS:
             raise InvalidMessage(f"days must be more than 0 and at most {MAX_DAYS}, not {days}")
-        since = datetime.now(UTC) - timedelta(days=days)
         with self._asking(f"read the history of {agent!r}") as connection:
+            since = now_in(connection) - timedelta(days=days)
             return read(connection, _history(), {"agent": agent, "since": since, "limit": limit})
 
     def refusals(

@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -23,6 +24,7 @@ from waooaw_celery.audit.pen import Pen, Written, never_taken
 from waooaw_celery.audit.shipping import Shipper
 from waooaw_celery.audit.spool import Spool
 from waooaw_celery.audit.waiting import BATCH, Put, Waiting
+from waooaw_celery.clock_reading import local_now
 from waooaw_celery.errors import AuditUnavailable
 
 logger = logging.getLogger(__name__)
@@ -43,15 +45,22 @@ class Writer:
         database: where the ledger's tables are.
         spool: where facts wait while it is away.
         asks: whether whoever begins to handle a message waits to hear whether it had ended.
+        now: tells the time by which facts are written down.
     """
 
-    def __init__(self, database: Database, spool: Spool, asks: bool = False) -> None:
+    def __init__(
+        self,
+        database: Database,
+        spool: Spool,
+        asks: bool = False,
+        now: Callable[[], datetime] = local_now,
+    ) -> None:
         self._pen = Pen(database, asks)  # for whoever is writing: one at a time
         #: What was sent on its way, and whose answer nobody has fetched yet.
         self._flight: list[Put] | None = None
         self._spool = spool
         self._outage = Outage(spool.path)
-        self._shipper = Shipper(self._pen, spool, self._outage, self._turn, partial(self._give_up, []))
+        self._shipper = Shipper(self._pen, spool, self._outage, self._turn, partial(self._give_up, []), now)
         self._changed = threading.Condition()
         self._alarm = threading.Event()
         self._waiting = Waiting()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from waooaw_celery.cli.database import db
 from waooaw_celery.cli.dead import dead
 from waooaw_celery.cli.demo import demo
+from waooaw_celery.cli.doctor import doctor
 from waooaw_celery.cli.events import events
 from waooaw_celery.cli.group import waooaw
 from waooaw_celery.cli.ledger import conversation, erase, hold, log, purge, spool, stats
@@ -20,7 +21,7 @@ for command in (
     *(demo, up),
     *(agents, queues, send, broadcast, request, receipt, cancel, events, dead),
     *(log, conversation, stats, spool, db, recover, purge, hold, erase),
-    limits,
+    *(limits, doctor),
 ):
     waooaw.add_command(command)
 

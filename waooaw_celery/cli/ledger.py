@@ -132,11 +132,17 @@ def spool(ctx: click.Context, limit: int, as_json: bool) -> None:
 
 @click.command()
 @click.option("--dry-run", is_flag=True, help="Only count what would be removed.")
+@click.option("--despite-skew", is_flag=True, help="Purge by the database's clock also when the clocks disagree.")
 @json_option
 @click.pass_context
-def purge(ctx: click.Context, dry_run: bool, as_json: bool) -> None:
-    """Remove the messages whose retention is over, now; beat does the same every night."""
-    removal = Retention(current_app(ctx).database).purge(dry_run=dry_run)
+def purge(ctx: click.Context, dry_run: bool, despite_skew: bool, as_json: bool) -> None:
+    """Remove the messages whose retention is over, now; beat does the same every night.
+
+    It refuses when the clocks of this computer, the database and Redis disagree by more than a minute.
+    """
+    app = current_app(ctx)
+    retention = Retention(app.database, app.witnesses())
+    removal = retention.purge(dry_run=dry_run, despite_skew=despite_skew)
     _show_removal(removal, "would remove" if dry_run else "removed", as_json)
 
 

@@ -38,7 +38,7 @@ def agents(ctx: click.Context, as_json: bool) -> None:
             record.name,
             record.state(within),
             len(record.workers),
-            ago(record.last_seen),
+            ago(record.last_seen, record.read_at),
             "/".join(str(count) for count in _counts(depth)[:-1]) if depth.by_priority else str(depth.total),
             ", ".join(record.capabilities),
             ", ".join(record.handlers) if record.handlers is not None else "not known yet",

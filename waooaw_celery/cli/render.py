@@ -62,11 +62,16 @@ def show_table(screen: Console, title: str, columns: Sequence[str], rows: Iterab
     screen.print(result)
 
 
-def ago(moment: datetime | None) -> str:
-    """Return how long ago a moment was, in words for a table."""
+def ago(moment: datetime | None, now: datetime | None = None) -> str:
+    """Return how long ago a moment was, in words for a table.
+
+    Args:
+        moment: which, or None.
+        now: the time by the clock that gave it; None: by this computer's.
+    """
     if moment is None:
         return "never"
-    seconds = max((datetime.now(UTC) - moment).total_seconds(), 0)
+    seconds = max(((now or datetime.now(UTC)) - moment).total_seconds(), 0)
     for size, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
         if seconds >= size:
             return f"{seconds / size:.0f} {unit} ago"

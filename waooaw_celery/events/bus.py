@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 from uuid import uuid4
 
@@ -115,7 +115,7 @@ class EventBus:
                 id=id_,
                 topic=topic,
                 source=sender if source is None else source,
-                time=datetime.now(UTC) if time is None else time,
+                time=self.app.reference_clock.now() if time is None else time,
                 subject=subject,
                 schema_version=None if schema is None else schema.version,
             ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 from celery import bootsteps
@@ -91,7 +91,7 @@ class CatchUp(bootsteps.StartStopStep):
         count = replayer.catch_up(kept, kept.catch_up_from, kept.subscribed_at)
         # What was published by those who did not know of it yet.
         settled = kept.subscribed_at + _SETTLED
-        if self._stopped.wait(max((settled - datetime.now(UTC)).total_seconds(), 0.0)):
+        if self._stopped.wait(max((settled - app.reference_clock.now()).total_seconds(), 0.0)):
             return
         count += replayer.catch_up(kept, kept.subscribed_at - _SETTLED, settled)
         subscriptions.caught_up(kept)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from itertools import islice
 from uuid import uuid4
 
@@ -115,7 +115,7 @@ class Replayer:
             raise InvalidMessage(f"the subscription {subscription.subscriber} was removed: resubscribe it first")
         chosen = (
             record
-            for record in self._log.events(since, until or datetime.now(UTC), conversation)
+            for record in self._log.events(since, until or self._app.reference_clock.now(), conversation)
             if _wants(subscription, record)
             and matches(pattern, record.receipt.handler)
             and (where is None or where.fits(record.payload))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 from uuid import NAMESPACE_OID, uuid5
 
@@ -17,6 +17,7 @@ from waooaw_celery.letters.store import Choice, LetterStore
 from waooaw_celery.message import Message, MessageStatus
 from waooaw_celery.receipts import Event, Fact
 from waooaw_celery.transport.letters import tell
+from waooaw_celery.values import LocalTime
 
 logger = logging.getLogger(__name__)
 
@@ -225,7 +226,7 @@ class DeadLetters:
         message: Message = said.message.evolve(
             message_id=new_id,
             causation_id=said.message.message_id,
-            sent_at=datetime.now(UTC),
+            sent_at=LocalTime.read(),
             resent=said.message.resent + 1,
         )
         self._app.send_task(

@@ -13,7 +13,7 @@ from base64 import b64decode, b64encode
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 from uuid import uuid4
 
@@ -41,7 +41,13 @@ class QueueLetters(LetterStore):
 
     def add(self, queue: str, reason: str, raw: bytes) -> None:
         id_ = uuid4().hex
-        letter = {"id": id_, "queue": queue, "reason": reason, "at": datetime.now(UTC).isoformat(), **_said(raw)}
+        letter = {
+            "id": id_,
+            "queue": queue,
+            "reason": reason,
+            "at": self._app.reference_clock.now().isoformat(),
+            **_said(raw),
+        }
         body = json.dumps(letter).encode()
 
         def publish(connection: Any) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 
+from waooaw_celery.clock_reading import local_now
 from waooaw_celery.errors import RateLimitExceeded, StoreUnavailable
 from waooaw_celery.limits.limiter import RateLimiter
 from waooaw_celery.limits.rules import Demand, demands
@@ -22,10 +23,12 @@ class Gate:
     Args:
         limiter: what counts.
         receipts: where it is written down that messages were refused.
+        now: tells the time by which messages expire.
     """
 
-    def __init__(self, limiter: RateLimiter, receipts: Receipts) -> None:
+    def __init__(self, limiter: RateLimiter, receipts: Receipts, now: Callable[[], datetime] = local_now) -> None:
         self._limiter = limiter
+        self._now = now
         self._receipts = receipts
 
     def admit(self, messages: Sequence[Message], wait: Wait = None) -> None:
@@ -44,7 +47,7 @@ class Gate:
         """
         wanted = _by_sender(messages)
         turn = turn_of(wait)
-        turn.end_before(_first_end(messages))
+        turn.end_before(_first_end(messages), self._now())
         while True:
             try:
                 return self._charge(wanted)

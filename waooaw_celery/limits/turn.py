@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TypeAlias
 
 from waooaw_celery.errors import InvalidMessage, RateLimitExceeded
@@ -26,10 +26,15 @@ class Turn:
         self._until = time.monotonic() + (wait or 0.0)
         self._waits = bool(wait)
 
-    def end_before(self, moment: datetime | None) -> None:
-        """Wait no longer than until a moment: what has expired by then need not be sent."""
+    def end_before(self, moment: datetime | None, now: datetime) -> None:
+        """Wait no longer than until a moment: what has expired by then need not be sent.
+
+        Args:
+            moment: which, or None.
+            now: the time, by the same clock.
+        """
         if moment is not None:
-            left = (moment - datetime.now(UTC)).total_seconds()
+            left = (moment - now).total_seconds()
             self._until = min(self._until, time.monotonic() + left)
 
     def pause(self, error: RateLimitExceeded) -> float:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from uuid import uuid4
 
 from amqp.exceptions import AMQPError
@@ -17,6 +17,7 @@ from sqlalchemy import func, select
 
 from waooaw_celery.app import AgentApp
 from waooaw_celery.audit import lost as ledger
+from waooaw_celery.audit.database_time import now_in
 from waooaw_celery.audit.lost import Candidate, Lost, Rules
 from waooaw_celery.errors import WaooawError
 from waooaw_celery.recovery.again import publish_again
@@ -124,7 +125,8 @@ class Recovery:
         rules = Rules(after=self._after, lost=self._lost, exact=broker.exact)
         for batch in self._candidates(rules, agent):
             done.looked_for += len(batch)
-            looked_at = datetime.now(UTC)
+            with self._database.begin("tell the time") as connection:
+                looked_at = now_in(connection)
             missing = self._missing(broker, batch, deadline)
             for start in range(0, len(missing), PART):
                 left = limit - len(done.recovered) - len(done.failed)

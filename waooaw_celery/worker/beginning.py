@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from datetime import UTC, datetime
+from datetime import UTC
 from typing import Any
 
 from celery.exceptions import Ignore
@@ -14,6 +14,7 @@ from waooaw_celery.message import FINAL
 from waooaw_celery.receipts import Event, Fact
 from waooaw_celery.transport.travel import DELIVERY_LIMIT
 from waooaw_celery.worker.cancels import cancels_of
+from waooaw_celery.worker.clock import clock_of
 from waooaw_celery.worker.effects import may_be_duplicate, was_committed_before, was_handed_out_again
 
 logger = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ def refused(task: Any) -> Event | None:
     if _REFUSED not in request.__dict__:
         expires_at = moment(request.expires, UTC)
         event = None
-        if expires_at is not None and expires_at <= datetime.now(UTC):
+        if expires_at is not None and expires_at <= clock_of(task.app).now():
             event = Event.EXPIRED
         elif request.id in cancels_of(task.app):
             event = Event.CANCELLED

@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from amqp.exceptions import AMQPError
@@ -53,9 +53,14 @@ class FollowUp:
 
 
 class FollowUps:
-    """The follow-ups that one process keeps. Safe for several threads."""
+    """The follow-ups that one process keeps. Safe for several threads.
 
-    def __init__(self) -> None:
+    Args:
+        now: returns the time by which they expire.
+    """
+
+    def __init__(self, now: Callable[[], datetime]) -> None:
+        self._now = now
         self._reset()
 
     def _reset(self) -> None:
@@ -131,7 +136,7 @@ class FollowUps:
         follow_up = self._kept[0]
         extra = {"message_id": follow_up.message_id}
         try:
-            if follow_up.expires_at is not None and follow_up.expires_at <= datetime.now(UTC):
+            if follow_up.expires_at is not None and follow_up.expires_at <= self._now():
                 logger.error(
                     "%s expired before it could be sent",
                     follow_up.what,

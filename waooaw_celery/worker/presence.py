@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import partial
 from typing import Any
 
@@ -79,7 +79,7 @@ class Presence(bootsteps.StartStopStep):
 
     def _run(self, worker: Any) -> None:
         app, registry, subscriptions = worker.app, worker.app.open_registry(), worker.app.open_subscriptions()
-        interval, started_at = app.settings.heartbeat_seconds, datetime.now(UTC)
+        interval, started_at = app.settings.heartbeat_seconds, app.reference_clock.now()
         agents = app.consumed_agents()
         renew = True
         while True:

@@ -7,7 +7,6 @@ import os
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import datetime
 from signal import SIGKILL, SIGTERM
 from typing import Any
 
@@ -19,15 +18,16 @@ from celery.concurrency.prefork import TaskPool as ProcessPool
 from celery.exceptions import Ignore, InvalidTaskError, Reject, Retry
 from celery.platforms import signals as signal_numbers
 from celery.worker import state
-from celery.worker.request import Request
 from kombu.exceptions import ContentDisallowed, DecodeError
 
 from waooaw_celery.worker.afterwards import afterwards
 from waooaw_celery.worker.cancels import Answer, cancels_of
+from waooaw_celery.worker.clock import clock_of
 from waooaw_celery.worker.effects import is_committed, was_committed_before
 from waooaw_celery.worker.interruptions import ends_worker
 from waooaw_celery.worker.loop import cancel_handler
 from waooaw_celery.worker.pools import settle
+from waooaw_celery.worker.timed import TimedRequest
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ LOOKS, LOOK_SECONDS = 40, 0.05
 _PROCESS_ENDED = (Terminated, WorkerLostError, TimeLimitExceeded, SystemExit, KeyboardInterrupt)
 
 
-class AgentRequest(Request):
+class AgentRequest(TimedRequest):
     """A request that is dropped when its message is to be cancelled, and whose handler can be stopped.
 
     Attributes:
@@ -80,7 +80,7 @@ class AgentRequest(Request):
         """Whether it would be dropped, and goes to its handler all the same, since its effect is committed."""
         if not getattr(self.task, "once", False) or self.taken:
             return False
-        over = self.expires is not None and self.expires <= datetime.now(self.expires.tzinfo)
+        over = self.expires is not None and self.expires <= clock_of(self.app).now()
         if not over and self.id not in self._cancels and self.id not in state.revoked:
             return False
         if self._noted is None:

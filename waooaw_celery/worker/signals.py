@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from datetime import UTC, datetime
 from typing import Any
 
 from billiard.exceptions import WorkerLostError
@@ -18,6 +17,7 @@ from waooaw_celery.receipts import Event, Fact, Receipts
 from waooaw_celery.worker import letters
 from waooaw_celery.worker.beginning import begin, refused, tell_revoked
 from waooaw_celery.worker.cancels import cancels_of
+from waooaw_celery.worker.clock import clock_of
 from waooaw_celery.worker.effects import is_committed
 from waooaw_celery.worker.pools import retry_behind
 from waooaw_celery.worker.task import CANCELLED, AgentTask
@@ -56,7 +56,7 @@ def on_prerun(sender: Any, **_: Any) -> None:
             _note(sender, event, attempt=0)
             return
         sender.request.update({_BEGAN: time.monotonic()})
-        message, now = _message(sender, sender.request), datetime.now(UTC)
+        message, now = _message(sender, sender.request), clock_of(sender.app).now()
         waited = max((now - message.sent_at).total_seconds(), 0.0) if message is not None else None
         begin(sender, _fact(sender, Event.DELIVERED, at=now, seconds=waited))
 

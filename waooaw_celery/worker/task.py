@@ -22,10 +22,12 @@ from waooaw_celery.envelope import moment, payload_of
 from waooaw_celery.errors import HandlerExited
 from waooaw_celery.message import ENVELOPE_HEADER, Message
 from waooaw_celery.retries import Retries
+from waooaw_celery.values import LocalTime
 from waooaw_celery.worker.afterwards import ending, follows
 from waooaw_celery.worker.beginning import check_begun
 from waooaw_celery.worker.cancels import cancels_of
 from waooaw_celery.worker.chunks import Chunks, exhaust, exhaust_async
+from waooaw_celery.worker.clock import clock_of
 from waooaw_celery.worker.interruptions import ends_greenlet, ends_worker, told
 from waooaw_celery.worker.loop import HandlerCancelled, handler_loop
 from waooaw_celery.worker.once import run_once
@@ -200,7 +202,7 @@ class AgentTask(Task):  # type: ignore[type-arg]
         if self.request.called_directly:
             return
         expires_at = moment(self.request.expires, UTC)
-        due = moment(eta, self.app.timezone) or datetime.now(UTC) + timedelta(seconds=countdown)
+        due = moment(eta, self.app.timezone) or clock_of(self.app).now() + timedelta(seconds=countdown)
         if expires_at is not None and due >= expires_at:
             cause = exc or sys.exc_info()[1]
             if cause is not None:
@@ -302,6 +304,8 @@ class AgentTask(Task):  # type: ignore[type-arg]
             }
             payload = payload_of(self.handler, request.args or (), request.kwargs or {})
             message = Message.from_headers(headers, self.agent, payload)
+            if isinstance(message.sent_at, LocalTime):  # its sender does not say when it was sent
+                message = message.filled_in(sent_at=clock_of(self.app).corrected(message.sent_at))
             request.update({_MESSAGE: message})
         return message
 
