@@ -40,6 +40,7 @@ from waooaw_celery.worker.control import HearCancels
 from waooaw_celery.worker.loop import close_loop
 from waooaw_celery.worker.presence import Presence
 from waooaw_celery.worker.task import AgentTask
+from waooaw_celery.worker.watchdog import Watchdog
 
 
 class WiredCelery(Celery):
@@ -64,6 +65,7 @@ class WiredCelery(Celery):
         super().__init__(*args, **kwargs)
         self.on_after_configure.connect(add_defaults, weak=False)
         self.steps["worker"].add(Presence)
+        self.steps["worker"].add(Watchdog)
         self.steps["consumer"].add(HearCancels)
         #: What this process, when it is a worker, knows of cancelled messages.
         self.cancels = Cancels()

@@ -11,6 +11,7 @@ from celery.worker import state
 from celery.worker.request import Request
 
 from waooaw_celery.worker.cancels import Answer, cancels_of
+from waooaw_celery.worker.execution import Place
 from waooaw_celery.worker.loop import cancel_handler
 
 #: How often, and every how many seconds, a process that was told to end is looked after.
@@ -22,11 +23,13 @@ class AgentRequest(Request):
 
     Attributes:
         taken: whether it was given to the pool: from then on its handler begins, or has begun.
+        place: where the pool accepted it; None before that.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.taken = False
+        self.place: Place | None = None
         self._deciding = threading.RLock()  # a timer's thread may bring it to the pool
         self._stop_in: Any = None
         self._cancels = cancels_of(self.app)
@@ -75,6 +78,7 @@ class AgentRequest(Request):
 
     def on_accepted(self, pid: Any, time_accepted: float) -> None:
         """A process or thread begins with it."""
+        self.place = Place.here()
         super().on_accepted(pid, time_accepted)
         with self._deciding:
             stop = self._stop_in is not None
