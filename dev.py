@@ -1,4 +1,4 @@
-"""Everything a developer runs: `python3 dev.py demo | test | lint | bench | faults`.
+"""Everything a developer runs: `python3 dev.py demo | test | lint | bench | faults | soak`.
 
 Needs Python 3.11 or newer and nothing else. Makes the virtual environment `.venv`, installs the project with what
 the command needs, and runs it. More arguments go to the command: `python3 dev.py test -k priority`,
@@ -24,6 +24,7 @@ NEEDS = {
     "lint": ("embedded,flower,protobuf,zstd,crypto", ("test", "lint")),
     "bench": ("embedded,protobuf,zstd", ("peers",)),
     "faults": ("embedded,protobuf,zstd,crypto", ("test",)),
+    "soak": ("embedded,protobuf,zstd,crypto", ("test",)),
 }
 
 
@@ -38,7 +39,8 @@ def main(arguments: list[str]) -> int:
         return 0 if wanted else 2
     command, *rest = arguments
     install(*NEEDS[command])
-    return {"demo": demo, "test": test, "lint": lint, "bench": bench, "faults": faults}[command](rest)
+    commands = {"demo": demo, "test": test, "lint": lint, "bench": bench, "faults": faults, "soak": soak}
+    return commands[command](rest)
 
 
 def demo(arguments: list[str]) -> int:
@@ -71,6 +73,13 @@ def faults(arguments: list[str]) -> int:
     os.chdir(ROOT)
     os.environ["PYTHONPATH"] = str(ROOT / "tests")
     return become([str(PYTHON), "-m", "faults", *arguments])
+
+
+def soak(arguments: list[str]) -> int:
+    """Let agents work for long while their processes are killed and their lines are cut: `soak --minutes 30`."""
+    os.chdir(ROOT)
+    os.environ["PYTHONPATH"] = str(ROOT / "tests")
+    return become([str(PYTHON), "-m", "soak", *arguments])
 
 
 def install(extras: str, groups: tuple[str, ...]) -> None:

@@ -76,6 +76,13 @@ class RateLimitStorage(StrEnum):
     MEMORY = "memory"
 
 
+class OnStall(StrEnum):
+    """What a worker does that has stalled."""
+
+    EXIT = "exit"
+    LOG = "log"
+
+
 AgentName = Annotated[str, AfterValidator(check_agent_name)]
 Positive = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -120,6 +127,10 @@ class WaooawSettings(BaseModel):
     receipt_seconds: Seconds = 86_400.0
     #: Seconds between two signs of life of an agent's worker.
     heartbeat_seconds: Seconds = 5.0
+    #: Seconds without progress, while there is work, after which a worker counts as stalled.
+    stall_seconds: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 60.0
+    #: What a stalled worker does: ``exit``, so that its supervisor starts a new one, or ``log`` only.
+    on_stall: OnStall = OnStall.EXIT
     #: Seconds between two sweeps of expired messages.
     sweep_seconds: Seconds = 30.0
     #: Seconds between two looks for messages that the broker lost.

@@ -47,6 +47,7 @@ from waooaw_celery.worker.loop import close_loop
 from waooaw_celery.worker.pools import ContainPool
 from waooaw_celery.worker.presence import Presence
 from waooaw_celery.worker.task import AgentTask
+from waooaw_celery.worker.watchdog import Watchdog
 
 
 class WiredCelery(Celery):
@@ -73,6 +74,7 @@ class WiredCelery(Celery):
         self.steps["worker"].add(ContainPool)
         self.steps["worker"].add(Presence)
         self.steps["worker"].add(ReportClock)
+        self.steps["worker"].add(Watchdog)
         self.steps["consumer"].add(HearCancels)
         #: What this process, when it is a worker, knows of cancelled messages.
         self.cancels = Cancels()

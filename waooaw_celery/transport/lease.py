@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from redis import Redis
@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 
 #: Times that a lease is renewed before it would end.
 RENEWALS = 4
+#: Tags of the only messages whose leases this process renews; None: it renews all leases that it holds.
+_only: frozenset[str] | None = None
 
 
 class LeaseKeeper:
@@ -111,6 +113,16 @@ def _consumes(channel: Any) -> bool:
     return channel is not None and not channel.closed and bool(channel.active_queues)
 
 
+def renew_only(tags: Iterable[str] | None) -> None:
+    """Let the leases of all other messages of this process end: it no longer works on them.
+
+    Args:
+        tags: of the messages whose handlers run; None: renew all leases again.
+    """
+    global _only
+    _only = None if tags is None else frozenset(tags)
+
+
 def renew(client: Any, index: str, tags: Sequence[str]) -> None:
     """Renew leases.
 
@@ -119,5 +131,7 @@ def renew(client: Any, index: str, tags: Sequence[str]) -> None:
         index: key of the sorted set with the moments in which messages were claimed.
         tags: the messages'.
     """
+    if (only := _only) is not None:
+        tags = [tag for tag in tags if tag in only]
     for start in range(0, len(tags), 1000):
         TOUCH(client, [index], tags[start : start + 1000])

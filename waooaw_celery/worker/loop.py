@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar
 from celery.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded
 
 from waooaw_celery.errors import HandlerExited
+from waooaw_celery.worker.loop_watch import LoopWatch
 
 logger = logging.getLogger(__name__)
 
@@ -29,14 +30,18 @@ class HandlerLoop:
     """A thread with an event loop, and the handlers that run on it by the id of their message.
 
     Clients and pools that a handler opens stay usable for the next one, since the loop is never another.
+
+    Args:
+        stall_seconds: for which a handler may block the loop before the log tells of it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, stall_seconds: float = 60.0) -> None:
         self._running: dict[str, Running[Any]] = {}
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="waooaw-handlers", daemon=True)
         self._closing = False
         self._thread.start()
+        self._watch = LoopWatch(self._loop, stall_seconds)
 
     def run(
         self,
@@ -88,6 +93,7 @@ class HandlerLoop:
     def close(self) -> None:
         """Cancel what the handlers left behind, and end the thread."""
         self._closing = True
+        self._watch.close()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(_PATIENCE)
 
@@ -211,12 +217,16 @@ _lock = threading.Lock()
 _loop: HandlerLoop | None = None
 
 
-def handler_loop() -> HandlerLoop:
-    """Return the loop of this process; it is made when it is first needed, after the pool has forked."""
+def handler_loop(stall_seconds: float = 60.0) -> HandlerLoop:
+    """Return the loop of this process; it is made when it is first needed, after the pool has forked.
+
+    Args:
+        stall_seconds: for which a handler may block the loop before the log tells of it.
+    """
     global _loop
     with _lock:
         if _loop is None:
-            _loop = HandlerLoop()
+            _loop = HandlerLoop(stall_seconds)
         return _loop
 
 

@@ -38,6 +38,8 @@ class Presence(bootsteps.StartStopStep):
         super().__init__(parent, **kwargs)
         # Other bootsteps add their facts to it in their own ``create``.
         parent.heartbeat_report = HeartbeatReport()
+        parent.presence = self
+        self._started_at: datetime | None = None
         self._stopped = threading.Event()
         self._declared = threading.Event()
         self._thread: threading.Thread | None = None
@@ -79,7 +81,7 @@ class Presence(bootsteps.StartStopStep):
 
     def _run(self, worker: Any) -> None:
         app, registry, subscriptions = worker.app, worker.app.open_registry(), worker.app.open_subscriptions()
-        interval, started_at = app.settings.heartbeat_seconds, app.reference_clock.now()
+        interval = app.settings.heartbeat_seconds
         agents = app.consumed_agents()
         renew = True
         while True:
@@ -87,7 +89,7 @@ class Presence(bootsteps.StartStopStep):
             # The events first: whoever sees that an agent lives may rely on it to get them.
             if self._say(partial(self._subscribe, app, subscriptions, renew), agents):
                 renew = False
-            self._say(partial(self._declare, worker, registry, started_at, report), agents)
+            self._say(partial(self._declare, worker, registry, report), agents)
             self._declared.set()
             self._say(lambda _: hear(app, worker.pool), agents[:1])
             if self._stopped.wait(interval):
@@ -96,13 +98,25 @@ class Presence(bootsteps.StartStopStep):
         registry.close()
         subscriptions.close()
 
-    def _declare(
-        self, worker: Any, registry: Any, started_at: datetime, report: dict[str, Any], name: str
-    ) -> None:
+    def beat(self, worker: Any) -> None:
+        """Send a heartbeat over connections of its own, from a thread other than that of the heartbeats.
+
+        Raises:
+            StoreUnavailable: the store does not answer.
+        """
+        registry, report = worker.app.open_registry(), worker.heartbeat_report.collect()
+        try:
+            for name in worker.app.consumed_agents():
+                self._declare(worker, registry, report, name)
+        finally:
+            registry.close()
+
+    def _declare(self, worker: Any, registry: Any, report: dict[str, Any], name: str) -> None:
         app = worker.app
+        self._started_at = self._started_at or app.reference_clock.now()
         lifetime = app.settings.heartbeat_seconds * MISSED_BEATS
         capabilities = app.capabilities.get(name, ())
-        registry.declare(name, app.agents[name], worker.hostname, lifetime, capabilities, started_at, report)
+        registry.declare(name, app.agents[name], worker.hostname, lifetime, capabilities, self._started_at, report)
 
     def _subscribe(self, app: Any, subscriptions: Subscriptions, renew: bool, name: str) -> None:
         mine = [each for each in app.subscribed if each.agent == name]

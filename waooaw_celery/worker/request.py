@@ -24,6 +24,7 @@ from waooaw_celery.worker.afterwards import afterwards
 from waooaw_celery.worker.cancels import Answer, cancels_of
 from waooaw_celery.worker.clock import clock_of
 from waooaw_celery.worker.effects import is_committed, was_committed_before
+from waooaw_celery.worker.execution import Place
 from waooaw_celery.worker.interruptions import ends_worker
 from waooaw_celery.worker.loop import cancel_handler
 from waooaw_celery.worker.pools import settle
@@ -42,6 +43,7 @@ class AgentRequest(TimedRequest):
 
     Attributes:
         taken: whether it was given to the pool: from then on its handler begins, or has begun.
+        place: where the pool accepted it; None before that.
 
     Raises:
         InvalidTaskError: Celery can make no request of the message; the consumer makes a dead letter of it.
@@ -55,6 +57,7 @@ class AgentRequest(TimedRequest):
         except Exception as error:  # a header that no check knows must not end the worker
             raise InvalidTaskError(f"Celery cannot make a request of it: {error!r:.200}") from error
         self.taken = False
+        self.place: Place | None = None
         self._deciding = threading.RLock()  # a timer's thread may bring it to the pool
         self._stop_in: Any = None
         self._noted: bool | None = None
@@ -118,6 +121,7 @@ class AgentRequest(TimedRequest):
 
     def on_accepted(self, pid: Any, time_accepted: float) -> None:
         """A process or thread begins with it."""
+        self.place = Place.here()
         super().on_accepted(pid, time_accepted)
         with self._deciding:
             stop = self._stop_in is not None

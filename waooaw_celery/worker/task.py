@@ -239,7 +239,8 @@ class AgentTask(Task):  # type: ignore[type-arg]
         """Run a coroutine on the event loop of the process, and wait for it."""
         token = _handling.set((self, request))
         try:
-            return handler_loop().run(
+            settings = self.app.settings  # type: ignore[attr-defined]  # an AgentApp
+            return handler_loop(settings.stall_seconds).run(
                 str(request.id), coroutine, *self._limits(request), cancelled=partial(self._is_stopped, request)
             )
         finally:

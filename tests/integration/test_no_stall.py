@@ -1,0 +1,214 @@
+"""What a worker waits for legitimately never counts as a stall: each wait lasts three times as long as would."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+
+import pytest
+from outages import Server, lone_server
+from proxy import Proxy, proxied
+from support import Broker, settled, until
+
+from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus, MessageType, RequestResponseHandler
+from waooaw_celery.audit import schema
+from waooaw_celery.embedded import end_all
+from waooaw_celery.errors import AuditUnavailable
+
+SECONDS = 2.0
+WAIT = 3 * SECONDS
+#: Seconds for everything after an outage: Celery waits up to 32 s before it connects again.
+AFTER_OUTAGE = 90.0
+
+POOLS = {
+    "prefork": ("-P", "prefork", "-c", "2"),
+    "threads": ("-P", "threads", "-c", "2"),
+    "solo": ("-P", "solo"),
+    "gevent": ("-P", "gevent", "-c", "2"),
+}
+
+
+@dataclass
+class Fleet:
+    """A worker on each pool, whose lines to the broker pass a proxy."""
+
+    broker: Broker
+    app: AgentApp
+    proxy: Proxy
+    server: Server
+    workers: dict[str, subprocess.Popen[bytes]]
+
+    def node(self, name: str) -> str:
+        """Return the node name of an agent's worker."""
+        return f"{name}@{socket.gethostname()}"
+
+    def send(self, payload: object, type_: MessageType = MessageType.COMMAND) -> list[str]:
+        """Send a message to each agent."""
+        ids = []
+        for name in self.workers:
+            message = Message(from_agent="tests", to_agent=name, message_type=type_, payload=payload)
+            until(partial(self._sent, message), "the way of a message", AFTER_OUTAGE)
+            ids.append(message.message_id)
+        return ids
+
+    def _sent(self, message: Message) -> bool:
+        with suppress(AuditUnavailable):  # the tests notice a moment later that the ledger is back
+            MessageBus(self.app).send(message)
+            return True
+        return False
+
+    def handled(self, ids: list[str]) -> None:
+        """Wait until messages are handled."""
+        until(lambda: all(MessageBus(self.app).receipt(id_).status.final for id_ in ids), "the ends", AFTER_OUTAGE)
+        assert {settled(self.app, id_) for id_ in ids} == {MessageStatus.HANDLED}
+
+    def well(self) -> None:
+        """Check that no worker has ended, or was about to."""
+        for name, process in self.workers.items():
+            log = (self.broker.folder / f"{name}.log").read_text()
+            assert process.poll() is None, log[-3000:]
+            assert "has stalled" not in log, log[-3000:]
+            assert "a look at the worker failed" not in log, log[-3000:]
+
+
+@pytest.fixture(scope="module")
+def fleet(valkey_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    """Valkey behind a proxy, and a ledger of its own."""
+    with lone_server() as server, proxied(valkey_url.replace("redis+socket", "unix")) as proxy:
+        folder = tmp_path_factory.mktemp("no-stall")
+        direct = Broker(valkey_url, valkey_url, folder, server.url)
+        app = direct.app()
+        schema.upgrade(app.database)
+        broker = Broker(f"redis://127.0.0.1:{proxy.port}/0", valkey_url, folder, server.url)
+        settings = {"waooaw_stall_seconds": SECONDS, "waooaw_heartbeat_seconds": 1.0}
+        workers = {}
+        for pool, options in POOLS.items():
+            name = broker.name()
+            workers[name] = broker.start(name, app, *options, module="stall_probe", **settings)
+            assert pool in POOLS
+        yield Fleet(direct, app, proxy, server, workers)
+        end_all(workers.values())
+        app.close()
+
+
+@pytest.fixture(scope="module")
+def valkey_url(redis_url: str) -> str:
+    """The Valkey of all tests."""
+    return redis_url
+
+
+def pass_time(seconds: float = WAIT) -> None:
+    """Let time pass, which is all that is to happen."""
+    ends_at = time.monotonic() + seconds
+    until(lambda: time.monotonic() > ends_at, "some seconds", seconds + 60)
+
+
+def test_long_handlers_and_what_waits_behind_them(fleet: Fleet) -> None:
+    """Every slot runs a long handler, and messages wait in the queue; then the queue is empty."""
+    ids = [id_ for seconds in (WAIT, WAIT, 0, 0) for id_ in fleet.send({"sleep": seconds})]
+    fleet.handled(ids)
+    pass_time()
+    fleet.well()
+
+
+def test_a_paused_agent(fleet: Fleet) -> None:
+    """Its operator has cancelled its consumer: messages wait, slots are free."""
+    for name in fleet.workers:
+        said = {"destination": [fleet.node(name)], "reply": True, "timeout": 20}
+        assert fleet.app.control.cancel_consumer(f"agent.{name}", **said)
+    ids = fleet.send({})
+    pass_time()
+    fleet.well()
+    for name in fleet.workers:
+        said = {"destination": [fleet.node(name)], "reply": True, "timeout": 20}
+        assert fleet.app.control.add_consumer(f"agent.{name}", **said)
+    fleet.handled(ids)
+
+
+def test_a_rate_limit_and_countdowns(fleet: Fleet) -> None:
+    """A task is limited to one message in six seconds, which then fill all slots; others wait for their moment."""
+    ids = [id_ for _ in range(3) for id_ in fleet.send({}, MessageType.ACK)]
+    for name in fleet.workers:
+        ids.append(fleet.app.send_task(f"{name}.command", ({},), countdown=WAIT).id)
+    fleet.handled(ids)
+    fleet.well()
+
+
+def test_an_async_def_that_blocks_its_event_loop(fleet: Fleet) -> None:
+    """It is a handler that runs, and the log tells of it."""
+    requests = RequestResponseHandler(fleet.app)
+    for name in fleet.workers:
+        assert requests.request(name, "think", {"seconds": 2 * WAIT}, timeout=60) == 2 * WAIT
+        log = (fleet.broker.folder / f"{name}.log").read_text()
+        assert log.count("a handler has blocked the event loop") == 1
+        assert "in think" in log
+    fleet.well()
+
+
+def test_a_suspended_computer(fleet: Fleet) -> None:
+    """The workers' processes are stopped for a while, with messages in their queues."""
+    for process in fleet.workers.values():
+        os.kill(process.pid, signal.SIGSTOP)
+    ids = fleet.send({})
+    pass_time()
+    for process in fleet.workers.values():
+        os.kill(process.pid, signal.SIGCONT)
+    fleet.handled(ids)
+    fleet.well()
+
+
+@pytest.mark.parametrize("outage", ["frozen", "cut"])
+def test_an_outage_of_the_broker(fleet: Fleet, outage: str) -> None:
+    """Its lines are dead, or cut again and again, while messages wait."""
+    ids = fleet.send({"sleep": 1})
+    if outage == "frozen":
+        fleet.proxy.freeze(also_new=True)
+        pass_time()
+        fleet.proxy.thaw()
+    else:
+        ends_at = time.monotonic() + WAIT
+        until(lambda: fleet.proxy.cut() or time.monotonic() > ends_at, "some seconds")  # type: ignore[func-returns-value]
+    ids += fleet.send({})
+    fleet.handled(ids)
+    fleet.well()
+
+
+@pytest.mark.parametrize("outage", ["stopped", "frozen"])
+def test_an_outage_of_the_ledger(fleet: Fleet, outage: str) -> None:
+    """Its database is stopped or stands still, while messages are handled and wait."""
+    ids = [id_ for _ in range(3) for id_ in fleet.send({"sleep": 1})]
+    actions: dict[str, tuple[Callable[[], None], Callable[[], None]]] = {
+        "stopped": (fleet.server.stop, fleet.server.start),
+        "frozen": (fleet.server.freeze, fleet.server.thaw),
+    }
+    begin, finish = actions[outage]
+    begin()
+    try:
+        pass_time(2 * WAIT)
+    finally:
+        finish()
+    fleet.handled(ids)
+    fleet.well()
+
+
+def test_a_warm_shutdown(fleet: Fleet) -> None:
+    """The workers are told to end while long handlers run: these come to their ends."""
+    ids = fleet.send({"sleep": WAIT})
+    until(
+        lambda: all(MessageBus(fleet.app).receipt(id_).status is MessageStatus.DELIVERED for id_ in ids),
+        "the beginnings",
+    )
+    for process in fleet.workers.values():
+        process.send_signal(signal.SIGTERM)
+    codes = {process.wait(60) for process in fleet.workers.values()}
+    assert codes == {0}
+    fleet.handled(ids)
+    for name in fleet.workers:
+        assert "has stalled" not in (fleet.broker.folder / f"{name}.log").read_text()

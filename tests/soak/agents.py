@@ -1,0 +1,48 @@
+"""An agent of the soak: named SOAK_NAME, its settings are SOAK_SETTINGS, its effects go to FAULTS_EFFECTS."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from faults.effects import act
+from sqlalchemy import text
+
+from waooaw_celery import Agent, Message, MessageType, create_app
+from waooaw_celery.tasks import register
+
+app = create_app("soak", **json.loads(os.environ["SOAK_SETTINGS"]))
+if os.environ.get("SOAK_SYSTEM"):
+    register(app)  # the system's worker and beat, and no agent
+else:
+    agent = Agent(os.environ["SOAK_NAME"], app)
+
+    @agent.on(MessageType.COMMAND, bind=True)
+    def command(self: Any, message: Message) -> None:
+        """Take a while."""
+        act(message.payload, self.request)
+
+    @agent.on(MessageType.QUERY, bind=True, once=True)
+    def query(self: Any, message: Message) -> None:
+        """Have an effect in the ledger's database that happens once, and take a while."""
+        agent.session.execute(text("INSERT INTO soak_effects VALUES (:id)"), {"id": message.message_id})
+        act(message.payload, self.request)
+
+    @agent.method
+    async def echo(value: Any) -> Any:
+        """Return what it is given."""
+        return value
+
+    @agent.method
+    def count(to: int) -> Iterator[int]:
+        """Answer in parts."""
+        for number in range(to):
+            time.sleep(0.01)
+            yield number
+
+    @agent.subscribe("soak.*")
+    def happened(message: Message) -> None:
+        """Take notice."""

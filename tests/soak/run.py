@@ -1,0 +1,268 @@
+"""A soak from its beginning to its account: three workers, two agents, Valkey, PostgreSQL, random accidents."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import psycopg2  # type: ignore[import-untyped]
+from faults import effects
+from faults.account import verify
+from faults.servers import Valkey, lone_valkey
+from faults.stacks import REDIS_OPTIONS, SETTINGS, End, new_name
+from outages import Server as Postgres
+from outages import lone_server as lone_postgres
+from proxy import proxied
+from redis import RedisError
+
+from soak.flatness import TOLERANCES, Series
+from soak.fleet import Fleet, Post
+from soak.load import Load
+from waooaw_celery import create_app
+from waooaw_celery.audit import schema
+from waooaw_celery.audit.engine import database_url
+from waooaw_celery.errors import WaooawError
+from waooaw_celery.registry import AgentRecord
+from waooaw_celery.routing import agent_queue, queue_depth
+
+#: Seconds between two things that befall the workers, at least and at most.
+PAUSES = 3.0, 9.0
+#: Seconds between two measurements.
+SAMPLE = 1.0
+#: Seconds that a worker may take to start, and everything to come to its end when nothing is said any more.
+PATIENCE = 90.0
+#: Seconds for which answers are kept: a few, so that their keys are as many soon as later.
+ANSWERS = 15
+
+
+@dataclass
+class Result:
+    """What came of a soak.
+
+    Attributes:
+        rows: of its table: what, and how much.
+        violations: what was not as it is promised.
+    """
+
+    rows: list[tuple[str, str]] = field(default_factory=list)
+    violations: list[str] = field(default_factory=list)
+
+    def show(self) -> str:
+        """Return the table, and what was wrong."""
+        width = max(len(name) for name, _ in self.rows)
+        lines = [f"{name:{width}}  {value}" for name, value in self.rows]
+        lines += [f"VIOLATION: {sentence}" for sentence in self.violations] or ["nothing was wrong"]
+        return "\n".join(lines)
+
+
+def soak(seconds: float, seed: int, folder: Path) -> Result:
+    """Go through a soak.
+
+    Args:
+        seconds: for which everything works and is hurt.
+        seed: of what is random: the same seed does the same, but at other moments of the workers' lives.
+        folder: for logs and effects.
+    """
+    with ExitStack() as exits:
+        valkey = exits.enter_context(lone_valkey())
+        postgres = exits.enter_context(lone_postgres())
+        return _Soak(seconds, seed, folder, valkey, postgres, exits).go()
+
+
+class _Soak:
+    def __init__(
+        self, seconds: float, seed: int, folder: Path, valkey: Valkey, postgres: Postgres, exits: ExitStack
+    ) -> None:
+        self.seconds, self.seed, self.folder = seconds, seed, folder
+        self.valkey, self.postgres = valkey, postgres
+        self.agents = [new_name(), new_name()]
+        name = new_name()
+        postgres.run(f"CREATE DATABASE {name}")
+        url = database_url(postgres.url).set(database=name).render_as_string(hide_password=False)
+        self.url = url.replace("+psycopg2", "")
+        settings = SETTINGS | {
+            "waooaw_database_url": url,
+            "waooaw_spool_folder": str(folder / "spool"),
+            "waooaw_stall_seconds": 15.0,
+            "waooaw_agents": self.agents,
+            "broker_transport_options": REDIS_OPTIONS,
+            "result_expires": ANSWERS,
+            "result_backend": valkey.url,
+        }
+        self.app = create_app("driver", **(settings | {"broker_url": valkey.url, "waooaw_sender": "driver"}))
+        exits.callback(self.app.close)
+        schema.upgrade(self.app.database)
+        self.ask("CREATE TABLE soak_effects (id text)")
+        posts = [
+            Post(node, agent, exits.enter_context(proxied(valkey.url.replace("redis+socket", "unix"))))
+            for node, agent in (
+                ("one", self.agents[0]),
+                ("two", self.agents[0]),
+                ("three", self.agents[1]),
+                ("system", ""),
+            )
+        ]
+        self.fleet = Fleet(posts, settings, folder)
+        exits.callback(self.fleet.close)
+        self.load = Load(self.app, self.agents, seed)
+        self.series = Series()
+        self.began = 0.0
+
+    def go(self) -> Result:
+        """Start, hurt, wait for the end, and give account."""
+        self.fleet.start()
+        result = Result()
+        if not self._until(lambda: all(record.workers for record in self._records()), PATIENCE):
+            result.violations.append("the workers did not start")
+        self.began = time.monotonic()
+        over = threading.Event()
+        chaos = threading.Thread(target=self._hurt, args=(over,), name="chaos")
+        self.load.start()
+        chaos.start()
+        while (at := time.monotonic() - self.began) < self.seconds:
+            with suppress(RedisError, psycopg2.Error):
+                self.series.sample(at, self._measures())
+            time.sleep(SAMPLE)
+        over.set()
+        chaos.join(PATIENCE)
+        result.violations += [f"{name} hangs" for name in self.load.close()]
+        drained = self._until(self._quiet, PATIENCE)
+        took = time.monotonic() - self.began - self.seconds
+        if not drained:
+            result.violations.append(
+                f"stuck: {self._waiting()} messages wait or are held, {len(self._open())} have no end, after "
+                f"{took:.0f} s without load: {', '.join(sorted(self._open())[:5])}"
+            )
+        self._account(result, took)
+        return result
+
+    # --- what happens
+
+    def _hurt(self, over: threading.Event) -> None:
+        chance = random.Random(self.seed)  # noqa: S311 - no secret
+        with (self.folder / "hurt.log").open("w", buffering=1) as log:
+            while not over.wait(chance.uniform(*PAUSES)):
+                log.write(f"{time.monotonic() - self.began:.1f} {self.fleet.hurt(chance)}\n")
+
+    def _measures(self) -> Mapping[str, Any]:
+        driver = psutil.Process()
+        return {
+            "memory of the workers (MB)": self.fleet.rss,
+            "memory of the driver (MB)": lambda: driver.memory_info().rss / 1e6,
+            "keys in Valkey": lambda: float(self.valkey.client.dbsize()),
+            "connections to Valkey": lambda: float(self.valkey.client.info("clients")["connected_clients"]),
+            "connections to PostgreSQL": lambda: float(
+                self.ask("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()")[0][0]
+            ),
+            "messages that wait or are held": lambda: float(self._waiting()),
+        }
+
+    # --- how it ends
+
+    def _quiet(self) -> bool:
+        return not self._waiting() and not self._open()
+
+    def _waiting(self) -> int:
+        """Return how many messages wait in the agents' queues, or are held by workers."""
+        with self.app.connection_for_write() as connection:
+            depths = [queue_depth(connection, agent_queue(agent)).total for agent in self.agents]
+        return sum(depths) + int(self.valkey.client.hlen("unacked"))
+
+    def _ends(self) -> dict[str, list[End]]:
+        found: dict[str, list[End]] = {}
+        for id_, event in self.ask("SELECT message_id, event FROM waooaw_message_events WHERE terminal"):
+            found.setdefault(id_, []).append(End(event, ""))
+        return found
+
+    def _rows(self) -> set[str]:
+        return {id_ for (id_,) in self.ask("SELECT message_id FROM waooaw_messages")}
+
+    def _open(self) -> set[str]:
+        """Return the messages of the ledger that have no end."""
+        return self._rows() - self._ends().keys()
+
+    def _records(self) -> list[AgentRecord]:
+        with suppress(WaooawError):
+            return [self.app.registry.get(agent) for agent in self.agents]
+        return [AgentRecord(name="", handlers=None, declared_at=None, last_seen=None, workers=())]
+
+    def _account(self, result: Result, took: float) -> None:
+        ends, rows, outcomes = self._ends(), self._rows(), self.load.outcomes
+        noted = [each for each in effects.read(self.folder / "effects") if each.id not in self.load.once]
+        once = dict(self.ask("SELECT id, count(*) FROM soak_effects GROUP BY id"))
+        # Of a once handler the effect in the database counts, and not what it noted before that was rolled back.
+        noted += [effects.Effect("done", id_, 1, 0, 0.0) for id_ in once]
+        account = verify(outcomes, [each for each in noted if each.id in outcomes], ends, rows, rows)
+        several = [id_ for id_, found in ends.items() if len(found) > 1]
+        twice = [id_ for id_, count in once.items() if count > 1]
+        missing = [
+            id_
+            for id_ in self.load.once
+            if id_ not in once and "handled" in {end.event for end in ends.get(id_, ())}
+        ]
+        undone = [id_ for id_ in once if ends.get(id_) and ends[id_][0].event != "handled"]
+        found = account.violations(deadline=float("inf"), duplicates=None)
+        for what, which in (
+            ("messages have more than one end", several),
+            ("once effects happened more than once", twice),
+            ("once effects did not happen, of messages that are HANDLED", missing),
+            ("once effects happened, of messages that are not HANDLED", undone),
+            ("requests or streams were not answered in time", self.load.timed_out),
+            ("calls of the driver broke", self.load.broken),
+            ("workers stalled", self.fleet.stalled),
+        ):
+            if which:
+                found.append(f"{len(which)} {what}, such as {', '.join(map(str, which[:3]))}")
+        others = [each for each in self.fleet.ended if each[0] not in self.fleet.stalled]
+        if others:
+            found.append(f"{len(others)} workers came to an end by themselves: {others[:5]}")
+        result.violations += found + self.series.violations(self.seconds)
+        events: dict[str, int] = {}
+        for each in ends.values():
+            events[each[0].event] = events.get(each[0].event, 0) + 1
+        told = f"accepted {account.accepted}, refused {account.refused}, unknown {account.unknown}"
+        result.rows = [
+            ("seed", str(self.seed)),
+            ("seconds", f"{self.seconds:g}, and {took:.0f} until all was quiet"),
+            ("messages in the ledger", str(len(rows))),
+            ("their ends", _counts(events)),
+            ("sent", f"{account.sent}: {told}"),
+            ("handled more than once", f"{account.duplicates} (at least once is promised)"),
+            ("once effects", str(len(once))),
+            ("requests, streams, events", _counts(self.load.answers)),
+            ("what befell the workers", _counts(self.fleet.counts)),
+            ("workers that ended by themselves", str(self.fleet.ended or "none")),
+        ]
+        for name in TOLERANCES:
+            second, last = self.series.quarters(name, self.seconds)
+            result.rows.append((name, f"{second:g} in the second quarter, {last:g} in the last"))
+
+    def ask(self, question: str) -> list[tuple[Any, ...]]:
+        """Ask the ledger's database."""
+        connection = psycopg2.connect(self.url, connect_timeout=5)
+        try:
+            connection.autocommit = True
+            with connection.cursor() as cursor:
+                cursor.execute(question)
+                return cursor.fetchall() if cursor.description else []
+        finally:
+            connection.close()
+
+    def _until(self, condition: Any, seconds: float) -> bool:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if condition():
+                return True
+            time.sleep(0.5)
+        return False
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in sorted(counts.items())) or "none"
