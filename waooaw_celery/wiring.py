@@ -37,6 +37,7 @@ from waooaw_celery.wire.packing import Packer
 from waooaw_celery.worker import replies, signals
 from waooaw_celery.worker.cancels import Cancels
 from waooaw_celery.worker.control import HearCancels
+from waooaw_celery.worker.intake import Intake, WatchIntake
 from waooaw_celery.worker.loop import close_loop
 from waooaw_celery.worker.presence import Presence
 from waooaw_celery.worker.task import AgentTask
@@ -64,9 +65,12 @@ class WiredCelery(Celery):
         super().__init__(*args, **kwargs)
         self.on_after_configure.connect(add_defaults, weak=False)
         self.steps["worker"].add(Presence)
+        self.steps["worker"].add(WatchIntake)
         self.steps["consumer"].add(HearCancels)
         #: What this process, when it is a worker, knows of cancelled messages.
         self.cancels = Cancels()
+        #: Whether it takes messages, and which it does not acknowledge yet.
+        self.intake = Intake(self)
         #: Whether the broker is worth trying.
         self.breaker = Breaker()
         replies.connect()
@@ -227,7 +231,7 @@ class WiredCelery(Celery):
     def _flush(self, **_: Any) -> None:
         """Let no pool process end with something of its own still to be written."""
         if "receipts" in self.__dict__:
-            self.receipts.flush()
+            self.receipts.finish()
 
     def close(self) -> None:
         """Close all connections."""

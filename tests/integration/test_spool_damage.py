@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from tempfile import mkdtemp
 
@@ -327,6 +328,36 @@ while not os.path.exists(sys.argv[3]):
     assert len(said) > 100
     assert said <= there
     assert not any("not recorded" in log.read_text() for log in logs)
+
+
+@pytest.mark.parametrize("size", ["200k", "2m"])
+@pytest.mark.parametrize("others", [False, True], ids=["of the spool", "of others too"])
+def test_a_full_disk_is_emptied_into_the_ledger(url: str, folder: Path, size: str, others: bool) -> None:
+    """The spool has filled its disk, where SQLite removes nothing: it is empty soon after the database is back."""
+    folder.mkdir(mode=0o700)
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size},mode=700", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("a file system can be mounted only by root")
+    try:
+        with opened(url, folder) as ledger:
+            said = []
+            with suppress(SpoolUnavailable):
+                while True:
+                    message = told()
+                    ledger.spool.append([message_entry(message, "command", DAYS_90)])
+                    said.append(message.message_id)
+            if others:
+                with (folder / "ballast").open("wb", buffering=0) as file, suppress(OSError):
+                    while True:
+                        file.write(b"x" * 512)
+            with pytest.raises(SpoolUnavailable):
+                ledger.spool.check_room()
+            schema.upgrade(ledger.database)
+            ledger.start()
+            until(lambda: ledger.spool.counts() == (0, 0), "an empty spool")
+            assert {receipt.message_id for receipt in ledger.recent(limit=100_000)} == set(said)
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 @pytest.fixture(scope="module")

@@ -121,7 +121,11 @@ class Shipper:
         """Remove entries that are in the ledger: these, and those that could not be removed before."""
         self._done.update(numbers)
         if self._done:
-            self._spool.remove(sorted(self._done))
+            try:
+                self._spool.remove(sorted(self._done))
+            except SpoolUnavailable:
+                if not self._spool.drop(self._done):
+                    raise
             self._done.clear()
 
     def _ship_part(self, waiting: list[tuple[int, Entry]]) -> int:

@@ -8,7 +8,7 @@ import sqlite3
 import stat
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from contextlib import closing
 from pathlib import Path
 from typing import Any, TypeVar
@@ -180,6 +180,28 @@ class Spool:
         """
         rows = [(number,) for number in numbers]
         self._do("write to", lambda connection: connection.executemany("DELETE FROM spool WHERE id = ?", rows))
+
+    def drop(self, numbers: Set[int]) -> bool:
+        """Remove the file when nothing is in it but these entries, and return whether that is so.
+
+        SQLite needs room to remove an entry, and none is left on a disk that the spool has filled.
+
+        Args:
+            numbers: of entries that are in the ledger now.
+
+        Raises:
+            SpoolUnavailable: the file cannot be read or removed.
+        """
+        try:
+            with self._lock.held(alone=True):
+                with closing(sqlite3.connect(self.path, timeout=_PATIENCE)) as connection:
+                    there = {number for (number,) in connection.execute("SELECT id FROM spool WHERE id > 0")}
+                if there <= numbers:
+                    for ending in ("-wal", "-shm", ""):
+                        Path(f"{self.path}{ending}").unlink(missing_ok=True)
+                return there <= numbers
+        except (OSError, sqlite3.Error) as error:
+            raise SpoolUnavailable(f"could not remove the spool {self.path}: {error}") from error
 
     def refuse(self, number: int, reason: str) -> None:
         """Put aside an entry that the database will never take, with the reason: it is kept, not tried again.

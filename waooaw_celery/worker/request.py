@@ -11,6 +11,7 @@ from celery.worker import state
 from celery.worker.request import Request
 
 from waooaw_celery.worker.cancels import Answer, cancels_of
+from waooaw_celery.worker.intake import Intake
 from waooaw_celery.worker.loop import cancel_handler
 
 #: How often, and every how many seconds, a process that was told to end is looked after.
@@ -30,6 +31,8 @@ class AgentRequest(Request):
         self._deciding = threading.RLock()  # a timer's thread may bring it to the pool
         self._stop_in: Any = None
         self._cancels = cancels_of(self.app)
+        app: Any = self.app
+        self._intake: Intake = app.intake
 
     def revoked(self) -> bool:
         """Whether it is not to be begun; the last time that Celery asks is just before it goes to the pool."""
@@ -43,6 +46,16 @@ class AgentRequest(Request):
                 self.taken = True
                 self._cancels.take(self.id)
             return False
+
+    def acknowledge(self) -> None:
+        """Acknowledge its message: later, when what became of it can be written down nowhere."""
+        if self.acknowledged or not self._intake.waits(self, self.acknowledge):
+            super().acknowledge()
+
+    def reject(self, requeue: bool = False) -> None:
+        """Give its message back, or let it go for good: that later, as when it is acknowledged."""
+        if requeue or self.acknowledged or not self._intake.waits(self, self.reject):
+            super().reject(requeue)
 
     def drop(self) -> bool:
         """Drop it if it was not given to the pool yet, and return whether that is so."""
