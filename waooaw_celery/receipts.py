@@ -181,6 +181,10 @@ class Receipts(ABC):
     def flush(self) -> None:
         """Return when everything noted so far is safe."""
 
+    def finish(self) -> None:
+        """Flush for the last time in this process."""
+        self.flush()
+
     @abstractmethod
     def close(self) -> None:
         """Close the connections of this process."""

@@ -43,6 +43,7 @@ from waooaw_celery.worker.cancels import Cancels
 from waooaw_celery.worker.clock import ReportClock
 from waooaw_celery.worker.control import HearCancels
 from waooaw_celery.worker.follow_ups import FollowUps
+from waooaw_celery.worker.intake import Intake, WatchIntake
 from waooaw_celery.worker.loop import close_loop
 from waooaw_celery.worker.pools import ContainPool
 from waooaw_celery.worker.presence import Presence
@@ -75,9 +76,12 @@ class WiredCelery(Celery):
         self.steps["worker"].add(Presence)
         self.steps["worker"].add(ReportClock)
         self.steps["worker"].add(Watchdog)
+        self.steps["worker"].add(WatchIntake)
         self.steps["consumer"].add(HearCancels)
         #: What this process, when it is a worker, knows of cancelled messages.
         self.cancels = Cancels()
+        #: Whether it takes messages, and which it does not acknowledge yet.
+        self.intake = Intake(self)
         #: Whether the broker is worth trying.
         self.breaker = Breaker()
         replies.connect()
@@ -275,7 +279,7 @@ class WiredCelery(Celery):
         """Let no pool process end with something of its own still to be sent or to be written."""
         self.follow_ups.close()
         if "receipts" in self.__dict__:
-            self.receipts.flush()
+            self.receipts.finish()
 
     def close(self) -> None:
         """Close all connections."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import sqlite3
 import stat
@@ -181,7 +182,7 @@ def test_a_fact_waits_for_its_message_and_not_for_ever(ledger: Ledger, monkeypat
 
 
 def test_a_wrong_spool_is_refused_at_the_start(valkey_broker: Broker, url: str, tmp_path: Path) -> None:
-    """A folder to which others may write, and a file that is no spool, are told before anything is lost."""
+    """A folder to which others may write, or that is none, is told at once; a wrong file is put aside."""
     folder = tmp_path / "open"
     folder.mkdir()
     folder.chmod(0o777)
@@ -193,7 +194,11 @@ def test_a_wrong_spool_is_refused_at_the_start(valkey_broker: Broker, url: str, 
         app.ledger.spool.append([Entry("fact", "x", "{}")])
     folder.chmod(0o700)
     app.ledger.spool.path.write_bytes(b"no spool" * 1000)
-    with pytest.raises(ConfigurationError, match="not a database"):
+    app.check()
+    assert [Path(kept.path).read_bytes() for kept in app.ledger.spool.damaged()] == [b"no spool" * 1000]
+    shutil.rmtree(folder)
+    folder.write_text("no folder")
+    with pytest.raises(ConfigurationError, match="the spool cannot be used"):
         app.check()
     app.close()
 
@@ -202,8 +207,7 @@ def test_a_broken_spool_does_not_stop_the_ledger(url: str, folder: Path) -> None
     """While the database answers, nobody needs the spool: strict sends go on."""
     with opened(url, folder, AuditMode.STRICT) as ledger:
         schema.upgrade(ledger.database)
-        folder.mkdir(mode=0o700)
-        ledger.spool.path.write_bytes(b"no spool" * 1000)
+        folder.write_text("no folder")
         for _ in range(3):
             message = told()
             assert ledger.pending([(message, "command")])() == {message.message_id}

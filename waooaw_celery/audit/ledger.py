@@ -28,6 +28,7 @@ from waooaw_celery.audit.entries import (
 )
 from waooaw_celery.audit.models import EventRow, MessageRow, OpenRow
 from waooaw_celery.audit.questions import read
+from waooaw_celery.audit.recording import Recording
 from waooaw_celery.audit.refusals import Refusals
 from waooaw_celery.audit.spool import Spool
 from waooaw_celery.audit.statements import close_ended, write
@@ -72,6 +73,8 @@ class Ledger(Receipts):
         self._retention = retention
         self._strict = mode is AuditMode.STRICT
         self._lost = timedelta(seconds=lost_seconds)
+        #: What this process, and the children that it forks, know of facts that can be written nowhere.
+        self.recording = Recording()
         self._writer: Writer | None = None
         self._lock = threading.Lock()
         #: Engines of others that reach the same database.
@@ -79,7 +82,7 @@ class Ledger(Receipts):
         self._refusals = Refusals(self._tell, self._seconds)
         me = weakref.ref(self)
         os.register_at_fork(after_in_child=lambda: _call(me, Ledger._forget_writer))
-        atexit.register(lambda: _call(me, Ledger.flush))
+        atexit.register(lambda: _call(me, Ledger.finish))
 
     def start(self) -> None:
         """Ship from now on what waits in the spool."""
@@ -150,15 +153,33 @@ class Ledger(Receipts):
 
     def note(self, *facts: Fact) -> None:
         self._the_writer().put(
-            [fact_entry(self._dated(fact), self._retention) for fact in facts], wait=self._strict
+            [fact_entry(self._dated(fact), self._retention) for fact in facts], wait=self._waits
         )
+
+    @property
+    def _waits(self) -> bool:
+        """Whether what becomes of a message is safe before it is acknowledged."""
+        return self._strict or self.recording.fails
+
+    def check_recording(self) -> None:
+        """Find out whether what becomes of messages could be written down now: in the ledger, or in the spool.
+
+        Raises:
+            AuditUnavailable: it could not.
+        """
+        self._the_writer().check()
 
     def begin(self, fact: Fact, *, doubtful: bool) -> bool:
         if self._strict:
             # The statement that is waited for anyway answers.
-            return not self._the_writer().put([begin_entry(self._dated(fact), self._retention)], wait=True)
+            entries = [begin_entry(self._dated(fact), self._retention)]
+            return not self._the_writer().put(entries, wait=True, keep=False)
         twice = doubtful and self._has_ended(fact.message_id)
-        self.note(replace(fact, event=Event.DUPLICATE, seconds=None) if twice else fact)
+        told = replace(fact, event=Event.DUPLICATE, seconds=None) if twice else fact
+        if self.recording.fails:
+            self._the_writer().put([fact_entry(self._dated(told), self._retention)], wait=True, keep=False)
+        else:
+            self.note(told)
         if doubtful:  # if this worker ends as well, it is to be known
             self.flush()
         return not twice
@@ -256,6 +277,11 @@ class Ledger(Receipts):
         if self._writer is not None:
             self._writer.flush()
 
+    def finish(self) -> None:
+        self._refusals.flush()
+        if self._writer is not None:
+            self._writer.finish()
+
     def close(self) -> None:
         self._refusals.flush()
         if self._writer is not None:
@@ -278,7 +304,7 @@ class Ledger(Receipts):
         if writer is None:
             with self._lock:
                 writer = self._writer = self._writer or Writer(
-                    self.database, self.spool, self._strict, self._clock.now
+                    self.database, self.spool, self._strict, self.recording, self._clock.now
                 )
         return writer
 

@@ -25,6 +25,11 @@ class Put:
     #: Whether they may be spooled while the database is away; what may not is refused.
     may_spool: bool
     size: int = 0
+    #: Whether somebody waits until they are safe, and whether they are kept in memory when they can go nowhere.
+    waited: bool = False
+    keep: bool = True
+    #: Ids of messages that are not acknowledged before these entries are safe.
+    held: tuple[str, ...] = ()
     new: set[str] = field(default_factory=set)
     #: Which of its messages were to begin, and had ended before.
     twice: set[str] = field(default_factory=set)

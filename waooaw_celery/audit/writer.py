@@ -19,8 +19,10 @@ from typing import Any, TypeAlias
 
 from waooaw_celery.audit.engine import PATIENCE, Database
 from waooaw_celery.audit.entries import Entry, withdrawal_entry
+from waooaw_celery.audit.kept import Kept, lose
 from waooaw_celery.audit.outage import Outage
 from waooaw_celery.audit.pen import Pen, Written, never_taken
+from waooaw_celery.audit.recording import Recording
 from waooaw_celery.audit.shipping import Shipper
 from waooaw_celery.audit.spool import Spool
 from waooaw_celery.audit.waiting import BATCH, Put, Waiting
@@ -45,6 +47,7 @@ class Writer:
         database: where the ledger's tables are.
         spool: where facts wait while it is away.
         asks: whether whoever begins to handle a message waits to hear whether it had ended.
+        recording: where it tells the worker's other processes that it can write nowhere.
         now: tells the time by which facts are written down.
     """
 
@@ -53,8 +56,11 @@ class Writer:
         database: Database,
         spool: Spool,
         asks: bool = False,
+        recording: Recording | None = None,
         now: Callable[[], datetime] = local_now,
     ) -> None:
+        self._recording = recording or Recording()
+        self._kept = Kept(self._recording)
         self._pen = Pen(database, asks)  # for whoever is writing: one at a time
         #: What was sent on its way, and whose answer nobody has fetched yet.
         self._flight: list[Put] | None = None
@@ -81,12 +87,14 @@ class Writer:
                     )
                     self._thread.start()
 
-    def put(self, entries: Sequence[Entry], *, wait: bool) -> set[str]:
+    def put(self, entries: Sequence[Entry], *, wait: bool, keep: bool = True) -> set[str]:
         """Hand over entries.
 
         Args:
             entries: what to write, together.
             wait: whether to wait until they are safe.
+            keep: whether to keep them in memory, and try again, when they can be written nowhere. If somebody
+                waits for them, the worker does not acknowledge their messages before they are safe.
 
         Returns:
             The ids of those messages that were to begin, by these entries, and had ended before; when it waited.
@@ -95,7 +103,7 @@ class Writer:
             AuditUnavailable: they are neither in the ledger nor in the spool.
         """
         self.start()
-        put = Put(entries, True, sum(len(entry.text) for entry in entries))
+        put = Put(entries, True, sum(len(entry.text) for entry in entries), waited=wait, keep=keep)
         if not self._enqueue(put, self._waiting.urgent if wait else self._waiting.lingering):
             self._save([put], _refusal())
         if wait or put.ended:
@@ -116,7 +124,7 @@ class Writer:
             raises what ``put`` raises. Calling it again changes nothing.
         """
         self.start()
-        put = Put(entries, may_spool, sum(len(entry.text) for entry in entries))
+        put = Put(entries, may_spool, sum(len(entry.text) for entry in entries), keep=may_spool)
         if self._enqueue(put, self._waiting.urgent):
             self._take_off()
         else:
@@ -137,9 +145,34 @@ class Writer:
             while self._busy and self._rounds == rounds and self._changed.wait(deadline - time.monotonic()):
                 pass
 
+    def check(self) -> None:
+        """Find out whether what becomes of messages could be written down now: in the ledger, or in the spool.
+
+        Raises:
+            AuditUnavailable: it could not.
+        """
+        if not self._outage.lasts:  # else the thread tries the database
+            with self._turn() as mine:
+                if mine:
+                    try:
+                        self._pen.rehearse()
+                    except AuditUnavailable as error:
+                        self._give_up([], error)
+                    else:
+                        return
+        self._spool.check_room()
+
+    def finish(self) -> None:
+        """Flush for the last time: what can be written nowhere goes to the log."""
+        self._write_kept()
+        self.flush()
+        with self._changed:
+            left = self._kept.take()
+        lose(left)
+
     def close(self) -> None:
         """Flush, and end the thread."""
-        self.flush()
+        self.finish()
         with self._changed:
             thread, self._thread = self._thread, None
             self._end.set()
@@ -243,7 +276,7 @@ class Writer:
                 self._asleep = idle * LINGER > 1.0
                 pause = LINGER if len(self._waiting.lingering) < BATCH else 0.0
                 if self._asleep:
-                    pause = max(self._shipper.due - time.monotonic(), 0.0)
+                    pause = max(min(self._shipper.due, self._kept.due) - time.monotonic(), 0.0)
                 self._alarm.clear()
             if not end.is_set():
                 self._alarm.wait(pause)
@@ -258,6 +291,19 @@ class Writer:
                 self._write(batch)
             if time.monotonic() >= self._shipper.due:
                 self._shipper.ship()
+            if time.monotonic() >= self._kept.due:
+                self._write_kept()
+
+    def _write_kept(self) -> None:
+        """Try again to write what could be written nowhere."""
+        with self._changed:
+            kept = self._kept.take()
+            if not self._outage.lasts:
+                for put in kept:
+                    self._waiting.add(put, self._waiting.lingering)
+                return
+        if kept:
+            self._save(kept, _refusal())
 
     def _write(self, batch: list[Put], commit: _Commit | None = None) -> None:
         """Write a batch, or spool what may be spooled of it. (The caller has said that somebody is busy.)"""
@@ -300,6 +346,7 @@ class Writer:
             if became.twice:
                 put.twice = {entry.message_id for entry in put.entries if entry.kind != "message"} & became.twice
             put.ended = True
+            self._release(put)
         if unknown:
             self._save([Put(unknown, may_spool=True)], _refusal())
 
@@ -323,16 +370,26 @@ class Writer:
                 self._spool.append([entry for put in spooled for entry in put.entries])
         except AuditUnavailable as full:
             failed = full
-            for put in spooled:
-                for entry in put.entries:  # the last place that is left
-                    logger.critical("not recorded: %s", entry.text, extra={"action": "entry_lost"})
+            if never_taken(error):  # to try it again would be in vain
+                lose([put for put in spooled if put.keep])
+            else:
+                if self._outage.lasts:
+                    self._recording.fail()
+                with self._changed:
+                    self._kept.add(spooled, full)
         for put in puts:
             put.error = failed if put.may_spool else error
             put.ended = True
+            if put.may_spool and failed is None:
+                self._release(put)
         with self._changed:
             self._shipper.hurry()
             self._wake()
             self._changed.notify_all()
+
+    def _release(self, put: Put) -> None:
+        for message_id in put.held:
+            self._recording.release(message_id)
 
     def _withdraw(self, puts: list[Put]) -> None:
         """Have messages ended that are refused, and that the database may take all the same."""

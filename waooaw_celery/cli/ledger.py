@@ -114,17 +114,22 @@ def stats(
 @json_option
 @click.pass_context
 def spool(ctx: click.Context, limit: int, as_json: bool) -> None:
-    """Tell what waits on this computer until the database is back, and what the database refused."""
+    """Tell what waits on this computer for the database, what that refused, and which files were damaged."""
     kept = named_app(ctx).ledger.spool  # the database may be away: nothing is asked of it
     waiting, refused = kept.counts()
     refusals = [
         {"message_id": entry.message_id, "kind": entry.kind, "reason": reason}
         for entry, reason in kept.refusals(limit)
     ]
+    damaged = kept.damaged()
     if as_json:
-        print_json({"path": str(kept.path), "waiting": waiting, "refused": refused, "refusals": refusals})
+        counts = {"path": str(kept.path), "waiting": waiting, "refused": refused}
+        print_json({**counts, "refusals": refusals, "damaged": damaged})
         return
     click.echo(f"{kept.path}: {waiting} entries wait, {refused} were refused.")
+    if damaged:
+        rows = [(file.size, "yes" if file.salvaged else "not yet", file.path) for file in damaged]
+        show_table(console(), "Damaged files that were put aside", ("bytes", "salvaged", "file"), rows)
     if refusals:
         columns = ("message", "kind", "why it was refused")
         show_table(console(), "Refused, newest first", columns, [tuple(one.values()) for one in refusals])

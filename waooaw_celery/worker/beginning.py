@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import time
 from datetime import UTC
 from typing import Any
 
-from celery.exceptions import Ignore
+from celery.exceptions import Ignore, Reject
 
 from waooaw_celery.envelope import moment
-from waooaw_celery.errors import DeliveryLimitExceeded, StoreUnavailable, UnknownMessage
+from waooaw_celery.errors import AuditUnavailable, DeliveryLimitExceeded, StoreUnavailable, UnknownMessage
 from waooaw_celery.message import FINAL
 from waooaw_celery.receipts import Event, Fact
 from waooaw_celery.transport.travel import DELIVERY_LIMIT
@@ -23,6 +24,10 @@ logger = logging.getLogger(__name__)
 _REFUSED = "waooaw_refused"
 #: Where it keeps how many workers ended with it, when they are too many.
 _DEATHS = "waooaw_deaths"
+#: Where it keeps why the message is given back to its queue.
+_GIVEN_BACK = "waooaw_given_back"
+#: Seconds after which it is, at most.
+GIVE_BACK_SECONDS = 2.0
 #: What Celery's log says of a message that had ended before.
 DUPLICATE = "it has ended before, and is not handled again"
 
@@ -65,13 +70,41 @@ def begin(task: Any, fact: Fact) -> None:
         task.request.update({_REFUSED: Event.DUPLICATE})
 
 
+def begin_or_give_back(task: Any, fact: Fact) -> None:
+    """Write down that a worker begins with a message; when that can be written nowhere, have it given back.
+
+    Args:
+        task: its handler, an AgentTask.
+        fact: DELIVERED.
+    """
+    hard = (task.request.timelimit or (None, None))[0] or task.time_limit or 2 * GIVE_BACK_SECONDS
+    deadline = time.monotonic() + min(GIVE_BACK_SECONDS, float(hard) / 2)
+    while True:
+        try:
+            return begin(task, fact)
+        except AuditUnavailable as error:
+            # The worker stops to take messages meanwhile: else this one would come again at once.
+            if time.monotonic() > deadline:
+                task.request.update({_GIVEN_BACK: str(error)})
+                return None
+            time.sleep(0.2)
+
+
+def given_back(task: Any) -> bool:
+    """Whether a task's message is given back to its queue, since its beginning can be written nowhere."""
+    return bool(task.request.get(_GIVEN_BACK))
+
+
 def check_begun(task: Any) -> None:
     """Drop a message that is not to be begun.
 
     Raises:
+        Reject: it goes back to its queue.
         Ignore: its time was over, it was cancelled, or it had ended.
         DeliveryLimitExceeded: it ended too many workers.
     """
+    if given_back(task):
+        raise Reject(task.request.get(_GIVEN_BACK), requeue=True)
     event = refused(task)
     if event is Event.DUPLICATE:  # whoever waits has been told, and what was told stays
         raise Ignore(DUPLICATE)

@@ -25,6 +25,7 @@ from waooaw_celery.worker.cancels import Answer, cancels_of
 from waooaw_celery.worker.clock import clock_of
 from waooaw_celery.worker.effects import is_committed, was_committed_before
 from waooaw_celery.worker.execution import Place
+from waooaw_celery.worker.intake import Intake
 from waooaw_celery.worker.interruptions import ends_worker
 from waooaw_celery.worker.loop import cancel_handler
 from waooaw_celery.worker.pools import settle
@@ -64,6 +65,8 @@ class AgentRequest(TimedRequest):
         #: Whether its process ended after the commit, so that the message comes again.
         self._comes_again = False
         self._cancels = cancels_of(self.app)
+        app: Any = self.app
+        self._intake: Intake = app.intake
 
     def revoked(self) -> bool:
         """Whether it is not to be begun; the last time that Celery asks is just before it goes to the pool."""
@@ -89,6 +92,16 @@ class AgentRequest(TimedRequest):
         if self._noted is None:
             self._noted = was_committed_before(self.task, Context(self.request_dict))
         return self._noted
+
+    def acknowledge(self) -> None:
+        """Acknowledge its message: later, when what became of it can be written down nowhere."""
+        if self.acknowledged or not self._intake.waits(self, self.acknowledge):
+            super().acknowledge()
+
+    def reject(self, requeue: bool = False) -> None:
+        """Give its message back, or let it go for good: that later, as when it is acknowledged."""
+        if requeue or self.acknowledged or not self._intake.waits(self, self.reject):
+            super().reject(requeue)
 
     def drop(self) -> bool:
         """Drop it if it was not given to the pool yet, and return whether that is so."""

@@ -11,14 +11,15 @@ from celery import signals
 from celery.app.task import Context
 from celery.states import UNREADY_STATES
 
-from waooaw_celery.errors import DeliveryLimitExceeded
+from waooaw_celery.errors import AuditUnavailable, DeliveryLimitExceeded
 from waooaw_celery.message import Message
 from waooaw_celery.receipts import Event, Fact, Receipts
 from waooaw_celery.worker import letters
-from waooaw_celery.worker.beginning import begin, refused, tell_revoked
+from waooaw_celery.worker.beginning import begin_or_give_back, given_back, refused, tell_revoked
 from waooaw_celery.worker.cancels import cancels_of
 from waooaw_celery.worker.clock import clock_of
 from waooaw_celery.worker.effects import is_committed
+from waooaw_celery.worker.intake import recording_of
 from waooaw_celery.worker.pools import retry_behind
 from waooaw_celery.worker.task import CANCELLED, AgentTask
 
@@ -58,7 +59,7 @@ def on_prerun(sender: Any, **_: Any) -> None:
         sender.request.update({_BEGAN: time.monotonic()})
         message, now = _message(sender, sender.request), clock_of(sender.app).now()
         waited = max((now - message.sent_at).total_seconds(), 0.0) if message is not None else None
-        begin(sender, _fact(sender, Event.DELIVERED, at=now, seconds=waited))
+        begin_or_give_back(sender, _fact(sender, Event.DELIVERED, at=now, seconds=waited))
 
 
 def on_success(sender: Any, **_: Any) -> None:
@@ -73,7 +74,7 @@ def on_postrun(sender: Any, state: str | None = None, retval: Any = None, **_: A
     A task that replaced itself raises ``Ignore`` too, but its replacement is what ends the message; and one that
     was refused has ended already.
     """
-    if not isinstance(sender, AgentTask) or refused(sender) is not None:
+    if not isinstance(sender, AgentTask) or refused(sender) is not None or given_back(sender):
         return
     if sender.was_stopped():
         _note(sender, Event.CANCELLED)
@@ -111,7 +112,7 @@ def on_failure(sender: Any, task_id: str, exception: BaseException, **_: Any) ->
             _note(sender, event, error=error)
         else:  # Celery does not always say which request it tells of
             fact = Fact(message_id=task_id, event=event, error=error[:MAX_ERROR])
-            _receipts(sender.app).note(fact)
+            _write(sender.app, fact)
 
 
 def on_internal_error(sender: Any, request: Any, exception: BaseException, **_: Any) -> None:
@@ -153,7 +154,17 @@ def _answer_ignored(task: AgentTask, reason: BaseException) -> None:
 
 def _note(task: AgentTask, event: Event, request: Any = None, *, error: str | None = None, **facts: Any) -> None:
     """Write down what became of the message of a request; None: of the one that the task handles."""
-    _receipts(task.app).note(_fact(task, event, request, error=error, **facts))
+    _write(task.app, _fact(task, event, request, error=error, **facts))
+
+
+def _write(app: Any, fact: Fact) -> None:
+    try:
+        _receipts(app).note(fact)
+    except AuditUnavailable:
+        recording = recording_of(app)
+        if recording is None or not recording.holds(fact.message_id):
+            raise
+        # The fact is kept and has been logged: its message is acknowledged when the fact is written down.
 
 
 def _fact(task: AgentTask, event: Event, request: Any = None, *, error: str | None = None, **facts: Any) -> Fact:

@@ -1,0 +1,61 @@
+"""An agent for tests that writes each handler's run into a file: the id of its message. Named by PROBE_NAME."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+from waooaw_celery import Agent, Message, MessageType, create_app
+from waooaw_celery.worker.task import current_message
+
+app = create_app("intake")
+agent = Agent(os.environ["PROBE_NAME"], app)
+
+
+def _ran() -> None:
+    message = current_message()
+    assert message is not None
+    with Path(os.environ["PROBE_RUNS"]).open("a") as file:
+        file.write(message.message_id + "\n")
+
+
+@agent.on(MessageType.COMMAND)
+def command(message: Message) -> None:
+    gate = Path(os.environ.get("PROBE_GATE", "/"))
+    if not gate.exists():
+        Path(f"{gate}-{message.message_id}").touch()
+    deadline = time.monotonic() + 60
+    while not gate.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(0.1)
+    _ran()
+
+
+@agent.on(MessageType.ACK)
+async def ack(message: Message) -> None:
+    await asyncio.sleep(0.1)
+    _ran()
+
+
+@agent.method
+def parts() -> Iterator[int]:
+    time.sleep(0.1)
+    yield 1
+    _ran()
+
+
+@agent.method
+async def parts_later() -> AsyncIterator[int]:
+    await asyncio.sleep(0.1)
+    yield 1
+    _ran()
+
+
+@agent.method
+def fail() -> None:
+    time.sleep(0.1)
+    _ran()
+    raise ValueError("no")

@@ -1,0 +1,325 @@
+"""A worker that can write down nowhere what becomes of messages takes none, and goes on by itself."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from datetime import timedelta
+from pathlib import Path
+
+import psutil
+import pytest
+from nursery import waooaw
+from outages import Server, lone_server
+from support import Broker, until
+
+from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus, MessageType
+from waooaw_celery.audit import schema
+from waooaw_celery.embedded import end
+from waooaw_celery.errors import StoreUnavailable
+from waooaw_celery.recovery.run import Recovery
+from waooaw_celery.routing import agent_queue, queue_depth
+
+RABBITMQ = pytest.mark.rabbitmq
+#: Messages of each kind of handler.
+EACH = 4
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with lone_server() as server:
+        yield server
+
+
+@pytest.fixture
+def broker(request: pytest.FixtureRequest, server: Server, redis_url: str, tmp_path: Path) -> Iterator[Broker]:
+    """A broker whose ledger can be taken away."""
+    url = request.getfixturevalue("amqp_url") if request.param == "rabbitmq" else redis_url
+    broker = Broker(url, redis_url, tmp_path, server.url)
+    with closing(broker.app()) as app:
+        schema.upgrade(app.database)
+    yield broker
+    broker.clean()
+
+
+@pytest.fixture
+def app(broker: Broker, tmp_path: Path) -> Iterator[AgentApp]:
+    """An application whose spool is not its worker's."""
+    app = broker.app(waooaw_spool_folder=str(tmp_path / "spool-of-the-tests"))
+    yield app
+    app.close()
+
+
+class Unwritable:
+    """A spool folder that takes no files."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def begin(self) -> None:
+        shutil.rmtree(self.folder)
+        self.folder.write_text("no folder")
+
+    def end(self) -> None:
+        if self.folder.is_file():
+            self.folder.unlink()
+
+
+class Full:
+    """A spool folder on a disk of its own that is full."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(mode=0o700)
+        command = ["mount", "-t", "tmpfs", "-o", "size=2m,mode=700", "tmpfs", str(folder)]
+        if subprocess.run(command, capture_output=True, check=False).returncode:
+            pytest.skip("a file system can be mounted only by root")
+
+    def begin(self) -> None:
+        with (self.folder / "ballast").open("wb", buffering=0) as file, suppress(OSError):
+            while True:
+                file.write(b"x" * 4096)
+
+    def end(self) -> None:
+        (self.folder / "ballast").unlink(missing_ok=True)
+
+    def close(self) -> None:
+        subprocess.run(["umount", "--lazy", str(self.folder)], check=True)
+
+
+class Probe:
+    """A worker of an agent that notes which messages were handled."""
+
+    def __init__(self, broker: Broker, app: AgentApp, *options: str, **env: str) -> None:
+        self.name, self.app = broker.name(), app
+        self.runs = broker.folder / f"{self.name}.runs"
+        self.runs.touch()
+        self._broker, self._options, self._env = broker, options, env
+        self.start()
+
+    def start(self) -> None:
+        env = {"PROBE_RUNS": str(self.runs), **self._env}
+        self.process = self._broker.start(self.name, self.app, *self._options, module="intake_probe", env=env)
+
+    def send(self) -> list[str]:
+        bus, name = MessageBus(self.app), self.name
+        ids = []
+        for kind in (MessageType.COMMAND, MessageType.ACK):
+            messages = [Message(from_agent="tests", to_agent=name, message_type=kind) for _ in range(EACH)]
+            ids += [receipt.message_id for receipt in bus.send_many(messages)]
+        for method in ("parts", "parts_later", "fail"):
+            ids += [self.app.send_task(f"{name}.{method}", ignore_result=True).id for _ in range(EACH)]
+        self.app.receipts.flush()
+        return ids
+
+    def handled(self) -> list[str]:
+        return self.runs.read_text().split()
+
+    @property
+    def log(self) -> str:
+        return (self._broker.folder / f"{self.name}.log").read_text()
+
+    def not_taking(self) -> str | None:
+        node = f"{self.name}@{socket.gethostname()}"
+        answers = self.app.control.inspect([node], timeout=2).stats() or {}
+        found: str | None = answers.get(node, {}).get("not_taking")
+        return found
+
+    def depth(self) -> int:
+        with self.app.connection_for_read() as connection:
+            return queue_depth(connection, agent_queue(self.name)).total
+
+
+@contextmanager
+def away(server: Server, spool: Unwritable | Full, probe: Probe) -> Iterator[None]:
+    """Neither the database nor the spool takes anything, in the midst of the messages."""
+    until(lambda: len(probe.handled()) >= 3, "the first handled messages")
+    spool.begin()
+    server.stop()
+    try:
+        yield
+    finally:
+        server.start()
+        spool.end()
+
+
+@contextmanager
+def read_only_table(server: Server, spool: Unwritable | Full, probe: Probe) -> Iterator[None]:
+    """The database takes heartbeats and no facts; nor does the spool."""
+    until(lambda: len(probe.handled()) >= 3, "the first handled messages")
+    spool.begin()
+    server.run("ALTER TABLE waooaw_open_messages RENAME TO elsewhere")
+    try:
+        yield
+    finally:
+        server.run("ALTER TABLE elsewhere RENAME TO waooaw_open_messages")
+        spool.end()
+
+
+def check_that_it_stands_still(probe: Probe) -> None:
+    """Check that the worker has stopped to take messages, and handles none for a while."""
+    until(lambda: "takes no more messages" in probe.log, "the word that it takes no more messages")
+    until(probe.not_taking, "what inspect says")
+    until(lambda: probe.depth() > 0, "messages that stay in the queue")
+    handled, depth = len(probe.handled()), probe.depth()
+    since = time.monotonic()
+    until(lambda: time.monotonic() - since > 2, "some seconds")
+    assert len(probe.handled()) == handled
+    assert probe.depth() >= depth  # what was fetched and not begun goes back
+
+
+def check_that_all_ended_once(probe: Probe, ids: list[str], *, twice: int = 0) -> None:
+    """Check that each message has one end in the ledger, and that its handler ran once."""
+
+    def ended() -> bool:
+        with suppress(StoreUnavailable):
+            statuses = [probe.app.receipts.get(id_).status for id_ in ids]
+            return all(status.final for status in statuses)
+        return False
+
+    until(ended, "the end of all messages", 60)
+    assert probe.not_taking() is None
+    runs = Counter(probe.handled())
+    assert set(runs) == set(ids)
+    assert sum(runs.values()) <= len(ids) + twice
+    statuses = Counter(probe.app.receipts.get(id_).status for id_ in ids)
+    assert statuses == {MessageStatus.HANDLED: 4 * EACH, MessageStatus.FAILED: EACH}
+    assert Recovery(probe.app, after=0, pause=0).run(agent=probe.name).recovered == []
+    assert "not recorded" not in probe.log
+
+
+CASES = [
+    ("valkey", ("-P", "solo"), Unwritable),
+    ("valkey", ("-P", "prefork", "-c", "2"), Full),
+    ("valkey", ("-P", "threads", "-c", "2"), Unwritable),
+    ("valkey", ("-P", "gevent", "-c", "2"), Unwritable),
+    pytest.param("rabbitmq", ("-P", "prefork", "-c", "2"), Unwritable, marks=RABBITMQ),
+]
+
+
+@pytest.mark.parametrize(("broker", "options", "spool"), CASES, indirect=["broker"])
+def test_a_worker_that_can_write_nowhere_takes_no_messages(
+    server: Server, broker: Broker, app: AgentApp, options: tuple[str, ...], spool: type[Unwritable] | type[Full]
+) -> None:
+    """What it has begun ends, the rest waits in the queue; when the database is back, each is handled once."""
+    place = spool(broker.spool_folder)
+    try:
+        probe = Probe(broker, app, *options)
+        try:
+            ids = probe.send()
+            with away(server, place, probe):
+                check_that_it_stands_still(probe)
+            check_that_all_ended_once(probe, ids)
+            assert "takes messages again" in probe.log
+        finally:
+            end(probe.process)
+    finally:
+        if isinstance(place, Full):
+            place.close()
+
+
+@pytest.mark.parametrize("broker", ["valkey"], indirect=True)
+def test_it_is_told_and_a_spool_with_room_is_enough(server: Server, broker: Broker, app: AgentApp) -> None:
+    """The known agents say that its worker takes nothing; it goes on when the spool takes facts again."""
+    place = Unwritable(broker.spool_folder)
+    probe = Probe(broker, app, "-c", "2", WAOOAW_HEARTBEAT_SECONDS="1")
+    try:
+        ids = probe.send()
+        with read_only_table(server, place, probe):
+            check_that_it_stands_still(probe)
+
+            def told() -> bool:
+                record = app.registry.get(probe.name)
+                assert record.alive(timedelta(seconds=30))
+                return any(
+                    "neither to the ledger nor" in str(report.get("not_taking"))
+                    for report in record.reports.values()
+                )
+
+            until(told, "the report of the worker")
+            [row] = [
+                line
+                for line in waooaw("agents", env=environment(broker)).stdout.splitlines()
+                if probe.name in line
+            ]
+            assert "not taking" in row
+            place.end()
+            until(lambda: set(probe.handled()) == set(ids), "the last message", 60)
+            until(lambda: probe.not_taking() is None, "what inspect says")
+        check_that_all_ended_once(probe, ids)
+        until(lambda: not any(app.registry.get(probe.name).reports.values()), "a report without complaint")
+    finally:
+        end(probe.process)
+
+
+def environment(broker: Broker) -> dict[str, str]:
+    return {"CELERY_BROKER_URL": broker.url, "WAOOAW_DATABASE_URL": str(broker.database_url)}
+
+
+@pytest.mark.parametrize("broker", ["valkey"], indirect=True)
+def test_a_batched_worker_stops_too(server: Server, broker: Broker, app: AgentApp) -> None:
+    """What it noted before it knew is kept in its memory, and is in the ledger when that is back."""
+    place = Unwritable(broker.spool_folder)
+    probe = Probe(broker, app, "-c", "2", WAOOAW_AUDIT_MODE="batched")
+    try:
+        ids = probe.send()
+        with away(server, place, probe):
+            check_that_it_stands_still(probe)
+        check_that_all_ended_once(probe, ids)
+    finally:
+        end(probe.process)
+
+
+@pytest.mark.parametrize(
+    ("broker", "killed"),
+    [("valkey", False), ("valkey", True), pytest.param("rabbitmq", False, marks=RABBITMQ)],
+    indirect=["broker"],
+)
+def test_what_was_handled_and_not_written_down_comes_again(
+    server: Server, broker: Broker, app: AgentApp, tmp_path: Path, killed: bool
+) -> None:
+    """A worker or its pool process ends with facts in its memory: their messages were not acknowledged."""
+    place, gate = Unwritable(broker.spool_folder), tmp_path / "gate"
+    probe = Probe(broker, app, "-c", "2", PROBE_GATE=str(gate))
+    bus = MessageBus(app)
+    try:
+        ids = [bus.send(Message(from_agent="tests", to_agent=probe.name)).message_id for _ in range(4)]
+        until(lambda: len(list(tmp_path.glob("gate-*"))) == 2, "two handlers that run")
+        server.stop()
+        place.begin()
+        gate.touch()
+        try:
+            until(lambda: "wait in memory" in probe.log, "facts that wait in memory")
+            until(lambda: "takes no more messages" in probe.log, "the word that it takes no more messages")
+            until(lambda: len(probe.handled()) == 2, "the end of the two handlers")
+            until(lambda: probe.depth() == 2, "the others in the queue")
+            if killed:
+                for child in psutil.Process(probe.process.pid).children():
+                    child.kill()
+            else:
+                end(probe.process)
+                assert probe.process.returncode == 0
+                until(lambda: probe.depth() == 4, "all four in the queue")
+        finally:
+            server.start()
+            place.end()
+        if not killed:
+            probe.start()
+
+        def ended() -> bool:
+            with suppress(StoreUnavailable):
+                return {app.receipts.get(id_).status for id_ in ids} == {MessageStatus.HANDLED}
+            return False
+
+        until(ended, "the end of all messages", 90)
+        runs = Counter(probe.handled())
+        assert set(runs) == set(ids)
+        assert sorted(runs.values()) == [1, 1, 2, 2]
+        assert not killed or "ended before it could write down how" in probe.log
+    finally:
+        end(probe.process)

@@ -1,0 +1,408 @@
+"""A spool that is damaged or cannot be reached keeps nothing from the ledger."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from tempfile import mkdtemp
+
+import pytest
+from nursery import waooaw
+from outages import Server, lone_server
+from sqlalchemy import select
+from support import Broker, settled, until
+
+from waooaw_celery import Message, MessageBus, MessageStatus
+from waooaw_celery.audit import damage, schema
+from waooaw_celery.audit.damage import FileLock
+from waooaw_celery.audit.engine import Database, database_url
+from waooaw_celery.audit.entries import Entry, message_entry
+from waooaw_celery.audit.ledger import Ledger
+from waooaw_celery.audit.models import EventRow
+from waooaw_celery.audit.spool import Spool, SpoolUnavailable
+from waooaw_celery.embedded import end, spawn
+from waooaw_celery.message import RetentionPolicy
+from waooaw_celery.receipts import Event, Fact
+from waooaw_celery.settings import AuditMode
+
+DAYS_90 = RetentionPolicy.DAYS_90
+PAGE = 4096
+#: Entries in a spool that is to be damaged: about twenty pages.
+MANY = 400
+
+Damage = Callable[[Path], None]
+
+
+def told() -> Message:
+    return Message(from_agent="boss", to_agent="worker-1", retention=DAYS_90)
+
+
+def scribble(path: Path, start: int = 0, stop: int | None = None) -> None:
+    """Write random bytes over a part of a file."""
+    size = path.stat().st_size
+    stop = size if stop is None else min(stop, size)
+    with path.open("r+b") as file:
+        file.seek(start)
+        file.write(os.urandom(max(stop - start, 1)))
+
+
+def random_bytes(path: Path) -> None:
+    scribble(path)
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, 500)
+
+
+def cut_in_the_middle(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def first_page(path: Path) -> None:
+    scribble(path, 0, PAGE)
+
+
+def middle_page(path: Path) -> None:
+    scribble(path, 7 * PAGE, 8 * PAGE)
+
+
+def two_pages(path: Path) -> None:
+    scribble(path, 6 * PAGE, 7 * PAGE)
+    scribble(path, 12 * PAGE, 13 * PAGE)
+
+
+def another_table(path: Path) -> None:
+    path.unlink()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE spool (something TEXT)")
+
+
+def a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+#: Each with the entries of MANY that can be read afterwards, at least.
+DAMAGES: dict[Damage, int] = {
+    random_bytes: 0,
+    cut: 0,
+    cut_in_the_middle: MANY // 4,
+    first_page: MANY,
+    middle_page: MANY * 9 // 10,
+    two_pages: MANY * 8 // 10,
+    another_table: 0,
+    a_folder: 0,
+}
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    """The URL of an empty SQLite: without tables it is as good as away."""
+    return f"sqlite:///{tmp_path / 'ledger.sqlite'}"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "spool"
+
+
+@contextmanager
+def opened(url: str, folder: Path) -> Iterator[Ledger]:
+    ledger = Ledger(Database(database_url(url)), DAYS_90, AuditMode.STRICT, str(folder))
+    yield ledger
+    ledger.close()
+
+
+def actions(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [getattr(record, "action", "") for record in caplog.records]
+
+
+@pytest.mark.parametrize("hurt", DAMAGES, ids=lambda hurt: hurt.__name__)
+def test_a_damaged_file_is_put_aside_and_salvaged(
+    hurt: Damage, url: str, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is kept under another name, and a new file takes what comes and what SQLite can read of the old one."""
+    spool = Spool(str(folder), url)
+    old = [message_entry(told(), "command", DAYS_90) for _ in range(MANY)]
+    spool.append(old)
+    hurt(spool.path)
+    hurt_bytes = spool.path.read_bytes() if spool.path.is_file() else None
+    new = message_entry(told(), "command", DAYS_90)
+    spool.append([new])
+    spool.first(10_000, 10**9)  # damage in the middle shows when it is read
+    spool.salvage()
+    waiting = [entry for _, entry in spool.first(10_000, 10**9)]
+    assert new in waiting
+    assert set(waiting) <= {*old, new}
+    assert len(set(waiting)) - 1 >= DAMAGES[hurt]
+    [kept] = spool.damaged()
+    assert kept.salvaged
+    if hurt_bytes is not None and hurt not in (
+        middle_page,
+        two_pages,
+        another_table,
+    ):  # SQLite wrote to these before it noticed
+        assert Path(kept.path).read_bytes() == hurt_bytes
+    assert actions(caplog) == ["spool_damaged", "spool_salvaged"]
+    assert kept.path in caplog.text
+    env = {"CELERY_BROKER_URL": "redis://", "WAOOAW_DATABASE_URL": url, "WAOOAW_SPOOL_FOLDER": str(folder)}
+    shown = waooaw("spool", env=env).stdout
+    assert Path(kept.path).name in "".join(shown.split()), shown
+
+
+def test_salvaging_what_is_only_random_text_ships_nothing_false(url: str, folder: Path) -> None:
+    """What SQLite reads and is no entry is kept as refused, and blocks nothing."""
+    with opened(url, folder) as ledger:
+        good, lost = told(), told()
+        ledger.spool.append([message_entry(message, "command", DAYS_90) for message in (good, lost)])
+        with closing(sqlite3.connect(ledger.spool.path)) as connection, connection:
+            bad = [("\x07\x00?", "x", "{}"), ("fact", "x", "\x13"), ("fact", b"\xff", "{}"), ("fact", "x", 5)]
+            connection.executemany("INSERT INTO spool (kind, message_id, text) VALUES (?, ?, ?)", bad)
+            connection.execute(
+                "UPDATE spool SET text = CAST(x'7bff' AS TEXT) WHERE message_id = ?", (lost.message_id,)
+            )
+        schema.upgrade(ledger.database)
+        ledger.start()
+        until(lambda: ledger.spool.counts() == (0, 5), "five entries put aside")
+        assert ledger.get(good.message_id).status == "pending"
+
+
+def test_too_many_damaged_files_are_told(url: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that damages each file does not fill the folder: it is an error that says what to do."""
+    monkeypatch.setattr(damage, "MAX_KEPT", 2)
+    spool = Spool(str(folder), url)
+    spool.append([Entry("fact", "x", "{}")])
+    for _ in range(2):
+        random_bytes(spool.path)
+        spool.append([Entry("fact", "x", "{}")])
+    random_bytes(spool.path)
+    with pytest.raises(SpoolUnavailable, match="remove them"):
+        spool.append([Entry("fact", "x", "{}")])
+    shutil.rmtree(folder)
+    spool.append([Entry("fact", "x", "{}")])
+    assert spool.counts() == (1, 0)
+
+
+def folder_removed(path: Path) -> None:
+    shutil.rmtree(path.parent)
+
+
+def folder_replaced(path: Path) -> None:
+    shutil.rmtree(path.parent)
+    path.parent.write_text("no folder")
+
+
+@pytest.mark.parametrize("hurt", [*DAMAGES, folder_removed, folder_replaced], ids=lambda hurt: hurt.__name__)
+def test_the_ledger_is_written_to_again_whatever_the_spool_is(
+    hurt: Damage, url: str, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The database is tried although the spool cannot be used, and facts after its return are in the ledger."""
+    with opened(url, folder) as ledger:
+        ledger.note(Fact(message_id="x", event=Event.FAILED))  # the database is away: this is spooled
+        hurt(ledger.spool.path)
+        schema.upgrade(ledger.database)
+        until(lambda: "ledger_back" in actions(caplog), "the word that the ledger is back")
+        message = told()
+        assert ledger.pending([(message, "command")])() == {message.message_id}
+        ledger.note(Fact(message_id=message.message_id, event=Event.HANDLED, message=message))
+        assert ledger.get(message.message_id).status == "handled"
+        assert actions(caplog).count("ledger_back") == 1
+        assert actions(caplog).count("spool_failed") <= 1
+
+
+#: A program that says messages while the database is away, as somebody without rights when it can.
+_SAYS = """
+import logging, os, sys, time
+from waooaw_celery import Message
+from waooaw_celery.audit.engine import Database, database_url
+from waooaw_celery.audit.ledger import Ledger
+from waooaw_celery.audit.models import EventRow
+from waooaw_celery.errors import AuditUnavailable
+from waooaw_celery.message import RetentionPolicy
+from waooaw_celery.receipts import Event, Fact
+from waooaw_celery.settings import AuditMode
+import sqlalchemy.dialects.sqlite, json
+logging.basicConfig(level=logging.WARNING)
+if os.getuid() == 0 and sys.argv[3:] == ["nobody"]:
+    os.setgid(65534)
+    os.setuid(65534)
+ledger = Ledger(Database(database_url(sys.argv[1])), RetentionPolicy.DAYS_90, AuditMode.STRICT, sys.argv[2])
+def say():
+    message = Message(from_agent="boss", to_agent="worker-1", retention=RetentionPolicy.DAYS_90)
+    ledger.note(Fact(message_id=message.message_id, event=Event.FAILED, message=message))
+    return message.message_id
+"""
+
+
+def program(code: str, *arguments: object) -> list[str]:
+    return [sys.executable, "-c", _SAYS + code, *map(str, arguments)]
+
+
+def test_rights_that_are_taken_away_end_no_outage_for_good(tmp_path: Path) -> None:
+    """A process that may no longer read its spool's folder writes to the ledger when the database is back."""
+    base = Path(mkdtemp(prefix="waooaw-rights-"))
+    try:
+        folder, url, log = base / "spool", f"sqlite:///{base / 'ledger.sqlite'}", tmp_path / "log"
+        folder.mkdir(mode=0o700)
+        if os.getuid() == 0:
+            for path in (base, folder):
+                os.chown(path, 65534, 65534)
+        code = """
+say()
+print("spooled", flush=True)
+refused = False
+while True:
+    try:
+        say()
+    except AuditUnavailable:
+        refused = True
+        print("refused", flush=True)
+    else:
+        if refused:
+            break
+    time.sleep(0.05)
+"""
+        process = spawn(program(code, url, folder, "nobody"), log=log, cwd=tmp_path)
+        until(lambda: "spooled" in log.read_text(), "a spooled fact")
+        folder.chmod(0)
+        until(lambda: "refused" in log.read_text(), "a fact that is refused")
+        database = Database(database_url(url))
+        schema.upgrade(database)
+        database.close()
+        if os.getuid() == 0:
+            for path in base.glob("ledger*"):
+                os.chown(path, 65534, 65534)
+        until(lambda: process.poll() is not None, "a fact that is written, and the end of the program")
+        assert process.returncode == 0, log.read_text()
+        assert "the ledger is back" in log.read_text()
+    finally:
+        (base / "spool").chmod(0o700)
+        shutil.rmtree(base)
+
+
+def test_processes_that_share_a_damaged_spool_lose_nothing_that_follows(
+    url: str, folder: Path, tmp_path: Path
+) -> None:
+    """Three processes write while the file is damaged: one puts it aside, and the others go on in the new one."""
+    code = """
+print("begun", flush=True)
+number = 0
+while not os.path.exists(sys.argv[3]):
+    said = say()
+    number += 1
+    print(said, flush=True)
+"""
+    stop = tmp_path / "stop"
+    logs = [tmp_path / f"log-{number}" for number in range(3)]
+    processes = [spawn(program(code, url, folder, stop), log=log) for log in logs]
+    spool = Spool(str(folder), url)
+    until(lambda: all(log.exists() and log.read_text().count("\n") > 20 for log in logs), "sixty facts")
+    for number in (1, 2):
+        with FileLock(spool.path.with_suffix(".lock"), 10).held(alone=True):  # nobody has it open
+            scribble(spool.path, 0, PAGE)
+        until(lambda number=number: len(spool.damaged()) >= number, "a file that is put aside")
+        lengths = [log.read_text().count("\n") for log in logs]
+        until(
+            lambda lengths=lengths: all(
+                log.read_text().count("\n") > length + 10 for log, length in zip(logs, lengths, strict=True)
+            ),
+            "facts in the new file",
+        )
+    stop.touch()
+    for process in processes:
+        assert process.wait(60) == 0
+    with opened(url, folder) as ledger:
+        schema.upgrade(ledger.database)
+        ledger.start()
+        until(lambda: all(file.salvaged for file in spool.damaged()), "what was salvaged")
+        until(lambda: spool.counts() == (0, 0), "an empty spool")
+        with ledger.database.begin("look") as connection:
+            there = set(connection.scalars(select(EventRow.message_id)))
+    said = {line for log in logs for line in log.read_text().split() if len(line) == 36}
+    assert len(said) > 100
+    assert said <= there
+    assert not any("not recorded" in log.read_text() for log in logs)
+
+
+@pytest.mark.parametrize("size", ["200k", "2m"])
+@pytest.mark.parametrize("others", [False, True], ids=["of the spool", "of others too"])
+def test_a_full_disk_is_emptied_into_the_ledger(url: str, folder: Path, size: str, others: bool) -> None:
+    """The spool has filled its disk, where SQLite removes nothing: it is empty soon after the database is back."""
+    folder.mkdir(mode=0o700)
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size},mode=700", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("a file system can be mounted only by root")
+    try:
+        with opened(url, folder) as ledger:
+            said = []
+            with suppress(SpoolUnavailable):
+                while True:
+                    message = told()
+                    ledger.spool.append([message_entry(message, "command", DAYS_90)])
+                    said.append(message.message_id)
+            if others:
+                with (folder / "ballast").open("wb", buffering=0) as file, suppress(OSError):
+                    while True:
+                        file.write(b"x" * 512)
+            with pytest.raises(SpoolUnavailable):
+                ledger.spool.check_room()
+            schema.upgrade(ledger.database)
+            ledger.start()
+            until(lambda: ledger.spool.counts() == (0, 0), "an empty spool")
+            assert {receipt.message_id for receipt in ledger.recent(limit=100_000)} == set(said)
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with lone_server() as server:
+        yield server
+
+
+@pytest.mark.parametrize(
+    ("pool", "hurt"),
+    [("solo", random_bytes), ("prefork", cut), ("threads", random_bytes)],
+    ids=["solo", "prefork", "threads"],
+)
+def test_a_worker_goes_on_with_a_damaged_spool(
+    hurt: Damage, pool: str, server: Server, redis_url: str, tmp_path: Path
+) -> None:
+    """Its database goes, its spool is damaged, the database is back: facts are in the ledger."""
+    broker = Broker(redis_url, redis_url, tmp_path, server.url)
+    app = broker.app()
+    schema.upgrade(app.database)
+    name, bus = broker.name(), MessageBus(app)
+    process = broker.start(name, app, "-P", pool)
+    ids = [
+        bus.send(Message(from_agent="tests", to_agent=name, payload={"sleep": 0.2})).message_id for _ in range(12)
+    ]
+    app.receipts.flush()
+    server.stop()
+    try:
+        until(lambda: app.ledger.spool.counts()[0] >= 2, "facts in the spool")
+        hurt(app.ledger.spool.path)
+        until(lambda: app.ledger.spool.damaged(), "the damaged file to be put aside")
+        until(lambda: app.ledger.spool.counts()[0] >= 2, "facts in the new spool")
+        end(process)
+        app.ledger.spool.path.write_bytes(b"\x00\x01" * 3000)
+    finally:
+        server.start()
+    process = broker.start(name, app, "-P", pool)
+    sender = broker.app()
+    sender.check()
+    ids.append(MessageBus(sender).send(Message(from_agent="tests", to_agent=name)).message_id)
+    sender.close()
+    assert settled(app, ids[-1]) is MessageStatus.HANDLED
+    until(lambda: app.ledger.spool.counts()[0] == 0, "an empty spool")
+    end(process)
+    log = (broker.folder / f"{name}.log").read_text()
+    assert "is damaged" in log
+    assert "not recorded" not in log
+    app.close()
