@@ -280,10 +280,11 @@ CELERY_DEFAULTS: dict[str, Any] = {
 #: Options of the broker's transport, by the driver type that Kombu gives it.
 TRANSPORT_DEFAULTS: dict[str, dict[str, Any]] = {
     "redis": {
-        # What a worker holds is handed out again when it has not renewed it for so long: when it was killed.
-        "visibility_timeout": 60,
-        # A message of a killed worker comes back within seconds of the timeout, not minutes.
-        "unacked_restore_interval": 5,
+        # What a worker holds is handed out again when it has not renewed it for so long: when it was killed. It is
+        # renewed every 3 s, so that a worker that stands still for 10 s keeps it.
+        "visibility_timeout": 13.5,
+        # A message of a killed worker comes back within a second of the timeout.
+        "unacked_restore_interval": 1,
         "unacked_restore_throttle": 1,
         # A broker that froze is noticed: without these a publish would block for ever.
         "socket_timeout": 3.0,
@@ -307,4 +308,4 @@ PUBLISH_DEFAULTS: dict[str, dict[str, Any]] = {
 
 #: What is different where Kombu's own transport carries messages on Redis: it renews nothing, so the timeout is
 #: above the hard time limit (300) plus the longest pause before a retry (600, Celery's retry_backoff_max).
-KOMBU_REDIS_DEFAULTS: dict[str, Any] = {"visibility_timeout": 960}
+KOMBU_REDIS_DEFAULTS: dict[str, Any] = {"visibility_timeout": 960, "unacked_restore_interval": 5}

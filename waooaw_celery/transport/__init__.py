@@ -7,7 +7,7 @@ What is different from Kombu's, and why:
 * An idle consumer waits for a *doorbell*, which publishers ring. It looks every second anyway, for publishers
   that do not.
 * While its process lives, a consumer renews the *lease* of what it holds. So the visibility timeout is short, and
-  what a killed consumer held is handed out again after a minute or so; after some such deaths it is a dead letter.
+  what a killed consumer held is handed out again within 15 s; after some such deaths it is a dead letter.
 * Before anything is unpacked, a *guard* looks at it; what would kill or wedge a worker becomes a dead letter.
 * Acknowledgements travel with the next claim, and several messages are claimed at once where a consumer may.
 

@@ -29,7 +29,7 @@ from waooaw_celery.transport.qos import QoS
 from waooaw_celery.transport.recovery import put_back_message, put_back_unread
 from waooaw_celery.transport.scripts import PUBLISH
 from waooaw_celery.transport.travel import DELIVERY_LIMIT, Message, to_text
-from waooaw_celery.transport.worker_requests import running_messages, will_reconnect
+from waooaw_celery.transport.worker_requests import is_ending, running_messages
 from waooaw_celery.wire.caps import Caps
 
 logger = logging.getLogger(__name__)
@@ -259,7 +259,7 @@ class Channel(redis.Channel):
             logger.warning("a channel was closed without its server: %s", error, extra={"action": "channel_cut"})
         self._in_poll = None
         lease = self._lease
-        if lease is not None and will_reconnect():
+        if lease is not None and not is_ending():
             # What its handlers are at would be handled twice if it were put back.
             kept = self.qos.hand_on(running_messages(self.qos.held()))
             if kept:

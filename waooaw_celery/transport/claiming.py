@@ -200,5 +200,5 @@ class Claimer:
     def _forget_lost(self) -> None:
         """Let go of what is another's by now: an answer was read so late that nobody renewed what is in it."""
         for claim in list(self.claimed):
-            if not TOUCH(self._channel.scripts_client, [self._channel.keys.index], [claim.tag]):
+            if not TOUCH(self._channel.scripts_client, [self._channel.keys.index], [0, claim.tag]):
                 self.claimed.remove(claim)

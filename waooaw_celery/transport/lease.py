@@ -14,11 +14,17 @@ from redis import Redis
 
 from waooaw_celery.transport.recovery import recover
 from waooaw_celery.transport.scripts import TOUCH
+from waooaw_celery.transport.steadiness import Steadiness
+from waooaw_celery.transport.worker_requests import is_ending
 
 logger = logging.getLogger(__name__)
 
-#: Times that a lease is renewed before it would end.
-RENEWALS = 4
+#: Times that a lease is renewed before it would end. A lease of 13.5 s is renewed every 3 s: a process that stands
+#: still for 10 s keeps what it holds, and what a killed one held is handed out again within 15 s.
+RENEWALS = 4.5
+#: Seconds of a lease of a worker that was told to end, and between two renewals of it. Whoever told it so may kill
+#: it soon, and does not let it stand still meanwhile.
+LAST_LEASE, LAST_RENEWAL = 3.0, 1.0
 #: Tags of the only messages whose leases this process renews; None: it renews all leases that it holds.
 _only: frozenset[str] | None = None
 
@@ -40,6 +46,11 @@ class LeaseKeeper:
         self.client = Redis(connection_pool=self._pool)
         self._renew_every = channel.visibility_timeout / RENEWALS
         self._look_every = channel.unacked_restore_interval
+        self._pull_back = max(channel.visibility_timeout - LAST_LEASE, 0.0)
+        self._steadiness = Steadiness(
+            longest_gap=channel.visibility_timeout / 2,
+            patience=self._renew_every + min(self._renew_every, 3.0),
+        )
         self._patience = float(channel.socket_timeout or 5.0) + 1.0
         self._adopted: dict[str, weakref.ref[Any]] = {}
         self._ended = threading.Event()
@@ -66,21 +77,24 @@ class LeaseKeeper:
         return self._adopted.pop(tag, None) is not None
 
     def _run(self) -> None:
-        pause = min(self._renew_every, self._look_every)
+        pause = min(self._renew_every, self._look_every, LAST_RENEWAL)
         # The first look is at once: where each worker dies soon, nobody would ever look otherwise.
-        look_at = time.monotonic()
+        renew_at = look_at = time.monotonic()
         failed = False
         while True:
             channel = self._channel()
             if (channel is None or channel.closed) and not self._living():
                 break
+            now, asked, ending = time.monotonic(), False, is_ending()
             try:
-                tags = self._tags(channel)
-                renew(self.client, self._index, tags)
-                asked = bool(tags)
-                if _consumes(channel) and time.monotonic() >= look_at:
-                    look_at = time.monotonic() + self._look_every
-                    recover(channel, self.client)
+                if ending or now >= renew_at:
+                    tags = self._tags(channel)
+                    renew(self.client, self._index, tags, self._pull_back if ending else 0.0)
+                    renew_at = now + self._renew_every
+                    asked = bool(tags)
+                if _consumes(channel) and now >= look_at:
+                    look_at = now + self._look_every
+                    recover(channel, self.client, self._steadiness.answered)
                     asked = True
             except Exception as error:  # noqa: BLE001 - if this thread ended, so would every lease
                 if not failed:  # one line an incident
@@ -123,15 +137,16 @@ def renew_only(tags: Iterable[str] | None) -> None:
     _only = None if tags is None else frozenset(tags)
 
 
-def renew(client: Any, index: str, tags: Sequence[str]) -> None:
-    """Renew leases.
+def renew(client: Any, index: str, tags: Sequence[str], pull_back: float = 0.0) -> None:
+    """Renew leases, with one command for each thousand.
 
     Args:
         client: over which to do it.
         index: key of the sorted set with the moments in which messages were claimed.
         tags: the messages'.
+        pull_back: seconds by which the leases are to end earlier than whole ones.
     """
     if (only := _only) is not None:
         tags = [tag for tag in tags if tag in only]
     for start in range(0, len(tags), 1000):
-        TOUCH(client, [index], tags[start : start + 1000])
+        TOUCH(client, [index], [pull_back, *tags[start : start + 1000]])

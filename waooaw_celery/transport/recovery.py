@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from kombu.utils.json import loads as kombu_loads
@@ -19,16 +19,20 @@ logger = logging.getLogger(__name__)
 BATCH = 10
 
 
-def recover(channel: Any, client: Any) -> None:
+def recover(channel: Any, client: Any, is_steady: Callable[[], bool]) -> None:
     """Put back the messages whose lease is over: their consumer died.
 
     Args:
         channel: whose options say how long a lease is.
         client: over which to do it.
+        is_steady: asked after each answer of the server: whether it has answered for so long that a lease that is
+            over proves something.
     """
     limits = [channel.visibility_timeout, channel.foreign_visibility_timeout, TAG_MARK, BATCH]
     while True:
         found = OVERDUE(client, channel.keys.noted, limits)
+        if not is_steady():
+            return
         moved = [hand_out_again(channel, client, *found[start : start + 3]) for start in range(0, len(found), 3)]
         if not any(moved) or len(found) < 3 * BATCH:
             return

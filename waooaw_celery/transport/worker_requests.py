@@ -9,14 +9,14 @@ from typing import Any
 MOST_ATTEMPTS = 100
 
 
-def will_reconnect() -> bool:
-    """Return whether the Celery worker of this process only lost its connection, and will open another channel.
+def is_ending() -> bool:
+    """Return whether the Celery worker of this process was told to end; False in a process that is no worker.
 
-    False also in a process that is no worker: its ``running_messages`` are none.
+    A worker that was not told so and closes a channel has lost its connection, and will open another channel.
     """
     from celery.worker import state
 
-    return not any(flag is not None and flag is not False for flag in (state.should_stop, state.should_terminate))
+    return any(flag is not None and flag is not False for flag in (state.should_stop, state.should_terminate))
 
 
 def running_messages(held: Mapping[str, Any]) -> dict[str, Any]:
