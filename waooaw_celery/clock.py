@@ -193,5 +193,5 @@ class ReferenceClock:
 
 
 def _speaks() -> bool:
-    """Whether this process tells the log: of a worker's processes only the main one, or each would say the same."""
+    """Whether this process tells the log: of a worker only the main one, or each of its pool would."""
     return str(current_process().name) == "MainProcess"
