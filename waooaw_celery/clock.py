@@ -193,5 +193,5 @@ class ReferenceClock:
 
 
 def _speaks() -> bool:
-    """Whether this process writes to the log: in a worker only its main process, or each would repeat it."""
+    """Whether this process tells the log: of a worker only the main one, or each of its pool would."""
     return str(current_process().name) == "MainProcess"

@@ -132,7 +132,13 @@ FAULTS = (
     Fault("T20", "database frozen", of_servers.database_frozen, 1, deadline=6.0, duplicates=0, plain=True),
     Fault("T22", "an end that Celery tells twice", of_workers.hard_limit, 1, most=5),
     Fault(
-        "T24", "a worker's clock an hour ahead", of_workers.skewed_clock, 2, most=20, brokers=(VALKEY,), plain=True
+        "T24",
+        "workers' clocks an hour ahead and behind",
+        of_workers.skewed_clock,
+        2,
+        most=20,
+        brokers=(VALKEY,),
+        plain=True,
     ),
     Fault("T25", "handlers longer than the lease", of_workers.long_handler, 2, most=10, plain=True),
     Fault("T26", "expired", of_messages.expiry, 1, most=20),

@@ -42,7 +42,13 @@ def source_of(database: Database) -> Source | None:
 
     @contextmanager
     def source() -> Iterator[Callable[[], float]]:
-        with database.begin("read the time of the ledger's database") as connection:
-            yield lambda: now_in(connection).timestamp()
+        # A connection that is closed at once: one kept for a question a minute, in each process of a pool, would
+        # cost PostgreSQL more than the question, and the other pool's may all be in use.
+        lone = Database(database.url)
+        try:
+            with lone.begin("read the time of the ledger's database") as connection:
+                yield lambda: now_in(connection).timestamp()
+        finally:
+            lone.close()
 
     return source
