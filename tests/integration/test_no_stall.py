@@ -144,11 +144,11 @@ def test_a_rate_limit_and_countdowns(fleet: Fleet) -> None:
 def test_an_async_def_that_blocks_its_event_loop(fleet: Fleet) -> None:
     """It is a handler that runs, and the log tells of it."""
     requests = RequestResponseHandler(fleet.app)
-    for name in fleet.workers:
+    for pool, name in zip(POOLS, fleet.workers, strict=True):
         assert requests.request(name, "think", {"seconds": 2 * WAIT}, timeout=60) == 2 * WAIT
         log = (fleet.broker.folder / f"{name}.log").read_text()
         assert log.count("a handler has blocked the event loop") == 1
-        assert "in think" in log
+        assert "in think" in log or pool == "gevent"  # there the greenlet sleeps, and its thread runs others
     fleet.well()
 
 

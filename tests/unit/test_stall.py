@@ -30,7 +30,7 @@ class Watched:
         self.takes = True
         self.asked = 0
         self.now = 0.0
-        self.detector = StallDetector(SECONDS, self._depth, lambda _: self.takes)
+        self.detector = StallDetector(SECONDS, self._depth, lambda: self.depth is not None, lambda _: self.takes)
 
     def watch(self, snapshot: Snapshot, seconds: float, loop: Loop = TURNS) -> str | None:
         """Look every second for a while; return the first reason, or None."""

@@ -41,7 +41,7 @@ class HandlerLoop:
         self._thread = threading.Thread(target=self._run, name="waooaw-handlers", daemon=True)
         self._closing = False
         self._thread.start()
-        self._watch = LoopWatch(self._loop, stall_seconds)
+        self._watch = LoopWatch(self._loop, self._thread.ident, stall_seconds)
 
     def run(
         self,

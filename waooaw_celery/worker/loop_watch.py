@@ -23,12 +23,14 @@ class LoopWatch:
 
     Args:
         loop: the event loop.
+        thread: identifier of its thread; None: not known.
         seconds: for which it may stand still.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, thread: int | None, seconds: float) -> None:
         self._loop, self._seconds = loop, seconds
-        self._thread: int | None = None
+        # With gevent the first is that of a greenlet, and the second that of the only thread.
+        self._threads = thread, native.thread_id()
         self._asked_at: float | None = None
         self._closed = False
         native.start_thread(self._run)
@@ -48,15 +50,16 @@ class LoopWatch:
                     return
             elif not told and time.monotonic() - self._asked_at > self._seconds:
                 told = True
-                frame = sys._current_frames().get(self._thread or 0)
+                frames = sys._current_frames()
+                found = [frames[thread] for thread in self._threads if thread in frames]
                 logger.warning(
                     "a handler has blocked the event loop of its process for %.0f s: use await in place of "
                     "blocking calls, or make it a plain def. It is here:\n%s",
                     self._seconds,
-                    "".join(traceback.format_stack(frame)) if frame is not None else "not known",
+                    "".join(traceback.format_stack(found[0])) if found else "not known",
                     extra={"action": "handler_loop_blocked"},
                 )
             native.sleep(self._seconds / LOOKS)
 
     def _answer(self) -> None:
-        self._thread, self._asked_at = native.thread_id(), None
+        self._asked_at = None

@@ -39,13 +39,18 @@ class StallDetector:
         seconds: without progress, after which a worker counts as stalled.
         depth: returns how many messages wait in the queues that the worker consumes; None when the broker does not
             answer.
+        answers: whether broker and store answer: where a worker waits for one of them, it has not stalled.
         consumes: whether the worker consumes a queue and may hold a message more.
     """
 
     def __init__(
-        self, seconds: float, depth: Callable[[], int | None], consumes: Callable[[Snapshot], bool]
+        self,
+        seconds: float,
+        depth: Callable[[], int | None],
+        answers: Callable[[], bool],
+        consumes: Callable[[Snapshot], bool],
     ) -> None:
-        self._seconds, self._depth, self._consumes = seconds, depth, consumes
+        self._seconds, self._depth, self._answers, self._consumes = seconds, depth, answers, consumes
         self._ask_every = seconds / QUESTIONS
         self._asked_at = float("-inf")
         self._excused_until = float("-inf")
@@ -82,7 +87,7 @@ class StallDetector:
         since = max(now - loop.silent, self._excused_until)
         if now - since < limit / 2 or not self._may_ask(now):
             return None
-        if self._depth() is None:  # then it may well wait for the broker
+        if not self._answers():  # then it may well wait for that
             self._excused_until = now
             return None
         if now - since < limit:

@@ -88,7 +88,7 @@ class Watchdog(bootsteps.StartStopStep):
         )
         self._beat = LoopBeat()
         self._progress = Progress(parent, self._thread)
-        self._detector = StallDetector(self._seconds, self._depth, self._consumes)
+        self._detector = StallDetector(self._seconds, self._depth, self._answers, self._consumes)
         parent.heartbeat_report.add("progress", self._progress.report)
         native.start_thread(self._run)
 
@@ -181,6 +181,22 @@ class Watchdog(bootsteps.StartStopStep):
         qos = self._worker.consumer.qos
         room = qos is not None and (not qos.value or snapshot.held < qos.value)
         return room and self._worker.consumer.connection is not None and bool(self._consumed())
+
+    def _answers(self) -> bool:
+        """Whether the broker and the store answer."""
+        answered = []
+
+        def ask() -> None:
+            app = self._worker.app
+            try:
+                app.receipts.cancels(app.consumed_agents())
+            except Exception as error:  # noqa: BLE001 - whatever it is, the store does not do its work
+                logger.debug("the store does not answer: %r", error)
+            else:
+                answered.append(True)
+
+        # In a thread of its own: with gevent, what is blocked may hold a lock of the pool of connections.
+        return self._depth() is not None and ending.bounded(ask) and bool(answered)
 
     def _depth(self) -> int | None:
         """Return how many messages wait for this worker; None when the broker does not answer."""
