@@ -44,6 +44,9 @@ def command(self: Any, message: Message) -> None:
     do = message.payload if isinstance(message.payload, dict) else {}
     redelivered = self.request.delivery_info["redelivered"]
     time.sleep(do.get("sleep", 0))
+    ends_at = time.monotonic() + 60
+    while "gate" in do and not Path(do["gate"]).exists() and time.monotonic() < ends_at:
+        time.sleep(0.02)
     if "first_sleep" in do and not redelivered:
         time.sleep(do["first_sleep"])
     if "forward_to" in do:
