@@ -35,6 +35,9 @@ async def _note_when_done(what: str, seconds: float) -> None:
 async def command(self: Any, message: Message) -> None:
     do: Any = message.payload
     await asyncio.sleep(do.get("sleep", 0))
+    async with asyncio.timeout(60):
+        while "gate" in do and not Path(do["gate"]).exists():
+            await asyncio.sleep(0.02)
     if "forward_to" in do:
         await asyncio.to_thread(agent.send, do["forward_to"], {"from": "a thread"})
     if "then_ask" in do:

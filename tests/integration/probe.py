@@ -47,6 +47,9 @@ def command(self: Any, message: Message) -> None:
         with Path(do["mark"]).open("a") as marks:
             marks.write(f"{message.message_id} {time.time()}\n")
     time.sleep(do.get("sleep", 0))
+    ends_at = time.monotonic() + 60
+    while "gate" in do and not Path(do["gate"]).exists() and time.monotonic() < ends_at:
+        time.sleep(0.02)
     if "first_sleep" in do and not redelivered:
         time.sleep(do["first_sleep"])
     if "forward_to" in do:
