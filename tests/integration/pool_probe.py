@@ -138,5 +138,35 @@ def replied(response: Response) -> None:
 @agent.method
 def ask(value: Any, path: str) -> None:
     """Ask for an answer that comes as a message."""
-    params = {"seconds": 1.5, "value": value, "path": path}
+    params = {"seconds": 2, "value": value, "path": path}
     agent.request_later(agent.name, "slow", params, on_reply=replied, timeout=60)
+
+
+def panic(*_: Any) -> None:
+    """A hook that goes wrong."""
+    raise Panic("in a hook")
+
+
+def refuse(*_: Any) -> None:
+    """A hook that goes wrong in another way, which Celery's tracing lets through."""
+    raise MemoryError("in a hook")
+
+
+@agent.method(on_failure=panic)
+def fails_then_panic() -> None:
+    raise ValueError("no")
+
+
+@agent.method(on_failure=refuse)
+def fails_then_refuse() -> None:
+    raise ValueError("no")
+
+
+@agent.method(on_success=panic)
+def succeeds_then_panic() -> int:
+    return 1
+
+
+@agent.method(on_success=refuse)
+def succeeds_then_refuse() -> int:
+    return 1

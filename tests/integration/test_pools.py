@@ -85,6 +85,26 @@ def test_what_is_no_exception_makes_a_dead_letter(pooled: Pooled) -> None:
     pooled.assert_well()
 
 
+HOOKED = ("fails_then_panic", "fails_then_refuse", "succeeds_then_panic", "succeeds_then_refuse")
+
+
+def test_what_a_hook_raises_ends_its_message(pooled: Pooled) -> None:
+    """A message whose ``on_failure`` or ``on_success`` raises has one end, and is acknowledged."""
+    calls = [pooled.app.signature(f"{pooled.name}.{name}").delay().id for name in HOOKED * 2]
+    for message_id, name in zip(calls, HOOKED * 2, strict=True):
+        status = settled(pooled.app, message_id)
+        assert status in (MessageStatus.FAILED, MessageStatus.HANDLED), name
+    pooled.assert_well()
+    with pooled.app.connection_for_read() as connection, connection.channel() as channel:
+        noted, client = channel.keys.noted[0], channel.client
+
+        def held() -> list[str]:
+            said = b"".join(client.hvals(noted))
+            return [each for each in calls if each.encode() in said]
+
+        until(lambda: not held(), "the acknowledgements")
+
+
 @pytest.mark.parametrize("pooled", ["gevent"], indirect=True)
 def test_what_ends_greenlets_is_told_apart(pooled: Pooled) -> None:
     """A handler's own ``GreenletExit`` and ``Timeout`` are its failures; those of the pool are not."""

@@ -11,7 +11,13 @@ from celery import signals
 from celery.app.task import Context
 from celery.states import UNREADY_STATES
 
-from waooaw_celery.errors import AuditUnavailable, DeliveryLimitExceeded
+from waooaw_celery.errors import (
+    AuditUnavailable,
+    DeliveryLimitExceeded,
+    InvalidMessage,
+    UnknownAgent,
+    UnknownSender,
+)
 from waooaw_celery.message import Message
 from waooaw_celery.receipts import Event, Fact, Receipts
 from waooaw_celery.worker import letters
@@ -120,7 +126,9 @@ def on_internal_error(sender: Any, request: Any, exception: BaseException, **_: 
     if isinstance(sender, AgentTask):
         # A retry is on its way already: Celery publishes it before it stores that.
         event = Event.RETRIED if retry_behind(exception) is not None else Event.FAILED
-        error = f"its outcome could not be stored: {exception}"
+        unsent = isinstance(exception, UnknownAgent | UnknownSender | InvalidMessage)
+        what = "what follows it could not be sent" if unsent else "its outcome could not be stored"
+        error = f"{what}: {exception}"
         _note(sender, event, Context(request), error=error)
 
 
