@@ -187,15 +187,17 @@ class Watchdog(bootsteps.StartStopStep):
         answered = []
 
         def ask() -> None:
-            app = self._worker.app
+            # A connection of the worker's own belongs to the event loop of gevent, which may be what is blocked.
+            registry = self._worker.app.open_registry()
             try:
-                app.receipts.cancels(app.consumed_agents())
+                registry.all()
             except Exception as error:  # noqa: BLE001 - whatever it is, the store does not do its work
                 logger.debug("the store does not answer: %r", error)
             else:
                 answered.append(True)
+            finally:
+                registry.close()
 
-        # In a thread of its own: with gevent, what is blocked may hold a lock of the pool of connections.
         return self._depth() is not None and ending.bounded(ask) and bool(answered)
 
     def _depth(self) -> int | None:
