@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 import time
 
+import psutil
+
 from faults.world import World
 
 #: Seconds that a server is away or frozen, at least.
@@ -69,6 +71,23 @@ def line_cut(world: World, rounds: int, chance: random.Random) -> None:
                 if chance.random() < 0.5:
                     world.driver_line.cut()
             time.sleep(0.5)
+    world.expect(worker.process.poll() is None, "the worker came to an end")
+
+
+def line_cut_and_child_killed(world: World, rounds: int, chance: random.Random) -> None:
+    """The worker's lines are cut, and processes of its pool are killed before it has connected again."""
+    assert world.worker_line is not None
+    worker = world.start(mingles=True)
+    with world.load(ttl=None):
+        for _ in range(rounds):
+            time.sleep(chance.uniform(0.2, 0.6))
+            parent = psutil.Process(worker.process.pid)
+            parent.suspend()  # so that it sees the cut first
+            world.worker_line.cut()
+            for child in parent.children():
+                child.kill()
+            parent.resume()
+            world.probe()
     world.expect(worker.process.poll() is None, "the worker came to an end")
 
 

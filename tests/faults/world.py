@@ -175,12 +175,18 @@ class World:
     # --- workers
 
     def start(
-        self, *options: str, env: dict[str, str] | None = None, may_die: bool = False, **settings: Any
+        self,
+        *options: str,
+        env: dict[str, str] | None = None,
+        may_die: bool = False,
+        mingles: bool = False,
+        **settings: Any,
     ) -> Worker:
         """Start a worker, and return when it consumes.
 
         Args:
             options: of ``celery worker``.
+            mingles: whether it searches for its neighbours when it connects, as workers do by default.
             env: variables beside those of all.
             may_die: return as well when it has come to an end: by the first message that it met.
             settings: of the application; None: as its own default says.
@@ -190,7 +196,7 @@ class World:
         command, own = self.stack.worker(self._through(self.worker_line), settings)
         command = [*command, "-n", f"{name}@faults", "-c", str(self.processes), "-l", "WARNING"]
         # Neither is of use to a lone worker, and each costs a second.
-        command += ["--without-mingle", "--without-gossip", *options]
+        command += [*([] if mingles else ["--without-mingle"]), "--without-gossip", *options]
         began = time.monotonic()
         process = spawn(
             command,
