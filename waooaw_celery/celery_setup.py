@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
+from copy import copy
 from typing import Any
 
 from celery.app.amqp import AMQP
@@ -63,7 +64,8 @@ class AgentAMQP(AMQP):
         """Return the queues that the worker consumes and that names stand for."""
         given = list(queues.values() if isinstance(queues, Mapping) else queues or ())
         agents: dict[str, list[str]] = self.app.agents  # type: ignore[attr-defined]  # an AgentApp
-        every: Any = [*given, *map(agent_queue, agents)] or None
+        # Copies: Celery changes the exchange of what it is given, and the queues of agents are shared by the process.
+        every: Any = [*given, *(copy(agent_queue(name)) for name in agents)] or None
         return super().Queues(every, *args, **kwargs)
 
 
