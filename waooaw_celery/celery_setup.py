@@ -64,7 +64,7 @@ class AgentAMQP(AMQP):
         """Return the queues that the worker consumes and that names stand for."""
         given = list(queues.values() if isinstance(queues, Mapping) else queues or ())
         agents: dict[str, list[str]] = self.app.agents  # type: ignore[attr-defined]  # an AgentApp
-        # Celery changes the exchange of what it is given, and the process shares the queues of agents: it gets copies.
+        # Copies: Celery changes the exchange of a queue, and the whole process shares the queues of agents.
         every: Any = [*given, *(copy(agent_queue(name)) for name in agents)] or None
         return super().Queues(every, *args, **kwargs)
 
