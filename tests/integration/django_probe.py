@@ -76,6 +76,6 @@ async def slow() -> Any:
 
     def sleep() -> None:
         with connection.cursor() as cursor:
-            cursor.execute("SELECT pg_sleep(8)")
+            cursor.execute("SELECT pg_sleep(5)")
 
     await sync_to_async(sleep)()
