@@ -29,6 +29,7 @@ from waooaw_celery.worker.cancels import cancels_of
 from waooaw_celery.worker.chunks import Chunks, exhaust, exhaust_async
 from waooaw_celery.worker.clock import clock_of
 from waooaw_celery.worker.interruptions import ends_greenlet, ends_worker, told
+from waooaw_celery.worker.django_connections import django_is_used, with_own_connections
 from waooaw_celery.worker.loop import HandlerCancelled, handler_loop
 from waooaw_celery.worker.once import run_once
 from waooaw_celery.worker.requeue import GivenBack, pause_for_outage, requeue
@@ -238,6 +239,8 @@ class AgentTask(Task):  # type: ignore[type-arg]
     def _awaited(self, coroutine: Any, request: Context) -> Any:
         """Run a coroutine on the event loop of the process, and wait for it."""
         token = _handling.set((self, request))
+        if django_is_used(self.app):
+            coroutine = with_own_connections(coroutine)
         try:
             settings = self.app.settings  # type: ignore[attr-defined]  # an AgentApp
             return handler_loop(settings.stall_seconds).run(

@@ -1,0 +1,118 @@
+"""``async def`` handlers that use Django's ORM: their connections are closed around them, as for plain tasks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import psycopg2  # type: ignore[import-untyped]
+import pytest
+from sqlalchemy.engine import make_url
+from support import Broker, lone_database, settled, until
+
+from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus, RemoteError
+from waooaw_celery import RequestResponseHandler as Requests
+from waooaw_celery.embedded import end
+
+TEXTS = ["one", "two", "three", "four"]
+
+
+class Project(NamedTuple):
+    """An agent of a Django project that runs in a worker, and the project's database."""
+
+    app: AgentApp
+    name: str
+    database: Any
+
+    def ask(self, method: str, **params: Any) -> Any:
+        """Ask the agent."""
+        return Requests(self.app).request(self.name, method, params, timeout=40)
+
+    def tell(self) -> MessageStatus:
+        """Send the agent a message, which its coroutine writes down, and return its end."""
+        message = Message(from_agent="tests", to_agent=self.name, payload="five")
+        return settled(self.app, MessageBus(self.app).send(message).message_id)
+
+    def connections(self, command: str = "count(*)") -> int:
+        """Count the other connections to the project's database, or do something to each."""
+        with self.database.cursor() as cursor:
+            cursor.execute(
+                f"SELECT {command} FROM pg_stat_activity "
+                "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+            rows = cursor.fetchall()
+        return int(rows[0][0]) if command == "count(*)" else len(rows)
+
+    def cut(self) -> int:
+        """Have PostgreSQL close all connections of the worker, as a restart does; return how many."""
+        return self.connections("pg_terminate_backend(pid)")
+
+
+@pytest.fixture(scope="module", params=["prefork", "solo", "threads"])
+def project(request: pytest.FixtureRequest, ledger_broker: Broker, postgres_url: str) -> Iterator[Project]:
+    """A worker in each kind of pool; three handlers run at a time, but in the solo pool."""
+    with lone_database(postgres_url) as url:
+        said = make_url(url)
+        options = {
+            "NAME": said.database,
+            "USER": said.username,
+            "PASSWORD": said.password or "",
+            "HOST": said.host or said.query.get("host", ""),
+            "PORT": str(said.port or ""),
+        }
+        database = psycopg2.connect(said.set(drivername="postgresql").render_as_string(hide_password=False))
+        database.autocommit = True
+        with database.cursor() as cursor:
+            cursor.execute("CREATE TABLE notes_note (id serial PRIMARY KEY, text text NOT NULL)")
+            cursor.execute("INSERT INTO notes_note (text) SELECT unnest(%s)", (TEXTS,))
+        app, name = ledger_broker.app(), ledger_broker.name()
+        pool = request.param
+        process = ledger_broker.start(
+            name,
+            app,
+            *("-P", pool, *(() if pool == "solo" else ("-c", "3"))),
+            module="django_probe",
+            env={"DJANGO_SETTINGS_MODULE": "django_settings", "DJANGO_DATABASE": json.dumps(options)},
+        )
+        yield Project(app, name, database)
+        end(process)
+        app.close()
+        database.close()
+
+
+def test_no_handler_is_left_with_a_connection_that_was_closed(project: Project) -> None:
+    """After PostgreSQL closed all connections each kind of handler is well at once, again and again."""
+    for _ in range(3):
+        assert project.tell() is MessageStatus.HANDLED
+        count = project.ask("awaited")
+        assert project.ask("plain") == count
+        assert project.ask("parts")[:4] == TEXTS
+        project.cut()
+
+
+def test_a_handler_ends_without_connections(project: Project) -> None:
+    """Whether it returns or raises; within a handler the connection stays the same."""
+    first, second = project.ask("backends")
+    assert first == second
+    with pytest.raises(RemoteError, match="no such note"):
+        project.ask("failing")
+    until(lambda: project.connections() == 0, "the end of all connections")
+
+
+def test_a_handler_does_not_close_the_connection_of_another(project: Project) -> None:
+    """One that reads part after part goes on while others begin and end."""
+    with ThreadPoolExecutor(1) as threads:
+        parts = threads.submit(project.ask, "parts", seconds=0.3)
+        counted = [project.ask("awaited") for _ in range(4)]
+        assert parts.result(60)[:4] == TEXTS
+    assert all(count >= len(TEXTS) for count in counted)
+
+
+def test_a_query_that_outlives_its_handler_holds_up_nobody(project: Project) -> None:
+    """The handler ends at its time limit, the next one is handled, and the connection is closed later."""
+    with pytest.raises(RemoteError, match="TimeLimitExceeded"):
+        project.ask("slow")
+    assert project.ask("awaited") >= len(TEXTS)
+    until(lambda: project.connections() == 0, "the end of all connections")
