@@ -10,6 +10,7 @@ from typing import Any
 from billiard.exceptions import WorkerLostError
 from celery import signals
 from celery.app.task import Context
+from celery.exceptions import Reject
 from celery.states import UNREADY_STATES
 
 from waooaw_celery.errors import DeliveryLimitExceeded, InvalidMessage, UnknownAgent, UnknownSender
@@ -101,7 +102,9 @@ def on_failure(sender: Any, task_id: str, exception: BaseException, **_: Any) ->
     """
     if isinstance(sender, AgentTask):
         error = _error(exception)
-        kept = letters.keep(sender, letters.request_of(sender, task_id), error[:MAX_ERROR])
+        # Of what was rejected there is a letter already: the pool process made it.
+        rejected = isinstance(exception, Reject)
+        kept = not rejected and letters.keep(sender, letters.request_of(sender, task_id), error[:MAX_ERROR])
         event = Event.DEAD if kept and isinstance(exception, _DEADLY) else Event.FAILED
         if sender.request.id == task_id:
             _note(sender, event, error=error)
