@@ -9,6 +9,7 @@ from typing import Any
 from billiard.exceptions import WorkerLostError
 from celery import signals
 from celery.app.task import Context
+from celery.exceptions import Reject
 from celery.states import UNREADY_STATES
 
 from waooaw_celery.errors import (
@@ -112,7 +113,9 @@ def on_failure(sender: Any, task_id: str, exception: BaseException, **_: Any) ->
             _receipts(sender.app).note(Fact(message_id=task_id, event=Event.HANDLED))
             return
         error = _error(exception)
-        kept = letters.keep(sender, letters.request_of(sender, task_id), error[:MAX_ERROR])
+        # Of what was rejected there is a letter already: the pool process made it.
+        rejected = isinstance(exception, Reject)
+        kept = not rejected and letters.keep(sender, letters.request_of(sender, task_id), error[:MAX_ERROR])
         event = Event.DEAD if kept and isinstance(exception, _DEADLY) else Event.FAILED
         if sender.request.id == task_id:
             _note(sender, event, error=error)
