@@ -27,7 +27,7 @@ TOLERANCES: Mapping[str, Tolerance] = {
     "keys in Valkey": Tolerance(0.25, 100),
     "connections to Valkey": Tolerance(0.20, 10),
     "connections to PostgreSQL": Tolerance(0.20, 5),
-    "messages that wait or are held": Tolerance(1.0, 50),
+    "messages that wait or are held": Tolerance(1.0, 150),
 }
 
 
