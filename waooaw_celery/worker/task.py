@@ -28,8 +28,8 @@ from waooaw_celery.worker.beginning import check_begun
 from waooaw_celery.worker.cancels import cancels_of
 from waooaw_celery.worker.chunks import Chunks, exhaust, exhaust_async
 from waooaw_celery.worker.clock import clock_of
-from waooaw_celery.worker.interruptions import ends_greenlet, ends_worker, told
 from waooaw_celery.worker.django_connections import django_is_used, with_own_connections
+from waooaw_celery.worker.interruptions import ends_greenlet, ends_worker, told
 from waooaw_celery.worker.loop import HandlerCancelled, handler_loop
 from waooaw_celery.worker.once import run_once
 from waooaw_celery.worker.requeue import GivenBack, pause_for_outage, requeue
