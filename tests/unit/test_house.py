@@ -29,7 +29,17 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("audit", "letters", "limits"),
     ("subscriptions",),
     (
-        *("answers", "breaker", "calls", "celery_setup", "envelope", "handover", "receipts", "redis_receipts"),
+        *(
+            "answers",
+            "breaker",
+            "calls",
+            "celery_defaults",
+            "celery_setup",
+            "envelope",
+            "handover",
+            "receipts",
+            "redis_receipts",
+        ),
         *("registry", "remembered", "routing", "store"),
     ),
     ("message", "retries", "settings", "transport", "wire"),
