@@ -11,15 +11,15 @@ from celery.app.amqp import AMQP
 from kombu import Connection
 from kombu.serialization import prepare_accept_content
 
-from waooaw_celery.errors import ConfigurationError
-from waooaw_celery.routing import agent_queue, driver_type, first_url
-from waooaw_celery.settings import (
+from waooaw_celery.celery_defaults import (
     CELERY_DEFAULTS,
     KOMBU_REDIS_DEFAULTS,
     PUBLISH_DEFAULTS,
     TRANSPORT_DEFAULTS,
-    WaooawSettings,
 )
+from waooaw_celery.errors import ConfigurationError
+from waooaw_celery.routing import agent_queue, driver_type, first_url
+from waooaw_celery.settings import WaooawSettings
 from waooaw_celery.transport.connection import ClaimingConnection
 from waooaw_celery.wire import encryption
 from waooaw_celery.wire.caps import CAP_NAMES, Caps, in_force

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from datetime import UTC, date, datetime, time
@@ -14,7 +15,6 @@ from typing import Any, Self, TypeAlias
 from uuid import UUID
 
 from kombu.utils import json as kombu_json
-from pydantic import BaseModel
 
 from waooaw_celery.errors import InvalidMessage
 
@@ -222,8 +222,10 @@ def restored(value: JSON) -> JSON:
 
 def _fields(value: object) -> dict[str, Any] | None:
     """Return the fields of a dataclass's or a model's instance by name; None for anything else."""
-    if isinstance(value, BaseModel):
-        return value.model_dump()
+    pydantic = sys.modules.get("pydantic")  # without it in the process, no value can be one of its models
+    if pydantic is not None and isinstance(value, pydantic.BaseModel):
+        model: dict[str, Any] = value.model_dump()
+        return model
     if is_dataclass(value) and not isinstance(value, type):
         return {field.name: getattr(value, field.name) for field in fields(value)}
     return None

@@ -11,7 +11,7 @@ from typing import Any
 from celery import Celery, Task
 from celery.app.amqp import AMQP
 
-from waooaw_celery.settings import CELERY_DEFAULTS, TRANSPORT_DEFAULTS
+from waooaw_celery.celery_defaults import CELERY_DEFAULTS, TRANSPORT_DEFAULTS
 from waooaw_celery.transport.connection import ClaimingConnection
 
 QUEUE = "faults"

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from waooaw_celery import AgentApp, create_app
+from waooaw_celery.celery_defaults import CELERY_DEFAULTS
 from waooaw_celery.errors import ConfigurationError
-from waooaw_celery.settings import CELERY_DEFAULTS, WaooawSettings
+from waooaw_celery.settings import WaooawSettings
 
 
 def test_the_environment_wins_over_the_configuration() -> None:

@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
-from waooaw_celery.cli.database import db
-from waooaw_celery.cli.dead import dead
-from waooaw_celery.cli.demo import demo
-from waooaw_celery.cli.doctor import doctor
-from waooaw_celery.cli.events import events
-from waooaw_celery.cli.group import waooaw
-from waooaw_celery.cli.ledger import conversation, erase, hold, log, purge, spool, stats
-from waooaw_celery.cli.limits import limits
-from waooaw_celery.cli.messages import broadcast, cancel, receipt, request, send
-from waooaw_celery.cli.overview import agents, queues
-from waooaw_celery.cli.recover import recover
-from waooaw_celery.cli.up import up
+from waooaw_celery.cli.group import LazyCommand, waooaw
 
 __all__ = ["main", "waooaw"]
 
-for command in (
-    *(demo, up),
-    *(agents, queues, send, broadcast, request, receipt, cancel, events, dead),
-    *(log, conversation, stats, spool, db, recover, purge, hold, erase),
-    *(limits, doctor),
-):
-    waooaw.add_command(command)
+#: Every command by name: the module that defines it, and its line in ``waooaw --help``.
+waooaw.lazy_commands.update(
+    {
+        "agents": LazyCommand("waooaw_celery.cli.overview", "List the known agents and what waits for each."),
+        "broadcast": LazyCommand("waooaw_celery.cli.messages", "Send one message to each of several agents."),
+        "cancel": LazyCommand("waooaw_celery.cli.messages", "Cancel a message or request."),
+        "conversation": LazyCommand("waooaw_celery.cli.ledger", "Show a conversation in causal order."),
+        "db": LazyCommand("waooaw_celery.cli.database", "Create or upgrade the ledger's tables."),
+        "dead": LazyCommand("waooaw_celery.cli.dead", "List, show, retry and discard dead letters."),
+        "demo": LazyCommand("waooaw_celery.cli.demo", "Run the demo: agents that measure a folder of documents."),
+        "doctor": LazyCommand("waooaw_celery.cli.doctor", "Check the clocks of all processes."),
+        "erase": LazyCommand("waooaw_celery.cli.ledger", "Blank payloads and errors, and keep the facts."),
+        "events": LazyCommand("waooaw_celery.cli.events", "Publish and replay events, manage subscriptions."),
+        "hold": LazyCommand("waooaw_celery.cli.ledger", "Place, release and list legal holds."),
+        "limits": LazyCommand("waooaw_celery.cli.limits", "Show and set the rate limits of agents."),
+        "log": LazyCommand("waooaw_celery.cli.ledger", "List the ledger's messages, newest first."),
+        "purge": LazyCommand("waooaw_celery.cli.ledger", "Remove messages whose retention is over."),
+        "queues": LazyCommand("waooaw_celery.cli.overview", "List the queues and what waits in each."),
+        "receipt": LazyCommand("waooaw_celery.cli.messages", "Show the receipt of a message."),
+        "recover": LazyCommand("waooaw_celery.cli.recover", "Publish again what the broker has lost."),
+        "request": LazyCommand("waooaw_celery.cli.messages", "Request a method of an agent and print its result."),
+        "send": LazyCommand("waooaw_celery.cli.messages", "Send a message to an agent."),
+        "spool": LazyCommand("waooaw_celery.cli.ledger", "Show what waits on this computer for the database."),
+        "stats": LazyCommand("waooaw_celery.cli.ledger", "Show the ledger's statistics, or compare wire formats."),
+        "up": LazyCommand("waooaw_celery.cli.up", "Run the demo's agents until Ctrl-C."),
+    }
+)
 
 
 def main() -> None:

@@ -3,21 +3,55 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
-from celery.app.utils import find_app
-from celery.bin.base import CLIContext
 
-from waooaw_celery.app import AgentApp, create_app
 from waooaw_celery.errors import ConfigurationError, WaooawError
+
+if TYPE_CHECKING:
+    from waooaw_celery.app import AgentApp
 
 #: Who speaks when a person does, unless the setting ``waooaw_sender`` names another.
 OPERATOR = "operator"
 
 
+class LazyCommand(NamedTuple):
+    """A command whose module is imported when the command runs.
+
+    Attributes:
+        module: dotted path of the module that defines it.
+        summary: its line in the list of commands.
+    """
+
+    module: str
+    summary: str
+
+
 class Group(click.Group):
-    """Commands whose errors are one sentence on standard error, and exit code 1."""
+    """Commands that are imported when they run; an error is one sentence on standard error, with exit code 1."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.lazy_commands: dict[str, LazyCommand] = {}
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of all commands."""
+        return sorted({*super().list_commands(ctx), *self.lazy_commands})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a command and return it, or None when there is no command of this name."""
+        lazy = self.lazy_commands.get(cmd_name)
+        if lazy is None:
+            return super().get_command(ctx, cmd_name)
+        command: click.Command = getattr(import_module(lazy.module), cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of commands without importing any."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, self.lazy_commands[name].summary) for name in sorted(self.lazy_commands)])
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command."""
@@ -57,6 +91,11 @@ def named_app(ctx: click.Context) -> AgentApp:
     Raises:
         ConfigurationError: the one named is none of ours.
     """
+    # Imported here, so that `waooaw --help` does not wait for Celery.
+    from celery.bin.base import CLIContext
+
+    from waooaw_celery.app import AgentApp, create_app
+
     celery = ctx.find_object(CLIContext)
     name, broker = ctx.meta["waooaw.app_name"], ctx.meta["waooaw.broker"]
     if celery is not None:  # run as `celery -A app waooaw`
@@ -73,6 +112,8 @@ def named_app(ctx: click.Context) -> AgentApp:
 
 
 def _load(name: str) -> Any:
+    from celery.app.utils import find_app
+
     try:
         return find_app(name)
     except Exception as error:
