@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any, Self
 
 from waooaw_celery.app import AgentApp
-from waooaw_celery.asking import Asked, Asker
+from waooaw_celery.asking import Asked, Asker, check_may_block
 from waooaw_celery.cancel import cancel
 from waooaw_celery.errors import RequestTimeout, StreamBroken, WaooawError
 from waooaw_celery.offload import submit
@@ -149,6 +149,7 @@ class Stream(_Stream):
     _asked: Asked
 
     def __init__(self, asker: Asker, *request: Any, **options: Any) -> None:
+        check_may_block()
         self._came = threading.Condition()
         super().__init__(asker, self._wake)
         [self._asked] = asker.ask(*request, **options, stream=True, on_chunk=self._incoming.put)

@@ -1,0 +1,41 @@
+"""Sync and async faces offer the same verbs."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+
+import waooaw_celery
+from waooaw_celery import aio
+from waooaw_celery.speaking import Speaker
+
+
+def verbs(face: type) -> set[str]:
+    """Return the names of the public methods of a class."""
+    return {name for name, value in vars(face).items() if not name.startswith("_") and callable(value)}
+
+
+@pytest.mark.parametrize(
+    ("blocking", "awaited", "blocking_only"),
+    [
+        (waooaw_celery.MessageBus, aio.MessageBus, set()),
+        (waooaw_celery.EventBus, aio.EventBus, set()),
+        (waooaw_celery.RequestResponseHandler, aio.RequestResponseHandler, set()),
+        (waooaw_celery.MessageAuditTrail, aio.MessageAuditTrail, set()),
+        # What the publisher calls, and what closes the storage.
+        (waooaw_celery.RateLimiter, aio.RateLimiter, {"charge", "check", "close"}),
+        (Speaker, aio.Agent, set()),
+    ],
+)
+def test_every_verb_can_be_awaited(blocking: type, awaited: type, blocking_only: set[str]) -> None:
+    """A verb that is added to a class is missing in aio until its one line there is written."""
+    assert verbs(blocking) - blocking_only == verbs(awaited) - {"send_message"}
+
+
+def test_an_awaited_verb_has_the_signature_and_the_documentation_of_the_verb() -> None:
+    """help() of both faces shows the same."""
+    for name in verbs(Speaker):
+        blocking, awaited = getattr(Speaker, name), getattr(aio.Agent, name)
+        assert inspect.signature(blocking) == inspect.signature(awaited)
+        assert blocking.__doc__ == awaited.__doc__
