@@ -27,6 +27,8 @@ RENEWALS = 4.5
 LAST_LEASE, LAST_RENEWAL = 3.0, 1.0
 #: Tags of the only messages whose leases this process renews; None: it renews all leases that it holds.
 _only: frozenset[str] | None = None
+#: Seconds between two rounds at least.
+SHORTEST_PAUSE = 0.1
 
 
 class LeaseKeeper:
@@ -48,7 +50,7 @@ class LeaseKeeper:
         self._look_every = channel.unacked_restore_interval
         self._pull_back = max(channel.visibility_timeout - LAST_LEASE, 0.0)
         self._steadiness = Steadiness(
-            longest_gap=channel.visibility_timeout / 2,
+            longest_gap=channel.visibility_timeout - 2 * self._renew_every,
             patience=self._renew_every + min(self._renew_every, 3.0),
         )
         self._patience = float(channel.socket_timeout or 5.0) + 1.0
@@ -77,7 +79,6 @@ class LeaseKeeper:
         return self._adopted.pop(tag, None) is not None
 
     def _run(self) -> None:
-        pause = min(self._renew_every, self._look_every, LAST_RENEWAL)
         # The first look is at once: where each worker dies soon, nobody would ever look otherwise.
         renew_at = look_at = time.monotonic()
         failed = False
@@ -92,7 +93,7 @@ class LeaseKeeper:
                     renew(self.client, self._index, tags, self._pull_back if ending else 0.0)
                     renew_at = now + self._renew_every
                     asked = bool(tags)
-                if _consumes(channel) and now >= look_at:
+                if now >= look_at and _consumes(channel):
                     look_at = now + self._look_every
                     recover(channel, self.client, self._steadiness.answered)
                     asked = True
@@ -104,8 +105,10 @@ class LeaseKeeper:
                 if failed and asked:  # a round that asked nothing is no answer
                     logger.warning("leases are renewed again", extra={"action": "lease_back"})
                 failed = failed and not asked
+            due_at = min(renew_at, look_at) if _consumes(channel) else renew_at
             del channel  # so that it can go
-            if self._ended.wait(pause):
+            # After a failure it is due already: then it waits for a moment all the same.
+            if self._ended.wait(min(max(due_at - time.monotonic(), SHORTEST_PAUSE), LAST_RENEWAL)):
                 break
 
     def _tags(self, channel: Any) -> tuple[str, ...]:

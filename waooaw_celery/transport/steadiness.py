@@ -5,6 +5,9 @@ from __future__ import annotations
 import time
 from typing import ClassVar
 
+#: Gaps without a quiet moment between them after which leases that are over are believed all the same.
+MOST_GAPS = 5
+
 
 def _now() -> float:
     """Return seconds on a clock that goes on while the computer is suspended, where there is one."""
@@ -17,6 +20,9 @@ class Steadiness:
 
     After a gap (the server, the line or the computer stood still) each living consumer needs a moment to renew its
     leases. Whoever looked before that would take their messages from them.
+
+    Where one gap follows another, as on a computer that is far too busy, no quiet time would ever come: it waits
+    for a few gaps only.
 
     The first one of a process lets it look at once: it has seen no gap, and where each worker dies soon after its
     start nobody would ever look otherwise. Those of later channels begin as after a gap, since a line was lost.
@@ -32,6 +38,7 @@ class Steadiness:
         self._longest_gap, self._patience = longest_gap, patience
         self._answered_at = _now()
         self._steady_since = self._answered_at - (patience if Steadiness._is_first else 0.0)
+        self._gaps = 0
         Steadiness._is_first = False
 
     def answered(self) -> bool:
@@ -39,5 +46,9 @@ class Steadiness:
         now = _now()
         if now - self._answered_at > self._longest_gap:
             self._steady_since = now
+            self._gaps += 1
         self._answered_at = now
-        return now - self._steady_since >= self._patience
+        if now - self._steady_since >= self._patience:
+            self._gaps = 0
+            return True
+        return self._gaps > MOST_GAPS

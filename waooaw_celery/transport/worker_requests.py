@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+from weakref import WeakSet
 
 #: How often the requests of a worker are read while its pool's threads change them.
 MOST_ATTEMPTS = 100
+
+#: Requests whose handlers have ended, and whose acknowledgement waits until their outcome is written down.
+unacknowledged: WeakSet[Any] = WeakSet()
 
 
 def is_ending() -> bool:
@@ -20,7 +24,7 @@ def is_ending() -> bool:
 
 
 def running_messages(held: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those messages that the Celery worker of this process runs or has given to its pool.
+    """Return those messages that the Celery worker of this process runs, has given to its pool, or will acknowledge.
 
     Celery drops all others when it reconnects: those that wait for their time (``eta``, ``countdown``, the pause
     before a retry) or for a rate limit. It may refer to the messages that it dropped all the same: its consumer
@@ -38,7 +42,7 @@ def _requests() -> set[Any]:
 
     for _ in range(MOST_ATTEMPTS):
         try:
-            return {*state.active_requests, *state.reserved_requests}
+            return {*state.active_requests, *state.reserved_requests, *unacknowledged}
         except RuntimeError as error:  # a thread of the pool changed one of the sets meanwhile
             changed = error
     raise changed

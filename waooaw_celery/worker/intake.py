@@ -17,6 +17,7 @@ from celery import bootsteps
 from waooaw_celery.audit.ledger import Ledger
 from waooaw_celery.audit.recording import Recording
 from waooaw_celery.errors import AuditUnavailable
+from waooaw_celery.transport.worker_requests import unacknowledged
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +67,7 @@ class Intake:
             return False
         with self._lock:
             self._waiting[request.id] = request, let_go
+            unacknowledged.add(request)  # a lost connection must not end its lease
         return True
 
     def look(self, consumer: Any) -> None:
@@ -127,6 +129,7 @@ class Intake:
                 continue
             with self._lock:
                 self._waiting.pop(id_, None)
+                unacknowledged.discard(request)
 
 
 class WatchIntake(bootsteps.StartStopStep):
