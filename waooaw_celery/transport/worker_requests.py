@@ -24,7 +24,7 @@ def is_ending() -> bool:
 
 
 def running_messages(held: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those messages that the Celery worker of this process runs, has given to its pool, or will acknowledge.
+    """Return those messages that the Celery worker of this process runs, gave to its pool, or will acknowledge.
 
     Celery drops all others when it reconnects: those that wait for their time (``eta``, ``countdown``, the pause
     before a retry) or for a rate limit. It may refer to the messages that it dropped all the same: its consumer
