@@ -7,7 +7,7 @@ celery -A beat_schedule worker -n system@%h       # does it
 from __future__ import annotations
 
 from waooaw_celery import create_app
-from waooaw_celery.tasks import register
+from waooaw_celery.maintenance.tasks import register_periodic_tasks
 
 app = create_app("beat_schedule")
-register(app)
+register_periodic_tasks(app)

@@ -26,7 +26,8 @@ from typing import Any
 from celery import Celery
 
 from benchmarks.report import Goal, report
-from waooaw_celery import AgentApp, RequestResponseHandler, aio, create_app
+from waooaw_celery import AgentApp, RequestResponseHandler, create_app
+from waooaw_celery.agents import aio
 from waooaw_celery.embedded import end, spawn, valkey
 
 #: Requests that are awaited at once.

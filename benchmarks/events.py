@@ -18,10 +18,10 @@ from sqlalchemy.engine import make_url
 from benchmarks.report import Goal, report
 from benchmarks.sending import PAYLOAD, Subject, measure
 from waooaw_celery import EventBus, Message, MessageBus, create_app
-from waooaw_celery.audit import schema
-from waooaw_celery.audit.engine import Database
 from waooaw_celery.embedded import postgres, valkey
-from waooaw_celery.subscriptions import Subscription
+from waooaw_celery.ledger.database import upgrade as schema
+from waooaw_celery.ledger.database.engine import Database
+from waooaw_celery.store.subscriptions import Subscription
 
 #: How many subscribers a topic has.
 FAN_OUTS = (1, 10, 100)

@@ -26,9 +26,9 @@ from kombu import Queue
 from benchmarks.report import Goal, report
 from benchmarks.sending import PAYLOAD
 from waooaw_celery import AgentApp, Message, MessageBus, create_app
-from waooaw_celery.audit import schema
 from waooaw_celery.embedded import end, postgres, spawn, valkey
-from waooaw_celery.routing import agent_queue, queue_depth
+from waooaw_celery.ledger.database import upgrade as schema
+from waooaw_celery.messages.queues import agent_queue, queue_depth
 
 #: Messages of one sample.
 COUNT = 1500

@@ -29,8 +29,8 @@ from waooaw_celery.limits.grammar import read_quota
 from waooaw_celery.limits.memory import MemoryStorage
 from waooaw_celery.limits.redis import RedisStorage
 from waooaw_celery.limits.rules import Quota, demands
-from waooaw_celery.message import Priority
-from waooaw_celery.store import connect, store_url
+from waooaw_celery.messages.message import Priority
+from waooaw_celery.store.connection import connect, store_url
 
 #: Rules as a platform has them, with limits that are not reached, and with limits that are.
 PASSES = "100000000/second; 1000000000/hour burst 100000000"

@@ -33,15 +33,15 @@ from sqlalchemy.schema import AddConstraint, DropConstraint
 from benchmarks.report import Goal, print_goals
 from benchmarks.sending import PAYLOAD
 from waooaw_celery import Message, MessageStatus, MessageType, Priority
-from waooaw_celery.audit import schema
-from waooaw_celery.audit.engine import Database, database_url
-from waooaw_celery.audit.ledger import Ledger
-from waooaw_celery.audit.models import EventRow, MessageRow
-from waooaw_celery.audit.partitions import Month
-from waooaw_celery.audit.retention import HoldKind, Retention
-from waooaw_celery.audit.trail import MessageAuditTrail
 from waooaw_celery.embedded import postgres
-from waooaw_celery.message import RetentionPolicy
+from waooaw_celery.ledger.database import upgrade as schema
+from waooaw_celery.ledger.database.engine import Database, database_url
+from waooaw_celery.ledger.database.models import EventRow, MessageRow
+from waooaw_celery.ledger.database.partitions import Month
+from waooaw_celery.ledger.ledger import Ledger
+from waooaw_celery.ledger.retention import HoldKind, Retention
+from waooaw_celery.ledger.trail import MessageAuditTrail
+from waooaw_celery.messages.message import RetentionPolicy
 
 DAYS = 10
 AGENTS = 50

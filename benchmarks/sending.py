@@ -25,9 +25,9 @@ from sqlalchemy.engine import make_url
 
 from benchmarks.report import Goal, report
 from waooaw_celery import Message, MessageBus, create_app
-from waooaw_celery.audit import schema
-from waooaw_celery.audit.engine import Database
 from waooaw_celery.embedded import postgres, valkey
+from waooaw_celery.ledger.database import upgrade as schema
+from waooaw_celery.ledger.database.engine import Database
 
 #: About 365 bytes of JSON, as a task for an agent might be.
 PAYLOAD = {

@@ -8,7 +8,7 @@ import os
 from celery import Celery
 from celery.app.amqp import AMQP
 
-from waooaw_celery.transport.connection import ClaimingConnection
+from waooaw_celery.broker.connection import ClaimingConnection
 
 
 class ClaimingAMQP(AMQP):

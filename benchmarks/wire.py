@@ -28,7 +28,7 @@ from benchmarks.report import Goal, print_goals
 from waooaw_celery.wire.caps import MIB, Caps
 from waooaw_celery.wire.codecs import expand
 from waooaw_celery.wire.formats import decode
-from waooaw_celery.wire.packing import Packer
+from waooaw_celery.wire.packer import Packer
 from waooaw_celery.wire.producer import PackingProducer
 from waooaw_celery.wire.serializer import MessageSerializer
 

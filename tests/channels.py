@@ -14,8 +14,8 @@ import pytest
 from kombu import Connection, Queue
 from redis import Redis
 
-from waooaw_celery.store import store_url
-from waooaw_celery.transport.connection import ClaimingConnection
+from waooaw_celery.broker.connection import ClaimingConnection
+from waooaw_celery.store.connection import store_url
 
 KINDS: dict[str, type[Connection]] = {"ours": ClaimingConnection, "kombu": Connection}
 

@@ -49,7 +49,7 @@ MODULES = (
     "sqlalchemy.dialects.postgresql.psycopg2",
     "sqlalchemy.dialects.sqlite",
     "waooaw_celery.cli",
-    "waooaw_celery.transport.transport",
+    "waooaw_celery.broker.redis.transport",
 )
 #: Seconds until the nursery must have answered.
 PATIENCE = 60.0

@@ -19,7 +19,7 @@ from redis import Redis
 from support import PROBE_FOLDER, until
 
 from waooaw_celery.embedded import end_all
-from waooaw_celery.store import store_url
+from waooaw_celery.store.connection import store_url
 
 
 class Plant:

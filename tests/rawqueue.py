@@ -11,8 +11,8 @@ from amqp import basic_message
 from amqp.exceptions import FrameSyntaxError
 
 from waooaw_celery import AgentApp, Message, MessageBus
-from waooaw_celery.routing import agent_queue
-from waooaw_celery.transport.travel import as_item
+from waooaw_celery.broker.incoming.delivery import as_item
+from waooaw_celery.messages.queues import agent_queue
 
 
 def real_messages(app: AgentApp, name: str, count: int) -> list[dict[str, Any]]:

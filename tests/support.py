@@ -20,10 +20,10 @@ import pytest
 from nursery import spawn
 
 from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus, create_app
-from waooaw_celery.audit.engine import database_url
 from waooaw_celery.errors import UnknownAgent
-from waooaw_celery.receipts import Event, Fact, Receipts
-from waooaw_celery.routing import agent_queue
+from waooaw_celery.ledger.database.engine import database_url
+from waooaw_celery.messages.queues import agent_queue
+from waooaw_celery.messages.receipt import Event, Fact, Receipts
 
 #: Seconds that a test waits for something that happens in another process.
 PATIENCE = 30.0

@@ -1,6 +1,8 @@
 """Messaging between AI agents over Celery: Celery and Kombu carry, PostgreSQL remembers.
 
 Each name is imported when it is first used, so that ``import waooaw_celery`` costs no more than ``import celery``.
+``waooaw_celery.agents`` offers these names and all other public ones. ``waooaw_celery.aio`` has the verbs as
+coroutines.
 """
 
 from __future__ import annotations
@@ -9,39 +11,40 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from waooaw_celery.agent import Agent
-    from waooaw_celery.app import AgentApp, create_app
-    from waooaw_celery.audit.trail import MessageAuditTrail
-    from waooaw_celery.bus import MessageBus
-    from waooaw_celery.errors import InvalidMessage, RateLimitExceeded, RemoteError, RequestTimeout, WaooawError
-    from waooaw_celery.events.bus import EventBus
+    from waooaw_celery.agents.agent import Agent
+    from waooaw_celery.agents.bus import MessageBus
+    from waooaw_celery.agents.events.bus import EventBus
+    from waooaw_celery.agents.requests.handler import RequestResponseHandler
+    from waooaw_celery.app.app import AgentApp, create_app
+    from waooaw_celery.errors import RateLimitExceeded, RemoteError, RequestTimeout, WaooawError
+    from waooaw_celery.ledger.trail import MessageAuditTrail
     from waooaw_celery.limits.limiter import RateLimiter
-    from waooaw_celery.message import Message, MessageStatus, MessageType, Priority, RetentionPolicy
-    from waooaw_celery.request_response import RequestResponseHandler
-    from waooaw_celery.response import Response
+    from waooaw_celery.messages.message import Message, MessageStatus, MessageType, Priority, RetentionPolicy
+    from waooaw_celery.wire.serializer import MessageSerializer
+    from waooaw_celery.worker.outcomes.retry_policy import Retries
     from waooaw_celery.worker.task import current_message
 
 #: Each public name, and the module that defines it.
 _MODULES = {
-    "Agent": "waooaw_celery.agent",
-    "AgentApp": "waooaw_celery.app",
-    "EventBus": "waooaw_celery.events.bus",
-    "InvalidMessage": "waooaw_celery.errors",
-    "Message": "waooaw_celery.message",
-    "MessageAuditTrail": "waooaw_celery.audit.trail",
-    "MessageBus": "waooaw_celery.bus",
-    "MessageStatus": "waooaw_celery.message",
-    "MessageType": "waooaw_celery.message",
-    "Priority": "waooaw_celery.message",
+    "Agent": "waooaw_celery.agents.agent",
+    "AgentApp": "waooaw_celery.app.app",
+    "EventBus": "waooaw_celery.agents.events.bus",
+    "Message": "waooaw_celery.messages.message",
+    "MessageAuditTrail": "waooaw_celery.ledger.trail",
+    "MessageBus": "waooaw_celery.agents.bus",
+    "MessageSerializer": "waooaw_celery.wire.serializer",
+    "MessageStatus": "waooaw_celery.messages.message",
+    "MessageType": "waooaw_celery.messages.message",
+    "Priority": "waooaw_celery.messages.message",
     "RateLimitExceeded": "waooaw_celery.errors",
     "RateLimiter": "waooaw_celery.limits.limiter",
     "RemoteError": "waooaw_celery.errors",
-    "RequestResponseHandler": "waooaw_celery.request_response",
+    "RequestResponseHandler": "waooaw_celery.agents.requests.handler",
     "RequestTimeout": "waooaw_celery.errors",
-    "Response": "waooaw_celery.response",
-    "RetentionPolicy": "waooaw_celery.message",
+    "RetentionPolicy": "waooaw_celery.messages.message",
+    "Retries": "waooaw_celery.worker.outcomes.retry_policy",
     "WaooawError": "waooaw_celery.errors",
-    "create_app": "waooaw_celery.app",
+    "create_app": "waooaw_celery.app.app",
     "current_message": "waooaw_celery.worker.task",
 }
 
@@ -49,10 +52,10 @@ __all__ = [
     "Agent",
     "AgentApp",
     "EventBus",
-    "InvalidMessage",
     "Message",
     "MessageAuditTrail",
     "MessageBus",
+    "MessageSerializer",
     "MessageStatus",
     "MessageType",
     "Priority",
@@ -61,8 +64,8 @@ __all__ = [
     "RemoteError",
     "RequestResponseHandler",
     "RequestTimeout",
-    "Response",
     "RetentionPolicy",
+    "Retries",
     "WaooawError",
     "create_app",
     "current_message",

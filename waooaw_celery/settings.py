@@ -14,8 +14,8 @@ from functools import partial
 from typing import Annotated, Any, Self, get_type_hints
 
 from waooaw_celery.errors import ConfigurationError
-from waooaw_celery.message import RetentionPolicy
-from waooaw_celery.values import check_agent_name
+from waooaw_celery.messages.message import RetentionPolicy
+from waooaw_celery.messages.validation import check_agent_name
 from waooaw_celery.wire.caps import MIB
 
 PREFIX = "waooaw_"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from waooaw_celery import Agent, Message, Priority, aio, create_app
+from waooaw_celery import Agent, Message, Priority, create_app
+from waooaw_celery.agents import aio
 
 app = create_app("dashboard")
 agent = Agent("dashboard", app)

@@ -11,8 +11,8 @@ import pytest
 from nursery import waooaw
 from support import Broker, until
 
-from waooaw_celery.audit import schema
 from waooaw_celery.embedded import end_all
+from waooaw_celery.ledger.database import upgrade as schema
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -14,9 +14,9 @@ from nursery import waooaw
 from support import PROBE_FOLDER, Broker, settled
 
 from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus
-from waooaw_celery.audit import schema
-from waooaw_celery.audit.entries import Entry
-from waooaw_celery.audit.spool import Spool
+from waooaw_celery.ledger.database import upgrade as schema
+from waooaw_celery.ledger.database.rows import Entry
+from waooaw_celery.ledger.write.spool import Spool
 
 Cli = Callable[..., str]
 

@@ -14,12 +14,12 @@ from sqlalchemy import select
 from support import Broker, lone_database, note, until
 
 from waooaw_celery import AgentApp, Message
-from waooaw_celery.audit import schema
-from waooaw_celery.audit.models import MessageRow, PurgeRow
 from waooaw_celery.embedded import running
-from waooaw_celery.receipts import Event, Fact
-from waooaw_celery.routing import system_queue
-from waooaw_celery.tasks import PURGE
+from waooaw_celery.ledger.database import upgrade as schema
+from waooaw_celery.ledger.database.models import MessageRow, PurgeRow
+from waooaw_celery.maintenance.tasks import PURGE
+from waooaw_celery.messages.queues import system_queue
+from waooaw_celery.messages.receipt import Event, Fact
 
 ROOT = Path(__file__).parents[2]
 #: Messages that are old enough: more than one batch of a purge.

@@ -10,12 +10,12 @@ from sqlalchemy import text
 
 from faults.effects import act
 from waooaw_celery import Agent, Message, MessageType, create_app
-from waooaw_celery.tasks import register
+from waooaw_celery.maintenance.tasks import register_periodic_tasks
 
 os.environ["FAULTS_WORKER"] = str(os.getpid())  # this module is imported by the worker before it forks
 app = create_app("faults", **json.loads(os.environ["FAULTS_SETTINGS"]))
 if os.environ.get("FAULTS_SYSTEM"):
-    register(app)  # the system's worker and beat, and no agent
+    register_periodic_tasks(app)  # the system's worker and beat, and no agent
 else:
     agent = Agent(os.environ["FAULTS_NAME"], app)
 

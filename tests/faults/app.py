@@ -11,8 +11,8 @@ from typing import Any
 from celery import Celery, Task
 from celery.app.amqp import AMQP
 
-from waooaw_celery.celery_defaults import CELERY_DEFAULTS, TRANSPORT_DEFAULTS
-from waooaw_celery.transport.connection import ClaimingConnection
+from waooaw_celery.app.celery_defaults import CELERY_DEFAULTS, TRANSPORT_DEFAULTS
+from waooaw_celery.broker.connection import ClaimingConnection
 
 QUEUE = "faults"
 WORK = "faults.work"

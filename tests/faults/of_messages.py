@@ -14,7 +14,7 @@ from malformed import CASES, Case, items
 from faults.account import Outcome
 from faults.raw import put, take
 from faults.world import Worker, World
-from waooaw_celery.message import ENVELOPE_HEADER
+from waooaw_celery.messages.message import ENVELOPE_HEADER
 
 #: Seconds after the end of their time within which messages are EXPIRED that nobody began.
 LATE = 5.0

@@ -19,10 +19,10 @@ from redis import RedisError
 
 from faults import plain
 from waooaw_celery import Message, MessageBus, MessageType, create_app
-from waooaw_celery.audit import schema
 from waooaw_celery.errors import BrokerUnavailable, WaooawError
-from waooaw_celery.recovery.run import Recovery
-from waooaw_celery.routing import agent_queue
+from waooaw_celery.ledger.database import upgrade as schema
+from waooaw_celery.maintenance.recovery import Recovery
+from waooaw_celery.messages.queues import agent_queue
 
 ROOT = Path(__file__).parents[2]
 

@@ -28,9 +28,9 @@ from faults import effects
 from faults.account import PROGRESS, Account, Outcome, verify
 from faults.servers import Server, Valkey
 from faults.stacks import Agents, Plain, Stack, environment, new_name
-from waooaw_celery.audit.engine import database_url
+from waooaw_celery.broker.dead_letters.queue import DeadLetters
 from waooaw_celery.embedded import end
-from waooaw_celery.letters.desk import DeadLetters
+from waooaw_celery.ledger.database.engine import database_url
 
 #: Seconds that anything may take that happens in another process, on a busy computer.
 PATIENCE = 60.0

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from waooaw_celery import Agent, Message, MessageType, Response, create_app, current_message
-from waooaw_celery.streams import Final
+from waooaw_celery.agents.requests.stream import Final
 
 app = create_app("async-probe", **json.loads(os.environ.get("PROBE_SETTINGS", "{}")))
 agent = Agent(os.environ["PROBE_NAME"], app)

@@ -10,8 +10,8 @@ import pytest
 from support import Broker
 
 from waooaw_celery import AgentApp
-from waooaw_celery.audit import schema
 from waooaw_celery.embedded import end_all
+from waooaw_celery.ledger.database import upgrade as schema
 
 Process: TypeAlias = subprocess.Popen[bytes]
 

@@ -13,7 +13,7 @@ from datetime import timedelta
 from typing import Any
 
 from waooaw_celery import Agent, Message, MessageType, create_app
-from waooaw_celery.topics.schemas import Check
+from waooaw_celery.messages.topics.schemas import Check
 
 app = create_app("event_probe", **json.loads(os.environ.get("PROBE_SETTINGS", "{}")))
 agent = Agent(os.environ["PROBE_NAME"], app, capabilities=["probing", os.environ.get("PROBE_TAG", "untagged")])

@@ -8,7 +8,7 @@ import time
 
 from waooaw_celery import RateLimiter, RateLimitExceeded
 from waooaw_celery.limits.redis import RedisStorage
-from waooaw_celery.store import connect
+from waooaw_celery.store.connection import connect
 
 if __name__ == "__main__":
     url, quota, seconds = sys.argv[1], sys.argv[2], float(sys.argv[3])

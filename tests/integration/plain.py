@@ -11,8 +11,8 @@ from celery import Celery
 from celery.app.amqp import AMQP
 from redis import Redis
 
-from waooaw_celery.store import store_url
-from waooaw_celery.transport.connection import ClaimingConnection
+from waooaw_celery.broker.connection import ClaimingConnection
+from waooaw_celery.store.connection import store_url
 
 
 class ClaimingAMQP(AMQP):

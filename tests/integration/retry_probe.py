@@ -14,7 +14,7 @@ from typing import Any
 from celery.exceptions import Reject
 
 from waooaw_celery import Agent, Message, MessageType, create_app
-from waooaw_celery.retries import Retries
+from waooaw_celery.worker.outcomes.retry_policy import Retries
 
 app = create_app("probe", **json.loads(os.environ.get("PROBE_SETTINGS", "{}")))
 agent = Agent(os.environ["PROBE_NAME"], app)

@@ -18,7 +18,7 @@ from celery.concurrency.thread import TaskPool as ThreadPool
 from celery.worker.control import control_command
 
 from waooaw_celery import Agent, Message, MessageType, create_app
-from waooaw_celery.worker import native
+from waooaw_celery.worker.health import native_thread as native
 
 app = create_app("probe", **json.loads(os.environ.get("PROBE_SETTINGS", "{}")))
 agent = Agent(os.environ["PROBE_NAME"], app)
@@ -84,7 +84,7 @@ class NeverConsumes(bootsteps.StartStopStep):
 class NeverConnects(bootsteps.StartStopStep):
     """A step of the worker that does not come to its end."""
 
-    requires = ("waooaw_celery.worker.watchdog:Watchdog",)
+    requires = ("waooaw_celery.worker.health.watchdog:Watchdog",)
 
     def start(self, parent: Any) -> None:
         while True:

@@ -11,10 +11,12 @@ from typing import Any, TypeVar
 import pytest
 from support import Broker, settled, until
 
-from waooaw_celery import AgentApp, Message, MessageStatus, MessageType, aio, offload
+from waooaw_celery import AgentApp, Message, MessageStatus, MessageType
+from waooaw_celery.agents import aio
 from waooaw_celery.embedded import end
 from waooaw_celery.errors import RemoteError, UnknownAgent, UnknownMessage
-from waooaw_celery.store import connect, store_url
+from waooaw_celery.store.connection import connect, store_url
+from waooaw_celery.worker.execution import threads as offload
 
 T = TypeVar("T")
 

@@ -15,10 +15,12 @@ import pytest
 from faults.servers import Valkey, lone_valkey
 from support import Broker, until
 
-from waooaw_celery import AgentApp, Message, MessageBus, aio, answers
+from waooaw_celery import AgentApp, Message, MessageBus
 from waooaw_celery import RequestResponseHandler as Requests
+from waooaw_celery.agents import aio
 from waooaw_celery.embedded import end
 from waooaw_celery.errors import BackendUnavailable, RequestTimeout
+from waooaw_celery.results import collector as answers
 
 #: Seconds by which a call may be late: the bound that is promised.
 LATE = 0.5

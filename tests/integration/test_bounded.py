@@ -20,9 +20,9 @@ from waooaw_celery import (
     RequestResponseHandler,
     RequestTimeout,
 )
-from waooaw_celery.breaker import Breaker
+from waooaw_celery.broker.circuit_breaker import Breaker
 from waooaw_celery.errors import BrokerUnavailable, UnknownMessage
-from waooaw_celery.routing import HandlerName, agent_queue, queue_depth
+from waooaw_celery.messages.queues import HandlerName, agent_queue, queue_depth
 
 #: Seconds that a call may take on a broker that froze: the answer is awaited for three, a connection for two; and
 #: a computer may be busy.

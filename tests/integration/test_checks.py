@@ -16,8 +16,8 @@ from support import PATIENCE, PROBE_FOLDER
 from waooaw_celery import Agent, create_app
 from waooaw_celery.embedded import valkey
 from waooaw_celery.errors import ConfigurationError
-from waooaw_celery.store import store_url
-from waooaw_celery.worker.checks import check_broker
+from waooaw_celery.store.connection import store_url
+from waooaw_celery.worker.health.startup_checks import check_broker
 
 
 @pytest.fixture(scope="module")

@@ -19,17 +19,17 @@ from clocks import HOUR, ROOT, skewed
 from support import PROBE_FOLDER, Broker, lone_database, note, settled, until
 
 from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus, Priority
-from waooaw_celery.audit import schema
-from waooaw_celery.audit.retention import Retention
-from waooaw_celery.clock import ReferenceClock
-from waooaw_celery.clock_reading import read, redis_source
 from waooaw_celery.embedded import end_all, running
 from waooaw_celery.errors import ClockSkew, StoreUnavailable, UnknownMessage
-from waooaw_celery.receipts import Event
-from waooaw_celery.routing import system_queue
-from waooaw_celery.store import connect, store_url
-from waooaw_celery.tasks import PURGE, RECONCILE, SWEEP
-from waooaw_celery.values import LocalTime
+from waooaw_celery.ledger.database import upgrade as schema
+from waooaw_celery.ledger.retention import Retention
+from waooaw_celery.maintenance.tasks import PURGE, RECONCILE, SWEEP
+from waooaw_celery.messages.queues import system_queue
+from waooaw_celery.messages.receipt import Event
+from waooaw_celery.messages.validation import LocalTime
+from waooaw_celery.store.clock_reading import read, redis_source
+from waooaw_celery.store.connection import connect, store_url
+from waooaw_celery.store.reference_clock import ReferenceClock
 
 DAYS_120 = 120 * 24 * HOUR
 #: By how many seconds the real clocks here may differ from what is expected, under load.

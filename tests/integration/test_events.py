@@ -25,13 +25,13 @@ from waooaw_celery import (
     Priority,
     RequestResponseHandler,
     RetentionPolicy,
-    aio,
 )
-from waooaw_celery.audit.published import EventLog
-from waooaw_celery.bus import Everyone
+from waooaw_celery.agents import aio
+from waooaw_celery.agents.bus import Everyone
 from waooaw_celery.embedded import end_all
 from waooaw_celery.errors import InvalidMessage, SchemaViolation, UnknownAgent, UnknownSubscription
-from waooaw_celery.subscriptions import FRESH_SECONDS
+from waooaw_celery.ledger.event_log import EventLog
+from waooaw_celery.store.subscriptions import FRESH_SECONDS
 
 
 class Probes:

@@ -15,11 +15,11 @@ from redis import Redis
 from support import Broker, settled, until
 
 from waooaw_celery import AgentApp, MessageBus, MessageStatus, RequestResponseHandler
-from waooaw_celery.audit import schema
-from waooaw_celery.audit.trail import MessageAuditTrail
 from waooaw_celery.embedded import end, valkey
 from waooaw_celery.errors import StoreUnavailable
-from waooaw_celery.message import DeliveryReceipt
+from waooaw_celery.ledger.database import upgrade as schema
+from waooaw_celery.ledger.trail import MessageAuditTrail
+from waooaw_celery.messages.message import DeliveryReceipt
 
 POOLS = ("solo", "threads", "prefork", "gevent")
 SECONDS = 40.0

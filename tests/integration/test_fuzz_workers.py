@@ -20,8 +20,8 @@ from support import Broker, until
 
 from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus, RequestResponseHandler
 from waooaw_celery.embedded import end, valkey
-from waooaw_celery.routing import agent_queue, queue_depth
-from waooaw_celery.store import store_url
+from waooaw_celery.messages.queues import agent_queue, queue_depth
+from waooaw_celery.store.connection import store_url
 
 pytestmark = pytest.mark.usefixtures("dead_letters_alone")
 

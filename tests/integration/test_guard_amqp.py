@@ -14,9 +14,9 @@ from rawqueue import publishable, put, real_messages
 from support import Broker, settled, until
 
 from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus, RequestResponseHandler
+from waooaw_celery.broker.dead_letters.dead_letter import DeadLetter
 from waooaw_celery.embedded import end
-from waooaw_celery.letters.letter import DeadLetter
-from waooaw_celery.routing import agent_queue
+from waooaw_celery.messages.queues import agent_queue
 
 pytestmark = [pytest.mark.rabbitmq, pytest.mark.usefixtures("dead_letters_alone")]
 

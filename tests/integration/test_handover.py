@@ -14,8 +14,8 @@ from celery import signals
 from redis import Redis
 
 from waooaw_celery import AgentApp, Message, MessageBus, Priority, create_app
-from waooaw_celery.handover import HandOver
-from waooaw_celery.routing import HandlerName, agent_queue
+from waooaw_celery.app.publish_batch import HandOver
+from waooaw_celery.messages.queues import HandlerName, agent_queue
 
 TARGET = HandlerName("wire-test", "command")
 

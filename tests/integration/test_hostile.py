@@ -12,15 +12,15 @@ import pytest
 from support import Broker, note, until
 
 from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus
-from waooaw_celery.audit import schema
-from waooaw_celery.audit.engine import Database, database_url
-from waooaw_celery.audit.entries import message_entry
-from waooaw_celery.audit.ledger import Ledger
-from waooaw_celery.audit.retention import HoldKind, Retention
-from waooaw_celery.audit.trail import MessageAuditTrail
 from waooaw_celery.errors import InvalidMessage, UnknownMessage
-from waooaw_celery.message import RetentionPolicy
-from waooaw_celery.receipts import Event
+from waooaw_celery.ledger.database import upgrade as schema
+from waooaw_celery.ledger.database.engine import Database, database_url
+from waooaw_celery.ledger.database.rows import message_entry
+from waooaw_celery.ledger.ledger import Ledger
+from waooaw_celery.ledger.retention import HoldKind, Retention
+from waooaw_celery.ledger.trail import MessageAuditTrail
+from waooaw_celery.messages.message import RetentionPolicy
+from waooaw_celery.messages.receipt import Event
 from waooaw_celery.settings import AuditMode
 
 TEXTS = [

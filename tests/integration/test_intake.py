@@ -20,11 +20,11 @@ from outages import Server, lone_server
 from support import Broker, until
 
 from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus, MessageType
-from waooaw_celery.audit import schema
 from waooaw_celery.embedded import end
 from waooaw_celery.errors import StoreUnavailable
-from waooaw_celery.recovery.run import Recovery
-from waooaw_celery.routing import agent_queue, queue_depth
+from waooaw_celery.ledger.database import upgrade as schema
+from waooaw_celery.maintenance.recovery import Recovery
+from waooaw_celery.messages.queues import agent_queue, queue_depth
 
 RABBITMQ = pytest.mark.rabbitmq
 #: Messages of each kind of handler.

@@ -16,9 +16,9 @@ from plants import Plant, plant
 from proxy import proxied
 from support import until
 
+from waooaw_celery.broker.redis.scripts import TOUCH
 from waooaw_celery.embedded import valkey
 from waooaw_celery.settings import TRANSPORT_DEFAULTS
-from waooaw_celery.transport.scripts import TOUCH
 
 POOLS = ("prefork", "threads", "solo")
 #: Seconds that a busy computer may add to what is promised.

@@ -15,9 +15,9 @@ from support import Broker, settled, until
 
 from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus, MessageType, Priority
 from waooaw_celery import RequestResponseHandler as Requests
-from waooaw_celery.audit.trail import MessageAuditTrail
+from waooaw_celery.broker.dead_letters.dead_letter import DeadLetter
 from waooaw_celery.errors import InvalidMessage, RemoteError, UnknownLetter
-from waooaw_celery.letters.letter import DeadLetter
+from waooaw_celery.ledger.trail import MessageAuditTrail
 
 pytestmark = pytest.mark.usefixtures("dead_letters_alone")
 

@@ -14,13 +14,13 @@ from support import Broker, settled, until
 
 from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus
 from waooaw_celery import RequestResponseHandler as Requests
+from waooaw_celery.broker.dead_letters.amqp import QueueLetters
+from waooaw_celery.broker.dead_letters.storage import Choice
+from waooaw_celery.broker.redis.parking import DEAD_KEY
 from waooaw_celery.embedded import end, valkey
 from waooaw_celery.errors import BrokerUnavailable
-from waooaw_celery.letters.queue import QueueLetters
-from waooaw_celery.letters.store import Choice
-from waooaw_celery.routing import agent_queue
-from waooaw_celery.store import store_url
-from waooaw_celery.transport.letters import DEAD_KEY
+from waooaw_celery.messages.queues import agent_queue
+from waooaw_celery.store.connection import store_url
 
 pytestmark = pytest.mark.usefixtures("dead_letters_alone")
 

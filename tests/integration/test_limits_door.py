@@ -22,13 +22,13 @@ from waooaw_celery import (
     Priority,
     RateLimitExceeded,
     RequestResponseHandler,
-    aio,
-    door,
 )
-from waooaw_celery.audit import refusals as refusals_module
+from waooaw_celery.agents import aio
+from waooaw_celery.app import publisher as door
 from waooaw_celery.embedded import end_all
 from waooaw_celery.errors import InvalidMessage, NoHandler, StoreUnavailable, UnknownAgent
-from waooaw_celery.routing import agent_queue, queue_depth
+from waooaw_celery.ledger import refusals as refusals_module
+from waooaw_celery.messages.queues import agent_queue, queue_depth
 
 Limited = Callable[..., AgentApp]
 

@@ -14,7 +14,7 @@ import pytest
 from waooaw_celery import RateLimiter
 from waooaw_celery.limits.redis import RedisStorage
 from waooaw_celery.limits.rules import STEPS
-from waooaw_celery.store import connect, store_url
+from waooaw_celery.store.connection import connect, store_url
 
 PROCESSES = 8
 SECONDS = 5.3

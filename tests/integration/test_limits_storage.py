@@ -25,7 +25,7 @@ from waooaw_celery.limits.memory import MemoryStorage
 from waooaw_celery.limits.redis import DEADLINE, REST, RedisStorage
 from waooaw_celery.limits.rules import demands
 from waooaw_celery.limits.storage import LimitStorage
-from waooaw_celery.store import connect, store_url
+from waooaw_celery.store.connection import connect, store_url
 
 #: Windows of a minute and longer: Redis itself forgets counters by its own clock, which these tests do not turn.
 QUOTAS = [

@@ -21,8 +21,8 @@ from proxy import Proxy, proxied
 from redis.exceptions import ConnectionError as RedisConnectionError
 from support import until
 
+from waooaw_celery.broker.redis.scripts import CLAIM, PUBLISH
 from waooaw_celery.embedded import free_port, running, valkey
-from waooaw_celery.transport.scripts import CLAIM, PUBLISH
 
 TIMEOUTS = {"socket_timeout": 3.0, "socket_connect_timeout": 2.0}
 #: What an answer that got lost brought comes back soon.

@@ -20,15 +20,15 @@ from sqlalchemy import text as sql
 from support import note
 
 from waooaw_celery import Message, MessageStatus, MessageType, Priority
-from waooaw_celery.audit import schema
-from waooaw_celery.audit.engine import Database, database_url
-from waooaw_celery.audit.entries import message_entry
-from waooaw_celery.audit.ledger import Ledger
-from waooaw_celery.audit.retention import HoldKind, Retention
-from waooaw_celery.audit.trail import MessageAuditTrail
 from waooaw_celery.errors import UnknownMessage
-from waooaw_celery.message import RetentionPolicy
-from waooaw_celery.receipts import Event, Fact
+from waooaw_celery.ledger.database import upgrade as schema
+from waooaw_celery.ledger.database.engine import Database, database_url
+from waooaw_celery.ledger.database.rows import message_entry
+from waooaw_celery.ledger.ledger import Ledger
+from waooaw_celery.ledger.retention import HoldKind, Retention
+from waooaw_celery.ledger.trail import MessageAuditTrail
+from waooaw_celery.messages.message import RetentionPolicy
+from waooaw_celery.messages.receipt import Event, Fact
 
 AGENTS = ["ann", "bob", "cid"]
 FINAL = tuple(status.value for status in MessageStatus if status.final)

@@ -11,8 +11,8 @@ from support import Broker, settled, until
 from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus, MessageType, Priority
 from waooaw_celery import RequestResponseHandler as Requests
 from waooaw_celery.errors import BrokerUnavailable, InvalidMessage, NoHandler, UnknownAgent, UnknownMessage
-from waooaw_celery.routing import agent_queue
-from waooaw_celery.store import connect, store_url
+from waooaw_celery.messages.queues import agent_queue
+from waooaw_celery.store.connection import connect, store_url
 
 
 def seen(app: AgentApp, agent: str, message_id: str) -> dict[str, object]:

@@ -10,7 +10,7 @@ from support import Broker, settled
 
 from waooaw_celery import AgentApp, MessageBus, MessageStatus, RequestResponseHandler
 from waooaw_celery.errors import InvalidMessage, UnknownMethod
-from waooaw_celery.routing import AMQP_MAX_PRIORITY, agent_queue
+from waooaw_celery.messages.queues import AMQP_MAX_PRIORITY, agent_queue
 
 
 @pytest.fixture

@@ -18,9 +18,9 @@ from proxy import Proxy, proxied
 from support import Broker, settled, until
 
 from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus, MessageType, RequestResponseHandler
-from waooaw_celery.audit import schema
 from waooaw_celery.embedded import end_all
 from waooaw_celery.errors import AuditUnavailable
+from waooaw_celery.ledger.database import upgrade as schema
 
 SECONDS = 2.0
 WAIT = 3 * SECONDS

@@ -15,8 +15,8 @@ from support import Broker, settled, until
 from waooaw_celery import Agent, AgentApp, Message, MessageBus, MessageStatus, MessageType, RequestResponseHandler
 from waooaw_celery.embedded import end_all
 from waooaw_celery.errors import ConfigurationError
-from waooaw_celery.routing import HandlerName, agent_queue, queue_depth
-from waooaw_celery.worker.checks import check_once
+from waooaw_celery.messages.queues import HandlerName, agent_queue, queue_depth
+from waooaw_celery.worker.health.startup_checks import check_once
 
 Start = Callable[..., str]
 

@@ -24,10 +24,10 @@ from waooaw_celery import (
     MessageType,
     RequestResponseHandler,
 )
-from waooaw_celery.audit.inbox import has_effect
 from waooaw_celery.embedded import end_all
 from waooaw_celery.errors import AuditUnavailable
-from waooaw_celery.receipts import Event
+from waooaw_celery.ledger.inbox import has_effect
+from waooaw_celery.messages.receipt import Event
 
 
 @pytest.fixture(scope="module")

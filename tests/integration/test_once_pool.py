@@ -14,7 +14,7 @@ from support import Broker, settled
 
 from waooaw_celery import AgentApp, Message, MessageAuditTrail, MessageBus, MessageStatus, RequestResponseHandler
 from waooaw_celery.embedded import end_all
-from waooaw_celery.receipts import Event
+from waooaw_celery.messages.receipt import Event
 
 #: More handlers at a time than connections.
 POOLS = {"threads": ("-P", "threads", "-c", "20"), "gevent": ("-P", "gevent", "-c", "20"), "prefork": ("-c", "2")}

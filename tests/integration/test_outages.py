@@ -12,14 +12,15 @@ from outages import Server, lone_server
 from support import Broker, until
 
 from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus, RequestResponseHandler
-from waooaw_celery.audit import schema, shipping
-from waooaw_celery.audit.entries import WITHDRAWN, message_entry, withdrawal_entry
-from waooaw_celery.audit.trail import MessageAuditTrail
 from waooaw_celery.embedded import end
 from waooaw_celery.errors import AuditUnavailable, UnknownMessage
-from waooaw_celery.message import RetentionPolicy
-from waooaw_celery.recovery.run import Recovery
-from waooaw_celery.routing import agent_queue, queue_depth
+from waooaw_celery.ledger.database import upgrade as schema
+from waooaw_celery.ledger.database.rows import WITHDRAWN, message_entry, withdrawal_entry
+from waooaw_celery.ledger.trail import MessageAuditTrail
+from waooaw_celery.ledger.write import spool_drain as shipping
+from waooaw_celery.maintenance.recovery import Recovery
+from waooaw_celery.messages.message import RetentionPolicy
+from waooaw_celery.messages.queues import agent_queue, queue_depth
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,9 @@ from sqlalchemy.orm import Session
 from support import Broker, lone_database, settled
 
 from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus, RateLimitExceeded, create_app
-from waooaw_celery.audit import schema
 from waooaw_celery.errors import ConfigurationError, InvalidMessage, UnknownMessage
-from waooaw_celery.routing import agent_queue, queue_depth
+from waooaw_celery.ledger.database import upgrade as schema
+from waooaw_celery.messages.queues import agent_queue, queue_depth
 
 
 @pytest.fixture

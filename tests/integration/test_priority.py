@@ -9,7 +9,7 @@ from support import Broker, until
 
 from waooaw_celery import AgentApp, Message, MessageBus, Priority
 from waooaw_celery import RequestResponseHandler as Requests
-from waooaw_celery.routing import agent_queue, queue_depth
+from waooaw_celery.messages.queues import agent_queue, queue_depth
 
 
 def test_urgent_and_high_overtake_normal_and_low(app: AgentApp, broker: Broker, start: Callable[..., str]) -> None:

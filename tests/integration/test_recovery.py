@@ -28,23 +28,23 @@ from support import PATIENCE, Broker, lone_database, note, settled, until
 
 from waooaw_celery import AgentApp, EventBus, Message, MessageBus, MessageStatus, MessageType, Priority, create_app
 from waooaw_celery import RequestResponseHandler as Requests
-from waooaw_celery.audit import schema
-from waooaw_celery.audit.entries import fact_entry
-from waooaw_celery.audit.lost import MOST_RECOVERIES, Rules, claim, claiming, judge
-from waooaw_celery.audit.records import AuditRecord
-from waooaw_celery.audit.trail import MessageAuditTrail
+from waooaw_celery.broker.incoming.delivery import DELIVERY_COUNT
+from waooaw_celery.broker.redis.scripts import PUBLISH
 from waooaw_celery.embedded import end_all, valkey
 from waooaw_celery.errors import BrokerUnavailable, InvalidMessage, RequestTimeout, UnknownMessage, WaooawError
-from waooaw_celery.message import RetentionPolicy
-from waooaw_celery.receipts import Event, Fact
-from waooaw_celery.recovery import broker as broker_module
-from waooaw_celery.recovery.run import Recovered, Recovery
-from waooaw_celery.remembered import RECOVERED_HEADER
-from waooaw_celery.routing import agent_queue, queue_depth
-from waooaw_celery.store import store_url
-from waooaw_celery.subscriptions import Subscription
-from waooaw_celery.transport.scripts import PUBLISH
-from waooaw_celery.transport.travel import DELIVERY_COUNT
+from waooaw_celery.ledger.database import upgrade as schema
+from waooaw_celery.ledger.database.rows import fact_entry
+from waooaw_celery.ledger.read.lost import MOST_RECOVERIES, Rules, claim, claiming, judge
+from waooaw_celery.ledger.read.records import AuditRecord
+from waooaw_celery.ledger.trail import MessageAuditTrail
+from waooaw_celery.maintenance import broker_inventory as broker_module
+from waooaw_celery.maintenance.recovery import Recovered, Recovery
+from waooaw_celery.messages.message import RetentionPolicy
+from waooaw_celery.messages.publish_options import RECOVERED_HEADER
+from waooaw_celery.messages.queues import agent_queue, queue_depth
+from waooaw_celery.messages.receipt import Event, Fact
+from waooaw_celery.store.connection import store_url
+from waooaw_celery.store.subscriptions import Subscription
 
 ROOT = Path(__file__).parents[2]
 KEPT = RetentionPolicy.DAYS_90

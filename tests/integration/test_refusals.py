@@ -10,17 +10,17 @@ import pytest
 from sqlalchemy import func, select, text
 from support import lone_database, until
 
-from waooaw_celery.audit import refusals as refusals_module
-from waooaw_celery.audit import schema
-from waooaw_celery.audit.engine import Database, database_url
-from waooaw_celery.audit.entries import Entry
-from waooaw_celery.audit.ledger import Ledger
-from waooaw_celery.audit.models import RefusalRow
-from waooaw_celery.audit.refusals import Refusals
-from waooaw_celery.audit.retention import REFUSALS_KEPT, Retention
-from waooaw_celery.audit.trail import MessageAuditTrail
 from waooaw_celery.errors import InvalidMessage
-from waooaw_celery.message import RetentionPolicy
+from waooaw_celery.ledger import refusals as refusals_module
+from waooaw_celery.ledger.database import upgrade as schema
+from waooaw_celery.ledger.database.engine import Database, database_url
+from waooaw_celery.ledger.database.models import RefusalRow
+from waooaw_celery.ledger.database.rows import Entry
+from waooaw_celery.ledger.ledger import Ledger
+from waooaw_celery.ledger.refusals import Refusals
+from waooaw_celery.ledger.retention import REFUSALS_KEPT, Retention
+from waooaw_celery.ledger.trail import MessageAuditTrail
+from waooaw_celery.messages.message import RetentionPolicy
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -18,7 +18,7 @@ from waooaw_celery.errors import (
     UnknownAgent,
     UnknownMethod,
 )
-from waooaw_celery.store import connect, store_url
+from waooaw_celery.store.connection import connect, store_url
 
 
 def busy(app: AgentApp, agent: str, seconds: float) -> None:

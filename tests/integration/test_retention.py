@@ -12,17 +12,18 @@ from sqlalchemy import func, select, text
 from support import lone_database, note
 
 from waooaw_celery import Message, MessageStatus
-from waooaw_celery.audit import engine, partitions, schema
-from waooaw_celery.audit import retention as retention_module
-from waooaw_celery.audit.engine import Database, database_url
-from waooaw_celery.audit.ledger import Ledger
-from waooaw_celery.audit.models import EventRow, MessageRow, PurgeRow
-from waooaw_celery.audit.partitions import Month
-from waooaw_celery.audit.retention import HoldKind, Removal, Retention
-from waooaw_celery.audit.trail import MessageAuditTrail
 from waooaw_celery.errors import InvalidMessage
-from waooaw_celery.message import RetentionPolicy
-from waooaw_celery.receipts import Event
+from waooaw_celery.ledger import retention as retention_module
+from waooaw_celery.ledger.database import engine, partitions
+from waooaw_celery.ledger.database import upgrade as schema
+from waooaw_celery.ledger.database.engine import Database, database_url
+from waooaw_celery.ledger.database.models import EventRow, MessageRow, PurgeRow
+from waooaw_celery.ledger.database.partitions import Month
+from waooaw_celery.ledger.ledger import Ledger
+from waooaw_celery.ledger.retention import HoldKind, Removal, Retention
+from waooaw_celery.ledger.trail import MessageAuditTrail
+from waooaw_celery.messages.message import RetentionPolicy
+from waooaw_celery.messages.receipt import Event
 
 NOW = datetime.now(UTC)
 DAYS_91 = timedelta(days=91)

@@ -19,16 +19,17 @@ from sqlalchemy import select
 from support import Broker, settled, until
 
 from waooaw_celery import Message, MessageBus, MessageStatus
-from waooaw_celery.audit import damage, schema
-from waooaw_celery.audit.damage import FileLock
-from waooaw_celery.audit.engine import Database, database_url
-from waooaw_celery.audit.entries import Entry, message_entry
-from waooaw_celery.audit.ledger import Ledger
-from waooaw_celery.audit.models import EventRow
-from waooaw_celery.audit.spool import Spool, SpoolUnavailable
 from waooaw_celery.embedded import end, spawn
-from waooaw_celery.message import RetentionPolicy
-from waooaw_celery.receipts import Event, Fact
+from waooaw_celery.ledger.database import upgrade as schema
+from waooaw_celery.ledger.database.engine import Database, database_url
+from waooaw_celery.ledger.database.models import EventRow
+from waooaw_celery.ledger.database.rows import Entry, message_entry
+from waooaw_celery.ledger.ledger import Ledger
+from waooaw_celery.ledger.write import spool_damage as damage
+from waooaw_celery.ledger.write.spool import Spool, SpoolUnavailable
+from waooaw_celery.ledger.write.spool_damage import FileLock
+from waooaw_celery.messages.message import RetentionPolicy
+from waooaw_celery.messages.receipt import Event, Fact
 from waooaw_celery.settings import AuditMode
 
 DAYS_90 = RetentionPolicy.DAYS_90
@@ -220,12 +221,12 @@ def test_the_ledger_is_written_to_again_whatever_the_spool_is(
 _SAYS = """
 import logging, os, sys, time
 from waooaw_celery import Message
-from waooaw_celery.audit.engine import Database, database_url
-from waooaw_celery.audit.ledger import Ledger
-from waooaw_celery.audit.models import EventRow
+from waooaw_celery.ledger.database.engine import Database, database_url
+from waooaw_celery.ledger.ledger import Ledger
+from waooaw_celery.ledger.database.models import EventRow
 from waooaw_celery.errors import AuditUnavailable
-from waooaw_celery.message import RetentionPolicy
-from waooaw_celery.receipts import Event, Fact
+from waooaw_celery.messages.message import RetentionPolicy
+from waooaw_celery.messages.receipt import Event, Fact
 from waooaw_celery.settings import AuditMode
 import sqlalchemy.dialects.sqlite, json
 logging.basicConfig(level=logging.WARNING)

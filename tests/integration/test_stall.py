@@ -13,7 +13,7 @@ from support import Broker, settled, until
 
 from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus, MessageType
 from waooaw_celery.embedded import end
-from waooaw_celery.worker.ending import EXIT_STALLED
+from waooaw_celery.worker.health.stall_exit import EXIT_STALLED
 
 #: Seconds without progress after which these workers count as stalled.
 SECONDS = 2.0

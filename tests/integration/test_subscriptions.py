@@ -16,13 +16,13 @@ from redis.connection import AbstractConnection
 from support import Broker
 
 from waooaw_celery import AgentApp, EventBus, MessageStatus, RateLimitExceeded, create_app
-from waooaw_celery.audit import schema
-from waooaw_celery.audit.published import EventLog
-from waooaw_celery.audit.retention import Retention
 from waooaw_celery.errors import BrokerUnavailable, ConfigurationError, StoreUnavailable, UnknownSubscription
-from waooaw_celery.subscriptions import Subscription
-from waooaw_celery.topics.filters import Filter
-from waooaw_celery.topics.schemas import Check, TopicSchema
+from waooaw_celery.ledger.database import upgrade as schema
+from waooaw_celery.ledger.event_log import EventLog
+from waooaw_celery.ledger.retention import Retention
+from waooaw_celery.messages.topics.filters import Filter
+from waooaw_celery.messages.topics.schemas import Check, TopicSchema
+from waooaw_celery.store.subscriptions import Subscription
 
 
 @pytest.fixture(params=["redis", "sqlite", "postgresql"])

@@ -19,16 +19,17 @@ from sqlalchemy import text
 from support import lone_database, note
 
 from waooaw_celery import Message, MessageStatus, MessageType, Priority
-from waooaw_celery.audit import engine, schema
-from waooaw_celery.audit.engine import Database, database_url
-from waooaw_celery.audit.ledger import Ledger
-from waooaw_celery.audit.models import Base
-from waooaw_celery.audit.records import Durations
-from waooaw_celery.audit.trail import MessageAuditTrail
-from waooaw_celery.audit.version import NEWEST, VERSION_TABLE, check_version
 from waooaw_celery.errors import AuditUnavailable, ConfigurationError, InvalidMessage, UnknownMessage
-from waooaw_celery.message import KEPT_FOREVER, RetentionPolicy
-from waooaw_celery.receipts import Event
+from waooaw_celery.ledger.database import engine
+from waooaw_celery.ledger.database import upgrade as schema
+from waooaw_celery.ledger.database.engine import Database, database_url
+from waooaw_celery.ledger.database.models import Base
+from waooaw_celery.ledger.database.version import NEWEST, VERSION_TABLE, check_version
+from waooaw_celery.ledger.ledger import Ledger
+from waooaw_celery.ledger.read.records import Durations
+from waooaw_celery.ledger.trail import MessageAuditTrail
+from waooaw_celery.messages.message import KEPT_FOREVER, RetentionPolicy
+from waooaw_celery.messages.receipt import Event
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -21,16 +21,18 @@ import pytest
 from support import Broker, note, until
 
 from waooaw_celery import Message
-from waooaw_celery.audit import schema, shipping, waiting
-from waooaw_celery.audit.engine import Database, database_url
-from waooaw_celery.audit.entries import Entry, fact_entry, keyed_entry, message_entry, sent_entry
-from waooaw_celery.audit.ledger import Ledger
-from waooaw_celery.audit.shipping import STRAY_SECONDS
-from waooaw_celery.audit.spool import Spool
 from waooaw_celery.embedded import spawn
 from waooaw_celery.errors import AuditUnavailable, ConfigurationError
-from waooaw_celery.message import RetentionPolicy
-from waooaw_celery.receipts import Event, Fact
+from waooaw_celery.ledger.database import upgrade as schema
+from waooaw_celery.ledger.database.engine import Database, database_url
+from waooaw_celery.ledger.database.rows import Entry, fact_entry, keyed_entry, message_entry, sent_entry
+from waooaw_celery.ledger.ledger import Ledger
+from waooaw_celery.ledger.write import buffer as waiting
+from waooaw_celery.ledger.write import spool_drain as shipping
+from waooaw_celery.ledger.write.spool import Spool
+from waooaw_celery.ledger.write.spool_drain import STRAY_SECONDS
+from waooaw_celery.messages.message import RetentionPolicy
+from waooaw_celery.messages.receipt import Event, Fact
 from waooaw_celery.settings import AuditMode
 
 DAYS_90 = RetentionPolicy.DAYS_90
@@ -39,9 +41,9 @@ DAYS_90 = RetentionPolicy.DAYS_90
 _PROGRAM = """
 import os, sys, time
 from waooaw_celery import Message
-from waooaw_celery.audit.engine import Database, database_url
-from waooaw_celery.audit.ledger import Ledger
-from waooaw_celery.message import RetentionPolicy
+from waooaw_celery.ledger.database.engine import Database, database_url
+from waooaw_celery.ledger.ledger import Ledger
+from waooaw_celery.messages.message import RetentionPolicy
 from waooaw_celery.settings import AuditMode
 ledger = Ledger(Database(database_url(sys.argv[1])), RetentionPolicy.DAYS_90, AuditMode.BATCHED, sys.argv[2])
 def say():

@@ -12,11 +12,11 @@ from faults.effects import act
 from sqlalchemy import text
 
 from waooaw_celery import Agent, Message, MessageType, create_app
-from waooaw_celery.tasks import register
+from waooaw_celery.maintenance.tasks import register_periodic_tasks
 
 app = create_app("soak", **json.loads(os.environ["SOAK_SETTINGS"]))
 if os.environ.get("SOAK_SYSTEM"):
-    register(app)  # the system's worker and beat, and no agent
+    register_periodic_tasks(app)  # the system's worker and beat, and no agent
 else:
     agent = Agent(os.environ["SOAK_NAME"], app)
 

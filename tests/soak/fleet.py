@@ -20,7 +20,7 @@ from nursery import spawn
 from proxy import Proxy
 
 from waooaw_celery.embedded import end
-from waooaw_celery.worker.ending import EXIT_STALLED
+from waooaw_celery.worker.health.stall_exit import EXIT_STALLED
 
 #: Seconds between two looks of the supervisor.
 LOOK = 0.2

@@ -26,11 +26,11 @@ from soak.flatness import TOLERANCES, Series
 from soak.fleet import Fleet, Post
 from soak.load import Load
 from waooaw_celery import create_app
-from waooaw_celery.audit import schema
-from waooaw_celery.audit.engine import database_url
 from waooaw_celery.errors import WaooawError
-from waooaw_celery.registry import AgentRecord
-from waooaw_celery.routing import agent_queue, queue_depth
+from waooaw_celery.ledger.database import upgrade as schema
+from waooaw_celery.ledger.database.engine import database_url
+from waooaw_celery.messages.queues import agent_queue, queue_depth
+from waooaw_celery.store.agents import AgentRecord
 
 #: Seconds between two things that befall the workers, at least and at most.
 PAUSES = 3.0, 9.0

@@ -11,9 +11,9 @@ import pytest
 from kombu import Queue
 
 from waooaw_celery import Agent, AgentApp, Message, MessageType, create_app
-from waooaw_celery.envelope import moment
 from waooaw_celery.errors import ConfigurationError, InvalidMessage, UnknownSender
-from waooaw_celery.worker.checks import check_time_limits
+from waooaw_celery.messages.headers import moment
+from waooaw_celery.worker.health.startup_checks import check_time_limits
 
 
 @pytest.fixture

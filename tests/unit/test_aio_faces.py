@@ -7,8 +7,8 @@ import inspect
 import pytest
 
 import waooaw_celery
-from waooaw_celery import aio
-from waooaw_celery.speaking import Speaker
+from waooaw_celery.agents import aio
+from waooaw_celery.agents.client import Speaker
 
 
 def verbs(face: type) -> set[str]:

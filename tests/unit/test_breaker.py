@@ -13,7 +13,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import OutOfMemoryError
 from support import until
 
-from waooaw_celery.breaker import Breaker
+from waooaw_celery.broker.circuit_breaker import Breaker
 from waooaw_celery.errors import AuditUnavailable, BrokerUnavailable
 
 PAUSE = 0.1
@@ -122,7 +122,7 @@ def test_the_log_has_one_line_when_it_goes_and_one_when_it_is_back(
 ) -> None:
     """However often it was tried meanwhile."""
     told: Callable[[], list[str]] = lambda: [record.__dict__["action"] for record in caplog.records]  # noqa: E731
-    with caplog.at_level(logging.WARNING, logger="waooaw_celery.breaker"):
+    with caplog.at_level(logging.WARNING, logger="waooaw_celery.broker.circuit_breaker"):
         for _ in range(3):
             fail(breaker, TimeoutError())
         for _ in range(3):

@@ -12,9 +12,9 @@ from cloudevents.core.formats.json import JSONFormat
 from cloudevents.core.v1.event import CloudEvent
 
 from waooaw_celery import Message, MessageType
+from waooaw_celery.agents.events.cloudevents import from_cloudevent, to_cloudevent
 from waooaw_celery.errors import InvalidMessage
-from waooaw_celery.events.cloudevents import from_cloudevent, to_cloudevent
-from waooaw_celery.topics.attributes import EventAttributes
+from waooaw_celery.messages.topics.attributes import EventAttributes
 
 
 def message(payload: Any, **fields: Any) -> Message:

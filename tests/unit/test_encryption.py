@@ -13,7 +13,7 @@ from waooaw_celery.errors import ConfigurationError, Unreadable
 from waooaw_celery.wire.caps import MIB, Caps
 from waooaw_celery.wire.codecs import expand
 from waooaw_celery.wire.encryption import CONTENT_TYPE, NAME, Keyring, enable
-from waooaw_celery.wire.packing import Packer
+from waooaw_celery.wire.packer import Packer
 
 KEYS = {"old": bytes(range(32)), "new": bytes(32)}
 SAID = {id_: f"{id_}={base64.b64encode(key).decode()}" for id_, key in KEYS.items()}

@@ -27,12 +27,12 @@ from wire_values import texts, values
 
 from waooaw_celery import InvalidMessage, Message
 from waooaw_celery.errors import ConfigurationError, Unreadable, Unwritable
-from waooaw_celery.values import json_copy, restored, tagged
+from waooaw_celery.messages.validation import json_copy, restored, tagged
 from waooaw_celery.wire import formats, protobuf
 from waooaw_celery.wire.caps import MIB, Caps, InForce, check_json_nodes
 from waooaw_celery.wire.codecs import codec_names, expand, find_codec, install_codecs
 from waooaw_celery.wire.formats import decode, encode, find_format
-from waooaw_celery.wire.packing import Packer
+from waooaw_celery.wire.packer import Packer
 
 FORMATS = ("json", "msgpack", "protobuf")
 CODECS = ("none", "zlib", "real-gzip", "zstd", "bzip2", "lzma")

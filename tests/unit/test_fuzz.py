@@ -15,8 +15,8 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
+from waooaw_celery.broker.incoming.guard import read
 from waooaw_celery.errors import Unreadable
-from waooaw_celery.transport.guard import read
 from waooaw_celery.wire import encryption
 from waooaw_celery.wire.caps import Caps, check_shape
 from waooaw_celery.wire.codecs import codec_names, expand, find_codec

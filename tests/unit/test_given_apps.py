@@ -18,13 +18,13 @@ from waooaw_celery import (
     MessageStatus,
     RateLimiter,
     RequestResponseHandler,
-    aio,
     create_app,
 )
-from waooaw_celery.audit import schema
-from waooaw_celery.audit.trail import MessageAuditTrail
+from waooaw_celery.agents import aio
+from waooaw_celery.agents.client import Speaker
 from waooaw_celery.errors import ConfigurationError
-from waooaw_celery.speaking import Speaker
+from waooaw_celery.ledger.database import upgrade as schema
+from waooaw_celery.ledger.trail import MessageAuditTrail
 
 TAKES_APP: dict[str, Callable[[Any], object]] = {
     "Agent": lambda app: Agent("worker-1", app),

@@ -32,9 +32,9 @@ from kombu.utils.json import dumps as kombu_dumps
 from malformed import CASES, FORGED, ODD_ZONE, Case, End, body, bomb, packed, real, zstd
 
 from waooaw_celery import AgentApp, create_app
+from waooaw_celery.broker.incoming.guard import check_task_body, examine, read
 from waooaw_celery.errors import Unreadable
-from waooaw_celery.message import Message
-from waooaw_celery.transport.guard import check_task_body, examine, read
+from waooaw_celery.messages.message import Message
 from waooaw_celery.wire.caps import MIB, Caps
 from waooaw_celery.wire.codecs import expand
 from waooaw_celery.worker.request import AgentRequest
@@ -289,7 +289,7 @@ def test_a_bomb_is_refused_before_it_goes_off(codec: str) -> None:
 _PEAK = """
 import resource, sys
 from waooaw_celery.errors import Unreadable
-from waooaw_celery.transport.guard import read
+from waooaw_celery.broker.incoming.guard import read
 from waooaw_celery.wire.caps import Caps
 item = open(sys.argv[1], "rb").read()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

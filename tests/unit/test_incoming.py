@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from waooaw_celery import streams
+from waooaw_celery.agents.requests import stream as streams
+from waooaw_celery.agents.requests.stream import Incoming
 from waooaw_celery.errors import StreamBroken
-from waooaw_celery.streams import Incoming
 
 
 def part(number: int, run: str = "a") -> dict[str, Any]:

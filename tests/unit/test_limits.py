@@ -17,7 +17,7 @@ from waooaw_celery.limits.gate import Gate
 from waooaw_celery.limits.grammar import read_quota
 from waooaw_celery.limits.memory import MemoryStorage
 from waooaw_celery.limits.rules import MAX_LIMIT, Quota, Rule
-from waooaw_celery.limits.turn import Turn
+from waooaw_celery.limits.waiting import Turn
 from waooaw_celery.settings import WaooawSettings
 
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from waooaw_celery import Message, MessageStatus, MessageType, Priority
 from waooaw_celery.errors import InvalidMessage
-from waooaw_celery.message import ENVELOPE_HEADER
-from waooaw_celery.values import json_copy
+from waooaw_celery.messages.message import ENVELOPE_HEADER
+from waooaw_celery.messages.validation import json_copy
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from waooaw_celery.errors import ConfigurationError
-from waooaw_celery.retries import Retries
+from waooaw_celery.worker.outcomes.retry_policy import Retries
 
 
 def test_pauses_grow_up_to_the_longest() -> None:

@@ -6,8 +6,8 @@ import pytest
 
 from waooaw_celery import MessageType, Priority
 from waooaw_celery.errors import ConfigurationError
-from waooaw_celery.routing import HandlerName, agent_queue, broker_priority
-from waooaw_celery.store import store_url
+from waooaw_celery.messages.queues import HandlerName, agent_queue, broker_priority
+from waooaw_celery.store.connection import store_url
 
 
 @pytest.mark.parametrize(

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator, FormatChecker
 
 from waooaw_celery.errors import InvalidSchema, SchemaViolation
-from waooaw_celery.topics import checking
-from waooaw_celery.topics.checking import first_violation, make_validator
-from waooaw_celery.topics.filters import Filter
-from waooaw_celery.topics.regular_expressions import LinearPattern, UnsafePattern
-from waooaw_celery.topics.schemas import Schemas, TopicSchema
+from waooaw_celery.messages.topics import schema_validation as checking
+from waooaw_celery.messages.topics.filters import Filter
+from waooaw_celery.messages.topics.regular_expressions import LinearPattern, UnsafePattern
+from waooaw_celery.messages.topics.schema_validation import first_violation, make_validator
+from waooaw_celery.messages.topics.schemas import Schemas, TopicSchema
 
 DRAFT_7 = "http://json-schema.org/draft-07/schema#"
 DRAFT_2019 = "https://json-schema.org/draft/2019-09/schema"

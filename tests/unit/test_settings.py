@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from waooaw_celery import AgentApp, create_app
-from waooaw_celery.celery_defaults import CELERY_DEFAULTS
+from waooaw_celery.app.celery_defaults import CELERY_DEFAULTS
 from waooaw_celery.errors import ConfigurationError
 from waooaw_celery.settings import WaooawSettings
 

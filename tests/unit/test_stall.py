@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from waooaw_celery.worker.progress import Snapshot
-from waooaw_celery.worker.stall import RECONNECT, TURN, Loop, StallDetector
+from waooaw_celery.worker.health.progress import Snapshot
+from waooaw_celery.worker.health.stall import RECONNECT, TURN, Loop, StallDetector
 
 SECONDS = 10.0
 TURNS = Loop(silent=0.0, connected=True, handles=False)

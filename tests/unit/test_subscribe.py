@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 
 from waooaw_celery import Agent, AgentApp, Message, MessageType, create_app
+from waooaw_celery.agents.events.bus import EventBus
+from waooaw_celery.agents.events.catch_up import CatchUp
+from waooaw_celery.agents.events.delivery import delivery_id
 from waooaw_celery.errors import ConfigurationError, InvalidMessage, UnknownSender
-from waooaw_celery.events.bus import EventBus
-from waooaw_celery.events.catch_up import CatchUp
-from waooaw_celery.events.delivery import delivery_id
-from waooaw_celery.routing import HandlerName
-from waooaw_celery.subscriptions import Known, Subscription
-from waooaw_celery.topics.attributes import EventAttributes
-from waooaw_celery.topics.filters import Filter
+from waooaw_celery.messages.queues import HandlerName
+from waooaw_celery.messages.topics.attributes import EventAttributes
+from waooaw_celery.messages.topics.filters import Filter
+from waooaw_celery.store.subscriptions import Known, Subscription
 
 
 @pytest.fixture

@@ -17,10 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from waooaw_celery.errors import ConfigurationError, InvalidMessage, SchemaViolation
-from waooaw_celery.topics.attributes import EventAttributes
-from waooaw_celery.topics.filters import Filter
-from waooaw_celery.topics.patterns import check_pattern, check_topic, matches
-from waooaw_celery.topics.schemas import Check, Schemas, choose
+from waooaw_celery.messages.topics.attributes import EventAttributes
+from waooaw_celery.messages.topics.filters import Filter
+from waooaw_celery.messages.topics.patterns import check_pattern, check_topic, matches
+from waooaw_celery.messages.topics.schemas import Check, Schemas, choose
 
 #: Few words, so that they meet often.
 WORDS = st.sampled_from(["a", "b", "task", "A", "a-b", "0"])

@@ -14,8 +14,8 @@ waooaw.lazy_commands.update(
         "cancel": LazyCommand("waooaw_celery.cli.messages", "Cancel a message or request."),
         "conversation": LazyCommand("waooaw_celery.cli.ledger", "Show a conversation in causal order."),
         "db": LazyCommand("waooaw_celery.cli.database", "Create or upgrade the ledger's tables."),
-        "dead": LazyCommand("waooaw_celery.cli.dead", "List, show, retry and discard dead letters."),
-        "demo": LazyCommand("waooaw_celery.cli.demo", "Run the demo: agents that measure a folder of documents."),
+        "dead": LazyCommand("waooaw_celery.cli.dead_letters", "List, show, retry and discard dead letters."),
+        "demo": LazyCommand("waooaw_celery.demo.command", "Run the demo: agents measure a folder of documents."),
         "doctor": LazyCommand("waooaw_celery.cli.doctor", "Check the clocks of all processes."),
         "erase": LazyCommand("waooaw_celery.cli.ledger", "Blank payloads and errors, and keep the facts."),
         "events": LazyCommand("waooaw_celery.cli.events", "Publish and replay events, manage subscriptions."),
@@ -30,7 +30,7 @@ waooaw.lazy_commands.update(
         "send": LazyCommand("waooaw_celery.cli.messages", "Send a message to an agent."),
         "spool": LazyCommand("waooaw_celery.cli.ledger", "Show what waits on this computer for the database."),
         "stats": LazyCommand("waooaw_celery.cli.ledger", "Show the ledger's statistics, or compare wire formats."),
-        "up": LazyCommand("waooaw_celery.cli.up", "Run the demo's agents until Ctrl-C."),
+        "up": LazyCommand("waooaw_celery.demo.up", "Run the demo's agents until Ctrl-C."),
     }
 )
 

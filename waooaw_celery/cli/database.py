@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
-from waooaw_celery.audit.version import check_version, current_version
 from waooaw_celery.cli.group import named_app
+from waooaw_celery.ledger.database.version import check_version, current_version
 
 
 @click.group()
@@ -17,7 +17,7 @@ def db() -> None:
 @click.pass_context
 def upgrade(ctx: click.Context) -> None:
     """Bring the schema up to date; running it again changes nothing."""
-    from waooaw_celery.audit.schema import upgrade as bring_up_to_date  # Alembic is slow to import
+    from waooaw_celery.ledger.database.upgrade import upgrade as bring_up_to_date  # Alembic is slow to import
 
     click.echo(f"The ledger's schema is at {bring_up_to_date(named_app(ctx).database)}.")
 

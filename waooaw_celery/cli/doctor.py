@@ -5,8 +5,8 @@ from __future__ import annotations
 import click
 
 from waooaw_celery.cli.group import current_app
-from waooaw_celery.cli.render import console, json_option, print_json, show_table
-from waooaw_celery.doctor import State, examine
+from waooaw_celery.cli.output import console, json_option, print_json, show_table
+from waooaw_celery.maintenance.diagnostics import State, examine
 
 
 @click.command()

@@ -7,16 +7,16 @@ from datetime import datetime
 
 import click
 
-from waooaw_celery.app import AgentApp
-from waooaw_celery.audit.published import EventLog, SubscriberStatistics
+from waooaw_celery.agents.events.bus import EventBus
+from waooaw_celery.app.app import AgentApp
 from waooaw_celery.cli.group import OPERATOR, current_app
 from waooaw_celery.cli.ledger import MomentParam
 from waooaw_celery.cli.messages import JsonParam
-from waooaw_celery.cli.render import ago, console, json_option, print_json, show_table
-from waooaw_celery.events.bus import EventBus
-from waooaw_celery.message import Priority
-from waooaw_celery.subscriptions import Subscription
-from waooaw_celery.values import JSON
+from waooaw_celery.cli.output import ago, console, json_option, print_json, show_table
+from waooaw_celery.ledger.event_log import EventLog, SubscriberStatistics
+from waooaw_celery.messages.message import Priority
+from waooaw_celery.messages.validation import JSON
+from waooaw_celery.store.subscriptions import Subscription
 
 _from = click.option("--from", "from_agent", metavar="AGENT", help="Who tells.  [default: operator]")
 _since = click.option("--since", type=MomentParam(), help="Published at this moment or later.")

@@ -6,7 +6,7 @@ from typing import IO
 
 import click
 
-from waooaw_celery.cli.render import console, print_json, show_table
+from waooaw_celery.cli.output import console, print_json, show_table
 from waooaw_celery.errors import Unreadable
 from waooaw_celery.wire.caps import Caps
 from waooaw_celery.wire.formats import decode

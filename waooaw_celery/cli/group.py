@@ -11,7 +11,7 @@ import click
 from waooaw_celery.errors import ConfigurationError, WaooawError
 
 if TYPE_CHECKING:
-    from waooaw_celery.app import AgentApp
+    from waooaw_celery.app.app import AgentApp
 
 #: Who speaks when a person does, unless the setting ``waooaw_sender`` names another.
 OPERATOR = "operator"
@@ -94,7 +94,7 @@ def named_app(ctx: click.Context) -> AgentApp:
     # Imported here, so that `waooaw --help` does not wait for Celery.
     from celery.bin.base import CLIContext
 
-    from waooaw_celery.app import AgentApp, create_app
+    from waooaw_celery.app.app import AgentApp, create_app
 
     celery = ctx.find_object(CLIContext)
     name, broker = ctx.meta["waooaw.app_name"], ctx.meta["waooaw.broker"]

@@ -7,13 +7,13 @@ from typing import IO, Any
 
 import click
 
-from waooaw_celery.audit.records import AuditRecord, Durations
-from waooaw_celery.audit.retention import HoldKind, Removal, Retention
-from waooaw_celery.audit.trail import MessageAuditTrail
 from waooaw_celery.cli.formats import show_formats
 from waooaw_celery.cli.group import current_app, named_app
-from waooaw_celery.cli.render import console, json_option, print_json, show_table
-from waooaw_celery.message import MessageStatus, MessageType, Priority
+from waooaw_celery.cli.output import console, json_option, print_json, show_table
+from waooaw_celery.ledger.read.records import AuditRecord, Durations
+from waooaw_celery.ledger.retention import HoldKind, Removal, Retention
+from waooaw_celery.ledger.trail import MessageAuditTrail
+from waooaw_celery.messages.message import MessageStatus, MessageType, Priority
 
 
 class MomentParam(click.ParamType[datetime]):

@@ -7,11 +7,11 @@ from datetime import datetime
 
 import click
 
-from waooaw_celery.app import AgentApp
-from waooaw_celery.audit.trail import MessageAuditTrail
+from waooaw_celery.app.app import AgentApp
 from waooaw_celery.cli.group import current_app
 from waooaw_celery.cli.ledger import MomentParam
-from waooaw_celery.cli.render import console, json_option, print_json, show_table
+from waooaw_celery.cli.output import console, json_option, print_json, show_table
+from waooaw_celery.ledger.trail import MessageAuditTrail
 from waooaw_celery.limits.storage import RuleStatus
 from waooaw_celery.settings import RateLimitStorage
 

@@ -9,14 +9,14 @@ from typing import Any
 
 import click
 
-from waooaw_celery.app import AgentApp
-from waooaw_celery.bus import Everyone, MessageBus
+from waooaw_celery.agents.bus import Everyone, MessageBus
+from waooaw_celery.agents.requests.handler import RequestResponseHandler
+from waooaw_celery.app.app import AgentApp
 from waooaw_celery.cli.group import OPERATOR, current_app
-from waooaw_celery.cli.render import console, json_option, print_json, show_table
+from waooaw_celery.cli.output import console, json_option, print_json, show_table
 from waooaw_celery.errors import RemoteError
-from waooaw_celery.message import SENDABLE, DeliveryReceipt, Message, MessageType, Priority
-from waooaw_celery.request_response import RequestResponseHandler
-from waooaw_celery.values import JSON
+from waooaw_celery.messages.message import SENDABLE, DeliveryReceipt, Message, MessageType, Priority
+from waooaw_celery.messages.validation import JSON
 
 _from = click.option("--from", "from_agent", metavar="AGENT", help="Who speaks.  [default: operator]")
 _priority = click.option(

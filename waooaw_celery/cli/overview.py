@@ -7,13 +7,13 @@ from datetime import timedelta
 import click
 from kombu.exceptions import OperationalError
 
-from waooaw_celery.app import AgentApp
+from waooaw_celery.app.app import AgentApp
 from waooaw_celery.cli.group import current_app
-from waooaw_celery.cli.render import ago, console, json_option, print_json, show_table
+from waooaw_celery.cli.output import ago, console, json_option, print_json, show_table
 from waooaw_celery.errors import BrokerUnavailable
-from waooaw_celery.message import Priority
-from waooaw_celery.routing import QueueDepth, agent_queue, queue_depth, system_queue
-from waooaw_celery.worker.presence import MISSED_BEATS
+from waooaw_celery.messages.message import Priority
+from waooaw_celery.messages.queues import QueueDepth, agent_queue, queue_depth, system_queue
+from waooaw_celery.worker.health.heartbeat import MISSED_BEATS
 
 
 @click.command()

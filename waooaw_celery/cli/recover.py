@@ -5,8 +5,8 @@ from __future__ import annotations
 import click
 
 from waooaw_celery.cli.group import current_app
-from waooaw_celery.cli.render import json_option, print_json
-from waooaw_celery.recovery.run import LIMIT, Recovery
+from waooaw_celery.cli.output import json_option, print_json
+from waooaw_celery.maintenance.recovery import LIMIT, Recovery
 
 
 @click.command()

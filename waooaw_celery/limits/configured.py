@@ -7,7 +7,7 @@ from waooaw_celery.limits.limiter import RateLimiter
 from waooaw_celery.limits.memory import MemoryStorage
 from waooaw_celery.limits.redis import DEADLINE, RedisStorage
 from waooaw_celery.settings import RateLimitStorage, WaooawSettings
-from waooaw_celery.store import connect, store_url
+from waooaw_celery.store.connection import connect, store_url
 
 #: What to do where there is no Redis.
 _WITHOUT = "to count for one process only, set waooaw_rate_limit_storage = 'memory'"

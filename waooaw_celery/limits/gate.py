@@ -6,13 +6,13 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 
-from waooaw_celery.clock_reading import local_now
 from waooaw_celery.errors import RateLimitExceeded, StoreUnavailable
 from waooaw_celery.limits.limiter import RateLimiter
 from waooaw_celery.limits.rules import Demand, demands
-from waooaw_celery.limits.turn import Wait, turn_of
-from waooaw_celery.message import Message
-from waooaw_celery.receipts import Receipts
+from waooaw_celery.limits.waiting import Wait, turn_of
+from waooaw_celery.messages.message import Message
+from waooaw_celery.messages.receipt import Receipts
+from waooaw_celery.store.clock_reading import local_now
 
 logger = logging.getLogger(__name__)
 

@@ -7,14 +7,14 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from waooaw_celery.broker.application import no_app
 from waooaw_celery.errors import InvalidMessage, RateLimitExceeded, StoreUnavailable
-from waooaw_celery.given import no_app
 from waooaw_celery.limits.grammar import read_quota
 from waooaw_celery.limits.rules import EACH, MAX_LIMIT, Demand, Quota, demands, scope_to, seconds_of
 from waooaw_celery.limits.storage import LimitStorage, RuleStatus
-from waooaw_celery.limits.turn import Wait, turn_of
-from waooaw_celery.message import MessageType, Priority
-from waooaw_celery.values import check_agent_name
+from waooaw_celery.limits.waiting import Wait, turn_of
+from waooaw_celery.messages.message import MessageType, Priority
+from waooaw_celery.messages.validation import check_agent_name
 
 logger = logging.getLogger(__name__)
 

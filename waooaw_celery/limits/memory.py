@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from waooaw_celery.limits.meter import Meter, Reading
+from waooaw_celery.limits.algorithm import Meter, Reading
 from waooaw_celery.limits.rules import EACH, STEPS, Demand, Quota, Rule, rule_in, seconds_of
 from waooaw_celery.limits.storage import LimitStorage, Refusal, RuleStatus
 

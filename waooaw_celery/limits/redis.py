@@ -21,7 +21,7 @@ from waooaw_celery.limits.grammar import read_quota
 from waooaw_celery.limits.memory import rule_status
 from waooaw_celery.limits.rules import ALL, STEPS, Demand, Quota, Rule, rule_in
 from waooaw_celery.limits.storage import LimitStorage, Refusal, RuleStatus
-from waooaw_celery.store import Client, guarded
+from waooaw_celery.store.connection import Client, guarded
 
 _COUNTED = "waooaw:limit:"
 _QUOTA = "waooaw:quota:"

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from waooaw_celery.errors import ConfigurationError
-from waooaw_celery.message import MessageType, Priority
-from waooaw_celery.values import check_agent_name
+from waooaw_celery.messages.message import MessageType, Priority
+from waooaw_celery.messages.validation import check_agent_name
 
 #: Seconds in each unit of the grammar, the longest first.
 UNITS = {"day": 86_400, "hour": 3600, "minute": 60, "second": 1}

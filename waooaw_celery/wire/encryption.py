@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterable
 
 from waooaw_celery.errors import ConfigurationError, Unreadable
-from waooaw_celery.values import check_id
+from waooaw_celery.messages.validation import check_id
 from waooaw_celery.wire.caps import Caps
 from waooaw_celery.wire.codecs import Codec, expand, register_codec
 

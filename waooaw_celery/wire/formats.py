@@ -12,7 +12,7 @@ from kombu import serialization
 from kombu.serialization import registry  # type: ignore[attr-defined]  # its stubs are old
 
 from waooaw_celery.errors import ConfigurationError, Unreadable, Unwritable
-from waooaw_celery.values import mapping, tagged
+from waooaw_celery.messages.validation import mapping, tagged
 from waooaw_celery.wire import messagepack
 from waooaw_celery.wire.caps import Caps, check_json_nodes, check_shape, check_size, in_force
 

@@ -7,7 +7,7 @@ from typing import Any
 import msgpack
 
 from waooaw_celery.errors import Unreadable
-from waooaw_celery.values import mapping, tagged
+from waooaw_celery.messages.validation import mapping, tagged
 from waooaw_celery.wire.caps import Caps
 
 #: What other languages write a datetime as, MessagePack's own extension, becomes an aware datetime.

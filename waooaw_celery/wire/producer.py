@@ -7,9 +7,9 @@ from typing import Any
 from kombu import Producer
 from kombu.pools import ProducerPool
 
-from waooaw_celery.message import ENVELOPE_HEADER
+from waooaw_celery.messages.message import ENVELOPE_HEADER
 from waooaw_celery.wire.codecs import AUTO, NONE
-from waooaw_celery.wire.packing import Packer
+from waooaw_celery.wire.packer import Packer
 
 
 class PackingProducer(Producer):

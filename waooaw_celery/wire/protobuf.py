@@ -7,7 +7,7 @@ from typing import Any
 from kombu.exceptions import SerializerNotInstalled
 
 from waooaw_celery.errors import Unreadable
-from waooaw_celery.values import tagged, untagged
+from waooaw_celery.messages.validation import tagged, untagged
 from waooaw_celery.wire.caps import Caps
 
 try:

@@ -11,12 +11,12 @@ from kombu.exceptions import SerializerNotInstalled
 from kombu.serialization import registry  # type: ignore[attr-defined]  # its stubs are old
 
 from waooaw_celery.errors import Unreadable
-from waooaw_celery.message import Message
-from waooaw_celery.values import JSON, json_copy
+from waooaw_celery.messages.message import Message
+from waooaw_celery.messages.validation import JSON, json_copy
 from waooaw_celery.wire.caps import Caps
 from waooaw_celery.wire.codecs import NONE, Codec, codec_names, expand, find_codec, register_codec
 from waooaw_celery.wire.formats import Format, decode, encode, find_format, format_names, register_format
-from waooaw_celery.wire.packing import Packer
+from waooaw_celery.wire.packer import Packer
 
 #: How what was serialized begins: what wrote it, so that it can be read without being told.
 _MARK = b"\0waooaw\0"

@@ -10,12 +10,12 @@ from typing import Any
 from celery import signals
 from celery.worker.consumer import Consumer
 
+from waooaw_celery.broker.dead_letters.dead_letter import CALLING, FOREIGN_CALLBACKS, printable
+from waooaw_celery.broker.incoming.delivery import as_item
+from waooaw_celery.broker.incoming.guard import check_old_task, check_task_body, check_task_headers, uncheckable
+from waooaw_celery.broker.redis.parking import park
 from waooaw_celery.errors import BrokerUnavailable, Unreadable
-from waooaw_celery.letters.letter import CALLING, FOREIGN_CALLBACKS, printable
-from waooaw_celery.message import ENVELOPE_HEADER
-from waooaw_celery.transport.guard import check_old_task, check_task_body, check_task_headers, uncheckable
-from waooaw_celery.transport.letters import park
-from waooaw_celery.transport.travel import as_item
+from waooaw_celery.messages.message import ENVELOPE_HEADER
 from waooaw_celery.worker.task import AgentTask
 
 logger = logging.getLogger(__name__)

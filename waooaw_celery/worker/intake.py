@@ -14,10 +14,10 @@ from typing import Any
 
 from celery import bootsteps
 
-from waooaw_celery.audit.ledger import Ledger
-from waooaw_celery.audit.recording import Recording
+from waooaw_celery.broker.redis.leases.worker_requests import unacknowledged
 from waooaw_celery.errors import AuditUnavailable
-from waooaw_celery.transport.worker_requests import unacknowledged
+from waooaw_celery.ledger.ledger import Ledger
+from waooaw_celery.ledger.write.recording import Recording
 
 logger = logging.getLogger(__name__)
 
@@ -135,7 +135,7 @@ class Intake:
 class WatchIntake(bootsteps.StartStopStep):
     """Bootstep of the worker: a thread of its main process that sees to its intake."""
 
-    requires = ("waooaw_celery.worker.presence:Presence",)
+    requires = ("waooaw_celery.worker.health.heartbeat:Presence",)
 
     def __init__(self, parent: Any, **kwargs: Any) -> None:
         super().__init__(parent, **kwargs)

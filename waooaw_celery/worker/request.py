@@ -20,16 +20,16 @@ from celery.platforms import signals as signal_numbers
 from celery.worker import state
 from kombu.exceptions import ContentDisallowed, DecodeError
 
-from waooaw_celery.worker.afterwards import afterwards
-from waooaw_celery.worker.cancels import Answer, cancels_of
-from waooaw_celery.worker.clock import clock_of
-from waooaw_celery.worker.effects import is_committed, was_committed_before
-from waooaw_celery.worker.execution import Place
+from waooaw_celery.worker.cancellation import Answer, cancels_of
+from waooaw_celery.worker.execution.event_loop import cancel_handler
+from waooaw_celery.worker.execution.interruptions import ends_worker
+from waooaw_celery.worker.execution.pools import settle
+from waooaw_celery.worker.execution.running_requests import Place
+from waooaw_celery.worker.health.clock import clock_of
 from waooaw_celery.worker.intake import Intake
-from waooaw_celery.worker.interruptions import ends_worker
-from waooaw_celery.worker.loop import cancel_handler
-from waooaw_celery.worker.pools import settle
-from waooaw_celery.worker.timed import TimedRequest
+from waooaw_celery.worker.outcomes.committed_effects import is_committed, was_committed_before
+from waooaw_celery.worker.outcomes.follow_up_context import afterwards
+from waooaw_celery.worker.timed_request import TimedRequest
 
 logger = logging.getLogger(__name__)
 

@@ -19,15 +19,15 @@ from waooaw_celery.errors import (
     UnknownAgent,
     UnknownSender,
 )
-from waooaw_celery.message import Message
-from waooaw_celery.receipts import Event, Fact, Receipts
-from waooaw_celery.worker import letters
-from waooaw_celery.worker.beginning import begin_or_give_back, given_back, refused, tell_revoked
-from waooaw_celery.worker.cancels import cancels_of
-from waooaw_celery.worker.clock import clock_of
-from waooaw_celery.worker.effects import is_committed
+from waooaw_celery.messages.message import Message
+from waooaw_celery.messages.receipt import Event, Fact, Receipts
+from waooaw_celery.worker.admission import begin_or_give_back, given_back, refused, tell_revoked
+from waooaw_celery.worker.cancellation import cancels_of
+from waooaw_celery.worker.execution.pools import retry_behind
+from waooaw_celery.worker.health.clock import clock_of
 from waooaw_celery.worker.intake import recording_of
-from waooaw_celery.worker.pools import retry_behind
+from waooaw_celery.worker.outcomes import dead_lettering as letters
+from waooaw_celery.worker.outcomes.committed_effects import is_committed
 from waooaw_celery.worker.task import CANCELLED, AgentTask
 
 logger = logging.getLogger(__name__)

@@ -16,23 +16,23 @@ from celery._state import get_current_worker_task
 from celery.app.task import Context
 from celery.exceptions import Ignore, Reject, Retry
 
-from waooaw_celery.breaker import is_outage
-from waooaw_celery.calls import CALL_HEADER, Call
-from waooaw_celery.envelope import moment, payload_of
+from waooaw_celery.broker.circuit_breaker import is_outage
 from waooaw_celery.errors import HandlerExited
-from waooaw_celery.message import ENVELOPE_HEADER, Message
-from waooaw_celery.retries import Retries
-from waooaw_celery.values import LocalTime
-from waooaw_celery.worker.afterwards import ending, follows
-from waooaw_celery.worker.beginning import check_begun
-from waooaw_celery.worker.cancels import cancels_of
-from waooaw_celery.worker.chunks import Chunks, exhaust, exhaust_async
-from waooaw_celery.worker.clock import clock_of
-from waooaw_celery.worker.django_connections import django_is_used, with_own_connections
-from waooaw_celery.worker.interruptions import ends_greenlet, ends_worker, told
-from waooaw_celery.worker.loop import HandlerCancelled, handler_loop
-from waooaw_celery.worker.once import run_once
-from waooaw_celery.worker.requeue import GivenBack, pause_for_outage, requeue
+from waooaw_celery.messages.headers import moment, payload_of
+from waooaw_celery.messages.message import ENVELOPE_HEADER, Message
+from waooaw_celery.messages.reply_to import CALL_HEADER, Call
+from waooaw_celery.messages.validation import LocalTime
+from waooaw_celery.worker.admission import check_begun
+from waooaw_celery.worker.cancellation import cancels_of
+from waooaw_celery.worker.execution.django_connections import django_is_used, with_own_connections
+from waooaw_celery.worker.execution.event_loop import HandlerCancelled, handler_loop
+from waooaw_celery.worker.execution.exactly_once import run_once
+from waooaw_celery.worker.execution.interruptions import ends_greenlet, ends_worker, told
+from waooaw_celery.worker.execution.streaming import Chunks, exhaust, exhaust_async
+from waooaw_celery.worker.health.clock import clock_of
+from waooaw_celery.worker.outcomes.follow_up_context import ending, follows
+from waooaw_celery.worker.outcomes.requeue import GivenBack, pause_for_outage, requeue
+from waooaw_celery.worker.outcomes.retry_policy import Retries
 
 #: Where a task's request keeps its message once that has been read: large ones are not read twice.
 _MESSAGE = "waooaw_message"

@@ -1,0 +1,137 @@
+"""The verbs with an agent as sender, each written once for the face that blocks and the face that is awaited."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Generic
+
+from celery import Task
+
+from waooaw_celery.agents.bus import MessageBus
+from waooaw_celery.agents.events.bus import EventBus
+from waooaw_celery.agents.events.delivery import Published
+from waooaw_celery.agents.requests.core import Params
+from waooaw_celery.agents.requests.verbs import AnyStream, RequestVerbs, Waiting
+from waooaw_celery.app.app import AgentApp
+from waooaw_celery.messages.message import DeliveryReceipt, Message, MessageType, Priority
+from waooaw_celery.messages.validation import JSON
+
+
+class AgentVerbs(Generic[AnyStream]):
+    """The verbs with an agent as sender.
+
+    Args:
+        name: the agent.
+        app: the application whose broker carries what it sends.
+        stream_type: class of the streams that ``stream`` opens.
+    """
+
+    def __init__(self, name: str, app: AgentApp, stream_type: Callable[..., AnyStream]) -> None:
+        self._name = name
+        self._bus = MessageBus(app)
+        self._events = EventBus(app)
+        self._requests = RequestVerbs(app, stream_type)
+
+    def send(
+        self,
+        /,
+        to_agent: str,
+        payload: JSON,
+        *,
+        message_type: MessageType = MessageType.COMMAND,
+        wait: Any = None,
+        session: Any = None,
+        **fields: Any,
+    ) -> DeliveryReceipt:
+        """Send a message to another agent.
+
+        Args:
+            to_agent: the recipient.
+            payload: any JSON value.
+            message_type: COMMAND, QUERY or ACK.
+            wait: seconds to wait at the rate limit instead of raising.
+            session: a SQLAlchemy Session: the message is sent if, and only if, its transaction is committed.
+            fields: other fields of Message: ``priority``, ``ttl_seconds``, ``correlation_id``, …
+
+        Raises:
+            InvalidMessage, UnknownAgent, RateLimitExceeded, BrokerUnavailable, StoreUnavailable: as
+                MessageBus.send.
+        """
+        message = Message(
+            from_agent=self._name, to_agent=to_agent, payload=payload, message_type=message_type, **fields
+        )
+        return self._bus.send(message, wait=wait, session=session)
+
+    def publish(self, /, topic: str, event: JSON = None, **fields: Any) -> Published:
+        """Publish an event.
+
+        Args:
+            topic: what happened, such as ``task.created``.
+            event: its payload, any JSON value.
+            fields: the other arguments of EventBus.publish: ``priority``, ``ttl_seconds``, ``schema_version``, …
+
+        Raises:
+            SchemaViolation, InvalidMessage, BrokerUnavailable, StoreUnavailable: as EventBus.publish.
+        """
+        return self._events.publish(topic, event, **{"from_agent": self._name, **fields})
+
+    def request(
+        self,
+        to_agent: str,
+        method: str,
+        params: Params = None,
+        *,
+        timeout: float | None = None,
+        priority: Priority = Priority.NORMAL,
+    ) -> Waiting[JSON]:
+        """Request a method of another agent and return its result.
+
+        Raises:
+            RequestError: no result arrived; its classes say why. The rest as RequestResponseHandler.request.
+        """
+        return self._requests.request(
+            to_agent, method, params, from_agent=self._name, timeout=timeout, priority=priority
+        )
+
+    def request_later(
+        self,
+        to_agent: str,
+        method: str,
+        params: Params = None,
+        *,
+        on_reply: Task[Any, Any] | str,
+        timeout: float | None = None,
+        priority: Priority = Priority.NORMAL,
+    ) -> DeliveryReceipt:
+        """Request a method of another agent; the Response goes to a handler registered with ``reply``.
+
+        Raises:
+            As RequestResponseHandler.request_later.
+        """
+        return self._requests.request_later(
+            to_agent,
+            method,
+            params,
+            on_reply=on_reply,
+            from_agent=self._name,
+            timeout=timeout,
+            priority=priority,
+        )
+
+    def stream(
+        self,
+        to_agent: str,
+        method: str,
+        params: Params = None,
+        *,
+        timeout: float | None = None,
+        priority: Priority = Priority.NORMAL,
+    ) -> AnyStream:
+        """Request a method of another agent and return its answer in parts.
+
+        Raises:
+            As RequestResponseHandler.stream.
+        """
+        return self._requests.stream(
+            to_agent, method, params, from_agent=self._name, timeout=timeout, priority=priority
+        )

@@ -1,0 +1,159 @@
+"""The same verbs as coroutines, for programs that run on asyncio and for ``async def`` handlers.
+
+A thread of a small pool sends. One thread of the process collects all answers, so that waiting for one holds no
+thread. A coroutine that is cancelled drops its requests. Each class is a face of the class of the same name in
+``waooaw_celery``, where each verb is written and documented.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from waooaw_celery.agents.agent_verbs import AgentVerbs
+from waooaw_celery.agents.bus import MessageBus as Bus
+from waooaw_celery.agents.events.bus import EventBus as Events
+from waooaw_celery.agents.requests.stream import AwaitedStream
+from waooaw_celery.agents.requests.verbs import RequestVerbs, awaited, direct, in_thread
+from waooaw_celery.app.app import AgentApp
+from waooaw_celery.broker.application import no_app
+from waooaw_celery.ledger.ledger import Ledger
+from waooaw_celery.ledger.trail import MessageAuditTrail as Trail
+from waooaw_celery.limits.limiter import RateLimiter as Limiter
+from waooaw_celery.limits.waiting import Later, LaterTurn
+from waooaw_celery.worker.execution.threads import submit
+
+P = ParamSpec("P")
+T = TypeVar("T")
+S = TypeVar("S")
+
+
+def _limited(verb: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[Any, P], Coroutine[Any, Any, T]]:
+    """Return a coroutine that runs a verb in a thread, and holds no thread while it waits at the rate limit."""
+
+    @wraps(verb)
+    async def call(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        wait: Any = kwargs.get("wait")
+        if wait is not None:
+            kwargs["wait"] = LaterTurn(wait)
+        while True:
+            try:
+                return await asyncio.wrap_future(submit(verb, self.verbs, *args, **kwargs))
+            except Later as later:
+                await asyncio.sleep(later.seconds)
+
+    return call
+
+
+class MessageBus:
+    """Sends messages, and returns their receipts: ``waooaw_celery.MessageBus``, awaited.
+
+    Args:
+        app: the application whose broker carries the messages.
+    """
+
+    def __init__(self, app: AgentApp) -> None:
+        self.verbs = Bus(app)
+
+    send = _limited(Bus.send)
+    send_message = send
+    send_many = _limited(Bus.send_many)
+    broadcast = _limited(Bus.broadcast)
+    receipt = in_thread(Bus.receipt)
+    cancel = in_thread(Bus.cancel)
+
+
+class EventBus:
+    """Publishes events, and manages subscriptions: ``waooaw_celery.EventBus``, awaited.
+
+    Args:
+        app: the application whose broker carries the events.
+    """
+
+    def __init__(self, app: AgentApp) -> None:
+        self.verbs = Events(app)
+
+    publish = _limited(Events.publish)
+    replay = in_thread(Events.replay)
+    subscriptions = in_thread(Events.subscriptions)
+    unsubscribe = in_thread(Events.unsubscribe)
+    resubscribe = in_thread(Events.resubscribe)
+
+
+class RequestResponseHandler:
+    """Requests methods of agents: ``waooaw_celery.RequestResponseHandler``, awaited.
+
+    A thousand requests may be awaited at once; none of them holds a thread.
+
+    Args:
+        app: the application whose broker and result backend carry the requests.
+    """
+
+    def __init__(self, app: AgentApp) -> None:
+        self.verbs = RequestVerbs(app, AwaitedStream)
+
+    request = awaited(RequestVerbs.request)
+    send_request = awaited(RequestVerbs.send_request)
+    broadcast_request = awaited(RequestVerbs.broadcast_request)
+    request_later = in_thread(RequestVerbs.request_later)
+    stream = direct(RequestVerbs[AwaitedStream].stream)
+
+
+class Agent:
+    """What an agent sends, awaited: ``agent.aio``.
+
+    Args:
+        name: the agent.
+        app: its application.
+    """
+
+    def __init__(self, name: str, app: AgentApp) -> None:
+        self.verbs = AgentVerbs(name, app, AwaitedStream)
+
+    send = _limited(AgentVerbs.send)
+    publish = _limited(AgentVerbs.publish)
+    request = awaited(AgentVerbs.request)
+    request_later = in_thread(AgentVerbs.request_later)
+    stream = direct(AgentVerbs[AwaitedStream].stream)
+
+
+class MessageAuditTrail:
+    """The ledger and its questions: ``waooaw_celery.MessageAuditTrail``, awaited.
+
+    Args:
+        ledger: the ledger, such as ``app.ledger``.
+    """
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.verbs = Trail(ledger)
+
+    query = in_thread(Trail.query)
+    conversation = in_thread(Trail.conversation)
+    history = in_thread(Trail.history)
+    refusals = in_thread(Trail.refusals)
+    statistics = in_thread(Trail.statistics)
+    receipt = in_thread(Trail.receipt)
+    log_message = in_thread(Trail.log_message)
+    update_status = in_thread(Trail.update_status)
+
+
+class RateLimiter:
+    """Counts what agents send: ``waooaw_celery.RateLimiter``, awaited.
+
+    Args:
+        limiter: the limiter, such as ``app.limiter``.
+    """
+
+    def __init__(self, limiter: Limiter) -> None:
+        self.verbs = no_app(limiter, "RateLimiter", "limiter")
+
+    acquire = _limited(Limiter.acquire)
+    check_limit = in_thread(Limiter.check_limit)
+    status = in_thread(Limiter.status)
+    near = in_thread(Limiter.near)
+    reset = in_thread(Limiter.reset)
+    quota = in_thread(Limiter.quota)
+    set_quota = in_thread(Limiter.set_quota)
+    quotas = in_thread(Limiter.quotas)

@@ -1,0 +1,1 @@
+"""Events: published, delivered, replayed."""

@@ -1,0 +1,1 @@
+"""The Celery application of agents, and the one way to the broker."""

@@ -1,1 +1,0 @@
-"""The ledger: every message and what became of it, in PostgreSQL (or SQLite for one computer)."""

@@ -1,0 +1,1 @@
+"""Kombu: how messages travel, and what a worker looks at first."""

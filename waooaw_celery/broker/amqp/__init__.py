@@ -1,0 +1,1 @@
+"""Kombu's transport for RabbitMQ with the same guard."""

@@ -1,0 +1,1 @@
+"""What arrives: looked at before anything is unpacked."""

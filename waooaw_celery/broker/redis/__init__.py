@@ -1,0 +1,1 @@
+"""Kombu's Redis transport with an atomic claim and leases."""

@@ -1,0 +1,1 @@
+"""Leases: renewed while a worker lives, restored when it died."""

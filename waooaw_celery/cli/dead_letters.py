@@ -1,0 +1,221 @@
+"""`dead …`: dead letters from the shell: listed, shown, sent again, discarded."""
+
+from __future__ import annotations
+
+import getpass
+import sys
+from base64 import b64encode
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from waooaw_celery.app.app import AgentApp
+from waooaw_celery.broker.dead_letters.dead_letter import DeadLetter, opened
+from waooaw_celery.broker.dead_letters.queue import LIMIT, Outcome
+from waooaw_celery.cli.group import OPERATOR, current_app
+from waooaw_celery.cli.ledger import MomentParam
+from waooaw_celery.cli.output import ago, console, json_option, print_json, show_table
+from waooaw_celery.errors import WaooawError
+from waooaw_celery.messages.validation import JSON
+
+_FILTERS = (
+    click.option("--agent", help="To this agent."),
+    click.option("--queue", help="From this queue."),
+    click.option("--reason", metavar="TEXT", help="Whose reason contains this, in any case."),
+    click.option("--since", type=MomentParam(), help="That died at this moment or later."),
+)
+_limit = click.option(
+    "--limit", type=click.IntRange(1), default=LIMIT, show_default=True, help="How many at most."
+)
+_ids = click.argument("ids", metavar="[ID]...", nargs=-1)
+_all = click.option("--all", "every", is_flag=True, help="Whatever there is, up to the limit.")
+_yes = click.option("--yes", is_flag=True, help="Do not ask.")
+_by = click.option("--by", metavar="NAME", help="Who asks.  [default: waooaw_sender, or your name here]")
+
+
+def _filters(command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in reversed(_FILTERS):
+        command = option(command)
+    return command
+
+
+@click.group()
+def dead() -> None:
+    """Dead letters: what could not be read, had no handler, or was given up by it."""
+
+
+@dead.command("list")
+@_filters
+@_limit
+@json_option
+@click.pass_context
+def list_(ctx: click.Context, /, limit: int, as_json: bool, **filters: Any) -> None:
+    """List dead letters, the newest first."""
+    found = current_app(ctx).dead_letters.list(limit=limit, **filters)
+    if as_json:
+        print_json([_plain(letter) for letter in found])
+        return
+    _show_letters(found)
+    if len(found) == limit:
+        click.echo(f"There may be more: --limit {2 * limit}")
+
+
+@dead.command()
+@click.argument("id_", metavar="ID")
+@click.option("--raw", is_flag=True, help="Write the bytes of the message, and nothing else.")
+@json_option
+@click.pass_context
+def show(ctx: click.Context, id_: str, raw: bool, as_json: bool) -> None:
+    """Show the dead letter ID: what is known of it, what it says, and whether it can be sent again."""
+    app = current_app(ctx)
+    letter = app.dead_letters.get(id_)
+    if raw:
+        sys.stdout.buffer.write(letter.raw)
+        return
+    payload, unreadable = _payload(app, letter)
+    if as_json:
+        print_json({**_plain(letter), "payload": payload, "unreadable": unreadable, "raw": _base64(letter)})
+        return
+    facts = [(name, value) for name, value in _plain(letter).items() if value is not None]
+    says = ("unreadable", unreadable) if unreadable is not None else ("payload", f"{payload!a}")
+    rows = [(name.replace("_", " "), value) for name, value in [*facts, says]]
+    show_table(console(), f"Dead letter {letter.id}", ("fact", "value"), [*rows, ("raw", f"{letter.raw!a:.2000}")])
+
+
+@dead.command()
+@_ids
+@_filters
+@_all
+@_limit
+@click.option("--again", is_flag=True, help="Also what was sent again three times already.")
+@_yes
+@_by
+@json_option
+@click.pass_context
+def retry(
+    ctx: click.Context,
+    /,
+    ids: tuple[str, ...],
+    every: bool,
+    limit: int,
+    again: bool,
+    yes: bool,
+    by: str | None,
+    as_json: bool,
+    **filters: Any,
+) -> None:
+    """Send dead letters again, each as a new message to the same handler: by ID, by what they have, or --all."""
+    app = current_app(ctx)
+    chosen = _chosen(app, ids, every, limit, filters)
+    _confirm(chosen, "Send again", yes)
+    letters = _with_missing(ids, chosen)
+    _report(ctx, app.dead_letters.retry(letters, by=_who(app, by), again=again), as_json)
+
+
+@dead.command()
+@_ids
+@_filters
+@_all
+@_limit
+@click.option("--because", metavar="TEXT", required=True, help="Why: it is noted in the receipts.")
+@_yes
+@_by
+@json_option
+@click.pass_context
+def discard(
+    ctx: click.Context,
+    /,
+    ids: tuple[str, ...],
+    every: bool,
+    limit: int,
+    because: str,
+    yes: bool,
+    by: str | None,
+    as_json: bool,
+    **filters: Any,
+) -> None:
+    """Remove dead letters for good: by ID, by what they have, or --all."""
+    app = current_app(ctx)
+    chosen = _chosen(app, ids, every, limit, filters)
+    _confirm(chosen, "Discard", yes)
+    letters = _with_missing(ids, chosen)
+    _report(ctx, app.dead_letters.discard(letters, reason=because, by=_who(app, by)), as_json)
+
+
+def _chosen(
+    app: AgentApp, ids: tuple[str, ...], every: bool, limit: int, filters: dict[str, Any]
+) -> Sequence[DeadLetter]:
+    named = any(value is not None for value in filters.values())
+    if bool(ids) + every + named != 1:
+        raise click.UsageError("say which: IDs, or --agent, --queue, --reason, --since, or --all")
+    if ids:
+        return app.dead_letters.list(ids=ids, limit=len(ids))
+    return app.dead_letters.list(limit=limit, **filters)
+
+
+def _with_missing(ids: tuple[str, ...], chosen: Sequence[DeadLetter]) -> list[DeadLetter | str]:
+    there = {letter.id for letter in chosen}
+    return [*chosen, *(id_ for id_ in ids if id_ not in there)]
+
+
+def _confirm(letters: Sequence[DeadLetter], what: str, yes: bool) -> None:
+    if not letters or yes:
+        return
+    for (agent, reason), count in Counter((letter.agent, letter.reason) for letter in letters).most_common(10):
+        click.echo(f"{count:6}  to {agent or 'nobody known'}: {reason:.100}", err=True)
+    click.confirm(f"{what} {len(letters)} dead letters?", abort=True, err=True)
+
+
+def _report(ctx: click.Context, outcomes: Sequence[Outcome], as_json: bool) -> None:
+    refused = sum(outcome.refused is not None for outcome in outcomes)
+    if as_json:
+        print_json(list(outcomes))
+    elif outcomes:
+        rows = [
+            (each.id, each.message_id, each.new_id or ("stays" if each.refused else "removed"), each.refused)
+            for each in outcomes
+        ]
+        title = f"{len(outcomes) - refused} done, {refused} refused"
+        show_table(console(), title, ("letter", "message", "now", "because"), rows)
+    else:
+        click.echo("There is no such dead letter.")
+    if refused:
+        ctx.exit(1)
+
+
+def _show_letters(letters: Sequence[DeadLetter]) -> None:
+    rows = [
+        (each.id, ago(each.at), each.from_agent, each.task or each.queue, each.message_id, each.reason)
+        for each in letters
+    ]
+    columns = ("letter", "died", "from", "for", "message", "reason")
+    show_table(console(), f"Dead letters ({len(rows)})", columns, rows)
+
+
+def _plain(letter: DeadLetter) -> dict[str, JSON]:
+    facts = asdict(letter)
+    del facts["raw"]
+    return {**facts, "bytes": len(letter.raw)}
+
+
+def _payload(app: AgentApp, letter: DeadLetter) -> tuple[JSON, str | None]:
+    try:
+        return opened(letter, app.packer.caps).message.payload, None
+    except WaooawError as error:
+        return None, str(error)
+
+
+def _base64(letter: DeadLetter) -> str:
+    return b64encode(letter.raw).decode()
+
+
+def _who(app: AgentApp, by: str | None) -> str:
+    if by or app.settings.sender:
+        return by or str(app.settings.sender)
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container's user without a name
+        return OPERATOR

@@ -1,0 +1,53 @@
+"""`up`: the demo's agents, left running to be talked to."""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+
+import click
+
+from waooaw_celery.demo.processes import AGENTS, Stack, running_stack
+from waooaw_celery.embedded import check_port_free, free_port
+
+
+@click.command()
+@click.option("--port", type=int, help="Port of the broker on 127.0.0.1.  [default: a private socket]")
+@click.option("--flower-port", type=int, help="Port of Flower on 127.0.0.1.  [default: a free one]")
+def up(port: int | None, flower_port: int | None) -> None:
+    """Run the demo's agents until Ctrl-C, with Flower if it is installed."""
+    has_flower = importlib.util.find_spec("flower") is not None
+    if flower_port is not None:
+        check_port_free(flower_port, "Flower")
+    click.echo(f"Starting a Valkey server, {len(AGENTS)} agents, the system's worker and beat …")
+    with running_stack(port=port) as stack:
+        page = _start_flower(stack, flower_port or free_port()) if has_flower else None
+        click.echo(_next_steps(stack, page))
+        while True:
+            stack.check()
+            time.sleep(0.5)
+
+
+def _start_flower(stack: Stack, port: int) -> str:
+    arguments = ["-A", "beat_schedule", "flower", "--address=127.0.0.1", f"--port={port}", "--persistent=False"]
+    stack.start("flower", arguments)
+    return f"http://127.0.0.1:{port}"
+
+
+def _next_steps(stack: Stack, page: str | None) -> str:
+    return f"""
+Running. Ctrl-C ends everything. In another shell:
+
+  export CELERY_BROKER_URL={stack.url}
+  export WAOOAW_DATABASE_URL={stack.database_url}
+  waooaw agents
+  waooaw request dashboard survey
+  waooaw send orchestrator '{{"paths": ["'$PWD'"]}}'
+  waooaw request orchestrator progress
+  waooaw request archivist results
+  waooaw queues
+  waooaw log --limit 5
+  waooaw stats
+
+Flower: {page or "not installed (pip install 'waooaw-celery[flower]')"}
+Logs:   {stack.folder}"""

@@ -1,0 +1,1 @@
+"""The ledger: every message and what became of it."""

@@ -1,0 +1,1 @@
+"""The ledger's database: engine, tables, migrations, rows."""

@@ -1,0 +1,106 @@
+"""Subscriptions and schemas, in the ledger's tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import select, update
+from sqlalchemy.dialects.postgresql import insert as postgresql_insert
+from sqlalchemy.dialects.sqlite import insert as sqlite_insert
+
+from waooaw_celery.ledger.database.clock import now_within
+from waooaw_celery.ledger.database.engine import Database
+from waooaw_celery.ledger.database.models import SchemaRow, SubscriptionRow
+from waooaw_celery.messages.topics.filters import Filter
+from waooaw_celery.messages.topics.schemas import Check, TopicSchema
+from waooaw_celery.store.subscriptions import Known, Subscription, Subscriptions
+
+
+class LedgerSubscriptions(Subscriptions):
+    """Subscriptions kept in the ledger.
+
+    Args:
+        database: where the tables are.
+    """
+
+    def __init__(self, database: Database) -> None:
+        super().__init__()
+        self._database = database
+
+    def declare(
+        self, subscriptions: Sequence[Subscription], schemas: Sequence[TopicSchema] = (), *, renew: bool = True
+    ) -> None:
+        if not subscriptions and not schemas:
+            return
+        now = now_within(self._database)
+        insert: Any = postgresql_insert if self._database.is_postgresql else sqlite_insert
+
+        def put(connection: Any, row: Any, key: list[str], known: dict[str, Any], news: dict[str, Any]) -> None:
+            statement = insert(row).values(**known, **news)
+            conflict = (
+                statement.on_conflict_do_update(index_elements=key, set_=news)
+                if renew
+                else statement.on_conflict_do_nothing()
+            )
+            connection.execute(conflict)
+
+        with self._database.begin("declare subscriptions") as connection:
+            for each in subscriptions:
+                known = {"agent": each.agent, "name": each.name, "subscribed_at": now}
+                known["catch_up_from"] = each.catch_up_from
+                news = {"patterns": list(each.patterns), "conditions": each.where and dict(each.where.where)}
+                put(connection, SubscriptionRow, ["agent", "name"], known, news)
+            for number, schema in enumerate(schemas):
+                first = {
+                    "topic": schema.topic,
+                    "version": schema.version,
+                    "registered_at": now + timedelta(microseconds=number),
+                }
+                said = {"json_schema": schema.schema, "checked_at": schema.check.value}
+                put(connection, SchemaRow, ["topic", "version"], first, said)
+
+    def caught_up(self, subscription: Subscription) -> None:
+        self._update(f"note that {subscription.subscriber} has caught up", subscription, catch_up_from=None)
+
+    def close(self) -> None:
+        self._database.close()
+
+    def _mark(self, subscription: Subscription, removed_at: datetime | None) -> None:
+        self._update(f"change the subscription {subscription.subscriber}", subscription, removed_at=removed_at)
+
+    def _update(self, what: str, subscription: Subscription, **values: Any) -> None:
+        which = (SubscriptionRow.agent == subscription.agent, SubscriptionRow.name == subscription.name)
+        with self._database.begin(what) as connection:
+            connection.execute(update(SubscriptionRow).where(*which).values(values))
+
+    def _read(self) -> Known:
+        with self._database.begin("read the subscriptions") as connection:
+            subscriptions = connection.execute(
+                select(SubscriptionRow.__table__).order_by(SubscriptionRow.agent, SubscriptionRow.name)
+            ).all()
+            schemas = connection.execute(select(SchemaRow.__table__).order_by(SchemaRow.registered_at)).all()
+        return Known(
+            subscriptions=tuple(
+                Subscription(
+                    agent=row.agent,
+                    name=row.name,
+                    patterns=tuple(row.patterns),
+                    where=Filter(row.conditions) if row.conditions else None,
+                    catch_up_from=row.catch_up_from,
+                    subscribed_at=row.subscribed_at,
+                    removed_at=row.removed_at,
+                )
+                for row in subscriptions
+            ),
+            schemas=tuple(
+                TopicSchema(
+                    topic=row.topic,
+                    version=row.version,
+                    schema=row.json_schema,
+                    check=Check(row.checked_at),
+                )
+                for row in schemas
+            ),
+        )

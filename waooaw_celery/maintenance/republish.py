@@ -1,0 +1,71 @@
+"""How a lost message is published again: as it was, under the same id."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery.utils.nodenames import anon_nodename
+
+from waooaw_celery.app.app import AgentApp
+from waooaw_celery.app.publish_batch import HIDDEN, address, envelope_headers
+from waooaw_celery.ledger.read.lost import Lost
+from waooaw_celery.messages.publish_options import RECOVERED_HEADER
+from waooaw_celery.messages.queues import HandlerName, takes_message
+from waooaw_celery.messages.reply_to import CALL_HEADER
+
+
+def publish_again(app: AgentApp, producer: Any, lost: Lost) -> None:
+    """Publish a lost message, past limits and without writing it down once more.
+
+    Not by ``send_task``: what is published from within a task is taken for the task's own.
+
+    Args:
+        app: whose broker carries it.
+        producer: over which to publish.
+        lost: what to publish.
+    """
+    message, besides = lost.message, lost.besides
+    target = HandlerName(message.to_agent, lost.handler)
+    task = dict(besides.task)
+    one_way = takes_message(target.handler) or besides.call is not None  # whose answer comes as a message
+    ignored = bool(task.pop("ignore_result", False)) or one_way
+    chosen = task.pop("serializer", None), task.pop("compression", None)
+    serializer, compression = app.written_as(
+        target.agent, message.serializer or chosen[0], message.compression or chosen[1]
+    )
+    headers: dict[str, Any] = {
+        **besides.headers,
+        **envelope_headers(message, message.expires_at),
+        RECOVERED_HEADER: lost.recoveries,
+    }
+    if besides.call is not None:
+        headers[CALL_HEADER] = besides.call.to_header()
+    app.amqp.send_task_message(
+        producer,
+        str(target),
+        app.amqp.as_task_v2(
+            message.message_id,
+            str(target),
+            *_arguments(lost),
+            retries=lost.retries,
+            root_id=message.conversation_id,
+            parent_id=message.causation_id,
+            argsrepr=HIDDEN,
+            kwargsrepr=HIDDEN,
+            ignore_result=ignored,
+            create_sent_event=app.conf.task_send_sent_event,
+            origin=anon_nodename(),
+            **task,
+        ),
+        serializer=serializer,
+        compression=compression,
+        headers=headers,
+        **address(target, message, app.driver),
+    )
+
+
+def _arguments(lost: Lost) -> tuple[Any, Any]:
+    payload: Any = lost.message.payload
+    if takes_message(lost.handler):
+        return (payload,), {}
+    return (payload["args"], payload["kwargs"]) if lost.besides.positional else ((), payload)

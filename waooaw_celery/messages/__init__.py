@@ -1,0 +1,1 @@
+"""What is said: messages, receipts, topics, their rules. No Celery, no server."""

@@ -1,0 +1,1 @@
+"""Topics of events: patterns, filters, schemas, attributes."""

@@ -1,0 +1,1 @@
+"""The result backend, and who waits for it."""

@@ -1,1 +1,0 @@
-"""What is said of topics, whoever carries it: their grammar, filters, schemas, an event's attributes."""

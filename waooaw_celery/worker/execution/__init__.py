@@ -1,0 +1,1 @@
+"""How a handler runs: event loop, threads, streams, exactly once."""

@@ -1,0 +1,1 @@
+"""Whether a worker can start, lives and makes progress."""

@@ -1,0 +1,164 @@
+"""An agent's signs of life: declared when its worker starts, repeated while it runs, withdrawn when it stops."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+from datetime import datetime
+from functools import partial
+from typing import Any
+
+from celery import bootsteps
+
+from waooaw_celery.errors import StoreUnavailable, WaooawError
+from waooaw_celery.store.subscriptions import Known, Subscription, Subscriptions
+from waooaw_celery.worker.health.heartbeat_report import HeartbeatReport
+from waooaw_celery.worker.health.startup_checks import check_broker, check_once, check_time_limits
+from waooaw_celery.worker.remote_control import hear
+
+logger = logging.getLogger(__name__)
+
+#: Missed signs of life after which a worker no longer counts as living.
+MISSED_BEATS = 3
+#: Seconds that a worker waits at its start until its agents are declared.
+PATIENCE = 5.0
+
+
+class Presence(bootsteps.StartStopStep):
+    """Bootstep of the worker that checks its app, declares its agents and keeps saying that they live.
+
+    A thread of its own says it, so that neither a busy pool nor a slow Redis holds up the other.
+    """
+
+    # After the pool has forked: no thread of ours stands in the middle of something then.
+    requires = ("celery.worker.components:Pool",)
+
+    def __init__(self, parent: Any, **kwargs: Any) -> None:
+        super().__init__(parent, **kwargs)
+        # Other bootsteps add their facts to it in their own ``create``.
+        parent.heartbeat_report = HeartbeatReport()
+        parent.presence = self
+        self._started_at: datetime | None = None
+        self._stopped = threading.Event()
+        self._declared = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._failed = False
+
+    def create(self, parent: Any) -> None:
+        """Refuse to start with a setting or a broker that cannot work.
+
+        Raises:
+            SystemExit: the sentence says what to change; it ends ``celery worker`` without a traceback.
+        """
+        try:
+            parent.app.check()
+            check_time_limits(parent.app)
+            check_once(parent.app)
+            check_broker(parent.app)
+        except WaooawError as error:  # a wrong setting, or a ledger that does not answer
+            raise SystemExit(f"Error: {error}") from error
+
+    def start(self, parent: Any) -> None:
+        """Declare the agents whose queues this worker consumes, from now on."""
+        parent.app.receipts.start()
+        self._thread = threading.Thread(target=self._run, args=(parent,), name="waooaw-presence", daemon=True)
+        self._thread.start()
+        # Before it consumes: whoever cancels a message asks all workers that are known to live.
+        self._declared.wait(PATIENCE)
+
+    def stop(self, parent: Any) -> None:
+        """Withdraw: the agents stay known, this worker no longer counts."""
+        if self._thread is None:
+            return
+        self._stopped.set()
+        self._thread.join(timeout=5.0)
+        self._thread = None
+
+    def terminate(self, parent: Any) -> None:
+        """Withdraw also when the worker is shut down cold."""
+        self.stop(parent)
+
+    def _run(self, worker: Any) -> None:
+        app, registry, subscriptions = worker.app, worker.app.open_registry(), worker.app.open_subscriptions()
+        interval = app.settings.heartbeat_seconds
+        agents = app.consumed_agents()
+        renew = True
+        while True:
+            report = worker.heartbeat_report.collect()
+            # The events first: whoever sees that an agent lives may rely on it to get them.
+            if self._say(partial(self._subscribe, app, subscriptions, renew), agents):
+                renew = False
+            self._say(partial(self._declare, worker, registry, report), agents)
+            self._declared.set()
+            self._say(lambda _: hear(app, worker.pool), agents[:1])
+            if self._stopped.wait(interval):
+                break
+        self._say(lambda name: registry.retire(name, worker.hostname), agents)
+        registry.close()
+        subscriptions.close()
+
+    def beat(self, worker: Any) -> None:
+        """Send a heartbeat over connections of its own, from a thread other than that of the heartbeats.
+
+        Raises:
+            StoreUnavailable: the store does not answer.
+        """
+        registry, report = worker.app.open_registry(), worker.heartbeat_report.collect()
+        try:
+            for name in worker.app.consumed_agents():
+                self._declare(worker, registry, report, name)
+        finally:
+            registry.close()
+
+    def _declare(self, worker: Any, registry: Any, report: dict[str, Any], name: str) -> None:
+        app = worker.app
+        self._started_at = self._started_at or app.reference_clock.now()
+        lifetime = app.settings.heartbeat_seconds * MISSED_BEATS
+        capabilities = app.capabilities.get(name, ())
+        registry.declare(name, app.agents[name], worker.hostname, lifetime, capabilities, self._started_at, report)
+
+    def _subscribe(self, app: Any, subscriptions: Subscriptions, renew: bool, name: str) -> None:
+        mine = [each for each in app.subscribed if each.agent == name]
+        subscriptions.declare(mine, app.schemas.all(), renew=renew)
+        if renew:
+            warn_of_differences(name, mine, subscriptions.read())
+
+    def _say(self, say: Any, agents: tuple[str, ...]) -> bool:
+        """Say something of each agent, and return whether all of it was heard."""
+        for name in agents:
+            try:
+                say(name)
+            except StoreUnavailable as error:  # the next beat tries again
+                if not self._failed:  # one line an incident
+                    logger.warning("%s", error, extra={"action": "presence_failed"})
+                self._failed = True
+                return False
+        if self._failed:
+            logger.warning("signs of life are heard again", extra={"action": "presence_back"})
+        self._failed = False
+        return True
+
+
+def warn_of_differences(agent: str, mine: Sequence[Subscription], known: Known) -> None:
+    """Tell of an agent's subscriptions that are not what its code says."""
+    for each in known.subscriptions:
+        if each.agent != agent:
+            continue
+        if each.removed_at is None and each.name not in {one.name for one in mine}:
+            logger.warning(
+                "the subscription %s stands, and this worker has no handler for it: its events will fail. "
+                "`waooaw events unsubscribe %s` ends it",
+                each.subscriber,
+                each.subscriber,
+                extra={"action": "subscription_without_handler"},
+            )
+        elif each.removed_at is not None and each.name in {one.name for one in mine}:
+            logger.warning(
+                "the subscription %s was removed by command on %s and gets no events: "
+                "`waooaw events resubscribe %s` brings it back",
+                each.subscriber,
+                each.removed_at.isoformat(timespec="seconds"),
+                each.subscriber,
+                extra={"action": "subscription_removed"},
+            )
