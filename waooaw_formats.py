@@ -16,10 +16,10 @@ def _encode(value: Any) -> bytes:
 
 
 def _decode(body: Any) -> Any:
-    from waooaw_celery.wire.caps import in_force
+    from waooaw_celery.wire.caps import active_caps
     from waooaw_celery.wire.formats import decode
 
-    return decode(body, "application/x-protobuf", None, in_force.caps)
+    return decode(body, "application/x-protobuf", None, active_caps.caps)
 
 
 #: Encoder, decoder, content type and content encoding, as Kombu wants them.

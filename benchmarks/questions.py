@@ -36,7 +36,7 @@ from waooaw_celery import Message, MessageStatus, MessageType, Priority
 from waooaw_celery.embedded import postgres
 from waooaw_celery.ledger.database import upgrade as schema
 from waooaw_celery.ledger.database.engine import Database, database_url
-from waooaw_celery.ledger.database.models import EventRow, MessageRow
+from waooaw_celery.ledger.database.models import MessageEventRow, MessageRow
 from waooaw_celery.ledger.database.partitions import Month
 from waooaw_celery.ledger.ledger import Ledger
 from waooaw_celery.ledger.retention import HoldKind, Retention
@@ -187,7 +187,7 @@ def fill(database: Database, messages: int, now: datetime) -> None:
         "middle": middle,
         "tail": tail,
     }
-    tables: list[Any] = [MessageRow.__table__, EventRow.__table__]
+    tables: list[Any] = [MessageRow.__table__, MessageEventRow.__table__]
     keys = [PrimaryKeyConstraint(*table.primary_key, name=f"{table.name}_pkey") for table in tables]
     with database.begin("fill the ledger", patience=7200) as connection:
         connection.exec_driver_sql("SET LOCAL maintenance_work_mem = '512MB'")

@@ -8,13 +8,13 @@ import os
 from celery import Celery
 from celery.app.amqp import AMQP
 
-from waooaw_celery.broker.connection import ClaimingConnection
+from waooaw_celery.broker.connection import ClaimConnection
 
 
 class ClaimingAMQP(AMQP):
     """Celery's messages, on our transport."""
 
-    Connection = ClaimingConnection
+    Connection = ClaimConnection
 
 
 def make_app(transport: str, broker_url: str, **settings: object) -> Celery:

@@ -14,10 +14,10 @@ import pytest
 from kombu import Connection, Queue
 from redis import Redis
 
-from waooaw_celery.broker.connection import ClaimingConnection
+from waooaw_celery.broker.connection import ClaimConnection
 from waooaw_celery.store.connection import store_url
 
-KINDS: dict[str, type[Connection]] = {"ours": ClaimingConnection, "kombu": Connection}
+KINDS: dict[str, type[Connection]] = {"ours": ClaimConnection, "kombu": Connection}
 
 #: What separates a queue's name from a priority, or from the name of its doorbell.
 SEPARATOR = "\x06\x16"

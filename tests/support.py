@@ -23,7 +23,7 @@ from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus, create_a
 from waooaw_celery.errors import UnknownAgent
 from waooaw_celery.ledger.database.engine import database_url
 from waooaw_celery.messages.queues import agent_queue
-from waooaw_celery.messages.receipt import Event, Fact, Receipts
+from waooaw_celery.messages.receipt import MessageEvent, MessageFact, ReceiptStore
 
 #: Seconds that a test waits for something that happens in another process.
 PATIENCE = 30.0
@@ -155,8 +155,8 @@ def settled(app: AgentApp, message_id: str) -> MessageStatus:
     return bus.receipt(message_id).status
 
 
-def note(receipts: Receipts, message: Message, *events: Event, **facts: object) -> None:
+def note(receipts: ReceiptStore, message: Message, *events: MessageEvent, **facts: object) -> None:
     """Write down what became of a message, as workers do."""
     for event in events:
-        about: Any = {"message": message, "handler": "command", "attempt": 0 if event is Event.SENT else 1}
-        receipts.note(Fact(message_id=message.message_id, event=event, **(about | facts)))
+        about: Any = {"message": message, "handler": "command", "attempt": 0 if event is MessageEvent.SENT else 1}
+        receipts.note(MessageFact(message_id=message.message_id, event=event, **(about | facts)))

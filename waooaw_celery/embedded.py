@@ -24,7 +24,7 @@ import redis
 from waooaw_celery.errors import ConfigurationError
 
 #: Seconds that a server may take to start or to stop.
-PATIENCE = 20.0
+DEADLINE_SECONDS = 20.0
 
 #: Longest path of a socket, in bytes: 107 on Linux, 103 on macOS.
 MAX_SOCKET_PATH = 103
@@ -121,12 +121,12 @@ def spawn(
         )
 
 
-def end(process: subprocess.Popen[bytes], patience: float = PATIENCE) -> None:
+def end(process: subprocess.Popen[bytes], patience: float = DEADLINE_SECONDS) -> None:
     """End a process and what it started: SIGTERM, and SIGKILL for the whole group when it does not go."""
     end_all([process], patience)
 
 
-def end_all(processes: Iterable[subprocess.Popen[bytes]], patience: float = PATIENCE) -> None:
+def end_all(processes: Iterable[subprocess.Popen[bytes]], patience: float = DEADLINE_SECONDS) -> None:
     """End several processes, all at once."""
     living = list(processes)
     for process in living:
@@ -139,7 +139,7 @@ def end_all(processes: Iterable[subprocess.Popen[bytes]], patience: float = PATI
         # The group outlives its leader when a child of it hangs.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
-        process.wait(PATIENCE)
+        process.wait(DEADLINE_SECONDS)
 
 
 def free_port() -> int:
@@ -197,7 +197,7 @@ def _no_wheel(server: str, wheel: str) -> str:
 
 def _wait_for_valkey(server: subprocess.Popen[bytes], path: Path, log: Path) -> None:
     client = redis.Redis(unix_socket_path=str(path), socket_timeout=1.0)
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + DEADLINE_SECONDS
     while time.monotonic() < deadline:
         with contextlib.suppress(redis.RedisError):
             if client.ping():

@@ -88,14 +88,14 @@ class SchemaViolation(InvalidMessage):
         return SchemaViolation, (self.topic, self.version, self.path, self.problem)
 
 
-class Unwritable(InvalidMessage, EncodeError):
+class EncodingFailed(InvalidMessage, EncodeError):
     """A value cannot be written in its format, or is larger than what is accepted.
 
     Also a kombu ``EncodeError``: Celery makes the failure of its task of an answer that cannot be written.
     """
 
 
-class Unreadable(WaooawError, DecodeError):
+class DecodingFailed(WaooawError, DecodeError):
     """What arrived cannot be read, or is larger than what is accepted; the sentence says why.
 
     Also a kombu ``DecodeError``.
@@ -122,7 +122,7 @@ class UnknownMessage(WaooawError, LookupError):
     """No receipt is kept for this message."""
 
 
-class UnknownLetter(WaooawError, LookupError):
+class UnknownDeadLetter(WaooawError, LookupError):
     """There is no such dead letter."""
 
 

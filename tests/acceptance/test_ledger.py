@@ -15,7 +15,7 @@ from support import PROBE_FOLDER, Broker, settled
 
 from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus
 from waooaw_celery.ledger.database import upgrade as schema
-from waooaw_celery.ledger.database.rows import Entry
+from waooaw_celery.ledger.database.rows import LedgerRow
 from waooaw_celery.ledger.write.spool import Spool
 
 Cli = Callable[..., str]
@@ -136,7 +136,7 @@ def test_what_waits_in_the_spool_is_told(broker: Broker, tmp_path: Path, monkeyp
     away = Broker(broker.url, broker.redis_url, tmp_path, f"sqlite:///{tmp_path / 'no' / 'ledger.sqlite'}")
     assert "0 entries wait, 0 were refused" in run(away, "spool").stdout
     spool = Spool(str(tmp_path / "spool"), str(away.database_url))
-    spool.append([Entry("fact", message_id, "{}") for message_id in ("one", "two", "three")])
+    spool.append([LedgerRow("fact", message_id, "{}") for message_id in ("one", "two", "three")])
     spool.refuse(spool.first(1, 1000)[0][0], "too large a number")
     told = json.loads(run(away, "spool", "--json").stdout)
     assert (told["path"], told["waiting"], told["refused"]) == (str(spool.path), 2, 1)

@@ -19,7 +19,7 @@ from waooaw_celery.ledger.database import upgrade as schema
 from waooaw_celery.ledger.database.models import MessageRow, PurgeRow
 from waooaw_celery.maintenance.tasks import PURGE
 from waooaw_celery.messages.queues import system_queue
-from waooaw_celery.messages.receipt import Event, Fact
+from waooaw_celery.messages.receipt import MessageEvent, MessageFact
 
 ROOT = Path(__file__).parents[2]
 #: Messages that are old enough: more than one batch of a purge.
@@ -48,10 +48,12 @@ def test_two_beats_purge_once(broker: Broker, app: AgentApp) -> None:
         moments = [began + timedelta(microseconds=number) for number in range(start, start + 1000)]
         old = [Message(from_agent="tests", to_agent="archive", sent_at=sent_at) for sent_at in moments]
         app.receipts.pending([(message, "command") for message in old])()
-        app.receipts.note(*(Fact(message_id=message.message_id, event=Event.HANDLED) for message in old))
+        app.receipts.note(
+            *(MessageFact(message_id=message.message_id, event=MessageEvent.HANDLED) for message in old)
+        )
     new = Message(from_agent="tests", to_agent="archive")
     app.receipts.pending([(new, "command")])()
-    note(app.receipts, new, Event.HANDLED)
+    note(app.receipts, new, MessageEvent.HANDLED)
     env = os.environ | {"CELERY_BROKER_URL": broker.url, "WAOOAW_DATABASE_URL": str(broker.database_url)}
     command = [sys.executable, "-m", "celery", "-A", "beat_schedule", "worker", "-c", "1", "--without-mingle"]
     with ExitStack() as stack:

@@ -12,7 +12,7 @@ from celery import Celery, Task
 from celery.app.amqp import AMQP
 
 from waooaw_celery.app.celery_defaults import CELERY_DEFAULTS, TRANSPORT_DEFAULTS
-from waooaw_celery.broker.connection import ClaimingConnection
+from waooaw_celery.broker.connection import ClaimConnection
 
 QUEUE = "faults"
 WORK = "faults.work"
@@ -22,7 +22,7 @@ POISON = "faults.poison"
 class ClaimingAMQP(AMQP):
     """Celery's messages, on our transport."""
 
-    Connection = ClaimingConnection
+    Connection = ClaimConnection
 
 
 def make_app(broker_url: str, **options: Any) -> Celery:

@@ -16,7 +16,7 @@ from typing import Any
 
 from redis import Redis, RedisError
 
-from waooaw_celery.embedded import PATIENCE, _short_folder, _valkey_binary, end, free_port, spawn
+from waooaw_celery.embedded import DEADLINE_SECONDS, _short_folder, _valkey_binary, end, free_port, spawn
 
 #: Where Debian's package has its programs; as root its commands in /usr/sbin would become another user.
 RABBITMQ = Path("/usr/lib/rabbitmq/bin")
@@ -56,7 +56,7 @@ class Server(ABC):
         """Kill it."""
         assert self._process is not None
         self._process.kill()
-        self._process.wait(PATIENCE)
+        self._process.wait(DEADLINE_SECONDS)
 
     def freeze(self) -> None:
         """Stop it without closing a connection."""
@@ -103,7 +103,7 @@ class Valkey(Server):
         command += ["--dir", str(self._folder), "--save", "", "--appendonly", "yes" if self._durable else "no"]
         command += ["--maxmemory-policy", "noeviction"]
         self._process = spawn(command, log=self._folder / "log")
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + DEADLINE_SECONDS
         while time.monotonic() < deadline and self._process.poll() is None:
             with suppress(RedisError):  # it does not listen yet, or still reads its data
                 if self.client.ping():

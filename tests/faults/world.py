@@ -28,7 +28,7 @@ from faults import effects
 from faults.account import PROGRESS, Account, Outcome, verify
 from faults.servers import Server, Valkey
 from faults.stacks import Agents, Plain, Stack, environment, new_name
-from waooaw_celery.broker.dead_letters.queue import DeadLetters
+from waooaw_celery.broker.dead_letters.queue import DeadLetterQueue
 from waooaw_celery.embedded import end
 from waooaw_celery.ledger.database.engine import database_url
 
@@ -294,7 +294,7 @@ class World:
         """Let handlers that fail at first fail no longer."""
         Path(f"{self._effects}.mended").touch()
 
-    def desk(self) -> DeadLetters:
+    def desk(self) -> DeadLetterQueue:
         """Return the dead letters of an agent's broker."""
         assert isinstance(self.stack, Agents)
         return self.stack.app.dead_letters

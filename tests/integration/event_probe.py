@@ -13,7 +13,7 @@ from datetime import timedelta
 from typing import Any
 
 from waooaw_celery import Agent, Message, MessageType, create_app
-from waooaw_celery.messages.topics.schemas import Check
+from waooaw_celery.messages.topics.schemas import SchemaCheck
 
 app = create_app("event_probe", **json.loads(os.environ.get("PROBE_SETTINGS", "{}")))
 agent = Agent(os.environ["PROBE_NAME"], app, capabilities=["probing", os.environ.get("PROBE_TAG", "untagged")])
@@ -25,7 +25,7 @@ app.schemas.register(f"{topics}.checked", {"required": ["n"]}, version="1")
 app.schemas.register(
     f"{topics}.checked", {"required": ["n"], "properties": {"n": {"type": "integer"}}}, version="2"
 )
-app.schemas.register(f"{topics}.late_checked", {"required": ["n"]}, check=Check.RECEIPT)
+app.schemas.register(f"{topics}.late_checked", {"required": ["n"]}, check=SchemaCheck.RECEIPT)
 
 
 def _note(handler: str, message: Message) -> None:

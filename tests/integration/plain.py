@@ -11,14 +11,14 @@ from celery import Celery
 from celery.app.amqp import AMQP
 from redis import Redis
 
-from waooaw_celery.broker.connection import ClaimingConnection
+from waooaw_celery.broker.connection import ClaimConnection
 from waooaw_celery.store.connection import store_url
 
 
 class ClaimingAMQP(AMQP):
     """Celery's messages, on our transport."""
 
-    Connection = ClaimingConnection
+    Connection = ClaimConnection
 
 
 def make_app(transport: str, url: str, **settings: Any) -> Celery:

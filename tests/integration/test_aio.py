@@ -109,7 +109,7 @@ def test_a_thousand_requests_are_awaited_without_a_thread_each(app: AgentApp, na
     before = threading.active_count()
     assert asyncio.run(asyncio.wait_for(all_of_them(), 100)) == [0.2] * 1000
     assert seen <= before + offload.MAX_CALLS + 3
-    assert [thread.name for thread in threading.enumerate()].count("waooaw-answers") == 1
+    assert [thread.name for thread in threading.enumerate()].count("waooaw-results") == 1
     until(lambda: not subscriptions(app), "the end of all subscriptions")
 
 
@@ -129,7 +129,7 @@ def test_a_cancelled_request_is_no_longer_awaited(app: AgentApp, napper: str) ->
         return await requests.request(napper, "nap", {"seconds": 0}, timeout=20)
 
     assert run(several()) == 0
-    until(lambda: len(app.answers) == 0 and not subscriptions(app), "the end of all subscriptions")
+    until(lambda: len(app.result_collector) == 0 and not subscriptions(app), "the end of all subscriptions")
 
 
 def test_errors_are_raised_where_they_are_awaited(app: AgentApp, probe: str) -> None:

@@ -198,23 +198,23 @@ def test_an_answer_that_comes_too_late_is_nobodys(app: AgentApp, agent: str, ser
     until(lambda: server.client.exists(key), "the late answer")
     assert 0 < server.client.ttl(key) <= 3600
     assert nap(app, agent, 0, timeout=10)[0].result == 0
-    assert len(app.answers) == 0
+    assert len(app.result_collector) == 0
 
 
 def test_of_two_answers_the_first_counts(app: AgentApp, agent: str, server: Valkey) -> None:
     """What is published for a request that has ended changes nothing."""
-    future = app.answers.expect("twice", "nobody")
+    future = app.result_collector.expect("twice", "nobody")
     for result in (1, 2):
         store(server, "twice", result)
     assert future.result(10).value == 1
-    assert len(app.answers) == 0
+    assert len(app.result_collector) == 0
 
 
 def test_a_damaged_answer_is_the_failure_of_its_own_request_only(
     app: AgentApp, agent: str, server: Valkey
 ) -> None:
     """Garbage in the backend ends one waiting with BackendUnavailable, and others are answered."""
-    broken, whole = app.answers.expect("broken", "nobody"), app.answers.expect("whole", "nobody")
+    broken, whole = app.result_collector.expect("broken", "nobody"), app.result_collector.expect("whole", "nobody")
     server.client.set("celery-task-meta-broken", b"\x00{no json")
     server.client.publish("celery-task-meta-broken", b"\x00{no json")
     assert broken.exception(10) is not None
@@ -225,7 +225,7 @@ def test_a_damaged_answer_is_the_failure_of_its_own_request_only(
 
 def test_an_answer_whose_news_was_lost_is_asked_for(app: AgentApp, server: Valkey) -> None:
     """A result that was stored without anybody being told is found after a second."""
-    future = app.answers.expect("unheard", "nobody")
+    future = app.result_collector.expect("unheard", "nobody")
     store(server, "unheard", 7, tell=False)
     assert future.result(10).value == 7
 
@@ -250,7 +250,7 @@ def test_thousands_of_requests_leave_nothing_behind(app: AgentApp, agent: str, s
     asyncio.run(ask(2000))
     until(emptied, "the forgetting of all requests")
     assert server.client.dbsize() == keys
-    assert len(app.answers) == 0
+    assert len(app.result_collector) == 0
     assert psutil.Process().memory_info().rss - memory < 10_000_000
 
 

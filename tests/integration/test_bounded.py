@@ -20,7 +20,7 @@ from waooaw_celery import (
     RequestResponseHandler,
     RequestTimeout,
 )
-from waooaw_celery.broker.circuit_breaker import Breaker
+from waooaw_celery.broker.circuit_breaker import CircuitBreaker
 from waooaw_celery.errors import BrokerUnavailable, UnknownMessage
 from waooaw_celery.messages.queues import HandlerName, agent_queue, queue_depth
 
@@ -85,7 +85,7 @@ def calls(app: AgentApp, to: str) -> dict[str, Callable[[], object]]:
 @pytest.mark.parametrize("verb", ["send", "request", "task"])
 def test_a_broker_that_froze_holds_nobody_up(verb: str, line: Proxy, remote: AgentApp, away: str) -> None:
     """The first call ends in time and does not know; the next ones end at once and do."""
-    remote.breaker = Breaker(first_pause=60.0, longest_pause=60.0)  # this computer may be slow
+    remote.circuit_breaker = CircuitBreaker(first_pause=60.0, longest_pause=60.0)  # this computer may be slow
     line.freeze(also_new=True)
     seconds, failure = took(calls(remote, away)[verb])
     assert seconds < FIRST

@@ -13,7 +13,7 @@ from waooaw_celery import AgentApp, Message, MessageAuditTrail, MessageBus, Mess
 from waooaw_celery import RequestResponseHandler as Requests
 from waooaw_celery.embedded import end_all
 from waooaw_celery.errors import RemoteError, RequestError, UnknownMethod
-from waooaw_celery.messages.reply_to import CALL_HEADER
+from waooaw_celery.messages.reply_to import REPLY_TO_HEADER
 
 
 @pytest.fixture(scope="module", params=["prefork", "async on prefork", "async on threads"])
@@ -105,7 +105,7 @@ def test_nobody_waits_for_a_message(app: AgentApp, agents: list[str]) -> None:
 def test_who_waits_cannot_be_forged(app: AgentApp, probe: str, other: str) -> None:
     """A header that a caller sets itself is not the call's."""
     asked = app.signature(f"{probe}.ask", kwargs={"to_agent": other, "method": "process"})
-    assert asked.apply_async(headers={CALL_HEADER: {"waiting": [other]}}).get(timeout=20) > 0
+    assert asked.apply_async(headers={REPLY_TO_HEADER: {"waiting": [other]}}).get(timeout=20) > 0
 
 
 def replies(app: AgentApp, agent: str, message_id: str) -> list[Any]:

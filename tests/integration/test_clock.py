@@ -25,7 +25,7 @@ from waooaw_celery.ledger.database import upgrade as schema
 from waooaw_celery.ledger.retention import Retention
 from waooaw_celery.maintenance.tasks import PURGE, RECONCILE, SWEEP
 from waooaw_celery.messages.queues import system_queue
-from waooaw_celery.messages.receipt import Event
+from waooaw_celery.messages.receipt import MessageEvent
 from waooaw_celery.messages.validation import LocalTime
 from waooaw_celery.store.clock_reading import read, redis_source
 from waooaw_celery.store.connection import connect, store_url
@@ -89,7 +89,7 @@ def open_message(app: AgentApp, **fields: Any) -> Message:
         Message(from_agent="tests", to_agent="nobody-here", **fields),
     )
     app.receipts.pending([(message, "command")])()
-    note(app.receipts, message, Event.SENT)
+    note(app.receipts, message, MessageEvent.SENT)
     return message
 
 
@@ -104,7 +104,7 @@ def test_a_sweep_by_a_wrong_clock_ends_what_has_expired_and_nothing_else(
         ago = datetime.now(UTC) - timedelta(seconds=60)
         stale = open_message(app, ttl_seconds=1, sent_at=ago)
         begun = open_message(app, ttl_seconds=1200)
-        note(app.receipts, begun, Event.DELIVERED, worker="gone@nowhere")
+        note(app.receipts, begun, MessageEvent.DELIVERED, worker="gone@nowhere")
         command = [sys.executable, "-m", "celery", "-A", "beat_schedule", "worker", "-P", "solo"]
         env = os.environ | environment(broker, tmp_path, ahead)
         with running(
@@ -198,7 +198,7 @@ def test_a_purge_far_ahead_refuses(ledger: Broker, tmp_path: Path) -> None:
     """On a computer 120 days ahead neither the command nor beat's task removes anything; dry runs do no harm."""
     app = ledger.app()
     message = open_message(app)
-    note(app.receipts, message, Event.DELIVERED, Event.HANDLED)
+    note(app.receipts, message, MessageEvent.DELIVERED, MessageEvent.HANDLED)
     refused = run(ledger, tmp_path, DAYS_120, "-m", "waooaw_celery", "purge")
     assert refused.returncode == 1
     assert "nothing was purged" in refused.stderr
@@ -223,7 +223,7 @@ def test_a_ledger_in_sqlite_is_not_purged_when_redis_tells_another_time(redis_ur
     app = broker.app()
     schema.upgrade(app.database)
     message = open_message(app)
-    note(app.receipts, message, Event.DELIVERED, Event.HANDLED)
+    note(app.receipts, message, MessageEvent.DELIVERED, MessageEvent.HANDLED)
     refused = run(broker, tmp_path, DAYS_120, "-m", "waooaw_celery", "purge")
     assert refused.returncode == 1
     assert "nothing was purged" in refused.stderr

@@ -14,7 +14,7 @@ from celery import signals
 from redis import Redis
 
 from waooaw_celery import AgentApp, Message, MessageBus, Priority, create_app
-from waooaw_celery.app.publish_batch import HandOver
+from waooaw_celery.app.publish_batch import PublishBatch
 from waooaw_celery.messages.queues import HandlerName, agent_queue
 
 TARGET = HandlerName("wire-test", "command")
@@ -74,7 +74,7 @@ def test_what_is_handed_over_directly_is_what_celery_makes(
     app.conf.update(settings)
     batch = [(TARGET, app.complete(TARGET, message)) for message in messages()]
     with app.producer_or_acquire() as producer:
-        hand_over = HandOver(app, app.driver)
+        hand_over = PublishBatch(app, app.driver)
         assert hand_over._knows_the_way(producer)
         assert hand_over.all_or_none(producer, batch, hand_over.pack(batch), lambda: None)
         directly = waiting(client)
@@ -103,7 +103,7 @@ def test_whoever_listens_to_celerys_signals_is_told(app: AgentApp, client: Any) 
 def test_a_projects_own_settings_are_heeded(redis_url: str, setting: dict[str, Any]) -> None:
     """Events, or the protocol of old: what Celery does with them it goes on doing."""
     with closing(create_app(broker_url=redis_url, **setting)) as app, app.producer_or_acquire() as producer:
-        assert not HandOver(app, app.driver)._knows_the_way(producer)
+        assert not PublishBatch(app, app.driver)._knows_the_way(producer)
 
 
 def test_a_batch_that_must_not_go_leaves_nothing(app: AgentApp, client: Any) -> None:
@@ -114,7 +114,7 @@ def test_a_batch_that_must_not_go_leaves_nothing(app: AgentApp, client: Any) -> 
 
     batch = [(TARGET, messages()[0])]
     with app.producer_or_acquire() as producer:
-        hand_over = HandOver(app, app.driver)
+        hand_over = PublishBatch(app, app.driver)
         with pytest.raises(PermissionError):
             hand_over.all_or_none(producer, batch, hand_over.pack(batch), refuse)
     assert waiting(client) == []

@@ -15,12 +15,12 @@ from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus
 from waooaw_celery.errors import InvalidMessage, UnknownMessage
 from waooaw_celery.ledger.database import upgrade as schema
 from waooaw_celery.ledger.database.engine import Database, database_url
-from waooaw_celery.ledger.database.rows import message_entry
+from waooaw_celery.ledger.database.rows import message_row
 from waooaw_celery.ledger.ledger import Ledger
 from waooaw_celery.ledger.retention import HoldKind, Retention
 from waooaw_celery.ledger.trail import MessageAuditTrail
 from waooaw_celery.messages.message import RetentionPolicy
-from waooaw_celery.messages.receipt import Event
+from waooaw_celery.messages.receipt import MessageEvent
 from waooaw_celery.settings import AuditMode
 
 TEXTS = [
@@ -91,7 +91,7 @@ def test_every_payload_comes_back_as_it_was_said(ledger: Ledger, trail: MessageA
     messages = [Message(from_agent="boss", to_agent=to, payload=payload) for payload in payloads]
     entries = [(message, "command") for message in messages]
     if spooled:
-        ledger.spool.append([message_entry(message, "command", RetentionPolicy.DAYS_90) for message in messages])
+        ledger.spool.append([message_row(message, "command", RetentionPolicy.DAYS_90) for message in messages])
         ledger.start()
         until(lambda: ledger.spool.counts() == (0, 0), "an empty spool")
     else:
@@ -129,7 +129,7 @@ def test_every_error_text_is_kept(ledger: Ledger, trail: MessageAuditTrail) -> N
     for text in TEXTS:
         message = Message(from_agent="boss", to_agent=agent())
         ledger.pending([(message, "command")])()
-        note(ledger, message, Event.FAILED, error=text)
+        note(ledger, message, MessageEvent.FAILED, error=text)
         record = trail.receipt(message.message_id)
         assert record.receipt.status is MessageStatus.FAILED
         expected = text.replace("\x00", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()

@@ -16,7 +16,7 @@ from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus, RequestR
 from waooaw_celery.embedded import valkey
 from waooaw_celery.errors import BackendUnavailable, BrokerUnavailable, StoreUnavailable, UnknownMessage
 from waooaw_celery.ledger.database import upgrade as schema
-from waooaw_celery.messages.receipt import SWEEP_GRACE, Event
+from waooaw_celery.messages.receipt import SWEEP_GRACE, MessageEvent
 from waooaw_celery.store.connection import connect, store_url
 
 
@@ -121,7 +121,7 @@ def test_the_status_grows_with_the_facts(kept: AgentApp) -> None:
     """PENDING, SENT, DELIVERED, HANDLED: the newest fact is the status."""
     sent = message(kept)
     statuses = [kept.receipts.get(sent.message_id).status]
-    for event in (Event.SENT, Event.DELIVERED, Event.HANDLED):
+    for event in (MessageEvent.SENT, MessageEvent.DELIVERED, MessageEvent.HANDLED):
         note(kept.receipts, sent, event)
         statuses.append(kept.receipts.get(sent.message_id).status)
     assert statuses == ["pending", "sent", "delivered", "handled"]
@@ -130,8 +130,8 @@ def test_the_status_grows_with_the_facts(kept: AgentApp) -> None:
 def test_the_first_end_wins(kept: AgentApp) -> None:
     """Celery reports a hard time limit twice, and a sweep may meet a worker: the first end stays."""
     sent = message(kept)
-    note(kept.receipts, sent, Event.FAILED, error="TimeLimitExceeded")
-    note(kept.receipts, sent, Event.EXPIRED)
+    note(kept.receipts, sent, MessageEvent.FAILED, error="TimeLimitExceeded")
+    note(kept.receipts, sent, MessageEvent.EXPIRED)
     receipt = kept.receipts.get(sent.message_id)
     assert (receipt.status, receipt.error) == (MessageStatus.FAILED, "TimeLimitExceeded")
 
@@ -141,9 +141,9 @@ def test_the_sweep_expires_what_nobody_began(kept: AgentApp) -> None:
     past = datetime.now(UTC) - timedelta(seconds=60)
     overdue = message(kept, sent_at=past, ttl_seconds=60 - SWEEP_GRACE - 1)
     begun = message(kept, sent_at=past, ttl_seconds=1)
-    note(kept.receipts, begun, Event.DELIVERED)
+    note(kept.receipts, begun, MessageEvent.DELIVERED)
     handled = message(kept, sent_at=past, ttl_seconds=1)
-    note(kept.receipts, handled, Event.HANDLED)
+    note(kept.receipts, handled, MessageEvent.HANDLED)
     just_due = message(kept, sent_at=past, ttl_seconds=60)
     forever = message(kept, sent_at=past, ttl_seconds=None)
     swept = kept.receipts.sweep()
@@ -235,13 +235,13 @@ def test_what_is_to_be_cancelled_is_known_until_it_expires(kept: AgentApp) -> No
     first, second, past = message(kept), message(kept, ttl_seconds=None), message(kept)
     for sent, running in ((first, False), (second, True), (second, False)):
         receipts.request_cancel(receipts.get(sent.message_id), running, "tests")
-    known = receipts.cancels(["nobody-there", "nobody-else"])
+    known = receipts.cancellations(["nobody-there", "nobody-else"])
     assert {id_: known.get(id_) for id_ in (first.message_id, second.message_id, past.message_id)} == {
         first.message_id: False,
         second.message_id: True,
         past.message_id: None,
     }
-    assert receipts.cancels(["nobody-else"]) == {}
+    assert receipts.cancellations(["nobody-else"]) == {}
     receipt = receipts.get(second.message_id)
     assert receipt.status is MessageStatus.PENDING
     assert receipt.cancel_requested_at is not None
@@ -251,7 +251,7 @@ def test_a_request_to_cancel_changes_nothing_for_what_runs(kept: AgentApp) -> No
     """The sweep does not take a message for one that never began, since somebody asked to cancel it."""
     past = datetime.now(UTC) - timedelta(seconds=60)
     sent = message(kept, sent_at=past, ttl_seconds=1)
-    note(kept.receipts, sent, Event.DELIVERED)
+    note(kept.receipts, sent, MessageEvent.DELIVERED)
     kept.receipts.request_cancel(kept.receipts.get(sent.message_id), False, "tests")
     assert sent.message_id not in kept.receipts.sweep()
     assert kept.receipts.get(sent.message_id).status is MessageStatus.DELIVERED

@@ -16,7 +16,7 @@ from support import Broker, settled, until
 from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus, MessageType, Priority
 from waooaw_celery import RequestResponseHandler as Requests
 from waooaw_celery.broker.dead_letters.dead_letter import DeadLetter
-from waooaw_celery.errors import InvalidMessage, RemoteError, UnknownLetter
+from waooaw_celery.errors import InvalidMessage, RemoteError, UnknownDeadLetter
 from waooaw_celery.ledger.trail import MessageAuditTrail
 
 pytestmark = pytest.mark.usefixtures("dead_letters_alone")
@@ -185,7 +185,7 @@ def test_letters_are_found_by_what_they_have(app: AgentApp, probe: str) -> None:
     assert app.dead_letters.get(made[0].id) == made[0]
     assert {each.id for each in app.dead_letters.list(ids=[made[0].id, made[2].id])} == {made[0].id, made[2].id}
     for unknown in ("0-1", "nonsense", uuid4().hex):
-        with pytest.raises(UnknownLetter):
+        with pytest.raises(UnknownDeadLetter):
             app.dead_letters.get(unknown)
     for impossible in ({"limit": 0}, {"since": datetime(2026, 1, 1)}):
         with pytest.raises(InvalidMessage):

@@ -14,8 +14,8 @@ from support import Broker, settled, until
 
 from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus
 from waooaw_celery import RequestResponseHandler as Requests
-from waooaw_celery.broker.dead_letters.amqp import QueueLetters
-from waooaw_celery.broker.dead_letters.storage import Choice
+from waooaw_celery.broker.dead_letters.amqp import AmqpDeadLetterStorage
+from waooaw_celery.broker.dead_letters.storage import DeadLetterFilter
 from waooaw_celery.broker.redis.parking import DEAD_KEY
 from waooaw_celery.embedded import end, valkey
 from waooaw_celery.errors import BrokerUnavailable
@@ -64,13 +64,13 @@ def test_the_queue_of_letters_keeps_its_bound(amqp_url: str, redis_url: str, tmp
     """It has one from its first letter on; another setting later does not keep a letter from being kept."""
     reason = uuid4().hex
     with closing(Broker(amqp_url, redis_url, tmp_path).app()) as app:
-        stores = [QueueLetters(app, most) for most in (100_000, 50)]
+        stores = [AmqpDeadLetterStorage(app, most) for most in (100_000, 50)]
         for store in stores:
             store.add("agent.x", reason, b"raw")
-        found = stores[1].list(Choice(reason=reason), 10)
+        found = stores[1].list(DeadLetterFilter(reason=reason), 10)
         assert [letter.raw for letter in found] == [b"raw", b"raw"]
         assert stores[0].remove([letter.id for letter in found]) == {letter.id for letter in found}
-        assert not stores[1].list(Choice(reason=reason), 10)
+        assert not stores[1].list(DeadLetterFilter(reason=reason), 10)
         # The broker itself holds the bound: declared otherwise, it refuses.
         with app.connection_for_write() as connection, connection.channel() as channel:
             bound = {"x-max-length": 50}

@@ -23,12 +23,12 @@ from waooaw_celery import Message, MessageStatus, MessageType, Priority
 from waooaw_celery.errors import UnknownMessage
 from waooaw_celery.ledger.database import upgrade as schema
 from waooaw_celery.ledger.database.engine import Database, database_url
-from waooaw_celery.ledger.database.rows import message_entry
+from waooaw_celery.ledger.database.rows import message_row
 from waooaw_celery.ledger.ledger import Ledger
 from waooaw_celery.ledger.retention import HoldKind, Retention
 from waooaw_celery.ledger.trail import MessageAuditTrail
 from waooaw_celery.messages.message import RetentionPolicy
-from waooaw_celery.messages.receipt import Event, Fact
+from waooaw_celery.messages.receipt import MessageEvent, MessageFact
 
 AGENTS = ["ann", "bob", "cid"]
 FINAL = tuple(status.value for status in MessageStatus if status.final)
@@ -38,7 +38,7 @@ NOW = datetime.now(UTC)
 OLD = timedelta(days=40)
 
 #: What can be told of a message: that one is the record of an event is written with it.
-TOLD = [event for event in Event if event is not Event.PUBLISHED]
+TOLD = [event for event in MessageEvent if event is not MessageEvent.PUBLISHED]
 
 
 @dataclass
@@ -117,7 +117,7 @@ class Lives(RuleBasedStateMachine):
         payload=st.sampled_from(["plain", "ünï", "50%_", {"k": [1]}, "back\\slash"]),
         ttl=st.sampled_from([1.0, 1.0, None, 10.0**6]),
         retention=st.sampled_from([*RetentionPolicy, RetentionPolicy.DAYS_30, RetentionPolicy.DAYS_30]),
-        events=st.lists(st.sampled_from([*TOLD, Event.DELIVERED, Event.DELIVERED]), max_size=4),
+        events=st.lists(st.sampled_from([*TOLD, MessageEvent.DELIVERED, MessageEvent.DELIVERED]), max_size=4),
         old=st.booleans(),
         spooled=st.booleans(),
         cause=st.none() | st.integers(0, 20),
@@ -130,7 +130,7 @@ class Lives(RuleBasedStateMachine):
         payload: Any,
         ttl: float | None,
         retention: RetentionPolicy,
-        events: list[Event],
+        events: list[MessageEvent],
         old: bool,
         spooled: bool,
         cause: int | None,
@@ -153,7 +153,7 @@ class Lives(RuleBasedStateMachine):
             causation_id=parent.message_id if parent else None,
         )
         if spooled:
-            self.ledger.spool.append([message_entry(message, type_.value, RetentionPolicy.DAYS_90)])
+            self.ledger.spool.append([message_row(message, type_.value, RetentionPolicy.DAYS_90)])
             self.ledger._the_writer()._shipper.ship()
         else:
             assert self.ledger.pending([(message, type_.value)])() == {id_}
@@ -175,29 +175,31 @@ class Lives(RuleBasedStateMachine):
         headers = {"id": str(uuid4())}
         message = Message.from_headers(headers, to, "foreign").evolve(sent_at=self.tick())
         at = self.tick()
-        note(self.ledger, message, Event.DELIVERED, at=at)
+        note(self.ledger, message, MessageEvent.DELIVERED, at=at)
         self.model[message.message_id] = Life(message.evolve(retention=RetentionPolicy.DAYS_90))
         self.model[message.message_id].tell("delivered", at)
         return message.message_id
 
     @rule(
         life=lives,
-        event=st.sampled_from([*TOLD, Event.DELIVERED, Event.DELIVERED]),
+        event=st.sampled_from([*TOLD, MessageEvent.DELIVERED, MessageEvent.DELIVERED]),
         late=st.booleans(),
         twice=st.booleans(),
         error=st.sampled_from(["ValueError: no", "ü"]),
         stray=st.booleans(),
     )
-    def happen(self, life: str, event: Event, late: bool, twice: bool, error: str, stray: bool) -> None:
+    def happen(self, life: str, event: MessageEvent, late: bool, twice: bool, error: str, stray: bool) -> None:
         """Something becomes of a message: in order or late, told once or twice, with its message or without."""
         if life in self.model:
             self._happen(life, event, late, twice, error, stray)
 
-    def _happen(self, life: str, event: Event, late: bool, twice: bool, error: str, stray: bool) -> None:
+    def _happen(self, life: str, event: MessageEvent, late: bool, twice: bool, error: str, stray: bool) -> None:
         at = self.tick() - timedelta(seconds=1.5 if late else 0)
-        reason = error if event in (Event.RETRIED, Event.FAILED) else None
+        reason = error if event in (MessageEvent.RETRIED, MessageEvent.FAILED) else None
         message = None if stray else self.model[life].message
-        fact = Fact(message_id=life, event=event, at=at, message=message, attempt=1, seconds=1.0, error=reason)
+        fact = MessageFact(
+            message_id=life, event=event, at=at, message=message, attempt=1, seconds=1.0, error=reason
+        )
         for _ in range(1 + twice):
             self.ledger.note(fact)
         self.model[life].tell(event.value, at, reason)

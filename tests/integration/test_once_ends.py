@@ -27,7 +27,7 @@ from waooaw_celery import (
 from waooaw_celery.embedded import end_all
 from waooaw_celery.errors import AuditUnavailable
 from waooaw_celery.ledger.inbox import has_effect
-from waooaw_celery.messages.receipt import Event
+from waooaw_celery.messages.receipt import MessageEvent
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def committed(app: AgentApp, name: str, hold: Path, **fields: Any) -> tuple[Mess
 def ends(app: AgentApp, message_id: str) -> list[str]:
     """Return the ends of a message in the ledger."""
     told = MessageAuditTrail(app.ledger).receipt(message_id).events
-    return [event.event for event in told if Event(event.event).terminal]
+    return [event.event for event in told if MessageEvent(event.event).terminal]
 
 
 def check(
@@ -180,8 +180,10 @@ def test_a_message_that_expires_between_its_commit_and_the_news_is_handled(
     check(app, message, label, pids)
 
 
-@pytest.mark.parametrize("end", [Event.CANCELLED, Event.FAILED, Event.DEAD, Event.EXPIRED])
-def test_the_ledger_itself_takes_no_other_end_of_what_is_committed(app: AgentApp, end: Event) -> None:
+@pytest.mark.parametrize(
+    "end", [MessageEvent.CANCELLED, MessageEvent.FAILED, MessageEvent.DEAD, MessageEvent.EXPIRED]
+)
+def test_the_ledger_itself_takes_no_other_end_of_what_is_committed(app: AgentApp, end: MessageEvent) -> None:
     """Also when somebody else tells it, or tells it late: a sweep, a recovery, a spool."""
     message = Message(from_agent="tests", to_agent="nobody")
     app.receipts.pending([(message, "command")])()

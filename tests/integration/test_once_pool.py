@@ -14,7 +14,7 @@ from support import Broker, settled
 
 from waooaw_celery import AgentApp, Message, MessageAuditTrail, MessageBus, MessageStatus, RequestResponseHandler
 from waooaw_celery.embedded import end_all
-from waooaw_celery.messages.receipt import Event
+from waooaw_celery.messages.receipt import MessageEvent
 
 #: More handlers at a time than connections.
 POOLS = {"threads": ("-P", "threads", "-c", "20"), "gevent": ("-P", "gevent", "-c", "20"), "prefork": ("-c", "2")}
@@ -76,7 +76,7 @@ def test_more_handlers_than_connections_all_send_in_their_transactions(
     assert {settled(app, id_) for id_ in ids} == {MessageStatus.HANDLED}
     assert effects(label) == 30
     trail = MessageAuditTrail(app.ledger)
-    assert not [event for id_ in ids for event in trail.receipt(id_).events if event.event == Event.RETRIED]
+    assert not [event for id_ in ids for event in trail.receipt(id_).events if event.event == MessageEvent.RETRIED]
     caused = "SELECT message_id FROM waooaw_messages WHERE causation_id = ANY(:ids)"
     with app.database.begin("look for what they sent") as connection:
         sent = connection.scalars(text(caused), {"ids": ids}).all()

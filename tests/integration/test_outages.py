@@ -15,7 +15,7 @@ from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus, RequestR
 from waooaw_celery.embedded import end
 from waooaw_celery.errors import AuditUnavailable, UnknownMessage
 from waooaw_celery.ledger.database import upgrade as schema
-from waooaw_celery.ledger.database.rows import WITHDRAWN, message_entry, withdrawal_entry
+from waooaw_celery.ledger.database.rows import WITHDRAWN, message_row, withdrawal_row
 from waooaw_celery.ledger.trail import MessageAuditTrail
 from waooaw_celery.ledger.write import spool_drain as shipping
 from waooaw_celery.maintenance.recovery import Recovery
@@ -231,7 +231,7 @@ def test_what_the_ledger_never_took_need_not_be_withdrawn(
     monkeypatch.setattr(shipping, "SPOOL_SECONDS", 0.2)
     app = broker.app()
     message = Message(from_agent="tests", to_agent="nobody", retention=RetentionPolicy.DAYS_30)
-    app.ledger.spool.append([withdrawal_entry(message_entry(message, "command", RetentionPolicy.DAYS_30))])
+    app.ledger.spool.append([withdrawal_row(message_row(message, "command", RetentionPolicy.DAYS_30))])
     app.ledger.start()
     assert app.ledger.spool.counts() == (1, 0)
     until(lambda: app.ledger.spool.counts() == (0, 0), "the end of the search")

@@ -33,16 +33,16 @@ from waooaw_celery.broker.redis.scripts import PUBLISH
 from waooaw_celery.embedded import end_all, valkey
 from waooaw_celery.errors import BrokerUnavailable, InvalidMessage, RequestTimeout, UnknownMessage, WaooawError
 from waooaw_celery.ledger.database import upgrade as schema
-from waooaw_celery.ledger.database.rows import fact_entry
-from waooaw_celery.ledger.read.lost import MOST_RECOVERIES, Rules, claim, claiming, judge
+from waooaw_celery.ledger.database.rows import event_row
+from waooaw_celery.ledger.read.lost import MAX_RECOVERIES, LostMessageRules, claim, claiming, judge
 from waooaw_celery.ledger.read.records import AuditRecord
 from waooaw_celery.ledger.trail import MessageAuditTrail
 from waooaw_celery.maintenance import broker_inventory as broker_module
-from waooaw_celery.maintenance.recovery import Recovered, Recovery
+from waooaw_celery.maintenance.recovery import Recovery, RecoveryResult
 from waooaw_celery.messages.message import RetentionPolicy
 from waooaw_celery.messages.publish_options import RECOVERED_HEADER
 from waooaw_celery.messages.queues import agent_queue, queue_depth
-from waooaw_celery.messages.receipt import Event, Fact
+from waooaw_celery.messages.receipt import MessageEvent, MessageFact
 from waooaw_celery.store.connection import store_url
 from waooaw_celery.store.subscriptions import Subscription
 
@@ -125,7 +125,7 @@ def declared(broker: Broker, app: AgentApp, *handlers: str) -> str:
     return name
 
 
-def recover(app: AgentApp, agent: str | None = None, **options: Any) -> Recovered:
+def recover(app: AgentApp, agent: str | None = None, **options: Any) -> RecoveryResult:
     """Look once, without the patience that real brokers and workers need."""
     return Recovery(app, after=0, pause=0.2).run(agent=agent, **options)
 
@@ -257,7 +257,7 @@ def test_a_worker_that_was_started_anew_does_not_stand_in_for_its_predecessor(
     """It has the same name, and gives signs of life, but what was begun before its start is lost."""
     agent = declared(broker, app)
     [message_id] = send(app, agent)
-    note(app.receipts, record_message(app, message_id), Event.DELIVERED, worker="w@h")
+    note(app.receipts, record_message(app, message_id), MessageEvent.DELIVERED, worker="w@h")
     lose(broker)
     app.registry.declare(agent, ["command"], "w@h", 60, started_at=datetime.now(UTC) - timedelta(minutes=1))
     assert recover(app, agent).recovered == []
@@ -270,8 +270,8 @@ def test_a_lost_retry_is_the_attempt_that_it_was(broker: Broker, app: AgentApp) 
     agent = declared(broker, app)
     [message_id] = send(app, agent)
     message = record_message(app, message_id)
-    note(app.receipts, message, Event.DELIVERED, Event.RETRIED, worker="w@h")
-    note(app.receipts, message, Event.DELIVERED, Event.RETRIED, worker="w@h", attempt=2)
+    note(app.receipts, message, MessageEvent.DELIVERED, MessageEvent.RETRIED, worker="w@h")
+    note(app.receipts, message, MessageEvent.DELIVERED, MessageEvent.RETRIED, worker="w@h", attempt=2)
     lose(broker)
     assert recover(app, agent).recovered == [message_id]
     [(_, again)] = raw(broker, agent)
@@ -484,7 +484,7 @@ def test_what_nobody_wants_any_more_is_not_published(either: AgentApp, broker: B
         Requests(either).request(agent, "echo", {"value": 1}, timeout=0.3)
     streamed = Requests(either).stream(agent, "echo", {"value": 1}, timeout=60)
     [ended, erased] = send(either, agent, 2)
-    note(either.receipts, record_message(either, ended), Event.DELIVERED, Event.HANDLED)
+    note(either.receipts, record_message(either, ended), MessageEvent.DELIVERED, MessageEvent.HANDLED)
     either.receipts.flush()
     lose(broker)
     found = Recovery(either, after=30, pause=0.1).run(agent=agent)
@@ -545,7 +545,7 @@ def test_what_was_told_since_the_broker_was_asked_is_left_to_the_next_run(
 ) -> None:
     """However long a run takes from its look to its claim, it publishes nothing that another one did meanwhile."""
     [id_] = send(either, declared(broker, either))
-    rules = Rules(after=timedelta(0), lost=timedelta(hours=1), exact=True)
+    rules = LostMessageRules(after=timedelta(0), lost=timedelta(hours=1), exact=True)
     looked_at = datetime.now(UTC)
     for asked_at, found in ((looked_at, 1), (looked_at, 0), (None, 1)):
         with claiming(either.database) as connection:
@@ -622,7 +622,7 @@ def test_what_is_lost_again_and_again_has_failed(broker: Broker, app: AgentApp) 
     """It is recovered five times, and then it has one end, which says so."""
     agent = declared(broker, app)
     [message_id] = send(app, agent)
-    for _ in range(MOST_RECOVERIES):
+    for _ in range(MAX_RECOVERIES):
         lose(broker)
         assert recover(app, agent).recovered == [message_id]
     lose(broker)
@@ -672,8 +672,10 @@ def test_what_waits_in_this_computers_spool_is_not_lost(broker: Broker, app: Age
     known, lost = send(app, agent, 2)
     lose(broker)
     with closing(broker.app(waooaw_spool_folder=str(broker.folder / "elsewhere"))) as other:
-        fact = Fact(message_id=known, event=Event.HANDLED, message=record_message(app, known), handler="command")
-        other.ledger.spool.append([fact_entry(fact, other.settings.retention)])
+        fact = MessageFact(
+            message_id=known, event=MessageEvent.HANDLED, message=record_message(app, known), handler="command"
+        )
+        other.ledger.spool.append([event_row(fact, other.settings.retention)])
         assert recover(other, agent, dry_run=True).recovered == [lost]
 
 
@@ -726,15 +728,15 @@ def test_whoever_begins_hears_that_it_has_ended(either: AgentApp) -> None:
     def begin(attempt: int) -> bool:
         about: dict[str, Any] = {"message": message, "handler": "command", "worker": "w@h", "attempt": attempt}
         return either.receipts.begin(
-            Fact(message_id=message.message_id, event=Event.DELIVERED, **about), doubtful=False
+            MessageFact(message_id=message.message_id, event=MessageEvent.DELIVERED, **about), doubtful=False
         )
 
     assert begin(1)
-    note(either.receipts, message, Event.RETRIED)
+    note(either.receipts, message, MessageEvent.RETRIED)
     assert begin(2)
-    note(either.receipts, message, Event.HANDLED, attempt=2)
+    note(either.receipts, message, MessageEvent.HANDLED, attempt=2)
     assert not begin(1)
-    note(either.receipts, message, Event.DELIVERED, worker="late@h")
+    note(either.receipts, message, MessageEvent.DELIVERED, worker="late@h")
     events = ["delivered", "retried", "delivered", "handled", "duplicate", "delivered"]
     assert told(either, message.message_id) == events
     assert MessageBus(either).receipt(message.message_id).status is MessageStatus.HANDLED
@@ -778,7 +780,9 @@ def test_while_the_ledger_is_away_it_is_handled(broker: Broker, tmp_path: Path) 
         }
         with closing(broker.app(**settings)) as app:
             message = Message(from_agent="tests", to_agent="nobody", retention=app.settings.retention)
-            fact = Fact(message_id=message.message_id, event=Event.DELIVERED, message=message, handler="command")
+            fact = MessageFact(
+                message_id=message.message_id, event=MessageEvent.DELIVERED, message=message, handler="command"
+            )
             began = time.monotonic()
             assert app.receipts.begin(fact, doubtful=True)
             assert time.monotonic() - began < 10

@@ -15,7 +15,7 @@ from waooaw_celery.ledger import refusals as refusals_module
 from waooaw_celery.ledger.database import upgrade as schema
 from waooaw_celery.ledger.database.engine import Database, database_url
 from waooaw_celery.ledger.database.models import RefusalRow
-from waooaw_celery.ledger.database.rows import Entry
+from waooaw_celery.ledger.database.rows import LedgerRow
 from waooaw_celery.ledger.ledger import Ledger
 from waooaw_celery.ledger.refusals import Refusals
 from waooaw_celery.ledger.retention import REFUSALS_KEPT, Retention
@@ -97,7 +97,7 @@ def test_a_purge_removes_old_refusals(database: Database, ledger: Ledger) -> Non
 def test_no_more_agents_and_rules_are_kept_apart_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who invents a name for each message gets rows for so many, and one row for all the rest."""
     monkeypatch.setattr(refusals_module, "MOST", 3)
-    told: list[Entry] = []
+    told: list[LedgerRow] = []
     refusals = Refusals(told.extend, clock=lambda: 120.0)
     for number in range(100):
         refusals.add(f"agent-{number}", "1/hour", 1)
@@ -109,7 +109,7 @@ def test_no_more_agents_and_rules_are_kept_apart_than_there_is_room_for(monkeypa
 def test_the_rest_of_a_minute_is_told_when_it_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody needs to be refused again for that, nor to ask."""
     monkeypatch.setattr(refusals_module, "MINUTE", 0.2)
-    told: list[Entry] = []
+    told: list[LedgerRow] = []
     refusals = Refusals(told.extend)
     monkeypatch.setattr(refusals_module, "_GRACE", 0.0)
     for _ in range(30):

@@ -17,13 +17,13 @@ from waooaw_celery.ledger import retention as retention_module
 from waooaw_celery.ledger.database import engine, partitions
 from waooaw_celery.ledger.database import upgrade as schema
 from waooaw_celery.ledger.database.engine import Database, database_url
-from waooaw_celery.ledger.database.models import EventRow, MessageRow, PurgeRow
+from waooaw_celery.ledger.database.models import MessageEventRow, MessageRow, PurgeRow
 from waooaw_celery.ledger.database.partitions import Month
 from waooaw_celery.ledger.ledger import Ledger
 from waooaw_celery.ledger.retention import HoldKind, Removal, Retention
 from waooaw_celery.ledger.trail import MessageAuditTrail
 from waooaw_celery.messages.message import RetentionPolicy
-from waooaw_celery.messages.receipt import Event
+from waooaw_celery.messages.receipt import MessageEvent
 
 NOW = datetime.now(UTC)
 DAYS_91 = timedelta(days=91)
@@ -75,14 +75,14 @@ def ended(ledger: Ledger, **fields: Any) -> Message:
     """Write down a message that was sent 91 days ago and handled, unless the fields say otherwise."""
     message = Message(**({"from_agent": "boss", "to_agent": "worker-1", "sent_at": NOW - DAYS_91} | fields))
     ledger.pending([(message, "command")])()
-    note(ledger, message, Event.DELIVERED, Event.HANDLED)
+    note(ledger, message, MessageEvent.DELIVERED, MessageEvent.HANDLED)
     return message
 
 
 def counts(database: Database) -> tuple[int, int]:
     with database.begin("count") as connection:
         messages, events = (
-            connection.scalar(select(func.count()).select_from(table)) for table in (MessageRow, EventRow)
+            connection.scalar(select(func.count()).select_from(table)) for table in (MessageRow, MessageEventRow)
         )
     return messages or 0, events or 0
 
@@ -137,7 +137,7 @@ def test_what_has_not_ended_stays(database: Database, ledger: Ledger, retention:
     """A message without a terminal event is never purged, however old."""
     open_ = Message(from_agent="boss", to_agent="worker-1", sent_at=NOW - timedelta(days=5000), ttl_seconds=None)
     ledger.pending([(open_, "command")])()
-    note(ledger, open_, Event.DELIVERED)
+    note(ledger, open_, MessageEvent.DELIVERED)
     ended(ledger, sent_at=open_.sent_at)
     assert retention.purge(NOW).messages == 1
     assert counts(database) == (1, 1)
@@ -179,7 +179,7 @@ def test_erasing_an_agent_keeps_the_facts(database: Database, ledger: Ledger, re
     mine = ended(ledger, payload={"name": "Ada"})
     failed = Message(from_agent="worker-1", to_agent="boss", payload={"name": "Ada"})
     ledger.pending([(failed, "command")])()
-    note(ledger, failed, Event.FAILED, error="ValueError: Ada is unknown")
+    note(ledger, failed, MessageEvent.FAILED, error="ValueError: Ada is unknown")
     other = ended(ledger, to_agent="worker-2", payload={"name": "Ada"})
     before = trail.receipt(mine.message_id)
     assert retention.erase(agent="worker-1").messages == 2

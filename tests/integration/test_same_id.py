@@ -26,7 +26,7 @@ from waooaw_celery.embedded import end_all
 from waooaw_celery.errors import InvalidMessage
 from waooaw_celery.ledger.database import upgrade as schema
 from waooaw_celery.messages.queues import HandlerName
-from waooaw_celery.messages.receipt import Event
+from waooaw_celery.messages.receipt import MessageEvent
 
 KINDS = ["valkey-postgresql", "valkey-sqlite", "valkey-redis"] + [
     pytest.param(kind, marks=pytest.mark.rabbitmq) for kind in ("rabbitmq-postgresql", "rabbitmq-redis")
@@ -117,8 +117,8 @@ def test_what_happens_to_a_copy_belongs_to_its_message(broker: Broker, app: Agen
     message = app.complete(HandlerName("nobody", "command"), Message(from_agent="tests", to_agent="nobody"))
     app.receipts.pending([(message, "command")])()
     copy = message.evolve(retention=RetentionPolicy.FOREVER)
-    note(app.receipts, copy, Event.DELIVERED, Event.RETRIED, Event.HANDLED)
-    note(app.receipts, message, Event.FAILED)
+    note(app.receipts, copy, MessageEvent.DELIVERED, MessageEvent.RETRIED, MessageEvent.HANDLED)
+    note(app.receipts, message, MessageEvent.FAILED)
     record = MessageAuditTrail(app.ledger).receipt(message.message_id)
     assert [event.event for event in record.events] == ["delivered", "retried", "handled"]
     assert ends(app, message.message_id) == ["handled"]
@@ -128,10 +128,10 @@ def test_a_message_that_nobody_wrote_down_has_one_end_too(broker: Broker, app: A
     """Its sender had no ledger, or lost what it wrote: the first end counts."""
     needs_ledger(broker)
     message = app.complete(HandlerName("nobody", "command"), Message(from_agent="tests", to_agent="nobody"))
-    note(app.receipts, message, Event.DELIVERED, Event.HANDLED)
+    note(app.receipts, message, MessageEvent.DELIVERED, MessageEvent.HANDLED)
     copy = message.evolve(retention=RetentionPolicy.FOREVER)
-    note(app.receipts, copy, Event.FAILED)
-    note(app.receipts, copy, Event.HANDLED)
+    note(app.receipts, copy, MessageEvent.FAILED)
+    note(app.receipts, copy, MessageEvent.HANDLED)
     assert ends(app, message.message_id) == ["handled"]
 
 
@@ -146,7 +146,7 @@ def test_two_processes_that_tell_an_end_at_once_write_one(broker: Broker, app: A
     def tell(which: AgentApp, retention: RetentionPolicy) -> None:
         for message in messages:
             together.wait(30)
-            note(which.receipts, message.evolve(retention=retention), Event.HANDLED)
+            note(which.receipts, message.evolve(retention=retention), MessageEvent.HANDLED)
 
     with ThreadPoolExecutor(2) as threads:
         told = [

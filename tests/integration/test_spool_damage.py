@@ -22,14 +22,14 @@ from waooaw_celery import Message, MessageBus, MessageStatus
 from waooaw_celery.embedded import end, spawn
 from waooaw_celery.ledger.database import upgrade as schema
 from waooaw_celery.ledger.database.engine import Database, database_url
-from waooaw_celery.ledger.database.models import EventRow
-from waooaw_celery.ledger.database.rows import Entry, message_entry
+from waooaw_celery.ledger.database.models import MessageEventRow
+from waooaw_celery.ledger.database.rows import LedgerRow, message_row
 from waooaw_celery.ledger.ledger import Ledger
 from waooaw_celery.ledger.write import spool_damage as damage
 from waooaw_celery.ledger.write.spool import Spool, SpoolUnavailable
 from waooaw_celery.ledger.write.spool_damage import FileLock
 from waooaw_celery.messages.message import RetentionPolicy
-from waooaw_celery.messages.receipt import Event, Fact
+from waooaw_celery.messages.receipt import MessageEvent, MessageFact
 from waooaw_celery.settings import AuditMode
 
 DAYS_90 = RetentionPolicy.DAYS_90
@@ -130,11 +130,11 @@ def test_a_damaged_file_is_put_aside_and_salvaged(
 ) -> None:
     """It is kept under another name, and a new file takes what comes and what SQLite can read of the old one."""
     spool = Spool(str(folder), url)
-    old = [message_entry(told(), "command", DAYS_90) for _ in range(MANY)]
+    old = [message_row(told(), "command", DAYS_90) for _ in range(MANY)]
     spool.append(old)
     hurt(spool.path)
     hurt_bytes = spool.path.read_bytes() if spool.path.is_file() else None
-    new = message_entry(told(), "command", DAYS_90)
+    new = message_row(told(), "command", DAYS_90)
     spool.append([new])
     spool.first(10_000, 10**9)  # damage in the middle shows when it is read
     spool.salvage()
@@ -161,7 +161,7 @@ def test_salvaging_what_is_only_random_text_ships_nothing_false(url: str, folder
     """What SQLite reads and is no entry is kept as refused, and blocks nothing."""
     with opened(url, folder) as ledger:
         good, lost = told(), told()
-        ledger.spool.append([message_entry(message, "command", DAYS_90) for message in (good, lost)])
+        ledger.spool.append([message_row(message, "command", DAYS_90) for message in (good, lost)])
         with closing(sqlite3.connect(ledger.spool.path)) as connection, connection:
             bad = [("\x07\x00?", "x", "{}"), ("fact", "x", "\x13"), ("fact", b"\xff", "{}"), ("fact", "x", 5)]
             connection.executemany("INSERT INTO spool (kind, message_id, text) VALUES (?, ?, ?)", bad)
@@ -178,15 +178,15 @@ def test_too_many_damaged_files_are_told(url: str, folder: Path, monkeypatch: py
     """A disk that damages each file does not fill the folder: it is an error that says what to do."""
     monkeypatch.setattr(damage, "MAX_KEPT", 2)
     spool = Spool(str(folder), url)
-    spool.append([Entry("fact", "x", "{}")])
+    spool.append([LedgerRow("fact", "x", "{}")])
     for _ in range(2):
         random_bytes(spool.path)
-        spool.append([Entry("fact", "x", "{}")])
+        spool.append([LedgerRow("fact", "x", "{}")])
     random_bytes(spool.path)
     with pytest.raises(SpoolUnavailable, match="remove them"):
-        spool.append([Entry("fact", "x", "{}")])
+        spool.append([LedgerRow("fact", "x", "{}")])
     shutil.rmtree(folder)
-    spool.append([Entry("fact", "x", "{}")])
+    spool.append([LedgerRow("fact", "x", "{}")])
     assert spool.counts() == (1, 0)
 
 
@@ -205,13 +205,15 @@ def test_the_ledger_is_written_to_again_whatever_the_spool_is(
 ) -> None:
     """The database is tried although the spool cannot be used, and facts after its return are in the ledger."""
     with opened(url, folder) as ledger:
-        ledger.note(Fact(message_id="x", event=Event.FAILED))  # the database is away: this is spooled
+        ledger.note(
+            MessageFact(message_id="x", event=MessageEvent.FAILED)
+        )  # the database is away: this is spooled
         hurt(ledger.spool.path)
         schema.upgrade(ledger.database)
         until(lambda: "ledger_back" in actions(caplog), "the word that the ledger is back")
         message = told()
         assert ledger.pending([(message, "command")])() == {message.message_id}
-        ledger.note(Fact(message_id=message.message_id, event=Event.HANDLED, message=message))
+        ledger.note(MessageFact(message_id=message.message_id, event=MessageEvent.HANDLED, message=message))
         assert ledger.get(message.message_id).status == "handled"
         assert actions(caplog).count("ledger_back") == 1
         assert actions(caplog).count("spool_failed") <= 1
@@ -324,7 +326,7 @@ while not os.path.exists(sys.argv[3]):
         until(lambda: all(file.salvaged for file in spool.damaged()), "what was salvaged")
         until(lambda: spool.counts() == (0, 0), "an empty spool")
         with ledger.database.begin("look") as connection:
-            there = set(connection.scalars(select(EventRow.message_id)))
+            there = set(connection.scalars(select(MessageEventRow.message_id)))
     said = {line for log in logs for line in log.read_text().split() if len(line) == 36}
     assert len(said) > 100
     assert said <= there
@@ -345,7 +347,7 @@ def test_a_full_disk_is_emptied_into_the_ledger(url: str, folder: Path, size: st
             with suppress(SpoolUnavailable):
                 while True:
                     message = told()
-                    ledger.spool.append([message_entry(message, "command", DAYS_90)])
+                    ledger.spool.append([message_row(message, "command", DAYS_90)])
                     said.append(message.message_id)
             if others:
                 with (folder / "ballast").open("wb", buffering=0) as file, suppress(OSError):

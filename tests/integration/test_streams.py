@@ -71,7 +71,7 @@ def test_parts_come_in_order_and_then_the_final_result(app: AgentApp, agent: str
     with Requests(app).stream(agent, "count", {"to": 200}, timeout=20) as stream:
         assert numbers(stream) == list(range(200))
     assert stream.result == {"counted": 200}
-    assert len(app.answers) == 0
+    assert len(app.result_collector) == 0
 
 
 def test_a_part_comes_when_it_is_yielded(app: AgentApp, agent: str) -> None:

@@ -21,7 +21,7 @@ from waooaw_celery.ledger.database import upgrade as schema
 from waooaw_celery.ledger.event_log import EventLog
 from waooaw_celery.ledger.retention import Retention
 from waooaw_celery.messages.topics.filters import Filter
-from waooaw_celery.messages.topics.schemas import Check, TopicSchema
+from waooaw_celery.messages.topics.schemas import SchemaCheck, TopicSchema
 from waooaw_celery.store.subscriptions import Subscription
 
 
@@ -105,7 +105,9 @@ def test_schemas_keep_their_order_whoever_starts_again(kept: AgentApp) -> None:
     """The newest version stays the newest when a worker that knows only the older one starts again."""
     topic = f"{agent()}.x"
     one = TopicSchema(topic=topic, version="1", schema={"required": ["a"]})
-    two = TopicSchema(topic=topic, version="2", schema={"required": ["b"], "x": [None, 1.5]}, check=Check.RECEIPT)
+    two = TopicSchema(
+        topic=topic, version="2", schema={"required": ["b"], "x": [None, 1.5]}, check=SchemaCheck.RECEIPT
+    )
     kept.subscriptions.declare([], [one, two])
     kept.subscriptions.declare([], [one])
     assert [each for each in kept.subscriptions.read().schemas if each.topic == topic] == [one, two]

@@ -29,7 +29,7 @@ from waooaw_celery.ledger.ledger import Ledger
 from waooaw_celery.ledger.read.records import Durations
 from waooaw_celery.ledger.trail import MessageAuditTrail
 from waooaw_celery.messages.message import KEPT_FOREVER, RetentionPolicy
-from waooaw_celery.messages.receipt import Event
+from waooaw_celery.messages.receipt import MessageEvent
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -70,9 +70,9 @@ def said(ledger: Ledger, to: str, **fields: Any) -> Message:
 
 
 def handled(ledger: Ledger, message: Message) -> None:
-    note(ledger, message, Event.SENT)
-    note(ledger, message, Event.DELIVERED)
-    note(ledger, message, Event.HANDLED)
+    note(ledger, message, MessageEvent.SENT)
+    note(ledger, message, MessageEvent.DELIVERED)
+    note(ledger, message, MessageEvent.HANDLED)
 
 
 def test_the_migrations_make_what_the_models_say(database: Database) -> None:
@@ -96,11 +96,11 @@ def test_a_record_holds_everything(ledger: Ledger, trail: MessageAuditTrail) -> 
     to = agent()
     payload = {"text": "ü \x00 \ud800", "n": [1, 2.5, None]}
     message = said(ledger, to, payload=payload, priority=Priority.HIGH, retention=RetentionPolicy.DAYS_30)
-    note(ledger, message, Event.SENT)
-    note(ledger, message, Event.DELIVERED, worker="w@h", seconds=0.25)
-    note(ledger, message, Event.RETRIED, error="ValueError: not yet", worker="w@h")
-    note(ledger, message, Event.DELIVERED, attempt=2, worker="w@h")
-    note(ledger, message, Event.FAILED, attempt=2, error="ValueError: \x00 never", seconds=1.5)
+    note(ledger, message, MessageEvent.SENT)
+    note(ledger, message, MessageEvent.DELIVERED, worker="w@h", seconds=0.25)
+    note(ledger, message, MessageEvent.RETRIED, error="ValueError: not yet", worker="w@h")
+    note(ledger, message, MessageEvent.DELIVERED, attempt=2, worker="w@h")
+    note(ledger, message, MessageEvent.FAILED, attempt=2, error="ValueError: \x00 never", seconds=1.5)
     record = trail.receipt(message.message_id)
     assert record.payload == payload
     assert record.receipt.status is MessageStatus.FAILED
@@ -129,8 +129,8 @@ def test_writing_twice_changes_nothing(ledger: Ledger, trail: MessageAuditTrail)
     assert ledger.pending([(message, "command")])() == set()
     handled(ledger, message)
     begun = trail.receipt(message.message_id).events[1]
-    note(ledger, message, Event.DELIVERED, at=begun.at)
-    note(ledger, message, Event.FAILED, error="late")
+    note(ledger, message, MessageEvent.DELIVERED, at=begun.at)
+    note(ledger, message, MessageEvent.FAILED, error="late")
     record = trail.receipt(message.message_id)
     assert [event.event for event in record.events] == ["sent", "delivered", "handled"]
 
@@ -159,15 +159,15 @@ def test_filters_combine(ledger: Ledger, trail: MessageAuditTrail) -> None:
     ("events", "status"),
     [
         ([], MessageStatus.PENDING),
-        ([Event.SENT], MessageStatus.SENT),
-        ([Event.SENT, Event.DELIVERED, Event.RETRIED], MessageStatus.DELIVERED),
-        ([Event.SENT, Event.DELIVERED, Event.HANDLED], MessageStatus.HANDLED),
-        ([Event.DELIVERED, Event.FAILED], MessageStatus.FAILED),
-        ([Event.SENT, Event.EXPIRED], MessageStatus.EXPIRED),
+        ([MessageEvent.SENT], MessageStatus.SENT),
+        ([MessageEvent.SENT, MessageEvent.DELIVERED, MessageEvent.RETRIED], MessageStatus.DELIVERED),
+        ([MessageEvent.SENT, MessageEvent.DELIVERED, MessageEvent.HANDLED], MessageStatus.HANDLED),
+        ([MessageEvent.DELIVERED, MessageEvent.FAILED], MessageStatus.FAILED),
+        ([MessageEvent.SENT, MessageEvent.EXPIRED], MessageStatus.EXPIRED),
     ],
 )
 def test_a_status_is_found_by_itself_and_with_other_filters(
-    ledger: Ledger, trail: MessageAuditTrail, events: list[Event], status: MessageStatus
+    ledger: Ledger, trail: MessageAuditTrail, events: list[MessageEvent], status: MessageStatus
 ) -> None:
     """A message has one status, whichever of the filters leads to it, and the others do not find it."""
     # In a stretch of the past that no other test uses: the PostgreSQL database is shared.
@@ -238,8 +238,8 @@ def test_statistics_count_and_measure(ledger: Ledger, trail: MessageAuditTrail) 
     one, two = agent(), agent()
     for number in range(4):
         message = said(ledger, one, sent_at=since + timedelta(microseconds=number), ttl_seconds=None)
-        note(ledger, message, Event.DELIVERED, seconds=number)
-        note(ledger, message, Event.FAILED if number == 3 else Event.HANDLED, seconds=number / 10)
+        note(ledger, message, MessageEvent.DELIVERED, seconds=number)
+        note(ledger, message, MessageEvent.FAILED if number == 3 else MessageEvent.HANDLED, seconds=number / 10)
     said(ledger, two, message_type=MessageType.ACK, sent_at=since + timedelta(microseconds=5))
     statistics = trail.statistics(since, since + timedelta(seconds=1))
     assert statistics.total == 5

@@ -25,14 +25,14 @@ from waooaw_celery.embedded import spawn
 from waooaw_celery.errors import AuditUnavailable, ConfigurationError
 from waooaw_celery.ledger.database import upgrade as schema
 from waooaw_celery.ledger.database.engine import Database, database_url
-from waooaw_celery.ledger.database.rows import Entry, fact_entry, keyed_entry, message_entry, sent_entry
+from waooaw_celery.ledger.database.rows import LedgerRow, event_row, keyed_event_row, message_row, sent_row
 from waooaw_celery.ledger.ledger import Ledger
 from waooaw_celery.ledger.write import buffer as waiting
 from waooaw_celery.ledger.write import spool_drain as shipping
 from waooaw_celery.ledger.write.spool import Spool
 from waooaw_celery.ledger.write.spool_drain import STRAY_SECONDS
 from waooaw_celery.messages.message import RetentionPolicy
-from waooaw_celery.messages.receipt import Event, Fact
+from waooaw_celery.messages.receipt import MessageEvent, MessageFact
 from waooaw_celery.settings import AuditMode
 
 DAYS_90 = RetentionPolicy.DAYS_90
@@ -139,9 +139,11 @@ def test_an_entry_that_no_database_takes_blocks_no_others(folder: Path, postgres
     with opened(postgres_url, folder) as ledger:
         schema.upgrade(ledger.database)
         before, after = told(), told()
-        good = [message_entry(message, "command", DAYS_90) for message in (before, after)]
-        fact = Fact(message_id=before.message_id, event=Event.HANDLED, message=before, attempt=10**30)
-        hopeless = [fact_entry(fact, DAYS_90), Entry("message", "x", '{"message_id": "x"}')]
+        good = [message_row(message, "command", DAYS_90) for message in (before, after)]
+        fact = MessageFact(
+            message_id=before.message_id, event=MessageEvent.HANDLED, message=before, attempt=10**30
+        )
+        hopeless = [event_row(fact, DAYS_90), LedgerRow("message", "x", '{"message_id": "x"}')]
         ledger.spool.append([good[0], *hopeless, good[1]])
         shipped(ledger, refused=2)
         assert ledger.get(before.message_id).status == ledger.get(after.message_id).status == "pending"
@@ -160,9 +162,9 @@ def test_facts_that_no_driver_can_hand_over_are_put_aside(
         message = told()
         ledger.pending([(message, "command")])()
         for id_ in ("\x00", "\ud800", "'; DROP TABLE waooaw_messages; --", "x" * 5000):
-            ledger.note(Fact(message_id=id_, event=Event.FAILED, error="\x00 \ud800"))
-        note(ledger, message, Event.DELIVERED, attempt=10**30)
-        note(ledger, message, Event.HANDLED)
+            ledger.note(MessageFact(message_id=id_, event=MessageEvent.FAILED, error="\x00 \ud800"))
+        note(ledger, message, MessageEvent.DELIVERED, attempt=10**30)
+        note(ledger, message, MessageEvent.HANDLED)
         ledger.flush()
         assert ledger.get(message.message_id).status == "handled"
         until(lambda: ledger.spool.counts() == (4, 1), "one entry put aside, and four that wait")
@@ -174,8 +176,8 @@ def test_a_fact_waits_for_its_message_and_not_for_ever(ledger: Ledger, monkeypat
     schema.upgrade(ledger.database)
     message = told()
     old = datetime.now(UTC) - timedelta(seconds=STRAY_SECONDS + 1)
-    ledger.note(Fact(message_id=message.message_id, event=Event.FAILED, error="early"))
-    ledger.note(Fact(message_id="never-said", event=Event.FAILED, at=old))
+    ledger.note(MessageFact(message_id=message.message_id, event=MessageEvent.FAILED, error="early"))
+    ledger.note(MessageFact(message_id="never-said", event=MessageEvent.FAILED, at=old))
     ledger.flush()
     until(lambda: ledger.spool.counts() == (1, 1), "the old fact to be put aside")
     ledger.pending([(message, "command")])()
@@ -193,7 +195,7 @@ def test_a_wrong_spool_is_refused_at_the_start(valkey_broker: Broker, url: str, 
     with pytest.raises(ConfigurationError, match="only this user may write"):
         app.check()
     with pytest.raises(AuditUnavailable, match="only this user may write"):
-        app.ledger.spool.append([Entry("fact", "x", "{}")])
+        app.ledger.spool.append([LedgerRow("fact", "x", "{}")])
     folder.chmod(0o700)
     app.ledger.spool.path.write_bytes(b"no spool" * 1000)
     app.check()
@@ -222,10 +224,10 @@ def test_that_the_broker_has_a_message_is_said_as_every_fact() -> None:
     for retention in (None, RetentionPolicy.FOREVER):
         message = told().evolve(message_id="a.b_c:d-1", retention=retention)
         at = datetime.now(UTC)
-        quick = sent_entry(message, at, RetentionPolicy.DAYS_30)
-        fact = Fact(message_id=message.message_id, event=Event.SENT, at=at)
+        quick = sent_row(message, at, RetentionPolicy.DAYS_30)
+        fact = MessageFact(message_id=message.message_id, event=MessageEvent.SENT, at=at)
         kept = (retention or RetentionPolicy.DAYS_30).until(message.sent_at)
-        general = keyed_entry(fact, kept, message.sent_at)
+        general = keyed_event_row(fact, kept, message.sent_at)
         assert (quick.kind, quick.message_id) == (general.kind, general.message_id)
         assert json.loads(quick.text) == json.loads(general.text)
 
@@ -233,7 +235,7 @@ def test_that_the_broker_has_a_message_is_said_as_every_fact() -> None:
 def test_the_spool_is_its_users_alone(folder: Path, url: str) -> None:
     """Payloads wait there: nobody else may read the file or what SQLite puts beside it."""
     spool = Spool(str(folder), url)
-    spool.append([Entry("fact", "x", "{}")])
+    spool.append([LedgerRow("fact", "x", "{}")])
     assert [stat.S_IMODE(path.stat().st_mode) for path in (folder, spool.path)] == [0o700, 0o600]
 
 
@@ -299,7 +301,7 @@ def test_threads_share_one_writer(folder: Path, postgres_url: str) -> None:
             new = {id_ for message in mine.values() for id_ in ledger.pending([(message, "command")])()}
             first = len(ledger.pending([(same, "command")])())
             for message in mine.values():
-                note(ledger, message, Event.DELIVERED, Event.HANDLED)
+                note(ledger, message, MessageEvent.DELIVERED, MessageEvent.HANDLED)
             assert new == set(mine)
             return new, first
 

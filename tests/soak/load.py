@@ -44,7 +44,7 @@ class Load:
         self._bus, self._requests, self._events = MessageBus(app), RequestResponseHandler(app), EventBus(app)
         self.outcomes: dict[str, Outcome] = {}
         self.once: set[str] = set()
-        self.answers: Counter[str] = Counter()
+        self.result_collector: Counter[str] = Counter()
         self.broken: list[str] = []
         self.timed_out: list[str] = []
         self._over = threading.Event()
@@ -81,7 +81,7 @@ class Load:
             try:
                 say(chance)
             except WaooawError as error:  # the driver's own line is never cut
-                self.answers[f"{kind}: {type(error).__name__}"] += 1
+                self.result_collector[f"{kind}: {type(error).__name__}"] += 1
             except Exception as error:  # noqa: BLE001 - an error that no caller expects is one of the findings
                 self.broken.append(f"{kind}: {type(error).__name__}: {error}")
 
@@ -93,7 +93,7 @@ class Load:
         if chance.randrange(CANCELLED) == 0:
             self._over.wait(chance.uniform(0, 0.2))
             self._bus.cancel(id_, running=True)
-            self.answers["once: cancel asked for"] += 1
+            self.result_collector["once: cancel asked for"] += 1
 
     def _send(self, type_: MessageType, chance: random.Random) -> str:
         message = Message(
@@ -124,7 +124,7 @@ class Load:
             return
         if answer != value:
             self.broken.append(f"request: {value} was answered with {answer!r}")
-        self.answers["request: answered"] += 1
+        self.result_collector["request: answered"] += 1
 
     def _stream(self, chance: random.Random) -> None:
         to = chance.randrange(1, 30)
@@ -133,15 +133,15 @@ class Load:
             with self._requests.stream(chance.choice(self._agents), "count", {"to": to}, timeout=TIMEOUT) as parts:
                 taken = list(parts)
         except StreamBroken:  # its worker was killed, as is documented
-            self.answers["stream: broken"] += 1
+            self.result_collector["stream: broken"] += 1
             return
         except RequestTimeout as error:
             self.timed_out.append(f"stream: {error}")
             return
         if taken != list(range(to)):
             self.broken.append(f"stream: {taken} in place of {to} numbers")
-        self.answers["stream: whole"] += 1
+        self.result_collector["stream: whole"] += 1
 
     def _event(self, chance: random.Random) -> None:
         self._events.publish("soak.tick", {"number": chance.randrange(1000)})
-        self.answers["event: published"] += 1
+        self.result_collector["event: published"] += 1

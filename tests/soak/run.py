@@ -236,7 +236,7 @@ class _Soak:
             ("sent", f"{account.sent}: {told}"),
             ("handled more than once", f"{account.duplicates} (at least once is promised)"),
             ("once effects", str(len(once))),
-            ("requests, streams, events", _counts(self.load.answers)),
+            ("requests, streams, events", _counts(self.load.result_collector)),
             ("what befell the workers", _counts(self.fleet.counts)),
             ("workers that ended by themselves", str(self.fleet.ended or "none")),
         ]

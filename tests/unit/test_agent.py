@@ -12,7 +12,7 @@ from kombu import Queue
 
 from waooaw_celery import Agent, AgentApp, Message, MessageType, create_app
 from waooaw_celery.errors import ConfigurationError, InvalidMessage, UnknownSender
-from waooaw_celery.messages.headers import moment
+from waooaw_celery.messages.headers import parse_datetime
 from waooaw_celery.worker.health.startup_checks import check_time_limits
 
 
@@ -269,7 +269,7 @@ def test_a_function_without_a_name_is_refused(agent: Agent) -> None:
 def test_moments_are_read_as_celery_writes_them(spell: Callable[[datetime], object], seconds: float) -> None:
     """Seconds, timedelta, datetime and text; what has no time zone is in the application's."""
     now = datetime.now(UTC)
-    at = moment(spell(now), timezone(timedelta(hours=2)))
+    at = parse_datetime(spell(now), timezone(timedelta(hours=2)))
     assert at is not None
     assert abs((at - now).total_seconds() - seconds) < 5
 
@@ -278,4 +278,4 @@ def test_moments_are_read_as_celery_writes_them(spell: Callable[[datetime], obje
 def test_what_is_no_moment_is_refused(value: object) -> None:
     """Anything else is an InvalidMessage."""
     with pytest.raises(InvalidMessage, match="moment"):
-        moment(value, UTC)
+        parse_datetime(value, UTC)

@@ -8,7 +8,7 @@ import pytest
 
 import waooaw_celery
 from waooaw_celery.agents import aio
-from waooaw_celery.agents.client import Speaker
+from waooaw_celery.agents.client import AgentClient
 
 
 def verbs(face: type) -> set[str]:
@@ -25,7 +25,7 @@ def verbs(face: type) -> set[str]:
         (waooaw_celery.MessageAuditTrail, aio.MessageAuditTrail, set()),
         # What the publisher calls, and what closes the storage.
         (waooaw_celery.RateLimiter, aio.RateLimiter, {"charge", "check", "close"}),
-        (Speaker, aio.Agent, set()),
+        (AgentClient, aio.Agent, set()),
     ],
 )
 def test_every_verb_can_be_awaited(blocking: type, awaited: type, blocking_only: set[str]) -> None:
@@ -35,7 +35,7 @@ def test_every_verb_can_be_awaited(blocking: type, awaited: type, blocking_only:
 
 def test_an_awaited_verb_has_the_signature_and_the_documentation_of_the_verb() -> None:
     """help() of both faces shows the same."""
-    for name in verbs(Speaker):
-        blocking, awaited = getattr(Speaker, name), getattr(aio.Agent, name)
+    for name in verbs(AgentClient):
+        blocking, awaited = getattr(AgentClient, name), getattr(aio.Agent, name)
         assert inspect.signature(blocking) == inspect.signature(awaited)
         assert blocking.__doc__ == awaited.__doc__

@@ -13,7 +13,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import OutOfMemoryError
 from support import until
 
-from waooaw_celery.broker.circuit_breaker import Breaker
+from waooaw_celery.broker.circuit_breaker import CircuitBreaker
 from waooaw_celery.errors import AuditUnavailable, BrokerUnavailable
 
 PAUSE = 0.1
@@ -25,13 +25,13 @@ def caused(error: Exception, cause: Exception) -> Exception:
     return error
 
 
-def fail(breaker: Breaker, error: Exception) -> None:
+def fail(breaker: CircuitBreaker, error: Exception) -> None:
     """Have a publish fail."""
     with pytest.raises(type(error)), breaker.watching():
         raise error
 
 
-def is_open(breaker: Breaker) -> bool:
+def is_open(breaker: CircuitBreaker) -> bool:
     """Whether a sender is refused."""
     try:
         breaker.check()
@@ -41,9 +41,9 @@ def is_open(breaker: Breaker) -> bool:
 
 
 @pytest.fixture
-def breaker() -> Breaker:
+def breaker() -> CircuitBreaker:
     """A breaker with short pauses."""
-    return Breaker(PAUSE, 100 * PAUSE)
+    return CircuitBreaker(PAUSE, 100 * PAUSE)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def breaker() -> Breaker:
     ],
     ids=repr,
 )
-def test_it_opens_when_the_broker_does_not_answer(breaker: Breaker, error: Exception) -> None:
+def test_it_opens_when_the_broker_does_not_answer(breaker: CircuitBreaker, error: Exception) -> None:
     """After a failure that says so every sender is refused at once, and told that nothing was published."""
     assert not is_open(breaker)
     fail(breaker, error)
@@ -76,13 +76,13 @@ def test_it_opens_when_the_broker_does_not_answer(breaker: Breaker, error: Excep
     ],
     ids=repr,
 )
-def test_it_stays_closed_when_the_broker_says_no(breaker: Breaker, error: Exception) -> None:
+def test_it_stays_closed_when_the_broker_says_no(breaker: CircuitBreaker, error: Exception) -> None:
     """What a broker that lives does not want says nothing about the next message."""
     fail(breaker, error)
     assert not is_open(breaker)
 
 
-def test_one_sender_tries_and_the_others_wait_for_what_comes_of_it(breaker: Breaker) -> None:
+def test_one_sender_tries_and_the_others_wait_for_what_comes_of_it(breaker: CircuitBreaker) -> None:
     """When the pause is over exactly one is let through; when that goes well, all are."""
     fail(breaker, TimeoutError())
     until(lambda: not is_open(breaker), "the end of the pause", 5)
@@ -93,7 +93,7 @@ def test_one_sender_tries_and_the_others_wait_for_what_comes_of_it(breaker: Brea
     assert not is_open(breaker)
 
 
-def test_each_further_failure_doubles_the_pause(breaker: Breaker) -> None:
+def test_each_further_failure_doubles_the_pause(breaker: CircuitBreaker) -> None:
     """Up to the longest; and after a success it begins with the first again."""
 
     def pause() -> float:
@@ -110,7 +110,7 @@ def test_each_further_failure_doubles_the_pause(breaker: Breaker) -> None:
         breaker.check()
 
 
-def test_what_says_nothing_of_the_broker_does_not_close_it(breaker: Breaker) -> None:
+def test_what_says_nothing_of_the_broker_does_not_close_it(breaker: CircuitBreaker) -> None:
     """The ledger may fail on the way: then it is still not known whether the broker is back."""
     fail(breaker, TimeoutError())
     fail(breaker, AuditUnavailable())
@@ -118,7 +118,7 @@ def test_what_says_nothing_of_the_broker_does_not_close_it(breaker: Breaker) -> 
 
 
 def test_the_log_has_one_line_when_it_goes_and_one_when_it_is_back(
-    breaker: Breaker, caplog: pytest.LogCaptureFixture
+    breaker: CircuitBreaker, caplog: pytest.LogCaptureFixture
 ) -> None:
     """However often it was tried meanwhile."""
     told: Callable[[], list[str]] = lambda: [record.__dict__["action"] for record in caplog.records]  # noqa: E731

@@ -9,7 +9,7 @@ import pytest
 from kombu import compression
 
 from waooaw_celery import create_app
-from waooaw_celery.errors import ConfigurationError, Unreadable
+from waooaw_celery.errors import ConfigurationError, DecodingFailed
 from waooaw_celery.wire.caps import MIB, Caps
 from waooaw_celery.wire.codecs import expand
 from waooaw_celery.wire.encryption import CONTENT_TYPE, NAME, Keyring, enable
@@ -40,7 +40,7 @@ def test_keys_are_rotated() -> None:
     before, after = ring("old").encrypt(b"x"), ring("new", "old").encrypt(b"x")
     assert ring("old", "new").decrypt(after, 1) == ring("new", "old").decrypt(before, 1) == b"x"
     assert b"new" in after
-    with pytest.raises(Unreadable, match="with the key 'old', which is not in waooaw_encryption_keys"):
+    with pytest.raises(DecodingFailed, match="with the key 'old', which is not in waooaw_encryption_keys"):
         ring("new").decrypt(before, 1)
 
 
@@ -51,9 +51,9 @@ def test_what_was_changed_is_refused() -> None:
     for position in range(len(encrypted)):
         damaged = bytearray(encrypted)
         damaged[position] ^= 1
-        with pytest.raises(Unreadable):
+        with pytest.raises(DecodingFailed):
             keyring.decrypt(bytes(damaged), 100)
-        with pytest.raises(Unreadable):
+        with pytest.raises(DecodingFailed):
             keyring.decrypt(encrypted[:position], 100)
 
 
@@ -62,7 +62,7 @@ def test_an_encrypted_bomb_is_stopped() -> None:
     keyring = ring("old")
     for body in (bytes(20 * MIB), b"x" * 100):
         encrypted = keyring.encrypt(body)
-        with pytest.raises(Unreadable, match="more than 99 bytes"):
+        with pytest.raises(DecodingFailed, match="more than 99 bytes"):
             keyring.decrypt(encrypted, 99)
 
 

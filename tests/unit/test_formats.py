@@ -26,10 +26,10 @@ from pydantic import BaseModel
 from wire_values import texts, values
 
 from waooaw_celery import InvalidMessage, Message
-from waooaw_celery.errors import ConfigurationError, Unreadable, Unwritable
+from waooaw_celery.errors import ConfigurationError, DecodingFailed, EncodingFailed
 from waooaw_celery.messages.validation import json_copy, restored, tagged
 from waooaw_celery.wire import formats, protobuf
-from waooaw_celery.wire.caps import MIB, Caps, InForce, check_json_nodes
+from waooaw_celery.wire.caps import MIB, ActiveCaps, Caps, check_json_nodes
 from waooaw_celery.wire.codecs import codec_names, expand, find_codec, install_codecs
 from waooaw_celery.wire.formats import decode, encode, find_format
 from waooaw_celery.wire.packer import Packer
@@ -135,7 +135,7 @@ def test_binary_formats_carry_bytes_as_bytes() -> None:
 def test_other_languages_datetimes_are_read() -> None:
     """MessagePack's own timestamp is a datetime; an extension that nobody knows is refused."""
     assert read(msgpack.packb({"at": AT}, datetime=True), "msgpack") == {"at": AT}
-    with pytest.raises(Unreadable, match="no extension 5"):
+    with pytest.raises(DecodingFailed, match="no extension 5"):
         read(msgpack.packb(msgpack.ExtType(5, b"x")), "msgpack")
 
 
@@ -173,14 +173,14 @@ def test_nesting_is_bounded_exactly(name: str) -> None:
     """As many levels as are accepted are read, and one more is refused; so are 2,000."""
     read(deep(name, 80), name)
     for levels in (81, 2000):
-        with pytest.raises(Unreadable):
+        with pytest.raises(DecodingFailed):
             read(deep(name, levels), name)
 
 
 def test_two_hundred_thousand_levels_are_refused() -> None:
     """What would overflow the stack is an error like any other."""
     for name in ("json", "msgpack"):
-        with pytest.raises(Unreadable):
+        with pytest.raises(DecodingFailed):
             read(deep(name, 200_000), name)
 
 
@@ -190,7 +190,7 @@ def test_the_number_of_values_is_bounded(name: str) -> None:
     value = [[1, 2], {"a": None}, 'text, with [commas], {braces} and "quotes"']
     body = written(value, name)
     assert read(body, name, max_nodes=7) == value
-    with pytest.raises(Unreadable, match="values"):
+    with pytest.raises(DecodingFailed, match="values"):
         read(body, name, max_nodes=6, max_depth=1)
 
 
@@ -208,7 +208,7 @@ def test_many_values_are_refused_before_they_are_made(name: str) -> None:
     }[name]()
     tracemalloc.start()
     try:
-        with pytest.raises(Unreadable, match="values"):
+        with pytest.raises(DecodingFailed, match="values"):
             read(body, name)
         _, peak = tracemalloc.get_traced_memory()
     finally:
@@ -219,7 +219,7 @@ def test_many_values_are_refused_before_they_are_made(name: str) -> None:
 def test_lists_that_say_that_they_are_long_are_not_made_so_long() -> None:
     """MessagePack's lists of a million items within each other, with nothing in them, are refused at once."""
     body = b"\xdd\x00\x0f\x42\x40" * 900 + b"\x01" * 200_000
-    with pytest.raises(Unreadable):
+    with pytest.raises(DecodingFailed):
         read(body, "msgpack")
 
 
@@ -227,7 +227,7 @@ def test_texts_do_not_count_as_values() -> None:
     """A long text full of commas and brackets is one value; one without an end takes no long time to refuse."""
     text = json.dumps(['[{,"' * 100_000]).encode()
     check_json_nodes(text, Caps(max_nodes=3))
-    with pytest.raises(Unreadable):
+    with pytest.raises(DecodingFailed):
         check_json_nodes(b'["' + b'\\",' * 3_000_000 + b'",[],[],[]', Caps(max_nodes=3))
 
 
@@ -242,7 +242,7 @@ def test_texts_do_not_count_as_values() -> None:
 )
 def test_keys_that_are_there_twice_are_refused(name: str, body: bytes) -> None:
     """Two readers could take different ones."""
-    with pytest.raises(Unreadable, match="twice"):
+    with pytest.raises(DecodingFailed, match="twice"):
         read(body, name)
 
 
@@ -278,7 +278,7 @@ def test_keys_that_are_there_twice_are_refused(name: str, body: bytes) -> None:
 )
 def test_what_is_not_in_its_format_is_refused(name: str, body: bytes) -> None:
     """Truncated, corrupt and impossible bodies are one error, with a sentence that can be printed."""
-    with pytest.raises(Unreadable) as refused:
+    with pytest.raises(DecodingFailed) as refused:
         read(body, name)
     assert str(refused.value).isprintable()
 
@@ -290,7 +290,7 @@ def test_formats_that_are_not_accepted_are_refused() -> None:
         ("application/x-python-serialize", Caps()),
         ("application/x-yaml", Caps()),
     ):
-        with pytest.raises(Unreadable):
+        with pytest.raises(DecodingFailed):
             decode(b"\x80\x04N.", content_type, None, caps)
 
 
@@ -301,7 +301,7 @@ def test_kombu_decodes_within_the_bounds_of_this_process() -> None:
     with pytest.raises(DecodeError, match="twice"):
         serialization.loads(b'{"a": 1, "a": 1}', "application/json", "utf-8", accept={"application/json"})
     bomb = zlib.compress(bytes(17 * MIB))
-    with pytest.raises(Unreadable, match="more than 16777216 bytes"):
+    with pytest.raises(DecodingFailed, match="more than 16777216 bytes"):
         compression.decompress(bomb, "application/x-gzip")
     assert compression.decompress(gzip.compress(b"x"), "application/x-gzip") == b"x"
 
@@ -326,7 +326,7 @@ def test_a_program_that_does_not_use_the_package_keeps_its_own_decoders() -> Non
 
 def test_a_process_accepts_what_the_most_generous_of_its_applications_accepts() -> None:
     """The first application's caps replace the defaults; each one's widen them."""
-    process = InForce()
+    process = ActiveCaps()
     process.widen(Caps(max_nodes=10, max_depth=50))
     assert (process.caps.max_nodes, process.caps.max_depth) == (10, 50)
     process.widen(Caps(max_nodes=5, max_depth=60))
@@ -353,7 +353,7 @@ def test_what_would_be_refused_is_not_sent(value: Any, name: str, sentence: str)
     """One sentence says what is wrong, before anything is published."""
     packer = Packer(Caps(max_depth=2, max_nodes=40, max_expanded_bytes=150))
     for refuse in (packer.pack, packer.check):
-        with pytest.raises(Unwritable, match=sentence):
+        with pytest.raises(EncodingFailed, match=sentence):
             refuse(value, name, None)
 
 
@@ -362,7 +362,7 @@ def test_a_body_may_be_larger_unpacked_than_as_it_travels() -> None:
     packer = Packer(Caps(max_body_bytes=2000))
     packer.check("x" * 10_000, "json", None)
     assert len(packer.pack("x" * 10_000, "json", None).body) < 100
-    with pytest.raises(Unwritable, match="more than waooaw_max_body_bytes = 2000"):
+    with pytest.raises(EncodingFailed, match="more than waooaw_max_body_bytes = 2000"):
         packer.check("x" * 10_000, "json", "none")
 
 
@@ -398,7 +398,7 @@ def test_codecs_that_are_not_accepted_are_not_unpacked() -> None:
     packed = zlib.compress(b"x")
     assert expand(packed, "gzip", Caps(codecs=("application/x-gzip",))) == b"x"
     for codec, caps in (("application/x-gzip", Caps(codecs=())), ("application/x-br", Caps())):
-        with pytest.raises(Unreadable, match="not accepted"):
+        with pytest.raises(DecodingFailed, match="not accepted"):
             expand(packed, codec, caps)
 
 

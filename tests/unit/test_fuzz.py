@@ -16,7 +16,7 @@ from typing import Any
 from uuid import UUID
 
 from waooaw_celery.broker.incoming.guard import read
-from waooaw_celery.errors import Unreadable
+from waooaw_celery.errors import DecodingFailed
 from waooaw_celery.wire import encryption
 from waooaw_celery.wire.caps import Caps, check_shape
 from waooaw_celery.wire.codecs import codec_names, expand, find_codec
@@ -103,7 +103,7 @@ def test_mutated_bodies_are_read_or_refused() -> None:
             raw = body if codec is None else expand(body, codec, CAPS)
             assert len(raw) <= CAPS.max_expanded_bytes
             value = decode(raw, content_type, None, CAPS)
-        except Unreadable as error:
+        except DecodingFailed as error:
             assert str(error).isprintable(), (codec, body)  # noqa: PT017
             continue
         check_shape(value, CAPS)
@@ -126,5 +126,5 @@ def test_mutated_bodies_within_messages_are_read_or_refused() -> None:
         item = json.dumps(message).encode()
         try:
             read(mutated(item, rng) if rng.random() < 0.3 else item, CAPS)
-        except Unreadable as error:
+        except DecodingFailed as error:
             assert str(error).isprintable()  # noqa: PT017

@@ -21,14 +21,14 @@ from waooaw_celery import (
     create_app,
 )
 from waooaw_celery.agents import aio
-from waooaw_celery.agents.client import Speaker
+from waooaw_celery.agents.client import AgentClient
 from waooaw_celery.errors import ConfigurationError
 from waooaw_celery.ledger.database import upgrade as schema
 from waooaw_celery.ledger.trail import MessageAuditTrail
 
 TAKES_APP: dict[str, Callable[[Any], object]] = {
     "Agent": lambda app: Agent("worker-1", app),
-    "Speaker": lambda app: Speaker("worker-1", app),
+    "Speaker": lambda app: AgentClient("worker-1", app),
     "MessageBus": MessageBus,
     "EventBus": EventBus,
     "RequestResponseHandler": RequestResponseHandler,

@@ -32,8 +32,8 @@ from kombu.utils.json import dumps as kombu_dumps
 from malformed import CASES, FORGED, ODD_ZONE, Case, End, body, bomb, packed, real, zstd
 
 from waooaw_celery import AgentApp, create_app
-from waooaw_celery.broker.incoming.guard import check_task_body, examine, read
-from waooaw_celery.errors import Unreadable
+from waooaw_celery.broker.incoming.guard import check_message, check_task_body, read
+from waooaw_celery.errors import DecodingFailed
 from waooaw_celery.messages.message import Message
 from waooaw_celery.wire.caps import MIB, Caps
 from waooaw_celery.wire.codecs import expand
@@ -84,7 +84,7 @@ def message(*args: Any, **kwargs: Any) -> dict[str, Any]:
 
 def refusal(item: bytes, caps: Caps = JSON) -> str:
     """Return why an item is refused."""
-    with pytest.raises(Unreadable) as refused:
+    with pytest.raises(DecodingFailed) as refused:
         read(item, caps)
     return str(refused.value)
 
@@ -205,7 +205,7 @@ def test_a_wrong_body_is_refused(wrong: Any) -> None:
     """A body that is no triple of list, mapping and mapping is refused, and one that is passes."""
     check_task_body([[], {}, None])
     check_task_body(((), {}, {"chain": None}))
-    with pytest.raises(Unreadable):
+    with pytest.raises(DecodingFailed):
         check_task_body(wrong)
 
 
@@ -237,7 +237,7 @@ def test_what_was_packed_is_unpacked(codec: str, pack: Callable[[bytes], bytes])
     """Each codec, by each of its names, unpacks up to the limit, and not beyond it."""
     data = random.Random(7).randbytes(10_000)  # noqa: S311 - to be packed, not a secret
     assert expand(pack(data), codec, Caps(max_expanded_bytes=len(data))) == data
-    with pytest.raises(Unreadable, match="more than 9999 bytes"):
+    with pytest.raises(DecodingFailed, match="more than 9999 bytes"):
         expand(pack(data), codec, Caps(max_expanded_bytes=len(data) - 1))
 
 
@@ -247,12 +247,12 @@ def test_damaged_archives_are_refused(codec: str, pack: Callable[[bytes], bytes]
     data = b"messages " * 50
     whole = pack(data)
     for length in range(len(whole)):
-        with pytest.raises(Unreadable):
+        with pytest.raises(DecodingFailed):
             expand(whole[:length], codec, Caps(max_expanded_bytes=1000))
     for position in range(len(whole)):
         damaged = bytearray(whole)
         damaged[position] ^= 0x55
-        with suppress(Unreadable):
+        with suppress(DecodingFailed):
             # A byte that says nothing, such as a time.
             assert expand(bytes(damaged), codec, Caps(max_expanded_bytes=1000)) == data
 
@@ -260,14 +260,14 @@ def test_damaged_archives_are_refused(codec: str, pack: Callable[[bytes], bytes]
 def test_nothing_packed_is_refused() -> None:
     """A message that is said to be packed and has no body is refused."""
     for empty in (None, b""):
-        with pytest.raises(Unreadable, match="ends too early"):
+        with pytest.raises(DecodingFailed, match="ends too early"):
             expand(empty, "gzip", Caps())
 
 
 def test_all_that_kombu_unpacks_is_unpacked() -> None:
     """What a plain producer may pack, by whatever name, is not refused for its format."""
     for codec in {*compression._decoders, *compression._aliases}:
-        with pytest.raises(Unreadable) as refused:
+        with pytest.raises(DecodingFailed) as refused:
             expand(b"no archive", codec, Caps())
         assert "not accepted" not in str(refused.value)
 
@@ -335,7 +335,7 @@ _READ_BY_CELERY: tuple[tuple[str, str], ...] = (
     *(("headers", name) for name in ("argsrepr", "kwargsrepr", "ignore_result", "replaced_task_nesting")),
     *(("headers", name) for name in ("stamps", "stamped_headers", "properties", "delivery_info", "hostname")),
     *(("headers", name) for name in ("reply_to", "correlation_id", "chord", "args", "kwargs", "compression")),
-    *(("headers", name) for name in ("waooaw", "waooaw_call", "waooaw_recovered", "x-delivery-count")),
+    *(("headers", name) for name in ("waooaw", "waooaw_reply_to", "waooaw_recovered", "x-delivery-count")),
     *(("properties", name) for name in ("priority", "reply_to", "correlation_id", "delivery_mode")),
     *(("delivery_info", name) for name in ("exchange", "routing_key", "redelivered", "priority")),
 )
@@ -371,7 +371,7 @@ def test_celery_can_take_whatever_passes(part: str, name: str, worker_app: Agent
         (sent["properties"]["delivery_info"] if part == "delivery_info" else sent[part])[name] = odd
         try:
             delivery = read(real(sent), JSON)
-        except Unreadable:
+        except DecodingFailed:
             continue
         task: Any = worker_app.tasks.get(delivery["headers"]["task"])
         if task is None:
@@ -397,11 +397,11 @@ def test_celery_can_take_whatever_passes(part: str, name: str, worker_app: Agent
 def test_an_error_that_no_rule_provides_for_is_a_verdict() -> None:
     """Whatever a check raises itself is the reason of the refusal: here a cap that no check can compare with."""
     broken: Any = "no number"
-    with pytest.raises(Unreadable, match="it cannot be checked: TypeError") as refused:
+    with pytest.raises(DecodingFailed, match="it cannot be checked: TypeError") as refused:
         read(real(message()), Caps(max_body_bytes=broken))
     assert isinstance(refused.value.__cause__, TypeError)
-    with pytest.raises(Unreadable, match="it cannot be checked: TypeError"):
-        examine(message(), Caps(max_body_bytes=broken))
+    with pytest.raises(DecodingFailed, match="it cannot be checked: TypeError"):
+        check_message(message(), Caps(max_body_bytes=broken))
 
 
 _PARTS = ("", "headers", "properties", "delivery_info")
@@ -468,7 +468,7 @@ def test_whatever_arrives_is_read_or_refused(item: bytes) -> None:
     reason, delivery = "", None
     try:
         delivery = read(item, JSON)
-    except Unreadable as refused:
+    except DecodingFailed as refused:
         reason = str(refused)
     assert reason.isprintable()
     assert len(reason) < 400
@@ -483,7 +483,7 @@ def test_whatever_arrives_is_read_or_refused(item: bytes) -> None:
 @given(item=st.binary(max_size=200) | st.text(max_size=100).map(str.encode))
 def test_any_bytes_are_read_or_refused(item: bytes) -> None:
     """Bytes that never were a message are refused, and nothing else is raised."""
-    with pytest.raises(Unreadable):
+    with pytest.raises(DecodingFailed):
         read(b"\x00" + item, JSON)
-    with suppress(Unreadable):
+    with suppress(DecodingFailed):
         read(item, JSON)

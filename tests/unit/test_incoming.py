@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from waooaw_celery.agents.requests import stream as streams
-from waooaw_celery.agents.requests.stream import Incoming
+from waooaw_celery.agents.requests.stream import StreamBuffer
 from waooaw_celery.errors import StreamBroken
 
 
@@ -15,7 +15,7 @@ def part(number: int, run: str = "a") -> dict[str, Any]:
     return {"run": run, "number": number, "chunk": number}
 
 
-def taken(incoming: Incoming) -> list[Any]:
+def taken(incoming: StreamBuffer) -> list[Any]:
     chunks = []
     while (chunk := incoming.take()) is not None:
         chunks.append(chunk[0])
@@ -24,7 +24,7 @@ def taken(incoming: Incoming) -> list[Any]:
 
 def test_a_part_that_comes_twice_is_taken_once() -> None:
     """As after a reconnection, when the newest part is read again."""
-    incoming = Incoming(lambda: None)
+    incoming = StreamBuffer(lambda: None)
     for number in (0, 1, 1, 0, 2):
         incoming.put(part(number))
     assert (taken(incoming), incoming.broken) == ([0, 1, 2], None)
@@ -32,7 +32,7 @@ def test_a_part_that_comes_twice_is_taken_once() -> None:
 
 def test_a_part_that_is_missing_breaks_the_stream() -> None:
     """The parts before it are taken, those after it are not, and the sentence names it."""
-    incoming = Incoming(lambda: None)
+    incoming = StreamBuffer(lambda: None)
     for number in (0, 1, 4, 5):
         incoming.put(part(number))
     assert taken(incoming) == [0, 1]
@@ -41,7 +41,7 @@ def test_a_part_that_is_missing_breaks_the_stream() -> None:
 
 def test_another_run_breaks_the_stream() -> None:
     """Parts of a second attempt are not mixed with those of the first."""
-    incoming = Incoming(lambda: None)
+    incoming = StreamBuffer(lambda: None)
     incoming.put(part(0))
     incoming.put(part(0, "b"))
     assert taken(incoming) == [0]
@@ -51,7 +51,7 @@ def test_another_run_breaks_the_stream() -> None:
 def test_too_many_parts_that_nobody_takes_break_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     """The memory of the caller is bounded."""
     monkeypatch.setattr(streams, "MAX_WAITING", 3)
-    incoming = Incoming(lambda: None)
+    incoming = StreamBuffer(lambda: None)
     for number in range(5):
         incoming.put(part(number))
     assert taken(incoming) == [0, 1, 2]
@@ -60,7 +60,7 @@ def test_too_many_parts_that_nobody_takes_break_the_stream(monkeypatch: pytest.M
 
 def test_an_answer_of_which_the_last_part_is_missing_is_not_whole() -> None:
     """The final result tells how many there were."""
-    incoming = Incoming(lambda: None)
+    incoming = StreamBuffer(lambda: None)
     incoming.put(part(0))
     assert incoming.check_whole({"run": "a", "chunks": 1, "result": 7}) == 7
     with pytest.raises(StreamBroken, match="1 of 2 parts"):

@@ -13,11 +13,11 @@ import pytest
 from waooaw_celery import Message, MessageType, Priority, RateLimiter, RateLimitExceeded
 from waooaw_celery.errors import ConfigurationError, InvalidMessage, StoreUnavailable
 from waooaw_celery.limits import memory
-from waooaw_celery.limits.gate import Gate
+from waooaw_celery.limits.gate import AdmissionControl
 from waooaw_celery.limits.grammar import read_quota
 from waooaw_celery.limits.memory import MemoryStorage
 from waooaw_celery.limits.rules import MAX_LIMIT, Quota, Rule
-from waooaw_celery.limits.waiting import Turn
+from waooaw_celery.limits.waiting import LimitWait
 from waooaw_celery.settings import WaooawSettings
 
 
@@ -406,9 +406,9 @@ def test_waiting_for_a_turn_ends_with_it_or_is_refused_at_once(limiter: Callable
     with pytest.raises(RateLimitExceeded):
         slow.acquire("a", wait=60)
     error = RateLimitExceeded("a", "1/hour", 10.0)
-    assert Turn(11).pause(error) == 10.0
+    assert LimitWait(11).pause(error) == 10.0
     with pytest.raises(RateLimitExceeded):
-        Turn(9).pause(error)
+        LimitWait(9).pause(error)
 
 
 def test_the_error_says_it_all_and_travels() -> None:
@@ -452,7 +452,7 @@ def test_a_batch_of_several_senders_passes_whole_or_counts_nothing(limiter: Call
     """When the second sender is at its limit, the first has lost nothing; it is told who was refused."""
     limits = limiter("3/hour", {"b": "1/hour"})
     receipts: Any = Refused()
-    gate = Gate(limits, receipts)
+    gate = AdmissionControl(limits, receipts)
 
     def messages(*senders: str) -> list[Message]:
         return [Message(from_agent=sender, to_agent="c") for sender in senders]
@@ -476,15 +476,15 @@ def test_urgent_and_other_messages_of_one_batch_are_told_apart(limiter: Callable
         return [Message(from_agent="a", to_agent="b", priority=priority) for priority in priorities]
 
     with pytest.raises(RateLimitExceeded):
-        Gate(limiter("10/hour", urgent_reserve=0.2), receipts).admit(batch(9, 1))
-    Gate(limiter("10/hour", urgent_reserve=0.2), receipts).admit(batch(7, 3))
+        AdmissionControl(limiter("10/hour", urgent_reserve=0.2), receipts).admit(batch(9, 1))
+    AdmissionControl(limiter("10/hour", urgent_reserve=0.2), receipts).admit(batch(7, 3))
 
 
 def test_no_message_waits_longer_than_it_lives(limiter: Callable[..., RateLimiter]) -> None:
     """A turn that comes after the message has expired is none."""
     limits = RateLimiter(MemoryStorage(), "1/minute")
     receipts: Any = Refused()
-    gate = Gate(limits, receipts)
+    gate = AdmissionControl(limits, receipts)
     gate.admit([Message(from_agent="a", to_agent="b")])
     with pytest.raises(RateLimitExceeded):
         gate.admit([Message(from_agent="a", to_agent="b", ttl_seconds=5)], wait=3600)

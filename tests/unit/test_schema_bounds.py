@@ -19,7 +19,7 @@ from waooaw_celery.messages.topics import schema_validation as checking
 from waooaw_celery.messages.topics.filters import Filter
 from waooaw_celery.messages.topics.regular_expressions import LinearPattern, UnsafePattern
 from waooaw_celery.messages.topics.schema_validation import first_violation, make_validator
-from waooaw_celery.messages.topics.schemas import Schemas, TopicSchema
+from waooaw_celery.messages.topics.schemas import SchemaRegistry, TopicSchema
 
 DRAFT_7 = "http://json-schema.org/draft-07/schema#"
 DRAFT_2019 = "https://json-schema.org/draft/2019-09/schema"
@@ -61,7 +61,7 @@ def test_a_pattern_that_backtracks_for_ever_elsewhere_is_searched_at_once(
         "$ref": {"properties": {"x": {"$ref": "#/definitions/x"}}, "definitions": {"x": {"pattern": pattern}}},
     }[where]
     schema |= {} if dialect is None else {"$schema": dialect}
-    registered = Schemas().register("a.b", schema)
+    registered = SchemaRegistry().register("a.b", schema)
     if where == "patternProperties":
         registered.validate({text: 1})
     else:
@@ -78,7 +78,7 @@ def test_a_pattern_that_no_automaton_can_follow_is_refused_when_registered(keywo
     """The sentence names the pattern; one that another process registered is refused when an event is checked."""
     schema = {"properties": {"x": {keyword: pattern if keyword == "pattern" else {pattern: {}}}}}
     with pytest.raises(InvalidSchema, match=r"the schema of a\.b in version 1"):
-        Schemas().register("a.b", schema)
+        SchemaRegistry().register("a.b", schema)
     with pytest.raises(InvalidSchema, match=re.escape(repr(pattern)[:20])):
         made(schema).validate({"x": "a"})
 
@@ -110,7 +110,7 @@ def test_a_schema_that_explodes_is_given_up(
     monkeypatch.setattr(checking.first_violation, "__defaults__", (0.3,))
     schema = schema | ({} if dialect is None else {"$schema": dialect})
     with pytest.raises(InvalidSchema, match=r"it cannot be checked within 0\.3 s"):
-        Schemas().register("a.b", schema)
+        SchemaRegistry().register("a.b", schema)
     with pytest.raises(SchemaViolation, match=r"it cannot be checked within 0\.3 s"):
         made(schema).validate({"x": 1})
     in_time(20)
@@ -133,14 +133,14 @@ def test_a_schema_that_explodes_is_given_up(
 def test_a_schema_that_refers_to_itself_without_end_is_refused(schema: dict[str, Any]) -> None:
     """Where it is registered, and where it came from another process."""
     with pytest.raises(InvalidSchema, match="refers to itself without end"):
-        Schemas().register("a.b", schema)
+        SchemaRegistry().register("a.b", schema)
     with pytest.raises(InvalidSchema, match="refers to itself without end"):
         made(schema).validate({})
 
 
 def test_a_schema_may_refer_to_itself_where_that_leads_deeper() -> None:
     """A tree is checked, as deep as a payload may be; one that is deeper is a violation."""
-    tree = Schemas().register("a.b", {"type": "object", "properties": {"child": {"$ref": "#"}}})
+    tree = SchemaRegistry().register("a.b", {"type": "object", "properties": {"child": {"$ref": "#"}}})
 
     def nested(depth: int, end: Any) -> Any:
         return {"child": nested(depth - 1, end)} if depth else end
@@ -176,7 +176,7 @@ def test_a_schema_may_refer_to_itself_where_that_leads_deeper() -> None:
 )
 def test_odd_values_are_checked_or_a_violation(schema: dict[str, Any], value: Any, fits: bool) -> None:
     """Decimals, also those that are no number, huge numbers and long texts: nothing else is raised."""
-    registered = Schemas().register("a.b", {"properties": {"x": schema}})
+    registered = SchemaRegistry().register("a.b", {"properties": {"x": schema}})
     if fits:
         registered.validate({"x": value})
     else:
@@ -186,7 +186,7 @@ def test_odd_values_are_checked_or_a_violation(schema: dict[str, Any], value: An
 
 def test_unique_items_take_linear_time(in_time: Callable[[float], None]) -> None:
     """Mappings, which cannot be sorted, are compared by their hashes."""
-    schema = Schemas().register("a.b", {"uniqueItems": True})
+    schema = SchemaRegistry().register("a.b", {"uniqueItems": True})
     schema.validate([{"n": number} for number in range(50_000)])
     in_time(10)
 
@@ -206,7 +206,7 @@ def test_unique_items_take_linear_time(in_time: Callable[[float], None]) -> None
 def test_what_has_no_bound_is_refused(schema: dict[str, Any]) -> None:
     """And what is no schema at all."""
     with pytest.raises(InvalidSchema):
-        Schemas().register("a.b", schema)
+        SchemaRegistry().register("a.b", schema)
     for payload in ({"x": "b"}, "text"):
         with suppress(InvalidSchema, SchemaViolation):
             made(schema).validate(payload)

@@ -13,7 +13,7 @@ from kombu import compression, serialization
 from wire_values import values
 
 from waooaw_celery import Message
-from waooaw_celery.errors import ConfigurationError, InvalidMessage, Unreadable
+from waooaw_celery.errors import ConfigurationError, DecodingFailed, InvalidMessage
 from waooaw_celery.wire.caps import Caps
 from waooaw_celery.wire.codecs import find_codec
 from waooaw_celery.wire.serializer import MessageSerializer
@@ -69,7 +69,7 @@ def test_plain_json_is_read_too() -> None:
 )
 def test_what_nobody_wrote_is_refused(data: Any) -> None:
     """Anything else is one error."""
-    with pytest.raises(Unreadable):
+    with pytest.raises(DecodingFailed):
         MessageSerializer().deserialize(data)
 
 
@@ -78,7 +78,7 @@ def test_caps_hold_at_both_ends() -> None:
     small = MessageSerializer(caps=Caps(max_expanded_bytes=1000))
     with pytest.raises(InvalidMessage, match="more than waooaw_max_expanded_bytes"):
         small.serialize("x" * 1000)
-    with pytest.raises(Unreadable, match="more than 1000 bytes"):
+    with pytest.raises(DecodingFailed, match="more than 1000 bytes"):
         small.deserialize(MessageSerializer().serialize("x" * 5000))
 
 

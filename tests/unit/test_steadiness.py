@@ -8,13 +8,13 @@ import time
 
 import pytest
 
-from waooaw_celery.broker.redis.leases.pause_detector import MOST_GAPS, Steadiness
+from waooaw_celery.broker.redis.leases.pause_detector import MOST_GAPS, PauseDetector
 
 
 @pytest.fixture(autouse=True)
 def not_the_first() -> None:
     """The first one of a process lets it look at once; a test may be run alone."""
-    Steadiness(longest_gap=1.0, patience=1.0)
+    PauseDetector(longest_gap=1.0, patience=1.0)
 
 
 def test_the_first_of_a_process_looks_at_once_and_later_ones_wait() -> None:
@@ -27,7 +27,7 @@ def test_the_first_of_a_process_looks_at_once_and_later_ones_wait() -> None:
 
 def test_after_a_gap_it_takes_a_quiet_time() -> None:
     """Answers without a gap between them prove something once they have come for long enough."""
-    steadiness = Steadiness(longest_gap=0.3, patience=0.2)
+    steadiness = PauseDetector(longest_gap=0.3, patience=0.2)
     time.sleep(0.4)  # the gap
     assert not steadiness.answered()
     time.sleep(0.2)
@@ -36,7 +36,7 @@ def test_after_a_gap_it_takes_a_quiet_time() -> None:
 
 def test_gaps_without_end_are_not_waited_for() -> None:
     """A computer that is never quiet hands out what dead workers held all the same."""
-    steadiness = Steadiness(longest_gap=0.01, patience=0.2)
+    steadiness = PauseDetector(longest_gap=0.01, patience=0.2)
     answers = []
     for _ in range(MOST_GAPS + 1):
         time.sleep(0.02)  # one gap after the other

@@ -17,7 +17,7 @@ from waooaw_celery.errors import ConfigurationError, InvalidMessage, UnknownSend
 from waooaw_celery.messages.queues import HandlerName
 from waooaw_celery.messages.topics.attributes import EventAttributes
 from waooaw_celery.messages.topics.filters import Filter
-from waooaw_celery.store.subscriptions import Known, Subscription
+from waooaw_celery.store.subscriptions import KnownSubscriptions, Subscription
 
 
 @pytest.fixture
@@ -162,7 +162,7 @@ def test_an_event_is_one_message_to_a_subscriber() -> None:
     both = Subscription(agent="a", name="x", patterns=("task.*", "#"))
     other = Subscription(agent="a", name="y", patterns=("task.*",))
     removed = Subscription(agent="a", name="z", patterns=("#",), removed_at=datetime.now(UTC))
-    known = Known(subscriptions=(both, other, removed), schemas=())
+    known = KnownSubscriptions(subscriptions=(both, other, removed), schemas=())
     assert known.subscribers("task.created", None) == [both, other]
     assert known.subscribers("task.created", None) == [both, other]
     assert known.subscribers("job", None) == [both]

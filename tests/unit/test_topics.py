@@ -20,7 +20,7 @@ from waooaw_celery.errors import ConfigurationError, InvalidMessage, SchemaViola
 from waooaw_celery.messages.topics.attributes import EventAttributes
 from waooaw_celery.messages.topics.filters import Filter
 from waooaw_celery.messages.topics.patterns import check_pattern, check_topic, matches
-from waooaw_celery.messages.topics.schemas import Check, Schemas, choose
+from waooaw_celery.messages.topics.schemas import SchemaCheck, SchemaRegistry, select_schema
 
 #: Few words, so that they meet often.
 WORDS = st.sampled_from(["a", "b", "task", "A", "a-b", "0"])
@@ -147,7 +147,7 @@ def test_what_json_lacks_is_compared_as_its_text_or_number() -> None:
     assert not Filter.of({"total": {"gt": 0.2}}).fits(payload)
     json.dumps(Filter.of(where).where)
     properties = {"at": {"format": "date-time", "type": "string"}, "total": {"type": "number", "maximum": 1}}
-    schema = Schemas().register("a.b", {"properties": properties})
+    schema = SchemaRegistry().register("a.b", {"properties": properties})
     schema.validate(payload)
     with pytest.raises(SchemaViolation, match=r"\$\.total"):
         schema.validate({"total": Decimal(2)})
@@ -191,7 +191,7 @@ def test_a_bad_filter_is_refused(where: Any, says: str) -> None:
 def test_a_schema_says_which_path_failed() -> None:
     """The error names the topic, the version and the path, and travels between processes."""
     order = {"type": "object", "properties": {"total": {"type": "number", "minimum": 0}}, "required": ["total"]}
-    schema = Schemas().register("task.paid", {"properties": {"orders": {"items": order}}}, version="2.1")
+    schema = SchemaRegistry().register("task.paid", {"properties": {"orders": {"items": order}}}, version="2.1")
     schema.validate({"orders": [{"total": 1}]})
     with pytest.raises(SchemaViolation, match=r"task.paid in version 2.1 at \$\.orders\[1\]\.total: -1") as broken:
         schema.validate({"orders": [{"total": 1}, {"total": -1}]})
@@ -203,18 +203,18 @@ def test_a_schema_says_which_path_failed() -> None:
 
 def test_the_newest_version_counts_unless_one_is_named() -> None:
     """It is the one registered last; an unknown one is refused with those that are known."""
-    schemas = Schemas()
+    schemas = SchemaRegistry()
     schemas.register("a.b", {"required": ["x"]}, version="1")
-    newest = schemas.register("a.b", {"required": ["y"]}, version="2", check=Check.RECEIPT)
-    assert choose(schemas.all(), "a.b", None) is newest
-    assert choose(schemas.all(), "a.c", None) is None
+    newest = schemas.register("a.b", {"required": ["y"]}, version="2", check=SchemaCheck.RECEIPT)
+    assert select_schema(schemas.all(), "a.b", None) is newest
+    assert select_schema(schemas.all(), "a.c", None) is None
     with pytest.raises(InvalidMessage, match=r"no schema of version '3' \(known: 1, 2\)"):
-        choose(schemas.all(), "a.b", "3")
+        select_schema(schemas.all(), "a.b", "3")
 
 
 def test_a_schema_that_is_none_is_refused_when_registered() -> None:
     """Broken schemas, other schemas of the same version, and references to elsewhere."""
-    schemas = Schemas()
+    schemas = SchemaRegistry()
     with pytest.raises(ConfigurationError, match=r"the schema of a\.b in version 1 is none"):
         schemas.register("a.b", {"type": "thing"})
     with pytest.raises(InvalidMessage, match="wildcard"):
@@ -231,7 +231,7 @@ def test_a_schema_is_never_fetched() -> None:
     """A reference to elsewhere is an error, and whoever serves it is not asked."""
     with closing(socket.create_server(("127.0.0.1", 0))) as server:
         port = server.getsockname()[1]
-        schema = Schemas().register("a.c", {"$ref": f"http://127.0.0.1:{port}/schema.json"})
+        schema = SchemaRegistry().register("a.c", {"$ref": f"http://127.0.0.1:{port}/schema.json"})
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             with pytest.raises(ConfigurationError, match="Nothing is fetched"):

@@ -10,12 +10,12 @@ from typing import Any
 from celery import Task
 from sqlalchemy.orm import Session
 
-from waooaw_celery.agents.client import Speaker
+from waooaw_celery.agents.client import AgentClient
 from waooaw_celery.agents.events.catch_up import CatchUp
 from waooaw_celery.agents.events.task import EventTask
 from waooaw_celery.agents.requests.response import response_of_reply
 from waooaw_celery.app.app import AgentApp
-from waooaw_celery.broker.application import agent_app
+from waooaw_celery.broker.application import require_agent_app
 from waooaw_celery.errors import ConfigurationError
 from waooaw_celery.messages.message import SENDABLE, TYPE_NAMES, Message, MessageType
 from waooaw_celery.messages.queues import EVENT_HANDLERS, HandlerName
@@ -25,13 +25,13 @@ from waooaw_celery.messages.validation import JSON, check_agent_name, check_tags
 from waooaw_celery.store.subscriptions import Subscription
 from waooaw_celery.worker.execution.exactly_once import current_session
 from waooaw_celery.worker.outcomes.retry_policy import Retries
-from waooaw_celery.worker.task import AgentTask, completed
+from waooaw_celery.worker.task import AgentTask, as_plain_function
 
 #: Functions whose call is only the beginning: what they return is to be awaited or exhausted.
 _TO_COMPLETE = (inspect.iscoroutinefunction, inspect.isgeneratorfunction, inspect.isasyncgenfunction)
 
 
-class Agent(Speaker):
+class Agent(AgentClient):
     """An agent and its handlers.
 
     The worker of its application consumes its queue, ``agent.<name>``, without any option.
@@ -53,7 +53,7 @@ class Agent(Speaker):
     """
 
     def __init__(self, name: str, app: AgentApp, capabilities: Iterable[str] = ()) -> None:
-        if check_agent_name(name) in agent_app(app, "Agent").agents:
+        if check_agent_name(name) in require_agent_app(app, "Agent").agents:
             raise ConfigurationError(f"this application has an agent {name!r} already")
         super().__init__(name, app)
         self.capabilities = check_tags(capabilities)
@@ -172,7 +172,7 @@ class Agent(Speaker):
         def decorate(function: Callable[..., Any]) -> Task[Any, Any]:
             name = self._name_of(function)
             if any(is_kind(function) for is_kind in _TO_COMPLETE):
-                run = completed(function, bool(options.get("bind")))
+                run = as_plain_function(function, bool(options.get("bind")))
                 return self._register(name, function, run, options, {"bind": True})
             return self._register(name, function, function, options, {})
 

@@ -11,7 +11,7 @@ from waooaw_celery.agents.bus import MessageBus
 from waooaw_celery.agents.events.bus import EventBus
 from waooaw_celery.agents.events.delivery import Published
 from waooaw_celery.agents.requests.core import Params
-from waooaw_celery.agents.requests.verbs import AnyStream, RequestVerbs, Waiting
+from waooaw_celery.agents.requests.verbs import AnyStream, RequestSteps, RequestVerbs
 from waooaw_celery.app.app import AgentApp
 from waooaw_celery.messages.message import DeliveryReceipt, Message, MessageType, Priority
 from waooaw_celery.messages.validation import JSON
@@ -83,7 +83,7 @@ class AgentVerbs(Generic[AnyStream]):
         *,
         timeout: float | None = None,
         priority: Priority = Priority.NORMAL,
-    ) -> Waiting[JSON]:
+    ) -> RequestSteps[JSON]:
         """Request a method of another agent and return its result.
 
         Raises:

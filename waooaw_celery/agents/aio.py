@@ -15,15 +15,15 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from waooaw_celery.agents.agent_verbs import AgentVerbs
 from waooaw_celery.agents.bus import MessageBus as Bus
 from waooaw_celery.agents.events.bus import EventBus as Events
-from waooaw_celery.agents.requests.stream import AwaitedStream
+from waooaw_celery.agents.requests.stream import AsyncStream
 from waooaw_celery.agents.requests.verbs import RequestVerbs, awaited, direct, in_thread
 from waooaw_celery.app.app import AgentApp
-from waooaw_celery.broker.application import no_app
+from waooaw_celery.broker.application import refuse_app
 from waooaw_celery.ledger.ledger import Ledger
 from waooaw_celery.ledger.trail import MessageAuditTrail as Trail
 from waooaw_celery.limits.limiter import RateLimiter as Limiter
-from waooaw_celery.limits.waiting import Later, LaterTurn
-from waooaw_celery.worker.execution.threads import submit
+from waooaw_celery.limits.waiting import AsyncLimitWait, RetryAfter
+from waooaw_celery.worker.execution.threads import run_in_thread
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -37,11 +37,11 @@ def _limited(verb: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[Any, 
     async def call(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> T:
         wait: Any = kwargs.get("wait")
         if wait is not None:
-            kwargs["wait"] = LaterTurn(wait)
+            kwargs["wait"] = AsyncLimitWait(wait)
         while True:
             try:
-                return await asyncio.wrap_future(submit(verb, self.verbs, *args, **kwargs))
-            except Later as later:
+                return await asyncio.wrap_future(run_in_thread(verb, self.verbs, *args, **kwargs))
+            except RetryAfter as later:
                 await asyncio.sleep(later.seconds)
 
     return call
@@ -92,13 +92,13 @@ class RequestResponseHandler:
     """
 
     def __init__(self, app: AgentApp) -> None:
-        self.verbs = RequestVerbs(app, AwaitedStream)
+        self.verbs = RequestVerbs(app, AsyncStream)
 
     request = awaited(RequestVerbs.request)
     send_request = awaited(RequestVerbs.send_request)
     broadcast_request = awaited(RequestVerbs.broadcast_request)
     request_later = in_thread(RequestVerbs.request_later)
-    stream = direct(RequestVerbs[AwaitedStream].stream)
+    stream = direct(RequestVerbs[AsyncStream].stream)
 
 
 class Agent:
@@ -110,13 +110,13 @@ class Agent:
     """
 
     def __init__(self, name: str, app: AgentApp) -> None:
-        self.verbs = AgentVerbs(name, app, AwaitedStream)
+        self.verbs = AgentVerbs(name, app, AsyncStream)
 
     send = _limited(AgentVerbs.send)
     publish = _limited(AgentVerbs.publish)
     request = awaited(AgentVerbs.request)
     request_later = in_thread(AgentVerbs.request_later)
-    stream = direct(AgentVerbs[AwaitedStream].stream)
+    stream = direct(AgentVerbs[AsyncStream].stream)
 
 
 class MessageAuditTrail:
@@ -147,7 +147,7 @@ class RateLimiter:
     """
 
     def __init__(self, limiter: Limiter) -> None:
-        self.verbs = no_app(limiter, "RateLimiter", "limiter")
+        self.verbs = refuse_app(limiter, "RateLimiter", "limiter")
 
     acquire = _limited(Limiter.acquire)
     check_limit = in_thread(Limiter.check_limit)

@@ -9,7 +9,7 @@ from typing import Any
 
 from waooaw_celery.agents.requests.cancel import cancel
 from waooaw_celery.app.app import AgentApp
-from waooaw_celery.broker.application import agent_app
+from waooaw_celery.broker.application import require_agent_app
 from waooaw_celery.errors import InvalidMessage, UnknownAgent
 from waooaw_celery.limits.waiting import Wait
 from waooaw_celery.messages.message import (
@@ -43,7 +43,7 @@ class MessageBus:
     """
 
     def __init__(self, app: AgentApp) -> None:
-        self.app = agent_app(app, "MessageBus")
+        self.app = require_agent_app(app, "MessageBus")
 
     def send(self, message: Message, *, wait: Wait = None, session: Any = None) -> DeliveryReceipt:
         """Send one message.

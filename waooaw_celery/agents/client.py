@@ -7,10 +7,10 @@ from waooaw_celery.agents.aio import Agent as AsyncAgent
 from waooaw_celery.agents.requests.stream import Stream
 from waooaw_celery.agents.requests.verbs import blocking, direct
 from waooaw_celery.app.app import AgentApp
-from waooaw_celery.broker.application import agent_app
+from waooaw_celery.broker.application import require_agent_app
 
 
-class Speaker:
+class AgentClient:
     """Sends in an agent's name.
 
     Args:
@@ -20,7 +20,7 @@ class Speaker:
 
     def __init__(self, name: str, app: AgentApp) -> None:
         self.name = name
-        self.app = agent_app(app, type(self).__name__)
+        self.app = require_agent_app(app, type(self).__name__)
         self.verbs = AgentVerbs(name, app, Stream)
         #: The same verbs as coroutines: ``await agent.aio.request(...)``, in an ``async def`` handler.
         self.aio = AsyncAgent(name, app)

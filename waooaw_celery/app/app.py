@@ -16,17 +16,17 @@ from kombu.exceptions import (
     OperationalError,
 )
 
-from waooaw_celery.app.publish_batch import HIDDEN, address, envelope_headers
+from waooaw_celery.app.publish_batch import HIDDEN_ARGUMENTS, envelope_headers, routing_options
 from waooaw_celery.app.publisher import Door
 from waooaw_celery.errors import BrokerUnavailable, InvalidMessage, UnknownMessage, UnknownSender
-from waooaw_celery.messages.headers import check_delay, message_of_delay, message_of_retry, moment
+from waooaw_celery.messages.headers import check_delay, message_of_delay, message_of_retry, parse_datetime
 from waooaw_celery.messages.message import Message, MessageStatus, Priority
-from waooaw_celery.messages.publish_options import of_task
+from waooaw_celery.messages.publish_options import options_of_task
 from waooaw_celery.messages.queues import HandlerName, broker_priority, takes_message
-from waooaw_celery.messages.reply_to import CALL_HEADER
-from waooaw_celery.worker.outcomes.committed_effects import may_be_duplicate
-from waooaw_celery.worker.outcomes.follow_up_sender import Sending, send_on, send_ordinary
-from waooaw_celery.worker.task import current_task, goes_on
+from waooaw_celery.messages.reply_to import REPLY_TO_HEADER
+from waooaw_celery.worker.outcomes.committed_effects import is_redelivered
+from waooaw_celery.worker.outcomes.follow_up_sender import FollowUpRequest, send_follow_up, send_ordinary_follow_up
+from waooaw_celery.worker.task import current_task, is_sent_by_finished_handler
 
 logger = logging.getLogger(__name__)
 
@@ -77,13 +77,17 @@ class AgentApp(Door):
         target = self.target(name)
         if target is None:
             ordinary = partial(self._send_ordinary, name, args, kwargs, options)
-            return send_ordinary(self, name, options, ordinary) if goes_on() else ordinary()
+            return (
+                send_ordinary_follow_up(self, name, options, ordinary)
+                if is_sent_by_finished_handler()
+                else ordinary()
+            )
         if options.get("retries"):
             message = self._retried_message(target, args, kwargs, options)
             return self._publish(target, message, args, kwargs, options)
-        if goes_on():
-            return send_on(self, Sending(target, args, kwargs, options, message))
-        self.breaker.check()
+        if is_sent_by_finished_handler():
+            return send_follow_up(self, FollowUpRequest(target, args, kwargs, options, message))
+        self.circuit_breaker.check()
         message = self.new_message(target, args, kwargs, options, message)
         return self.send_new(target, message, args, kwargs, options, wait)
 
@@ -118,7 +122,7 @@ class AgentApp(Door):
         try:
             self._check_new([(target, message)], new)
         except InvalidMessage as error:
-            if not goes_on():
+            if not is_sent_by_finished_handler():
                 raise
             # Two workers had the same message at once, and what follows it is on its way already.
             logger.info("%s", error, extra={"action": "sent_on_before", "message_id": message.message_id})
@@ -139,7 +143,7 @@ class AgentApp(Door):
         Raises:
             StoreUnavailable: it could not be written down.
         """
-        besides = of_task(target.handler, message, args, options, self.timezone, self._usual)
+        besides = options_of_task(target.handler, message, args, options, self.timezone, self._usual)
         return self._begin_record([(target, message)], besides=besides)()
 
     @property
@@ -196,7 +200,12 @@ class AgentApp(Door):
     def _was_sent_on(self, task_id: str | None) -> bool:
         """Whether what follows a handler, such as the next step of a chain, was sent when it was run before."""
         task = current_task()
-        if task_id is None or task is None or not goes_on() or not may_be_duplicate(task.request):
+        if (
+            task_id is None
+            or task is None
+            or not is_sent_by_finished_handler()
+            or not is_redelivered(task.request)
+        ):
             return False
         try:
             return self.receipts.get(task_id).status is not MessageStatus.PENDING
@@ -231,7 +240,7 @@ class AgentApp(Door):
     ) -> AsyncResult[Any]:
         # A retry expires when its first attempt would have.
         expires_at = (
-            moment(options.get("expires"), self.timezone) if options.get("retries") else message.expires_at
+            parse_datetime(options.get("expires"), self.timezone) if options.get("retries") else message.expires_at
         )
         serializer, compression = self._written_as(target, message, options)
         options |= {
@@ -240,18 +249,18 @@ class AgentApp(Door):
             "task_id": message.message_id,
             "root_id": message.conversation_id,
             "parent_id": message.causation_id,
-            **address(target, message, self.driver),
+            **routing_options(target, message, self.driver),
             # As a header only: as Celery's option it would become RabbitMQ's per-message TTL as well, and RabbitMQ
             # drops an expired message without telling anyone.
             "expires": None,
             "headers": {**self._headers(message, options), **envelope_headers(message, expires_at)},
-            "argsrepr": HIDDEN,
-            "kwargsrepr": HIDDEN,
+            "argsrepr": HIDDEN_ARGUMENTS,
+            "kwargsrepr": HIDDEN_ARGUMENTS,
             "ignore_result": True if takes_message(target.handler) else options.get("ignore_result"),
         }
         options.pop("exchange_type", None)
         try:
-            with self.breaker.watching():
+            with self.circuit_breaker.watching():
                 return super().send_task(str(target), args, kwargs, **options)
         except (OperationalError, AMQPError) as error:
             if isinstance(error.__cause__, LimitExceeded):
@@ -266,9 +275,11 @@ class AgentApp(Door):
         if options.get("retries"):
             return headers
         task = current_task()
-        headers.pop(CALL_HEADER, None)
+        headers.pop(REPLY_TO_HEADER, None)
         if task is not None and task.request.id == message.message_id and task.call is not None:
-            headers[CALL_HEADER] = task.call.to_header()  # it replaced itself, and its caller waits for the other
+            headers[REPLY_TO_HEADER] = (
+                task.call.to_header()
+            )  # it replaced itself, and its caller waits for the other
         return headers
 
 

@@ -17,13 +17,13 @@ from waooaw_celery.app.celery_defaults import (
     PUBLISH_DEFAULTS,
     TRANSPORT_DEFAULTS,
 )
-from waooaw_celery.broker.connection import ClaimingConnection
+from waooaw_celery.broker.connection import ClaimConnection
 from waooaw_celery.errors import ConfigurationError
 from waooaw_celery.messages.queues import agent_queue, driver_type, first_url
 from waooaw_celery.results.backend import BACKENDS
 from waooaw_celery.settings import WaooawSettings
 from waooaw_celery.wire import encryption
-from waooaw_celery.wire.caps import CAP_NAMES, Caps, in_force
+from waooaw_celery.wire.caps import CAP_NAMES, Caps, active_caps
 from waooaw_celery.wire.codecs import find_codec, has_codec
 from waooaw_celery.wire.packer import Packer
 from waooaw_celery.wire.producer import PackingProducer, producer_class, producer_pool
@@ -37,7 +37,7 @@ class AgentAMQP(AMQP):
         """The class of connections to the broker."""
         claims: bool = self.app.claims  # type: ignore[attr-defined]  # an AgentApp
         redis = (first_url(self.app.conf.broker_url) or "").startswith(("redis", "sentinel"))
-        return Connection if redis and not claims else ClaimingConnection
+        return Connection if redis and not claims else ClaimConnection
 
     _producer_pool: Any = None
 
@@ -108,7 +108,7 @@ def make_packer(conf: Any, settings: WaooawSettings) -> Packer:
         # zstd is accepted where it is installed.
         codecs=tuple(sorted(find_codec(name).content_type for name in names if name != "zstd" or has_codec(name))),
     )
-    in_force.widen(caps)
+    active_caps.widen(caps)
     return Packer(caps, settings.compress_above)
 
 

@@ -10,9 +10,9 @@ from celery import Celery
 from celery.signals import worker_process_shutdown, worker_shutdown
 
 from waooaw_celery.app.celery_configuration import AgentAMQP, add_defaults, make_packer, transport_options
-from waooaw_celery.broker.circuit_breaker import Breaker
-from waooaw_celery.broker.dead_letters.queue import DeadLetters
-from waooaw_celery.broker.redis.parking import parked
+from waooaw_celery.broker.circuit_breaker import CircuitBreaker
+from waooaw_celery.broker.dead_letters.queue import DeadLetterQueue
+from waooaw_celery.broker.redis.parking import dead_lettered
 from waooaw_celery.errors import ConfigurationError
 from waooaw_celery.ledger.agents import LedgerAgentRegistry
 from waooaw_celery.ledger.database import clock as database_time
@@ -21,7 +21,7 @@ from waooaw_celery.ledger.database.version import check_version
 from waooaw_celery.ledger.ledger import Ledger
 from waooaw_celery.ledger.subscriptions import LedgerSubscriptions
 from waooaw_celery.limits.configured import configured_limiter
-from waooaw_celery.limits.gate import Gate
+from waooaw_celery.limits.gate import AdmissionControl
 from waooaw_celery.limits.limiter import RateLimiter
 from waooaw_celery.messages.queues import (
     AGENT_QUEUES,
@@ -31,9 +31,9 @@ from waooaw_celery.messages.queues import (
     driver_type,
     first_url,
 )
-from waooaw_celery.messages.receipt import Event, Fact, Receipts
-from waooaw_celery.messages.topics.schemas import Schemas
-from waooaw_celery.results.collector import Answers
+from waooaw_celery.messages.receipt import MessageEvent, MessageFact, ReceiptStore
+from waooaw_celery.messages.topics.schemas import SchemaRegistry
+from waooaw_celery.results.collector import ResultCollector
 from waooaw_celery.settings import RedisTransport, WaooawSettings
 from waooaw_celery.store.agents import AgentRegistry, RedisAgentRegistry
 from waooaw_celery.store.clock_reading import Source, redis_source
@@ -46,16 +46,16 @@ from waooaw_celery.wire.codecs import install_codecs
 from waooaw_celery.wire.formats import install_formats
 from waooaw_celery.wire.packer import Packer
 from waooaw_celery.worker import signals
-from waooaw_celery.worker.cancellation import Cancels
-from waooaw_celery.worker.execution.event_loop import close_loop
-from waooaw_celery.worker.execution.pools import ContainPool
+from waooaw_celery.worker.cancellation import CancellationRegistry
+from waooaw_celery.worker.execution.event_loop import close_event_loop
+from waooaw_celery.worker.execution.pools import SafePool
 from waooaw_celery.worker.health.clock import ReportClock
-from waooaw_celery.worker.health.heartbeat import Presence
+from waooaw_celery.worker.health.heartbeat import Heartbeat
 from waooaw_celery.worker.health.watchdog import Watchdog
 from waooaw_celery.worker.intake import Intake, WatchIntake
 from waooaw_celery.worker.outcomes import replies
 from waooaw_celery.worker.outcomes.follow_ups import FollowUps
-from waooaw_celery.worker.remote_control import HearCancels
+from waooaw_celery.worker.remote_control import CancelListener
 from waooaw_celery.worker.task import AgentTask
 
 
@@ -75,23 +75,23 @@ class WiredCelery(Celery):
         self.agents: dict[str, list[str]] = {}
         self.capabilities: dict[str, tuple[str, ...]] = {}
         self.subscribed: list[Subscription] = []
-        self.schemas = Schemas()
+        self.schemas = SchemaRegistry()
         install_formats()
         install_codecs()
         super().__init__(*args, **kwargs)
         self.on_after_configure.connect(add_defaults, weak=False)
-        self.steps["worker"].add(ContainPool)
-        self.steps["worker"].add(Presence)
+        self.steps["worker"].add(SafePool)
+        self.steps["worker"].add(Heartbeat)
         self.steps["worker"].add(ReportClock)
         self.steps["worker"].add(Watchdog)
         self.steps["worker"].add(WatchIntake)
-        self.steps["consumer"].add(HearCancels)
+        self.steps["consumer"].add(CancelListener)
         #: What this process, when it is a worker, knows of cancelled messages.
-        self.cancels = Cancels()
+        self.cancellations = CancellationRegistry()
         #: Whether it takes messages, and which it does not acknowledge yet.
         self.intake = Intake(self)
         #: Whether the broker is worth trying.
-        self.breaker = Breaker()
+        self.circuit_breaker = CircuitBreaker()
         replies.connect()
         signals.connect()
         #: What follows a handler's end and could not be sent yet.
@@ -99,8 +99,8 @@ class WiredCelery(Celery):
         worker_process_shutdown.connect(self._flush)
         worker_shutdown.connect(self._flush)
         for ended in (worker_process_shutdown, worker_shutdown):
-            ended.connect(close_loop)
-        parked.connect(self._note_dead)
+            ended.connect(close_event_loop)
+        dead_lettered.connect(self._note_dead)
 
     @cached_property
     def settings(self) -> WaooawSettings:
@@ -176,21 +176,21 @@ class WiredCelery(Celery):
         return RedisSubscriptions(self._connect())
 
     @cached_property
-    def receipts(self) -> Receipts:
+    def receipts(self) -> ReceiptStore:
         """What became of each message."""
         if self._database is not None:
             return self.ledger
         return RedisReceipts(self._connect(), self.settings.receipt_seconds, self.reference_clock)
 
     @cached_property
-    def answers(self) -> Answers:
+    def result_collector(self) -> ResultCollector:
         """The answers that this process waits for."""
-        return Answers(self)
+        return ResultCollector(self)
 
     @cached_property
-    def dead_letters(self) -> DeadLetters:
+    def dead_letters(self) -> DeadLetterQueue:
         """What died on the way or in a handler, kept by the broker: ``list``, ``get``, ``retry``, ``discard``."""
-        return DeadLetters(self)
+        return DeadLetterQueue(self)
 
     @cached_property
     def ledger(self) -> Ledger:
@@ -245,9 +245,13 @@ class WiredCelery(Celery):
         return configured_limiter(self.settings, self.conf.result_backend, first_url(self.conf.broker_url))
 
     @cached_property
-    def gate(self) -> Gate | None:
+    def gate(self) -> AdmissionControl | None:
         """The limit in the door, or None when nobody is limited."""
-        return Gate(self.limiter, self.receipts, self.reference_clock.now) if self.settings.limited else None
+        return (
+            AdmissionControl(self.limiter, self.receipts, self.reference_clock.now)
+            if self.settings.limited
+            else None
+        )
 
     @cached_property
     def packer(self) -> Packer:
@@ -281,7 +285,9 @@ class WiredCelery(Celery):
     ) -> None:
         """Write down that a message to an agent became a dead letter."""
         if message_id is not None and queue.startswith(AGENT_QUEUES):
-            self.receipts.note(Fact(message_id=message_id, event=Event.DEAD, error=reason, worker=worker))
+            self.receipts.note(
+                MessageFact(message_id=message_id, event=MessageEvent.DEAD, error=reason, worker=worker)
+            )
 
     def _flush(self, **_: Any) -> None:
         """Let no pool process end with something of its own still to be sent or to be written."""
@@ -291,8 +297,8 @@ class WiredCelery(Celery):
 
     def close(self) -> None:
         """Close all connections."""
-        if "answers" in self.__dict__:
-            self.answers.close()
+        if "result_collector" in self.__dict__:
+            self.result_collector.close()
         super().close()
         for part in ("registry", "subscriptions", "receipts", "limiter", "ledger", "_database"):
             if self.__dict__.get(part) is not None:  # made so far

@@ -13,17 +13,17 @@ from celery.utils.nodenames import anon_nodename
 from waooaw_celery.broker.redis.channel import Channel
 from waooaw_celery.messages.message import ENVELOPE_HEADER, Message
 from waooaw_celery.messages.queues import HandlerName, agent_queue, broker_priority, takes_message
-from waooaw_celery.messages.reply_to import CALL_HEADER, Call
+from waooaw_celery.messages.reply_to import REPLY_TO_HEADER, ReplyTo
 from waooaw_celery.messages.validation import JSON
-from waooaw_celery.wire.packer import Packed
+from waooaw_celery.wire.packer import PackedBody
 
 #: What Celery, its logs and Flower show in place of the arguments, which may be confidential.
-HIDDEN = "…"
+HIDDEN_ARGUMENTS = "…"
 
 Batch = Sequence[tuple[HandlerName, Message]]
 
 
-class HandOver:
+class PublishBatch:
     """Hands messages to the broker, without what Celery does anew for each single task.
 
     Args:
@@ -33,9 +33,9 @@ class HandOver:
         reply_to: where a result backend that sends answers is to send them.
     """
 
-    def __init__(self, app: Any, driver: str, call: Call | None = None, reply_to: str | None = None) -> None:
+    def __init__(self, app: Any, driver: str, call: ReplyTo | None = None, reply_to: str | None = None) -> None:
         self._app, self._driver, self.call = app, driver, call
-        self._call = {CALL_HEADER: call.to_header()} if call is not None else {}
+        self._call = {REPLY_TO_HEADER: call.to_header()} if call is not None else {}
         # The result is what a request waits for; nothing else needs it.
         self._kept = call is not None and call.on_reply is None
         self._reply_to = reply_to
@@ -44,7 +44,7 @@ class HandOver:
         self._origin = anon_nodename()
         self._written_as = lru_cache(maxsize=None)(app.written_as)
 
-    def pack(self, batch: Batch) -> list[Packed]:
+    def pack(self, batch: Batch) -> list[PackedBody]:
         """Write the bodies of a batch, before anything is done about it.
 
         Raises:
@@ -52,8 +52,8 @@ class HandOver:
             ConfigurationError: there is no such format or codec.
         """
         pack, written_as, embed = self._app.packer.pack, self._written_as, self._task(*batch[0])[2][2]
-        bodies: list[Packed] = []
-        known: dict[tuple[object, ...], Packed] = {}  # the messages of an event have one payload, packed once
+        bodies: list[PackedBody] = []
+        known: dict[tuple[object, ...], PackedBody] = {}  # the messages of an event have one payload, packed once
         for target, message in batch:
             way = written_as(target.agent, message.serializer, message.compression)
             key = id(message.payload), takes_message(target.handler), *way
@@ -69,7 +69,7 @@ class HandOver:
             producer.maybe_declare(agent_queue(agent), retry=True, **policy)
 
     def all_or_none(
-        self, producer: Any, batch: Batch, bodies: Sequence[Packed], last_check: Callable[[], object]
+        self, producer: Any, batch: Batch, bodies: Sequence[PackedBody], last_check: Callable[[], object]
     ) -> bool:
         """Hand over a batch with as few commands as it takes, or return False when this broker takes no batches.
 
@@ -113,7 +113,7 @@ class HandOver:
             headers={**envelope_headers(message, message.expires_at), **self._call},
             declare=[],
             retry=retry,
-            **address(target, message, self._driver),
+            **routing_options(target, message, self._driver),
         )
 
     def _task(self, target: HandlerName, message: Message) -> Any:
@@ -124,8 +124,8 @@ class HandOver:
             reply_to=self._reply_to,
             root_id=message.conversation_id,
             parent_id=message.causation_id,
-            argsrepr=HIDDEN,
-            kwargsrepr=HIDDEN,
+            argsrepr=HIDDEN_ARGUMENTS,
+            kwargsrepr=HIDDEN_ARGUMENTS,
             ignore_result=not self._kept,
             create_sent_event=self._events,
             origin=self._origin,
@@ -142,7 +142,7 @@ class HandOver:
         )
 
     def _directly(
-        self, channel: Channel, batch: Batch, bodies: Sequence[Packed], last_check: Callable[[], object]
+        self, channel: Channel, batch: Batch, bodies: Sequence[PackedBody], last_check: Callable[[], object]
     ) -> None:
         """Hand over messages that differ from the first in no more than what is theirs."""
         headers, properties, *_ = self._task(*batch[0])
@@ -180,7 +180,7 @@ def _arguments(target: HandlerName, message: Message) -> tuple[tuple[JSON, ...],
     return ((message.payload,), {}) if takes_message(target.handler) else ((), message.payload)
 
 
-def address(target: HandlerName, message: Message, driver: str) -> dict[str, Any]:
+def routing_options(target: HandlerName, message: Message, driver: str) -> dict[str, Any]:
     """Return where a message goes, and how urgently, as options of a publish."""
     queue = agent_queue(target.agent)
     options = {

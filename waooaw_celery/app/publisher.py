@@ -18,26 +18,26 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from sqlalchemy.orm import Session
 
 from waooaw_celery.app.composition import WiredCelery
-from waooaw_celery.app.publish_batch import HandOver
+from waooaw_celery.app.publish_batch import PublishBatch
 from waooaw_celery.broker.redis.batch import BatchRefused
 from waooaw_celery.errors import BlockingCall, BrokerUnavailable, InvalidMessage, StoreUnavailable, WaooawError
 from waooaw_celery.ledger.outbox import Outbox
 from waooaw_celery.limits.waiting import Wait
 from waooaw_celery.messages.headers import threaded
 from waooaw_celery.messages.message import Message, MessageStatus, MessageType
-from waooaw_celery.messages.publish_options import Remembered, of_messages
+from waooaw_celery.messages.publish_options import PublishOptions, options_of_messages
 from waooaw_celery.messages.queues import HandlerName
-from waooaw_celery.messages.receipt import Event, Fact
-from waooaw_celery.messages.reply_to import Call
-from waooaw_celery.wire.packer import Packed
-from waooaw_celery.worker.execution.event_loop import on_loop
+from waooaw_celery.messages.receipt import MessageEvent, MessageFact
+from waooaw_celery.messages.reply_to import ReplyTo
+from waooaw_celery.wire.packer import PackedBody
+from waooaw_celery.worker.execution.event_loop import is_on_event_loop
 from waooaw_celery.worker.signals import MAX_ERROR
-from waooaw_celery.worker.task import current_message, current_task, goes_on
+from waooaw_celery.worker.task import current_message, current_task, is_sent_by_finished_handler
 
 logger = logging.getLogger(__name__)
 
 #: Messages that go to the ledger and to the broker together.
-MAX_BATCH = 1000
+MAX_BATCH_SIZE = 1000
 
 
 class Door(WiredCelery):
@@ -46,7 +46,7 @@ class Door(WiredCelery):
     def send_messages(
         self,
         batch: Sequence[tuple[HandlerName, Message]],
-        call: Call | None = None,
+        call: ReplyTo | None = None,
         wait: Wait = None,
         record: Message | None = None,
         session: Any = None,
@@ -76,9 +76,11 @@ class Door(WiredCelery):
             return
         # An answer, and what follows a handler's end, were accepted before: they are written down all the same.
         answers = all(message.message_type is MessageType.RESPONSE for _, message in batch)
-        if session is None and not answers and not goes_on():
-            self.breaker.check()
-        hand_over = HandOver(self, self.driver, call, self.answers.reply_to if call is not None else None)
+        if session is None and not answers and not is_sent_by_finished_handler():
+            self.circuit_breaker.check()
+        hand_over = PublishBatch(
+            self, self.driver, call, self.result_collector.reply_to if call is not None else None
+        )
         bodies = hand_over.pack(batch) if batch else []
         told = [message for _, message in batch if message.event is None or not message.event.replay]
         self._admit(told if record is None else [record], wait)
@@ -87,8 +89,8 @@ class Door(WiredCelery):
             return
         if not batch:
             self._begin_record([], record)()
-        for start in range(0, len(batch), MAX_BATCH):
-            part = slice(start, start + MAX_BATCH)
+        for start in range(0, len(batch), MAX_BATCH_SIZE):
+            part = slice(start, start + MAX_BATCH_SIZE)
             try:
                 self._send_batch(hand_over, batch[part], bodies[part], None if start else record)
             except WaooawError as error:
@@ -115,10 +117,10 @@ class Door(WiredCelery):
         Raises:
             BrokerUnavailable: the broker failed; they stay PENDING.
         """
-        self.breaker.check()
-        hand_over = HandOver(self, self.driver)
-        for start in range(0, len(batch), MAX_BATCH):
-            part = batch[start : start + MAX_BATCH]
+        self.circuit_breaker.check()
+        hand_over = PublishBatch(self, self.driver)
+        for start in range(0, len(batch), MAX_BATCH_SIZE):
+            part = batch[start : start + MAX_BATCH_SIZE]
             self._send_batch(hand_over, part, hand_over.pack(part), None, is_written=True)
 
     def complete(self, target: HandlerName, message: Message) -> Message:
@@ -132,9 +134,9 @@ class Door(WiredCelery):
 
     def _send_batch(
         self,
-        hand_over: HandOver,
+        hand_over: PublishBatch,
         batch: Sequence[tuple[HandlerName, Message]],
-        bodies: Sequence[Packed],
+        bodies: Sequence[PackedBody],
         record: Message | None,
         *,
         is_written: bool = False,
@@ -142,7 +144,7 @@ class Door(WiredCelery):
         published: list[Message] = []
         written = (lambda: {message.message_id for _, message in batch}) if is_written else None
         try:
-            with self.breaker.watching(), self.producer_or_acquire() as producer:
+            with self.circuit_breaker.watching(), self.producer_or_acquire() as producer:
                 note = self._publish_messages(producer, hand_over, batch, bodies, published, record, written)
         except BrokerUnavailable:  # all of them were refused
             raise
@@ -164,9 +166,9 @@ class Door(WiredCelery):
     def _publish_messages(
         self,
         producer: Any,
-        hand_over: HandOver,
+        hand_over: PublishBatch,
         batch: Sequence[tuple[HandlerName, Message]],
-        bodies: Sequence[Packed],
+        bodies: Sequence[PackedBody],
         published: list[Message],
         record: Message | None,
         written: Callable[[], set[str]] | None = None,
@@ -176,7 +178,7 @@ class Door(WiredCelery):
         Returns:
             What notes that the broker has them, when it was made ready meanwhile.
         """
-        accepted = written is not None or record is not None or goes_on()
+        accepted = written is not None or record is not None or is_sent_by_finished_handler()
         written = written or self._begin_record(batch, record, hand_over.call)
         notes: list[Callable[[], None]] = []
 
@@ -209,12 +211,12 @@ class Door(WiredCelery):
         Both were accepted with what they answer or go on from, such as the first step of a chain: refused here,
         they would be lost.
         """
-        if wait and on_loop():
+        if wait and is_on_event_loop():
             raise BlockingCall(
                 "waiting for a turn would stop every coroutine of this process: in an async def handler, await "
                 "agent.aio.send(..., wait=...) or waooaw_celery.agents.aio.MessageBus"
             )
-        if self.gate is not None and not goes_on():
+        if self.gate is not None and not is_sent_by_finished_handler():
             counted = [message for message in messages if message.message_type is not MessageType.RESPONSE]
             if counted:
                 self.gate.admit(counted, wait)
@@ -223,16 +225,18 @@ class Door(WiredCelery):
         self,
         batch: Sequence[tuple[HandlerName, Message]],
         record: Message | None = None,
-        call: Call | None = None,
-        besides: Remembered | None = None,
+        call: ReplyTo | None = None,
+        besides: PublishOptions | None = None,
     ) -> Callable[[], set[str]]:
         if besides is None:
-            remembered = of_messages((message for _, message in batch), call)
+            remembered = options_of_messages((message for _, message in batch), call)
         else:
             remembered = {batch[0][1].message_id: besides}
         messages = [(message, target.handler) for target, message in batch]
         # What was accepted with another message is written down all the same, where it is safe for a while.
-        follows = goes_on() or all(message.message_type is MessageType.RESPONSE for _, message in batch)
+        follows = is_sent_by_finished_handler() or all(
+            message.message_type is MessageType.RESPONSE for _, message in batch
+        )
         return self.receipts.pending(messages, record, remembered, follows=bool(batch) and follows)
 
     def _check_new(self, batch: Sequence[tuple[HandlerName, Message]], new: set[str]) -> None:
@@ -265,8 +269,10 @@ class Door(WiredCelery):
         """End messages that were written down and are not published: a recovery would publish them otherwise."""
         sentence = f"not published: {error}"[:MAX_ERROR]
         if messages:
-            about: dict[str, Any] = {"event": Event.FAILED, "error": sentence}
-            self.receipts.note(*(Fact(message_id=each.message_id, message=each, **about) for each in messages))
+            about: dict[str, Any] = {"event": MessageEvent.FAILED, "error": sentence}
+            self.receipts.note(
+                *(MessageFact(message_id=each.message_id, message=each, **about) for each in messages)
+            )
 
     def _refuse(self, messages: Sequence[Message], new: set[str], accepted: bool, error: Exception) -> NoReturn:
         """End messages that the broker refused, all of them, unless it may have one or recovery is to publish it.

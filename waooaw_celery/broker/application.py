@@ -11,7 +11,7 @@ from waooaw_celery.errors import ConfigurationError
 T = TypeVar("T")
 
 
-def agent_app(app: T, what: str) -> T:
+def require_agent_app(app: T, what: str) -> T:
     """Return an application if it is one of this package.
 
     Args:
@@ -30,7 +30,7 @@ def agent_app(app: T, what: str) -> T:
     )
 
 
-def no_app(value: T, what: str, instead: str) -> T:
+def refuse_app(value: T, what: str, instead: str) -> T:
     """Return a value unless it is an application.
 
     Args:
@@ -43,6 +43,6 @@ def no_app(value: T, what: str, instead: str) -> T:
     """
     found: Any = value
     if isinstance(found, Celery):
-        agent_app(found, what)
+        require_agent_app(found, what)
         raise ConfigurationError(f"{what} takes no application: use app.{instead}")
     return value

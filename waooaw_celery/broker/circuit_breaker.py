@@ -26,7 +26,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.5, 5.0
 _OUTAGES = (OSError, RedisConnectionError, RedisTimeoutError, AMQPConnectionError)
 
 
-class Breaker:
+class CircuitBreaker:
     """Whether the broker is worth trying, as one process knows it. Safe for several threads.
 
     Args:

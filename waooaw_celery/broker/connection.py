@@ -30,7 +30,7 @@ class _Claims:
         return HashedSeq("claiming", *super().__eqhash__())  # type: ignore[misc]
 
 
-class ClaimingConnection(_Claims, Connection):
+class ClaimConnection(_Claims, Connection):
     """Kombu's connection, with our transports."""
 
     def Pool(self, limit: int | None = None, **kwargs: Any) -> ConnectionPool:  # noqa: N802 - Kombu's own name

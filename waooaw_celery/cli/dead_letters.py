@@ -13,8 +13,8 @@ from typing import Any
 import click
 
 from waooaw_celery.app.app import AgentApp
-from waooaw_celery.broker.dead_letters.dead_letter import DeadLetter, opened
-from waooaw_celery.broker.dead_letters.queue import LIMIT, Outcome
+from waooaw_celery.broker.dead_letters.dead_letter import DeadLetter, read_content
+from waooaw_celery.broker.dead_letters.queue import DEFAULT_LIMIT, Outcome
 from waooaw_celery.cli.group import OPERATOR, current_app
 from waooaw_celery.cli.ledger import MomentParam
 from waooaw_celery.cli.output import ago, console, json_option, print_json, show_table
@@ -28,7 +28,7 @@ _FILTERS = (
     click.option("--since", type=MomentParam(), help="That died at this moment or later."),
 )
 _limit = click.option(
-    "--limit", type=click.IntRange(1), default=LIMIT, show_default=True, help="How many at most."
+    "--limit", type=click.IntRange(1), default=DEFAULT_LIMIT, show_default=True, help="How many at most."
 )
 _ids = click.argument("ids", metavar="[ID]...", nargs=-1)
 _all = click.option("--all", "every", is_flag=True, help="Whatever there is, up to the limit.")
@@ -203,7 +203,7 @@ def _plain(letter: DeadLetter) -> dict[str, JSON]:
 
 def _payload(app: AgentApp, letter: DeadLetter) -> tuple[JSON, str | None]:
     try:
-        return opened(letter, app.packer.caps).message.payload, None
+        return read_content(letter, app.packer.caps).message.payload, None
     except WaooawError as error:
         return None, str(error)
 

@@ -7,7 +7,7 @@ from typing import IO
 import click
 
 from waooaw_celery.cli.output import console, print_json, show_table
-from waooaw_celery.errors import Unreadable
+from waooaw_celery.errors import DecodingFailed
 from waooaw_celery.wire.caps import Caps
 from waooaw_celery.wire.formats import decode
 from waooaw_celery.wire.serializer import FormatStats, MessageSerializer
@@ -21,7 +21,7 @@ def show_formats(file: IO[bytes], as_json: bool) -> None:
     """
     try:
         value = decode(file.read(), "application/json", None, Caps())
-    except Unreadable as error:
+    except DecodingFailed as error:
         raise click.ClickException(f"{file.name} is no payload as JSON: {error}") from error
     found = sorted(MessageSerializer().stats(value), key=lambda one: one.size)
     if as_json:

@@ -6,13 +6,13 @@ import click
 
 from waooaw_celery.cli.group import current_app
 from waooaw_celery.cli.output import json_option, print_json
-from waooaw_celery.maintenance.recovery import LIMIT, Recovery
+from waooaw_celery.maintenance.recovery import MAX_MESSAGES, Recovery
 
 
 @click.command()
 @click.option("--dry-run", is_flag=True, help="Only tell what would be published again.")
 @click.option("--agent", help="Only messages to this agent.")
-@click.option("--limit", type=click.IntRange(1), default=LIMIT, show_default=True, help="How many at most.")
+@click.option("--limit", type=click.IntRange(1), default=MAX_MESSAGES, show_default=True, help="How many at most.")
 @json_option
 @click.pass_context
 def recover(ctx: click.Context, dry_run: bool, agent: str | None, limit: int, as_json: bool) -> None:

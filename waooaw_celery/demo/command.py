@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from waooaw_celery.cli.output import console, json_option, print_json, show_table
-from waooaw_celery.demo.failures import Forgotten, Limited, Torn
+from waooaw_celery.demo.failures import InvalidDocument, Limited, LostAndRecovered
 from waooaw_celery.demo.processes import AGENTS, ROOT, Stack, running_stack
 from waooaw_celery.demo.scenario import JobResult, Overtaking, run_job
 from waooaw_celery.messages.message import MessageStatus
@@ -165,7 +165,7 @@ def _show_limited(limited: Limited, screen: Console) -> None:
     show_table(screen, f"A {limited.agent} that asked too much", ("", ""), rows)
 
 
-def _show_torn(torn: Torn, screen: Console) -> None:
+def _show_torn(torn: InvalidDocument, screen: Console) -> None:
     rows = [
         ("its handler gave it up", torn.reason),
         ("kept as the dead letter", torn.letter),
@@ -174,7 +174,7 @@ def _show_torn(torn: Torn, screen: Console) -> None:
     show_table(screen, f"A document without a text, sent to {torn.agent}", ("", ""), rows)
 
 
-def _show_forgotten(forgotten: Forgotten, screen: Console) -> None:
+def _show_forgotten(forgotten: LostAndRecovered, screen: Console) -> None:
     rows = [
         (f"sent to {forgotten.agent}, just before", forgotten.sent),
         ("gone from the broker, published again", forgotten.published_again),

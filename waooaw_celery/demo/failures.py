@@ -14,7 +14,7 @@ from waooaw_celery.errors import RateLimitExceeded
 from waooaw_celery.ledger.trail import MessageAuditTrail
 from waooaw_celery.maintenance.recovery import Recovery
 from waooaw_celery.messages.message import Message
-from waooaw_celery.messages.receipt import Event
+from waooaw_celery.messages.receipt import MessageEvent
 from waooaw_celery.store.connection import connect, store_url
 
 #: Who asks more than it may.
@@ -50,7 +50,7 @@ class Limited:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Torn:
+class InvalidDocument:
     """What was kept of a message that its handler gave up.
 
     Attributes:
@@ -67,7 +67,7 @@ class Torn:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Forgotten:
+class LostAndRecovered:
     """How the broker lost all that it had, and the ledger did not.
 
     Attributes:
@@ -87,7 +87,7 @@ class Forgotten:
     seconds: float
 
 
-def ask_too_much(stack: Stack) -> Limited:
+def exceed_the_rate_limit(stack: Stack) -> Limited:
     """Set a visitor a quota, as `waooaw limits set` does, and have it ask more than that."""
     requests, trail = RequestResponseHandler(stack.app), MessageAuditTrail(stack.app.ledger)
     quota = stack.app.limiter.set_quota(VISITOR, "5/minute burst 3")
@@ -102,7 +102,7 @@ def ask_too_much(stack: Stack) -> Limited:
     return Limited(agent=VISITOR, quota=str(quota), answered=answered, refused=refused, retry_after=retry_after)
 
 
-def send_a_torn_document(stack: Stack) -> Torn:
+def send_an_invalid_document(stack: Stack) -> InvalidDocument:
     """Send an analyst a document without its text, and return what is kept of it."""
     torn = Message(from_agent=SENDER, to_agent=ANALYST, payload={"path": "torn.txt"}, ttl_seconds=None)
     MessageBus(stack.app).send(torn)
@@ -115,10 +115,10 @@ def send_a_torn_document(stack: Stack) -> Torn:
 
     stack.wait_until(kept, "keeping the dead letter", PATIENCE)
     letter = letters[0]
-    return Torn(agent=ANALYST, message_id=torn.message_id, letter=letter.id, reason=letter.reason)
+    return InvalidDocument(agent=ANALYST, message_id=torn.message_id, letter=letter.id, reason=letter.reason)
 
 
-def let_the_broker_forget(stack: Stack) -> Forgotten:
+def lose_messages_in_the_broker(stack: Stack) -> LostAndRecovered:
     """Send documents, empty the broker while they wait, and have the ledger say what is to be published again."""
     messages = [
         Message(
@@ -144,11 +144,11 @@ def let_the_broker_forget(stack: Stack) -> Forgotten:
     stack.wait_until(all_handled, "recovering", PATIENCE)
     seconds = time.monotonic() - began
     events = [[event.event for event in trail.receipt(id_).events] for id_ in ids]
-    return Forgotten(
+    return LostAndRecovered(
         agent=ANALYST,
         sent=len(ids),
         published_again=len(again & ids),
-        handled=sum(Event.HANDLED in told for told in events),
-        twice=sum(told.count(Event.DELIVERED) > 1 for told in events),
+        handled=sum(MessageEvent.HANDLED in told for told in events),
+        twice=sum(told.count(MessageEvent.DELIVERED) > 1 for told in events),
         seconds=seconds,
     )

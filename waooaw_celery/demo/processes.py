@@ -21,7 +21,7 @@ from waooaw_celery.embedded import end_all, spawn, valkey
 from waooaw_celery.errors import WaooawError
 
 #: Seconds that all processes may take to be ready.
-START_PATIENCE = 60.0
+START_SECONDS = 60.0
 
 #: The agents of the demo: name, module, environment.
 AGENTS: tuple[tuple[str, str, dict[str, str]], ...] = (
@@ -128,7 +128,7 @@ def running_stack(port: int | None = None) -> Iterator[Stack]:
         _start_all(stack)
         names = {name for name, _, _ in AGENTS}
         stack.wait_until(
-            lambda: names <= {record.name for record in app.registry.all()}, "starting", START_PATIENCE
+            lambda: names <= {record.name for record in app.registry.all()}, "starting", START_SECONDS
         )
         yield stack
 

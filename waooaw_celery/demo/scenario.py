@@ -12,12 +12,12 @@ from waooaw_celery.agents.bus import MessageBus
 from waooaw_celery.agents.requests.handler import RequestResponseHandler
 from waooaw_celery.cli.group import OPERATOR
 from waooaw_celery.demo.failures import (
-    Forgotten,
+    InvalidDocument,
     Limited,
-    Torn,
-    ask_too_much,
-    let_the_broker_forget,
-    send_a_torn_document,
+    LostAndRecovered,
+    exceed_the_rate_limit,
+    lose_messages_in_the_broker,
+    send_an_invalid_document,
 )
 from waooaw_celery.demo.processes import Stack
 from waooaw_celery.errors import WaooawError
@@ -82,8 +82,8 @@ class JobResult:
     survey: dict[str, dict[str, JSON]]
     topics: list[TopicStatistics]
     limited: Limited
-    torn: Torn
-    forgotten: Forgotten
+    torn: InvalidDocument
+    forgotten: LostAndRecovered
     seconds: float
 
 
@@ -119,9 +119,9 @@ def run_job(stack: Stack, paths: Sequence[Path], show: Callable[[int, int | None
         statistics=trail.statistics(),
         survey=survey,
         topics=EventLog(stack.app.ledger).statistics(),
-        limited=ask_too_much(stack),
-        torn=send_a_torn_document(stack),
-        forgotten=let_the_broker_forget(stack),
+        limited=exceed_the_rate_limit(stack),
+        torn=send_an_invalid_document(stack),
+        forgotten=lose_messages_in_the_broker(stack),
         seconds=time.monotonic() - began,
     )
 

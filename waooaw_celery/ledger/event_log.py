@@ -11,20 +11,20 @@ from sqlalchemy import ColumnElement, Select, exists, func, select, tuple_, unio
 
 from waooaw_celery.errors import UnknownMessage
 from waooaw_celery.ledger.database.clock import now_in
-from waooaw_celery.ledger.database.models import EventRow, MessageRow, OpenRow
+from waooaw_celery.ledger.database.models import MessageEventRow, MessageRow, OpenMessageRow
 from waooaw_celery.ledger.ledger import Ledger
-from waooaw_celery.ledger.read.reader import follow_indexes, read
+from waooaw_celery.ledger.read.reader import follow_indexes, read_records
 from waooaw_celery.ledger.read.records import AuditRecord
-from waooaw_celery.ledger.read.scan import between, same
+from waooaw_celery.ledger.read.scan import between, equals
 from waooaw_celery.messages.message import NOBODY
 from waooaw_celery.messages.queues import EVENT_HANDLERS, HandlerName
-from waooaw_celery.messages.receipt import Event
+from waooaw_celery.messages.receipt import MessageEvent
 from waooaw_celery.messages.validation import check_id
 
 #: Events that are read at once.
 PAGE = 500
 #: Seconds that counting may take, which looks at every event of its time.
-PATIENCE = 60.0
+DEADLINE_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,15 +110,15 @@ class EventLog:
         query = select(MessageRow.message_id).where(MessageRow.message_id.in_(list(message_ids)))
         self._ledger.flush()
         with self._ledger.database.begin("look for messages") as connection:
-            return set(connection.scalars(query.where(exists().where(same(EventRow)))))
+            return set(connection.scalars(query.where(exists().where(equals(MessageEventRow)))))
 
     def waiting(self, target: HandlerName) -> int:
         """Return how many messages of a subscription have not ended."""
         mine = (MessageRow.to_agent == target.agent, MessageRow.handler == target.handler)
         self._ledger.flush()
         with self._ledger.database.begin("count a subscription's messages") as connection:
-            open_ = select(func.count()).select_from(OpenRow).join(MessageRow, same(OpenRow))
-            return int(connection.scalar(open_.where(OpenRow.to_agent == target.agent, *mine)) or 0)
+            open_ = select(func.count()).select_from(OpenMessageRow).join(MessageRow, equals(OpenMessageRow))
+            return int(connection.scalar(open_.where(OpenMessageRow.to_agent == target.agent, *mine)) or 0)
 
     def statistics(self, since: datetime | None = None, until: datetime | None = None) -> list[TopicStatistics]:
         """Return what was published on each topic in a stretch of time, and what became of it.
@@ -128,24 +128,24 @@ class EventLog:
         when = [MessageRow.topic.is_not(None), *between(MessageRow, since, until)]
         subscriber = (MessageRow.topic, MessageRow.to_agent, MessageRow.handler)
         self._ledger.flush()
-        with self._ledger.database.begin("count events", PATIENCE) as connection:
+        with self._ledger.database.begin("count events", DEADLINE_SECONDS) as connection:
             said = connection.execute(
                 select(*subscriber, func.count(), func.max(MessageRow.sent_at)).where(*when).group_by(*subscriber)
             ).all()
             told = connection.execute(
                 # An attempt of which several workers told, or that began again, counts once.
-                select(*subscriber, EventRow.event, func.count(MessageRow.message_id.distinct()))
-                .join(EventRow, same(EventRow))
-                .where(*when, MessageRow.to_agent != NOBODY, EventRow.event != Event.SENT.value)
-                .group_by(*subscriber, EventRow.event)
+                select(*subscriber, MessageEventRow.event, func.count(MessageRow.message_id.distinct()))
+                .join(MessageEventRow, equals(MessageEventRow))
+                .where(*when, MessageRow.to_agent != NOBODY, MessageEventRow.event != MessageEvent.SENT.value)
+                .group_by(*subscriber, MessageEventRow.event)
             ).all()
-            begun = select(EventRow.message_id).where(
-                same(EventRow, OpenRow), EventRow.event == Event.DELIVERED.value
+            begun = select(MessageEventRow.message_id).where(
+                equals(MessageEventRow, OpenMessageRow), MessageEventRow.event == MessageEvent.DELIVERED.value
             )
             waits = connection.execute(
                 select(*subscriber, func.count(), func.min(MessageRow.sent_at))
-                .select_from(OpenRow)
-                .join(MessageRow, same(OpenRow))
+                .select_from(OpenMessageRow)
+                .join(MessageRow, equals(OpenMessageRow))
                 .where(*when, ~begun.exists())
                 .group_by(*subscriber)
             ).all()
@@ -159,7 +159,7 @@ class EventLog:
         self._ledger.flush()
         with self._ledger.database.begin("read events") as connection:
             follow_indexes(connection)
-            return read(connection, query.order_by(MessageRow.sent_at, MessageRow.message_id).limit(PAGE))
+            return read_records(connection, query.order_by(MessageRow.sent_at, MessageRow.message_id).limit(PAGE))
 
     def _conversation(self, id_: str | None) -> list[ColumnElement[bool]]:
         if id_ is None:
@@ -190,14 +190,14 @@ def _statistics(
             continue
         key = topic, agent, handler
         count, oldest = waiting.get(key, (0, None))
-        failed = (event for event in Event if event.terminal and event is not Event.HANDLED)
+        failed = (event for event in MessageEvent if event.terminal and event is not MessageEvent.HANDLED)
         mine.append(
             SubscriberStatistics(
                 topic=topic,
                 subscriber=f"{agent}.{handler.removeprefix(EVENT_HANDLERS)}",
                 messages=number,
-                delivered=ends.get((*key, Event.DELIVERED.value), 0),
-                handled=ends.get((*key, Event.HANDLED.value), 0),
+                delivered=ends.get((*key, MessageEvent.DELIVERED.value), 0),
+                handled=ends.get((*key, MessageEvent.HANDLED.value), 0),
                 failed=sum(ends.get((*key, event.value), 0) for event in failed),
                 waiting=count,
                 lag_seconds=max((now - oldest).total_seconds(), 0.0) if oldest else None,

@@ -18,14 +18,14 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from waooaw_celery.errors import AuditUnavailable
-from waooaw_celery.ledger.database.engine import PATIENCE, Database, lacks_connection, telling
+from waooaw_celery.ledger.database.engine import DEADLINE_SECONDS, Database, database_errors_as, lacks_connection
 from waooaw_celery.ledger.database.models import InboxRow
 from waooaw_celery.messages.validation import JSON
 
 #: Seconds that a commit may take whose end somebody else waits for: whoever asks may serve a whole worker.
 COMMIT_SECONDS = 2
 #: Says of a session, in its ``info``, that it is part of a larger transaction, whose end somebody else tells.
-RELAYED = "waooaw_relayed"
+PUBLISHED_BY_OUTER = "waooaw_relayed"
 
 
 class InboxUnavailable(AuditUnavailable):
@@ -47,7 +47,7 @@ class HandlerDisconnected(InboxUnavailable):
 
 
 @dataclass
-class Turn:
+class InboxEntry:
     """One attempt at a message.
 
     Attributes:
@@ -64,7 +64,7 @@ class Turn:
 
 
 @contextmanager
-def turn(database: Database, message_id: str, handler: str, patience: float) -> Iterator[Turn]:
+def handle_once(database: Database, message_id: str, handler: str, patience: float) -> Iterator[InboxEntry]:
     """Give a session whose transaction holds the note that a message was handled; it is committed at the end.
 
     What the block raises takes everything back. ``commit()`` of the session is not yet the end: only the end of
@@ -80,15 +80,20 @@ def turn(database: Database, message_id: str, handler: str, patience: float) -> 
         InboxUnavailable: nothing was done, or, when the commit was not confirmed, that is not known.
         HandlerDisconnected: the block raised, and its connection was lost, or there was none for what it asked.
     """
-    with telling(f"begin with message {message_id}", InboxUnavailable):
+    with database_errors_as(f"begin with message {message_id}", InboxUnavailable):
         connection = database.handlers.connect()
     with connection, database.watched(connection, patience):
-        with database.watched(connection, PATIENCE), telling(f"begin with {message_id}", InboxUnavailable):
+        with (
+            database.watched(connection, DEADLINE_SECONDS),
+            database_errors_as(f"begin with {message_id}", InboxUnavailable),
+        ):
             found = _enter(connection, message_id, handler)
         try:
             # The user's own commit and rollback end a savepoint, and not our transaction.
-            with Session(connection, join_transaction_mode="create_savepoint", info={RELAYED: True}) as session:
-                taken = Turn(session, is_done=found is not None, result=found and found.result)
+            with Session(
+                connection, join_transaction_mode="create_savepoint", info={PUBLISHED_BY_OUTER: True}
+            ) as session:
+                taken = InboxEntry(session, is_done=found is not None, result=found and found.result)
                 yield taken
                 session.commit()
         except BaseException as error:
@@ -99,7 +104,10 @@ def turn(database: Database, message_id: str, handler: str, patience: float) -> 
                 raise HandlerDisconnected(message_id, error) from error
             raise
         try:
-            with database.watched(connection, PATIENCE), telling(f"commit {message_id}", InboxUnavailable):
+            with (
+                database.watched(connection, DEADLINE_SECONDS),
+                database_errors_as(f"commit {message_id}", InboxUnavailable),
+            ):
                 if not taken.is_done:
                     done = update(InboxRow).where(InboxRow.message_id == message_id)
                     connection.execute(done.values(result=taken.result))

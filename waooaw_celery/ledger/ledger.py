@@ -17,26 +17,26 @@ from sqlalchemy import Connection, Engine, exists, func, select, true
 from waooaw_celery.errors import AuditUnavailable, ConfigurationError, UnknownMessage
 from waooaw_celery.ledger import cancellations as cancels
 from waooaw_celery.ledger.database.clock import now_in, now_within
-from waooaw_celery.ledger.database.engine import Database, identity, telling
-from waooaw_celery.ledger.database.models import EventRow, MessageRow, OpenRow
+from waooaw_celery.ledger.database.engine import Database, database_errors_as, database_identity
+from waooaw_celery.ledger.database.models import MessageEventRow, MessageRow, OpenMessageRow
 from waooaw_celery.ledger.database.rows import (
-    Entry,
-    begin_entry,
-    fact_entry,
-    keyed_entry,
-    message_entries,
-    published_entries,
-    sent_entry,
+    LedgerRow,
+    delivery_row,
+    event_row,
+    keyed_event_row,
+    message_rows,
+    published_event_rows,
+    sent_row,
 )
-from waooaw_celery.ledger.read.reader import read
+from waooaw_celery.ledger.read.reader import read_records
 from waooaw_celery.ledger.refusals import Refusals
 from waooaw_celery.ledger.write.recording import Recording
 from waooaw_celery.ledger.write.spool import Spool
 from waooaw_celery.ledger.write.statements import close_ended, write
-from waooaw_celery.ledger.write.writer import Writer
+from waooaw_celery.ledger.write.writer import LedgerWriter
 from waooaw_celery.messages.message import DeliveryReceipt, Message, RetentionPolicy
-from waooaw_celery.messages.publish_options import Remembered, of_messages
-from waooaw_celery.messages.receipt import NO_PROGRESS, SWEEP_GRACE, Event, Fact, Receipts
+from waooaw_celery.messages.publish_options import PublishOptions, options_of_messages
+from waooaw_celery.messages.receipt import NO_PROGRESS, SWEEP_GRACE, MessageEvent, MessageFact, ReceiptStore
 from waooaw_celery.messages.validation import check_id
 from waooaw_celery.settings import AuditMode
 from waooaw_celery.store.reference_clock import ReferenceClock
@@ -44,7 +44,7 @@ from waooaw_celery.store.reference_clock import ReferenceClock
 logger = logging.getLogger(__name__)
 
 
-class Ledger(Receipts):
+class Ledger(ReceiptStore):
     """Receipts kept in the ledger's tables. Writing the same fact twice changes nothing.
 
     Args:
@@ -75,7 +75,7 @@ class Ledger(Receipts):
         self._lost = timedelta(seconds=lost_seconds)
         #: What this process, and the children that it forks, know of facts that can be written nowhere.
         self.recording = Recording()
-        self._writer: Writer | None = None
+        self._writer: LedgerWriter | None = None
         self._lock = threading.Lock()
         #: Engines of others that reach the same database.
         self._same: weakref.WeakSet[Engine] = weakref.WeakSet()
@@ -92,13 +92,13 @@ class Ledger(Receipts):
         self,
         messages: Sequence[tuple[Message, str]],
         record: Message | None = None,
-        besides: Mapping[str, Remembered] | None = None,
+        besides: Mapping[str, PublishOptions] | None = None,
         *,
         follows: bool = False,
     ) -> Callable[[], set[str]]:
-        entries = message_entries(messages, self._retention, besides)
+        entries = message_rows(messages, self._retention, besides)
         if record is not None:
-            entries += published_entries(record, self._retention, self._clock.now())
+            entries += published_event_rows(record, self._retention, self._clock.now())
         if self._strict:
             return self._the_writer().begin(entries, may_spool=follows)
         self._the_writer().put(entries, wait=False)
@@ -115,10 +115,10 @@ class Ledger(Receipts):
             ConfigurationError: it is connected to another database.
             AuditUnavailable: the database does not take them.
         """
-        with telling("write messages down in your transaction"):
+        with database_errors_as("write messages down in your transaction"):
             self._check_same(connection)
-            besides = of_messages((message for message, _ in messages), None)
-            return write(connection, message_entries(messages, self._retention, besides)).new
+            besides = options_of_messages((message for message, _ in messages), None)
+            return write(connection, message_rows(messages, self._retention, besides)).new
 
     def written(self, message_ids: Sequence[str], connection: Connection | None = None) -> set[str]:
         """Return which of these messages are in the ledger.
@@ -130,10 +130,10 @@ class Ledger(Receipts):
         Raises:
             AuditUnavailable: the database does not answer.
         """
-        there = select(OpenRow.message_id).where(OpenRow.message_id.in_(message_ids))
+        there = select(OpenMessageRow.message_id).where(OpenMessageRow.message_id.in_(message_ids))
         what = "look for what was committed"
         if connection is not None:
-            with telling(what):
+            with database_errors_as(what):
                 return set(connection.scalars(there))
         with self.database.begin(what) as mine:
             return set(mine.scalars(there))
@@ -143,7 +143,7 @@ class Ledger(Receipts):
         if self.database.owns(connection) or connection.engine in self._same:
             return
         with self.database.begin("tell which database the ledger is in") as mine:
-            same = identity(mine) == identity(connection)
+            same = database_identity(mine) == database_identity(connection)
         if not same:
             raise ConfigurationError(
                 f"the session is on {connection.engine.url!r}, and the ledger is another database or schema: a "
@@ -151,10 +151,8 @@ class Ledger(Receipts):
             )
         self._same.add(connection.engine)
 
-    def note(self, *facts: Fact) -> None:
-        self._the_writer().put(
-            [fact_entry(self._dated(fact), self._retention) for fact in facts], wait=self._waits
-        )
+    def note(self, *facts: MessageFact) -> None:
+        self._the_writer().put([event_row(self._dated(fact), self._retention) for fact in facts], wait=self._waits)
 
     @property
     def _waits(self) -> bool:
@@ -169,15 +167,15 @@ class Ledger(Receipts):
         """
         self._the_writer().check()
 
-    def begin(self, fact: Fact, *, doubtful: bool) -> bool:
+    def begin(self, fact: MessageFact, *, doubtful: bool) -> bool:
         if self._strict:
             # The statement that is waited for anyway answers.
-            entries = [begin_entry(self._dated(fact), self._retention)]
+            entries = [delivery_row(self._dated(fact), self._retention)]
             return not self._the_writer().put(entries, wait=True, keep=False)
         twice = doubtful and self._has_ended(fact.message_id)
-        told = replace(fact, event=Event.DUPLICATE, seconds=None) if twice else fact
+        told = replace(fact, event=MessageEvent.DUPLICATE, seconds=None) if twice else fact
         if self.recording.fails:
-            self._the_writer().put([fact_entry(self._dated(told), self._retention)], wait=True, keep=False)
+            self._the_writer().put([event_row(self._dated(told), self._retention)], wait=True, keep=False)
         else:
             self.note(told)
         if doubtful:  # if this worker ends as well, it is to be known
@@ -185,7 +183,7 @@ class Ledger(Receipts):
         return not twice
 
     def _has_ended(self, message_id: str) -> bool:
-        end = exists().where(EventRow.message_id == message_id, EventRow.terminal)
+        end = exists().where(MessageEventRow.message_id == message_id, MessageEventRow.terminal)
         try:
             self.flush()
             with self.database.begin(f"ask whether {message_id} has ended") as connection:
@@ -198,7 +196,7 @@ class Ledger(Receipts):
     def sent(self, messages: Sequence[Message]) -> Callable[[], None]:
         # That the broker has them is news, not evidence: the messages themselves are in the ledger.
         now = self._clock.now()
-        entries = [sent_entry(message, now, self._retention) for message in messages]
+        entries = [sent_row(message, now, self._retention) for message in messages]
 
         def note() -> None:
             self._the_writer().put(entries, wait=False)
@@ -212,7 +210,9 @@ class Ledger(Receipts):
         check_id(message_id, "message_id")
         self.flush()
         with self.database.begin(f"read the receipt of {message_id}") as connection:
-            found = read(connection, select(MessageRow.__table__).where(MessageRow.message_id == message_id))
+            found = read_records(
+                connection, select(MessageRow.__table__).where(MessageRow.message_id == message_id)
+            )
         if not found:
             raise UnknownMessage(f"the ledger has no message {message_id!r}: it was never sent, or was purged")
         return found[0].receipt
@@ -223,13 +223,13 @@ class Ledger(Receipts):
             query = query.where(MessageRow.sent_at >= since)
         self.flush()
         with self.database.begin("read the receipts") as connection:
-            return [record.receipt for record in read(connection, query.limit(limit))][::-1]
+            return [record.receipt for record in read_records(connection, query.limit(limit))][::-1]
 
     def sweep(self) -> list[str]:
-        overdue = OpenRow.expires_at < now_within(self.database) - timedelta(seconds=SWEEP_GRACE)
+        overdue = OpenMessageRow.expires_at < now_within(self.database) - timedelta(seconds=SWEEP_GRACE)
         with self.database.begin("forget what need not be cancelled") as connection:
             cancels.forget(connection)
-        return self._close_open("sweep expired messages", overdue & ~_running(), Event.EXPIRED)
+        return self._close_open("sweep expired messages", overdue & ~_running(), MessageEvent.EXPIRED)
 
     def reconcile(self, *, recovered: bool = False) -> list[str]:
         """Mark as FAILED what was begun and of whose end no worker told in time, and return the ids.
@@ -243,32 +243,34 @@ class Ledger(Receipts):
             AuditUnavailable: the database does not answer.
         """
         now = now_within(self.database)
-        begun = select(func.max(EventRow.at)).where(_belongs(), EventRow.event == Event.DELIVERED.value)
-        past = OpenRow.expires_at.is_not(None) & (OpenRow.expires_at < now)
-        mine = OpenRow.unrepeatable | past if recovered else true()
+        begun = select(func.max(MessageEventRow.at)).where(
+            _belongs(), MessageEventRow.event == MessageEvent.DELIVERED.value
+        )
+        past = OpenMessageRow.expires_at.is_not(None) & (OpenMessageRow.expires_at < now)
+        mine = OpenMessageRow.unrepeatable | past if recovered else true()
         lost = _running() & mine & (begun.scalar_subquery() < now - self._lost)
         sentence = f"lost: begun more than {self._lost.total_seconds():g} s ago, and no worker told of the end"
-        return self._close_open("look for lost messages", lost, Event.FAILED, sentence)
+        return self._close_open("look for lost messages", lost, MessageEvent.FAILED, sentence)
 
-    def _close_open(self, what: str, which: Any, event: Event, error: str | None = None) -> list[str]:
+    def _close_open(self, what: str, which: Any, event: MessageEvent, error: str | None = None) -> list[str]:
         """Give open messages their end, and return the ids of those that had none."""
         with self.database.begin(what) as connection:
             close_ended(connection)
-            rows = connection.execute(select(OpenRow.__table__).where(which)).all()
+            rows = connection.execute(select(OpenMessageRow.__table__).where(which)).all()
             now = now_in(connection)
-            facts = [Fact(message_id=row.message_id, event=event, at=now, error=error) for row in rows]
+            facts = [MessageFact(message_id=row.message_id, event=event, at=now, error=error) for row in rows]
             entries = [
-                keyed_entry(fact, row.retain_until, row.sent_at) for fact, row in zip(facts, rows, strict=True)
+                keyed_event_row(fact, row.retain_until, row.sent_at) for fact, row in zip(facts, rows, strict=True)
             ]
             return sorted(write(connection, facts=entries).ended) if entries else []
 
     def request_cancel(self, receipt: DeliveryReceipt, running: bool, by: str) -> None:
         sentence = f"by {by}" + (", also when its handler runs" if running else "")
-        fact = Fact(message_id=receipt.message_id, event=Event.CANCEL_REQUESTED, error=sentence)
+        fact = MessageFact(message_id=receipt.message_id, event=MessageEvent.CANCEL_REQUESTED, error=sentence)
         with self.database.begin(f"record that {receipt.message_id} is to be cancelled") as connection:
             cancels.request(connection, replace(fact, at=now_in(connection)), running)
 
-    def cancels(self, agents: Sequence[str]) -> dict[str, bool]:
+    def cancellations(self, agents: Sequence[str]) -> dict[str, bool]:
         with self.database.begin("read what is to be cancelled") as connection:
             return cancels.requested(connection, agents)
 
@@ -288,7 +290,7 @@ class Ledger(Receipts):
             self._writer.close()
         self.database.close()
 
-    def _dated(self, fact: Fact) -> Fact:
+    def _dated(self, fact: MessageFact) -> MessageFact:
         """Return a fact whose moment is by the reference clock."""
         at = self._clock.corrected(fact.at)
         return fact if at is fact.at else replace(fact, at=at)
@@ -296,14 +298,14 @@ class Ledger(Receipts):
     def _seconds(self) -> float:
         return self._clock.now().timestamp()
 
-    def _tell(self, entries: Sequence[Entry]) -> None:
+    def _tell(self, entries: Sequence[LedgerRow]) -> None:
         self._the_writer().put(entries, wait=False)
 
-    def _the_writer(self) -> Writer:
+    def _the_writer(self) -> LedgerWriter:
         writer = self._writer
         if writer is None:
             with self._lock:
-                writer = self._writer = self._writer or Writer(
+                writer = self._writer = self._writer or LedgerWriter(
                     self.database, self.spool, self._strict, self.recording, self._clock.now
                 )
         return writer
@@ -322,11 +324,13 @@ def _call(reference: weakref.ref[Ledger], method: Any) -> None:
 
 
 def _belongs() -> Any:
-    return (EventRow.message_id == OpenRow.message_id) & (EventRow.retain_until == OpenRow.retain_until)
+    return (MessageEventRow.message_id == OpenMessageRow.message_id) & (
+        MessageEventRow.retain_until == OpenMessageRow.retain_until
+    )
 
 
 def _running() -> Any:
     """Whether the newest that is known of an open message is that a worker began to handle it."""
-    told = select(EventRow.event).where(_belongs(), EventRow.event.not_in(NO_PROGRESS))
-    newest = told.order_by(EventRow.at.desc()).limit(1).scalar_subquery()
-    return newest.is_not_distinct_from(Event.DELIVERED.value)
+    told = select(MessageEventRow.event).where(_belongs(), MessageEventRow.event.not_in(NO_PROGRESS))
+    newest = told.order_by(MessageEventRow.at.desc()).limit(1).scalar_subquery()
+    return newest.is_not_distinct_from(MessageEvent.DELIVERED.value)

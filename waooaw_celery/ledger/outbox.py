@@ -15,7 +15,7 @@ from sqlalchemy import event
 from sqlalchemy.orm import Session, SessionTransaction
 
 from waooaw_celery.errors import ConfigurationError, InvalidMessage, WaooawError
-from waooaw_celery.ledger.inbox import RELAYED
+from waooaw_celery.ledger.inbox import PUBLISHED_BY_OUTER
 from waooaw_celery.ledger.ledger import Ledger
 from waooaw_celery.messages.message import Message
 from waooaw_celery.messages.queues import HandlerName
@@ -91,7 +91,7 @@ class Outbox:
         if not batch:
             return
         try:
-            if not session.info.get(RELAYED):
+            if not session.info.get(PUBLISHED_BY_OUTER):
                 # Only the database knows: a savepoint may have been rolled back, and what was around it not.
                 there = self._ledger.written([message.message_id for _, message in batch])
                 batch = [(target, message) for target, message in batch if message.message_id in there]
@@ -106,5 +106,5 @@ class Outbox:
             )
 
     def _ended(self, session: Session, transaction: SessionTransaction) -> None:
-        if transaction.parent is None and not session.info.get(RELAYED):
+        if transaction.parent is None and not session.info.get(PUBLISHED_BY_OUTER):
             self.relay(session)

@@ -14,16 +14,16 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from uuid import uuid4
 
-from waooaw_celery.ledger.database.rows import Entry, refusal_entry
+from waooaw_celery.ledger.database.rows import LedgerRow, refusal_row
 
 #: Seconds in a minute, in which refusals are counted together.
 MINUTE = 60
 #: Agents and rules that are counted at the same time; what is beyond them is told without their names.
-MOST = 1000
+MAX_ROWS = 1000
 #: Seconds after the end of a minute at which its rest is told.
 _GRACE = 1.0
 #: Stands for the agent of what is beyond.
-OTHERS = "*"
+OTHER_AGENTS = "*"
 
 
 @dataclass(slots=True)
@@ -41,7 +41,7 @@ class Refusals:
         clock: tells the time in seconds since 1970.
     """
 
-    def __init__(self, tell: Callable[[list[Entry]], None], clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, tell: Callable[[list[LedgerRow]], None], clock: Callable[[], float] = time.time) -> None:
         self._tell, self._clock = tell, clock
         self._lock = threading.Lock()
         self._counts: dict[tuple[str, str], _Count] = {}
@@ -54,8 +54,8 @@ class Refusals:
         with self._lock:
             entries = self._take(before=minute)
             key = agent, rule
-            if key not in self._counts and len(self._counts) >= MOST:
-                key = OTHERS, OTHERS
+            if key not in self._counts and len(self._counts) >= MAX_ROWS:
+                key = OTHER_AGENTS, OTHER_AGENTS
             found = self._counts.setdefault(key, _Count(minute))
             found.untold += count
             if not found.told:
@@ -78,15 +78,15 @@ class Refusals:
         if entries:
             self._tell(entries)
 
-    def _take(self, before: int) -> list[Entry]:
+    def _take(self, before: int) -> list[LedgerRow]:
         """Forget the minutes that are over, and return what of them was not told."""
         over = {key: count for key, count in self._counts.items() if count.minute < before}
         for key in over:
             del self._counts[key]
         return [self._entry(key, count) for key, count in over.items() if count.untold]
 
-    def _entry(self, key: tuple[str, str], count: _Count) -> Entry:
+    def _entry(self, key: tuple[str, str], count: _Count) -> LedgerRow:
         count.told += 1
         number, count.untold = count.untold, 0
         minute = datetime.fromtimestamp(count.minute * MINUTE, UTC)
-        return refusal_entry(*key, minute, self._process, count.told, number)
+        return refusal_row(*key, minute, self._process, count.told, number)

@@ -30,16 +30,16 @@ from waooaw_celery.ledger.database import clock as database_time
 from waooaw_celery.ledger.database import partitions
 from waooaw_celery.ledger.database.engine import Database
 from waooaw_celery.ledger.database.models import (
-    EventRow,
     HoldRow,
     InboxRow,
+    MessageEventRow,
     MessageRow,
-    OpenRow,
+    OpenMessageRow,
     PurgeRow,
     RefusalRow,
 )
 from waooaw_celery.ledger.database.rows import storable
-from waooaw_celery.ledger.read.reader import among, by_month, mentions
+from waooaw_celery.ledger.read.reader import by_month, contains_text, in_partition
 from waooaw_celery.ledger.write.statements import close_ended
 from waooaw_celery.messages.validation import check_agent_name, check_id
 from waooaw_celery.store.clock_reading import MOST_SKEW, Source, difference, read
@@ -47,9 +47,9 @@ from waooaw_celery.store.clock_reading import MOST_SKEW, Source, difference, rea
 #: Messages removed in one transaction where rows are deleted: locks are held for a tenth of a second.
 BATCH = 1_000
 #: Seconds that one statement of a purge or an erasure may take.
-PATIENCE = 600.0
+DEADLINE_SECONDS = 600.0
 #: Seconds that a whole purge may take, and its lock be held.
-PURGE_PATIENCE = 86_400.0
+PURGE_DEADLINE_SECONDS = 86_400.0
 #: How long it is kept what rate limits refused.
 REFUSALS_KEPT = timedelta(days=90)
 #: How long it is remembered which effects happened: no broker hands a message out again after that.
@@ -215,7 +215,7 @@ class Retention:
             which = or_(MessageRow.from_agent == agent, MessageRow.to_agent == agent)
         else:
             rule = "erase: payloads that contain a given text"  # which is not written down: it is what is erased
-            which = mentions(MessageRow, str(containing))
+            which = contains_text(MessageRow, str(containing))
         at = self._now()
         with self._cleaning("erase payloads") as connection:
             keys = connection.execute(
@@ -226,11 +226,15 @@ class Retention:
             events = 0
             for start in range(0, len(keys), BATCH):
                 for month in by_month((key.message_id, key.retain_until) for key in keys[start : start + BATCH]):
-                    mine, theirs = among(MessageRow, month), among(EventRow, month)
+                    mine, theirs = in_partition(MessageRow, month), in_partition(MessageEventRow, month)
                     connection.execute(update(MessageRow).where(mine).values(payload=null(), erased_at=at))
                     mentioned = InboxRow.message_id.in_([message_id for message_id, _ in month])
                     connection.execute(update(InboxRow).where(mentioned).values(result=null()))
-                    told = update(EventRow).where(theirs, EventRow.error.is_not(None)).values(error=None)
+                    told = (
+                        update(MessageEventRow)
+                        .where(theirs, MessageEventRow.error.is_not(None))
+                        .values(error=None)
+                    )
                     events += connection.execute(told).rowcount
         removal = Removal(rule=rule, messages=len(keys), events=events)
         self._write_down(removal, at)
@@ -310,20 +314,26 @@ class Retention:
                     return messages, events
                 last = keys[-1][0]
                 for month in by_month(keys):
-                    events += connection.execute(delete(EventRow).where(among(EventRow, month))).rowcount
-                    messages += connection.execute(delete(MessageRow).where(among(MessageRow, month))).rowcount
+                    events += connection.execute(
+                        delete(MessageEventRow).where(in_partition(MessageEventRow, month))
+                    ).rowcount
+                    messages += connection.execute(
+                        delete(MessageRow).where(in_partition(MessageRow, month))
+                    ).rowcount
 
     def _delete_inbox(self, at: datetime) -> int:
-        with self._database.begin("purge the inbox", PATIENCE) as connection:
+        with self._database.begin("purge the inbox", DEADLINE_SECONDS) as connection:
             return connection.execute(delete(InboxRow).where(InboxRow.handled_at <= at - INBOX_KEPT)).rowcount
 
     def _delete_refusals(self, at: datetime) -> int:
-        with self._database.begin("purge refusals", PATIENCE) as connection:
+        with self._database.begin("purge refusals", DEADLINE_SECONDS) as connection:
             return connection.execute(delete(RefusalRow).where(RefusalRow.minute <= at - REFUSALS_KEPT)).rowcount
 
     def _count(self, connection: Connection, rule: str, at: datetime) -> Removal:
         over = and_(MessageRow.retain_until <= at, _purgeable())
-        events = select(func.count()).select_from(EventRow).join(MessageRow, _same(EventRow)).where(over)
+        events = (
+            select(func.count()).select_from(MessageEventRow).join(MessageRow, _same(MessageEventRow)).where(over)
+        )
         return Removal(
             rule=rule,
             messages=connection.scalar(select(func.count()).where(over)) or 0,
@@ -338,7 +348,7 @@ class Retention:
     @contextmanager
     def _cleaning(self, what: str) -> Iterator[Connection]:
         """Give a transaction that may take its time, and during which nobody places a hold."""
-        with self._database.begin(what, PATIENCE) as connection:
+        with self._database.begin(what, DEADLINE_SECONDS) as connection:
             if self._database.is_postgresql:
                 connection.execute(text("LOCK TABLE waooaw_holds IN SHARE MODE"))
             yield connection
@@ -352,13 +362,13 @@ class Retention:
         if not self._database.is_postgresql:
             yield True
             return
-        with self._database.begin("take the lock of the purge", PURGE_PATIENCE) as connection:
+        with self._database.begin("take the lock of the purge", PURGE_DEADLINE_SECONDS) as connection:
             yield bool(connection.scalar(select(func.pg_try_advisory_xact_lock(_LOCK))))
 
 
 def _must_stay(connection: Connection, month: partitions.Month) -> bool:
     """Whether a month holds a message that has not ended, or is on hold."""
-    inside = and_(OpenRow.retain_until >= month.begin, OpenRow.retain_until < month.end)
+    inside = and_(OpenMessageRow.retain_until >= month.begin, OpenMessageRow.retain_until < month.end)
     if connection.scalar(select(exists().where(inside))):
         return True
     for hold in connection.execute(select(HoldRow.kind, HoldRow.value)).all():
@@ -371,7 +381,7 @@ def _must_stay(connection: Connection, month: partitions.Month) -> bool:
 
 def _purgeable() -> ColumnElement[bool]:
     """Whether a message has ended and no hold is on it."""
-    return and_(~exists().where(OpenRow.message_id == MessageRow.message_id), ~_held())
+    return and_(~exists().where(OpenMessageRow.message_id == MessageRow.message_id), ~_held())
 
 
 def _same(event: Any) -> ColumnElement[bool]:

@@ -14,8 +14,8 @@ from waooaw_celery.ledger.database.clock import now_within
 from waooaw_celery.ledger.database.engine import Database
 from waooaw_celery.ledger.database.models import SchemaRow, SubscriptionRow
 from waooaw_celery.messages.topics.filters import Filter
-from waooaw_celery.messages.topics.schemas import Check, TopicSchema
-from waooaw_celery.store.subscriptions import Known, Subscription, Subscriptions
+from waooaw_celery.messages.topics.schemas import SchemaCheck, TopicSchema
+from waooaw_celery.store.subscriptions import KnownSubscriptions, Subscription, Subscriptions
 
 
 class LedgerSubscriptions(Subscriptions):
@@ -75,13 +75,13 @@ class LedgerSubscriptions(Subscriptions):
         with self._database.begin(what) as connection:
             connection.execute(update(SubscriptionRow).where(*which).values(values))
 
-    def _read(self) -> Known:
+    def _read(self) -> KnownSubscriptions:
         with self._database.begin("read the subscriptions") as connection:
             subscriptions = connection.execute(
                 select(SubscriptionRow.__table__).order_by(SubscriptionRow.agent, SubscriptionRow.name)
             ).all()
             schemas = connection.execute(select(SchemaRow.__table__).order_by(SchemaRow.registered_at)).all()
-        return Known(
+        return KnownSubscriptions(
             subscriptions=tuple(
                 Subscription(
                     agent=row.agent,
@@ -99,7 +99,7 @@ class LedgerSubscriptions(Subscriptions):
                     topic=row.topic,
                     version=row.version,
                     schema=row.json_schema,
-                    check=Check(row.checked_at),
+                    check=SchemaCheck(row.checked_at),
                 )
                 for row in schemas
             ),

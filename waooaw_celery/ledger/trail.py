@@ -26,17 +26,17 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY
 
-from waooaw_celery.broker.application import no_app
+from waooaw_celery.broker.application import refuse_app
 from waooaw_celery.errors import InvalidMessage, UnknownMessage
 from waooaw_celery.ledger.database.clock import now_in
-from waooaw_celery.ledger.database.models import EventRow, MessageRow, OpenRow, RefusalRow
+from waooaw_celery.ledger.database.models import MessageEventRow, MessageRow, OpenMessageRow, RefusalRow
 from waooaw_celery.ledger.ledger import Ledger
-from waooaw_celery.ledger.read.reader import follow_indexes, read
+from waooaw_celery.ledger.read.reader import follow_indexes, read_records
 from waooaw_celery.ledger.read.records import AuditRecord, Durations, Page, Refusal, Statistics
-from waooaw_celery.ledger.read.scan import PROGRESS, Walk, between, newest, progress
+from waooaw_celery.ledger.read.scan import PROGRESS, KeysetScan, between, newest_first, progress
 from waooaw_celery.messages.message import NOBODY, DeliveryReceipt, Message, MessageStatus, MessageType, Priority
-from waooaw_celery.messages.publish_options import Remembered
-from waooaw_celery.messages.receipt import Event, Fact
+from waooaw_celery.messages.publish_options import PublishOptions
+from waooaw_celery.messages.receipt import MessageEvent, MessageFact
 from waooaw_celery.messages.topics.patterns import check_topic
 from waooaw_celery.messages.validation import check_agent_name, check_id
 
@@ -46,7 +46,7 @@ _ERRORS = (MessageStatus.FAILED.value, MessageStatus.DEAD.value)
 #: Most messages that one page of a query may hold.
 MAX_PAGE = 1000
 #: Seconds that statistics may take, which look at every message of their time: no other question grows like that.
-STATISTICS_PATIENCE = 60.0
+STATISTICS_DEADLINE_SECONDS = 60.0
 #: How far back a history may go: a hundred years.
 MAX_DAYS = 36_500
 
@@ -61,7 +61,7 @@ class MessageAuditTrail:
     """
 
     def __init__(self, ledger: Ledger) -> None:
-        self._ledger = no_app(ledger, "MessageAuditTrail", "ledger")
+        self._ledger = refuse_app(ledger, "MessageAuditTrail", "ledger")
 
     def query(
         self,
@@ -108,7 +108,7 @@ class MessageAuditTrail:
                 check_agent_name(agent, what)
         if correlation_id is not None:
             check_id(correlation_id, "correlation_id")
-        walk = Walk(since, until, after)
+        walk = KeysetScan(since, until, after)
         if topic is not None:
             check_topic(topic)
         walk.to(MessageRow.correlation_id, correlation_id)
@@ -126,7 +126,7 @@ class MessageAuditTrail:
         with self._asking("query the ledger") as connection:
             if walk.may_end_early:
                 follow_indexes(connection)
-            records = read(connection, walk.query(limit + 1))
+            records = read_records(connection, walk.query(limit + 1))
             if len(records) > limit:
                 last = records[limit - 1].receipt
                 return Page(records=records[:limit], after=(last.sent_at, last.message_id))
@@ -151,7 +151,7 @@ class MessageAuditTrail:
         ]
         query = select(MessageRow.__table__).where(MessageRow.conversation_id.in_(union(*named)))
         with self._asking("read a conversation") as connection:
-            records = read(connection, query.order_by(MessageRow.sent_at, MessageRow.message_id))
+            records = read_records(connection, query.order_by(MessageRow.sent_at, MessageRow.message_id))
         if not records:
             raise UnknownMessage(f"the ledger has no message, thread or conversation {id_!r}")
         return _causal(records)
@@ -173,7 +173,7 @@ class MessageAuditTrail:
             raise InvalidMessage(f"days must be more than 0 and at most {MAX_DAYS}, not {days}")
         with self._asking(f"read the history of {agent!r}") as connection:
             since = now_in(connection) - timedelta(days=days)
-            return read(connection, _history(), {"agent": agent, "since": since, "limit": limit})
+            return read_records(connection, _history(), {"agent": agent, "since": since, "limit": limit})
 
     def refusals(
         self, agent: str | None = None, *, since: datetime | None = None, limit: int = 100
@@ -214,21 +214,21 @@ class MessageAuditTrail:
             until: sent before this moment; None: up to now.
             top: how many senders and receivers to name.
         """
-        with self._asking("work out statistics", STATISTICS_PATIENCE) as connection:
+        with self._asking("work out statistics", STATISTICS_DEADLINE_SECONDS) as connection:
             said = _counts(connection, between(MessageRow, since, until))
-            told = self._ends(connection, between(EventRow, since, until))
-            status = {event.value: told[event][0] for event in Event if event.terminal and told[event][0]}
+            told = self._ends(connection, between(MessageEventRow, since, until))
+            status = {event.value: told[event][0] for event in MessageEvent if event.terminal and told[event][0]}
             # The record of an event is nobody's message, and nothing could go wrong with it.
             ended = sum(status.values()) - status.get(MessageStatus.PUBLISHED.value, 0)
-            status |= _open_statuses(connection, between(OpenRow, since, until))
+            status |= _open_statuses(connection, between(OpenMessageRow, since, until))
         return Statistics(
             total=sum(said["message_type"].values()),
             by_status=dict(sorted(status.items())),
             by_type=dict(sorted(said["message_type"].items())),
             top_senders=_top(said["from_agent"], top),
             top_receivers=_top(said["to_agent"], top),
-            delivery=told[Event.DELIVERED][1],
-            handling=told[Event.HANDLED][1],
+            delivery=told[MessageEvent.DELIVERED][1],
+            handling=told[MessageEvent.HANDLED][1],
             error_rate=sum(status.get(name, 0) for name in _ERRORS) / ended if ended else None,
         )
 
@@ -241,7 +241,9 @@ class MessageAuditTrail:
         """
         check_id(message_id, "message_id")
         with self._asking("read a message") as connection:
-            records = read(connection, select(MessageRow.__table__).where(MessageRow.message_id == message_id))
+            records = read_records(
+                connection, select(MessageRow.__table__).where(MessageRow.message_id == message_id)
+            )
         if not records:
             raise UnknownMessage(f"the ledger has no message {message_id!r}: it was never sent, or was purged")
         return records[0]
@@ -252,7 +254,7 @@ class MessageAuditTrail:
         Sending does this by itself; this is for what went another way.
         """
         # Nobody knows how it went: it is never published again.
-        besides = {message.message_id: Remembered(repeatable=False)}
+        besides = {message.message_id: PublishOptions(repeatable=False)}
         return bool(self._ledger.pending([(message, message.message_type.value)], besides=besides)())
 
     def update_status(self, message_id: str, status: MessageStatus, error: str | None = None) -> DeliveryReceipt:
@@ -274,7 +276,7 @@ class MessageAuditTrail:
         known = {MessageStatus.PENDING.value, *(event.event for event in record.events)}
         if not record.receipt.status.final and news.value not in known:
             attempt = record.receipt.attempts + (news is MessageStatus.DELIVERED)
-            fact = Fact(message_id=message_id, event=Event(news.value), attempt=attempt, error=error)
+            fact = MessageFact(message_id=message_id, event=MessageEvent(news.value), attempt=attempt, error=error)
             self._ledger.note(fact)
         return self._ledger.get(message_id)
 
@@ -287,22 +289,22 @@ class MessageAuditTrail:
 
     def _ends(
         self, connection: Connection, when: Sequence[ColumnElement[bool]]
-    ) -> dict[Event, tuple[int, Durations]]:
+    ) -> dict[MessageEvent, tuple[int, Durations]]:
         """Return for each event how often it was, and percentiles of its durations by the nearest rank."""
-        found: dict[Event, tuple[int, Durations]] = {}
+        found: dict[MessageEvent, tuple[int, Durations]] = {}
         # One event after the other: to group them, PostgreSQL would compare each with the next.
         # SENT is not asked for: every message was, but for a moment.
-        for event in (event for event in Event if event is not Event.SENT):
-            which = [*when, EventRow.event == event.value]
-            if event is Event.DELIVERED:
-                which.append(EventRow.attempt == 1)
+        for event in (event for event in MessageEvent if event is not MessageEvent.SENT):
+            which = [*when, MessageEventRow.event == event.value]
+            if event is MessageEvent.DELIVERED:
+                which.append(MessageEventRow.attempt == 1)
             if self._ledger.database.is_postgresql:
                 shares = literal(list(PERCENTILES.values()), ARRAY(Float))
-                percentiles = func.percentile_disc(shares).within_group(EventRow.seconds)
+                percentiles = func.percentile_disc(shares).within_group(MessageEventRow.seconds)
                 count, values = connection.execute(select(func.count(), percentiles).where(*which)).one()
                 found[event] = count, Durations(**dict(zip(PERCENTILES, values or [None] * 3, strict=True)))
             else:
-                query = select(EventRow.seconds).where(*which).order_by(EventRow.seconds)
+                query = select(MessageEventRow.seconds).where(*which).order_by(MessageEventRow.seconds)
                 seconds = connection.scalars(query).all()
                 found[event] = len(seconds), _durations([second for second in seconds if second is not None])
         return found
@@ -321,14 +323,14 @@ def _history() -> Select[Any]:
     limit = bindparam("limit", type_=Integer)
     # Two questions that an index answers each, and not one with "or", which none answers in order.
     sides = [
-        newest(select(MessageRow.__table__).where(side, MessageRow.sent_at >= since), limit).subquery()
+        newest_first(select(MessageRow.__table__).where(side, MessageRow.sent_at >= since), limit).subquery()
         for side in (
             MessageRow.from_agent == agent,
             and_(MessageRow.to_agent == agent, MessageRow.from_agent != agent),
         )
     ]
     both = union_all(*map(select, sides)).subquery()
-    return newest(select(both), limit, both.c)
+    return newest_first(select(both), limit, both.c)
 
 
 def _causal(records: Sequence[AuditRecord]) -> list[AuditRecord]:
@@ -360,7 +362,7 @@ def _counts(connection: Connection, when: Sequence[ColumnElement[bool]]) -> dict
 def _open_statuses(connection: Connection, when: Sequence[ColumnElement[bool]]) -> dict[str, int]:
     """Return how many of the messages that have not ended are of each status."""
 
-    facts = select(progress(OpenRow).label("progress")).select_from(OpenRow).where(*when).subquery()
+    facts = select(progress(OpenMessageRow).label("progress")).select_from(OpenMessageRow).where(*when).subquery()
     query = select(facts.c.progress, func.count().label("number")).group_by(facts.c.progress)
     return {
         PROGRESS[row.progress].value: row.number

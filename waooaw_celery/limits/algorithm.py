@@ -49,7 +49,7 @@ class Window:
 
 
 @dataclass(slots=True)
-class Meter:
+class RateCounter:
     """What the rules of one scope have counted.
 
     Attributes:

@@ -9,15 +9,15 @@ from datetime import datetime
 from waooaw_celery.errors import RateLimitExceeded, StoreUnavailable
 from waooaw_celery.limits.limiter import RateLimiter
 from waooaw_celery.limits.rules import Demand, demands
-from waooaw_celery.limits.waiting import Wait, turn_of
+from waooaw_celery.limits.waiting import Wait, limit_wait
 from waooaw_celery.messages.message import Message
-from waooaw_celery.messages.receipt import Receipts
+from waooaw_celery.messages.receipt import ReceiptStore
 from waooaw_celery.store.clock_reading import local_now
 
 logger = logging.getLogger(__name__)
 
 
-class Gate:
+class AdmissionControl:
     """Lets messages through to the broker, or not.
 
     Args:
@@ -26,7 +26,9 @@ class Gate:
         now: tells the time by which messages expire.
     """
 
-    def __init__(self, limiter: RateLimiter, receipts: Receipts, now: Callable[[], datetime] = local_now) -> None:
+    def __init__(
+        self, limiter: RateLimiter, receipts: ReceiptStore, now: Callable[[], datetime] = local_now
+    ) -> None:
         self._limiter = limiter
         self._now = now
         self._receipts = receipts
@@ -46,7 +48,7 @@ class Gate:
             StoreUnavailable: the limit cannot be checked, and is not set to let messages pass then.
         """
         wanted = _by_sender(messages)
-        turn = turn_of(wait)
+        turn = limit_wait(wait)
         turn.end_before(_first_end(messages), self._now())
         while True:
             try:

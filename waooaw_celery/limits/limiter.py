@@ -7,12 +7,12 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from waooaw_celery.broker.application import no_app
+from waooaw_celery.broker.application import refuse_app
 from waooaw_celery.errors import InvalidMessage, RateLimitExceeded, StoreUnavailable
 from waooaw_celery.limits.grammar import read_quota
 from waooaw_celery.limits.rules import EACH, MAX_LIMIT, Demand, Quota, demands, scope_to, seconds_of
 from waooaw_celery.limits.storage import LimitStorage, RuleStatus
-from waooaw_celery.limits.waiting import Wait, turn_of
+from waooaw_celery.limits.waiting import Wait, limit_wait
 from waooaw_celery.messages.message import MessageType, Priority
 from waooaw_celery.messages.validation import check_agent_name
 
@@ -53,7 +53,7 @@ class RateLimiter:
         urgent_reserve: float = 0.0,
         fail_open: bool = False,
     ) -> None:
-        self.storage = no_app(storage, "RateLimiter", "limiter")
+        self.storage = refuse_app(storage, "RateLimiter", "limiter")
         self._default = read_quota(default)
         self._quotas = {agent: read_quota(quota) for agent, quota in (quotas or {}).items()}
         self._reserve = round(urgent_reserve * 1000)
@@ -109,7 +109,7 @@ class RateLimiter:
 
     def charge(self, agent: str, demands: Sequence[Demand], wait: Wait = None) -> None:
         """Count what is demanded in each scope, all or none; see ``acquire``."""
-        turn = turn_of(wait)
+        turn = limit_wait(wait)
         while True:
             try:
                 return self._decide(agent, demands, charge=True)

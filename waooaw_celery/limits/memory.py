@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from waooaw_celery.limits.algorithm import Meter, Reading
+from waooaw_celery.limits.algorithm import RateCounter, Reading
 from waooaw_celery.limits.rules import EACH, STEPS, Demand, Quota, Rule, rule_in, seconds_of
 from waooaw_celery.limits.storage import LimitStorage, Refusal, RuleStatus
 
@@ -28,7 +28,7 @@ class MemoryStorage(LimitStorage):
     def __init__(self, clock: Callable[[], int] | None = None) -> None:
         self._clock = clock or _microseconds
         self._lock = threading.Lock()
-        self._meters: dict[tuple[str, str], Meter] = {}
+        self._meters: dict[tuple[str, str], RateCounter] = {}
         self._quotas: dict[str, Quota] = {}
         self._crowd = _CROWD
 
@@ -39,12 +39,12 @@ class MemoryStorage(LimitStorage):
             quota = self._quotas.get(agent, default)
             now = self._clock()
             worst: Refusal | None = None
-            read: list[tuple[Meter, Reading, Demand]] = []
+            read: list[tuple[RateCounter, Reading, Demand]] = []
             for demand in demands:
                 rules = quota.of_scope(demand.scope)
                 if not rules:
                     continue
-                meter = self._meters.get((agent, demand.scope)) or Meter()
+                meter = self._meters.get((agent, demand.scope)) or RateCounter()
                 reading = meter.reading(rules, now)
                 read.append((meter, reading, demand))
                 worst = _worse(worst, demand.scope, rules, reading.waits(demand, reserve))
@@ -61,7 +61,7 @@ class MemoryStorage(LimitStorage):
             found = []
             for scope in scopes:
                 rules = quota.of_scope(scope)
-                reading = (self._meters.get((agent, scope)) or Meter()).reading(rules, now)
+                reading = (self._meters.get((agent, scope)) or RateCounter()).reading(rules, now)
                 waits = reading.waits(Demand(scope, 1, 1), reserve)
                 for (rule, window), wait in zip(reading.windows, waits, strict=True):
                     found.append(rule_status(agent, scope, _in(scope, rule), window.used, window.level, wait))
@@ -94,7 +94,7 @@ class MemoryStorage(LimitStorage):
     def close(self) -> None:
         """Do nothing: there are no connections."""
 
-    def _keep(self, key: tuple[str, str], meter: Meter) -> None:
+    def _keep(self, key: tuple[str, str], meter: RateCounter) -> None:
         if key not in self._meters and len(self._meters) >= self._crowd:
             self._forget()
         self._meters[key] = meter

@@ -21,7 +21,7 @@ from waooaw_celery.limits.grammar import read_quota
 from waooaw_celery.limits.memory import rule_status
 from waooaw_celery.limits.rules import ALL, STEPS, Demand, Quota, Rule, rule_in
 from waooaw_celery.limits.storage import LimitStorage, Refusal, RuleStatus
-from waooaw_celery.store.connection import Client, guarded
+from waooaw_celery.store.connection import Client, store_errors
 
 _COUNTED = "waooaw:limit:"
 _QUOTA = "waooaw:quota:"
@@ -79,11 +79,11 @@ class RedisStorage(LimitStorage):
 
     def reset(self, agent: str) -> None:
         for key in self._keys(_counter(agent, "*")):
-            with guarded(f"reset the rate limit of {agent!r}"):
+            with store_errors(f"reset the rate limit of {agent!r}"):
                 self._client.delete(key)
 
     def quota(self, agent: str) -> Quota | None:
-        with guarded(f"read the quota of {agent!r}"):
+        with store_errors(f"read the quota of {agent!r}"):
             text = self._client.hget(_quota(agent), _TEXT)
         return None if text is None else read_quota(text)
 
@@ -93,7 +93,7 @@ class RedisStorage(LimitStorage):
         return {agent: quota for agent, quota in found.items() if quota is not None}
 
     def set_quota(self, agent: str, quota: Quota | None) -> None:
-        with guarded(f"set the quota of {agent!r}"), self._client.pipeline() as pipeline:
+        with store_errors(f"set the quota of {agent!r}"), self._client.pipeline() as pipeline:
             pipeline.delete(_quota(agent))
             if quota is not None:
                 rules = {scope: self._pack(rules) for scope, rules in quota.scopes.items()}
@@ -119,7 +119,7 @@ class RedisStorage(LimitStorage):
         if time.monotonic() < self._rest_until:
             raise StoreUnavailable(f"the rate limit of {agent!r} is not known: Redis did not answer a moment ago")
         keys, args = self.call(mode, agent, demands, default, reserve)
-        with guarded(f"check the rate limit of {agent!r}"):
+        with store_errors(f"check the rate limit of {agent!r}"):
             try:
                 return self._script(keys, args)
             except (RedisConnectionError, RedisTimeoutError):  # others need not wait as long for nothing
@@ -127,7 +127,7 @@ class RedisStorage(LimitStorage):
                 raise
 
     def _keys(self, pattern: str) -> Iterator[str]:
-        with guarded("list the rate limits"):
+        with store_errors("list the rate limits"):
             yield from self._client.scan_iter(match=pattern, count=_LOOK)
 
     def _pack(self, rules: tuple[Rule, ...]) -> bytes:

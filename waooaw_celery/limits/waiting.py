@@ -10,7 +10,7 @@ from typing import TypeAlias
 from waooaw_celery.errors import InvalidMessage, RateLimitExceeded
 
 
-class Turn:
+class LimitWait:
     """A wait that was begun.
 
     Args:
@@ -49,7 +49,7 @@ class Turn:
         time.sleep(seconds)
 
 
-class LaterTurn(Turn):
+class AsyncLimitWait(LimitWait):
     """A wait that holds no thread: whoever began it waits elsewhere, and asks again."""
 
     def rest(self, seconds: float) -> None:
@@ -58,10 +58,10 @@ class LaterTurn(Turn):
         Raises:
             Later: always.
         """
-        raise Later(seconds)
+        raise RetryAfter(seconds)
 
 
-class Later(Exception):
+class RetryAfter(Exception):
     """It is worth asking again after some seconds; nothing was sent or counted."""
 
     def __init__(self, seconds: float) -> None:
@@ -70,13 +70,13 @@ class Later(Exception):
 
 
 #: How long to wait: seconds, a wait that was begun, or None for not at all.
-Wait: TypeAlias = float | Turn | None
+Wait: TypeAlias = float | LimitWait | None
 
 
-def turn_of(wait: Wait) -> Turn:
+def limit_wait(wait: Wait) -> LimitWait:
     """Return a wait that was begun, or begin one.
 
     Raises:
         InvalidMessage: this is no number of seconds.
     """
-    return wait if isinstance(wait, Turn) else Turn(wait)
+    return wait if isinstance(wait, LimitWait) else LimitWait(wait)

@@ -16,15 +16,15 @@ from waooaw_celery.broker.redis.keys import Keys
 from waooaw_celery.messages.queues import agent_queue
 
 #: How often a broker is asked before something counts as missing.
-LOOKS = 2
+PASSES = 2
 #: Bytes of a list that are looked at together, about, and the most items.
 CHUNK_BYTES = 2_000_000
-MOST_ITEMS = 1000
+MAX_ITEMS = 1000
 #: Unacknowledged messages that are looked at together, about.
 SCAN_COUNT = 200
 
 #: Ids of messages by the name of the agent that they are for.
-Wanted = dict[str, set[str]]
+WantedMessages = dict[str, set[str]]
 
 #: An id in the headers of a message as it travels. In its body, which is text in a JSON document, each quotation
 #: mark has a backslash before it.
@@ -35,7 +35,7 @@ class OutOfTime(Exception):
     """It was not looked through in time."""
 
 
-class Broker(ABC):
+class BrokerInventory(ABC):
     """A broker that is asked what it has.
 
     Attributes:
@@ -45,7 +45,7 @@ class Broker(ABC):
     exact: bool = False
 
     @abstractmethod
-    def missing(self, wanted: Wanted, deadline: float) -> Wanted:
+    def missing(self, wanted: WantedMessages, deadline: float) -> WantedMessages:
         """Return those of these messages that are neither in their agent's queue nor held by a worker.
 
         Args:
@@ -57,7 +57,7 @@ class Broker(ABC):
         """
 
 
-class RedisBroker(Broker):
+class RedisInventory(BrokerInventory):
     """Redis or Valkey: queues are lists, and what workers hold is in a hash.
 
     Args:
@@ -70,7 +70,7 @@ class RedisBroker(Broker):
         self._keys = Keys(channel)
         self._client: Any = Redis(connection_pool=channel.pool)
 
-    def missing(self, wanted: Wanted, deadline: float) -> Wanted:
+    def missing(self, wanted: WantedMessages, deadline: float) -> WantedMessages:
         left = {agent: set(ids) for agent, ids in wanted.items()}
         self._look_into_queues(left, deadline)
         self._look_at_held(left, deadline)
@@ -78,7 +78,7 @@ class RedisBroker(Broker):
         self._look_into_queues(left, deadline)
         return {agent: ids for agent, ids in left.items() if ids}
 
-    def _look_into_queues(self, left: Wanted, deadline: float) -> None:
+    def _look_into_queues(self, left: WantedMessages, deadline: float) -> None:
         for agent, ids in left.items():
             for list_ in self._keys.lists((agent_queue(agent).name,)):
                 for raw in self._items(list_, deadline) if ids else ():
@@ -95,9 +95,9 @@ class RedisBroker(Broker):
                 return
             start += count
             size = sum(map(len, items))
-            count = max(min(count * CHUNK_BYTES // max(size, 1), 2 * count, MOST_ITEMS), 1)
+            count = max(min(count * CHUNK_BYTES // max(size, 1), 2 * count, MAX_ITEMS), 1)
 
-    def _look_at_held(self, left: Wanted, deadline: float) -> None:
+    def _look_at_held(self, left: WantedMessages, deadline: float) -> None:
         cursor = 0
         while any(left.values()):
             _check(deadline)
@@ -110,7 +110,7 @@ class RedisBroker(Broker):
                 return
 
 
-class AmqpBroker(Broker):
+class AmqpInventory(BrokerInventory):
     """RabbitMQ, into whose queues nobody can look: where none waits, those that no worker has begun are missing.
 
     Args:
@@ -123,12 +123,12 @@ class AmqpBroker(Broker):
         #: must not stand in for what else it had lost.
         self._found_empty: Counter[str] = Counter()
 
-    def missing(self, wanted: Wanted, deadline: float) -> Wanted:
+    def missing(self, wanted: WantedMessages, deadline: float) -> WantedMessages:
         return {agent: set(ids) for agent, ids in wanted.items() if ids and self._is_empty(agent, deadline)}
 
     def _is_empty(self, agent: str, deadline: float) -> bool:
         _check(deadline)
-        if self._found_empty[agent] >= LOOKS:
+        if self._found_empty[agent] >= PASSES:
             return True
         empty = not self._waiting(agent)
         self._found_empty[agent] = self._found_empty[agent] + 1 if empty else 0
@@ -147,14 +147,14 @@ class AmqpBroker(Broker):
 
 
 @contextmanager
-def opened(app: Any) -> Iterator[Broker | None]:
+def broker_inventory(app: Any) -> Iterator[BrokerInventory | None]:
     """Give the broker of an application, or None when it is of a kind that cannot be asked."""
     with app.connection_for_write() as connection:  # the one that has deadlines on RabbitMQ too
         if app.driver == "redis":
             with connection.channel() as channel:
-                yield RedisBroker(channel)
+                yield RedisInventory(channel)
         elif app.driver == "amqp":
-            yield AmqpBroker(connection)
+            yield AmqpInventory(connection)
         else:
             yield None
 

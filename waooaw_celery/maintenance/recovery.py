@@ -19,9 +19,9 @@ from waooaw_celery.app.app import AgentApp
 from waooaw_celery.errors import WaooawError
 from waooaw_celery.ledger.database.clock import now_in
 from waooaw_celery.ledger.read import lost as ledger
-from waooaw_celery.ledger.read.lost import Candidate, Lost, Rules
-from waooaw_celery.maintenance.broker_inventory import Broker, OutOfTime, Wanted, opened
-from waooaw_celery.maintenance.republish import publish_again
+from waooaw_celery.ledger.read.lost import LostMessage, LostMessageCandidate, LostMessageRules
+from waooaw_celery.maintenance.broker_inventory import BrokerInventory, OutOfTime, WantedMessages, broker_inventory
+from waooaw_celery.maintenance.republish import republish
 from waooaw_celery.messages.validation import check_agent_name
 
 logger = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ LOOK, PART = 50_000, 200
 #: Seconds between two looks: what neither finds is lost, and what a worker has just told is in the ledger.
 PAUSE = 3.0
 #: Messages that a run publishes at most.
-LIMIT = 10_000
+MAX_MESSAGES = 10_000
 #: Key of the advisory lock under which one run goes on at a time: "waooar" in ASCII.
 _LOCK = 0x77616F6F6172
 #: What brokers raise.
@@ -41,7 +41,7 @@ _BROKER_ERRORS = (OperationalError, KombuError, AMQPError, RedisError, OSError)
 
 
 @dataclass(slots=True, kw_only=True)
-class Recovered:
+class RecoveryResult:
     """What a run did, or would do.
 
     Attributes:
@@ -81,7 +81,7 @@ class Recovery:
         self._after = timedelta(seconds=seconds)
         self._lost = timedelta(seconds=app.settings.lost_seconds)
 
-    def run(self, *, dry_run: bool = False, agent: str | None = None, limit: int = LIMIT) -> Recovered:
+    def run(self, *, dry_run: bool = False, agent: str | None = None, limit: int = MAX_MESSAGES) -> RecoveryResult:
         """Look once, and publish what is lost.
 
         Args:
@@ -98,14 +98,14 @@ class Recovery:
         """
         if agent is not None:
             check_agent_name(agent)
-        done = Recovered()
+        done = RecoveryResult()
         deadline = time.monotonic() + RUN_SECONDS
         with self._alone() as alone:
             if not alone:
                 done.busy = True
                 return done
             try:
-                with opened(self._app) as broker:
+                with broker_inventory(self._app) as broker:
                     if broker is None:
                         done.error = f"a broker of the kind {self._app.driver!r} cannot be asked what it has"
                     else:
@@ -120,9 +120,15 @@ class Recovery:
         return done
 
     def _run(
-        self, broker: Broker, done: Recovered, dry_run: bool, agent: str | None, limit: int, deadline: float
+        self,
+        broker: BrokerInventory,
+        done: RecoveryResult,
+        dry_run: bool,
+        agent: str | None,
+        limit: int,
+        deadline: float,
     ) -> None:
-        rules = Rules(after=self._after, lost=self._lost, exact=broker.exact)
+        rules = LostMessageRules(after=self._after, lost=self._lost, exact=broker.exact)
         for batch in self._candidates(rules, agent):
             done.looked_for += len(batch)
             with self._database.begin("tell the time") as connection:
@@ -137,7 +143,7 @@ class Recovery:
                 if len(part) < len(missing[start : start + PART]):
                     raise OutOfTime
 
-    def _candidates(self, rules: Rules, agent: str | None) -> Iterator[list[Candidate]]:
+    def _candidates(self, rules: LostMessageRules, agent: str | None) -> Iterator[list[LostMessageCandidate]]:
         """Yield what is to be looked for, beginning anywhere: another run begins with what one has no time for."""
         begin = str(uuid4())
         for first, upto in ((begin, None), ("", begin)):
@@ -151,9 +157,11 @@ class Recovery:
                     break
                 behind = batch[-1].message_id
 
-    def _missing(self, broker: Broker, batch: Sequence[Candidate], deadline: float) -> list[str]:
+    def _missing(
+        self, broker: BrokerInventory, batch: Sequence[LostMessageCandidate], deadline: float
+    ) -> list[str]:
         """Return the ids of those that the broker does not have, the oldest first."""
-        wanted: Wanted = {}
+        wanted: WantedMessages = {}
         for each in batch:
             wanted.setdefault(each.agent, set()).add(each.message_id)
         missing = broker.missing(wanted, deadline)
@@ -166,7 +174,7 @@ class Recovery:
         return [each.message_id for each in sorted(batch, key=lambda each: each.sent_at) if each.message_id in ids]
 
     def _recover(
-        self, ids: Sequence[str], rules: Rules, looked_at: datetime, done: Recovered, dry_run: bool
+        self, ids: Sequence[str], rules: LostMessageRules, looked_at: datetime, done: RecoveryResult, dry_run: bool
     ) -> None:
         """Claim those of these messages that are lost, and publish them."""
         with ledger.claiming(self._database) as connection:
@@ -180,14 +188,14 @@ class Recovery:
         elif again:
             self._publish(again, done)
 
-    def _publish(self, again: Sequence[Lost], done: Recovered) -> None:
+    def _publish(self, again: Sequence[LostMessage], done: RecoveryResult) -> None:
         published = []
         try:
-            with self._app.breaker.watching(), self._app.producer_or_acquire() as producer:
+            with self._app.circuit_breaker.watching(), self._app.producer_or_acquire() as producer:
                 for each in again:
                     message_id = each.message.message_id
                     try:
-                        publish_again(self._app, producer, each)
+                        republish(self._app, producer, each)
                     except (WaooawError, ValueError, TypeError) as error:  # this one only; others go on
                         done.failed.append(message_id)
                         extra = {"action": "not_recovered", "message_id": message_id}
@@ -211,7 +219,7 @@ class Recovery:
         with self._database.begin("take the lock of the recovery", 10 * RUN_SECONDS) as connection:
             yield bool(connection.scalar(select(func.pg_try_advisory_xact_lock(_LOCK))))
 
-    def _tell(self, done: Recovered, dry_run: bool) -> None:
+    def _tell(self, done: RecoveryResult, dry_run: bool) -> None:
         """Write one line to the log, when there is something to tell."""
         if dry_run:
             return

@@ -7,14 +7,14 @@ from typing import Any
 from celery.utils.nodenames import anon_nodename
 
 from waooaw_celery.app.app import AgentApp
-from waooaw_celery.app.publish_batch import HIDDEN, address, envelope_headers
-from waooaw_celery.ledger.read.lost import Lost
+from waooaw_celery.app.publish_batch import HIDDEN_ARGUMENTS, envelope_headers, routing_options
+from waooaw_celery.ledger.read.lost import LostMessage
 from waooaw_celery.messages.publish_options import RECOVERED_HEADER
 from waooaw_celery.messages.queues import HandlerName, takes_message
-from waooaw_celery.messages.reply_to import CALL_HEADER
+from waooaw_celery.messages.reply_to import REPLY_TO_HEADER
 
 
-def publish_again(app: AgentApp, producer: Any, lost: Lost) -> None:
+def republish(app: AgentApp, producer: Any, lost: LostMessage) -> None:
     """Publish a lost message, past limits and without writing it down once more.
 
     Not by ``send_task``: what is published from within a task is taken for the task's own.
@@ -39,7 +39,7 @@ def publish_again(app: AgentApp, producer: Any, lost: Lost) -> None:
         RECOVERED_HEADER: lost.recoveries,
     }
     if besides.call is not None:
-        headers[CALL_HEADER] = besides.call.to_header()
+        headers[REPLY_TO_HEADER] = besides.call.to_header()
     app.amqp.send_task_message(
         producer,
         str(target),
@@ -50,8 +50,8 @@ def publish_again(app: AgentApp, producer: Any, lost: Lost) -> None:
             retries=lost.retries,
             root_id=message.conversation_id,
             parent_id=message.causation_id,
-            argsrepr=HIDDEN,
-            kwargsrepr=HIDDEN,
+            argsrepr=HIDDEN_ARGUMENTS,
+            kwargsrepr=HIDDEN_ARGUMENTS,
             ignore_result=ignored,
             create_sent_event=app.conf.task_send_sent_event,
             origin=anon_nodename(),
@@ -60,11 +60,11 @@ def publish_again(app: AgentApp, producer: Any, lost: Lost) -> None:
         serializer=serializer,
         compression=compression,
         headers=headers,
-        **address(target, message, app.driver),
+        **routing_options(target, message, app.driver),
     )
 
 
-def _arguments(lost: Lost) -> tuple[Any, Any]:
+def _arguments(lost: LostMessage) -> tuple[Any, Any]:
     payload: Any = lost.message.payload
     if takes_message(lost.handler):
         return (payload,), {}

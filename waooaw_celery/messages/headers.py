@@ -12,14 +12,14 @@ from waooaw_celery.messages.queues import HandlerName, takes_message
 from waooaw_celery.messages.validation import JSON
 
 #: The options of ``apply_async``, as Celery hands them on.
-Options = Mapping[str, Any]
+PublishArguments = Mapping[str, Any]
 
 
 def message_of_delay(
     target: HandlerName,
     args: Any,
     kwargs: Any,
-    options: Options,
+    options: PublishArguments,
     *,
     sender: str,
     default_ttl: float | None,
@@ -62,7 +62,7 @@ def message_of_delay(
     )
 
 
-def message_of_retry(target: HandlerName, args: Any, kwargs: Any, options: Options) -> Message:
+def message_of_retry(target: HandlerName, args: Any, kwargs: Any, options: PublishArguments) -> Message:
     """Return the message that a retry publishes again: everything but the attempt is as it was.
 
     Raises:
@@ -117,7 +117,7 @@ def payload_of(handler: str, args: Any, kwargs: Any) -> JSON:
 
 
 def check_delay(
-    options: Options, run_seconds: float, visibility_timeout: float, zone: tzinfo, now: datetime
+    options: PublishArguments, run_seconds: float, visibility_timeout: float, zone: tzinfo, now: datetime
 ) -> None:
     """Refuse an ``eta`` or ``countdown`` that Redis would hand out again and again.
 
@@ -143,7 +143,7 @@ def check_delay(
         )
 
 
-def moment(value: object, zone: tzinfo) -> datetime | None:
+def parse_datetime(value: object, zone: tzinfo) -> datetime | None:
     """Read Celery's forms of a moment: seconds from now, a timedelta, a datetime or its ISO 8601 text.
 
     Args:
@@ -168,14 +168,14 @@ def moment(value: object, zone: tzinfo) -> datetime | None:
     return at if at.tzinfo else at.replace(tzinfo=zone)
 
 
-def _ttl(options: Options, default: float | None, zone: tzinfo, now: datetime) -> float | None:
+def _ttl(options: PublishArguments, default: float | None, zone: tzinfo, now: datetime) -> float | None:
     """Return after how many seconds from now a ``.delay`` expires."""
     expires = options.get("expires")
     if isinstance(expires, int | float):
         return expires
     if isinstance(expires, timedelta):
         return expires.total_seconds()
-    at = moment(expires, zone)
+    at = parse_datetime(expires, zone)
     if at is not None:
         return (at - now).total_seconds()
     # Celery gives None for "not said" too: a message that shall never expire is sent with a Message.
@@ -183,8 +183,8 @@ def _ttl(options: Options, default: float | None, zone: tzinfo, now: datetime) -
     return None if default is None else default + _wait(options, zone, now)
 
 
-def _wait(options: Options, zone: tzinfo, now: datetime) -> float:
+def _wait(options: PublishArguments, zone: tzinfo, now: datetime) -> float:
     """Return the seconds until a message may first be handled."""
-    eta = moment(options.get("eta"), zone)
+    eta = parse_datetime(options.get("eta"), zone)
     wait = (eta - now).total_seconds() if eta else options.get("countdown") or 0
     return max(float(wait), 0.0)

@@ -12,10 +12,10 @@ from datetime import datetime, timedelta, tzinfo
 from typing import Any, Self
 
 from waooaw_celery.errors import InvalidMessage
-from waooaw_celery.messages.headers import moment
+from waooaw_celery.messages.headers import parse_datetime
 from waooaw_celery.messages.message import ENVELOPE_HEADER, Message
 from waooaw_celery.messages.queues import takes_message
-from waooaw_celery.messages.reply_to import CALL_HEADER, Call
+from waooaw_celery.messages.reply_to import REPLY_TO_HEADER, ReplyTo
 from waooaw_celery.messages.validation import JSON, json_copy
 
 #: The Celery header of a message that was recovered: how often.
@@ -35,11 +35,11 @@ _KEPT = {
 }
 _LISTS = ("callbacks", "errbacks")
 #: Headers that the door sets itself.
-_OURS = (ENVELOPE_HEADER, CALL_HEADER, RECOVERED_HEADER, "expires")
+_OURS = (ENVELOPE_HEADER, REPLY_TO_HEADER, RECOVERED_HEADER, "expires")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Remembered:
+class PublishOptions:
     """What a publish had besides its message.
 
     Attributes:
@@ -53,7 +53,7 @@ class Remembered:
         repeatable: whether it can be published again as it was.
     """
 
-    call: Call | None = None
+    call: ReplyTo | None = None
     task: Mapping[str, Any] = field(default_factory=dict)
     headers: Mapping[str, Any] = field(default_factory=dict)
     positional: bool = False
@@ -86,7 +86,7 @@ class Remembered:
         """Read what the ledger kept."""
         said = said or {}
         return cls(
-            call=Call.from_header(said.get("call")),
+            call=ReplyTo.from_header(said.get("call")),
             task=said.get("task", {}),
             headers=said.get("headers", {}),
             positional=said.get("positional", False),
@@ -97,10 +97,10 @@ class Remembered:
         )
 
 
-def of_messages(messages: Iterable[Message], call: Call | None) -> dict[str, Remembered]:
+def options_of_messages(messages: Iterable[Message], call: ReplyTo | None) -> dict[str, PublishOptions]:
     """Return what messages or requests have besides, by id; a plain one has nothing."""
     return {
-        message.message_id: Remembered(call=call, **_of_envelope(message))
+        message.message_id: PublishOptions(call=call, **_of_envelope(message))
         for message in messages
         if call is not None or message.serializer is not None or message.compression is not None or message.resent
     }
@@ -111,9 +111,9 @@ def _of_envelope(message: Message) -> dict[str, Any]:
     return {"serializer": message.serializer, "compression": message.compression, "resent": message.resent}
 
 
-def of_task(
+def options_of_task(
     handler: str, message: Message, args: Any, options: Mapping[str, Any], zone: tzinfo, usual: str
-) -> Remembered | None:
+) -> PublishOptions | None:
     """Return what a ``.delay``, or a part of a canvas, has besides, or None when that is nothing.
 
     Args:
@@ -128,7 +128,7 @@ def of_task(
     for name in _LISTS:
         if name in task and not isinstance(task[name], list | tuple):
             task[name] = [task[name]]
-    due = moment(options.get("eta"), zone)
+    due = parse_datetime(options.get("eta"), zone)
     if due is None and options.get("countdown"):
         due = message.sent_at + timedelta(seconds=float(options["countdown"]))
     if due is not None:
@@ -150,11 +150,11 @@ def of_task(
     try:
         task, headers = json_copy(task, "options"), json_copy(headers, "headers")
     except InvalidMessage:  # a format that carries more than JSON can: that is published, and cannot be kept
-        return Remembered(repeatable=False)
-    return Remembered(task=task, headers=headers, positional=positional, **envelope)
+        return PublishOptions(repeatable=False)
+    return PublishOptions(task=task, headers=headers, positional=positional, **envelope)
 
 
-def due_at(remembered: Remembered) -> datetime | None:
+def due_at(remembered: PublishOptions) -> datetime | None:
     """Return the moment from which a message may first be handled, or None."""
     due = remembered.task.get("eta")
     return datetime.fromisoformat(due) if due else None

@@ -9,14 +9,14 @@ from datetime import datetime
 from enum import StrEnum
 
 from waooaw_celery.messages.message import FINAL, DeliveryReceipt, Message
-from waooaw_celery.messages.publish_options import Remembered
+from waooaw_celery.messages.publish_options import PublishOptions
 from waooaw_celery.messages.validation import LocalTime
 
 #: Seconds by which a worker may be late in writing down that it began a message just before it expired.
 SWEEP_GRACE = 5.0
 
 
-class Event(StrEnum):
+class MessageEvent(StrEnum):
     """What can become of a message; the value is what is kept."""
 
     SENT = "sent"  #: the broker has it
@@ -40,13 +40,19 @@ class Event(StrEnum):
         return self in _TERMINAL
 
 
-_TERMINAL = frozenset({Event(status.value) for status in FINAL})
+_TERMINAL = frozenset({MessageEvent(status.value) for status in FINAL})
 #: What is told of a message without anything having become of it: its handler runs on, or its end stays its end.
-NO_PROGRESS = (Event.SENT, Event.CANCEL_REQUESTED, Event.DUPLICATE, Event.RESENT, Event.DISCARDED)
+NO_PROGRESS = (
+    MessageEvent.SENT,
+    MessageEvent.CANCEL_REQUESTED,
+    MessageEvent.DUPLICATE,
+    MessageEvent.RESENT,
+    MessageEvent.DISCARDED,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Fact:
+class MessageFact:
     """Something that became of a message.
 
     Attributes:
@@ -62,7 +68,7 @@ class Fact:
     """
 
     message_id: str
-    event: Event
+    event: MessageEvent
     at: datetime = field(default_factory=LocalTime.read)
     message: Message | None = None
     handler: str = ""
@@ -72,7 +78,7 @@ class Fact:
     error: str | None = None
 
 
-class Receipts(ABC):
+class ReceiptStore(ABC):
     """What became of each message: written as it happens, asked for at any time.
 
     Facts are only added; the first terminal one wins, since Celery reports some ends twice. Every method raises
@@ -84,7 +90,7 @@ class Receipts(ABC):
         self,
         messages: Sequence[tuple[Message, str]],
         record: Message | None = None,
-        besides: Mapping[str, Remembered] | None = None,
+        besides: Mapping[str, PublishOptions] | None = None,
         *,
         follows: bool = False,
     ) -> Callable[[], set[str]]:
@@ -103,11 +109,11 @@ class Receipts(ABC):
         """
 
     @abstractmethod
-    def note(self, *facts: Fact) -> None:
+    def note(self, *facts: MessageFact) -> None:
         """Write down what became of messages."""
 
     @abstractmethod
-    def begin(self, fact: Fact, *, doubtful: bool) -> bool:
+    def begin(self, fact: MessageFact, *, doubtful: bool) -> bool:
         """Write down that a worker begins to handle a message, unless it has ended: then, that it is a duplicate.
 
         Args:
@@ -124,7 +130,10 @@ class Receipts(ABC):
         Returns:
             What to call when it has. It raises as every method does.
         """
-        facts = [Fact(message_id=message.message_id, event=Event.SENT, message=message) for message in messages]
+        facts = [
+            MessageFact(message_id=message.message_id, event=MessageEvent.SENT, message=message)
+            for message in messages
+        ]
 
         def note() -> None:
             self.note(*facts)
@@ -166,7 +175,7 @@ class Receipts(ABC):
         """
 
     @abstractmethod
-    def cancels(self, agents: Sequence[str]) -> dict[str, bool]:
+    def cancellations(self, agents: Sequence[str]) -> dict[str, bool]:
         """Return the messages to these agents that somebody asked to cancel, as long as a worker may meet them.
 
         Returns:

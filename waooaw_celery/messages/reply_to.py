@@ -10,11 +10,11 @@ from waooaw_celery.errors import CircularRequest, InvalidMessage
 from waooaw_celery.messages.validation import JSON
 
 #: The Celery header of a request; the door alone sets it.
-CALL_HEADER = "waooaw_call"
+REPLY_TO_HEADER = "waooaw_reply_to"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
+class ReplyTo:
     """How the answer of a request comes.
 
     Attributes:
@@ -57,5 +57,5 @@ class Call:
         waiting, stream, on_reply = said.get("waiting", []), said.get("stream", False), said.get("on_reply")
         names = isinstance(waiting, list) and all(isinstance(name, str) for name in waiting)
         if not names or not isinstance(stream, bool) or not isinstance(on_reply, str | None):
-            raise InvalidMessage(f"the header {CALL_HEADER!r} is damaged: {header!r:.80}")
+            raise InvalidMessage(f"the header {REPLY_TO_HEADER!r} is damaged: {header!r:.80}")
         return cls(waiting=tuple(waiting), stream=stream, on_reply=on_reply)

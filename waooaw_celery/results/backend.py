@@ -8,9 +8,9 @@ from celery.backends import redis
 from celery.backends.base import COMPRESSED_PAYLOAD_MAGIC  # type: ignore[attr-defined]  # its stubs are old
 from kombu.exceptions import DecodeError
 
-from waooaw_celery.errors import Unreadable, Unwritable
+from waooaw_celery.errors import DecodingFailed, EncodingFailed
 from waooaw_celery.wire.codecs import expand
-from waooaw_celery.wire.packer import Packer, find_choice
+from waooaw_celery.wire.packer import Packer, find_codec_choice
 
 #: The classes by the names that Celery has for its own.
 BACKENDS = {
@@ -40,7 +40,7 @@ class _Packed:
 
     def prepare_compression(self, compression: str | None) -> str | None:
         """Return nothing for Celery to do by itself, once it is seen that there is such a codec."""
-        find_choice(compression)
+        find_codec_choice(compression)
         return None
 
     def encode(self, data: Any) -> Any:
@@ -53,11 +53,11 @@ class _Packed:
         caps = self.packer.caps
         raw = payload.encode() if isinstance(payload, str) else payload
         if len(raw) > caps.max_expanded_bytes:
-            raise Unwritable(
+            raise EncodingFailed(
                 f"the answer has {len(raw)} bytes, more than waooaw_max_expanded_bytes = {caps.max_expanded_bytes}"
             )
         conf = self.app.conf
-        codec = find_choice(conf.result_compression or conf.task_compression)
+        codec = find_codec_choice(conf.result_compression or conf.task_compression)
         packed = None if codec is None else self.packer.compress(raw, codec)
         if packed is None or codec is None:
             return payload
@@ -75,7 +75,7 @@ class _Packed:
         try:
             return super().decode(payload)  # type: ignore[misc]
         except DecodeError as error:
-            raise Unreadable(f"an answer cannot be read: {error}") from error
+            raise DecodingFailed(f"an answer cannot be read: {error}") from error
 
 
 class RedisBackend(_Packed, redis.RedisBackend):

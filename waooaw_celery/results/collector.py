@@ -41,7 +41,7 @@ BACKEND_ERRORS = (RedisError, OperationalError, OSError, RuntimeError)
 CHUNK = "CHUNK"
 
 
-class Answered(NamedTuple):
+class ResultMessage(NamedTuple):
     """What the result backend says of a request that has ended."""
 
     state: str  #: Celery's name for how it ended
@@ -50,19 +50,19 @@ class Answered(NamedTuple):
 
 
 @dataclass(slots=True)
-class _Awaited:
+class _PendingResult:
     """A request that has not been answered yet."""
 
     result: AsyncResult[Any]
     on_chunk: Callable[[Any], None] | None
-    future: Future[Answered] = field(default_factory=Future)
+    future: Future[ResultMessage] = field(default_factory=Future)
     ask_after: float = _ASK_AGAIN_SECONDS
     ask_at: float = field(default_factory=lambda: time.monotonic() + _ASK_AGAIN_SECONDS)
     #: When it was found in the backend, and left there until its parts must have come.
     seen_at: float | None = None
 
 
-class Answers:
+class ResultCollector:
     """Takes the answers of all requests of this process, whoever waits for them, and forgets them in the backend.
 
     Args:
@@ -76,7 +76,7 @@ class Answers:
     def _reset(self) -> None:
         self._pid = os.getpid()
         self._lock = threading.Lock()
-        self._awaited: dict[str, _Awaited] = {}
+        self._awaited: dict[str, _PendingResult] = {}
         self._read: deque[AsyncResult[Any]] = deque()
         self._thread: threading.Thread | None = None
         self._ready = threading.Event()
@@ -96,7 +96,7 @@ class Answers:
 
     def expect(
         self, message_id: str, agent: str, on_chunk: Callable[[Any], None] | None = None
-    ) -> Future[Answered]:
+    ) -> Future[ResultMessage]:
         """Wait for the answer of a request from now on; to be called before the request is published.
 
         Args:
@@ -110,7 +110,7 @@ class Answers:
         try:
             self._start()
             result: AsyncResult[Any] = self._app.AsyncResult(message_id, backend=self._backend)
-            awaited = _Awaited(result, on_chunk)
+            awaited = _PendingResult(result, on_chunk)
             with self._lock:
                 self._awaited[message_id] = awaited
             result.on_ready.then(self._take)
@@ -169,7 +169,7 @@ class Answers:
             if self._thread is None:
                 self._closed, self._failure = False, None
                 self._ready.clear()
-                self._thread = threading.Thread(target=self._run, name="waooaw-answers", daemon=True)
+                self._thread = threading.Thread(target=self._run, name="waooaw-results", daemon=True)
                 self._thread.start()
         if not self._ready.wait(_START_SECONDS) or self._failure is not None:
             raise BackendUnavailable(f"the result backend does not answer: {self._failure}") from self._failure
@@ -257,7 +257,7 @@ class Answers:
             finally:
                 self._asking = False
 
-    def _parts_may_come(self, message_id: str, awaited: _Awaited, now: float) -> bool:
+    def _parts_may_come(self, message_id: str, awaited: _PendingResult, now: float) -> bool:
         """Whether parts of an answer may still be on their way, so that its end is not to be taken yet.
 
         They are told before the end is stored, but whoever asks may see the end before they arrive. Nothing is on
@@ -289,7 +289,7 @@ class Answers:
         self._read.append(result)
         try:
             value: Any = result.result
-            answered = Answered(str(result.state), value, result.traceback and str(result.traceback))
+            answered = ResultMessage(str(result.state), value, result.traceback and str(result.traceback))
         except Exception as error:  # noqa: BLE001 - a damaged one: whoever waits is told
             _settle(awaited.future, error)
         else:
@@ -328,7 +328,7 @@ class Answers:
 class _Nothing:
     """What the thread waits for while it drains: that no answer is awaited any more."""
 
-    def __init__(self, answers: Answers) -> None:
+    def __init__(self, answers: ResultCollector) -> None:
         self._answers = answers
 
     @property
@@ -336,6 +336,6 @@ class _Nothing:
         return self._answers._closed or not self._answers._awaited
 
 
-def _settle(future: Future[Answered], error: BaseException) -> None:
+def _settle(future: Future[ResultMessage], error: BaseException) -> None:
     if future.set_running_or_notify_cancel():
         future.set_exception(error)

@@ -14,7 +14,7 @@ from waooaw_celery.errors import NoHandler, UnknownAgent, UnknownMethod
 from waooaw_celery.messages.message import TYPE_NAMES
 from waooaw_celery.messages.queues import HandlerName, takes_message
 from waooaw_celery.store.clock_reading import redis_time
-from waooaw_celery.store.connection import Client, guarded
+from waooaw_celery.store.connection import Client, store_errors
 
 _NAMES = "waooaw:agents"
 _RECORD = "waooaw:agent:"
@@ -193,7 +193,7 @@ class RedisAgentRegistry(AgentRegistry):
     ) -> None:
         told = {"handlers": json.dumps(sorted(handlers)), "capabilities": json.dumps(sorted(capabilities))}
         key = _RECORD + name
-        with guarded(f"declare the agent {name!r}"), self._client.pipeline() as pipeline:
+        with store_errors(f"declare the agent {name!r}"), self._client.pipeline() as pipeline:
             now = self._now()
             pipeline.sadd(_NAMES, name)
             pipeline.hsetnx(key, "declared_at", now.isoformat())
@@ -204,7 +204,7 @@ class RedisAgentRegistry(AgentRegistry):
             pipeline.execute()
 
     def retire(self, name: str, worker: str) -> None:
-        with guarded(f"retire a worker of {name!r}"):
+        with store_errors(f"retire a worker of {name!r}"):
             self._client.zrem(f"{_RECORD}{name}:workers", worker)
             self._client.delete(_report_key(name, worker))
 
@@ -216,11 +216,11 @@ class RedisAgentRegistry(AgentRegistry):
         return datetime.fromtimestamp(redis_time(self._client.time()), UTC)
 
     def _names(self) -> set[str]:
-        with guarded("list the agents"):
+        with store_errors("list the agents"):
             return set(self._client.smembers(_NAMES))
 
     def _read(self, names: list[str]) -> list[AgentRecord]:
-        with guarded("look up agents"), self._client.pipeline(transaction=False) as pipeline:
+        with store_errors("look up agents"), self._client.pipeline(transaction=False) as pipeline:
             now = self._now()
             for name in names:
                 pipeline.hgetall(_RECORD + name)

@@ -94,7 +94,7 @@ def _client(url: str, patience: float, once: bool) -> Client:
 
 
 @contextmanager
-def guarded(what: str) -> Iterator[None]:
+def store_errors(what: str) -> Iterator[None]:
     """Turn redis-py's errors into ours.
 
     Raises:

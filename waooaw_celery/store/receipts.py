@@ -9,11 +9,11 @@ from typing import Any
 
 from waooaw_celery.errors import UnknownMessage
 from waooaw_celery.messages.message import DeliveryReceipt, Message, MessageStatus, MessageType, Priority
-from waooaw_celery.messages.publish_options import Remembered
-from waooaw_celery.messages.receipt import SWEEP_GRACE, Event, Fact, Receipts
+from waooaw_celery.messages.publish_options import PublishOptions
+from waooaw_celery.messages.receipt import SWEEP_GRACE, MessageEvent, MessageFact, ReceiptStore
 from waooaw_celery.messages.validation import check_id
 from waooaw_celery.store.clock_reading import redis_time
-from waooaw_celery.store.connection import Client, guarded
+from waooaw_celery.store.connection import Client, store_errors
 from waooaw_celery.store.reference_clock import ReferenceClock
 
 _RECORD = "waooaw:message:"
@@ -22,7 +22,7 @@ _EXPIRING = "waooaw:expiring"
 _CANCELS = "waooaw:cancels:"
 
 
-class RedisReceipts(Receipts):
+class RedisReceipts(ReceiptStore):
     """Receipts kept in Redis for a while: one hash a message, whose status is worked out when it is asked for.
 
     Args:
@@ -40,14 +40,14 @@ class RedisReceipts(Receipts):
         self,
         messages: Sequence[tuple[Message, str]],
         record: Message | None = None,
-        besides: Mapping[str, Remembered] | None = None,
+        besides: Mapping[str, PublishOptions] | None = None,
         *,
         follows: bool = False,
     ) -> Callable[[], set[str]]:
         if not messages:
             return set
         forgotten = (self._clock.now() - self._keep).timestamp()
-        with guarded(f"record message {messages[0][0].message_id}"), self._client.pipeline() as pipeline:
+        with store_errors(f"record message {messages[0][0].message_id}"), self._client.pipeline() as pipeline:
             for message, handler in messages:
                 key = _RECORD + message.message_id
                 pipeline.hset(key, mapping=_facts(message, handler))
@@ -65,15 +65,15 @@ class RedisReceipts(Receipts):
     def refused(self, agent: str, rule: str, count: int) -> None:
         """Do nothing: that is kept by a ledger only."""
 
-    def note(self, *facts: Fact) -> None:
-        with guarded("record what became of messages"), self._client.pipeline() as pipeline:
+    def note(self, *facts: MessageFact) -> None:
+        with store_errors("record what became of messages"), self._client.pipeline() as pipeline:
             for fact in facts:
                 self._add(pipeline, fact)
             pipeline.execute()
 
-    def begin(self, fact: Fact, *, doubtful: bool) -> bool:
+    def begin(self, fact: MessageFact, *, doubtful: bool) -> bool:
         key = _RECORD + fact.message_id
-        with guarded("record what became of messages"), self._client.pipeline() as pipeline:
+        with store_errors("record what became of messages"), self._client.pipeline() as pipeline:
             pipeline.hexists(key, "outcome")
             self._add(pipeline, fact)
             ended = bool(pipeline.execute()[0])
@@ -81,12 +81,12 @@ class RedisReceipts(Receipts):
                 self._client.hincrby(key, "attempts", -1)  # it was none
         return not ended
 
-    def _add(self, pipeline: Any, fact: Fact) -> None:
+    def _add(self, pipeline: Any, fact: MessageFact) -> None:
         key = _RECORD + fact.message_id
         at = self._clock.corrected(fact.at).isoformat()
-        if fact.event is Event.SENT:
+        if fact.event is MessageEvent.SENT:
             pipeline.hset(key, "published", "1")
-        elif fact.event is Event.DELIVERED:
+        elif fact.event is MessageEvent.DELIVERED:
             if fact.message is not None:  # again, for a message from outside
                 pipeline.hset(key, mapping=_facts(fact.message, fact.handler))
                 pipeline.zadd(_BY_TIME, {fact.message_id: fact.message.sent_at.timestamp()}, nx=True)
@@ -102,7 +102,7 @@ class RedisReceipts(Receipts):
 
     def get(self, message_id: str) -> DeliveryReceipt:
         check_id(message_id, "message_id")
-        with guarded(f"read the receipt of {message_id}"):
+        with store_errors(f"read the receipt of {message_id}"):
             fields = self._client.hgetall(_RECORD + message_id)
         if "from" not in fields:
             raise UnknownMessage(
@@ -112,7 +112,7 @@ class RedisReceipts(Receipts):
 
     def recent(self, *, since: datetime | None = None, limit: int = 1000) -> list[DeliveryReceipt]:
         lowest = since.timestamp() if since else "-inf"
-        with guarded("read the receipts"), self._client.pipeline(transaction=False) as pipeline:
+        with store_errors("read the receipts"), self._client.pipeline(transaction=False) as pipeline:
             newest = self._client.zrange(_BY_TIME, "+inf", lowest, desc=True, byscore=True, offset=0, num=limit)
             ids = newest[::-1]
             for message_id in ids:
@@ -121,16 +121,16 @@ class RedisReceipts(Receipts):
         return [_receipt(id_, fields) for id_, fields in zip(ids, records, strict=True) if "from" in fields]
 
     def sweep(self) -> list[str]:
-        with guarded("sweep expired messages"):
+        with store_errors("sweep expired messages"):
             now = self._now()
             ids: list[str] = self._client.zrange(_EXPIRING, "-inf", now.timestamp() - SWEEP_GRACE, byscore=True)
         for id_ in ids:
-            self.note(Fact(message_id=id_, event=Event.EXPIRED))
+            self.note(MessageFact(message_id=id_, event=MessageEvent.EXPIRED))
         return ids
 
     def request_cancel(self, receipt: DeliveryReceipt, running: bool, by: str) -> None:
         key = _RECORD + receipt.message_id
-        with guarded(f"record that {receipt.message_id} is to be cancelled"):
+        with store_errors(f"record that {receipt.message_id} is to be cancelled"):
             now = self._now()
             # Kept as long as the receipt: no worker begins a message later than that.
             until = now + max(timedelta(seconds=self._client.ttl(key)), self._keep)
@@ -142,9 +142,9 @@ class RedisReceipts(Receipts):
                 pipeline.zremrangebyscore(requests, "-inf", now.timestamp())
                 pipeline.execute()
 
-    def cancels(self, agents: Sequence[str]) -> dict[str, bool]:
+    def cancellations(self, agents: Sequence[str]) -> dict[str, bool]:
         found = dict[str, bool]()
-        with guarded("read what is to be cancelled"):
+        with store_errors("read what is to be cancelled"):
             now = self._now().timestamp()
             for agent in agents:
                 for request in self._client.zrange(_CANCELS + agent, now, "+inf", byscore=True):

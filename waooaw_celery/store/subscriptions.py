@@ -14,13 +14,13 @@ from waooaw_celery.errors import UnknownSubscription
 from waooaw_celery.messages.queues import EVENT_HANDLERS, HandlerName
 from waooaw_celery.messages.topics.filters import Filter
 from waooaw_celery.messages.topics.patterns import matches
-from waooaw_celery.messages.topics.schemas import Check, TopicSchema
+from waooaw_celery.messages.topics.schemas import SchemaCheck, TopicSchema
 from waooaw_celery.messages.validation import JSON
 from waooaw_celery.store.clock_reading import redis_time
-from waooaw_celery.store.connection import Client, guarded
+from waooaw_celery.store.connection import Client, store_errors
 
 #: Seconds for which a publisher goes by what it read: so soon is a new subscription known to all.
-FRESH_SECONDS = 1.0
+CACHE_SECONDS = 1.0
 #: Topics of which it is remembered who wants them.
 _REMEMBERED = 10_000
 
@@ -74,7 +74,7 @@ class Subscription:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Known:
+class KnownSubscriptions:
     """What was known of subscriptions and schemas at a moment.
 
     Attributes:
@@ -115,7 +115,7 @@ class Subscriptions(ABC):
     """
 
     def __init__(self) -> None:
-        self._known: Known | None = None
+        self._known: KnownSubscriptions | None = None
         self._read_at = 0.0
         self._lock = threading.Lock()
 
@@ -136,7 +136,7 @@ class Subscriptions(ABC):
         """
 
     @abstractmethod
-    def _read(self) -> Known:
+    def _read(self) -> KnownSubscriptions:
         """Return what is kept."""
 
     @abstractmethod
@@ -151,14 +151,14 @@ class Subscriptions(ABC):
     def close(self) -> None:
         """Close the connections of this process."""
 
-    def known(self) -> Known:
+    def known(self) -> KnownSubscriptions:
         """Return what is known, as it was at most ``FRESH_SECONDS`` ago."""
         known = self._known
-        if known is not None and time.monotonic() - self._read_at < FRESH_SECONDS:
+        if known is not None and time.monotonic() - self._read_at < CACHE_SECONDS:
             return known
         return self.read()
 
-    def read(self) -> Known:
+    def read(self) -> KnownSubscriptions:
         """Return what is known, as it is now."""
         with self._lock:
             began = time.monotonic()
@@ -207,7 +207,7 @@ class RedisSubscriptions(Subscriptions):
     ) -> None:
         if not subscriptions and not schemas:
             return
-        with guarded("declare subscriptions"), self._client.pipeline() as pipeline:
+        with store_errors("declare subscriptions"), self._client.pipeline() as pipeline:
             now = datetime.fromtimestamp(redis_time(self._client.time()), UTC)
             put = pipeline.hset if renew else pipeline.hsetnx
             for each in subscriptions:
@@ -222,21 +222,21 @@ class RedisSubscriptions(Subscriptions):
             pipeline.execute()
 
     def caught_up(self, subscription: Subscription) -> None:
-        with guarded(f"note that {subscription.subscriber} has caught up"):
+        with store_errors(f"note that {subscription.subscriber} has caught up"):
             self._client.hset(_CAUGHT_UP, subscription.subscriber, datetime.now(UTC).isoformat())
 
     def close(self) -> None:
         self._client.close()
 
     def _mark(self, subscription: Subscription, removed_at: datetime | None) -> None:
-        with guarded(f"change the subscription {subscription.subscriber}"):
+        with store_errors(f"change the subscription {subscription.subscriber}"):
             if removed_at is None:
                 self._client.hdel(_REMOVED, subscription.subscriber)
             else:
                 self._client.hset(_REMOVED, subscription.subscriber, removed_at.isoformat())
 
-    def _read(self) -> Known:
-        with guarded("read the subscriptions"), self._client.pipeline() as pipeline:
+    def _read(self) -> KnownSubscriptions:
+        with store_errors("read the subscriptions"), self._client.pipeline() as pipeline:
             for key in (_WANTED, _SINCE, _CAUGHT_UP, _REMOVED, _SCHEMAS, _VERSIONS):
                 pipeline.hgetall(key)
             wanted, since, caught_up, removed, schemas, versions = pipeline.execute()
@@ -255,14 +255,14 @@ class RedisSubscriptions(Subscriptions):
                     removed_at=_moment(removed.get(subscriber)),
                 )
             )
-        return Known(subscriptions=tuple(subscriptions), schemas=tuple(_schemas(schemas, versions)))
+        return KnownSubscriptions(subscriptions=tuple(subscriptions), schemas=tuple(_schemas(schemas, versions)))
 
 
 def _schemas(kept: dict[str, str], since: dict[str, str]) -> Iterable[TopicSchema]:
     for key in sorted(kept, key=since.__getitem__):
         topic, _, version = key.partition(" ")
         said = json.loads(kept[key])
-        yield TopicSchema(topic=topic, version=version, schema=said["schema"], check=Check(said["check"]))
+        yield TopicSchema(topic=topic, version=version, schema=said["schema"], check=SchemaCheck(said["check"]))
 
 
 def _text(moment: datetime | None) -> str | None:

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
-from waooaw_celery.errors import Unreadable
+from waooaw_celery.errors import DecodingFailed
 
 MIB = 1024 * 1024
 #: What stands around a raw item of a queue's body and headers.
@@ -56,7 +56,7 @@ class Caps:
 CAP_NAMES = tuple(field.name for field in fields(Caps))
 
 
-class InForce:
+class ActiveCaps:
     """The caps of this process, for what Kombu decodes and unpacks without asking any application.
 
     They are the widest of its applications': each of them has its own at its own connections. Which formats are
@@ -75,7 +75,7 @@ class InForce:
         self._set = True
 
 
-in_force = InForce()
+active_caps = ActiveCaps()
 
 
 def check_size(body: bytes, caps: Caps) -> None:
@@ -85,7 +85,7 @@ def check_size(body: bytes, caps: Caps) -> None:
         Unreadable: larger than what is accepted.
     """
     if len(body) > caps.max_expanded_bytes:
-        raise Unreadable(f"its body has {len(body)} bytes, more than {caps.max_expanded_bytes}")
+        raise DecodingFailed(f"its body has {len(body)} bytes, more than {caps.max_expanded_bytes}")
 
 
 def check_json_nodes(text: bytes, caps: Caps) -> None:
@@ -98,7 +98,7 @@ def check_json_nodes(text: bytes, caps: Caps) -> None:
     if len(text) <= caps.max_nodes or _separators(text) < caps.max_nodes:
         return
     if _separators(_TEXT.sub(b"", text)) >= caps.max_nodes:  # and not those within texts
-        raise Unreadable(f"it holds more than {caps.max_nodes} values")
+        raise DecodingFailed(f"it holds more than {caps.max_nodes} values")
 
 
 def _separators(text: bytes) -> int:
@@ -121,9 +121,9 @@ def check_shape(value: Any, caps: Caps) -> None:
             children += container if type(container) in _LISTS else container.values()
         nodes += len(children)
         if nodes > caps.max_nodes:
-            raise Unreadable(f"it holds more than {caps.max_nodes} values")
+            raise DecodingFailed(f"it holds more than {caps.max_nodes} values")
         level = children
-    raise Unreadable(f"it is nested deeper than {caps.max_depth} levels")
+    raise DecodingFailed(f"it is nested deeper than {caps.max_depth} levels")
 
 
 _LISTS = frozenset({list, tuple})

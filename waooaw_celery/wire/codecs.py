@@ -14,8 +14,8 @@ from typing import Any
 
 from kombu import compression
 
-from waooaw_celery.errors import ConfigurationError, Unreadable
-from waooaw_celery.wire.caps import Caps, in_force
+from waooaw_celery.errors import ConfigurationError, DecodingFailed
+from waooaw_celery.wire.caps import Caps, active_caps
 
 #: The choice of no codec.
 NONE = "none"
@@ -111,18 +111,18 @@ def expand(body: bytes | None, codec: str, caps: Caps) -> bytes:
     """
     found = _codecs.get(codec)
     if found is None or (caps.codecs is not None and found.content_type not in caps.codecs):
-        raise Unreadable(f"it is packed with {codec!r:.80}, which is not accepted")
+        raise DecodingFailed(f"it is packed with {codec!r:.80}, which is not accepted")
     try:
         return found.expand(body or b"", caps.max_expanded_bytes)
-    except Unreadable:
+    except DecodingFailed:
         raise
     except Exception as error:  # a codec of the user's may raise anything
-        raise Unreadable(f"what {codec} packed is damaged: {error!r:.200}") from error
+        raise DecodingFailed(f"what {codec} packed is damaged: {error!r:.200}") from error
 
 
 def _bounded(codec: Codec, body: bytes) -> bytes:
     """Unpack what Kombu hands over."""
-    return expand(body, codec.content_type, Caps(max_expanded_bytes=in_force.caps.max_expanded_bytes))
+    return expand(body, codec.content_type, Caps(max_expanded_bytes=active_caps.caps.max_expanded_bytes))
 
 
 def expand_with(opened: Callable[[], Any], codec: str, body: bytes, limit: int) -> bytes:
@@ -142,11 +142,11 @@ def expand_with(opened: Callable[[], Any], codec: str, body: bytes, limit: int) 
         expanded = decompressor.decompress(body, limit + 1)
         whole: bool = decompressor.eof
     except _ERRORS as error:
-        raise Unreadable(f"what {codec} packed is damaged: {error}") from error
+        raise DecodingFailed(f"what {codec} packed is damaged: {error}") from error
     if len(expanded) > limit:
-        raise Unreadable(f"it unpacks to more than {limit} bytes")
+        raise DecodingFailed(f"it unpacks to more than {limit} bytes")
     if not whole:
-        raise Unreadable(f"what {codec} packed ends too early")
+        raise DecodingFailed(f"what {codec} packed ends too early")
     return bytes(expanded)
 
 

@@ -13,7 +13,7 @@ import os
 import zlib
 from collections.abc import Iterable
 
-from waooaw_celery.errors import ConfigurationError, Unreadable
+from waooaw_celery.errors import ConfigurationError, DecodingFailed
 from waooaw_celery.messages.validation import check_id
 from waooaw_celery.wire.caps import Caps
 from waooaw_celery.wire.codecs import Codec, expand, register_codec
@@ -75,19 +75,21 @@ class Keyring:
 
         end = 2 + (body[1] if len(body) > 1 else 0)
         if len(body) < end + _NONCE_BYTES + _TAG_BYTES or body[0] != _VERSION:
-            raise Unreadable("it is not encrypted as this version does it")
+            raise DecodingFailed("it is not encrypted as this version does it")
         head, nonce = body[:end], body[end : end + _NONCE_BYTES]
         id_ = head[2:].decode("ascii", "replace")
         if id_ not in self._keys:
-            raise Unreadable(f"it is encrypted with the key {id_!a:.80}, which is not in waooaw_encryption_keys")
+            raise DecodingFailed(
+                f"it is encrypted with the key {id_!a:.80}, which is not in waooaw_encryption_keys"
+            )
         try:
             plain = AESGCM(self._keys[id_]).decrypt(nonce, body[end + _NONCE_BYTES :], head)
         except InvalidTag as error:
-            raise Unreadable("it was changed, or encrypted with another key of the same id") from error
+            raise DecodingFailed("it was changed, or encrypted with another key of the same id") from error
         if plain[:1] == _ZLIB:
             return expand(plain[1:], "zlib", Caps(max_expanded_bytes=limit))
         if len(plain) - 1 > limit:
-            raise Unreadable(f"it unpacks to more than {limit} bytes")
+            raise DecodingFailed(f"it unpacks to more than {limit} bytes")
         return plain[1:]
 
 

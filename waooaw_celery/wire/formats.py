@@ -11,10 +11,10 @@ from typing import Any
 from kombu import serialization
 from kombu.serialization import registry  # type: ignore[attr-defined]  # its stubs are old
 
-from waooaw_celery.errors import ConfigurationError, Unreadable, Unwritable
+from waooaw_celery.errors import ConfigurationError, DecodingFailed, EncodingFailed
 from waooaw_celery.messages.validation import mapping, tagged
 from waooaw_celery.wire import messagepack
-from waooaw_celery.wire.caps import Caps, check_json_nodes, check_shape, check_size, in_force
+from waooaw_celery.wire.caps import Caps, active_caps, check_json_nodes, check_shape, check_size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +95,7 @@ def encode(value: Any, format_: Format) -> str | bytes:
     try:
         return format_.encode(value)
     except Exception as error:  # also a user's encoder
-        raise Unwritable(f"it cannot be written as {format_.name}: {error!r:.200}") from error
+        raise EncodingFailed(f"it cannot be written as {format_.name}: {error!r:.200}") from error
 
 
 def decode(body: bytes | str | memoryview, content_type: str, encoding: str | None, caps: Caps) -> Any:
@@ -111,7 +111,7 @@ def decode(body: bytes | str | memoryview, content_type: str, encoding: str | No
         Unreadable: the format is not accepted, or the body cannot be read or breaks a cap.
     """
     if caps.content_types is not None and content_type not in caps.content_types:
-        raise Unreadable(f"its content type is {content_type!r:.80}, which is not accepted")
+        raise DecodingFailed(f"its content type is {content_type!r:.80}, which is not accepted")
     raw = body.encode() if isinstance(body, str) else bytes(body)
     check_size(raw, caps)
     format_ = _formats.get(content_type)
@@ -122,16 +122,16 @@ def decode(body: bytes | str | memoryview, content_type: str, encoding: str | No
             value = format_.decode(raw, caps)
         if format_ is None or format_.containers(raw) > caps.max_depth:
             check_shape(value, caps)
-    except Unreadable:
+    except DecodingFailed:
         raise
     except Exception as error:  # a tag may stand for anything, and a user's decoder raise anything
-        raise Unreadable(f"its body cannot be decoded: {error!r:.200}") from error
+        raise DecodingFailed(f"its body cannot be decoded: {error!r:.200}") from error
     return value
 
 
 def _decode_in_force(content_type: str, body: Any) -> Any:
     """Read what Kombu hands over, which knows no application."""
-    return decode(body, content_type, None, in_force.caps)
+    return decode(body, content_type, None, active_caps.caps)
 
 
 def _foreign(name: str) -> Format:

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgpack
 
-from waooaw_celery.errors import Unreadable
+from waooaw_celery.errors import DecodingFailed
 from waooaw_celery.messages.validation import mapping, tagged
 from waooaw_celery.wire.caps import Caps
 
@@ -76,7 +76,7 @@ def check_nodes(body: bytes, caps: Caps) -> None:
     while position < end:
         nodes += 1
         if nodes > caps.max_nodes:
-            raise Unreadable(f"it holds more than {caps.max_nodes} values")
+            raise DecodingFailed(f"it holds more than {caps.max_nodes} values")
         head, length_bytes, fixed = body[position], *_SIZES[body[position]]
         length = int.from_bytes(body[position + 1 : position + 1 + length_bytes], "big") if length_bytes else 0
         if 0x80 <= head <= 0x8F or 0xDE <= head <= 0xDF:  # the keys of a mapping do not count

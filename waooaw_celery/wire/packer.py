@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from waooaw_celery.errors import Unreadable, Unwritable
+from waooaw_celery.errors import DecodingFailed, EncodingFailed
 from waooaw_celery.messages.validation import MAX_DEPTH
 from waooaw_celery.wire.caps import Caps, check_shape, header_bytes
 from waooaw_celery.wire.codecs import AUTO, NONE, Codec, find_codec
@@ -14,12 +14,12 @@ from waooaw_celery.wire.formats import Format, encode, find_format
 #: What is packed automatically is packed with this one, which every program that uses Kombu can unpack.
 AUTOMATIC_CODEC = "zlib"
 #: Levels of Celery's own, around the payload of a message.
-AROUND_PAYLOAD = 3
+ENVELOPE_BYTES = 3
 #: A packed body must not be larger than this part of the body.
-WORTHWHILE = 0.9
+MIN_SAVING = 0.9
 
 
-class Packed(NamedTuple):
+class PackedBody(NamedTuple):
     """A body as it travels.
 
     Attributes:
@@ -45,11 +45,11 @@ class Packer:
 
     def __init__(self, caps: Caps, compress_above: int = 1024) -> None:
         self.caps, self.compress_above = caps, compress_above
-        self._deep_enough = caps.max_depth >= MAX_DEPTH + AROUND_PAYLOAD
+        self._deep_enough = caps.max_depth >= MAX_DEPTH + ENVELOPE_BYTES
 
     def pack(
         self, body: Any, serializer: str | None, compression: str | None, *, of_message: bool = False
-    ) -> Packed:
+    ) -> PackedBody:
         """Write a body.
 
         Args:
@@ -63,15 +63,15 @@ class Packer:
             ConfigurationError: there is no such format or codec.
         """
         format_ = find_format(serializer or "json")
-        codec = find_choice(compression)
+        codec = find_codec_choice(compression)
         written = self._write(body, format_, of_message)
         if codec is not None:
             packed = self.compress(written.encode() if isinstance(written, str) else written, codec)
             if packed is not None:
                 self._check_body(packed)
-                return Packed(packed, format_.content_type, format_.content_encoding, codec.content_type)
+                return PackedBody(packed, format_.content_type, format_.content_encoding, codec.content_type)
         self._check_body(written)
-        return Packed(written, format_.content_type, format_.content_encoding, None)
+        return PackedBody(written, format_.content_type, format_.content_encoding, None)
 
     def compress(self, body: bytes, codec: Codec) -> bytes | None:
         """Return a body packed, or None when that does not pay."""
@@ -80,7 +80,7 @@ class Packer:
         if len(body) <= self.compress_above:
             return None
         packed = codec.compress(body)
-        return packed if len(packed) <= WORTHWHILE * len(body) else None
+        return packed if len(packed) <= MIN_SAVING * len(body) else None
 
     def check(self, body: Any, serializer: str | None, compression: str | None) -> None:
         """Check that the body of a message can be sent, before anything is done about it.
@@ -88,7 +88,7 @@ class Packer:
         Raises:
             Unwritable, ConfigurationError: as ``pack``.
         """
-        find_choice(compression)
+        find_codec_choice(compression)
         if len(self._write(body, find_format(serializer or "json"), True)) > self.caps.max_body_bytes:
             self.pack(body, serializer, compression, of_message=True)
 
@@ -100,7 +100,7 @@ class Packer:
         """
         size = header_bytes(headers)
         if size > self.caps.max_header_bytes:
-            raise Unwritable(
+            raise EncodingFailed(
                 f"the headers have about {size} bytes, more than waooaw_max_header_bytes = "
                 f"{self.caps.max_header_bytes}: put what they carry into the payload"
             )
@@ -108,22 +108,24 @@ class Packer:
     def _write(self, body: Any, format_: Format, of_message: bool) -> str | bytes:
         written = encode(body, format_)
         if len(written) > self.caps.max_expanded_bytes:
-            raise Unwritable(_too_large(len(written), "waooaw_max_expanded_bytes", self.caps.max_expanded_bytes))
+            raise EncodingFailed(
+                _too_large(len(written), "waooaw_max_expanded_bytes", self.caps.max_expanded_bytes)
+            )
         # A value takes a byte at least: most bodies need no look.
         deep = not (of_message and self._deep_enough) and format_.containers(written) > self.caps.max_depth
         if deep or len(written) > self.caps.max_nodes:
             try:
                 check_shape(body, self.caps)
-            except Unreadable as error:
-                raise Unwritable(f"{error}: who receives it would refuse it") from error
+            except DecodingFailed as error:
+                raise EncodingFailed(f"{error}: who receives it would refuse it") from error
         return written
 
     def _check_body(self, body: str | bytes) -> None:
         if len(body) > self.caps.max_body_bytes:
-            raise Unwritable(_too_large(len(body), "waooaw_max_body_bytes", self.caps.max_body_bytes))
+            raise EncodingFailed(_too_large(len(body), "waooaw_max_body_bytes", self.caps.max_body_bytes))
 
 
-def find_choice(compression: str | None) -> Codec | None:
+def find_codec_choice(compression: str | None) -> Codec | None:
     """Return the codec that a choice stands for, or None for no codec.
 
     Args:

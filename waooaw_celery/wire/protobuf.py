@@ -6,7 +6,7 @@ from typing import Any
 
 from kombu.exceptions import SerializerNotInstalled
 
-from waooaw_celery.errors import Unreadable
+from waooaw_celery.errors import DecodingFailed
 from waooaw_celery.messages.validation import tagged, untagged
 from waooaw_celery.wire.caps import Caps
 
@@ -99,7 +99,7 @@ def _check_nodes(body: bytes, max_nodes: int) -> None:
         else:
             raise ValueError("it has a group, of which there is none in the schema")
         if max(values, keys) > max_nodes:
-            raise Unreadable(f"it holds more than {max_nodes} values")
+            raise DecodingFailed(f"it holds more than {max_nodes} values")
 
 
 def _varint(body: bytes, position: int) -> tuple[int, int]:
@@ -151,7 +151,7 @@ class _Reader:
     def read(self, message: Any) -> Any:
         self._left -= 1
         if self._left < 0:
-            raise Unreadable(f"it holds more than {self._most} values")
+            raise DecodingFailed(f"it holds more than {self._most} values")
         kind = message.kind
         if kind == _TEXT:
             return message.text

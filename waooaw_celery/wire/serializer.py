@@ -10,7 +10,7 @@ from typing import Any
 from kombu.exceptions import SerializerNotInstalled
 from kombu.serialization import registry  # type: ignore[attr-defined]  # its stubs are old
 
-from waooaw_celery.errors import Unreadable
+from waooaw_celery.errors import DecodingFailed
 from waooaw_celery.messages.message import Message
 from waooaw_celery.messages.validation import JSON, json_copy
 from waooaw_celery.wire.caps import Caps
@@ -105,15 +105,15 @@ class MessageSerializer:
             Unreadable: it cannot be read, or is larger, deeper or has more parts than is accepted.
         """
         if not isinstance(data, bytes | bytearray | memoryview):
-            raise Unreadable(f"what was serialized is bytes, not a {type(data).__name__}")
+            raise DecodingFailed(f"what was serialized is bytes, not a {type(data).__name__}")
         body, content_type, codec = bytes(data), "application/json", b""
         if body.startswith(_MARK):
             names = body[len(_MARK) :].split(b"\0", 2)
             if len(names) != 3:
-                raise Unreadable("it ends too early")
+                raise DecodingFailed("it ends too early")
             content_type, codec, body = names[0].decode("ascii", "replace"), names[1], names[2]
         if content_type not in registry.type_to_name:
-            raise Unreadable(f"its content type is {content_type!r:.80}, which nobody registered")
+            raise DecodingFailed(f"its content type is {content_type!r:.80}, which nobody registered")
         caps = self._packer.caps
         if codec:
             body = expand(body, codec.decode("ascii", "replace"), caps)

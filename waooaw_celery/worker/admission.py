@@ -11,15 +11,15 @@ from celery.exceptions import Ignore, Reject
 
 from waooaw_celery.broker.incoming.delivery import DELIVERY_LIMIT
 from waooaw_celery.errors import AuditUnavailable, DeliveryLimitExceeded, StoreUnavailable, UnknownMessage
-from waooaw_celery.messages.headers import moment
+from waooaw_celery.messages.headers import parse_datetime
 from waooaw_celery.messages.message import FINAL
-from waooaw_celery.messages.receipt import Event, Fact
-from waooaw_celery.worker.cancellation import cancels_of
+from waooaw_celery.messages.receipt import MessageEvent, MessageFact
+from waooaw_celery.worker.cancellation import cancellations_of
 from waooaw_celery.worker.health.clock import clock_of
 from waooaw_celery.worker.outcomes.committed_effects import (
-    may_be_duplicate,
+    is_marked_redelivered,
+    is_redelivered,
     was_committed_before,
-    was_handed_out_again,
 )
 
 logger = logging.getLogger(__name__)
@@ -33,10 +33,10 @@ _GIVEN_BACK = "waooaw_given_back"
 #: Seconds after which it is, at most.
 GIVE_BACK_SECONDS = 2.0
 #: What Celery's log says of a message that had ended before.
-DUPLICATE = "it has ended before, and is not handled again"
+DUPLICATE_REASON = "it has ended before, and is not handled again"
 
 
-def refused(task: Any) -> Event | None:
+def reason_to_skip(task: Any) -> MessageEvent | None:
     """Return as what a task's message ends if it is not to be begun, or None: what Celery no longer looks at.
 
     It may have expired, or been cancelled, while it waited in the pool; or it is a DUPLICATE of a message that has
@@ -45,36 +45,36 @@ def refused(task: Any) -> Event | None:
     """
     request = task.request
     if _REFUSED not in request.__dict__:
-        expires_at = moment(request.expires, UTC)
+        expires_at = parse_datetime(request.expires, UTC)
         event = None
         if expires_at is not None and expires_at <= clock_of(task.app).now():
-            event = Event.EXPIRED
-        elif request.id in cancels_of(task.app):
-            event = Event.CANCELLED
+            event = MessageEvent.EXPIRED
+        elif request.id in cancellations_of(task.app):
+            event = MessageEvent.CANCELLED
         if event is not None and was_committed_before(task, request):
             event = None
         request.update({_REFUSED: event})
-    known: Event | None = request.get(_REFUSED)
+    known: MessageEvent | None = request.get(_REFUSED)
     return known
 
 
-def begin(task: Any, fact: Fact) -> None:
+def admit_delivery(task: Any, fact: MessageFact) -> None:
     """Write down that a worker begins with a message, unless it has ended, or has ended too many workers.
 
     Args:
         task: its handler, an AgentTask.
         fact: DELIVERED.
     """
-    if was_handed_out_again(task.request):
+    if is_marked_redelivered(task.request):
         deaths = _uncounted_deaths(task, fact.message_id)
         if deaths > int(task.app.transport_options.get("delivery_limit", DELIVERY_LIMIT)):
             task.request.update({_DEATHS: deaths})
             return
-    if not task.app.receipts.begin(fact, doubtful=may_be_duplicate(task.request)):
-        task.request.update({_REFUSED: Event.DUPLICATE})
+    if not task.app.receipts.begin(fact, doubtful=is_redelivered(task.request)):
+        task.request.update({_REFUSED: MessageEvent.DUPLICATE})
 
 
-def begin_or_give_back(task: Any, fact: Fact) -> None:
+def begin_or_give_back(task: Any, fact: MessageFact) -> None:
     """Write down that a worker begins with a message; when that can be written nowhere, have it given back.
 
     Args:
@@ -85,7 +85,7 @@ def begin_or_give_back(task: Any, fact: Fact) -> None:
     deadline = time.monotonic() + min(GIVE_BACK_SECONDS, float(hard) / 2)
     while True:
         try:
-            return begin(task, fact)
+            return admit_delivery(task, fact)
         except AuditUnavailable as error:
             # The worker stops to take messages meanwhile: else this one would come again at once.
             if time.monotonic() > deadline:
@@ -99,7 +99,7 @@ def given_back(task: Any) -> bool:
     return bool(task.request.get(_GIVEN_BACK))
 
 
-def check_begun(task: Any) -> None:
+def check_admitted(task: Any) -> None:
     """Drop a message that is not to be begun.
 
     Raises:
@@ -109,17 +109,17 @@ def check_begun(task: Any) -> None:
     """
     if given_back(task):
         raise Reject(task.request.get(_GIVEN_BACK), requeue=True)
-    event = refused(task)
-    if event is Event.DUPLICATE:  # whoever waits has been told, and what was told stays
-        raise Ignore(DUPLICATE)
+    event = reason_to_skip(task)
+    if event is MessageEvent.DUPLICATE:  # whoever waits has been told, and what was told stays
+        raise Ignore(DUPLICATE_REASON)
     if event is not None:
-        tell_revoked(task, event.value)
+        store_revoked(task, event.value)
         raise Ignore
     if deaths := task.request.get(_DEATHS):
         raise DeliveryLimitExceeded(f"{deaths} workers ended with it")
 
 
-def tell_revoked(task: Any, reason: str) -> None:
+def store_revoked(task: Any, reason: str) -> None:
     """Tell whoever waits for the answer that there will be none."""
     request = task.request
     nobody_waits = task.ignore_result or bool(request.ignore_result)

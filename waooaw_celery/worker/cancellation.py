@@ -11,10 +11,10 @@ from typing import Any
 from celery.utils.collections import LimitedSet
 
 #: Messages that a worker remembers to have begun.
-MAX_TAKEN = 50_000
+MAX_REMEMBERED = 50_000
 
 
-class Answer(StrEnum):
+class CancelAnswer(StrEnum):
     """What a worker says when it is told to cancel a message."""
 
     PROMISED = "promised"  #: it never had the message, and drops it when it comes
@@ -24,7 +24,7 @@ class Answer(StrEnum):
     NOT_STOPPABLE = "not stoppable"  #: the handler runs in a thread, and is no coroutine
 
 
-class Cancels:
+class CancellationRegistry:
     """What one worker knows of cancelled messages: told to it at once, and read from the store again and again."""
 
     def __init__(self) -> None:
@@ -32,7 +32,7 @@ class Cancels:
         #: By id: whether a handler that has begun is to be stopped too, and when this was learnt.
         self._known: dict[str, tuple[bool, float]] = {}
         #: Whose end this worker may not have told yet.
-        self._taken: Any = LimitedSet(maxlen=MAX_TAKEN)
+        self._taken: Any = LimitedSet(maxlen=MAX_REMEMBERED)
 
     def add(self, message_id: str, running: bool) -> None:
         """Learn that a message is to be cancelled."""
@@ -74,7 +74,7 @@ class Cancels:
         return message_id in self._taken
 
 
-def cancels_of(app: Any) -> Cancels:
+def cancellations_of(app: Any) -> CancellationRegistry:
     """Return what the worker of an application, which stands above here, knows of cancelled messages."""
-    cancels: Cancels = app.cancels
+    cancels: CancellationRegistry = app.cancellations
     return cancels

@@ -10,11 +10,11 @@ from typing import Any
 from celery import signals
 from celery.worker.consumer import Consumer
 
-from waooaw_celery.broker.dead_letters.dead_letter import CALLING, FOREIGN_CALLBACKS, printable
+from waooaw_celery.broker.dead_letters.dead_letter import CALLBACK_FIELDS, FOREIGN_CALLBACKS, printable
 from waooaw_celery.broker.incoming.delivery import as_item
 from waooaw_celery.broker.incoming.guard import check_old_task, check_task_body, check_task_headers, uncheckable
-from waooaw_celery.broker.redis.parking import park
-from waooaw_celery.errors import BrokerUnavailable, Unreadable
+from waooaw_celery.broker.redis.parking import dead_letter
+from waooaw_celery.errors import BrokerUnavailable, DecodingFailed
 from waooaw_celery.messages.message import ENVELOPE_HEADER
 from waooaw_celery.worker.task import AgentTask
 
@@ -38,7 +38,7 @@ class AgentConsumer(Consumer):
         def on_task_received(message: Any) -> Any:
             try:
                 self._check(message)
-            except Unreadable as error:
+            except DecodingFailed as error:
                 return self._bury(message, str(error))
             except Exception as error:  # noqa: BLE001 - a check that fails is a verdict too, never the worker's end
                 return self._bury(message, str(uncheckable(error)), error)
@@ -88,8 +88,8 @@ class AgentConsumer(Consumer):
             check_task_body(said)
             asked = said[2] or {}
         foreign = ENVELOPE_HEADER not in headers and isinstance(self.app.tasks.get(name), AgentTask)
-        if foreign and any(asked.get(part) for part in CALLING):
-            raise Unreadable(FOREIGN_CALLBACKS)
+        if foreign and any(asked.get(part) for part in CALLBACK_FIELDS):
+            raise DecodingFailed(FOREIGN_CALLBACKS)
 
     def _bury(
         self,
@@ -104,7 +104,7 @@ class AgentConsumer(Consumer):
         try:
             if claim is not None:
                 channel = message.channel
-                park(
+                dead_letter(
                     *(channel, channel.scripts_client, claim.tag, claim.queue, claim.raw, reason),
                     worker=self.hostname,
                 )
@@ -155,7 +155,7 @@ def _decoded(message: Any) -> Any:
     try:
         return message.decode()
     except Exception as error:  # a decoder that Kombu knows may raise anything
-        raise Unreadable(f"its body cannot be decoded: {error!r:.200}") from error
+        raise DecodingFailed(f"its body cannot be decoded: {error!r:.200}") from error
 
 
 def _item(message: Any) -> bytes:

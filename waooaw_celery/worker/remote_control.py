@@ -10,7 +10,7 @@ from celery import bootsteps
 from celery.worker.control import control_command
 
 from waooaw_celery.errors import StoreUnavailable
-from waooaw_celery.worker.request import obey, stop_running
+from waooaw_celery.worker.request import apply_cancellation, stop_handler
 
 logger = logging.getLogger(__name__)
 
@@ -21,14 +21,14 @@ CANCEL = "waooaw_cancel"
 @control_command(name=CANCEL, visible=False)
 def cancel(state: Any, message_id: str, running: bool = False, **_: Any) -> str:
     """Cancel a message, and tell what could be done."""
-    answer = obey(state.app, state.consumer, message_id, running)
+    answer = apply_cancellation(state.app, state.consumer, message_id, running)
     logger.info(
         "message %s is cancelled: %s", message_id, answer, extra={"action": "cancel", "message_id": message_id}
     )
     return answer.value
 
 
-class HearCancels(bootsteps.StartStopStep):
+class CancelListener(bootsteps.StartStopStep):
     """Bootstep of the consumer: what was said while the worker was not connected is known before it consumes."""
 
     requires = ("celery.worker.consumer.connection:Connection",)
@@ -36,19 +36,19 @@ class HearCancels(bootsteps.StartStopStep):
     def start(self, parent: Any) -> None:
         """Read what is to be cancelled."""
         try:
-            hear(parent.app, parent.pool)
+            read_cancellations(parent.app, parent.pool)
         except StoreUnavailable as error:  # the next sign of life tries again; messages do not wait for it
             logger.warning(
                 "what is to be cancelled is not known yet: %s", error, extra={"action": "cancels_unknown"}
             )
 
 
-def hear(app: Any, pool: Any) -> None:
+def read_cancellations(app: Any, pool: Any) -> None:
     """Read from the store what is to be cancelled, and stop what runs of it.
 
     Raises:
         StoreUnavailable: the store does not answer.
     """
     asked_at = time.monotonic()
-    requested = app.receipts.cancels(app.consumed_agents())
-    stop_running(pool, app.cancels.learn(requested, asked_at))
+    requested = app.receipts.cancellations(app.consumed_agents())
+    stop_handler(pool, app.cancellations.learn(requested, asked_at))

@@ -20,7 +20,7 @@ from celery.platforms import signals as signal_numbers
 from celery.worker import state
 from kombu.exceptions import ContentDisallowed, DecodeError
 
-from waooaw_celery.worker.cancellation import Answer, cancels_of
+from waooaw_celery.worker.cancellation import CancelAnswer, cancellations_of
 from waooaw_celery.worker.execution.event_loop import cancel_handler
 from waooaw_celery.worker.execution.interruptions import ends_worker
 from waooaw_celery.worker.execution.pools import settle
@@ -28,7 +28,7 @@ from waooaw_celery.worker.execution.running_requests import Place
 from waooaw_celery.worker.health.clock import clock_of
 from waooaw_celery.worker.intake import Intake
 from waooaw_celery.worker.outcomes.committed_effects import is_committed, was_committed_before
-from waooaw_celery.worker.outcomes.follow_up_context import afterwards
+from waooaw_celery.worker.outcomes.follow_up_context import sending_follow_ups
 from waooaw_celery.worker.timed_request import TimedRequest
 
 logger = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ class AgentRequest(TimedRequest):
         self._noted: bool | None = None
         #: Whether its process ended after the commit, so that the message comes again.
         self._comes_again = False
-        self._cancels = cancels_of(self.app)
+        self._cancels = cancellations_of(self.app)
         app: Any = self.app
         self._intake: Intake = app.intake
 
@@ -188,7 +188,7 @@ class AgentRequest(TimedRequest):
             failed: whether it has failed although there is no report.
         """
         try:
-            with afterwards(self.task, self._facts):
+            with sending_follow_ups(self.task, self._facts):
                 celerys_way()
         except BaseException as wrong:
             if ends_worker(wrong):
@@ -207,7 +207,7 @@ class AgentRequest(TimedRequest):
                 self._facts.update({"errbacks": None, "chain": None, "chord": None})
 
     def _tell_failure(self, error: BaseException, report: Any) -> None:
-        with afterwards(self.task, self._facts):
+        with sending_follow_ups(self.task, self._facts):
             signals.task_failure.send(
                 sender=self.task,
                 task_id=self.id,
@@ -241,25 +241,25 @@ class AgentRequest(TimedRequest):
         self._stop_in.terminate_job(self.worker_pid, SIGTERM)
 
 
-def obey(app: Any, consumer: Any, message_id: str, running: bool) -> Answer:
+def apply_cancellation(app: Any, consumer: Any, message_id: str, running: bool) -> CancelAnswer:
     """Cancel a message as far as that is this worker's business, in the thread that consumes."""
-    cancels = cancels_of(app)
+    cancels = cancellations_of(app)
     cancels.add(message_id, running)
     request = state.requests.get(message_id)
     if not isinstance(request, AgentRequest):
-        return Answer.BEGUN if cancels.has_taken(message_id) else Answer.PROMISED
+        return CancelAnswer.BEGUN if cancels.has_taken(message_id) else CancelAnswer.PROMISED
     if request.drop():
-        return Answer.DROPPED
+        return CancelAnswer.DROPPED
     if not running:
-        return Answer.BEGUN
+        return CancelAnswer.BEGUN
     if not request.stop(consumer.pool):
-        return Answer.NOT_STOPPABLE
+        return CancelAnswer.NOT_STOPPABLE
     if consumer.hub is not None and isinstance(consumer.pool, ProcessPool):
         request.look_after(consumer.pool, consumer.timer)
-    return Answer.STOPPING
+    return CancelAnswer.STOPPING
 
 
-def stop_running(pool: Any, message_ids: list[str]) -> None:
+def stop_handler(pool: Any, message_ids: list[str]) -> None:
     """Stop those handlers that run of messages that are to be cancelled; from any thread."""
     for message_id in message_ids:
         request = state.requests.get(message_id)

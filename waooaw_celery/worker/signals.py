@@ -20,9 +20,9 @@ from waooaw_celery.errors import (
     UnknownSender,
 )
 from waooaw_celery.messages.message import Message
-from waooaw_celery.messages.receipt import Event, Fact, Receipts
-from waooaw_celery.worker.admission import begin_or_give_back, given_back, refused, tell_revoked
-from waooaw_celery.worker.cancellation import cancels_of
+from waooaw_celery.messages.receipt import MessageEvent, MessageFact, ReceiptStore
+from waooaw_celery.worker.admission import begin_or_give_back, given_back, reason_to_skip, store_revoked
+from waooaw_celery.worker.cancellation import cancellations_of
 from waooaw_celery.worker.execution.pools import retry_behind
 from waooaw_celery.worker.health.clock import clock_of
 from waooaw_celery.worker.intake import recording_of
@@ -59,20 +59,20 @@ def disconnect() -> None:
 def on_prerun(sender: Any, **_: Any) -> None:
     """A worker begins to handle a message, or finds that it expired or was cancelled (pool child)."""
     if isinstance(sender, AgentTask):
-        event = refused(sender)
+        event = reason_to_skip(sender)
         if event is not None:
             _note(sender, event, attempt=0)
             return
         sender.request.update({_BEGAN: time.monotonic()})
         message, now = _message(sender, sender.request), clock_of(sender.app).now()
         waited = max((now - message.sent_at).total_seconds(), 0.0) if message is not None else None
-        begin_or_give_back(sender, _fact(sender, Event.DELIVERED, at=now, seconds=waited))
+        begin_or_give_back(sender, _fact(sender, MessageEvent.DELIVERED, at=now, seconds=waited))
 
 
 def on_success(sender: Any, **_: Any) -> None:
     """The handler returned (pool child)."""
     if isinstance(sender, AgentTask):
-        _note(sender, Event.HANDLED)
+        _note(sender, MessageEvent.HANDLED)
 
 
 def on_postrun(sender: Any, state: str | None = None, retval: Any = None, **_: Any) -> None:
@@ -81,25 +81,25 @@ def on_postrun(sender: Any, state: str | None = None, retval: Any = None, **_: A
     A task that replaced itself raises ``Ignore`` too, but its replacement is what ends the message; and one that
     was refused has ended already.
     """
-    if not isinstance(sender, AgentTask) or refused(sender) is not None or given_back(sender):
+    if not isinstance(sender, AgentTask) or reason_to_skip(sender) is not None or given_back(sender):
         return
     if sender.was_stopped():
-        _note(sender, Event.CANCELLED)
-        tell_revoked(sender, CANCELLED)
+        _note(sender, MessageEvent.CANCELLED)
+        store_revoked(sender, CANCELLED)
     elif state == "IGNORED" and str(retval) != REPLACED:
-        _note(sender, Event.HANDLED)
+        _note(sender, MessageEvent.HANDLED)
         _answer_ignored(sender, retval)
     elif state == "REJECTED":
         error = f"Reject: {retval.reason}"
         if not retval.requeue:
-            letters.keep(sender, sender.request, error[:MAX_ERROR])
-        _note(sender, Event.RETRIED if retval.requeue else Event.FAILED, error=error)
+            letters.keep_dead_letter(sender, sender.request, error[:MAX_ERROR])
+        _note(sender, MessageEvent.RETRIED if retval.requeue else MessageEvent.FAILED, error=error)
 
 
 def on_retry(sender: Any, request: Any, reason: Any = None, **_: Any) -> None:
     """The handler asked for another attempt, or Celery did since its process died (pool child or parent)."""
     if isinstance(sender, AgentTask):
-        _note(sender, Event.RETRIED, request, error=reason and str(reason))
+        _note(sender, MessageEvent.RETRIED, request, error=reason and str(reason))
 
 
 def on_failure(sender: Any, task_id: str, exception: BaseException, **_: Any) -> None:
@@ -110,17 +110,19 @@ def on_failure(sender: Any, task_id: str, exception: BaseException, **_: Any) ->
     """
     if isinstance(sender, AgentTask):
         if is_committed(sender, task_id):  # nothing is left to be tried again by hand
-            _receipts(sender.app).note(Fact(message_id=task_id, event=Event.HANDLED))
+            _receipts(sender.app).note(MessageFact(message_id=task_id, event=MessageEvent.HANDLED))
             return
         error = _error(exception)
         # Of what was rejected there is a letter already: the pool process made it.
         rejected = isinstance(exception, Reject)
-        kept = not rejected and letters.keep(sender, letters.request_of(sender, task_id), error[:MAX_ERROR])
-        event = Event.DEAD if kept and isinstance(exception, _DEADLY) else Event.FAILED
+        kept = not rejected and letters.keep_dead_letter(
+            sender, letters.request_of(sender, task_id), error[:MAX_ERROR]
+        )
+        event = MessageEvent.DEAD if kept and isinstance(exception, _DEADLY) else MessageEvent.FAILED
         if sender.request.id == task_id:
             _note(sender, event, error=error)
         else:  # Celery does not always say which request it tells of
-            fact = Fact(message_id=task_id, event=event, error=error[:MAX_ERROR])
+            fact = MessageFact(message_id=task_id, event=event, error=error[:MAX_ERROR])
             _write(sender.app, fact)
 
 
@@ -128,7 +130,7 @@ def on_internal_error(sender: Any, request: Any, exception: BaseException, **_: 
     """The handler came to its end, and the result backend did not take what came of it (pool child)."""
     if isinstance(sender, AgentTask):
         # A retry is on its way already: Celery publishes it before it stores that.
-        event = Event.RETRIED if retry_behind(exception) is not None else Event.FAILED
+        event = MessageEvent.RETRIED if retry_behind(exception) is not None else MessageEvent.FAILED
         unsent = isinstance(exception, UnknownAgent | UnknownSender | InvalidMessage)
         what = "what follows it could not be sent" if unsent else "its outcome could not be stored"
         error = f"{what}: {exception}"
@@ -138,9 +140,9 @@ def on_internal_error(sender: Any, request: Any, exception: BaseException, **_: 
 def on_revoked(sender: Any, request: Any, terminated: bool = False, expired: bool = False, **_: Any) -> None:
     """The message expired before it was begun, or it was cancelled, or an operator revoked it (parent)."""
     if isinstance(sender, AgentTask):
-        event, error = (Event.EXPIRED, None) if expired else (Event.FAILED, "revoked by an operator")
-        if not expired and request.id in cancels_of(sender.app):
-            event, error = Event.CANCELLED, None
+        event, error = (MessageEvent.EXPIRED, None) if expired else (MessageEvent.FAILED, "revoked by an operator")
+        if not expired and request.id in cancellations_of(sender.app):
+            event, error = MessageEvent.CANCELLED, None
         _note(sender, event, request, error=error, attempt=request.retries + 1 if terminated else 0)
 
 
@@ -163,12 +165,14 @@ def _answer_ignored(task: AgentTask, reason: BaseException) -> None:
         task.backend.mark_as_revoked(id_, f"{IGNORED}{reason}", request=request)
 
 
-def _note(task: AgentTask, event: Event, request: Any = None, *, error: str | None = None, **facts: Any) -> None:
+def _note(
+    task: AgentTask, event: MessageEvent, request: Any = None, *, error: str | None = None, **facts: Any
+) -> None:
     """Write down what became of the message of a request; None: of the one that the task handles."""
     _write(task.app, _fact(task, event, request, error=error, **facts))
 
 
-def _write(app: Any, fact: Fact) -> None:
+def _write(app: Any, fact: MessageFact) -> None:
     try:
         _receipts(app).note(fact)
     except AuditUnavailable:
@@ -178,7 +182,9 @@ def _write(app: Any, fact: Fact) -> None:
         # The fact is kept and has been logged: its message is acknowledged when the fact is written down.
 
 
-def _fact(task: AgentTask, event: Event, request: Any = None, *, error: str | None = None, **facts: Any) -> Fact:
+def _fact(
+    task: AgentTask, event: MessageEvent, request: Any = None, *, error: str | None = None, **facts: Any
+) -> MessageFact:
     request = task.request if request is None else request
     began = request.get(_BEGAN)
     known: dict[str, Any] = {
@@ -189,7 +195,7 @@ def _fact(task: AgentTask, event: Event, request: Any = None, *, error: str | No
         "worker": request.hostname,
         "attempt": request.retries + 1,
     }
-    return Fact(message_id=str(request.id), event=event, **(known | facts))
+    return MessageFact(message_id=str(request.id), event=event, **(known | facts))
 
 
 def _message(task: AgentTask, request: Context) -> Message | None:
@@ -199,8 +205,8 @@ def _message(task: AgentTask, request: Context) -> Message | None:
         return None
 
 
-def _receipts(app: Any) -> Receipts:
-    receipts: Receipts = app.receipts  # an AgentApp, which stands above here
+def _receipts(app: Any) -> ReceiptStore:
+    receipts: ReceiptStore = app.receipts  # an AgentApp, which stands above here
     return receipts
 
 

@@ -18,20 +18,20 @@ from celery.exceptions import Ignore, Reject, Retry
 
 from waooaw_celery.broker.circuit_breaker import is_outage
 from waooaw_celery.errors import HandlerExited
-from waooaw_celery.messages.headers import moment, payload_of
+from waooaw_celery.messages.headers import parse_datetime, payload_of
 from waooaw_celery.messages.message import ENVELOPE_HEADER, Message
-from waooaw_celery.messages.reply_to import CALL_HEADER, Call
+from waooaw_celery.messages.reply_to import REPLY_TO_HEADER, ReplyTo
 from waooaw_celery.messages.validation import LocalTime
-from waooaw_celery.worker.admission import check_begun
-from waooaw_celery.worker.cancellation import cancels_of
+from waooaw_celery.worker.admission import check_admitted
+from waooaw_celery.worker.cancellation import cancellations_of
 from waooaw_celery.worker.execution.django_connections import django_is_used, with_own_connections
-from waooaw_celery.worker.execution.event_loop import HandlerCancelled, handler_loop
+from waooaw_celery.worker.execution.event_loop import HandlerCancelled, handler_event_loop
 from waooaw_celery.worker.execution.exactly_once import run_once
 from waooaw_celery.worker.execution.interruptions import ends_greenlet, ends_worker, told
-from waooaw_celery.worker.execution.streaming import Chunks, exhaust, exhaust_async
+from waooaw_celery.worker.execution.streaming import StreamWriter, consume_async_generator, consume_generator
 from waooaw_celery.worker.health.clock import clock_of
-from waooaw_celery.worker.outcomes.follow_up_context import ending, follows
-from waooaw_celery.worker.outcomes.requeue import GivenBack, pause_for_outage, requeue
+from waooaw_celery.worker.outcomes.follow_up_context import is_resent_follow_up, message_that_ended
+from waooaw_celery.worker.outcomes.requeue import ReturnedToQueue, pause_for_outage, requeue
 from waooaw_celery.worker.outcomes.retry_policy import Retries
 
 #: Where a task's request keeps its message once that has been read: large ones are not read twice.
@@ -124,7 +124,7 @@ class AgentTask(Task):  # type: ignore[type-arg]
             return handling[1]
         # Asked first: whoever looks for the current task asks tasks for their requests.
         if self.request_stack.top is None:
-            after = ending()
+            after = message_that_ended()
             if after is not None and after[0] is self:
                 return after[1]
         request: Context = super().request
@@ -140,17 +140,21 @@ class AgentTask(Task):  # type: ignore[type-arg]
         """
         try:
             self._retry_for(error)
-        except GivenBack:
+        except ReturnedToQueue:
             pause_for_outage()
             raise
-        if isinstance(error, GivenBack):
+        if isinstance(error, ReturnedToQueue):
             pause_for_outage()
 
     def _retry_for(self, error: Exception) -> None:
         """Have the message tried again after an error that its handler raised, if that is wanted."""
         if self.request.called_directly:
             return
-        if isinstance(error, Reject) and not isinstance(error, GivenBack) and getattr(error, "requeue", False):
+        if (
+            isinstance(error, Reject)
+            and not isinstance(error, ReturnedToQueue)
+            and getattr(error, "requeue", False)
+        ):
             raise requeue(self, error) from error
         if isinstance(error, (Ignore, Reject, Retry)):
             return
@@ -195,15 +199,15 @@ class AgentTask(Task):  # type: ignore[type-arg]
         except Reject as error:
             reason: Any = error.args[0] if error.args else None
             if isinstance(reason, Exception) and is_outage(reason):
-                raise GivenBack(reason, requeue=True) from error
+                raise ReturnedToQueue(reason, requeue=True) from error
             raise
 
     def _check_in_time(self, exc: Exception | None, eta: datetime | None, countdown: float) -> None:
         """Raise a handler's error, or that its time is over, when another attempt would come too late."""
         if self.request.called_directly:
             return
-        expires_at = moment(self.request.expires, UTC)
-        due = moment(eta, self.app.timezone) or clock_of(self.app).now() + timedelta(seconds=countdown)
+        expires_at = parse_datetime(self.request.expires, UTC)
+        due = parse_datetime(eta, self.app.timezone) or clock_of(self.app).now() + timedelta(seconds=countdown)
         if expires_at is not None and due >= expires_at:
             cause = exc or sys.exc_info()[1]
             if cause is not None:
@@ -220,9 +224,9 @@ class AgentTask(Task):  # type: ignore[type-arg]
             return outcome
         try:
             if inspect.isgenerator(outcome):
-                return exhaust(outcome, self._chunks(request), partial(self._is_stopped, request))
+                return consume_generator(outcome, self._chunks(request), partial(self._is_stopped, request))
             if inspect.isasyncgen(outcome):
-                outcome = exhaust_async(outcome, self._chunks(request))
+                outcome = consume_async_generator(outcome, self._chunks(request))
             return self._awaited(outcome, request) if inspect.iscoroutine(outcome) else outcome
         except HandlerCancelled as error:
             request.update({_STOPPED: True})
@@ -230,11 +234,11 @@ class AgentTask(Task):  # type: ignore[type-arg]
 
     def _is_stopped(self, request: Context) -> bool:
         """Whether the handler is to be stopped: asked before it begins, and between the parts of its answer."""
-        return cancels_of(self.app).stops(str(request.id))
+        return cancellations_of(self.app).stops(str(request.id))
 
-    def _chunks(self, request: Context) -> Chunks:
+    def _chunks(self, request: Context) -> StreamWriter:
         call = self.call
-        return Chunks(lambda: self.backend, request, streamed=call is not None and call.stream)
+        return StreamWriter(lambda: self.backend, request, streamed=call is not None and call.stream)
 
     def _awaited(self, coroutine: Any, request: Context) -> Any:
         """Run a coroutine on the event loop of the process, and wait for it."""
@@ -243,7 +247,7 @@ class AgentTask(Task):  # type: ignore[type-arg]
             coroutine = with_own_connections(coroutine)
         try:
             settings = self.app.settings  # type: ignore[attr-defined]  # an AgentApp
-            return handler_loop(settings.stall_seconds).run(
+            return handler_event_loop(settings.stall_seconds).run(
                 str(request.id), coroutine, *self._limits(request), cancelled=partial(self._is_stopped, request)
             )
         finally:
@@ -263,7 +267,7 @@ class AgentTask(Task):  # type: ignore[type-arg]
     def before_start(self, task_id: str, args: Any, kwargs: Any) -> None:
         """Drop a message that is not to be begun."""
         try:
-            check_begun(self)
+            check_admitted(self)
         except Exception:  # no handler runs any more
             self.request.update({_ENDED: True, _FAILED: True})
             raise
@@ -278,13 +282,13 @@ class AgentTask(Task):  # type: ignore[type-arg]
         return self.message_of(self.request)
 
     @property
-    def call(self) -> Call | None:
+    def call(self) -> ReplyTo | None:
         """How the answer to the request that is being handled is to come, or None when it is no request.
 
         Raises:
             InvalidMessage: its header is damaged.
         """
-        return Call.from_header((self.request.headers or {}).get(CALL_HEADER))
+        return ReplyTo.from_header((self.request.headers or {}).get(REPLY_TO_HEADER))
 
     def awaited_until(self) -> datetime | None:
         """Return when the caller of the request that is being handled stops waiting, or None when it does not."""
@@ -314,7 +318,7 @@ class AgentTask(Task):  # type: ignore[type-arg]
         return message
 
 
-def completed(function: Callable[..., Any], bind: bool) -> Callable[..., Any]:
+def as_plain_function(function: Callable[..., Any], bind: bool) -> Callable[..., Any]:
     """Return the plain function, bound to its task, as which Celery runs an ``async def`` or a generator.
 
     Args:
@@ -337,22 +341,22 @@ def current_task() -> AgentTask | None:
     """Return the handler that is running in this thread or coroutine, or None outside of handlers."""
     handling = _handling.get()
     task = get_current_worker_task() if handling is None else handling[0]
-    if task is None and (after := ending()) is not None:
+    if task is None and (after := message_that_ended()) is not None:
         task = after[0]
     return task if isinstance(task, AgentTask) else None
 
 
-def goes_on() -> bool:
+def is_sent_by_finished_handler() -> bool:
     """Whether Celery sends on what was begun, such as the next step of a chain, and no handler runs."""
     if _handling.get() is not None:  # a coroutine of a handler, which may outlive it
         return False
-    if follows():
+    if is_resent_follow_up():
         return True
     task = get_current_worker_task()
     if isinstance(task, AgentTask):
         return bool(task.request.get(_ENDED))
     if task is None:
-        after = ending()
+        after = message_that_ended()
         return after is not None and isinstance(after[0], AgentTask)
     return bool(task.name.startswith("celery."))
 

@@ -7,10 +7,10 @@ from datetime import datetime
 from typing import Any
 from uuid import uuid4
 
-from waooaw_celery.agents.events.delivery import Published, delivery_id, messages_of
-from waooaw_celery.agents.events.replay import Pace, Replayed, Replayer
+from waooaw_celery.agents.events.delivery import Published, delivery_id, subscriber_messages
+from waooaw_celery.agents.events.replay import EventReplayer, Pace, ReplayResult
 from waooaw_celery.app.app import AgentApp
-from waooaw_celery.broker.application import agent_app
+from waooaw_celery.broker.application import require_agent_app
 from waooaw_celery.errors import UnknownMessage
 from waooaw_celery.limits.waiting import Wait
 from waooaw_celery.messages.message import (
@@ -27,9 +27,9 @@ from waooaw_celery.messages.queues import HandlerName
 from waooaw_celery.messages.topics.attributes import EventAttributes
 from waooaw_celery.messages.topics.filters import Filter
 from waooaw_celery.messages.topics.patterns import check_pattern, check_topic
-from waooaw_celery.messages.topics.schemas import Check, choose
+from waooaw_celery.messages.topics.schemas import SchemaCheck, select_schema
 from waooaw_celery.messages.validation import JSON
-from waooaw_celery.store.subscriptions import Known, Subscription
+from waooaw_celery.store.subscriptions import KnownSubscriptions, Subscription
 
 #: Stands for the setting ``waooaw_event_ttl_seconds``, since None is a time to live of its own: for ever.
 AS_SET: Any = object()
@@ -46,7 +46,7 @@ class EventBus:
     """
 
     def __init__(self, app: AgentApp) -> None:
-        self.app = agent_app(app, "EventBus")
+        self.app = require_agent_app(app, "EventBus")
         self._declared = False
 
     def publish(
@@ -100,7 +100,7 @@ class EventBus:
         sender = from_agent or self.app.speaker(HandlerName("#", topic))
         id_ = str(uuid4()) if event_id is None else event_id
         known = self._known()
-        schema = choose([*known.schemas, *self.app.schemas.all()], topic, schema_version)
+        schema = select_schema([*known.schemas, *self.app.schemas.all()], topic, schema_version)
         message = Message(
             from_agent=sender,
             to_agent=sender,  # until it is known who wants it
@@ -120,13 +120,13 @@ class EventBus:
                 schema_version=None if schema is None else schema.version,
             ),
         )
-        if schema is not None and schema.check is Check.PUBLISH:
+        if schema is not None and schema.check is SchemaCheck.PUBLISH:
             schema.validate(message.payload)
         completed = self.app.complete(HandlerName("#", message.message_type.value), message)
         record = completed.filled_in(to_agent=NOBODY)
         subscribers = known.subscribers(topic, record.payload)
         told = {} if event_id is None else self._told(event_id, subscribers)
-        batch = messages_of(record, [each for each in subscribers if each.subscriber not in told])
+        batch = subscriber_messages(record, [each for each in subscribers if each.subscriber not in told])
         self.app.send_messages(batch, wait=wait, record=record)
         new = {target: receipt_of(message, target.handler) for target, message in batch}
         return Published(
@@ -180,7 +180,7 @@ class EventBus:
         from_agent: str | None = None,
         priority: Priority = Priority.LOW,
         dry_run: bool = False,
-    ) -> Replayed:
+    ) -> ReplayResult:
         """Tell one subscriber again of events in the ledger that it wants, the oldest first.
 
         They come as new messages whose ``event.replay`` is true and whose event is the same as it was.
@@ -206,7 +206,7 @@ class EventBus:
             StoreUnavailable, BrokerUnavailable: a server failed; the error's ``message_ids`` were told.
         """
         sender = from_agent or self.app.speaker(HandlerName("#", "replay"))
-        return Replayer(self.app).replay(
+        return EventReplayer(self.app).replay(
             self.app.subscriptions.read().get(subscriber),
             since=since,
             until=until,
@@ -219,7 +219,7 @@ class EventBus:
             dry_run=dry_run,
         )
 
-    def _known(self) -> Known:
+    def _known(self) -> KnownSubscriptions:
         """Return who wants what, having made the schemas of this code known once."""
         if not self._declared:
             self.app.subscriptions.declare([], self.app.schemas.all(), renew=False)

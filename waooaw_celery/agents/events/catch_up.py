@@ -9,14 +9,14 @@ from typing import Any
 
 from celery import bootsteps
 
-from waooaw_celery.agents.events.replay import Replayer
+from waooaw_celery.agents.events.replay import EventReplayer
 from waooaw_celery.errors import BrokerUnavailable, StoreUnavailable, UnknownSubscription
-from waooaw_celery.store.subscriptions import FRESH_SECONDS, Subscription, Subscriptions
+from waooaw_celery.store.subscriptions import CACHE_SECONDS, Subscription, Subscriptions
 
 logger = logging.getLogger(__name__)
 
 #: After so much time every publisher knows of a subscription, also one whose clock is a little behind.
-_SETTLED = timedelta(seconds=FRESH_SECONDS + 1.0)
+_SETTLED = timedelta(seconds=CACHE_SECONDS + 1.0)
 
 
 class CatchUp(bootsteps.StartStopStep):
@@ -87,7 +87,7 @@ class CatchUp(bootsteps.StartStopStep):
     def _catch_up(self, app: Any, subscriptions: Subscriptions, kept: Subscription) -> None:
         if kept.catch_up_from is None or kept.subscribed_at is None or kept.removed_at is not None:
             return
-        replayer = Replayer(app)
+        replayer = EventReplayer(app)
         count = replayer.catch_up(kept, kept.catch_up_from, kept.subscribed_at)
         # What was published by those who did not know of it yet.
         settled = kept.subscribed_at + _SETTLED

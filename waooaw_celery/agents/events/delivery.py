@@ -34,7 +34,9 @@ def delivery_id(event_id: str, subscription: Subscription) -> str:
     return str(uuid5(_NAMESPACE, f"{event_id} {subscription.subscriber}"))
 
 
-def messages_of(record: Message, subscriptions: Iterable[Subscription]) -> list[tuple[HandlerName, Message]]:
+def subscriber_messages(
+    record: Message, subscriptions: Iterable[Subscription]
+) -> list[tuple[HandlerName, Message]]:
     """Return the messages that tell subscribers of an event, whose record was checked and completed."""
     return [
         (

@@ -21,11 +21,11 @@ from waooaw_celery.messages.topics.patterns import matches
 from waooaw_celery.store.subscriptions import Subscription
 
 #: Events that are handed over together when nobody asked for a pace.
-PART = 100
+BATCH_SIZE = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Replayed:
+class ReplayResult:
     """What a replay told, or would tell.
 
     Attributes:
@@ -80,7 +80,7 @@ class Pace:
         return passed.total_seconds() / self.speed if self.speed is not None else 0.0
 
 
-class Replayer:
+class EventReplayer:
     """Tells events again.
 
     Args:
@@ -107,7 +107,7 @@ class Replayer:
         from_agent: str,
         priority: Priority,
         dry_run: bool,
-    ) -> Replayed:
+    ) -> ReplayResult:
         """Tell one subscriber again: as ``EventBus.replay``."""
         if since is None and conversation is None:
             raise InvalidMessage("a replay needs a beginning, since, or a conversation")
@@ -124,13 +124,13 @@ class Replayer:
         first = last = None
         events = 0
         began = time.monotonic()
-        for part in _parts(chosen, PART if pace.free or dry_run else 1):
+        for part in _parts(chosen, BATCH_SIZE if pace.free or dry_run else 1):
             first, last = first or part[0].receipt.sent_at, part[-1].receipt.sent_at
             if not dry_run:
                 self._wait(began + pace.due(events, last - first))
                 told += self._tell(subscription, part, told, from_agent, priority)
             events += len(part)
-        return Replayed(
+        return ReplayResult(
             subscriber=subscription.subscriber,
             events=events,
             first_at=first,
@@ -148,7 +148,7 @@ class Replayer:
             StoreUnavailable, BrokerUnavailable: a server failed; done again, it goes on.
         """
         count = 0
-        for part in _parts((r for r in self._log.events(since, until) if _wants(subscription, r)), PART):
+        for part in _parts((r for r in self._log.events(since, until) if _wants(subscription, r)), BATCH_SIZE):
             ids = {delivery_id(record.receipt.message_id, subscription): record for record in part}
             told = self._log.told(ids)
             batch = [

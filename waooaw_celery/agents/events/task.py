@@ -8,7 +8,7 @@ from typing import Any
 from celery.exceptions import Ignore
 
 from waooaw_celery.messages.message import Message
-from waooaw_celery.messages.topics.schemas import Check, choose
+from waooaw_celery.messages.topics.schemas import SchemaCheck, select_schema
 from waooaw_celery.worker.task import AgentTask
 
 
@@ -42,6 +42,6 @@ class EventTask(AgentTask):
         known = [*app.subscriptions.known().schemas, *app.schemas.all()]
         if version not in {schema.version for schema in known if schema.topic == message.topic}:
             return  # its publisher checked it, and its schema is known no more
-        schema = choose(known, str(message.topic), version)
-        if schema is not None and schema.check is Check.RECEIPT:
+        schema = select_schema(known, str(message.topic), version)
+        if schema is not None and schema.check is SchemaCheck.RECEIPT:
             schema.validate(message.payload)

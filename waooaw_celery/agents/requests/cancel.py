@@ -15,8 +15,8 @@ from waooaw_celery.app.app import AgentApp
 from waooaw_celery.errors import BackendUnavailable, InvalidMessage, NotStoppable, UnknownAgent
 from waooaw_celery.messages.message import DeliveryReceipt, MessageStatus
 from waooaw_celery.messages.queues import takes_message
-from waooaw_celery.messages.receipt import Event, Fact
-from waooaw_celery.worker.cancellation import Answer
+from waooaw_celery.messages.receipt import MessageEvent, MessageFact
+from waooaw_celery.worker.cancellation import CancelAnswer
 from waooaw_celery.worker.remote_control import CANCEL
 from waooaw_celery.worker.task import CANCELLED, current_task
 
@@ -42,17 +42,17 @@ def cancel(
     workers = _living(app, receipt.to_agent)
     answers = _tell(app, workers, message_id, running, timeout)
     receipt = app.receipts.get(message_id)
-    if workers and answers == [Answer.PROMISED] * len(workers) and _not_begun(receipt):
+    if workers and answers == [CancelAnswer.PROMISED] * len(workers) and _not_begun(receipt):
         # No worker has it, and none will begin it: those that start later read the list first.
-        app.receipts.note(Fact(message_id=message_id, event=Event.CANCELLED))
+        app.receipts.note(MessageFact(message_id=message_id, event=MessageEvent.CANCELLED))
         _answer(app, receipt)
         return app.receipts.get(message_id)
-    if not receipt.status.final and Answer.NOT_STOPPABLE in answers:
+    if not receipt.status.final and CancelAnswer.NOT_STOPPABLE in answers:
         raise NotStoppable(
             f"the handler of {message_id} runs in a thread of {receipt.to_agent!r}, where only an async def can "
             "be stopped (in a worker with -P prefork every handler can); it will not be tried again"
         )
-    told = {Answer.DROPPED, Answer.STOPPING} & set(answers)
+    told = {CancelAnswer.DROPPED, CancelAnswer.STOPPING} & set(answers)
     while told and not receipt.status.final and time.monotonic() < deadline:
         time.sleep(_LOOK_SECONDS)
         receipt = app.receipts.get(message_id)
@@ -75,7 +75,7 @@ def _living(app: AgentApp, agent: str) -> list[str]:
     return []
 
 
-def _tell(app: AgentApp, workers: list[str], message_id: str, running: bool, timeout: float) -> list[Answer]:
+def _tell(app: AgentApp, workers: list[str], message_id: str, running: bool, timeout: float) -> list[CancelAnswer]:
     """Tell workers what to cancel, and return what those say who answer in time."""
     if not workers:
         return []
@@ -93,7 +93,7 @@ def _tell(app: AgentApp, workers: list[str], message_id: str, running: bool, tim
         )
         return []
     said = [answer for reply in replies or () for answer in reply.values()]
-    return [Answer(answer) for answer in said if answer in list(Answer)]
+    return [CancelAnswer(answer) for answer in said if answer in list(CancelAnswer)]
 
 
 def _answer(app: AgentApp, receipt: DeliveryReceipt) -> None:
@@ -101,7 +101,7 @@ def _answer(app: AgentApp, receipt: DeliveryReceipt) -> None:
     if takes_message(receipt.handler):
         return
     try:
-        app.answers.revoke(receipt.message_id, CANCELLED)
+        app.result_collector.revoke(receipt.message_id, CANCELLED)
     except BackendUnavailable as error:
         logger.warning(
             "the caller of %s was not told that it is cancelled: %s",

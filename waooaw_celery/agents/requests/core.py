@@ -10,9 +10,9 @@ from typing import Any
 
 from celery import Task
 
-from waooaw_celery.agents.requests.response import Response, outcome
+from waooaw_celery.agents.requests.response import Response, outcome_of
 from waooaw_celery.app.app import AgentApp
-from waooaw_celery.broker.application import agent_app
+from waooaw_celery.broker.application import require_agent_app
 from waooaw_celery.errors import (
     BackendUnavailable,
     BlockingCall,
@@ -23,17 +23,17 @@ from waooaw_celery.errors import (
 )
 from waooaw_celery.messages.message import DeliveryReceipt, Message, MessageType, Priority, receipt_of
 from waooaw_celery.messages.queues import HandlerName, takes_message
-from waooaw_celery.messages.reply_to import Call
+from waooaw_celery.messages.reply_to import ReplyTo
 from waooaw_celery.messages.validation import JSON, check_agent_name, json_copy
-from waooaw_celery.results.collector import Answered
-from waooaw_celery.worker.execution.event_loop import on_loop
+from waooaw_celery.results.collector import ResultMessage
+from waooaw_celery.worker.execution.event_loop import is_on_event_loop
 from waooaw_celery.worker.task import current_task
 
 Params = Mapping[str, JSON] | None
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class PendingRequest:
     """A request that was sent, and whose answer is awaited.
 
     Attributes:
@@ -46,7 +46,7 @@ class Asked:
 
     agent: str
     message_id: str
-    answer: Future[Answered]
+    answer: Future[ResultMessage]
     timeout: float
     began: float
 
@@ -56,7 +56,7 @@ class Asked:
         return max(self.began + self.timeout - time.monotonic(), 0.0)
 
 
-class Asker:
+class RequestSender:
     """Sends requests, and tells what came of each.
 
     Args:
@@ -64,7 +64,7 @@ class Asker:
     """
 
     def __init__(self, app: AgentApp) -> None:
-        self.app = agent_app(app, "RequestResponseHandler")
+        self.app = require_agent_app(app, "RequestResponseHandler")
 
     def ask(
         self,
@@ -77,7 +77,7 @@ class Asker:
         priority: Priority = Priority.NORMAL,
         stream: bool = False,
         on_chunk: Callable[[Any], None] | None = None,
-    ) -> list[Asked]:
+    ) -> list[PendingRequest]:
         """Send a request to each agent and return at once.
 
         Args:
@@ -100,19 +100,19 @@ class Asker:
         targets = self._targets(to_agents, method)
         call, limit = self._call(targets, self._limit(timeout), stream)
         batch = self._messages(targets, params, from_agent, limit, priority)
-        answers: dict[str, Future[Answered]] = {}
+        answers: dict[str, Future[ResultMessage]] = {}
         try:
             for _, message in batch:
-                answers[message.message_id] = self.app.answers.expect(
+                answers[message.message_id] = self.app.result_collector.expect(
                     message.message_id, message.to_agent, on_chunk
                 )
             self.app.send_messages(batch, call)
         except BaseException:
             for message_id in answers:
-                self.app.answers.drop(message_id)
+                self.app.result_collector.drop(message_id)
             raise
         return [
-            Asked(message.to_agent, message.message_id, answers[message.message_id], limit, began)
+            PendingRequest(message.to_agent, message.message_id, answers[message.message_id], limit, began)
             for _, message in batch
         ]
 
@@ -143,12 +143,12 @@ class Asker:
             message.from_agent, on_reply if isinstance(on_reply, str) else getattr(on_reply, "handler", "")
         )
         self.app.registry.check_handler(handler)
-        self.app.send_messages([(target, message)], Call(on_reply=str(handler)))
+        self.app.send_messages([(target, message)], ReplyTo(on_reply=str(handler)))
         return receipt_of(message, target.handler)
 
-    def response(self, asked: Asked) -> Response:
+    def response(self, asked: PendingRequest) -> Response:
         """Tell what came of a request whose answer is there, or for which there is no more time."""
-        self.app.answers.drop(asked.message_id)
+        self.app.result_collector.drop(asked.message_id)
         result: JSON = None
         problem: WaooawError | None
         if not asked.answer.done():
@@ -161,7 +161,7 @@ class Asker:
             )
             problem.__cause__ = cause
         else:
-            result, problem = outcome(asked.agent, asked.message_id, asked.answer.result())
+            result, problem = outcome_of(asked.agent, asked.message_id, asked.answer.result())
         return Response(
             agent=asked.agent,
             message_id=asked.message_id,
@@ -170,7 +170,7 @@ class Asker:
             seconds=time.monotonic() - asked.began,
         )
 
-    def _call(self, targets: Sequence[HandlerName], timeout: float, stream: bool) -> tuple[Call, float]:
+    def _call(self, targets: Sequence[HandlerName], timeout: float, stream: bool) -> tuple[ReplyTo, float]:
         """Return who waits for the answers, and for how long, when this is asked by a handler that is awaited.
 
         Raises:
@@ -179,8 +179,8 @@ class Asker:
         """
         task = current_task()
         if task is None:
-            return Call(stream=stream), timeout
-        call = Call(waiting=(*(task.call.waiting if task.call else ()), task.agent), stream=stream)
+            return ReplyTo(stream=stream), timeout
+        call = ReplyTo(waiting=(*(task.call.waiting if task.call else ()), task.agent), stream=stream)
         for target in targets:
             call.check(target.agent)
         until = task.awaited_until()
@@ -244,7 +244,7 @@ def check_may_block() -> None:
     Raises:
         BlockingCall: it is a coroutine.
     """
-    if on_loop():
+    if is_on_event_loop():
         raise BlockingCall(
             "a request that blocks would stop every coroutine of this process: in an async def handler, "
             "await agent.aio.request(...) or waooaw_celery.agents.aio.RequestResponseHandler"

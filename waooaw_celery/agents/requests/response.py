@@ -10,7 +10,7 @@ from typing import Any
 
 from waooaw_celery.errors import Cancelled, Expired, RemoteError, UnknownMethod, WaooawError
 from waooaw_celery.messages.validation import JSON
-from waooaw_celery.results.collector import Answered
+from waooaw_celery.results.collector import ResultMessage
 from waooaw_celery.worker.signals import IGNORED, class_name
 from waooaw_celery.worker.task import CANCELLED
 
@@ -78,7 +78,7 @@ def result_of(response: Response) -> JSON:
     return response.result
 
 
-def outcome(agent: str, message_id: str, answered: Answered) -> tuple[JSON, WaooawError | None]:
+def outcome_of(agent: str, message_id: str, answered: ResultMessage) -> tuple[JSON, WaooawError | None]:
     """Tell what the backend's record of a request means: its result, or its error."""
     state, exception, traceback = answered
     if state not in _FAILED:

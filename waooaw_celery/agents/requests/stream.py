@@ -14,22 +14,22 @@ from functools import partial
 from typing import Any, Self
 
 from waooaw_celery.agents.requests.cancel import cancel
-from waooaw_celery.agents.requests.core import Asked, Asker, check_may_block
+from waooaw_celery.agents.requests.core import PendingRequest, RequestSender, check_may_block
 from waooaw_celery.app.app import AgentApp
 from waooaw_celery.errors import RequestTimeout, StreamBroken, WaooawError
 from waooaw_celery.messages.validation import JSON
 from waooaw_celery.worker.execution.streaming import Final as Final  # a part of what users write
-from waooaw_celery.worker.execution.threads import submit
+from waooaw_celery.worker.execution.threads import run_in_thread
 
 logger = logging.getLogger(__name__)
 
 #: Parts that may wait for whoever takes them; one more breaks the stream, and its handler is cancelled.
-MAX_WAITING = 10_000
+MAX_BUFFERED_PARTS = 10_000
 #: Seconds that closing a stream may wait for the worker that sends it.
 CANCEL_SECONDS = 1.0
 
 
-class Incoming:
+class StreamBuffer:
     """The parts of one answer that have come and were not taken yet.
 
     Args:
@@ -53,8 +53,10 @@ class Incoming:
             self.broken = "the agent began its answer again, after its worker was lost or it asked for a retry"
         elif number > self._next:
             self.broken = f"parts {self._next} to {number - 1} were lost with the connection to the result backend"
-        elif len(self._waiting) >= MAX_WAITING:
-            self.broken = f"{MAX_WAITING} parts wait to be taken: take them faster, or have larger ones sent"
+        elif len(self._waiting) >= MAX_BUFFERED_PARTS:
+            self.broken = (
+                f"{MAX_BUFFERED_PARTS} parts wait to be taken: take them faster, or have larger ones sent"
+            )
         elif number == self._next:
             self._waiting.append(said["chunk"])
             self._next += 1
@@ -87,10 +89,10 @@ class _Nothing(Enum):
 class _Stream:
     """What both forms of a stream have in common."""
 
-    def __init__(self, asker: Asker, wake: Callable[[], None]) -> None:
+    def __init__(self, asker: RequestSender, wake: Callable[[], None]) -> None:
         self._asker = asker
-        self._incoming = Incoming(wake)
-        self._asked: Asked | None = None
+        self._incoming = StreamBuffer(wake)
+        self._asked: PendingRequest | None = None
         self._ended = False
         #: The final result, once all parts were taken: what the generator returned, or its ``Final``.
         self.result: JSON = None
@@ -123,7 +125,7 @@ class _Stream:
         self.result = self._incoming.check_whole(response.result)
         return _Nothing.MORE
 
-    def _late(self, asked: Asked) -> RequestTimeout:
+    def _late(self, asked: PendingRequest) -> RequestTimeout:
         return RequestTimeout(
             f"{asked.agent!r} sent no further part of its answer to {asked.message_id} within {asked.timeout:g} s"
         )
@@ -133,7 +135,7 @@ class _Stream:
         runs = self._asked is not None and not self._ended and not self._asked.answer.done()
         self._ended = True
         if self._asked is not None:
-            self._asker.app.answers.drop(self._asked.message_id)
+            self._asker.app.result_collector.drop(self._asked.message_id)
         return runs
 
 
@@ -146,9 +148,9 @@ class Stream(_Stream):
         RequestError: the answer came to another end; its classes say which.
     """
 
-    _asked: Asked
+    _asked: PendingRequest
 
-    def __init__(self, asker: Asker, *request: Any, **options: Any) -> None:
+    def __init__(self, asker: RequestSender, *request: Any, **options: Any) -> None:
         check_may_block()
         self._came = threading.Condition()
         super().__init__(asker, self._wake)
@@ -194,14 +196,14 @@ class Stream(_Stream):
             self._came.notify_all()
 
 
-class AwaitedStream(_Stream):
+class AsyncStream(_Stream):
     """The parts of an answer, awaited: ``async for chunk in stream``, best within ``async with stream:``.
 
     Raises:
         RequestTimeout, StreamBroken, RequestError: as Stream.
     """
 
-    def __init__(self, asker: Asker, *request: Any, **options: Any) -> None:
+    def __init__(self, asker: RequestSender, *request: Any, **options: Any) -> None:
         super().__init__(asker, self._wake)
         self._request = partial(asker.ask, *request, **options, stream=True, on_chunk=self._incoming.put)
         self._came = asyncio.Event()
@@ -230,13 +232,13 @@ class AwaitedStream(_Stream):
     async def aclose(self) -> None:
         """Take no more parts, and cancel the handler that sends them if it still runs."""
         if self._close() and self._asked is not None:
-            await asyncio.wrap_future(submit(_cancel, self._asker.app, self._asked))
+            await asyncio.wrap_future(run_in_thread(_cancel, self._asker.app, self._asked))
 
-    async def _send(self) -> Asked:
+    async def _send(self) -> PendingRequest:
         """Send the request, unless that was done."""
         if self._asked is None:
             self._loop = asyncio.get_running_loop()
-            sending = submit(self._request)
+            sending = run_in_thread(self._request)
             try:
                 [self._asked] = await asyncio.wrap_future(sending)
             except asyncio.CancelledError:
@@ -245,14 +247,14 @@ class AwaitedStream(_Stream):
             self._asked.answer.add_done_callback(lambda _: self._wake())
         return self._asked
 
-    def _drop(self, sending: Future[list[Asked]]) -> None:
+    def _drop(self, sending: Future[list[PendingRequest]]) -> None:
         """Cancel a request that nobody waited for once it was sent, if it was."""
         if not sending.cancelled() and sending.exception() is None:
             [asked] = sending.result()
-            self._asker.app.answers.drop(asked.message_id)
+            self._asker.app.result_collector.drop(asked.message_id)
             _cancel(self._asker.app, asked)
 
-    async def _await_chunk(self, asked: Asked) -> tuple[JSON] | None:
+    async def _await_chunk(self, asked: PendingRequest) -> tuple[JSON] | None:
         until = time.monotonic() + asked.timeout
         while True:
             self._came.clear()
@@ -270,7 +272,7 @@ class AwaitedStream(_Stream):
             self._loop.call_soon_threadsafe(self._came.set)
 
 
-def _cancel(app: AgentApp, asked: Asked) -> None:
+def _cancel(app: AgentApp, asked: PendingRequest) -> None:
     """Cancel the handler of a request whose answer nobody takes any more."""
     try:
         cancel(app, asked.message_id, running=True, timeout=CANCEL_SECONDS)

@@ -19,13 +19,13 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeAlias, TypeVar
 
 from celery import Task
 
-from waooaw_celery.agents.requests.core import Asked, Asker, Params, check_may_block
+from waooaw_celery.agents.requests.core import Params, PendingRequest, RequestSender, check_may_block
 from waooaw_celery.agents.requests.response import Response, result_of
 from waooaw_celery.app.app import AgentApp
-from waooaw_celery.broker.application import agent_app
+from waooaw_celery.broker.application import require_agent_app
 from waooaw_celery.messages.message import DeliveryReceipt, Priority
 from waooaw_celery.messages.validation import JSON
-from waooaw_celery.worker.execution.threads import submit
+from waooaw_celery.worker.execution.threads import run_in_thread
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -33,7 +33,7 @@ S = TypeVar("S")
 AnyStream = TypeVar("AnyStream")
 
 #: A verb that waits: it yields the requests that it sent, and returns its result.
-Waiting: TypeAlias = Generator[Sequence[Asked], None, T]
+RequestSteps: TypeAlias = Generator[Sequence[PendingRequest], None, T]
 
 
 def direct(verb: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[Any, P], T]:
@@ -46,7 +46,7 @@ def direct(verb: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[Any, P]
     return call
 
 
-def blocking(verb: Callable[Concatenate[S, P], Waiting[T]]) -> Callable[Concatenate[Any, P], T]:
+def blocking(verb: Callable[Concatenate[S, P], RequestSteps[T]]) -> Callable[Concatenate[Any, P], T]:
     """Return a face's method that blocks its thread until a verb's answers have arrived or its time is over."""
 
     @wraps(verb)
@@ -69,20 +69,20 @@ def in_thread(verb: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[Any,
 
     @wraps(verb)
     async def call(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return await asyncio.wrap_future(submit(verb, self.verbs, *args, **kwargs))
+        return await asyncio.wrap_future(run_in_thread(verb, self.verbs, *args, **kwargs))
 
     return call
 
 
 def awaited(
-    verb: Callable[Concatenate[S, P], Waiting[T]],
+    verb: Callable[Concatenate[S, P], RequestSteps[T]],
 ) -> Callable[Concatenate[Any, P], Coroutine[Any, Any, T]]:
     """Return a face's coroutine that sends in a thread, and holds no thread while the answers are awaited."""
 
     @wraps(verb)
     async def call(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> T:
         steps = verb(self.verbs, *args, **kwargs)
-        sending = submit(next, steps)
+        sending = run_in_thread(next, steps)
         try:
             requests = await asyncio.wrap_future(sending)
             done, _ = await asyncio.wait(
@@ -98,7 +98,7 @@ def awaited(
     return call
 
 
-def _result(steps: Waiting[T]) -> T:
+def _result(steps: RequestSteps[T]) -> T:
     """Resume a verb, and return its result."""
     try:
         next(steps)
@@ -108,7 +108,7 @@ def _result(steps: Waiting[T]) -> T:
     raise RuntimeError("a verb waits once")
 
 
-def _close(steps: Waiting[Any], sending: Future[Any]) -> None:
+def _close(steps: RequestSteps[Any], sending: Future[Any]) -> None:
     """Close a verb that nobody awaits any more, once its requests were sent."""
     if not sending.cancelled() and sending.exception() is None:
         steps.close()
@@ -123,8 +123,8 @@ class RequestVerbs(Generic[AnyStream]):
     """
 
     def __init__(self, app: AgentApp, stream_type: Callable[..., AnyStream]) -> None:
-        self.app = agent_app(app, "RequestResponseHandler")
-        self._asker = Asker(app)
+        self.app = require_agent_app(app, "RequestResponseHandler")
+        self._asker = RequestSender(app)
         self._stream_type = stream_type
 
     def request(
@@ -136,7 +136,7 @@ class RequestVerbs(Generic[AnyStream]):
         from_agent: str | None = None,
         timeout: float | None = None,
         priority: Priority = Priority.NORMAL,
-    ) -> Waiting[JSON]:
+    ) -> RequestSteps[JSON]:
         """Request a method of an agent and return its result.
 
         Args:
@@ -172,7 +172,7 @@ class RequestVerbs(Generic[AnyStream]):
         from_agent: str | None = None,
         timeout: float | None = None,
         priority: Priority = Priority.NORMAL,
-    ) -> Waiting[Response]:
+    ) -> RequestSteps[Response]:
         """Request a method of an agent and return the Response, which holds the result or the error.
 
         The arguments are those of ``request``.
@@ -195,7 +195,7 @@ class RequestVerbs(Generic[AnyStream]):
         from_agent: str | None = None,
         timeout: float | None = None,
         priority: Priority = Priority.NORMAL,
-    ) -> Waiting[dict[str, Response]]:
+    ) -> RequestSteps[dict[str, Response]]:
         """Request a method of several agents at once and return the Response of each, by agent.
 
         The timeout bounds all of them together. The other arguments are those of ``request``.
@@ -212,7 +212,7 @@ class RequestVerbs(Generic[AnyStream]):
             yield requests
         except GeneratorExit:
             for each in requests:
-                self.app.answers.drop(each.message_id)
+                self.app.result_collector.drop(each.message_id)
             raise
         return {each.agent: self._asker.response(each) for each in requests}
 

@@ -18,7 +18,7 @@ from kombu.transport import base, pyamqp
 
 from waooaw_celery.broker.incoming.delivery import as_item, without_compression
 from waooaw_celery.broker.incoming.guard import check_task_headers, decode_task
-from waooaw_celery.errors import Unreadable
+from waooaw_celery.errors import DecodingFailed
 from waooaw_celery.wire.caps import Caps, header_bytes
 from waooaw_celery.wire.codecs import expand
 
@@ -166,18 +166,18 @@ def _read(body: Any, properties: Any, headers: dict[str, Any], caps: Caps) -> tu
     try:
         size = header_bytes(headers)
     except (TypeError, ValueError, RecursionError) as error:
-        raise Unreadable(f"its headers cannot be read: {error!r:.200}") from error
+        raise DecodingFailed(f"its headers cannot be read: {error!r:.200}") from error
     if size > caps.max_header_bytes:
-        raise Unreadable(f"its headers have about {size} bytes, more than {caps.max_header_bytes}")
+        raise DecodingFailed(f"its headers have about {size} bytes, more than {caps.max_header_bytes}")
     if len(body or b"") > caps.max_body_bytes:
-        raise Unreadable(f"its body has {len(body)} bytes, more than {caps.max_body_bytes}")
+        raise DecodingFailed(f"its body has {len(body)} bytes, more than {caps.max_body_bytes}")
     is_task = "task" in headers
     if is_task:
         check_task_headers(headers)
     codec = headers.get("compression")
     if codec is not None:
         if not isinstance(codec, str):
-            raise Unreadable("its header 'compression' is no text")
+            raise DecodingFailed("its header 'compression' is no text")
         body = expand(body.encode() if isinstance(body, str) else body, codec, caps)
     if not is_task:
         return body, None

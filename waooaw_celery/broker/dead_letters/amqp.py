@@ -20,7 +20,7 @@ from uuid import uuid4
 from kombu import Exchange, Queue
 
 from waooaw_celery.broker.dead_letters.dead_letter import DeadLetter
-from waooaw_celery.broker.dead_letters.storage import Choice, LetterStore
+from waooaw_celery.broker.dead_letters.storage import DeadLetterFilter, DeadLetterStorage
 from waooaw_celery.broker.redis.parking import DEAD_KEY
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ _PERSISTENT = 2
 LOOKS, LOOK_SECONDS = 3, 0.5
 
 
-class QueueLetters(LetterStore):
+class AmqpDeadLetterStorage(DeadLetterStorage):
     """The queue ``waooaw.dead``."""
 
     def __init__(self, app: Any, most: int) -> None:
@@ -68,7 +68,7 @@ class QueueLetters(LetterStore):
 
         self._with("keep a dead letter", publish)
 
-    def list(self, choice: Choice, limit: int) -> Sequence[DeadLetter]:
+    def list(self, choice: DeadLetterFilter, limit: int) -> Sequence[DeadLetter]:
         def look(connection: Any) -> list[DeadLetter]:
             newest: deque[DeadLetter] = deque(maxlen=limit)
             wanted = None if choice.ids is None else len(set(choice.ids))

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any, NamedTuple, Self
 
 from waooaw_celery.broker.incoming.guard import read
-from waooaw_celery.errors import InvalidMessage, UnknownAgent, Unreadable
+from waooaw_celery.errors import DecodingFailed, InvalidMessage, UnknownAgent
 from waooaw_celery.messages.headers import payload_of
 from waooaw_celery.messages.message import ENVELOPE_HEADER, Message
 from waooaw_celery.messages.queues import AGENT_QUEUES, HandlerName
@@ -77,7 +77,7 @@ class DeadLetter:
         )
 
 
-class Opened(NamedTuple):
+class DeadLetterContent(NamedTuple):
     """What a letter says.
 
     Attributes:
@@ -95,7 +95,7 @@ class Opened(NamedTuple):
     after: dict[str, Any]
 
 
-def opened(letter: DeadLetter, caps: Caps) -> Opened:
+def read_content(letter: DeadLetter, caps: Caps) -> DeadLetterContent:
     """Read a letter.
 
     Args:
@@ -109,7 +109,7 @@ def opened(letter: DeadLetter, caps: Caps) -> Opened:
     """
     delivery = read(_plain(letter.raw), caps)
     if delivery.decoded is None:
-        raise Unreadable("it is no task")
+        raise DecodingFailed("it is no task")
     headers = delivery["headers"]
     target = HandlerName.parse(headers["task"])
     if target is None:
@@ -121,13 +121,13 @@ def opened(letter: DeadLetter, caps: Caps) -> Opened:
     if wanted and not own:
         raise InvalidMessage(FOREIGN_CALLBACKS)
     message = Message.from_headers(headers, target.agent, payload_of(target.handler, args, kwargs))
-    return Opened(target, message, list(args), kwargs, wanted)
+    return DeadLetterContent(target, message, list(args), kwargs, wanted)
 
 
 #: Options of ``apply_async`` for what Celery does afterwards, and their names in the body of a task.
 _AFTER = {"link": "callbacks", "link_error": "errbacks", "chain": "chain"}
 #: Parts of a task's body that make Celery call other tasks.
-CALLING = ("callbacks", "errbacks", "chain", "chord")
+CALLBACK_FIELDS = ("callbacks", "errbacks", "chain", "chord")
 #: Why a message to an agent is refused that has one of them.
 FOREIGN_CALLBACKS = "it comes from no agent and names tasks to call afterwards, which are not obeyed"
 

@@ -9,22 +9,22 @@ from datetime import datetime
 from typing import Any
 from uuid import NAMESPACE_OID, uuid5
 
-from waooaw_celery.broker.dead_letters.amqp import QueueLetters
-from waooaw_celery.broker.dead_letters.dead_letter import DeadLetter, Opened, opened, printable
-from waooaw_celery.broker.dead_letters.redis import RedisLetters
-from waooaw_celery.broker.dead_letters.storage import Choice, LetterStore
-from waooaw_celery.broker.redis.parking import tell
-from waooaw_celery.errors import InvalidMessage, StoreUnavailable, UnknownLetter, UnknownMessage, WaooawError
+from waooaw_celery.broker.dead_letters.amqp import AmqpDeadLetterStorage
+from waooaw_celery.broker.dead_letters.dead_letter import DeadLetter, DeadLetterContent, printable, read_content
+from waooaw_celery.broker.dead_letters.redis import RedisDeadLetterStorage
+from waooaw_celery.broker.dead_letters.storage import DeadLetterFilter, DeadLetterStorage
+from waooaw_celery.broker.redis.parking import notify_dead_lettered
+from waooaw_celery.errors import InvalidMessage, StoreUnavailable, UnknownDeadLetter, UnknownMessage, WaooawError
 from waooaw_celery.messages.message import Message, MessageStatus
-from waooaw_celery.messages.receipt import Event, Fact
+from waooaw_celery.messages.receipt import MessageEvent, MessageFact
 from waooaw_celery.messages.validation import LocalTime
 
 logger = logging.getLogger(__name__)
 
 #: How often a message is sent again from the dead letters, counted along its copies, unless somebody insists.
-MOST_RETRIES = 3
+MAX_RETRIES = 3
 #: Letters that one call lists or works on, unless it says otherwise.
-LIMIT = 100
+DEFAULT_LIMIT = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +44,7 @@ class Outcome:
     refused: str | None = None
 
 
-class DeadLetters:
+class DeadLetterQueue:
     """The dead letters of an application's broker.
 
     Every method raises BrokerUnavailable when the broker does not answer.
@@ -55,7 +55,7 @@ class DeadLetters:
 
     def __init__(self, app: Any) -> None:
         self._app = app
-        kind: type[LetterStore] = RedisLetters if app.driver == "redis" else QueueLetters
+        kind: type[DeadLetterStorage] = RedisDeadLetterStorage if app.driver == "redis" else AmqpDeadLetterStorage
         self._store = kind(app, app.settings.dead_letters_max)
 
     def add(self, queue: str, reason: str, raw: bytes) -> None:
@@ -78,7 +78,7 @@ class DeadLetters:
             worker: node name of the worker that met it.
         """
         self.add(queue, reason, raw)
-        tell(self, queue, raw, reason, worker)
+        notify_dead_lettered(self, queue, raw, reason, worker)
 
     def list(
         self,
@@ -88,7 +88,7 @@ class DeadLetters:
         reason: str | None = None,
         since: datetime | None = None,
         ids: Collection[str] | None = None,
-        limit: int = LIMIT,
+        limit: int = DEFAULT_LIMIT,
     ) -> Sequence[DeadLetter]:
         """Return the letters that fit all that is said, the newest first.
 
@@ -107,7 +107,7 @@ class DeadLetters:
             raise InvalidMessage(f"limit must be a positive number, not {limit!r:.80}")
         if since is not None and since.tzinfo is None:
             raise InvalidMessage("since must be an aware datetime, such as datetime.now(UTC)")
-        choice = Choice(agent=agent, queue=queue, reason=reason, since=since, ids=ids)
+        choice = DeadLetterFilter(agent=agent, queue=queue, reason=reason, since=since, ids=ids)
         return self._store.list(choice, limit)
 
     def get(self, id_: str) -> DeadLetter:
@@ -116,9 +116,9 @@ class DeadLetters:
         Raises:
             UnknownLetter: there is none with this id.
         """
-        found = self._store.list(Choice(ids=[id_]), 1)
+        found = self._store.list(DeadLetterFilter(ids=[id_]), 1)
         if not found:
-            raise UnknownLetter(
+            raise UnknownDeadLetter(
                 f"there is no dead letter {id_!r:.80}: `waooaw dead list` shows those that are there"
             )
         return found[0]
@@ -188,8 +188,8 @@ class DeadLetters:
 
     def _retry(self, letter: DeadLetter, who: str, again: bool) -> Outcome:
         try:
-            said = opened(letter, self._app.packer.caps)
-            if said.message.resent >= MOST_RETRIES and not again:
+            said = read_content(letter, self._app.packer.caps)
+            if said.message.resent >= MAX_RETRIES and not again:
                 raise InvalidMessage(
                     f"it was sent again {said.message.resent} times already: mend its handler, then insist "
                     "(--again, or again=True)"
@@ -200,9 +200,9 @@ class DeadLetters:
         except WaooawError as error:
             return Outcome(id=letter.id, message_id=letter.message_id, refused=printable(str(error)))
         self._app.receipts.note(
-            Fact(
+            MessageFact(
                 message_id=said.message.message_id,
-                event=Event.RESENT,
+                event=MessageEvent.RESENT,
                 message=said.message,
                 handler=said.target.handler,
                 error=f"as {new_id} by {who}",
@@ -217,7 +217,7 @@ class DeadLetters:
         )
         return Outcome(id=letter.id, message_id=letter.message_id, new_id=new_id)
 
-    def _send(self, letter: DeadLetter, said: Opened) -> str:
+    def _send(self, letter: DeadLetter, said: DeadLetterContent) -> str:
         """Send the new message of a letter, unless that was done before, and return its id."""
         # The same each time: of two who retry one letter, the second sends nothing.
         new_id = str(uuid5(NAMESPACE_OID, f"dead letter {letter.id} of {said.message.message_id}"))
@@ -243,7 +243,7 @@ class DeadLetters:
 
     def _discard(self, letter: DeadLetter, error: str) -> Outcome:
         if letter.message_id is not None and letter.agent is not None:
-            fact = Fact(message_id=letter.message_id, event=Event.DISCARDED, error=error)
+            fact = MessageFact(message_id=letter.message_id, event=MessageEvent.DISCARDED, error=error)
             self._app.receipts.note(fact)
         logger.info("dead letter %s is discarded %a", letter.id, error, extra={"action": "letter_discarded"})
         return Outcome(id=letter.id, message_id=letter.message_id)

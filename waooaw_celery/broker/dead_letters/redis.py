@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from redis import Redis
 
 from waooaw_celery.broker.dead_letters.dead_letter import DeadLetter
-from waooaw_celery.broker.dead_letters.storage import Choice, LetterStore
+from waooaw_celery.broker.dead_letters.storage import DeadLetterFilter, DeadLetterStorage
 from waooaw_celery.broker.redis.parking import DEAD_KEY
 
 T = TypeVar("T")
@@ -19,14 +19,14 @@ T = TypeVar("T")
 PAGE = 20
 
 
-class RedisLetters(LetterStore):
+class RedisDeadLetterStorage(DeadLetterStorage):
     """The stream ``waooaw.dead``."""
 
     def add(self, queue: str, reason: str, raw: bytes) -> None:
         fields: Any = {"queue": queue, "reason": reason, "raw": raw}
         self._ask("keep a dead letter", lambda client, key: client.xadd(key, fields, maxlen=self._most))
 
-    def list(self, choice: Choice, limit: int) -> Sequence[DeadLetter]:
+    def list(self, choice: DeadLetterFilter, limit: int) -> Sequence[DeadLetter]:
         return self._ask("read the dead letters", partial(_chosen, choice, limit))
 
     def remove(self, ids: Collection[str]) -> set[str]:
@@ -50,7 +50,7 @@ class RedisLetters(LetterStore):
         return self._with(what, ask)
 
 
-def _chosen(choice: Choice, limit: int, client: Any, key: str) -> list[DeadLetter]:
+def _chosen(choice: DeadLetterFilter, limit: int, client: Any, key: str) -> list[DeadLetter]:
     entries = _named(choice.ids, client, key) if choice.ids is not None else _newest(choice, client, key)
     found: list[DeadLetter] = []
     for id_, fields in entries:
@@ -69,7 +69,7 @@ def _named(ids: Collection[str], client: Any, key: str) -> Iterator[Any]:
         yield from client.xrange(key, id_, id_)
 
 
-def _newest(choice: Choice, client: Any, key: str) -> Iterator[Any]:
+def _newest(choice: DeadLetterFilter, client: Any, key: str) -> Iterator[Any]:
     lowest = "-" if choice.since is None else str(max(int(choice.since.timestamp() * 1000), 0))
     highest = "+"
     while page := client.xrevrange(key, highest, lowest, count=PAGE):

@@ -17,7 +17,7 @@ from waooaw_celery.broker.dead_letters.dead_letter import DeadLetter
 from waooaw_celery.errors import BrokerUnavailable
 
 #: Seconds to wait for a connection of the application's pool.
-PATIENCE = 5.0
+DEADLINE_SECONDS = 5.0
 #: What brokers raise.
 BROKER_ERRORS = (OperationalError, KombuError, AMQPError, RedisError, OSError)
 
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
+class DeadLetterFilter:
     """Which letters are meant: those that fit all that is said.
 
     Attributes:
@@ -53,7 +53,7 @@ class Choice:
         )
 
 
-class LetterStore(ABC):
+class DeadLetterStorage(ABC):
     """The dead letters of a broker; the oldest make room when there are too many.
 
     Every method raises BrokerUnavailable when the broker does not answer.
@@ -77,7 +77,7 @@ class LetterStore(ABC):
         """
 
     @abstractmethod
-    def list(self, choice: Choice, limit: int) -> Sequence[DeadLetter]:
+    def list(self, choice: DeadLetterFilter, limit: int) -> Sequence[DeadLetter]:
         """Return letters, the newest first.
 
         Args:
@@ -98,9 +98,9 @@ class LetterStore(ABC):
         error: Exception | None = None
         for _ in range(times):
             try:
-                with self._app.pool.acquire(block=True, timeout=PATIENCE) as connection:
+                with self._app.pool.acquire(block=True, timeout=DEADLINE_SECONDS) as connection:
                     try:
-                        connection.ensure_connection(max_retries=1, interval_start=0, timeout=PATIENCE)
+                        connection.ensure_connection(max_retries=1, interval_start=0, timeout=DEADLINE_SECONDS)
                         return do(connection)
                     except (*connection.connection_errors, *connection.channel_errors):
                         with suppress(*BROKER_ERRORS):

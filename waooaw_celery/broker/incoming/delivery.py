@@ -19,7 +19,7 @@ DELIVERY_COUNT = "x-delivery-count"
 DELIVERY_LIMIT = 5
 
 #: How the tags of leased messages begin: those that Kombu's own consumers note have no such thing.
-TAG_MARK = "lease:"
+TAG_SEPARATOR = "lease:"
 
 #: What a dead letter keeps of a message's properties, besides its headers.
 _KEPT_PROPERTIES = (

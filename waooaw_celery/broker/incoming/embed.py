@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from waooaw_celery.errors import Unreadable
+from waooaw_celery.errors import DecodingFailed
 
 #: Parts of a task's message that are lists of signatures.
 _LISTS = ("callbacks", "errbacks", "chain")
@@ -26,7 +26,7 @@ def check_embed(embed: Mapping[str, Any] | None) -> None:
         if said is None:
             continue
         if not isinstance(said, list | tuple):
-            raise Unreadable(f"its {name} are no list")
+            raise DecodingFailed(f"its {name} are no list")
         for each in said:
             _check_signature(each, name)
     chord = (embed or {}).get("chord")
@@ -37,18 +37,18 @@ def check_embed(embed: Mapping[str, Any] | None) -> None:
 def _check_signature(said: Any, where: str) -> None:
     """Check one signature, and those within it. (The depth of a body is bounded before.)"""
     if not isinstance(said, Mapping):
-        raise Unreadable(f"its {where} names no task")
+        raise DecodingFailed(f"its {where} names no task")
     name = said.get("task")
     if not isinstance(name, str) or not name.isprintable() or not 0 < len(name) <= _MAX_NAME:
-        raise Unreadable(f"its {where} names no task")
+        raise DecodingFailed(f"its {where} names no task")
     args, kwargs, options = said.get("args"), said.get("kwargs"), said.get("options")
     if not isinstance(args, list | tuple | None):
-        raise Unreadable(f"the arguments of {name} in its {where} are no list")
+        raise DecodingFailed(f"the arguments of {name} in its {where} are no list")
     if not isinstance(kwargs, Mapping | None) or not isinstance(options, Mapping | None):
-        raise Unreadable(f"the options of {name} in its {where} are no mapping")
+        raise DecodingFailed(f"the options of {name} in its {where} are no mapping")
     kind = said.get("subtask_type")
     if not isinstance(kind, str | None):
-        raise Unreadable(f"the type of {name} in its {where} is no text")
+        raise DecodingFailed(f"the type of {name} in its {where} is no text")
     for option in _OF_OPTIONS:
         _check_signatures((options or {}).get(option), where)
     parts = kwargs or {}

@@ -16,7 +16,7 @@ from typing import Any
 from kombu.utils.json import loads as kombu_json_loads
 
 from waooaw_celery.broker.incoming.embed import check_embed
-from waooaw_celery.errors import Unreadable
+from waooaw_celery.errors import DecodingFailed
 from waooaw_celery.wire.caps import Caps, check_json_nodes, check_size, header_bytes
 from waooaw_celery.wire.codecs import expand
 from waooaw_celery.wire.formats import decode
@@ -67,20 +67,20 @@ def read(raw: bytes, caps: Caps) -> Delivery:
     """
     try:
         return _read(raw, caps)
-    except Unreadable:
+    except DecodingFailed:
         raise
     except Exception as error:  # no check may end the worker: what fails on a message is the message's fault
         raise uncheckable(error) from error
 
 
-def uncheckable(error: Exception) -> Unreadable:
+def uncheckable(error: Exception) -> DecodingFailed:
     """Return the verdict on a message whose check raised an error that no rule provides for."""
-    return Unreadable(f"it cannot be checked: {error!r:.200}")
+    return DecodingFailed(f"it cannot be checked: {error!r:.200}")
 
 
 def _read(raw: bytes, caps: Caps) -> Delivery:
     if len(raw) > caps.max_item_bytes:
-        raise Unreadable(f"it has {len(raw)} bytes, more than {caps.max_item_bytes}")
+        raise DecodingFailed(f"it has {len(raw)} bytes, more than {caps.max_item_bytes}")
     check_json_nodes(raw, caps)
     message = _parse(raw)
     body = message.get("body") if isinstance(message, dict) else None
@@ -90,7 +90,7 @@ def _read(raw: bytes, caps: Caps) -> Delivery:
     return _examine(message, caps)
 
 
-def examine(message: Any, caps: Caps) -> Delivery:
+def check_message(message: Any, caps: Caps) -> Delivery:
     """Return a message, as it travels, unpacked.
 
     Args:
@@ -102,7 +102,7 @@ def examine(message: Any, caps: Caps) -> Delivery:
     """
     try:
         return _examine(message, caps)
-    except Unreadable:
+    except DecodingFailed:
         raise
     except Exception as error:
         raise uncheckable(error) from error
@@ -140,11 +140,11 @@ def check_task_headers(headers: Mapping[str, Any]) -> None:
     for name in ("task", "id"):
         value: Any = headers.get(name)
         if not _is_text(value) or len(value) > _MAX_ID:
-            raise Unreadable(f"its header {name!r} is no printable text of at most {_MAX_ID} characters")
+            raise DecodingFailed(f"its header {name!r} is no printable text of at most {_MAX_ID} characters")
     for name in _TEXTS:
         value = headers.get(name)
         if value is not None and not _is_text(value):
-            raise Unreadable(f"its header {name!r} is no printable text")
+            raise DecodingFailed(f"its header {name!r} is no printable text")
     for name in _FREE_TEXTS:
         _need(isinstance(headers.get(name), _TEXT_OR_NONE), f"its header {name!r} is no text")
     for name in _MOMENTS:
@@ -157,14 +157,14 @@ def check_task_headers(headers: Mapping[str, Any]) -> None:
     if limits is not None and not (
         isinstance(limits, list) and len(limits) == 2 and all(map(_is_seconds, limits))
     ):
-        raise Unreadable(f"its header 'timelimit' is no pair of seconds from 0 to {_MAX_SECONDS}")
+        raise DecodingFailed(f"its header 'timelimit' is no pair of seconds from 0 to {_MAX_SECONDS}")
     retries = headers.get("retries")
     if retries is not None and not (_is_number(retries, _MAX_RETRIES) and retries == int(retries)):
-        raise Unreadable(f"its header 'retries' is no count from 0 to {_MAX_RETRIES}")
+        raise DecodingFailed(f"its header 'retries' is no count from 0 to {_MAX_RETRIES}")
     _need(isinstance(headers.get("stamps"), _MAPPING_OR_NONE), "its header 'stamps' is no mapping")
     names = headers.get("stamped_headers")
     if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
-        raise Unreadable("its header 'stamped_headers' is no list of names")
+        raise DecodingFailed("its header 'stamped_headers' is no list of names")
 
 
 def decode_task(body: Any, content_type: Any, content_encoding: Any, caps: Caps) -> Any:
@@ -180,7 +180,7 @@ def decode_task(body: Any, content_type: Any, content_encoding: Any, caps: Caps)
         Unreadable: the format is not accepted, or the body cannot be read, or is none of a task.
     """
     if content_type in (None, _UNDECODED):
-        raise Unreadable(f"its content type is {content_type!r:.80}, which is not accepted")
+        raise DecodingFailed(f"its content type is {content_type!r:.80}, which is not accepted")
     decoded = decode(body or b"", content_type, content_encoding, caps)
     check_task_body(decoded)
     return decoded
@@ -218,27 +218,27 @@ def _parse(raw: bytes) -> Any:
         # Kombu's own reader looks at every mapping for values that it wrapped; few messages have any.
         parsed = kombu_json_loads(raw) if b"__type__" in raw else json.loads(raw)
     except Exception as error:  # a value that Kombu wrapped, and cannot unwrap, raises anything
-        raise Unreadable(f"it is no JSON that can be read: {error!r:.200}") from error
+        raise DecodingFailed(f"it is no JSON that can be read: {error!r:.200}") from error
     return parsed
 
 
 def _expand(body: Any, encoding: Any, headers: Mapping[str, Any], caps: Caps) -> Any:
     """Return a body as Kombu's message has it: decoded for the way, decompressed within bounds."""
     if encoding not in (None, "base64") and not (isinstance(encoding, str) and encoding.lower() == "utf-8"):
-        raise Unreadable(f"its body_encoding is {encoding!r:.80}")
+        raise DecodingFailed(f"its body_encoding is {encoding!r:.80}")
     _need(isinstance(body, _TEXT_OR_NONE), "its body is no text")
     if body and encoding == "base64":
         try:
             body = b64decode(body)
         except (binascii.Error, ValueError) as error:
-            raise Unreadable(f"its body is no base64: {error}") from error
+            raise DecodingFailed(f"its body is no base64: {error}") from error
     if body and len(body) > caps.max_body_bytes:
-        raise Unreadable(f"its body has {len(body)} bytes, more than {caps.max_body_bytes}")
+        raise DecodingFailed(f"its body has {len(body)} bytes, more than {caps.max_body_bytes}")
     if isinstance(body, str):
         try:
             body = body.encode()
         except UnicodeEncodeError as error:
-            raise Unreadable(f"its body is no text that can be written: {error}") from error
+            raise DecodingFailed(f"its body is no text that can be written: {error}") from error
     codec = headers.get("compression")
     if codec is not None:
         _need(isinstance(codec, str), "its header 'compression' is no text")
@@ -252,7 +252,7 @@ def _check_headers(message: Any, caps: Caps) -> None:
     headers = message.get("headers") if isinstance(message, dict) else None
     size = header_bytes(headers) if isinstance(headers, dict) else 0
     if size > caps.max_header_bytes:
-        raise Unreadable(f"its headers have about {size} bytes, more than {caps.max_header_bytes}")
+        raise DecodingFailed(f"its headers have about {size} bytes, more than {caps.max_header_bytes}")
 
 
 def _is_text(value: Any) -> bool:
@@ -287,4 +287,4 @@ def _is_seconds(value: Any) -> bool:
 
 def _need(condition: bool, otherwise: str) -> None:
     if not condition:
-        raise Unreadable(otherwise)
+        raise DecodingFailed(otherwise)

@@ -12,15 +12,15 @@ from redis.exceptions import NoScriptError, OutOfMemoryError, RedisError
 from waooaw_celery.broker.redis.scripts import RING
 
 #: Messages, and characters in them, of one command: it holds up the server.
-MOST = 1000
-MOST_CHARACTERS = 4 * 1024 * 1024
+MAX_MESSAGES = 1000
+MAX_CHARACTERS = 4 * 1024 * 1024
 
 
 class BatchRefused(BatchPublishError):
     """The server refused every command of a batch: it has none of the messages."""
 
 
-class PublishBatch(redis.PublishBatch):
+class RedisPublishBatch(redis.PublishBatch):
     """Collects messages by queue and priority."""
 
     def __init__(self, channel: Any, max_size: int) -> None:
@@ -112,7 +112,7 @@ def _parts(texts: list[str]) -> list[list[str]]:
     parts: list[list[str]] = [[]]
     size = 0
     for text in texts:
-        if parts[-1] and (len(parts[-1]) >= MOST or size + len(text) > MOST_CHARACTERS):
+        if parts[-1] and (len(parts[-1]) >= MAX_MESSAGES or size + len(text) > MAX_CHARACTERS):
             parts.append([])
             size = 0
         parts[-1].append(text)

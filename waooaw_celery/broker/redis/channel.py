@@ -18,9 +18,9 @@ from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from waooaw_celery.broker.incoming.delivery import DELIVERY_LIMIT, Message, to_text
-from waooaw_celery.broker.incoming.guard import examine
+from waooaw_celery.broker.incoming.guard import check_message
 from waooaw_celery.broker.redis.acks import Acknowledgements, forget
-from waooaw_celery.broker.redis.batch import PublishBatch
+from waooaw_celery.broker.redis.batch import RedisPublishBatch
 from waooaw_celery.broker.redis.claim import Claimer
 from waooaw_celery.broker.redis.consume import deliver_claimed, read_claim
 from waooaw_celery.broker.redis.keys import Keys
@@ -29,7 +29,7 @@ from waooaw_celery.broker.redis.leases.restore import put_back_message, put_back
 from waooaw_celery.broker.redis.leases.worker_requests import is_ending, running_messages
 from waooaw_celery.broker.redis.qos import QoS
 from waooaw_celery.broker.redis.scripts import PUBLISH
-from waooaw_celery.errors import Unreadable
+from waooaw_celery.errors import DecodingFailed
 from waooaw_celery.wire.caps import Caps
 
 logger = logging.getLogger(__name__)
@@ -89,9 +89,9 @@ class Channel(redis.Channel):
         encoded: tuple[Any, str | None] = super().encode_body(body, encoding or "base64")
         return encoded
 
-    def create_publish_batch(self, max_size: int) -> PublishBatch:
+    def create_publish_batch(self, max_size: int) -> RedisPublishBatch:
         """Return a batch of a producer."""
-        return PublishBatch(self, max_size)
+        return RedisPublishBatch(self, max_size)
 
     def _next_delivery_tag(self) -> str:
         # Only Kombu's own consumers look at it: unique is enough, and random would cost a system call each.
@@ -139,8 +139,8 @@ class Channel(redis.Channel):
     def _deliver_fanout_message(self, message: Any, exchange: str) -> bool:
         """Deliver what was broadcast to whoever listens: remote control. Nothing of it is kept anywhere."""
         try:
-            delivery = examine(message, self.caps)
-        except Unreadable as error:
+            delivery = check_message(message, self.caps)
+        except DecodingFailed as error:
             logger.warning(
                 "a broadcast to %a was dropped: %s", exchange, error, extra={"action": "broadcast_dropped"}
             )

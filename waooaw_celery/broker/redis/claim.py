@@ -10,9 +10,9 @@ from uuid import uuid4
 from kombu.transport import redis
 from redis.exceptions import NoScriptError
 
-from waooaw_celery.broker.incoming.delivery import TAG_MARK, Claim
+from waooaw_celery.broker.incoming.delivery import TAG_SEPARATOR, Claim
 from waooaw_celery.broker.redis.acks import Acknowledgements
-from waooaw_celery.broker.redis.parking import tell
+from waooaw_celery.broker.redis.parking import notify_dead_lettered
 from waooaw_celery.broker.redis.scripts import CLAIM, TOUCH
 
 #: Seconds for which a consumer that may hold so many, and holds three quarters of them, lets what it could claim
@@ -21,7 +21,7 @@ WAIT_SECONDS = 0.01
 PLENTY = 16
 
 
-class Asked(NamedTuple):
+class ClaimRequest(NamedTuple):
     """What a claim asked for, to understand its answer."""
 
     window: int
@@ -57,9 +57,9 @@ class Claimer:
         self.found_nothing = False
         self._said: Literal["", "claim", "bell"] = ""
         self._said_at = 0.0
-        self._asked: Asked | None = None
+        self._asked: ClaimRequest | None = None
         self._known = True  # whether the server knows the script
-        self._tag = f"{TAG_MARK}{uuid4().hex}:"
+        self._tag = f"{TAG_SEPARATOR}{uuid4().hex}:"
         self._count = 0
         self._last_keys: tuple[tuple[str, ...], list[str], list[str]] = (), [], []
 
@@ -169,11 +169,11 @@ class Claimer:
 
     # --- what is asked, and what was answered
 
-    def _ask(self, queues: tuple[str, ...], window: int) -> Asked:
+    def _ask(self, queues: tuple[str, ...], window: int) -> ClaimRequest:
         self._count += 1
         lists, keys = self._keys_of(queues)
         tags = f"{self._tag}{self._count}."
-        return Asked(
+        return ClaimRequest(
             window, queues, lists, tags, keys, [window, tags, len(queues), self._channel.dead_letters_max, *queues]
         )
 
@@ -185,7 +185,7 @@ class Claimer:
             self._last_keys = queues, lists, [*keys.noted, keys.dead, *map(keys.bell, queues), *lists]
         return self._last_keys[1], self._last_keys[2]
 
-    def _take_in(self, answer: list[Any], asked: Asked) -> None:
+    def _take_in(self, answer: list[Any], asked: ClaimRequest) -> None:
         """Keep what was claimed, in order; tell of what was parked."""
         number = 0
         for position, raw in zip(answer[::2], answer[1::2], strict=True):
@@ -195,7 +195,7 @@ class Claimer:
                 number += 1
                 self.claimed.append(Claim(f"{asked.tags}{number}", queue, asked.lists[list_], raw))
             else:
-                tell(self._channel, queue, raw, "it is no message")
+                notify_dead_lettered(self._channel, queue, raw, "it is no message")
 
     def _forget_lost(self) -> None:
         """Let go of what is another's by now: an answer was read so late that nobody renewed what is in it."""

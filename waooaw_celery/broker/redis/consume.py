@@ -8,8 +8,8 @@ from typing import Any
 from waooaw_celery.broker.incoming.delivery import Claim
 from waooaw_celery.broker.incoming.guard import Delivery, read
 from waooaw_celery.broker.redis.leases.restore import put_back_unread
-from waooaw_celery.broker.redis.parking import park
-from waooaw_celery.errors import Unreadable
+from waooaw_celery.broker.redis.parking import dead_letter
+from waooaw_celery.errors import DecodingFailed
 
 #: Seconds for which messages that were claimed together are delivered before the event loop has its turn.
 SLICE_SECONDS = 0.01
@@ -55,8 +55,8 @@ def read_claim(channel: Any, claim: Claim) -> Delivery | None:
     """Return what was claimed, or make a dead letter of it and return None."""
     try:
         delivery = read(claim.raw, channel.caps)
-    except Unreadable as error:
-        park(channel, channel.scripts_client, claim.tag, claim.queue, claim.raw, str(error))
+    except DecodingFailed as error:
+        dead_letter(channel, channel.scripts_client, claim.tag, claim.queue, claim.raw, str(error))
         return None
     delivery["properties"]["delivery_tag"] = claim.tag
     delivery.claim = claim

@@ -7,7 +7,7 @@ from typing import Any
 from waooaw_celery.broker.redis.parking import DEAD_KEY
 
 #: Queues and priorities whose keys are remembered: there may be as many queues of answers as callers.
-MOST_PLACES = 1000
+MAX_CACHED_KEYS = 1000
 
 
 class Keys:
@@ -51,6 +51,6 @@ class Keys:
         known = self._places.get(where)
         if known is None:
             known = self.of(self._name_of_list(*where)), self.bell(queue)
-            if len(self._places) < MOST_PLACES:
+            if len(self._places) < MAX_CACHED_KEYS:
                 self._places[where] = known
         return known

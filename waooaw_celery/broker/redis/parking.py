@@ -18,10 +18,10 @@ DEAD_KEY = "waooaw.dead"
 #: Sent when a message became a dead letter: ``sender`` made it one, ``queue`` is the queue's name, ``raw`` the
 #: message's bytes, ``message_id`` the id of its task or None, ``reason`` a sentence, ``worker`` a node name or
 #: None.
-parked = Signal(name="parked", providing_args=["queue", "raw", "message_id", "reason", "worker"])
+dead_lettered = Signal(name="parked", providing_args=["queue", "raw", "message_id", "reason", "worker"])
 
 
-def park(
+def dead_letter(
     channel: Any,
     client: Any,
     tag: str | bytes,
@@ -46,11 +46,11 @@ def park(
     keys = [*channel.keys.noted, channel.keys.dead]
     done = bool(PARK(client, keys, [tag, queue, reason, claimed_at, channel.dead_letters_max]))
     if done:
-        tell(channel, queue, raw, reason, worker)
+        notify_dead_lettered(channel, queue, raw, reason, worker)
     return done
 
 
-def tell(sender: Any, queue: str, raw: bytes, reason: str, worker: str | None = None) -> None:
+def notify_dead_lettered(sender: Any, queue: str, raw: bytes, reason: str, worker: str | None = None) -> None:
     """Tell the log, and whoever listens, of a dead letter.
 
     Args:
@@ -64,7 +64,7 @@ def tell(sender: Any, queue: str, raw: bytes, reason: str, worker: str | None = 
     logger.error(
         "a message of %a became a dead letter: %s (id %a)", queue, reason, id_, extra={"action": "message_parked"}
     )
-    parked.send(sender=sender, queue=queue, raw=raw, message_id=id_, reason=reason, worker=worker)
+    dead_lettered.send(sender=sender, queue=queue, raw=raw, message_id=id_, reason=reason, worker=worker)
 
 
 def id_of(raw: bytes) -> str | None:

@@ -14,7 +14,7 @@ from waooaw_celery.broker.redis.leases.restore import put_back_message
 logger = logging.getLogger(__name__)
 
 #: Messages claimed at once when a consumer sets no bound.
-MOST_AT_ONCE = 500
+MAX_PREFETCH = 500
 #: Failures of the server after which a channel that closes leaves the rest to the end of their leases.
 MOST_CUTS = 3
 
@@ -39,7 +39,7 @@ class QoS(redis.QoS):
     def window(self) -> int:
         """Return how many messages the channel may claim at once."""
         claimed = len(self.channel.claimed)
-        most: int = MOST_AT_ONCE - claimed
+        most: int = MAX_PREFETCH - claimed
         return min(most, self.prefetch_count - len(self._delivered) - claimed) if self.prefetch_count else most
 
     def append(self, message: virtual.Message, delivery_tag: str) -> None:

@@ -19,11 +19,11 @@ from waooaw_celery.ledger.database.rows import payload_text
 from waooaw_celery.ledger.database.watchdog import watchdog
 
 #: Seconds that a statement or waiting for a lock may take each.
-PATIENCE = 5
+DEADLINE_SECONDS = 5
 #: Seconds that connecting, or a sign of life of a connection, may take.
 CONNECT_SECONDS = 3
 #: Seconds after which a connection that was not used is asked for a sign of life.
-RESTED_SECONDS = 1.0
+IDLE_SECONDS = 1.0
 
 
 def database_url(text: str) -> URL:
@@ -130,9 +130,9 @@ class Database:
         """
         # The commit is inside the watch: a server may freeze before it too.
         with (
-            telling(what),
+            database_errors_as(what),
             self.engine.connect() as connection,
-            self.watched(connection, patience or PATIENCE),
+            self.watched(connection, patience or DEADLINE_SECONDS),
             connection.begin(),
         ):
             if patience is not None and self.is_postgresql:
@@ -161,7 +161,7 @@ def _ask(connection: Any) -> None:
 
 
 @contextmanager
-def telling(what: str, kind: type[AuditUnavailable] = AuditUnavailable) -> Iterator[None]:
+def database_errors_as(what: str, kind: type[AuditUnavailable] = AuditUnavailable) -> Iterator[None]:
     """Turn what a database driver raises to our error.
 
     Args:
@@ -195,7 +195,7 @@ def lacks_connection(error: BaseException | None) -> bool:
     return str(code)[:2] in _NO_CONNECTION or str(code) in _NO_CONNECTION
 
 
-def identity(connection: Connection) -> tuple[Any, ...]:
+def database_identity(connection: Connection) -> tuple[Any, ...]:
     """Return what only connections to the same ledger's tables have in common."""
     if connection.dialect.name == "sqlite":
         return tuple(os.path.realpath(row[2]) for row in connection.exec_driver_sql("PRAGMA database_list"))
@@ -218,7 +218,7 @@ def unavailable(what: str, error: Exception, kind: type[AuditUnavailable] = Audi
 
 def connect_options() -> dict[str, Any]:
     """Return what a connection to PostgreSQL is opened with besides its URL."""
-    options = f"-c statement_timeout={PATIENCE}s -c lock_timeout={PATIENCE}s -c timezone=UTC"
+    options = f"-c statement_timeout={DEADLINE_SECONDS}s -c lock_timeout={DEADLINE_SECONDS}s -c timezone=UTC"
     return {"connect_timeout": CONNECT_SECONDS, "options": options}
 
 
@@ -228,13 +228,13 @@ def _make_engine(url: URL) -> Engine:
             url,
             pool_size=2,
             max_overflow=8,
-            pool_timeout=PATIENCE,
+            pool_timeout=DEADLINE_SECONDS,
             connect_args=connect_options(),
         )
         event.listen(engine, "checkout", _check_alive)
         event.listen(engine, "checkin", _note_use)
         return engine
-    engine = create_engine(url, connect_args={"timeout": PATIENCE}, json_serializer=payload_text)
+    engine = create_engine(url, connect_args={"timeout": DEADLINE_SECONDS}, json_serializer=payload_text)
     event.listen(engine, "connect", _prepare_sqlite)
     return engine
 
@@ -248,7 +248,7 @@ def _check_alive(connection: Any, record: Any, _: Any) -> None:
 
     (Its own ``pool_pre_ping`` would wait for ever for a server that froze.)
     """
-    if time.monotonic() - record.info.get("used", float("-inf")) < RESTED_SECONDS:
+    if time.monotonic() - record.info.get("used", float("-inf")) < IDLE_SECONDS:
         return
     try:
         _ask(connection)

@@ -17,7 +17,7 @@ from waooaw_celery.ledger.database.rows import payload_text
 from waooaw_celery.messages.validation import restored
 
 
-class Moment(TypeDecorator[datetime]):
+class UtcDateTime(TypeDecorator[datetime]):
     """An aware UTC datetime; SQLite, which knows no time zones, gets UTC without one."""
 
     impl = DateTime(timezone=True)
@@ -34,7 +34,7 @@ class Moment(TypeDecorator[datetime]):
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
-class Said(TypeDecorator[Any]):
+class JsonText(TypeDecorator[Any]):
     """A JSON value that stays as it was said.
 
     On SQLite it is text: a column named JSON would take a payload that is a number for one of SQLite's own, and
@@ -61,7 +61,7 @@ class Base(DeclarativeBase):
     """All tables of the ledger."""
 
     type_annotation_map = {  # noqa: RUF012 - SQLAlchemy's own way to say it
-        datetime: Moment(),
+        datetime: UtcDateTime(),
         # JSON and not JSONB: it keeps the text as it was said, and takes every string that JSON can write.
         Any: JSON(),
         str: String(),
@@ -103,7 +103,7 @@ class SubscriptionRow(Base):
     name: Mapped[str] = mapped_column(primary_key=True)
     patterns: Mapped[Any]
     #: The filter, or JSON's null.
-    conditions: Mapped[Any | None] = mapped_column(Said)
+    conditions: Mapped[Any | None] = mapped_column(JsonText)
     subscribed_at: Mapped[datetime]
     #: From when on it wants what was published before, until it has got it.
     catch_up_from: Mapped[datetime | None]
@@ -117,7 +117,7 @@ class SchemaRow(Base):
 
     topic: Mapped[str] = mapped_column(primary_key=True)
     version: Mapped[str] = mapped_column(primary_key=True)
-    json_schema: Mapped[Any] = mapped_column(Said)
+    json_schema: Mapped[Any] = mapped_column(JsonText)
     checked_at: Mapped[str]
     registered_at: Mapped[datetime]
 
@@ -163,18 +163,18 @@ class MessageRow(Base):
     sent_at: Mapped[datetime]
     expires_at: Mapped[datetime | None]
     #: JSON's null too when it was erased.
-    payload: Mapped[Any | None] = mapped_column(Said)
+    payload: Mapped[Any | None] = mapped_column(JsonText)
     #: SHA-256 of the payload, which stays when the payload is erased: room for a chain of evidence.
     payload_digest: Mapped[str]
     erased_at: Mapped[datetime | None]
     #: Of an EVENT: its topic, and its attributes as they travel.
     topic: Mapped[str | None]
-    event: Mapped[Any | None] = mapped_column(Said)
+    event: Mapped[Any | None] = mapped_column(JsonText)
     #: What its publish had besides, to publish it again the same; NULL for a plain message.
-    options: Mapped[Any | None] = mapped_column(Said)
+    options: Mapped[Any | None] = mapped_column(JsonText)
 
 
-class EventRow(Base):
+class MessageEventRow(Base):
     """What became of a message. Writing the same fact twice writes it once; of terminal ones the first is kept."""
 
     __tablename__ = "waooaw_message_events"
@@ -214,7 +214,7 @@ class EventRow(Base):
     sent_at: Mapped[datetime]
 
 
-class OpenRow(Base):
+class OpenMessageRow(Base):
     """A message that may not have ended yet: an index in the form of a table, small however large the ledger is.
 
     Every message without a terminal event is here. One that has ended may be for a moment, until a sweep.
@@ -239,7 +239,7 @@ class OpenRow(Base):
     unrepeatable: Mapped[bool] = mapped_column(server_default=false())
 
 
-class CancelRow(Base):
+class CancellationRow(Base):
     """A message that somebody asked to cancel, as long as a worker may meet it."""
 
     __tablename__ = "waooaw_cancels"
@@ -264,7 +264,7 @@ class InboxRow(Base):
     handler: Mapped[str]
     handled_at: Mapped[datetime]
     #: What the handler returned, for the answer to a request that comes again.
-    result: Mapped[Any | None] = mapped_column(Said)
+    result: Mapped[Any | None] = mapped_column(JsonText)
 
 
 class RefusalRow(Base):

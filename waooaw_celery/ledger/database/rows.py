@@ -10,11 +10,11 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from waooaw_celery.messages.message import Message, RetentionPolicy
-from waooaw_celery.messages.publish_options import Remembered
-from waooaw_celery.messages.receipt import Event, Fact
+from waooaw_celery.messages.publish_options import PublishOptions
+from waooaw_celery.messages.receipt import MessageEvent, MessageFact
 from waooaw_celery.messages.validation import JSON, tagged
 
-Kind = Literal["message", "fact", "stray", "refusal", "withdrawal"]
+RowKind = Literal["message", "fact", "stray", "refusal", "withdrawal"]
 
 #: Why a message has failed whose sender was told that it is refused.
 WITHDRAWN = "refused: the ledger did not confirm it in time; it was never published"
@@ -27,7 +27,7 @@ _canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), check_circu
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class LedgerRow:
     """One row to be.
 
     Attributes:
@@ -39,7 +39,7 @@ class Entry:
         text: the row as a JSON object, its moments as ISO 8601 text.
     """
 
-    kind: Kind
+    kind: RowKind
     message_id: str
     text: str
 
@@ -48,7 +48,7 @@ class Entry:
         return (now - datetime.fromisoformat(json.loads(self.text)["at"])).total_seconds()
 
 
-def message_entry(message: Message, handler: str, retention: RetentionPolicy) -> Entry:
+def message_row(message: Message, handler: str, retention: RetentionPolicy) -> LedgerRow:
     """Return the entry of a message.
 
     Args:
@@ -56,14 +56,14 @@ def message_entry(message: Message, handler: str, retention: RetentionPolicy) ->
         handler: name of the handler it is for.
         retention: how long it is kept when it does not say so itself.
     """
-    return Entry("message", message.message_id, _encode(_message_row(message, handler, retention)))
+    return LedgerRow("message", message.message_id, _encode(_message_row(message, handler, retention)))
 
 
-def message_entries(
+def message_rows(
     messages: Sequence[tuple[Message, str]],
     retention: RetentionPolicy,
-    besides: Mapping[str, Remembered] | None = None,
-) -> list[Entry]:
+    besides: Mapping[str, PublishOptions] | None = None,
+) -> list[LedgerRow]:
     """Return the entries of messages, each with the name of its handler; those of an event share its payload.
 
     Args:
@@ -71,7 +71,7 @@ def message_entries(
         retention: how long one is kept that does not say so itself.
         besides: what their publishes have besides, by id.
     """
-    entries: list[Entry] = []
+    entries: list[LedgerRow] = []
     of_event: dict[str, Any] | None = None
     for message, handler in messages:
         event = message.event
@@ -79,16 +79,16 @@ def message_entries(
         of_event = None if event is None else {"is": event} | {name: row[name] for name in _SHARED}
         if besides and message.message_id in besides:
             row |= _besides(besides[message.message_id])
-        entries.append(Entry("message", message.message_id, _encode(row)))
+        entries.append(LedgerRow("message", message.message_id, _encode(row)))
     return entries
 
 
-def _besides(remembered: Remembered) -> dict[str, Any]:
+def _besides(remembered: PublishOptions) -> dict[str, Any]:
     said = remembered.to_json()
     return {"options": payload_text(said) if said else None, "unrepeatable": remembered.unrepeatable}
 
 
-def published_entries(record: Message, retention: RetentionPolicy, at: datetime) -> list[Entry]:
+def published_event_rows(record: Message, retention: RetentionPolicy, at: datetime) -> list[LedgerRow]:
     """Return the entries of the record of an event: as said to nobody, on its topic, and ended with that.
 
     Args:
@@ -97,12 +97,12 @@ def published_entries(record: Message, retention: RetentionPolicy, at: datetime)
         at: when it was published.
     """
     row = _message_row(record, record.topic or "", retention)
-    fact = Fact(message_id=record.message_id, event=Event.PUBLISHED, at=at)
+    fact = MessageFact(message_id=record.message_id, event=MessageEvent.PUBLISHED, at=at)
     kept = (record.retention or retention).until(record.sent_at)
-    return [Entry("message", record.message_id, _encode(row)), keyed_entry(fact, kept, record.sent_at)]
+    return [LedgerRow("message", record.message_id, _encode(row)), keyed_event_row(fact, kept, record.sent_at)]
 
 
-def fact_entry(fact: Fact, retention: RetentionPolicy) -> Entry:
+def event_row(fact: MessageFact, retention: RetentionPolicy) -> LedgerRow:
     """Return the entry of a fact.
 
     A message that a door with a ledger let through says how long it is kept. One that does not was published by
@@ -110,27 +110,27 @@ def fact_entry(fact: Fact, retention: RetentionPolicy) -> Entry:
     """
     message = fact.message
     if message is not None and message.retention is not None:
-        return keyed_entry(fact, message.retention.until(message.sent_at), message.sent_at)
+        return keyed_event_row(fact, message.retention.until(message.sent_at), message.sent_at)
     said = message and _message_row(message, fact.handler, retention)
     # What another program published had who knows what besides: it cannot be published again as it was.
     row = _fact_row(fact) | {"message": said and {**said, "unrepeatable": True}}
     # The id may be anything: of a message that another program published.
-    return Entry("stray", storable(fact.message_id), json.dumps(row))
+    return LedgerRow("stray", storable(fact.message_id), json.dumps(row))
 
 
-def begin_entry(fact: Fact, retention: RetentionPolicy) -> Entry:
+def delivery_row(fact: MessageFact, retention: RetentionPolicy) -> LedgerRow:
     """Return the entry of the fact that a worker begins with a message, which asks whether it has ended."""
-    entry = fact_entry(fact, retention)
-    return Entry(entry.kind, entry.message_id, f'{{"asks": true, {entry.text[1:]}')
+    entry = event_row(fact, retention)
+    return LedgerRow(entry.kind, entry.message_id, f'{{"asks": true, {entry.text[1:]}')
 
 
-def keyed_entry(fact: Fact, retain_until: datetime, sent_at: datetime) -> Entry:
+def keyed_event_row(fact: MessageFact, retain_until: datetime, sent_at: datetime) -> LedgerRow:
     """Return the entry of a fact about the message of these keys."""
     keys = {"retain_until": _text(retain_until), "sent_at": _text(sent_at)}
-    return Entry("fact", fact.message_id, _encode(_fact_row(fact) | keys))
+    return LedgerRow("fact", fact.message_id, _encode(_fact_row(fact) | keys))
 
 
-def sent_entry(message: Message, at: datetime, retention: RetentionPolicy) -> Entry:
+def sent_row(message: Message, at: datetime, retention: RetentionPolicy) -> LedgerRow:
     """Return the entry of the fact that the broker has a message: what ``fact_entry`` returns, but sooner.
 
     Args:
@@ -144,22 +144,22 @@ def sent_entry(message: Message, at: datetime, retention: RetentionPolicy) -> En
         f'{{"message_id":"{message.message_id}","at":"{_text(at)}","event":"sent","worker":"","terminal":false,'
         f'"attempt":0,"seconds":null,"error":null,"retain_until":"{kept}","sent_at":"{_text(message.sent_at)}"}}'
     )
-    return Entry("fact", message.message_id, text)
+    return LedgerRow("fact", message.message_id, text)
 
 
-def withdrawal_entry(entry: Entry) -> Entry:
+def withdrawal_row(entry: LedgerRow) -> LedgerRow:
     """Return the entry that a message was refused, and never published, though the ledger may take it.
 
     Args:
         entry: the message's.
     """
     said = json.loads(entry.text)
-    fact = Fact(message_id=entry.message_id, event=Event.FAILED, error=WITHDRAWN)
+    fact = MessageFact(message_id=entry.message_id, event=MessageEvent.FAILED, error=WITHDRAWN)
     row = _fact_row(fact) | {"retain_until": said["retain_until"], "sent_at": said["sent_at"]}
-    return Entry("withdrawal", entry.message_id, _encode(row))
+    return LedgerRow("withdrawal", entry.message_id, _encode(row))
 
 
-def refusal_entry(agent: str, rule: str, minute: datetime, process: str, part: int, count: int) -> Entry:
+def refusal_row(agent: str, rule: str, minute: datetime, process: str, part: int, count: int) -> LedgerRow:
     """Return the entry of the fact that messages were refused.
 
     Args:
@@ -171,10 +171,10 @@ def refusal_entry(agent: str, rule: str, minute: datetime, process: str, part: i
         count: how many it did not tell of before.
     """
     row = {"agent": agent, "rule": storable(rule), "minute": _text(minute)}
-    return Entry("refusal", agent, _encode(row | {"process": process, "part": part, "count": count}))
+    return LedgerRow("refusal", agent, _encode(row | {"process": process, "part": part, "count": count}))
 
 
-def _fact_row(fact: Fact) -> dict[str, Any]:
+def _fact_row(fact: MessageFact) -> dict[str, Any]:
     return {
         "message_id": storable(fact.message_id),
         "at": _text(fact.at),

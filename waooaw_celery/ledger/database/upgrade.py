@@ -11,7 +11,7 @@ from waooaw_celery.ledger.database.engine import Database
 from waooaw_celery.ledger.database.version import NEWEST
 
 #: Seconds that it may take: a new index on a large table takes its time.
-PATIENCE = 3600.0
+DEADLINE_SECONDS = 3600.0
 
 
 def upgrade(database: Database) -> str:
@@ -21,7 +21,7 @@ def upgrade(database: Database) -> str:
         AuditUnavailable: the database does not answer or refuses.
     """
     config = migrations()
-    with database.begin("bring the ledger's schema up to date", PATIENCE) as connection:
+    with database.begin("bring the ledger's schema up to date", DEADLINE_SECONDS) as connection:
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
         if database.is_postgresql:

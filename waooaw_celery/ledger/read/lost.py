@@ -13,22 +13,22 @@ from sqlalchemy import ColumnElement, Connection, or_, select
 
 from waooaw_celery.ledger.database.clock import now_in
 from waooaw_celery.ledger.database.engine import Database
-from waooaw_celery.ledger.database.models import MessageRow, OpenRow, WorkerRow
-from waooaw_celery.ledger.database.rows import Entry, keyed_entry
-from waooaw_celery.ledger.read.reader import among, by_month, read
+from waooaw_celery.ledger.database.models import MessageRow, OpenMessageRow, WorkerRow
+from waooaw_celery.ledger.database.rows import LedgerRow, keyed_event_row
+from waooaw_celery.ledger.read.reader import by_month, in_partition, read_records
 from waooaw_celery.ledger.read.records import AuditEvent, AuditRecord
 from waooaw_celery.ledger.write.statements import write
 from waooaw_celery.messages.message import Message, RetentionPolicy
-from waooaw_celery.messages.publish_options import Remembered, due_at
-from waooaw_celery.messages.receipt import NO_PROGRESS, Event, Fact
+from waooaw_celery.messages.publish_options import PublishOptions, due_at
+from waooaw_celery.messages.receipt import NO_PROGRESS, MessageEvent, MessageFact
 
 #: How often a message is recovered, before it has failed.
-MOST_RECOVERIES = 5
+MAX_RECOVERIES = 5
 #: Messages that would expire before anybody could begin them are left to expire.
 EXPIRY_MARGIN = timedelta(seconds=1)
 
 
-class Candidate(NamedTuple):
+class LostMessageCandidate(NamedTuple):
     """An open message that may be lost."""
 
     message_id: str
@@ -37,7 +37,7 @@ class Candidate(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rules:
+class LostMessageRules:
     """When a message that the broker does not have is lost.
 
     Attributes:
@@ -60,7 +60,7 @@ class Verdict(Enum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Lost:
+class LostMessage:
     """A message that is lost.
 
     Attributes:
@@ -75,7 +75,7 @@ class Lost:
 
     message: Message
     handler: str
-    besides: Remembered
+    besides: PublishOptions
     retries: int
     recoveries: int
     reason: str
@@ -83,8 +83,14 @@ class Lost:
 
 
 def candidates(
-    connection: Connection, rules: Rules, *, behind: str, upto: str | None, agent: str | None, count: int
-) -> list[Candidate]:
+    connection: Connection,
+    rules: LostMessageRules,
+    *,
+    behind: str,
+    upto: str | None,
+    agent: str | None,
+    count: int,
+) -> list[LostMessageCandidate]:
     """Return open messages that may be published again, if the broker does not have them, by id.
 
     Args:
@@ -96,20 +102,20 @@ def candidates(
         count: how many at most.
     """
     now = now_in(connection)  # as the row was written
-    in_time = or_(OpenRow.expires_at.is_(None), OpenRow.expires_at > now + EXPIRY_MARGIN)
+    in_time = or_(OpenMessageRow.expires_at.is_(None), OpenMessageRow.expires_at > now + EXPIRY_MARGIN)
     where: list[ColumnElement[bool]] = [
-        OpenRow.message_id > behind,
-        OpenRow.written_at < now - rules.after,
-        ~OpenRow.unrepeatable,
+        OpenMessageRow.message_id > behind,
+        OpenMessageRow.written_at < now - rules.after,
+        ~OpenMessageRow.unrepeatable,
         in_time,
     ]
     if upto is not None:
-        where.append(OpenRow.message_id <= upto)
+        where.append(OpenMessageRow.message_id <= upto)
     if agent is not None:
-        where.append(OpenRow.to_agent == agent)
-    query = select(OpenRow.message_id, OpenRow.to_agent, OpenRow.sent_at).where(*where)
-    rows = connection.execute(query.order_by(OpenRow.message_id).limit(count))
-    return [Candidate(row.message_id, row.to_agent, row.sent_at) for row in rows]
+        where.append(OpenMessageRow.to_agent == agent)
+    query = select(OpenMessageRow.message_id, OpenMessageRow.to_agent, OpenMessageRow.sent_at).where(*where)
+    rows = connection.execute(query.order_by(OpenMessageRow.message_id).limit(count))
+    return [LostMessageCandidate(row.message_id, row.to_agent, row.sent_at) for row in rows]
 
 
 def claiming(database: Database) -> AbstractContextManager[Connection]:
@@ -117,7 +123,9 @@ def claiming(database: Database) -> AbstractContextManager[Connection]:
     return database.begin("claim lost messages")
 
 
-def judge(connection: Connection, ids: Sequence[str], rules: Rules, looked_at: datetime) -> list[Lost]:
+def judge(
+    connection: Connection, ids: Sequence[str], rules: LostMessageRules, looked_at: datetime
+) -> list[LostMessage]:
     """Return those of these messages, which the broker does not have, that are lost; the oldest first.
 
     Args:
@@ -130,37 +138,37 @@ def judge(connection: Connection, ids: Sequence[str], rules: Rules, looked_at: d
         # Two runs at once: the second sees what the first has claimed. (On PostgreSQL one runs at a time.)
         connection.exec_driver_sql("BEGIN IMMEDIATE")
     keys = connection.execute(
-        select(OpenRow.message_id, OpenRow.retain_until).where(OpenRow.message_id.in_(ids))
+        select(OpenMessageRow.message_id, OpenMessageRow.retain_until).where(OpenMessageRow.message_id.in_(ids))
     ).all()
     found: list[tuple[AuditRecord, Any]] = []
     for month in by_month((key.message_id, key.retain_until) for key in keys):
-        which = among(MessageRow, month)
+        which = in_partition(MessageRow, month)
         query = select(MessageRow.message_id, MessageRow.options).where(which)
         options: dict[str, Any] = {row.message_id: row.options for row in connection.execute(query)}
-        records = read(connection, select(MessageRow.__table__).where(which))
+        records = read_records(connection, select(MessageRow.__table__).where(which))
         found += [(record, options.get(record.receipt.message_id)) for record in records]
     now = now_in(connection)
     living = _living(connection, now, {record.receipt.to_agent for record, _ in found})
     lost = []
     for record, said in sorted(found, key=lambda each: each[0].receipt.sent_at):
-        besides = Remembered.from_json(said)
+        besides = PublishOptions.from_json(said)
         verdict, reason = _verdict(record, besides, living, rules, looked_at, now)
         if verdict is not Verdict.LEAVE:
             lost.append(_lost(record, besides, reason, given_up=verdict is Verdict.GIVE_UP))
     return lost
 
 
-def claim(connection: Connection, lost: Iterable[Lost]) -> None:
+def claim(connection: Connection, lost: Iterable[LostMessage]) -> None:
     """Write down that messages are recovered, or given up: before they are published, so that this is bounded."""
     now = now_in(connection)
     write(connection, facts=[_entry(each, now) for each in lost])
 
 
-def _entry(lost: Lost, now: datetime) -> Entry:
-    event = Event.FAILED if lost.given_up else Event.RECOVERED
-    fact = Fact(message_id=lost.message.message_id, event=event, at=now, error=lost.reason)
+def _entry(lost: LostMessage, now: datetime) -> LedgerRow:
+    event = MessageEvent.FAILED if lost.given_up else MessageEvent.RECOVERED
+    fact = MessageFact(message_id=lost.message.message_id, event=event, at=now, error=lost.reason)
     kept: Any = lost.message.retention
-    return keyed_entry(fact, kept.until(lost.message.sent_at), lost.message.sent_at)
+    return keyed_event_row(fact, kept.until(lost.message.sent_at), lost.message.sent_at)
 
 
 #: By agent and worker: when a living worker was started, where that is known.
@@ -174,7 +182,12 @@ def _living(connection: Connection, now: datetime, agents: set[str]) -> Living:
 
 
 def _verdict(
-    record: AuditRecord, besides: Remembered, living: Living, rules: Rules, looked_at: datetime, now: datetime
+    record: AuditRecord,
+    besides: PublishOptions,
+    living: Living,
+    rules: LostMessageRules,
+    looked_at: datetime,
+    now: datetime,
 ) -> tuple[Verdict, str]:
     """Return what is to become of a message that the broker does not have, and why."""
     leave, reason = (Verdict.LEAVE, ""), "not in the broker"
@@ -182,32 +195,32 @@ def _verdict(
         return leave
     if any(event.at >= looked_at for event in record.events):
         return leave
-    recoveries = [event for event in record.events if event.event == Event.RECOVERED]
+    recoveries = [event for event in record.events if event.event == MessageEvent.RECOVERED]
     if recoveries and now - recoveries[-1].at < _pause(len(recoveries), rules):
         return leave
     due = due_at(besides)
     if due is not None and not rules.exact and now < due + rules.after:
         return leave  # a worker holds it until then
     newest = _newest(record)
-    if newest is not None and newest.event in (Event.DELIVERED, Event.RETRIED):
+    if newest is not None and newest.event in (MessageEvent.DELIVERED, MessageEvent.RETRIED):
         silent = now - newest.at
         lives = _lives_since(newest, record.receipt.to_agent, living)
         # Which worker a retry came to is not known, and it may hold it until it is due.
-        held = lives if newest.event == Event.DELIVERED else lives and not rules.exact
+        held = lives if newest.event == MessageEvent.DELIVERED else lives and not rules.exact
         if silent < (rules.lost if held else rules.after):
             return leave
-        if newest.event == Event.DELIVERED:
+        if newest.event == MessageEvent.DELIVERED:
             reason += (
                 f", and its worker, {newest.worker}, has told nothing for {silent.total_seconds():.0f} s"
                 if lives
                 else f", and its worker, {newest.worker}, is gone"
             )
-    if len(recoveries) >= MOST_RECOVERIES:
+    if len(recoveries) >= MAX_RECOVERIES:
         return Verdict.GIVE_UP, f"lost: it was recovered {len(recoveries)} times, and is {reason}"
     return Verdict.AGAIN, reason
 
 
-def _pause(recoveries: int, rules: Rules) -> timedelta:
+def _pause(recoveries: int, rules: LostMessageRules) -> timedelta:
     """Return how long a recovery is given: ever longer, where it may be a wrong guess."""
     return rules.after if rules.exact else rules.after * 2**recoveries
 
@@ -225,12 +238,12 @@ def _lives_since(event: AuditEvent, agent: str, living: Living) -> bool:
     return started_at is None or started_at <= event.at
 
 
-def _lost(record: AuditRecord, besides: Remembered, reason: str, *, given_up: bool) -> Lost:
+def _lost(record: AuditRecord, besides: PublishOptions, reason: str, *, given_up: bool) -> LostMessage:
     receipt = record.receipt
-    begun = [event for event in record.events if event.event in (Event.DELIVERED, Event.RETRIED)]
+    begun = [event for event in record.events if event.event in (MessageEvent.DELIVERED, MessageEvent.RETRIED)]
     last = max(begun, key=lambda event: event.at, default=None)
     # A retry is the attempt behind the one that asked for it.
-    retries = 0 if last is None else last.attempt - (last.event == Event.DELIVERED)
+    retries = 0 if last is None else last.attempt - (last.event == MessageEvent.DELIVERED)
     message = Message(
         from_agent=receipt.from_agent,
         to_agent=receipt.to_agent,
@@ -249,12 +262,12 @@ def _lost(record: AuditRecord, besides: Remembered, reason: str, *, given_up: bo
         resent=besides.resent,
         event=record.event,
     )
-    return Lost(
+    return LostMessage(
         message=message,
         handler=receipt.handler,
         besides=besides,
         retries=max(retries, 0),
-        recoveries=sum(event.event == Event.RECOVERED for event in record.events) + (not given_up),
+        recoveries=sum(event.event == MessageEvent.RECOVERED for event in record.events) + (not given_up),
         reason=reason,
         given_up=given_up,
     )

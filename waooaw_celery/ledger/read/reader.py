@@ -24,25 +24,25 @@ from sqlalchemy import (
     union_all,
 )
 
-from waooaw_celery.ledger.database.models import EventRow
+from waooaw_celery.ledger.database.models import MessageEventRow
 from waooaw_celery.ledger.database.partitions import Month
 from waooaw_celery.ledger.database.rows import payload_text
 from waooaw_celery.ledger.read.records import AuditEvent, AuditRecord
 from waooaw_celery.messages.message import DeliveryReceipt, MessageStatus, MessageType, Priority
-from waooaw_celery.messages.receipt import Event
+from waooaw_celery.messages.receipt import MessageEvent
 from waooaw_celery.messages.topics.attributes import EventAttributes
 
 #: Messages whose events are read with one statement.
 _PART = 1000
-_ENDS = frozenset(event.value for event in Event if event.terminal)
+_ENDS = frozenset(event.value for event in MessageEvent if event.terminal)
 #: Events that do not say that the broker has, or had, the message.
-NO_PUBLISH = (Event.CANCEL_REQUESTED.value, Event.RECOVERED.value)
+NO_PUBLISH = (MessageEvent.CANCEL_REQUESTED.value, MessageEvent.RECOVERED.value)
 
 #: The primary key of a message: its id, and until when it is kept.
-Key = tuple[str, datetime]
+MessageKey = tuple[str, datetime]
 
 
-def read(
+def read_records(
     connection: Connection, query: Select[Any], parameters: Mapping[str, Any] | None = None
 ) -> list[AuditRecord]:
     """Return the records of messages.
@@ -74,9 +74,9 @@ def _told(months: int) -> CompoundSelect[Any]:
     columns = ("message_id", "event", "attempt", "at", "worker", "seconds", "error")
     return union_all(
         *(
-            select(*(getattr(EventRow, column) for column in columns)).where(
-                EventRow.message_id.in_(bindparam(f"ids_{number}", expanding=True)),
-                EventRow.retain_until.between(bindparam(f"first_{number}"), bindparam(f"last_{number}")),
+            select(*(getattr(MessageEventRow, column) for column in columns)).where(
+                MessageEventRow.message_id.in_(bindparam(f"ids_{number}", expanding=True)),
+                MessageEventRow.retain_until.between(bindparam(f"first_{number}"), bindparam(f"last_{number}")),
             )
             for number in range(months)
         )
@@ -85,7 +85,7 @@ def _told(months: int) -> CompoundSelect[Any]:
 
 def _order(told: Row[Any]) -> tuple[bool, datetime, bool]:
     """Return what events are sorted by: a worker may begin before the sender hears that the broker has it."""
-    return told.event != Event.SENT, told.at, told.event in _ENDS
+    return told.event != MessageEvent.SENT, told.at, told.event in _ENDS
 
 
 def follow_indexes(connection: Connection) -> None:
@@ -100,13 +100,13 @@ def follow_indexes(connection: Connection) -> None:
         connection.exec_driver_sql(";".join(f"SET LOCAL {setting} = off" for setting in off))
 
 
-def by_month(keys: Iterable[Key]) -> list[list[Key]]:
+def by_month(keys: Iterable[MessageKey]) -> list[list[MessageKey]]:
     """Return the keys of messages by the months in which they may be purged: on PostgreSQL, by partition."""
     ordered = sorted(keys, key=lambda key: key[1])
     return [list(month) for _, month in groupby(ordered, lambda key: Month.of(key[1]))]
 
 
-def among(row: Any, month: Sequence[Key]) -> ColumnElement[bool]:
+def in_partition(row: Any, month: Sequence[MessageKey]) -> ColumnElement[bool]:
     """Whether a row is of one of these messages, which ``by_month`` put together.
 
     The bounds spare PostgreSQL all other partitions. It takes far longer over a list of pairs.
@@ -115,7 +115,7 @@ def among(row: Any, month: Sequence[Key]) -> ColumnElement[bool]:
     return and_(row.message_id.in_([message_id for message_id, _ in month]), bounds)
 
 
-def mentions(message: Any, text: str) -> ColumnElement[bool]:
+def contains_text(message: Any, text: str) -> ColumnElement[bool]:
     """Whether a message's payload, as JSON text, contains this, in any case."""
     payload = cast(message.payload, String)
     # The second is how it stands in a payload with halves of surrogate pairs, which is ASCII throughout.
@@ -145,8 +145,8 @@ def _record(row: Row[Any], events: Sequence[AuditEvent]) -> AuditRecord:
 
 
 def _receipt(row: Row[Any], events: Sequence[AuditEvent]) -> DeliveryReceipt:
-    begun = [event for event in events if event.event == Event.DELIVERED]
-    asked = [event for event in events if event.event == Event.CANCEL_REQUESTED]
+    begun = [event for event in events if event.event == MessageEvent.DELIVERED]
+    asked = [event for event in events if event.event == MessageEvent.CANCEL_REQUESTED]
     sent = [event for event in events if event.event not in NO_PUBLISH]
     end = next((event for event in events if event.event in _ENDS), None)
     if end is not None:

@@ -7,11 +7,11 @@ from typing import Any, TypeAlias
 
 from waooaw_celery.errors import AuditUnavailable
 from waooaw_celery.ledger.database.engine import Database
-from waooaw_celery.ledger.database.rows import Entry
-from waooaw_celery.ledger.write.pipeline import Line
+from waooaw_celery.ledger.database.rows import LedgerRow
+from waooaw_celery.ledger.write.pipeline import PipelinedConnection
 from waooaw_celery.ledger.write.statements import (
     WRITE,
-    Outcome,
+    StatementOutcome,
     outcome,
     parameters,
     rehearse,
@@ -25,10 +25,10 @@ from waooaw_celery.ledger.write.statements import (
 _WHAT = "write to the ledger"
 
 #: What became of it, and the strays and withdrawals about whose messages nothing is known yet.
-Written: TypeAlias = tuple[Outcome, list[Entry]]
+WriteOutcome: TypeAlias = tuple[StatementOutcome, list[LedgerRow]]
 
 
-class Pen:
+class RowInserter:
     """Writes entries, all or none. For one user at a time.
 
     Every method raises AuditUnavailable when the database does not answer or refuses.
@@ -41,9 +41,9 @@ class Pen:
     def __init__(self, database: Database, asks: bool = False) -> None:
         self._database, self._asks = database, asks
         # Other drivers than psycopg2 write in a transaction, as SQLite does.
-        self._line = Line(database) if database.url.drivername == "postgresql+psycopg2" else None
+        self._line = PipelinedConnection(database) if database.url.drivername == "postgresql+psycopg2" else None
 
-    def write(self, entries: Sequence[Entry], *, late: bool = False) -> Written:
+    def write(self, entries: Sequence[LedgerRow], *, late: bool = False) -> WriteOutcome:
         """Write entries; ``late``: what they tell is no news any more."""
         if self.send(entries, late=late):
             return self.answer(entries)
@@ -61,7 +61,7 @@ class Pen:
         except (ValueError, OverflowError) as error:
             raise _unwritable(error) from error
 
-    def send(self, entries: Sequence[Entry], *, late: bool = False) -> bool:
+    def send(self, entries: Sequence[LedgerRow], *, late: bool = False) -> bool:
         """Send entries on their way and return True, or False when they can only be written at once."""
         messages, facts, *others = _sorted(entries)
         if self._line is None or any(others):
@@ -72,7 +72,7 @@ class Pen:
             raise _unwritable(error) from error
         return True
 
-    def answer(self, _: Sequence[Entry] = ()) -> Written:
+    def answer(self, _: Sequence[LedgerRow] = ()) -> WriteOutcome:
         """Wait for the answer to what was sent."""
         line: Any = self._line
         return outcome(line.answer(_WHAT)), []
@@ -88,7 +88,7 @@ class Pen:
             self._line.close()
 
 
-def never_taken(error: AuditUnavailable) -> bool:
+def is_permanent_error(error: AuditUnavailable) -> bool:
     """Whether the database will say the same of these rows at any time, or cannot even be told of them."""
     cause: Any = error.__cause__
     known: Any = getattr(cause, "orig", cause)
@@ -101,12 +101,12 @@ def _unwritable(error: Exception) -> AuditUnavailable:
     return AuditUnavailable(f"could not {_WHAT}: {error}")
 
 
-def _sorted(entries: Iterable[Entry]) -> tuple[list[Entry], ...]:
+def _sorted(entries: Iterable[LedgerRow]) -> tuple[list[LedgerRow], ...]:
     """Return the messages, the facts, the strays, the refusals and the withdrawals among entries.
 
     In one order everywhere, so that two processes never wait for each other's rows in a circle.
     """
-    kinds: dict[str, list[Entry]] = {"message": [], "fact": [], "stray": [], "refusal": [], "withdrawal": []}
+    kinds: dict[str, list[LedgerRow]] = {"message": [], "fact": [], "stray": [], "refusal": [], "withdrawal": []}
     for entry in sorted(entries, key=lambda entry: entry.message_id):
         kinds[entry.kind].append(entry)
     return tuple(kinds.values())

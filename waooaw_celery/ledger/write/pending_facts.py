@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 
-from waooaw_celery.ledger.write.buffer import MAX_QUEUED, MAX_QUEUED_CHARACTERS, Put
+from waooaw_celery.ledger.write.buffer import MAX_QUEUED, MAX_QUEUED_CHARACTERS, PendingWrite
 from waooaw_celery.ledger.write.recording import Recording
 
 logger = logging.getLogger(__name__)
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 RETRY_SECONDS = 1.0
 
 
-class Kept:
+class PendingFacts:
     """What is kept. Its user holds a lock.
 
     Args:
@@ -25,7 +25,7 @@ class Kept:
 
     def __init__(self, recording: Recording) -> None:
         self._recording = recording
-        self._puts: deque[Put] = deque()
+        self._puts: deque[PendingWrite] = deque()
         self._entries = self._size = 0
         self._told = False
         self._retry_at = 0.0
@@ -35,7 +35,7 @@ class Kept:
         """The moment at which they are to be tried again."""
         return self._retry_at if self._puts else float("inf")
 
-    def add(self, puts: Sequence[Put], error: Exception) -> None:
+    def add(self, puts: Sequence[PendingWrite], error: Exception) -> None:
         """Keep entries that could not be written, but those of which that is not wanted."""
         for put in puts:
             if not put.keep:
@@ -44,7 +44,7 @@ class Kept:
             if put.waited:
                 ids = tuple({entry.message_id for entry in put.entries})
             held = tuple(id_ for id_ in ids if self._recording.hold(id_))
-            self._puts.append(Put(put.entries, True, put.size, held=held))
+            self._puts.append(PendingWrite(put.entries, True, put.size, held=held))
             self._entries += len(put.entries)
             self._size += put.size
         self._retry_at = time.monotonic() + RETRY_SECONDS
@@ -58,20 +58,20 @@ class Kept:
             )
             self._told = True
 
-    def take(self) -> list[Put]:
+    def take(self) -> list[PendingWrite]:
         """Take all, to try them again."""
         taken = [self._pop() for _ in range(len(self._puts))]
         self._told = self._told and bool(taken)
         return taken
 
-    def _pop(self) -> Put:
+    def _pop(self) -> PendingWrite:
         put = self._puts.popleft()
         self._entries -= len(put.entries)
         self._size -= put.size
         return put
 
 
-def lose(puts: Sequence[Put]) -> None:
+def lose(puts: Sequence[PendingWrite]) -> None:
     """Write entries to the log: the last place that is left."""
     for put in puts:
         for entry in put.entries:

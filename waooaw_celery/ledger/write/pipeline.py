@@ -14,12 +14,18 @@ from typing import Any
 import psycopg2  # type: ignore[import-untyped]
 from psycopg2 import extensions
 
-from waooaw_celery.ledger.database.engine import CONNECT_SECONDS, PATIENCE, Database, connect_options, unavailable
+from waooaw_celery.ledger.database.engine import (
+    CONNECT_SECONDS,
+    DEADLINE_SECONDS,
+    Database,
+    connect_options,
+    unavailable,
+)
 
 Rows = list[Sequence[Any]]
 
 
-class Line:
+class PipelinedConnection:
     """One connection, for one user at a time. Each statement is a transaction.
 
     Args:
@@ -50,7 +56,7 @@ class Line:
                 self._connection = self._connect()
                 self._cursor = self._connection.cursor()
             self._cursor.execute(statement, parameters)
-            _wait(self._connection, PATIENCE + 1, until=extensions.POLL_READ)
+            _wait(self._connection, DEADLINE_SECONDS + 1, until=extensions.POLL_READ)
         except psycopg2.Error as error:
             self.close()
             raise unavailable(what, error) from error
@@ -67,7 +73,7 @@ class Line:
             AuditUnavailable: the database refused it, or did not answer in time; then it may have carried it out.
         """
         try:
-            _wait(self._connection, PATIENCE + 1)
+            _wait(self._connection, DEADLINE_SECONDS + 1)
             rows: Rows = self._cursor.fetchall()
         except psycopg2.Error as error:
             failure = unavailable(what, error)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from waooaw_celery.errors import AuditUnavailable, ConfigurationError
-from waooaw_celery.ledger.database.rows import Entry
+from waooaw_celery.ledger.database.rows import LedgerRow
 from waooaw_celery.ledger.write.spool_damage import (
     Damage,
     DamagedFile,
@@ -83,7 +83,7 @@ class Spool:
                 "set waooaw_spool_folder to such a folder"
             )
 
-    def append(self, entries: Sequence[Entry]) -> None:
+    def append(self, entries: Sequence[LedgerRow]) -> None:
         """Add entries, on the disk when this returns.
 
         Raises:
@@ -134,7 +134,7 @@ class Spool:
         except OSError as error:
             raise SpoolUnavailable(f"could not salvage a damaged spool in {self._folder}: {error}") from error
 
-    def first(self, count: int, characters: int, after: int = 0) -> list[tuple[int, Entry]]:
+    def first(self, count: int, characters: int, after: int = 0) -> list[tuple[int, LedgerRow]]:
         """Return the oldest entries that wait, behind a number, each with its own.
 
         Args:
@@ -146,9 +146,9 @@ class Spool:
             SpoolUnavailable: the file cannot be read.
         """
 
-        def read(connection: sqlite3.Connection) -> list[tuple[int, Entry]]:
+        def read(connection: sqlite3.Connection) -> list[tuple[int, LedgerRow]]:
             left = characters
-            found: list[tuple[int, Entry]] = []
+            found: list[tuple[int, LedgerRow]] = []
             rows = connection.execute(
                 "SELECT id, kind, message_id, text FROM spool "
                 "WHERE refused IS NULL AND id > ? ORDER BY id LIMIT ?",
@@ -158,7 +158,7 @@ class Spool:
                 left -= len(text) if isinstance(text, str) else 0  # a damaged file may hold anything
                 if found and left < 0:
                     break
-                found.append((id_, Entry(kind, message_id, text)))
+                found.append((id_, LedgerRow(kind, message_id, text)))
             return found
 
         return self._read(read, [])
@@ -226,7 +226,7 @@ class Spool:
 
         return self._read(read, (0, 0))
 
-    def refusals(self, count: int) -> list[tuple[Entry, str]]:
+    def refusals(self, count: int) -> list[tuple[LedgerRow, str]]:
         """Return the entries that were refused last, the newest first, each with the reason.
 
         Args:
@@ -240,9 +240,9 @@ class Spool:
             "WHERE refused IS NOT NULL AND id > 0 ORDER BY id DESC LIMIT ?"
         )
 
-        def read(connection: sqlite3.Connection) -> list[tuple[Entry, str]]:
+        def read(connection: sqlite3.Connection) -> list[tuple[LedgerRow, str]]:
             rows = connection.execute(question, (count,))
-            return [(Entry(kind, message_id, text), refused) for kind, message_id, text, refused in rows]
+            return [(LedgerRow(kind, message_id, text), refused) for kind, message_id, text, refused in rows]
 
         return self._read(read, [])
 

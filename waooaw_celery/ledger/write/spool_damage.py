@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeAlias, get_args
 
-from waooaw_celery.ledger.database.rows import Kind
+from waooaw_celery.ledger.database.rows import RowKind
 
 logger = logging.getLogger(__name__)
 
@@ -321,7 +321,7 @@ def _row(kind: Any, message_id: Any, text: Any, refused: Any) -> Row:
 
 
 def _is_entry(kind: Any, message_id: Any, text: Any) -> bool:
-    if kind not in get_args(Kind) or not isinstance(message_id, str) or not isinstance(text, str):
+    if kind not in get_args(RowKind) or not isinstance(message_id, str) or not isinstance(text, str):
         return False
     try:
         return isinstance(json.loads(text), dict)

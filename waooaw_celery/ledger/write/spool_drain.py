@@ -9,10 +9,10 @@ from contextlib import AbstractContextManager
 from datetime import datetime
 
 from waooaw_celery.errors import AuditUnavailable
-from waooaw_celery.ledger.database.engine import PATIENCE
-from waooaw_celery.ledger.database.rows import Entry
+from waooaw_celery.ledger.database.engine import DEADLINE_SECONDS
+from waooaw_celery.ledger.database.rows import LedgerRow
 from waooaw_celery.ledger.write.buffer import BATCH, BATCH_CHARACTERS
-from waooaw_celery.ledger.write.inserter import Pen, never_taken
+from waooaw_celery.ledger.write.inserter import RowInserter, is_permanent_error
 from waooaw_celery.ledger.write.outage import Outage
 from waooaw_celery.ledger.write.spool import Spool, SpoolUnavailable
 from waooaw_celery.store.clock_reading import local_now
@@ -25,12 +25,12 @@ SPOOL_SECONDS = 5.0
 STRAY_SECONDS = 600.0
 #: Seconds for which it is looked, once the database answers, whether it takes a message that was withdrawn: what a
 #: server was given before it froze it carries out when it thaws, within the time that a statement may take.
-WITHDRAWAL_SECONDS = 3 * PATIENCE
+WITHDRAWAL_SECONDS = 3 * DEADLINE_SECONDS
 #: What an entry raises that was damaged where it waited.
 _UNREADABLE = (LookupError, TypeError, ValueError, AttributeError)
 
 
-class Shipper:
+class SpoolDrainer:
     """Ships the spool of this computer. For one thread.
 
     Args:
@@ -44,7 +44,7 @@ class Shipper:
 
     def __init__(
         self,
-        pen: Pen,
+        pen: RowInserter,
         spool: Spool,
         outage: Outage,
         turn: Callable[[], AbstractContextManager[bool]],
@@ -105,9 +105,9 @@ class Shipper:
         if shipped:
             logger.warning("%d spooled entries are in the ledger", shipped, extra={"action": "spool_shipped"})
 
-    def _first(self, after: int) -> list[tuple[int, Entry]]:
+    def _first(self, after: int) -> list[tuple[int, LedgerRow]]:
         """Return the entries behind a number that are to be shipped next, as far as the spool can be read."""
-        found: list[tuple[int, Entry]] = []
+        found: list[tuple[int, LedgerRow]] = []
         self._with_spool(lambda: found.extend(self._spool.first(BATCH, BATCH_CHARACTERS, after)))
         return found
 
@@ -133,7 +133,7 @@ class Shipper:
                     raise
             self._done.clear()
 
-    def _ship_part(self, waiting: list[tuple[int, Entry]]) -> int:
+    def _ship_part(self, waiting: list[tuple[int, LedgerRow]]) -> int:
         """Ship entries together, or each alone when the database will never take one of them; return how many."""
         waiting = [(number, entry) for number, entry in waiting if number not in self._done]
         if not waiting:
@@ -141,7 +141,7 @@ class Shipper:
         try:
             _, unknown = self._pen.write([entry for _, entry in waiting], late=True)
         except (AuditUnavailable, *_UNREADABLE) as error:
-            if isinstance(error, AuditUnavailable) and not never_taken(error):
+            if isinstance(error, AuditUnavailable) and not is_permanent_error(error):
                 raise
             if len(waiting) > 1:
                 return sum(self._ship_part([one]) for one in waiting)
@@ -164,7 +164,7 @@ class Shipper:
             self._spool.refuse(number, "the ledger has no such message")
         return len(done)
 
-    def _is_needless(self, withdrawal: Entry) -> bool:
+    def _is_needless(self, withdrawal: LedgerRow) -> bool:
         """Whether the ledger will never have the message, so that nothing is to be withdrawn."""
         since = self._looked_for.setdefault(withdrawal.message_id, time.monotonic())
         if time.monotonic() - since < WITHDRAWAL_SECONDS:

@@ -18,29 +18,29 @@ from functools import partial
 from typing import Any, TypeAlias
 
 from waooaw_celery.errors import AuditUnavailable
-from waooaw_celery.ledger.database.engine import PATIENCE, Database
-from waooaw_celery.ledger.database.rows import Entry, withdrawal_entry
-from waooaw_celery.ledger.write.buffer import BATCH, Put, Waiting
-from waooaw_celery.ledger.write.inserter import Pen, Written, never_taken
+from waooaw_celery.ledger.database.engine import DEADLINE_SECONDS, Database
+from waooaw_celery.ledger.database.rows import LedgerRow, withdrawal_row
+from waooaw_celery.ledger.write.buffer import BATCH, PendingWrite, WriteBuffer
+from waooaw_celery.ledger.write.inserter import RowInserter, WriteOutcome, is_permanent_error
 from waooaw_celery.ledger.write.outage import Outage
-from waooaw_celery.ledger.write.pending_facts import Kept, lose
+from waooaw_celery.ledger.write.pending_facts import PendingFacts, lose
 from waooaw_celery.ledger.write.recording import Recording
 from waooaw_celery.ledger.write.spool import Spool
-from waooaw_celery.ledger.write.spool_drain import Shipper
+from waooaw_celery.ledger.write.spool_drain import SpoolDrainer
 from waooaw_celery.store.clock_reading import local_now
 
 logger = logging.getLogger(__name__)
 
 #: Seconds that an entry for which nobody waits may wait for others.
-LINGER = 0.05
+BATCH_DELAY_SECONDS = 0.05
 #: Seconds after which nobody waits any longer: whoever writes has met each deadline of its own by then.
-DEADLINE = 3 * PATIENCE
+DEADLINE_SECONDS = 3 * DEADLINE_SECONDS
 
 #: Writes entries, as a pen does.
-_Commit: TypeAlias = Callable[[Sequence[Entry]], Written]
+_Commit: TypeAlias = Callable[[Sequence[LedgerRow]], WriteOutcome]
 
 
-class Writer:
+class LedgerWriter:
     """The writer of one process.
 
     Args:
@@ -60,16 +60,16 @@ class Writer:
         now: Callable[[], datetime] = local_now,
     ) -> None:
         self._recording = recording or Recording()
-        self._kept = Kept(self._recording)
-        self._pen = Pen(database, asks)  # for whoever is writing: one at a time
+        self._kept = PendingFacts(self._recording)
+        self._pen = RowInserter(database, asks)  # for whoever is writing: one at a time
         #: What was sent on its way, and whose answer nobody has fetched yet.
-        self._flight: list[Put] | None = None
+        self._flight: list[PendingWrite] | None = None
         self._spool = spool
         self._outage = Outage(spool.path)
-        self._shipper = Shipper(self._pen, spool, self._outage, self._turn, partial(self._give_up, []), now)
+        self._shipper = SpoolDrainer(self._pen, spool, self._outage, self._turn, partial(self._give_up, []), now)
         self._changed = threading.Condition()
         self._alarm = threading.Event()
-        self._waiting = Waiting()
+        self._waiting = WriteBuffer()
         #: Whether somebody is writing, and how often somebody has; whether the thread sleeps deeply.
         self._busy = self._asleep = False
         self._rounds = 0
@@ -87,7 +87,7 @@ class Writer:
                     )
                     self._thread.start()
 
-    def put(self, entries: Sequence[Entry], *, wait: bool, keep: bool = True) -> set[str]:
+    def put(self, entries: Sequence[LedgerRow], *, wait: bool, keep: bool = True) -> set[str]:
         """Hand over entries.
 
         Args:
@@ -103,14 +103,14 @@ class Writer:
             AuditUnavailable: they are neither in the ledger nor in the spool.
         """
         self.start()
-        put = Put(entries, True, sum(len(entry.text) for entry in entries), waited=wait, keep=keep)
+        put = PendingWrite(entries, True, sum(len(entry.text) for entry in entries), waited=wait, keep=keep)
         if not self._enqueue(put, self._waiting.urgent if wait else self._waiting.lingering):
             self._save([put], _refusal())
         if wait or put.ended:
             self._finish(put)
         return put.twice
 
-    def begin(self, entries: Sequence[Entry], *, may_spool: bool = True) -> Callable[[], set[str]]:
+    def begin(self, entries: Sequence[LedgerRow], *, may_spool: bool = True) -> Callable[[], set[str]]:
         """Begin to write entries, and return what to call to wait until they are safe.
 
         The database works while the caller does something else; another who wants to write fetches its answer.
@@ -124,7 +124,7 @@ class Writer:
             raises what ``put`` raises. Calling it again changes nothing.
         """
         self.start()
-        put = Put(entries, may_spool, sum(len(entry.text) for entry in entries), keep=may_spool)
+        put = PendingWrite(entries, may_spool, sum(len(entry.text) for entry in entries), keep=may_spool)
         if self._enqueue(put, self._waiting.urgent):
             self._take_off()
         else:
@@ -139,7 +139,7 @@ class Writer:
             rounds = self._rounds
         if last is not None:
             self._write_until(last)
-        deadline = time.monotonic() + DEADLINE
+        deadline = time.monotonic() + DEADLINE_SECONDS
         with self._changed:
             # Only the batch that was on its way: while others go on writing, somebody always is.
             while self._busy and self._rounds == rounds and self._changed.wait(deadline - time.monotonic()):
@@ -178,12 +178,12 @@ class Writer:
             self._end.set()
             self._alarm.set()
         if thread is not None:
-            thread.join(PATIENCE)
+            thread.join(DEADLINE_SECONDS)
         with self._changed:
             if not self._busy:
                 self._pen.close()
 
-    def _finish(self, put: Put) -> set[str]:
+    def _finish(self, put: PendingWrite) -> set[str]:
         self._write_until(put)
         if put.error is not None:
             raise put.error
@@ -218,9 +218,9 @@ class Writer:
         if batch is not None:
             self._write(batch, self._pen.answer)
 
-    def _enqueue(self, put: Put, queue: deque[Put]) -> bool:
+    def _enqueue(self, put: PendingWrite, queue: deque[PendingWrite]) -> bool:
         """Queue entries and return True, or return False when there they would only wait."""
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + DEADLINE_SECONDS
         with self._changed:
             while not self._waiting.has_room(put):
                 self._wake()
@@ -238,9 +238,9 @@ class Writer:
             self._asleep = False
             self._alarm.set()
 
-    def _write_until(self, put: Put) -> None:
+    def _write_until(self, put: PendingWrite) -> None:
         """Write what waits until this is written too, or wait for whoever is writing it."""
-        deadline = time.monotonic() + DEADLINE
+        deadline = time.monotonic() + DEADLINE_SECONDS
         while not put.ended:
             self._land()
             with self._changed:
@@ -273,8 +273,8 @@ class Writer:
             with self._changed:
                 # For a second after the last entry it looks by itself: to wake it for each would cost more.
                 idle = 0 if self._waiting.lingering else idle + 1
-                self._asleep = idle * LINGER > 1.0
-                pause = LINGER if len(self._waiting.lingering) < BATCH else 0.0
+                self._asleep = idle * BATCH_DELAY_SECONDS > 1.0
+                pause = BATCH_DELAY_SECONDS if len(self._waiting.lingering) < BATCH else 0.0
                 if self._asleep:
                     pause = max(min(self._shipper.due, self._kept.due) - time.monotonic(), 0.0)
                 self._alarm.clear()
@@ -305,7 +305,7 @@ class Writer:
         if kept:
             self._save(kept, _refusal())
 
-    def _write(self, batch: list[Put], commit: _Commit | None = None) -> None:
+    def _write(self, batch: list[PendingWrite], commit: _Commit | None = None) -> None:
         """Write a batch, or spool what may be spooled of it. (The caller has said that somebody is busy.)"""
         try:
             self._try(batch, commit or self._pen.write)
@@ -326,11 +326,11 @@ class Writer:
             self._rounds += 1
             self._changed.notify_all()
 
-    def _try(self, batch: list[Put], commit: _Commit) -> None:
+    def _try(self, batch: list[PendingWrite], commit: _Commit) -> None:
         try:
             became, unknown = commit([entry for put in batch for entry in put.entries])
         except AuditUnavailable as error:
-            if not never_taken(error):
+            if not is_permanent_error(error):
                 self._give_up(batch, error)
             elif len(batch) > 1:
                 for number, put in enumerate(batch):  # one of them is the culprit
@@ -348,9 +348,9 @@ class Writer:
             put.ended = True
             self._release(put)
         if unknown:
-            self._save([Put(unknown, may_spool=True)], _refusal())
+            self._save([PendingWrite(unknown, may_spool=True)], _refusal())
 
-    def _give_up(self, batch: list[Put], error: AuditUnavailable) -> None:
+    def _give_up(self, batch: list[PendingWrite], error: AuditUnavailable) -> None:
         """Spool or refuse a batch, and all that waits: the database is away."""
         with self._changed:
             self._outage.note(error)
@@ -360,7 +360,7 @@ class Writer:
             self._withdraw(batch)
         self._save(batch + rest, error)
 
-    def _save(self, puts: list[Put], error: AuditUnavailable) -> None:
+    def _save(self, puts: list[PendingWrite], error: AuditUnavailable) -> None:
         """Spool what may be spooled, and refuse the rest."""
         spooled = [put for put in puts if put.may_spool]
         failed: AuditUnavailable | None = None
@@ -370,7 +370,7 @@ class Writer:
                 self._spool.append([entry for put in spooled for entry in put.entries])
         except AuditUnavailable as full:
             failed = full
-            if never_taken(error):  # to try it again would be in vain
+            if is_permanent_error(error):  # to try it again would be in vain
                 lose([put for put in spooled if put.keep])
             else:
                 if self._outage.lasts:
@@ -387,14 +387,14 @@ class Writer:
             self._wake()
             self._changed.notify_all()
 
-    def _release(self, put: Put) -> None:
+    def _release(self, put: PendingWrite) -> None:
         for message_id in put.held:
             self._recording.release(message_id)
 
-    def _withdraw(self, puts: list[Put]) -> None:
+    def _withdraw(self, puts: list[PendingWrite]) -> None:
         """Have messages ended that are refused, and that the database may take all the same."""
         entries = [entry for put in puts if not put.may_spool for entry in put.entries]
-        withdrawals = [withdrawal_entry(entry) for entry in entries if entry.kind == "message"]
+        withdrawals = [withdrawal_row(entry) for entry in entries if entry.kind == "message"]
         try:
             if withdrawals:
                 self._spool.append(withdrawals)
@@ -413,7 +413,7 @@ class Writer:
                 self._rest()
 
     def _take_turn(self) -> bool:
-        deadline = time.monotonic() + DEADLINE
+        deadline = time.monotonic() + DEADLINE_SECONDS
         while True:
             self._land()
             with self._changed:
@@ -424,7 +424,7 @@ class Writer:
                     return False
 
 
-def _raise(error: Exception, _: Sequence[Entry]) -> Any:
+def _raise(error: Exception, _: Sequence[LedgerRow]) -> Any:
     raise error
 
 

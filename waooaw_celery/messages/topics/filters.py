@@ -8,7 +8,7 @@ from decimal import Decimal
 from typing import Any
 
 from waooaw_celery.errors import InvalidMessage
-from waooaw_celery.messages.topics.plain_json import as_json, itself
+from waooaw_celery.messages.topics.plain_json import as_json, unchanged
 from waooaw_celery.messages.validation import JSON, json_copy
 
 _MISSING = object()
@@ -85,7 +85,7 @@ def _at(payload: JSON, path: str) -> Any:
             payload = payload[int(part)]
         else:
             return _MISSING
-    return as_json(payload, itself)
+    return as_json(payload, unchanged)
 
 
 def _is_index(part: str) -> bool:

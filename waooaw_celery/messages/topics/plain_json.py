@@ -32,6 +32,6 @@ def as_json(value: JSON, decimal: Callable[[Decimal], Any]) -> JSON:
     return base64.b64encode(value).decode() if isinstance(value, bytes) else value
 
 
-def itself(value: Decimal) -> Decimal:
+def unchanged(value: Decimal) -> Decimal:
     """Return a Decimal as it is: Python compares it with other numbers, exactly."""
     return value

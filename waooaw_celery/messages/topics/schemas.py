@@ -15,7 +15,7 @@ from referencing.exceptions import Unresolvable
 
 from waooaw_celery.errors import ConfigurationError, InvalidMessage, InvalidSchema, SchemaViolation
 from waooaw_celery.messages.topics.patterns import check_topic
-from waooaw_celery.messages.topics.plain_json import as_json, itself
+from waooaw_celery.messages.topics.plain_json import as_json, unchanged
 from waooaw_celery.messages.topics.regular_expressions import UnsafePattern
 from waooaw_celery.messages.topics.schema_validation import (
     Endless,
@@ -29,7 +29,7 @@ from waooaw_celery.messages.validation import JSON, json_copy
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}")
 
 
-class Check(StrEnum):
+class SchemaCheck(StrEnum):
     """Where an event is checked against its schema."""
 
     PUBLISH = "publish"  #: one that breaks it is refused, and reaches nobody
@@ -50,7 +50,7 @@ class TopicSchema:
     topic: str
     version: str
     schema: JSON
-    check: Check = Check.PUBLISH
+    check: SchemaCheck = SchemaCheck.PUBLISH
 
     def __post_init__(self) -> None:
         check_topic(self.topic)
@@ -73,7 +73,7 @@ class TopicSchema:
                 regular expression that cannot be searched in linear time.
         """
         try:
-            error = first_violation(_validator(self), as_json(payload, itself))
+            error = first_violation(_validator(self), as_json(payload, unchanged))
         except Unresolvable as unresolved:
             raise self._invalid(
                 f"refers to what is not in it: {unresolved}. Nothing is fetched: put it under $defs"
@@ -122,14 +122,19 @@ class TopicSchema:
         return InvalidSchema(f"the schema of {self.topic} in version {self.version} {problem}")
 
 
-class Schemas:
+class SchemaRegistry:
     """The schemas that this application's code registers."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[str, str], TopicSchema] = {}
 
     def register(
-        self, topic: str, schema: Mapping[str, Any], *, version: str = "1", check: Check = Check.PUBLISH
+        self,
+        topic: str,
+        schema: Mapping[str, Any],
+        *,
+        version: str = "1",
+        check: SchemaCheck = SchemaCheck.PUBLISH,
     ) -> TopicSchema:
         """Register a version of the schema of a topic.
 
@@ -148,7 +153,10 @@ class Schemas:
             ConfigurationError: the code has another schema of this version already.
         """
         made = TopicSchema(
-            topic=topic, version=version, schema=as_json(json_copy(schema, "schema"), float), check=Check(check)
+            topic=topic,
+            version=version,
+            schema=as_json(json_copy(schema, "schema"), float),
+            check=SchemaCheck(check),
         )
         made.check_itself()
         if self._known.setdefault((topic, version), made) != made:
@@ -160,7 +168,7 @@ class Schemas:
         return tuple(self._known.values())
 
 
-def choose(known: Iterable[TopicSchema], topic: str, version: str | None) -> TopicSchema | None:
+def select_schema(known: Iterable[TopicSchema], topic: str, version: str | None) -> TopicSchema | None:
     """Return the schema that an event is to be checked against, or None when its topic has none.
 
     Args:

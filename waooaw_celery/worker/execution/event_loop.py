@@ -26,7 +26,7 @@ _GRACE = 1.0
 _PATIENCE = 5.0
 
 
-class HandlerLoop:
+class HandlerEventLoop:
     """A thread with an event loop, and the handlers that run on it by the id of their message.
 
     Clients and pools that a handler opens stay usable for the next one, since the loop is never another.
@@ -214,10 +214,10 @@ async def _contained(coroutine: Coroutine[Any, Any, T]) -> T:
 
 
 _lock = threading.Lock()
-_loop: HandlerLoop | None = None
+_loop: HandlerEventLoop | None = None
 
 
-def handler_loop(stall_seconds: float = 60.0) -> HandlerLoop:
+def handler_event_loop(stall_seconds: float = 60.0) -> HandlerEventLoop:
     """Return the loop of this process; it is made when it is first needed, after the pool has forked.
 
     Args:
@@ -226,7 +226,7 @@ def handler_loop(stall_seconds: float = 60.0) -> HandlerLoop:
     global _loop
     with _lock:
         if _loop is None:
-            _loop = HandlerLoop(stall_seconds)
+            _loop = HandlerEventLoop(stall_seconds)
         return _loop
 
 
@@ -235,12 +235,12 @@ def cancel_handler(message_id: str) -> bool:
     return _loop is not None and _loop.cancel(message_id)
 
 
-def on_loop() -> bool:
+def is_on_event_loop() -> bool:
     """Whether the calling code is an ``async def`` handler, or called by one."""
     return _loop is not None and _loop.runs_here()
 
 
-def close_loop(**_: Any) -> None:
+def close_event_loop(**_: Any) -> None:
     """End the loop of this process, if it has one."""
     global _loop
     with _lock:

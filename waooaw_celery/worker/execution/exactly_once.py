@@ -12,15 +12,15 @@ from celery.exceptions import Ignore, Reject, Retry
 from sqlalchemy.orm import Session
 
 from waooaw_celery.errors import ConfigurationError
-from waooaw_celery.ledger.inbox import HandlerDisconnected, InboxUnavailable, Turn, turn
+from waooaw_celery.ledger.inbox import HandlerDisconnected, InboxEntry, InboxUnavailable, handle_once
 from waooaw_celery.messages.validation import json_copy
 
 logger = logging.getLogger(__name__)
 
 #: Seconds until a message is tried again that could not be begun or committed, at most: each attempt doubles them.
-LONGEST_PAUSE = 60
+MAX_PAUSE_SECONDS = 60
 #: Attempts until it is given up: none; what bounds it is its expiry.
-FOR_EVER = 1_000_000_000
+UNLIMITED_ATTEMPTS = 1_000_000_000
 #: The session of the handler that runs.
 _session: ContextVar[Session | None] = ContextVar("waooaw_session", default=None)
 
@@ -37,9 +37,9 @@ def run_once(task: Any, handle: Callable[[], Any]) -> Any:
     """
     request, limits = task.request, task.request.timelimit or (None, None)
     patience = limits[0] or task.time_limit or task.app.conf.task_time_limit or 3600
-    mine: Turn | None = None
+    mine: InboxEntry | None = None
     try:
-        with turn(task.app.database, str(request.id), task.handler, float(patience)) as mine:
+        with handle_once(task.app.database, str(request.id), task.handler, float(patience)) as mine:
             if not mine.is_done:
                 token = _session.set(mine.session)
                 try:
@@ -69,12 +69,12 @@ def run_once(task: Any, handle: Callable[[], Any]) -> Any:
 
 
 def _come_again(task: Task[Any, Any], error: Exception) -> Exception:
-    return again(task, error, min(2 ** min(task.request.retries, 10), LONGEST_PAUSE))
+    return retry_later(task, error, min(2 ** min(task.request.retries, 10), MAX_PAUSE_SECONDS))
 
 
-def again(task: Task[Any, Any], error: Exception, pause: float) -> Exception:
+def retry_later(task: Task[Any, Any], error: Exception, pause: float) -> Exception:
     """Publish another attempt, and return what ends this one."""
-    retry: Exception = task.retry(exc=error, countdown=pause, max_retries=FOR_EVER, throw=False)
+    retry: Exception = task.retry(exc=error, countdown=pause, max_retries=UNLIMITED_ATTEMPTS, throw=False)
     return retry
 
 

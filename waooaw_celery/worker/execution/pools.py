@@ -22,7 +22,7 @@ from celery.worker import state
 
 from waooaw_celery.errors import HandlerExited
 from waooaw_celery.worker.execution.interruptions import ends_worker, is_green, limited, told
-from waooaw_celery.worker.outcomes.follow_up_context import afterwards
+from waooaw_celery.worker.outcomes.follow_up_context import sending_follow_ups
 
 logger = logging.getLogger(__name__)
 
@@ -30,27 +30,27 @@ logger = logging.getLogger(__name__)
 LOOKS, LOOK_SECONDS = 20, 0.05
 
 
-class ContainPool(bootsteps.Step):
+class SafePool(bootsteps.Step):
     """Bootstep of the worker that has it use the pool that the user chose, made safe."""
 
     def __init__(self, parent: Any, **kwargs: Any) -> None:
         super().__init__(parent, **kwargs)
         # Celery makes all steps before it makes the pool.
-        parent.pool_cls = contained(parent.pool_cls)
+        parent.pool_cls = safe_pool(parent.pool_cls)
 
 
 @cache
-def contained(pool: type[BasePool]) -> type[BasePool]:
+def safe_pool(pool: type[BasePool]) -> type[BasePool]:
     """Return a subclass of a pool class in which every message that is begun comes to an end."""
     kind = _Processes if issubclass(pool, ProcessPool) else _Threads
     # Celery's banner shows the module's name.
     members: dict[str, Any] = {"__module__": pool.__module__, "__doc__": pool.__doc__}
     if issubclass(pool, ProcessPool) and pool.Pool is AsynPool:
-        members["Pool"] = PromptPool
+        members["Pool"] = PromptProcessPool
     return type(pool.__name__, (kind, pool), members)
 
 
-def traced(trace: Callable[..., Any], name: str, message_id: str, request: dict[str, Any], *body: Any) -> Any:
+def run_trace(trace: Callable[..., Any], name: str, message_id: str, request: dict[str, Any], *body: Any) -> Any:
     """Run Celery's trace of a task, and let nothing but an ``Exception`` leave it, unless the worker is to end.
 
     Args:
@@ -64,7 +64,7 @@ def traced(trace: Callable[..., Any], name: str, message_id: str, request: dict[
         HandlerExited: something raised what is no Exception.
     """
     try:
-        with afterwards(current_app.tasks.get(name), request):
+        with sending_follow_ups(current_app.tasks.get(name), request):
             return trace(name, message_id, request, *body)
     except Exception as error:
         retry = retry_behind(error)
@@ -85,7 +85,7 @@ def retry_behind(error: BaseException | None) -> Retry | None:
     return error
 
 
-class PromptPool(AsynPool):
+class PromptProcessPool(AsynPool):
     """The pool of processes, which notices within a moment that one of them is gone.
 
     The event loop hears of it when the process closes its last file. That is a moment before the process has
@@ -124,7 +124,7 @@ class _Processes(BasePool):
     """A pool of processes, which reports itself what a process raises."""
 
     def apply_async(self, target: Any, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
-        return super().apply_async(traced, (target, *args), kwargs, **options)
+        return super().apply_async(run_trace, (target, *args), kwargs, **options)
 
 
 class _Threads(BasePool):
@@ -163,7 +163,7 @@ class _Job:
         """Run the trace."""
         try:
             with limited(self._limit):
-                return traced(target, *args)
+                return run_trace(target, *args)
         except Exception:  # noqa: BLE001 - the request logs it
             return _Untraced(ExceptionInfo())
 

@@ -15,7 +15,7 @@ from waooaw_celery.errors import InvalidMessage
 from waooaw_celery.messages.validation import JSON, json_copy
 from waooaw_celery.results.collector import CHUNK
 from waooaw_celery.worker.execution.event_loop import HandlerCancelled
-from waooaw_celery.worker.execution.threads import submit
+from waooaw_celery.worker.execution.threads import run_in_thread
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Final:
     result: JSON
 
 
-class Chunks:
+class StreamWriter:
     """The parts of one answer, sent while the handler runs, or gathered for a caller who wants all at once.
 
     Args:
@@ -76,7 +76,7 @@ class Chunks:
         return self._gathered if final is None else final
 
 
-def exhaust(generator: Any, chunks: Chunks, is_stopped: Callable[[], bool] = lambda: False) -> Any:
+def consume_generator(generator: Any, chunks: StreamWriter, is_stopped: Callable[[], bool] = lambda: False) -> Any:
     """Run a generator to its end, and return the result of its request.
 
     Raises:
@@ -93,7 +93,7 @@ def exhaust(generator: Any, chunks: Chunks, is_stopped: Callable[[], bool] = lam
             chunks.add(value)
 
 
-async def exhaust_async(generator: Any, chunks: Chunks) -> Any:
+async def consume_async_generator(generator: Any, chunks: StreamWriter) -> Any:
     """Run an async generator to its end, and return the result of its request.
 
     A part is sent by a thread beside the loop, and the generator goes on when it is sent: a backend that is slow
@@ -101,5 +101,5 @@ async def exhaust_async(generator: Any, chunks: Chunks) -> Any:
     """
     async with aclosing(generator):
         async for value in generator:
-            await asyncio.wrap_future(submit(chunks.add, value))
+            await asyncio.wrap_future(run_in_thread(chunks.add, value))
     return chunks.result()

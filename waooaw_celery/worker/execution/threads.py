@@ -18,14 +18,14 @@ MAX_CALLS = 16
 _pool: ThreadPoolExecutor
 
 
-def submit(work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+def run_in_thread(work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
     """Run what blocks in a thread of the pool, in the context of the caller."""
     return _pool.submit(contextvars.copy_context().run, partial(work, *args, **kwargs))
 
 
 def _make_pool() -> None:
     global _pool
-    _pool = ThreadPoolExecutor(MAX_CALLS, thread_name_prefix="waooaw-offload")
+    _pool = ThreadPoolExecutor(MAX_CALLS, thread_name_prefix="waooaw-threads")
 
 
 _make_pool()

@@ -12,20 +12,20 @@ from typing import Any
 from celery import bootsteps
 
 from waooaw_celery.errors import StoreUnavailable, WaooawError
-from waooaw_celery.store.subscriptions import Known, Subscription, Subscriptions
+from waooaw_celery.store.subscriptions import KnownSubscriptions, Subscription, Subscriptions
 from waooaw_celery.worker.health.heartbeat_report import HeartbeatReport
 from waooaw_celery.worker.health.startup_checks import check_broker, check_once, check_time_limits
-from waooaw_celery.worker.remote_control import hear
+from waooaw_celery.worker.remote_control import read_cancellations
 
 logger = logging.getLogger(__name__)
 
 #: Missed signs of life after which a worker no longer counts as living.
 MISSED_BEATS = 3
 #: Seconds that a worker waits at its start until its agents are declared.
-PATIENCE = 5.0
+START_SECONDS = 5.0
 
 
-class Presence(bootsteps.StartStopStep):
+class Heartbeat(bootsteps.StartStopStep):
     """Bootstep of the worker that checks its app, declares its agents and keeps saying that they live.
 
     A thread of its own says it, so that neither a busy pool nor a slow Redis holds up the other.
@@ -62,10 +62,10 @@ class Presence(bootsteps.StartStopStep):
     def start(self, parent: Any) -> None:
         """Declare the agents whose queues this worker consumes, from now on."""
         parent.app.receipts.start()
-        self._thread = threading.Thread(target=self._run, args=(parent,), name="waooaw-presence", daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(parent,), name="waooaw-heartbeat", daemon=True)
         self._thread.start()
         # Before it consumes: whoever cancels a message asks all workers that are known to live.
-        self._declared.wait(PATIENCE)
+        self._declared.wait(START_SECONDS)
 
     def stop(self, parent: Any) -> None:
         """Withdraw: the agents stay known, this worker no longer counts."""
@@ -91,7 +91,7 @@ class Presence(bootsteps.StartStopStep):
                 renew = False
             self._say(partial(self._declare, worker, registry, report), agents)
             self._declared.set()
-            self._say(lambda _: hear(app, worker.pool), agents[:1])
+            self._say(lambda _: read_cancellations(app, worker.pool), agents[:1])
             if self._stopped.wait(interval):
                 break
         self._say(lambda name: registry.retire(name, worker.hostname), agents)
@@ -140,7 +140,7 @@ class Presence(bootsteps.StartStopStep):
         return True
 
 
-def warn_of_differences(agent: str, mine: Sequence[Subscription], known: Known) -> None:
+def warn_of_differences(agent: str, mine: Sequence[Subscription], known: KnownSubscriptions) -> None:
     """Tell of an agent's subscriptions that are not what its code says."""
     for each in known.subscriptions:
         if each.agent != agent:

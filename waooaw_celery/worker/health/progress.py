@@ -12,7 +12,7 @@ from typing import Any
 from celery import signals
 from celery.worker import state
 
-from waooaw_celery.broker.redis.parking import parked
+from waooaw_celery.broker.redis.parking import dead_lettered
 from waooaw_celery.worker.execution.running_requests import running
 
 
@@ -66,12 +66,12 @@ class Progress:
         self._begun_at: datetime | None = None
         self._ended_at: datetime | None = None
         # Also what is not begun: expired, cancelled, or not readable.
-        for signal in (signals.task_received, signals.task_revoked, signals.task_rejected, parked):
+        for signal in (signals.task_received, signals.task_revoked, signals.task_rejected, dead_lettered):
             signal.connect(self._on_claimed, weak=False, dispatch_uid="waooaw.progress")
 
     def close(self) -> None:
         """Count no longer."""
-        for signal in (signals.task_received, signals.task_revoked, signals.task_rejected, parked):
+        for signal in (signals.task_received, signals.task_revoked, signals.task_rejected, dead_lettered):
             signal.disconnect(dispatch_uid="waooaw.progress")
 
     def look(self) -> Snapshot:

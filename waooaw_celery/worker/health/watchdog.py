@@ -20,7 +20,7 @@ from waooaw_celery.settings import OnStall
 from waooaw_celery.worker.execution.running_requests import calls_handler
 from waooaw_celery.worker.health import native_thread as native
 from waooaw_celery.worker.health import stall_exit as ending
-from waooaw_celery.worker.health.heartbeat import Presence
+from waooaw_celery.worker.health.heartbeat import Heartbeat
 from waooaw_celery.worker.health.progress import Progress, Snapshot
 from waooaw_celery.worker.health.stall import TURN, Loop, StallDetector
 
@@ -64,7 +64,7 @@ class Watchdog(bootsteps.StartStopStep):
     it up, except native code that keeps Python's lock.
     """
 
-    requires = (Presence,)
+    requires = (Heartbeat,)
 
     def __init__(self, parent: Any, **kwargs: Any) -> None:
         super().__init__(parent, **kwargs)

@@ -50,16 +50,16 @@ def was_committed_before(task: Any, request: Context) -> bool:
 
     Such a message is not dropped, whatever was said of it since: its handler returns what that attempt returned.
     """
-    again = request.retries or may_be_duplicate(request)
+    again = request.retries or is_redelivered(request)
     return bool(again) and is_committed(task, str(request.id))
 
 
-def may_be_duplicate(request: Context) -> bool:
+def is_redelivered(request: Context) -> bool:
     """Whether something says that the message may have come before."""
     headers = request.headers or {}
-    return was_handed_out_again(request) or any(headers.get(name) for name in _AGAIN)
+    return is_marked_redelivered(request) or any(headers.get(name) for name in _AGAIN)
 
 
-def was_handed_out_again(request: Context) -> bool:
+def is_marked_redelivered(request: Context) -> bool:
     """Whether the broker says that it handed the message out before."""
     return bool((request.delivery_info or {}).get("redelivered"))

@@ -12,11 +12,11 @@ from typing import Any
 from celery.app.task import Context
 from celery.worker import state as worker_state
 
-from waooaw_celery.broker.dead_letters.dead_letter import CALLING
+from waooaw_celery.broker.dead_letters.dead_letter import CALLBACK_FIELDS
 from waooaw_celery.errors import WaooawError
 from waooaw_celery.messages.message import ENVELOPE_HEADER, Message
 from waooaw_celery.messages.queues import agent_queue
-from waooaw_celery.messages.reply_to import CALL_HEADER
+from waooaw_celery.messages.reply_to import REPLY_TO_HEADER
 from waooaw_celery.worker.outcomes.follow_ups import NOT_NOW, FollowUp
 from waooaw_celery.worker.task import AgentTask
 
@@ -35,7 +35,7 @@ def request_of(task: AgentTask, task_id: str) -> Context | None:
     return None if known is None else Context(known.request_dict)
 
 
-def keep(task: AgentTask, request: Context | None, reason: str) -> bool:
+def keep_dead_letter(task: AgentTask, request: Context | None, reason: str) -> bool:
     """Make a dead letter of a message whose handler gave it up, and return whether there is one.
 
     Not of a request, whose caller is told of the error; also when the answer comes as a message. Never raises.
@@ -81,12 +81,12 @@ def _tell_refused(message_id: str, error: Exception) -> None:
 def _is_told(task: AgentTask, request: Context) -> bool:
     """Whether somebody gets the error as the answer of a request."""
     waited_for = not (task.ignore_result or request.ignore_result)
-    return waited_for or (request.headers or {}).get(CALL_HEADER) is not None
+    return waited_for or (request.headers or {}).get(REPLY_TO_HEADER) is not None
 
 
 def _item(task: AgentTask, request: Context) -> bytes:
     """Return a message as it would travel on Redis for its first attempt."""
-    after = {name: request.get(name) for name in CALLING if request.get(name)}
+    after = {name: request.get(name) for name in CALLBACK_FIELDS if request.get(name)}
     said = (request.args, request.kwargs, after)
     envelope = (request.headers or {}).get(ENVELOPE_HEADER)
     try:

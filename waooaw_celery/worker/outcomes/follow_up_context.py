@@ -19,7 +19,7 @@ _following: ContextVar[bool] = ContextVar("waooaw_following", default=False)
 
 
 @contextmanager
-def following() -> Iterator[None]:
+def resending_follow_up() -> Iterator[None]:
     """Let what is sent in this block count as what it was when it was kept: a follow-up."""
     token = _following.set(True)
     try:
@@ -28,13 +28,13 @@ def following() -> Iterator[None]:
         _following.reset(token)
 
 
-def follows() -> bool:
+def is_resent_follow_up() -> bool:
     """Whether what is sent here was kept before."""
     return _following.get()
 
 
 @contextmanager
-def afterwards(task: Any, request: Mapping[str, Any] | Context) -> Iterator[None]:
+def sending_follow_ups(task: Any, request: Mapping[str, Any] | Context) -> Iterator[None]:
     """Let what is sent in this block, while no handler runs, count as a follow-up of a message.
 
     Celery sends errbacks, callbacks and the next step of a chain. It does so in the trace of the task, in a part
@@ -51,7 +51,7 @@ def afterwards(task: Any, request: Mapping[str, Any] | Context) -> Iterator[None
         _ending.reset(token)
 
 
-def ending() -> tuple[Any, Context] | None:
+def message_that_ended() -> tuple[Any, Context] | None:
     """Return the task and the request of the message whose follow-ups are sent here, or None.
 
     None also while a handler runs, and in a thread that only inherited the context of another.

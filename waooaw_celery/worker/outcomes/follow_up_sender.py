@@ -26,7 +26,7 @@ _CALLING = {"link": "callbacks", "link_error": "errbacks", "chain": "chain", "ch
 
 
 @dataclass(slots=True)
-class Sending:
+class FollowUpRequest:
     """A task that is to be sent to an agent, as ``send_task`` was called."""
 
     target: HandlerName
@@ -51,7 +51,7 @@ class Sending:
         return self.message
 
 
-def send_on(app: Any, sending: Sending) -> AsyncResult[Any]:
+def send_follow_up(app: Any, sending: FollowUpRequest) -> AsyncResult[Any]:
     """Send what follows a handler's end: an errback, a callback, the next step of a chain, the body of a chord.
 
     What cannot be sent now, since broker or ledger is away or takes nothing, is kept and sent later. An errback
@@ -68,7 +68,7 @@ def send_on(app: Any, sending: Sending) -> AsyncResult[Any]:
     try:
         sending.message = app.new_message(target, sending.args, sending.kwargs, options, sending.message)
         options["task_id"] = sending.message.message_id
-        app.breaker.check()
+        app.circuit_breaker.check()
         result: AsyncResult[Any] = app.send_new(
             target, sending.message, sending.args, sending.kwargs, dict(options)
         )
@@ -95,7 +95,7 @@ def send_on(app: Any, sending: Sending) -> AsyncResult[Any]:
     return app.AsyncResult(options.get("task_id") or "")  # type: ignore[no-any-return]
 
 
-def send_ordinary(
+def send_ordinary_follow_up(
     app: Any, name: str, options: dict[str, Any], send: Callable[[], AsyncResult[Any]]
 ) -> AsyncResult[Any]:
     """Send an ordinary Celery task that follows a handler's end, or keep it while the broker is away.
@@ -118,7 +118,7 @@ def send_ordinary(
         return app.AsyncResult(id_)  # type: ignore[no-any-return]
 
 
-def _record(app: Any, sending: Sending) -> bool:
+def _record(app: Any, sending: FollowUpRequest) -> bool:
     """Write a follow-up down where that is possible, in the spool if need be; return whether it is."""
     try:
         if not _is_spooled(app, sending.said.message_id):
@@ -156,12 +156,12 @@ def send_unless_sent(app: Any, message_id: str, send: Callable[[], object]) -> N
     send()
 
 
-def _send_again(app: Any, sending: Sending) -> None:
+def _send_again(app: Any, sending: FollowUpRequest) -> None:
     send = partial(app.send_new, sending.target, sending.said, sending.args, sending.kwargs, dict(sending.options))
     send_unless_sent(app, sending.said.message_id, send)
 
 
-def _refuse(app: Any, sending: Sending, error: Exception) -> None:
+def _refuse(app: Any, sending: FollowUpRequest, error: Exception) -> None:
     """Make a dead letter of a follow-up that can never be sent; never raises."""
     what = f"what follows a failure, the message to {sending.target},"
     if sending.message is None:
@@ -181,7 +181,7 @@ def _refuse(app: Any, sending: Sending, error: Exception) -> None:
         _tell_refused(what, wrong)
 
 
-def _bury(app: Any, sending: Sending, reason: str) -> None:
+def _bury(app: Any, sending: FollowUpRequest, reason: str) -> None:
     message, options = sending.said, sending.options
     app.record_task(sending.target, message, sending.args, options)
     after = {name: options[option] for option, name in _CALLING.items() if options.get(option)}

@@ -17,7 +17,7 @@ from kombu.exceptions import LimitExceeded, OperationalError
 from redis.exceptions import RedisError
 
 from waooaw_celery.errors import StoreUnavailable
-from waooaw_celery.worker.outcomes.follow_up_context import following
+from waooaw_celery.worker.outcomes.follow_up_context import resending_follow_up
 
 logger = logging.getLogger(__name__)
 
@@ -143,7 +143,7 @@ class FollowUps:
                     extra={"action": "follow_up_expired"} | extra,
                 )
             else:
-                with following():
+                with resending_follow_up():
                     follow_up.send()
                 logger.info("%s is sent", follow_up.what, extra={"action": "follow_up_sent"} | extra)
         except NOT_NOW:

@@ -10,13 +10,13 @@ from uuid import NAMESPACE_OID, uuid5
 from celery import signals
 from celery.app.task import Context
 
-from waooaw_celery.errors import InvalidMessage, Unwritable, WaooawError
+from waooaw_celery.errors import EncodingFailed, InvalidMessage, WaooawError
 from waooaw_celery.messages.message import Message, MessageType
 from waooaw_celery.messages.queues import HandlerName
-from waooaw_celery.messages.receipt import Event
-from waooaw_celery.messages.reply_to import CALL_HEADER, Call
+from waooaw_celery.messages.receipt import MessageEvent
+from waooaw_celery.messages.reply_to import REPLY_TO_HEADER, ReplyTo
 from waooaw_celery.messages.validation import json_copy
-from waooaw_celery.worker.admission import refused
+from waooaw_celery.worker.admission import reason_to_skip
 from waooaw_celery.worker.outcomes.dead_lettering import request_of
 from waooaw_celery.worker.outcomes.follow_up_sender import send_unless_sent
 from waooaw_celery.worker.outcomes.follow_ups import NOT_NOW, FollowUp
@@ -57,8 +57,8 @@ def on_revoked(sender: Any, request: Any, expired: bool = False, **_: Any) -> No
 
 def on_prerun(sender: Any, **_: Any) -> None:
     """The request expired, or was cancelled, while it waited in the worker (pool child)."""
-    if isinstance(sender, AgentTask) and (event := refused(sender)) is not None:
-        _reply(sender, sender.request, _failure("Expired" if event is Event.EXPIRED else "Cancelled", ""))
+    if isinstance(sender, AgentTask) and (event := reason_to_skip(sender)) is not None:
+        _reply(sender, sender.request, _failure("Expired" if event is MessageEvent.EXPIRED else "Cancelled", ""))
 
 
 def on_postrun(sender: Any, **_: Any) -> None:
@@ -74,11 +74,11 @@ def _failure(type_: str, message: str, traceback: object = None) -> dict[str, An
 
 def _reply(task: AgentTask, request: Context | None, said: dict[str, Any]) -> None:
     """Send what became of a request to the handler that waits for the reply, if there is one."""
-    header = (request.headers or {}).get(CALL_HEADER) if request is not None else None
+    header = (request.headers or {}).get(REPLY_TO_HEADER) if request is not None else None
     if request is None or header is None:
         return
     try:
-        call = Call.from_header(header)
+        call = ReplyTo.from_header(header)
         handler = HandlerName.parse(call.on_reply) if call is not None and call.on_reply is not None else None
         if handler is not None:
             _send(task, task.message_of(request), handler, said)
@@ -117,7 +117,9 @@ def _send(task: AgentTask, asked: Message, handler: HandlerName, said: dict[str,
             recorded=app.settings.database_url is not None,
         )
         app.follow_ups.keep(follow_up, error)
-    except Unwritable as error:  # the answer is too large, or its format cannot carry it: the caller is told that
+    except (
+        EncodingFailed
+    ) as error:  # the answer is too large, or its format cannot carry it: the caller is told that
         if said["error"] is not None:
             raise
         _send(task, asked, handler, _failure("Unwritable", str(error)))

@@ -23,7 +23,7 @@ PAUSES = Retries(first_delay=1.0, factor=2.0, longest_delay=60.0, jitter=False)
 OUTAGE_PAUSE = 1.0
 
 
-class GivenBack(Reject):
+class ReturnedToQueue(Reject):
     """The broker does not take the next attempt: the message itself goes back. No limit counts this."""
 
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from redis import Redis
 
-from waooaw_celery.broker.redis.leases.pause_detector import Steadiness
-from waooaw_celery.broker.redis.leases.restore import recover
+from waooaw_celery.broker.redis.leases.pause_detector import PauseDetector
+from waooaw_celery.broker.redis.leases.restore import restore_overdue
 from waooaw_celery.broker.redis.leases.worker_requests import is_ending
 from waooaw_celery.broker.redis.scripts import TOUCH
 
@@ -49,7 +49,7 @@ class LeaseKeeper:
         self._renew_every = channel.visibility_timeout / RENEWALS
         self._look_every = channel.unacked_restore_interval
         self._pull_back = max(channel.visibility_timeout - LAST_LEASE, 0.0)
-        self._steadiness = Steadiness(
+        self._steadiness = PauseDetector(
             longest_gap=channel.visibility_timeout - 2 * self._renew_every,
             patience=self._renew_every + min(self._renew_every, 3.0),
         )
@@ -95,7 +95,7 @@ class LeaseKeeper:
                     asked = bool(tags)
                 if now >= look_at and _consumes(channel):
                     look_at = now + self._look_every
-                    recover(channel, self.client, self._steadiness.answered)
+                    restore_overdue(channel, self.client, self._steadiness.answered)
                     asked = True
             except Exception as error:  # noqa: BLE001 - if this thread ended, so would every lease
                 if not failed:  # one line an incident

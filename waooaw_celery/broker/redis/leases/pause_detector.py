@@ -15,7 +15,7 @@ def _now() -> float:
     return time.monotonic() if clock is None else time.clock_gettime(clock)
 
 
-class Steadiness:
+class PauseDetector:
     """Knows for how long the server has answered one process without a gap.
 
     After a gap (the server, the line or the computer stood still) each living consumer needs a moment to renew its
@@ -37,9 +37,9 @@ class Steadiness:
     def __init__(self, longest_gap: float, patience: float) -> None:
         self._longest_gap, self._patience = longest_gap, patience
         self._answered_at = _now()
-        self._steady_since = self._answered_at - (patience if Steadiness._is_first else 0.0)
+        self._steady_since = self._answered_at - (patience if PauseDetector._is_first else 0.0)
         self._gaps = 0
-        Steadiness._is_first = False
+        PauseDetector._is_first = False
 
     def answered(self) -> bool:
         """Note that the server answers, and return whether it has done so for long enough."""

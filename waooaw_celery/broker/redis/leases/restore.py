@@ -9,8 +9,8 @@ from typing import Any
 from kombu.utils.json import loads as kombu_loads
 from redis.exceptions import RedisError
 
-from waooaw_celery.broker.incoming.delivery import DELIVERY_COUNT, TAG_MARK, Claim, mark_redelivered, to_text
-from waooaw_celery.broker.redis.parking import park
+from waooaw_celery.broker.incoming.delivery import DELIVERY_COUNT, TAG_SEPARATOR, Claim, mark_redelivered, to_text
+from waooaw_celery.broker.redis.parking import dead_letter
 from waooaw_celery.broker.redis.scripts import OVERDUE, RESTORE
 
 logger = logging.getLogger(__name__)
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 BATCH = 10
 
 
-def recover(channel: Any, client: Any, is_steady: Callable[[], bool]) -> None:
+def restore_overdue(channel: Any, client: Any, is_steady: Callable[[], bool]) -> None:
     """Put back the messages whose lease is over: their consumer died.
 
     Args:
@@ -28,17 +28,17 @@ def recover(channel: Any, client: Any, is_steady: Callable[[], bool]) -> None:
         is_steady: asked after each answer of the server: whether it has answered for so long that a lease that is
             over proves something.
     """
-    limits = [channel.visibility_timeout, channel.foreign_visibility_timeout, TAG_MARK, BATCH]
+    limits = [channel.visibility_timeout, channel.foreign_visibility_timeout, TAG_SEPARATOR, BATCH]
     while True:
         found = OVERDUE(client, channel.keys.noted, limits)
         if not is_steady():
             return
-        moved = [hand_out_again(channel, client, *found[start : start + 3]) for start in range(0, len(found), 3)]
+        moved = [redeliver(channel, client, *found[start : start + 3]) for start in range(0, len(found), 3)]
         if not any(moved) or len(found) < 3 * BATCH:
             return
 
 
-def hand_out_again(channel: Any, client: Any, tag: bytes, claimed_at: bytes, noted: bytes) -> bool:
+def redeliver(channel: Any, client: Any, tag: bytes, claimed_at: bytes, noted: bytes) -> bool:
     """Put back a message whose lease is over, or make it a dead letter; return whether that was done.
 
     Args:
@@ -53,7 +53,7 @@ def hand_out_again(channel: Any, client: Any, tag: bytes, claimed_at: bytes, not
     except (RedisError, OSError):
         raise
     except Exception as error:  # noqa: BLE001 - others note here, and what stops one would stop all behind it
-        return park(channel, client, tag, "", noted, f"it cannot be put back: {error!r:.200}", claimed_at)
+        return dead_letter(channel, client, tag, "", noted, f"it cannot be put back: {error!r:.200}", claimed_at)
 
 
 def _hand_out_again(channel: Any, client: Any, tag: bytes, claimed_at: bytes, noted: bytes) -> bool:
@@ -63,7 +63,7 @@ def _hand_out_again(channel: Any, client: Any, tag: bytes, claimed_at: bytes, no
     queues = [queue for queue in channel._lookup(exchange, routing_key) if isinstance(queue, str)]
     if count > channel.delivery_limit or not queues:
         reason = f"{count} consumers died with it" if queues else f"no queue is bound to {exchange!r} any more"
-        return park(channel, client, tag, str(routing_key), noted, reason, claimed_at)
+        return dead_letter(channel, client, tag, str(routing_key), noted, reason, claimed_at)
     headers[DELIVERY_COUNT] = count
     mark_redelivered(message)
     logger.warning(
