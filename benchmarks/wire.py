@@ -198,14 +198,14 @@ def _best(subjects: dict[str, Callable[[], object]], rounds: int) -> dict[str, f
 
 _PEAK = """
 import resource, sys
-from waooaw_celery.errors import Unreadable
+from waooaw_celery.errors import DecodingFailed
 from waooaw_celery.wire.caps import Caps
 from waooaw_celery.wire.codecs import expand
 body = sys.stdin.buffer.read()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:
     expand(body, "gzip", Caps())
-except Unreadable:
+except DecodingFailed:
     pass
 after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 print((after - before) / (1024 if sys.platform == "linux" else 1024**2))

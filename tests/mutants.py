@@ -27,7 +27,16 @@ ODD: tuple[Any, ...] = (
 RARE = (
     *("stamps", "stamped_headers", "group", "group_index", "shadow", "chord", "callbacks", "compression", "eta"),
     *("expires", "timelimit", "ignore_result", "replaced_task_nesting", "properties", "delivery_info", "args"),
-    *("reply_to", "correlation_id", "hostname", "waooaw_reply_to", "waooaw_refused", "waooaw_message", "_", "headers"),
+    *(
+        "reply_to",
+        "correlation_id",
+        "hostname",
+        "waooaw_reply_to",
+        "waooaw_refused",
+        "waooaw_message",
+        "_",
+        "headers",
+    ),
 )
 BYTES = (b"[", b"]", b"{", b'"', b"\\", b",", b"NaN", b"\xff", b"\x00", b"null", b"1e999", b'{"a":1}', b"\x1f\x8b")
 

@@ -5,14 +5,14 @@
         * InvalidSchema         the JSON Schema of a topic is none, or its check might not end
     * InvalidMessage            a message or an argument breaks a rule
         * SchemaViolation       an event breaks the schema of its topic
-        * Unwritable            it cannot be written in its format, or is larger than what is accepted
-    * Unreadable                what arrived cannot be read, or is larger than what is accepted
+        * EncodingFailed            it cannot be written in its format, or is larger than what is accepted
+    * DecodingFailed                what arrived cannot be read, or is larger than what is accepted
     * UnknownSender             no agent is speaking
     * UnknownAgent              nobody ever declared the recipient
         * NoHandler             the recipient has no handler for this type of message
         * UnknownMethod         the recipient has no such method
     * UnknownMessage            no receipt is kept for this id
-    * UnknownLetter             there is no such dead letter
+    * UnknownDeadLetter             there is no such dead letter
     * UnknownSubscription       nobody ever subscribed under this name
     * BrokerUnavailable         the message could not be published
     * StoreUnavailable          what keeps agents and receipts does not answer

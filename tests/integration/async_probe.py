@@ -14,7 +14,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from waooaw_celery import Agent, Message, MessageType, Response, create_app, current_message
+from waooaw_celery import Agent, Message, MessageType, create_app, current_message
+from waooaw_celery.agents import Response
 from waooaw_celery.agents.requests.stream import Final
 
 app = create_app("async-probe", **json.loads(os.environ.get("PROBE_SETTINGS", "{}")))

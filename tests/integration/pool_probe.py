@@ -16,7 +16,8 @@ from typing import Any
 
 from celery.exceptions import WorkerShutdown, WorkerTerminate
 
-from waooaw_celery import Agent, Message, MessageType, Response, create_app
+from waooaw_celery import Agent, Message, MessageType, create_app
+from waooaw_celery.agents import Response
 
 app = create_app("pool-probe", **json.loads(os.environ.get("PROBE_SETTINGS", "{}")))
 agent = Agent(os.environ["PROBE_NAME"], app)

@@ -14,7 +14,8 @@ from typing import Any
 
 from celery.exceptions import Ignore, Reject
 
-from waooaw_celery import Agent, Message, MessageType, Response, create_app, current_message
+from waooaw_celery import Agent, Message, MessageType, create_app, current_message
+from waooaw_celery.agents import Response
 
 app = create_app("probe", **json.loads(os.environ.get("PROBE_SETTINGS", "{}")))
 agent = Agent(os.environ["PROBE_NAME"], app)

@@ -144,7 +144,7 @@ def test_a_reply_comes_as_a_message_and_nobody_waits(app: AgentApp, agents: list
         ("hang", {}, "RemoteError", "TimeLimitExceeded"),
         ("kill", {}, "RemoteError", "WorkerLostError"),
         ("answer_with_a_set", {}, "RemoteError", "InvalidMessage: the result"),
-        ("answer_with_too_much", {}, "RemoteError", "Unwritable"),
+        ("answer_with_too_much", {}, "RemoteError", "EncodingFailed"),
     ],
 )
 def test_a_reply_tells_of_every_end(

@@ -56,7 +56,7 @@ def app(broker: Broker, tmp_path: Path) -> Iterator[AgentApp]:
     app.close()
 
 
-class Unwritable:
+class EncodingFailed:
     """A spool folder that takes no files."""
 
     def __init__(self, folder: Path) -> None:
@@ -137,7 +137,7 @@ class Probe:
 
 
 @contextmanager
-def away(server: Server, spool: Unwritable | Full, *probes: Probe) -> Iterator[None]:
+def away(server: Server, spool: EncodingFailed | Full, *probes: Probe) -> Iterator[None]:
     """Neither the database nor the spool takes anything, in the midst of the messages."""
     until(lambda: all(probe.handled() for probe in probes), "the first handled messages")
     spool.begin()
@@ -150,7 +150,7 @@ def away(server: Server, spool: Unwritable | Full, *probes: Probe) -> Iterator[N
 
 
 @contextmanager
-def read_only_table(server: Server, spool: Unwritable | Full, *probes: Probe) -> Iterator[None]:
+def read_only_table(server: Server, spool: EncodingFailed | Full, *probes: Probe) -> Iterator[None]:
     """The database takes heartbeats and no facts; nor does the spool."""
     until(lambda: all(probe.handled() for probe in probes), "the first handled messages")
     spool.begin()
@@ -204,15 +204,15 @@ BATCHED = [("-P", "prefork", "-c", "2"), {"WAOOAW_AUDIT_MODE": "batched"}]
 @pytest.mark.parametrize(
     ("broker", "workers", "spool"),
     [
-        ("valkey", [SOLO, THREADS, BATCHED], Unwritable),
+        ("valkey", [SOLO, THREADS, BATCHED], EncodingFailed),
         ("valkey", [PREFORK, GEVENT], Full),
-        pytest.param("rabbitmq", [PREFORK, THREADS], Unwritable, marks=RABBITMQ),
+        pytest.param("rabbitmq", [PREFORK, THREADS], EncodingFailed, marks=RABBITMQ),
     ],
     indirect=["broker"],
     ids=["valkey", "valkey and a full disk", "rabbitmq"],
 )
 def test_a_worker_that_can_write_nowhere_takes_no_messages(
-    server: Server, broker: Broker, app: AgentApp, workers: list[Any], spool: type[Unwritable] | type[Full]
+    server: Server, broker: Broker, app: AgentApp, workers: list[Any], spool: type[EncodingFailed] | type[Full]
 ) -> None:
     """What it has begun ends, the rest waits in the queue; when the database is back, each is handled once."""
     place = spool(broker.spool_folder)
@@ -234,7 +234,7 @@ def test_a_worker_that_can_write_nowhere_takes_no_messages(
 @pytest.mark.parametrize("broker", ["valkey"], indirect=True)
 def test_it_is_told_and_a_spool_with_room_is_enough(server: Server, broker: Broker, app: AgentApp) -> None:
     """The known agents say that its worker takes nothing; it goes on when the spool takes facts again."""
-    place = Unwritable(broker.spool_folder)
+    place = EncodingFailed(broker.spool_folder)
     probe = Probe(broker, app, "-c", "2", WAOOAW_HEARTBEAT_SECONDS="1")
     try:
         ids = probe.send()
@@ -283,7 +283,7 @@ def test_what_was_handled_and_not_written_down_comes_again(
     server: Server, broker: Broker, app: AgentApp, tmp_path: Path, killed: bool
 ) -> None:
     """A worker or its pool process ends with facts in its memory: their messages were not acknowledged."""
-    place, gate = Unwritable(broker.spool_folder), tmp_path / "gate"
+    place, gate = EncodingFailed(broker.spool_folder), tmp_path / "gate"
     probe = Probe(broker, app, "-c", "2", PROBE_GATE=str(gate))
     bus = MessageBus(app)
     try:

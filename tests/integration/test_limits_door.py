@@ -142,7 +142,7 @@ def test_many_at_once_pass_together_or_not_at_all(
     limited: Limited, broker: Broker, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Four of three are refused whole, also when they go to the broker in parts: no row, no message, no charge."""
-    monkeypatch.setattr(door, "MAX_BATCH", 2)
+    monkeypatch.setattr(door, "MAX_BATCH_SIZE", 2)
     names = [broker.name() for _ in range(4)]
     app = limited(waooaw_agents=names)
     bus = MessageBus(app)

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("dead_letters_alone")
 #: How often a message may be given back here; the pauses are 1 s and 2 s.
 LIMIT = 2
 EXCEEDED = f"the handler gave the message back {LIMIT + 1} times: not mine"
-FOR_EVER = 1000
+UNLIMITED_ATTEMPTS = 1000
 
 POOLS = [
     *(("ledger", pool) for pool in ("prefork", "solo", "threads", "gevent")),
@@ -54,11 +54,11 @@ def test_what_is_given_back_comes_again_after_pauses_and_then_fails(where: tuple
     types = [MessageType.COMMAND, MessageType.QUERY, *([MessageType.ACK] if app.settings.database_url else [])]
     with ThreadPoolExecutor(6) as threads:
         asked = [
-            threads.submit(requests.request, name, method, {"times": FOR_EVER}, timeout=60)
+            threads.submit(requests.request, name, method, {"times": UNLIMITED_ATTEMPTS}, timeout=60)
             for method in ("plain", "parts", "async_parts")
         ]
         heard = threads.submit(requests.request, name, "plain", {"times": LIMIT}, timeout=60)
-        failing = [send(app, name, each, FOR_EVER) for each in types]
+        failing = [send(app, name, each, UNLIMITED_ATTEMPTS) for each in types]
         passing = [send(app, name, each, LIMIT) for each in types]
         for each in (*failing, *passing):
             until(lambda each=each: bus.receipt(each).status.final, "the end", 60)  # type: ignore[misc]
@@ -83,7 +83,7 @@ def test_what_would_expire_first_fails_at_once(where: tuple[AgentApp, str]) -> N
     """A message that expires before its next attempt is not given back in vain."""
     app, name = where
     bus = MessageBus(app)
-    sent = send(app, name, MessageType.COMMAND, FOR_EVER, ttl_seconds=2.5)
+    sent = send(app, name, MessageType.COMMAND, UNLIMITED_ATTEMPTS, ttl_seconds=2.5)
     until(lambda: bus.receipt(sent).status.final, "the end")
     receipt = bus.receipt(sent)
     assert receipt.status is MessageStatus.FAILED

@@ -225,7 +225,7 @@ import logging, os, sys, time
 from waooaw_celery import Message
 from waooaw_celery.ledger.database.engine import Database, database_url
 from waooaw_celery.ledger.ledger import Ledger
-from waooaw_celery.ledger.database.models import EventRow
+from waooaw_celery.ledger.database.models import MessageEventRow
 from waooaw_celery.errors import AuditUnavailable
 from waooaw_celery.messages.message import RetentionPolicy
 from waooaw_celery.messages.receipt import Event, Fact

@@ -25,7 +25,8 @@ from kombu.exceptions import DecodeError
 from pydantic import BaseModel
 from wire_values import texts, values
 
-from waooaw_celery import InvalidMessage, Message
+from waooaw_celery import Message
+from waooaw_celery.agents import InvalidMessage
 from waooaw_celery.errors import ConfigurationError, DecodingFailed, EncodingFailed
 from waooaw_celery.messages.validation import json_copy, restored, tagged
 from waooaw_celery.wire import formats, protobuf

@@ -288,14 +288,14 @@ def test_a_bomb_is_refused_before_it_goes_off(codec: str) -> None:
 
 _PEAK = """
 import resource, sys
-from waooaw_celery.errors import Unreadable
+from waooaw_celery.errors import DecodingFailed
 from waooaw_celery.broker.incoming.guard import read
 from waooaw_celery.wire.caps import Caps
 item = open(sys.argv[1], "rb").read()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:
     read(item, Caps())
-except Unreadable:
+except DecodingFailed:
     pass
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 print((peak - before) // (1024 if sys.platform == "linux" else 1024 * 1024))

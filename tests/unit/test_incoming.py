@@ -50,7 +50,7 @@ def test_another_run_breaks_the_stream() -> None:
 
 def test_too_many_parts_that_nobody_takes_break_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     """The memory of the caller is bounded."""
-    monkeypatch.setattr(streams, "MAX_WAITING", 3)
+    monkeypatch.setattr(streams, "MAX_BUFFERED_PARTS", 3)
     incoming = StreamBuffer(lambda: None)
     for number in range(5):
         incoming.put(part(number))

@@ -19,7 +19,7 @@ def not_the_first() -> None:
 
 def test_the_first_of_a_process_looks_at_once_and_later_ones_wait() -> None:
     """A process that dies soon looks; a channel that takes the place of a lost one waits."""
-    code = "from waooaw_celery.broker.redis.leases.pause_detector import Steadiness as S\n"
+    code = "from waooaw_celery.broker.redis.leases.pause_detector import PauseDetector as S\n"
     code += "print(S(9, 60).answered(), S(9, 60).answered())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.split() == ["True", "False"]

@@ -48,7 +48,7 @@ class PublishBatch:
         """Write the bodies of a batch, before anything is done about it.
 
         Raises:
-            Unwritable: one cannot be written in its format, or breaks a cap.
+            EncodingFailed: one cannot be written in its format, or breaks a cap.
             ConfigurationError: there is no such format or codec.
         """
         pack, written_as, embed = self._app.packer.pack, self._written_as, self._task(*batch[0])[2][2]

@@ -21,7 +21,7 @@ from waooaw_celery.errors import BrokerUnavailable, StoreUnavailable
 logger = logging.getLogger(__name__)
 
 #: Seconds for which sends are refused after the first failure, and at most.
-FIRST_PAUSE, LONGEST_PAUSE = 0.5, 5.0
+FIRST_PAUSE, MAX_PAUSE_SECONDS = 0.5, 5.0
 #: What is raised when a broker does not answer, and not when it answers that it does not want a message.
 _OUTAGES = (OSError, RedisConnectionError, RedisTimeoutError, AMQPConnectionError)
 
@@ -34,7 +34,7 @@ class CircuitBreaker:
         longest_pause: seconds for which they are refused at most.
     """
 
-    def __init__(self, first_pause: float = FIRST_PAUSE, longest_pause: float = LONGEST_PAUSE) -> None:
+    def __init__(self, first_pause: float = FIRST_PAUSE, longest_pause: float = MAX_PAUSE_SECONDS) -> None:
         self._first, self._longest = first_pause, longest_pause
         self._lock = threading.Lock()
         #: When the next sender may try; None while the broker answers.

@@ -67,7 +67,7 @@ class _Packed:
         """Read an answer.
 
         Raises:
-            Unreadable: it cannot be read, or is larger than what is accepted.
+            DecodingFailed: it cannot be read, or is larger than what is accepted.
         """
         if isinstance(payload, bytes) and payload.startswith(COMPRESSED_PAYLOAD_MAGIC):
             codec, _, packed = payload[len(COMPRESSED_PAYLOAD_MAGIC) :].partition(b"\0")

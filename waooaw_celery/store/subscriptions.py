@@ -152,7 +152,7 @@ class Subscriptions(ABC):
         """Close the connections of this process."""
 
     def known(self) -> KnownSubscriptions:
-        """Return what is known, as it was at most ``FRESH_SECONDS`` ago."""
+        """Return what is known, as it was at most ``CACHE_SECONDS`` ago."""
         known = self._known
         if known is not None and time.monotonic() - self._read_at < CACHE_SECONDS:
             return known

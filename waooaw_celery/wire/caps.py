@@ -82,7 +82,7 @@ def check_size(body: bytes, caps: Caps) -> None:
     """Check how large an unpacked body is.
 
     Raises:
-        Unreadable: larger than what is accepted.
+        DecodingFailed: larger than what is accepted.
     """
     if len(body) > caps.max_expanded_bytes:
         raise DecodingFailed(f"its body has {len(body)} bytes, more than {caps.max_expanded_bytes}")
@@ -92,7 +92,7 @@ def check_json_nodes(text: bytes, caps: Caps) -> None:
     """Check how many values JSON text holds, without building any of them.
 
     Raises:
-        Unreadable: more than what is accepted.
+        DecodingFailed: more than what is accepted.
     """
     # Each value but the first comes with a character of its own at least, and a comma or a bracket.
     if len(text) <= caps.max_nodes or _separators(text) < caps.max_nodes:
@@ -109,7 +109,7 @@ def check_shape(value: Any, caps: Caps) -> None:
     """Check how deep a value is nested, and how many values it holds.
 
     Raises:
-        Unreadable: more than what is accepted.
+        DecodingFailed: more than what is accepted.
     """
     level, nodes = [value], 1
     for _ in range(caps.max_depth + 1):

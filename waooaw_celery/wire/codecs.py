@@ -31,7 +31,7 @@ class Codec:
         name: by which it is chosen.
         content_type: what the header ``compression`` calls it.
         compress: packs a body.
-        expand: unpacks a body to at most so many bytes, and raises ``Unreadable`` when there are more.
+        expand: unpacks a body to at most so many bytes, and raises ``DecodingFailed`` when there are more.
         aliases: other names of it.
         always: whether it packs small bodies too, and such as do not become smaller: encryption.
     """
@@ -107,7 +107,7 @@ def expand(body: bytes | None, codec: str, caps: Caps) -> bytes:
         caps: how large it may become, and which codecs are accepted.
 
     Raises:
-        Unreadable: the codec is not accepted, what it packed is damaged or ends too early, or is larger.
+        DecodingFailed: the codec is not accepted, what it packed is damaged or ends too early, or is larger.
     """
     found = _codecs.get(codec)
     if found is None or (caps.codecs is not None and found.content_type not in caps.codecs):
@@ -135,7 +135,7 @@ def expand_with(opened: Callable[[], Any], codec: str, body: bytes, limit: int) 
         limit: most bytes to unpack.
 
     Raises:
-        Unreadable: it is damaged, ends too early or is larger.
+        DecodingFailed: it is damaged, ends too early or is larger.
     """
     try:
         decompressor = opened()

@@ -68,7 +68,7 @@ class Keyring:
         """Decrypt a body and unpack it, to at most so many bytes.
 
         Raises:
-            Unreadable: no key for it is here, it was changed on its way, or it is larger.
+            DecodingFailed: no key for it is here, it was changed on its way, or it is larger.
         """
         from cryptography.exceptions import InvalidTag
         from cryptography.hazmat.primitives.ciphers.aead import AESGCM

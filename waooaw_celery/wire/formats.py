@@ -90,7 +90,7 @@ def encode(value: Any, format_: Format) -> str | bytes:
     """Write a value.
 
     Raises:
-        Unwritable: the format cannot carry it.
+        EncodingFailed: the format cannot carry it.
     """
     try:
         return format_.encode(value)
@@ -108,7 +108,7 @@ def decode(body: bytes | str | memoryview, content_type: str, encoding: str | No
         caps: what is accepted.
 
     Raises:
-        Unreadable: the format is not accepted, or the body cannot be read or breaks a cap.
+        DecodingFailed: the format is not accepted, or the body cannot be read or breaks a cap.
     """
     if caps.content_types is not None and content_type not in caps.content_types:
         raise DecodingFailed(f"its content type is {content_type!r:.80}, which is not accepted")

@@ -37,7 +37,7 @@ def decode(body: bytes, caps: Caps) -> Any:
     """Read a value.
 
     Raises:
-        Unreadable: it holds more values than are accepted. Whatever else is wrong raises anything.
+        DecodingFailed: it holds more values than are accepted. Whatever else is wrong raises anything.
     """
     # A list says how long it is, and is made as long before its items are read: first see that they are there.
     unpacker = msgpack.Unpacker(max_buffer_size=0)
@@ -70,7 +70,7 @@ def check_nodes(body: bytes, caps: Caps) -> None:
         caps: what is accepted.
 
     Raises:
-        Unreadable: more than what is accepted.
+        DecodingFailed: more than what is accepted.
     """
     position, nodes, end = 0, 0, len(body)
     while position < end:

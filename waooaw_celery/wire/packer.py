@@ -59,7 +59,7 @@ class Packer:
             of_message: whether it is around a message's payload, whose nesting was checked when that was made.
 
         Raises:
-            Unwritable: the format cannot carry it, or it breaks a cap; the sentence says which.
+            EncodingFailed: the format cannot carry it, or it breaks a cap; the sentence says which.
             ConfigurationError: there is no such format or codec.
         """
         format_ = find_format(serializer or "json")
@@ -86,7 +86,7 @@ class Packer:
         """Check that the body of a message can be sent, before anything is done about it.
 
         Raises:
-            Unwritable, ConfigurationError: as ``pack``.
+            EncodingFailed, ConfigurationError: as ``pack``.
         """
         find_codec_choice(compression)
         if len(self._write(body, find_format(serializer or "json"), True)) > self.caps.max_body_bytes:
@@ -96,7 +96,7 @@ class Packer:
         """Check how large headers are.
 
         Raises:
-            Unwritable: larger than what is accepted.
+            EncodingFailed: larger than what is accepted.
         """
         size = header_bytes(headers)
         if size > self.caps.max_header_bytes:

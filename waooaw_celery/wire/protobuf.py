@@ -65,7 +65,7 @@ def decode(body: bytes, caps: Caps) -> Any:
     """Read a value.
 
     Raises:
-        Unreadable: it holds more values than are accepted. Whatever else is wrong raises anything.
+        DecodingFailed: it holds more values than are accepted. Whatever else is wrong raises anything.
     """
     if body.count(_KEYS_TAG) + body.count(_VALUES_TAG) >= caps.max_nodes:
         _check_nodes(body, caps.max_nodes)
@@ -78,7 +78,7 @@ def _check_nodes(body: bytes, max_nodes: int) -> None:
     """Check how many values a body holds, without building any of them: slow, for bodies that may hold too many.
 
     Raises:
-        Unreadable: more than so many values, or keys.
+        DecodingFailed: more than so many values, or keys.
         IndexError, ValueError: it is no message.
     """
     position, values, keys = 0, 1, 0

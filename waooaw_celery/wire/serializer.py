@@ -102,7 +102,7 @@ class MessageSerializer:
         """Read a value that ``serialize`` wrote, or plain JSON.
 
         Raises:
-            Unreadable: it cannot be read, or is larger, deeper or has more parts than is accepted.
+            DecodingFailed: it cannot be read, or is larger, deeper or has more parts than is accepted.
         """
         if not isinstance(data, bytes | bytearray | memoryview):
             raise DecodingFailed(f"what was serialized is bytes, not a {type(data).__name__}")
@@ -132,7 +132,7 @@ class MessageSerializer:
         """Read the payload of a message.
 
         Raises:
-            Unreadable: as ``deserialize``.
+            DecodingFailed: as ``deserialize``.
         """
         return self.deserialize(data)
 
@@ -178,7 +178,7 @@ class MessageSerializer:
         Args:
             name: by which it is chosen.
             compress: packs bytes.
-            expand: unpacks bytes to at most so many, and raises ``Unreadable`` when there are more.
+            expand: unpacks bytes to at most so many, and raises ``DecodingFailed`` when there are more.
             content_type: what the header ``compression`` calls it.
         """
         register_codec(Codec(name=name, content_type=content_type, compress=compress, expand=expand))

@@ -71,7 +71,7 @@ class AgentConsumer(Consumer):
         """Check what Celery takes for granted.
 
         Raises:
-            Unreadable: something is not as it should be.
+            DecodingFailed: something is not as it should be.
         """
         headers, guarded = _headers(message), getattr(message, "guarded", False)
         if "task" not in headers:

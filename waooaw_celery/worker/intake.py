@@ -135,7 +135,7 @@ class Intake:
 class WatchIntake(bootsteps.StartStopStep):
     """Bootstep of the worker: a thread of its main process that sees to its intake."""
 
-    requires = ("waooaw_celery.worker.health.heartbeat:Presence",)
+    requires = ("waooaw_celery.worker.health.heartbeat:Heartbeat",)
 
     def __init__(self, parent: Any, **kwargs: Any) -> None:
         super().__init__(parent, **kwargs)

@@ -136,7 +136,7 @@ class AgentTask(Task):  # type: ignore[type-arg]
         Raises:
             Retry: it is tried again.
             RequeueLimitExceeded: the handler gave it back too often.
-            GivenBack: it is to be tried again, and the broker does not take the next attempt.
+            ReturnedToQueue: it is to be tried again, and the broker does not take the next attempt.
         """
         try:
             self._retry_for(error)
@@ -186,8 +186,8 @@ class AgentTask(Task):  # type: ignore[type-arg]
 
         Raises:
             Retry: it is on its way.
-            Reject: it could not be published. When that is since the broker is away, it is GivenBack: the message
-                is still there, unacknowledged, and comes again when the broker is back.
+            Reject: it could not be published. When that is because the broker is away, it is ReturnedToQueue: the
+                message is unacknowledged, and comes again when the broker is back.
         """
         if eta is None and countdown is None and self.retries is not None:
             countdown = self.retries.delay(self.request.retries)

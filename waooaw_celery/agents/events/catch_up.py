@@ -26,7 +26,7 @@ class CatchUp(bootsteps.StartStopStep):
     goes on when it starts again.
     """
 
-    requires = ("waooaw_celery.worker.health.heartbeat:Presence",)
+    requires = ("waooaw_celery.worker.health.heartbeat:Heartbeat",)
 
     def __init__(self, parent: Any, **kwargs: Any) -> None:
         super().__init__(parent, **kwargs)

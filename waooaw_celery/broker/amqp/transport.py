@@ -161,7 +161,7 @@ def _read(body: Any, properties: Any, headers: dict[str, Any], caps: Caps) -> tu
     """Return a body unpacked, and for a task decoded.
 
     Raises:
-        Unreadable: it breaks a rule or a cap, or cannot be read.
+        DecodingFailed: it breaks a rule or a cap, or cannot be read.
     """
     try:
         size = header_bytes(headers)

@@ -103,7 +103,7 @@ def read_content(letter: DeadLetter, caps: Caps) -> DeadLetterContent:
         caps: what is accepted.
 
     Raises:
-        Unreadable: it cannot be read, by this version and with these caps.
+        DecodingFailed: it cannot be read, by this version and with these caps.
         InvalidMessage: its envelope cannot be read, or it has none, or what it says breaks a rule.
         UnknownAgent: it is no message to an agent.
     """

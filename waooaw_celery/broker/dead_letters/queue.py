@@ -114,7 +114,7 @@ class DeadLetterQueue:
         """Return a letter.
 
         Raises:
-            UnknownLetter: there is none with this id.
+            UnknownDeadLetter: there is none with this id.
         """
         found = self._store.list(DeadLetterFilter(ids=[id_]), 1)
         if not found:

@@ -19,7 +19,7 @@ def check_embed(embed: Mapping[str, Any] | None) -> None:
     """Check the callbacks, errbacks, chain and chord of a task's message.
 
     Raises:
-        Unreadable: one of them cannot be called.
+        DecodingFailed: one of them cannot be called.
     """
     for name in _LISTS:
         said = (embed or {}).get(name)

@@ -63,7 +63,7 @@ def read(raw: bytes, caps: Caps) -> Delivery:
         caps: what is accepted.
 
     Raises:
-        Unreadable: it breaks a rule, or a check of it failed.
+        DecodingFailed: it breaks a rule, or a check of it failed.
     """
     try:
         return _read(raw, caps)
@@ -98,7 +98,7 @@ def check_message(message: Any, caps: Caps) -> Delivery:
         caps: what is accepted.
 
     Raises:
-        Unreadable: it breaks a rule, or a check of it failed.
+        DecodingFailed: it breaks a rule, or a check of it failed.
     """
     try:
         return _examine(message, caps)
@@ -135,7 +135,7 @@ def check_task_headers(headers: Mapping[str, Any]) -> None:
     """Check the headers that Celery takes for granted in a task's message.
 
     Raises:
-        Unreadable: one is missing or of a wrong type.
+        DecodingFailed: one is missing or of a wrong type.
     """
     for name in ("task", "id"):
         value: Any = headers.get(name)
@@ -177,7 +177,7 @@ def decode_task(body: Any, content_type: Any, content_encoding: Any, caps: Caps)
         caps: what is accepted.
 
     Raises:
-        Unreadable: the format is not accepted, or the body cannot be read, or is none of a task.
+        DecodingFailed: the format is not accepted, or the body cannot be read, or is none of a task.
     """
     if content_type in (None, _UNDECODED):
         raise DecodingFailed(f"its content type is {content_type!r:.80}, which is not accepted")
@@ -190,7 +190,7 @@ def check_old_task(said: Any) -> None:
     """Check the decoded body of a task of Celery's protocol 1, in which headers and arguments are one mapping.
 
     Raises:
-        Unreadable: it is not that.
+        DecodingFailed: it is not that.
     """
     _need(isinstance(said, dict) and "task" in said, "it is no task")
     check_task_headers({**said, "timelimit": _as_list(said.get("timelimit"))})
@@ -203,7 +203,7 @@ def check_task_body(body: Any) -> None:
     """Check a task's decoded body: its arguments, and what Celery shall do afterwards.
 
     Raises:
-        Unreadable: it is not that.
+        DecodingFailed: it is not that.
     """
     _need(isinstance(body, list | tuple) and len(body) == 3, "its body is no list of arguments, options and more")
     args, kwargs, embed = body

@@ -131,7 +131,7 @@ def keyed_event_row(fact: MessageFact, retain_until: datetime, sent_at: datetime
 
 
 def sent_row(message: Message, at: datetime, retention: RetentionPolicy) -> LedgerRow:
-    """Return the entry of the fact that the broker has a message: what ``fact_entry`` returns, but sooner.
+    """Return the entry of the fact that the broker has a message: what ``event_row`` returns, but sooner.
 
     Args:
         message: which; one that its sender wrote down.

@@ -16,7 +16,7 @@ class ReportClock(bootsteps.StartStopStep):
     """
 
     # After the pool has forked: no thread of ours stands in the middle of something then.
-    requires = ("celery.worker.components:Pool", "waooaw_celery.worker.health.heartbeat:Presence")
+    requires = ("celery.worker.components:Pool", "waooaw_celery.worker.health.heartbeat:Heartbeat")
 
     def create(self, parent: Any) -> None:
         """Add the clock to the worker's report."""

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 #: What is raised by a send that may succeed later: broker, ledger or store is away, or takes nothing for now.
 NOT_NOW = (OperationalError, StoreUnavailable, LimitExceeded, AMQPError, RedisError, OSError)
 #: Seconds between two attempts: first, and at most.
-FIRST_PAUSE, LONGEST_PAUSE = 0.5, 5.0
+FIRST_PAUSE, MAX_PAUSE_SECONDS = 0.5, 5.0
 #: Follow-ups that a process keeps at most.
 MOST = 10_000
 #: Seconds that a process which ends takes for a last attempt.
@@ -125,7 +125,7 @@ class FollowUps:
                 if not self._kept:
                     self._thread = None  # the next one starts another
                     return
-            pause = FIRST_PAUSE if self._try_all() else min(2 * pause, LONGEST_PAUSE)
+            pause = FIRST_PAUSE if self._try_all() else min(2 * pause, MAX_PAUSE_SECONDS)
 
     def _try_all(self) -> bool:
         """Send all that is kept, up to the first that cannot be sent, and return whether all was sent."""

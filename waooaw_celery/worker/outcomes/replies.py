@@ -122,7 +122,7 @@ def _send(task: AgentTask, asked: Message, handler: HandlerName, said: dict[str,
     ) as error:  # the answer is too large, or its format cannot carry it: the caller is told that
         if said["error"] is not None:
             raise
-        _send(task, asked, handler, _failure("Unwritable", str(error)))
+        _send(task, asked, handler, _failure("EncodingFailed", str(error)))
     except InvalidMessage as error:  # it was sent already, by an attempt that nobody could acknowledge
         logger.info("no second reply to %s: %s", asked.message_id, error, extra={"action": "no_second_reply"})
 

@@ -40,7 +40,7 @@ def requeue(task: Any, error: Any) -> Exception:
 
     Raises:
         RequeueLimitExceeded: the message expires before its next attempt.
-        GivenBack: the broker does not answer.
+        ReturnedToQueue: the broker does not answer.
     """
     request, limit = task.request, task.app.settings.requeue_limit
     count = requeued(request) + 1
