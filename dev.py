@@ -49,11 +49,13 @@ def demo(arguments: list[str]) -> int:
 
 
 def test(arguments: list[str]) -> int:
-    """Run the tests, four files at a time: they wait for processes more than they compute."""
+    """Run the quick tests, or all of them with ``--all``: four files at a time, because they wait for processes."""
     os.chdir(ROOT)
-    # Some thousand processes of Python: each would compile the package again.
+    # The tests start some thousand processes: each would compile the package again.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-    return become([str(PYTHON), "-m", "pytest", "-n", "4", "--dist", "loadfile", *arguments])
+    selection = [] if "--all" in arguments else ["--quick"]
+    rest = [argument for argument in arguments if argument != "--all"]
+    return become([str(PYTHON), "-m", "pytest", "-n", "4", "--dist", "loadfile", *selection, *rest])
 
 
 def lint(arguments: list[str]) -> int:

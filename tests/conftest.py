@@ -14,6 +14,8 @@ from urllib.parse import urlsplit
 
 import pytest
 import redis
+from selection import pytest_addoption as pytest_addoption
+from selection import pytest_collection_modifyitems as pytest_collection_modifyitems
 
 from waooaw_celery.embedded import postgres, valkey
 

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from waooaw_celery import Agent, AgentApp, Message, MessageType
+from waooaw_celery.app.components import Components
+from waooaw_celery.ledger.outbox import Outbox
 
 
-class MortalApp(AgentApp):
-    """An application whose process is killed, or stands still, after a commit, if a file says so."""
+class MortalOutbox(Outbox):
+    """An outbox whose process is killed, or stands still, after a commit, if a file says so."""
 
     def relay(self, session: Session) -> None:
         """Publish what was entrusted to a session, or die before."""
@@ -32,7 +35,17 @@ class MortalApp(AgentApp):
         super().relay(session)
 
 
-app = MortalApp("once")
+class MortalComponents(Components):
+    """Components with a mortal outbox."""
+
+    @cached_property
+    def outbox(self) -> Outbox:
+        """The outbox."""
+        return MortalOutbox(self.ledger, self.publisher.publish_recorded)
+
+
+app = AgentApp("once")
+app.components = MortalComponents(app)
 agent = Agent(os.environ["PROBE_NAME"], app)
 
 

@@ -127,8 +127,8 @@ def test_an_answer_is_written_down_while_the_broker_is_away(line: Proxy, remote:
     took(calls(remote, away)["send"])
     assert not took(calls(remote, away)["send"])[1].uncertain
     target = HandlerName(away, "command")
-    answer = remote.complete(target, message(away).evolve(message_type=MessageType.RESPONSE))
-    _, failure = took(lambda: remote.send_messages([(target, answer)]))
+    answer = remote.message_factory.complete(target, message(away).evolve(message_type=MessageType.RESPONSE))
+    _, failure = took(lambda: remote.publisher.publish([(target, answer)]))
     assert failure.uncertain
     assert MessageBus(remote).receipt(answer.message_id).status is MessageStatus.PENDING
 

@@ -84,7 +84,7 @@ def run(broker: Broker, folder: Path, ahead: float, *command: str) -> subprocess
 
 def open_message(app: AgentApp, **fields: Any) -> Message:
     """Write down a message that waits in its queue, and return it."""
-    message = app.complete(
+    message = app.message_factory.complete(
         app.target("nobody-here.command"),  # type: ignore[arg-type]  # it is a handler's name
         Message(from_agent="tests", to_agent="nobody-here", **fields),
     )
@@ -228,7 +228,7 @@ def test_a_ledger_in_sqlite_is_not_purged_when_redis_tells_another_time(redis_ur
     assert refused.returncode == 1
     assert "nothing was purged" in refused.stderr
     assert app.receipts.get(message.message_id).status is MessageStatus.HANDLED
-    assert Retention(app.database, app.witnesses()).purge().messages == 0
+    assert Retention(app.database, app.components.witnesses()).purge().messages == 0
     assert app.reference_clock.measure() is None
     app.close()
 

@@ -133,7 +133,7 @@ def test_without_a_limit_nothing_is_asked(limited: Limited, probe: str) -> None:
     app = limited(None)
     for _ in range(5):
         MessageBus(app).send(message(app, probe))
-    assert app.gate is None
+    assert app.admission_control is None
     assert "limiter" not in vars(app)
 
 

@@ -75,11 +75,11 @@ def label(message: Message) -> str:
 
 def push_again(app: AgentApp, message: Message) -> None:
     """Publish a message once more under the same id, as a publisher does whose confirmation was lost."""
-    app.publish_written(
+    app.publisher.publish_recorded(
         [
             (
                 HandlerName(message.to_agent, "command"),
-                app.complete(HandlerName(message.to_agent, "command"), message),
+                app.message_factory.complete(HandlerName(message.to_agent, "command"), message),
             )
         ]
     )

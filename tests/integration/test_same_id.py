@@ -75,7 +75,7 @@ def name(broker: Broker) -> Iterator[str]:
 def replay(app: AgentApp, message: Message, **changes: Any) -> None:
     """Publish a copy of a message, as another program does that keeps what it has seen in a queue."""
     target = HandlerName(message.to_agent, "command")
-    app.publish_written([(target, app.complete(target, message).evolve(**changes))])
+    app.publisher.publish_recorded([(target, app.message_factory.complete(target, message).evolve(**changes))])
 
 
 def ends(app: AgentApp, message_id: str) -> list[str]:
@@ -114,7 +114,9 @@ def test_a_copy_with_another_retention_is_not_handled_again(broker: Broker, app:
 def test_what_happens_to_a_copy_belongs_to_its_message(broker: Broker, app: AgentApp) -> None:
     """A worker that got only the copy tells of the message under the message's own keys."""
     needs_ledger(broker)
-    message = app.complete(HandlerName("nobody", "command"), Message(from_agent="tests", to_agent="nobody"))
+    message = app.message_factory.complete(
+        HandlerName("nobody", "command"), Message(from_agent="tests", to_agent="nobody")
+    )
     app.receipts.pending([(message, "command")])()
     copy = message.evolve(retention=RetentionPolicy.FOREVER)
     note(app.receipts, copy, MessageEvent.DELIVERED, MessageEvent.RETRIED, MessageEvent.HANDLED)
@@ -127,7 +129,9 @@ def test_what_happens_to_a_copy_belongs_to_its_message(broker: Broker, app: Agen
 def test_a_message_that_nobody_wrote_down_has_one_end_too(broker: Broker, app: AgentApp) -> None:
     """Its sender had no ledger, or lost what it wrote: the first end counts."""
     needs_ledger(broker)
-    message = app.complete(HandlerName("nobody", "command"), Message(from_agent="tests", to_agent="nobody"))
+    message = app.message_factory.complete(
+        HandlerName("nobody", "command"), Message(from_agent="tests", to_agent="nobody")
+    )
     note(app.receipts, message, MessageEvent.DELIVERED, MessageEvent.HANDLED)
     copy = message.evolve(retention=RetentionPolicy.FOREVER)
     note(app.receipts, copy, MessageEvent.FAILED)
@@ -140,7 +144,9 @@ def test_two_processes_that_tell_an_end_at_once_write_one(broker: Broker, app: A
     needs_ledger(broker)
     other, together = broker.app(), Barrier(2)
     target = HandlerName("nobody", "command")
-    messages = [app.complete(target, Message(from_agent="tests", to_agent="nobody")) for _ in range(20)]
+    messages = [
+        app.message_factory.complete(target, Message(from_agent="tests", to_agent="nobody")) for _ in range(20)
+    ]
     app.receipts.pending([(message, "command") for message in messages])()
 
     def tell(which: AgentApp, retention: RetentionPolicy) -> None:

@@ -216,7 +216,7 @@ def test_a_handler_that_outlasts_the_visibility_timeout_is_refused(agent: Agent)
 
     check_time_limits(agent.app)
     agent.app.conf.waooaw_redis_transport = "kombu"
-    del agent.app.settings  # they are read once
+    del agent.app.components.settings  # they are read once
     with pytest.raises(ConfigurationError, match=r"greeter\.slow may run for 5000 s, and after 960 s Redis"):
         check_time_limits(agent.app)
 

@@ -89,13 +89,13 @@ class MessageBus:
         ids = Counter(message.message_id for message, _ in batch)
         if twice := [message_id for message_id, count in ids.items() if count > 1]:
             raise InvalidMessage(f"message {twice[0]} is there {ids[twice[0]]} times: each Message is sent once")
-        complete = [(target, self.app.complete(target, message)) for message, target in batch]
+        complete = [(target, self.app.message_factory.complete(target, message)) for message, target in batch]
         now = self.app.reference_clock.now()
         for _, message in complete:
             message.check_in_time(now)
         for target in dict.fromkeys(target for _, target in batch):
             self.app.registry.check_handler(target)
-        self.app.send_messages(complete, wait=wait, session=session)
+        self.app.publisher.publish(complete, wait=wait, session=session)
         status = MessageStatus.SENT if session is None else MessageStatus.PENDING
         return [receipt_of(message, target.handler, status) for target, message in complete]
 

@@ -1,43 +1,135 @@
-"""The application: a Celery app whose every publish to an agent passes one door."""
+"""The application: Celery with a publisher, through which every message to an agent passes."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
-from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
-from amqp.exceptions import AMQPError
+from celery import Celery
 from celery.result import AsyncResult
-from kombu.exceptions import (
-    EncodeError,
-    LimitExceeded,
-    OperationalError,
-)
+from celery.signals import worker_process_shutdown, worker_shutdown
 
-from waooaw_celery.app.publish_batch import HIDDEN_ARGUMENTS, envelope_headers, routing_options
-from waooaw_celery.app.publisher import Door
-from waooaw_celery.errors import BrokerUnavailable, InvalidMessage, UnknownMessage, UnknownSender
-from waooaw_celery.messages.headers import check_delay, message_of_delay, message_of_retry, parse_datetime
-from waooaw_celery.messages.message import Message, MessageStatus, Priority
-from waooaw_celery.messages.publish_options import options_of_task
-from waooaw_celery.messages.queues import HandlerName, broker_priority, takes_message
-from waooaw_celery.messages.reply_to import REPLY_TO_HEADER
-from waooaw_celery.worker.outcomes.committed_effects import is_redelivered
+from waooaw_celery.app.celery_configuration import AgentAMQP, add_defaults, transport_options
+from waooaw_celery.app.components import Components
+from waooaw_celery.app.message_factory import MessageFactory
+from waooaw_celery.app.publisher import Publisher
+from waooaw_celery.app.task_publication import TaskPublication
+from waooaw_celery.broker.circuit_breaker import CircuitBreaker
+from waooaw_celery.broker.dead_letters.queue import DeadLetterQueue
+from waooaw_celery.broker.redis.parking import dead_lettered
+from waooaw_celery.errors import ConfigurationError
+from waooaw_celery.limits.gate import AdmissionControl
+from waooaw_celery.limits.limiter import RateLimiter
+from waooaw_celery.messages.message import Message, Priority
+from waooaw_celery.messages.queues import AGENT_QUEUES, HandlerName, agent_queue, broker_priority
+from waooaw_celery.messages.receipt import MessageEvent, MessageFact, ReceiptStore
+from waooaw_celery.messages.topics.schemas import SchemaRegistry
+from waooaw_celery.results.collector import ResultCollector
+from waooaw_celery.settings import RedisTransport, WaooawSettings
+from waooaw_celery.store.agents import AgentRegistry
+from waooaw_celery.store.reference_clock import ReferenceClock
+from waooaw_celery.store.subscriptions import Subscription, Subscriptions
+from waooaw_celery.wire.caps import Caps
+from waooaw_celery.wire.codecs import install_codecs
+from waooaw_celery.wire.formats import install_formats
+from waooaw_celery.wire.packer import Packer
+from waooaw_celery.worker import signals
+from waooaw_celery.worker.cancellation import CancellationRegistry
+from waooaw_celery.worker.execution.event_loop import close_event_loop
+from waooaw_celery.worker.execution.pools import SafePool
+from waooaw_celery.worker.health.clock import ReportClock
+from waooaw_celery.worker.health.heartbeat import Heartbeat
+from waooaw_celery.worker.health.watchdog import Watchdog
+from waooaw_celery.worker.intake import Intake, WatchIntake
+from waooaw_celery.worker.outcomes import replies
 from waooaw_celery.worker.outcomes.follow_up_sender import FollowUpRequest, send_follow_up, send_ordinary_follow_up
-from waooaw_celery.worker.task import current_task, is_sent_by_finished_handler
+from waooaw_celery.worker.outcomes.follow_ups import FollowUps
+from waooaw_celery.worker.remote_control import CancelListener
+from waooaw_celery.worker.task import AgentTask, is_sent_by_finished_handler
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from waooaw_celery.ledger.database.engine import Database
+    from waooaw_celery.ledger.ledger import Ledger
+    from waooaw_celery.ledger.outbox import Outbox
+
+T = TypeVar("T")
 
 
-class AgentApp(Door):
+class Part(Generic[T]):
+    """An attribute of an application that is a part of its components."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    @overload
+    def __get__(self, app: None, owner: type) -> Part[T]: ...
+    @overload
+    def __get__(self, app: AgentApp, owner: type) -> T: ...
+    def __get__(self, app: AgentApp | None, owner: type) -> Part[T] | T:
+        if app is None:
+            return self
+        part: T = getattr(app.components, self._name)
+        return part
+
+
+class AgentApp(Celery):
     """A Celery application through which agents talk.
 
-    Everything that Celery can do, it does. What it adds is the door: ``send_task``, which ``.delay``,
-    ``apply_async``, canvas, retries and beat all pass. It gives a task that is an agent's handler its envelope,
-    queue, priority and expiry, and refuses what nobody would receive.
+    Everything that Celery can do, it does. It adds components, of which the publisher is one: ``send_task``, which
+    ``.delay``, ``apply_async``, canvas, retries and beat all call, gives a task that is an agent's handler its
+    envelope, queue, priority and expiry, and refuses what no agent would receive. Ordinary tasks stay ordinary.
+
+    Attributes:
+        agents: the agents whose handlers are in this application, each with the names of its handlers.
+        capabilities: the capabilities of these agents.
+        subscribed: their subscriptions.
+        schemas: the JSON Schemas of topics that this application's code registers.
+        components: the parts that the application is composed of.
     """
+
+    amqp_cls: Any = AgentAMQP
+
+    settings: Part[WaooawSettings] = Part()
+    driver: Part[str] = Part()
+    publisher: Part[Publisher] = Part()
+    message_factory: Part[MessageFactory] = Part()
+    packer: Part[Packer] = Part()
+    limiter: Part[RateLimiter] = Part()
+    admission_control: Part[AdmissionControl | None] = Part()
+    result_collector: Part[ResultCollector] = Part()
+    dead_letters: Part[DeadLetterQueue] = Part()
+    registry: Part[AgentRegistry] = Part()
+    subscriptions: Part[Subscriptions] = Part()
+    receipts: Part[ReceiptStore] = Part()
+    reference_clock: Part[ReferenceClock] = Part()
+    database: Part[Database] = Part()
+    ledger: Part[Ledger] = Part()
+    outbox: Part[Outbox] = Part()
+    cancellations: Part[CancellationRegistry] = Part()
+    intake: Part[Intake] = Part()
+    circuit_breaker: Part[CircuitBreaker] = Part()
+    follow_ups: Part[FollowUps] = Part()
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.agents: dict[str, list[str]] = {}
+        self.capabilities: dict[str, tuple[str, ...]] = {}
+        self.subscribed: list[Subscription] = []
+        self.schemas = SchemaRegistry()
+        self.components = Components(self)
+        install_formats()
+        install_codecs()
+        super().__init__(*args, **kwargs)
+        self.on_after_configure.connect(add_defaults, weak=False)
+        self.steps["worker"].update((SafePool, Heartbeat, ReportClock, Watchdog, WatchIntake))
+        self.steps["consumer"].add(CancelListener)
+        replies.connect()
+        signals.connect()
+        dead_lettered.connect(self._note_dead_letter)
+        for ended in (worker_process_shutdown, worker_shutdown):
+            ended.connect(self._finish)
+            ended.connect(close_event_loop)
 
     def send_task(  # type: ignore[override]
         self,
@@ -50,48 +142,43 @@ class AgentApp(Door):
         message: Message | None = None,
         **options: Any,
     ) -> AsyncResult[Any]:
-        """Publish a task: the door that every message passes.
+        """Publish a task.
 
         Args:
             name: an agent's handler, such as ``worker-1.get_status``, or any other task.
             args: positional arguments; a message's payload is the only one.
             kwargs: keyword arguments.
-            countdown: seconds until it may first be handled.
-            eta: moment from which it may be handled.
-            message: the envelope, when the caller has made it; otherwise it is made here.
-            options: those of ``apply_async``; ``priority`` is a Priority or its name, and ``wait`` the seconds for
-                which a sender at its limit waits for its turn.
+            countdown: seconds until the task may be handled.
+            eta: the time from which it may be handled.
+            message: the message, when the caller has made it.
+            options: those of ``apply_async``; ``priority`` is a Priority or its name, and ``wait`` the seconds to
+                wait at the sender's rate limit.
 
         Raises:
-            RateLimitExceeded: the sender has sent as much as it may for now.
-            InvalidMessage: an argument cannot travel or is too large, or an option breaks a rule.
-            UnknownSender: no agent is speaking.
-            UnknownAgent: nobody ever declared the recipient; NoHandler, UnknownMethod: it does not handle this.
-            BrokerUnavailable: the broker refused or did not answer; whether it has the message is not known, but
-                where ``uncertain`` is False: it has just failed to answer another sender, and nothing was tried.
-            StoreUnavailable: Redis does not answer; nothing was published.
+            RateLimitExceeded: the sender has reached its rate limit.
+            InvalidMessage: an argument cannot be written or is too large, or an option breaks a rule.
+            UnknownSender: no agent sends.
+            UnknownAgent: the recipient was never declared; NoHandler, UnknownMethod: it has no such handler.
+            BrokerUnavailable: the broker refused or did not answer. It is not known whether it has the message,
+                unless ``uncertain`` is False: then it does not.
+            StoreUnavailable: the store does not answer; nothing was published.
             ConfigurationError: a setting is missing or wrong.
         """
         wait = options.pop("wait", None)
         options |= {"countdown": countdown, "eta": eta}
         target = self.target(name)
         if target is None:
-            ordinary = partial(self._send_ordinary, name, args, kwargs, options)
-            return (
-                send_ordinary_follow_up(self, name, options, ordinary)
-                if is_sent_by_finished_handler()
-                else ordinary()
-            )
+            return self._send_ordinary_task(name, args, kwargs, options)
         if options.get("retries"):
-            message = self._retried_message(target, args, kwargs, options)
-            return self._publish(target, message, args, kwargs, options)
+            message = self.message_factory.of_retry(target, args, kwargs, options)
+            return self.publisher.publish_retry(self._publication(target, message, args, kwargs, options))
         if is_sent_by_finished_handler():
             return send_follow_up(self, FollowUpRequest(target, args, kwargs, options, message))
         self.circuit_breaker.check()
-        message = self.new_message(target, args, kwargs, options, message)
-        return self.send_new(target, message, args, kwargs, options, wait)
+        message = self.message_factory.of_task(target, args, kwargs, options, message)
+        return self.publish_task(target, message, args, kwargs, options, wait)
 
-    def send_new(
+    def publish_task(
         self,
         target: HandlerName,
         message: Message,
@@ -100,187 +187,161 @@ class AgentApp(Door):
         options: dict[str, Any],
         wait: Any = None,
     ) -> AsyncResult[Any]:
-        """Check, count, write down and publish a complete message.
+        """Publish a task whose message is complete.
 
         Args:
-            target: the handler that it is for.
-            message: the message.
-            args: positional arguments of its task.
-            kwargs: keyword arguments of its task.
-            options: those of ``send_task``.
-            wait: seconds for which a sender at its limit waits for its turn.
+            target: the handler that the task is.
+            message: its message.
+            args: its positional arguments.
+            kwargs: its keyword arguments.
+            options: the options of ``send_task``.
+            wait: seconds to wait at the sender's rate limit.
 
         Raises:
-            WaooawError: what ``send_task`` raises.
+            WaooawError: as ``send_task``.
         """
-        if self._was_sent_on(options.get("task_id")):
-            return self.AsyncResult(options["task_id"])
-        self.registry.check_handler(target)
-        self.packer.check((args or (), kwargs or {}), *self._written_as(target, message, options))
-        self._admit([message], wait)
-        new = self.record_task(target, message, args, options)
-        try:
-            self._check_new([(target, message)], new)
-        except InvalidMessage as error:
-            if not is_sent_by_finished_handler():
-                raise
-            # Two workers had the same message at once, and what follows it is on its way already.
-            logger.info("%s", error, extra={"action": "sent_on_before", "message_id": message.message_id})
-            return self.AsyncResult(message.message_id)
-        try:
-            result = self._publish(target, message, args, kwargs, options)
-        except (EncodeError, TypeError, ValueError) as error:  # its options cannot travel, so that nothing did
-            self._withdraw([message] if new else [], error)
-            raise
-        self._note_sent([message])
-        return result
+        return self.publisher.publish_task(self._publication(target, message, args, kwargs, options), wait)
 
     def record_task(
         self, target: HandlerName, message: Message, args: Any, options: Mapping[str, Any]
     ) -> set[str]:
-        """Write a task's message down, with all that its publish has besides; return its id if it is new.
+        """Record a task's message without publishing it, and return its id if it is new.
 
         Raises:
-            StoreUnavailable: it could not be written down.
+            StoreUnavailable: the message could not be recorded.
         """
-        besides = options_of_task(target.handler, message, args, options, self.timezone, self._usual)
-        return self._begin_record([(target, message)], besides=besides)()
+        return self.publisher.record(self._publication(target, message, args, None, dict(options)))()
 
-    @property
-    def _usual(self) -> str:
-        """The format that Celery names for every task that does not choose one."""
-        return str(self.conf.task_serializer)
+    def _publication(
+        self, target: HandlerName, message: Message, args: Any, kwargs: Any, options: dict[str, Any]
+    ) -> TaskPublication:
+        return TaskPublication(self, target, message, args, kwargs, options, super().send_task)
 
-    def _send_ordinary(self, name: str, args: Any, kwargs: Any, options: dict[str, Any]) -> AsyncResult[Any]:
+    def _send_ordinary_task(self, name: str, args: Any, kwargs: Any, options: dict[str, Any]) -> AsyncResult[Any]:
         if options.get("priority") is None:
             # On Redis a message without priority would be the most urgent of all.
             options["priority"] = broker_priority(Priority.NORMAL, self.driver)
-        return super().send_task(name, args, kwargs, **options)
 
-    def new_message(
-        self, target: HandlerName, args: Any, kwargs: Any, options: Mapping[str, Any], message: Message | None
-    ) -> Message:
-        """Return the complete message of a task that is to be sent.
+        # Celery may change the options when the send is repeated later.
+        def send() -> AsyncResult[Any]:
+            return super(AgentApp, self).send_task(name, args, kwargs, **options)
+
+        return send_ordinary_follow_up(self, name, options, send) if is_sent_by_finished_handler() else send()
+
+    def target(self, task_name: str) -> HandlerName | None:
+        """Return whose handler a task is, or None for an ordinary Celery task of this application."""
+        name = HandlerName.parse(task_name)
+        if name is None:
+            return None
+        task = self.tasks.get(task_name)
+        return name if task is None or isinstance(task, AgentTask) else None
+
+    def now(self) -> datetime:
+        """Return the time of the reference clock. Celery computes ETAs with it."""
+        return self.reference_clock.now().astimezone(self.timezone)
+
+    def consumed_agents(self) -> tuple[str, ...]:
+        """Return the agents of this application whose queues its worker consumes (``-Q`` may leave some out)."""
+        consumed = self.amqp.queues.consume_from
+        return tuple(name for name in self.agents if agent_queue(name).name in consumed)
+
+    def wire_format(
+        self, agent: str, serializer: str | None = None, compression: str | None = None
+    ) -> tuple[str, str | None]:
+        """Return the serializer and the compression of a message to an agent.
+
+        Args:
+            agent: the recipient.
+            serializer: the message's own choice, or None.
+            compression: the message's own choice, or None.
+
+        Returns:
+            The message's choice, or else the setting for the agent, or else the application's.
+        """
+        settings = self.settings
+        return (
+            serializer or settings.agent_serializers.get(agent) or self.conf.task_serializer,
+            compression or settings.agent_compressions.get(agent) or self.conf.task_compression,
+        )
+
+    # --- connections
+
+    def connection_for_read(self, url: str | None = None, **kwargs: Any) -> Any:
+        """Return a connection for consuming, with this package's deadlines."""
+        return super().connection_for_read(url, **self._with_transport_options(url, kwargs))
+
+    def connection_for_write(self, url: str | None = None, **kwargs: Any) -> Any:
+        """Return a connection for publishing, with this package's deadlines."""
+        return super().connection_for_write(url, **self._with_transport_options(url, kwargs, publishes=True))
+
+    @property
+    def transport_options(self) -> dict[str, Any]:
+        """Options of the broker's transport: the project's own, and this package's for the others."""
+        return self._transport_options(None)
+
+    @property
+    def claims(self) -> bool:
+        """Whether this package's transport carries messages on Redis, and not Kombu's."""
+        try:
+            return self.settings.redis_transport is RedisTransport.WAOOAW
+        except ConfigurationError:  # the worker's check reports it in a moment
+            return True
+
+    @property
+    def visibility_timeout(self) -> float | None:
+        """Seconds until the broker redelivers what a worker holds; None where the worker renews its leases."""
+        if self.driver != "redis" or self.claims:
+            return None
+        return float(self.transport_options["visibility_timeout"])
+
+    def _with_transport_options(
+        self, url: str | None, kwargs: dict[str, Any], *, publishes: bool = False
+    ) -> dict[str, Any]:
+        given = kwargs.get("transport_options") or {}
+        return {**kwargs, "transport_options": {**self._transport_options(url, publishes=publishes), **given}}
+
+    def _transport_options(self, url: str | None, *, publishes: bool = False) -> dict[str, Any]:
+        caps, letters = Caps(), None
+        with suppress(ConfigurationError):  # Celery prints the broker before the worker's check reports it
+            caps, letters = self.packer.caps, self.settings.dead_letters_max
+        return transport_options(self.conf, self.claims, caps, url, publishes=publishes, letters=letters)
+
+    # --- start and end
+
+    def check(self) -> None:
+        """Check at start-up what would otherwise fail at the first message.
 
         Raises:
-            InvalidMessage: an argument is no JSON value, or an option breaks a rule.
-            UnknownSender: no agent is speaking.
+            ConfigurationError: a setting is missing, misspelt or impossible.
         """
-        if message is None:
-            sender, ttl = self.speaker(target), self.settings.ttl_seconds
-            message = message_of_delay(
-                *(target, args, kwargs, options),
-                sender=sender,
-                default_ttl=ttl,
-                zone=self.timezone,
-                now=self.reference_clock.now(),
-            )
-        self._check_delay(target, options)
-        message = self.complete(target, message)
-        message.check_in_time(self.reference_clock.now())
-        return message
+        self.components.check()
 
-    def _retried_message(self, target: HandlerName, args: Any, kwargs: Any, options: Mapping[str, Any]) -> Message:
-        try:
-            self._check_delay(target, options)
-        except InvalidMessage as error:  # to refuse it here would lose the message
-            logger.warning("retry of %s: %s", options["task_id"], error, extra={"action": "retry_too_late"})
-        return message_of_retry(target, args, kwargs, options)
+    def close(self) -> None:
+        """Close all connections."""
+        if "result_collector" in vars(self.components):
+            self.result_collector.close()
+        super().close()
+        self.components.close()
 
-    def _written_as(
-        self, target: HandlerName, message: Message, options: Mapping[str, Any]
-    ) -> tuple[str, str | None]:
-        """Return the format and the codec of a message that is published with these options."""
-        said = options.get("serializer")
-        if said == self._usual:  # Celery says it for every task that does not say another
-            said = None
-        compression = message.compression or options.get("compression")
-        return self.written_as(target.agent, message.serializer or said, compression)
+    def open_registry(self) -> AgentRegistry:
+        """Return the known agents over a connection of their own, for use in another thread."""
+        return self.components.open_registry()
 
-    def _was_sent_on(self, task_id: str | None) -> bool:
-        """Whether what follows a handler, such as the next step of a chain, was sent when it was run before."""
-        task = current_task()
-        if (
-            task_id is None
-            or task is None
-            or not is_sent_by_finished_handler()
-            or not is_redelivered(task.request)
-        ):
-            return False
-        try:
-            return self.receipts.get(task_id).status is not MessageStatus.PENDING
-        except UnknownMessage:
-            return False
+    def open_subscriptions(self) -> Subscriptions:
+        """Return the subscriptions over a connection of their own, for use in another thread."""
+        return self.components.open_subscriptions()
 
-    def _check_delay(self, target: HandlerName, options: Mapping[str, Any]) -> None:
-        due = options.get("countdown") or options.get("eta")
-        visible = self.visibility_timeout if due else None
-        if visible is not None:
-            task = self.tasks.get(str(target))
-            limit = getattr(task, "time_limit", None) or self.conf.task_time_limit or 0
-            check_delay(options, limit, visible, self.timezone, self.reference_clock.now())
+    def _note_dead_letter(
+        self, queue: str, message_id: str | None, reason: str, worker: str | None = None, **_: Any
+    ) -> None:
+        """Record that a message to an agent became a dead letter."""
+        if message_id is not None and queue.startswith(AGENT_QUEUES):
+            fact = MessageFact(message_id=message_id, event=MessageEvent.DEAD, error=reason, worker=worker)
+            self.receipts.note(fact)
 
-    def speaker(self, target: HandlerName) -> str:
-        """Return who says what is sent without a sender: never a guess, since it is evidence."""
-        task = current_task()
-        if task is not None:
-            return task.agent
-        if self.settings.sender is not None:
-            return self.settings.sender
-        # An ordinary task of the application, such as Celery's for chords, speaks for its only agent.
-        if len(self.agents) == 1 and (target.agent not in self.agents or self.current_worker_task is not None):
-            return next(iter(self.agents))
-        raise UnknownSender(
-            f"who sends to {target}? Outside of a handler, set waooaw_sender (or WAOOAW_SENDER) to the name of "
-            "the sender, or send with a Message, whose from_agent says it"
-        )
-
-    def _publish(
-        self, target: HandlerName, message: Message, args: Any, kwargs: Any, options: dict[str, Any]
-    ) -> AsyncResult[Any]:
-        # A retry expires when its first attempt would have.
-        expires_at = (
-            parse_datetime(options.get("expires"), self.timezone) if options.get("retries") else message.expires_at
-        )
-        serializer, compression = self._written_as(target, message, options)
-        options |= {
-            "serializer": serializer,
-            "compression": compression,
-            "task_id": message.message_id,
-            "root_id": message.conversation_id,
-            "parent_id": message.causation_id,
-            **routing_options(target, message, self.driver),
-            # As a header only: as Celery's option it would become RabbitMQ's per-message TTL as well, and RabbitMQ
-            # drops an expired message without telling anyone.
-            "expires": None,
-            "headers": {**self._headers(message, options), **envelope_headers(message, expires_at)},
-            "argsrepr": HIDDEN_ARGUMENTS,
-            "kwargsrepr": HIDDEN_ARGUMENTS,
-            "ignore_result": True if takes_message(target.handler) else options.get("ignore_result"),
-        }
-        options.pop("exchange_type", None)
-        try:
-            with self.circuit_breaker.watching():
-                return super().send_task(str(target), args, kwargs, **options)
-        except (OperationalError, AMQPError) as error:
-            if isinstance(error.__cause__, LimitExceeded):
-                raise self._no_connection(error.__cause__) from error
-            raise BrokerUnavailable(
-                f"message {message.message_id} to {message.to_agent!r} was not confirmed by the broker: {error}"
-            ) from error
-
-    def _headers(self, message: Message, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the headers that a caller gave, with the call's only where it is the same request again."""
-        headers = dict(options.get("headers") or {})
-        if options.get("retries"):
-            return headers
-        task = current_task()
-        headers.pop(REPLY_TO_HEADER, None)
-        if task is not None and task.request.id == message.message_id and task.call is not None:
-            headers[REPLY_TO_HEADER] = (
-                task.call.to_header()
-            )  # it replaced itself, and its caller waits for the other
-        return headers
+    def _finish(self, **_: Any) -> None:
+        """Let no process of a worker end with something of its own still to be sent or recorded."""
+        self.components.finish()
 
 
 def create_app(main: str | None = None, **config: Any) -> AgentApp:
@@ -288,8 +349,9 @@ def create_app(main: str | None = None, **config: Any) -> AgentApp:
 
     Args:
         main: name of the application, or None.
-        config: Celery's settings in lower case and ours: ``broker_url``, ``result_backend``, ``waooaw_sender``, …
-            The variables ``CELERY_BROKER_URL``, ``CELERY_RESULT_BACKEND`` and ``WAOOAW_*`` win over them.
+        config: Celery's settings in lower case, and this package's: ``broker_url``, ``result_backend``,
+            ``waooaw_sender``, … The variables ``CELERY_BROKER_URL``, ``CELERY_RESULT_BACKEND`` and ``WAOOAW_*``
+            win over them.
 
     Example:
         >>> app = create_app(broker_url="redis://localhost:6379/0")

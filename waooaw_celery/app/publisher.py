@@ -1,315 +1,421 @@
-"""The door that all messages pass: the breaker, limits and the ledger stand before the broker."""
+"""The publishing pipeline: every message to an agent is checked, admitted, recorded, published and noted as sent.
+
+Two entrances lead into it: ``publish`` for messages and requests, ``publish_task`` for Celery tasks (``.delay``,
+``apply_async``, ``send_task``, canvas, beat).
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from functools import cached_property
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, NoReturn, Protocol
 
 from amqp.exceptions import AMQPError
+from celery.result import AsyncResult
 from kombu.exceptions import (  # type: ignore[attr-defined]  # its stubs are old
     BatchPublishError,
+    EncodeError,
     LimitExceeded,
     OperationalError,
 )
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
-from sqlalchemy.orm import Session
 
-from waooaw_celery.app.composition import WiredCelery
+from waooaw_celery.app.publication import Batch, Publication
 from waooaw_celery.app.publish_batch import PublishBatch
+from waooaw_celery.app.task_publication import TaskPublication
+from waooaw_celery.broker.circuit_breaker import CircuitBreaker
 from waooaw_celery.broker.redis.batch import BatchRefused
-from waooaw_celery.errors import BlockingCall, BrokerUnavailable, InvalidMessage, StoreUnavailable, WaooawError
-from waooaw_celery.ledger.outbox import Outbox
+from waooaw_celery.errors import (
+    BlockingCall,
+    BrokerUnavailable,
+    InvalidMessage,
+    StoreUnavailable,
+    UnknownMessage,
+    WaooawError,
+)
+from waooaw_celery.limits.gate import AdmissionControl
 from waooaw_celery.limits.waiting import Wait
-from waooaw_celery.messages.headers import threaded
 from waooaw_celery.messages.message import Message, MessageStatus, MessageType
-from waooaw_celery.messages.publish_options import PublishOptions, options_of_messages
-from waooaw_celery.messages.queues import HandlerName
-from waooaw_celery.messages.receipt import MessageEvent, MessageFact
+from waooaw_celery.messages.receipt import MessageEvent, MessageFact, ReceiptStore
 from waooaw_celery.messages.reply_to import ReplyTo
-from waooaw_celery.wire.packer import PackedBody
+from waooaw_celery.store.agents import AgentRegistry
 from waooaw_celery.worker.execution.event_loop import is_on_event_loop
+from waooaw_celery.worker.outcomes.committed_effects import is_redelivered
 from waooaw_celery.worker.signals import MAX_ERROR
-from waooaw_celery.worker.task import current_message, current_task, is_sent_by_finished_handler
+from waooaw_celery.worker.task import current_task, is_sent_by_finished_handler
 
 logger = logging.getLogger(__name__)
 
-#: Messages that go to the ledger and to the broker together.
+#: Messages that are recorded and published together.
 MAX_BATCH_SIZE = 1000
 
 
-class Door(WiredCelery):
-    """A Celery application whose messages are counted, written down and handed to the broker, in this order."""
+class PublisherParts(Protocol):
+    """The parts of an application that a publish passes."""
 
-    def send_messages(
+    @property
+    def circuit_breaker(self) -> CircuitBreaker:
+        """Whether the broker is worth trying."""
+
+    @property
+    def admission_control(self) -> AdmissionControl | None:
+        """The rate limit; None when no agent is limited."""
+
+    @property
+    def receipts(self) -> ReceiptStore:
+        """Where messages are recorded."""
+
+    @property
+    def registry(self) -> AgentRegistry:
+        """The known agents."""
+
+    @property
+    def outbox(self) -> Any:
+        """Records messages in transactions of other code."""
+
+
+class Publisher:
+    """Publishes messages: check, admit, record, hand to the broker, note.
+
+    Args:
+        app: the application, an AgentApp, whose Celery publishes.
+        components: the parts that a publish passes.
+    """
+
+    def __init__(self, app: Any, components: PublisherParts) -> None:
+        self._app, self._components = app, components
+
+    def publish(
         self,
-        batch: Sequence[tuple[HandlerName, Message]],
-        call: ReplyTo | None = None,
+        batch: Batch,
+        reply_to: ReplyTo | None = None,
         wait: Wait = None,
         record: Message | None = None,
         session: Any = None,
     ) -> None:
-        """Publish messages and requests: the door for those that come as messages and not as tasks.
+        """Publish messages or requests.
 
-        All of them pass their senders' limits, or none. Many at a time are written down with one statement, and
-        handed to the broker in as few round trips as it takes.
+        All of them pass their senders' rate limits, or none does.
 
         Args:
-            batch: complete messages, whose handlers and times were checked.
-            call: how the answers of requests are to come; None for one-way messages.
-            wait: seconds for which a sender at its limit waits for its turn.
-            record: the event that the messages tell subscribers of, who may be none; it counts as one message.
-            session: a SQLAlchemy Session: they are written down in its transaction, and published when that is
+            batch: complete messages, whose handlers and times were checked, each with its handler.
+            reply_to: how the answers of requests arrive; None for one-way messages.
+            wait: seconds to wait at the sender's rate limit.
+            record: the event that the messages deliver to its subscribers, of which there may be none. It counts
+                as one message.
+            session: a SQLAlchemy Session: the messages are recorded in its transaction, and published when that is
                 committed.
 
         Raises:
-            RateLimitExceeded: a sender has sent as much as it may for now; nothing was published.
-            InvalidMessage: one cannot be written in its format or breaks a cap, and nothing was published; or one
-                was sent already.
-            StoreUnavailable: they could not be written down.
-            BrokerUnavailable: the broker failed.
-                The ``message_ids`` of all three are those that it has confirmed.
+            RateLimitExceeded: a sender has reached its rate limit; nothing was published.
+            InvalidMessage: a message cannot be written in its format, exceeds a cap, or was sent already.
+            StoreUnavailable: the messages could not be recorded.
+            BrokerUnavailable: the broker failed. The error's ``message_ids`` are the messages that the broker has
+                confirmed.
         """
-        if not batch and record is None:
-            return
-        # An answer, and what follows a handler's end, were accepted before: they are written down all the same.
-        answers = all(message.message_type is MessageType.RESPONSE for _, message in batch)
-        if session is None and not answers and not is_sent_by_finished_handler():
-            self.circuit_breaker.check()
-        hand_over = PublishBatch(
-            self, self.driver, call, self.result_collector.reply_to if call is not None else None
-        )
-        bodies = hand_over.pack(batch) if batch else []
-        told = [message for _, message in batch if message.event is None or not message.event.replay]
-        self._admit(told if record is None else [record], wait)
-        if session is not None:
-            self.outbox.entrust(batch, session)
-            return
-        if not batch:
-            self._begin_record([], record)()
-        for start in range(0, len(batch), MAX_BATCH_SIZE):
-            part = slice(start, start + MAX_BATCH_SIZE)
-            try:
-                self._send_batch(hand_over, batch[part], bodies[part], None if start else record)
-            except WaooawError as error:
-                error.message_ids = (*(message.message_id for _, message in batch[:start]), *error.message_ids)
+        if batch or record is not None:
+            self._publish(PublishBatch(self._app, batch, reply_to), wait, record, session)
+
+    def publish_task(self, task: TaskPublication, wait: Wait = None) -> AsyncResult[Any]:
+        """Publish a Celery task that is an agent's handler.
+
+        Args:
+            task: the task, whose message is complete.
+            wait: seconds to wait at the sender's rate limit.
+
+        Returns:
+            Celery's AsyncResult.
+
+        Raises:
+            WaooawError: as ``AgentApp.send_task``.
+        """
+        [(target, message)] = task.batch
+        if self._was_sent_by_earlier_attempt(message.message_id):
+            return AsyncResult(message.message_id, app=self._app)
+        self._components.registry.check_handler(target)
+        try:
+            self._publish(task, wait)
+        except InvalidMessage as error:
+            if not (is_sent_by_finished_handler() and self._is_sent(message.message_id)):
                 raise
+            # Two workers had the same message at once, and one of them has sent what follows it.
+            logger.info("%s", error, extra={"action": "sent_on_before", "message_id": message.message_id})
+            return AsyncResult(message.message_id, app=self._app)
+        return task.sent()
 
-    @cached_property
-    def outbox(self) -> Outbox:
-        """What writes messages down in transactions of others.
+    def publish_retry(self, task: TaskPublication) -> AsyncResult[Any]:
+        """Publish a retry: its first attempt was checked, admitted and recorded.
 
-        Raises:
-            ConfigurationError: there is no ledger.
-        """
-        return Outbox(self.ledger, self.publish_written)
-
-    def relay(self, session: Session) -> None:
-        """Publish what was entrusted to a session whose transaction was committed."""
-        if self._database is not None:
-            self.outbox.relay(session)
-
-    def publish_written(self, batch: Sequence[tuple[HandlerName, Message]]) -> None:
-        """Publish messages that are in the ledger already, such as those of a transaction that was committed.
+        Returns:
+            Celery's AsyncResult.
 
         Raises:
-            BrokerUnavailable: the broker failed; they stay PENDING.
+            BrokerUnavailable: the broker did not confirm it.
         """
-        self.circuit_breaker.check()
-        hand_over = PublishBatch(self, self.driver)
-        for start in range(0, len(batch), MAX_BATCH_SIZE):
-            part = batch[start : start + MAX_BATCH_SIZE]
-            self._send_batch(hand_over, part, hand_over.pack(part), None, is_written=True)
+        with self._broker_errors(task, []):
+            task.publish_one(None, *task.batch[0])
+        return task.sent()
 
-    def complete(self, target: HandlerName, message: Message) -> Message:
-        """Fill in what the sender left open: the ids of its thread, how long it is kept, when it is sent.
+    def publish_recorded(self, batch: Batch) -> None:
+        """Publish messages that are in the ledger already, such as those of a committed transaction.
 
-        Without a ledger nothing is kept, and the envelope does not say so.
+        Raises:
+            BrokerUnavailable: the broker failed; the messages stay PENDING.
         """
-        kept = None if self._database is None else message.retention or self.settings.retention
-        sent_at = self.reference_clock.corrected(message.sent_at)
-        return threaded(target, message, current_message(), kept, sent_at)
+        self._components.circuit_breaker.check()
+        for part in PublishBatch(self._app, batch).parts(MAX_BATCH_SIZE):
+            self._record_and_publish(part, is_recorded=True)
 
-    def _send_batch(
-        self,
-        hand_over: PublishBatch,
-        batch: Sequence[tuple[HandlerName, Message]],
-        bodies: Sequence[PackedBody],
-        record: Message | None,
-        *,
-        is_written: bool = False,
+    def record(self, publication: Publication, event: Message | None = None) -> Callable[[], set[str]]:
+        """Begin to record messages, and the event that they deliver.
+
+        Returns:
+            A function that waits until they are recorded, and returns the ids of those that are new. It raises
+            StoreUnavailable when they could not be recorded.
+        """
+        messages = [(message, target.handler) for target, message in publication.batch]
+        # The end of a handler and an answer were accepted with their message: they are recorded in the spool when
+        # the ledger is unavailable.
+        follows = bool(messages) and (
+            is_sent_by_finished_handler()
+            or all(message.message_type is MessageType.RESPONSE for message, _ in messages)
+        )
+        return self._components.receipts.pending(messages, event, publication.options(), follows=follows)
+
+    # --- the pipeline
+
+    def _publish(
+        self, publication: Publication, wait: Wait, event: Message | None = None, session: Any = None
+    ) -> None:
+        self._check(publication, session)
+        self._admit(publication, event, wait)
+        if session is not None:
+            self._components.outbox.entrust(publication.batch, session)
+            return
+        if not publication.batch:  # an event without a subscriber
+            self.record(publication, event)()
+            return
+        published: list[str] = []
+        for part in publication.parts(MAX_BATCH_SIZE):
+            try:
+                self._record_and_publish(part, None if published else event)
+            except WaooawError as error:
+                error.message_ids = (*published, *error.message_ids)
+                raise
+            published += (message.message_id for _, message in part.batch)
+
+    def _check(self, publication: Publication, session: Any) -> None:
+        """Refuse what cannot be published, before it costs anything."""
+        batch = publication.batch
+        answers = all(message.message_type is MessageType.RESPONSE for _, message in batch)
+        # Answers, and what follows a handler's end, were accepted already: they are recorded in any case.
+        if session is None and not answers and not is_sent_by_finished_handler():
+            self._components.circuit_breaker.check()
+        publication.check()
+
+    def _admit(self, publication: Publication, event: Message | None, wait: Wait) -> None:
+        """Count messages against their senders' rate limits, or refuse all of them.
+
+        Answers, replays and what follows a handler's end are not counted: each was accepted with the message that
+        it belongs to.
+        """
+        if wait and is_on_event_loop():
+            raise BlockingCall(
+                "waiting at the rate limit would block every coroutine of this process: in an async def handler, "
+                "await agent.aio.send(..., wait=...) or waooaw_celery.aio.MessageBus"
+            )
+        admission_control = self._components.admission_control
+        if admission_control is None or is_sent_by_finished_handler():
+            return
+        messages = [event] if event is not None else [message for _, message in publication.batch]
+        counted = [
+            message
+            for message in messages
+            if message.message_type is not MessageType.RESPONSE and (message is event or not _is_replay(message))
+        ]
+        if counted:
+            admission_control.admit(counted, wait)
+
+    def _record_and_publish(
+        self, part: Publication, event: Message | None = None, *, is_recorded: bool = False
     ) -> None:
         published: list[Message] = []
-        written = (lambda: {message.message_id for _, message in batch}) if is_written else None
+        with self._broker_errors(part, published), part.producer() as producer:
+            note_sent = self._hand_to_broker(part, producer, published, event, is_recorded)
+        self._note_sent(published, note_sent)
+
+    def _hand_to_broker(
+        self, part: Publication, producer: Any, published: list[Message], event: Message | None, is_recorded: bool
+    ) -> Callable[[], None] | None:
+        """Record messages and prepare their publish at the same time, and publish them when they are recorded.
+
+        Returns:
+            The prepared note that the broker has the messages, where there was time to prepare it.
+        """
+        batch = part.batch
+        belongs_to_accepted = is_recorded or event is not None or is_sent_by_finished_handler()
+        recorded: Callable[[], set[str]] = partial(_ids, batch) if is_recorded else self.record(part, event)
+        notes: list[Callable[[], None]] = []
+
+        def when_ready() -> None:
+            notes.append(self._components.receipts.sent([message for _, message in batch]))
+            self._check_not_sent_before(batch, recorded())
+
         try:
-            with self.circuit_breaker.watching(), self.producer_or_acquire() as producer:
-                note = self._publish_messages(producer, hand_over, batch, bodies, published, record, written)
-        except BrokerUnavailable:  # all of them were refused
+            if part.publish_together(producer, when_ready):
+                published.extend(message for _, message in batch)
+                return notes[0]
+        except BatchRefused as error:
+            self._refuse(batch, recorded(), belongs_to_accepted, error)
+        except BatchPublishError as error:
+            # Kombu meets a dead connection here. Celery would publish again, and so do we, where it is safe.
+            if len(batch) > 1 or isinstance(error.__cause__, RedisTimeoutError):
+                raise
+        finally:
+            new = recorded()  # nothing stays on its way
+        self._check_not_sent_before(batch, new)
+        for target, message in batch:
+            try:
+                part.publish_one(producer, target, message)
+            except (
+                EncodeError,
+                TypeError,
+                ValueError,
+            ) as error:  # its options cannot be written: it was not sent
+                self._withdraw([message] if message.message_id in new else [], error)
+                raise
+            published.append(message)
+        return None
+
+    # --- what can go wrong
+
+    @contextmanager
+    def _broker_errors(self, part: Publication, published: list[Message]) -> Iterator[None]:
+        """Raise BrokerUnavailable for every error of the broker in this block, and tell the circuit breaker."""
+        try:
+            with self._components.circuit_breaker.watching():
+                yield
+        except BrokerUnavailable:
             raise
         except (OperationalError, AMQPError, BatchPublishError, RedisConnectionError) as error:
             if isinstance(error.__cause__, LimitExceeded):
                 failure = self._no_connection(error.__cause__)
-                failure.uncertain = False
+                # Celery's own ``send_task`` may have tried before it ran out of connections.
+                failure.uncertain = isinstance(part, TaskPublication)
                 raise failure from error
             self._note_sent(published)
-            missing = [message for _, message in batch[len(published) :]]
-            failure = BrokerUnavailable(
-                f"{len(missing)} of {len(batch)} messages, the first of them {missing[0].message_id} to "
-                f"{missing[0].to_agent!r}, were not confirmed by the broker: {error.__cause__ or error}"
-            )
-            failure.message_ids = tuple(message.message_id for message in published)
-            raise failure from error
-        self._note_sent(published, note)
+            raise _not_confirmed(part.batch, published, error) from error
 
-    def _publish_messages(
-        self,
-        producer: Any,
-        hand_over: PublishBatch,
-        batch: Sequence[tuple[HandlerName, Message]],
-        bodies: Sequence[PackedBody],
-        published: list[Message],
-        record: Message | None,
-        written: Callable[[], set[str]] | None = None,
-    ) -> Callable[[], None] | None:
-        """Have messages written down and made ready at the same time, and hand them over when they are written.
-
-        Returns:
-            What notes that the broker has them, when it was made ready meanwhile.
-        """
-        accepted = written is not None or record is not None or is_sent_by_finished_handler()
-        written = written or self._begin_record(batch, record, hand_over.call)
-        notes: list[Callable[[], None]] = []
-
-        def when_ready() -> None:
-            notes.append(self.receipts.sent([message for _, message in batch]))
-            self._check_new(batch, written())
-
-        try:
-            hand_over.declare(producer, batch)
-            if hand_over.all_or_none(producer, batch, bodies, when_ready):
-                published.extend(message for _, message in batch)
-                return notes[0]
-        except BatchRefused as error:
-            self._refuse([message for _, message in batch], written(), accepted, error)
-        except BatchPublishError as error:
-            # A connection that had died meanwhile is found out here; what Celery does then is to publish again.
-            if len(batch) > 1 or isinstance(error.__cause__, RedisTimeoutError):
-                raise
-        finally:
-            new = written()  # nothing is left on its way
-        self._check_new(batch, new)
-        for target, message in batch:
-            hand_over.one(producer, target, message)
-            published.append(message)
-        return None
-
-    def _admit(self, messages: Sequence[Message], wait: Wait) -> None:
-        """Count messages, or refuse them; not answers, and not what Celery sends on when a handler has ended.
-
-        Both were accepted with what they answer or go on from, such as the first step of a chain: refused here,
-        they would be lost.
-        """
-        if wait and is_on_event_loop():
-            raise BlockingCall(
-                "waiting for a turn would stop every coroutine of this process: in an async def handler, await "
-                "agent.aio.send(..., wait=...) or waooaw_celery.agents.aio.MessageBus"
-            )
-        if self.gate is not None and not is_sent_by_finished_handler():
-            counted = [message for message in messages if message.message_type is not MessageType.RESPONSE]
-            if counted:
-                self.gate.admit(counted, wait)
-
-    def _begin_record(
-        self,
-        batch: Sequence[tuple[HandlerName, Message]],
-        record: Message | None = None,
-        call: ReplyTo | None = None,
-        besides: PublishOptions | None = None,
-    ) -> Callable[[], set[str]]:
-        if besides is None:
-            remembered = options_of_messages((message for _, message in batch), call)
-        else:
-            remembered = {batch[0][1].message_id: besides}
-        messages = [(message, target.handler) for target, message in batch]
-        # What was accepted with another message is written down all the same, where it is safe for a while.
-        follows = is_sent_by_finished_handler() or all(
-            message.message_type is MessageType.RESPONSE for _, message in batch
+    def _no_connection(self, limit: BaseException) -> BrokerUnavailable:
+        return BrokerUnavailable(
+            f"all {limit} connections to the broker were in use for "
+            f"{self._app.conf.broker_pool_acquire_timeout:g} s: "
+            "does it answer slowly, or is broker_pool_limit lower than the number of threads that send?"
         )
-        return self.receipts.pending(messages, record, remembered, follows=bool(batch) and follows)
 
-    def _check_new(self, batch: Sequence[tuple[HandlerName, Message]], new: set[str]) -> None:
-        """Check that the broker cannot have any of the messages that were written down before.
+    def _was_sent_by_earlier_attempt(self, message_id: str) -> bool:
+        """Whether an earlier attempt of the finished handler has sent this, such as a chain's next step."""
+        task = current_task()
+        if task is None or not is_sent_by_finished_handler() or not is_redelivered(task.request):
+            return False
+        return self._is_sent(message_id)
+
+    def _is_sent(self, message_id: str) -> bool:
+        try:
+            return self._components.receipts.get(message_id).status is not MessageStatus.PENDING
+        except UnknownMessage:
+            return False
+
+    def _check_not_sent_before(self, batch: Batch, new: set[str]) -> None:
+        """Check that the broker cannot have any of the messages that were recorded before.
 
         Raises:
-            InvalidMessage: it may; those that are new are withdrawn, since none is published.
+            InvalidMessage: it may have one. The new messages are withdrawn, because none is published.
         """
         for _, message in batch:
             if message.message_id not in new:
                 try:
-                    self._check_resending(message)
+                    self._check_may_be_sent_again(message)
                 except InvalidMessage as error:
                     self._withdraw([each for _, each in batch if each.message_id in new], error)
                     raise
 
-    def _check_resending(self, message: Message) -> None:
+    def _check_may_be_sent_again(self, message: Message) -> None:
         """Let a message be sent again only when the broker may not have it, or its own handler replaces it."""
         task = current_task()
         if task is not None and task.request.id == message.message_id:
             return
-        status = self.receipts.get(message.message_id).status
+        status = self._components.receipts.get(message.message_id).status
         if status is not MessageStatus.PENDING:
             raise InvalidMessage(
                 f"message {message.message_id} was sent already and is {status}: "
-                "to say the same again, send a new Message"
+                "to send the same content again, send a new Message"
             )
 
     def _withdraw(self, messages: Sequence[Message], error: Exception) -> None:
-        """End messages that were written down and are not published: a recovery would publish them otherwise."""
-        sentence = f"not published: {error}"[:MAX_ERROR]
+        """End messages that were recorded and are not published; recovery would publish them otherwise."""
         if messages:
-            about: dict[str, Any] = {"event": MessageEvent.FAILED, "error": sentence}
-            self.receipts.note(
-                *(MessageFact(message_id=each.message_id, message=each, **about) for each in messages)
-            )
+            about: dict[str, Any] = {"event": MessageEvent.FAILED, "error": f"not published: {error}"[:MAX_ERROR]}
+            facts = (MessageFact(message_id=each.message_id, message=each, **about) for each in messages)
+            self._components.receipts.note(*facts)
 
-    def _refuse(self, messages: Sequence[Message], new: set[str], accepted: bool, error: Exception) -> NoReturn:
-        """End messages that the broker refused, all of them, unless it may have one or recovery is to publish it.
+    def _refuse(self, batch: Batch, new: set[str], belongs_to_accepted: bool, error: Exception) -> NoReturn:
+        """End messages that the broker refused, unless it may have one or recovery is to publish them.
 
         Args:
-            messages: the messages.
-            new: ids of those that were written down for this call: the broker cannot have them from another one.
-            accepted: whether they belong to what was accepted: an outbox, an event, the end of a handler.
+            batch: the messages.
+            new: ids of those that were recorded for this call: no other call can have published them.
+            belongs_to_accepted: whether they belong to what was accepted: an outbox, an event, a finished handler.
             error: the refusal.
 
         Raises:
             BrokerUnavailable: always.
         """
+        messages = [message for _, message in batch]
         failure = BrokerUnavailable(f"{len(messages)} messages were not published: {error}")
         answers = any(message.message_type is MessageType.RESPONSE for message in messages)
-        if not accepted and not answers and all(message.message_id in new for message in messages):
+        if not belongs_to_accepted and not answers and _ids(batch) <= new:
             try:
                 self._withdraw(messages, error)
-            except StoreUnavailable as away:  # recovery may find them, and publish them
+            except StoreUnavailable as unavailable:  # recovery may find them, and publish them
                 logger.warning(
-                    "refused messages stay PENDING: %s", away, extra={"action": "receipt_stays_pending"}
+                    "refused messages stay PENDING: %s", unavailable, extra={"action": "receipt_stays_pending"}
                 )
             else:
                 failure.uncertain = False
         raise failure from error
 
     def _note_sent(self, messages: Sequence[Message], note: Callable[[], None] | None = None) -> None:
-        """Note that the broker has messages, with what was made ready for that when there was time."""
+        """Note that the broker has messages."""
         if not messages:
             return
         try:
-            (note or self.receipts.sent(messages))()
-        except StoreUnavailable as error:  # they are published: to say that it failed would be wrong
+            (note or self._components.receipts.sent(messages))()
+        except StoreUnavailable as error:  # the messages are published: raising would deny that
             logger.warning("%s; a receipt stays PENDING", error, extra={"action": "receipt_stays_pending"})
 
-    def _no_connection(self, limit: Exception) -> BrokerUnavailable:
-        return BrokerUnavailable(
-            f"all {limit} connections to the broker were in use for {self.conf.broker_pool_acquire_timeout:g} s: "
-            "does it answer slowly, or is broker_pool_limit lower than the number of threads that send?"
+
+def _ids(batch: Batch) -> set[str]:
+    return {message.message_id for _, message in batch}
+
+
+def _is_replay(message: Message) -> bool:
+    return message.event is not None and message.event.replay
+
+
+def _not_confirmed(batch: Batch, published: Sequence[Message], error: Exception) -> BrokerUnavailable:
+    missing = [message for _, message in batch[len(published) :]]
+    first, cause = missing[0], error.__cause__ or error
+    if len(batch) == 1:
+        what = f"message {first.message_id} to {first.to_agent!r} was"
+    else:
+        what = (
+            f"{len(missing)} of {len(batch)} messages, the first of them {first.message_id} to "
+            f"{first.to_agent!r}, were"
         )
+    failure = BrokerUnavailable(f"{what} not confirmed by the broker: {cause}")
+    failure.message_ids = tuple(message.message_id for message in published)
+    return failure

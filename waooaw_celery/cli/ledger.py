@@ -146,7 +146,7 @@ def purge(ctx: click.Context, dry_run: bool, despite_skew: bool, as_json: bool) 
     It refuses when the clocks of this computer, the database and Redis disagree by more than a minute.
     """
     app = current_app(ctx)
-    retention = Retention(app.database, app.witnesses())
+    retention = Retention(app.database, app.components.witnesses())
     removal = retention.purge(dry_run=dry_run, despite_skew=despite_skew)
     _show_removal(removal, "would remove" if dry_run else "removed", as_json)
 

@@ -98,7 +98,7 @@ def _app(ctx: click.Context) -> AgentApp:
     app = current_app(ctx)
     if app.settings.rate_limit_storage is RateLimitStorage.MEMORY:
         click.echo("Each process counts in its own memory (waooaw_rate_limit_storage): this one is new.", err=True)
-    elif app.gate is None:
+    elif app.admission_control is None:
         click.echo(
             "Processes with these settings count nothing: set waooaw_rate_limit (or WAOOAW_RATE_LIMIT), "
             "such as unlimited, for all of them.",

@@ -7,7 +7,7 @@ from typing import Any
 from celery.utils.nodenames import anon_nodename
 
 from waooaw_celery.app.app import AgentApp
-from waooaw_celery.app.publish_batch import HIDDEN_ARGUMENTS, envelope_headers, routing_options
+from waooaw_celery.app.publication import HIDDEN_ARGUMENTS, envelope_headers, routing_options
 from waooaw_celery.ledger.read.lost import LostMessage
 from waooaw_celery.messages.publish_options import RECOVERED_HEADER
 from waooaw_celery.messages.queues import HandlerName, takes_message
@@ -30,7 +30,7 @@ def republish(app: AgentApp, producer: Any, lost: LostMessage) -> None:
     one_way = takes_message(target.handler) or besides.call is not None  # whose answer comes as a message
     ignored = bool(task.pop("ignore_result", False)) or one_way
     chosen = task.pop("serializer", None), task.pop("compression", None)
-    serializer, compression = app.written_as(
+    serializer, compression = app.wire_format(
         target.agent, message.serializer or chosen[0], message.compression or chosen[1]
     )
     headers: dict[str, Any] = {

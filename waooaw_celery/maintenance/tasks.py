@@ -59,7 +59,7 @@ def register_periodic_tasks(app: AgentApp) -> None:
     @app.task(name=PURGE, **_COMMON, time_limit=7200, soft_time_limit=7000)
     def purge() -> None:
         """Remove from the ledger what need not be kept, and make room for the coming months."""
-        retention = Retention(app.database, app.witnesses())
+        retention = Retention(app.database, app.components.witnesses())
         retention.prepare()
         try:
             removed = retention.purge()

@@ -97,7 +97,7 @@ class EventBus:
             StoreUnavailable: what keeps subscriptions and receipts does not answer; nothing was published.
         """
         check_topic(topic)
-        sender = from_agent or self.app.speaker(HandlerName("#", topic))
+        sender = from_agent or self.app.message_factory.sender_of(HandlerName("#", topic))
         id_ = str(uuid4()) if event_id is None else event_id
         known = self._known()
         schema = select_schema([*known.schemas, *self.app.schemas.all()], topic, schema_version)
@@ -122,12 +122,12 @@ class EventBus:
         )
         if schema is not None and schema.check is SchemaCheck.PUBLISH:
             schema.validate(message.payload)
-        completed = self.app.complete(HandlerName("#", message.message_type.value), message)
+        completed = self.app.message_factory.complete(HandlerName("#", message.message_type.value), message)
         record = completed.filled_in(to_agent=NOBODY)
         subscribers = known.subscribers(topic, record.payload)
         told = {} if event_id is None else self._told(event_id, subscribers)
         batch = subscriber_messages(record, [each for each in subscribers if each.subscriber not in told])
-        self.app.send_messages(batch, wait=wait, record=record)
+        self.app.publisher.publish(batch, wait=wait, record=record)
         new = {target: receipt_of(message, target.handler) for target, message in batch}
         return Published(
             event_id=record.message_id,
@@ -205,7 +205,7 @@ class EventBus:
             ConfigurationError: there is no ledger.
             StoreUnavailable, BrokerUnavailable: a server failed; the error's ``message_ids`` were told.
         """
-        sender = from_agent or self.app.speaker(HandlerName("#", "replay"))
+        sender = from_agent or self.app.message_factory.sender_of(HandlerName("#", "replay"))
         return EventReplayer(self.app).replay(
             self.app.subscriptions.read().get(subscriber),
             since=since,

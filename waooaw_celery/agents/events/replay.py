@@ -164,7 +164,7 @@ class EventReplayer:
         if not batch:
             return 0
         try:
-            self._app.send_messages(batch)
+            self._app.publisher.publish(batch)
         except InvalidMessage:
             if len(batch) == 1:
                 return 0
@@ -184,7 +184,7 @@ class EventReplayer:
             for record in part
         ]
         try:
-            self._app.send_messages(batch)
+            self._app.publisher.publish(batch)
         except WaooawError as error:
             error.message_ids = (*before, *error.message_ids)
             raise
@@ -213,7 +213,7 @@ class EventReplayer:
             causation_id=record.receipt.message_id,
             event=replace(record.event, replay=True),
         )
-        return self._app.complete(subscription.target, message)
+        return self._app.message_factory.complete(subscription.target, message)
 
     def _wait(self, until: float) -> None:
         pause = until - time.monotonic()

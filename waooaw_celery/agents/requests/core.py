@@ -106,7 +106,7 @@ class RequestSender:
                 answers[message.message_id] = self.app.result_collector.expect(
                     message.message_id, message.to_agent, on_chunk
                 )
-            self.app.send_messages(batch, call)
+            self.app.publisher.publish(batch, call)
         except BaseException:
             for message_id in answers:
                 self.app.result_collector.drop(message_id)
@@ -143,7 +143,7 @@ class RequestSender:
             message.from_agent, on_reply if isinstance(on_reply, str) else getattr(on_reply, "handler", "")
         )
         self.app.registry.check_handler(handler)
-        self.app.send_messages([(target, message)], ReplyTo(on_reply=str(handler)))
+        self.app.publisher.publish([(target, message)], ReplyTo(on_reply=str(handler)))
         return receipt_of(message, target.handler)
 
     def response(self, asked: PendingRequest) -> Response:
@@ -211,7 +211,7 @@ class RequestSender:
         arguments = json_copy(dict(params or {}), "params")
         messages = [
             Message(
-                from_agent=from_agent or self.app.speaker(target),
+                from_agent=from_agent or self.app.message_factory.sender_of(target),
                 to_agent=target.agent,
                 message_type=MessageType.QUERY,
                 payload=arguments,
@@ -221,7 +221,8 @@ class RequestSender:
             for target in targets
         ]
         return [
-            (target, self.app.complete(target, message)) for target, message in zip(targets, messages, strict=True)
+            (target, self.app.message_factory.complete(target, message))
+            for target, message in zip(targets, messages, strict=True)
         ]
 
     def _limit(self, timeout: float | None) -> float:

@@ -47,7 +47,7 @@ def run_once(task: Any, handle: Callable[[], Any]) -> Any:
                 finally:
                     _session.reset(token)
                 task.app.outbox.settle(mine.session)
-        task.app.relay(mine.session)
+        task.app.outbox.relay(mine.session)
     except HandlerDisconnected as error:
         if isinstance(error.raised, (Ignore, Reject, Retry)):  # the handler has said what comes next
             raise error.raised from None

@@ -92,7 +92,7 @@ def _item(task: AgentTask, request: Context) -> bytes:
     try:
         message = task.message_of(request)
     except (WaooawError, TypeError, ValueError):  # what its handler could not read either
-        ways = task.app.written_as(task.agent)  # type: ignore[attr-defined]  # an AgentApp
+        ways = task.app.wire_format(task.agent)  # type: ignore[attr-defined]  # an AgentApp
         ids = {"id": str(request.id), "root_id": request.root_id, "parent_id": request.parent_id}
         return _as_item(task.app, task.name, ids, envelope, said, ways)
     return item_of(task.app, task.name, message, said, ids=request, has_envelope=envelope is not None)
@@ -111,7 +111,7 @@ def item_of(
         ids: the request that has its ids; None: the message's own.
         has_envelope: whether it travels with its envelope.
     """
-    ways = app.written_as(message.to_agent, message.serializer, message.compression)
+    ways = app.wire_format(message.to_agent, message.serializer, message.compression)
     headers = {
         "id": str(message.message_id if ids is None else ids.id),
         "root_id": message.conversation_id if ids is None else ids.root_id,

@@ -66,10 +66,12 @@ def send_follow_up(app: Any, sending: FollowUpRequest) -> AsyncResult[Any]:
     """
     target, options = sending.target, sending.options
     try:
-        sending.message = app.new_message(target, sending.args, sending.kwargs, options, sending.message)
+        sending.message = app.message_factory.of_task(
+            target, sending.args, sending.kwargs, options, sending.message
+        )
         options["task_id"] = sending.message.message_id
         app.circuit_breaker.check()
-        result: AsyncResult[Any] = app.send_new(
+        result: AsyncResult[Any] = app.publish_task(
             target, sending.message, sending.args, sending.kwargs, dict(options)
         )
     except NOT_NOW as error:
@@ -157,7 +159,9 @@ def send_unless_sent(app: Any, message_id: str, send: Callable[[], object]) -> N
 
 
 def _send_again(app: Any, sending: FollowUpRequest) -> None:
-    send = partial(app.send_new, sending.target, sending.said, sending.args, sending.kwargs, dict(sending.options))
+    send = partial(
+        app.publish_task, sending.target, sending.said, sending.args, sending.kwargs, dict(sending.options)
+    )
     send_unless_sent(app, sending.said.message_id, send)
 
 

@@ -103,9 +103,9 @@ def _send(task: AgentTask, asked: Message, handler: HandlerName, said: dict[str,
         retention=asked.retention,
     )
     app: Any = task.app
-    reply = app.complete(handler, reply)
+    reply = app.message_factory.complete(handler, reply)
     try:
-        app.send_messages([(handler, reply)])
+        app.publisher.publish([(handler, reply)])
     except NOT_NOW as error:
         what = f"the reply to {asked.message_id}"
         follow_up = FollowUp(
@@ -129,7 +129,7 @@ def _send(task: AgentTask, asked: Message, handler: HandlerName, said: dict[str,
 
 def _send_again(app: Any, handler: HandlerName, reply: Message) -> None:
     try:
-        send_unless_sent(app, reply.message_id, partial(app.send_messages, [(handler, reply)]))
+        send_unless_sent(app, reply.message_id, partial(app.publisher.publish, [(handler, reply)]))
     except InvalidMessage as error:
         logger.info("no second reply: %s", error, extra={"action": "no_second_reply"})
 

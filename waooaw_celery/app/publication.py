@@ -1,0 +1,91 @@
+"""What is published: messages to agents, each with what its publish carries besides the message."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from datetime import datetime
+from typing import Any, Protocol, TypeAlias
+
+from waooaw_celery.messages.message import ENVELOPE_HEADER, Message
+from waooaw_celery.messages.publish_options import PublishOptions
+from waooaw_celery.messages.queues import HandlerName, agent_queue, broker_priority
+
+#: Messages, each with the handler that it is for.
+Batch: TypeAlias = Sequence[tuple[HandlerName, Message]]
+
+#: What Celery, its logs and Flower show in place of the arguments, which may be confidential.
+HIDDEN_ARGUMENTS = "…"
+
+
+class Publication(Protocol):
+    """Messages that are published together. There are two kinds: `PublishBatch` and `TaskPublication`."""
+
+    batch: Batch
+
+    def check(self) -> None:
+        """Write the bodies, before anything is recorded or published.
+
+        Raises:
+            EncodingFailed: a body cannot be written in its format, or exceeds a cap.
+            ConfigurationError: a format or codec is not installed.
+        """
+
+    def options(self) -> Mapping[str, PublishOptions]:
+        """Return, by message id, what each publish carries besides its message, where it carries anything."""
+
+    def parts(self, size: int) -> Iterator[Publication]:
+        """Split the publication into parts of at most this many messages."""
+
+    def producer(self) -> AbstractContextManager[Any]:
+        """Return a producer from the application's pool; None where Celery takes one itself."""
+
+    def publish_together(self, producer: Any, when_ready: Callable[[], object]) -> bool:
+        """Publish all messages with as few commands as possible, or none of them.
+
+        Args:
+            producer: the producer.
+            when_ready: called when the commands are ready; when it raises, nothing is published.
+
+        Returns:
+            False when this broker cannot publish several messages at once; nothing was published.
+
+        Raises:
+            BatchPublishError: it is not known whether the broker has the messages.
+        """
+
+    def publish_one(self, producer: Any, target: HandlerName, message: Message) -> None:
+        """Publish one message."""
+
+
+def routing_options(target: HandlerName, message: Message, driver: str) -> dict[str, Any]:
+    """Return the options of a publish that name the queue and the priority of a message.
+
+    Args:
+        target: the handler that the message is for.
+        message: the message.
+        driver: Kombu's name for the kind of broker.
+    """
+    queue = agent_queue(target.agent)
+    options = {
+        "queue": queue,
+        # Named too, so that no entry of a project's task_routes changes them.
+        "exchange": queue.exchange.name,
+        "routing_key": queue.routing_key,
+        "priority": broker_priority(message.priority, driver),
+    }
+    # RabbitMQ then reports that the queue is gone.
+    return options | {"mandatory": True} if driver == "amqp" else options
+
+
+def envelope_headers(message: Message, expires_at: datetime | None) -> dict[str, Any]:
+    """Return the headers that a message has besides Celery's own.
+
+    Args:
+        message: the message.
+        expires_at: when it expires. A retry expires when its first attempt would have.
+    """
+    return {
+        ENVELOPE_HEADER: message.to_envelope(),
+        "expires": expires_at.isoformat() if expires_at else None,
+    }
