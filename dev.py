@@ -1,8 +1,9 @@
-"""Everything a developer runs: `python3 dev.py demo | test | lint | bench | faults | soak`.
+"""Everything a developer runs: `python3 dev.py demo | test | lint | bench | faults | soak | mutants`.
 
 Needs Python 3.11 or newer and nothing else. Makes the virtual environment `.venv`, installs the project with what
 the command needs, and runs it. More arguments go to the command: `python3 dev.py test -k priority`,
 `python3 dev.py bench sending --rounds 7`, `python3 dev.py faults --rounds 10 --write`.
+`python3 dev.py mutants limits` shows which random changes of a room no quick test notices; it is not part of CI.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ NEEDS = {
     "bench": ("embedded,protobuf,zstd", ("peers",)),
     "faults": ("embedded,protobuf,zstd,crypto", ("test",)),
     "soak": ("embedded,protobuf,zstd,crypto", ("test",)),
+    "mutants": ("embedded,flower,protobuf,zstd,crypto", ("test", "mutants")),
 }
 
 
@@ -39,7 +41,15 @@ def main(arguments: list[str]) -> int:
         return 0 if wanted else 2
     command, *rest = arguments
     install(*NEEDS[command])
-    commands = {"demo": demo, "test": test, "lint": lint, "bench": bench, "faults": faults, "soak": soak}
+    commands = {
+        "demo": demo,
+        "test": test,
+        "lint": lint,
+        "bench": bench,
+        "faults": faults,
+        "soak": soak,
+        "mutants": mutants,
+    }
     return commands[command](rest)
 
 
@@ -49,7 +59,7 @@ def demo(arguments: list[str]) -> int:
 
 
 def test(arguments: list[str]) -> int:
-    """Run the quick tests, or all of them with ``--all``: four files at a time, because they wait for processes."""
+    """Run the quick tests, or all of them with ``--all``; four files at a time, as they wait for processes."""
     os.chdir(ROOT)
     # The tests start some thousand processes: each would compile the package again.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -82,6 +92,12 @@ def soak(arguments: list[str]) -> int:
     os.chdir(ROOT)
     os.environ["PYTHONPATH"] = str(ROOT / "tests")
     return become([str(PYTHON), "-m", "soak", *arguments])
+
+
+def mutants(arguments: list[str]) -> int:
+    """Change the code of rooms, such as `limits`, or modules, such as `wire.caps`, and run their quick tests."""
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    return become([str(PYTHON), str(ROOT / "tests" / "mutation_testing.py"), *arguments])
 
 
 def install(extras: str, groups: tuple[str, ...]) -> None:

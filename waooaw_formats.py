@@ -1,7 +1,7 @@
-"""The formats that Kombu does not have, for every program that uses Kombu: entry points ``kombu.serializers``.
+"""The entry point ``kombu.serializers``: adds Protobuf to every program that uses Kombu.
 
-A module of its own, beside the package: Kombu loads it while it is itself being imported, and whatever is in the
-package imports Kombu. An application of the package has all of its formats registered, with its caps.
+This module imports nothing of the package at the top, because Kombu loads it while Kombu itself is being imported,
+and the package imports Kombu. An application of this package registers all formats, with its own caps.
 """
 
 from __future__ import annotations
@@ -22,5 +22,5 @@ def _decode(body: Any) -> Any:
     return decode(body, "application/x-protobuf", None, active_caps.caps)
 
 
-#: Encoder, decoder, content type and content encoding, as Kombu wants them.
+#: Encoder, decoder, content type and content encoding.
 protobuf = (_encode, _decode, "application/x-protobuf", "binary")

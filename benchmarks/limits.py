@@ -1,10 +1,10 @@
-"""What a rate limit costs: the script on the server, a decision in memory, the memory of an agent, and a send.
+"""The cost of a rate limit: the script on the server, a decision in memory, the memory of an agent, and a send.
 
 python -m benchmarks.limits [--rounds 5]
 
-The script is compared with a bare INCR on the same server in the same run: as one process sees them, one command
-after the other, and, where redis-benchmark is installed, as fifty connections do at once. In each round every
-subject works for half a second, in an order that is reversed each time; the medians of the rounds are compared.
+It compares the script with a bare INCR on the same server in the same run: one command after the other from one
+process, and, if redis-benchmark is installed, fifty connections at once. In each round every subject runs for half
+a second, in reversed order each time; the medians of the rounds are compared.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from benchmarks.report import Goal, print_goals, report
 from benchmarks.sending import PAYLOAD, measure
 from waooaw_celery import Message, MessageBus, RateLimiter, RateLimitExceeded, create_app
 from waooaw_celery.embedded import free_port, valkey
-from waooaw_celery.limits.grammar import read_quota
+from waooaw_celery.limits.grammar import parse_quota
 from waooaw_celery.limits.memory import MemoryStorage
 from waooaw_celery.limits.redis import RedisStorage
-from waooaw_celery.limits.rules import Quota, demands
+from waooaw_celery.limits.rules import Quota, demands_by_scope
 from waooaw_celery.messages.message import Priority
 from waooaw_celery.store.connection import connect, store_url
 
-#: Rules as a platform has them, with limits that are not reached, and with limits that are.
+#: Realistic rules, with limits that are never reached, and with limits that are.
 PASSES = "100000000/second; 1000000000/hour burst 100000000"
 REFUSES = "10/hour burst 5; 100/day"
-#: The quotas whose memory is measured, and how an agent uses each up.
+#: The quotas whose memory is measured.
 QUOTAS = ("10/second; 100/hour", "10/second; 100/minute; 1000/hour; 10000/day")
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark and print the results."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=5)
     rounds = parser.parse_args().rounds
@@ -58,9 +58,9 @@ def main() -> None:
             goals = [Goal(f"script that {name} / INCR", rates[name] / rates["INCR"], 0.4) for name in names]
             report(title, rates, "INCR", goals)
     for name, microseconds in cost.items():
-        console.print(f"Processor time of the server for {name}: {microseconds:.1f} µs")
+        console.print(f"Server processor time of {name}: {microseconds:.1f} µs")
     for quota, size in sizes.items():
-        console.print(f"MEMORY USAGE of an agent that has used up {quota}: {size} bytes")
+        console.print(f"MEMORY USAGE of an agent at the limit of {quota}: {size} bytes")
     print_goals(
         console,
         "Memory and one process",
@@ -74,7 +74,7 @@ def main() -> None:
 
 
 def subjects(client: Any) -> dict[str, Callable[[], int]]:
-    """Return single commands, one after the other, as an agent's process makes them."""
+    """Return the subjects that send single commands, one after the other, like the process of an agent."""
     limiters = {
         "admits": RateLimiter(RedisStorage(client), PASSES),
         "refuses": RateLimiter(RedisStorage(client), REFUSES),
@@ -93,17 +93,17 @@ def subjects(client: Any) -> dict[str, Callable[[], int]]:
 
 
 def crowd(client: Any, port: int) -> dict[str, float]:
-    """Return commands a second of fifty connections at once, or nothing where redis-benchmark is not installed."""
+    """Return commands per second of fifty connections at once, or nothing if redis-benchmark is not installed."""
     program = shutil.which("redis-benchmark") or shutil.which("valkey-benchmark")
     if program is None:
         return {}
     storage, commands = RedisStorage(client), {"INCR": ["INCR", "counter"]}
     digest = client.script_load(files("waooaw_celery.limits").joinpath("lua", "decide.lua").read_text())
     for name, quota in (("admits", PASSES), ("refuses", REFUSES)):
-        storage.set_quota(f"crowd-{name}", read_quota(quota))
-        wanted = demands([("receiver", None, Priority.NORMAL, 1)])
-        keys, args = storage.call("charge", f"crowd-{name}", wanted, Quota(), 0)
-        # Its rules are those that were set, so all the rest is text.
+        storage.set_quota(f"crowd-{name}", parse_quota(quota))
+        wanted = demands_by_scope([("receiver", None, Priority.NORMAL, 1)])
+        keys, args = storage.script_arguments("charge", f"crowd-{name}", wanted, Quota(), 0)
+        # The rules come from the quota set at run time, so that all arguments are text.
         commands[name] = [
             "EVALSHA",
             digest,
@@ -123,20 +123,20 @@ def crowd(client: Any, port: int) -> dict[str, float]:
 
 
 def server_cost(client: Any) -> dict[str, float]:
-    """Return the processor time of one command, in microseconds, as the server counted it in all that was done."""
+    """Return the processor time of one command, in microseconds, from the server's statistics."""
     stats = client.info("commandstats")
     return {name: stats[f"cmdstat_{name}"]["usec_per_call"] for name in ("incr", "evalsha")}
 
 
 def memory(client: Any, quota: str) -> int:
-    """Return the bytes of the counter of an agent whose windows are all full, of messages of many moments."""
+    """Return the bytes of an agent's counter when all windows are full of messages sent at many times."""
     now = [1_700_000_000_000_000]
     limiter = RateLimiter(RedisStorage(client, lambda: now[0]), quota)
     name = f"an-agent-whose-name-is-{len(quota)}-long"
     rules = sorted(limiter.quota(name).rules, key=lambda rule: -rule.period)
     for rule, shorter in zip(rules, [*rules[1:], None], strict=True):
         left = rule.limit - (shorter.limit if shorter else 0)
-        now[0] += max(rule.period // 5, 1) * 1_000_000  # out of the next shorter window
+        now[0] += max(rule.period // 5, 1) * 1_000_000  # leave the next shorter window
         for _ in range(-(-left // 10)):
             now[0] += round(rule.period * 0.8 * 1_000_000 / -(-left // 10))
             limiter.acquire(name, min(10, left))
@@ -145,7 +145,7 @@ def memory(client: Any, quota: str) -> int:
 
 
 def in_memory(quota: str) -> float:
-    """Return the median time of a decision of one process, in microseconds."""
+    """Return the median time of a decision in memory, in microseconds."""
     limiter, times = RateLimiter(MemoryStorage(), quota), []
     for _ in range(20_000):
         began = time.perf_counter_ns()
@@ -156,7 +156,7 @@ def in_memory(quota: str) -> float:
 
 
 def sends(url: str, stack: ExitStack) -> dict[str, Callable[[], int]]:
-    """Return sends with a limit and without."""
+    """Return the subjects that send with and without a limit."""
 
     def send(name: str, **settings: Any) -> Callable[[], int]:
         app = stack.enter_context(closing(create_app(broker_url=url, result_backend=url, **settings)))

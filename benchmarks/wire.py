@@ -1,10 +1,10 @@
-"""How small bodies become, what that costs above what Kombu does anyway, and what a bomb costs.
+"""The size of encoded bodies, the time compared with Kombu, and the memory that a decompression bomb takes.
 
 python -m benchmarks.wire [--rounds 15]
 
-No server is needed. Each body is a message's, written as JSON and MessagePack and packed, by Kombu's own producer
-and by ours in turns. The times are the processor's, the best of the rounds; only their ratios in one run mean
-something. Sizes do not depend on the computer.
+It needs no server. Kombu's producer and this package's encode each body in turn, as JSON and MessagePack,
+compressed and not. Times are processor times, the best of the rounds: compare only their ratios within one run.
+Sizes do not depend on the computer.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from waooaw_celery.wire.producer import PackingProducer
 from waooaw_celery.wire.serializer import MessageSerializer
 
 Body = tuple[list[Any], dict[str, Any], dict[str, Any]]
-#: Seconds for which one subject works in a round.
+#: Seconds that one subject runs in a round.
 SECONDS = 0.02
 
 _WORDS = (
@@ -46,7 +46,7 @@ _WORDS = (
 
 
 def corpus() -> dict[str, Body]:
-    """Return bodies such as agents send, made of pseudo-random words and numbers that are the same each time."""
+    """Return bodies like those of agents, made of reproducible pseudo-random words and numbers."""
     rng = random.Random(2026)  # noqa: S311 - nothing here is secret
 
     def words(count: int) -> str:
@@ -88,7 +88,7 @@ def corpus() -> dict[str, Body]:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark and print the results."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=15)
     rounds = parser.parse_args().rounds
@@ -99,7 +99,7 @@ def main() -> None:
 
 
 def sizes(console: Console, bodies: dict[str, Body]) -> list[Goal]:
-    """Compare what bodies become."""
+    """Compare the sizes of encoded bodies."""
     table = Table("bytes", "json", "msgpack", "protobuf", "json, zlib", "json, zstd", "msgpack, zstd")
     goals = []
     for name, body in bodies.items():
@@ -132,32 +132,32 @@ def sizes(console: Console, bodies: dict[str, Body]) -> list[Goal]:
 
 
 def costs(console: Console, bodies: dict[str, Body], rounds: int) -> list[Goal]:
-    """Compare how long our producer and our decoder take with how long Kombu's do."""
-    table = Table("µs", "Kombu sends", "ours", "ratio", "Kombu reads", "ours", "ratio")
+    """Compare the times of this package's producer and decoder with those of Kombu's."""
+    table = Table("µs", "Kombu encodes", "ours", "ratio", "Kombu decodes", "ours", "ratio")
     goals = []
     for name, body in bodies.items():
         for serializer in ("json", "msgpack"):
-            small = len(str(body)) < 1024  # those travel as they are
-            said = _ours()._prepare(body, serializer, None, None, None, headers := {"task": "x"})
+            small = len(str(body)) < 1024  # too small to be compressed
+            prepared = _ours()._prepare(body, serializer, None, None, None, headers := {"task": "x"})
             codec = headers.get("compression")
-            raw = said[0].encode() if isinstance(said[0], str) else said[0]
+            raw = prepared[0].encode() if isinstance(prepared[0], str) else prepared[0]
             subjects = {
-                "Kombu sends": _sender(Producer(None), body, serializer, "zlib" if codec else None),
-                "ours sends": _sender(_ours(), body, serializer, None),
-                "Kombu reads": _kombu_reader(raw, said[1], codec),
-                "ours reads": _reader(raw, said[1], codec),
+                "Kombu encodes": _encoder(Producer(None), body, serializer, "zlib" if codec else None),
+                "ours encodes": _encoder(_ours(), body, serializer, None),
+                "Kombu decodes": _kombu_decoder(raw, prepared[1], codec),
+                "ours decodes": _decoder(raw, prepared[1], codec),
             }
-            took = _best(subjects, rounds)
-            sends = took["ours sends"] / took["Kombu sends"]
-            reads = took["ours reads"] / took["Kombu reads"]
+            times = _best_times(subjects, rounds)
+            encoding = times["ours encodes"] / times["Kombu encodes"]
+            decoding = times["ours decodes"] / times["Kombu decodes"]
             table.add_row(
-                f"{name}, {serializer}{'' if small else ', packed'}",
-                *(f"{took[each]:.1f}" for each in ("Kombu sends", "ours sends")),
-                f"{sends:.2f}",
-                *(f"{took[each]:.1f}" for each in ("Kombu reads", "ours reads")),
-                f"{reads:.2f}",
+                f"{name}, {serializer}{'' if small else ', compressed'}",
+                *(f"{times[each]:.1f}" for each in ("Kombu encodes", "ours encodes")),
+                f"{encoding:.2f}",
+                *(f"{times[each]:.1f}" for each in ("Kombu decodes", "ours decodes")),
+                f"{decoding:.2f}",
             )
-            goals.append(Goal(f"{name}, {serializer}: our sending / Kombu's", sends, 1.05, at_most=True))
+            goals.append(Goal(f"{name}, {serializer}: our encoding / Kombu's", encoding, 1.05, at_most=True))
     console.print(table)
     return goals
 
@@ -168,31 +168,31 @@ def _ours(compress_above: int = 1024) -> PackingProducer:
     return producer
 
 
-def _sender(producer: Any, body: Body, serializer: str, compression: str | None) -> Callable[[], object]:
-    # The fewest headers with which it is a message's: to look at more costs the same for each body.
+def _encoder(producer: Any, body: Body, serializer: str, compression: str | None) -> Callable[[], object]:
+    # The fewest headers that mark the body of a message: more would cost every body the same.
     return lambda: producer._prepare(body, serializer, None, None, compression, {"task": "x", "waooaw": None})
 
 
-def _kombu_reader(raw: bytes, content_type: str, codec: str | None) -> Callable[[], object]:
+def _kombu_decoder(raw: bytes, content_type: str, codec: str | None) -> Callable[[], object]:
     accept = {content_type}
     return lambda: loads(decompress(raw, codec) if codec else raw, content_type, "utf-8", accept=accept)
 
 
-def _reader(raw: bytes, content_type: str, codec: str | None) -> Callable[[], object]:
+def _decoder(raw: bytes, content_type: str, codec: str | None) -> Callable[[], object]:
     caps = Caps(content_types=(content_type,))
     return lambda: decode(expand(raw, codec, caps) if codec else raw, content_type, "utf-8", caps)
 
 
-def _best(subjects: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Return the best time of each subject, in microseconds of the processor."""
+def _best_times(subjects: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Return the best processor time of each subject, in microseconds."""
     times: dict[str, float] = dict.fromkeys(subjects, float("inf"))
     for number in range(rounds):
         for name in sorted(subjects, reverse=bool(number % 2)):
-            work, done, began = subjects[name], 0, time.process_time()
-            while time.process_time() - began < SECONDS:
+            work, done, start = subjects[name], 0, time.process_time()
+            while time.process_time() - start < SECONDS:
                 work()
                 done += 1
-            times[name] = min(times[name], (time.process_time() - began) / done * 1e6)
+            times[name] = min(times[name], (time.process_time() - start) / done * 1e6)
     return times
 
 
@@ -213,12 +213,12 @@ print((after - before) / (1024 if sys.platform == "linux" else 1024**2))
 
 
 def bomb() -> Goal:
-    """Have a process of its own read 300 MB of zeros in some hundred KB."""
-    packer = zlib.compressobj(9)
-    packed = b"".join([*(packer.compress(bytes(MIB)) for _ in range(300)), packer.flush()])
+    """Decode 300 MB of zeros, compressed to some hundred KB, in a new process; return its peak memory."""
+    compressor = zlib.compressobj(9)
+    packed = b"".join([*(compressor.compress(bytes(MIB)) for _ in range(300)), compressor.flush()])
     result = subprocess.run([sys.executable, "-c", _PEAK], input=packed, capture_output=True, check=True)  # noqa: S603
-    what = f"memory that a bomb of {len(packed) // 1024} KB, 300 MB unpacked, costs"
-    return Goal(what, float(result.stdout), 50, at_most=True, unit="MB")
+    label = f"memory for a bomb of {len(packed) // 1024} KB (300 MB decompressed)"
+    return Goal(label, float(result.stdout), 50, at_most=True, unit="MB")
 
 
 if __name__ == "__main__":

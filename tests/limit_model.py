@@ -1,7 +1,7 @@
-"""What rate limits mean, written down a second time and in another way: every message is remembered for ever.
+"""A reference model of rate limits, written independently of the package: it stores every message.
 
-A rule divides its window into 25,000 steps. A message counts until more than 25,000 steps have passed since its
-own. A bucket is a fraction of messages. Nothing here is fast, packed or pruned.
+A rule divides its window into 25,000 steps. A message counts until more than 25,000 steps have passed after its
+own. A token bucket holds a fraction of messages. Nothing is optimised, packed or pruned.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from fractions import Fraction
 from waooaw_celery.limits.rules import Quota, Rule
 
 STEPS = 25_000
-#: Limits above it are counted in groups, which this model does not know.
-EXACT = 100
+#: Higher limits are counted in groups, which this model does not have.
+MAX_EXACT_LIMIT = 100
 
-#: How many messages in all, and how many that are not urgent, by scope.
-Wants = dict[str, tuple[int, int]]
+#: Number of messages, and number of those that are not URGENT, by scope.
+Demands = dict[str, tuple[int, int]]
 
 
 @dataclass
 class Record:
-    """What a rule remembers: the moments of all messages, and how full its bucket was at the last one."""
+    """The state of a rule: the times of all messages, and the level of its bucket after the last one."""
 
     sent: list[int] = field(default_factory=list)
     bucket: Fraction | None = None
@@ -29,46 +29,44 @@ class Record:
 
 @dataclass
 class Scope:
-    """What is counted together, on a clock that stands still when the real one is set back."""
+    """The state of a scope. Its clock stands still while the real one is set back."""
 
     last: int | None = None
     skew: int = 0
     records: dict[int, Record] = field(default_factory=dict)
 
     def now(self, time: int) -> int:
-        """Return the time that counts here."""
+        """Return the time of this scope's clock."""
         if self.last is not None and time + self.skew < self.last:
             self.skew = self.last - time
         return time + self.skew
 
 
 class Model:
-    """One agent."""
+    """The state of one agent."""
 
     def __init__(self) -> None:
         self.scopes: dict[str, Scope] = {}
 
-    def may(
-        self, quota: Quota, wants: dict[str, tuple[int, int]], reserve: int, time: int, ahead: int = 0
-    ) -> bool:
-        """Whether so many messages in all, and so many that are not urgent, would pass in each scope.
+    def passes(self, quota: Quota, demands: Demands, reserve: int, time: int, ahead: int = 0) -> bool:
+        """Whether the messages would pass in each scope.
 
         Args:
-            quota: by which rules.
-            wants: the numbers, by scope.
-            reserve: thousandths that are kept for urgent ones.
-            time: the time.
-            ahead: ask for so many microseconds later, if nothing happens until then.
+            quota: The rules.
+            demands: The numbers of messages.
+            reserve: The share reserved for URGENT messages, in thousandths.
+            time: The time, in microseconds.
+            ahead: Microseconds to add to the time, if nothing is sent meanwhile.
         """
         return all(
-            self._rule_may(scope, rule, n, ordinary, reserve, time, ahead)
-            for scope, (n, ordinary) in wants.items()
+            self._rule_passes(scope, rule, n, non_urgent, reserve, time, ahead)
+            for scope, (n, non_urgent) in demands.items()
             for rule in rules_of(quota, scope)
         )
 
-    def send(self, quota: Quota, wants: Wants, time: int) -> None:
-        """Remember messages."""
-        for name, (n, _) in wants.items():
+    def send(self, quota: Quota, demands: Demands, time: int) -> None:
+        """Count messages."""
+        for name, (n, _) in demands.items():
             rules = rules_of(quota, name)
             if not rules:
                 continue
@@ -82,20 +80,22 @@ class Model:
             scope.records, scope.last = records, now
 
     def used(self, scope_name: str, rule: Rule, time: int) -> int:
-        """Return how many messages count."""
+        """Return the number of messages counted."""
         scope = self.scopes.get(scope_name, Scope())
         return self._used(rule, scope.records.get(rule.period, Record()), scope.now(time))
 
-    def _rule_may(self, name: str, rule: Rule, n: int, ordinary: int, reserve: int, time: int, ahead: int) -> bool:
+    def _rule_passes(
+        self, name: str, rule: Rule, n: int, non_urgent: int, reserve: int, time: int, ahead: int
+    ) -> bool:
         scope = self.scopes.get(name, Scope())
         now = scope.now(time) + ahead
         record = scope.records.get(rule.period, Record())
         used, level = self._used(rule, record, now), self._level(rule, record, scope, now)
-        kept = min(rule.limit * reserve // 1000, rule.limit - 1)
-        fits = used + n <= rule.limit and (not ordinary or used + ordinary <= rule.limit - kept)
+        reserved = min(rule.limit * reserve // 1000, rule.limit - 1)
+        fits = used + n <= rule.limit and (not non_urgent or used + non_urgent <= rule.limit - reserved)
         if rule.burst:
-            held = min(rule.burst * reserve // 1000, rule.burst - 1)
-            fits = fits and n <= level and (not ordinary or ordinary + held <= level)
+            reserved_burst = min(rule.burst * reserve // 1000, rule.burst - 1)
+            fits = fits and n <= level and (not non_urgent or non_urgent + reserved_burst <= level)
         return fits
 
     def _used(self, rule: Rule, record: Record, now: int) -> int:
@@ -111,11 +111,11 @@ class Model:
 
 
 def rules_of(quota: Quota, scope: str) -> list[Rule]:
-    """Return the rules for a scope, found by looking at each."""
+    """Return the rules of a scope, by checking each rule."""
     named = [rule for rule in quota.rules if rule.scope == scope]
     return named or [rule for rule in quota.rules if scope.startswith("to:") and rule.scope == "to:*"]
 
 
-def exact(quota: Quota) -> bool:
-    """Whether the model knows all of a quota."""
-    return all(rule.limit <= EXACT for rule in quota.rules)
+def is_exact(quota: Quota) -> bool:
+    """Whether the model counts this quota exactly."""
+    return all(rule.limit <= MAX_EXACT_LIMIT for rule in quota.rules)

@@ -1,4 +1,4 @@
-"""Eight processes that take as much as one quota gives get what its rules allow together, and no message more."""
+"""Eight processes that share a quota send exactly as much as its rules allow together."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ SECONDS = 5.3
 
 
 @pytest.fixture(autouse=True)
-def _anew(redis_url: str) -> None:
-    """Forget what another test counted."""
+def _reset(redis_url: str) -> None:
+    """Delete the counts of other tests."""
     limiter = RateLimiter(RedisStorage(connect(store_url(redis_url))))
     limiter.reset("hammered")
     limiter.close()
 
 
-def hammered(url: str, quota: str) -> tuple[int, list[tuple[float, float]], float, float]:
-    """Return how often it was tried, when messages passed (not before, not after), and the first and last try."""
-    command = [sys.executable, str(Path(__file__).with_name("hammer.py")), url, quota, str(SECONDS)]
+def run_hammers(url: str, quota: str) -> tuple[int, list[tuple[float, float]], float, float]:
+    """Return the number of tries, when each message passed (earliest, latest), and the first and last try."""
+    command = [sys.executable, str(Path(__file__).with_name("limits_hammer.py")), url, quota, str(SECONDS)]
     processes = [
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         for _ in range(PROCESSES)
     ]
-    found: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
     try:
         for process in processes:
             assert process.stdout is not None
@@ -46,46 +46,46 @@ def hammered(url: str, quota: str) -> tuple[int, list[tuple[float, float]], floa
             process.stdin.flush()
         for process in processes:
             out, _ = process.communicate(timeout=60)
-            found.append(json.loads(out))
+            results.append(json.loads(out))
     finally:
         for process in processes:
             if process.poll() is None:
                 process.kill()
             process.communicate()
-    passed = sorted(tuple(one) for result in found for one in result["passed"])
+    passed = sorted(tuple(one) for result in results for one in result["passed"])
     return (
-        sum(result["tries"] for result in found),
+        sum(result["tries"] for result in results),
         passed,
-        min(result["first"] for result in found),
-        max(result["last"] for result in found),
+        min(result["first"] for result in results),
+        max(result["last"] for result in results),
     )
 
 
-def fullest(passed: list[tuple[float, float]], seconds: float) -> int:
-    """Return the most messages of which it is certain that one window of this length holds them all."""
+def max_in_window(passed: list[tuple[float, float]], seconds: float) -> int:
+    """Return the largest number of messages that certainly passed within one window of this length."""
     most = 0
     for begin, _ in passed:
         most = max(most, sum(begin <= before and after <= begin + seconds for before, after in passed))
     return most
 
 
-def test_a_window_is_never_exceeded_and_always_used(redis_url: str) -> None:
-    """40 a second: no second holds 41, and six seconds begin in a little more than five, each with 40."""
-    tries, passed, first, last = hammered(store_url(redis_url), "40/second")
-    assert fullest(passed, 1.0) <= 40
+def test_a_window_is_never_exceeded_and_fully_used(redis_url: str) -> None:
+    """40 a second: no second holds 41, and each of the six seconds that begin in 5.3 s holds 40."""
+    tries, passed, first, last = run_hammers(store_url(redis_url), "40/second")
+    assert max_in_window(passed, 1.0) <= 40
     rounds = math.floor((last - first) / (1 + 1 / STEPS)) + 1
     assert len(passed) == 40 * rounds, f"{len(passed)} of {tries} in {last - first:.2f} s"
     assert tries > 10 * len(passed)
 
 
-def test_a_bucket_gives_its_burst_and_then_the_pace(redis_url: str) -> None:
-    """20 at once and then 10 a second, and never more than 45 in four seconds."""
-    tries, passed, first, last = hammered(store_url(redis_url), "100/10 seconds burst 20; 45/4 seconds")
-    assert fullest(passed, 4.0) <= 45
-    assert fullest(passed, 1.0) <= 20 + 10
+def test_a_burst_is_followed_by_the_rate(redis_url: str) -> None:
+    """20 at once, then 10 a second, and never more than 45 in four seconds."""
+    tries, passed, first, last = run_hammers(store_url(redis_url), "100/10 seconds burst 20; 45/4 seconds")
+    assert max_in_window(passed, 4.0) <= 45
+    assert max_in_window(passed, 1.0) <= 20 + 10
     assert tries > 10 * len(passed)
-    # 20 at once and 25 more in 2.5 s; then nobody until the 20 are 4 s old; then at the pace again, from a bucket
-    # that has had 1.5 s to fill: 15 and 10 a second.
+    # 20 at once and 25 more in 2.5 s; then none until the 20 are 4 s old; then 15 from a bucket that refilled
+    # for 1.5 s, and 10 a second.
     seconds = last - first
     expected = 20 + 25 + 15 + 10 * (seconds - 4.0)
     assert expected - 2 <= len(passed) <= expected + 1, f"{len(passed)} of {tries} in {seconds:.2f} s"

@@ -1,4 +1,4 @@
-"""Rate limits in Redis: the same as in memory, and as a model that was written down apart from both."""
+"""Rate limits in Redis decide like those in memory and like an independent model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
-from limit_model import Model, exact, rules_of
+from limit_model import Model, is_exact, rules_of
 from redis import Redis
 from redis.exceptions import ResponseError
 from support import until
@@ -20,16 +20,16 @@ from support import until
 from waooaw_celery import MessageType, Priority, RateLimiter, RateLimitExceeded
 from waooaw_celery.embedded import free_port, valkey
 from waooaw_celery.errors import StoreUnavailable
-from waooaw_celery.limits.grammar import read_quota
+from waooaw_celery.limits.grammar import parse_quota
 from waooaw_celery.limits.memory import MemoryStorage
-from waooaw_celery.limits.redis import DEADLINE, REST, RedisStorage
-from waooaw_celery.limits.rules import demands
+from waooaw_celery.limits.redis import DEADLINE_SECONDS, PAUSE_SECONDS, RedisStorage
+from waooaw_celery.limits.rules import demands_by_scope
 from waooaw_celery.limits.storage import LimitStorage
 from waooaw_celery.store.connection import connect, store_url
 
-#: Windows of a minute and longer: Redis itself forgets counters by its own clock, which these tests do not turn.
+#: Windows of a minute and longer: Redis expires counters by its own clock, which these tests cannot move.
 QUOTAS = [
-    read_quota(text)
+    parse_quota(text)
     for text in (
         "3/minute",
         "5/minute; 8/hour burst 3",
@@ -47,7 +47,7 @@ _url = ""
 
 @pytest.fixture(scope="module", autouse=True)
 def _server() -> Iterator[None]:
-    """A server of this module's own: what is listed there is nobody else's."""
+    """Start a server for this module alone: some tests list or delete all of its keys."""
     global _url
     with valkey() as url:
         _url = store_url(url)
@@ -64,12 +64,12 @@ def client() -> Iterator[Any]:
 
 @pytest.fixture(params=["memory", "redis"])
 def storage(request: pytest.FixtureRequest, client: Any) -> LimitStorage:
-    """Both storages, on their own clocks."""
+    """Each storage, with its own clock."""
     return MemoryStorage() if request.param == "memory" else RedisStorage(client)
 
 
 class Limits(RuleBasedStateMachine):
-    """Whatever happens, both storages and the model decide alike, and each wait is exact to the microsecond."""
+    """Both storages and the model always decide alike, and each wait is exact to the microsecond."""
 
     @initialize(start=st.integers(1_600_000_000_000_000, 1_900_000_000_000_000), default=st.sampled_from(QUOTAS))
     def begin(self, start: int, default: Any) -> None:
@@ -82,7 +82,7 @@ class Limits(RuleBasedStateMachine):
         ]
         self.models = {"a": Model(), "b": Model()}
         #: Agents that had a quota whose limits are too high for the model to be exact.
-        self.coarse: set[str] = set() if exact(default) else {"a", "b"}
+        self.inexact: set[str] = set() if is_exact(default) else {"a", "b"}
         self.set: dict[str, Any] = {}
 
     def teardown(self) -> None:
@@ -100,23 +100,23 @@ class Limits(RuleBasedStateMachine):
     def send(
         self, agent: str, to: str | None, type_: MessageType | None, priority: Priority, n: int, charge: bool
     ) -> None:
-        wanted = demands([(to, type_, priority, n)])
+        wanted = demands_by_scope([(to, type_, priority, n)])
         refusals = [
             storage.decide(agent, wanted, self.default, RESERVE, charge=charge) for storage in self.storages
         ]
         assert refusals[0] == refusals[1]
         quota, model = self.set.get(agent, self.default), self.models[agent]
-        wants = {demand.scope: (demand.n, demand.ordinary) for demand in wanted}
-        may = model.may(quota, wants, RESERVE, self.time)
+        numbers = {demand.scope: (demand.n, demand.non_urgent) for demand in wanted}
+        model_passes = model.passes(quota, numbers, RESERVE, self.time)
         passes = refusals[0] is None
-        if agent not in self.coarse:
-            assert passes == may
+        if agent not in self.inexact:
+            assert passes == model_passes
             if refusals[0] is not None:
-                self.check_wait(model, quota, wants, refusals[0].wait)
+                self.check_wait(model, quota, numbers, refusals[0].wait_us)
         elif passes:
-            assert may, "groups let fewer through, never more"
+            assert model_passes, "groups admit fewer messages, never more"
         if passes and charge:
-            model.send(quota, wants, self.time)
+            model.send(quota, numbers, self.time)
 
     @rule(
         agent=st.sampled_from("ab"),
@@ -139,13 +139,13 @@ class Limits(RuleBasedStateMachine):
             self.time += gap
             self.send(agent, to, type_, priority, n, charge=True)
 
-    def check_wait(self, model: Model, quota: Any, wants: Any, wait: int | None) -> None:
+    def check_wait(self, model: Model, quota: Any, numbers: Any, wait: int | None) -> None:
         if wait is None:
-            assert not model.may(quota, wants, RESERVE, self.time, 400 * 86_400_000_000)
+            assert not model.passes(quota, numbers, RESERVE, self.time, 400 * 86_400_000_000)
         else:
             assert wait > 0
-            assert model.may(quota, wants, RESERVE, self.time, wait)
-            assert not model.may(quota, wants, RESERVE, self.time, wait - 1)
+            assert model.passes(quota, numbers, RESERVE, self.time, wait)
+            assert not model.passes(quota, numbers, RESERVE, self.time, wait - 1)
 
     @rule(
         by=st.integers(0, 3_000)
@@ -161,12 +161,12 @@ class Limits(RuleBasedStateMachine):
         self.time -= by
 
     @rule(agent=st.sampled_from("ab"), quota=st.sampled_from([*QUOTAS, None]))
-    def set_a_quota(self, agent: str, quota: Any) -> None:
+    def set_quota(self, agent: str, quota: Any) -> None:
         for storage in self.storages:
             storage.set_quota(agent, quota)
         self.set[agent] = self.default if quota is None else quota
-        if not exact(self.set[agent]):
-            self.coarse.add(agent)
+        if not is_exact(self.set[agent]):
+            self.inexact.add(agent)
         assert self.storages[0].quotas() == self.storages[1].quotas()
 
     @rule(agent=st.sampled_from("ab"))
@@ -174,23 +174,23 @@ class Limits(RuleBasedStateMachine):
         for storage in self.storages:
             storage.reset(agent)
         self.models[agent] = Model()
-        if exact(self.set.get(agent, self.default)):
-            self.coarse.discard(agent)
+        if is_exact(self.set.get(agent, self.default)):
+            self.inexact.discard(agent)
 
     @rule(agent=st.sampled_from("ab"))
-    def look(self, agent: str) -> None:
+    def check_status(self, agent: str) -> None:
         scopes = ["", "to:x", "to:y", "of:query"]
         statuses = [storage.status(agent, scopes, self.default, RESERVE) for storage in self.storages]
         assert statuses[0] == statuses[1]
-        assert sorted(self.storages[0].counted()) == sorted(self.storages[1].counted())
-        if agent not in self.coarse:
+        assert sorted(self.storages[0].counted_scopes()) == sorted(self.storages[1].counted_scopes())
+        if agent not in self.inexact:
             quota, model = self.set.get(agent, self.default), self.models[agent]
             used = [model.used(scope, rule_, self.time) for scope in scopes for rule_ in rules_of(quota, scope)]
             assert [status.used for status in statuses[0]] == used
 
     @rule()
     @precondition(lambda self: hasattr(self, "client"))
-    def forget_the_scripts(self) -> None:
+    def flush_scripts(self) -> None:
         self.client.script_flush()
 
 
@@ -205,32 +205,32 @@ TestLimits.settings = settings(
 
 
 def test_retry_after_is_exact_on_a_real_clock(storage: LimitStorage) -> None:
-    """Waiting it, the next message passes; 5 % before that, it is still refused. Five times in a row."""
+    """After retry_after the next message passes; 5 % earlier it is refused. Five times in a row."""
     limits = RateLimiter(storage, "2/second; 90/minute burst 10")
     limits.acquire("a", 2)
     for _ in range(5):
         with pytest.raises(RateLimitExceeded) as caught:
             limits.acquire("a", 2)
-        known = time.monotonic()
+        refused_at = time.monotonic()
         wait = caught.value.retry_after
-        time.sleep(0.95 * wait - 0.01)  # a little less, since this process may be held up
-        if time.monotonic() - known < 0.97 * wait:
+        time.sleep(0.95 * wait - 0.01)  # a little less, because this process may be delayed
+        if time.monotonic() - refused_at < 0.97 * wait:
             with pytest.raises(RateLimitExceeded):
                 limits.acquire("a", 2)
-        time.sleep(max(known + wait - time.monotonic(), 0))
+        time.sleep(max(refused_at + wait - time.monotonic(), 0))
         limits.acquire("a", 2)
 
 
 def test_a_decision_is_one_round_trip(client: Any) -> None:
-    """One command goes to the server for a decision by several rules, and one for a batch of many recipients."""
+    """A decision by several rules sends one command, and so does a batch with many recipients."""
     limits = RateLimiter(RedisStorage(client), "1000/second; 1000/hour; 100/hour to *; 50/minute of query")
     limits.acquire("a")
     before = client.info("commandstats")
     limits.acquire("a", to="x", message_type=MessageType.QUERY)
     limits.storage.decide(
         "a",
-        demands((f"agent-{n}", None, Priority.LOW, 1) for n in range(900)),
-        read_quota("unlimited"),
+        demands_by_scope((f"agent-{n}", None, Priority.LOW, 1) for n in range(900)),
+        parse_quota("unlimited"),
         0,
         charge=True,
     )
@@ -242,12 +242,12 @@ def test_a_decision_is_one_round_trip(client: Any) -> None:
     }
 
 
-def test_what_is_counted_expires_and_is_small(client: Any) -> None:
-    """A counter lives for its longest window, and takes less than 1 KB when four windows are full."""
+def test_a_counter_expires_and_is_small(client: Any) -> None:
+    """A counter expires after its longest window, and takes less than 1 KB when four windows are full."""
     name, now = "an-agent-with-a-name-of-usual-length", [1_700_000_000_000_000]
     limits = RateLimiter(RedisStorage(client, lambda: now[0]), "10/second; 100/minute; 1000/hour; 10000/day")
     for calls, n, seconds in ((900, 10, 76_000), (90, 10, 3360), (9, 10, 56), (10, 1, 0.9)):
-        # What was sent before is not in the next shorter window.
+        # Earlier messages have left the next shorter window.
         now[0] += round(max(seconds / 15, 1.0) * 1_000_000)
         for _ in range(calls):
             now[0] += round(seconds / calls * 1_000_000)
@@ -260,25 +260,25 @@ def test_what_is_counted_expires_and_is_small(client: Any) -> None:
     assert client.keys("*") == []
 
 
-def test_quotas_are_seen_by_all_at_once(client: Any) -> None:
-    """What one process sets, the next decision of another goes by; what it may be is read back as it was said."""
-    mine, theirs = (RateLimiter(RedisStorage(connect(_url)), "1/hour") for _ in range(2))
-    theirs.acquire("a")
+def test_a_quota_applies_to_all_processes_at_once(client: Any) -> None:
+    """The next decision of another process uses it, and its text is read back as it was set."""
+    first, second = (RateLimiter(RedisStorage(connect(_url)), "1/hour") for _ in range(2))
+    second.acquire("a")
     with pytest.raises(RateLimitExceeded):
-        theirs.acquire("a")
-    mine.set_quota("a", "3/hour; 2/minute to boss")
-    theirs.acquire("a", to="boss")
-    assert str(theirs.quota("a")) == "3/hour; 2/minute to boss"
-    assert [str(quota) for quota, _ in theirs.quotas().values()] == ["1/hour", "3/hour; 2/minute to boss"]
-    mine.set_quota("a", None)
+        second.acquire("a")
+    first.set_quota("a", "3/hour; 2/minute to boss")
+    second.acquire("a", to="boss")
+    assert str(second.quota("a")) == "3/hour; 2/minute to boss"
+    assert [str(quota) for quota, _ in second.quotas().values()] == ["1/hour", "3/hour; 2/minute to boss"]
+    first.set_quota("a", None)
     with pytest.raises(RateLimitExceeded):
-        theirs.acquire("a")
-    for limiter in (mine, theirs):
+        second.acquire("a")
+    for limiter in (first, second):
         limiter.close()
 
 
-def test_who_is_near_the_limit_is_listed(storage: LimitStorage) -> None:
-    """The most used first, each rule by itself."""
+def test_agents_near_their_limits_are_listed(storage: LimitStorage) -> None:
+    """One entry for each rule, the most used first."""
     limits = RateLimiter(storage, "10/hour; 4/hour to *")
     for name, n in (("idle", 1), ("busy", 8), ("full", 10)):
         limits.acquire(name, n)
@@ -290,8 +290,8 @@ def test_who_is_near_the_limit_is_listed(storage: LimitStorage) -> None:
     ]
 
 
-def test_no_decision_needs_keys_of_two_slots() -> None:
-    """On a server in cluster mode, which refuses that, everything works, also for a batch of many recipients."""
+def test_a_decision_uses_keys_of_one_cluster_slot() -> None:
+    """Everything works on a server in cluster mode, which refuses commands with keys of several slots."""
     port = free_port()
     options = ["--cluster-enabled", "yes", "--cluster-port", str(free_port())]
     with valkey(port=port, options=options) as url:
@@ -312,8 +312,8 @@ def test_no_decision_needs_keys_of_two_slots() -> None:
 
 
 @pytest.fixture
-def lone() -> Iterator[tuple[str, int]]:
-    """A server of the test's own: its URL, and the process."""
+def own_server() -> Iterator[tuple[str, int]]:
+    """Start a server for one test; return its URL and process id."""
     with valkey() as url:
         with Redis.from_url(store_url(url)) as client:
             pid = int(client.info("server")["process_id"])
@@ -321,8 +321,8 @@ def lone() -> Iterator[tuple[str, int]]:
         os.kill(pid, signal.SIGCONT)
 
 
-def away(how: str, client: Any, pid: int) -> None:
-    """Make a server useless."""
+def disable(how: str, client: Any, pid: int) -> None:
+    """Make a server unable to count."""
     {
         "frozen": lambda: os.kill(pid, signal.SIGSTOP),
         "read-only": lambda: client.replicaof("127.0.0.1", 1),
@@ -332,24 +332,24 @@ def away(how: str, client: Any, pid: int) -> None:
 
 
 @pytest.mark.parametrize("how", ["frozen", "read-only", "full", "gone"])
-def test_a_redis_that_cannot_count_refuses_or_lets_pass_as_set(lone: tuple[str, int], how: str) -> None:
-    """Closed: an error within the deadline. Open: it passes within the deadline, and at once after the first."""
-    url, pid = lone
-    closed = RateLimiter(RedisStorage(connect(url, DEADLINE, once=True)), "10/hour")
-    opened = RateLimiter(RedisStorage(connect(url, DEADLINE, once=True)), "10/hour", fail_open=True)
+def test_an_unavailable_redis_refuses_or_admits_as_configured(own_server: tuple[str, int], how: str) -> None:
+    """The first call returns within the deadline, later ones at once: with an error, or admitted if fail_open."""
+    url, pid = own_server
+    closed = RateLimiter(RedisStorage(connect(url, DEADLINE_SECONDS, once=True)), "10/hour")
+    opened = RateLimiter(RedisStorage(connect(url, DEADLINE_SECONDS, once=True)), "10/hour", fail_open=True)
     closed.acquire("a")
-    away(how, connect(url), pid)
+    disable(how, connect(url), pid)
     began = time.monotonic()
     with pytest.raises(StoreUnavailable, match="rate limit of 'a'"):
         closed.acquire("a")
     opened.acquire("b", 10)
-    assert time.monotonic() - began < 2 * DEADLINE + 1.5
+    assert time.monotonic() - began < 2 * DEADLINE_SECONDS + 1.5
     began = time.monotonic()
     for _ in range(20):
         opened.acquire("b")
         with pytest.raises(StoreUnavailable):
             closed.acquire("a")
-    assert time.monotonic() - began < REST + 2 * DEADLINE
+    assert time.monotonic() - began < PAUSE_SECONDS + 2 * DEADLINE_SECONDS
     if how == "frozen":
         os.kill(pid, signal.SIGCONT)
 
@@ -363,8 +363,8 @@ def test_a_redis_that_cannot_count_refuses_or_lets_pass_as_set(lone: tuple[str, 
         until(counts, "counting again", seconds=10)
 
 
-def test_a_flushed_redis_begins_anew(client: Any, make_limits: Callable[..., RateLimiter]) -> None:
-    """After FLUSHALL and SCRIPT FLUSH the next decision is made as if nothing had been sent."""
+def test_a_flushed_redis_starts_from_zero(client: Any, make_limits: Callable[..., RateLimiter]) -> None:
+    """After FLUSHALL and SCRIPT FLUSH the next decision starts with empty counts."""
     limits = make_limits("2/hour")
     limits.acquire("a", 2)
     client.flushall()
@@ -380,7 +380,7 @@ def make_limits(client: Any) -> Callable[..., RateLimiter]:
 
 
 def test_limits_follow_a_failover(make_limits: Callable[..., RateLimiter], tmp_path: Any) -> None:
-    """A replica that takes over knows what was counted, and is given the script that it does not know."""
+    """A promoted replica has the counts, and receives the script that it lacks."""
     port, replica_port = free_port(), free_port()
     replica = ["--replicaof", "127.0.0.1", str(port), "--repl-diskless-sync-delay", "0"]
     with valkey(port=port) as first, valkey(port=replica_port, options=replica) as second:

@@ -1,4 +1,4 @@
-"""What travels, between real workers: any Celery reads it, every type survives it, nothing too large passes."""
+"""The wire between real workers: plain Celery reads it, every type survives, and the caps hold."""
 
 from __future__ import annotations
 
@@ -51,15 +51,15 @@ def client(redis_url: str) -> Iterator[Any]:
 
 
 @pytest.fixture
-def nobody(broker: Broker, app: AgentApp) -> str:
-    """Name of an agent without a worker, whose queue shows what was sent."""
+def unserved_agent(broker: Broker, app: AgentApp) -> str:
+    """Return the name of an agent without a worker, so that a test can read its queue."""
     name = broker.name()
     app.conf.waooaw_agents = [name]
     return name
 
 
 def take(app: AgentApp, name: str) -> Any:
-    """Take a message out of a queue as it travels, before it is unpacked or decoded."""
+    """Take a message from a queue as it travels, before it is decompressed or decoded."""
     with app.connection_for_read() as connection, connection.channel() as channel:
         if connection.transport.driver_type == "amqp":
             return channel.basic_get(name, no_ack=True)
@@ -80,9 +80,9 @@ def environment(broker: Broker, name: str) -> dict[str, str]:
 
 
 def test_a_stock_worker_reads_what_we_send(
-    broker: Broker, app: AgentApp, nobody: str, client: Any, tmp_path: Path
+    broker: Broker, app: AgentApp, unserved_agent: str, client: Any, tmp_path: Path
 ) -> None:
-    """JSON and MessagePack, plain and packed: a worker with none of our code handles them all."""
+    """A worker without this package handles JSON and MessagePack, uncompressed and compressed."""
     bus = MessageBus(app)
     for serializer in ("json", "msgpack"):
         for compression in ("none", "auto", "zstd"):
@@ -90,7 +90,7 @@ def test_a_stock_worker_reads_what_we_send(
                 bus.send(
                     Message(
                         from_agent="tests",
-                        to_agent=nobody,
+                        to_agent=unserved_agent,
                         payload=payload,
                         serializer=serializer,
                         compression=compression,
@@ -98,22 +98,22 @@ def test_a_stock_worker_reads_what_we_send(
                 )
     log = tmp_path / "stock.log"
     process = spawn(
-        [sys.executable, "stock.py", "work"], log=log, env=environment(broker, nobody), cwd=PROBE_FOLDER
+        [sys.executable, "stock.py", "work"], log=log, env=environment(broker, unserved_agent), cwd=PROBE_FOLDER
     )
     try:
-        until(lambda: client.llen(f"stock:{nobody}") == 12, f"twelve messages: {log}")
+        until(lambda: client.llen(f"stock:{unserved_agent}") == 12, f"twelve messages: {log}")
     finally:
         end(process)
-    facts = [kombu_json.loads(fact) for fact in client.lrange(f"stock:{nobody}", 0, -1)]
+    facts = [kombu_json.loads(fact) for fact in client.lrange(f"stock:{unserved_agent}", 0, -1)]
     assert all(fact["modules"] == [] and fact["from"] == "tests" for fact in facts)
     assert [fact["payload"] for fact in facts[1::2]] == [LONG] * 6
-    # Kombu's JSON restores what it lacks by itself; in MessagePack the tags are as Kombu's JSON writes them.
+    # Kombu's JSON decodes the tags itself; in MessagePack they are the tags of Kombu's JSON.
     assert [fact["payload"] for fact in facts[0:6:2]] == [{**RICH, "large": 5}] * 3
     assert [fact["payload"] for fact in facts[6::2]] == [{**RICH, "large": 5}] * 3
 
 
 def test_a_stock_publisher_is_read(broker: Broker, probe: str) -> None:
-    """A program with none of our code sends JSON and MessagePack, plain and packed, and reads packed answers."""
+    """A program without this package sends both formats, and reads compressed results."""
     value = {"a": [1, 2.5, None, "ü"], **LONG}
     result = subprocess.run(
         [sys.executable, "stock.py", json.dumps(value)],
@@ -124,16 +124,16 @@ def test_a_stock_publisher_is_read(broker: Broker, probe: str) -> None:
         timeout=60,
         check=True,
     )
-    said = json.loads(result.stdout)
-    assert said["modules"] == []
-    assert len(said["answers"]) == 6
-    assert all(answer == value for _, _, answer in said["answers"])
+    output = json.loads(result.stdout)
+    assert output["modules"] == []
+    assert len(output["answers"]) == 6
+    assert all(answer == value for _, _, answer in output["answers"])
 
 
 @pytest.mark.parametrize("serializer", FORMATS)
 @pytest.mark.parametrize("compression", ["none", "zlib", "real-gzip", "zstd"])
-def test_every_type_survives_the_way(app: AgentApp, probe: str, serializer: str, compression: str) -> None:
-    """There and back, in every format and with every codec, a value is what it was."""
+def test_every_type_survives_a_request(app: AgentApp, probe: str, serializer: str, compression: str) -> None:
+    """In every format and with every codec, the result has the values and types of the argument."""
     result = app.send_task(
         f"{probe}.echo", kwargs={"value": {**RICH, **LONG}}, serializer=serializer, compression=compression
     )
@@ -145,8 +145,8 @@ def test_every_type_survives_the_way(app: AgentApp, probe: str, serializer: str,
 
 
 @pytest.mark.parametrize("broker", ["ledger"], indirect=True)
-def test_the_ledger_tells_what_was_said(app: AgentApp, probe: str) -> None:
-    """A message's payload comes out of the ledger with its types, and is found by its text."""
+def test_the_ledger_stores_payloads_with_their_types(app: AgentApp, probe: str) -> None:
+    """A payload is read from the ledger with its types, and is found by its text."""
     message = Message(from_agent="tests", to_agent=probe, payload=RICH, serializer="msgpack")
     MessageBus(app).send(message)
     assert settled(app, message.message_id) is MessageStatus.HANDLED
@@ -156,8 +156,8 @@ def test_the_ledger_tells_what_was_said(app: AgentApp, probe: str) -> None:
     assert trail.query(to_agent=probe, text=str(UUID(int=77).hex)).records
 
 
-def test_only_what_pays_is_packed(app: AgentApp, nobody: str) -> None:
-    """Without a word in the headers below the threshold and for ``none``, and with one above it."""
+def test_a_body_is_compressed_only_if_that_saves_space(app: AgentApp, unserved_agent: str) -> None:
+    """The header ``compression`` is absent below the threshold and for ``none``."""
     bus = MessageBus(app)
     for payload, compression, expected in (
         ({"n": 1}, None, None),
@@ -165,18 +165,18 @@ def test_only_what_pays_is_packed(app: AgentApp, nobody: str) -> None:
         (LONG, None, "application/x-gzip"),
         (LONG, "zstd", "application/zstd"),
     ):
-        bus.send(Message(from_agent="tests", to_agent=nobody, payload=payload, compression=compression))
-        message = take(app, agent_queue(nobody).name)
+        bus.send(Message(from_agent="tests", to_agent=unserved_agent, payload=payload, compression=compression))
+        message = take(app, agent_queue(unserved_agent).name)
         headers = message["headers"] if isinstance(message, dict) else message.headers
         assert headers.get("compression") == expected
 
 
-def test_each_agent_can_be_sent_to_in_its_own_way(broker: Broker, nobody: str) -> None:
-    """The settings for an agent win over the application's, and a message's own word over both."""
+def test_each_agent_has_its_own_format_and_codec(broker: Broker, unserved_agent: str) -> None:
+    """The settings for an agent win over the application's, and a message's choice over both."""
     settings = {
-        "waooaw_agents": [nobody],
-        "waooaw_agent_serializers": {nobody: "msgpack"},
-        "waooaw_agent_compressions": {nobody: "none"},
+        "waooaw_agents": [unserved_agent],
+        "waooaw_agent_serializers": {unserved_agent: "msgpack"},
+        "waooaw_agent_compressions": {unserved_agent: "none"},
         "task_compression": "zstd",
     }
     with closing(broker.app(**settings)) as app:
@@ -184,8 +184,8 @@ def test_each_agent_can_be_sent_to_in_its_own_way(broker: Broker, nobody: str) -
             ({}, "application/x-msgpack", None),
             ({"serializer": "json", "compression": "zlib"}, "application/json", "application/x-gzip"),
         ):
-            MessageBus(app).send(Message(from_agent="tests", to_agent=nobody, payload=LONG, **fields))
-            message = take(app, agent_queue(nobody).name)
+            MessageBus(app).send(Message(from_agent="tests", to_agent=unserved_agent, payload=LONG, **fields))
+            message = take(app, agent_queue(unserved_agent).name)
             if isinstance(message, dict):
                 assert (message["content-type"], message["headers"].get("compression")) == (
                     content_type,
@@ -197,8 +197,8 @@ def test_each_agent_can_be_sent_to_in_its_own_way(broker: Broker, nobody: str) -
                 assert properties["application_headers"].get("compression") == compression
 
 
-def test_answers_are_packed_by_the_same_rule(app: AgentApp, probe: str, client: Any) -> None:
-    """A long answer is packed in the result backend, a short one is not, and Celery itself reads both."""
+def test_results_are_compressed_by_the_same_rule(app: AgentApp, probe: str, client: Any) -> None:
+    """A long result is compressed in the result backend, a short one is not, and Celery reads both."""
     for value, packed in ((LONG, True), ("short", False)):
         result = app.send_task(f"{probe}.echo", kwargs={"value": value})
         assert result.get(timeout=20) == value
@@ -207,33 +207,35 @@ def test_answers_are_packed_by_the_same_rule(app: AgentApp, probe: str, client: 
         assert len(raw) < 1000
 
 
-def test_what_is_too_large_is_refused_and_written_nowhere(broker: Broker, nobody: str) -> None:
-    """Neither the ledger nor the broker has a message that its receiver would refuse."""
-    with closing(broker.app(waooaw_agents=[nobody], waooaw_max_expanded_bytes=5000, waooaw_max_nodes=100)) as app:
-        for payload, sentence in (("x" * 5000, "more than waooaw_max_expanded_bytes"), ([1] * 200, "100 values")):
-            message = Message(from_agent="tests", to_agent=nobody, payload=payload)
-            with pytest.raises(InvalidMessage, match=sentence):
+def test_a_body_that_is_too_large_is_recorded_nowhere(broker: Broker, unserved_agent: str) -> None:
+    """A message that its receiver would refuse is neither in the ledger nor at the broker."""
+    with closing(
+        broker.app(waooaw_agents=[unserved_agent], waooaw_max_expanded_bytes=5000, waooaw_max_nodes=100)
+    ) as app:
+        for payload, reason in (("x" * 5000, "more than waooaw_max_expanded_bytes"), ([1] * 200, "100 values")):
+            message = Message(from_agent="tests", to_agent=unserved_agent, payload=payload)
+            with pytest.raises(InvalidMessage, match=reason):
                 MessageBus(app).send(message)
             with pytest.raises(UnknownMessage):
                 MessageBus(app).receipt(message.message_id)
-            with pytest.raises(InvalidMessage, match=sentence):
-                app.signature(f"{nobody}.command", args=(payload,)).delay()
+            with pytest.raises(InvalidMessage, match=reason):
+                app.signature(f"{unserved_agent}.command", args=(payload,)).delay()
         with pytest.raises(InvalidMessage, match="headers have about"):
-            app.signature(f"{nobody}.command", args=(1,)).apply_async(headers={"x": "y" * 70_000})
+            app.signature(f"{unserved_agent}.command", args=(1,)).apply_async(headers={"x": "y" * 70_000})
         with pytest.raises(ConfigurationError, match="there is no codec 'gzap'"):
-            MessageBus(app).send(Message(from_agent="tests", to_agent=nobody, compression="gzap"))
+            MessageBus(app).send(Message(from_agent="tests", to_agent=unserved_agent, compression="gzap"))
 
 
-def test_an_answer_that_is_too_large_is_an_error_of_the_method(app: AgentApp, probe: str) -> None:
-    """The caller hears of it, and does not wait."""
+def test_a_result_that_is_too_large_is_a_remote_error(app: AgentApp, probe: str) -> None:
+    """The caller gets the error at once."""
     with pytest.raises(RemoteError, match="waooaw_max_expanded_bytes"):
         RequestResponseHandler(app).request(probe, "grow", {"size": 17 * 1024 * 1024}, timeout=20)
 
 
-def test_what_is_encrypted_is_read_by_those_with_the_key(
+def test_an_encrypted_message_is_read_with_the_key(
     broker: Broker, app: AgentApp, start_with: Callable[..., str], client: Any
 ) -> None:
-    """Neither the broker nor the result backend holds what is said; the ledger does, and the handler gets it."""
+    """Neither the broker nor the result backend has the plaintext; the handler gets it."""
     name = broker.name()
     keys = [f"{id_}={base64.b64encode(os.urandom(32)).decode()}" for id_ in (f"{name}-new", f"{name}-old")]
     settings = {"waooaw_encryption_keys": keys[::-1], "task_compression": "aes-gcm"}
@@ -252,7 +254,7 @@ def test_what_is_encrypted_is_read_by_those_with_the_key(
 
 @pytest.fixture
 def start_with(broker: Broker, app: AgentApp) -> Iterator[Callable[..., str]]:
-    """Start an agent with settings of its own, for as long as the test."""
+    """Return a function that starts a worker with its own settings for the duration of the test."""
     processes = []
 
     def start(name: str, **settings: object) -> str:
@@ -264,43 +266,43 @@ def start_with(broker: Broker, app: AgentApp) -> Iterator[Callable[..., str]]:
         end(process)
 
 
-def peak(pid: int) -> int:
-    """Return the most memory that a process and its children ever had, in MiB."""
+def peak_memory(pid: int) -> int:
+    """Return the largest peak memory of a process and its children, in MiB."""
     pids = [pid, *map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]
-    found = 0
+    kib = 0
     for each in pids:
         line = next(line for line in Path(f"/proc/{each}/status").read_text().splitlines() if "VmHWM" in line)
-        found += int(line.split()[1])
-    return found // 1024
+        kib += int(line.split()[1])
+    return kib // 1024
 
 
 HOSTILE: dict[str, tuple[bytes, str, str | None]] = {
     "a bomb of 300 MB": (bomb("application/x-gzip"), "application/json", "application/x-gzip"),
     "a truncated body": (zlib.compress(b'[["x"], {}, {}]')[:-4], "application/json", "application/x-gzip"),
     "a codec that is not accepted": (bz2.compress(b'[["x"], {}, {}]'), "application/json", "application/x-bz2"),
-    "a codec that nobody knows": (b"[[], {}, {}]", "application/json", "application/x-nonsense"),
-    "a format that nobody knows": (b"[[], {}, {}]", "application/x-nonsense", None),
+    "an unknown codec": (b"[[], {}, {}]", "application/json", "application/x-nonsense"),
+    "an unknown format": (b"[[], {}, {}]", "application/x-nonsense", None),
     "200,000 lists deep": (b"[" * 200_000 + b"]" * 200_000, "application/json", None),
-    "a key twice": (b'[["x"], {"a": 1, "a": 2}, {}]', "application/json", None),
+    "a duplicate key": (b'[["x"], {"a": 1, "a": 2}, {}]', "application/json", None),
     "NaN": (b"[[NaN], {}, {}]", "application/json", None),
     "MessagePack of millions of lists": (
         b"\xdd" + (3_000_000).to_bytes(4, "big") + b"\x90" * 3_000_000,
         "application/x-msgpack",
         None,
     ),
-    "MessagePack that ends too early": (b"\x93\x90", "application/x-msgpack", None),
-    "Protobuf that is none": (b"\xff\xff", "application/x-protobuf", None),
+    "truncated MessagePack": (b"\x93\x90", "application/x-msgpack", None),
+    "invalid Protobuf": (b"\xff\xff", "application/x-protobuf", None),
 }
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the memory of a process from /proc")
-def test_hostile_bodies_are_recorded_and_cost_nothing(broker: Broker, app: AgentApp, probe: str) -> None:
-    """Each ends as DEAD or FAILED with the reason, the worker lives, and no more than 50 MB were spent on all."""
+def test_hostile_bodies_are_recorded_and_take_little_memory(broker: Broker, app: AgentApp, probe: str) -> None:
+    """Each ends as DEAD or FAILED with the reason, the worker survives, and all together take less than 50 MB."""
     [node] = app.registry.get(probe).workers
     requests = RequestResponseHandler(app)
     assert requests.request(probe, "echo", {"value": 1}, timeout=20) == 1
     stats = app.control.inspect(destination=[node], timeout=20).stats()[node]
-    before = peak(stats["pid"])
+    before = peak_memory(stats["pid"])
     for label, (body, content_type, codec) in HOSTILE.items():
         message = Message(from_agent="tests", to_agent=probe, payload=label)
         app.receipts.pending([(message, "command")])()
@@ -318,4 +320,4 @@ def test_hostile_bodies_are_recorded_and_cost_nothing(broker: Broker, app: Agent
         assert MessageBus(app).receipt(message.message_id).error, label
     assert requests.request(probe, "echo", {"value": 2}, timeout=20) == 2
     assert app.control.inspect(destination=[node], timeout=20).stats()[node]["pid"] == stats["pid"]
-    assert peak(stats["pid"]) - before < 50
+    assert peak_memory(stats["pid"]) - before < 50

@@ -159,7 +159,7 @@ def test_a_secret_is_not_shown() -> None:
     ("settings", "sentence"),
     [
         ({"waooaw_accept_codecs": ["zlib", "gzap"]}, "there is no codec 'gzap': choose one of"),
-        ({"waooaw_encryption_keys": ["id=AAAA"]}, "random bytes in base64; number 1 is not"),
+        ({"waooaw_encryption_keys": ["id=AAAA"]}, "encryption key number 1 is invalid"),
     ],
 )
 def test_what_cannot_be_read_or_written_is_told_at_start_up(settings: dict[str, Any], sentence: str) -> None:

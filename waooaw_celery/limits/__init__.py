@@ -1,1 +1,1 @@
-"""Rate limits: how much an agent may send, counted in one place for all processes."""
+"""Rate limits: how many messages an agent may send, counted across all processes."""

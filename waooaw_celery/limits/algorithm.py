@@ -1,9 +1,9 @@
-"""The algorithm: what a scope has counted, and how long a message must wait. The script in ``lua/`` does the same.
+"""The rate limit algorithm. The script ``lua/decide.lua`` implements the same one on Redis.
 
-Time is a number of microseconds. Each rule divides its window into ``STEPS`` steps, and all that happens in one
-step happens at the same time. A message counts for its window, and for what was left of its step: so that no
-window of that length, wherever it begins, ever holds more than the limit. A burst is a token bucket: it holds
-``burst`` messages, a message takes one, and it is filled at the pace of the rule.
+Times are in microseconds. Each rule divides its window into ``STEPS`` steps, and messages of one step count as
+simultaneous. A message counts for the length of its window plus the rest of its step. No window of that length
+therefore ever holds more messages than the limit, wherever the window begins. A burst is a token bucket: it holds
+``burst`` messages, each message takes one, and the bucket refills at the rate of the rule.
 """
 
 from __future__ import annotations
@@ -16,129 +16,129 @@ from waooaw_celery.limits.rules import STEPS, Demand, Rule
 
 @dataclass(slots=True)
 class Window:
-    """What one rule has counted.
+    """The count of one rule.
 
     Attributes:
-        slots: moments, in steps, the oldest first; each stands for a group of messages, and is that of the newest.
-        group: how many messages are in each group but the newest.
-        last: how many are in the newest.
-        level: how full the bucket is: a message takes ``STEPS``, and each step brings ``limit``.
+        slots: Timestamps in steps, oldest first. Each stands for a group of messages and is that of its newest.
+        group_size: Messages in each group except the newest.
+        newest_group: Messages in the newest group.
+        level: Level of the token bucket: a message takes ``STEPS``, each step adds ``limit``.
     """
 
     slots: list[int]
-    group: int
-    last: int
+    group_size: int
+    newest_group: int
     level: int
 
     @property
     def used(self) -> int:
-        """How many messages are counted."""
-        return (len(self.slots) - 1) * self.group + self.last if self.slots else 0
+        """Messages counted."""
+        return (len(self.slots) - 1) * self.group_size + self.newest_group if self.slots else 0
 
     def count(self, step: int, n: int) -> None:
-        """Count messages: into the newest group as far as there is room, then into new ones."""
-        if self.slots and self.last < self.group:
-            fill = min(self.group - self.last, n)
+        """Count messages: fill the newest group, then start new ones."""
+        if self.slots and self.newest_group < self.group_size:
+            fill = min(self.group_size - self.newest_group, n)
             self.slots[-1] = step
-            self.last += fill
+            self.newest_group += fill
             n -= fill
         while n:
-            self.last = min(self.group, n)
+            self.newest_group = min(self.group_size, n)
             self.slots.append(step)
-            n -= self.last
+            n -= self.newest_group
 
 
 @dataclass(slots=True)
 class RateCounter:
-    """What the rules of one scope have counted.
+    """The counts of all rules of one scope.
 
     Attributes:
-        written: when something was counted last.
-        skew: how far the clock has been set back, in all: for what is counted, time never goes back.
-        windows: by the step of each rule.
+        counted_at: Time of the last count.
+        skew: Microseconds by which the clock was set back, in total. The time used here never goes back.
+        windows: The count of each rule, by the length of its step.
     """
 
-    written: int = 0
+    counted_at: int = 0
     skew: int = 0
     windows: dict[int, Window] = field(default_factory=dict)
 
-    def reading(self, rules: Sequence[Rule], time: int) -> Reading:
-        """Return how things stand now. That counts nothing; it only notes that the clock was set back."""
+    def snapshot(self, rules: Sequence[Rule], time: int) -> Snapshot:
+        """Return the counts at a time. Only a clock that was set back is noted; nothing is counted."""
         now = time + self.skew
-        if self.windows and now < self.written:
-            self.skew += self.written - now
-            now = self.written
-        return Reading(now, [(rule, self._window(rule, now)) for rule in rules])
+        if self.windows and now < self.counted_at:
+            self.skew += self.counted_at - now
+            now = self.counted_at
+        return Snapshot(now, [(rule, self._window(rule, now)) for rule in rules])
 
-    def count(self, reading: Reading, n: int) -> None:
-        """Count messages, as things stood in a reading."""
-        self.written, self.windows = reading.now, {}
-        for rule, window in reading.windows:
-            window.count(reading.now // rule.step, n)
+    def count(self, snapshot: Snapshot, n: int) -> None:
+        """Add messages to the counts of a snapshot, and keep the result."""
+        self.counted_at, self.windows = snapshot.now, {}
+        for rule, window in snapshot.windows:
+            window.count(snapshot.now // rule.step_us, n)
             window.level -= n * STEPS if rule.burst else 0
-            self.windows[rule.step] = window
+            self.windows[rule.step_us] = window
 
     def _window(self, rule: Rule, now: int) -> Window:
         full = (rule.burst or 0) * STEPS
-        old = self.windows.get(rule.step)
+        old = self.windows.get(rule.step_us)
         if old is None:
-            return Window([], rule.group, 0, full)
-        step, last_step = now // rule.step, self.written // rule.step
+            return Window([], rule.group_size, 0, full)
+        step, last_step = now // rule.step_us, self.counted_at // rule.step_us
         first = 0
         while first < len(old.slots) and step - old.slots[first] > STEPS:
             first += 1
         level = min(full, old.level + (step - last_step) * rule.limit)
         if first == len(old.slots):
-            return Window([], rule.group, 0, level)
-        if rule.group <= old.group:  # finer groups begin when the window is empty
-            return Window(old.slots[first:], old.group, old.last, level)
-        fresh = Window([], rule.group, 0, level)
+            return Window([], rule.group_size, 0, level)
+        if rule.group_size <= old.group_size:  # smaller groups begin when the window is empty
+            return Window(old.slots[first:], old.group_size, old.newest_group, level)
+        fresh = Window([], rule.group_size, 0, level)
         for number, slot in enumerate(old.slots[first:], first + 1):
-            fresh.count(slot, old.last if number == len(old.slots) else old.group)
+            fresh.count(slot, old.newest_group if number == len(old.slots) else old.group_size)
         return fresh
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
-    """How things stand in a scope.
+class Snapshot:
+    """The counts of one scope at one time.
 
     Attributes:
-        now: the moment, for what is counted.
-        windows: the rules and what each has counted.
+        now: The time, corrected for a clock that was set back.
+        windows: The rules, each with its count.
     """
 
     now: int
     windows: list[tuple[Rule, Window]]
 
     def waits(self, demand: Demand, reserve: int) -> list[int | None]:
-        """Return for each rule how many microseconds a demand must wait; 0: it passes; None: it never will.
+        """Return the microseconds that a demand must wait for each rule; 0: it passes; None: it never passes.
 
         Args:
-            demand: how many messages.
-            reserve: the share that is kept for URGENT ones, in thousandths.
+            demand: The number of messages.
+            reserve: The share reserved for URGENT messages, in thousandths.
         """
         return [self._wait(rule, window, demand, reserve) for rule, window in self.windows]
 
     def _wait(self, rule: Rule, window: Window, demand: Demand, reserve: int) -> int | None:
         wait = self._wait_for(rule, window, demand.n, rule.limit, 0)
-        if demand.ordinary and reserve:
+        if demand.non_urgent and reserve:
             limit, burst = rule.without_reserve(reserve)
-            kept = (rule.burst or 0) - burst
-            ordinary = self._wait_for(rule, window, demand.ordinary, limit, kept)
-            wait = None if wait is None or ordinary is None else max(wait, ordinary)
+            reserved = (rule.burst or 0) - burst
+            non_urgent = self._wait_for(rule, window, demand.non_urgent, limit, reserved)
+            wait = None if wait is None or non_urgent is None else max(wait, non_urgent)
         return wait
 
-    def _wait_for(self, rule: Rule, window: Window, n: int, limit: int, kept: int) -> int | None:
-        """Return how long so many must wait that may use this limit, and must leave this in the bucket."""
-        if n > limit or (rule.burst and n > rule.burst - kept):
+    def _wait_for(self, rule: Rule, window: Window, n: int, limit: int, reserved: int) -> int | None:
+        """Return the wait of messages that may use this limit and must leave ``reserved`` in the bucket."""
+        if n > limit or (rule.burst and n > rule.burst - reserved):
             return None
         wait = 0
-        over = window.used + n - limit
-        if over > 0:
-            wait = (window.slots[-(-over // window.group) - 1] + STEPS + 1) * rule.step - self.now
+        excess = window.used + n - limit
+        if excess > 0:
+            wait = (window.slots[-(-excess // window.group_size) - 1] + STEPS + 1) * rule.step_us - self.now
         if rule.burst:
-            lacking = (n + kept) * STEPS - window.level
-            if lacking > 0:
-                filled = self.now // rule.step - (-lacking // rule.limit)
-                wait = max(wait, filled * rule.step - self.now)
+            missing = (n + reserved) * STEPS - window.level
+            if missing > 0:
+                refilled = self.now // rule.step_us - (-missing // rule.limit)
+                wait = max(wait, refilled * rule.step_us - self.now)
         return wait

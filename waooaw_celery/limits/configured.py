@@ -1,11 +1,11 @@
-"""The limiter that an application's settings describe."""
+"""Builds the rate limiter from an application's settings."""
 
 from __future__ import annotations
 
-from waooaw_celery.limits.grammar import configured_quota
+from waooaw_celery.limits.grammar import parse_quota_setting
 from waooaw_celery.limits.limiter import RateLimiter
 from waooaw_celery.limits.memory import MemoryStorage
-from waooaw_celery.limits.redis import DEADLINE, RedisStorage
+from waooaw_celery.limits.redis import DEADLINE_SECONDS, RedisStorage
 from waooaw_celery.settings import RateLimitStorage, WaooawSettings
 from waooaw_celery.store.connection import connect, store_url
 
@@ -13,25 +13,28 @@ from waooaw_celery.store.connection import connect, store_url
 _WITHOUT = "to count for one process only, set waooaw_rate_limit_storage = 'memory'"
 
 
-def configured_limiter(settings: WaooawSettings, *others: str | None) -> RateLimiter:
-    """Return what counts what agents send.
+def configured_limiter(settings: WaooawSettings, *fallback_urls: str | None) -> RateLimiter:
+    """Return the rate limiter of an application.
 
     Args:
-        settings: of the application.
-        others: URLs of its result backend and its broker: where it is counted, unless ``waooaw_redis_url`` is set.
+        settings: The application's settings.
+        fallback_urls: URLs of its result backend and broker. The first Redis among them stores the counts when
+            ``waooaw_redis_url`` is not set.
 
     Raises:
-        ConfigurationError: a limit cannot be read, or there is no Redis to count in.
+        ConfigurationError: A limit is invalid, or no Redis is configured to store the counts.
     """
     in_memory = settings.rate_limit_storage is RateLimitStorage.MEMORY
-    usual = "unlimited" if settings.rate_limit is None else settings.rate_limit
+    default = "unlimited" if settings.rate_limit is None else settings.rate_limit
     return RateLimiter(
         MemoryStorage()
         if in_memory
-        else RedisStorage(connect(store_url(settings.redis_url, *others, without=_WITHOUT), DEADLINE, once=True)),
-        configured_quota("waooaw_rate_limit", usual),
+        else RedisStorage(
+            connect(store_url(settings.redis_url, *fallback_urls, without=_WITHOUT), DEADLINE_SECONDS, once=True)
+        ),
+        parse_quota_setting("waooaw_rate_limit", default),
         {
-            agent: configured_quota(f"waooaw_rate_limits[{agent!r}]", quota)
+            agent: parse_quota_setting(f"waooaw_rate_limits[{agent!r}]", quota)
             for agent, quota in settings.rate_limits.items()
         },
         urgent_reserve=settings.urgent_reserve,

@@ -1,4 +1,4 @@
-"""The limit in the door: what is about to be sent is counted, or refused before anything is written down."""
+"""Admission control: the publisher counts messages against the rate limit before it records anything."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from datetime import datetime
 
 from waooaw_celery.errors import RateLimitExceeded, StoreUnavailable
 from waooaw_celery.limits.limiter import RateLimiter
-from waooaw_celery.limits.rules import Demand, demands
+from waooaw_celery.limits.rules import Demand, demands_by_scope
 from waooaw_celery.limits.waiting import Wait, limit_wait
 from waooaw_celery.messages.message import Message
 from waooaw_celery.messages.receipt import ReceiptStore
@@ -18,12 +18,12 @@ logger = logging.getLogger(__name__)
 
 
 class AdmissionControl:
-    """Lets messages through to the broker, or not.
+    """Admits messages to the broker, or refuses them.
 
     Args:
-        limiter: what counts.
-        receipts: where it is written down that messages were refused.
-        now: tells the time by which messages expire.
+        limiter: Counts the messages.
+        receipts: Records the refusals.
+        now: Returns the time by which messages expire.
     """
 
     def __init__(
@@ -34,57 +34,58 @@ class AdmissionControl:
         self._receipts = receipts
 
     def admit(self, messages: Sequence[Message], wait: Wait = None) -> None:
-        """Count messages that are about to be sent, all or none.
+        """Count messages that are about to be sent: all of them, or none.
 
-        Messages of several senders are counted sender by sender, when all of them may send: only when somebody
-        else sends at that very moment can it be that some are counted although none is sent.
+        Messages of several senders are first checked, then counted sender by sender. If another process uses up
+        a limit between the two steps, some messages may be counted although none is sent.
 
         Args:
-            messages: what is about to be sent.
-            wait: seconds to wait for their turn; no longer than until the first of them expires.
+            messages: The messages that are about to be sent.
+            wait: Seconds to wait for the rate limit. The wait ends when the first message expires.
 
         Raises:
-            RateLimitExceeded: they may not be sent now.
-            StoreUnavailable: the limit cannot be checked, and is not set to let messages pass then.
+            RateLimitExceeded: The limit does not let them pass within ``wait``.
+            StoreUnavailable: The limit cannot be checked, and ``waooaw_rate_limit_fail_open`` is not set.
         """
-        wanted = _by_sender(messages)
-        turn = limit_wait(wait)
-        turn.end_before(_first_end(messages), self._now())
+        demands = _demands_by_sender(messages)
+        waiter = limit_wait(wait)
+        waiter.cap_at(_earliest_expiry(messages), self._now())
         while True:
             try:
-                return self._charge(wanted)
+                return self._acquire(demands)
             except RateLimitExceeded as error:
                 try:
-                    pause = turn.pause(error)
+                    seconds = waiter.seconds_until_retry(error)
                 except RateLimitExceeded:
-                    self._write_down(error)
+                    self._record_refusal(error)
                     raise
-            turn.rest(pause)
+            waiter.sleep(seconds)
 
-    def _charge(self, wanted: Mapping[str, Sequence[Demand]]) -> None:
-        if len(wanted) > 1:
-            for sender, demanded in wanted.items():
-                self._limiter.check(sender, demanded)
-        for sender, demanded in wanted.items():
-            self._limiter.charge(sender, demanded)
+    def _acquire(self, demands: Mapping[str, Sequence[Demand]]) -> None:
+        if len(demands) > 1:
+            for sender, wanted in demands.items():
+                self._limiter.check_demands(sender, wanted)
+        for sender, wanted in demands.items():
+            self._limiter.acquire_demands(sender, wanted)
 
-    def _write_down(self, error: RateLimitExceeded) -> None:
+    def _record_refusal(self, error: RateLimitExceeded) -> None:
         try:
             self._receipts.refused(error.agent, error.rule, error.n)
-        except StoreUnavailable as failure:  # that they were refused is what the sender must hear
-            logger.warning("%s; not written down: %s", error, failure, extra={"action": "refusal_not_recorded"})
+        except StoreUnavailable as failure:  # the caller must see the refusal, not this error
+            logger.warning(
+                "%s; refusal not recorded: %s", error, failure, extra={"action": "refusal_not_recorded"}
+            )
 
 
-def _by_sender(messages: Sequence[Message]) -> dict[str, list[Demand]]:
+def _demands_by_sender(messages: Sequence[Message]) -> dict[str, list[Demand]]:
     senders: dict[str, list[Message]] = {}
     for message in messages:
         senders.setdefault(message.from_agent, []).append(message)
     return {
-        sender: demands((one.to_agent, one.message_type, one.priority, 1) for one in theirs)
-        for sender, theirs in senders.items()
+        sender: demands_by_scope((message.to_agent, message.message_type, message.priority, 1) for message in sent)
+        for sender, sent in senders.items()
     }
 
 
-def _first_end(messages: Sequence[Message]) -> datetime | None:
-    """Return when the first of them expires: what has expired need not be sent."""
+def _earliest_expiry(messages: Sequence[Message]) -> datetime | None:
     return min((message.expires_at for message in messages if message.expires_at is not None), default=None)

@@ -1,4 +1,4 @@
-"""How a quota is written: ``10/second; 100/hour burst 20``, or as rules.
+"""The quota grammar, such as ``10/second; 100/hour burst 20``, and quotas as rules or mappings.
 
 .. code-block:: text
 
@@ -15,11 +15,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
 from waooaw_celery.errors import ConfigurationError, InvalidMessage
-from waooaw_celery.limits.rules import EACH, MAX_LIMIT, MAX_PERIOD, UNITS, Quota, Rule
+from waooaw_celery.limits.rules import EACH_RECIPIENT, MAX_LIMIT, MAX_PERIOD, UNITS, Quota, Rule
 from waooaw_celery.messages.message import MessageType
 from waooaw_celery.messages.validation import check_agent_name
 
-#: Every way to write a unit.
+#: Seconds by every accepted spelling of a unit.
 _UNITS = {
     **UNITS,
     **{f"{name}s": seconds for name, seconds in UNITS.items()},
@@ -33,37 +33,43 @@ _UNITS = {
 _TOKEN = re.compile(r"\s*([;/*]|[0-9]+|[A-Za-z][A-Za-z0-9_-]*|[^\s;/]+)")
 
 
-def read_quota(value: Any) -> Quota:
-    """Return the quota that a text, rules, or mappings with a rule's fields say.
+def parse_quota(value: Any) -> Quota:
+    """Return a quota from a string, rules, or mappings with a rule's fields.
 
     Args:
-        value: such as ``"10/second; 100/hour burst 20"``, ``[Rule(100, 3600, burst=20)]`` or
+        value: Such as ``"10/second; 100/hour burst 20"``, ``[Rule(100, 3600, burst=20)]`` or
             ``[{"limit": 100, "period": 3600, "burst": 20}]``.
 
     Raises:
-        ConfigurationError: it cannot be read; of a text, the sentence names the character.
+        ConfigurationError: The value is invalid. For a string, the error names the character.
+
+    Example:
+        >>> parse_quota("100/hour burst 20").rules[0].burst
+        20
     """
     if isinstance(value, Quota):
         return value
     if isinstance(value, str):
-        return _Reader(value).quota()
+        return _QuotaParser(value).quota()
     if isinstance(value, Rule | Mapping):
         return Quota((_rule(value),))
     if isinstance(value, Iterable):
         return Quota(tuple(_rule(one) for one in value))
-    raise ConfigurationError(f"a rate limit is a text such as '100/hour burst 20', or rules, not {value!r:.80}")
+    raise ConfigurationError(
+        f"a rate limit must be a string such as '100/hour burst 20', or rules, not {value!r:.80}"
+    )
 
 
-def configured_quota(key: str, value: Any) -> Quota:
+def parse_quota_setting(setting: str, value: Any) -> Quota:
     """Return the quota of a setting.
 
     Raises:
-        ConfigurationError: it cannot be read; the sentence names the setting.
+        ConfigurationError: The value is invalid. The error names the setting.
     """
     try:
-        return read_quota(value)
+        return parse_quota(value)
     except ConfigurationError as error:
-        raise ConfigurationError(f"{key}: {error}") from error
+        raise ConfigurationError(f"{setting}: {error}") from error
 
 
 def _rule(value: Any) -> Rule:
@@ -78,33 +84,33 @@ def _rule(value: Any) -> Rule:
         if isinstance(error, ConfigurationError):
             raise
         raise ConfigurationError(
-            f"a rule has limit, period in seconds and, if wanted, burst, to, of; not {value!r:.80} ({error})"
+            f"a rule needs limit and period (seconds), and can have burst, to or of, not {value!r:.80} ({error})"
         ) from error
 
 
-class _Reader:
-    """Reads one text from left to right, and knows where it is."""
+class _QuotaParser:
+    """A recursive-descent parser; errors name the character where parsing stopped."""
 
     def __init__(self, text: str) -> None:
         self.text = text
         self.tokens = [(match[1], match.start(1)) for match in _TOKEN.finditer(text)]
-        self.next = 0
+        self.index = 0
 
     def quota(self) -> Quota:
         if self.token.lower() == "unlimited" and len(self.tokens) == 1:
             return Quota()
         rules: list[Rule] = []
         while True:
-            begin = self.at
+            start = self.position
             rule = self.rule()
             try:
                 Quota((*rules, rule))
             except ConfigurationError as error:
-                self.fail(str(error), begin)
+                self.fail(str(error), start)
             rules.append(rule)
             if not self.accept(";"):
                 break
-            if not self.token:  # one semicolon at the end does no harm
+            if not self.token:  # a semicolon at the end is allowed
                 break
         if self.token:
             self.fail("expected 'burst', 'to', 'of', ';' or the end")
@@ -117,81 +123,83 @@ class _Reader:
         period = self.period()
         burst = to = of = None
         if self.accept("burst"):
-            at = self.at
-            burst = self.number("how many may come at once")
+            start = self.position
+            burst = self.number("the burst size")
             if burst > limit:
-                self.fail(f"the burst is more than the limit {limit}, and no more than that pass anyway", at)
+                self.fail(f"the burst is larger than the limit {limit}", start)
         if self.accept("to"):
             to = self.recipient()
-        begin = self.at
+        start = self.position
         if self.accept("of"):
             if to is not None:
-                self.fail("a rule is 'to' an agent or 'of' a type, not both: write two rules", begin)
+                self.fail("a rule can have 'to' or 'of', not both: write two rules", start)
             of = self.type()
         return Rule(limit, period, burst, to, of)
 
     def period(self) -> int:
-        begin = self.at
-        count = self.number("a unit") if self.is_number else 1
+        start = self.position
+        count = self.number("a number of units") if self.is_number else 1
         unit = self.token.lower()
         if unit not in _UNITS:
-            near = difflib.get_close_matches(unit, list(UNITS), 1)
-            self.fail(f"expected second, minute, hour or day{f'; did you mean {near[0]}?' if near else ''}")
-        self.next += 1
+            similar = difflib.get_close_matches(unit, list(UNITS), 1)
+            hint = f"; did you mean {similar[0]}?" if similar else ""
+            self.fail(f"expected second, minute, hour or day{hint}")
+        self.index += 1
         if count * _UNITS[unit] > MAX_PERIOD:
-            self.fail(f"the longest window is {MAX_PERIOD // UNITS['day']} days", begin)
+            self.fail(f"the longest window is {MAX_PERIOD // UNITS['day']} days", start)
         return count * _UNITS[unit]
 
     def number(self, what: str) -> int:
-        if not self.is_number:
-            self.fail(f"expected {what}, a whole number")
-        if len(self.token) > len(str(MAX_LIMIT)) or not 1 <= int(self.token) <= MAX_LIMIT:
-            self.fail(f"expected {what}, from 1 to {MAX_LIMIT}")
-        self.next += 1
-        return int(self.tokens[self.next - 1][0])
+        # The length is checked first: Python refuses to convert very long digit strings.
+        token = self.token
+        if not self.is_number or len(token) > len(str(MAX_LIMIT)) or not 1 <= int(token) <= MAX_LIMIT:
+            self.fail(f"expected {what}, a whole number from 1 to {MAX_LIMIT}")
+        self.index += 1
+        return int(token)
 
     def recipient(self) -> str:
-        # An agent's name may begin with a digit, where the tokens of numbers end: the whole word counts.
-        match = re.compile(r"[^\s;]+").match(self.text, self.at)
+        # An agent's name may start with a digit, where the tokenizer ends a number: read the whole word.
+        match = re.compile(r"[^\s;]+").match(self.text, self.position)
         name = match[0] if match else ""
-        if name != EACH:
+        if name != EACH_RECIPIENT:
             try:
                 check_agent_name(name, "the recipient")
             except InvalidMessage as error:
                 self.fail(str(error))
-        end = self.at + len(name)
-        while self.token and self.at < end:
-            self.next += 1
+        end = self.position + len(name)
+        while self.token and self.position < end:
+            self.index += 1
         return name
 
     def type(self) -> MessageType:
         try:
-            found = MessageType(self.token.lower())
+            type_ = MessageType(self.token.lower())
         except ValueError:
-            self.fail(f"expected a type of message: {', '.join(type_.value for type_ in MessageType)}")
-        self.next += 1
-        return found
+            self.fail(f"expected a message type: {', '.join(each.value for each in MessageType)}")
+        self.index += 1
+        return type_
 
     @property
     def token(self) -> str:
-        return self.tokens[self.next][0] if self.next < len(self.tokens) else ""
+        return self.tokens[self.index][0] if self.index < len(self.tokens) else ""
 
     @property
     def is_number(self) -> bool:
         return self.token.isascii() and self.token.isdecimal()
 
     @property
-    def at(self) -> int:
-        return self.tokens[self.next][1] if self.next < len(self.tokens) else len(self.text)
+    def position(self) -> int:
+        return self.tokens[self.index][1] if self.index < len(self.tokens) else len(self.text)
 
     def accept(self, token: str) -> bool:
+        """Consume the next token if it is this one."""
         if self.token.lower() != token:
             return False
-        self.next += 1
+        self.index += 1
         return True
 
-    def fail(self, why: str, at: int | None = None) -> NoReturn:
-        at = self.at if at is None else at
-        here = f"{self.text[at : at + 20]!r}" if at < len(self.text) else "the end"
-        shown = self.text if len(self.text) <= 80 else f"{self.text[:80]}…"
-        raise ConfigurationError(f"rate limit {shown!r}, at character {at + 1} ({here}): {why}")
+    def fail(self, reason: str, position: int | None = None) -> NoReturn:
+        position = self.position if position is None else position
+        found = f"{self.text[position : position + 20]!r}" if position < len(self.text) else "the end"
+        text = self.text if len(self.text) <= 80 else f"{self.text[:80]}…"
+        raise ConfigurationError(f"rate limit {text!r}, at character {position + 1} ({found}): {reason}")

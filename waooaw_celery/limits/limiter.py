@@ -1,4 +1,4 @@
-"""May this agent send now? The question that the door asks, and what administrators ask and set."""
+"""The rate limiter: whether an agent may send now, and what administrators read and set."""
 
 from __future__ import annotations
 
@@ -9,8 +9,16 @@ from typing import Any
 
 from waooaw_celery.broker.application import refuse_app
 from waooaw_celery.errors import InvalidMessage, RateLimitExceeded, StoreUnavailable
-from waooaw_celery.limits.grammar import read_quota
-from waooaw_celery.limits.rules import EACH, MAX_LIMIT, Demand, Quota, demands, scope_to, seconds_of
+from waooaw_celery.limits.grammar import parse_quota
+from waooaw_celery.limits.rules import (
+    EACH_RECIPIENT,
+    MAX_LIMIT,
+    Demand,
+    Quota,
+    demands_by_scope,
+    recipient_scope,
+    to_seconds,
+)
 from waooaw_celery.limits.storage import LimitStorage, RuleStatus
 from waooaw_celery.limits.waiting import Wait, limit_wait
 from waooaw_celery.messages.message import MessageType, Priority
@@ -19,23 +27,24 @@ from waooaw_celery.messages.validation import check_agent_name
 logger = logging.getLogger(__name__)
 
 #: Seconds between two warnings that limits are not checked.
-_WARN_SECONDS = 60.0
+_WARNING_INTERVAL = 60.0
 
 
 class RateLimiter:
-    """Counts what agents send, and says when it is too much. ``app.limiter`` is the one that the door asks.
+    """Counts what agents send and refuses what exceeds their quotas.
 
-    An agent's quota is the one that was set for it at run time, or else its own of ``quotas``, or the default.
+    The publisher uses the limiter at ``app.limiter``. The quota of an agent is the one set at run time, or else
+    its entry in ``quotas``, or else the default.
 
     Args:
-        storage: keeps the counts and the quotas set at run time: for one process or for all.
-        default: the quota of every agent, such as ``10/second; 100/hour burst 20``, or ``unlimited``.
-        quotas: the quotas of single agents.
-        urgent_reserve: share of each limit that only URGENT messages may use, 0 to 0.9.
-        fail_open: let messages pass when the storage does not answer, instead of refusing them.
+        storage: Stores the counts and the quotas set at run time, for one process or for all.
+        default: The quota of every agent, such as ``10/second; 100/hour burst 20``, or ``unlimited``.
+        quotas: Quotas by agent.
+        urgent_reserve: Share of each limit that only URGENT messages may use, 0 to 0.9.
+        fail_open: Let messages pass when the storage does not answer, instead of refusing them.
 
     Raises:
-        ConfigurationError: a quota cannot be read.
+        ConfigurationError: A quota is invalid.
 
     Example:
         >>> limiter = RateLimiter(MemoryStorage(), "2/hour")
@@ -54,11 +63,11 @@ class RateLimiter:
         fail_open: bool = False,
     ) -> None:
         self.storage = refuse_app(storage, "RateLimiter", "limiter")
-        self._default = read_quota(default)
-        self._quotas = {agent: read_quota(quota) for agent, quota in (quotas or {}).items()}
+        self._default = parse_quota(default)
+        self._quotas = {agent: parse_quota(quota) for agent, quota in (quotas or {}).items()}
         self._reserve = round(urgent_reserve * 1000)
         self._fail_open = fail_open
-        self._warn_at = 0.0
+        self._next_warning_at = 0.0
 
     def check_limit(
         self,
@@ -69,21 +78,23 @@ class RateLimiter:
         message_type: MessageType | None = None,
         priority: Priority = Priority.NORMAL,
     ) -> None:
-        """Check that an agent may send now. That counts nothing: what is sent is counted when it is sent.
+        """Check that an agent may send now, without counting anything.
+
+        You need not call it before you send: the publisher counts each message that it sends.
 
         Args:
-            agent: who wants to send.
-            n: how many messages, at once.
-            to: to whom, for the rules of a recipient.
-            message_type: of which type, for the rules of a type.
-            priority: an URGENT message may use what is kept for such.
+            agent: The sender.
+            n: Number of messages to be sent at once.
+            to: The recipient, for rules that count recipients.
+            message_type: The message type, for rules that count types.
+            priority: URGENT messages may use the reserve.
 
         Raises:
-            RateLimitExceeded: not now; its ``retry_after`` says when.
+            RateLimitExceeded: The agent must wait ``retry_after`` seconds.
             StoreUnavailable: Redis does not answer, and ``fail_open`` is not set.
-            InvalidMessage: this can be no agent, or no number of messages.
+            InvalidMessage: An argument is invalid.
         """
-        self._decide(agent, _demands(agent, n, to, message_type, priority), charge=False)
+        self._decide(agent, _validated_demands(agent, n, to, message_type, priority), charge=False)
 
     def acquire(
         self,
@@ -95,63 +106,68 @@ class RateLimiter:
         priority: Priority = Priority.NORMAL,
         wait: Wait = None,
     ) -> None:
-        """Count messages of an agent, all or none. For what does not pass the door: the door does it by itself.
+        """Count messages of an agent: all of them, or none.
+
+        Call it for work that does not go through the publisher, which counts its messages itself.
 
         Args:
-            agent, n, to, message_type, priority: as for ``check_limit``.
-            wait: seconds for which to wait for its turn instead of raising. When it would not come within them, it
-                is raised at once.
+            agent, n, to, message_type, priority: As in ``check_limit``.
+            wait: Seconds to wait for the rate limit. When they would not be enough, the call raises at once.
 
         Raises:
-            RateLimitExceeded, StoreUnavailable, InvalidMessage: as ``check_limit``; nothing was counted.
+            RateLimitExceeded, StoreUnavailable, InvalidMessage: As in ``check_limit``. Nothing was counted.
         """
-        self.charge(agent, _demands(agent, n, to, message_type, priority), wait)
+        self.acquire_demands(agent, _validated_demands(agent, n, to, message_type, priority), wait)
 
-    def charge(self, agent: str, demands: Sequence[Demand], wait: Wait = None) -> None:
-        """Count what is demanded in each scope, all or none; see ``acquire``."""
-        turn = limit_wait(wait)
+    def acquire_demands(self, agent: str, demands: Sequence[Demand], wait: Wait = None) -> None:
+        """Count the messages of each scope: all of them, or none. See ``acquire``."""
+        waiter = limit_wait(wait)
         while True:
             try:
                 return self._decide(agent, demands, charge=True)
             except RateLimitExceeded as error:
-                turn.rest(turn.pause(error))
+                waiter.sleep(waiter.seconds_until_retry(error))
 
-    def check(self, agent: str, demands: Sequence[Demand]) -> None:
-        """Check what is demanded in each scope, and count nothing; see ``check_limit``."""
+    def check_demands(self, agent: str, demands: Sequence[Demand]) -> None:
+        """Check the messages of each scope without counting them. See ``check_limit``."""
         self._decide(agent, demands, charge=False)
 
     def status(self, agent: str, *, to: str | None = None) -> list[RuleStatus]:
-        """Return how things stand with each rule of an agent. That counts nothing.
+        """Return the status of each rule of an agent, without counting anything.
 
         Args:
-            agent: whose.
-            to: a recipient, for the rules that count each by itself.
+            agent: The agent.
+            to: A recipient whose own count is to be included.
 
         Raises:
             StoreUnavailable: Redis does not answer.
         """
-        scopes = [scope for scope in self.quota(agent).scopes if scope != scope_to(EACH)]
-        if to is not None and scope_to(to) not in scopes:
-            scopes.append(scope_to(to))
+        each = recipient_scope(EACH_RECIPIENT)
+        scopes = [scope for scope in self.quota(agent).rules_by_scope if scope != each]
+        if to is not None and recipient_scope(to) not in scopes:
+            scopes.append(recipient_scope(to))
         return self._status(agent, scopes)
 
     def near(self, share: float = 0.8) -> list[RuleStatus]:
-        """Return the rules of which agents have used at least this share, the most used first.
+        """Return the rules of which at least this share is used, the most used first.
 
-        It looks at all keys of the Redis, a thousand at a time.
+        On Redis it scans all keys, a thousand at a time.
+
+        Args:
+            share: 0 to 1.
 
         Raises:
             StoreUnavailable: Redis does not answer.
         """
         scopes: dict[str, set[str]] = {}
-        for agent, scope in self.storage.counted():
+        for agent, scope in self.storage.counted_scopes():
             scopes.setdefault(agent, set()).add(scope)
-        statuses = [one for agent in scopes for one in self._status(agent, sorted(scopes[agent]))]
-        found = [one for one in statuses if one.limit - one.remaining >= share * one.limit or one.retry_after]
-        return sorted(found, key=lambda one: (one.remaining / one.limit, one.agent, one.rule))
+        statuses = [status for agent in scopes for status in self._status(agent, sorted(scopes[agent]))]
+        near = [each for each in statuses if each.limit - each.remaining >= share * each.limit or each.retry_after]
+        return sorted(near, key=lambda each: (each.remaining / each.limit, each.agent, each.rule))
 
     def reset(self, agent: str) -> None:
-        """Forget what was counted of an agent, so that it may send at once. Its quota stays.
+        """Delete the counts of an agent, so that it may send at once. Its quota stays.
 
         Raises:
             StoreUnavailable: Redis does not answer.
@@ -159,7 +175,7 @@ class RateLimiter:
         self.storage.reset(check_agent_name(agent))
 
     def quota(self, agent: str) -> Quota:
-        """Return what an agent may send.
+        """Return the quota that applies to an agent.
 
         Raises:
             StoreUnavailable: Redis does not answer.
@@ -167,33 +183,35 @@ class RateLimiter:
         return self.storage.quota(check_agent_name(agent)) or self._configured(agent)
 
     def set_quota(self, agent: str, quota: Any) -> Quota:
-        """Set what an agent may send: the next decision of any process goes by it. What it has sent counts on.
+        """Set the quota of an agent. It applies to the next decision of every process; counts are kept.
 
         Args:
-            agent: whose.
-            quota: such as ``10/second; 100/hour burst 20``, or ``unlimited``; None: as it is configured.
+            agent: The agent.
+            quota: Such as ``10/second; 100/hour burst 20``, or ``unlimited``; None: return to the configured one.
 
         Returns:
-            The quota that holds now.
+            The quota that applies now.
 
         Raises:
-            ConfigurationError: it cannot be read.
+            ConfigurationError: The quota is invalid.
             StoreUnavailable: Redis does not answer.
         """
-        read = None if quota is None else read_quota(quota)
-        self.storage.set_quota(check_agent_name(agent), read)
-        return self._configured(agent) if read is None else read
+        parsed = None if quota is None else parse_quota(quota)
+        self.storage.set_quota(check_agent_name(agent), parsed)
+        return self._configured(agent) if parsed is None else parsed
 
     def quotas(self) -> dict[str, tuple[Quota, str]]:
-        """Return all quotas and whence each is: ``set`` at run time, ``configured``, or the ``default`` of ``*``.
+        """Return all quotas by agent, each with its source.
+
+        The source is ``set`` (at run time), ``configured``, or ``default`` for the entry ``*``.
 
         Raises:
             StoreUnavailable: Redis does not answer.
         """
-        found = {"*": (self._default, "default")}
-        found |= {agent: (quota, "configured") for agent, quota in self._quotas.items()}
-        found |= {agent: (quota, "set") for agent, quota in self.storage.quotas().items()}
-        return dict(sorted(found.items()))
+        quotas = {"*": (self._default, "default")}
+        quotas |= {agent: (quota, "configured") for agent, quota in self._quotas.items()}
+        quotas |= {agent: (quota, "set") for agent, quota in self.storage.quotas().items()}
+        return dict(sorted(quotas.items()))
 
     def close(self) -> None:
         """Close the connections of this process."""
@@ -211,15 +229,15 @@ class RateLimiter:
         except StoreUnavailable as error:
             if not self._fail_open:
                 raise
-            if time.monotonic() >= self._warn_at:
-                self._warn_at = time.monotonic() + _WARN_SECONDS
+            if time.monotonic() >= self._next_warning_at:
+                self._next_warning_at = time.monotonic() + _WARNING_INTERVAL
                 logger.warning("sent without a limit: %s", error, extra={"action": "limit_not_checked"})
             return
         if refusal is not None:
-            raise RateLimitExceeded(agent, str(refusal.rule), seconds_of(refusal.wait), demands[0].n)
+            raise RateLimitExceeded(agent, str(refusal.rule), to_seconds(refusal.wait_us), demands[0].n)
 
 
-def _demands(
+def _validated_demands(
     agent: str, n: int, to: str | None, message_type: MessageType | None, priority: Priority
 ) -> list[Demand]:
     check_agent_name(agent)
@@ -227,4 +245,4 @@ def _demands(
         raise InvalidMessage(f"n must be a whole number from 1 to {MAX_LIMIT}, not {n!r:.40}")
     if to is not None:
         check_agent_name(to, "to")
-    return demands([(to, message_type, Priority.of(priority), n)])
+    return demands_by_scope([(to, message_type, Priority.of(priority), n)])

@@ -1,4 +1,4 @@
-"""Counts and quotas in the memory of one process: for tests, and where one process is all there is."""
+"""Counts and quotas in the memory of one process, for tests and single-process applications."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from waooaw_celery.limits.algorithm import RateCounter, Reading
-from waooaw_celery.limits.rules import EACH, STEPS, Demand, Quota, Rule, rule_in, seconds_of
+from waooaw_celery.limits.algorithm import RateCounter, Snapshot
+from waooaw_celery.limits.rules import EACH_RECIPIENT, STEPS, Demand, Quota, Rule, rule_for_scope, to_seconds
 from waooaw_celery.limits.storage import LimitStorage, Refusal, RuleStatus
 
-#: Counters from which on it is looked for those that have nothing left to count.
-_CROWD = 1024
+#: Number of counters from which expired ones are pruned.
+_PRUNE_FROM = 1024
 
 
-def _microseconds() -> int:
+def _monotonic_us() -> int:
     return time.monotonic_ns() // 1000
 
 
@@ -22,15 +22,15 @@ class MemoryStorage(LimitStorage):
     """Counts for the threads of one process.
 
     Args:
-        clock: tells the time in microseconds; None: the computer's monotonic clock.
+        clock: Returns the time in microseconds; None: the monotonic clock.
     """
 
     def __init__(self, clock: Callable[[], int] | None = None) -> None:
-        self._clock = clock or _microseconds
+        self._clock = clock or _monotonic_us
         self._lock = threading.Lock()
-        self._meters: dict[tuple[str, str], RateCounter] = {}
+        self._counters: dict[tuple[str, str], RateCounter] = {}
         self._quotas: dict[str, Quota] = {}
-        self._crowd = _CROWD
+        self._prune_from = _PRUNE_FROM
 
     def decide(
         self, agent: str, demands: Sequence[Demand], default: Quota, reserve: int, *, charge: bool
@@ -39,43 +39,44 @@ class MemoryStorage(LimitStorage):
             quota = self._quotas.get(agent, default)
             now = self._clock()
             worst: Refusal | None = None
-            read: list[tuple[RateCounter, Reading, Demand]] = []
+            snapshots: list[tuple[RateCounter, Snapshot, Demand]] = []
             for demand in demands:
-                rules = quota.of_scope(demand.scope)
+                rules = quota.rules_for(demand.scope)
                 if not rules:
                     continue
-                meter = self._meters.get((agent, demand.scope)) or RateCounter()
-                reading = meter.reading(rules, now)
-                read.append((meter, reading, demand))
-                worst = _worse(worst, demand.scope, rules, reading.waits(demand, reserve))
+                counter = self._counters.get((agent, demand.scope)) or RateCounter()
+                snapshot = counter.snapshot(rules, now)
+                snapshots.append((counter, snapshot, demand))
+                worst = _worse(worst, demand.scope, rules, snapshot.waits(demand, reserve))
             if charge and worst is None:
-                for meter, reading, demand in read:
-                    meter.count(reading, demand.n)
-                    self._keep((agent, demand.scope), meter)
+                for counter, snapshot, demand in snapshots:
+                    counter.count(snapshot, demand.n)
+                    self._store((agent, demand.scope), counter)
             return worst
 
     def status(self, agent: str, scopes: Sequence[str], default: Quota, reserve: int) -> list[RuleStatus]:
         with self._lock:
             quota = self._quotas.get(agent, default)
             now = self._clock()
-            found = []
+            statuses = []
             for scope in scopes:
-                rules = quota.of_scope(scope)
-                reading = (self._meters.get((agent, scope)) or RateCounter()).reading(rules, now)
-                waits = reading.waits(Demand(scope, 1, 1), reserve)
-                for (rule, window), wait in zip(reading.windows, waits, strict=True):
-                    found.append(rule_status(agent, scope, _in(scope, rule), window.used, window.level, wait))
-            return found
+                rules = quota.rules_for(scope)
+                snapshot = (self._counters.get((agent, scope)) or RateCounter()).snapshot(rules, now)
+                waits = snapshot.waits(Demand(scope, 1, 1), reserve)
+                for (rule, window), wait in zip(snapshot.windows, waits, strict=True):
+                    named = _with_recipient(scope, rule)
+                    statuses.append(rule_status(agent, scope, named, window.used, window.level, wait))
+            return statuses
 
-    def counted(self) -> Iterator[tuple[str, str]]:
+    def counted_scopes(self) -> Iterator[tuple[str, str]]:
         with self._lock:
-            found = list(self._meters)
-        yield from found
+            keys = list(self._counters)
+        yield from keys
 
     def reset(self, agent: str) -> None:
         with self._lock:
-            for key in [key for key in self._meters if key[0] == agent]:
-                del self._meters[key]
+            for key in [key for key in self._counters if key[0] == agent]:
+                del self._counters[key]
 
     def quota(self, agent: str) -> Quota | None:
         return self._quotas.get(agent)
@@ -92,59 +93,59 @@ class MemoryStorage(LimitStorage):
                 self._quotas[agent] = quota
 
     def close(self) -> None:
-        """Do nothing: there are no connections."""
+        """Do nothing: this storage has no connections."""
 
-    def _keep(self, key: tuple[str, str], meter: RateCounter) -> None:
-        if key not in self._meters and len(self._meters) >= self._crowd:
-            self._forget()
-        self._meters[key] = meter
+    def _store(self, key: tuple[str, str], counter: RateCounter) -> None:
+        if key not in self._counters and len(self._counters) >= self._prune_from:
+            self._prune()
+        self._counters[key] = counter
 
-    def _forget(self) -> None:
-        """Forget the counters whose windows are all over, so that names that come and go leave nothing."""
+    def _prune(self) -> None:
+        """Delete the counters whose windows have passed, so that short-lived agents use no memory."""
         now = self._clock()
-        for key, meter in list(self._meters.items()):
-            longest = max(meter.windows, default=0) * (STEPS + 1)
-            if now + meter.skew - meter.written > longest:
-                del self._meters[key]
-        self._crowd = max(_CROWD, 2 * len(self._meters))
+        for key, counter in list(self._counters.items()):
+            if now + counter.skew - counter.counted_at > max(counter.windows, default=0) * (STEPS + 1):
+                del self._counters[key]
+        self._prune_from = max(_PRUNE_FROM, 2 * len(self._counters))
 
 
 def rule_status(agent: str, scope: str, rule: Rule, used: int, level: int, wait: int | None) -> RuleStatus:
     """Return the status of a rule.
 
     Args:
-        agent: whose.
-        scope: of what.
-        rule: which.
-        used: how many messages are counted.
-        level: how full its bucket is, of which a message takes ``STEPS``.
-        wait: microseconds until the next message passes.
+        agent: The agent.
+        scope: The name of the counter.
+        rule: The rule.
+        used: Messages counted in the window.
+        level: Level of the token bucket; a message takes ``STEPS``.
+        wait: Microseconds until the next message passes; None: never.
     """
-    left = rule.limit - used
+    remaining = rule.limit - used
     if rule.burst:
-        left = min(left, level // STEPS)
+        remaining = min(remaining, level // STEPS)
     return RuleStatus(
         agent=agent,
         scope=scope,
         rule=str(rule),
         limit=rule.limit,
         used=used,
-        remaining=max(left, 0),
-        retry_after=seconds_of(wait),
+        remaining=max(remaining, 0),
+        retry_after=to_seconds(wait),
     )
 
 
-def _in(scope: str, rule: Rule) -> Rule:
-    return rule_in(scope, rule.limit, rule.period, rule.burst) if rule.to == EACH else rule
+def _with_recipient(scope: str, rule: Rule) -> Rule:
+    """Return a ``to *`` rule with the recipient that the scope names, any other rule unchanged."""
+    return rule_for_scope(scope, rule.limit, rule.period, rule.burst) if rule.to == EACH_RECIPIENT else rule
 
 
 def _worse(
     worst: Refusal | None, scope: str, rules: Sequence[Rule], waits: Sequence[int | None]
 ) -> Refusal | None:
-    """Return the refusal with the longest wait; of equal ones the first."""
+    """Return the refusal with the longest wait; of equal ones, the first."""
     for rule, wait in zip(rules, waits, strict=True):
-        if wait == 0 or (worst is not None and worst.wait is None):
+        if wait == 0 or (worst is not None and worst.wait_us is None):
             continue
-        if wait is None or worst is None or wait > (worst.wait or 0):
-            worst = Refusal(_in(scope, rule), wait)
+        if wait is None or worst is None or wait > (worst.wait_us or 0):
+            worst = Refusal(_with_recipient(scope, rule), wait)
     return worst

@@ -1,8 +1,7 @@
-"""Counts and quotas in Redis or Valkey, seen by all processes: one decision is one round trip.
+"""Counts and quotas in Redis or Valkey, shared by all processes; each decision is one round trip.
 
-All keys of an agent have its name as their hash tag, so that Redis Cluster keeps them together. What is counted
-expires when it is over; the server's clock counts. A script is called by its digest, and sent again to a server
-that does not know it.
+The keys of an agent use its name as their hash tag, so that Redis Cluster keeps them on one node. Counters expire,
+and the server's clock is the time. The script is called by its digest and sent again to a server that lacks it.
 """
 
 from __future__ import annotations
@@ -17,135 +16,139 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from waooaw_celery.errors import StoreUnavailable
-from waooaw_celery.limits.grammar import read_quota
+from waooaw_celery.limits.grammar import parse_quota
 from waooaw_celery.limits.memory import rule_status
-from waooaw_celery.limits.rules import ALL, STEPS, Demand, Quota, Rule, rule_in
+from waooaw_celery.limits.rules import ALL_MESSAGES, STEPS, Demand, Quota, Rule, rule_for_scope
 from waooaw_celery.limits.storage import LimitStorage, Refusal, RuleStatus
 from waooaw_celery.store.connection import Client, store_errors
 
-_COUNTED = "waooaw:limit:"
-_QUOTA = "waooaw:quota:"
-#: The field of a quota that says it in words; the others are its scopes.
+_COUNTER_PREFIX = "waooaw:limit:"
+_QUOTA_PREFIX = "waooaw:quota:"
+#: The field of a quota's hash with its text; the other fields are its scopes.
 _TEXT = "text"
 _RULE = struct.Struct(">III")
 _SCRIPT = files(__package__).joinpath("lua", "decide.lua").read_text(encoding="utf-8")
-#: Seconds that a decision may take.
-DEADLINE = 1.0
-#: Seconds for which a Redis that did not answer is not asked again.
-REST = 2.0
-#: Keys that one step of a listing looks at.
-_LOOK = 1000
+#: Seconds that one decision may take.
+DEADLINE_SECONDS = 1.0
+#: Seconds during which a Redis that did not answer is not asked again.
+PAUSE_SECONDS = 2.0
+#: Keys that one SCAN call reads.
+_SCAN_COUNT = 1000
 
 
 class RedisStorage(LimitStorage):
-    """Counts for all processes that reach this Redis.
+    """Counts for all processes that use the same Redis.
 
     Args:
-        client: connection to it.
-        clock: tells the time in microseconds; None: the server does.
+        client: Connection to Redis.
+        clock: Returns the time in microseconds; None: the server's clock.
     """
 
     def __init__(self, client: Client, clock: Callable[[], int] | None = None) -> None:
         self._client = client
         self._clock = clock
         self._script = client.register_script(_SCRIPT)
-        self._packed: dict[tuple[Rule, ...], bytes] = {}
-        self._rest_until = 0.0
+        self._packed_rules: dict[tuple[Rule, ...], bytes] = {}
+        self._paused_until = 0.0
 
     def decide(
         self, agent: str, demands: Sequence[Demand], default: Quota, reserve: int, *, charge: bool
     ) -> Refusal | None:
-        found = self._ask("charge" if charge else "check", agent, demands, default, reserve)
-        if not found:
+        reply = self._run_script("charge" if charge else "check", agent, demands, default, reserve)
+        if not reply:
             return None
-        wait, place, *rule = found
-        return Refusal(_rule(demands[place - 1].scope, *rule), None if wait < 0 else wait)
+        wait, number, *rule = reply
+        return Refusal(_rule(demands[number - 1].scope, *rule), None if wait < 0 else wait)
 
     def status(self, agent: str, scopes: Sequence[str], default: Quota, reserve: int) -> list[RuleStatus]:
-        # The first one is that of all messages in any case: its key shows the script where a scope's name begins.
-        demands = [Demand(scope, 1, 1) for scope in [ALL, *(scope for scope in scopes if scope != ALL)]]
+        # The scope of all messages always comes first: its key shows the script where the names of scopes begin.
+        others = [scope for scope in scopes if scope != ALL_MESSAGES]
+        demands = [Demand(scope, 1, 1) for scope in [ALL_MESSAGES, *others]]
         statuses = []
-        for place, *rule, used, level, wait in self._ask("status", agent, demands, default, reserve):
-            scope = demands[place - 1].scope
+        for number, *rule, used, level, wait in self._run_script("status", agent, demands, default, reserve):
+            scope = demands[number - 1].scope
             if scope in scopes:
-                waits = None if wait < 0 else wait
-                statuses.append(rule_status(agent, scope, _rule(scope, *rule), used, level, waits))
+                wait_us = None if wait < 0 else wait
+                statuses.append(rule_status(agent, scope, _rule(scope, *rule), used, level, wait_us))
         return statuses
 
-    def counted(self) -> Iterator[tuple[str, str]]:
-        for key in self._keys(f"{_COUNTED}{{*"):
-            agent, _, scope = key.removeprefix(f"{_COUNTED}{{").partition("}:")
+    def counted_scopes(self) -> Iterator[tuple[str, str]]:
+        for key in self._keys(f"{_COUNTER_PREFIX}{{*"):
+            agent, _, scope = key.removeprefix(f"{_COUNTER_PREFIX}{{").partition("}:")
             yield agent, scope
 
     def reset(self, agent: str) -> None:
-        for key in self._keys(_counter(agent, "*")):
+        for key in self._keys(_counter_key(agent, "*")):
             with store_errors(f"reset the rate limit of {agent!r}"):
                 self._client.delete(key)
 
     def quota(self, agent: str) -> Quota | None:
         with store_errors(f"read the quota of {agent!r}"):
-            text = self._client.hget(_quota(agent), _TEXT)
-        return None if text is None else read_quota(text)
+            text = self._client.hget(_quota_key(agent), _TEXT)
+        return None if text is None else parse_quota(text)
 
     def quotas(self) -> dict[str, Quota]:
-        agents = [key.removeprefix(f"{_QUOTA}{{").removesuffix("}") for key in self._keys(f"{_QUOTA}{{*")]
-        found = {agent: self.quota(agent) for agent in sorted(agents)}
-        return {agent: quota for agent, quota in found.items() if quota is not None}
+        keys = self._keys(f"{_QUOTA_PREFIX}{{*")
+        agents = [key.removeprefix(f"{_QUOTA_PREFIX}{{").removesuffix("}") for key in keys]
+        quotas = {agent: self.quota(agent) for agent in sorted(agents)}
+        return {agent: quota for agent, quota in quotas.items() if quota is not None}
 
     def set_quota(self, agent: str, quota: Quota | None) -> None:
         with store_errors(f"set the quota of {agent!r}"), self._client.pipeline() as pipeline:
-            pipeline.delete(_quota(agent))
+            pipeline.delete(_quota_key(agent))
             if quota is not None:
-                rules = {scope: self._pack(rules) for scope, rules in quota.scopes.items()}
-                pipeline.hset(_quota(agent), mapping={_TEXT: str(quota), **rules})
+                rules = {scope: self._pack(rules) for scope, rules in quota.rules_by_scope.items()}
+                pipeline.hset(_quota_key(agent), mapping={_TEXT: str(quota), **rules})
             pipeline.execute()
 
     def close(self) -> None:
         self._client.close()
 
-    def call(
+    def script_arguments(
         self, mode: str, agent: str, demands: Sequence[Demand], default: Quota, reserve: int
     ) -> tuple[list[str], list[Any]]:
-        """Return the keys and the arguments with which the script is called."""
-        keys = [_quota(agent)]
+        """Return the keys and the arguments of a call of the script; ``lua/decide.lua`` describes them."""
+        keys = [_quota_key(agent)]
         args: list[Any] = [mode, self._clock() if self._clock else "", reserve]
         for demand in demands:
-            rules = self._pack(default.of_scope(demand.scope))
-            keys.append(_counter(agent, demand.scope))
-            args.append(b"%d %d %b" % (demand.n, demand.ordinary, rules))
+            rules = self._pack(default.rules_for(demand.scope))
+            keys.append(_counter_key(agent, demand.scope))
+            args.append(b"%d %d %b" % (demand.n, demand.non_urgent, rules))
         return keys, args
 
-    def _ask(self, mode: str, agent: str, demands: Sequence[Demand], default: Quota, reserve: int) -> Any:
-        if time.monotonic() < self._rest_until:
-            raise StoreUnavailable(f"the rate limit of {agent!r} is not known: Redis did not answer a moment ago")
-        keys, args = self.call(mode, agent, demands, default, reserve)
+    def _run_script(self, mode: str, agent: str, demands: Sequence[Demand], default: Quota, reserve: int) -> Any:
+        if time.monotonic() < self._paused_until:
+            raise StoreUnavailable(
+                f"the rate limit of {agent!r} is not known: Redis did not answer in the last {PAUSE_SECONDS:.0f} s"
+            )
+        keys, args = self.script_arguments(mode, agent, demands, default, reserve)
         with store_errors(f"check the rate limit of {agent!r}"):
             try:
                 return self._script(keys, args)
-            except (RedisConnectionError, RedisTimeoutError):  # others need not wait as long for nothing
-                self._rest_until = time.monotonic() + REST
+            except (RedisConnectionError, RedisTimeoutError):  # spare the next callers the same deadline
+                self._paused_until = time.monotonic() + PAUSE_SECONDS
                 raise
 
     def _keys(self, pattern: str) -> Iterator[str]:
         with store_errors("list the rate limits"):
-            yield from self._client.scan_iter(match=pattern, count=_LOOK)
+            yield from self._client.scan_iter(match=pattern, count=_SCAN_COUNT)
 
     def _pack(self, rules: tuple[Rule, ...]) -> bytes:
-        """Return rules as the script reads them."""
-        packed = self._packed.get(rules)
+        """Return rules in the script's binary form."""
+        packed = self._packed_rules.get(rules)
         if packed is None:
-            packed = b"".join(_RULE.pack(rule.limit, rule.step, rule.burst or 0) for rule in rules)
-            self._packed[rules] = packed
+            packed = b"".join(_RULE.pack(rule.limit, rule.step_us, rule.burst or 0) for rule in rules)
+            self._packed_rules[rules] = packed
         return packed
 
 
-def _rule(scope: str, limit: int, step: int, burst: int) -> Rule:
-    return rule_in(scope, limit, step * STEPS // 1_000_000, burst or None)
+def _rule(scope: str, limit: int, step_us: int, burst: int) -> Rule:
+    return rule_for_scope(scope, limit, step_us * STEPS // 1_000_000, burst or None)
 
 
-def _quota(agent: str) -> str:
-    return f"{_QUOTA}{{{agent}}}"
+def _quota_key(agent: str) -> str:
+    return f"{_QUOTA_PREFIX}{{{agent}}}"
 
 
-def _counter(agent: str, scope: str) -> str:
-    return f"{_COUNTED}{{{agent}}}:{scope}"
+def _counter_key(agent: str, scope: str) -> str:
+    return f"{_COUNTER_PREFIX}{{{agent}}}:{scope}"

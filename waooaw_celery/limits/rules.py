@@ -1,4 +1,4 @@
-"""What a rate limit says: rules, and the quota of an agent that they make up together."""
+"""Rules and quotas: what a rate limit allows."""
 
 from __future__ import annotations
 
@@ -11,34 +11,35 @@ from waooaw_celery.errors import ConfigurationError
 from waooaw_celery.messages.message import MessageType, Priority
 from waooaw_celery.messages.validation import check_agent_name
 
-#: Seconds in each unit of the grammar, the longest first.
+#: Seconds in each unit of the grammar, longest first.
 UNITS = {"day": 86_400, "hour": 3600, "minute": 60, "second": 1}
-#: Largest limit, and longest window in seconds: all that is worked out from them stays exact in Lua's numbers.
+#: Largest limit, and longest window in seconds. Up to these, Lua's doubles hold every intermediate result exactly.
 MAX_LIMIT = 1_000_000_000
 MAX_PERIOD = 366 * 86_400
-#: Steps into which a window is divided: a message is counted for one step of its window too long at most.
+#: Steps in a window. A message counts for at most one step longer than its window.
 STEPS = 25_000
-#: Moments that a window remembers: with a higher limit, each stands for several messages.
-SLOTS = 100
-#: The scope of the rules that are for whatever an agent sends.
-ALL = ""
-#: Stands for whoever receives: each recipient is counted by itself.
-EACH = "*"
+#: Timestamps that a window stores. With a higher limit, each one stands for a group of messages.
+MAX_GROUPS = 100
+#: The scope of rules for all messages of an agent.
+ALL_MESSAGES = ""
+#: In a rule's ``to``: count each recipient separately.
+EACH_RECIPIENT = "*"
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """No more than so many messages in any window of this length.
+    """Allows at most ``limit`` messages in any window of ``period`` seconds.
 
     Attributes:
-        limit: how many messages, 1 to a billion.
-        period: length of the window, in whole seconds.
-        burst: how many at once, after which they must keep the pace of ``limit`` in ``period``; None: the limit.
-        to: only messages to this agent; ``*``: each recipient is counted by itself; None: whoever receives.
-        of: only messages of this type; None: of any.
+        limit: Number of messages, 1 to 1,000,000,000.
+        period: Length of the window, in whole seconds, at most 366 days.
+        burst: Messages that may be sent at once; after that they pass at the rate of ``limit`` per ``period``.
+            None: the limit.
+        to: Count only messages to this agent; ``*``: count each recipient separately; None: any recipient.
+        of: Count only messages of this type; None: any type.
 
     Raises:
-        ConfigurationError: a value is out of range, or the rule is both ``to`` and ``of``.
+        ConfigurationError: A value is out of range, or both ``to`` and ``of`` are set.
     """
 
     limit: int
@@ -53,38 +54,36 @@ class Rule:
         if self.burst is not None:
             _check_number("burst", self.burst, MAX_LIMIT)
             if self.burst > self.limit:
-                raise ConfigurationError(
-                    f"burst {self.burst} is more than the limit {self.limit}: no more than that pass anyway"
-                )
+                raise ConfigurationError(f"burst {self.burst} is larger than the limit {self.limit}")
         if self.to is not None and self.of is not None:
-            raise ConfigurationError("a rule is 'to' an agent or 'of' a type, not both: write two rules")
-        if self.to is not None and self.to != EACH:
+            raise ConfigurationError("a rule can have 'to' or 'of', not both: write two rules")
+        if self.to is not None and self.to != EACH_RECIPIENT:
             check_agent_name(self.to, "to")
         if self.of is not None and not isinstance(self.of, MessageType):
             raise ConfigurationError(f"of must be a MessageType, not {self.of!r}")
 
     @property
-    def step(self) -> int:
+    def step_us(self) -> int:
         """Microseconds in one step of the window."""
         return self.period * 1_000_000 // STEPS
 
     @property
-    def group(self) -> int:
-        """How many messages each moment that is remembered stands for."""
-        return -(-self.limit // SLOTS)
+    def group_size(self) -> int:
+        """Messages that each stored timestamp stands for."""
+        return -(-self.limit // MAX_GROUPS)
 
     @property
     def scope(self) -> str:
-        """What is counted by this rule: the name of its counter."""
+        """The name of the counter that this rule limits."""
         if self.to is not None:
-            return scope_to(self.to)
-        return ALL if self.of is None else scope_of(self.of)
+            return recipient_scope(self.to)
+        return ALL_MESSAGES if self.of is None else type_scope(self.of)
 
     def without_reserve(self, reserve: int) -> tuple[int, int]:
-        """Return how much of the limit and of the burst other than URGENT messages may use.
+        """Return the limit and the burst for messages that are not URGENT; each is at least 1 if set.
 
         Args:
-            reserve: the share that is kept for URGENT ones, in thousandths. One message is left in any case.
+            reserve: The share reserved for URGENT messages, in thousandths.
         """
         burst = self.burst or 0
         return (
@@ -104,36 +103,38 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """What an agent may send: all of its rules hold at once. Without any, it is unlimited.
+    """What an agent may send: every rule must pass. A quota without rules is unlimited.
 
     Attributes:
-        rules: the rules, each with a window and a scope of its own.
+        rules: The rules.
 
     Raises:
-        ConfigurationError: two rules have the same window and the same scope.
+        ConfigurationError: Two rules have the same window and scope.
     """
 
     rules: tuple[Rule, ...] = ()
-    _scopes: Mapping[str, tuple[Rule, ...]] = field(init=False, repr=False, compare=False)
+    _rules_by_scope: Mapping[str, tuple[Rule, ...]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         scopes: dict[str, tuple[Rule, ...]] = {}
         for rule in self.rules:
             for other in scopes.get(rule.scope, ()):
                 if other.period == rule.period:
-                    raise ConfigurationError(f"{other} and {rule} limit the same: keep one of them")
+                    raise ConfigurationError(
+                        f"{other} and {rule} have the same window and scope: keep one of them"
+                    )
             scopes[rule.scope] = (*scopes.get(rule.scope, ()), rule)
-        object.__setattr__(self, "_scopes", scopes)
+        object.__setattr__(self, "_rules_by_scope", scopes)
 
     @property
-    def scopes(self) -> Mapping[str, tuple[Rule, ...]]:
-        """The rules by what they count."""
-        return self._scopes
+    def rules_by_scope(self) -> Mapping[str, tuple[Rule, ...]]:
+        """The rules, by the name of their counter."""
+        return self._rules_by_scope
 
-    def of_scope(self, scope: str) -> tuple[Rule, ...]:
-        """Return the rules for a scope: for a recipient those that name it, or else those for each."""
-        found = self._scopes.get(scope)
-        return self._scopes.get(any_of(scope), ()) if found is None else found
+    def rules_for(self, scope: str) -> tuple[Rule, ...]:
+        """Return the rules of a scope. For a recipient without rules of its own, return the ``to *`` rules."""
+        rules = self._rules_by_scope.get(scope)
+        return self._rules_by_scope.get(fallback_scope(scope), ()) if rules is None else rules
 
     def __str__(self) -> str:
         return "; ".join(map(str, self.rules)) or "unlimited"
@@ -141,64 +142,67 @@ class Quota:
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """So many messages want to be counted in a scope.
+    """The number of messages to count in one scope.
 
     Attributes:
-        scope: in which.
-        n: how many.
-        ordinary: how many of them are not URGENT.
+        scope: The name of the counter.
+        n: Number of messages.
+        non_urgent: How many of them are not URGENT.
     """
 
     scope: str
     n: int
-    ordinary: int
+    non_urgent: int
 
 
-def scope_to(agent: str) -> str:
+def recipient_scope(agent: str) -> str:
     """Return the scope of messages to an agent."""
     return f"to:{agent}"
 
 
-def scope_of(type_: MessageType) -> str:
+def type_scope(type_: MessageType) -> str:
     """Return the scope of messages of a type."""
     return f"of:{type_.value}"
 
 
-def rule_in(scope: str, limit: int, period: int, burst: int | None) -> Rule:
-    """Return the rule of these numbers as it holds in a scope: that of a recipient names it."""
+def rule_for_scope(scope: str, limit: int, period: int, burst: int | None) -> Rule:
+    """Return the rule with these numbers, and the recipient or type that the scope names."""
     to = scope.removeprefix("to:") if scope.startswith("to:") else None
     of = MessageType(scope.removeprefix("of:")) if scope.startswith("of:") else None
     return Rule(limit, period, burst, to, of)
 
 
-def any_of(scope: str) -> str:
-    """Return the scope whose rules hold where a scope has none: ``to:*`` for a recipient, else itself."""
-    return scope_to(EACH) if scope.startswith("to:") else scope
+def fallback_scope(scope: str) -> str:
+    """Return the scope whose rules apply when a scope has none: ``to:*`` for a recipient, else itself."""
+    return recipient_scope(EACH_RECIPIENT) if scope.startswith("to:") else scope
 
 
-def demands(messages: Iterable[tuple[str | None, MessageType | None, Priority, int]]) -> list[Demand]:
-    """Return what messages of one sender want in each scope that a rule may count.
+def demands_by_scope(messages: Iterable[tuple[str | None, MessageType | None, Priority, int]]) -> list[Demand]:
+    """Count the messages of one sender in every scope that a rule may limit.
 
     Args:
-        messages: of each its recipient, its type, its priority, and how many such there are.
+        messages: Tuples of recipient, type, priority and number of messages.
+
+    Returns:
+        One demand for each scope, that of all messages first.
     """
-    counts: dict[str, list[int]] = {ALL: [0, 0]}
+    counts: dict[str, list[int]] = {ALL_MESSAGES: [0, 0]}
     for to, type_, priority, n in messages:
-        scopes = [ALL]
-        scopes += [] if to is None else [scope_to(to)]
-        scopes += [] if type_ is None else [scope_of(type_)]
+        scopes = [ALL_MESSAGES]
+        scopes += [] if to is None else [recipient_scope(to)]
+        scopes += [] if type_ is None else [type_scope(type_)]
         for scope in scopes:
             count = counts.setdefault(scope, [0, 0])
             count[0] += n
             count[1] += 0 if priority is Priority.URGENT else n
-    return [Demand(scope, n, ordinary) for scope, (n, ordinary) in counts.items()]
+    return [Demand(scope, n, non_urgent) for scope, (n, non_urgent) in counts.items()]
 
 
-def seconds_of(microseconds: int | None) -> float:
-    """Return a wait in seconds, rounded so that it is never too short; None, never, is infinite."""
+def to_seconds(microseconds: int | None) -> float:
+    """Return a wait in seconds; None (never) becomes infinity."""
     return math.inf if microseconds is None else microseconds / 1_000_000
 
 
-def _check_number(name: str, value: Any, most: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-        raise ConfigurationError(f"{name} must be a whole number from 1 to {most}, not {value!r:.40}")
+def _check_number(name: str, value: Any, maximum: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= maximum:
+        raise ConfigurationError(f"{name} must be a whole number from 1 to {maximum}, not {value!r:.40}")

@@ -1,4 +1,4 @@
-"""What is asked of whoever keeps counts and quotas: one contract, in memory and in Redis."""
+"""The contract of a storage for counts and quotas, implemented in memory and in Redis."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ class Refusal:
     """Why messages may not be sent now.
 
     Attributes:
-        rule: the rule that makes them wait longest.
-        wait: microseconds after which they may be sent when nobody sends meanwhile; None: they never may.
+        rule: The rule with the longest wait.
+        wait_us: Microseconds until the messages pass, if the agent sends nothing meanwhile; None: they never pass.
     """
 
     rule: Rule
-    wait: int | None
+    wait_us: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuleStatus:
-    """How things stand with one rule of an agent.
+    """The current count of one rule of an agent.
 
     Attributes:
-        agent: whose rule.
-        scope: what it counts: empty for all messages, ``to:worker-1``, ``of:query``.
-        rule: the rule as it is written.
-        limit: how many messages in its window.
-        used: how many are counted there now.
-        remaining: how many more pass at once, those for which only URGENT messages are let through among them.
-        retry_after: seconds until the next message passes that is not URGENT; 0: now.
+        agent: The agent.
+        scope: What the rule counts: empty for all messages, ``to:worker-1``, ``of:query``.
+        rule: The rule in the quota grammar.
+        limit: Messages allowed in its window.
+        used: Messages counted in the window now.
+        remaining: Messages that pass now, including the share reserved for URGENT messages.
+        retry_after: Seconds until the next message that is not URGENT passes; 0: now.
     """
 
     agent: str
@@ -46,36 +46,39 @@ class RuleStatus:
 
 
 class LimitStorage(ABC):
-    """Keeps what was counted, and the quotas that were set at run time.
+    """Stores counts, and the quotas that are set at run time.
 
-    Every method raises StoreUnavailable when what keeps it does not answer.
+    Every method raises StoreUnavailable when the server behind it does not answer.
     """
 
     @abstractmethod
     def decide(
         self, agent: str, demands: Sequence[Demand], default: Quota, reserve: int, *, charge: bool
     ) -> Refusal | None:
-        """Decide whether an agent may send, by all rules at once; none counts anything unless all pass.
+        """Decide in one step whether an agent may send, by all its rules. Nothing is counted unless all pass.
 
         Args:
-            agent: who wants to send.
-            demands: how much in each scope, the first of which is that of all messages.
-            default: the quota, unless one was set at run time.
-            reserve: the share that is kept for URGENT messages, in thousandths.
-            charge: count them when they may be sent; otherwise nothing is changed.
+            agent: The sender.
+            demands: The number of messages in each scope; the first scope is that of all messages.
+            default: The quota that applies unless one is set at run time.
+            reserve: The share reserved for URGENT messages, in thousandths.
+            charge: Count the messages when they pass; False: only check.
+
+        Returns:
+            The refusal, or None when the messages pass.
         """
 
     @abstractmethod
     def status(self, agent: str, scopes: Sequence[str], default: Quota, reserve: int) -> list[RuleStatus]:
-        """Return how things stand with the rules of these scopes. That counts nothing."""
+        """Return the status of the rules of these scopes, without counting anything."""
 
     @abstractmethod
-    def counted(self) -> Iterator[tuple[str, str]]:
-        """Give the agents and scopes in which something may be counted now."""
+    def counted_scopes(self) -> Iterator[tuple[str, str]]:
+        """Yield the agents and scopes that may have a count now."""
 
     @abstractmethod
     def reset(self, agent: str) -> None:
-        """Forget what was counted of an agent."""
+        """Delete the counts of an agent."""
 
     @abstractmethod
     def quota(self, agent: str) -> Quota | None:
@@ -87,7 +90,7 @@ class LimitStorage(ABC):
 
     @abstractmethod
     def set_quota(self, agent: str, quota: Quota | None) -> None:
-        """Set an agent's quota, or remove it; the next decision of any process goes by it."""
+        """Set an agent's quota, or remove it with None. It applies to the next decision of every process."""
 
     @abstractmethod
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Whoever waits for its turn at a rate limit: how long yet, and how."""
+"""Waiting for a rate limit: how long a caller still waits, and whether it blocks its thread."""
 
 from __future__ import annotations
 
@@ -11,72 +11,76 @@ from waooaw_celery.errors import InvalidMessage, RateLimitExceeded
 
 
 class LimitWait:
-    """A wait that was begun.
+    """One wait for a rate limit, started when the object is made.
 
     Args:
-        wait: seconds in all; None: none.
+        wait: Seconds to wait in total; None: do not wait.
 
     Raises:
-        InvalidMessage: this is no number of seconds.
+        InvalidMessage: ``wait`` is not a number of seconds.
     """
 
     def __init__(self, wait: float | None) -> None:
         if wait is not None and (isinstance(wait, bool) or not isinstance(wait, int | float) or not wait >= 0):
             raise InvalidMessage(f"wait must be None or a number of seconds, not {wait!r}")
-        self._until = time.monotonic() + (wait or 0.0)
-        self._waits = bool(wait)
+        self._deadline = time.monotonic() + (wait or 0.0)
+        self._may_wait = bool(wait)
 
-    def end_before(self, moment: datetime | None, now: datetime) -> None:
-        """Wait no longer than until a moment: what has expired by then need not be sent.
+    def cap_at(self, expiry: datetime | None, now: datetime) -> None:
+        """End the wait at an expiry: a message that has expired need not be sent.
 
         Args:
-            moment: which, or None.
-            now: the time, by the same clock.
+            expiry: The expiry, or None.
+            now: The time, by the same clock.
         """
-        if moment is not None:
-            left = (moment - now).total_seconds()
-            self._until = min(self._until, time.monotonic() + left)
+        if expiry is not None:
+            left = (expiry - now).total_seconds()
+            self._deadline = min(self._deadline, time.monotonic() + left)
 
-    def pause(self, error: RateLimitExceeded) -> float:
-        """Return the seconds until it is worth asking again, or raise the error when that would be too late."""
-        left = self._until - time.monotonic()
-        if not self._waits or math.isinf(error.retry_after) or left < error.retry_after:
+    def seconds_until_retry(self, error: RateLimitExceeded) -> float:
+        """Return the seconds to wait before the next attempt.
+
+        Raises:
+            RateLimitExceeded: ``error`` itself, when the wait would end before that attempt.
+        """
+        left = self._deadline - time.monotonic()
+        if not self._may_wait or math.isinf(error.retry_after) or left < error.retry_after:
             raise error
         return error.retry_after
 
-    def rest(self, seconds: float) -> None:
-        """Wait."""
+    def sleep(self, seconds: float) -> None:
+        """Block the thread for this many seconds."""
         time.sleep(seconds)
 
 
 class AsyncLimitWait(LimitWait):
-    """A wait that holds no thread: whoever began it waits elsewhere, and asks again."""
+    """A wait that blocks no thread: the caller awaits the seconds on its event loop and calls again."""
 
-    def rest(self, seconds: float) -> None:
-        """Have the one who began it wait.
+    def sleep(self, seconds: float) -> None:
+        """Return control to the caller.
 
         Raises:
-            Later: always.
+            RetryAfter: Always.
         """
         raise RetryAfter(seconds)
 
 
 class RetryAfter(Exception):
-    """It is worth asking again after some seconds; nothing was sent or counted."""
+    """Nothing was sent or counted; call again after ``seconds``."""
 
     def __init__(self, seconds: float) -> None:
-        super().__init__(f"in {seconds:.3f} s")
+        super().__init__(f"retry in {seconds:.3f} s")
         self.seconds = seconds
 
 
-#: How long to wait: seconds, a wait that was begun, or None for not at all.
+#: How long to wait: seconds, a wait that has started, or None for not at all.
 Wait: TypeAlias = float | LimitWait | None
 
 
 def limit_wait(wait: Wait) -> LimitWait:
-    """Return a wait that was begun, or begin one.
+    """Return the wait that has started, or start one.
 
     Raises:
-        InvalidMessage: this is no number of seconds.
+        InvalidMessage: ``wait`` is not a number of seconds.
     """
     return wait if isinstance(wait, LimitWait) else LimitWait(wait)

@@ -1,11 +1,11 @@
-"""How values become bytes on the wire, and bytes values again, within bounds at both ends.
+"""Encodes values as bytes for the wire and decodes them, within size limits at both ends.
 
-* A **format** (JSON, MessagePack, Protobuf, or one of your own) is a Kombu serializer. The ones here bring back
-  datetime, date, time, UUID, Decimal and bytes alike, and refuse what is larger, deeper or has more parts than is
-  accepted before they build it.
-* A **codec** (zlib, which Kombu calls gzip; real gzip, zstd; encryption; one of your own) is a Kombu compression
-  that can be stopped: what it unpacks is bounded.
-* The **packer** writes a body in its format, and packs it when that pays; ``Producer`` and the result backend
-  use it. Nothing in the headers says so unless a body is packed: any Celery worker reads what travels.
-* The **caps** say how large, deep and many-parted what is sent and received may be.
+* A **format** (JSON, MessagePack, Protobuf, or your own) is a Kombu serializer. The formats here restore datetime,
+  date, time, UUID, Decimal and bytes, and refuse a body that is too large, too deep or has too many values before
+  they build it.
+* A **codec** (zlib, which Kombu calls gzip; real gzip; zstd; encryption; your own) is a Kombu compression whose
+  output is bounded when it decompresses.
+* The **packer** encodes a body and compresses it when that saves space. The producer and the result backend use
+  it. Only compressed bodies get a header, and any Celery worker can read them.
+* The **caps** are the limits on size, depth and number of values, for sent and received bodies.
 """

@@ -1,4 +1,4 @@
-"""The caps: how large, deep and many-parted what is sent and received may be."""
+"""The caps: limits on the size, depth and number of values of what is sent and received."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any, Self
 from waooaw_celery.errors import DecodingFailed
 
 MIB = 1024 * 1024
-#: What stands around a raw item of a queue's body and headers.
-_AROUND = 4096
-#: A text in JSON, with its quotes. One that does not end is matched too: to look for the end from each of its
-#: quotes would take the square of the time.
-_TEXT = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
+#: Bytes allowed in an item of a Redis queue beside its body and headers.
+_ITEM_OVERHEAD = 4096
+#: A JSON string with its quotes. A string without an end also matches: searching for the end from each of its
+#: quotes would take quadratic time.
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,14 +23,13 @@ class Caps:
     """What is accepted, at both ends.
 
     Attributes:
-        max_body_bytes: largest body, as it travels.
-        max_expanded_bytes: largest body, unpacked.
-        max_header_bytes: largest headers, as JSON.
-        max_depth: deepest nesting of a body, in containers; three of them are Celery's, around the payload.
-        max_nodes: most values in a body: each number, text, list, … counts as one.
-        content_types: formats of the bodies of tasks that are read; None: this
-            package's, and whatever Kombu has not disabled.
-        codecs: content types of the codecs that are unpacked; None: every one that can be bounded.
+        max_body_bytes: Largest body as it travels.
+        max_expanded_bytes: Largest body after decompression.
+        max_header_bytes: Largest headers, as JSON.
+        max_depth: Deepest nesting of lists and mappings in a body. Celery uses three levels around the payload.
+        max_nodes: Largest number of values in a body: each number, string, list, … counts as one.
+        content_types: Accepted formats of task bodies; None: this package's, and those that Kombu has enabled.
+        codecs: Accepted content types of codecs; None: every codec whose output can be bounded.
     """
 
     max_body_bytes: int = 16 * MIB
@@ -43,24 +42,24 @@ class Caps:
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Self:
-        """Return the caps that the options of a transport name."""
+        """Return the caps that a transport's options contain, with defaults for the rest."""
         return cls(**{name: options[name] for name in CAP_NAMES if name in options})
 
     @property
     def max_item_bytes(self) -> int:
-        """The largest item of a Redis queue: a body of text is written as text within text there."""
-        return 2 * (self.max_body_bytes + self.max_header_bytes) + _AROUND
+        """Largest item of a Redis queue, in which the body is a JSON string and may be escaped."""
+        return 2 * (self.max_body_bytes + self.max_header_bytes) + _ITEM_OVERHEAD
 
 
-#: The names of the caps, which are also options of a transport.
+#: The names of the caps. They are also options of the transports.
 CAP_NAMES = tuple(field.name for field in fields(Caps))
 
 
 class ActiveCaps:
-    """The caps of this process, for what Kombu decodes and unpacks without asking any application.
+    """The caps of this process, for what Kombu decodes and decompresses without an application.
 
-    They are the widest of its applications': each of them has its own at its own connections. Which formats are
-    accepted, Kombu asks by itself.
+    They are the widest of the caps of all its applications; each application uses its own caps on its own
+    connections. Kombu checks itself which formats are accepted.
     """
 
     def __init__(self) -> None:
@@ -68,10 +67,10 @@ class ActiveCaps:
         self._set = False
 
     def widen(self, caps: Caps) -> None:
-        """Take in an application's caps; the first one's replace the defaults."""
-        wide = (caps, self.caps) if self._set else (caps,)
+        """Add the caps of an application. Those of the first application replace the defaults."""
+        all_caps = (caps, self.caps) if self._set else (caps,)
         names = [name for name in CAP_NAMES if name.startswith("max_")]
-        self.caps = Caps(**{name: max(getattr(each, name) for each in wide) for name in names})
+        self.caps = Caps(**{name: max(getattr(each, name) for each in all_caps) for name in names})
         self._set = True
 
 
@@ -79,26 +78,26 @@ active_caps = ActiveCaps()
 
 
 def check_size(body: bytes, caps: Caps) -> None:
-    """Check how large an unpacked body is.
+    """Check the size of a decompressed body.
 
     Raises:
-        DecodingFailed: larger than what is accepted.
+        DecodingFailed: It is larger than ``max_expanded_bytes``.
     """
     if len(body) > caps.max_expanded_bytes:
         raise DecodingFailed(f"its body has {len(body)} bytes, more than {caps.max_expanded_bytes}")
 
 
 def check_json_nodes(text: bytes, caps: Caps) -> None:
-    """Check how many values JSON text holds, without building any of them.
+    """Check the number of values in JSON text, without building any of them.
 
     Raises:
-        DecodingFailed: more than what is accepted.
+        DecodingFailed: There are more than ``max_nodes``.
     """
-    # Each value but the first comes with a character of its own at least, and a comma or a bracket.
+    # Each value except the first comes with at least one character of its own: a comma or a bracket.
     if len(text) <= caps.max_nodes or _separators(text) < caps.max_nodes:
         return
-    if _separators(_TEXT.sub(b"", text)) >= caps.max_nodes:  # and not those within texts
-        raise DecodingFailed(f"it holds more than {caps.max_nodes} values")
+    if _separators(_STRING.sub(b"", text)) >= caps.max_nodes:  # without those inside strings
+        raise DecodingFailed(f"it contains more than {caps.max_nodes} values")
 
 
 def _separators(text: bytes) -> int:
@@ -106,10 +105,10 @@ def _separators(text: bytes) -> int:
 
 
 def check_shape(value: Any, caps: Caps) -> None:
-    """Check how deep a value is nested, and how many values it holds.
+    """Check the nesting and the number of values of a decoded value.
 
     Raises:
-        DecodingFailed: more than what is accepted.
+        DecodingFailed: It is deeper than ``max_depth`` or has more than ``max_nodes`` values.
     """
     level, nodes = [value], 1
     for _ in range(caps.max_depth + 1):
@@ -121,7 +120,7 @@ def check_shape(value: Any, caps: Caps) -> None:
             children += container if type(container) in _LISTS else container.values()
         nodes += len(children)
         if nodes > caps.max_nodes:
-            raise DecodingFailed(f"it holds more than {caps.max_nodes} values")
+            raise DecodingFailed(f"it contains more than {caps.max_nodes} values")
         level = children
     raise DecodingFailed(f"it is nested deeper than {caps.max_depth} levels")
 
@@ -131,7 +130,7 @@ _CONTAINERS = _LISTS | {dict}
 
 
 def header_bytes(headers: Mapping[str, Any]) -> int:
-    """Return about how large headers are, in bytes of JSON."""
+    """Return the approximate size of headers as JSON, in bytes."""
     size = 0
     for name, value in headers.items():
         size += len(name) + 6

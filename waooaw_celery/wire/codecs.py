@@ -1,4 +1,4 @@
-"""The codecs: what packs a body and unpacks it within bounds, one registry for ours, Kombu's and yours."""
+"""The codecs: compress a body and decompress it within bounds. One registry holds this package's and yours."""
 
 from __future__ import annotations
 
@@ -17,29 +17,30 @@ from kombu import compression
 from waooaw_celery.errors import ConfigurationError, DecodingFailed
 from waooaw_celery.wire.caps import Caps, active_caps
 
-#: The choice of no codec.
+#: Choice of a codec: do not compress.
 NONE = "none"
-#: The choice of a codec by the package.
+#: Choice of a codec: let the package choose.
 AUTO = "auto"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Codec:
-    """One way to pack a body.
+    """A compression or encryption of bodies.
 
     Attributes:
-        name: by which it is chosen.
-        content_type: what the header ``compression`` calls it.
-        compress: packs a body.
-        expand: unpacks a body to at most so many bytes, and raises ``DecodingFailed`` when there are more.
-        aliases: other names of it.
-        always: whether it packs small bodies too, and such as do not become smaller: encryption.
+        name: The name by which you choose it.
+        content_type: Its value in the header ``compression``.
+        compress: Compresses a body.
+        decompress: Decompresses a body to at most the given number of bytes, and raises ``DecodingFailed`` if
+            there are more.
+        aliases: Other names.
+        always: Apply it to every body, however small and even if the result is larger; for encryption.
     """
 
     name: str
     content_type: str
     compress: Callable[[bytes], bytes]
-    expand: Callable[[bytes, int], bytes]
+    decompress: Callable[[bytes, int], bytes]
     aliases: tuple[str, ...] = ()
     always: bool = False
 
@@ -48,113 +49,116 @@ _codecs: dict[str, Codec] = {}
 
 
 def register_codec(codec: Codec) -> None:
-    """Make a codec known here and to Kombu, in place of one of the same content type.
+    """Register a codec here and with Kombu. It replaces one with the same content type.
 
     Args:
-        codec: the codec; its ``expand`` must stop at the bound that it is given.
+        codec: The codec. Its ``decompress`` must stop at the given number of bytes.
     """
-    _know(codec)
-    _tell_kombu(codec)
+    _add(codec)
+    _register_with_kombu(codec)
 
 
 def install_codecs() -> None:
-    """Have Kombu pack and unpack with this package's codecs, within bounds, in this process."""
+    """Make Kombu use this package's codecs, with bounded output, in this process."""
     for codec in dict.fromkeys(_codecs.values()):
-        _tell_kombu(codec)
+        _register_with_kombu(codec)
 
 
-def _know(codec: Codec) -> None:
+def _add(codec: Codec) -> None:
     _codecs.update(dict.fromkeys((codec.name, codec.content_type, *codec.aliases), codec))
 
 
-def _tell_kombu(codec: Codec) -> None:
+def _register_with_kombu(codec: Codec) -> None:
     compression.register(
-        codec.compress, partial(_bounded, codec), codec.content_type, aliases=[codec.name, *codec.aliases]
+        codec.compress,
+        partial(_decompress_for_kombu, codec),
+        codec.content_type,
+        aliases=[codec.name, *codec.aliases],
     )
 
 
 def find_codec(name: str) -> Codec:
-    """Return the codec of a name, an alias or a content type.
+    """Return the codec with this name, alias or content type.
 
     Raises:
-        ConfigurationError: there is none; the sentence gives those that there are, or what to install.
+        ConfigurationError: There is none. The error lists the codecs, or what to install.
     """
     if name in _codecs:
         return _codecs[name]
-    extra = {"zstd": "zstd", "aes-gcm": "crypto"}.get(name)
-    hint = f"install waooaw-celery[{extra}]" if extra == "zstd" else "choose one of " + ", ".join(codec_names())
-    if extra == "crypto":
-        hint = "it needs waooaw-celery[crypto] and the setting waooaw_encryption_keys"
+    hint = {
+        "zstd": "install waooaw-celery[zstd]",
+        "aes-gcm": "it needs waooaw-celery[crypto] and the setting waooaw_encryption_keys",
+    }.get(name, "choose one of " + ", ".join(codec_names()))
     raise ConfigurationError(f"there is no codec {name!r:.80}: {hint}")
 
 
 def has_codec(name: str) -> bool:
-    """Whether there is a codec of this name."""
+    """Whether a codec with this name exists."""
     return name in _codecs
 
 
 def codec_names() -> list[str]:
-    """Return the names of the codecs."""
+    """Return the names of the codecs, sorted."""
     return sorted({codec.name for codec in _codecs.values()})
 
 
 def expand(body: bytes | None, codec: str, caps: Caps) -> bytes:
-    """Unpack a body, and stop as soon as it is too large.
+    """Decompress a body, and stop as soon as it is too large.
 
     Args:
-        body: what was packed.
-        codec: what the header ``compression`` calls its codec.
-        caps: how large it may become, and which codecs are accepted.
+        body: The compressed body.
+        codec: Content type or name of the codec, as in the header ``compression``.
+        caps: The accepted size and codecs.
 
     Raises:
-        DecodingFailed: the codec is not accepted, what it packed is damaged or ends too early, or is larger.
+        DecodingFailed: The codec is not accepted, or the data is damaged, incomplete or too large.
     """
     found = _codecs.get(codec)
     if found is None or (caps.codecs is not None and found.content_type not in caps.codecs):
-        raise DecodingFailed(f"it is packed with {codec!r:.80}, which is not accepted")
+        raise DecodingFailed(f"its compression is {codec!r:.80}, which is not accepted")
     try:
-        return found.expand(body or b"", caps.max_expanded_bytes)
+        return found.decompress(body or b"", caps.max_expanded_bytes)
     except DecodingFailed:
         raise
-    except Exception as error:  # a codec of the user's may raise anything
-        raise DecodingFailed(f"what {codec} packed is damaged: {error!r:.200}") from error
+    except Exception as error:  # a registered codec may raise anything
+        raise DecodingFailed(f"its {codec} data is damaged: {error!r:.200}") from error
 
 
-def _bounded(codec: Codec, body: bytes) -> bytes:
-    """Unpack what Kombu hands over."""
+def _decompress_for_kombu(codec: Codec, body: bytes) -> bytes:
+    """Decompress a body for Kombu, which knows no application and no caps."""
     return expand(body, codec.content_type, Caps(max_expanded_bytes=active_caps.caps.max_expanded_bytes))
 
 
-def expand_with(opened: Callable[[], Any], codec: str, body: bytes, limit: int) -> bytes:
-    """Unpack a body with a decompressor of the standard library's kind.
+def decompress_with(decompressor_class: Callable[[], Any], codec: str, body: bytes, max_bytes: int) -> bytes:
+    """Decompress a body with a decompressor of the standard library.
 
     Args:
-        opened: makes one; it has ``decompress(data, max_length)`` and ``eof``.
-        codec: its name, for an error's sentence.
-        body: what was packed.
-        limit: most bytes to unpack.
+        decompressor_class: Makes an object with ``decompress(data, max_length)`` and ``eof``.
+        codec: Name of the codec for error messages.
+        body: The compressed body.
+        max_bytes: Largest number of bytes to return.
 
     Raises:
-        DecodingFailed: it is damaged, ends too early or is larger.
+        DecodingFailed: The data is damaged, incomplete or too large.
     """
     try:
-        decompressor = opened()
-        expanded = decompressor.decompress(body, limit + 1)
-        whole: bool = decompressor.eof
+        decompressor = decompressor_class()
+        result = decompressor.decompress(body, max_bytes + 1)
+        complete: bool = decompressor.eof
     except _ERRORS as error:
-        raise DecodingFailed(f"what {codec} packed is damaged: {error}") from error
-    if len(expanded) > limit:
-        raise DecodingFailed(f"it unpacks to more than {limit} bytes")
-    if not whole:
-        raise DecodingFailed(f"what {codec} packed ends too early")
-    return bytes(expanded)
+        raise DecodingFailed(f"its {codec} data is damaged: {error}") from error
+    if len(result) > max_bytes:
+        raise DecodingFailed(f"it decompresses to more than {max_bytes} bytes")
+    if not complete:
+        raise DecodingFailed(f"its {codec} data ends too early")
+    return bytes(result)
 
 
-class _Zlib:
+class _ZlibDecompressor:
     """zlib's decompressor, with the interface of the others.
 
     Args:
-        wbits: 15: zlib's own format; 31: gzip's; 47: either.
+        wbits: 15: zlib's format; 31: gzip's; 47: either.
     """
 
     def __init__(self, wbits: int) -> None:
@@ -168,8 +172,8 @@ class _Zlib:
         return self._object.eof
 
 
-def _zstd() -> Any:
-    """Return the standard library's module for zstd or the one that stands in for it, as Kombu does, or None."""
+def _import_zstd() -> Any:
+    """Return the standard library's zstd module or its backport, whichever Kombu uses; None: not installed."""
     try:
         if sys.version_info >= (3, 14):
             from compression import zstd
@@ -180,28 +184,28 @@ def _zstd() -> Any:
     return zstd
 
 
-_ZSTD = _zstd()
+_ZSTD = _import_zstd()
 _ERRORS: tuple[type[Exception], ...] = (zlib.error, lzma.LZMAError, OSError, EOFError, ValueError, MemoryError)
 if _ZSTD is not None:
     _ERRORS += (_ZSTD.ZstdError,)
 
 
-def _register(name: str, content_type: str, compress: Any, opened: Any, *aliases: str) -> None:
-    _know(
+def _add_standard(name: str, content_type: str, compress: Any, decompressor_class: Any, *aliases: str) -> None:
+    _add(
         Codec(
             name=name,
             content_type=content_type,
             compress=compress,
-            expand=partial(expand_with, opened, content_type),
+            decompress=partial(decompress_with, decompressor_class, content_type),
             aliases=aliases,
         )
     )
 
 
-# Kombu's gzip is zlib's format; who reads it gets on with real gzip, too.
-_register("zlib", "application/x-gzip", zlib.compress, partial(_Zlib, 47), "gzip")
-_register("real-gzip", "application/gzip", partial(gzip.compress, mtime=0), partial(_Zlib, 31))
-_register("bzip2", "application/x-bz2", bz2.compress, bz2.BZ2Decompressor, "application/x-bzip2", "bzip")
-_register("lzma", "application/x-lzma", lzma.compress, lzma.LZMADecompressor, "xz")
+# What Kombu calls gzip is zlib's format. This codec reads real gzip under that name, too.
+_add_standard("zlib", "application/x-gzip", zlib.compress, partial(_ZlibDecompressor, 47), "gzip")
+_add_standard("real-gzip", "application/gzip", partial(gzip.compress, mtime=0), partial(_ZlibDecompressor, 31))
+_add_standard("bzip2", "application/x-bz2", bz2.compress, bz2.BZ2Decompressor, "application/x-bzip2", "bzip")
+_add_standard("lzma", "application/x-lzma", lzma.compress, lzma.LZMADecompressor, "xz")
 if _ZSTD is not None:
-    _register("zstd", "application/zstd", _ZSTD.compress, _ZSTD.ZstdDecompressor, "zstandard")
+    _add_standard("zstd", "application/zstd", _ZSTD.compress, _ZSTD.ZstdDecompressor, "zstandard")

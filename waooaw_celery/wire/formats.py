@@ -1,4 +1,4 @@
-"""The formats: values as JSON, MessagePack or Protobuf and back, within bounds; one registry, also for yours."""
+"""The formats: encode values as JSON, MessagePack or Protobuf, and decode them within bounds."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from kombu import serialization
-from kombu.serialization import registry  # type: ignore[attr-defined]  # its stubs are old
+from kombu.serialization import registry  # type: ignore[attr-defined]  # missing from its stubs
 
 from waooaw_celery.errors import ConfigurationError, DecodingFailed, EncodingFailed
 from waooaw_celery.messages.validation import mapping, tagged
@@ -19,15 +19,16 @@ from waooaw_celery.wire.caps import Caps, active_caps, check_json_nodes, check_s
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Format:
-    """One way to write values.
+    """An encoding of values.
 
     Attributes:
-        name: by which it is chosen: Kombu's ``serializer``.
-        content_type: what the header calls it.
+        name: The name by which you choose it: Kombu's ``serializer``.
+        content_type: Its value in the header ``content_type``.
         content_encoding: ``utf-8`` for text, ``binary`` for bytes.
-        encode: writes a value; raises anything when it cannot.
-        decode: reads a value; raises anything when it cannot, or when there are more values than caps allow.
-        containers: no fewer than there are lists and mappings in what was written: so deep it may be nested.
+        encode: Encodes a value. Any exception means that it cannot.
+        decode: Decodes a body. Any exception means that it cannot, or that the body exceeds the caps.
+        count_containers: Returns an upper bound of the number of lists and mappings in an encoded body. The body
+            cannot be nested deeper than that.
     """
 
     name: str
@@ -35,80 +36,80 @@ class Format:
     content_encoding: str
     encode: Callable[[Any], str | bytes]
     decode: Callable[[bytes, Caps], Any]
-    containers: Callable[[Any], int] = len
+    count_containers: Callable[[Any], int] = len
 
 
 _formats: dict[str, Format] = {}
 
 
 def register_format(format_: Format) -> None:
-    """Make a format known here and to Kombu, in place of one of the same content type."""
-    _know(format_)
-    _tell_kombu(format_)
+    """Register a format here and with Kombu. It replaces one with the same content type."""
+    _add(format_)
+    _register_with_kombu(format_)
 
 
 def install_formats() -> None:
-    """Have Kombu write and read this package's formats with it, in this process.
+    """Make Kombu use this package's formats in this process.
 
-    Called for each application, and not when this is imported: the ``celery`` command imports the package in
-    processes that have nothing else to do with it.
+    Each application calls it. The import does not: the ``celery`` command imports the package in processes that do
+    not use it.
     """
     for format_ in (JSON_FORMAT, MSGPACK_FORMAT, PROTOBUF_FORMAT):
         if _formats[format_.content_type] is format_:
-            _tell_kombu(format_)
+            _register_with_kombu(format_)
 
 
-def _know(format_: Format) -> None:
+def _add(format_: Format) -> None:
     _formats.update(dict.fromkeys((format_.name, format_.content_type), format_))
 
 
-def _tell_kombu(format_: Format) -> None:
+def _register_with_kombu(format_: Format) -> None:
     registry.register(
         format_.name,
         format_.encode,
-        partial(_decode_in_force, format_.content_type),
+        partial(_decode_for_kombu, format_.content_type),
         content_type=format_.content_type,
         content_encoding=format_.content_encoding,
     )
 
 
 def format_names() -> list[str]:
-    """Return the names of the formats that are bounded."""
+    """Return the names of the formats that decode within bounds, sorted."""
     return sorted({format_.name for format_ in _formats.values()})
 
 
 def find_format(name: str) -> Format:
-    """Return the format of a name or a content type: ours, or whichever Kombu knows.
+    """Return the format with this name or content type, from this registry or from Kombu's.
 
     Raises:
-        ConfigurationError: there is none.
+        ConfigurationError: There is none.
     """
-    return _formats.get(name) or _foreign(name)
+    return _formats.get(name) or _kombu_format(name)
 
 
 def encode(value: Any, format_: Format) -> str | bytes:
-    """Write a value.
+    """Encode a value.
 
     Raises:
-        EncodingFailed: the format cannot carry it.
+        EncodingFailed: The format cannot encode it.
     """
     try:
         return format_.encode(value)
-    except Exception as error:  # also a user's encoder
-        raise EncodingFailed(f"it cannot be written as {format_.name}: {error!r:.200}") from error
+    except Exception as error:  # a registered encoder may raise anything
+        raise EncodingFailed(f"it cannot be encoded as {format_.name}: {error!r:.200}") from error
 
 
 def decode(body: bytes | str | memoryview, content_type: str, encoding: str | None, caps: Caps) -> Any:
-    """Read a body, within bounds.
+    """Decode a body, within bounds.
 
     Args:
-        body: the unpacked body.
-        content_type: its format.
-        encoding: its content encoding, for formats that only Kombu knows.
-        caps: what is accepted.
+        body: The body after decompression.
+        content_type: Its format.
+        encoding: Its content encoding, for formats that only Kombu knows.
+        caps: The limits.
 
     Raises:
-        DecodingFailed: the format is not accepted, or the body cannot be read or breaks a cap.
+        DecodingFailed: The format is not accepted, the body is invalid, or it exceeds a cap.
     """
     if caps.content_types is not None and content_type not in caps.content_types:
         raise DecodingFailed(f"its content type is {content_type!r:.80}, which is not accepted")
@@ -120,63 +121,65 @@ def decode(body: bytes | str | memoryview, content_type: str, encoding: str | No
             value = serialization.loads(raw, content_type, encoding or "utf-8", accept=caps.content_types)
         else:
             value = format_.decode(raw, caps)
-        if format_ is None or format_.containers(raw) > caps.max_depth:
+        if format_ is None or format_.count_containers(raw) > caps.max_depth:
             check_shape(value, caps)
     except DecodingFailed:
         raise
-    except Exception as error:  # a tag may stand for anything, and a user's decoder raise anything
+    except Exception as error:  # a tagged value or a registered decoder may raise anything
         raise DecodingFailed(f"its body cannot be decoded: {error!r:.200}") from error
     return value
 
 
-def _decode_in_force(content_type: str, body: Any) -> Any:
-    """Read what Kombu hands over, which knows no application."""
+def _decode_for_kombu(content_type: str, body: Any) -> Any:
+    """Decode a body for Kombu, which knows no application and no caps."""
     return decode(body, content_type, None, active_caps.caps)
 
 
-def _foreign(name: str) -> Format:
+def _kombu_format(name: str) -> Format:
     name = registry.type_to_name.get(name, name)
     if name not in registry._encoders:
         raise ConfigurationError(f"there is no format {name!r:.80}: choose one of {', '.join(format_names())}")
-    codec = registry._encoders[name]
+    encoder = registry._encoders[name]
 
-    def read(body: bytes, caps: Caps) -> Any:
-        return serialization.loads(body, codec.content_type, codec.content_encoding, accept={codec.content_type})
+    def decode_with_kombu(body: bytes, caps: Caps) -> Any:
+        return serialization.loads(
+            body, encoder.content_type, encoder.content_encoding, accept={encoder.content_type}
+        )
 
     return Format(
         name=name,
-        content_type=codec.content_type,
-        content_encoding=codec.content_encoding,
-        encode=codec.encoder,
-        decode=read,
+        content_type=encoder.content_type,
+        content_encoding=encoder.content_encoding,
+        encode=encoder.encoder,
+        decode=decode_with_kombu,
     )
 
 
 # --- JSON
 
-# Made once: ``json.dumps`` would make an encoder for each body. What contains itself ends in a RecursionError.
-_to_json = json.JSONEncoder(default=tagged, check_circular=False, allow_nan=False).encode
+# Made once: ``json.dumps`` would make an encoder for each body. A circular value raises RecursionError.
+_encode_json = json.JSONEncoder(default=tagged, check_circular=False, allow_nan=False).encode
 
 
-def _no_number(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON")
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not valid JSON")
 
 
-_from_json = json.JSONDecoder(object_pairs_hook=mapping, parse_constant=_no_number).decode
+_parse_json = json.JSONDecoder(object_pairs_hook=mapping, parse_constant=_refuse_constant).decode
 
 
 def _decode_json(body: bytes, caps: Caps) -> Any:
     check_json_nodes(body, caps)
-    return _from_json(body.decode())
+    return _parse_json(body.decode())
 
 
-def _json_containers(written: Any) -> int:
-    lists, mappings = ("[", "{") if isinstance(written, str) else (b"[", b"{")
-    found: int = written.count(lists) + written.count(mappings)
-    return found
+def _count_json_containers(encoded: Any) -> int:
+    list_start, mapping_start = ("[", "{") if isinstance(encoded, str) else (b"[", b"{")
+    count: int = encoded.count(list_start) + encoded.count(mapping_start)
+    return count
 
 
-# --- Protobuf, which is not installed everywhere
+# --- Protobuf, which is an optional dependency
 
 
 def _encode_protobuf(value: Any) -> bytes:
@@ -195,9 +198,9 @@ JSON_FORMAT = Format(
     name="json",
     content_type="application/json",
     content_encoding="utf-8",
-    encode=_to_json,
+    encode=_encode_json,
     decode=_decode_json,
-    containers=_json_containers,
+    count_containers=_count_json_containers,
 )
 MSGPACK_FORMAT = Format(
     name="msgpack",
@@ -205,7 +208,7 @@ MSGPACK_FORMAT = Format(
     content_encoding="binary",
     encode=messagepack.encode,
     decode=messagepack.decode,
-    containers=messagepack.containers,
+    count_containers=messagepack.count_containers,
 )
 PROTOBUF_FORMAT = Format(
     name="protobuf",
@@ -215,4 +218,4 @@ PROTOBUF_FORMAT = Format(
     decode=_decode_protobuf,
 )
 for _format in (JSON_FORMAT, MSGPACK_FORMAT, PROTOBUF_FORMAT):
-    _know(_format)
+    _add(_format)

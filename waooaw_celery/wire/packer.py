@@ -1,4 +1,4 @@
-"""The packer: a body in its format, packed when that pays, within the caps of an application."""
+"""The packer: encodes a body and compresses it when that saves space, within the caps of an application."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from waooaw_celery.wire.caps import Caps, check_shape, header_bytes
 from waooaw_celery.wire.codecs import AUTO, NONE, Codec, find_codec
 from waooaw_celery.wire.formats import Format, encode, find_format
 
-#: What is packed automatically is packed with this one, which every program that uses Kombu can unpack.
+#: The codec that the package chooses: every program that uses Kombu can decompress it.
 AUTOMATIC_CODEC = "zlib"
-#: Levels of Celery's own, around the payload of a message.
+#: Levels of nesting that Celery adds around the payload of a message.
 ENVELOPE_BYTES = 3
-#: A packed body must not be larger than this part of the body.
+#: A compressed body is used only if it is at most this share of the plain one.
 MIN_SAVING = 0.9
 
 
@@ -23,10 +23,10 @@ class PackedBody(NamedTuple):
     """A body as it travels.
 
     Attributes:
-        body: text or bytes.
-        content_type: its format.
+        body: Text or bytes.
+        content_type: Its format.
         content_encoding: ``utf-8`` or ``binary``.
-        codec: content type of the codec that packed it, for the header ``compression``; None: it is not packed.
+        codec: Content type of the codec, for the header ``compression``; None: it is not compressed.
     """
 
     body: str | bytes
@@ -36,103 +36,106 @@ class PackedBody(NamedTuple):
 
 
 class Packer:
-    """Writes bodies for one application.
+    """Encodes the bodies of one application.
 
     Args:
-        caps: what is accepted.
-        compress_above: bodies of more bytes than this are packed when that makes them a tenth smaller.
+        caps: The limits.
+        compress_above: Bodies of more bytes than this are compressed if that makes them at least a tenth smaller.
     """
 
     def __init__(self, caps: Caps, compress_above: int = 1024) -> None:
         self.caps, self.compress_above = caps, compress_above
-        self._deep_enough = caps.max_depth >= MAX_DEPTH + ENVELOPE_BYTES
+        self._allows_any_payload_depth = caps.max_depth >= MAX_DEPTH + ENVELOPE_BYTES
 
     def pack(
         self, body: Any, serializer: str | None, compression: str | None, *, of_message: bool = False
     ) -> PackedBody:
-        """Write a body.
+        """Encode a body.
 
         Args:
-            body: a value.
-            serializer: name of the format; None: JSON.
-            compression: name of a codec, ``none``, or None or ``auto`` for this package's choice.
-            of_message: whether it is around a message's payload, whose nesting was checked when that was made.
+            body: A value.
+            serializer: Name of the format; None: JSON.
+            compression: Name of a codec, or ``none``; ``auto`` or None: the package chooses.
+            of_message: Whether the body contains the payload of a ``Message``, whose depth is already checked.
 
         Raises:
-            EncodingFailed: the format cannot carry it, or it breaks a cap; the sentence says which.
-            ConfigurationError: there is no such format or codec.
+            EncodingFailed: The format cannot encode the value, or the body exceeds a cap.
+            ConfigurationError: There is no such format or codec.
         """
         format_ = find_format(serializer or "json")
         codec = find_codec_choice(compression)
-        written = self._write(body, format_, of_message)
+        encoded = self._encode(body, format_, of_message)
         if codec is not None:
-            packed = self.compress(written.encode() if isinstance(written, str) else written, codec)
-            if packed is not None:
-                self._check_body(packed)
-                return PackedBody(packed, format_.content_type, format_.content_encoding, codec.content_type)
-        self._check_body(written)
-        return PackedBody(written, format_.content_type, format_.content_encoding, None)
+            compressed = self.compress(encoded.encode() if isinstance(encoded, str) else encoded, codec)
+            if compressed is not None:
+                self._check_size(compressed)
+                return PackedBody(compressed, format_.content_type, format_.content_encoding, codec.content_type)
+        self._check_size(encoded)
+        return PackedBody(encoded, format_.content_type, format_.content_encoding, None)
 
     def compress(self, body: bytes, codec: Codec) -> bytes | None:
-        """Return a body packed, or None when that does not pay."""
+        """Return the compressed body, or None if compressing it does not save enough."""
         if codec.always:
             return codec.compress(body)
         if len(body) <= self.compress_above:
             return None
-        packed = codec.compress(body)
-        return packed if len(packed) <= MIN_SAVING * len(body) else None
+        compressed = codec.compress(body)
+        return compressed if len(compressed) <= MIN_SAVING * len(body) else None
 
     def check(self, body: Any, serializer: str | None, compression: str | None) -> None:
-        """Check that the body of a message can be sent, before anything is done about it.
+        """Check that the body of a message can be sent, before anything is recorded.
 
         Raises:
-            EncodingFailed, ConfigurationError: as ``pack``.
+            EncodingFailed, ConfigurationError: As in ``pack``.
         """
         find_codec_choice(compression)
-        if len(self._write(body, find_format(serializer or "json"), True)) > self.caps.max_body_bytes:
+        if len(self._encode(body, find_format(serializer or "json"), True)) > self.caps.max_body_bytes:
             self.pack(body, serializer, compression, of_message=True)
 
     def check_headers(self, headers: Mapping[str, Any]) -> None:
-        """Check how large headers are.
+        """Check the size of headers.
 
         Raises:
-            EncodingFailed: larger than what is accepted.
+            EncodingFailed: They are larger than ``max_header_bytes``.
         """
         size = header_bytes(headers)
         if size > self.caps.max_header_bytes:
             raise EncodingFailed(
                 f"the headers have about {size} bytes, more than waooaw_max_header_bytes = "
-                f"{self.caps.max_header_bytes}: put what they carry into the payload"
+                f"{self.caps.max_header_bytes}: move the data into the payload"
             )
 
-    def _write(self, body: Any, format_: Format, of_message: bool) -> str | bytes:
-        written = encode(body, format_)
-        if len(written) > self.caps.max_expanded_bytes:
+    def _encode(self, body: Any, format_: Format, of_message: bool) -> str | bytes:
+        encoded = encode(body, format_)
+        if len(encoded) > self.caps.max_expanded_bytes:
             raise EncodingFailed(
-                _too_large(len(written), "waooaw_max_expanded_bytes", self.caps.max_expanded_bytes)
+                _too_large(len(encoded), "waooaw_max_expanded_bytes", self.caps.max_expanded_bytes)
             )
-        # A value takes a byte at least: most bodies need no look.
-        deep = not (of_message and self._deep_enough) and format_.containers(written) > self.caps.max_depth
-        if deep or len(written) > self.caps.max_nodes:
+        # Every value takes at least one byte, so that most bodies need no check.
+        may_be_too_deep = (
+            not (of_message and self._allows_any_payload_depth)
+            and format_.count_containers(encoded) > self.caps.max_depth
+        )
+        if may_be_too_deep or len(encoded) > self.caps.max_nodes:
             try:
                 check_shape(body, self.caps)
             except DecodingFailed as error:
-                raise EncodingFailed(f"{error}: who receives it would refuse it") from error
-        return written
+                raise EncodingFailed(f"{error}: its receiver would refuse it") from error
+        return encoded
 
-    def _check_body(self, body: str | bytes) -> None:
+    def _check_size(self, body: str | bytes) -> None:
         if len(body) > self.caps.max_body_bytes:
             raise EncodingFailed(_too_large(len(body), "waooaw_max_body_bytes", self.caps.max_body_bytes))
 
 
 def find_codec_choice(compression: str | None) -> Codec | None:
-    """Return the codec that a choice stands for, or None for no codec.
+    """Return the codec that a choice means, or None for no codec.
 
     Args:
-        compression: name of a codec, ``none``, or None or ``auto`` for this package's choice.
+        compression: Name of a codec, or ``none``; ``auto`` or None: the package chooses.
 
     Raises:
-        ConfigurationError: there is no such codec.
+        ConfigurationError: There is no such codec.
     """
     if compression == NONE:
         return None
@@ -141,6 +144,6 @@ def find_codec_choice(compression: str | None) -> Codec | None:
 
 def _too_large(size: int, setting: str, cap: int) -> str:
     return (
-        f"it has {size} bytes, more than {setting} = {cap}: send where it can be fetched, in several messages, "
-        "or raise the setting at both ends"
+        f"it has {size} bytes, more than {setting} = {cap}: send a reference to the data, split it into several "
+        "messages, or raise the setting for sender and receiver"
     )

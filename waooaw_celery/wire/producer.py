@@ -1,4 +1,4 @@
-"""The producer: Kombu's, with bodies of tasks written by the packer."""
+"""Kombu's producer, with task bodies encoded by the packer."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from waooaw_celery.wire.packer import Packer
 
 
 class PackingProducer(Producer):
-    """Publishes tasks packed when that pays, and refuses what their receivers would refuse.
+    """Publishes task bodies compressed when that saves space, and refuses what a receiver would refuse.
 
-    What is no task, such as remote control, goes as Kombu sends it.
+    Messages that are not tasks, such as remote control commands, are published as Kombu does.
 
     Attributes:
-        packer: writes the bodies; of a subclass for each application.
+        packer: Encodes the bodies. Each application has a subclass with its own packer.
     """
 
     packer: Packer
@@ -66,11 +66,11 @@ class PackingProducer(Producer):
         compression: str | None = None,
         headers: dict[str, Any] | None = None,
     ) -> tuple[Any, str, str]:
-        """Write a body, and say in the headers how it is packed."""
+        """Encode a body, and set the header ``compression`` if it is compressed."""
         if content_type or headers is None or "task" not in headers:
-            named = None if compression in (NONE, AUTO) else compression
+            codec = None if compression in (NONE, AUTO) else compression
             prepared: tuple[Any, str, str] = super()._prepare(
-                body, serializer, content_type, content_encoding, named, headers
+                body, serializer, content_type, content_encoding, codec, headers
             )
             return prepared
         self.packer.check_headers(headers)
@@ -82,7 +82,7 @@ class PackingProducer(Producer):
 
 
 def producer_class(packer: Packer) -> type[PackingProducer]:
-    """Return the class of the producers of an application."""
+    """Return the producer class of an application."""
     return type("Producer", (PackingProducer,), {"packer": packer})
 
 

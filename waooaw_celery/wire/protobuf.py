@@ -1,4 +1,4 @@
-"""Protobuf: a value as one message of the schema in ``value.proto``, which is built here without a compiler."""
+"""Protobuf: encodes a value as one ``Value`` of ``value.proto``. The schema is built here, without a compiler."""
 
 from __future__ import annotations
 
@@ -17,43 +17,43 @@ except ImportError as error:
 
 KINDS = ("NULL", "FALSE", "TRUE", "INTEGER", "NUMBER", "TEXT", "BYTES", "LIST", "MAPPING")
 _NULL, _FALSE, _TRUE, _INTEGER, _NUMBER, _TEXT, _BYTES, _LIST, _MAPPING = range(len(KINDS))
-_LEAST, _MOST = -(2**63), 2**63 - 1
-#: The first bytes of a mapping's keys and of a container's values; they are in other things, too.
+_MIN_INTEGER, _MAX_INTEGER = -(2**63), 2**63 - 1
+#: The tags before a mapping's keys and a container's values. The same bytes also occur within other values.
 _KEYS_TAG, _VALUES_TAG = 0x32, 0x3A
-#: Bytes that a field takes after its tag, by its wire type; a varint and what has a length are looked at.
-_FIXED = {1: 8, 5: 4}
+#: Size in bytes of fields of fixed size, by wire type.
+_FIXED_SIZES = {1: 8, 5: 4}
 _VARINT, _LENGTH = 0, 2
 
 
-def _schema() -> Any:
-    """Return the class of the message of ``value.proto``."""
+def _value_class() -> Any:
+    """Return the message class of ``value.proto``."""
     field = descriptor_pb2.FieldDescriptorProto
-    one, many = field.LABEL_OPTIONAL, field.LABEL_REPEATED
+    optional, repeated = field.LABEL_OPTIONAL, field.LABEL_REPEATED
     file = descriptor_pb2.FileDescriptorProto(name="waooaw/value.proto", package="waooaw", syntax="proto3")
     message = file.message_type.add(name="Value")
     kinds = message.enum_type.add(name="Kind")
     for number, name in enumerate(KINDS):
         kinds.value.add(name=name, number=number)
-    message.field.add(name="kind", number=1, label=one, type=field.TYPE_ENUM, type_name=".waooaw.Value.Kind")
-    message.field.add(name="integer", number=2, label=one, type=field.TYPE_SINT64)
-    message.field.add(name="number", number=3, label=one, type=field.TYPE_DOUBLE)
-    message.field.add(name="text", number=4, label=one, type=field.TYPE_STRING)
-    message.field.add(name="data", number=5, label=one, type=field.TYPE_BYTES)
-    message.field.add(name="keys", number=6, label=many, type=field.TYPE_STRING)
-    message.field.add(name="values", number=7, label=many, type=field.TYPE_MESSAGE, type_name=".waooaw.Value")
+    message.field.add(name="kind", number=1, label=optional, type=field.TYPE_ENUM, type_name=".waooaw.Value.Kind")
+    message.field.add(name="integer", number=2, label=optional, type=field.TYPE_SINT64)
+    message.field.add(name="number", number=3, label=optional, type=field.TYPE_DOUBLE)
+    message.field.add(name="text", number=4, label=optional, type=field.TYPE_STRING)
+    message.field.add(name="data", number=5, label=optional, type=field.TYPE_BYTES)
+    message.field.add(name="keys", number=6, label=repeated, type=field.TYPE_STRING)
+    message.field.add(name="values", number=7, label=repeated, type=field.TYPE_MESSAGE, type_name=".waooaw.Value")
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
     return message_factory.GetMessageClass(pool.FindMessageTypeByName("waooaw.Value"))
 
 
-Value: Any = _schema()
+Value: Any = _value_class()
 
 
 def encode(value: Any) -> bytes:
-    """Write a value.
+    """Encode a value.
 
     Raises:
-        TypeError, ValueError: it cannot be carried.
+        TypeError, ValueError: It cannot be encoded.
     """
     message = Value()
     _fill(message, value)
@@ -62,48 +62,48 @@ def encode(value: Any) -> bytes:
 
 
 def decode(body: bytes, caps: Caps) -> Any:
-    """Read a value.
+    """Decode a body. Any other exception than the one below means that it cannot be decoded.
 
     Raises:
-        DecodingFailed: it holds more values than are accepted. Whatever else is wrong raises anything.
+        DecodingFailed: It contains more than ``max_nodes`` values.
     """
     if body.count(_KEYS_TAG) + body.count(_VALUES_TAG) >= caps.max_nodes:
         _check_nodes(body, caps.max_nodes)
     message = Value()
     message.ParseFromString(body)
-    return _Reader(caps.max_nodes).read(message)
+    return _Decoder(caps.max_nodes).decode(message)
 
 
 def _check_nodes(body: bytes, max_nodes: int) -> None:
-    """Check how many values a body holds, without building any of them: slow, for bodies that may hold too many.
+    """Check the number of values in a body, without building any of them. It is slow: use it only if needed.
 
     Raises:
-        DecodingFailed: more than so many values, or keys.
-        IndexError, ValueError: it is no message.
+        DecodingFailed: It contains more than ``max_nodes`` values or keys.
+        IndexError, ValueError: It is not a Protobuf message.
     """
     position, values, keys = 0, 1, 0
     while position < len(body):
         tag, position = _varint(body, position)
-        kind = tag & 7
-        if kind == _VARINT:
+        wire_type = tag & 7
+        if wire_type == _VARINT:
             _, position = _varint(body, position)
-        elif kind == _LENGTH:
+        elif wire_type == _LENGTH:
             length, position = _varint(body, position)
-            if tag == _VALUES_TAG:  # its fields follow at once
+            if tag == _VALUES_TAG:  # a nested Value: continue with its fields
                 values += 1
             else:
                 keys += tag == _KEYS_TAG
                 position += length
-        elif kind in _FIXED:
-            position += _FIXED[kind]
+        elif wire_type in _FIXED_SIZES:
+            position += _FIXED_SIZES[wire_type]
         else:
-            raise ValueError("it has a group, of which there is none in the schema")
+            raise ValueError("it has a field of type group, which the schema does not use")
         if max(values, keys) > max_nodes:
-            raise DecodingFailed(f"it holds more than {max_nodes} values")
+            raise DecodingFailed(f"it contains more than {max_nodes} values")
 
 
 def _varint(body: bytes, position: int) -> tuple[int, int]:
-    """Return an integer of variable length, and where it ends."""
+    """Return the varint at a position, and the position after it."""
     value = shift = 0
     while True:
         byte = body[position]
@@ -113,7 +113,7 @@ def _varint(body: bytes, position: int) -> tuple[int, int]:
             return value, position
         shift += 7
         if shift > 63:
-            raise ValueError("an integer has no end")
+            raise ValueError("a varint is longer than ten bytes")
 
 
 def _fill(message: Any, value: Any) -> None:
@@ -123,7 +123,7 @@ def _fill(message: Any, value: Any) -> None:
         message.kind = _TRUE if value else _FALSE
     elif isinstance(value, str):
         message.kind, message.text = _TEXT, value
-    elif isinstance(value, int) and _LEAST <= value <= _MOST:
+    elif isinstance(value, int) and _MIN_INTEGER <= value <= _MAX_INTEGER:
         message.kind, message.integer = _INTEGER, int(value)
     elif isinstance(value, float):
         message.kind, message.number = _NUMBER, value
@@ -142,16 +142,16 @@ def _fill(message: Any, value: Any) -> None:
         _fill(message, tagged(value))
 
 
-class _Reader:
-    """Makes values of messages, up to so many."""
+class _Decoder:
+    """Turns ``Value`` messages into Python values, up to a maximum number."""
 
     def __init__(self, max_nodes: int) -> None:
-        self._left = self._most = max_nodes
+        self._left = self._max_nodes = max_nodes
 
-    def read(self, message: Any) -> Any:
+    def decode(self, message: Any) -> Any:
         self._left -= 1
         if self._left < 0:
-            raise DecodingFailed(f"it holds more than {self._most} values")
+            raise DecodingFailed(f"it contains more than {self._max_nodes} values")
         kind = message.kind
         if kind == _TEXT:
             return message.text
@@ -162,10 +162,10 @@ class _Reader:
         if kind == _MAPPING:
             keys, values = message.keys, message.values
             if len(keys) != len(values) or len(set(keys)) != len(keys):
-                raise ValueError("a mapping has a key twice, or one without a value")
-            return untagged({key: self.read(item) for key, item in zip(keys, values, strict=True)})
+                raise ValueError("a mapping has a key twice, or a key without a value")
+            return untagged({key: self.decode(item) for key, item in zip(keys, values, strict=True)})
         if kind == _LIST:
-            return [self.read(item) for item in message.values]
+            return [self.decode(item) for item in message.values]
         if kind == _BYTES:
             return message.data
         if kind in (_FALSE, _TRUE):

@@ -1,4 +1,4 @@
-"""The serializer: values and messages as bytes and back, in every format and codec there is."""
+"""The message serializer: encodes and decodes values by hand, in every format and codec."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kombu.exceptions import SerializerNotInstalled
-from kombu.serialization import registry  # type: ignore[attr-defined]  # its stubs are old
+from kombu.serialization import registry  # type: ignore[attr-defined]  # missing from its stubs
 
 from waooaw_celery.errors import DecodingFailed
 from waooaw_celery.messages.message import Message
@@ -18,23 +18,23 @@ from waooaw_celery.wire.codecs import NONE, Codec, codec_names, expand, find_cod
 from waooaw_celery.wire.formats import Format, decode, encode, find_format, format_names, register_format
 from waooaw_celery.wire.packer import Packer
 
-#: How what was serialized begins: what wrote it, so that it can be read without being told.
-_MARK = b"\0waooaw\0"
-#: Seconds for which one format or codec is measured.
-_MEASURED = 0.02
+#: The first bytes of serialized data; its format and codec follow.
+_MAGIC = b"\0waooaw\0"
+#: Seconds for which one format or codec is timed.
+_TIMING_SECONDS = 0.02
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FormatStats:
-    """What a payload becomes in one format with one codec.
+    """Size and speed of a payload in one format with one codec.
 
     Attributes:
-        format: name of the format.
-        codec: name of the codec, or ``none``.
-        size: bytes.
-        ratio: size as a part of the JSON that is not packed.
-        encode_us: microseconds to write it, and pack it.
-        decode_us: microseconds to unpack it, and read it.
+        format: Name of the format.
+        codec: Name of the codec, or ``none``.
+        size: Bytes.
+        ratio: Size divided by that of uncompressed JSON.
+        encode_us: Microseconds to encode and compress.
+        decode_us: Microseconds to decompress and decode.
     """
 
     format: str
@@ -46,17 +46,17 @@ class FormatStats:
 
 
 class MessageSerializer:
-    """Writes values and messages as bytes and reads them back, as they travel.
+    """Encodes values as bytes and decodes them, with the formats and codecs of messages.
 
-    What it writes says in its first bytes what wrote it. On the wire, Celery's headers say that: messages are
-    serialized by themselves when they are sent.
+    You need it only for data that you store or send yourself: the publisher encodes messages. The first bytes of
+    the data name its format and codec; on the wire, Celery's headers do.
 
     Args:
-        format: name of the format when a call does not say: ``json``, ``msgpack``, ``protobuf``, or one of yours.
-        compression: name of the codec then; None or ``auto``: packed above the threshold when that makes it
-            a tenth smaller; ``none``: never.
-        compress_above: the threshold in bytes.
-        caps: what is accepted.
+        format: Name of the default format: ``json``, ``msgpack``, ``protobuf``, or one that you registered.
+        compression: Name of the default codec. ``auto`` or None: compress data above the threshold if that makes
+            it at least a tenth smaller. ``none``: never compress.
+        compress_above: The threshold in bytes.
+        caps: The limits; None: the defaults.
 
     Example:
         >>> serializer = MessageSerializer()
@@ -66,7 +66,7 @@ class MessageSerializer:
 
     def __init__(
         self,
-        format: str = "json",  # noqa: A002 - the word of its users
+        format: str = "json",  # noqa: A002 - the name that users expect
         compression: str | None = None,
         *,
         compress_above: int = 1024,
@@ -81,39 +81,39 @@ class MessageSerializer:
         format: str | None = None,  # noqa: A002
         compression: str | None = None,
     ) -> bytes:
-        """Write a value.
+        """Encode a value.
 
         Args:
-            value: anything that can be a payload.
-            format: name of the format; None: the serializer's own.
-            compression: name of the codec, ``auto`` or ``none``; None: the serializer's own.
+            value: Any value that a payload can have.
+            format: Name of the format; None: the default of this serializer.
+            compression: Name of the codec, ``auto`` or ``none``; None: the default of this serializer.
 
         Raises:
-            InvalidMessage: it is no such value, or is larger, deeper or has more parts than is accepted.
-            ConfigurationError: there is no such format or codec.
+            InvalidMessage: The value cannot be a payload, or exceeds a cap.
+            ConfigurationError: There is no such format or codec.
         """
         copied = json_copy(value, "the value")
         packed = self._packer.pack(copied, format or self.format, compression or self.compression)
         body = packed.body.encode() if isinstance(packed.body, str) else packed.body
-        named = (packed.content_type, packed.codec or "")
-        return b"".join([_MARK, *(name.encode() + b"\0" for name in named), body])
+        names = (packed.content_type, packed.codec or "")
+        return b"".join([_MAGIC, *(name.encode() + b"\0" for name in names), body])
 
     def deserialize(self, data: bytes) -> Any:
-        """Read a value that ``serialize`` wrote, or plain JSON.
+        """Decode data from ``serialize``, or plain JSON.
 
         Raises:
-            DecodingFailed: it cannot be read, or is larger, deeper or has more parts than is accepted.
+            DecodingFailed: The data is invalid, or exceeds a cap.
         """
         if not isinstance(data, bytes | bytearray | memoryview):
-            raise DecodingFailed(f"what was serialized is bytes, not a {type(data).__name__}")
+            raise DecodingFailed(f"serialized data must be bytes, not {type(data).__name__}")
         body, content_type, codec = bytes(data), "application/json", b""
-        if body.startswith(_MARK):
-            names = body[len(_MARK) :].split(b"\0", 2)
+        if body.startswith(_MAGIC):
+            names = body[len(_MAGIC) :].split(b"\0", 2)
             if len(names) != 3:
                 raise DecodingFailed("it ends too early")
             content_type, codec, body = names[0].decode("ascii", "replace"), names[1], names[2]
         if content_type not in registry.type_to_name:
-            raise DecodingFailed(f"its content type is {content_type!r:.80}, which nobody registered")
+            raise DecodingFailed(f"its content type is {content_type!r:.80}, which is not registered")
         caps = self._packer.caps
         if codec:
             body = expand(body, codec.decode("ascii", "replace"), caps)
@@ -125,14 +125,14 @@ class MessageSerializer:
         format: str | None = None,  # noqa: A002
         compression: str | None = None,
     ) -> bytes:
-        """Write the payload of a message as the message says, or else as ``serialize`` does."""
+        """Encode the payload of a message. Without arguments, the message's own format and codec apply."""
         return self.serialize(message.payload, format or message.serializer, compression or message.compression)
 
     def deserialize_message_payload(self, data: bytes) -> JSON:
-        """Read the payload of a message.
+        """Decode the payload of a message.
 
         Raises:
-            DecodingFailed: as ``deserialize``.
+            DecodingFailed: As in ``deserialize``.
         """
         return self.deserialize(data)
 
@@ -144,16 +144,17 @@ class MessageSerializer:
         content_type: str,
         content_encoding: str = "binary",
     ) -> None:
-        """Make a format known, here and to Kombu: ``serializer=name`` chooses it then, and workers read it.
+        """Register a format here and with Kombu. Messages then choose it with ``serializer=name``.
 
-        (A package that is installed brings its formats by the entry points ``kombu.serializers``.)
+        Call it before the first application of the process is made. Installed packages register formats with the
+        entry point ``kombu.serializers`` instead.
 
         Args:
-            name: by which it is chosen.
-            encode: writes a value.
-            decode: reads it; what it makes is checked against the caps afterwards.
-            content_type: what headers call it; for Celery's workers a name in ``accept_content`` too.
-            content_encoding: ``utf-8`` when ``encode`` returns text.
+            name: The name by which you choose it. Add it to ``accept_content`` of the workers.
+            encode: Encodes a value.
+            decode: Decodes a body. The result is then checked against the caps.
+            content_type: Its value in the header ``content_type``.
+            content_encoding: ``utf-8`` if ``encode`` returns text.
         """
         register_format(
             Format(
@@ -162,7 +163,7 @@ class MessageSerializer:
                 content_encoding=content_encoding,
                 encode=encode,
                 decode=lambda body, caps: decode(body),
-                containers=_any_number,
+                count_containers=_unbounded,
             )
         )
 
@@ -170,77 +171,78 @@ class MessageSerializer:
         self,
         name: str,
         compress: Callable[[bytes], bytes],
-        expand: Callable[[bytes, int], bytes],
+        decompress: Callable[[bytes, int], bytes],
         content_type: str,
     ) -> None:
-        """Make a codec known, here and to Kombu: ``compression=name`` chooses it then, and workers read it.
+        """Register a codec here and with Kombu. Messages then choose it with ``compression=name``.
 
         Args:
-            name: by which it is chosen.
-            compress: packs bytes.
-            expand: unpacks bytes to at most so many, and raises ``DecodingFailed`` when there are more.
-            content_type: what the header ``compression`` calls it.
+            name: The name by which you choose it. Add it to ``waooaw_accept_codecs`` of the workers.
+            compress: Compresses bytes.
+            decompress: Decompresses to at most the given number of bytes, and raises ``DecodingFailed`` if there
+                are more.
+            content_type: Its value in the header ``compression``.
         """
-        register_codec(Codec(name=name, content_type=content_type, compress=compress, expand=expand))
+        register_codec(Codec(name=name, content_type=content_type, compress=compress, decompress=decompress))
 
     def stats(self, value: Any) -> list[FormatStats]:
-        """Compare all formats and codecs on a value: each format as it is and packed with each codec.
+        """Measure a value in every format, uncompressed and with every codec.
 
         Raises:
-            InvalidMessage: it is no value that can travel.
+            InvalidMessage: The value cannot be a payload.
         """
         copied = json_copy(value, "the value")
-        plain = len(find_format("json").encode(copied))
-        found = []
+        json_size = len(find_format("json").encode(copied))
+        stats = []
         for name in format_names():
             try:
                 format_ = find_format(name)
                 format_.encode(copied)
-            except (SerializerNotInstalled, ValueError, TypeError):  # not installed, or not for this
+            except (SerializerNotInstalled, ValueError, TypeError):  # not installed, or not for this value
                 continue
-            found += [_measured(copied, format_, codec, plain, self._packer.caps) for codec in _codecs()]
-        return found
+            stats += [_measure(copied, format_, codec, json_size, self._packer.caps) for codec in _codecs()]
+        return stats
 
 
 def _codecs() -> list[Codec | None]:
     return [None, *(find_codec(name) for name in codec_names())]
 
 
-def _measured(value: Any, format_: Format, codec: Codec | None, plain: int, caps: Caps) -> FormatStats:
+def _measure(value: Any, format_: Format, codec: Codec | None, json_size: int, caps: Caps) -> FormatStats:
     def write() -> bytes:
-        written = encode(value, format_)
-        raw = written.encode() if isinstance(written, str) else written
+        encoded = encode(value, format_)
+        raw = encoded.encode() if isinstance(encoded, str) else encoded
         return raw if codec is None else codec.compress(raw)
 
-    packed = write()
+    data = write()
 
     def read() -> Any:
-        body = packed if codec is None else expand(packed, codec.content_type, caps)
+        body = data if codec is None else expand(data, codec.content_type, caps)
         return decode(body, format_.content_type, None, caps)
 
     return FormatStats(
         format=format_.name,
         codec=NONE if codec is None else codec.name,
-        size=len(packed),
-        ratio=len(packed) / plain,
-        encode_us=_microseconds(write),
-        decode_us=_microseconds(read),
+        size=len(data),
+        ratio=len(data) / json_size,
+        encode_us=_best_time_us(write),
+        decode_us=_best_time_us(read),
     )
 
 
-def _microseconds(work: Callable[[], object]) -> float:
-    """Return how long a piece of work takes: the best of some turns, since others use the computer too."""
-    ends_at = time.perf_counter() + _MEASURED
+def _best_time_us(work: Callable[[], object]) -> float:
+    """Return the shortest of several run times, which other processes disturb least."""
+    ends_at = time.perf_counter() + _TIMING_SECONDS
     best = float("inf")
     while True:
-        began = time.perf_counter()
+        start = time.perf_counter()
         work()
         now = time.perf_counter()
-        best = min(best, now - began)
+        best = min(best, now - start)
         if now > ends_at:
             return best * 1e6
 
 
-def _any_number(written: object) -> int:
-    """Say nothing of how many containers there are: the value is looked at."""
+def _unbounded(encoded: object) -> int:
+    """Give no useful bound of the number of containers, so that the decoded value is checked."""
     return 1 << 62

@@ -1,4 +1,4 @@
-"""Takes as much as a rate limit gives, for some seconds, and prints between which moments each message passed."""
+"""Sends as fast as a rate limit allows for some seconds; prints when each message passed, as JSON."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from waooaw_celery.store.connection import connect
 if __name__ == "__main__":
     url, quota, seconds = sys.argv[1], sys.argv[2], float(sys.argv[3])
     limiter = RateLimiter(RedisStorage(connect(url)), quota)
-    limiter.status("hammered")  # connected, and the script is there
+    limiter.status("hammered")  # connects and loads the script
     print("ready", flush=True)
     sys.stdin.readline()
     tries, passed = 0, []

@@ -1,4 +1,4 @@
-"""Rate limits in the one door: every way to send is counted, and what is refused leaves only its refusal."""
+"""Admission control in the publisher: every send is counted, and a refused message leaves only its refusal."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Limited = Callable[..., AgentApp]
 
 @pytest.fixture
 def limited(broker: Broker) -> Iterator[Limited]:
-    """Make an application with a sender of its own, which may send three messages an hour by default."""
+    """Return a factory of applications, each with its own sender, by default limited to three messages an hour."""
     apps: list[AgentApp] = []
 
     def make(limit: str | None = "3/hour", **config: Any) -> AgentApp:
@@ -51,39 +51,39 @@ def limited(broker: Broker) -> Iterator[Limited]:
 
 @pytest.fixture
 def limited_worker(broker: Broker, app: AgentApp) -> Iterator[str]:
-    """Name of an agent that may send one message an hour."""
+    """Start a worker of an agent that may send one message an hour; return the agent's name."""
     name = broker.name()
     process = broker.start(name, app, waooaw_rate_limit="1/hour")
     yield name
     end_all([process])
 
 
-def name_of(app: AgentApp) -> str:
-    """Return who sends."""
+def sender_of(app: AgentApp) -> str:
+    """Return the name of the application's sender."""
     assert app.settings.sender is not None
     return app.settings.sender
 
 
 def used(app: AgentApp) -> int:
-    """Return how many messages of the sender are counted."""
-    return app.limiter.status(name_of(app))[0].used
+    """Return the number of messages counted for the sender."""
+    return app.limiter.status(sender_of(app))[0].used
 
 
 def message(app: AgentApp, to: str, **fields: Any) -> Message:
-    """Return a message of the sender."""
-    return Message(**({"from_agent": name_of(app), "to_agent": to, "payload": {}} | fields))
+    """Return a message from the sender."""
+    return Message(**({"from_agent": sender_of(app), "to_agent": to, "payload": {}} | fields))
 
 
-def waiting(app: AgentApp, agent: str) -> int:
-    """Return how many messages wait in an agent's queue."""
+def queued(app: AgentApp, agent: str) -> int:
+    """Return the number of messages in an agent's queue."""
     with app.connection_for_read() as connection:
         return queue_depth(connection, agent_queue(agent)).total
 
 
-WAYS: dict[str, Callable[[AgentApp, str], Any]] = {
+SENDS: dict[str, Callable[[AgentApp, str], Any]] = {
     "send": lambda app, to: MessageBus(app).send(message(app, to)),
     "send_many": lambda app, to: MessageBus(app).send_many([message(app, to)]),
-    "broadcast": lambda app, to: MessageBus(app).broadcast(name_of(app), [to], {}),
+    "broadcast": lambda app, to: MessageBus(app).broadcast(sender_of(app), [to], {}),
     "delay": lambda app, to: app.signature(f"{to}.command", args=({},)).delay(),
     "apply_async": lambda app, to: app.signature(f"{to}.command", args=({},)).apply_async(priority=Priority.LOW),
     "send_task": lambda app, to: app.send_task(f"{to}.command", ({},)),
@@ -92,7 +92,7 @@ WAYS: dict[str, Callable[[AgentApp, str], Any]] = {
     "group": lambda app, to: group([echo(app, to, 1)]).delay(),
     "request": lambda app, to: RequestResponseHandler(app).request(to, "echo", {"value": 1}, timeout=20),
     "request_later": lambda app, to: RequestResponseHandler(app).request_later(
-        to, "echo", {"value": 1}, on_reply=f"{name_of(app)}.seen", timeout=20
+        to, "echo", {"value": 1}, on_reply=f"{sender_of(app)}.seen", timeout=20
     ),
     "stream": lambda app, to: list(RequestResponseHandler(app).stream(to, "echo", {"value": 1}, timeout=20)),
     "send_request": lambda app, to: RequestResponseHandler(app).send_request(to, "echo", {"value": 1}, timeout=20),
@@ -100,56 +100,56 @@ WAYS: dict[str, Callable[[AgentApp, str], Any]] = {
 
 
 def echo(app: AgentApp, to: str, value: Any = 0, immutable: bool = False) -> Any:
-    """Return a signature of a method."""
+    """Return a signature of the agent's ``echo`` handler."""
     return app.signature(f"{to}.echo", kwargs={"value": value}, immutable=immutable)
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_every_way_to_send_is_counted_and_refused(limited: Limited, probe: str, way: str) -> None:
-    """Three messages pass and are counted, and the fourth raises in the caller."""
+@pytest.mark.parametrize("method", SENDS)
+def test_every_send_is_counted_and_refused(limited: Limited, probe: str, method: str) -> None:
+    """Three messages pass and are counted; the fourth raises in the caller."""
     app = limited()
     for count in (1, 2, 3):
-        WAYS[way](app, probe)
+        SENDS[method](app, probe)
         assert used(app) == count
     with pytest.raises(RateLimitExceeded, match="3/hour") as caught:
-        WAYS[way](app, probe)
-    assert caught.value.agent == name_of(app)
+        SENDS[method](app, probe)
+    assert caught.value.agent == sender_of(app)
     assert 3590 < caught.value.retry_after < 3601
     assert used(app) == 3
-    if app.settings.database_url is not None:  # nothing was written down of what was refused
-        assert len(MessageAuditTrail(app.ledger).query(from_agent=name_of(app)).records) == 3
+    if app.settings.database_url is not None:  # a refused message is not recorded
+        assert len(MessageAuditTrail(app.ledger).query(from_agent=sender_of(app)).records) == 3
 
 
-def test_a_group_is_counted_one_by_one(limited: Limited, probe: str) -> None:
-    """Celery publishes the members of a group one after the other: three pass, and the fourth raises."""
+def test_the_members_of_a_group_are_counted_one_by_one(limited: Limited, probe: str) -> None:
+    """Celery publishes them one after the other: three pass, and the fourth raises."""
     app = limited()
     with pytest.raises(RateLimitExceeded):
         group([echo(app, probe, number) for number in range(5)]).delay()
     assert used(app) == 3
 
 
-def test_without_a_limit_nothing_is_asked(limited: Limited, probe: str) -> None:
-    """The default counts nothing and needs no Redis: there is no gate, and no limiter was made."""
+def test_without_a_limit_nothing_is_counted(limited: Limited, probe: str) -> None:
+    """By default there is no admission control, and no limiter is made."""
     app = limited(None)
     for _ in range(5):
         MessageBus(app).send(message(app, probe))
-    assert app.admission_control is None
+    assert app.gate is None
     assert "limiter" not in vars(app)
 
 
 @pytest.mark.parametrize("how", ["send_many", "broadcast"])
-def test_many_at_once_pass_together_or_not_at_all(
+def test_a_batch_passes_as_a_whole(
     limited: Limited, broker: Broker, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Four of three are refused whole, also when they go to the broker in parts: no row, no message, no charge."""
-    monkeypatch.setattr(door, "MAX_BATCH_SIZE", 2)
+    """Four messages exceed a limit of three: none is recorded, published or counted, even in a split batch."""
+    monkeypatch.setattr(door, "MAX_BATCH", 2)
     names = [broker.name() for _ in range(4)]
     app = limited(waooaw_agents=names)
     bus = MessageBus(app)
 
     def send(count: int) -> None:
         if how == "broadcast":
-            bus.broadcast(name_of(app), names[:count], {})
+            bus.broadcast(sender_of(app), names[:count], {})
         else:
             bus.send_many(message(app, name) for name in names[:count])
 
@@ -159,30 +159,30 @@ def test_many_at_once_pass_together_or_not_at_all(
     with pytest.raises(RateLimitExceeded, match="try again"):
         send(2)
     assert used(app) == 2
-    assert [waiting(app, name) for name in names] == [1, 1, 0, 0]
+    assert [queued(app, name) for name in names] == [1, 1, 0, 0]
     if broker.database_url is not None:
-        assert len(MessageAuditTrail(app.ledger).query(from_agent=name_of(app)).records) == 2
+        assert len(MessageAuditTrail(app.ledger).query(from_agent=sender_of(app)).records) == 2
 
 
-def test_what_is_refused_for_another_reason_is_not_counted(limited: Limited, probe: str) -> None:
-    """An unknown agent, a missing handler, a wrong payload, a message that came too late: none is charged."""
+def test_an_invalid_message_is_not_counted(limited: Limited, probe: str) -> None:
+    """Nothing is counted for an unknown agent, a missing handler, an invalid payload or an expired message."""
     app = limited()
-    late = message(app, probe, ttl_seconds=0.001)
+    expired = message(app, probe, ttl_seconds=0.001)
     time.sleep(0.002)
-    for error, wrong in (
+    for error, send in (
         (UnknownAgent, lambda: MessageBus(app).send(message(app, "nobody-at-all"))),
         (NoHandler, lambda: MessageBus(app).send(message(app, probe, message_type=MessageType.QUERY))),
         (InvalidMessage, lambda: app.send_task(f"{probe}.echo", kwargs={"value": {1}})),
-        (InvalidMessage, lambda: MessageBus(app).send(late)),
+        (InvalidMessage, lambda: MessageBus(app).send(expired)),
         (UnknownAgent, lambda: app.send_task(f"{probe}.no_such_method")),
     ):
         with pytest.raises(error):
-            wrong()
+            send()
     assert used(app) == 0
 
 
-def test_what_is_no_message_is_not_counted(limited: Limited, broker: Broker) -> None:
-    """Ordinary tasks of the application, and the system's own, are nobody's messages."""
+def test_plain_tasks_are_not_counted(limited: Limited, broker: Broker) -> None:
+    """Tasks of the application and of the package are not messages of an agent."""
     app = limited("1/hour", task_default_queue=broker.name())
     for _ in range(3):
         app.send_task("billing.reports.total", (1, 2))
@@ -190,8 +190,8 @@ def test_what_is_no_message_is_not_counted(limited: Limited, broker: Broker) -> 
     assert used(app) == 0
 
 
-def test_waiting_its_turn_a_message_is_sent_instead_of_refused(limited: Limited, probe: str) -> None:
-    """With two a second, five messages that may wait take two seconds; one that may not wait so long raises."""
+def test_a_send_with_wait_waits_for_the_limit(limited: Limited, probe: str) -> None:
+    """With two a second, five messages take two seconds; one whose wait is too short raises."""
     app = limited("2/second")
     bus = MessageBus(app)
     began = time.monotonic()
@@ -200,14 +200,14 @@ def test_waiting_its_turn_a_message_is_sent_instead_of_refused(limited: Limited,
     bus.send_many([message(app, probe)], wait=10)
     app.send_task(f"{probe}.command", ({},), wait=10)
     assert 2 <= time.monotonic() - began < 10
-    bus.broadcast(name_of(app), [probe], {}, wait=10)
+    bus.broadcast(sender_of(app), [probe], {}, wait=10)
     with pytest.raises(RateLimitExceeded):
         bus.send(message(app, probe), wait=0.01)
     with pytest.raises(InvalidMessage, match="wait must be"):
         bus.send(message(app, probe), wait=-1)
 
 
-def test_urgent_messages_have_a_reserve(limited: Limited, probe: str) -> None:
+def test_urgent_messages_use_the_reserve(limited: Limited, probe: str) -> None:
     """With a reserve of half, the third of four messages passes only when it is URGENT."""
     app = limited("4/hour", waooaw_urgent_reserve=0.5)
     bus = MessageBus(app)
@@ -220,7 +220,7 @@ def test_urgent_messages_have_a_reserve(limited: Limited, probe: str) -> None:
         bus.send(message(app, probe, priority=Priority.URGENT))
 
 
-def test_rules_for_recipients_and_types_hold_in_the_door(limited: Limited, probe: str, other: str) -> None:
+def test_rules_for_recipients_and_types_apply_to_sends(limited: Limited, probe: str, other: str) -> None:
     """One message an hour to each agent, and no more than one ACK in all."""
     app = limited("1/hour to *; 1/hour of ack; 2/hour to " + probe)
     bus = MessageBus(app)
@@ -233,54 +233,54 @@ def test_rules_for_recipients_and_types_hold_in_the_door(limited: Limited, probe
     bus.send(message(app, probe))
 
 
-def test_checking_first_and_sending_then_counts_once(limited: Limited, probe: str) -> None:
-    """The platform's own example: the check is a question, and the message is counted when it is sent."""
+def test_a_check_before_a_send_counts_nothing(limited: Limited, probe: str) -> None:
+    """``check_limit`` followed by ``send_message`` counts the message once, when it is sent."""
     app = limited()
     rate_limiter, message_bus = aio.RateLimiter(app.limiter), aio.MessageBus(app)
 
     async def example() -> None:
         for _ in range(3):
-            await rate_limiter.check_limit(name_of(app))
+            await rate_limiter.check_limit(sender_of(app))
             await message_bus.send_message(message(app, probe))
         with pytest.raises(RateLimitExceeded):
-            await rate_limiter.check_limit(name_of(app))
-        assert (await rate_limiter.status(name_of(app)))[0].remaining == 0
-        assert name_of(app) in [status.agent for status in await rate_limiter.near()]
-        await rate_limiter.set_quota(name_of(app), "4/hour")
-        await rate_limiter.acquire(name_of(app), wait=1)
-        await rate_limiter.reset(name_of(app))
-        await rate_limiter.acquire(name_of(app), 4)
+            await rate_limiter.check_limit(sender_of(app))
+        assert (await rate_limiter.status(sender_of(app)))[0].remaining == 0
+        assert sender_of(app) in [status.agent for status in await rate_limiter.near()]
+        await rate_limiter.set_quota(sender_of(app), "4/hour")
+        await rate_limiter.acquire(sender_of(app), wait=1)
+        await rate_limiter.reset(sender_of(app))
+        await rate_limiter.acquire(sender_of(app), 4)
 
     asyncio.run(asyncio.wait_for(example(), 30))
 
 
-def test_many_coroutines_may_wait_for_their_turns(limited: Limited, probe: str) -> None:
-    """Forty wait on one event loop, more than there are threads, and another sender's message passes meanwhile."""
+def test_many_coroutines_wait_for_the_limit_on_one_event_loop(limited: Limited, probe: str) -> None:
+    """Forty wait, more than there are threads, and a message of another sender passes meanwhile."""
     app = limited("20/2 seconds", waooaw_rate_limits={"hurried": "unlimited"})
     limiter, bus = aio.RateLimiter(app.limiter), aio.MessageBus(app)
 
-    async def all_of_them() -> tuple[float, float]:
+    async def send_all() -> tuple[float, float]:
         began = time.monotonic()
-        waiting = [limiter.acquire(name_of(app), wait=20) for _ in range(20)]
+        waiting = [limiter.acquire(sender_of(app), wait=20) for _ in range(20)]
         waiting += [bus.send(message(app, probe), wait=20) for _ in range(20)]
         together = asyncio.gather(*waiting)
         await asyncio.sleep(0.5)
         await bus.send(message(app, probe, from_agent="hurried"))
-        passed = time.monotonic() - began
+        other_sent = time.monotonic() - began
         await together
-        return passed, time.monotonic() - began
+        return other_sent, time.monotonic() - began
 
-    passed, all_ = asyncio.run(asyncio.wait_for(all_of_them(), 30))
-    assert passed < 1.9
-    assert 2 <= all_ < 20
+    other_sent, all_sent = asyncio.run(asyncio.wait_for(send_all(), 30))
+    assert other_sent < 1.9
+    assert 2 <= all_sent < 20
     if app.settings.database_url is not None:
-        assert MessageAuditTrail(app.ledger).refusals(name_of(app)) == []
+        assert MessageAuditTrail(app.ledger).refusals(sender_of(app)) == []
 
 
-def test_a_running_worker_goes_by_what_an_administrator_sets(
+def test_a_quota_set_at_run_time_applies_to_a_running_worker(
     app: AgentApp, limited_worker: str, other: str
 ) -> None:
-    """Its handler's second message fails; with a new quota, set from elsewhere, the next one passes."""
+    """Its handler's second message is refused; after the quota is raised, the next one passes."""
     bus = MessageBus(app)
 
     def forward() -> str:
@@ -298,10 +298,10 @@ def test_a_running_worker_goes_by_what_an_administrator_sets(
     assert forward() == ""
 
 
-def test_what_celery_goes_on_with_is_not_refused(app: AgentApp, limited_worker: str) -> None:
-    """Retries, the steps of a chain, callbacks and a chord's body pass, although the worker may send only one."""
+def test_continuations_are_not_limited(app: AgentApp, limited_worker: str) -> None:
+    """Retries, steps of a chain, callbacks and a chord's body pass although the worker has used up its limit."""
     app.limiter.set_quota(limited_worker, "1/hour")
-    app.limiter.acquire(limited_worker)  # as if it had sent its one message already
+    app.limiter.acquire(limited_worker)  # the limit is used up
     bus = MessageBus(app)
     retried = bus.send(Message(from_agent="tests", to_agent=limited_worker, payload={"fail_times": 2}))
     assert settled(app, retried.message_id) is MessageStatus.HANDLED
@@ -328,14 +328,12 @@ def test_what_celery_goes_on_with_is_not_refused(app: AgentApp, limited_worker: 
 
 
 @pytest.mark.parametrize("broker", ["ledger"], indirect=True)
-def test_refusals_are_in_the_ledger_and_cannot_fill_it(
-    limited: Limited, probe: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Three hundred refusals of one minute are two rows, which say of whom, by which rule and how many."""
+def test_refusals_are_recorded_in_few_rows(limited: Limited, probe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three hundred refusals within a minute take two rows, with agent, rule and count."""
     clock = [time.time() // 60 * 60 + 1]
     app = limited("1/hour; 1/minute to *")
     app.ledger._refusals._clock = lambda: clock[0]
-    trail, name = MessageAuditTrail(app.ledger), name_of(app)
+    trail, name = MessageAuditTrail(app.ledger), sender_of(app)
     MessageBus(app).send(message(app, probe))
     for _ in range(100):
         for batch in ([message(app, probe)], [message(app, probe), message(app, probe)]):
@@ -359,7 +357,7 @@ def test_refusals_are_in_the_ledger_and_cannot_fill_it(
 
 
 def rows(app: AgentApp, agent: str) -> int:
-    """Return how many rows an agent's refusals take."""
+    """Return the number of rows of an agent's refusals."""
     with app.database.begin("count") as connection:
         found = connection.exec_driver_sql(
             "SELECT count(*) FROM waooaw_refusals WHERE agent = %(agent)s", {"agent": agent}
@@ -368,15 +366,15 @@ def rows(app: AgentApp, agent: str) -> int:
 
 
 @pytest.mark.parametrize("broker", ["ledger"], indirect=True)
-def test_a_limit_that_cannot_be_checked_sends_nothing_unless_it_may(broker: Broker, limited: Limited) -> None:
-    """Closed, nothing is written down or published; open, it is sent."""
+def test_a_limit_that_cannot_be_checked_sends_nothing_unless_fail_open(broker: Broker, limited: Limited) -> None:
+    """By default nothing is recorded or published; with ``fail_open`` the message is sent."""
     absent = broker.name()
     nowhere: dict[str, Any] = {"waooaw_redis_url": "redis://127.0.0.1:1/0", "waooaw_agents": [absent]}
     app = limited(**nowhere)
     with pytest.raises(StoreUnavailable, match="rate limit"):
         MessageBus(app).send(message(app, absent))
-    assert not MessageAuditTrail(app.ledger).query(from_agent=name_of(app)).records
-    assert waiting(app, absent) == 0
+    assert not MessageAuditTrail(app.ledger).query(from_agent=sender_of(app)).records
+    assert queued(app, absent) == 0
     app = limited(**nowhere, waooaw_rate_limit_fail_open=True)
     MessageBus(app).send(message(app, absent))
-    assert waiting(app, absent) == 1
+    assert queued(app, absent) == 1
