@@ -127,7 +127,7 @@ def test_a_broadcast_from_the_shell(agent: str, cli: Cli, told: Callable[..., An
         (("replay", "{agent}.one"), "a replay needs a beginning"),
         (("replay", "{agent}.one", "--conversation", "no-such"), "no message, thread or conversation"),
         (("replay", "{agent}.one", "--since", "2026-01-01", "--topic", "a..b"), "empty word"),
-        (("replay", "{agent}.one", "--since", "2026-01-01", "--where", "[]"), "a filter is a mapping"),
+        (("replay", "{agent}.one", "--since", "2026-01-01", "--where", "[]"), "a filter must be a mapping"),
         (
             ("replay", "{agent}.one", "--since", "2026-01-01", "--speed", "1", "--per-second", "1"),
             "a replay has one pace",

@@ -62,7 +62,7 @@ def test_a_port_in_use_is_an_error_with_its_number() -> None:
 
 def test_a_number_that_is_no_port_is_refused() -> None:
     """Ports are 1 to 65535."""
-    with pytest.raises(ConfigurationError, match="70000 is no port for Flower"):
+    with pytest.raises(ConfigurationError, match="port 70000 for Flower is invalid"):
         check_port_free(70_000, "Flower")
 
 

@@ -173,7 +173,7 @@ def test_send_many_refuses_what_is_over_or_there_twice(app: AgentApp, probe: str
     good = Message(from_agent="tests", to_agent=probe)
     over = Message(from_agent="tests", to_agent=probe, sent_at=datetime.now(UTC) - timedelta(hours=1))
     for batch in ([good, over], [good, good]):
-        with pytest.raises(InvalidMessage, match=r"was over before it was sent|is there 2 times"):
+        with pytest.raises(InvalidMessage, match=r"expired before it was sent|is there 2 times"):
             MessageBus(app).send_many(batch)
     with pytest.raises(UnknownMessage):
         MessageBus(app).receipt(good.message_id)

@@ -181,9 +181,7 @@ def test_a_delay_beyond_the_visibility_timeout_is_refused_on_redis(app: AgentApp
     """Kombu's transport would hand such a message out again and again until it is due; ours renews its lease."""
     app.conf.update(waooaw_sender="tests", waooaw_redis_transport="kombu")
     for option in ({"countdown": 3600}, {"eta": datetime.now(UTC) + timedelta(hours=1)}):
-        with pytest.raises(
-            InvalidMessage, match=r"due in 3\d\d\d.* s and may run for 300 s would be handed out again"
-        ):
+        with pytest.raises(InvalidMessage, match=r"due in 3\d\d\d.* s and may run for 300 s would be redelivered"):
             app.send_task("other.greet", **option)
 
 
@@ -275,7 +273,7 @@ def test_moments_are_read_as_celery_writes_them(spell: Callable[[datetime], obje
 
 
 @pytest.mark.parametrize("value", ["tomorrow", object(), True])
-def test_what_is_no_moment_is_refused(value: object) -> None:
-    """Anything else is an InvalidMessage."""
-    with pytest.raises(InvalidMessage, match="moment"):
+def test_an_invalid_time_is_refused(value: object) -> None:
+    """A value that is none of Celery's forms of a time raises InvalidMessage."""
+    with pytest.raises(InvalidMessage, match=r"not an ISO 8601 datetime|a time must be"):
         parse_datetime(value, UTC)

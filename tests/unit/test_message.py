@@ -100,13 +100,13 @@ def test_other_names_are_refused(name: Any) -> None:
 @pytest.mark.parametrize(
     ("payload", "sentence"),
     [
-        ({"a": {"b": [1, timedelta(1)]}}, r"payload\.a\.b\[1\] is a timedelta, which cannot travel"),
+        ({"a": {"b": [1, timedelta(1)]}}, r"payload\.a\.b\[1\] is a timedelta, which cannot be sent"),
         ({"a": {1, 2}}, r"payload\.a is a set"),
         ({"a": float("nan")}, r"payload\.a is nan, which JSON does not have"),
         ([float("inf")], r"payload\[0\] is inf"),
-        ({1: "a"}, r"payload has the key 1: the keys of a JSON object are strings"),
+        ({1: "a"}, r"payload has the key 1: the keys of a JSON object must be strings"),
         ({"x": bytearray(b"bytes")}, r"payload\.x is a bytearray"),
-        ({"x": {"__type__": 1, "__value__": 2}}, r"payload\.x has the keys '__type__' and '__value__'"),
+        ({"x": {"__type__": 1, "__value__": 2}}, r"payload\.x has both keys '__type__' and '__value__'"),
         (object(), "payload is a object"),
     ],
 )

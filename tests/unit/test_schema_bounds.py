@@ -109,9 +109,9 @@ def test_a_schema_that_explodes_is_given_up(
     """References that double at each step end with the time that a check may take."""
     monkeypatch.setattr(checking.first_violation, "__defaults__", (0.3,))
     schema = schema | ({} if dialect is None else {"$schema": dialect})
-    with pytest.raises(InvalidSchema, match=r"it cannot be checked within 0\.3 s"):
+    with pytest.raises(InvalidSchema, match=r"it cannot be validated within 0\.3 s"):
         SchemaRegistry().register("a.b", schema)
-    with pytest.raises(SchemaViolation, match=r"it cannot be checked within 0\.3 s"):
+    with pytest.raises(SchemaViolation, match=r"it cannot be validated within 0\.3 s"):
         made(schema).validate({"x": 1})
     in_time(20)
 
@@ -148,7 +148,7 @@ def test_a_schema_may_refer_to_itself_where_that_leads_deeper() -> None:
     tree.validate(nested(60, {}))
     with pytest.raises(SchemaViolation, match=r"\$(\.child){60}: 1 is not of type"):
         tree.validate(nested(60, 1))
-    with pytest.raises(SchemaViolation, match="it is nested too deeply to be checked"):
+    with pytest.raises(SchemaViolation, match="it is nested too deeply"):
         tree.validate(nested(300, {}))
 
 

@@ -130,5 +130,5 @@ def test_statistics_compare_every_format_and_codec() -> None:
     assert found["msgpack", "none"].ratio < 0.8
     assert found["json", "zlib"].ratio < 0.3
     assert all(one.encode_us > 0 and one.decode_us > 0 for one in found.values())
-    with pytest.raises(InvalidMessage, match="which cannot travel"):
+    with pytest.raises(InvalidMessage, match="which cannot be sent"):
         MessageSerializer().stats({1, 2})

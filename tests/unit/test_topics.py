@@ -88,7 +88,7 @@ def test_a_bad_topic_is_refused(topic: Any, says: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("pattern", "says"), [("task.cre*", "alone"), ("", "1 to 255"), ("a..#", "empty word"), (None, "1 to 255")]
+    ("pattern", "says"), [("task.cre*", "or are"), ("", "1 to 255"), ("a..#", "empty word"), (None, "1 to 255")]
 )
 def test_a_bad_pattern_is_refused(pattern: Any, says: str) -> None:
     """A wildcard is a word of its own."""
@@ -170,16 +170,16 @@ def test_a_filter_never_raises(payload: Any) -> None:
 @pytest.mark.parametrize(
     ("where", "says"),
     [
-        ({}, "a filter is a mapping"),
-        ("state=paid", "a filter is a mapping"),
-        ({"a": {"equals": 1}}, "condition 'equals': known are eq, ne"),
+        ({}, "a filter must be a mapping"),
+        ("state=paid", "a filter must be a mapping"),
+        ({"a": {"equals": 1}}, r"unknown condition 'equals' \(known: eq, ne"),
         ({"a..b": 1}, "empty part"),
         ({"a": {"in": 1}}, "'in' takes a list"),
-        ({"a": {"gt": [1]}}, "takes a number or a text"),
+        ({"a": {"gt": [1]}}, "takes a number or a string"),
         ({"a": {"exists": 1}}, "true or false"),
-        ({"a": {"prefix": 1}}, "takes a text"),
+        ({"a": {"prefix": 1}}, "takes a string"),
         ({"a": {}}, "no condition"),
-        ({"a": {1}}, "set, which cannot travel"),
+        ({"a": {1}}, "set, which cannot be sent"),
     ],
 )
 def test_a_bad_filter_is_refused(where: Any, says: str) -> None:
@@ -208,14 +208,14 @@ def test_the_newest_version_counts_unless_one_is_named() -> None:
     newest = schemas.register("a.b", {"required": ["y"]}, version="2", check=SchemaCheck.RECEIPT)
     assert select_schema(schemas.all(), "a.b", None) is newest
     assert select_schema(schemas.all(), "a.c", None) is None
-    with pytest.raises(InvalidMessage, match=r"no schema of version '3' \(known: 1, 2\)"):
+    with pytest.raises(InvalidMessage, match=r"no schema in version '3' \(known: 1, 2\)"):
         select_schema(schemas.all(), "a.b", "3")
 
 
 def test_a_schema_that_is_none_is_refused_when_registered() -> None:
     """Broken schemas, other schemas of the same version, and references to elsewhere."""
     schemas = SchemaRegistry()
-    with pytest.raises(ConfigurationError, match=r"the schema of a\.b in version 1 is none"):
+    with pytest.raises(ConfigurationError, match=r"the schema of a\.b in version 1 is not a JSON Schema"):
         schemas.register("a.b", {"type": "thing"})
     with pytest.raises(InvalidMessage, match="wildcard"):
         schemas.register("a.*", {})
@@ -223,7 +223,7 @@ def test_a_schema_that_is_none_is_refused_when_registered() -> None:
         schemas.register("a.b", {}, version="one two")
     schemas.register("a.b", {"required": ["x"]})
     schemas.register("a.b", {"required": ["x"]})
-    with pytest.raises(ConfigurationError, match="another schema of version 1"):
+    with pytest.raises(ConfigurationError, match="another schema in version 1"):
         schemas.register("a.b", {"required": ["y"]})
 
 
@@ -234,7 +234,7 @@ def test_a_schema_is_never_fetched() -> None:
         schema = SchemaRegistry().register("a.c", {"$ref": f"http://127.0.0.1:{port}/schema.json"})
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            with pytest.raises(ConfigurationError, match="Nothing is fetched"):
+            with pytest.raises(ConfigurationError, match="Schemas are not fetched"):
                 schema.validate({})
         server.setblocking(False)
         with pytest.raises(BlockingIOError):  # nobody came

@@ -1,4 +1,4 @@
-"""What is said: a message, its type, its priority, and the receipt that tells what became of it."""
+"""The message, its type, priority, retention and status, and its delivery receipt."""
 
 from __future__ import annotations
 
@@ -13,40 +13,39 @@ from waooaw_celery.errors import InvalidMessage
 from waooaw_celery.messages.topics.attributes import EventAttributes
 from waooaw_celery.messages.validation import JSON, LocalTime, check_agent_name, check_id, check_ttl, json_copy
 
-#: The Celery header that carries the envelope; one key, so that no name of ours meets one of Celery's.
+#: The Celery header that carries the envelope. It is one header, so no name in it clashes with one of Celery's.
 ENVELOPE_HEADER = "waooaw"
-#: Raised when a reader of the old envelope would misunderstand the new one.
+#: Increased when a reader of the old envelope would misunderstand the new one.
 ENVELOPE_VERSION = 1
-#: The sender of a message that was published without an envelope, by something that is no agent.
+#: Sender of a message without an envelope, which something other than an agent published.
 FOREIGN_SENDER = "unknown"
-
-
-#: To whom the record of an event is addressed, which no agent's name can be.
+#: Recipient of the record of an event. No agent can have this name.
 NOBODY = ""
 
 
 class MessageType(StrEnum):
     """What a message is for."""
 
-    COMMAND = "command"  #: do this
-    QUERY = "query"  #: tell me this
-    EVENT = "event"  #: this has happened
-    RESPONSE = "response"  #: the answer to a request
-    ACK = "ack"  #: I have received it
+    COMMAND = "command"  #: asks the recipient to do something
+    QUERY = "query"  #: asks the recipient for something
+    EVENT = "event"  #: reports that something has happened
+    RESPONSE = "response"  #: answers a request
+    ACK = "ack"  #: confirms that something was received
 
 
-#: The names of the types, which are also the names of their handlers.
+#: Names of the types, which are also the names of their handlers.
 TYPE_NAMES = frozenset(member.value for member in MessageType)
-#: What a message says of how it travels.
-_CHOICES = ("serializer", "compression")
-#: The types that one agent sends to another; an EVENT is published, a RESPONSE is a handler's return value.
+#: Fields in which the sender may choose how the message is encoded.
+_ENCODING_FIELDS = ("serializer", "compression")
+#: Types that one agent sends to another. An EVENT is published, and a RESPONSE is a method's return value.
 SENDABLE = (MessageType.COMMAND, MessageType.QUERY, MessageType.ACK)
 
 
 class Priority(StrEnum):
     """How urgent a message is.
 
-    A name and not a number, also where it travels as JSON: brokers disagree about the direction of numbers.
+    A priority is a name, not a number, in code and in JSON: some brokers serve low numbers first, others high
+        ones.
     """
 
     URGENT = "URGENT"
@@ -56,20 +55,21 @@ class Priority(StrEnum):
 
     @property
     def rank(self) -> int:
-        """0, 3, 6 or 9; the lowest rank is handled first."""
+        """The number 0, 3, 6 or 9; the lowest rank is handled first."""
         return _RANKS[self]
 
     @classmethod
     def of_rank(cls, rank: int) -> Priority:
-        """Return the priority of this rank."""
+        """Return the priority with this rank: 0, 3, 6 or 9."""
         return list(cls)[rank // 3]
 
     @classmethod
     def of(cls, value: Priority | str) -> Priority:
-        """Return the priority of this name, in any case.
+        """Return the priority with this name, in upper or lower case.
 
         Raises:
-            InvalidMessage: for anything else; a bare number too, since brokers disagree about its direction.
+            InvalidMessage: the value is anything else. A number is refused too, because brokers disagree on its
+                order.
         """
         if isinstance(value, cls):
             return value
@@ -82,7 +82,7 @@ _RANKS = {priority: 3 * number for number, priority in enumerate(Priority)}
 
 
 class RetentionPolicy(StrEnum):
-    """How long the ledger keeps a message after it was sent."""
+    """How long the ledger keeps a message, counted from when it was sent."""
 
     DAYS_30 = "30 days"
     DAYS_90 = "90 days"
@@ -90,74 +90,78 @@ class RetentionPolicy(StrEnum):
     FOREVER = "forever"
 
     def until(self, sent_at: datetime) -> datetime:
-        """Return the moment after which a message sent then may be purged; for FOREVER one that never comes."""
+        """Return the time after which a message sent at ``sent_at`` may be purged; for FOREVER, the year 9999."""
         if self is RetentionPolicy.FOREVER:
             return KEPT_FOREVER
-        return sent_at + _KEPT[self]
+        return sent_at + _PERIODS[self]
 
 
-_KEPT = {
+_PERIODS = {
     RetentionPolicy.DAYS_30: timedelta(days=30),
     RetentionPolicy.DAYS_90: timedelta(days=90),
     RetentionPolicy.DAYS_365: timedelta(days=365),
 }
-#: When what is kept for ever may be purged: the last day that every database and Python can write.
+#: When a message with FOREVER may be purged: the last day that Python and every database can represent.
 KEPT_FOREVER = datetime(9999, 12, 31, tzinfo=UTC)
-#: Between them every moment of sending leaves room for every time to live and every retention.
+#: Bounds of ``sent_at``; adding any time to live or retention to it stays within what can be represented.
 _EARLIEST, _LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)
 
 
 class MessageStatus(StrEnum):
-    """What is known of a message, from its first moment to its last."""
+    """The state of a message: PENDING, SENT, DELIVERED, then one final status."""
 
-    PENDING = "pending"  #: recorded; that the broker has it is not confirmed
+    PENDING = "pending"  #: it is recorded, and the broker has not confirmed that it has it
     SENT = "sent"  #: the broker has it
     DELIVERED = "delivered"  #: a worker has begun to handle it
     HANDLED = "handled"  #: its handler returned
-    FAILED = "failed"  #: its handler gave up
-    EXPIRED = "expired"  #: its time was over before a worker began; it is never handled
-    DEAD = "dead"  #: a dead letter that nothing could be done with, or that ended its worker; the broker keeps it
-    CANCELLED = "cancelled"  #: somebody cancelled it: it was never begun, or its handler was stopped
-    PUBLISHED = "published"  #: the record of an event, which is no message to anyone: its subscribers get theirs
+    FAILED = "failed"  #: its handler failed and is not tried again
+    EXPIRED = "expired"  #: it expired before a worker began to handle it, and is never handled
+    DEAD = "dead"  #: it is a dead letter: it could not be read or handled, or it ended its workers
+    CANCELLED = "cancelled"  #: it was cancelled: it was never begun, or its handler was stopped
+    PUBLISHED = "published"  #: it is the record of an event; each subscriber gets a message of its own
 
     @property
     def final(self) -> bool:
-        """Whether nothing more can happen to the message."""
+        """Whether the status can no longer change."""
         return self in FINAL
 
 
 FINAL = frozenset(MessageStatus) - {MessageStatus.PENDING, MessageStatus.SENT, MessageStatus.DELIVERED}
 
 
-#: Stands for the id that a message is given when nobody gave it one; compared by identity.
+#: Placeholder for the id of a message that is created without one; compared by identity.
 _NEW_ID = str(uuid4())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
-    """Facts about one message, known when it was sent.
+    """One message. It is immutable, and each field is checked when it is created.
 
     Attributes:
         from_agent: name of the sender.
         to_agent: name of the recipient.
         message_type: COMMAND, QUERY or ACK for ``send``.
-        payload: what is said, any value that can travel. A copy is kept: changing the original changes nothing.
-        priority: URGENT and HIGH overtake NORMAL and LOW.
-        ttl_seconds: after this many seconds a message that no worker has begun is never handled; None: never.
-        message_id: unique; also the id of the Celery task.
-        correlation_id: threads related messages; None: filled in when it is sent.
-        conversation_id: id of the message that began it all; None: filled in when it is sent.
+        payload: a JSON value, which may contain dates, UUIDs, Decimals and bytes. The message holds a copy of it.
+        priority: the more urgent message is handled first.
+        ttl_seconds: seconds until the message expires; an expired message is not handled. None: it never expires.
+        message_id: unique id, which is also the id of the Celery task.
+        correlation_id: id that related messages share; None: filled in when the message is sent.
+        conversation_id: id of the first message of the conversation; None: filled in when the message is sent.
         causation_id: id of the message whose handler sent this one; None outside of handlers.
-        retention: how long the ledger keeps it; None: the setting ``waooaw_retention``, when it is sent.
-        sent_at: aware UTC time; left out, it is now: sending corrects it where this computer's clock is wrong.
-        serializer: in which format it travels; None: as the settings say.
-        compression: with which codec, ``auto`` or ``none``; None: as the settings say.
-        event: of an EVENT, what all messages of the event share; None for every other message.
-        resent: how often it was sent again from the dead letters, each time as a new message.
-        has_new_id: whether its id was made with it, so that no message with this id can have been sent before.
+        retention: how long the ledger keeps the message; None: the setting ``waooaw_retention``.
+        sent_at: aware UTC time of sending. Left out: now, corrected when it is sent if this computer's clock is
+            wrong.
+        serializer: name of the format, such as ``msgpack``; None: from the settings.
+        compression: name of the codec, ``auto`` or ``none``; None: from the settings.
+        event: attributes of the event that an EVENT delivers; None for other messages.
+        resent: how often the message was retried from the dead-letter queue, each time as a new message.
+        has_new_id: whether the id was generated with this message, so that no earlier message can have it.
 
     Raises:
-        InvalidMessage: a field breaks its rule; the sentence names the field.
+        InvalidMessage: a field is invalid; the error names it.
+
+    Example:
+        >>> Message(from_agent="orchestrator", to_agent="worker-1", payload={"task": 123}, priority=Priority.HIGH)
     """
 
     from_agent: str
@@ -179,7 +183,7 @@ class Message:
     has_new_id: bool = field(default=False, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        put = object.__setattr__  # the one way to normalise a field of a frozen dataclass
+        put = object.__setattr__  # the dataclass is frozen
         check_agent_name(self.from_agent, "from_agent")
         check_agent_name(self.to_agent, "to_agent")
         put(self, "message_type", _message_type(self.message_type))
@@ -195,7 +199,7 @@ class Message:
         for name in ("correlation_id", "conversation_id", "causation_id"):
             if getattr(self, name) is not None:
                 check_id(getattr(self, name), name)
-        for name in _CHOICES:
+        for name in _ENCODING_FIELDS:
             if getattr(self, name) is not None and not isinstance(getattr(self, name), str):
                 raise InvalidMessage(f"{name} must be a name or None, not {getattr(self, name)!r:.80}")
         if not isinstance(self.sent_at, datetime) or self.sent_at.tzinfo is None:
@@ -205,51 +209,55 @@ class Message:
         if type(self.resent) is not int or self.resent < 0:
             raise InvalidMessage(f"resent must be a count, not {self.resent!r:.80}")
         if self.event is not None and self.message_type is not MessageType.EVENT:
-            raise InvalidMessage(f"only an EVENT has the attributes of one, not a {self.message_type.name}")
+            raise InvalidMessage(f"only an EVENT has event attributes, not a {self.message_type.name}")
 
     def __hash__(self) -> int:
         return hash(self.message_id)
 
     @property
     def topic(self) -> str | None:
-        """The topic of an EVENT, such as ``task.created``; None for every other message."""
+        """The topic of an EVENT, such as ``task.created``; None for other messages."""
         return self.event.topic if self.event is not None else None
 
     @property
     def expires_at(self) -> datetime | None:
-        """The moment after which no worker begins to handle the message, or None."""
+        """The time at which the message expires, or None if it never does."""
         if self.ttl_seconds is None:
             return None
         return self.sent_at + timedelta(seconds=self.ttl_seconds)
 
     def check_in_time(self, now: datetime) -> None:
-        """Check that the message may still be handled.
+        """Check that the message has not expired.
 
         Args:
-            now: the time, by the clock that gave ``sent_at``.
+            now: the time by the clock that gave ``sent_at``.
 
         Raises:
-            InvalidMessage: its time is over.
+            InvalidMessage: the message has expired.
         """
         if self.expires_at is not None and self.expires_at <= now:
-            raise InvalidMessage(f"the time of message {self.message_id} was over before it was sent")
+            raise InvalidMessage(f"message {self.message_id} expired before it was sent")
 
     def evolve(self, **changes: Any) -> Self:
-        """Return a copy with these fields changed."""
+        """Return a copy with some fields changed; the copy is checked.
+
+        Raises:
+            InvalidMessage: a field is invalid.
+        """
         return replace(self, **changes)
 
     def filled_in(self, **facts: Any) -> Self:
-        """Return a copy with these fields changed to values that were checked before."""
+        """Return a copy with some fields changed, without checking the new values: check them first."""
         filled = object.__new__(type(self))
         for name in self.__slots__:
             object.__setattr__(filled, name, facts[name] if name in facts else getattr(self, name))
         return filled
 
     def to_envelope(self) -> dict[str, JSON]:
-        """Return what travels in the header ``waooaw``: the facts that Celery has no header of its own for."""
-        # How it travels is said when the sender chose it: a retry travels in the same way.
-        chosen = {name: getattr(self, name) for name in _CHOICES if getattr(self, name) is not None}
-        said: dict[str, JSON] = chosen | {
+        """Return the value of the header ``waooaw``: the facts for which Celery has no header."""
+        # The sender's choice of format and codec is included, so that a retry uses the same ones.
+        chosen = {name: getattr(self, name) for name in _ENCODING_FIELDS if getattr(self, name) is not None}
+        envelope: dict[str, JSON] = chosen | {
             "version": ENVELOPE_VERSION,
             "from": self.from_agent,
             "to": self.to_agent,
@@ -261,23 +269,23 @@ class Message:
             "sent_at": self.sent_at.isoformat(),
         }
         if self.resent:
-            said["resent"] = self.resent
-        return said if self.event is None else {**said, "event": self.event.to_envelope()}
+            envelope["resent"] = self.resent
+        return envelope if self.event is None else {**envelope, "event": self.event.to_envelope()}
 
     @classmethod
     def from_headers(cls, headers: Mapping[str, Any], to_agent: str, payload: JSON) -> Self:
         """Return the message that arrived with these Celery headers.
 
-        A message without an envelope, from a Celery application that does not use this package, is from
-        ``unknown``, and is given what can be known of it.
+        A message without an envelope comes from a Celery application that does not use this package. Its sender is
+        ``unknown``, and the fields that the headers do not give have defaults.
 
         Args:
             headers: Celery's message headers: ``id``, ``root_id``, ``parent_id`` and the envelope.
-            to_agent: who received it, for a message without an envelope.
-            payload: what was said.
+            to_agent: the recipient of a message without an envelope.
+            payload: the payload.
 
         Raises:
-            InvalidMessage: the envelope was made by a newer version of this package, or is damaged.
+            InvalidMessage: a newer version of this package wrote the envelope, or the envelope is damaged.
         """
         envelope = headers.get(ENVELOPE_HEADER) or {}
         if not isinstance(envelope, Mapping):
@@ -300,13 +308,13 @@ class Message:
             message_id=headers["id"],
             correlation_id=envelope.get("correlation_id") or headers["id"],
             conversation_id=headers.get("root_id") or headers["id"],
-            # A retry that Celery publishes names the message itself as its parent.
+            # In a retry that Celery publishes, the parent is the message itself.
             causation_id=parent_id if parent_id != headers["id"] else None,
             retention=envelope.get("retention"),
             sent_at=datetime.fromisoformat(sent_at) if sent_at else LocalTime.read(),
             event=EventAttributes.from_envelope(envelope.get("event")),
             resent=envelope.get("resent", 0),
-            **{name: envelope[name] for name in _CHOICES if name in envelope},
+            **{name: envelope[name] for name in _ENCODING_FIELDS if name in envelope},
         )
 
 
@@ -315,20 +323,20 @@ class DeliveryReceipt:
     """The newest known fact about one message.
 
     Attributes:
-        message_id: of which message.
-        from_agent: who sent it.
-        to_agent: to whom.
-        handler: name of the handler it is for, such as ``command`` or ``get_status``.
-        message_type: its type.
-        priority: its priority.
-        status: what is known of it.
-        attempts: how often a worker has begun to handle it.
+        message_id: id of the message.
+        from_agent: name of the sender.
+        to_agent: name of the recipient.
+        handler: name of the handler, such as ``command`` or ``get_status``.
+        message_type: type of the message.
+        priority: priority of the message.
+        status: status of the message.
+        attempts: number of times that a worker began to handle it.
         sent_at: when it was sent, aware UTC.
         delivered_at: when a worker first began to handle it, or None.
-        finished_at: when its last fact was known, or None while something may still happen.
-        correlation_id: the thread it belongs to.
+        finished_at: when it reached its final status, or None.
+        correlation_id: id that related messages share.
         error: why it failed, or None.
-        cancel_requested_at: when somebody first asked to cancel it, or None.
+        cancel_requested_at: when its cancellation was first requested, or None.
     """
 
     message_id: str
@@ -348,7 +356,7 @@ class DeliveryReceipt:
 
 
 def receipt_of(message: Message, handler: str, status: MessageStatus = MessageStatus.SENT) -> DeliveryReceipt:
-    """Return the receipt of a message that the broker has just taken, or that was only written down."""
+    """Return the receipt of a message that was just sent, or just recorded (status PENDING)."""
     return DeliveryReceipt(
         message_id=message.message_id,
         from_agent=message.from_agent,
