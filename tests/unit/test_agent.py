@@ -118,7 +118,7 @@ def test_a_second_handler_of_a_name_is_refused(agent: Agent) -> None:
     @agent.on(MessageType.ACK)
     def first(message: Message) -> None: ...
 
-    with pytest.raises(ConfigurationError, match=r"greeter\.ack has a handler already"):
+    with pytest.raises(ConfigurationError, match=r"greeter\.ack already has a handler"):
 
         @agent.on(MessageType.ACK)
         def second(message: Message) -> None: ...
@@ -250,7 +250,7 @@ def test_what_the_agent_sets_is_no_option(agent: Agent, option: str) -> None:
 
 def test_a_function_without_a_name_is_refused(agent: Agent) -> None:
     """A lambda has no name that could be sent to."""
-    with pytest.raises(ConfigurationError, match="cannot be a handler's name"):
+    with pytest.raises(ConfigurationError, match="a handler cannot have the name"):
         agent.method(lambda: None)
 
 

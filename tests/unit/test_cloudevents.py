@@ -95,7 +95,7 @@ GOOD = {"specversion": "1.0", "id": "1", "source": "/s", "type": "a.b"}
 @pytest.mark.parametrize(
     ("event", "says"),
     [
-        ("text", "is an object"),
+        ("text", "must be an object"),
         ({**GOOD, "specversion": "0.3"}, "specversion is '0.3'"),
         ({**GOOD, "id": ""}, "no 'id'"),
         ({**GOOD, "type": 7}, "no 'type'"),
@@ -123,5 +123,5 @@ def test_what_json_lacks_is_text_in_a_cloudevent() -> None:
 
 def test_only_an_event_is_a_cloudevent() -> None:
     """A command has no topic."""
-    with pytest.raises(InvalidMessage, match="no published EVENT"):
+    with pytest.raises(InvalidMessage, match="not a published EVENT"):
         to_cloudevent(Message(from_agent="a", to_agent="b"))

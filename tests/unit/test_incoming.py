@@ -62,6 +62,6 @@ def test_an_answer_of_which_the_last_part_is_missing_is_not_whole() -> None:
     """The final result tells how many there were."""
     incoming = StreamBuffer(lambda: None)
     incoming.put(part(0))
-    assert incoming.check_whole({"run": "a", "chunks": 1, "result": 7}) == 7
+    assert incoming.check_complete({"run": "a", "chunks": 1, "result": 7}) == 7
     with pytest.raises(StreamBroken, match="1 of 2 parts"):
-        incoming.check_whole({"run": "a", "chunks": 2, "result": 7})
+        incoming.check_complete({"run": "a", "chunks": 2, "result": 7})

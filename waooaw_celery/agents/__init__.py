@@ -1,6 +1,6 @@
-"""The verbs: an agent, its bus, requests and events. Every public name of the package can be imported from here.
+"""Agents, messages, requests and events, and every other public name of the package.
 
-Each name is imported when it is first used.
+A name is imported when it is first used.
 """
 
 from __future__ import annotations
