@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -13,22 +12,19 @@ from sqlalchemy.orm import Session
 from waooaw_celery.agents.client import AgentClient
 from waooaw_celery.agents.events.catch_up import CatchUp
 from waooaw_celery.agents.events.task import EventTask
+from waooaw_celery.agents.registration import is_deferred, message_task, method_name, register_handler
 from waooaw_celery.agents.requests.response import response_of_reply
 from waooaw_celery.app.app import AgentApp
 from waooaw_celery.broker.application import require_agent_app
 from waooaw_celery.errors import ConfigurationError
-from waooaw_celery.messages.message import SENDABLE, TYPE_NAMES, Message, MessageType
+from waooaw_celery.messages.message import SENDABLE, Message, MessageType
 from waooaw_celery.messages.queues import EVENT_HANDLERS, HandlerName
 from waooaw_celery.messages.topics.filters import Filter
 from waooaw_celery.messages.topics.patterns import check_pattern
 from waooaw_celery.messages.validation import JSON, check_agent_name, check_tags
 from waooaw_celery.store.subscriptions import Subscription
 from waooaw_celery.worker.execution.exactly_once import current_session
-from waooaw_celery.worker.outcomes.retry_policy import Retries
 from waooaw_celery.worker.task import AgentTask, as_plain_function
-
-#: Kinds of functions whose return value must be awaited or iterated.
-_DEFERRED = (inspect.iscoroutinefunction, inspect.isgeneratorfunction, inspect.isasyncgenfunction)
 
 
 class Agent(AgentClient):
@@ -58,7 +54,7 @@ class Agent(AgentClient):
         super().__init__(name, app)
         self.capabilities = check_tags(capabilities)
         app.capabilities[name] = self.capabilities
-        self._handlers = app.agents.setdefault(name, [])
+        app.agents.setdefault(name, [])
 
     def on(self, message_type: MessageType, **options: Any) -> Callable[[Callable[..., Any]], Task[Any, Any]]:
         """Register the handler of all messages of a type: a ``def`` or ``async def`` that takes the Message.
@@ -88,7 +84,7 @@ class Agent(AgentClient):
             )
 
         def decorate(function: Callable[..., Any]) -> Task[Any, Any]:
-            run = _message_task(function, bool(options.get("bind")))
+            run = message_task(function, bool(options.get("bind")))
             return self._register(
                 message_type.value, function, run, options, {"bind": True, "ignore_result": True}
             )
@@ -142,7 +138,7 @@ class Agent(AgentClient):
         def decorate(function: Callable[..., Any]) -> Task[Any, Any]:
             subscription_name = str(name or getattr(function, "__name__", repr(function)))
             fixed = {"bind": True, "ignore_result": True, "accepts": accepts}
-            run = _message_task(function, bool(options.get("bind")))
+            run = message_task(function, bool(options.get("bind")))
             task = self._register(f"{EVENT_HANDLERS}{subscription_name}", function, run, options, fixed, EventTask)
             self.app.subscribed.append(
                 Subscription(
@@ -188,8 +184,8 @@ class Agent(AgentClient):
         """
 
         def decorate(function: Callable[..., Any]) -> Task[Any, Any]:
-            name = self._name_of(function)
-            if any(is_kind(function) for is_kind in _DEFERRED):
+            name = method_name(function)
+            if is_deferred(function):
                 run = as_plain_function(function, bool(options.get("bind")))
                 return self._register(name, function, run, options, {"bind": True})
             return self._register(name, function, function, options, {})
@@ -226,58 +222,13 @@ class Agent(AgentClient):
 
             run.__doc__, run.__module__ = function.__doc__, function.__module__
             return self._register(
-                self._name_of(function), function, run, options, {"bind": True, "ignore_result": True}
+                method_name(function), function, run, options, {"bind": True, "ignore_result": True}
             )
 
         return decorate if function is None else decorate(function)
 
-    def _name_of(self, function: Callable[..., Any]) -> str:
-        name: str = getattr(function, "__name__", repr(function))
-        if name in TYPE_NAMES:
-            raise ConfigurationError(
-                f"a method cannot have the name {name!r}, which is a message type: rename it, "
-                f"or register it with @agent.on(MessageType.{name.upper()})"
-            )
-        return name
-
-    def _register(
-        self,
-        handler: str,
-        function: Callable[..., Any],
-        run: Callable[..., Any],
-        options: dict[str, Any],
-        fixed: dict[str, Any],
-        base: type[AgentTask] = AgentTask,
-    ) -> Task[Any, Any]:
-        target = HandlerName(self.name, handler)
-        if HandlerName.parse(str(target)) != target:
-            raise ConfigurationError(f"a handler cannot have the name {handler!r}: use letters, digits and _")
-        if reserved := {"name", "base", "shared"} & set(options):
-            raise ConfigurationError(
-                f"{target} cannot have the options {', '.join(sorted(reserved))}: the agent sets them"
-            )
-        if handler in self._handlers:
-            raise ConfigurationError(f"{target} already has a handler")
-        stoppable = any(is_kind(function) for is_kind in _DEFERRED)
-        if options.get("once") and stoppable:
-            raise ConfigurationError(
-                f"{target} cannot have once=True: its session is for one thread, so it must be a plain def"
-            )
-        options = dict(options)
-        if options.get("retries") is not None:
-            retries = options["retries"] = Retries.of(options["retries"])
-            if retries.attempts > 1:  # Celery applies max_retries if the handler's process is lost
-                options.setdefault("max_retries", retries.attempts - 1)
-        self._handlers.append(handler)
-        register: Any = self.app.task  # its stubs allow fixed options only; Celery accepts any attribute
-        task: Task[Any, Any] = register(
-            run,
-            name=str(target),
-            base=base,
-            shared=False,  # a shared task is registered in every application of the process
-            **{**options, **fixed, "agent": self.name, "handler": handler, "stoppable": stoppable},
-        )
-        return task
+    def _register(self, handler: str, *task: Any) -> Task[Any, Any]:
+        return register_handler(self.app, HandlerName(self.name, handler), *task)
 
     @property
     def session(self) -> Session:
@@ -291,19 +242,6 @@ class Agent(AgentClient):
             ConfigurationError: no handler with ``once=True`` runs in this thread.
         """
         return current_session()
-
-
-def _message_task(function: Callable[..., Any], bind: bool) -> Callable[..., Any]:
-    """Return the function that Celery runs for a handler that takes a Message."""
-
-    def run(task: AgentTask, payload: JSON) -> Any:
-        # A unit test may call the handler directly, with a Message.
-        message = payload if isinstance(payload, Message) else task.message
-        return task.complete(function(task, message) if bind else function(message))
-
-    run.__doc__ = function.__doc__
-    run.__module__ = function.__module__
-    return run
 
 
 def _start_time(since: datetime | timedelta | None) -> datetime | None:

@@ -66,7 +66,7 @@ class RequestSender:
     def __init__(self, app: AgentApp) -> None:
         self.app = require_agent_app(app, "RequestResponseHandler")
 
-    def ask(
+    def send(
         self,
         to_agents: Sequence[str],
         method: str,
@@ -116,7 +116,7 @@ class RequestSender:
             for _, message in batch
         ]
 
-    def ask_for_reply(
+    def send_for_reply(
         self,
         to_agent: str,
         method: str,
@@ -130,12 +130,12 @@ class RequestSender:
         """Send a request that is answered with a message, and return its receipt.
 
         Args:
-            to_agent, method, params, from_agent, priority: as for ``ask``.
+            to_agent, method, params, from_agent, priority: as for ``send``.
             timeout: seconds until the request expires.
             on_reply: the sender's handler that gets the Response, or its name.
 
         Raises:
-            UnknownMethod: the sender has no such handler. The rest as ``ask``.
+            UnknownMethod: the sender has no such handler. The rest as ``send``.
         """
         targets = self._targets([to_agent], method)
         [(target, message)] = self._messages(targets, params, from_agent, self._seconds(timeout), priority)
@@ -146,32 +146,32 @@ class RequestSender:
         self.app.send_messages([(target, message)], ReplyTo(on_reply=str(handler)))
         return receipt_of(message, target.handler)
 
-    def response(self, asked: PendingRequest) -> Response:
+    def response(self, pending: PendingRequest) -> Response:
         """Return the response to a request that was answered or timed out.
 
         Args:
-            asked: the request.
+            pending: the request.
         """
-        self.app.result_collector.drop(asked.message_id)
+        self.app.result_collector.drop(pending.message_id)
         result: JSON = None
         problem: WaooawError | None
-        if not asked.answer.done():
+        if not pending.answer.done():
             problem = RequestTimeout(
-                f"{asked.agent!r} did not answer request {asked.message_id} within {asked.timeout:g} s"
+                f"{pending.agent!r} did not answer request {pending.message_id} within {pending.timeout:g} s"
             )
-        elif (cause := asked.answer.exception()) is not None:
+        elif (cause := pending.answer.exception()) is not None:
             problem = BackendUnavailable(
-                f"the answer of {asked.agent!r} to {asked.message_id} could not be fetched: {cause}"
+                f"the answer of {pending.agent!r} to {pending.message_id} could not be fetched: {cause}"
             )
             problem.__cause__ = cause
         else:
-            result, problem = outcome_of(asked.agent, asked.message_id, asked.answer.result())
+            result, problem = outcome_of(pending.agent, pending.message_id, pending.answer.result())
         return Response(
-            agent=asked.agent,
-            message_id=asked.message_id,
+            agent=pending.agent,
+            message_id=pending.message_id,
             result=result,
             error=problem,
-            seconds=time.monotonic() - asked.began,
+            seconds=time.monotonic() - pending.began,
         )
 
     def _reply_to(self, targets: Sequence[HandlerName], timeout: float, stream: bool) -> tuple[ReplyTo, float]:

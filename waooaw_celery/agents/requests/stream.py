@@ -6,7 +6,6 @@ import asyncio
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from enum import Enum, auto
@@ -15,6 +14,7 @@ from typing import Any, Self
 
 from waooaw_celery.agents.requests.cancel import cancel
 from waooaw_celery.agents.requests.core import PendingRequest, RequestSender, check_may_block
+from waooaw_celery.agents.requests.stream_buffer import StreamBuffer
 from waooaw_celery.app.app import AgentApp
 from waooaw_celery.errors import RequestTimeout, StreamBroken, WaooawError
 from waooaw_celery.messages.validation import JSON
@@ -23,71 +23,8 @@ from waooaw_celery.worker.execution.threads import run_in_thread
 
 logger = logging.getLogger(__name__)
 
-#: Number of parts that may wait for the reader. One more breaks the stream, and its handler is cancelled.
-MAX_BUFFERED_PARTS = 10_000
 #: Seconds that closing a stream waits for the worker that sends it.
 CANCEL_SECONDS = 1.0
-
-
-class StreamBuffer:
-    """The parts of one answer that have arrived and were not read yet, in order.
-
-    Args:
-        wake: called after each part, in the thread of the result collector.
-
-    Attributes:
-        broken: why the stream is broken, or None.
-    """
-
-    def __init__(self, wake: Callable[[], None]) -> None:
-        self._wake = wake
-        self._parts: deque[JSON] = deque()
-        self._run: str | None = None
-        self._next = 0
-        self.broken: str | None = None
-
-    def put(self, part: Any) -> None:
-        """Add a part that has arrived; a part that arrives twice is added once.
-
-        Args:
-            part: its ``run`` (an id of the attempt), ``number`` (from 0) and ``chunk`` (the value).
-        """
-        run, number = part["run"], part["number"]
-        self._run = self._run or run
-        if self.broken is not None:
-            pass  # parts after a gap are dropped
-        elif run != self._run:
-            self.broken = "the agent began its answer again, after its worker died or it asked for a retry"
-        elif number > self._next:
-            self.broken = f"parts {self._next} to {number - 1} were lost with the connection to the result backend"
-        elif len(self._parts) >= MAX_BUFFERED_PARTS:
-            self.broken = (
-                f"{MAX_BUFFERED_PARTS} parts wait to be read: read faster, or let the agent send larger ones"
-            )
-        elif number == self._next:
-            self._parts.append(part["chunk"])
-            self._next += 1
-        self._wake()
-
-    def take(self) -> tuple[JSON] | None:
-        """Remove the next part and return it in a tuple, or None if no part waits."""
-        return (self._parts.popleft(),) if self._parts else None
-
-    def check_complete(self, result: Any) -> JSON:
-        """Return the final result, if all parts have arrived.
-
-        Args:
-            result: the result of the task: its number of ``chunks``, ``run`` and ``result``; or the plain result
-                of a method that does not stream.
-
-        Raises:
-            StreamBroken: a part is missing.
-        """
-        if not isinstance(result, dict) or "chunks" not in result:
-            return result
-        if result["chunks"] != self._next or self._run not in (None, result["run"]):
-            raise StreamBroken(f"only {self._next} of {result['chunks']} parts arrived")
-        return result["result"]
 
 
 class _NoPart(Enum):
@@ -100,10 +37,10 @@ class _NoPart(Enum):
 class _Stream:
     """The common base of the blocking and the awaited stream."""
 
-    def __init__(self, asker: RequestSender, wake: Callable[[], None]) -> None:
-        self._asker = asker
-        self._incoming = StreamBuffer(wake)
-        self._asked: PendingRequest | None = None
+    def __init__(self, sender: RequestSender, wake: Callable[[], None]) -> None:
+        self._sender = sender
+        self._buffer = StreamBuffer(wake)
+        self._pending: PendingRequest | None = None
         self._ended = False
         #: The final result, after the last part: the generator's return value, or its ``Final``.
         self.result: JSON = None
@@ -111,7 +48,7 @@ class _Stream:
     @property
     def message_id(self) -> str | None:
         """Id of the request, or None before it is sent."""
-        return self._asked.message_id if self._asked is not None else None
+        return self._pending.message_id if self._pending is not None else None
 
     def _take(self) -> tuple[JSON] | _NoPart:
         """Return the next part, or why there is none.
@@ -120,34 +57,35 @@ class _Stream:
             StreamBroken: a part was lost, the agent began again, or too many parts wait.
             RequestError: the request failed.
         """
-        if self._ended or self._asked is None:
+        if self._ended or self._pending is None:
             return _NoPart.MORE
-        if (chunk := self._incoming.take()) is not None:
+        if (chunk := self._buffer.take()) is not None:
             return chunk
-        if self._incoming.broken is not None:
-            raise StreamBroken(f"the stream of {self._asked.agent!r} is broken: {self._incoming.broken}")
-        if not self._asked.answer.done():
+        if self._buffer.broken is not None:
+            raise StreamBroken(f"the stream of {self._pending.agent!r} is broken: {self._buffer.broken}")
+        if not self._pending.answer.done():
             return _NoPart.YET
-        if (chunk := self._incoming.take()) is not None:  # it arrived just before the end
+        if (chunk := self._buffer.take()) is not None:  # it arrived just before the end
             return chunk
-        response = self._asker.response(self._asked)
+        response = self._sender.response(self._pending)
         self._ended = True
         if response.error is not None:
             raise response.error
-        self.result = self._incoming.check_complete(response.result)
+        self.result = self._buffer.check_complete(response.result)
         return _NoPart.MORE
 
-    def _timed_out(self, asked: PendingRequest) -> RequestTimeout:
+    def _timed_out(self, pending: PendingRequest) -> RequestTimeout:
         return RequestTimeout(
-            f"{asked.agent!r} sent no further part of its answer to {asked.message_id} within {asked.timeout:g} s"
+            f"{pending.agent!r} sent no further part of its answer to {pending.message_id} "
+            f"within {pending.timeout:g} s"
         )
 
     def _close(self) -> bool:
         """End the stream, and return whether its handler may still run."""
-        runs = self._asked is not None and not self._ended and not self._asked.answer.done()
+        runs = self._pending is not None and not self._ended and not self._pending.answer.done()
         self._ended = True
-        if self._asked is not None:
-            self._asker.app.result_collector.drop(self._asked.message_id)
+        if self._pending is not None:
+            self._sender.app.result_collector.drop(self._pending.message_id)
         return runs
 
 
@@ -166,14 +104,14 @@ class Stream(_Stream):
         >>> stream.result
     """
 
-    _asked: PendingRequest
+    _pending: PendingRequest
 
-    def __init__(self, asker: RequestSender, *request: Any, **options: Any) -> None:
+    def __init__(self, sender: RequestSender, *request: Any, **options: Any) -> None:
         check_may_block()
         self._changed = threading.Condition()
-        super().__init__(asker, self._wake)
-        [self._asked] = asker.ask(*request, **options, stream=True, on_chunk=self._incoming.put)
-        self._asked.answer.add_done_callback(lambda _: self._wake())
+        super().__init__(sender, self._wake)
+        [self._pending] = sender.send(*request, **options, stream=True, on_chunk=self._buffer.put)
+        self._pending.answer.add_done_callback(lambda _: self._wake())
 
     def __enter__(self) -> Self:
         return self
@@ -195,19 +133,19 @@ class Stream(_Stream):
         return chunk[0]
 
     def _await_chunk(self) -> tuple[JSON] | None:
-        until = time.monotonic() + self._asked.timeout
+        until = time.monotonic() + self._pending.timeout
         with self._changed:
             while (chunk := self._take()) is _NoPart.YET:
                 left = until - time.monotonic()
                 if left <= 0:
-                    raise self._timed_out(self._asked)
+                    raise self._timed_out(self._pending)
                 self._changed.wait(left)
         return None if isinstance(chunk, _NoPart) else chunk
 
     def close(self) -> None:
         """End the stream, and cancel the handler that sends it if it still runs."""
         if self._close():
-            _cancel(self._asker.app, self._asked)
+            _cancel(self._sender.app, self._pending)
 
     def _wake(self) -> None:
         with self._changed:
@@ -221,9 +159,9 @@ class AsyncStream(_Stream):
         RequestTimeout, StreamBroken, RequestError: as Stream.
     """
 
-    def __init__(self, asker: RequestSender, *request: Any, **options: Any) -> None:
-        super().__init__(asker, self._wake)
-        self._request = partial(asker.ask, *request, **options, stream=True, on_chunk=self._incoming.put)
+    def __init__(self, sender: RequestSender, *request: Any, **options: Any) -> None:
+        super().__init__(sender, self._wake)
+        self._request = partial(sender.send, *request, **options, stream=True, on_chunk=self._buffer.put)
         self._changed = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -249,31 +187,31 @@ class AsyncStream(_Stream):
 
     async def aclose(self) -> None:
         """End the stream, and cancel the handler that sends it if it still runs."""
-        if self._close() and self._asked is not None:
-            await asyncio.wrap_future(run_in_thread(_cancel, self._asker.app, self._asked))
+        if self._close() and self._pending is not None:
+            await asyncio.wrap_future(run_in_thread(_cancel, self._sender.app, self._pending))
 
     async def _send(self) -> PendingRequest:
         """Send the request if it was not sent, and return it."""
-        if self._asked is None:
+        if self._pending is None:
             self._loop = asyncio.get_running_loop()
             sending = run_in_thread(self._request)
             try:
-                [self._asked] = await asyncio.wrap_future(sending)
+                [self._pending] = await asyncio.wrap_future(sending)
             except asyncio.CancelledError:
                 sending.add_done_callback(self._drop)
                 raise
-            self._asked.answer.add_done_callback(lambda _: self._wake())
-        return self._asked
+            self._pending.answer.add_done_callback(lambda _: self._wake())
+        return self._pending
 
     def _drop(self, sending: Future[list[PendingRequest]]) -> None:
         """Cancel a request that was sent after the coroutine that sends it was cancelled."""
         if not sending.cancelled() and sending.exception() is None:
-            [asked] = sending.result()
-            self._asker.app.result_collector.drop(asked.message_id)
-            _cancel(self._asker.app, asked)
+            [pending] = sending.result()
+            self._sender.app.result_collector.drop(pending.message_id)
+            _cancel(self._sender.app, pending)
 
-    async def _await_chunk(self, asked: PendingRequest) -> tuple[JSON] | None:
-        until = time.monotonic() + asked.timeout
+    async def _await_chunk(self, pending: PendingRequest) -> tuple[JSON] | None:
+        until = time.monotonic() + pending.timeout
         while True:
             self._changed.clear()
             chunk = self._take()
@@ -283,21 +221,21 @@ class AsyncStream(_Stream):
                 await asyncio.wait_for(self._changed.wait(), max(until - time.monotonic(), 0.0))
             except TimeoutError:
                 if time.monotonic() >= until:
-                    raise self._timed_out(asked) from None
+                    raise self._timed_out(pending) from None
 
     def _wake(self) -> None:
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._changed.set)
 
 
-def _cancel(app: AgentApp, asked: PendingRequest) -> None:
+def _cancel(app: AgentApp, pending: PendingRequest) -> None:
     """Cancel the handler of a request whose stream was closed."""
     try:
-        cancel(app, asked.message_id, running=True, timeout=CANCEL_SECONDS)
+        cancel(app, pending.message_id, running=True, timeout=CANCEL_SECONDS)
     except WaooawError as error:  # closing a stream does not fail if the handler cannot be stopped
         logger.warning(
             "could not cancel request %s: %s",
-            asked.message_id,
+            pending.message_id,
             error,
-            extra={"action": "stream_not_cancelled", "message_id": asked.message_id},
+            extra={"action": "stream_not_cancelled", "message_id": pending.message_id},
         )
