@@ -29,7 +29,7 @@ from waooaw_celery.limits.grammar import read_quota
 from waooaw_celery.limits.memory import MemoryStorage
 from waooaw_celery.limits.redis import RedisStorage
 from waooaw_celery.limits.rules import Quota, demands
-from waooaw_celery.messages.message import Priority
+from waooaw_celery.messages.enums import Priority
 from waooaw_celery.store.connection import connect, store_url
 
 #: Rules as a platform has them, with limits that are not reached, and with limits that are.

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Annotated, Any, Self, get_type_hints
 
 from waooaw_celery.errors import ConfigurationError
-from waooaw_celery.messages.message import RetentionPolicy
+from waooaw_celery.messages.enums import RetentionPolicy
 from waooaw_celery.messages.validation import check_agent_name
 from waooaw_celery.wire.caps import MIB
 

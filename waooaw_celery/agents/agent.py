@@ -17,7 +17,8 @@ from waooaw_celery.agents.requests.response import response_of_reply
 from waooaw_celery.app.app import AgentApp
 from waooaw_celery.broker.application import require_agent_app
 from waooaw_celery.errors import ConfigurationError
-from waooaw_celery.messages.message import SENDABLE, Message, MessageType
+from waooaw_celery.messages.enums import SENDABLE, MessageType
+from waooaw_celery.messages.message import Message
 from waooaw_celery.messages.queues import EVENT_HANDLERS, HandlerName
 from waooaw_celery.messages.topics.filters import Filter
 from waooaw_celery.messages.topics.patterns import check_pattern

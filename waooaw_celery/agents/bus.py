@@ -12,15 +12,10 @@ from waooaw_celery.app.app import AgentApp
 from waooaw_celery.broker.application import require_agent_app
 from waooaw_celery.errors import InvalidMessage, UnknownAgent
 from waooaw_celery.limits.waiting import Wait
-from waooaw_celery.messages.message import (
-    SENDABLE,
-    DeliveryReceipt,
-    Message,
-    MessageStatus,
-    MessageType,
-    receipt_of,
-)
+from waooaw_celery.messages.enums import SENDABLE, MessageStatus, MessageType
+from waooaw_celery.messages.message import Message
 from waooaw_celery.messages.queues import HandlerName
+from waooaw_celery.messages.receipt import DeliveryReceipt, receipt_of
 from waooaw_celery.messages.validation import JSON, check_agent_name, check_tags
 
 

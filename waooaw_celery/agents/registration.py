@@ -10,7 +10,8 @@ from celery import Task
 
 from waooaw_celery.app.app import AgentApp
 from waooaw_celery.errors import ConfigurationError
-from waooaw_celery.messages.message import TYPE_NAMES, Message
+from waooaw_celery.messages.enums import TYPE_NAMES
+from waooaw_celery.messages.message import Message
 from waooaw_celery.messages.queues import HandlerName
 from waooaw_celery.messages.validation import JSON
 from waooaw_celery.worker.outcomes.retry_policy import Retries

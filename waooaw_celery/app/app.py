@@ -19,8 +19,9 @@ from kombu.exceptions import (
 from waooaw_celery.app.publish_batch import HIDDEN_ARGUMENTS, envelope_headers, routing_options
 from waooaw_celery.app.publisher import Door
 from waooaw_celery.errors import BrokerUnavailable, InvalidMessage, UnknownMessage, UnknownSender
+from waooaw_celery.messages.enums import MessageStatus, Priority
 from waooaw_celery.messages.headers import check_delay, message_of_delay, message_of_retry, parse_datetime
-from waooaw_celery.messages.message import Message, MessageStatus, Priority
+from waooaw_celery.messages.message import Message
 from waooaw_celery.messages.publish_options import options_of_task
 from waooaw_celery.messages.queues import HandlerName, broker_priority, takes_message
 from waooaw_celery.messages.reply_to import REPLY_TO_HEADER

@@ -23,8 +23,9 @@ from waooaw_celery.broker.redis.batch import BatchRefused
 from waooaw_celery.errors import BlockingCall, BrokerUnavailable, InvalidMessage, StoreUnavailable, WaooawError
 from waooaw_celery.ledger.outbox import Outbox
 from waooaw_celery.limits.waiting import Wait
+from waooaw_celery.messages.enums import MessageStatus, MessageType
 from waooaw_celery.messages.headers import threaded
-from waooaw_celery.messages.message import Message, MessageStatus, MessageType
+from waooaw_celery.messages.message import Message
 from waooaw_celery.messages.publish_options import PublishOptions, options_of_messages
 from waooaw_celery.messages.queues import HandlerName
 from waooaw_celery.messages.receipt import MessageEvent, MessageFact

@@ -7,7 +7,8 @@ from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Any
 
 from waooaw_celery.errors import InvalidMessage
-from waooaw_celery.messages.message import ENVELOPE_HEADER, Message, MessageType, RetentionPolicy
+from waooaw_celery.messages.enums import MessageType, RetentionPolicy
+from waooaw_celery.messages.message import ENVELOPE_HEADER, Message
 from waooaw_celery.messages.queues import HandlerName, takes_message
 from waooaw_celery.messages.validation import JSON
 

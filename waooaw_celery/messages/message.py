@@ -1,15 +1,15 @@
-"""The message, its type, priority, retention and status, and its delivery receipt."""
+"""The message, its checks, and its envelope in the headers of a Celery message."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from enum import StrEnum
 from typing import Any, Self
 from uuid import uuid4
 
 from waooaw_celery.errors import InvalidMessage
+from waooaw_celery.messages.enums import MessageType, Priority, RetentionPolicy
 from waooaw_celery.messages.topics.attributes import EventAttributes
 from waooaw_celery.messages.validation import JSON, LocalTime, check_agent_name, check_id, check_ttl, json_copy
 
@@ -23,110 +23,10 @@ FOREIGN_SENDER = "unknown"
 NOBODY = ""
 
 
-class MessageType(StrEnum):
-    """What a message is for."""
-
-    COMMAND = "command"  #: asks the recipient to do something
-    QUERY = "query"  #: asks the recipient for something
-    EVENT = "event"  #: reports that something has happened
-    RESPONSE = "response"  #: answers a request
-    ACK = "ack"  #: confirms that something was received
-
-
-#: Names of the types, which are also the names of their handlers.
-TYPE_NAMES = frozenset(member.value for member in MessageType)
 #: Fields in which the sender may choose how the message is encoded.
 _ENCODING_FIELDS = ("serializer", "compression")
-#: Types that one agent sends to another. An EVENT is published, and a RESPONSE is a method's return value.
-SENDABLE = (MessageType.COMMAND, MessageType.QUERY, MessageType.ACK)
-
-
-class Priority(StrEnum):
-    """How urgent a message is.
-
-    A priority is a name, not a number, in code and in JSON: some brokers serve low numbers first, others high
-        ones.
-    """
-
-    URGENT = "URGENT"
-    HIGH = "HIGH"
-    NORMAL = "NORMAL"
-    LOW = "LOW"
-
-    @property
-    def rank(self) -> int:
-        """The number 0, 3, 6 or 9; the lowest rank is handled first."""
-        return _RANKS[self]
-
-    @classmethod
-    def of_rank(cls, rank: int) -> Priority:
-        """Return the priority with this rank: 0, 3, 6 or 9."""
-        return list(cls)[rank // 3]
-
-    @classmethod
-    def of(cls, value: Priority | str) -> Priority:
-        """Return the priority with this name, in upper or lower case.
-
-        Raises:
-            InvalidMessage: the value is anything else. A number is refused too, because brokers disagree on its
-                order.
-        """
-        if isinstance(value, cls):
-            return value
-        if isinstance(value, str) and value.upper() in cls.__members__:
-            return cls[value.upper()]
-        raise InvalidMessage(f"priority must be one of {', '.join(cls.__members__)}, not {value!r}")
-
-
-_RANKS = {priority: 3 * number for number, priority in enumerate(Priority)}
-
-
-class RetentionPolicy(StrEnum):
-    """How long the ledger keeps a message, counted from when it was sent."""
-
-    DAYS_30 = "30 days"
-    DAYS_90 = "90 days"
-    DAYS_365 = "365 days"
-    FOREVER = "forever"
-
-    def until(self, sent_at: datetime) -> datetime:
-        """Return the time after which a message sent at ``sent_at`` may be purged; for FOREVER, the year 9999."""
-        if self is RetentionPolicy.FOREVER:
-            return KEPT_FOREVER
-        return sent_at + _PERIODS[self]
-
-
-_PERIODS = {
-    RetentionPolicy.DAYS_30: timedelta(days=30),
-    RetentionPolicy.DAYS_90: timedelta(days=90),
-    RetentionPolicy.DAYS_365: timedelta(days=365),
-}
-#: When a message with FOREVER may be purged: the last day that Python and every database can represent.
-KEPT_FOREVER = datetime(9999, 12, 31, tzinfo=UTC)
 #: Bounds of ``sent_at``; adding any time to live or retention to it stays within what can be represented.
 _EARLIEST, _LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)
-
-
-class MessageStatus(StrEnum):
-    """The state of a message: PENDING, SENT, DELIVERED, then one final status."""
-
-    PENDING = "pending"  #: it is recorded, and the broker has not confirmed that it has it
-    SENT = "sent"  #: the broker has it
-    DELIVERED = "delivered"  #: a worker has begun to handle it
-    HANDLED = "handled"  #: its handler returned
-    FAILED = "failed"  #: its handler failed and is not tried again
-    EXPIRED = "expired"  #: it expired before a worker began to handle it, and is never handled
-    DEAD = "dead"  #: it is a dead letter: it could not be read or handled, or it ended its workers
-    CANCELLED = "cancelled"  #: it was cancelled: it was never begun, or its handler was stopped
-    PUBLISHED = "published"  #: it is the record of an event; each subscriber gets a message of its own
-
-    @property
-    def final(self) -> bool:
-        """Whether the status can no longer change."""
-        return self in FINAL
-
-
-FINAL = frozenset(MessageStatus) - {MessageStatus.PENDING, MessageStatus.SENT, MessageStatus.DELIVERED}
 
 
 #: Placeholder for the id of a message that is created without one; compared by identity.
@@ -316,62 +216,6 @@ class Message:
             resent=envelope.get("resent", 0),
             **{name: envelope[name] for name in _ENCODING_FIELDS if name in envelope},
         )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeliveryReceipt:
-    """The newest known fact about one message.
-
-    Attributes:
-        message_id: id of the message.
-        from_agent: name of the sender.
-        to_agent: name of the recipient.
-        handler: name of the handler, such as ``command`` or ``get_status``.
-        message_type: type of the message.
-        priority: priority of the message.
-        status: status of the message.
-        attempts: number of times that a worker began to handle it.
-        sent_at: when it was sent, aware UTC.
-        delivered_at: when a worker first began to handle it, or None.
-        finished_at: when it reached its final status, or None.
-        correlation_id: id that related messages share.
-        error: why it failed, or None.
-        cancel_requested_at: when its cancellation was first requested, or None.
-    """
-
-    message_id: str
-    from_agent: str
-    to_agent: str
-    handler: str
-    message_type: MessageType
-    priority: Priority
-    status: MessageStatus
-    attempts: int
-    sent_at: datetime
-    delivered_at: datetime | None
-    finished_at: datetime | None
-    correlation_id: str
-    error: str | None
-    cancel_requested_at: datetime | None = None
-
-
-def receipt_of(message: Message, handler: str, status: MessageStatus = MessageStatus.SENT) -> DeliveryReceipt:
-    """Return the receipt of a message that was just sent, or just recorded (status PENDING)."""
-    return DeliveryReceipt(
-        message_id=message.message_id,
-        from_agent=message.from_agent,
-        to_agent=message.to_agent,
-        handler=handler,
-        message_type=message.message_type,
-        priority=message.priority,
-        status=status,
-        attempts=0,
-        sent_at=message.sent_at,
-        delivered_at=None,
-        finished_at=None,
-        correlation_id=message.correlation_id or message.message_id,
-        error=None,
-    )
 
 
 def _retention(value: Any) -> RetentionPolicy:

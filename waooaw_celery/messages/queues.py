@@ -12,7 +12,7 @@ from kombu import Connection, Exchange, Queue
 from kombu.utils.url import maybe_sanitize_url
 
 from waooaw_celery.errors import ConfigurationError
-from waooaw_celery.messages.message import TYPE_NAMES, MessageType, Priority
+from waooaw_celery.messages.enums import TYPE_NAMES, MessageType, Priority
 from waooaw_celery.messages.validation import AGENT_NAME, RESERVED_NAMES
 
 #: Prefix of the names of agents' queues.

@@ -1,4 +1,4 @@
-"""The events of a message, and the interface of the store that records them."""
+"""The receipt and the events of a message, and the interface of the store that records them."""
 
 from __future__ import annotations
 
@@ -8,12 +8,69 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
-from waooaw_celery.messages.message import FINAL, DeliveryReceipt, Message
+from waooaw_celery.messages.enums import FINAL, MessageStatus, MessageType, Priority
+from waooaw_celery.messages.message import Message
 from waooaw_celery.messages.publish_options import PublishOptions
 from waooaw_celery.messages.validation import LocalTime
 
 #: Seconds that a sweep waits after a message expired, because the note that a worker began it may arrive late.
 SWEEP_GRACE = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeliveryReceipt:
+    """The newest known fact about one message.
+
+    Attributes:
+        message_id: id of the message.
+        from_agent: name of the sender.
+        to_agent: name of the recipient.
+        handler: name of the handler, such as ``command`` or ``get_status``.
+        message_type: type of the message.
+        priority: priority of the message.
+        status: status of the message.
+        attempts: number of times that a worker began to handle it.
+        sent_at: when it was sent, aware UTC.
+        delivered_at: when a worker first began to handle it, or None.
+        finished_at: when it reached its final status, or None.
+        correlation_id: id that related messages share.
+        error: why it failed, or None.
+        cancel_requested_at: when its cancellation was first requested, or None.
+    """
+
+    message_id: str
+    from_agent: str
+    to_agent: str
+    handler: str
+    message_type: MessageType
+    priority: Priority
+    status: MessageStatus
+    attempts: int
+    sent_at: datetime
+    delivered_at: datetime | None
+    finished_at: datetime | None
+    correlation_id: str
+    error: str | None
+    cancel_requested_at: datetime | None = None
+
+
+def receipt_of(message: Message, handler: str, status: MessageStatus = MessageStatus.SENT) -> DeliveryReceipt:
+    """Return the receipt of a message that was just sent, or just recorded (status PENDING)."""
+    return DeliveryReceipt(
+        message_id=message.message_id,
+        from_agent=message.from_agent,
+        to_agent=message.to_agent,
+        handler=handler,
+        message_type=message.message_type,
+        priority=message.priority,
+        status=status,
+        attempts=0,
+        sent_at=message.sent_at,
+        delivered_at=None,
+        finished_at=None,
+        correlation_id=message.correlation_id or message.message_id,
+        error=None,
+    )
 
 
 class MessageEvent(StrEnum):

@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from waooaw_celery.errors import NoHandler, UnknownAgent, UnknownMethod
-from waooaw_celery.messages.message import TYPE_NAMES
+from waooaw_celery.messages.enums import TYPE_NAMES
 from waooaw_celery.messages.queues import HandlerName, takes_message
 from waooaw_celery.store.clock_reading import redis_time
 from waooaw_celery.store.connection import Client, store_errors

@@ -8,9 +8,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from waooaw_celery.errors import UnknownMessage
-from waooaw_celery.messages.message import DeliveryReceipt, Message, MessageStatus, MessageType, Priority
+from waooaw_celery.messages.enums import MessageStatus, MessageType, Priority
+from waooaw_celery.messages.message import Message
 from waooaw_celery.messages.publish_options import PublishOptions
-from waooaw_celery.messages.receipt import SWEEP_GRACE, MessageEvent, MessageFact, ReceiptStore
+from waooaw_celery.messages.receipt import SWEEP_GRACE, DeliveryReceipt, MessageEvent, MessageFact, ReceiptStore
 from waooaw_celery.messages.validation import check_id
 from waooaw_celery.store.clock_reading import redis_time
 from waooaw_celery.store.connection import Client, store_errors

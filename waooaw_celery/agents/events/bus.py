@@ -13,17 +13,10 @@ from waooaw_celery.app.app import AgentApp
 from waooaw_celery.broker.application import require_agent_app
 from waooaw_celery.errors import UnknownMessage
 from waooaw_celery.limits.waiting import Wait
-from waooaw_celery.messages.message import (
-    NOBODY,
-    DeliveryReceipt,
-    Message,
-    MessageStatus,
-    MessageType,
-    Priority,
-    RetentionPolicy,
-    receipt_of,
-)
+from waooaw_celery.messages.enums import MessageStatus, MessageType, Priority, RetentionPolicy
+from waooaw_celery.messages.message import NOBODY, Message
 from waooaw_celery.messages.queues import HandlerName
+from waooaw_celery.messages.receipt import DeliveryReceipt, receipt_of
 from waooaw_celery.messages.topics.attributes import EventAttributes
 from waooaw_celery.messages.topics.filters import Filter
 from waooaw_celery.messages.topics.patterns import check_pattern, check_topic

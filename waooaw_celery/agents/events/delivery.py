@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from uuid import UUID, uuid5
 
-from waooaw_celery.messages.message import DeliveryReceipt, Message
+from waooaw_celery.messages.message import Message
 from waooaw_celery.messages.queues import HandlerName
+from waooaw_celery.messages.receipt import DeliveryReceipt
 from waooaw_celery.store.subscriptions import Subscription
 
 _NAMESPACE = UUID("6f6d2d4a-5c0e-5b43-9a55-0f4f5a6f8d11")

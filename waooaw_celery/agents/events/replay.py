@@ -14,7 +14,8 @@ from waooaw_celery.app.app import AgentApp
 from waooaw_celery.errors import InvalidMessage, WaooawError
 from waooaw_celery.ledger.event_log import EventLog
 from waooaw_celery.ledger.read.records import AuditRecord
-from waooaw_celery.messages.message import Message, MessageType, Priority
+from waooaw_celery.messages.enums import MessageType, Priority
+from waooaw_celery.messages.message import Message
 from waooaw_celery.messages.queues import HandlerName
 from waooaw_celery.messages.topics.filters import Filter
 from waooaw_celery.messages.topics.patterns import matches

@@ -13,9 +13,9 @@ from redis.exceptions import RedisError
 
 from waooaw_celery.app.app import AgentApp
 from waooaw_celery.errors import BackendUnavailable, InvalidMessage, NotStoppable, UnknownAgent
-from waooaw_celery.messages.message import DeliveryReceipt, MessageStatus
+from waooaw_celery.messages.enums import MessageStatus
 from waooaw_celery.messages.queues import takes_message
-from waooaw_celery.messages.receipt import MessageEvent, MessageFact
+from waooaw_celery.messages.receipt import DeliveryReceipt, MessageEvent, MessageFact
 from waooaw_celery.worker.cancellation import CancelAnswer
 from waooaw_celery.worker.remote_control import CANCEL
 from waooaw_celery.worker.task import CANCELLED, current_task

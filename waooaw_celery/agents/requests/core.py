@@ -21,8 +21,10 @@ from waooaw_celery.errors import (
     RequestTimeout,
     WaooawError,
 )
-from waooaw_celery.messages.message import DeliveryReceipt, Message, MessageType, Priority, receipt_of
+from waooaw_celery.messages.enums import MessageType, Priority
+from waooaw_celery.messages.message import Message
 from waooaw_celery.messages.queues import HandlerName, takes_message
+from waooaw_celery.messages.receipt import DeliveryReceipt, receipt_of
 from waooaw_celery.messages.reply_to import ReplyTo
 from waooaw_celery.messages.validation import JSON, check_agent_name, json_copy
 from waooaw_celery.results.collector import ResultMessage

@@ -23,7 +23,8 @@ from waooaw_celery.agents.requests.core import Params, PendingRequest, RequestSe
 from waooaw_celery.agents.requests.response import Response, result_of
 from waooaw_celery.app.app import AgentApp
 from waooaw_celery.broker.application import require_agent_app
-from waooaw_celery.messages.message import DeliveryReceipt, Priority
+from waooaw_celery.messages.enums import Priority
+from waooaw_celery.messages.receipt import DeliveryReceipt
 from waooaw_celery.messages.validation import JSON
 from waooaw_celery.worker.execution.threads import run_in_thread
 
