@@ -180,7 +180,7 @@ class LinearPattern:
 
 
 @lru_cache(maxsize=1000)
-def linear(text: str) -> LinearPattern:
+def linear_pattern(text: str) -> LinearPattern:
     """Return the compiled expression, from a cache.
 
     Raises:

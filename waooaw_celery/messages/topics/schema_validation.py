@@ -21,7 +21,7 @@ from jsonschema.protocols import Validator
 from jsonschema.validators import Draft202012Validator, extend, validator_for
 from referencing.jsonschema import EMPTY_REGISTRY
 
-from waooaw_celery.messages.topics.regular_expressions import linear
+from waooaw_celery.messages.topics.regular_expressions import linear_pattern
 
 #: Longest time that the validation of one event may take, in seconds.
 MAX_SECONDS = 5.0
@@ -39,7 +39,7 @@ _VALUES = ("const", "enum", "default", "examples")
 Keyword = Callable[[Any, Any, Any, Any], Any]
 
 
-class TooLong(Exception):
+class ValidationTimeout(Exception):
     """The validation takes longer than it may."""
 
 
@@ -47,11 +47,11 @@ class UnsafeSchema(ValueError):
     """A part of a schema cannot be validated in bounded time; the error names it."""
 
 
-class Endless(Exception):
+class EndlessReference(Exception):
     """A reference in a schema leads back to itself, so that the validation would never end."""
 
 
-class Run:
+class ValidationRun:
     """The deadline of one validation, and the references that it follows."""
 
     def __init__(self, seconds: float) -> None:
@@ -63,21 +63,21 @@ class Run:
         """Check the deadline.
 
         Raises:
-            TooLong: the deadline has passed.
+            ValidationTimeout: the deadline has passed.
         """
         if time.monotonic() > self._ends_at:
-            raise TooLong(f"it cannot be validated within {self._seconds:g} s")
+            raise ValidationTimeout(f"it cannot be validated within {self._seconds:g} s")
 
     @contextmanager
     def follow(self, schema: Any, instance: Any) -> Iterator[None]:
         """Note a reference as followed during the block.
 
         Raises:
-            Endless: the validation already follows this reference for the same value.
+            EndlessReference: the validation already follows this reference for the same value.
         """
         here = id(schema), id(instance)
         if here in self._followed:
-            raise Endless
+            raise EndlessReference
         self._followed.add(here)
         try:
             yield
@@ -85,7 +85,7 @@ class Run:
             self._followed.discard(here)
 
 
-_run: ContextVar[Run] = ContextVar("waooaw_schema_run")
+_run: ContextVar[ValidationRun] = ContextVar("waooaw_schema_run")
 
 
 def make_validator(schema: Any) -> Validator:
@@ -114,11 +114,11 @@ def first_violation(validator: Validator, payload: Any, seconds: float = MAX_SEC
         seconds: longest time that it may take, in seconds.
 
     Raises:
-        TooLong: it takes longer.
-        Endless: a reference in the schema leads back to itself.
+        ValidationTimeout: it takes longer.
+        EndlessReference: a reference in the schema leads back to itself.
         UnsafePattern: a regular expression in the schema cannot be searched in linear time.
     """
-    token = _run.set(Run(seconds))
+    token = _run.set(ValidationRun(seconds))
     try:
         found: ValidationError | None = best_match(islice(validator.iter_errors(payload), _MAX_ERRORS))
     finally:
@@ -143,7 +143,7 @@ def _check_parts(schema: Any) -> None:
             "unevaluatedProperties is not supported together with patternProperties: name the properties"
         )
     for pattern in _patterns(schema):
-        linear(pattern)
+        linear_pattern(pattern)
 
 
 def _patterns(schema: Any) -> Iterator[str]:
@@ -188,7 +188,7 @@ def _with_deadline(name: str, keyword: Keyword) -> Keyword:
 
 
 def _search(pattern: str, text: str) -> bool:
-    return linear(pattern).search(text, _run.get().go_on)
+    return linear_pattern(pattern).search(text, _run.get().go_on)
 
 
 def _pattern(validator: Any, pattern: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:

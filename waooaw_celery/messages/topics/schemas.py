@@ -18,9 +18,9 @@ from waooaw_celery.messages.topics.patterns import check_topic
 from waooaw_celery.messages.topics.plain_json import as_json, unchanged
 from waooaw_celery.messages.topics.regular_expressions import UnsafePattern
 from waooaw_celery.messages.topics.schema_validation import (
-    Endless,
-    TooLong,
+    EndlessReference,
     UnsafeSchema,
+    ValidationTimeout,
     first_violation,
     make_validator,
 )
@@ -81,11 +81,11 @@ class TopicSchema:
             raise self._invalid(
                 f"refers to a schema outside of it: {unresolved}. Schemas are not fetched: put it under $defs"
             ) from unresolved
-        except Endless as endless:
+        except EndlessReference as endless:
             raise self._invalid(_ENDLESS) from endless
         except (UnsafePattern, UnsafeSchema) as unsafe:
             raise self._invalid(f"cannot be used: {unsafe}") from unsafe
-        except TooLong as late:
+        except ValidationTimeout as late:
             raise SchemaViolation(self.topic, self.version, "$", f"{late}: simplify the schema") from late
         except RecursionError as deep:
             raise SchemaViolation(self.topic, self.version, "$", "it is nested too deeply") from deep
@@ -110,9 +110,9 @@ class TopicSchema:
                 f"the schema of {self.topic} in version {self.version} is not a JSON Schema: "
                 f"{error.message:.500} at {error.json_path}"
             ) from error
-        except Endless as endless:
+        except EndlessReference as endless:
             raise self._invalid(_ENDLESS) from endless
-        except TooLong as late:
+        except ValidationTimeout as late:
             raise self._invalid(f"is too complex: {late}") from late
         except Unresolvable:  # reported when an event needs that part of the schema
             return
