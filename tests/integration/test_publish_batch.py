@@ -1,4 +1,4 @@
-"""Messages that are handed over directly are the very messages that Celery and Kombu would have made."""
+"""A publish batch sends exactly the messages that Celery and Kombu would send."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def client(redis_url: str) -> Iterator[Any]:
         client.delete(*client.keys(f"{agent_queue(TARGET.agent).name}*") or ["-"])
 
 
-def waiting(client: Any) -> list[dict[str, Any]]:
-    """Take the messages that wait for the agent, without what is each message's own on its way."""
+def take_waiting(client: Any) -> list[dict[str, Any]]:
+    """Remove the take_waiting messages of the agent and return them, without their delivery tags."""
     found = []
     for key in sorted(client.keys(f"{agent_queue(TARGET.agent).name}*")):
         if not key.endswith(b"bell"):
@@ -67,26 +67,24 @@ def messages() -> list[Message]:
         {"waooaw_agent_serializers": {TARGET.agent: "protobuf"}, "waooaw_compress_above": 0},
     ],
 )
-def test_what_is_handed_over_directly_is_what_celery_makes(
-    app: AgentApp, client: Any, settings: dict[str, Any]
-) -> None:
-    """A batch on our transport leaves the same messages as one that passes Celery and Kombu one by one."""
+def test_a_batch_sends_the_same_messages_as_celery(app: AgentApp, client: Any, settings: dict[str, Any]) -> None:
+    """A batch on this package's transport leaves the same messages as Celery does one by one."""
     app.conf.update(settings)
     batch = [(TARGET, app.complete(TARGET, message)) for message in messages()]
     with app.producer_or_acquire() as producer:
-        hand_over = PublishBatch(app, app.driver)
-        assert hand_over._knows_the_way(producer)
-        assert hand_over.all_or_none(producer, batch, hand_over.pack(batch), lambda: None)
-        directly = waiting(client)
+        publisher = PublishBatch(app, app.driver)
+        assert publisher._knows_the_way(producer)
+        assert publisher.all_or_none(producer, batch, publisher.pack(batch), lambda: None)
+        directly = take_waiting(client)
         for target, message in batch:
-            hand_over.one(producer, target, message)
-        by_celery = waiting(client)
+            publisher.one(producer, target, message)
+        by_celery = take_waiting(client)
     assert len(directly) == len(batch)
     assert directly == by_celery
 
 
-def test_whoever_listens_to_celerys_signals_is_told(app: AgentApp, client: Any) -> None:
-    """With a receiver of before_task_publish, a batch passes Celery, and the receiver may add headers."""
+def test_receivers_of_celerys_signals_are_called(app: AgentApp, client: Any) -> None:
+    """With a receiver of before_task_publish, Celery publishes the batch, and the receiver may add headers."""
 
     def add(headers: dict[str, Any], **_: Any) -> None:
         headers["traceparent"] = "00-1"
@@ -96,25 +94,25 @@ def test_whoever_listens_to_celerys_signals_is_told(app: AgentApp, client: Any) 
         MessageBus(app).send_many(message.evolve(message_id=f"told-{n}") for n, message in enumerate(messages()))
     finally:
         signals.before_task_publish.disconnect(add)
-    assert [message["headers"]["traceparent"] for message in waiting(client)] == ["00-1"] * len(messages())
+    assert [message["headers"]["traceparent"] for message in take_waiting(client)] == ["00-1"] * len(messages())
 
 
 @pytest.mark.parametrize("setting", [{"task_send_sent_event": True}, {"task_protocol": 1}])
-def test_a_projects_own_settings_are_heeded(redis_url: str, setting: dict[str, Any]) -> None:
-    """Events, or the protocol of old: what Celery does with them it goes on doing."""
+def test_events_and_the_old_protocol_are_published_by_celery(redis_url: str, setting: dict[str, Any]) -> None:
+    """A batch is not published directly if Celery must send events or use protocol 1."""
     with closing(create_app(broker_url=redis_url, **setting)) as app, app.producer_or_acquire() as producer:
         assert not PublishBatch(app, app.driver)._knows_the_way(producer)
 
 
-def test_a_batch_that_must_not_go_leaves_nothing(app: AgentApp, client: Any) -> None:
-    """When the last check raises, no message of the batch is handed over."""
+def test_a_refused_batch_publishes_nothing(app: AgentApp, client: Any) -> None:
+    """If the last check raises, no message of the batch is published."""
 
     def refuse() -> None:
         raise PermissionError("no")
 
     batch = [(TARGET, messages()[0])]
     with app.producer_or_acquire() as producer:
-        hand_over = PublishBatch(app, app.driver)
+        publisher = PublishBatch(app, app.driver)
         with pytest.raises(PermissionError):
-            hand_over.all_or_none(producer, batch, hand_over.pack(batch), refuse)
-    assert waiting(client) == []
+            publisher.all_or_none(producer, batch, publisher.pack(batch), refuse)
+    assert take_waiting(client) == []
