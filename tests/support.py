@@ -17,7 +17,7 @@ from uuid import uuid4
 
 import psycopg2  # type: ignore[import-untyped]
 import pytest
-from nursery import spawn
+from process_pool import spawn
 
 from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus, create_app
 from waooaw_celery.errors import UnknownAgent

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from nursery import waooaw
+from process_pool import waooaw
 from support import Broker, until
 
 from waooaw_celery.embedded import end_all

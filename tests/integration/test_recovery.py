@@ -21,7 +21,7 @@ from uuid import UUID
 
 import pytest
 from celery import chain, chord
-from nursery import spawn
+from process_pool import spawn
 from proxy import proxied
 from redis import Redis
 from support import PATIENCE, Broker, lone_database, note, settled, until

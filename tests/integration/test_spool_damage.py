@@ -13,8 +13,8 @@ from pathlib import Path
 from tempfile import mkdtemp
 
 import pytest
-from nursery import waooaw
 from outages import Server, lone_server
+from process_pool import waooaw
 from sqlalchemy import select
 from support import Broker, settled, until
 

@@ -13,8 +13,8 @@ from typing import Any
 from uuid import uuid4
 
 from celery import Celery
-from nursery import spawn
 from plain import make_app
+from process_pool import spawn
 from redis import Redis
 from support import PROBE_FOLDER, until
 
