@@ -1,4 +1,7 @@
-"""The `waooaw_*` keys of `app.conf`, their environment variables `WAOOAW_*`, and Celery's own defaults here."""
+"""The `waooaw_*` keys of `app.conf` and their environment variables `WAOOAW_*`.
+
+The module is longer than 300 lines because each setting has its line of documentation here, in one place.
+"""
 
 from __future__ import annotations
 

@@ -79,14 +79,14 @@ async def whoami() -> dict[str, Any]:
     """Return the current message after other coroutines ran: here, in another task, and in a thread."""
     await asyncio.sleep(0.05)
 
-    async def told() -> str:
+    async def current_id() -> str:
         message = current_message()
         assert message is not None
         return message.message_id
 
     return {
-        "here": await told(),
-        "in a task": await asyncio.create_task(told()),
+        "here": await current_id(),
+        "in a task": await asyncio.create_task(current_id()),
         "in a thread": await asyncio.to_thread(lambda: (m := current_message()) and m.message_id),
         "process": os.getpid(),
         "loop": id(asyncio.get_running_loop()),

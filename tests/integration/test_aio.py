@@ -172,4 +172,4 @@ def test_messages_of_another_transport_can_be_logged(app: AgentApp) -> None:
         ("failed", 1),
     ]
     with pytest.raises(UnknownMessage):
-        run(trail.update_status("never-said", MessageStatus.HANDLED))
+        run(trail.update_status("unknown", MessageStatus.HANDLED))

@@ -90,8 +90,8 @@ def test_a_handler_that_kills_its_process_is_tried_four_times(app: AgentApp, oth
     assert settled(app, killer.message_id) is MessageStatus.DEAD
     receipt = MessageBus(app).receipt(killer.message_id)
     assert receipt.attempts == 4
-    [letter] = app.dead_letters.list(agent=other, reason="WorkerLostError")
-    assert (letter.message_id, letter.reason) == (killer.message_id, receipt.error)
+    [dead_letter] = app.dead_letters.list(agent=other, reason="WorkerLostError")
+    assert (dead_letter.message_id, dead_letter.reason) == (killer.message_id, receipt.error)
     assert "WorkerLostError" in (receipt.error or "")
     assert Requests(app).request(other, "echo", {"value": 1}) == 1
 

@@ -52,9 +52,9 @@ def messages() -> list[Message]:
         Message(from_agent="bob", payload="text", ttl_seconds=None, correlation_id="thread", **to),
         Message(from_agent="ann", payload=None, causation_id="c", conversation_id="d", **to),
         Message(from_agent="ann", payload={"at": datetime(2026, 1, 1, tzinfo=UTC), "id": UUID(int=7)}, **to),
-        Message(from_agent="ann", payload=["said again and again"] * 100, **to),
-        Message(from_agent="ann", payload=["said again and again"] * 100, compression="none", **to),
-        Message(from_agent="ann", payload=["said again"] * 200, serializer="msgpack", compression="zstd", **to),
+        Message(from_agent="ann", payload=["the same text again"] * 100, **to),
+        Message(from_agent="ann", payload=["the same text again"] * 100, compression="none", **to),
+        Message(from_agent="ann", payload=["the same text"] * 200, serializer="msgpack", compression="zstd", **to),
         Message(from_agent="ann", payload={"n": b"\x00"}, serializer="protobuf", **to),
     ]
 
@@ -91,7 +91,9 @@ def test_receivers_of_celerys_signals_are_called(app: AgentApp, client: Any) -> 
 
     signals.before_task_publish.connect(add)
     try:
-        MessageBus(app).send_many(message.evolve(message_id=f"told-{n}") for n, message in enumerate(messages()))
+        MessageBus(app).send_many(
+            message.evolve(message_id=f"signalled-{n}") for n, message in enumerate(messages())
+        )
     finally:
         signals.before_task_publish.disconnect(add)
     assert [message["headers"]["traceparent"] for message in take_waiting(client)] == ["00-1"] * len(messages())

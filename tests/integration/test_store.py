@@ -100,14 +100,16 @@ def test_a_worker_without_heartbeats_no_longer_counts(store_app: AgentApp) -> No
 def test_a_worker_reports_about_itself(store_app: AgentApp) -> None:
     """The report of a living worker is read back; that of a stalled worker sets the state of its agent."""
     registry, within = store_app.registry, timedelta(seconds=60)
-    registry.declare("told", ["command"], "told@h", 60, report={"clock": {"offset": 0.25}})
-    registry.declare("told", ["command"], "other@h", 60)
-    assert registry.get("told").reports == {"told@h": {"clock": {"offset": 0.25}}}
-    assert registry.get("told").state(within) == "alive"
-    registry.declare("told", ["command"], "told@h", 60, report={"not_taking": "disk full", "stalled": {"for": 61}})
-    assert registry.get("told").state(within) == "STALLED"
-    registry.retire("told", "told@h")
-    assert registry.get("told").reports == {}
+    registry.declare("reports", ["command"], "reports@h", 60, report={"clock": {"offset": 0.25}})
+    registry.declare("reports", ["command"], "other@h", 60)
+    assert registry.get("reports").reports == {"reports@h": {"clock": {"offset": 0.25}}}
+    assert registry.get("reports").state(within) == "alive"
+    registry.declare(
+        "reports", ["command"], "reports@h", 60, report={"not_taking": "disk full", "stalled": {"for": 61}}
+    )
+    assert registry.get("reports").state(within) == "STALLED"
+    registry.retire("reports", "reports@h")
+    assert registry.get("reports").reports == {}
 
 
 def message(app: AgentApp, **fields: object) -> Message:

@@ -140,9 +140,9 @@ def test_a_filter_selects_by_payload(where: dict[str, Any], fits: bool) -> None:
 
 def test_other_types_are_compared_as_text_or_number() -> None:
     """A datetime is compared as ISO 8601 text, a UUID as text, and a Decimal exactly as a number."""
-    moment, id_ = datetime(2026, 1, 2, tzinfo=UTC), UUID(int=7)
-    payload = {"at": moment, "id": id_, "total": Decimal("0.1"), "raw": b"\x00", "many": [moment]}
-    where = {"at": {"gte": "2026-01-01"}, "id": id_, "total": {"gt": 0.05, "lt": Decimal("0.2")}, "many.0": moment}
+    at, id_ = datetime(2026, 1, 2, tzinfo=UTC), UUID(int=7)
+    payload = {"at": at, "id": id_, "total": Decimal("0.1"), "raw": b"\x00", "many": [at]}
+    where = {"at": {"gte": "2026-01-01"}, "id": id_, "total": {"gt": 0.05, "lt": Decimal("0.2")}, "many.0": at}
     assert Filter.of(where).fits(payload)
     assert not Filter.of({"total": {"gt": 0.2}}).fits(payload)
     json.dumps(Filter.of(where).where)
@@ -280,8 +280,8 @@ def test_invalid_event_attributes_are_refused(fields: dict[str, Any]) -> None:
         attributes(**fields)
 
 
-@pytest.mark.parametrize("said", ["x", {}, {"id": "e"}, {**attributes().to_envelope(), "time": "soon"}, [1]])
-def test_damaged_event_attributes_are_refused(said: Any) -> None:
+@pytest.mark.parametrize("damaged", ["x", {}, {"id": "e"}, {**attributes().to_envelope(), "time": "soon"}, [1]])
+def test_damaged_event_attributes_are_refused(damaged: Any) -> None:
     """Any damaged value raises one kind of error."""
     with pytest.raises(InvalidMessage, match="damaged"):
-        EventAttributes.from_envelope(said)
+        EventAttributes.from_envelope(damaged)
