@@ -29,7 +29,7 @@ from waooaw_celery.limits.grammar import parse_quota
 from waooaw_celery.limits.memory import MemoryStorage
 from waooaw_celery.limits.redis import RedisStorage
 from waooaw_celery.limits.rules import Quota, demands_by_scope
-from waooaw_celery.messages.message import Priority
+from waooaw_celery.messages.enums import Priority
 from waooaw_celery.store.connection import connect, store_url
 
 #: Realistic rules, with limits that are never reached, and with limits that are.

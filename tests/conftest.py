@@ -1,4 +1,4 @@
-"""Servers for all tests: embedded ones, unless a URL names another. Nothing here uses a fixed port or database."""
+"""Servers for all tests: embedded ones, or those that WAOOAW_TEST_* names. No port or database is fixed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from waooaw_celery.embedded import postgres, valkey
 
 for _name in [name for name in os.environ if name.startswith(("CELERY_", "WAOOAW_", "FLOWER_"))]:
     if not _name.startswith("WAOOAW_TEST_"):
-        del os.environ[_name]  # the tests say themselves what is set
+        del os.environ[_name]  # each test sets what it needs
 
 
 @pytest.fixture(scope="session")
@@ -38,7 +38,7 @@ def redis_url() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def amqp_url() -> str:
-    """A RabbitMQ server: WAOOAW_TEST_AMQP_URL, or the one on localhost; without one the test is skipped."""
+    """A RabbitMQ server: WAOOAW_TEST_AMQP_URL, or the one on localhost; if there is none, the test is skipped."""
     url = os.environ.get("WAOOAW_TEST_AMQP_URL", "amqp://guest:guest@localhost:5672//")
     parts = urlsplit(url)
     try:
@@ -61,9 +61,9 @@ def postgres_url() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def dead_letters_alone() -> Iterator[None]:
-    """Keep all other tests of this computer from looking through the dead letters of the RabbitMQ that they share.
+    """Lock the dead-letter queues of the shared RabbitMQ against other test processes of this computer.
 
-    Whoever looks through a queue holds what is in it for a moment, and others do not see that.
+    A reader of a queue holds its messages for a short time, and others do not see them.
     """
     path = Path(tempfile.gettempdir()) / f"waooaw-tests-dead-letters-{os.getuid()}"
     with path.open("w") as lock:
@@ -74,14 +74,14 @@ def dead_letters_alone() -> Iterator[None]:
                 break
             except BlockingIOError:
                 if time.monotonic() > deadline:
-                    pytest.fail("other tests looked through the dead letters for ten minutes")
+                    pytest.fail("other tests held the lock of the dead-letter queues for ten minutes")
                 time.sleep(0.1)
         yield
 
 
 @contextmanager
 def _empty_database(server: str) -> Iterator[str]:
-    """Take a database of a Redis server that nobody uses, and empty it again."""
+    """Reserve an unused database of a Redis server, and empty it afterwards."""
     server = server.rstrip("/")
     with redis.Redis.from_url(server) as client:
         count = int(client.config_get("databases")["databases"])

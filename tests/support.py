@@ -1,4 +1,4 @@
-"""What several tests need: patience, and brokers with real agents on them."""
+"""Helpers of several tests: waiting for a condition, and brokers with real agents."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from uuid import uuid4
 
 import psycopg2  # type: ignore[import-untyped]
 import pytest
-from nursery import spawn
+from process_pool import spawn
 
 from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus, create_app
 from waooaw_celery.errors import UnknownAgent
@@ -25,22 +25,22 @@ from waooaw_celery.ledger.database.engine import database_url
 from waooaw_celery.messages.queues import agent_queue
 from waooaw_celery.messages.receipt import MessageEvent, MessageFact, ReceiptStore
 
-#: Seconds that a test waits for something that happens in another process.
+#: Longest time that a test waits for another process, in seconds.
 PATIENCE = 30.0
 
 
 def until(condition: Callable[[], object], what: str = "the condition", seconds: float = PATIENCE) -> None:
-    """Ask again and again until the condition holds, and fail when it does not in time."""
+    """Wait until a condition holds, and fail the test if it does not in time."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
-            pytest.fail(f"{what} did not come to pass within {seconds:g} s")
+            pytest.fail(f"timed out after {seconds:g} s waiting for {what}")
         time.sleep(0.05)
 
 
 @contextmanager
 def lone_database(server: str) -> Iterator[str]:
-    """Make a PostgreSQL database, give its URL, and drop it with whoever is still connected."""
+    """Create a PostgreSQL database, yield its URL, and drop it together with its connections."""
     name = f"waooaw_{uuid4().hex}"
     _administer(server, f"CREATE DATABASE {name}")
     try:
@@ -62,13 +62,14 @@ PROBE_FOLDER = Path(__file__).parent / "integration"
 
 @dataclass
 class Broker:
-    """A broker, and how to run agents on it.
+    """A broker on which a test runs agents.
 
     Attributes:
         url: URL of the broker.
         redis_url: URL of the Redis for results, agents and receipts.
-        folder: for the logs of the workers.
-        database_url: the ledger's, or None for receipts in Redis.
+        folder: folder for the logs of the workers.
+        database_url: URL of the ledger's database, or None for receipts in Redis.
+        names: names of the agents that were started.
     """
 
     url: str
@@ -79,11 +80,11 @@ class Broker:
 
     @property
     def spool_folder(self) -> Path:
-        """Where entries wait while the ledger's database is away."""
+        """The folder of the spool, where rows wait while the ledger's database is down."""
         return self.folder / "spool"
 
     def app(self, **config: object) -> AgentApp:
-        """Return an application that speaks as ``tests``."""
+        """Return an application whose sender is ``tests``."""
         settings = {
             "waooaw_sender": "tests",
             "waooaw_database_url": self.database_url,
@@ -94,7 +95,7 @@ class Broker:
         return create_app("tests", **(settings | config))
 
     def name(self) -> str:
-        """Return a name for an agent that nobody else uses."""
+        """Return a unique name for an agent."""
         name = f"probe-{uuid4().hex[:8]}"
         self.names.add(name)
         return name
@@ -109,7 +110,7 @@ class Broker:
         env: dict[str, str] | None = None,
         **settings: object,
     ) -> subprocess.Popen[bytes]:
-        """Start a worker of the probe agent of this name, and return when it has declared itself."""
+        """Start a worker of the probe agent with this name, and return when the registry has it."""
         self.names.add(name)
         node = f"{node or name}@{socket.gethostname()}"
         env = (
@@ -126,7 +127,7 @@ class Broker:
         if self.database_url is not None:
             env["WAOOAW_DATABASE_URL"] = self.database_url
         command = [sys.executable, "-m", "celery", "-A", module, "worker", "-n", node, "-c", "1"]
-        # Neither is of use to a lone worker, and each costs a second.
+        # Mingle and gossip cost a second each, and a single worker does not need them.
         command += ["--without-mingle", "--without-gossip", *options]
         log = self.folder / f"{node.partition('@')[0]}.log"
         process = spawn(command, log=log, env=env, cwd=PROBE_FOLDER)
@@ -142,21 +143,21 @@ class Broker:
         return process
 
     def clean(self) -> None:
-        """Delete the queues of this run from a broker that outlives it."""
+        """Delete the queues of this run, because the broker may outlive it."""
         with self.app().connection_for_write() as connection, connection.channel() as channel:
             for name in self.names:
                 agent_queue(name)(channel).delete()
 
 
 def settled(app: AgentApp, message_id: str) -> MessageStatus:
-    """Wait for the last fact about a message and return it."""
+    """Wait for the final status of a message and return it."""
     bus = MessageBus(app)
     until(lambda: bus.receipt(message_id).status.final, f"the end of {message_id}")
     return bus.receipt(message_id).status
 
 
 def note(receipts: ReceiptStore, message: Message, *events: MessageEvent, **facts: object) -> None:
-    """Write down what became of a message, as workers do."""
+    """Record facts about a message, as workers do."""
     for event in events:
         about: Any = {"message": message, "handler": "command", "attempt": 0 if event is MessageEvent.SENT else 1}
         receipts.note(MessageFact(message_id=message.message_id, event=event, **(about | facts)))

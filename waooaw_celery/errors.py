@@ -1,37 +1,37 @@
 """Every error that this package raises.
 
 * WaooawError
-    * ConfigurationError        a setting is missing, misspelt or impossible
-        * InvalidSchema         the JSON Schema of a topic is none, or its check might not end
-    * InvalidMessage            a message or an argument breaks a rule
-        * SchemaViolation       an event breaks the schema of its topic
-        * EncodingFailed            it cannot be written in its format, or is larger than what is accepted
-    * DecodingFailed                what arrived cannot be read, or is larger than what is accepted
-    * UnknownSender             no agent is speaking
-    * UnknownAgent              nobody ever declared the recipient
+    * ConfigurationError        a setting is missing, misspelt or invalid
+        * InvalidSchema         the JSON Schema of a topic is invalid
+    * InvalidMessage            a message or an argument is invalid
+        * SchemaViolation       an event does not match the schema of its topic
+        * EncodingFailed        a value cannot be encoded, or is too large
+    * DecodingFailed            received data cannot be decoded, or is too large
+    * UnknownSender             no sender is known
+    * UnknownAgent              the recipient is not known
         * NoHandler             the recipient has no handler for this type of message
         * UnknownMethod         the recipient has no such method
-    * UnknownMessage            no receipt is kept for this id
-    * UnknownDeadLetter             there is no such dead letter
-    * UnknownSubscription       nobody ever subscribed under this name
+    * UnknownMessage            there is no receipt for this id
+    * UnknownDeadLetter         there is no such dead letter
+    * UnknownSubscription       there is no such subscription
     * BrokerUnavailable         the message could not be published
-    * StoreUnavailable          what keeps agents and receipts does not answer
+    * StoreUnavailable          the ledger's database, or the Redis for agents and receipts, does not answer
         * AuditUnavailable      the ledger does not answer, so nothing is published
-    * ClockSkew                 the clocks of the computers disagree too much for what was asked
-    * NotStoppable              the handler that was to be cancelled runs where nothing can stop it
-    * RateLimitExceeded         the sender has sent as much as it may for now
+    * ClockSkew                 the clocks of two computers differ too much
+    * NotStoppable              the handler to cancel runs where it cannot be stopped
+    * RateLimitExceeded         the sender has reached its rate limit
     * HandlerExited             a handler called sys.exit() or ran out of memory
-    * RequeueLimitExceeded      a handler gave a message back again and again
-    * DeliveryLimitExceeded     the workers that began with a message ended, one after the other
-    * BlockingCall              an async def handler made a call that would stop all others
-    * CircularRequest           the agent that is asked waits for the answer itself
-    * RequestError              a request did not bring a result
-        * RequestTimeout        no answer came in time
-        * Expired               the request was dropped: its time was over before it was begun
+    * RequeueLimitExceeded      a handler requeued a message too often
+    * DeliveryLimitExceeded     too many workers died while they handled the message
+    * BlockingCall              a coroutine made a call that blocks its event loop
+    * CircularRequest           the requested agent itself waits for the answer
+    * RequestError              a request has no result
+        * RequestTimeout        no answer arrived in time
+        * Expired               the request expired before its agent began it
         * Cancelled             the request was cancelled
         * RemoteError           the handler of the other agent failed
         * BackendUnavailable    the result backend does not answer
-        * StreamBroken          a part of an answer that came in parts was lost
+        * StreamBroken          a part of a streamed answer was lost
 """
 
 from __future__ import annotations
@@ -43,38 +43,39 @@ from kombu.exceptions import DecodeError, EncodeError, OperationalError
 
 
 class WaooawError(Exception):
-    """Something went wrong in waooaw_celery.
+    """An error of waooaw_celery.
 
     Attributes:
-        message_ids: ids of the messages of the same call that were published before the failure.
+        message_ids: ids of the messages that the same call had published before it failed.
     """
 
     message_ids: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        """Return the message given, or the class's own docstring when none was."""
+        """Return the error's message or, without one, the first line of the class's docstring."""
         return super().__str__() or (type(self).__doc__ or "").partition("\n")[0]
 
 
 class ConfigurationError(WaooawError, ValueError):
-    """A setting is missing, misspelt or impossible."""
+    """A setting is missing, misspelt or invalid."""
 
 
 class InvalidSchema(ConfigurationError):
-    """The JSON Schema of a topic is none, or its check might not end; the sentence says why."""
+    """The JSON Schema of a topic is invalid, or validation against it might not end."""
 
 
 class InvalidMessage(WaooawError, ValueError):
-    """A message or an argument breaks a rule."""
+    """A message or an argument is invalid."""
 
 
 class SchemaViolation(InvalidMessage):
-    """An event breaks the schema of its topic.
+    """An event does not match the schema of its topic.
 
     Attributes:
-        topic: of the event.
-        version: of the schema.
-        path: where, as a JSONPath such as ``$.order.total``.
+        topic: topic of the event.
+        version: version of the schema.
+        path: the part of the payload that is invalid, as a JSONPath such as ``$.order.total``.
+        problem: what is wrong with it.
     """
 
     def __init__(self, topic: str, version: str, path: str, problem: str) -> None:
@@ -89,25 +90,25 @@ class SchemaViolation(InvalidMessage):
 
 
 class EncodingFailed(InvalidMessage, EncodeError):
-    """A value cannot be written in its format, or is larger than what is accepted.
+    """A value cannot be encoded in its format, or is larger than the limit.
 
-    Also a kombu ``EncodeError``: Celery makes the failure of its task of an answer that cannot be written.
+    It is also a Kombu ``EncodeError``: Celery then fails a task whose result cannot be encoded.
     """
 
 
 class DecodingFailed(WaooawError, DecodeError):
-    """What arrived cannot be read, or is larger than what is accepted; the sentence says why.
+    """Received data cannot be decoded, or is larger than the limit.
 
-    Also a kombu ``DecodeError``.
+    It is also a Kombu ``DecodeError``.
     """
 
 
 class UnknownSender(WaooawError, LookupError):
-    """No agent is speaking."""
+    """No sender is known: no handler runs, and the setting waooaw_sender is not set."""
 
 
 class UnknownAgent(WaooawError, LookupError):
-    """Nobody ever declared this agent."""
+    """The agent is not known: no worker of it has ever started."""
 
 
 class NoHandler(UnknownAgent):
@@ -119,7 +120,7 @@ class UnknownMethod(UnknownAgent):
 
 
 class UnknownMessage(WaooawError, LookupError):
-    """No receipt is kept for this message."""
+    """There is no receipt for this message."""
 
 
 class UnknownDeadLetter(WaooawError, LookupError):
@@ -127,60 +128,60 @@ class UnknownDeadLetter(WaooawError, LookupError):
 
 
 class UnknownSubscription(WaooawError, LookupError):
-    """Nobody ever subscribed under this name."""
+    """There is no subscription of this name."""
 
 
 class BrokerUnavailable(WaooawError, OperationalError):
-    """The message could not be published. Whether the broker has it is not known: ask for its receipt.
+    """The message could not be published. The broker may have it or not: read its receipt.
 
-    Also a kombu ``OperationalError``, so that code written for Celery catches it.
+    It is also a Kombu ``OperationalError``, so that code written for Celery catches it.
 
     Attributes:
-        uncertain: whether the broker may have it all the same. False: it does not have it and will not get it.
-            Nothing was tried and nothing written down, or the broker refused it and its receipt says FAILED.
+        uncertain: whether the broker may have the message. False: it does not have it and will not get it, because
+            nothing was tried or recorded, or because the broker refused it and its receipt is FAILED.
     """
 
     uncertain: bool = True
 
 
 class StoreUnavailable(WaooawError, ConnectionError):
-    """What keeps the known agents and the receipts does not answer: the ledger, or Redis without one."""
+    """The ledger's database, or the Redis for agents and receipts, does not answer."""
 
 
 class AuditUnavailable(StoreUnavailable):
-    """The ledger does not answer, and what it cannot record is not published.
+    """The ledger does not answer. A message that it cannot record is not published.
 
     Attributes:
-        uncertain: whether the database may have carried out what it did not confirm.
+        uncertain: whether the database may have committed a statement that it did not confirm.
     """
 
     uncertain: bool = False
 
 
 class ClockSkew(WaooawError, RuntimeError):
-    """Two clocks disagree by more than what was asked allows: nothing was done."""
+    """Two clocks differ by more than is allowed for this operation; nothing was done."""
 
 
 class NotStoppable(WaooawError, RuntimeError):
-    """The handler that was to be cancelled runs where nothing can stop it: in a thread, and is no coroutine."""
+    """The handler to cancel cannot be stopped: it is not a coroutine and runs in a thread."""
 
 
 class RateLimitExceeded(WaooawError):
-    """The sender has sent as much as it may for now; nothing of this call was sent.
+    """The sender has reached its rate limit; no message of this call was sent.
 
     Attributes:
         agent: the sender.
-        rule: the rule that makes it wait longest, such as ``100/hour burst 20``.
-        retry_after: seconds after which the same call passes, when the agent sends nothing meanwhile; infinite
-            when it asks for more at once than the rule ever lets through.
-        n: how many messages were to be sent.
+        rule: the rule with the longest wait, such as ``100/hour burst 20``.
+        retry_after: seconds after which the same call succeeds if the agent sends nothing else; infinite if the
+            call has more messages than the rule ever allows at once.
+        n: number of messages of the call.
     """
 
     def __init__(self, agent: str, rule: str, retry_after: float, n: int = 1) -> None:
         if math.isinf(retry_after):
-            super().__init__(f"{n} messages at once are more than {rule} ever lets {agent!r} send: send fewer")
+            super().__init__(f"{rule} never allows {agent!r} to send {n} messages at once: send fewer")
         else:
-            super().__init__(f"{agent!r} has sent as much as {rule} lets it: try again in {retry_after:.3f} s")
+            super().__init__(f"{agent!r} has reached its rate limit {rule}: try again in {retry_after:.3f} s")
         self.agent = agent
         self.rule = rule
         self.retry_after = retry_after
@@ -191,39 +192,39 @@ class RateLimitExceeded(WaooawError):
 
 
 class HandlerExited(WaooawError):
-    """A handler called sys.exit() or ran out of memory, which must not end its worker."""
+    """A handler called sys.exit() or ran out of memory. Its worker goes on."""
 
 
 class RequeueLimitExceeded(WaooawError):
-    """A handler gave a message back with Reject(requeue=True) more often than waooaw_requeue_limit allows."""
+    """A handler requeued a message with Reject(requeue=True) more often than waooaw_requeue_limit allows."""
 
 
 class DeliveryLimitExceeded(WaooawError):
-    """A message was handed out again and again, since each worker that began with it ended."""
+    """A message was redelivered too often, because each worker that began to handle it died."""
 
 
 class BlockingCall(WaooawError, RuntimeError):
-    """A coroutine made a call that blocks, and with it every other coroutine of its process."""
+    """A coroutine made a call that blocks the event loop, and so every other coroutine of the process."""
 
 
 class CircularRequest(WaooawError, RuntimeError):
-    """The agent that is asked waits for the answer of this request's own handler: both would wait in vain."""
+    """The requested agent itself waits for the handler that sends this request; both would time out."""
 
 
 class RequestError(WaooawError):
-    """A request did not bring a result."""
+    """A request has no result."""
 
 
 class RequestTimeout(RequestError, TimeoutError):
-    """No answer came in time."""
+    """No answer arrived in time."""
 
 
 class Expired(RequestError):
-    """The request was dropped: its time was over before the agent began it."""
+    """The request expired before its agent began it, and was dropped."""
 
 
 class Cancelled(RequestError):
-    """Somebody cancelled the request, or an operator revoked it."""
+    """The request was cancelled or revoked."""
 
 
 class BackendUnavailable(RequestError, ConnectionError):
@@ -231,7 +232,7 @@ class BackendUnavailable(RequestError, ConnectionError):
 
 
 class StreamBroken(RequestError):
-    """A part of an answer that came in parts was lost, or the agent began it again: ask again."""
+    """A part of a streamed answer was lost, or the agent began the answer again: repeat the request."""
 
 
 class RemoteError(RequestError):
@@ -239,9 +240,9 @@ class RemoteError(RequestError):
 
     Attributes:
         agent: name of the agent whose handler failed.
-        type: class name of the exception there, such as ``ValueError``.
-        message: its text.
-        traceback: the traceback of the other side as text, or None when it sent none.
+        type: class name of the exception, such as ``ValueError``.
+        message: message of the exception.
+        traceback: its traceback as text, or None if the agent sent none.
     """
 
     def __init__(self, agent: str, type_: str, message: str, traceback: str | None = None) -> None:

@@ -1,4 +1,7 @@
-"""The `waooaw_*` keys of `app.conf`, their environment variables `WAOOAW_*`, and Celery's own defaults here."""
+"""The `waooaw_*` keys of `app.conf` and their environment variables `WAOOAW_*`.
+
+The module is longer than 300 lines because each setting has its line of documentation here, in one place.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from functools import partial
 from typing import Annotated, Any, Self, get_type_hints
 
 from waooaw_celery.errors import ConfigurationError
-from waooaw_celery.messages.message import RetentionPolicy
+from waooaw_celery.messages.enums import RetentionPolicy
 from waooaw_celery.messages.validation import check_agent_name
 from waooaw_celery.wire.caps import MIB
 

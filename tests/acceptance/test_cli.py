@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from nursery import waooaw
+from process_pool import waooaw
 from support import PROBE_FOLDER, Broker, until
 
 from waooaw_celery import AgentApp
@@ -118,11 +118,11 @@ def test_queues_counts_what_waits(cli: Cli, broker: Broker) -> None:
 @pytest.mark.parametrize(
     ("arguments", "env", "sentence"),
     [
-        (("send", "nobody", "{}"), {}, "no agent 'nobody' was ever declared"),
+        (("send", "nobody", "{}"), {}, "agent 'nobody' is not known"),
         (("send", "nobody", "{not json"), {}, "{not json is no JSON"),
         (("request", "nobody", "x", "[1]"), {}, "must be a JSON object"),
         (("send", "Not A Name", "{}"), {}, "to_agent must be 1 to 63 characters"),
-        (("receipt", "no-such-id"), {}, "there is no receipt of message 'no-such-id'"),
+        (("receipt", "no-such-id"), {}, "no receipt of message 'no-such-id'"),
         (("agents",), {"CELERY_BROKER_URL": "memory://"}, "does not order messages by priority"),
         (("agents",), {"CELERY_BROKER_URL": ""}, "no broker is set"),
         (("agents",), {"CELERY_BROKER_URL": "redis://127.0.0.1:1/0"}, "Connection refused"),
@@ -167,7 +167,7 @@ def test_limits_are_shown_set_and_reset(cli: Cli, agent: str) -> None:
         assert cli("send", agent, "{}", "--from", sender, **env).returncode == 0
     refused = cli("send", agent, "{}", "--from", sender, **env)
     assert refused.returncode == 1
-    assert f"Error: '{sender}' has sent as much as 2/hour lets it: try again in 3" in refused.stderr
+    assert f"Error: '{sender}' has reached its rate limit 2/hour: try again in 3" in refused.stderr
     [row] = [line for line in cli("limits", "near", **env).stdout.splitlines() if "2/hour" in line]
     assert row.split()[:4] == [sender, "2", "2", "0"]
     [status] = json.loads(cli("limits", "show", sender, "--json", **env).stdout)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from nursery import waooaw
+from process_pool import waooaw
 from support import Broker, until
 
 from waooaw_celery.embedded import end_all
@@ -124,13 +124,13 @@ def test_a_broadcast_from_the_shell(agent: str, cli: Cli, told: Callable[..., An
         (("publish", "{agent}.checked", '{"n": 1}', "--schema-version", "9"), "known: 1, 2"),
         (("unsubscribe", "nobody.there"), "there is no subscription 'nobody.there'"),
         (("replay", "nobody.there", "--since", "2026-01-01"), "there is no subscription"),
-        (("replay", "{agent}.one"), "a replay needs a beginning"),
+        (("replay", "{agent}.one"), "a replay needs since or conversation"),
         (("replay", "{agent}.one", "--conversation", "no-such"), "no message, thread or conversation"),
         (("replay", "{agent}.one", "--since", "2026-01-01", "--topic", "a..b"), "empty word"),
-        (("replay", "{agent}.one", "--since", "2026-01-01", "--where", "[]"), "a filter is a mapping"),
+        (("replay", "{agent}.one", "--since", "2026-01-01", "--where", "[]"), "a filter must be a mapping"),
         (
             ("replay", "{agent}.one", "--since", "2026-01-01", "--speed", "1", "--per-second", "1"),
-            "a replay has one pace",
+            "set per_second or speed, not both",
         ),
     ],
 )

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from nursery import waooaw
+from process_pool import waooaw
 from support import PROBE_FOLDER, Broker, settled
 
 from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus

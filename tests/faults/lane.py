@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from celery.exceptions import CeleryError
 from kombu.exceptions import OperationalError
-from nursery import spawn
+from process_pool import spawn
 from redis import RedisError
 
 from faults.app import QUEUE, WORK, make_app

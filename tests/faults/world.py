@@ -20,8 +20,8 @@ from uuid import uuid4
 
 import psutil
 from kombu import Connection
-from nursery import spawn
 from outages import Server as Postgres
+from process_pool import spawn
 from proxy import Proxy, proxied
 
 from faults import effects

@@ -1,6 +1,6 @@
-"""An agent whose handlers are coroutines, for tests. Named by PROBE_NAME.
+"""A test agent whose handlers are coroutines.
 
-PROBE_SETTINGS are its settings, as JSON.
+Its environment: PROBE_NAME, its name; PROBE_SETTINGS, its settings as JSON.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ async def seen() -> list[Any]:
 
 @agent.method
 async def wait_and_note(path: str) -> None:
-    """Wait for long, and tell in a file, which outlives the process, that the clean-up ran."""
+    """Wait for a minute, and record in a file that the clean-up ran."""
     try:
         Path(path).write_text("began")
         await asyncio.sleep(60)
@@ -76,17 +76,17 @@ async def nap(seconds: float) -> float:
 
 @agent.method
 async def whoami() -> dict[str, Any]:
-    """Tell what is current here after others had their turn, in a task of its own and in a thread."""
+    """Return the current message after other coroutines ran: here, in another task, and in a thread."""
     await asyncio.sleep(0.05)
 
-    async def told() -> str:
+    async def current_id() -> str:
         message = current_message()
         assert message is not None
         return message.message_id
 
     return {
-        "here": await told(),
-        "in a task": await asyncio.create_task(told()),
+        "here": await current_id(),
+        "in a task": await asyncio.create_task(current_id()),
         "in a thread": await asyncio.to_thread(lambda: (m := current_message()) and m.message_id),
         "process": os.getpid(),
         "loop": id(asyncio.get_running_loop()),

@@ -1,7 +1,9 @@
-"""An agent for tests that subscribes: it does what its events say, and tells what it saw. Named by PROBE_NAME.
+"""A test agent with subscriptions, which records the events that it handles.
 
-PROBE_SETTINGS are its settings, as JSON; PROBE_TOPICS is the first word of its topics; PROBE_LEAVE_OUT is a
-handler that its code no longer has; PROBE_SINCE are the seconds for which its subscription ``late`` looks back.
+Its environment: PROBE_NAME, its name; PROBE_SETTINGS, its settings as JSON; PROBE_TOPICS, the first word of its
+    topics;
+PROBE_LEAVE_OUT, a handler that its code no longer has; PROBE_SINCE, the period of ``since`` of its subscription
+``late``, in seconds.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""An agent for tests: it does what its messages say, and tells what it saw. Named by PROBE_NAME.
+"""A test agent, which does what its messages request and records them.
 
-PROBE_SETTINGS are its settings, as JSON.
+Its environment: PROBE_NAME, its name; PROBE_SETTINGS, its settings as JSON.
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ def fail_oddly() -> None:
 
 @app.task(name="probe.tasks.add", shared=False)
 def add(a: int, b: int) -> int:
-    """An ordinary task of the agent's application."""
+    """A plain Celery task of the agent's application."""
     return a + b
 
 

@@ -1,4 +1,4 @@
-"""The coroutine forms, on one event loop, with the ledger in PostgreSQL."""
+"""The awaited classes, on one event loop, with the ledger in PostgreSQL."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
 
 
 def test_the_platforms_own_example_runs(app: AgentApp, probe: str) -> None:
-    """Send, log, ask, as the platform's document writes it; what is logged twice is in the ledger once."""
+    """The example of the platform's document works; a message that is logged twice is in the ledger once."""
     message_bus = aio.MessageBus(app)
     audit_trail = aio.MessageAuditTrail(app.ledger)
     request_handler = aio.RequestResponseHandler(app)
@@ -54,8 +54,8 @@ def test_the_platforms_own_example_runs(app: AgentApp, probe: str) -> None:
     assert run(audit_trail.receipt(message.message_id)).payload == {"task_id": "123"}
 
 
-def test_many_calls_go_on_at_once(app: AgentApp, probe: str, other: str) -> None:
-    """Two agents that take half a second each are awaited together, and the event loop goes on meanwhile."""
+def test_calls_run_concurrently(app: AgentApp, probe: str, other: str) -> None:
+    """Two requests of half a second each are awaited together, and the event loop goes on meanwhile."""
     requests = aio.RequestResponseHandler(app)
     ticks = 0
 
@@ -87,13 +87,13 @@ def napper(app: AgentApp, broker: Broker) -> Iterator[str]:
 
 
 def subscriptions(app: AgentApp) -> list[str]:
-    """Return the channels that are subscribed to for answers, by whomever."""
+    """Return the channels of the result backend that have subscribers."""
     with connect(store_url(None, app.conf.result_backend)) as client:
         return [str(name) for name in client.pubsub_channels("celery-task-meta-*")]
 
 
 def test_a_thousand_requests_are_awaited_without_a_thread_each(app: AgentApp, napper: str) -> None:
-    """One thread takes the answers of all, and a small pool sends; nothing is subscribed to afterwards."""
+    """One thread collects all answers, a small pool sends, and no subscription is left."""
     requests = aio.RequestResponseHandler(app)
     seen = 0
 
@@ -114,7 +114,7 @@ def test_a_thousand_requests_are_awaited_without_a_thread_each(app: AgentApp, na
 
 
 def test_a_cancelled_request_is_no_longer_awaited(app: AgentApp, napper: str) -> None:
-    """Its subscription ends, whether it was sent already or not, and other requests are answered."""
+    """Its subscription ends, whether the request was sent or not, and other requests are answered."""
     requests = aio.RequestResponseHandler(app)
 
     async def give_up(after: float) -> None:
@@ -133,15 +133,15 @@ def test_a_cancelled_request_is_no_longer_awaited(app: AgentApp, napper: str) ->
 
 
 def test_errors_are_raised_where_they_are_awaited(app: AgentApp, probe: str) -> None:
-    """Those of the caller and those of the other side alike."""
+    """Errors of the caller and of the other agent are raised alike."""
     with pytest.raises(RemoteError, match="ValueError: no"):
         run(aio.RequestResponseHandler(app).request(probe, "fail", {"text": "no"}, timeout=20))
     with pytest.raises(UnknownAgent):
         run(aio.MessageBus(app).send(Message(from_agent="tests", to_agent="nobody-at-all")))
 
 
-def test_what_went_another_way_can_be_written_down(app: AgentApp) -> None:
-    """log_message and update_status add what the ledger does not know, and nothing to what has ended."""
+def test_messages_of_another_transport_can_be_logged(app: AgentApp) -> None:
+    """log_message and update_status record a message that this package did not carry."""
     trail = aio.MessageAuditTrail(app.ledger)
     message = Message(from_agent="tests", to_agent="by-mail", payload={"letter": 1})
 
@@ -172,4 +172,4 @@ def test_what_went_another_way_can_be_written_down(app: AgentApp) -> None:
         ("failed", 1),
     ]
     with pytest.raises(UnknownMessage):
-        run(trail.update_status("never-said", MessageStatus.HANDLED))
+        run(trail.update_status("unknown", MessageStatus.HANDLED))

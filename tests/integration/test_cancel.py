@@ -22,7 +22,7 @@ from waooaw_celery import (
 )
 from waooaw_celery.embedded import end, end_all
 from waooaw_celery.errors import Cancelled, NotStoppable, UnknownMessage
-from waooaw_celery.messages.message import DeliveryReceipt
+from waooaw_celery.messages.receipt import DeliveryReceipt
 
 POOLS = {"prefork": ("-P", "prefork"), "threads": ("-P", "threads")}
 #: The kind of worker: its pool, and the module of its agent.

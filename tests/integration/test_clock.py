@@ -407,7 +407,7 @@ def test_a_message_has_no_receipt_before_it_was_sent(valkey_broker: Broker) -> N
     old = Message(
         from_agent="tests", to_agent="nobody-here", sent_at=datetime.now(UTC) - timedelta(seconds=9), ttl_seconds=5
     )
-    with pytest.raises(ValueError, match="was over before it was sent"):
+    with pytest.raises(ValueError, match="expired before it was sent"):
         MessageBus(app).send(old)
     with pytest.raises(UnknownMessage):
         app.receipts.get(old.message_id)

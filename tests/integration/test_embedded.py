@@ -1,4 +1,4 @@
-"""The embedded servers: real, private, and gone afterwards."""
+"""The embedded servers: they run, are private, and are removed afterwards."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from waooaw_celery.store.connection import connect, store_url
 
 
 def test_valkey_runs_on_a_private_socket_and_never_evicts() -> None:
-    """No port is open, the folder is closed to others, the policy is noeviction, and all is gone afterwards."""
+    """No port is open, the folder is private, the policy is noeviction, and nothing is left."""
     with valkey() as url:
         folder = Path(url.removeprefix("redis+socket://")).parent
         assert folder.stat().st_mode & 0o077 == 0
@@ -34,7 +34,7 @@ def test_valkey_runs_on_a_private_socket_and_never_evicts() -> None:
 
 
 def test_a_deep_temporary_folder_does_not_stop_valkey(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A socket's path has about a hundred characters: with a longer temporary folder, /tmp is used."""
+    """The path of a socket is limited to about a hundred characters, so /tmp is used instead."""
     deep = tmp_path / ("x" * 100)
     deep.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(deep))
@@ -42,8 +42,8 @@ def test_a_deep_temporary_folder_does_not_stop_valkey(tmp_path: Path, monkeypatc
         assert client.ping()
 
 
-def test_valkey_listens_on_a_port_when_asked() -> None:
-    """With a port it answers on 127.0.0.1."""
+def test_valkey_can_listen_on_a_port() -> None:
+    """It answers on 127.0.0.1."""
     port = free_port()
     with valkey(port=port) as url, redis.Redis.from_url(url) as client:
         assert url == f"redis://127.0.0.1:{port}/0"
@@ -51,7 +51,7 @@ def test_valkey_listens_on_a_port_when_asked() -> None:
 
 
 def test_a_port_in_use_is_an_error_with_its_number() -> None:
-    """Starting on a port that something holds says which, and what to do."""
+    """The error names the port and what to do."""
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))
         holder.listen()
@@ -60,14 +60,14 @@ def test_a_port_in_use_is_an_error_with_its_number() -> None:
             pass
 
 
-def test_a_number_that_is_no_port_is_refused() -> None:
+def test_an_invalid_port_is_refused() -> None:
     """Ports are 1 to 65535."""
-    with pytest.raises(ConfigurationError, match="70000 is no port for Flower"):
+    with pytest.raises(ConfigurationError, match="port 70000 for Flower is invalid"):
         check_port_free(70_000, "Flower")
 
 
-def test_an_option_that_valkey_refuses_is_told_with_its_words() -> None:
-    """When the server does not start, the error holds what it printed."""
+def test_an_option_that_valkey_refuses_is_an_error() -> None:
+    """The error has the output of the server."""
     with pytest.raises(ConfigurationError, match="no-such-option"), valkey(options=["--no-such-option", "1"]):
         pass
 
@@ -84,7 +84,7 @@ def test_a_missing_wheel_is_an_error_that_says_what_to_install(tmp_path: Path) -
 
 
 def test_postgres_runs_and_is_gone_afterwards() -> None:
-    """An embedded PostgreSQL answers through psycopg2; its folder is removed."""
+    """An embedded PostgreSQL answers through psycopg2, and its folder is removed."""
     before = set(Path(tempfile.gettempdir()).glob("waooaw-postgres-*"))
     with postgres() as url:
         assert url.startswith("postgresql+psycopg2://")
@@ -97,7 +97,7 @@ def test_postgres_runs_and_is_gone_afterwards() -> None:
 
 
 def test_a_process_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
-    """end() does not wait for ever."""
+    """end() does not wait without end."""
     code = (
         "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
         "print('up', flush=True); time.sleep(99)"
@@ -111,7 +111,7 @@ def test_a_process_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child that its parent died")
 def test_a_server_dies_with_a_program_that_is_killed(tmp_path: Path) -> None:
-    """SIGKILL of the program that started Valkey leaves no server."""
+    """After SIGKILL of the program that started Valkey, no server is left."""
     code = (
         "import time\nfrom waooaw_celery.embedded import valkey\nfrom waooaw_celery.store.connection import *\n"
         "with valkey() as url:\n"

@@ -19,7 +19,7 @@ from waooaw_celery.embedded import end, valkey
 from waooaw_celery.errors import StoreUnavailable
 from waooaw_celery.ledger.database import upgrade as schema
 from waooaw_celery.ledger.trail import MessageAuditTrail
-from waooaw_celery.messages.message import DeliveryReceipt
+from waooaw_celery.messages.receipt import DeliveryReceipt
 
 POOLS = ("solo", "threads", "prefork", "gevent")
 SECONDS = 40.0

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from channels import Broker, Reader, a_queue, send
 from kombu.utils.eventio import ERR, READ
-from plants import plant
+from plain_workers import plant
 from proxy import Proxy, proxied
 from support import until
 

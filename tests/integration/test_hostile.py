@@ -19,7 +19,7 @@ from waooaw_celery.ledger.database.rows import message_row
 from waooaw_celery.ledger.ledger import Ledger
 from waooaw_celery.ledger.retention import HoldKind, Retention
 from waooaw_celery.ledger.trail import MessageAuditTrail
-from waooaw_celery.messages.message import RetentionPolicy
+from waooaw_celery.messages.enums import RetentionPolicy
 from waooaw_celery.messages.receipt import MessageEvent
 from waooaw_celery.settings import AuditMode
 

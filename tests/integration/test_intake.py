@@ -15,8 +15,8 @@ from typing import Any
 
 import psutil
 import pytest
-from nursery import waooaw
 from outages import Server, lone_server
+from process_pool import waooaw
 from support import Broker, until
 
 from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus, MessageType

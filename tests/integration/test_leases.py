@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from plants import plant
+from plain_workers import plant
 from redis import Redis
 from support import Broker, settled, until
 

@@ -16,7 +16,7 @@ import pytest
 import trustme
 from channels import Broker, Reader, a_queue, listed, send
 from kombu.exceptions import VersionMismatch
-from plants import plant
+from plain_workers import plant
 from proxy import Proxy, proxied
 from redis.exceptions import ConnectionError as RedisConnectionError
 from support import until

@@ -16,13 +16,13 @@ from waooaw_celery.store.connection import connect, store_url
 
 
 def seen(app: AgentApp, agent: str, message_id: str) -> dict[str, object]:
-    """Return what the agent saw of a message."""
+    """Return what the agent received of a message."""
     [facts] = [facts for facts in Requests(app).request(agent, "seen") if facts["message_id"] == message_id]
     return facts
 
 
 def test_a_message_arrives_as_it_was_sent(app: AgentApp, probe: str) -> None:
-    """The handler gets the sender, type, payload, priority and times that the sender gave."""
+    """The handler gets the sender, type, payload, priority and times that the sender set."""
     message = Message(from_agent="tests", to_agent=probe, payload={"n": [1, "ü", None]}, priority=Priority.HIGH)
     MessageBus(app).send(message)
     assert settled(app, message.message_id) is MessageStatus.HANDLED
@@ -42,7 +42,7 @@ def test_a_message_arrives_as_it_was_sent(app: AgentApp, probe: str) -> None:
 
 
 def test_a_message_leaves_no_result(app: AgentApp, probe: str, broker: Broker) -> None:
-    """Nobody waits for a message, also not for one published with ``.delay``: the result backend keeps nothing."""
+    """The result backend stores nothing for a message, even one sent with ``.delay``."""
     message = Message(from_agent="tests", to_agent=probe)
     MessageBus(app).send(message)
     delayed = app.signature(f"{probe}.command", args=({},)).delay()
@@ -53,15 +53,15 @@ def test_a_message_leaves_no_result(app: AgentApp, probe: str, broker: Broker) -
 
 
 def test_each_type_goes_to_its_own_handler(app: AgentApp, probe: str) -> None:
-    """An ACK is handled by the handler of ACK, not by that of COMMAND."""
+    """The handler of ACK gets an ACK; the handler of COMMAND does not."""
     message = Message(from_agent="tests", to_agent=probe, message_type=MessageType.ACK)
     MessageBus(app).send(message)
     assert settled(app, message.message_id) is MessageStatus.HANDLED
     assert seen(app, probe, message.message_id)["type"] == "ack"
 
 
-def test_the_receipt_tells_the_failure_and_its_reason(app: AgentApp, probe: str) -> None:
-    """A handler's exception makes the message FAILED, with its class and text."""
+def test_the_receipt_has_the_error_of_a_failed_message(app: AgentApp, probe: str) -> None:
+    """An exception of the handler makes the message FAILED, with its class and text."""
     message = Message(from_agent="tests", to_agent=probe, payload={"fail": "no such invoice"})
     MessageBus(app).send(message)
     assert settled(app, message.message_id) is MessageStatus.FAILED
@@ -72,7 +72,7 @@ def test_the_receipt_tells_the_failure_and_its_reason(app: AgentApp, probe: str)
 
 
 def test_a_retried_message_counts_its_attempts_and_ends_once(app: AgentApp, probe: str) -> None:
-    """Two retries are three attempts of one message with one envelope, HANDLED in the end."""
+    """After two retries, one message with one envelope has three attempts and is HANDLED."""
     message = Message(from_agent="tests", to_agent=probe, payload={"fail_times": 2}, priority=Priority.URGENT)
     MessageBus(app).send(message)
     assert settled(app, message.message_id) is MessageStatus.HANDLED
@@ -84,20 +84,20 @@ def test_a_retried_message_counts_its_attempts_and_ends_once(app: AgentApp, prob
 
 @pytest.mark.parametrize("broker", ["ledger"], indirect=True)  # Celery takes five seconds to notice each death
 def test_a_handler_that_kills_its_process_is_tried_four_times(app: AgentApp, other: str) -> None:
-    """A killer message is DEAD after its retries, with a letter, and the worker goes on."""
+    """After its retries the message is DEAD and has a dead letter, and the worker goes on."""
     killer = Message(from_agent="tests", to_agent=other, payload={"kill": True})
     MessageBus(app).send(killer)
     assert settled(app, killer.message_id) is MessageStatus.DEAD
     receipt = MessageBus(app).receipt(killer.message_id)
     assert receipt.attempts == 4
-    [letter] = app.dead_letters.list(agent=other, reason="WorkerLostError")
-    assert (letter.message_id, letter.reason) == (killer.message_id, receipt.error)
+    [dead_letter] = app.dead_letters.list(agent=other, reason="WorkerLostError")
+    assert (dead_letter.message_id, dead_letter.reason) == (killer.message_id, receipt.error)
     assert "WorkerLostError" in (receipt.error or "")
     assert Requests(app).request(other, "echo", {"value": 1}) == 1
 
 
 def test_an_expired_message_is_never_handled(app: AgentApp, other: str) -> None:
-    """What waits longer than its time behind another message ends as EXPIRED."""
+    """A message that waits past its expiry behind another one becomes EXPIRED."""
     bus = MessageBus(app)
     bus.send(Message(from_agent="tests", to_agent=other, payload={"sleep": 1.0}))
     late = Message(from_agent="tests", to_agent=other, ttl_seconds=0.3)
@@ -107,8 +107,10 @@ def test_an_expired_message_is_never_handled(app: AgentApp, other: str) -> None:
     assert [f for f in Requests(app).request(other, "seen") if f["message_id"] == late.message_id] == []
 
 
-def test_a_message_to_the_absent_waits_for_them(app: AgentApp, broker: Broker, start: Callable[..., str]) -> None:
-    """An agent that is known but down gets its messages when it starts; until then they are SENT."""
+def test_a_message_waits_for_an_agent_that_does_not_run(
+    app: AgentApp, broker: Broker, start: Callable[..., str]
+) -> None:
+    """The messages of a known agent are SENT until a worker of it starts."""
     agent = broker.name()
     app.conf.waooaw_agents = [agent]
     bus = MessageBus(app)
@@ -118,8 +120,8 @@ def test_a_message_to_the_absent_waits_for_them(app: AgentApp, broker: Broker, s
     assert settled(app, message.message_id) is MessageStatus.HANDLED
 
 
-def test_ids_thread_what_a_handler_sends_to_what_it_handles(app: AgentApp, probe: str) -> None:
-    """A message sent in a handler has the same conversation and correlation, and its cause."""
+def test_a_message_sent_by_a_handler_is_linked_to_its_cause(app: AgentApp, probe: str) -> None:
+    """It has the same conversation and correlation id, and the causation id of the handled message."""
     first = Message(
         from_agent="tests",
         to_agent=probe,
@@ -135,7 +137,7 @@ def test_ids_thread_what_a_handler_sends_to_what_it_handles(app: AgentApp, probe
 
 
 def test_delay_fills_in_queue_priority_and_sender(app: AgentApp, probe: str) -> None:
-    """A bare ``.delay`` in a handler is a whole message: who sends, NORMAL, an expiry, the thread."""
+    """A plain ``.delay`` in a handler sends a full message: its sender, NORMAL, an expiry, the conversation."""
     first = Message(from_agent="tests", to_agent=probe, payload={"delay_to": probe})
     MessageBus(app).send(first)
     until(lambda: any(_caused(facts, first) for facts in Requests(app).request(probe, "seen")), "the .delay")
@@ -152,7 +154,7 @@ def _caused(facts: dict[str, object], first: Message) -> bool:
 
 
 def test_broadcast_gives_each_recipient_a_message_and_a_receipt(app: AgentApp, probe: str, other: str) -> None:
-    """One message per agent, all in one thread."""
+    """Each agent gets one message, and all have one correlation id."""
     receipts = MessageBus(app).broadcast("tests", [probe, other, probe], {"hello": "all"})
     assert list(receipts) == [probe, other]
     assert {settled(app, receipt.message_id) for receipt in receipts.values()} == {MessageStatus.HANDLED}
@@ -160,27 +162,27 @@ def test_broadcast_gives_each_recipient_a_message_and_a_receipt(app: AgentApp, p
 
 
 def test_send_many_refuses_all_when_one_recipient_is_unknown(app: AgentApp, probe: str) -> None:
-    """Nothing of a batch is sent when a part of it cannot be."""
+    """If one message of a batch cannot be sent, none is."""
     good = Message(from_agent="tests", to_agent=probe)
-    with pytest.raises(UnknownAgent, match="no agent 'nobody'"):
+    with pytest.raises(UnknownAgent, match="agent 'nobody' is not known"):
         MessageBus(app).send_many([good, Message(from_agent="tests", to_agent="nobody")])
     with pytest.raises(UnknownMessage):
         MessageBus(app).receipt(good.message_id)
 
 
-def test_send_many_refuses_what_is_over_or_there_twice(app: AgentApp, probe: str) -> None:
-    """An expired message and one that is named twice are found before anything is sent."""
+def test_send_many_refuses_expired_and_repeated_messages(app: AgentApp, probe: str) -> None:
+    """Both are found before anything is sent."""
     good = Message(from_agent="tests", to_agent=probe)
     over = Message(from_agent="tests", to_agent=probe, sent_at=datetime.now(UTC) - timedelta(hours=1))
     for batch in ([good, over], [good, good]):
-        with pytest.raises(InvalidMessage, match=r"was over before it was sent|is there 2 times"):
+        with pytest.raises(InvalidMessage, match=r"expired before it was sent|occurs 2 times"):
             MessageBus(app).send_many(batch)
     with pytest.raises(UnknownMessage):
         MessageBus(app).receipt(good.message_id)
 
 
 def test_a_message_is_sent_once(app: AgentApp, probe: str) -> None:
-    """Sending the same Message again is refused: it would be handled twice under one receipt."""
+    """Sending the same Message again is refused, because two messages would share one receipt."""
     message = Message(from_agent="tests", to_agent=probe)
     MessageBus(app).send(message)
     with pytest.raises(InvalidMessage, match=f"{message.message_id} was sent already"):
@@ -188,7 +190,7 @@ def test_a_message_is_sent_once(app: AgentApp, probe: str) -> None:
 
 
 def test_a_projects_routes_do_not_divert_messages(broker: Broker, probe: str) -> None:
-    """An entry of task_routes that matches everything leaves an agent's messages in its queue."""
+    """An entry of task_routes that matches every task does not change the queue of an agent's messages."""
     app = broker.app(task_routes={"*": {"exchange": "elsewhere", "routing_key": "lost"}})
     message = Message(from_agent="tests", to_agent=probe)
     MessageBus(app).send(message)
@@ -198,8 +200,8 @@ def test_a_projects_routes_do_not_divert_messages(broker: Broker, probe: str) ->
 
 @pytest.mark.rabbitmq
 @pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True)
-def test_a_queue_that_is_gone_is_noticed_on_rabbitmq(broker: Broker) -> None:
-    """When an agent's queue was deleted, the next send says that the broker has not taken the message."""
+def test_a_deleted_queue_is_an_error_on_rabbitmq(broker: Broker) -> None:
+    """If an agent's queue was deleted, the next send raises because the broker did not take the message."""
     absent = broker.name()
     app = broker.app(waooaw_agents=[absent])
     MessageBus(app).send(Message(from_agent="tests", to_agent=absent))
@@ -211,7 +213,7 @@ def test_a_queue_that_is_gone_is_noticed_on_rabbitmq(broker: Broker) -> None:
 
 
 def test_an_unknown_agent_is_refused_and_no_queue_is_filled(app: AgentApp, probe: str) -> None:
-    """Sending to nobody raises at once, lists who is known, and leaves no receipt."""
+    """The send raises at once, lists the known agents, and leaves no receipt."""
     message = Message(from_agent="tests", to_agent="nobody")
     with pytest.raises(UnknownAgent, match=probe):
         MessageBus(app).send(message)
@@ -220,13 +222,13 @@ def test_an_unknown_agent_is_refused_and_no_queue_is_filled(app: AgentApp, probe
 
 
 def test_a_type_without_handler_is_refused(app: AgentApp, probe: str) -> None:
-    """A QUERY to an agent that handles only COMMAND and ACK raises, and says what to add where."""
+    """A QUERY to an agent that handles only COMMAND and ACK raises; the error says how to add a handler."""
     with pytest.raises(NoHandler, match=r"it handles: ACK, COMMAND.*@agent\.on\(MessageType\.QUERY\)"):
         MessageBus(app).send(Message(from_agent="tests", to_agent=probe, message_type=MessageType.QUERY))
 
 
 @pytest.mark.parametrize("message_type", [MessageType.EVENT, MessageType.RESPONSE])
-def test_send_refuses_what_is_not_sent(app: AgentApp, probe: str, message_type: MessageType) -> None:
-    """EVENT and RESPONSE are refused with the rule in the sentence."""
-    with pytest.raises(InvalidMessage, match="send carries COMMAND, QUERY, ACK"):
+def test_send_refuses_events_and_responses(app: AgentApp, probe: str, message_type: MessageType) -> None:
+    """The error names the types that can be sent."""
+    with pytest.raises(InvalidMessage, match="send takes COMMAND, QUERY, ACK"):
         MessageBus(app).send(Message(from_agent="tests", to_agent=probe, message_type=message_type))

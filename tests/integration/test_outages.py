@@ -19,7 +19,7 @@ from waooaw_celery.ledger.database.rows import WITHDRAWN, message_row, withdrawa
 from waooaw_celery.ledger.trail import MessageAuditTrail
 from waooaw_celery.ledger.write import spool_drain as shipping
 from waooaw_celery.maintenance.recovery import Recovery
-from waooaw_celery.messages.message import RetentionPolicy
+from waooaw_celery.messages.enums import RetentionPolicy
 from waooaw_celery.messages.queues import agent_queue, queue_depth
 
 

@@ -1,4 +1,4 @@
-"""One meaning of priority on every broker, with the same code."""
+"""Priority has one meaning on every broker."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from waooaw_celery.messages.queues import agent_queue, queue_depth
 
 
 def test_urgent_and_high_overtake_normal_and_low(app: AgentApp, broker: Broker, start: Callable[..., str]) -> None:
-    """Messages that wait are handled by rank, and in the order of sending within a rank."""
+    """Waiting messages are handled by rank, and within a rank in the order of sending."""
     agent = broker.name()
     app.conf.waooaw_agents = [agent]
     ranks = [priority for priority in Priority for _ in range(3)]
@@ -29,7 +29,7 @@ def test_urgent_and_high_overtake_normal_and_low(app: AgentApp, broker: Broker, 
 
 
 def test_a_delay_without_priority_is_normal(app: AgentApp, broker: Broker, start: Callable[..., str]) -> None:
-    """A bare ``.delay`` overtakes LOW and is overtaken by HIGH; it is not the most urgent of all."""
+    """A plain ``.delay`` overtakes LOW, and HIGH overtakes it."""
     agent = broker.name()
     app.conf.waooaw_agents = [agent]
     command = app.signature(f"{agent}.command")
@@ -41,8 +41,8 @@ def test_a_delay_without_priority_is_normal(app: AgentApp, broker: Broker, start
     assert [facts["priority"] for facts in Requests(app).request(agent, "seen")] == ["HIGH", "NORMAL", "LOW"]
 
 
-def test_an_urgent_message_waits_only_for_what_runs(app: AgentApp, start: Callable[..., str]) -> None:
-    """Nothing is fetched ahead: URGENT sent while one message runs is handled next."""
+def test_an_urgent_message_waits_only_for_the_running_one(app: AgentApp, start: Callable[..., str]) -> None:
+    """Nothing is prefetched: an URGENT message that is sent while another runs is handled next."""
     agent = start()
     bus = MessageBus(app)
     first = Message(from_agent="tests", to_agent=agent, payload={"sleep": 1.0, "n": "running"})
@@ -56,8 +56,8 @@ def test_an_urgent_message_waits_only_for_what_runs(app: AgentApp, start: Callab
     assert handled == ["running", "urgent", 0, 1, 2]
 
 
-def test_queue_depth_counts_what_waits(app: AgentApp, broker: Broker) -> None:
-    """Waiting messages are counted: by priority on Redis, in all on RabbitMQ, and none for an unknown queue."""
+def test_queue_depth_counts_waiting_messages(app: AgentApp, broker: Broker) -> None:
+    """They are counted by priority on Redis, in total on RabbitMQ, and 0 for an unknown queue."""
     agent = broker.name()
     app.conf.waooaw_agents = [agent]
     with app.connection_for_read() as connection:

@@ -21,7 +21,7 @@ from uuid import UUID
 
 import pytest
 from celery import chain, chord
-from nursery import spawn
+from process_pool import spawn
 from proxy import proxied
 from redis import Redis
 from support import PATIENCE, Broker, lone_database, note, settled, until
@@ -39,7 +39,7 @@ from waooaw_celery.ledger.read.records import AuditRecord
 from waooaw_celery.ledger.trail import MessageAuditTrail
 from waooaw_celery.maintenance import broker_inventory as broker_module
 from waooaw_celery.maintenance.recovery import Recovery, RecoveryResult
-from waooaw_celery.messages.message import RetentionPolicy
+from waooaw_celery.messages.enums import RetentionPolicy
 from waooaw_celery.messages.publish_options import RECOVERED_HEADER
 from waooaw_celery.messages.queues import agent_queue, queue_depth
 from waooaw_celery.messages.receipt import MessageEvent, MessageFact

@@ -20,7 +20,7 @@ from waooaw_celery.ledger.ledger import Ledger
 from waooaw_celery.ledger.refusals import Refusals
 from waooaw_celery.ledger.retention import REFUSALS_KEPT, Retention
 from waooaw_celery.ledger.trail import MessageAuditTrail
-from waooaw_celery.messages.message import RetentionPolicy
+from waooaw_celery.messages.enums import RetentionPolicy
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

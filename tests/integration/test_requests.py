@@ -22,20 +22,20 @@ from waooaw_celery.store.connection import connect, store_url
 
 
 def busy(app: AgentApp, agent: str, seconds: float) -> None:
-    """Give an agent something to do, and return when it has begun."""
+    """Keep an agent busy, and return when it has begun."""
     bus = MessageBus(app)
     work = Message(from_agent="tests", to_agent=agent, payload={"sleep": seconds})
     bus.send(work)
     until(lambda: bus.receipt(work.message_id).delivered_at, "the work to begin")
 
 
-def test_the_answer_comes_back(app: AgentApp, probe: str) -> None:
+def test_a_request_returns_the_result(app: AgentApp, probe: str) -> None:
     """A request returns what the method returned."""
     assert Requests(app).request(probe, "echo", {"value": {"a": [1, None, "ü"]}}) == {"a": [1, None, "ü"]}
 
 
-def test_an_answer_is_forgotten_when_it_was_read(app: AgentApp, probe: str, broker: Broker) -> None:
-    """The result backend keeps nothing of a request that was answered."""
+def test_an_answer_is_deleted_after_it_was_read(app: AgentApp, probe: str, broker: Broker) -> None:
+    """The result backend stores nothing of an answered request."""
     response = Requests(app).send_request(probe, "echo", {"value": 1})
     with connect(store_url(None, broker.redis_url)) as client:
         key = f"celery-task-meta-{response.message_id}"
@@ -43,7 +43,7 @@ def test_an_answer_is_forgotten_when_it_was_read(app: AgentApp, probe: str, brok
 
 
 def test_the_correlation_id_of_a_request_is_its_message_id(app: AgentApp, probe: str) -> None:
-    """What the agent sees of a request carries its id as correlation id, and its caller."""
+    """The agent receives the id of the request as correlation id, and the caller as sender."""
     response = Requests(app).send_request(probe, "whoami", from_agent="dashboard", priority=Priority.HIGH)
     assert response.ok
     assert response.result["message_id"] == response.result["correlation_id"] == response.message_id
@@ -51,8 +51,8 @@ def test_the_correlation_id_of_a_request_is_its_message_id(app: AgentApp, probe:
     assert response.result["type"] == "query"
 
 
-def test_the_error_over_there_comes_back(app: AgentApp, probe: str) -> None:
-    """An exception of the method is a RemoteError with its class, text and traceback."""
+def test_an_exception_of_the_method_is_a_remote_error(app: AgentApp, probe: str) -> None:
+    """It has the exception's class, text and traceback."""
     with pytest.raises(RemoteError) as caught:
         Requests(app).request(probe, "fail", {"text": "no such invoice"})
     assert (caught.value.agent, caught.value.type, caught.value.message) == (
@@ -71,10 +71,10 @@ def test_the_error_over_there_comes_back(app: AgentApp, probe: str) -> None:
         ("fail_oddly", "Odd", "7"),
     ],
 )
-def test_what_ends_a_method_otherwise_is_told_too(
+def test_other_ends_of_a_method_reach_the_caller(
     app: AgentApp, other: str, method: str, type_: str, text: str
 ) -> None:
-    """sys.exit(), a hard time limit and an exception that cannot be rebuilt reach the caller and the receipt."""
+    """So do sys.exit(), a hard time limit, and an exception that cannot be rebuilt; the receipt is FAILED."""
     response = Requests(app).send_request(other, method, timeout=20)
     assert isinstance(response.error, RemoteError)
     assert (response.error.type, text in response.error.message) == (type_, True)
@@ -83,21 +83,21 @@ def test_what_ends_a_method_otherwise_is_told_too(
 
 
 def test_send_request_returns_the_error_instead_of_raising_it(app: AgentApp, probe: str) -> None:
-    """A Response holds what went wrong on the other side."""
+    """The Response has the error of the method."""
     response = Requests(app).send_request(probe, "fail", {"text": "broken"})
     assert not response.ok
     assert isinstance(response.error, RemoteError)
 
 
-def test_a_result_that_is_no_json_is_the_methods_error(app: AgentApp, probe: str) -> None:
-    """A method that returns a set fails there, and the caller hears of it before the timeout."""
+def test_a_result_that_cannot_be_encoded_is_a_remote_error(app: AgentApp, probe: str) -> None:
+    """A method that returns a set fails, and its caller gets the error before the timeout."""
     with pytest.raises(RemoteError, match="set is not JSON serializable"):
         Requests(app).request(probe, "answer_with_a_set", timeout=20)
 
 
 @pytest.mark.parametrize("timeout", [0.3, 1.2])
 def test_the_timeout_holds(app: AgentApp, other: str, timeout: float) -> None:
-    """A request to a busy agent ends within half a second of its timeout, and is never begun after it."""
+    """A request to a busy agent ends within half a second of its timeout, and is not begun after it."""
     busy(app, other, seconds=timeout + 1)
     began = time.monotonic()
     response = Requests(app).send_request(other, "echo", {"value": 1}, timeout=timeout)
@@ -107,8 +107,8 @@ def test_the_timeout_holds(app: AgentApp, other: str, timeout: float) -> None:
     assert MessageBus(app).receipt(response.message_id).status is MessageStatus.EXPIRED
 
 
-def test_several_agents_are_asked_at_once(app: AgentApp, probe: str, other: str) -> None:
-    """Each agent has its own answer, error or timeout, and all together take no longer than the timeout."""
+def test_several_agents_are_requested_at_once(app: AgentApp, probe: str, other: str) -> None:
+    """Each has its own answer, error or timeout, and all together take no longer than the timeout."""
     busy(app, other, seconds=2.0)
     began = time.monotonic()
     answers = Requests(app).broadcast_request([other, probe], "echo", {"value": 5}, timeout=0.8)
@@ -117,8 +117,8 @@ def test_several_agents_are_asked_at_once(app: AgentApp, probe: str, other: str)
     assert isinstance(answers[other].error, RequestTimeout)
 
 
-def test_a_handler_may_ask_another_agent(app: AgentApp, probe: str, other: str) -> None:
-    """A request inside a handler is from its agent, and belongs to the conversation of the outer one."""
+def test_a_handler_may_request_another_agent(app: AgentApp, probe: str, other: str) -> None:
+    """The request has the handler's agent as sender, and belongs to the conversation of the outer request."""
     outer = Requests(app).send_request(other, "ask", {"to_agent": probe, "method": "whoami"})
     assert outer.error is None
     assert outer.result["from"] == other
@@ -126,12 +126,12 @@ def test_a_handler_may_ask_another_agent(app: AgentApp, probe: str, other: str) 
 
 
 def test_delay_of_a_method_works_as_in_celery(app: AgentApp, probe: str) -> None:
-    """``.delay`` of a method, known by name only, brings its result through ``get``."""
+    """``.delay`` of a method that is known by name only returns its result through ``get``."""
     assert app.signature(f"{probe}.echo", kwargs={"value": 3}).delay().get(timeout=20) == 3
 
 
 def test_canvas_works_across_agents(app: AgentApp, probe: str) -> None:
-    """Chain, group and chord of methods by name pass the door and bring their results, with their priorities."""
+    """Chain, group and chord of methods by name return their results, with their priorities."""
     echo = app.signature(f"{probe}.echo", args=("x",))
     again = app.signature(f"{probe}.echo").set(priority=Priority.HIGH)
     assert (echo | again).delay().get(timeout=20) == "x"
@@ -140,7 +140,7 @@ def test_canvas_works_across_agents(app: AgentApp, probe: str) -> None:
 
 
 def test_an_unknown_method_is_refused_at_once(app: AgentApp, probe: str) -> None:
-    """A method that the agent does not have raises in the caller, and the sentence lists those it has."""
+    """The request raises in the caller, and the error lists the methods of the agent."""
     began = time.monotonic()
     with pytest.raises(UnknownMethod, match=r"it has: answer_with_a_set, (\w+, )*echo, "):
         Requests(app).request(probe, "no_such_method", timeout=30)
@@ -148,7 +148,7 @@ def test_an_unknown_method_is_refused_at_once(app: AgentApp, probe: str) -> None
 
 
 def test_an_unknown_agent_is_refused_at_once(app: AgentApp, probe: str) -> None:
-    """When one of several agents is unknown, nobody is asked."""
+    """If one of several agents is unknown, no request is sent."""
     with pytest.raises(UnknownAgent, match="nobody"):
         Requests(app).broadcast_request([probe, "nobody"], "echo", {"value": 1})
 
@@ -164,15 +164,15 @@ def test_an_unknown_agent_is_refused_at_once(app: AgentApp, probe: str) -> None:
         ({"to_agent": "Not A Name"}, "to_agent must be 1 to 63 characters"),
     ],
 )
-def test_wrong_arguments_are_refused(app: AgentApp, probe: str, arguments: dict[str, object], what: str) -> None:
-    """Each wrong argument raises InvalidMessage and says what is wrong."""
+def test_invalid_arguments_are_refused(app: AgentApp, probe: str, arguments: dict[str, object], what: str) -> None:
+    """Each raises InvalidMessage and says what is wrong."""
     call: dict[str, object] = {"to_agent": probe, "method": "echo", "params": {"value": 1}} | arguments
     with pytest.raises(InvalidMessage, match=what):
         Requests(app).request(**call)  # type: ignore[arg-type]
 
 
 def test_requests_need_a_result_backend(broker: Broker, probe: str) -> None:
-    """Without a result backend a request raises and says which setting is missing."""
+    """Without one, a request raises and names the missing setting."""
     app = broker.app(result_backend="disabled://", waooaw_redis_url=broker.redis_url)
     with pytest.raises(ConfigurationError, match="set result_backend"):
         Requests(app).request(probe, "echo", {"value": 1})

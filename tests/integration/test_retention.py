@@ -22,7 +22,7 @@ from waooaw_celery.ledger.database.partitions import Month
 from waooaw_celery.ledger.ledger import Ledger
 from waooaw_celery.ledger.retention import HoldKind, Removal, Retention
 from waooaw_celery.ledger.trail import MessageAuditTrail
-from waooaw_celery.messages.message import RetentionPolicy
+from waooaw_celery.messages.enums import RetentionPolicy
 from waooaw_celery.messages.receipt import MessageEvent
 
 NOW = datetime.now(UTC)

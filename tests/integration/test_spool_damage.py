@@ -13,8 +13,8 @@ from pathlib import Path
 from tempfile import mkdtemp
 
 import pytest
-from nursery import waooaw
 from outages import Server, lone_server
+from process_pool import waooaw
 from sqlalchemy import select
 from support import Broker, settled, until
 
@@ -28,7 +28,7 @@ from waooaw_celery.ledger.ledger import Ledger
 from waooaw_celery.ledger.write import spool_damage as damage
 from waooaw_celery.ledger.write.spool import Spool, SpoolUnavailable
 from waooaw_celery.ledger.write.spool_damage import FileLock
-from waooaw_celery.messages.message import RetentionPolicy
+from waooaw_celery.messages.enums import RetentionPolicy
 from waooaw_celery.messages.receipt import MessageEvent, MessageFact
 from waooaw_celery.settings import AuditMode
 

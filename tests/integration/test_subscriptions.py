@@ -1,4 +1,4 @@
-"""Subscriptions, schemas and capabilities, with each of their keepers; and what a publish costs."""
+"""Subscriptions, schemas and capabilities in each kind of store, and the cost of a publish."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from waooaw_celery.store.subscriptions import Subscription
 
 
 @pytest.fixture(params=["redis", "sqlite", "postgresql"])
-def kept(request: pytest.FixtureRequest, valkey_broker: Broker, tmp_path: Path) -> Iterator[AgentApp]:
-    """An application with each of the keepers of what is known: one contract, three times."""
+def store_app(request: pytest.FixtureRequest, valkey_broker: Broker, tmp_path: Path) -> Iterator[AgentApp]:
+    """An application with each kind of store, so that each test runs three times."""
     url = None
     if request.param == "sqlite":
         url = f"sqlite:///{tmp_path / 'ledger.sqlite'}"
@@ -47,96 +47,98 @@ def subscription(agent_: str, **fields: Any) -> Subscription:
     return Subscription(**({"agent": agent_, "name": "one", "patterns": (f"{agent_}.*",)} | fields))
 
 
-def test_what_is_declared_is_read_again(kept: AgentApp) -> None:
-    """Patterns, filter, where it catches up from, and when it was first declared."""
+def test_a_subscription_is_stored(store_app: AgentApp) -> None:
+    """The store has its patterns, filter and start of catch-up, and when it was first declared."""
     name, began = agent(), datetime.now(UTC)
     since = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
     where = Filter.of({"order.total": {"gte": 100}, "state": ["a", None, True]})
     patterns = (f"{name}.*", "job.#")
-    kept.subscriptions.declare([subscription(name, patterns=patterns, where=where, catch_up_from=since)])
-    found = kept.subscriptions.read().get(f"{name}.one")
+    store_app.subscriptions.declare([subscription(name, patterns=patterns, where=where, catch_up_from=since)])
+    found = store_app.subscriptions.read().get(f"{name}.one")
     assert (found.patterns, found.where, found.catch_up_from, found.removed_at) == (patterns, where, since, None)
     assert found.subscribed_at is not None
     assert began <= found.subscribed_at <= datetime.now(UTC)
 
 
-def test_a_start_renews_and_a_heartbeat_only_adds(kept: AgentApp) -> None:
-    """Workers with older code do not take turns with newer ones; when it was subscribed never changes."""
+def test_a_start_renews_and_a_heartbeat_only_adds(store_app: AgentApp) -> None:
+    """Workers with older and newer code do not overwrite each other in turn; subscribed_at does not change."""
     name = agent()
-    kept.subscriptions.declare([subscription(name)])
-    first = kept.subscriptions.read().get(f"{name}.one")
+    store_app.subscriptions.declare([subscription(name)])
+    first = store_app.subscriptions.read().get(f"{name}.one")
     newer = subscription(name, patterns=("x.#",), catch_up_from=datetime.now(UTC))
-    kept.subscriptions.declare([newer, subscription(name, name="two")], renew=False)
-    assert kept.subscriptions.read().get(f"{name}.one") == first
-    assert kept.subscriptions.read().get(f"{name}.two").patterns == (f"{name}.*",)
-    kept.subscriptions.declare([newer])
-    renewed = kept.subscriptions.read().get(f"{name}.one")
+    store_app.subscriptions.declare([newer, subscription(name, name="two")], renew=False)
+    assert store_app.subscriptions.read().get(f"{name}.one") == first
+    assert store_app.subscriptions.read().get(f"{name}.two").patterns == (f"{name}.*",)
+    store_app.subscriptions.declare([newer])
+    renewed = store_app.subscriptions.read().get(f"{name}.one")
     assert (renewed.patterns, renewed.subscribed_at) == (("x.#",), first.subscribed_at)
     assert renewed.catch_up_from is None  # it is not new
 
 
-def test_a_removal_outlives_every_declaration(kept: AgentApp) -> None:
-    """It is listed as removed, gets nothing, and stands again only by command."""
+def test_a_removed_subscription_stays_removed(store_app: AgentApp) -> None:
+    """It is listed as removed and gets nothing until it is restored."""
     name = agent()
-    kept.subscriptions.declare([subscription(name)])
-    removed = kept.subscriptions.remove(f"{name}.one")
+    store_app.subscriptions.declare([subscription(name)])
+    removed = store_app.subscriptions.remove(f"{name}.one")
     assert removed.removed_at is not None
     for renew in (True, False):
-        kept.subscriptions.declare([subscription(name)], renew=renew)
-    assert kept.subscriptions.known().get(f"{name}.one").removed_at == removed.removed_at
-    assert kept.subscriptions.known().subscribers(f"{name}.x", None) == []
-    assert kept.subscriptions.restore(f"{name}.one").removed_at is None
-    assert [each.agent for each in kept.subscriptions.known().subscribers(f"{name}.x", None)] == [name]
+        store_app.subscriptions.declare([subscription(name)], renew=renew)
+    assert store_app.subscriptions.known().get(f"{name}.one").removed_at == removed.removed_at
+    assert store_app.subscriptions.known().subscribers(f"{name}.x", None) == []
+    assert store_app.subscriptions.restore(f"{name}.one").removed_at is None
+    assert [each.agent for each in store_app.subscriptions.known().subscribers(f"{name}.x", None)] == [name]
     with pytest.raises(UnknownSubscription, match=f"{name}.one"):
-        kept.subscriptions.remove(f"{name}.nothing")
+        store_app.subscriptions.remove(f"{name}.nothing")
 
 
-def test_catching_up_is_done_once(kept: AgentApp) -> None:
-    """When it is done, a later start does not do it again."""
+def test_a_catch_up_is_done_once(store_app: AgentApp) -> None:
+    """A later start of the worker does not repeat it."""
     name = agent()
     wanted = subscription(name, catch_up_from=datetime.now(UTC) - timedelta(days=1))
-    kept.subscriptions.declare([wanted])
-    kept.subscriptions.caught_up(wanted)
-    kept.subscriptions.declare([wanted])
-    assert kept.subscriptions.read().get(f"{name}.one").catch_up_from is None
+    store_app.subscriptions.declare([wanted])
+    store_app.subscriptions.caught_up(wanted)
+    store_app.subscriptions.declare([wanted])
+    assert store_app.subscriptions.read().get(f"{name}.one").catch_up_from is None
 
 
-def test_schemas_keep_their_order_whoever_starts_again(kept: AgentApp) -> None:
-    """The newest version stays the newest when a worker that knows only the older one starts again."""
+def test_schemas_keep_their_order_when_a_worker_restarts(store_app: AgentApp) -> None:
+    """A worker that knows the older version only does not make it the newest."""
     topic = f"{agent()}.x"
     one = TopicSchema(topic=topic, version="1", schema={"required": ["a"]})
     two = TopicSchema(
         topic=topic, version="2", schema={"required": ["b"], "x": [None, 1.5]}, check=SchemaCheck.RECEIPT
     )
-    kept.subscriptions.declare([], [one, two])
-    kept.subscriptions.declare([], [one])
-    assert [each for each in kept.subscriptions.read().schemas if each.topic == topic] == [one, two]
+    store_app.subscriptions.declare([], [one, two])
+    store_app.subscriptions.declare([], [one])
+    assert [each for each in store_app.subscriptions.read().schemas if each.topic == topic] == [one, two]
 
 
-def test_capabilities_are_declared_with_the_agent(kept: AgentApp) -> None:
-    """And change with its code."""
+def test_capabilities_are_declared_with_the_agent(store_app: AgentApp) -> None:
+    """They change with its code."""
     name = agent()
-    kept.registry.declare(name, ["command"], "w@h", 60, ["ocr", "lang:en"])
-    assert kept.registry.get(name).capabilities == ("lang:en", "ocr")
-    kept.registry.declare(name, ["command"], "w@h", 60)
-    assert kept.registry.get(name).capabilities == ()
+    store_app.registry.declare(name, ["command"], "w@h", 60, ["ocr", "lang:en"])
+    assert store_app.registry.get(name).capabilities == ("lang:en", "ocr")
+    store_app.registry.declare(name, ["command"], "w@h", 60)
+    assert store_app.registry.get(name).capabilities == ()
 
 
-def test_an_event_reaches_the_queue_of_each_subscriber(kept: AgentApp) -> None:
-    """With each keeper the receipts tell that the broker has them."""
+def test_an_event_reaches_the_queue_of_each_subscriber(store_app: AgentApp) -> None:
+    """With each store, the receipts are SENT."""
     name = agent()
-    kept.subscriptions.declare([subscription(name), subscription(name, name="two", where=Filter.of({"n": 2}))])
-    kept.subscriptions.read()
-    published = EventBus(kept).publish(f"{name}.x", {"n": 2}, from_agent="boss")
+    store_app.subscriptions.declare(
+        [subscription(name), subscription(name, name="two", where=Filter.of({"n": 2}))]
+    )
+    store_app.subscriptions.read()
+    published = EventBus(store_app).publish(f"{name}.x", {"n": 2}, from_agent="boss")
     assert set(published.receipts) == {f"{name}.one", f"{name}.two"}
     for receipt in published.receipts.values():
-        found = kept.receipts.get(receipt.message_id)
+        found = store_app.receipts.get(receipt.message_id)
         assert (found.status, found.to_agent, found.message_type) == (MessageStatus.SENT, name, "event")
-    assert set(EventBus(kept).publish(f"{name}.x", {"n": 3}, from_agent="boss").receipts) == {f"{name}.one"}
+    assert set(EventBus(store_app).publish(f"{name}.x", {"n": 3}, from_agent="boss").receipts) == {f"{name}.one"}
 
 
 def _counting(way: Callable[..., Any], statements: list[int]) -> Callable[..., Any]:
-    """Note how many messages each statement writes."""
+    """Return a function that also notes how many messages each statement writes."""
 
     def counted(entries: Any) -> Any:
         statements.append(sum(entry.kind == "message" for entry in entries))
@@ -145,10 +147,10 @@ def _counting(way: Callable[..., Any], statements: list[int]) -> Callable[..., A
     return counted
 
 
-def test_a_hundred_subscribers_cost_one_trip_to_the_broker_and_one_statement(
+def test_a_hundred_subscribers_cost_one_round_trip_and_one_statement(
     ledger_broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All messages go to the broker together, and one statement writes them and their event down."""
+    """All messages go to the broker together, and one statement records them and their event."""
     trips: list[object] = []
     send = AbstractConnection.send_packed_command
 
@@ -177,12 +179,12 @@ def test_a_hundred_subscribers_cost_one_trip_to_the_broker_and_one_statement(
         assert {each.messages for each in found.subscribers} == {2}
 
 
-def test_an_event_counts_once_against_its_publishers_limit(kept: AgentApp) -> None:
-    """However many want it, also none; one too many is refused, and reaches and records nothing."""
+def test_an_event_counts_once_against_its_publishers_limit(store_app: AgentApp) -> None:
+    """The number of subscribers does not matter. An event above the limit is neither delivered nor recorded."""
     word = agent()
-    app = create_app("limited", **{**dict(kept.conf.changes), "waooaw_rate_limit": "3/hour"})
+    app = create_app("limited", **{**dict(store_app.conf.changes), "waooaw_rate_limit": "3/hour"})
     with closing(app):
-        assert app.settings.database_url == kept.settings.database_url
+        assert app.settings.database_url == store_app.settings.database_url
         for number in range(5):
             app.subscriptions.declare([subscription(f"{word}-{number}", patterns=(f"{word}.*",))])
         app.subscriptions.read()
@@ -201,8 +203,8 @@ def test_an_event_counts_once_against_its_publishers_limit(kept: AgentApp) -> No
             assert done.events == 2
 
 
-def test_what_was_said_is_what_is_replayed(ledger_broker: Broker) -> None:
-    """Also what JSON lacks; and what was erased is told no more."""
+def test_a_replay_restores_the_payload(ledger_broker: Broker) -> None:
+    """This includes types that JSON does not have. An erased payload is not replayed."""
     with closing(ledger_broker.app()) as app:
         name = agent()
         app.subscriptions.declare([subscription(name)])
@@ -219,7 +221,7 @@ def test_what_was_said_is_what_is_replayed(ledger_broker: Broker) -> None:
 
 
 def test_a_replay_needs_a_ledger(valkey_broker: Broker) -> None:
-    """Without one nothing is kept that could be told again; the sentence says what to set."""
+    """Without a ledger no events are recorded; the error names the setting."""
     with closing(valkey_broker.app()) as app:
         name = agent()
         app.subscriptions.declare([subscription(name)])
@@ -227,8 +229,8 @@ def test_a_replay_needs_a_ledger(valkey_broker: Broker) -> None:
             EventBus(app).replay(f"{name}.one", since=datetime.now(UTC))
 
 
-def test_servers_that_are_away_are_an_error_and_nothing_is_published(valkey_broker: Broker) -> None:
-    """Without its store a publisher cannot know who subscribed; without its broker the receipts stay PENDING."""
+def test_a_publish_fails_without_its_servers(valkey_broker: Broker) -> None:
+    """Without the store the subscriptions are not known; without the broker the receipts stay PENDING."""
     with (
         closing(valkey_broker.app(waooaw_redis_url="redis://127.0.0.1:1/0")) as app,
         pytest.raises(StoreUnavailable),

@@ -28,7 +28,7 @@ from waooaw_celery.ledger.database.version import NEWEST, VERSION_TABLE, check_v
 from waooaw_celery.ledger.ledger import Ledger
 from waooaw_celery.ledger.read.records import Durations
 from waooaw_celery.ledger.trail import MessageAuditTrail
-from waooaw_celery.messages.message import KEPT_FOREVER, RetentionPolicy
+from waooaw_celery.messages.enums import KEPT_FOREVER, RetentionPolicy
 from waooaw_celery.messages.receipt import MessageEvent
 
 

@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-from plants import Plant, plant
+from plain_workers import Plant, plant
 from redis import Redis
 from redis.exceptions import RedisError
 from support import until

@@ -31,7 +31,7 @@ from waooaw_celery.ledger.write import buffer as waiting
 from waooaw_celery.ledger.write import spool_drain as shipping
 from waooaw_celery.ledger.write.spool import Spool
 from waooaw_celery.ledger.write.spool_drain import STRAY_SECONDS
-from waooaw_celery.messages.message import RetentionPolicy
+from waooaw_celery.messages.enums import RetentionPolicy
 from waooaw_celery.messages.receipt import MessageEvent, MessageFact
 from waooaw_celery.settings import AuditMode
 

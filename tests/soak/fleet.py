@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 from faults.stacks import ROOT
-from nursery import spawn
+from process_pool import spawn
 from proxy import Proxy
 
 from waooaw_celery.embedded import end

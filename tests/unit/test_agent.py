@@ -1,4 +1,4 @@
-"""How handlers are registered, and what is refused."""
+"""The registration of handlers, and what is refused."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def agent(app: AgentApp) -> Agent:
 
 
 def test_a_method_is_a_celery_task(agent: Agent) -> None:
-    """It is registered as <agent>.<method> and can be called directly, as in a unit test."""
+    """It is registered as <agent>.<method>, and a unit test can call it directly."""
 
     @agent.method
     def greet(name: str) -> str:
@@ -41,7 +41,7 @@ def test_a_method_is_a_celery_task(agent: Agent) -> None:
 
 
 def test_a_handler_can_be_called_with_a_message(agent: Agent) -> None:
-    """A handler of a type is registered under the type's name and takes a Message in a unit test."""
+    """A handler of a type is registered under the type's name, and takes a Message in a unit test."""
     got: list[Message] = []
 
     @agent.on(MessageType.COMMAND)
@@ -55,7 +55,7 @@ def test_a_handler_can_be_called_with_a_message(agent: Agent) -> None:
 
 
 def test_handlers_stay_in_their_own_application(agent: Agent) -> None:
-    """A task of an agent is not registered in another application of the same process."""
+    """A handler is not registered in another application of the same process."""
 
     @agent.method
     def greet() -> None: ...
@@ -67,7 +67,7 @@ def test_handlers_stay_in_their_own_application(agent: Agent) -> None:
 
 
 def test_options_are_those_of_a_celery_task(agent: Agent) -> None:
-    """time_limit and the like reach the task."""
+    """Options such as time_limit reach the task."""
 
     @agent.method(time_limit=5, max_retries=1)
     def slow() -> None:
@@ -77,7 +77,7 @@ def test_options_are_those_of_a_celery_task(agent: Agent) -> None:
 
 
 def test_the_worker_consumes_its_agents_queues(app: AgentApp) -> None:
-    """The application's queues are those of its agents, without any option."""
+    """A worker consumes the queues of its agents, without a -Q option."""
     Agent("one", app)
     Agent("two", app)
     assert set(app.amqp.queues.consume_from) == {"agent.one", "agent.two"}
@@ -86,8 +86,8 @@ def test_the_worker_consumes_its_agents_queues(app: AgentApp) -> None:
     assert app.consumed_agents() == ("two",)
 
 
-def test_an_async_handler_called_directly_is_awaited_by_its_caller(agent: Agent) -> None:
-    """In a unit test an async def handler is what it looks like, with a Message or with parameters."""
+def test_an_async_handler_can_be_awaited_in_a_unit_test(agent: Agent) -> None:
+    """It is called with a Message or with parameters."""
 
     @agent.method
     async def greet(name: str) -> str:
@@ -102,7 +102,7 @@ def test_an_async_handler_called_directly_is_awaited_by_its_caller(agent: Agent)
 
 
 def test_the_arguments_of_an_async_method_are_checked_before_it_is_sent(agent: Agent) -> None:
-    """Celery compares a call with the signature as it was written."""
+    """Celery compares the call with the signature of the method."""
 
     @agent.method
     async def greet(name: str) -> str:
@@ -113,19 +113,19 @@ def test_the_arguments_of_an_async_method_are_checked_before_it_is_sent(agent: A
 
 
 def test_a_second_handler_of_a_name_is_refused(agent: Agent) -> None:
-    """Two handlers for one type raise when the second is registered."""
+    """The second handler of a type raises when it is registered."""
 
     @agent.on(MessageType.ACK)
     def first(message: Message) -> None: ...
 
-    with pytest.raises(ConfigurationError, match=r"greeter\.ack has a handler already"):
+    with pytest.raises(ConfigurationError, match=r"greeter\.ack already has a handler"):
 
         @agent.on(MessageType.ACK)
         def second(message: Message) -> None: ...
 
 
 def test_a_method_cannot_be_named_like_a_type(agent: Agent) -> None:
-    """A method ``command`` would be mistaken for the handler of COMMAND."""
+    """A method ``command`` would be confused with the handler of COMMAND."""
     with pytest.raises(ConfigurationError, match=r"register it with @agent\.on\(MessageType\.COMMAND\)"):
 
         @agent.method
@@ -133,27 +133,27 @@ def test_a_method_cannot_be_named_like_a_type(agent: Agent) -> None:
 
 
 @pytest.mark.parametrize("message_type", [MessageType.EVENT, MessageType.RESPONSE, "later"])
-def test_only_what_is_sent_can_be_handled(agent: Agent, message_type: Any) -> None:
-    """EVENT and RESPONSE have no handler of their own; the error says where they go."""
+def test_on_takes_only_types_that_can_be_sent(agent: Agent, message_type: Any) -> None:
+    """The error for EVENT and RESPONSE says how they are handled."""
     with pytest.raises(ConfigurationError, match="an agent handles COMMAND, QUERY, ACK with on"):
         agent.on(message_type)
 
 
 @pytest.mark.parametrize("name", ["Greeter", "a.b", "celery"])
-def test_an_agents_name_keeps_the_grammar(app: AgentApp, name: str) -> None:
-    """A name outside the grammar is refused when the agent is made."""
+def test_an_invalid_agent_name_is_refused(app: AgentApp, name: str) -> None:
+    """It is refused when the agent is created."""
     with pytest.raises(InvalidMessage, match="agent"):
         Agent(name, app)
 
 
-def test_an_agent_is_made_once(app: AgentApp, agent: Agent) -> None:
-    """A second agent of the same name in an application is refused."""
-    with pytest.raises(ConfigurationError, match="'greeter' already"):
+def test_a_second_agent_of_a_name_is_refused(app: AgentApp, agent: Agent) -> None:
+    """An application has one agent of a name."""
+    with pytest.raises(ConfigurationError, match="already has an agent 'greeter'"):
         Agent("greeter", app)
 
 
-def test_nobody_is_not_a_sender(agent: Agent) -> None:
-    """Outside of handlers, an agent is not taken for the sender of a message to itself."""
+def test_a_missing_sender_is_an_error(agent: Agent) -> None:
+    """Outside of handlers, an agent is not the sender of a message to itself."""
 
     @agent.method
     def greet(name: str) -> str:
@@ -171,24 +171,22 @@ def test_a_bare_number_as_priority_is_refused(app: AgentApp) -> None:
 
 
 def test_a_message_handler_takes_one_payload(app: AgentApp) -> None:
-    """``.delay`` of a handler of a type takes the payload and nothing else."""
+    """``.delay`` of a handler of a type takes the payload only."""
     app.conf.waooaw_sender = "tests"
     with pytest.raises(InvalidMessage, match=r"other\.command takes one argument, the payload"):
         app.send_task("other.command", (1, 2))
 
 
 def test_a_delay_beyond_the_visibility_timeout_is_refused_on_redis(app: AgentApp) -> None:
-    """Kombu's transport would hand such a message out again and again until it is due; ours renews its lease."""
+    """Kombu's transport would redeliver the message until it is due; this package's renews its lease."""
     app.conf.update(waooaw_sender="tests", waooaw_redis_transport="kombu")
     for option in ({"countdown": 3600}, {"eta": datetime.now(UTC) + timedelta(hours=1)}):
-        with pytest.raises(
-            InvalidMessage, match=r"due in 3\d\d\d.* s and may run for 300 s would be handed out again"
-        ):
+        with pytest.raises(InvalidMessage, match=r"due in 3\d\d\d.* s and may run for 300 s would be redelivered"):
             app.send_task("other.greet", **option)
 
 
-def test_a_plain_task_named_like_a_handler_is_left_alone(agent: Agent) -> None:
-    """The module greeter.py makes plain tasks named greeter.…: they are no handlers of the agent ``greeter``."""
+def test_a_plain_task_named_like_a_handler_is_not_a_handler(agent: Agent) -> None:
+    """A module greeter.py may have plain tasks greeter.…, which are not handlers of the agent ``greeter``."""
 
     @agent.app.task(name="greeter.tidy", shared=False)
     def tidy() -> None: ...
@@ -201,15 +199,15 @@ def test_a_plain_task_named_like_a_handler_is_left_alone(agent: Agent) -> None:
     assert agent.app.conf.task_default_queue == "agent.greeter"
 
 
-def test_a_projects_own_queues_stay_beside_the_agents(app: AgentApp) -> None:
-    """task_queues that a project sets, before or after its agents, are consumed too."""
+def test_a_projects_own_queues_are_consumed_too(app: AgentApp) -> None:
+    """task_queues may be set before or after the agents are created."""
     app.conf.task_queues = [Queue("media")]
     Agent("one", app)
     assert set(app.amqp.queues.consume_from) == {"media", "agent.one"}
 
 
-def test_a_handler_that_outlasts_the_visibility_timeout_is_refused(agent: Agent) -> None:
-    """Kombu's transport would hand its message to a second worker, which does not start; ours renews its lease."""
+def test_a_handler_longer_than_the_visibility_timeout_is_refused(agent: Agent) -> None:
+    """Kombu's transport would give its message to a second worker; this package's renews its lease."""
 
     @agent.method(time_limit=5000)
     def slow() -> None: ...
@@ -221,8 +219,8 @@ def test_a_handler_that_outlasts_the_visibility_timeout_is_refused(agent: Agent)
         check_time_limits(agent.app)
 
 
-def test_a_handler_that_would_be_taken_for_lost_is_refused() -> None:
-    """The ledger would mark its message as FAILED while it still runs: the worker does not start."""
+def test_a_handler_longer_than_lost_seconds_is_refused() -> None:
+    """The ledger would mark its message as FAILED while it runs, so the worker does not start."""
     ledger = {"waooaw_database_url": "sqlite:////nowhere/ledger", "waooaw_lost_seconds": 600}
     app = create_app(broker_url="amqp://nowhere.invalid", **ledger)
     agent = Agent("patient", app)
@@ -235,15 +233,15 @@ def test_a_handler_that_would_be_taken_for_lost_is_refused() -> None:
     @agent.method(time_limit=600)
     def slow() -> None: ...
 
-    sentence = r"patient\.slow may run for 600 s, and after 600 s the ledger .* raise waooaw_lost_seconds"
-    with pytest.raises(ConfigurationError, match=sentence):
+    error = r"patient\.slow may run for 600 s, and after 600 s the ledger .* raise waooaw_lost_seconds"
+    with pytest.raises(ConfigurationError, match=error):
         check_time_limits(app)
     app.close()
 
 
 @pytest.mark.parametrize("option", ["name", "base", "shared"])
-def test_what_the_agent_sets_is_no_option(agent: Agent, option: str) -> None:
-    """The name and the base of a handler's task are the agent's."""
+def test_options_that_the_agent_sets_are_refused(agent: Agent, option: str) -> None:
+    """The agent sets the name and the base of the task."""
     with pytest.raises(ConfigurationError, match=f"cannot have the options {option}"):
 
         @agent.method(**{option: "x"})
@@ -251,8 +249,8 @@ def test_what_the_agent_sets_is_no_option(agent: Agent, option: str) -> None:
 
 
 def test_a_function_without_a_name_is_refused(agent: Agent) -> None:
-    """A lambda has no name that could be sent to."""
-    with pytest.raises(ConfigurationError, match="cannot be a handler's name"):
+    """A lambda has no name to send to."""
+    with pytest.raises(ConfigurationError, match="a handler cannot have the name"):
         agent.method(lambda: None)
 
 
@@ -266,8 +264,8 @@ def test_a_function_without_a_name_is_refused(agent: Agent) -> None:
         (lambda now: (now + timedelta(hours=3)).replace(tzinfo=None), 3600),
     ],
 )
-def test_moments_are_read_as_celery_writes_them(spell: Callable[[datetime], object], seconds: float) -> None:
-    """Seconds, timedelta, datetime and text; what has no time zone is in the application's."""
+def test_parse_datetime_reads_celerys_forms(spell: Callable[[datetime], object], seconds: float) -> None:
+    """Seconds, timedelta, datetime and text; a datetime without a time zone is in the application's."""
     now = datetime.now(UTC)
     at = parse_datetime(spell(now), timezone(timedelta(hours=2)))
     assert at is not None
@@ -275,7 +273,7 @@ def test_moments_are_read_as_celery_writes_them(spell: Callable[[datetime], obje
 
 
 @pytest.mark.parametrize("value", ["tomorrow", object(), True])
-def test_what_is_no_moment_is_refused(value: object) -> None:
-    """Anything else is an InvalidMessage."""
-    with pytest.raises(InvalidMessage, match="moment"):
+def test_an_invalid_time_is_refused(value: object) -> None:
+    """A value that is none of Celery's forms of a time raises InvalidMessage."""
+    with pytest.raises(InvalidMessage, match=r"not an ISO 8601 datetime|a time must be"):
         parse_datetime(value, UTC)

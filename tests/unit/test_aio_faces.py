@@ -1,4 +1,4 @@
-"""Sync and async faces offer the same verbs."""
+"""The blocking and the awaited classes have the same verbs."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def verbs(face: type) -> set[str]:
     ],
 )
 def test_every_verb_can_be_awaited(blocking: type, awaited: type, blocking_only: set[str]) -> None:
-    """A verb that is added to a class is missing in aio until its one line there is written."""
+    """A new verb needs one line in aio."""
     assert verbs(blocking) - blocking_only == verbs(awaited) - {"send_message"}
 
 
-def test_an_awaited_verb_has_the_signature_and_the_documentation_of_the_verb() -> None:
-    """help() of both faces shows the same."""
+def test_an_awaited_verb_has_the_signature_and_docstring_of_the_verb() -> None:
+    """help() shows the same for both."""
     for name in verbs(AgentClient):
         blocking, awaited = getattr(AgentClient, name), getattr(aio.Agent, name)
         assert inspect.signature(blocking) == inspect.signature(awaited)

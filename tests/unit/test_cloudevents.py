@@ -1,4 +1,4 @@
-"""Events as CloudEvents, checked against the CloudEvents project's own package."""
+"""The conversion to and from CloudEvents, checked with the CloudEvents project's own package."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def message(payload: Any, **fields: Any) -> Message:
 
 
 @pytest.mark.parametrize("payload", [{"n": [1, None, "ü"]}, [1, 2], "text", 7, True, None])
-def test_what_we_write_the_package_reads(payload: Any) -> None:
-    """It finds every attribute, our extensions and the data."""
+def test_the_package_reads_our_cloudevent(payload: Any) -> None:
+    """It finds all attributes, our extensions and the data."""
     made = to_cloudevent(message(payload, subject="it", schema_version="2", replay=True))
     read = JSONFormat().read(CloudEvent, json.dumps(made))
     assert read.get_specversion() == "1.0"
@@ -47,8 +47,8 @@ def test_what_we_write_the_package_reads(payload: Any) -> None:
 
 
 @pytest.mark.parametrize("payload", [{"n": [1, None, "ü"]}, [1, 2], "text", 7])
-def test_what_the_package_writes_we_read(payload: Any) -> None:
-    """Its attributes become the arguments of publish."""
+def test_we_read_the_packages_cloudevent(payload: Any) -> None:
+    """Its attributes become arguments of publish."""
     event = CloudEvent(
         {
             "id": "A234-1234",
@@ -74,8 +74,8 @@ def test_what_the_package_writes_we_read(payload: Any) -> None:
     }
 
 
-def test_there_and_back_is_the_same() -> None:
-    """An event of ours that comes back has the attributes that it had."""
+def test_a_round_trip_keeps_the_attributes() -> None:
+    """An event that is converted and read back is the same."""
     made = from_cloudevent(to_cloudevent(message({"n": 1}, subject="it", schema_version="2")))
     assert made == {
         "topic": "task.created",
@@ -93,9 +93,9 @@ GOOD = {"specversion": "1.0", "id": "1", "source": "/s", "type": "a.b"}
 
 
 @pytest.mark.parametrize(
-    ("event", "says"),
+    ("event", "error"),
     [
-        ("text", "is an object"),
+        ("text", "must be an object"),
         ({**GOOD, "specversion": "0.3"}, "specversion is '0.3'"),
         ({**GOOD, "id": ""}, "no 'id'"),
         ({**GOOD, "type": 7}, "no 'type'"),
@@ -105,14 +105,14 @@ GOOD = {"specversion": "1.0", "id": "1", "source": "/s", "type": "a.b"}
         ({**GOOD, "datacontenttype": "image/png", "data": {}}, "image/png"),
     ],
 )
-def test_what_is_no_cloudevent_is_refused(event: Any, says: str) -> None:
-    """One sentence says why."""
-    with pytest.raises(InvalidMessage, match=says):
+def test_an_invalid_cloudevent_is_refused(event: Any, error: str) -> None:
+    """The error gives the reason."""
+    with pytest.raises(InvalidMessage, match=error):
         from_cloudevent(event)
 
 
-def test_what_json_lacks_is_text_in_a_cloudevent() -> None:
-    """No digit of a Decimal is lost, and whoever reads it needs no package of ours."""
+def test_other_types_are_text_in_a_cloudevent() -> None:
+    """No digit of a Decimal is lost, and a reader needs no package of ours."""
     made = to_cloudevent(message({"at": datetime(2026, 1, 2, tzinfo=UTC), "total": Decimal("0.10"), "raw": b"a"}))
     assert json.loads(json.dumps(made))["data"] == {
         "at": "2026-01-02T00:00:00+00:00",
@@ -121,7 +121,7 @@ def test_what_json_lacks_is_text_in_a_cloudevent() -> None:
     }
 
 
-def test_only_an_event_is_a_cloudevent() -> None:
+def test_only_an_event_can_be_a_cloudevent() -> None:
     """A command has no topic."""
-    with pytest.raises(InvalidMessage, match="no published EVENT"):
+    with pytest.raises(InvalidMessage, match="not a published EVENT"):
         to_cloudevent(Message(from_agent="a", to_agent="b"))

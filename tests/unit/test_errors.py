@@ -1,4 +1,4 @@
-"""The errors: one root, a drawn tree, and a sentence each."""
+"""The error classes: their tree, their default messages, and pickling."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ classes = [
 _BUILT = (errors.RemoteError, errors.RateLimitExceeded, errors.SchemaViolation)
 
 
-def test_the_drawn_tree_is_the_real_one() -> None:
-    """The module's docstring names every error, each below its own base."""
+def test_the_tree_in_the_docstring_is_complete() -> None:
+    """The module's docstring lists each error below its base class."""
     drawn: dict[str, str | None] = {}
     path: list[str] = []
     for indent, name in re.findall(r"^( *)\* (\w+)", errors.__doc__ or "", re.MULTILINE):
@@ -35,17 +35,17 @@ def _parent(cls: type) -> str | None:
 
 
 @pytest.mark.parametrize("cls", [cls for cls in classes if cls not in _BUILT])
-def test_an_error_without_words_says_its_docstring(cls: type[errors.WaooawError]) -> None:
-    """Raising a bare class still gives a sentence."""
+def test_the_default_message_is_the_docstring(cls: type[errors.WaooawError]) -> None:
+    """An error that is raised without a message has one."""
     assert str(cls()) == (cls.__doc__ or "").splitlines()[0]
 
 
-def test_celery_code_catches_a_dead_broker_as_it_always_did() -> None:
-    """BrokerUnavailable is Kombu's OperationalError too."""
+def test_broker_unavailable_is_kombus_operational_error() -> None:
+    """Code that was written for Celery catches it."""
     assert issubclass(errors.BrokerUnavailable, OperationalError)
 
 
 def test_a_remote_error_survives_pickling() -> None:
-    """RemoteError keeps its parts through a process pool."""
+    """A RemoteError that passes through a process pool keeps its attributes."""
     error = pickle.loads(pickle.dumps(errors.RemoteError("b", "ValueError", "no", "tb")))  # noqa: S301
     assert (error.agent, error.type, error.message, error.traceback) == ("b", "ValueError", "no", "tb")

@@ -1,4 +1,4 @@
-"""Names, queues and priority numbers."""
+"""Names of handlers and queues, priority numbers, and the URL of the store."""
 
 from __future__ import annotations
 
@@ -24,25 +24,27 @@ from waooaw_celery.store.connection import store_url
         (".b", None),
     ],
 )
-def test_a_task_name_says_whose_handler_it_is(task: str, expected: tuple[str, str] | None) -> None:
-    """``<agent>.<handler>`` is an agent's; the names of Celery, of this package and of modules are not."""
+def test_a_task_name_is_parsed(task: str, expected: tuple[str, str] | None) -> None:
+    """``<agent>.<handler>`` names a handler; the task names of Celery, this package and modules do not."""
     assert HandlerName.parse(task) == expected
 
 
-def test_a_handler_is_of_the_type_it_is_named_after() -> None:
-    """The handler ``ack`` takes ACKs; a method is asked with a QUERY."""
+def test_the_message_type_of_a_handler() -> None:
+    """The handler ``ack`` takes ACKs, and a method takes QUERYs."""
     assert HandlerName("a", "ack").message_type is MessageType.ACK
     assert HandlerName("a", "get_status").message_type is MessageType.QUERY
 
 
 @pytest.mark.parametrize(("driver", "numbers"), [("redis", [0, 3, 6, 9]), ("amqp", [9, 6, 3, 0])])
-def test_the_most_urgent_gets_the_number_that_the_broker_hands_out_first(driver: str, numbers: list[int]) -> None:
-    """Redis hands out 0 first, RabbitMQ 9."""
+def test_the_most_urgent_priority_has_the_number_that_the_broker_delivers_first(
+    driver: str, numbers: list[int]
+) -> None:
+    """Redis delivers 0 first, RabbitMQ 9."""
     assert [broker_priority(priority, driver) for priority in Priority] == numbers
 
 
-def test_a_queue_is_declared_alike_everywhere() -> None:
-    """The queue of an agent has its name, ten priorities, and needs no binding."""
+def test_the_queue_of_an_agent() -> None:
+    """It has its name, ten priorities, and needs no binding."""
     queue = agent_queue("worker-1")
     assert (queue.name, queue.exchange.name, queue.routing_key) == ("agent.worker-1", "", "agent.worker-1")
     assert queue.max_priority == 9
@@ -58,12 +60,12 @@ def test_a_queue_is_declared_alike_everywhere() -> None:
         ([None, None, "redis+socket:///run/v.sock"], "unix:///run/v.sock?db=0"),
     ],
 )
-def test_the_store_is_the_first_redis_that_is_named(urls: list[str | None], expected: str) -> None:
-    """The setting comes first, then the result backend, then the broker; sockets are spelt for redis-py."""
+def test_the_store_is_the_first_redis(urls: list[str | None], expected: str) -> None:
+    """The setting comes first, then the result backend, then the broker; sockets are converted."""
     assert store_url(*urls) == expected
 
 
 def test_without_any_redis_the_error_names_the_setting() -> None:
-    """A broker and a backend that are not Redis need waooaw_redis_url."""
+    """A broker and a result backend that are not Redis need waooaw_redis_url."""
     with pytest.raises(ConfigurationError, match="set waooaw_redis_url"):
         store_url(None, "rpc://", "amqp://h")

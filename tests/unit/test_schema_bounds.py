@@ -1,4 +1,4 @@
-"""The check of an event against its schema ends in time, and as a SchemaViolation or an InvalidSchema."""
+"""The validation of an event ends in bounded time, and raises only SchemaViolation or InvalidSchema."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ EVIL = ("(a+)+$", "^(a|a)*$", "(a|aa)+$", "(.*a){20}$", "^(([a-z])+.)+[A-Z]([a-z
 
 
 def made(schema: Any) -> TopicSchema:
-    """Return a schema as it comes from another process, which registered it unchecked."""
+    """Return a schema as another process would register it, unchecked."""
     return TopicSchema(topic="a.b", version="1", schema=schema)
 
 
 @pytest.fixture
 def in_time() -> Iterator[Callable[[float], None]]:
-    """Check that what the test did took no longer than so many seconds."""
+    """Return a function that fails the test if it has run longer than the given seconds."""
     began = time.monotonic()
 
     def check(seconds: float) -> None:
@@ -48,10 +48,10 @@ def in_time() -> Iterator[Callable[[float], None]]:
 @pytest.mark.parametrize(
     "where", ["pattern", "patternProperties", "additionalProperties", "propertyNames", "$ref"]
 )
-def test_a_pattern_that_backtracks_for_ever_elsewhere_is_searched_at_once(
+def test_a_backtracking_pattern_is_searched_in_linear_time(
     where: str, pattern: str, dialect: str | None, in_time: Callable[[float], None]
 ) -> None:
-    """Hundreds of thousands of letters take no longer than letters do, by whatever keyword and draft."""
+    """A hundred thousand letters are searched quickly, with each keyword and each draft."""
     text = "a" * 100_000 + "!"
     schema: dict[str, Any] = {
         "pattern": {"properties": {"x": {"pattern": pattern}}},
@@ -74,8 +74,8 @@ def test_a_pattern_that_backtracks_for_ever_elsewhere_is_searched_at_once(
     "pattern", [r"(a)\1", "(?=a)b", "(?<!a)b", "(?>a+)b", "a++b", "(?m)^a", "(", "((a{99}){99})"]
 )
 @pytest.mark.parametrize("keyword", ["pattern", "patternProperties"])
-def test_a_pattern_that_no_automaton_can_follow_is_refused_when_registered(keyword: str, pattern: str) -> None:
-    """The sentence names the pattern; one that another process registered is refused when an event is checked."""
+def test_a_pattern_without_linear_search_is_refused_when_registered(keyword: str, pattern: str) -> None:
+    """The error names the pattern. A schema that another process registered is refused at validation."""
     schema = {"properties": {"x": {keyword: pattern if keyword == "pattern" else {pattern: {}}}}}
     with pytest.raises(InvalidSchema, match=r"the schema of a\.b in version 1"):
         SchemaRegistry().register("a.b", schema)
@@ -103,15 +103,15 @@ EXPLODING = {
 
 @pytest.mark.parametrize("schema", EXPLODING.values(), ids=EXPLODING)
 @pytest.mark.parametrize("dialect", [None, DRAFT_2020])
-def test_a_schema_that_explodes_is_given_up(
+def test_an_exploding_schema_times_out(
     schema: dict[str, Any], dialect: str | None, monkeypatch: pytest.MonkeyPatch, in_time: Callable[[float], None]
 ) -> None:
-    """References that double at each step end with the time that a check may take."""
+    """References that double at each step end at the time limit of the validation."""
     monkeypatch.setattr(checking.first_violation, "__defaults__", (0.3,))
     schema = schema | ({} if dialect is None else {"$schema": dialect})
-    with pytest.raises(InvalidSchema, match=r"it cannot be checked within 0\.3 s"):
+    with pytest.raises(InvalidSchema, match=r"it cannot be validated within 0\.3 s"):
         SchemaRegistry().register("a.b", schema)
-    with pytest.raises(SchemaViolation, match=r"it cannot be checked within 0\.3 s"):
+    with pytest.raises(SchemaViolation, match=r"it cannot be validated within 0\.3 s"):
         made(schema).validate({"x": 1})
     in_time(20)
 
@@ -131,15 +131,15 @@ def test_a_schema_that_explodes_is_given_up(
     ids=str,
 )
 def test_a_schema_that_refers_to_itself_without_end_is_refused(schema: dict[str, Any]) -> None:
-    """Where it is registered, and where it came from another process."""
+    """It is refused when it is registered, and when another process has registered it."""
     with pytest.raises(InvalidSchema, match="refers to itself without end"):
         SchemaRegistry().register("a.b", schema)
     with pytest.raises(InvalidSchema, match="refers to itself without end"):
         made(schema).validate({})
 
 
-def test_a_schema_may_refer_to_itself_where_that_leads_deeper() -> None:
-    """A tree is checked, as deep as a payload may be; one that is deeper is a violation."""
+def test_a_recursive_schema_is_allowed() -> None:
+    """A tree is validated as deep as a payload may be; a deeper one is a violation."""
     tree = SchemaRegistry().register("a.b", {"type": "object", "properties": {"child": {"$ref": "#"}}})
 
     def nested(depth: int, end: Any) -> Any:
@@ -148,7 +148,7 @@ def test_a_schema_may_refer_to_itself_where_that_leads_deeper() -> None:
     tree.validate(nested(60, {}))
     with pytest.raises(SchemaViolation, match=r"\$(\.child){60}: 1 is not of type"):
         tree.validate(nested(60, 1))
-    with pytest.raises(SchemaViolation, match="it is nested too deeply to be checked"):
+    with pytest.raises(SchemaViolation, match="it is nested too deeply"):
         tree.validate(nested(300, {}))
 
 
@@ -174,8 +174,8 @@ def test_a_schema_may_refer_to_itself_where_that_leads_deeper() -> None:
     ],
     ids=str,
 )
-def test_odd_values_are_checked_or_a_violation(schema: dict[str, Any], value: Any, fits: bool) -> None:
-    """Decimals, also those that are no number, huge numbers and long texts: nothing else is raised."""
+def test_unusual_values_are_valid_or_a_violation(schema: dict[str, Any], value: Any, fits: bool) -> None:
+    """Decimals, NaN, huge numbers and long strings raise no other error."""
     registered = SchemaRegistry().register("a.b", {"properties": {"x": schema}})
     if fits:
         registered.validate({"x": value})
@@ -185,7 +185,7 @@ def test_odd_values_are_checked_or_a_violation(schema: dict[str, Any], value: An
 
 
 def test_unique_items_take_linear_time(in_time: Callable[[float], None]) -> None:
-    """Mappings, which cannot be sorted, are compared by their hashes."""
+    """Mappings cannot be sorted, so they are compared by hash."""
     schema = SchemaRegistry().register("a.b", {"uniqueItems": True})
     schema.validate([{"n": number} for number in range(50_000)])
     in_time(10)
@@ -203,8 +203,8 @@ def test_unique_items_take_linear_time(in_time: Callable[[float], None]) -> None
     ],
     ids=str,
 )
-def test_what_has_no_bound_is_refused(schema: dict[str, Any]) -> None:
-    """And what is no schema at all."""
+def test_a_schema_without_a_time_bound_is_refused(schema: dict[str, Any]) -> None:
+    """An invalid schema is refused as well."""
     with pytest.raises(InvalidSchema):
         SchemaRegistry().register("a.b", schema)
     for payload in ({"x": "b"}, "text"):
@@ -245,8 +245,8 @@ _VALUES = st.recursive(
 
 @settings(max_examples=400, deadline=None, derandomize=True)
 @given(schema=_SCHEMAS, value=_VALUES)
-def test_a_bounded_check_finds_what_jsonschema_finds(schema: Any, value: Any) -> None:
-    """For any schema and value both say the same."""
+def test_bounded_validation_agrees_with_jsonschema(schema: Any, value: Any) -> None:
+    """For any schema and value, both give the same answer."""
     plain = Draft202012Validator(schema, format_checker=FormatChecker())
     assert (first_violation(make_validator(schema), value) is None) == plain.is_valid(value)
 
@@ -286,20 +286,20 @@ _PATTERNS = st.recursive(
 
 @settings(max_examples=1000, deadline=None, derandomize=True)
 @given(pattern=_PATTERNS, text=st.text("aAbBc1é. \n_", max_size=8))
-def test_a_linear_pattern_finds_what_python_finds(pattern: str, text: str) -> None:
-    """For any pattern and text both engines say the same."""
+def test_linear_search_agrees_with_python(pattern: str, text: str) -> None:
+    """For any pattern and text, both engines give the same answer."""
     assume(text or r"\B" not in pattern)  # which Python finds in an empty text from 3.14 on
     assert LinearPattern(pattern).search(text) == bool(re.search(pattern, text))
 
 
-def test_a_refused_pattern_says_why() -> None:
-    """The sentence has the pattern, and what to leave out."""
+def test_the_error_of_a_refused_pattern() -> None:
+    """It has the pattern, and what to leave out."""
     with pytest.raises(UnsafePattern, match=r"the pattern '\(\?=a\)' has assert, which takes .*: leave it out"):
         LinearPattern("(?=a)")
 
 
-def test_a_filter_never_raises() -> None:
-    """Neither for a path with a number of thousands of digits, nor for a Decimal that is no number."""
+def test_a_filter_does_not_raise_for_unusual_values() -> None:
+    """It handles an index of thousands of digits, and a Decimal that is NaN."""
     odd = {"items": [1], "x": Decimal("NaN"), "y": Decimal("sNaN")}
     assert not Filter.of({"items." + "9" * 5000: 1}).fits(odd)
     for name in ("gt", "lte"):

@@ -1,4 +1,4 @@
-"""Settings: where they come from, and what is said when one is wrong."""
+"""The sources of settings, and the errors for wrong ones."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from waooaw_celery.settings import WaooawSettings
 
 
 def test_the_environment_wins_over_the_configuration() -> None:
-    """WAOOAW_SENDER is taken before waooaw_sender, as Celery's own variables are."""
+    """WAOOAW_SENDER wins over waooaw_sender, as Celery's own variables do."""
     conf = {"waooaw_sender": "conf", "waooaw_ttl_seconds": 60}
     settings = WaooawSettings.read(conf, environ={"WAOOAW_SENDER": "env", "WAOOAW_AGENTS": "a, b"})
     assert (settings.sender, settings.ttl_seconds, settings.agents) == ("env", 60, ("a", "b"))
 
 
 def test_other_variables_are_not_settings() -> None:
-    """The variables of the tests and of the command line are no settings, and no error."""
+    """The variables of the tests and of the command line are ignored."""
     WaooawSettings.read({}, environ={"WAOOAW_TEST_AMQP_URL": "x", "WAOOAW_APP": "y"})
 
 
 @pytest.mark.parametrize(
-    ("conf", "environ", "sentence"),
+    ("conf", "environ", "error"),
     [
         ({"waooaw_ttl": 1}, {}, "unknown setting waooaw_ttl: did you mean waooaw_ttl_seconds?"),
         ({}, {"WAOOAW_SENDR": "x"}, r"unknown environment variable WAOOAW_SENDR: did you mean WAOOAW_SENDER\?"),
@@ -41,11 +41,9 @@ def test_other_variables_are_not_settings() -> None:
         ({"waooaw_sender": "celery"}, {}, "waooaw_sender: .*reserved"),
     ],
 )
-def test_a_wrong_setting_is_one_clear_sentence(
-    conf: dict[str, Any], environ: dict[str, str], sentence: str
-) -> None:
-    """The sentence names the key as it was written, and the nearest known one or what is wrong with the value."""
-    with pytest.raises(ConfigurationError, match=sentence):
+def test_the_error_for_a_wrong_setting(conf: dict[str, Any], environ: dict[str, str], error: str) -> None:
+    """It names the key as it was written, and either the nearest known key or what is wrong with the value."""
+    with pytest.raises(ConfigurationError, match=error):
         WaooawSettings.read(conf, environ=environ)
 
 
@@ -59,7 +57,7 @@ def test_settings_may_come_from_a_namespaced_object() -> None:
 
 @pytest.mark.parametrize("key", ["worker_prefetch_multiplier", "task_acks_late", "broker_transport_options"])
 def test_a_projects_own_configuration_wins_over_our_defaults(key: str) -> None:
-    """Defaults hold until a project sets the key itself, in whichever way Celery offers."""
+    """A project can set a key in any of Celery's ways."""
     own: Any = {"socket_timeout": 9} if key == "broker_transport_options" else 7
     plain = create_app(broker_url="redis://h")
     by_keyword = create_app(broker_url="redis://h", **{key: own})
@@ -71,8 +69,8 @@ def test_a_projects_own_configuration_wins_over_our_defaults(key: str) -> None:
         app.close()
 
 
-def test_naming_one_transport_option_keeps_our_deadlines() -> None:
-    """What a project says wins, and what it does not say is ours: also on the connection itself."""
+def test_a_projects_transport_options_are_merged_with_our_defaults() -> None:
+    """An option that the project does not set has our default, on the connection too."""
     app = create_app(broker_url="redis://h", broker_transport_options={"visibility_timeout": 3600})
     for options in (app.transport_options, app.connection_for_write().transport_options):
         assert (options["visibility_timeout"], options["socket_timeout"]) == (3600, 3.0)
@@ -80,52 +78,52 @@ def test_naming_one_transport_option_keeps_our_deadlines() -> None:
 
 
 @pytest.mark.parametrize("urls", [["redis://a/1", "redis://b/1"], "redis://a/1;redis://b/1"])
-def test_several_brokers_are_taken(urls: Any) -> None:
-    """A list, or several with a semicolon between: the first says which kind it is, and our defaults hold."""
+def test_several_brokers_are_accepted(urls: Any) -> None:
+    """They are a list, or separated by semicolons; the first determines the kind of broker and the defaults."""
     app = create_app(broker_url=urls)
     app.check()
     assert (app.driver, app.conf.task_acks_late, app.conf.result_backend) == ("redis", True, "redis://a/1")
     app.close()
 
 
-def test_the_variables_of_kubernetes_are_not_ours() -> None:
-    """A service named waooaw-redis puts WAOOAW_REDIS_PORT and the like into every container."""
+def test_kubernetes_variables_are_ignored() -> None:
+    """A service named waooaw-redis puts WAOOAW_REDIS_PORT and others into each container."""
     variables = ("SERVICE_HOST", "SERVICE_PORT", "PORT", "PORT_6379_TCP_ADDR", "SERVICE_PORT_HTTP")
     WaooawSettings.read({}, environ={f"WAOOAW_REDIS_{name}": "x" for name in variables})
 
 
 def test_one_url_is_enough_on_redis() -> None:
-    """The result backend is the broker, when that is Redis and nothing else is said."""
+    """By default, the result backend is the broker if that is Redis."""
     app = create_app(broker_url="redis://h:1/2")
     assert app.conf.result_backend == "redis://h:1/2"
     app.close()
 
 
 @pytest.mark.parametrize(
-    ("config", "sentence"),
+    ("config", "error"),
     [
         ({}, "no broker is set: .*CELERY_BROKER_URL"),
         (
             {"broker_url": "memory://"},
             "'memory' does not order messages by priority.*waooaw_allow_unordered = True",
         ),
-        ({"broker_url": "carrier-pigeon://h"}, "is of no kind that Kombu can use"),
-        ({"broker_url": "localhost"}, "is of no kind that Kombu can use"),
-        ({"broker_url": "amqp://h"}, "no Redis to keep .* set waooaw_redis_url"),
+        ({"broker_url": "carrier-pigeon://h"}, "Kombu cannot use the broker URL"),
+        ({"broker_url": "localhost"}, "Kombu cannot use the broker URL"),
+        ({"broker_url": "amqp://h"}, "no Redis is configured .* set waooaw_redis_url"),
         ({"broker_url": "redis://h", "waooaw_redis_url": "http://h"}, "waooaw_redis_url must begin with redis://"),
         ({"broker_url": "redis://h", "waooaw_tt": 1}, "did you mean waooaw_ttl_seconds"),
     ],
 )
-def test_start_up_refuses_what_cannot_work(config: dict[str, Any], sentence: str) -> None:
+def test_check_refuses_a_configuration_that_cannot_work(config: dict[str, Any], error: str) -> None:
     """check() names the setting that is missing or wrong."""
     app = create_app(**config)
-    with pytest.raises(ConfigurationError, match=sentence):
+    with pytest.raises(ConfigurationError, match=error):
         app.check()
     app.close()
 
 
 def test_an_unordered_broker_can_be_accepted() -> None:
-    """waooaw_allow_unordered takes a broker that ignores priority."""
+    """waooaw_allow_unordered accepts a broker that ignores priority."""
     app = create_app(broker_url="memory://", waooaw_allow_unordered=True, waooaw_redis_url="redis://h")
     app.check()
     assert app.driver == "memory"
@@ -133,7 +131,7 @@ def test_an_unordered_broker_can_be_accepted() -> None:
 
 
 def test_a_password_is_not_shown_in_an_error() -> None:
-    """The broker's password does not reach the sentence of an error."""
+    """The broker's password is not part of the error."""
     app = create_app(broker_url="nosuch://user:secret@h")
     with pytest.raises(ConfigurationError) as caught:
         app.check()
@@ -142,36 +140,36 @@ def test_a_password_is_not_shown_in_an_error() -> None:
 
 
 def test_a_mapping_is_read_from_the_environment() -> None:
-    """What is chosen for each agent is written as name=choice, with commas between."""
+    """It is written as name=choice, separated by commas."""
     settings = WaooawSettings.read({}, environ={"WAOOAW_AGENT_SERIALIZERS": "worker-1=msgpack, legacy=json"})
     assert settings.agent_serializers == {"worker-1": "msgpack", "legacy": "json"}
     assert WaooawSettings.read({"waooaw_agent_compressions": {"a": "none"}}).agent_compressions == {"a": "none"}
 
 
 def test_a_secret_is_not_shown() -> None:
-    """A wrong value of a setting that holds keys is told without the value."""
+    """The error for a setting that holds keys does not show its value."""
     with pytest.raises(ConfigurationError, match=r"waooaw_encryption_keys: .*it is a secret") as refused:
         WaooawSettings.read({"waooaw_encryption_keys": {"2026": "c2VjcmV0"}}, environ={})
     assert "c2Vj" not in str(refused.value)
 
 
 @pytest.mark.parametrize(
-    ("settings", "sentence"),
+    ("settings", "error"),
     [
         ({"waooaw_accept_codecs": ["zlib", "gzap"]}, "there is no codec 'gzap': choose one of"),
         ({"waooaw_encryption_keys": ["id=AAAA"]}, "encryption key number 1 is invalid"),
     ],
 )
-def test_what_cannot_be_read_or_written_is_told_at_start_up(settings: dict[str, Any], sentence: str) -> None:
-    """A codec that there is not, or a key that is none, ends the worker before it has begun."""
+def test_an_unknown_codec_or_invalid_key_is_an_error_at_start_up(settings: dict[str, Any], error: str) -> None:
+    """The worker ends before it consumes anything."""
     with closing(create_app(broker_url="redis://", **settings)) as app:
-        with pytest.raises(ConfigurationError, match=sentence):
+        with pytest.raises(ConfigurationError, match=error):
             app.check()
         assert app.transport_options["max_nodes"] > 0  # Celery prints the broker first
 
 
-def test_the_protocol_of_old_may_be_told_to_pack_nothing() -> None:
-    """Where Kombu itself writes a body, this package's words for a choice are no codec's name."""
+def test_kombus_own_encoding_accepts_none_and_auto() -> None:
+    """Where Kombu encodes a body, "none" and "auto" are not names of codecs."""
     with closing(create_app(broker_url="memory://", waooaw_allow_unordered=True)) as app:
         producer = app.amqp.Producer(None)
         for word in ("none", "auto", None):

@@ -1,4 +1,4 @@
-"""How subscriptions are registered, and what is refused."""
+"""The registration of subscriptions and capabilities, and what is refused."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def event(payload: Any = None) -> Message:
     )
 
 
-def test_a_handler_of_events_is_a_celery_task(agent: Agent) -> None:
-    """It is registered as <agent>.event.<name>, takes a Message in a unit test, and options as every task."""
+def test_an_event_handler_is_a_celery_task(agent: Agent) -> None:
+    """It is registered as <agent>.event.<name>, has the options of a task, and takes a Message in a unit test."""
 
     @agent.subscribe("task.*", "job.#", where={"n": 1}, time_limit=7)
     def invoice(message: Message) -> Any:
@@ -55,8 +55,8 @@ def test_a_handler_of_events_is_a_celery_task(agent: Agent) -> None:
     ]
 
 
-def test_a_coroutine_handles_events_too(agent: Agent) -> None:
-    """Called directly, it is the test's to await."""
+def test_an_event_handler_may_be_a_coroutine(agent: Agent) -> None:
+    """A unit test that calls it directly awaits it."""
 
     @agent.subscribe("task.*")
     async def note(message: Message) -> Any:
@@ -65,21 +65,21 @@ def test_a_coroutine_handles_events_too(agent: Agent) -> None:
     assert asyncio.run(note(event())) == "task.created"
 
 
-def test_an_agent_may_subscribe_several_times_under_several_names(agent: Agent) -> None:
-    """Each has a name of its own; the same name twice is refused."""
+def test_an_agent_may_have_several_subscriptions(agent: Agent) -> None:
+    """Each needs its own name; a second one of the same name is refused."""
 
     def handle(message: Message) -> None: ...
 
     agent.subscribe("a.*")(handle)
     agent.subscribe("b.*", name="other")(handle)
     assert [each.subscriber for each in agent.app.subscribed] == ["billing.handle", "billing.other"]
-    with pytest.raises(ConfigurationError, match=r"billing\.event\.handle has a handler already"):
+    with pytest.raises(ConfigurationError, match=r"billing\.event\.handle already has a handler"):
         agent.subscribe("c.*")(handle)
     assert len(agent.app.subscribed) == 2
 
 
-def test_bad_subscriptions_are_refused(agent: Agent) -> None:
-    """Without a pattern, with a bad one, a bad filter, a bad name or a moment without a time zone."""
+def test_invalid_subscriptions_are_refused(agent: Agent) -> None:
+    """The pattern is missing or invalid, or the filter, the name or the start time is invalid."""
 
     def handle(message: Message) -> None: ...
 
@@ -87,18 +87,18 @@ def test_bad_subscriptions_are_refused(agent: Agent) -> None:
         agent.subscribe()
     with pytest.raises(ConfigurationError, match="needs a pattern"):
         agent.subscribe(handle)  # type: ignore[arg-type]
-    with pytest.raises(InvalidMessage, match="alone"):
+    with pytest.raises(InvalidMessage, match="or are"):
         agent.subscribe("task*")
     with pytest.raises(InvalidMessage, match="condition 'equals'"):
         agent.subscribe("task.*", where={"a": {"equals": 1}})
-    with pytest.raises(ConfigurationError, match="cannot be a handler's name"):
+    with pytest.raises(ConfigurationError, match="a handler cannot have the name"):
         agent.subscribe("task.*", name="one two")(handle)
     with pytest.raises(ConfigurationError, match="aware datetime or a timedelta"):
         agent.subscribe("task.*", since=datetime(2026, 1, 1))
 
 
-def test_a_subscription_that_looks_back_gives_its_worker_a_step(agent: Agent) -> None:
-    """Only then; a timedelta counts from now."""
+def test_a_subscription_with_since_adds_the_catch_up_step(agent: Agent) -> None:
+    """Without ``since`` the worker has no such step; a timedelta counts back from now."""
 
     def handle(message: Message) -> None: ...
 
@@ -111,8 +111,8 @@ def test_a_subscription_that_looks_back_gives_its_worker_a_step(agent: Agent) ->
     assert timedelta(minutes=59) < datetime.now(UTC) - since < timedelta(minutes=61)
 
 
-def test_an_event_cannot_be_sent_to_a_subscription(agent: Agent) -> None:
-    """A ``.delay`` would be an event that nobody published; the sentence says what to do."""
+def test_delay_of_an_event_handler_is_refused(agent: Agent) -> None:
+    """The error says to publish the event."""
 
     agent.app.conf.waooaw_sender = "boss"
 
@@ -123,8 +123,8 @@ def test_an_event_cannot_be_sent_to_a_subscription(agent: Agent) -> None:
         invoice.delay({})
 
 
-def test_names_of_event_handlers_are_no_methods_names() -> None:
-    """They have a dot more, and say that they are for EVENTs."""
+def test_names_of_event_handlers_and_methods_do_not_clash() -> None:
+    """The name of an event handler has one more dot, and its message type is EVENT."""
     name = HandlerName.parse("billing.event.invoice")
     assert name == ("billing", "event.invoice")
     assert name is not None
@@ -134,31 +134,31 @@ def test_names_of_event_handlers_are_no_methods_names() -> None:
     assert HandlerName.parse("billing.event.") is None
 
 
-def test_only_an_event_has_attributes_of_one() -> None:
-    """A command with a topic is refused."""
+def test_only_an_event_has_event_attributes() -> None:
+    """A command with event attributes is refused."""
     with pytest.raises(InvalidMessage, match="only an EVENT"):
         event().evolve(message_type=MessageType.COMMAND)
     assert (event().topic, Message(from_agent="a", to_agent="b").topic) == ("task.created", None)
 
 
-def test_a_message_keeps_its_event_on_its_way() -> None:
-    """The envelope of an event carries its attributes; no other envelope has them."""
+def test_the_envelope_carries_the_event_attributes() -> None:
+    """The envelope of any other message has none."""
     message = event({"n": 1})
     headers = {"id": message.message_id, "waooaw": message.to_envelope()}
     assert Message.from_headers(headers, "billing", message.payload).event == message.event
     assert "event" not in Message(from_agent="a", to_agent="b").to_envelope()
 
 
-def test_publishing_checks_before_it_asks_anyone(app: AgentApp) -> None:
-    """A topic with a wildcard is refused although no server answers, and so is a publish by nobody."""
+def test_publish_checks_its_arguments_first(app: AgentApp) -> None:
+    """An invalid topic and a missing sender are refused before any server is used."""
     with pytest.raises(InvalidMessage, match="wildcard"):
         EventBus(app).publish("task.*", {}, from_agent="boss")
     with pytest.raises(UnknownSender, match="waooaw_sender"):
         EventBus(app).publish("task.created", {})
 
 
-def test_an_event_is_one_message_to_a_subscriber() -> None:
-    """Its id follows from both, and several patterns that match are one."""
+def test_a_subscriber_gets_one_message_for_an_event() -> None:
+    """Its id depends on the event and the subscription only; several patterns that match are one delivery."""
     both = Subscription(agent="a", name="x", patterns=("task.*", "#"))
     other = Subscription(agent="a", name="y", patterns=("task.*",))
     removed = Subscription(agent="a", name="z", patterns=("#",), removed_at=datetime.now(UTC))
@@ -171,13 +171,13 @@ def test_an_event_is_one_message_to_a_subscriber() -> None:
 
 
 @pytest.mark.parametrize("tags", ["ocr", 7, ["OCR"], [""], ["a b"], [None]])
-def test_bad_capabilities_are_refused(app: AgentApp, tags: Any) -> None:
-    """A tag is a short name in small letters."""
+def test_invalid_capabilities_are_refused(app: AgentApp, tags: Any) -> None:
+    """A tag is 1 to 63 lower-case letters, digits and a few other characters."""
     with pytest.raises(InvalidMessage, match="capabilit"):
         Agent("reader", app, capabilities=tags)
 
 
-def test_capabilities_are_kept_once_and_sorted(app: AgentApp) -> None:
-    """As the registry keeps them."""
+def test_capabilities_are_sorted_without_duplicates(app: AgentApp) -> None:
+    """The registry stores them in the same way."""
     assert Agent("reader", app, capabilities=["ocr", "lang:en", "ocr"]).capabilities == ("lang:en", "ocr")
     assert app.capabilities == {"reader": ("lang:en", "ocr")}

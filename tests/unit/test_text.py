@@ -1,4 +1,4 @@
-"""The analysts' measures: what they say of prose, Markdown, Python source, and of anything else."""
+"""The measures of the demo's analysts, for prose, Markdown, Python source, and any other text."""
 
 from __future__ import annotations
 
@@ -92,8 +92,8 @@ def estimate(a: list[str], b: list[str]) -> float:
     return similarity(measure(" ".join(a)).fingerprint, measure(" ".join(b)).fingerprint)
 
 
-def test_ratings_are_those_worked_out_by_hand() -> None:
-    """The ratings of two short sentences are what the published formulas give for syllables counted by hand."""
+def test_ratings_equal_those_computed_by_hand() -> None:
+    """The ratings of two short sentences follow from the published formulas and hand-counted syllables."""
     # A hun-gry read-er finds a sim-ple mes-sage: 7 words, 11 syllables.
     # Yes-ter-day the teach-er an-swered quick-ly: 5 words, 10 syllables.
     measures = measure("A hungry reader finds a simple message. Yesterday the teacher answered quickly.")
@@ -110,7 +110,7 @@ def test_reading_takes_a_minute_for_238_words() -> None:
 
 
 def test_markdown_is_counted_without_code_addresses_and_markup() -> None:
-    """The words and sentences of a Markdown text are those a reader sees outside its code."""
+    """Only the words and sentences that a reader sees outside of code are counted."""
     measures = measure(MARKDOWN)
     # Install the worker / Start it with the command / It needs no settings / first item
     # / second item, e.g. this one / Name Meaning / beat timer
@@ -132,7 +132,7 @@ def test_markdown_is_counted_without_code_addresses_and_markup() -> None:
     ids=["literal", "code-block", "note", "open fence", "underlines", "doctest", "html", "annotations"],
 )
 def test_other_markup_is_understood(source: str, words: int) -> None:
-    """What is code or an address in reStructuredText, HTML or a doctest is not counted, and prose is."""
+    """In reStructuredText, HTML and doctests, prose is counted; code and addresses are not."""
     assert measure(source).words == words
 
 
@@ -148,12 +148,12 @@ def test_other_markup_is_understood(source: str, words: int) -> None:
     ids=["abbreviations", "quotes", "paragraphs", "old line ends", "chinese"],
 )
 def test_sentences_end_where_a_reader_ends_them(source: str, sentences: int) -> None:
-    """Initials, titles, decimals and quoted exclamations end no sentence, while blank lines do."""
+    """A blank line ends a sentence; initials, titles, decimals and quoted exclamations do not."""
     assert measure(source).sentences == sentences
 
 
 def test_key_terms_are_the_frequent_words_and_phrases() -> None:
-    """A repeated phrase comes before single words, a plural counts as its singular, and common words stay out."""
+    """A repeated phrase precedes single words, a plural counts as its singular, and common words are left out."""
     terms = measure(
         "The message queue holds the letters. A message queue is a list; the message queue is for the worker. "
         "Workers and the worker read. It is what it is, and it is as it was, and the end of it is the end."
@@ -163,20 +163,20 @@ def test_key_terms_are_the_frequent_words_and_phrases() -> None:
     assert not {"the", "and", "what", "message", "queue", "workers"} & set(terms)
 
 
-def test_longer_words_are_the_rarer_ones() -> None:
-    """Of two words of one frequency the longer comes first, three to one outweighs it, and a blob is no word."""
+def test_longer_words_rank_higher() -> None:
+    """Of equally frequent words the longer is first; frequency outweighs length; a blob is not a word."""
     assert measure("Lamp. Engineering.").key_terms == ("engineering", "lamp")
     assert measure("Lamp. Lamp. Lamp. Engineering.").key_terms == ("lamp", "engineering")
     assert measure(f"Lamp. {'x' * 5000}.").key_terms == ("lamp",)
 
 
-def test_short_words_are_key_terms_for_want_of_longer_ones() -> None:
-    """A word of three letters comes after every longer one, however often it occurs."""
+def test_short_words_rank_below_longer_ones() -> None:
+    """A word of three letters follows all longer ones, however frequent it is."""
     assert measure("cat cat cat, cat. Window.").key_terms == ("window", "cat")
 
 
 def test_one_changed_paragraph_leaves_a_near_duplicate() -> None:
-    """A text with one of four paragraphs replaced is a near-duplicate, and a text on something else is not."""
+    """A text with one of four paragraphs replaced is a near-duplicate; a text on another subject is not."""
     original = measure("\n\n".join(LIGHTHOUSE)).fingerprint
     changed = measure("\n\n".join([*LIGHTHOUSE[:2], NEW_PARAGRAPH, LIGHTHOUSE[3]])).fingerprint
     assert NEAR_DUPLICATE < similarity(original, changed) < 1.0
@@ -184,7 +184,7 @@ def test_one_changed_paragraph_leaves_a_near_duplicate() -> None:
 
 
 def test_typography_does_not_change_the_fingerprint() -> None:
-    """Case, line ends, emphasis, curly apostrophes and decomposed accents make no difference."""
+    """Case, line ends, emphasis, curly apostrophes and decomposed accents do not matter."""
     plain = measure("The café doesn't open on Sunday morning.")
     typeset = measure("THE cafe\u0301 *doesn\u2019t* open\r\non **Sunday** morning!")
     assert similarity(plain.fingerprint, typeset.fingerprint) == 1.0
@@ -192,14 +192,14 @@ def test_typography_does_not_change_the_fingerprint() -> None:
 
 @pytest.mark.parametrize("shift", [0, 30, 120, 350, 700, 1000])
 def test_similarity_estimates_the_jaccard_similarity(shift: int) -> None:
-    """The share of equal MinHash values is within 0.12 of the true Jaccard similarity."""
+    """The share of equal MinHash values is within 0.12 of the exact Jaccard similarity."""
     a, b = invented_words(0, 1000), invented_words(shift, 1000 + shift)
     assert estimate(a, b) == pytest.approx(jaccard(a, b), abs=0.12)
 
 
 @pytest.mark.parametrize("shift", [100, 400, 1000])
 def test_sampled_shingles_keep_the_estimate(shift: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beyond MAX_SHINGLES, the similarity of texts of one length is still within 0.12 of the true one."""
+    """Above MAX_SHINGLES, the similarity of texts of equal length is within 0.12 of the exact one."""
     a, b = invented_words(0, 4000), invented_words(shift, 4000 + shift)
     whole = measure(" ".join(a)).fingerprint
     monkeypatch.setattr(text, "MAX_SHINGLES", 1000)
@@ -208,7 +208,7 @@ def test_sampled_shingles_keep_the_estimate(shift: int, monkeypatch: pytest.Monk
 
 
 def test_similarity_is_zero_without_a_fingerprint() -> None:
-    """Texts of fewer than five words have no fingerprint, and are similar to nothing."""
+    """A text of fewer than five words has no fingerprint, and is not similar to any text."""
     short, long = measure("one two three four").fingerprint, measure("one two three four five").fingerprint
     assert (len(short), len(long)) == (0, 128)
     assert similarity(short, short) == similarity(short, long) == similarity(long, short) == 0.0
@@ -216,7 +216,7 @@ def test_similarity_is_zero_without_a_fingerprint() -> None:
 
 
 def test_measures_are_the_same_in_every_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Processes with other hash seeds, on any machine, find the same terms and the same fingerprint."""
+    """Processes with different hash seeds find the same terms and the same fingerprint."""
     monkeypatch.setattr(text, "MAX_SHINGLES", 50)  # so that the sampling is at work too
     program = "import sys; from workers import text; text.MAX_SHINGLES = 50; print(text.measure(sys.stdin.read()))"
     source = "\n\n".join(LIGHTHOUSE)
@@ -239,28 +239,28 @@ def test_measures_are_the_same_in_every_process(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("source", ["", " \n\t", "\x00\x01\x02", "12 345, 6.7 --- !?", "\udcff\ufeff\u200b"])
 def test_text_without_words_has_no_ratings(source: str) -> None:
-    """Where there is no word, counts are zero, ratings None, and terms and fingerprint empty."""
+    """Counts are zero, ratings None, and terms and fingerprint empty."""
     assert measure(source) == Measures(
         words=0, sentences=0, reading_ease=None, grade=None, reading_minutes=0.0, key_terms=(), fingerprint=()
     )
 
 
 def test_binary_content_is_measured_without_an_error() -> None:
-    """Bytes decoded as text, with NULs and lone surrogates, give some numbers."""
+    """Bytes that are decoded as text, with NULs and lone surrogates, can be measured."""
     content = bytes(range(256)) * 8
     for source in (content.decode("latin-1"), content.decode("utf-8", "surrogateescape")):
         assert measure(source).words > 0
 
 
 def test_words_of_other_languages_are_words() -> None:
-    """Words are runs of letters of any script."""
+    """A word is a run of letters of any script."""
     measures = measure("Привет, мир! Это ещё одно небольшое предложение. Ça n'est pas l'été.")
     assert (measures.words, measures.sentences) == (11, 3)
     assert len(measures.fingerprint) == 128
 
 
 def test_python_source_is_measured_by_its_docstrings_and_comments() -> None:
-    """Docstrings and comments are the prose; the parts of identifiers are key terms; code is not counted."""
+    """Docstrings and comments are prose, parts of identifiers are key terms, and code is not counted."""
     measures = measure(SOURCE)
     # Reads the meter / It never writes / The limits of this meter are those of
     # / Reader of one meter / before it gives up
@@ -269,13 +269,13 @@ def test_python_source_is_measured_by_its_docstrings_and_comments() -> None:
 
 
 def test_identifiers_of_python_source_are_split_into_terms() -> None:
-    """The words of an identifier, in either style of writing, are terms, and Python's keywords are none."""
+    """The words of an identifier, in CamelCase or snake_case, are terms; Python's keywords are not."""
     source = "class HTTPServer:\n    pass\n\nclass MailSorter:\n    pass\n\nclass snake_cased:\n    pass\n"
     assert measure(source).key_terms == ("server", "sorter", "snake", "cased", "http")
 
 
 def test_python_source_without_prose_has_a_fingerprint() -> None:
-    """Two copies of code without any comment are found alike by their identifiers."""
+    """The identifiers of two copies of uncommented code make them similar."""
     code = "import json\n\ndef load_settings(file_name):\n    return json.loads(open(file_name).read())\n"
     first, second = measure(code), measure(code.replace("json.loads", "json.loads  "))
     assert (first.words, first.reading_ease) == (0, None)
@@ -337,7 +337,7 @@ FRAGMENTS = st.sampled_from(
 @settings(max_examples=100, deadline=None)
 @given(st.text() | st.lists(FRAGMENTS, max_size=30).map("".join))
 def test_any_text_can_be_measured(source: str) -> None:
-    """No text raises an error, no count is negative, and the parts of the result agree with each other."""
+    """No text raises an error, no count is negative, and the results are consistent."""
     measures = measure(source)
     assert 0 <= measures.sentences <= measures.words
     assert measures.reading_minutes >= 0.0

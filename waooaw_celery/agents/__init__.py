@@ -1,6 +1,6 @@
-"""The verbs: an agent, its bus, requests and events. Every public name of the package can be imported from here.
+"""Agents, messages, requests and events, and every other public name of the package.
 
-Each name is imported when it is first used.
+A name is imported when it is first used.
 """
 
 from __future__ import annotations
@@ -56,14 +56,9 @@ if TYPE_CHECKING:
     from waooaw_celery.limits.limiter import RateLimiter
     from waooaw_celery.limits.memory import MemoryStorage
     from waooaw_celery.maintenance.tasks import register_periodic_tasks
-    from waooaw_celery.messages.message import (
-        DeliveryReceipt,
-        Message,
-        MessageStatus,
-        MessageType,
-        Priority,
-        RetentionPolicy,
-    )
+    from waooaw_celery.messages.enums import MessageStatus, MessageType, Priority, RetentionPolicy
+    from waooaw_celery.messages.message import Message
+    from waooaw_celery.messages.receipt import DeliveryReceipt
     from waooaw_celery.messages.topics.schemas import SchemaCheck, TopicSchema
     from waooaw_celery.wire.serializer import MessageSerializer
     from waooaw_celery.worker.execution.streaming import Final
@@ -84,7 +79,7 @@ _MODULES = {
     "ConfigurationError": "waooaw_celery.errors",
     "DecodingFailed": "waooaw_celery.errors",
     "DeliveryLimitExceeded": "waooaw_celery.errors",
-    "DeliveryReceipt": "waooaw_celery.messages.message",
+    "DeliveryReceipt": "waooaw_celery.messages.receipt",
     "EncodingFailed": "waooaw_celery.errors",
     "EventBus": "waooaw_celery.agents.events.bus",
     "Everyone": "waooaw_celery.agents.bus",
@@ -100,11 +95,11 @@ _MODULES = {
     "MessageAuditTrail": "waooaw_celery.ledger.trail",
     "MessageBus": "waooaw_celery.agents.bus",
     "MessageSerializer": "waooaw_celery.wire.serializer",
-    "MessageStatus": "waooaw_celery.messages.message",
-    "MessageType": "waooaw_celery.messages.message",
+    "MessageStatus": "waooaw_celery.messages.enums",
+    "MessageType": "waooaw_celery.messages.enums",
     "NoHandler": "waooaw_celery.errors",
     "NotStoppable": "waooaw_celery.errors",
-    "Priority": "waooaw_celery.messages.message",
+    "Priority": "waooaw_celery.messages.enums",
     "Published": "waooaw_celery.agents.events.delivery",
     "RateLimitExceeded": "waooaw_celery.errors",
     "RateLimiter": "waooaw_celery.limits.limiter",
@@ -116,7 +111,7 @@ _MODULES = {
     "RequeueLimitExceeded": "waooaw_celery.errors",
     "Response": "waooaw_celery.agents.requests.response",
     "Retention": "waooaw_celery.ledger.retention",
-    "RetentionPolicy": "waooaw_celery.messages.message",
+    "RetentionPolicy": "waooaw_celery.messages.enums",
     "Retries": "waooaw_celery.worker.outcomes.retry_policy",
     "SchemaCheck": "waooaw_celery.messages.topics.schemas",
     "SchemaViolation": "waooaw_celery.errors",

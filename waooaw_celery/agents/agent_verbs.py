@@ -13,7 +13,9 @@ from waooaw_celery.agents.events.delivery import Published
 from waooaw_celery.agents.requests.core import Params
 from waooaw_celery.agents.requests.verbs import AnyStream, RequestSteps, RequestVerbs
 from waooaw_celery.app.app import AgentApp
-from waooaw_celery.messages.message import DeliveryReceipt, Message, MessageType, Priority
+from waooaw_celery.messages.enums import MessageType, Priority
+from waooaw_celery.messages.message import Message
+from waooaw_celery.messages.receipt import DeliveryReceipt
 from waooaw_celery.messages.validation import JSON
 
 

@@ -1,4 +1,4 @@
-"""One agent to one or several agents: messages that ask for no answer, and what became of them."""
+"""The message bus: sends messages from an agent to other agents, and returns their receipts."""
 
 from __future__ import annotations
 
@@ -12,34 +12,35 @@ from waooaw_celery.app.app import AgentApp
 from waooaw_celery.broker.application import require_agent_app
 from waooaw_celery.errors import InvalidMessage, UnknownAgent
 from waooaw_celery.limits.waiting import Wait
-from waooaw_celery.messages.message import (
-    SENDABLE,
-    DeliveryReceipt,
-    Message,
-    MessageStatus,
-    MessageType,
-    receipt_of,
-)
+from waooaw_celery.messages.enums import SENDABLE, MessageStatus, MessageType
+from waooaw_celery.messages.message import Message
 from waooaw_celery.messages.queues import HandlerName
+from waooaw_celery.messages.receipt import DeliveryReceipt, receipt_of
 from waooaw_celery.messages.validation import JSON, check_agent_name, check_tags
 
 
 @dataclass(frozen=True, slots=True)
 class Everyone:
-    """All known agents that handle a message of its type, as recipients of a broadcast; but never its sender.
+    """Recipients of a broadcast: all known agents that handle messages of its type, except the sender.
 
     Attributes:
-        capability: only those with this tag.
+        capability: only the agents with this capability tag; None: all.
     """
 
     capability: str | None = None
 
 
 class MessageBus:
-    """Sends messages and tells what became of them.
+    """Sends messages, returns their receipts, and cancels them.
 
     Args:
-        app: the application whose broker carries them.
+        app: the application whose broker carries the messages.
+
+    Example:
+        >>> bus = MessageBus(app)
+        >>> receipt = bus.send(Message(from_agent="orchestrator", to_agent="worker-1", payload={"task": 123}))
+        >>> bus.receipt(receipt.message_id).status
+        <MessageStatus.HANDLED: 'handled'>
     """
 
     def __init__(self, app: AgentApp) -> None:
@@ -50,54 +51,57 @@ class MessageBus:
 
         Args:
             message: a COMMAND, QUERY or ACK.
-            wait: seconds for which a sender at its rate limit waits for its turn, while the message has not
-                expired; when it would not come within them, or None is given, it is raised at once.
-            session: a SQLAlchemy Session on the ledger's database, such as ``agent.session``: the message is
-                written down in its transaction, and published when that is committed, and else never.
+            wait: longest time in seconds that a sender at its rate limit waits, while the message has not expired.
+                If the wait would be longer, or ``wait`` is None, RateLimitExceeded is raised at once.
+            session: a SQLAlchemy Session on the ledger's database, such as ``agent.session``. The message is
+                recorded in its transaction, and published only after the commit.
 
         Returns:
-            The receipt, as it is now: the broker has the message, or, with a session, it is PENDING. ``receipt``
-            tells later news.
+            The receipt: SENT or, with a session, PENDING. Read the later status with ``receipt``.
 
         Raises:
-            InvalidMessage: its type is not for sending, or its time is already over.
-            UnknownAgent: nobody ever declared the recipient; NoHandler: it has none for this type.
-            BrokerUnavailable: not confirmed by the broker; the receipt stays PENDING.
-            StoreUnavailable: Redis does not answer; nothing was published.
-            RateLimitExceeded: the sender has sent as much as it may for now; nothing was published.
-            ConfigurationError: the session is on another database than the ledger's, or there is no ledger.
+            InvalidMessage: the type cannot be sent, or the message has expired.
+            UnknownAgent: the recipient is not known; NoHandler: it has no handler for this type.
+            BrokerUnavailable: the broker did not confirm the message; its receipt stays PENDING.
+            StoreUnavailable: the ledger or the Redis for agents and receipts does not answer; nothing was
+                published.
+            RateLimitExceeded: the sender has reached its rate limit; nothing was published.
+            ConfigurationError: the session is on a database other than the ledger's, or there is no ledger.
         """
         return self.send_many([message], wait=wait, session=session)[0]
 
     def send_many(
         self, messages: Iterable[Message], *, wait: Wait = None, session: Any = None
     ) -> list[DeliveryReceipt]:
-        """Send several messages, checked all together first: when one is refused, none was sent.
+        """Send several messages. All are checked first; if one is refused, none is sent.
 
         Args:
-            messages: what to send.
+            messages: the messages.
             wait: as for ``send``.
             session: as for ``send``.
 
+        Returns:
+            Their receipts, in order.
+
         Raises:
-            RateLimitExceeded: all of them together are more than a sender may send now; nothing was published.
-            InvalidMessage, UnknownAgent: as ``send``; nothing was published.
-            BrokerUnavailable, StoreUnavailable: a server failed on the way; the error's ``message_ids`` are the
-                messages that were published.
+            RateLimitExceeded: a sender may not send so many messages now; nothing was published.
+            InvalidMessage, UnknownAgent: as ``send``, or a message occurs twice; nothing was published.
+            BrokerUnavailable, StoreUnavailable: a server failed; the error's ``message_ids`` are the messages that
+                were published.
         """
         batch = [(message, _target(message)) for message in messages]
         ids = Counter(message.message_id for message, _ in batch)
-        if twice := [message_id for message_id, count in ids.items() if count > 1]:
-            raise InvalidMessage(f"message {twice[0]} is there {ids[twice[0]]} times: each Message is sent once")
-        complete = [(target, self.app.message_factory.complete(target, message)) for message, target in batch]
+        if repeated := [message_id for message_id, count in ids.items() if count > 1]:
+            raise InvalidMessage(f"message {repeated[0]} occurs {ids[repeated[0]]} times: send each Message once")
+        completed = [(target, self.app.message_factory.complete(target, message)) for message, target in batch]
         now = self.app.reference_clock.now()
-        for _, message in complete:
+        for _, message in completed:
             message.check_in_time(now)
         for target in dict.fromkeys(target for _, target in batch):
             self.app.registry.check_handler(target)
-        self.app.publisher.publish(complete, wait=wait, session=session)
+        self.app.publisher.publish(completed, wait=wait, session=session)
         status = MessageStatus.SENT if session is None else MessageStatus.PENDING
-        return [receipt_of(message, target.handler, status) for target, message in complete]
+        return [receipt_of(message, target.handler, status) for target, message in completed]
 
     def broadcast(
         self,
@@ -111,26 +115,26 @@ class MessageBus:
         wait: Wait = None,
         **fields: object,
     ) -> dict[str, DeliveryReceipt]:
-        """Send the same to several agents: one message each, each with its own receipt, also for the absent.
+        """Send the same payload to several agents, one message to each. An agent without a worker gets it later.
 
         Args:
             from_agent: the sender.
-            to_agents: the recipients; naming one twice sends once. ``Everyone()`` are all agents that handle such
-                messages, ``Everyone(capability="ocr")`` those of them with a tag, living or away.
+            to_agents: the recipients, without repetition. ``Everyone()`` stands for all agents that handle such
+                messages, ``Everyone(capability="ocr")`` for those of them with a tag; whether they run or not.
             payload: any JSON value.
             message_type: COMMAND, QUERY or ACK.
-            correlation_id: threads the messages; None: the id of the first of them threads all.
+            correlation_id: id that the messages share; None: the id of the first of them.
             wait: as for ``send``.
-            fields: others of Message: ``priority``, ``ttl_seconds``.
+            fields: other fields of Message, such as ``priority`` and ``ttl_seconds``.
 
         Returns:
-            The receipts by recipient.
+            The receipts, by recipient.
 
         Raises:
-            InvalidMessage: there is no recipient. UnknownAgent: no agent fits. The rest as ``send_many``.
+            InvalidMessage: there is no recipient. UnknownAgent: no agent matches. The rest as ``send_many``.
         """
         if isinstance(to_agents, Everyone):
-            to_agents = self._everyone(to_agents, message_type, but=from_agent)
+            to_agents = self._recipients(to_agents, message_type, sender=from_agent)
         if isinstance(to_agents, str) or not to_agents:
             raise InvalidMessage(
                 f"to_agents must be a list of at least one agent, or Everyone(), not {to_agents!r}"
@@ -147,82 +151,82 @@ class MessageBus:
             )
             for name in names
         ]
-        thread = correlation_id or messages[0].message_id
-        receipts = self.send_many((message.evolve(correlation_id=thread) for message in messages), wait=wait)
+        shared_id = correlation_id or messages[0].message_id
+        receipts = self.send_many((message.evolve(correlation_id=shared_id) for message in messages), wait=wait)
         return dict(zip(names, receipts, strict=True))
 
     def receipt(self, message_id: str) -> DeliveryReceipt:
-        """Return the newest known fact about a message.
+        """Return the receipt of a message, with its present status.
 
         Raises:
-            UnknownMessage: none is kept for this id.
-            StoreUnavailable: Redis does not answer.
+            UnknownMessage: there is no receipt for this id.
+            StoreUnavailable: the ledger or the Redis for agents and receipts does not answer.
         """
         return self.app.receipts.get(message_id)
 
     def cancel(
         self, message_id: str, *, running: bool = False, timeout: float = 1.0, from_agent: str | None = None
     ) -> DeliveryReceipt:
-        """Cancel a message: it is not begun, and not tried again.
+        """Cancel a message: no worker begins it or tries it again.
 
-        The request is written down first, and holds for every worker, also for one that starts later. The status
-        says CANCELLED only when it is true: when the workers answered that none of them has the message, or the
-        one that had it has dropped it or stopped its handler. Until then ``cancel_requested_at`` tells of the
-        request. A message that has ended stays as it is. Whoever waits for a cancelled request gets Cancelled.
+        The cancellation is recorded first, so that it holds for all workers, even for those that start later. The
+        status becomes CANCELLED only after all workers answered that they do not have the message, or after the
+        worker that had it dropped it or stopped its handler. Until then, ``cancel_requested_at`` is set. A message
+        that has ended does not change. The caller of a cancelled request gets Cancelled.
 
         Args:
-            message_id: of which message, or request.
-            running: also stop its handler if it runs: an ``async def`` is cancelled, and has a second to clean up;
-                any other is stopped, with its process, in a worker with ``-P prefork``.
-            timeout: seconds to wait for the workers' answers, and for the end of what is stopped.
-            from_agent: who asks, for the ledger; None: the agent whose handler runs, or ``waooaw_sender``.
+            message_id: id of the message or request.
+            running: also stop the handler if it runs. An ``async def`` is cancelled, and has one second to clean
+                up. Any other handler is stopped by ending its process, in a worker with ``-P prefork``.
+            timeout: seconds to wait for the answers of the workers, and for the handler to stop.
+            from_agent: who cancels it, for the ledger; None: the agent whose handler runs, or ``waooaw_sender``.
 
         Returns:
-            The receipt, as it is now.
+            The receipt, with the present status.
 
         Raises:
-            UnknownMessage: no receipt is kept for this id.
-            NotStoppable: ``running``, and the handler runs where nothing can stop it.
-            StoreUnavailable: what keeps the receipts does not answer; nothing was asked.
-            InvalidMessage: this cannot be an id, or the timeout is no number of seconds.
+            UnknownMessage: there is no receipt for this id.
+            NotStoppable: ``running`` is set, and the handler runs in a thread, where it cannot be stopped.
+            StoreUnavailable: the ledger or the Redis for receipts does not answer; the message was not cancelled.
+            InvalidMessage: the id or the timeout is invalid.
         """
         return cancel(self.app, message_id, running=running, timeout=timeout, by=from_agent)
 
-    def _everyone(self, which: Everyone, message_type: MessageType, but: str) -> list[str]:
-        """Return the names of the agents that a broadcast is for.
+    def _recipients(self, everyone: Everyone, message_type: MessageType, sender: str) -> list[str]:
+        """Return the names of the agents that ``Everyone`` stands for.
 
         Raises:
-            UnknownAgent: there is none; the sentence says what is known.
+            UnknownAgent: there is none; the error lists the known capabilities.
         """
-        if which.capability is not None:
-            check_tags([which.capability])
-        handler = _target(Message(from_agent=but, to_agent=but, message_type=message_type)).handler
-        records = [record for record in self.app.registry.all() if record.name != but]
-        fits = [
+        if everyone.capability is not None:
+            check_tags([everyone.capability])
+        handler = _target(Message(from_agent=sender, to_agent=sender, message_type=message_type)).handler
+        records = [record for record in self.app.registry.all() if record.name != sender]
+        recipients = [
             record.name
             for record in records
-            # What one handles that has never started is not known: it is told, and finds out.
+            # The handlers of an agent that has never started are not known, so it is included.
             if (record.handlers is None or handler in record.handlers)
-            and (which.capability is None or which.capability in record.capabilities)
+            and (everyone.capability is None or everyone.capability in record.capabilities)
         ]
-        if not fits:
+        if not recipients:
             tags = sorted({tag for record in records for tag in record.capabilities})
-            having = "" if which.capability is None else f" and has the capability {which.capability!r}"
+            having = "" if everyone.capability is None else f" and has the capability {everyone.capability!r}"
             known = ", ".join(tags) or "none"
-            raise UnknownAgent(f"no other agent handles {handler.upper()}{having} (capabilities known: {known})")
-        return fits
+            raise UnknownAgent(f"no other agent handles {handler.upper()}{having} (known capabilities: {known})")
+        return recipients
 
 
 def _target(message: Message) -> HandlerName:
-    """Return the handler that a message is for.
+    """Return the handler of a message.
 
     Raises:
-        InvalidMessage: the type is not for sending; the sentence gives the rule.
+        InvalidMessage: a message of this type cannot be sent.
     """
     if message.message_type not in SENDABLE:
         rule = {
-            MessageType.EVENT: "an EVENT is published to whoever subscribed, not sent to one agent",
-            MessageType.RESPONSE: "a RESPONSE is the return value of a requested method, not sent",
+            MessageType.EVENT: "publish an EVENT with EventBus.publish",
+            MessageType.RESPONSE: "a RESPONSE is the return value of a requested method",
         }[message.message_type]
-        raise InvalidMessage(f"send carries {', '.join(type_.name for type_ in SENDABLE)}: {rule}")
+        raise InvalidMessage(f"send takes {', '.join(type_.name for type_ in SENDABLE)}: {rule}")
     return HandlerName(message.to_agent, message.message_type.value)

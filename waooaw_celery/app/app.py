@@ -22,7 +22,8 @@ from waooaw_celery.broker.redis.parking import dead_lettered
 from waooaw_celery.errors import ConfigurationError
 from waooaw_celery.limits.gate import AdmissionControl
 from waooaw_celery.limits.limiter import RateLimiter
-from waooaw_celery.messages.message import Message, Priority
+from waooaw_celery.messages.enums import Priority
+from waooaw_celery.messages.message import Message
 from waooaw_celery.messages.queues import AGENT_QUEUES, HandlerName, agent_queue, broker_priority
 from waooaw_celery.messages.receipt import MessageEvent, MessageFact, ReceiptStore
 from waooaw_celery.messages.topics.schemas import SchemaRegistry

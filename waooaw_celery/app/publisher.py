@@ -38,7 +38,8 @@ from waooaw_celery.errors import (
 )
 from waooaw_celery.limits.gate import AdmissionControl
 from waooaw_celery.limits.waiting import Wait
-from waooaw_celery.messages.message import Message, MessageStatus, MessageType
+from waooaw_celery.messages.enums import MessageStatus, MessageType
+from waooaw_celery.messages.message import Message
 from waooaw_celery.messages.receipt import MessageEvent, MessageFact, ReceiptStore
 from waooaw_celery.messages.reply_to import ReplyTo
 from waooaw_celery.store.agents import AgentRegistry

@@ -14,7 +14,7 @@ from waooaw_celery.cli.ledger import MomentParam
 from waooaw_celery.cli.messages import JsonParam
 from waooaw_celery.cli.output import ago, console, json_option, print_json, show_table
 from waooaw_celery.ledger.event_log import EventLog, SubscriberStatistics
-from waooaw_celery.messages.message import Priority
+from waooaw_celery.messages.enums import Priority
 from waooaw_celery.messages.validation import JSON
 from waooaw_celery.store.subscriptions import Subscription
 

@@ -13,7 +13,7 @@ from waooaw_celery.cli.output import console, json_option, print_json, show_tabl
 from waooaw_celery.ledger.read.records import AuditRecord, Durations
 from waooaw_celery.ledger.retention import HoldKind, Removal, Retention
 from waooaw_celery.ledger.trail import MessageAuditTrail
-from waooaw_celery.messages.message import MessageStatus, MessageType, Priority
+from waooaw_celery.messages.enums import MessageStatus, MessageType, Priority
 
 
 class MomentParam(click.ParamType[datetime]):

@@ -15,7 +15,9 @@ from waooaw_celery.app.app import AgentApp
 from waooaw_celery.cli.group import OPERATOR, current_app
 from waooaw_celery.cli.output import console, json_option, print_json, show_table
 from waooaw_celery.errors import RemoteError
-from waooaw_celery.messages.message import SENDABLE, DeliveryReceipt, Message, MessageType, Priority
+from waooaw_celery.messages.enums import SENDABLE, MessageType, Priority
+from waooaw_celery.messages.message import Message
+from waooaw_celery.messages.receipt import DeliveryReceipt
 from waooaw_celery.messages.validation import JSON
 
 _from = click.option("--from", "from_agent", metavar="AGENT", help="Who speaks.  [default: operator]")

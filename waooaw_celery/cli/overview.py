@@ -11,7 +11,7 @@ from waooaw_celery.app.app import AgentApp
 from waooaw_celery.cli.group import current_app
 from waooaw_celery.cli.output import ago, console, json_option, print_json, show_table
 from waooaw_celery.errors import BrokerUnavailable
-from waooaw_celery.messages.message import Priority
+from waooaw_celery.messages.enums import Priority
 from waooaw_celery.messages.queues import QueueDepth, agent_queue, queue_depth, system_queue
 from waooaw_celery.worker.health.heartbeat import MISSED_BEATS
 

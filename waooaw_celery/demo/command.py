@@ -13,7 +13,7 @@ from waooaw_celery.cli.output import console, json_option, print_json, show_tabl
 from waooaw_celery.demo.failures import InvalidDocument, Limited, LostAndRecovered
 from waooaw_celery.demo.processes import AGENTS, ROOT, Stack, running_stack
 from waooaw_celery.demo.scenario import JobResult, Overtaking, run_job
-from waooaw_celery.messages.message import MessageStatus
+from waooaw_celery.messages.enums import MessageStatus
 
 #: Rows of the table of documents; the JSON has all.
 SHOWN = 12

@@ -24,7 +24,9 @@ from waooaw_celery.errors import WaooawError
 from waooaw_celery.ledger.event_log import EventLog, TopicStatistics
 from waooaw_celery.ledger.read.records import Statistics
 from waooaw_celery.ledger.trail import MessageAuditTrail
-from waooaw_celery.messages.message import DeliveryReceipt, Message, MessageStatus, MessageType, Priority
+from waooaw_celery.messages.enums import MessageStatus, MessageType, Priority
+from waooaw_celery.messages.message import Message
+from waooaw_celery.messages.receipt import DeliveryReceipt
 from waooaw_celery.messages.validation import JSON
 
 #: Seconds without any progress after which the job counts as stuck.

@@ -34,9 +34,17 @@ from waooaw_celery.ledger.write.recording import Recording
 from waooaw_celery.ledger.write.spool import Spool
 from waooaw_celery.ledger.write.statements import close_ended, write
 from waooaw_celery.ledger.write.writer import LedgerWriter
-from waooaw_celery.messages.message import DeliveryReceipt, Message, RetentionPolicy
+from waooaw_celery.messages.enums import RetentionPolicy
+from waooaw_celery.messages.message import Message
 from waooaw_celery.messages.publish_options import PublishOptions, options_of_messages
-from waooaw_celery.messages.receipt import NO_PROGRESS, SWEEP_GRACE, MessageEvent, MessageFact, ReceiptStore
+from waooaw_celery.messages.receipt import (
+    NO_PROGRESS,
+    SWEEP_GRACE,
+    DeliveryReceipt,
+    MessageEvent,
+    MessageFact,
+    ReceiptStore,
+)
 from waooaw_celery.messages.validation import check_id
 from waooaw_celery.settings import AuditMode
 from waooaw_celery.store.reference_clock import ReferenceClock

@@ -34,9 +34,10 @@ from waooaw_celery.ledger.ledger import Ledger
 from waooaw_celery.ledger.read.reader import follow_indexes, read_records
 from waooaw_celery.ledger.read.records import AuditRecord, Durations, Page, Refusal, Statistics
 from waooaw_celery.ledger.read.scan import PROGRESS, KeysetScan, between, newest_first, progress
-from waooaw_celery.messages.message import NOBODY, DeliveryReceipt, Message, MessageStatus, MessageType, Priority
+from waooaw_celery.messages.enums import MessageStatus, MessageType, Priority
+from waooaw_celery.messages.message import NOBODY, Message
 from waooaw_celery.messages.publish_options import PublishOptions
-from waooaw_celery.messages.receipt import MessageEvent, MessageFact
+from waooaw_celery.messages.receipt import DeliveryReceipt, MessageEvent, MessageFact
 from waooaw_celery.messages.topics.patterns import check_topic
 from waooaw_celery.messages.validation import check_agent_name, check_id
 

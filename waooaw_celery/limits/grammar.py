@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from waooaw_celery.errors import ConfigurationError, InvalidMessage
 from waooaw_celery.limits.rules import EACH_RECIPIENT, MAX_LIMIT, MAX_PERIOD, UNITS, Quota, Rule
-from waooaw_celery.messages.message import MessageType
+from waooaw_celery.messages.enums import MessageType
 from waooaw_celery.messages.validation import check_agent_name
 
 #: Seconds by every accepted spelling of a unit.

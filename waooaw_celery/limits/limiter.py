@@ -21,7 +21,7 @@ from waooaw_celery.limits.rules import (
 )
 from waooaw_celery.limits.storage import LimitStorage, RuleStatus
 from waooaw_celery.limits.waiting import Wait, limit_wait
-from waooaw_celery.messages.message import MessageType, Priority
+from waooaw_celery.messages.enums import MessageType, Priority
 from waooaw_celery.messages.validation import check_agent_name
 
 logger = logging.getLogger(__name__)

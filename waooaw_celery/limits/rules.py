@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from waooaw_celery.errors import ConfigurationError
-from waooaw_celery.messages.message import MessageType, Priority
+from waooaw_celery.messages.enums import MessageType, Priority
 from waooaw_celery.messages.validation import check_agent_name
 
 #: Seconds in each unit of the grammar, longest first.

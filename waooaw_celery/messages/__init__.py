@@ -1,1 +1,1 @@
-"""What is said: messages, receipts, topics, their rules. No Celery, no server."""
+"""Messages, receipts and topics, and the rules for them. Nothing here needs a running broker or database."""

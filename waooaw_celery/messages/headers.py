@@ -1,4 +1,4 @@
-"""Which message a publish of Celery is: made from a `.delay`, read back for a retry, threaded to its cause."""
+"""Converts Celery's arguments and headers to messages, for `.delay` and for retries."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Any
 
 from waooaw_celery.errors import InvalidMessage
-from waooaw_celery.messages.message import ENVELOPE_HEADER, Message, MessageType, RetentionPolicy
+from waooaw_celery.messages.enums import MessageType, RetentionPolicy
+from waooaw_celery.messages.message import ENVELOPE_HEADER, Message
 from waooaw_celery.messages.queues import HandlerName, takes_message
 from waooaw_celery.messages.validation import JSON
 
-#: The options of ``apply_async``, as Celery hands them on.
+#: The options of ``apply_async``, as Celery passes them on.
 PublishArguments = Mapping[str, Any]
 
 
@@ -26,24 +27,24 @@ def message_of_delay(
     zone: tzinfo,
     now: datetime,
 ) -> Message:
-    """Make the message of a ``.delay`` or ``apply_async``.
+    """Return the message for a ``.delay`` or an ``apply_async``.
 
     Args:
         target: the handler that is called.
-        args: its positional arguments; a message's payload is the only one.
-        kwargs: its keyword arguments.
-        options: the options of the call.
-        sender: who speaks.
-        default_ttl: seconds until it expires, when the options do not say; None: never.
-        zone: of moments in the options that have none.
-        now: the time by the reference clock: a moment in the options is one by that clock too.
+        args: the positional arguments; a handler that takes a message gets the payload as its only one.
+        kwargs: the keyword arguments.
+        options: the options of ``apply_async``.
+        sender: the agent that sends.
+        default_ttl: seconds until the message expires if the options do not set ``expires``; None: never.
+        zone: time zone of datetimes in the options that have none.
+        now: the time by the reference clock, which times in the options refer to as well.
 
     Raises:
-        InvalidMessage: an argument is no JSON value, or an option breaks a rule.
+        InvalidMessage: an argument cannot be sent, or an option is invalid.
     """
     if target.message_type is MessageType.EVENT:
         raise InvalidMessage(
-            f"{target} gets what is published: EventBus(app).publish(topic, event), or replay it to one subscriber"
+            f"{target} handles events: publish one with EventBus(app).publish(topic, event), or replay one to it"
         )
     if takes_message(target.handler) and (len(args or ()) != 1 or kwargs):
         raise InvalidMessage(f"{target} takes one argument, the payload: {target}.delay({{...}})")
@@ -63,10 +64,16 @@ def message_of_delay(
 
 
 def message_of_retry(target: HandlerName, args: Any, kwargs: Any, options: PublishArguments) -> Message:
-    """Return the message that a retry publishes again: everything but the attempt is as it was.
+    """Return the message that a retry publishes: the same message, with the same id.
+
+    Args:
+        target: the handler that is tried again.
+        args: the positional arguments of the task.
+        kwargs: the keyword arguments of the task.
+        options: the options of the retry, with the headers of the message.
 
     Raises:
-        InvalidMessage: it came with an envelope that this version cannot read.
+        InvalidMessage: this version cannot read the envelope that the message arrived with.
     """
     headers = {
         "id": options["task_id"],
@@ -84,14 +91,14 @@ def threaded(
     retention: RetentionPolicy | None,
     sent_at: datetime,
 ) -> Message:
-    """Fill in when a message is sent, how long it is kept, and the ids that thread it to the one being handled.
+    """Return a message with its time of sending, its retention, and the ids that link it to its cause.
 
     Args:
-        target: the handler that it is for. The correlation id of a request is its own id, the key of its answer.
-        message: the new message; ids that it has already are left.
-        cause: the message that is being handled, or None outside of handlers.
-        retention: how long it is kept, or None without a ledger.
-        sent_at: when it is sent.
+        target: the handler that the message is for. A request's correlation id is its own id.
+        message: the new message; ids that it already has stay as they are.
+        cause: the message whose handler sends this one, or None outside of handlers.
+        retention: how long the ledger keeps the message, or None without a ledger.
+        sent_at: the time of sending.
     """
     inherited = cause.correlation_id if cause and takes_message(target.handler) else None
     return message.filled_in(
@@ -104,11 +111,11 @@ def threaded(
 
 
 def payload_of(handler: str, args: Any, kwargs: Any) -> JSON:
-    """Return what a call of a handler says: the payload itself, or a method's parameters.
+    """Return the payload that a task's arguments carry: a message's payload, or the parameters of a method.
 
     Args:
         handler: name of the handler.
-        args: positional arguments of the task; a message's payload is the only one.
+        args: positional arguments of the task; a handler that takes a message gets the payload as its only one.
         kwargs: keyword arguments of the task.
     """
     if takes_message(handler) and len(args) == 1 and not kwargs:
@@ -119,39 +126,39 @@ def payload_of(handler: str, args: Any, kwargs: Any) -> JSON:
 def check_delay(
     options: PublishArguments, run_seconds: float, visibility_timeout: float, zone: tzinfo, now: datetime
 ) -> None:
-    """Refuse an ``eta`` or ``countdown`` that Redis would hand out again and again.
+    """Refuse an ``eta`` or ``countdown`` that reaches past Redis's visibility timeout.
 
-    A worker keeps a message unacknowledged until it is due and was handled; after the visibility timeout Kombu on
-    Redis takes it for lost.
+    A worker acknowledges a message after it is due and handled. Kombu on Redis redelivers a message that is not
+    acknowledged within the visibility timeout, so one that is due later would be redelivered again and again.
 
     Args:
-        options: the options of the call.
-        run_seconds: how long its handler may then run.
-        visibility_timeout: seconds after which Redis hands out again what is not acknowledged.
-        zone: of moments that have none.
-        now: the time.
+        options: the options of ``apply_async``.
+        run_seconds: the longest time that the handler may run, in seconds.
+        visibility_timeout: seconds after which Redis redelivers a message that is not acknowledged.
+        zone: time zone of datetimes that have none.
+        now: the time by the reference clock.
 
     Raises:
-        InvalidMessage: it is due too late.
+        InvalidMessage: the message is due too late.
     """
     wait = _wait(options, zone, now)
     if wait > 0 and wait + run_seconds >= visibility_timeout:
         raise InvalidMessage(
-            f"a message that is due in {wait:g} s and may run for {run_seconds:g} s would be handed out again "
+            f"a message that is due in {wait:g} s and may run for {run_seconds:g} s would be redelivered "
             f"after {visibility_timeout:g} s: send it later, or raise "
             "broker_transport_options['visibility_timeout']"
         )
 
 
 def parse_datetime(value: object, zone: tzinfo) -> datetime | None:
-    """Read Celery's forms of a moment: seconds from now, a timedelta, a datetime or its ISO 8601 text.
+    """Return the datetime that Celery reads from seconds from now, a timedelta, a datetime or an ISO 8601 string.
 
     Args:
         value: one of these, or None.
-        zone: of a datetime that has none, as Celery reads it: the application's timezone.
+        zone: time zone of a datetime that has none; Celery uses the application's.
 
     Raises:
-        InvalidMessage: it is none of these.
+        InvalidMessage: the value is none of these.
     """
     if value is None:
         return None
@@ -162,14 +169,16 @@ def parse_datetime(value: object, zone: tzinfo) -> datetime | None:
     try:
         at = datetime.fromisoformat(value) if isinstance(value, str) else value
     except ValueError as error:
-        raise InvalidMessage(f"{value!r} is no moment in ISO 8601") from error
+        raise InvalidMessage(f"{value!r} is not an ISO 8601 datetime") from error
     if not isinstance(at, datetime):
-        raise InvalidMessage(f"a moment is seconds, a timedelta, a datetime or ISO 8601 text, not {value!r}")
+        raise InvalidMessage(
+            f"a time must be seconds, a timedelta, a datetime or an ISO 8601 string, not {value!r}"
+        )
     return at if at.tzinfo else at.replace(tzinfo=zone)
 
 
 def _ttl(options: PublishArguments, default: float | None, zone: tzinfo, now: datetime) -> float | None:
-    """Return after how many seconds from now a ``.delay`` expires."""
+    """Return the seconds from now until a ``.delay`` expires, or None."""
     expires = options.get("expires")
     if isinstance(expires, int | float):
         return expires
@@ -178,8 +187,8 @@ def _ttl(options: PublishArguments, default: float | None, zone: tzinfo, now: da
     at = parse_datetime(expires, zone)
     if at is not None:
         return (at - now).total_seconds()
-    # Celery gives None for "not said" too: a message that shall never expire is sent with a Message.
-    # The default counts from the moment at which the message may first be handled.
+    # Celery passes None when ``expires`` is left out, so a message without expiry is sent as a Message.
+    # The default counts from the time at which the message may first be handled.
     return None if default is None else default + _wait(options, zone, now)
 
 

@@ -1,163 +1,67 @@
-"""What is said: a message, its type, its priority, and the receipt that tells what became of it."""
+"""The message, its checks, and its envelope in the headers of a Celery message."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from enum import StrEnum
 from typing import Any, Self
 from uuid import uuid4
 
 from waooaw_celery.errors import InvalidMessage
+from waooaw_celery.messages.enums import MessageType, Priority, RetentionPolicy
 from waooaw_celery.messages.topics.attributes import EventAttributes
 from waooaw_celery.messages.validation import JSON, LocalTime, check_agent_name, check_id, check_ttl, json_copy
 
-#: The Celery header that carries the envelope; one key, so that no name of ours meets one of Celery's.
+#: The Celery header that carries the envelope. It is one header, so no name in it clashes with one of Celery's.
 ENVELOPE_HEADER = "waooaw"
-#: Raised when a reader of the old envelope would misunderstand the new one.
+#: Increased when a reader of the old envelope would misunderstand the new one.
 ENVELOPE_VERSION = 1
-#: The sender of a message that was published without an envelope, by something that is no agent.
+#: Sender of a message without an envelope, which something other than an agent published.
 FOREIGN_SENDER = "unknown"
-
-
-#: To whom the record of an event is addressed, which no agent's name can be.
+#: Recipient of the record of an event. No agent can have this name.
 NOBODY = ""
 
 
-class MessageType(StrEnum):
-    """What a message is for."""
-
-    COMMAND = "command"  #: do this
-    QUERY = "query"  #: tell me this
-    EVENT = "event"  #: this has happened
-    RESPONSE = "response"  #: the answer to a request
-    ACK = "ack"  #: I have received it
-
-
-#: The names of the types, which are also the names of their handlers.
-TYPE_NAMES = frozenset(member.value for member in MessageType)
-#: What a message says of how it travels.
-_CHOICES = ("serializer", "compression")
-#: The types that one agent sends to another; an EVENT is published, a RESPONSE is a handler's return value.
-SENDABLE = (MessageType.COMMAND, MessageType.QUERY, MessageType.ACK)
-
-
-class Priority(StrEnum):
-    """How urgent a message is.
-
-    A name and not a number, also where it travels as JSON: brokers disagree about the direction of numbers.
-    """
-
-    URGENT = "URGENT"
-    HIGH = "HIGH"
-    NORMAL = "NORMAL"
-    LOW = "LOW"
-
-    @property
-    def rank(self) -> int:
-        """0, 3, 6 or 9; the lowest rank is handled first."""
-        return _RANKS[self]
-
-    @classmethod
-    def of_rank(cls, rank: int) -> Priority:
-        """Return the priority of this rank."""
-        return list(cls)[rank // 3]
-
-    @classmethod
-    def of(cls, value: Priority | str) -> Priority:
-        """Return the priority of this name, in any case.
-
-        Raises:
-            InvalidMessage: for anything else; a bare number too, since brokers disagree about its direction.
-        """
-        if isinstance(value, cls):
-            return value
-        if isinstance(value, str) and value.upper() in cls.__members__:
-            return cls[value.upper()]
-        raise InvalidMessage(f"priority must be one of {', '.join(cls.__members__)}, not {value!r}")
-
-
-_RANKS = {priority: 3 * number for number, priority in enumerate(Priority)}
-
-
-class RetentionPolicy(StrEnum):
-    """How long the ledger keeps a message after it was sent."""
-
-    DAYS_30 = "30 days"
-    DAYS_90 = "90 days"
-    DAYS_365 = "365 days"
-    FOREVER = "forever"
-
-    def until(self, sent_at: datetime) -> datetime:
-        """Return the moment after which a message sent then may be purged; for FOREVER one that never comes."""
-        if self is RetentionPolicy.FOREVER:
-            return KEPT_FOREVER
-        return sent_at + _KEPT[self]
-
-
-_KEPT = {
-    RetentionPolicy.DAYS_30: timedelta(days=30),
-    RetentionPolicy.DAYS_90: timedelta(days=90),
-    RetentionPolicy.DAYS_365: timedelta(days=365),
-}
-#: When what is kept for ever may be purged: the last day that every database and Python can write.
-KEPT_FOREVER = datetime(9999, 12, 31, tzinfo=UTC)
-#: Between them every moment of sending leaves room for every time to live and every retention.
+#: Fields in which the sender may choose how the message is encoded.
+_ENCODING_FIELDS = ("serializer", "compression")
+#: Bounds of ``sent_at``; adding any time to live or retention to it stays within what can be represented.
 _EARLIEST, _LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)
 
 
-class MessageStatus(StrEnum):
-    """What is known of a message, from its first moment to its last."""
-
-    PENDING = "pending"  #: recorded; that the broker has it is not confirmed
-    SENT = "sent"  #: the broker has it
-    DELIVERED = "delivered"  #: a worker has begun to handle it
-    HANDLED = "handled"  #: its handler returned
-    FAILED = "failed"  #: its handler gave up
-    EXPIRED = "expired"  #: its time was over before a worker began; it is never handled
-    DEAD = "dead"  #: a dead letter that nothing could be done with, or that ended its worker; the broker keeps it
-    CANCELLED = "cancelled"  #: somebody cancelled it: it was never begun, or its handler was stopped
-    PUBLISHED = "published"  #: the record of an event, which is no message to anyone: its subscribers get theirs
-
-    @property
-    def final(self) -> bool:
-        """Whether nothing more can happen to the message."""
-        return self in FINAL
-
-
-FINAL = frozenset(MessageStatus) - {MessageStatus.PENDING, MessageStatus.SENT, MessageStatus.DELIVERED}
-
-
-#: Stands for the id that a message is given when nobody gave it one; compared by identity.
+#: Placeholder for the id of a message that is created without one; compared by identity.
 _NEW_ID = str(uuid4())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
-    """Facts about one message, known when it was sent.
+    """One message. It is immutable, and each field is checked when it is created.
 
     Attributes:
         from_agent: name of the sender.
         to_agent: name of the recipient.
         message_type: COMMAND, QUERY or ACK for ``send``.
-        payload: what is said, any value that can travel. A copy is kept: changing the original changes nothing.
-        priority: URGENT and HIGH overtake NORMAL and LOW.
-        ttl_seconds: after this many seconds a message that no worker has begun is never handled; None: never.
-        message_id: unique; also the id of the Celery task.
-        correlation_id: threads related messages; None: filled in when it is sent.
-        conversation_id: id of the message that began it all; None: filled in when it is sent.
+        payload: a JSON value, which may contain dates, UUIDs, Decimals and bytes. The message holds a copy of it.
+        priority: the more urgent message is handled first.
+        ttl_seconds: seconds until the message expires; an expired message is not handled. None: it never expires.
+        message_id: unique id, which is also the id of the Celery task.
+        correlation_id: id that related messages share; None: filled in when the message is sent.
+        conversation_id: id of the first message of the conversation; None: filled in when the message is sent.
         causation_id: id of the message whose handler sent this one; None outside of handlers.
-        retention: how long the ledger keeps it; None: the setting ``waooaw_retention``, when it is sent.
-        sent_at: aware UTC time; left out, it is now: sending corrects it where this computer's clock is wrong.
-        serializer: in which format it travels; None: as the settings say.
-        compression: with which codec, ``auto`` or ``none``; None: as the settings say.
-        event: of an EVENT, what all messages of the event share; None for every other message.
-        resent: how often it was sent again from the dead letters, each time as a new message.
-        has_new_id: whether its id was made with it, so that no message with this id can have been sent before.
+        retention: how long the ledger keeps the message; None: the setting ``waooaw_retention``.
+        sent_at: aware UTC time of sending. Left out: now, corrected when it is sent if this computer's clock is
+            wrong.
+        serializer: name of the format, such as ``msgpack``; None: from the settings.
+        compression: name of the codec, ``auto`` or ``none``; None: from the settings.
+        event: attributes of the event that an EVENT delivers; None for other messages.
+        resent: how often the message was retried from the dead-letter queue, each time as a new message.
+        has_new_id: whether the id was generated with this message, so that no earlier message can have it.
 
     Raises:
-        InvalidMessage: a field breaks its rule; the sentence names the field.
+        InvalidMessage: a field is invalid; the error names it.
+
+    Example:
+        >>> Message(from_agent="orchestrator", to_agent="worker-1", payload={"task": 123}, priority=Priority.HIGH)
     """
 
     from_agent: str
@@ -179,7 +83,7 @@ class Message:
     has_new_id: bool = field(default=False, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        put = object.__setattr__  # the one way to normalise a field of a frozen dataclass
+        put = object.__setattr__  # the dataclass is frozen
         check_agent_name(self.from_agent, "from_agent")
         check_agent_name(self.to_agent, "to_agent")
         put(self, "message_type", _message_type(self.message_type))
@@ -195,7 +99,7 @@ class Message:
         for name in ("correlation_id", "conversation_id", "causation_id"):
             if getattr(self, name) is not None:
                 check_id(getattr(self, name), name)
-        for name in _CHOICES:
+        for name in _ENCODING_FIELDS:
             if getattr(self, name) is not None and not isinstance(getattr(self, name), str):
                 raise InvalidMessage(f"{name} must be a name or None, not {getattr(self, name)!r:.80}")
         if not isinstance(self.sent_at, datetime) or self.sent_at.tzinfo is None:
@@ -205,51 +109,55 @@ class Message:
         if type(self.resent) is not int or self.resent < 0:
             raise InvalidMessage(f"resent must be a count, not {self.resent!r:.80}")
         if self.event is not None and self.message_type is not MessageType.EVENT:
-            raise InvalidMessage(f"only an EVENT has the attributes of one, not a {self.message_type.name}")
+            raise InvalidMessage(f"only an EVENT has event attributes, not a {self.message_type.name}")
 
     def __hash__(self) -> int:
         return hash(self.message_id)
 
     @property
     def topic(self) -> str | None:
-        """The topic of an EVENT, such as ``task.created``; None for every other message."""
+        """The topic of an EVENT, such as ``task.created``; None for other messages."""
         return self.event.topic if self.event is not None else None
 
     @property
     def expires_at(self) -> datetime | None:
-        """The moment after which no worker begins to handle the message, or None."""
+        """The time at which the message expires, or None if it never does."""
         if self.ttl_seconds is None:
             return None
         return self.sent_at + timedelta(seconds=self.ttl_seconds)
 
     def check_in_time(self, now: datetime) -> None:
-        """Check that the message may still be handled.
+        """Check that the message has not expired.
 
         Args:
-            now: the time, by the clock that gave ``sent_at``.
+            now: the time by the clock that gave ``sent_at``.
 
         Raises:
-            InvalidMessage: its time is over.
+            InvalidMessage: the message has expired.
         """
         if self.expires_at is not None and self.expires_at <= now:
-            raise InvalidMessage(f"the time of message {self.message_id} was over before it was sent")
+            raise InvalidMessage(f"message {self.message_id} expired before it was sent")
 
     def evolve(self, **changes: Any) -> Self:
-        """Return a copy with these fields changed."""
+        """Return a copy with some fields changed; the copy is checked.
+
+        Raises:
+            InvalidMessage: a field is invalid.
+        """
         return replace(self, **changes)
 
     def filled_in(self, **facts: Any) -> Self:
-        """Return a copy with these fields changed to values that were checked before."""
+        """Return a copy with some fields changed, without checking the new values: check them first."""
         filled = object.__new__(type(self))
         for name in self.__slots__:
             object.__setattr__(filled, name, facts[name] if name in facts else getattr(self, name))
         return filled
 
     def to_envelope(self) -> dict[str, JSON]:
-        """Return what travels in the header ``waooaw``: the facts that Celery has no header of its own for."""
-        # How it travels is said when the sender chose it: a retry travels in the same way.
-        chosen = {name: getattr(self, name) for name in _CHOICES if getattr(self, name) is not None}
-        said: dict[str, JSON] = chosen | {
+        """Return the value of the header ``waooaw``: the facts for which Celery has no header."""
+        # The sender's choice of format and codec is included, so that a retry uses the same ones.
+        chosen = {name: getattr(self, name) for name in _ENCODING_FIELDS if getattr(self, name) is not None}
+        envelope: dict[str, JSON] = chosen | {
             "version": ENVELOPE_VERSION,
             "from": self.from_agent,
             "to": self.to_agent,
@@ -261,23 +169,23 @@ class Message:
             "sent_at": self.sent_at.isoformat(),
         }
         if self.resent:
-            said["resent"] = self.resent
-        return said if self.event is None else {**said, "event": self.event.to_envelope()}
+            envelope["resent"] = self.resent
+        return envelope if self.event is None else {**envelope, "event": self.event.to_envelope()}
 
     @classmethod
     def from_headers(cls, headers: Mapping[str, Any], to_agent: str, payload: JSON) -> Self:
         """Return the message that arrived with these Celery headers.
 
-        A message without an envelope, from a Celery application that does not use this package, is from
-        ``unknown``, and is given what can be known of it.
+        A message without an envelope comes from a Celery application that does not use this package. Its sender is
+        ``unknown``, and the fields that the headers do not give have defaults.
 
         Args:
             headers: Celery's message headers: ``id``, ``root_id``, ``parent_id`` and the envelope.
-            to_agent: who received it, for a message without an envelope.
-            payload: what was said.
+            to_agent: the recipient of a message without an envelope.
+            payload: the payload.
 
         Raises:
-            InvalidMessage: the envelope was made by a newer version of this package, or is damaged.
+            InvalidMessage: a newer version of this package wrote the envelope, or the envelope is damaged.
         """
         envelope = headers.get(ENVELOPE_HEADER) or {}
         if not isinstance(envelope, Mapping):
@@ -300,70 +208,14 @@ class Message:
             message_id=headers["id"],
             correlation_id=envelope.get("correlation_id") or headers["id"],
             conversation_id=headers.get("root_id") or headers["id"],
-            # A retry that Celery publishes names the message itself as its parent.
+            # In a retry that Celery publishes, the parent is the message itself.
             causation_id=parent_id if parent_id != headers["id"] else None,
             retention=envelope.get("retention"),
             sent_at=datetime.fromisoformat(sent_at) if sent_at else LocalTime.read(),
             event=EventAttributes.from_envelope(envelope.get("event")),
             resent=envelope.get("resent", 0),
-            **{name: envelope[name] for name in _CHOICES if name in envelope},
+            **{name: envelope[name] for name in _ENCODING_FIELDS if name in envelope},
         )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeliveryReceipt:
-    """The newest known fact about one message.
-
-    Attributes:
-        message_id: of which message.
-        from_agent: who sent it.
-        to_agent: to whom.
-        handler: name of the handler it is for, such as ``command`` or ``get_status``.
-        message_type: its type.
-        priority: its priority.
-        status: what is known of it.
-        attempts: how often a worker has begun to handle it.
-        sent_at: when it was sent, aware UTC.
-        delivered_at: when a worker first began to handle it, or None.
-        finished_at: when its last fact was known, or None while something may still happen.
-        correlation_id: the thread it belongs to.
-        error: why it failed, or None.
-        cancel_requested_at: when somebody first asked to cancel it, or None.
-    """
-
-    message_id: str
-    from_agent: str
-    to_agent: str
-    handler: str
-    message_type: MessageType
-    priority: Priority
-    status: MessageStatus
-    attempts: int
-    sent_at: datetime
-    delivered_at: datetime | None
-    finished_at: datetime | None
-    correlation_id: str
-    error: str | None
-    cancel_requested_at: datetime | None = None
-
-
-def receipt_of(message: Message, handler: str, status: MessageStatus = MessageStatus.SENT) -> DeliveryReceipt:
-    """Return the receipt of a message that the broker has just taken, or that was only written down."""
-    return DeliveryReceipt(
-        message_id=message.message_id,
-        from_agent=message.from_agent,
-        to_agent=message.to_agent,
-        handler=handler,
-        message_type=message.message_type,
-        priority=message.priority,
-        status=status,
-        attempts=0,
-        sent_at=message.sent_at,
-        delivered_at=None,
-        finished_at=None,
-        correlation_id=message.correlation_id or message.message_id,
-        error=None,
-    )
 
 
 def _retention(value: Any) -> RetentionPolicy:

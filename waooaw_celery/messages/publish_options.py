@@ -1,7 +1,7 @@
-"""What a publish has besides its message: remembered in the ledger, so that it can be published again the same.
+"""Publish options: what a publish carries beside its message.
 
-A plain message has nothing besides. A ``.delay`` may have what comes after it (callbacks, the rest of a chain, a
-chord) and when it is due; a request has who waits for its answer.
+The ledger records them, so that a lost message can be published again unchanged. A plain message has none. A
+``.delay`` may have callbacks, the rest of a chain, a chord and an ``eta``. A request has its reply-to.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from waooaw_celery.messages.queues import takes_message
 from waooaw_celery.messages.reply_to import REPLY_TO_HEADER, ReplyTo
 from waooaw_celery.messages.validation import JSON, json_copy
 
-#: The Celery header of a message that was recovered: how often.
+#: The Celery header that counts how often a message was recovered.
 RECOVERED_HEADER = "waooaw_recovered"
-#: What is remembered of the options of ``send_task``, by the names that Celery's message has for them.
-_KEPT = {
+#: Options of ``send_task`` that are recorded, each with its name in Celery's message.
+_RECORDED_OPTIONS = {
     "link": "callbacks",
     "link_error": "errbacks",
     "chain": "chain",
@@ -34,23 +34,22 @@ _KEPT = {
     "shadow": "shadow",
 }
 _LISTS = ("callbacks", "errbacks")
-#: Headers that the door sets itself.
-_OURS = (ENVELOPE_HEADER, REPLY_TO_HEADER, RECOVERED_HEADER, "expires")
+#: Headers that the publisher sets itself.
+_PUBLISHER_HEADERS = (ENVELOPE_HEADER, REPLY_TO_HEADER, RECOVERED_HEADER, "expires")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PublishOptions:
-    """What a publish had besides its message.
+    """What a publish carries beside its message.
 
     Attributes:
-        call: how the answer of a request is to come.
-        task: what Celery's task has besides: callbacks, the rest of its chain, its group, when it is due, how it
-            travels.
-        headers: those that its sender added.
+        call: how a request is answered.
+        task: Celery's options: callbacks, the rest of a chain, the group, the ``eta``, the serializer.
+        headers: headers that the sender added.
         positional: whether a method was called with positional arguments.
-        serializer, compression: how its message says that it travels.
-        resent: how often its message says that it was sent again as a dead letter.
-        repeatable: whether it can be published again as it was.
+        serializer, compression: the message's own choice of format and codec.
+        resent: how often the message was retried from the dead-letter queue.
+        repeatable: whether these options are complete, so that the message can be published again unchanged.
     """
 
     call: ReplyTo | None = None
@@ -64,12 +63,12 @@ class PublishOptions:
 
     @property
     def unrepeatable(self) -> bool:
-        """Whether it is never published again: whoever waits for the answer does not wait for a late one."""
+        """Whether the message must not be published again: its caller no longer waits for the answer by then."""
         return not self.repeatable or (self.call is not None and self.call.on_reply is None)
 
     def to_json(self) -> dict[str, JSON]:
-        """Return what the ledger keeps; empty when there is nothing besides."""
-        said: dict[str, JSON] = {
+        """Return the JSON object that the ledger stores, without empty values."""
+        options: dict[str, JSON] = {
             "call": self.call and self.call.to_header(),
             "task": dict(self.task),
             "headers": dict(self.headers),
@@ -79,26 +78,30 @@ class PublishOptions:
             "resent": self.resent,
             "unrepeatable": not self.repeatable,
         }
-        return {name: value for name, value in said.items() if value}
+        return {name: value for name, value in options.items() if value}
 
     @classmethod
-    def from_json(cls, said: Mapping[str, Any] | None) -> Self:
-        """Read what the ledger kept."""
-        said = said or {}
+    def from_json(cls, stored: Mapping[str, Any] | None) -> Self:
+        """Return the options from the JSON object that the ledger stored.
+
+        Raises:
+            InvalidMessage: the stored reply-to is damaged.
+        """
+        stored = stored or {}
         return cls(
-            call=ReplyTo.from_header(said.get("call")),
-            task=said.get("task", {}),
-            headers=said.get("headers", {}),
-            positional=said.get("positional", False),
-            serializer=said.get("serializer"),
-            compression=said.get("compression"),
-            resent=said.get("resent", 0),
-            repeatable=not said.get("unrepeatable", False),
+            call=ReplyTo.from_header(stored.get("call")),
+            task=stored.get("task", {}),
+            headers=stored.get("headers", {}),
+            positional=stored.get("positional", False),
+            serializer=stored.get("serializer"),
+            compression=stored.get("compression"),
+            resent=stored.get("resent", 0),
+            repeatable=not stored.get("unrepeatable", False),
         )
 
 
 def options_of_messages(messages: Iterable[Message], call: ReplyTo | None) -> dict[str, PublishOptions]:
-    """Return what messages or requests have besides, by id; a plain one has nothing."""
+    """Return the publish options of messages or requests, by message id; a plain message has no entry."""
     return {
         message.message_id: PublishOptions(call=call, **_of_envelope(message))
         for message in messages
@@ -107,24 +110,24 @@ def options_of_messages(messages: Iterable[Message], call: ReplyTo | None) -> di
 
 
 def _of_envelope(message: Message) -> dict[str, Any]:
-    """Return what the envelope of a message says and the ledger has no column for."""
+    """Return the envelope's fields for which the ledger has no column."""
     return {"serializer": message.serializer, "compression": message.compression, "resent": message.resent}
 
 
 def options_of_task(
     handler: str, message: Message, args: Any, options: Mapping[str, Any], zone: tzinfo, usual: str
 ) -> PublishOptions | None:
-    """Return what a ``.delay``, or a part of a canvas, has besides, or None when that is nothing.
+    """Return the publish options of a ``.delay`` or of a part of a canvas, or None if it has none.
 
     Args:
         handler: name of the handler that is called.
-        message: the message that it is.
-        args: its positional arguments.
-        options: those of ``send_task``.
-        zone: of moments in the options that have none.
-        usual: the format that Celery names when nobody chose one.
+        message: the message that is published.
+        args: the positional arguments of the task.
+        options: the options of ``send_task``.
+        zone: time zone of datetimes in the options that have none.
+        usual: the serializer that Celery names if the caller chose none.
     """
-    task = {_KEPT[name]: options[name] for name in _KEPT if options.get(name) is not None}
+    task = {key: options[name] for name, key in _RECORDED_OPTIONS.items() if options.get(name) is not None}
     for name in _LISTS:
         if name in task and not isinstance(task[name], list | tuple):
             task[name] = [task[name]]
@@ -138,7 +141,9 @@ def options_of_task(
     stamped = options.get("stamped_headers")
     if stamped:
         task |= {"stamped_headers": list(stamped), **{name: options.get(name) for name in stamped}}
-    headers = {name: value for name, value in (options.get("headers") or {}).items() if name not in _OURS}
+    headers = {
+        name: value for name, value in (options.get("headers") or {}).items() if name not in _PUBLISHER_HEADERS
+    }
     positional = bool(args) and not takes_message(handler)
     if options.get("compression"):
         task["compression"] = options["compression"]
@@ -149,12 +154,12 @@ def options_of_task(
         return None
     try:
         task, headers = json_copy(task, "options"), json_copy(headers, "headers")
-    except InvalidMessage:  # a format that carries more than JSON can: that is published, and cannot be kept
+    except InvalidMessage:  # a format other than JSON can carry values that the ledger cannot store
         return PublishOptions(repeatable=False)
     return PublishOptions(task=task, headers=headers, positional=positional, **envelope)
 
 
-def due_at(remembered: PublishOptions) -> datetime | None:
-    """Return the moment from which a message may first be handled, or None."""
-    due = remembered.task.get("eta")
+def due_at(options: PublishOptions) -> datetime | None:
+    """Return the time at which a message may first be handled, or None if it may at once."""
+    due = options.task.get("eta")
     return datetime.fromisoformat(due) if due else None

@@ -1,4 +1,4 @@
-"""What can become of a message, and what is asked of whoever keeps it."""
+"""The receipt and the events of a message, and the interface of the store that records them."""
 
 from __future__ import annotations
 
@@ -8,40 +8,97 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
-from waooaw_celery.messages.message import FINAL, DeliveryReceipt, Message
+from waooaw_celery.messages.enums import FINAL, MessageStatus, MessageType, Priority
+from waooaw_celery.messages.message import Message
 from waooaw_celery.messages.publish_options import PublishOptions
 from waooaw_celery.messages.validation import LocalTime
 
-#: Seconds by which a worker may be late in writing down that it began a message just before it expired.
+#: Seconds that a sweep waits after a message expired, because the note that a worker began it may arrive late.
 SWEEP_GRACE = 5.0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeliveryReceipt:
+    """The newest known fact about one message.
+
+    Attributes:
+        message_id: id of the message.
+        from_agent: name of the sender.
+        to_agent: name of the recipient.
+        handler: name of the handler, such as ``command`` or ``get_status``.
+        message_type: type of the message.
+        priority: priority of the message.
+        status: status of the message.
+        attempts: number of times that a worker began to handle it.
+        sent_at: when it was sent, aware UTC.
+        delivered_at: when a worker first began to handle it, or None.
+        finished_at: when it reached its final status, or None.
+        correlation_id: id that related messages share.
+        error: why it failed, or None.
+        cancel_requested_at: when its cancellation was first requested, or None.
+    """
+
+    message_id: str
+    from_agent: str
+    to_agent: str
+    handler: str
+    message_type: MessageType
+    priority: Priority
+    status: MessageStatus
+    attempts: int
+    sent_at: datetime
+    delivered_at: datetime | None
+    finished_at: datetime | None
+    correlation_id: str
+    error: str | None
+    cancel_requested_at: datetime | None = None
+
+
+def receipt_of(message: Message, handler: str, status: MessageStatus = MessageStatus.SENT) -> DeliveryReceipt:
+    """Return the receipt of a message that was just sent, or just recorded (status PENDING)."""
+    return DeliveryReceipt(
+        message_id=message.message_id,
+        from_agent=message.from_agent,
+        to_agent=message.to_agent,
+        handler=handler,
+        message_type=message.message_type,
+        priority=message.priority,
+        status=status,
+        attempts=0,
+        sent_at=message.sent_at,
+        delivered_at=None,
+        finished_at=None,
+        correlation_id=message.correlation_id or message.message_id,
+        error=None,
+    )
+
+
 class MessageEvent(StrEnum):
-    """What can become of a message; the value is what is kept."""
+    """What can happen to a message. The value is what the store records."""
 
     SENT = "sent"  #: the broker has it
     DELIVERED = "delivered"  #: a worker began to handle it
-    RETRIED = "retried"  #: the handler asked for another attempt
-    HANDLED = "handled"  #: the handler returned
-    FAILED = "failed"  #: the handler gave up
-    EXPIRED = "expired"  #: its time was over before a worker began
-    DEAD = "dead"  #: the broker keeps it as a dead letter
-    CANCEL_REQUESTED = "cancel_requested"  #: somebody asked that it be neither begun nor tried again
-    CANCELLED = "cancelled"  #: it was dropped, or its handler stopped, since somebody asked for that
+    RETRIED = "retried"  #: its handler failed, or asked for a retry, and is tried again
+    HANDLED = "handled"  #: its handler returned
+    FAILED = "failed"  #: its handler failed and is not tried again
+    EXPIRED = "expired"  #: it expired before a worker began to handle it
+    DEAD = "dead"  #: it became a dead letter
+    CANCEL_REQUESTED = "cancel_requested"  #: somebody asked to cancel it
+    CANCELLED = "cancelled"  #: a cancellation dropped it or stopped its handler
     PUBLISHED = "published"  #: it is the record of an event
-    RESENT = "resent"  #: somebody had its dead letter sent again, as a new message
-    DISCARDED = "discarded"  #: somebody removed its dead letter
-    RECOVERED = "recovered"  #: the broker no longer had it, so that it is published again
-    DUPLICATE = "duplicate"  #: it came to a worker once more after its end, and was not handled
+    RESENT = "resent"  #: its dead letter was retried, as a new message
+    DISCARDED = "discarded"  #: its dead letter was removed
+    RECOVERED = "recovered"  #: the broker had lost it, and it is published again
+    DUPLICATE = "duplicate"  #: it reached a worker again after it had ended, and was skipped
 
     @property
     def terminal(self) -> bool:
-        """Whether nothing more can happen after it; of several such events the first counts."""
+        """Whether the event ends the message; the first of several such events counts."""
         return self in _TERMINAL
 
 
 _TERMINAL = frozenset({MessageEvent(status.value) for status in FINAL})
-#: What is told of a message without anything having become of it: its handler runs on, or its end stays its end.
+#: Events that are recorded without a change in the handling of the message.
 NO_PROGRESS = (
     MessageEvent.SENT,
     MessageEvent.CANCEL_REQUESTED,
@@ -53,18 +110,20 @@ NO_PROGRESS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MessageFact:
-    """Something that became of a message.
+    """One event of one message, with its time and circumstances.
 
     Attributes:
-        message_id: of which message.
-        event: what.
-        at: when, aware UTC; left out, it is now: writing corrects it where this computer's clock is wrong.
-        message: the message, where it is known.
-        handler: name of its handler, where the message is known.
-        worker: node name of the worker that tells it.
-        attempt: of which attempt, counted from 1; 0 for what happened outside of one.
-        seconds: how long it took to come to this: the wait until it was delivered, the run until it was handled.
-        error: why, for RETRIED, FAILED, DEAD and RECOVERED; by whom, for CANCEL_REQUESTED, RESENT and DISCARDED.
+        message_id: id of the message.
+        event: what happened.
+        at: when it happened, aware UTC. Left out: now, corrected when it is recorded if this computer's clock is
+            wrong.
+        message: the message, or None if it is not known.
+        handler: name of its handler; empty if the message is not known.
+        worker: node name of the worker that reports the event, or None.
+        attempt: number of the attempt, from 1; 0 for an event outside of an attempt.
+        seconds: for DELIVERED, how long the message waited; for the end of an attempt, how long the handler ran.
+        error: the reason, for RETRIED, FAILED, DEAD and RECOVERED; who did it, for CANCEL_REQUESTED, RESENT and
+            DISCARDED.
     """
 
     message_id: str
@@ -79,10 +138,10 @@ class MessageFact:
 
 
 class ReceiptStore(ABC):
-    """What became of each message: written as it happens, asked for at any time.
+    """The store of the messages' facts: a ledger, or Redis.
 
-    Facts are only added; the first terminal one wins, since Celery reports some ends twice. Every method raises
-    StoreUnavailable when what keeps the facts does not answer.
+    Facts are only added. The first terminal one counts, because Celery reports some ends twice. Every method
+    raises StoreUnavailable if the database or Redis does not answer.
     """
 
     @abstractmethod
@@ -94,41 +153,41 @@ class ReceiptStore(ABC):
         *,
         follows: bool = False,
     ) -> Callable[[], set[str]]:
-        """Begin to write messages down, each with the name of its handler.
+        """Begin to record messages before they are published.
 
         Args:
-            messages: which.
-            record: the event that they tell their subscribers of, where that is kept as well: in a ledger.
-            besides: what their publishes have besides, by id, where that is kept as well.
-            follows: whether they follow the end of a handler: they are not refused while a ledger's database is
-                away, and wait on this computer.
+            messages: the messages, each with the name of its handler.
+            record: the record of the event that the messages deliver; only a ledger stores it.
+            besides: their publish options, by message id; only a ledger stores them.
+            follows: whether a finished handler sends them. A ledger does not refuse these while its database is
+                down; it spools them on this computer.
 
         Returns:
-            What to call before they are published: it waits until they are written, and returns the ids of those
-            that are new. It raises as every method does, and then they must not be published.
+            A function to call before the publish. It waits until the messages are recorded, and returns the ids of
+            those that are new. If it raises, do not publish them.
         """
 
     @abstractmethod
     def note(self, *facts: MessageFact) -> None:
-        """Write down what became of messages."""
+        """Record facts about messages."""
 
     @abstractmethod
     def begin(self, fact: MessageFact, *, doubtful: bool) -> bool:
-        """Write down that a worker begins to handle a message, unless it has ended: then, that it is a duplicate.
+        """Record that a worker begins to handle a message; if the message has ended, record a duplicate instead.
 
         Args:
-            fact: DELIVERED.
-            doubtful: whether something says that the message may have come before.
+            fact: the fact, with the event DELIVERED.
+            doubtful: whether the message may have been delivered before.
 
         Returns:
-            Whether it is to be handled; also when it is not known that it has ended.
+            False if the message is known to have ended and must not be handled; True otherwise.
         """
 
     def sent(self, messages: Sequence[Message]) -> Callable[[], None]:
-        """Make ready to note that the broker has messages.
+        """Prepare to record that the broker has messages.
 
         Returns:
-            What to call when it has. It raises as every method does.
+            A function to call once the broker has confirmed them.
         """
         facts = [
             MessageFact(message_id=message.message_id, event=MessageEvent.SENT, message=message)
@@ -142,56 +201,67 @@ class ReceiptStore(ABC):
 
     @abstractmethod
     def refused(self, agent: str, rule: str, count: int) -> None:
-        """Write down that so many messages of an agent were refused by a rule of its rate limit."""
+        """Record that a rule of an agent's rate limit refused messages.
+
+        Args:
+            agent: the sender.
+            rule: the rule, such as ``10/second``.
+            count: number of refused messages.
+        """
 
     @abstractmethod
     def get(self, message_id: str) -> DeliveryReceipt:
         """Return the receipt of a message.
 
         Raises:
-            UnknownMessage: none is kept.
-            InvalidMessage: this cannot be an id.
+            UnknownMessage: the store has no receipt for this id.
+            InvalidMessage: the id is invalid.
         """
 
     @abstractmethod
     def recent(self, *, since: datetime | None = None, limit: int = 1000) -> list[DeliveryReceipt]:
-        """Return the receipts of the newest messages, the oldest of them first."""
+        """Return the receipts of the newest messages, ordered from oldest to newest.
+
+        Args:
+            since: only messages that were sent at this time or later.
+            limit: largest number of receipts.
+        """
 
     @abstractmethod
     def sweep(self) -> list[str]:
-        """Mark as EXPIRED what is past its time and no worker ever began, and return the ids.
+        """Mark the messages that expired before a worker began them as EXPIRED, and return their ids.
 
-        Safe to run twice at once. A worker that meets such a message later drops it.
+        Two sweeps may run at once. A worker that receives such a message later drops it.
         """
 
     @abstractmethod
     def request_cancel(self, receipt: DeliveryReceipt, running: bool, by: str) -> None:
-        """Write down that somebody asks to cancel a message, for every worker of its agent, also a later one.
+        """Record a request to cancel a message, for all present and future workers of its agent.
 
         Args:
-            receipt: of the message.
-            running: whether a handler that has begun is to be stopped too.
-            by: who asks.
+            receipt: receipt of the message.
+            running: whether to stop the handler if it runs.
+            by: who requests it.
         """
 
     @abstractmethod
     def cancellations(self, agents: Sequence[str]) -> dict[str, bool]:
-        """Return the messages to these agents that somebody asked to cancel, as long as a worker may meet them.
+        """Return the requested cancellations that workers of these agents may still need.
 
         Returns:
-            By id, whether a handler that has begun is to be stopped too.
+            By message id, whether to stop the handler if it runs.
         """
 
     @abstractmethod
     def start(self) -> None:
-        """Begin what goes on in the background of a worker."""
+        """Start the background threads of a worker."""
 
     @abstractmethod
     def flush(self) -> None:
-        """Return when everything noted so far is safe."""
+        """Block until all facts noted so far are recorded."""
 
     def finish(self) -> None:
-        """Flush for the last time in this process."""
+        """Flush before the process ends."""
         self.flush()
 
     @abstractmethod

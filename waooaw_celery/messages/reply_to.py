@@ -1,4 +1,4 @@
-"""The header of a request that tells its worker who waits for the answer, and how the answer is to come."""
+"""The reply-to header of a request: which agents wait for the answer, and how the worker sends it."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from typing import Any, Self
 from waooaw_celery.errors import CircularRequest, InvalidMessage
 from waooaw_celery.messages.validation import JSON
 
-#: The Celery header of a request; the door alone sets it.
+#: The Celery header that carries it; only the publisher sets it.
 REPLY_TO_HEADER = "waooaw_reply_to"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplyTo:
-    """How the answer of a request comes.
+    """How a request is answered.
 
     Attributes:
-        waiting: the agents whose handlers do nothing else until they have it, the first caller first.
-        stream: it comes in parts, and the time to live of the request does not bound it.
-        on_reply: it comes as a message to this handler, such as ``orchestrator.status_came``, and nobody waits.
+        waiting: the agents whose handlers wait for this answer, the first caller first.
+        stream: whether the answer is sent in parts. The request's time to live does not bound a stream.
+        on_reply: the handler that gets the answer as a message, such as ``orchestrator.status_came``, so that
+            nobody waits; or None.
     """
 
     waiting: tuple[str, ...] = ()
@@ -28,34 +29,33 @@ class ReplyTo:
     on_reply: str | None = None
 
     def check(self, to_agent: str) -> None:
-        """Check that whoever is asked does not wait for the answer itself.
+        """Check that the requested agent is not itself waiting for the answer.
 
         Raises:
-            CircularRequest: it does, and both would wait until their time is over.
+            CircularRequest: it is, and both agents would wait until they time out.
         """
         if to_agent in self.waiting:
             raise CircularRequest(
-                f"{to_agent!r} waits for this answer already ({' waits for '.join((*self.waiting, to_agent))}): "
-                "ask with request_later(..., on_reply=), which holds nobody up, or put what is needed into the "
-                "first request"
+                f"{to_agent!r} already waits for this answer ({' waits for '.join((*self.waiting, to_agent))}): "
+                "use request_later(..., on_reply=), which does not wait, or send the data with the first request"
             )
 
     def to_header(self) -> dict[str, JSON]:
-        """Return what travels."""
+        """Return the value of the header."""
         return {"waiting": list(self.waiting), "stream": self.stream, "on_reply": self.on_reply}
 
     @classmethod
     def from_header(cls, header: Any) -> Self | None:
-        """Return the call that came with a message, or None when it is no request of ours.
+        """Return the reply-to of a message, or None if it has none.
 
         Raises:
             InvalidMessage: the header is damaged.
         """
         if header is None:
             return None
-        said: Mapping[str, Any] = header if isinstance(header, Mapping) else {"waiting": None}
-        waiting, stream, on_reply = said.get("waiting", []), said.get("stream", False), said.get("on_reply")
-        names = isinstance(waiting, list) and all(isinstance(name, str) for name in waiting)
-        if not names or not isinstance(stream, bool) or not isinstance(on_reply, str | None):
+        fields: Mapping[str, Any] = header if isinstance(header, Mapping) else {"waiting": None}
+        waiting, stream, on_reply = fields.get("waiting", []), fields.get("stream", False), fields.get("on_reply")
+        are_names = isinstance(waiting, list) and all(isinstance(name, str) for name in waiting)
+        if not are_names or not isinstance(stream, bool) or not isinstance(on_reply, str | None):
             raise InvalidMessage(f"the header {REPLY_TO_HEADER!r} is damaged: {header!r:.80}")
         return cls(waiting=tuple(waiting), stream=stream, on_reply=on_reply)

@@ -1,4 +1,4 @@
-"""The rules for what is put into a message: names, ids, times to live, values."""
+"""The rules for the parts of a message: names, ids, times to live, values."""
 
 from __future__ import annotations
 
@@ -18,40 +18,44 @@ from kombu.utils import json as kombu_json
 
 from waooaw_celery.errors import InvalidMessage
 
-#: A value that can travel: None, bool, int, finite float, str, list, or a dict with str keys, as JSON has them,
-#: and datetime, date, time, UUID, Decimal and bytes, which every format here brings back as what they were.
+#: A value that a message can carry: None, bool, int, finite float, str, list, or a dict with str keys, as in JSON;
+#: and datetime, date, time, UUID, Decimal and bytes, which every format restores.
 JSON: TypeAlias = Any
 
-#: Deepest nesting of a payload, in containers: far above real payloads, and what every format can carry.
+#: Deepest nesting of a payload, in containers. Real payloads are far below it, and every format can carry it.
 MAX_DEPTH = 64
 
-#: Longest integer, in bits: Python reads no more than 4300 digits of one.
+#: Longest integer, in bits. Python refuses to parse an integer of more than 4300 digits.
 MAX_BITS = 4096
 
 AGENT_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
-#: Task names that begin with these belong to Celery and to this package, never to an agent.
+#: Prefixes of the task names of Celery and of this package; no agent can have such a name.
 RESERVED_NAMES = frozenset({"celery", "waooaw"})
 _TAG = re.compile(r"[a-z0-9][a-z0-9_.:-]{0,62}")
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
 class LocalTime(datetime):
-    """A moment that this computer's clock gave, since nobody named one.
+    """A time read from this computer's clock, as the default of a field.
 
-    Whoever writes it down replaces it by what the reference clock said then: see ``clock.ReferenceClock``.
+    The store replaces it by the time of the reference clock when it records it: see ``ReferenceClock.corrected``.
     """
 
     @classmethod
     def read(cls) -> Self:
-        """Return the time that this computer's clock shows, aware UTC."""
+        """Return the time of this computer's clock, aware UTC."""
         return cls.fromtimestamp(seconds_now(), UTC)
 
 
 def check_agent_name(name: object, what: str = "agent") -> str:
-    """Return the name when it can be an agent's.
+    """Return the name if it is a valid name of an agent.
+
+    Args:
+        name: the name.
+        what: what the error calls it, such as ``from_agent``.
 
     Raises:
-        InvalidMessage: it breaks the grammar ``^[a-z0-9][a-z0-9_-]{0,62}$`` or is reserved.
+        InvalidMessage: it does not match ``^[a-z0-9][a-z0-9_-]{0,62}$`` or is reserved.
     """
     if not isinstance(name, str) or not AGENT_NAME.fullmatch(name):
         raise InvalidMessage(
@@ -64,10 +68,10 @@ def check_agent_name(name: object, what: str = "agent") -> str:
 
 
 def check_tags(tags: object) -> tuple[str, ...]:
-    """Return the tags of what an agent can do, sorted, each once.
+    """Return an agent's capability tags, sorted and without duplicates.
 
     Raises:
-        InvalidMessage: one is not 1 to 63 of the characters of an agent's name, ``.`` and ``:``.
+        InvalidMessage: a tag is not 1 to 63 characters of a-z, 0-9, ``.``, ``:``, ``_`` and ``-``.
     """
     if isinstance(tags, str) or not isinstance(tags, Iterable):
         raise InvalidMessage(f"capabilities must be a list of tags, such as ['ocr'], not {tags!r:.80}")
@@ -82,11 +86,14 @@ def check_tags(tags: object) -> tuple[str, ...]:
 
 
 def check_id(value: object, what: str) -> str:
-    """Return the id when it can be one.
+    """Return the id if it is valid. The characters are restricted because ids appear in logs and in Redis keys.
+
+    Args:
+        value: the id.
+        what: what the error calls it, such as ``message_id``.
 
     Raises:
-        InvalidMessage: it is not 1 to 128 characters of letters, digits and ``. _ : -``: an id is printed in
-            logs and is part of Redis keys.
+        InvalidMessage: it is not 1 to 128 letters, digits, ``.``, ``_``, ``:`` and ``-``.
     """
     if not isinstance(value, str) or not _ID.fullmatch(value):
         raise InvalidMessage(f"{what} must be 1 to 128 letters, digits, '.', '_', ':' or '-', not {value!r:.80}")
@@ -97,7 +104,7 @@ def check_ttl(seconds: object) -> None:
     """Check a time to live.
 
     Raises:
-        InvalidMessage: it is neither None nor a positive, finite number of seconds below 100 years.
+        InvalidMessage: it is neither None nor a positive number of seconds below 3.2e9 (100 years).
     """
     if seconds is None:
         return
@@ -105,28 +112,33 @@ def check_ttl(seconds: object) -> None:
         raise InvalidMessage(f"ttl_seconds must be None (no expiry) or a positive number, not {seconds!r}")
 
 
-#: Types whose values need no look: most of what payloads are made of.
+#: Types whose values are copied without a check, for speed: most values in payloads have one of them.
 _PLAIN = frozenset({str, bool, type(None)})
-#: Values that no format has, and all bring back.
+#: Types that JSON does not have; they are written with a tag and restored from it.
 _TAGGED = (datetime, date, time, UUID, Decimal, bytes)
-#: How Kombu's JSON writes a value that JSON lacks; every program that uses Kombu reads it.
+#: The keys of a tagged value in Kombu's JSON, which every program that uses Kombu can read.
 _TYPE, _VALUE = "__type__", "__value__"
 _kombu = kombu_json.JSONEncoder()
 
 
 def json_copy(value: object, where: str, depth: int = 0) -> JSON:
-    """Return a deep copy of a value that can travel.
+    """Return a deep copy of a value, made of types that a message can carry.
 
-    Tuples become lists, an enum's member its value, a dataclass and a pydantic model a dict of its fields: a
-    receiver has none of the sender's classes.
+    A tuple becomes a list, an enum member its value, and a dataclass or pydantic model a dict of its fields,
+    because the receiver does not have the sender's classes.
 
     Args:
-        value: what to copy.
-        where: the name of the value in an error's sentence, such as ``payload``.
-        depth: how many containers are around it.
+        value: the value to copy.
+        where: what the error calls the value, such as ``payload``.
+        depth: number of containers around the value.
 
     Raises:
-        InvalidMessage: a part cannot travel; the sentence gives its path and what to use instead.
+        InvalidMessage: a message cannot carry a part of it; the error names the path of the part and what to use
+            instead.
+
+    Example:
+        >>> json_copy({"points": (1, 2)}, "payload")
+        {'points': [1, 2]}
     """
     if isinstance(value, Enum):
         value = value.value
@@ -155,33 +167,34 @@ def json_copy(value: object, where: str, depth: int = 0) -> JSON:
     if named is not None:
         return _json_dict(named, where, depth)
     raise InvalidMessage(
-        f"{where} is a {type(value).__name__}, which cannot travel: use None, bool, int, float, str, list, dict, "
+        f"{where} is a {type(value).__name__}, which cannot be sent: use None, bool, int, float, str, list, dict, "
         "datetime, date, time, UUID, Decimal, bytes, or an enum, a dataclass or a pydantic model made of these"
     )
 
 
 def tagged(value: object) -> JSON:
-    """Return what stands for a value that a format lacks: for encoders, which call it for what they do not know.
+    """Return the representation of a value that a format does not have. Encoders call it for unknown types.
 
-    What JSON lacks is written as Kombu's own JSON writes it, ``{"__type__": …, "__value__": …}``, so that any
-    program that uses Kombu reads it; so are types that were registered with ``kombu.utils.json.register_type``.
+    A type that JSON does not have is written as Kombu's JSON writes it, ``{"__type__": …, "__value__": …}``, so
+    that any program that uses Kombu can read it. This includes types that ``kombu.utils.json.register_type``
+    registered.
 
     Raises:
-        TypeError: the value cannot travel.
+        TypeError: no representation of the value is known.
     """
     if isinstance(value, Enum):
         return value.value
-    if isinstance(value, int):  # that the format has no room for
+    if isinstance(value, int):  # too large for the format
         return {_TYPE: "int", _VALUE: str(value)}
     named = _fields(value)
     return _kombu.default(value) if named is None else named
 
 
 def untagged(found: dict[str, Any]) -> Any:
-    """Return the value that a decoded mapping stands for, or the mapping itself.
+    """Return the value that a decoded mapping represents, or the mapping itself if it is not a tagged value.
 
     Raises:
-        ValueError, TypeError, …: it stands for something that cannot be, or of a type that nobody registered.
+        ValueError, TypeError, …: the tagged value is invalid, or its type is not registered.
     """
     if len(found) != 2 or _TYPE not in found or _VALUE not in found:
         return found
@@ -193,21 +206,21 @@ def untagged(found: dict[str, Any]) -> Any:
 
 
 def mapping(pairs: list[tuple[str, Any]]) -> Any:
-    """Return the mapping of decoded pairs, or the value that it stands for: for decoders, which call it for each.
+    """Return the mapping of decoded pairs, or the tagged value that it represents. Decoders call it.
 
     Raises:
-        ValueError: a key is there twice; the rest as ``untagged``.
+        ValueError: a key occurs twice. The rest as ``untagged``.
     """
     found = dict(pairs)
     if len(found) != len(pairs):
         raise ValueError("a mapping has a key twice")
-    return untagged(found) if len(found) == 2 else found  # as many as a tag has
+    return untagged(found) if len(found) == 2 else found  # a tagged value has two keys
 
 
 def restored(value: JSON) -> JSON:
-    """Return a value that was read as bare JSON, with what stands for others put in place of the tags.
+    """Return a value that was decoded as plain JSON, with its tagged values restored.
 
-    What nobody here can restore stays as it was written.
+    A tagged value that cannot be restored stays a mapping.
     """
     if isinstance(value, list):
         return [item if type(item) in _PLAIN else restored(item) for item in value]
@@ -221,8 +234,8 @@ def restored(value: JSON) -> JSON:
 
 
 def _fields(value: object) -> dict[str, Any] | None:
-    """Return the fields of a dataclass's or a model's instance by name; None for anything else."""
-    pydantic = sys.modules.get("pydantic")  # without it in the process, no value can be one of its models
+    """Return the fields of a dataclass or pydantic model by name; None for any other value."""
+    pydantic = sys.modules.get("pydantic")  # if it is not imported, the value is not one of its models
     if pydantic is not None and isinstance(value, pydantic.BaseModel):
         model: dict[str, Any] = value.model_dump()
         return model
@@ -233,11 +246,11 @@ def _fields(value: object) -> dict[str, Any] | None:
 
 def _json_dict(value: Mapping[Any, Any], where: str, depth: int) -> dict[str, JSON]:
     if _TYPE in value and _VALUE in value:
-        # Kombu's JSON decoder takes this pair for a coded object; the receiver would lose the message.
-        raise InvalidMessage(f"{where} has the keys '__type__' and '__value__' together: rename one")
+        # Kombu's JSON decoder would read it as a tagged value, and fail.
+        raise InvalidMessage(f"{where} has both keys '__type__' and '__value__': rename one")
     for key in value:
         if not isinstance(key, str):
-            raise InvalidMessage(f"{where} has the key {key!r:.80}: the keys of a JSON object are strings")
+            raise InvalidMessage(f"{where} has the key {key!r:.80}: the keys of a JSON object must be strings")
     return {
         key: item if type(item) in _PLAIN else json_copy(item, f"{where}.{key}", depth + 1)
         for key, item in value.items()

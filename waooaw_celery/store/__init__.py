@@ -1,1 +1,1 @@
-"""Who is known and what became of a message, where there is no ledger: in Redis."""
+"""Stores agents, subscriptions and receipts in Redis, for applications without a ledger."""

@@ -1,4 +1,4 @@
-"""The known agents: who was ever declared, what they handle, when they last gave a sign of life."""
+"""The registry of agents: which exist, what they handle, and when their workers sent their last heartbeat."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from waooaw_celery.errors import NoHandler, UnknownAgent, UnknownMethod
-from waooaw_celery.messages.message import TYPE_NAMES
+from waooaw_celery.messages.enums import TYPE_NAMES
 from waooaw_celery.messages.queues import HandlerName, takes_message
 from waooaw_celery.store.clock_reading import redis_time
 from waooaw_celery.store.connection import Client, store_errors
 
 _NAMES = "waooaw:agents"
 _RECORD = "waooaw:agent:"
-#: Seconds for which an agent that was only named in a setting is taken for one that has not started yet.
+#: Seconds for which it is cached that an agent that a setting names has not started yet.
 UNSTARTED_SECONDS = 5.0
-#: Facts of a worker's report that make its agent more than alive, the worst first.
+#: Fields of a worker's report that change the state of its agent, each with that state, the worst first.
 _WORKER_STATES = (("stalled", "STALLED"), ("not_taking", "not taking"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentRecord:
-    """What is known of an agent.
+    """What the registry knows about an agent.
 
     Attributes:
-        name: its name.
-        handlers: names of its handlers, or None for an agent that so far is only named in a setting.
-        declared_at: when its worker first started, or None.
-        last_seen: its last sign of life, or None.
-        workers: node names of the workers that gave one lately.
-        capabilities: tags of what it can do.
-        read_at: the time by the clock that gave ``last_seen``, when this was read.
-        reports: what each of these workers reports about itself, by node name: JSON objects.
+        name: name of the agent.
+        handlers: names of its handlers; None if it has never started and only a setting names it.
+        declared_at: when a worker of it first started, or None.
+        last_seen: time of its last heartbeat, or None.
+        workers: node names of its living workers.
+        capabilities: its capability tags.
+        read_at: when this record was read, by the clock that gave ``last_seen``.
+        reports: the newest report of each living worker, by node name: JSON objects.
     """
 
     name: str
@@ -49,14 +49,14 @@ class AgentRecord:
     reports: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def alive(self, within: timedelta) -> bool:
-        """Whether it gave a sign of life within this time, when this was read."""
+        """Whether its last heartbeat was at most this long ago when the record was read."""
         return self.last_seen is not None and (self.read_at or datetime.now(UTC)) - self.last_seen <= within
 
     def state(self, within: timedelta) -> str:
-        """Return ``away``, ``alive``, or what keeps one of its workers from taking messages.
+        """Return ``away``, ``alive``, or ``STALLED`` or ``not taking`` if one of its workers reports that.
 
         Args:
-            within: how long ago the last heartbeat of a living agent may be.
+            within: longest time since the last heartbeat of a living agent.
         """
         if not self.alive(within):
             return "away"
@@ -67,12 +67,13 @@ class AgentRecord:
 
 
 class AgentRegistry(ABC):
-    """Known agents, kept where every process sees the same ones.
+    """The known agents, shared by all processes.
 
-    Every method raises StoreUnavailable when what keeps them does not answer.
+    Every method raises StoreUnavailable if the store does not answer.
 
     Args:
-        configured: names that are known by setting, without a worker having started yet.
+        configured: names of agents that are known before a worker of theirs has started (setting
+            ``waooaw_agents``).
     """
 
     def __init__(self, configured: Iterable[str] = ()) -> None:
@@ -91,69 +92,70 @@ class AgentRegistry(ABC):
         started_at: datetime | None = None,
         report: Mapping[str, Any] | None = None,
     ) -> None:
-        """Write down that this agent exists and lives: at its worker's start, and at every heartbeat.
+        """Record that an agent exists and one of its workers lives: at the worker's start and at each heartbeat.
 
         Args:
-            name: the agent.
+            name: name of the agent.
             handlers: names of all its handlers.
             worker: node name of the worker, such as ``analyst@host``.
-            lifetime: seconds after which this worker no longer counts as living without another sign.
-            capabilities: tags of what the agent can do.
-            started_at: when this worker was started, where that is kept: in a ledger.
-            report: what the worker reports about itself: an object of JSON values.
+            lifetime: seconds without another heartbeat after which the worker no longer counts as living.
+            capabilities: capability tags of the agent.
+            started_at: when the worker started; only a ledger stores it.
+            report: what the worker reports about itself, a JSON object.
         """
 
     @abstractmethod
     def retire(self, name: str, worker: str) -> None:
-        """Write down that this worker of the agent has stopped; the agent stays known."""
+        """Record that a worker of an agent has stopped. The agent stays known."""
 
     @abstractmethod
     def _names(self) -> set[str]:
-        """Return the names of all agents that were ever declared."""
+        """Return the names of all agents that have been declared."""
 
     @abstractmethod
     def _read(self, names: list[str]) -> list[AgentRecord]:
-        """Return a record for each name, an empty one for an agent that was never declared."""
+        """Return a record for each name; it is empty for an agent that has never been declared."""
 
     @abstractmethod
     def close(self) -> None:
         """Close the connections of this process."""
 
     def all(self) -> list[AgentRecord]:
-        """Return every known agent, by name."""
+        """Return all known agents, sorted by name."""
         return self._read(sorted(self._configured | self._names()))
 
     def get(self, name: str) -> AgentRecord:
-        """Return what is known of one agent.
+        """Return the record of an agent.
 
         Raises:
-            UnknownAgent: nothing is; the sentence lists who is known.
+            UnknownAgent: the agent is not known; the error lists the known ones.
         """
         [record] = self._read([name])
         if record.declared_at is None and name not in self._configured:
             known = ", ".join(agent.name for agent in self.all()) or "none yet"
             raise UnknownAgent(
-                f"no agent {name!r} was ever declared (known: {known}). Start its worker once, "
+                f"agent {name!r} is not known (known: {known}): start its worker once, "
                 f"or add {name!r} to the setting waooaw_agents"
             )
         return record
 
     def check_handler(self, target: HandlerName) -> None:
-        """Check that an agent is known and handles this.
+        """Check that an agent is known and has a handler.
 
-        A handler once seen is remembered, so that sending costs no question; one not seen is asked for anew.
+        Known handlers are cached, so that a send needs no round trip. A handler that is not in the cache is looked
+        up each time.
 
         Raises:
-            UnknownAgent: nobody ever declared the agent.
-            NoHandler: it has no handler for this type of message.
-            UnknownMethod: it has no such method.
+            UnknownAgent: the agent is not known.
+            NoHandler: the agent has no handler for this type of message.
+            UnknownMethod: the agent has no such method.
         """
         if target.handler in self._handlers.get(target.agent, ()):
             return
         if time.monotonic() < self._unstarted.get(target.agent, 0.0):
             return
         handlers = self.get(target.agent).handlers
-        if handlers is None:  # named in a setting, not yet started: what it will handle is not known
+        if handlers is None:  # it has not started, so its handlers are not known yet
             self._unstarted[target.agent] = time.monotonic() + UNSTARTED_SECONDS
             return
         self._handlers[target.agent] = handlers
@@ -170,11 +172,11 @@ class AgentRegistry(ABC):
 
 
 class RedisAgentRegistry(AgentRegistry):
-    """Known agents kept in Redis: a set of names, and for each a hash and its living workers.
+    """The known agents in Redis: a set of names, and for each agent a hash and a sorted set of its living workers.
 
     Args:
-        client: connection to Redis.
-        configured: names that are known by setting.
+        client: client of the Redis.
+        configured: names of agents that are known before a worker of theirs has started.
     """
 
     def __init__(self, client: Client, configured: Iterable[str] = ()) -> None:
@@ -191,13 +193,13 @@ class RedisAgentRegistry(AgentRegistry):
         started_at: datetime | None = None,
         report: Mapping[str, Any] | None = None,
     ) -> None:
-        told = {"handlers": json.dumps(sorted(handlers)), "capabilities": json.dumps(sorted(capabilities))}
+        fields = {"handlers": json.dumps(sorted(handlers)), "capabilities": json.dumps(sorted(capabilities))}
         key = _RECORD + name
         with store_errors(f"declare the agent {name!r}"), self._client.pipeline() as pipeline:
             now = self._now()
             pipeline.sadd(_NAMES, name)
             pipeline.hsetnx(key, "declared_at", now.isoformat())
-            pipeline.hset(key, mapping={**told, "last_seen": now.isoformat()})
+            pipeline.hset(key, mapping={**fields, "last_seen": now.isoformat()})
             pipeline.zadd(f"{key}:workers", {worker: now.timestamp() + lifetime})
             pipeline.zremrangebyscore(f"{key}:workers", "-inf", now.timestamp())
             pipeline.set(_report_key(name, worker), json.dumps(report or {}), px=max(int(lifetime * 1000), 1))
@@ -212,7 +214,7 @@ class RedisAgentRegistry(AgentRegistry):
         self._client.close()
 
     def _now(self) -> datetime:
-        """Return the time by Redis's clock: a computer with a wrong one would end the workers of others."""
+        """Return the time of Redis's clock, because a worker with a wrong clock would expire those of others."""
         return datetime.fromtimestamp(redis_time(self._client.time()), UTC)
 
     def _names(self) -> set[str]:
@@ -225,9 +227,9 @@ class RedisAgentRegistry(AgentRegistry):
             for name in names:
                 pipeline.hgetall(_RECORD + name)
                 pipeline.zrangebyscore(f"{_RECORD}{name}:workers", now.timestamp(), "+inf")
-            answers = pipeline.execute()
+            replies = pipeline.execute()
             living = [
-                (name, worker) for name, workers in zip(names, answers[1::2], strict=True) for worker in workers
+                (name, worker) for name, workers in zip(names, replies[1::2], strict=True) for worker in workers
             ]
             texts = self._client.mget([_report_key(*each) for each in living]) if living else []
         reports = {each: json.loads(text) for each, text in zip(living, texts, strict=True) if text}
@@ -242,7 +244,7 @@ class RedisAgentRegistry(AgentRegistry):
                 read_at=now,
                 reports={worker: reports[name, worker] for worker in workers if reports.get((name, worker))},
             )
-            for name, fields, workers in zip(names, answers[::2], answers[1::2], strict=True)
+            for name, fields, workers in zip(names, replies[::2], replies[1::2], strict=True)
         ]
 
 

@@ -1,4 +1,4 @@
-"""One reading of another computer's clock, and how far it differs from this one's."""
+"""A reading of a reference clock, and its difference from this computer's clock."""
 
 from __future__ import annotations
 
@@ -9,43 +9,43 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, TypeAlias
 
-#: Seconds beyond which a wrong clock is logged.
+#: Difference in seconds from which a wrong clock is logged.
 WARN_SECONDS = 2.0
-#: Seconds by which clocks may disagree for a purge: what it removes cannot be brought back.
+#: Difference in seconds above which a purge does not run, because it cannot be undone.
 MOST_SKEW = 60.0
-#: How often a reference is asked in one reading, unless an answer came within so many seconds.
+#: Round trips of one reading; a round trip shorter than QUICK_SECONDS ends it.
 ATTEMPTS, QUICK_SECONDS = 3, 0.02
 
-#: Whether the system has a clock that nobody sets and that counts on while the computer sleeps.
+#: Whether the system has a clock that cannot be set and that runs while the computer sleeps.
 _COUNTS_SLEEP = hasattr(time, "CLOCK_BOOTTIME")
 
-#: Gives, for as long as a connection is open, what asks a reference for its time in seconds since 1970.
+#: Opens a connection to a reference, and yields a function that returns its time in seconds since 1970.
 Source: TypeAlias = Callable[[], AbstractContextManager[Callable[[], float]]]
 
 
 def local_now() -> datetime:
-    """Return the time by this computer's clock, aware UTC."""
+    """Return the time of this computer's clock, aware UTC."""
     return datetime.now(UTC)
 
 
 def steady() -> float:
-    """Return the seconds of a clock that nobody sets; only differences mean something.
+    """Return the seconds of a clock that cannot be set; only differences between two calls are meaningful.
 
-    It counts on while the computer sleeps, where its system has such a clock.
+    Where the system has such a clock, it also runs while the computer sleeps.
     """
     return time.clock_gettime(time.CLOCK_BOOTTIME) if _COUNTS_SLEEP else time.monotonic()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """What a reference said, beside what this computer's clock said at that moment.
+    """The time of a reference clock and of this computer's clocks, at the same instant.
 
     Attributes:
         name: whose clock it is, such as ``the ledger's database``.
-        reference: its time, in seconds since 1970.
-        local: this computer's time, in seconds since 1970.
-        steady: the moment by the steady clock.
-        error: half the round trip in seconds: the reference is no further from ``reference`` than this.
+        reference: time of the reference, in seconds since 1970.
+        local: time of this computer, in seconds since 1970.
+        steady: time of the steady clock, in seconds.
+        error: largest error of ``reference`` in seconds: half the round trip.
     """
 
     name: str
@@ -56,11 +56,11 @@ class Reading:
 
     @property
     def ahead(self) -> float:
-        """Seconds that this computer's clock is ahead of the reference; negative when it is behind."""
+        """Seconds by which this computer's clock is ahead of the reference; negative if it is behind."""
         return self.local - self.reference
 
     def differs_by(self, seconds: float) -> bool:
-        """Whether the clocks differ by more than this for certain, however long the answer took."""
+        """Whether the clocks differ by more than this, even with the largest error."""
         return abs(self.ahead) - self.error > seconds
 
     def __str__(self) -> str:
@@ -68,22 +68,22 @@ class Reading:
 
 
 def difference(ahead: float) -> str:
-    """Return a difference between two clocks in words, such as ``3600.0 s ahead of``."""
+    """Return the difference of a clock as text, such as ``3600.0 s ahead of``."""
     return f"{abs(ahead):.1f} s {'ahead of' if ahead >= 0 else 'behind'}"
 
 
 def read(name: str, source: Source) -> Reading:
-    """Ask a reference for its time.
+    """Read a reference clock.
 
     Args:
         name: whose clock it is.
-        source: how to ask it. Connecting is not part of the round trip.
+        source: opens a connection to the reference. Connecting does not count as part of the round trip.
 
     Returns:
-        Of up to three answers, the one that came soonest.
+        The reading with the shortest of up to three round trips.
 
     Raises:
-        StoreUnavailable: it does not answer.
+        StoreUnavailable: the reference does not answer.
     """
     readings: list[Reading] = []
     with source() as ask:
@@ -98,10 +98,10 @@ def read(name: str, source: Source) -> Reading:
 
 
 def redis_source(connect: Callable[[], Any]) -> Source:
-    """Return how to ask a Redis for its time.
+    """Return a source that reads the clock of a Redis.
 
     Args:
-        connect: returns a client; it is closed afterwards.
+        connect: returns a client, which is closed after each reading.
     """
 
     @contextmanager
@@ -113,5 +113,5 @@ def redis_source(connect: Callable[[], Any]) -> Source:
 
 
 def redis_time(answer: tuple[int, int]) -> float:
-    """Return the seconds since 1970 of an answer to Redis's TIME: seconds and microseconds."""
+    """Return the seconds since 1970 from the reply to Redis's TIME, which is seconds and microseconds."""
     return answer[0] + answer[1] / 1e6

@@ -1,4 +1,4 @@
-"""The connection to the Redis that keeps agents and receipts: one place for its address and its patience."""
+"""Connects to the Redis that stores agents and receipts."""
 
 from __future__ import annotations
 
@@ -13,32 +13,30 @@ from redis.retry import Retry
 
 from waooaw_celery.errors import ConfigurationError, StoreUnavailable
 
-#: A client whose answers are str (redis-py's own types cannot say so).
+#: A client whose replies are str; redis-py's types cannot express that.
 Client: TypeAlias = Any
 
-#: Seconds that one command may take; a store that is slower counts as away.
+#: Timeout of one command, in seconds; a store that is slower counts as unavailable.
 COMMAND_TIMEOUT = 2.0
 
 _REDIS_SCHEMES = ("redis", "rediss", "redis+socket", "unix")
-
-
-#: What to do where there is no Redis.
+#: What the error suggests instead of a Redis.
 _WITHOUT = (
-    "without a Redis a ledger keeps them, in SQLite too: set waooaw_database_url, such as sqlite:///waooaw.db, "
+    "without Redis, a ledger stores them, in SQLite too: set waooaw_database_url, such as sqlite:///waooaw.db, "
     "and run `waooaw db upgrade`"
 )
 
 
 def store_url(configured: str | None, *others: str | None, without: str = _WITHOUT) -> str:
-    """Return the address of the store, in the form that redis-py reads.
+    """Return the URL of the store, in the form that redis-py reads.
 
     Args:
         configured: the setting ``waooaw_redis_url``.
-        others: the result backend and the broker, which serve when they are Redis.
-        without: what else can be done, for the error's sentence.
+        others: URLs of the result backend and the broker; the first that is a Redis is the default.
+        without: what the error suggests instead of a Redis.
 
     Raises:
-        ConfigurationError: none of them is Redis.
+        ConfigurationError: none of them is a Redis.
     """
     if configured is not None and urlsplit(configured).scheme not in _REDIS_SCHEMES:
         raise ConfigurationError("waooaw_redis_url must begin with redis://, rediss:// or unix://")
@@ -46,13 +44,13 @@ def store_url(configured: str | None, *others: str | None, without: str = _WITHO
         if isinstance(url, str) and urlsplit(url).scheme in _REDIS_SCHEMES:
             return _for_redis_py(url)
     raise ConfigurationError(
-        "there is no Redis to keep the known agents and the receipts in: set waooaw_redis_url "
+        "no Redis is configured to store agents and receipts: set waooaw_redis_url "
         f"(or WAOOAW_REDIS_URL), such as redis://localhost:6379/0; {without}"
     )
 
 
 def _for_redis_py(url: str) -> str:
-    """Turn Celery's ``redis+socket:///path?virtual_host=1`` into redis-py's ``unix:///path?db=1``."""
+    """Convert Celery's ``redis+socket:///path?virtual_host=1`` to redis-py's ``unix:///path?db=1``."""
     parts = urlsplit(url)
     if parts.scheme != "redis+socket":
         return url
@@ -62,22 +60,20 @@ def _for_redis_py(url: str) -> str:
 
 
 def connect(url: str, patience: float = COMMAND_TIMEOUT, *, once: bool = False) -> Client:
-    """Return a client whose every command ends within its time, also when Redis is frozen.
+    """Return a client whose commands time out, even if Redis is frozen.
 
     Args:
         url: as ``store_url`` returns it.
-        patience: seconds that one command may take.
-        once: do not repeat what was not answered in time: it may have been carried out.
+        patience: timeout of one command, in seconds.
+        once: do not repeat a command that timed out, because Redis may have executed it.
 
     Raises:
-        ConfigurationError: the URL cannot be read.
+        ConfigurationError: the URL is invalid.
     """
     try:
         return _client(url, patience, once)
     except ValueError as error:
-        raise ConfigurationError(
-            f"the URL of the Redis for agents and receipts cannot be read: {error}"
-        ) from error
+        raise ConfigurationError(f"the URL of the Redis for agents and receipts is invalid: {error}") from error
 
 
 def _client(url: str, patience: float, once: bool) -> Client:
@@ -87,7 +83,7 @@ def _client(url: str, patience: float, once: bool) -> Client:
         decode_responses=True,
         socket_timeout=patience,
         socket_connect_timeout=patience,
-        # redis-py 8 would retry ten times with a growing pause; one quick retry rides out a restarted connection.
+        # redis-py 8 retries ten times with a growing pause; one quick retry is enough for a restarted connection.
         retry=Retry(ExponentialBackoff(cap=0.1, base=0.05), 1, **faults),
         health_check_interval=10,
     )
@@ -95,15 +91,18 @@ def _client(url: str, patience: float, once: bool) -> Client:
 
 @contextmanager
 def store_errors(what: str) -> Iterator[None]:
-    """Turn redis-py's errors into ours.
+    """Convert redis-py's errors to StoreUnavailable.
+
+    Args:
+        what: what the block does, for the error, such as ``read the receipts``.
 
     Raises:
-        StoreUnavailable: Redis refused or did not answer.
+        StoreUnavailable: Redis refused the command or did not answer.
     """
     try:
         yield
     except redis.RedisError as error:
         raise StoreUnavailable(
-            f"could not {what}: the Redis that keeps agents and receipts says: {str(error).rstrip('.')}. "
+            f"could not {what}: the Redis for agents and receipts failed: {str(error).rstrip('.')}. "
             "Check that it runs and that waooaw_redis_url (or the result backend, or the broker) points to it"
         ) from error

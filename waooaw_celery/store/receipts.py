@@ -1,4 +1,4 @@
-"""Redis as the keeper of receipts where there is no ledger: the newest known fact about each message."""
+"""Stores receipts in Redis, for applications without a ledger."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from waooaw_celery.errors import UnknownMessage
-from waooaw_celery.messages.message import DeliveryReceipt, Message, MessageStatus, MessageType, Priority
+from waooaw_celery.messages.enums import MessageStatus, MessageType, Priority
+from waooaw_celery.messages.message import Message
 from waooaw_celery.messages.publish_options import PublishOptions
-from waooaw_celery.messages.receipt import SWEEP_GRACE, MessageEvent, MessageFact, ReceiptStore
+from waooaw_celery.messages.receipt import SWEEP_GRACE, DeliveryReceipt, MessageEvent, MessageFact, ReceiptStore
 from waooaw_celery.messages.validation import check_id
 from waooaw_celery.store.clock_reading import redis_time
 from waooaw_celery.store.connection import Client, store_errors
@@ -23,12 +24,12 @@ _CANCELS = "waooaw:cancels:"
 
 
 class RedisReceipts(ReceiptStore):
-    """Receipts kept in Redis for a while: one hash a message, whose status is worked out when it is asked for.
+    """Receipts in Redis, one hash for each message. The status is computed when a receipt is read.
 
     Args:
-        client: connection to the store.
-        keep_seconds: how long a receipt is kept.
-        clock: the time for what this process writes down; None: this computer's.
+        client: client of the Redis.
+        keep_seconds: seconds until a receipt is removed.
+        clock: the reference clock; None: this computer's clock.
     """
 
     def __init__(self, client: Client, keep_seconds: float, clock: ReferenceClock | None = None) -> None:
@@ -46,7 +47,7 @@ class RedisReceipts(ReceiptStore):
     ) -> Callable[[], set[str]]:
         if not messages:
             return set
-        forgotten = (self._clock.now() - self._keep).timestamp()
+        removed_before = (self._clock.now() - self._keep).timestamp()
         with store_errors(f"record message {messages[0][0].message_id}"), self._client.pipeline() as pipeline:
             for message, handler in messages:
                 key = _RECORD + message.message_id
@@ -55,30 +56,30 @@ class RedisReceipts(ReceiptStore):
                 if message.expires_at is not None:
                     pipeline.zadd(_EXPIRING, {message.message_id: message.expires_at.timestamp()})
             for index in (_BY_TIME, _EXPIRING):
-                pipeline.zremrangebyscore(index, "-inf", forgotten)
+                pipeline.zremrangebyscore(index, "-inf", removed_before)
             for message, _ in messages:
                 pipeline.zadd(_BY_TIME, {message.message_id: message.sent_at.timestamp()}, nx=True)
             added = pipeline.execute()[-len(messages) :]
-        fresh = {message.message_id for (message, _), new in zip(messages, added, strict=True) if new}
-        return lambda: fresh
+        new_ids = {message.message_id for (message, _), new in zip(messages, added, strict=True) if new}
+        return lambda: new_ids
 
     def refused(self, agent: str, rule: str, count: int) -> None:
-        """Do nothing: that is kept by a ledger only."""
+        """Do nothing: only a ledger records refusals."""
 
     def note(self, *facts: MessageFact) -> None:
-        with store_errors("record what became of messages"), self._client.pipeline() as pipeline:
+        with store_errors("record facts about messages"), self._client.pipeline() as pipeline:
             for fact in facts:
                 self._add(pipeline, fact)
             pipeline.execute()
 
     def begin(self, fact: MessageFact, *, doubtful: bool) -> bool:
         key = _RECORD + fact.message_id
-        with store_errors("record what became of messages"), self._client.pipeline() as pipeline:
+        with store_errors("record facts about messages"), self._client.pipeline() as pipeline:
             pipeline.hexists(key, "outcome")
             self._add(pipeline, fact)
             ended = bool(pipeline.execute()[0])
             if ended:
-                self._client.hincrby(key, "attempts", -1)  # it was none
+                self._client.hincrby(key, "attempts", -1)  # a duplicate is not an attempt
         return not ended
 
     def _add(self, pipeline: Any, fact: MessageFact) -> None:
@@ -87,7 +88,7 @@ class RedisReceipts(ReceiptStore):
         if fact.event is MessageEvent.SENT:
             pipeline.hset(key, "published", "1")
         elif fact.event is MessageEvent.DELIVERED:
-            if fact.message is not None:  # again, for a message from outside
+            if fact.message is not None:  # a message that this package did not publish is not recorded yet
                 pipeline.hset(key, mapping=_facts(fact.message, fact.handler))
                 pipeline.zadd(_BY_TIME, {fact.message_id: fact.message.sent_at.timestamp()}, nx=True)
             pipeline.hsetnx(key, "delivered_at", at)
@@ -106,7 +107,7 @@ class RedisReceipts(ReceiptStore):
             fields = self._client.hgetall(_RECORD + message_id)
         if "from" not in fields:
             raise UnknownMessage(
-                f"there is no receipt of message {message_id!r}: it was never sent, or is older than {self._keep}"
+                f"no receipt of message {message_id!r}: it was never sent, or was sent more than {self._keep} ago"
             )
         return _receipt(message_id, fields)
 
@@ -130,9 +131,9 @@ class RedisReceipts(ReceiptStore):
 
     def request_cancel(self, receipt: DeliveryReceipt, running: bool, by: str) -> None:
         key = _RECORD + receipt.message_id
-        with store_errors(f"record that {receipt.message_id} is to be cancelled"):
+        with store_errors(f"record the cancellation of {receipt.message_id}"):
             now = self._now()
-            # Kept as long as the receipt: no worker begins a message later than that.
+            # It is stored as long as the receipt: no worker begins the message after that.
             until = now + max(timedelta(seconds=self._client.ttl(key)), self._keep)
             with self._client.pipeline() as pipeline:
                 pipeline.hsetnx(key, "cancel_requested_at", now.isoformat())
@@ -144,7 +145,7 @@ class RedisReceipts(ReceiptStore):
 
     def cancellations(self, agents: Sequence[str]) -> dict[str, bool]:
         found = dict[str, bool]()
-        with store_errors("read what is to be cancelled"):
+        with store_errors("read the cancellations"):
             now = self._now().timestamp()
             for agent in agents:
                 for request in self._client.zrange(_CANCELS + agent, now, "+inf", byscore=True):
@@ -153,14 +154,14 @@ class RedisReceipts(ReceiptStore):
         return found
 
     def _now(self) -> datetime:
-        """Return the time by Redis's clock, which everybody shares."""
+        """Return the time of Redis's clock, which all processes share."""
         return datetime.fromtimestamp(redis_time(self._client.time()), UTC)
 
     def start(self) -> None:
-        pass  # there is nothing
+        pass  # it has no background threads
 
     def flush(self) -> None:
-        pass  # nothing is kept back
+        pass  # facts are recorded at once
 
     def close(self) -> None:
         self._client.close()

@@ -1,11 +1,11 @@
-"""The time that all processes of a system share, whatever their own computers' clocks say.
+"""The reference clock: the time that all processes of a system share, even if a computer's own clock is wrong.
 
-The reference is the clock of the ledger's PostgreSQL, or of the Redis that keeps agents and receipts where there
-is no ledger. A ledger in SQLite belongs to one computer: that computer's clock is the reference.
+The reference is the clock of the ledger's PostgreSQL or, without a ledger, of the Redis that stores agents and
+receipts. A ledger in SQLite is on one computer, whose clock is the reference.
 
-Reading the reference costs no round trip per message. A process asks it once at first use and once a minute from
-then on, in the background, and counts on with the computer's steady clock, which nobody sets. So a step of the
-computer's own clock (NTP, an operator) changes nothing either.
+Using it costs no round trip per message. A process reads the reference at first use and then once a minute, in the
+background. In between it adds the time that has passed on the computer's steady clock, which cannot be set. A step
+of the computer's own clock, by NTP or an operator, therefore changes nothing.
 """
 
 from __future__ import annotations
@@ -24,71 +24,66 @@ from waooaw_celery.store.clock_reading import WARN_SECONDS, Reading, Source, rea
 
 logger = logging.getLogger(__name__)
 
-#: Seconds by which a computer's clock may be wrong and is still used as it is. Within them the order of what one
-#: computer writes down is exact, and does not depend on how long an answer took.
+#: Error in seconds up to which a computer's clock is used unchanged. The times that one computer records are then
+#: in exact order, which does not depend on round trips.
 TOLERANCE = 0.1
-#: Seconds between two readings, and after one that failed.
+#: Seconds between two readings, and from a failed reading to the next.
 MEASURE_SECONDS, RETRY_SECONDS = 60.0, 10.0
-#: Seconds that must lie between two attempts, also when somebody sets the clock again and again.
+#: Shortest time between two readings in seconds, even if the computer's clock is set repeatedly.
 PAUSE_SECONDS = 1.0
-#: Seconds that the first use of a clock waits for its first reading.
+#: Seconds that the first use waits for the first reading.
 FIRST_SECONDS = 1.0
 
 
 class ReferenceClock:
-    """The reference's time as one process knows it.
-
-    ``now()`` never fails: without a reading it returns this computer's own time.
+    """The reference clock, as one process knows it. Without a reading it shows this computer's time.
 
     Args:
-        name: whose clock the reference is, for sentences; None: there is none but this computer's.
-        source: how to ask it; None: as above.
+        name: whose clock the reference is, such as ``the ledger's database``; None: it is this computer's clock.
+        source: opens a connection to the reference; None: it is this computer's clock.
     """
 
     def __init__(self, name: str | None = None, source: Source | None = None) -> None:
         self._name, self._source = name, source
         self._reading: Reading | None = None
         self._first = threading.Event()
-        #: When it is asked again, by the steady clock; None: it was never asked.
+        #: When the next reading is due, by the steady clock; None before the first.
         self._due: float | None = None
         self._not_before = float("-inf")
         self._warned = self._failed = False
 
     @property
     def reading(self) -> Reading | None:
-        """The newest reading, or None: there was none so far, or the reference is this computer's own clock."""
+        """The newest reading; None if there is none yet, or the reference is this computer's clock."""
         return self._reading
 
     @property
     def has_source(self) -> bool:
-        """Whether the reference is another clock than this computer's."""
+        """Whether the reference is a clock other than this computer's."""
         return self._source is not None
 
     def now(self) -> datetime:
-        """Return the time, aware UTC. No round trip, except that the first use waits for a first reading."""
+        """Return the time, aware UTC. It never raises, and only the first use waits for a reading."""
         return datetime.fromtimestamp(self._now(), UTC)
 
-    def corrected(self, moment: datetime) -> datetime:
-        """Return a moment that this computer's clock gave, by the reference, as a plain datetime.
-
-        A moment that somebody named stays as it is: only a ``LocalTime`` is changed.
-        """
-        if not isinstance(moment, LocalTime):
-            return moment
-        plain = datetime.combine(moment, moment.time(), UTC)
+    def corrected(self, time_: datetime) -> datetime:
+        """Return the reference's time for a ``LocalTime``; any other datetime is returned unchanged."""
+        if not isinstance(time_, LocalTime):
+            return time_
+        plain = datetime.combine(time_, time_.time(), UTC)
         ahead = self._ahead()
         return plain - timedelta(seconds=ahead) if ahead else plain
 
-    def to_local(self, moment: datetime) -> datetime:
-        """Return what this computer's clock shows at a moment, for a timer that goes by it."""
+    def to_local(self, time_: datetime) -> datetime:
+        """Return the time that this computer's clock shows at a time of the reference, for a local timer."""
         ahead = self._ahead()
-        return moment + timedelta(seconds=ahead) if ahead else moment
+        return time_ + timedelta(seconds=ahead) if ahead else time_
 
     def measure(self) -> Reading | None:
-        """Ask the reference now, and return the reading; None: it is this computer's own clock.
+        """Read the reference now, and return the reading; None if it is this computer's clock.
 
         Raises:
-            StoreUnavailable: it does not answer.
+            StoreUnavailable: the reference does not answer.
         """
         if self._name is None or self._source is None:
             return None
@@ -99,10 +94,10 @@ class ReferenceClock:
         return reading
 
     def report(self) -> dict[str, Any] | None:
-        """Return the newest reading for a heartbeat, as JSON values; None: there is none. It returns at once.
+        """Return the newest reading as a JSON object for a heartbeat, or None if there is none. It does not block.
 
-        The keys are ``reference`` (whose clock), ``ahead`` and ``error`` (seconds) and ``age`` (seconds since it
-        was read).
+        The keys are ``reference`` (whose clock), ``ahead`` and ``error`` (seconds) and ``age`` (seconds since the
+        reading).
         """
         self._refresh(wait=False)
         reading = self._reading
@@ -110,7 +105,7 @@ class ReferenceClock:
             return None
         return {
             "reference": reading.name,
-            # As it is now: it may have been set since it was read.
+            # Computed now, because the computer's clock may have been set after the reading.
             "ahead": round(time.time() - self._anchored(reading), 3),
             "error": round(reading.error, 6),
             "age": round(steady() - reading.steady, 3),
@@ -126,7 +121,7 @@ class ReferenceClock:
         return local if abs(anchored - local) <= TOLERANCE + reading.error else anchored
 
     def _ahead(self) -> float:
-        """Return the seconds by which this computer's clock is to be corrected."""
+        """Return the seconds by which this computer's clock is wrong, or 0 within the tolerance."""
         now = self._now()
         ahead = time.time() - now
         return ahead if abs(ahead) > TOLERANCE / 2 else 0.0
@@ -135,24 +130,24 @@ class ReferenceClock:
         return reading.reference + steady() - reading.steady
 
     def _refresh(self, *, wait: bool) -> None:
-        """See to it that the reference is asked when that is due, in a thread of its own."""
+        """Start a reading in a thread if one is due, or if this computer's clock was set."""
         if self._source is None:
             return
         now, due = steady(), self._due
         if due is not None and (now < self._not_before or (now < due and not self._was_set())):
             return
-        # Two threads may see this at once: then it is asked twice, which does no harm.
+        # Two threads may pass here at once; then the reference is read twice, which is harmless.
         self._due, self._not_before = now + RETRY_SECONDS, now + PAUSE_SECONDS
         thread = threading.Thread(target=self._measure_quietly, name="waooaw-clock", daemon=True)
         try:
             thread.start()
-        except RuntimeError:  # the interpreter is shutting down; the last reading does
+        except RuntimeError:  # the interpreter is shutting down
             return
         if wait and due is None:
             self._first.wait(FIRST_SECONDS)
 
     def _was_set(self) -> bool:
-        """Whether somebody set this computer's clock since the reading."""
+        """Whether this computer's clock was set after the reading."""
         reading = self._reading
         if reading is None:
             return False
@@ -162,36 +157,37 @@ class ReferenceClock:
         try:
             self.measure()
             self._failed = False
-        except WaooawError as error:  # asked again in a few seconds
-            if not self._failed and _speaks():  # one line an incident
+        except WaooawError as error:  # the next reading is due in a few seconds
+            if not self._failed and _is_main_process():  # one line for each outage
                 logger.warning(
-                    "the time of %s is not known: %s. Until it is, this computer's clock counts, as last compared",
+                    "could not read the time of %s: %s. Until it can be read, the last reading is used, or else "
+                    "this computer's clock",
                     self._name,
                     error,
                     extra={"action": "clock_not_read"},
                 )
             self._failed = True
         except Exception:
-            logger.exception("the time of %s could not be read", self._name, extra={"action": "clock_failed"})
+            logger.exception("could not read the time of %s", self._name, extra={"action": "clock_failed"})
         finally:
             self._first.set()
 
     def _warn(self, reading: Reading) -> None:
-        """Log once that the clock is wrong, and once that it is right again."""
+        """Log once that this computer's clock is wrong, and once that it is right again."""
         wrong = reading.differs_by(WARN_SECONDS)
-        if wrong and not self._warned and _speaks():
+        if wrong and not self._warned and _is_main_process():
             logger.warning(
-                "this computer's clock is %s: what this process sends, expires and writes down goes by the time "
-                "of %s. Set the clock: check that NTP (chrony, systemd-timesyncd, w32time) runs here and there",
+                "this computer's clock is %s: this process uses the time of %s instead. Set the clock: check that "
+                "NTP (chrony, systemd-timesyncd, w32time) runs on both computers",
                 reading,
                 reading.name,
                 extra={"action": "clock_wrong", "ahead": round(reading.ahead, 3)},
             )
-        elif self._warned and not wrong and _speaks():
+        elif self._warned and not wrong and _is_main_process():
             logger.warning("this computer's clock is right again", extra={"action": "clock_right"})
         self._warned = wrong
 
 
-def _speaks() -> bool:
-    """Whether this process tells the log: of a worker only the main one, or each of its pool would."""
+def _is_main_process() -> bool:
+    """Whether this process logs; the pool processes of a worker do not, or each would log the same line."""
     return str(current_process().name) == "MainProcess"

@@ -1,4 +1,4 @@
-"""Who wants which events: subscriptions and schemas, kept beside the agents, and Redis as their keeper."""
+"""Stores subscriptions and topic schemas: the interface with its cache, and the Redis implementation."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ from waooaw_celery.messages.validation import JSON
 from waooaw_celery.store.clock_reading import redis_time
 from waooaw_celery.store.connection import Client, store_errors
 
-#: Seconds for which a publisher goes by what it read: so soon is a new subscription known to all.
+#: Seconds for which a publisher caches what it read; after that, all publishers know a new subscription.
 CACHE_SECONDS = 1.0
-#: Topics of which it is remembered who wants them.
-_REMEMBERED = 10_000
+#: Number of topics whose subscriptions are cached.
+_MAX_CACHED_TOPICS = 10_000
 
-_WANTED = "waooaw:subscriptions"
-_SINCE = f"{_WANTED}:since"
-_CAUGHT_UP = f"{_WANTED}:caught_up"
-_REMOVED = f"{_WANTED}:removed"
+_SUBSCRIPTIONS = "waooaw:subscriptions"
+_SINCE = f"{_SUBSCRIPTIONS}:since"
+_CAUGHT_UP = f"{_SUBSCRIPTIONS}:caught_up"
+_REMOVED = f"{_SUBSCRIPTIONS}:removed"
 _SCHEMAS = "waooaw:schemas"
 _VERSIONS = f"{_SCHEMAS}:since"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subscription:
-    """That a handler of an agent gets the events of some topics.
+    """An agent's subscription: its handler gets the events on matching topics.
 
     Attributes:
-        agent: whose handler.
-        name: of the subscription: the handler's.
-        patterns: of topics; one that several match is delivered once.
-        where: what its payloads are like, checked before a message is sent; None: all.
-        catch_up_from: from when on it also wants what was published before it was there, and has not got it yet.
-        subscribed_at: when it was first declared; None: it was not yet.
-        removed_at: when it was removed by command; None: it stands.
+        agent: name of the agent.
+        name: name of the subscription and of its handler.
+        patterns: patterns of topics. An event that several patterns match is delivered once.
+        where: filter on the payload, which the publisher evaluates; None: all events match.
+        catch_up_from: the subscriber still has to get the earlier events since this time; None: it does not.
+        subscribed_at: when it was first declared, or None.
+        removed_at: when it was removed, or None.
     """
 
     agent: str
@@ -56,7 +56,7 @@ class Subscription:
 
     @property
     def subscriber(self) -> str:
-        """Its name among all subscriptions: ``<agent>.<name>``."""
+        """The name that is unique among all subscriptions: ``<agent>.<name>``."""
         return f"{self.agent}.{self.name}"
 
     @property
@@ -65,21 +65,21 @@ class Subscription:
         return HandlerName(self.agent, f"{EVENT_HANDLERS}{self.name}")
 
     def has(self, topic: str) -> bool:
-        """Whether a topic is one of its own."""
+        """Whether one of its patterns matches a topic."""
         return any(matches(pattern, topic) for pattern in self.patterns)
 
     def wants(self, topic: str, payload: JSON) -> bool:
-        """Whether it wants an event."""
+        """Whether it gets an event: its patterns match the topic, and its filter the payload."""
         return self.has(topic) and (self.where is None or self.where.fits(payload))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KnownSubscriptions:
-    """What was known of subscriptions and schemas at a moment.
+    """The subscriptions and schemas, as they were read together.
 
     Attributes:
-        subscriptions: all of them, also those that were removed, by subscriber.
-        schemas: of all topics, the newest version of each last.
+        subscriptions: all subscriptions, also the removed ones, sorted by subscriber.
+        schemas: the schemas of all topics, the newest version of each topic last.
     """
 
     subscriptions: tuple[Subscription, ...]
@@ -87,19 +87,19 @@ class KnownSubscriptions:
     _by_topic: dict[str, tuple[Subscription, ...]] = field(default_factory=dict, compare=False)
 
     def subscribers(self, topic: str, payload: JSON) -> list[Subscription]:
-        """Return the subscriptions that want an event."""
+        """Return the subscriptions that get an event."""
         found = self._by_topic.get(topic)
         if found is None:
             found = tuple(each for each in self.subscriptions if each.removed_at is None and each.has(topic))
-            if len(self._by_topic) < _REMEMBERED:
+            if len(self._by_topic) < _MAX_CACHED_TOPICS:
                 self._by_topic[topic] = found
         return [each for each in found if each.where is None or each.where.fits(payload)]
 
     def get(self, subscriber: str) -> Subscription:
-        """Return a subscription.
+        """Return the subscription with this name, ``<agent>.<name>``.
 
         Raises:
-            UnknownSubscription: nobody ever subscribed under this name; the sentence lists who did.
+            UnknownSubscription: there is no such subscription; the error lists the known ones.
         """
         for each in self.subscriptions:
             if each.subscriber == subscriber:
@@ -109,9 +109,9 @@ class KnownSubscriptions:
 
 
 class Subscriptions(ABC):
-    """Subscriptions and schemas, kept where every process sees the same ones.
+    """The subscriptions and schemas, shared by all processes.
 
-    Every method raises StoreUnavailable when what keeps them does not answer.
+    Every method raises StoreUnavailable if the store does not answer.
     """
 
     def __init__(self) -> None:
@@ -123,64 +123,69 @@ class Subscriptions(ABC):
     def declare(
         self, subscriptions: Sequence[Subscription], schemas: Sequence[TopicSchema] = (), *, renew: bool = True
     ) -> None:
-        """Write down that these are wanted, and how their topics look.
+        """Record the subscriptions and schemas of an agent's code.
 
-        One that was removed by command stays removed. From when on one wants to catch up counts when it is first
-        declared.
+        A removed subscription stays removed. Its ``catch_up_from`` takes effect only when it is first declared.
 
         Args:
-            subscriptions: of an agent's code.
-            schemas: of an agent's code.
-            renew: whether they replace what is known under the same names, as at a worker's start; otherwise only
-                what is not known is added, so that workers with older and newer code do not take turns.
+            subscriptions: the subscriptions.
+            schemas: the schemas.
+            renew: True, at a worker's start: replace those with the same names. False: only add new ones, so that
+                workers with older and newer code do not overwrite each other's in turn.
         """
 
     @abstractmethod
     def _read(self) -> KnownSubscriptions:
-        """Return what is kept."""
+        """Return what is stored."""
 
     @abstractmethod
     def _mark(self, subscription: Subscription, removed_at: datetime | None) -> None:
-        """Note that a subscription was removed, or stands again."""
+        """Record when a subscription was removed; None: it was restored."""
 
     @abstractmethod
     def caught_up(self, subscription: Subscription) -> None:
-        """Note that a subscription has got what was published before it was there."""
+        """Record that a subscription has received the earlier events that it asked for."""
 
     @abstractmethod
     def close(self) -> None:
         """Close the connections of this process."""
 
     def known(self) -> KnownSubscriptions:
-        """Return what is known, as it was at most ``CACHE_SECONDS`` ago."""
+        """Return the subscriptions and schemas from the cache, at most ``CACHE_SECONDS`` old."""
         known = self._known
         if known is not None and time.monotonic() - self._read_at < CACHE_SECONDS:
             return known
         return self.read()
 
     def read(self) -> KnownSubscriptions:
-        """Return what is known, as it is now."""
+        """Return the subscriptions and schemas as they are stored now."""
         with self._lock:
             began = time.monotonic()
             known = self._read()
             if self._known is not None and known == self._known:
-                known = self._known  # which remembers who wants which topics
+                known = self._known  # it has the subscriptions of each topic cached
             self._known, self._read_at = known, began
         return known
 
     def remove(self, subscriber: str) -> Subscription:
-        """Take a subscription off: it gets no further events, also when its agent starts again.
+        """Remove a subscription: it gets no further events, even after its agent restarts.
+
+        Args:
+            subscriber: name of the subscription, ``<agent>.<name>``.
 
         Raises:
-            UnknownSubscription: there is none of this name.
+            UnknownSubscription: there is no such subscription.
         """
         return self._change(subscriber, datetime.now(UTC))
 
     def restore(self, subscriber: str) -> Subscription:
-        """Let a subscription that was removed stand again.
+        """Restore a removed subscription.
+
+        Args:
+            subscriber: name of the subscription, ``<agent>.<name>``.
 
         Raises:
-            UnknownSubscription: there is none of this name.
+            UnknownSubscription: there is no such subscription.
         """
         return self._change(subscriber, None)
 
@@ -192,10 +197,10 @@ class Subscriptions(ABC):
 
 
 class RedisSubscriptions(Subscriptions):
-    """Subscriptions kept in Redis: a hash for each kind of fact, so that none is read to be written.
+    """The subscriptions and schemas in Redis: one hash for each kind of fact, so that no write needs a read first.
 
     Args:
-        client: connection to Redis.
+        client: client of the Redis.
     """
 
     def __init__(self, client: Client) -> None:
@@ -209,20 +214,20 @@ class RedisSubscriptions(Subscriptions):
             return
         with store_errors("declare subscriptions"), self._client.pipeline() as pipeline:
             now = datetime.fromtimestamp(redis_time(self._client.time()), UTC)
-            put = pipeline.hset if renew else pipeline.hsetnx
+            write = pipeline.hset if renew else pipeline.hsetnx
             for each in subscriptions:
-                since = {"subscribed_at": now.isoformat(), "catch_up_from": _text(each.catch_up_from)}
+                since = {"subscribed_at": now.isoformat(), "catch_up_from": _to_text(each.catch_up_from)}
                 pipeline.hsetnx(_SINCE, each.subscriber, json.dumps(since))
-                wanted = {"patterns": each.patterns, "where": each.where and each.where.where}
-                put(_WANTED, each.subscriber, json.dumps(wanted))
+                subscription = {"patterns": each.patterns, "where": each.where and each.where.where}
+                write(_SUBSCRIPTIONS, each.subscriber, json.dumps(subscription))
             for number, schema in enumerate(schemas):
                 key = f"{schema.topic} {schema.version}"
                 pipeline.hsetnx(_VERSIONS, key, f"{now.isoformat()} {number:06}")
-                put(_SCHEMAS, key, json.dumps({"schema": schema.schema, "check": schema.check}))
+                write(_SCHEMAS, key, json.dumps({"schema": schema.schema, "check": schema.check}))
             pipeline.execute()
 
     def caught_up(self, subscription: Subscription) -> None:
-        with store_errors(f"note that {subscription.subscriber} has caught up"):
+        with store_errors(f"record that {subscription.subscriber} has caught up"):
             self._client.hset(_CAUGHT_UP, subscription.subscriber, datetime.now(UTC).isoformat())
 
     def close(self) -> None:
@@ -237,37 +242,39 @@ class RedisSubscriptions(Subscriptions):
 
     def _read(self) -> KnownSubscriptions:
         with store_errors("read the subscriptions"), self._client.pipeline() as pipeline:
-            for key in (_WANTED, _SINCE, _CAUGHT_UP, _REMOVED, _SCHEMAS, _VERSIONS):
+            for key in (_SUBSCRIPTIONS, _SINCE, _CAUGHT_UP, _REMOVED, _SCHEMAS, _VERSIONS):
                 pipeline.hgetall(key)
-            wanted, since, caught_up, removed, schemas, versions = pipeline.execute()
+            stored, since, caught_up, removed, schemas, versions = pipeline.execute()
         subscriptions = []
-        for subscriber in sorted(wanted):
+        for subscriber in sorted(stored):
             agent, _, name = subscriber.partition(".")
-            said, began = json.loads(wanted[subscriber]), json.loads(since[subscriber])
+            fields, times = json.loads(stored[subscriber]), json.loads(since[subscriber])
             subscriptions.append(
                 Subscription(
                     agent=agent,
                     name=name,
-                    patterns=tuple(said["patterns"]),
-                    where=said["where"] and Filter(said["where"]),
-                    catch_up_from=None if subscriber in caught_up else _moment(began["catch_up_from"]),
-                    subscribed_at=_moment(began["subscribed_at"]),
-                    removed_at=_moment(removed.get(subscriber)),
+                    patterns=tuple(fields["patterns"]),
+                    where=fields["where"] and Filter(fields["where"]),
+                    catch_up_from=None if subscriber in caught_up else _to_datetime(times["catch_up_from"]),
+                    subscribed_at=_to_datetime(times["subscribed_at"]),
+                    removed_at=_to_datetime(removed.get(subscriber)),
                 )
             )
         return KnownSubscriptions(subscriptions=tuple(subscriptions), schemas=tuple(_schemas(schemas, versions)))
 
 
-def _schemas(kept: dict[str, str], since: dict[str, str]) -> Iterable[TopicSchema]:
-    for key in sorted(kept, key=since.__getitem__):
+def _schemas(stored: dict[str, str], since: dict[str, str]) -> Iterable[TopicSchema]:
+    for key in sorted(stored, key=since.__getitem__):
         topic, _, version = key.partition(" ")
-        said = json.loads(kept[key])
-        yield TopicSchema(topic=topic, version=version, schema=said["schema"], check=SchemaCheck(said["check"]))
+        fields = json.loads(stored[key])
+        yield TopicSchema(
+            topic=topic, version=version, schema=fields["schema"], check=SchemaCheck(fields["check"])
+        )
 
 
-def _text(moment: datetime | None) -> str | None:
-    return moment.isoformat() if moment is not None else None
+def _to_text(time_: datetime | None) -> str | None:
+    return time_.isoformat() if time_ is not None else None
 
 
-def _moment(text: str | None) -> datetime | None:
+def _to_datetime(text: str | None) -> datetime | None:
     return datetime.fromisoformat(text) if text else None

@@ -11,8 +11,8 @@ from celery.exceptions import Ignore, Reject
 
 from waooaw_celery.broker.incoming.delivery import DELIVERY_LIMIT
 from waooaw_celery.errors import AuditUnavailable, DeliveryLimitExceeded, StoreUnavailable, UnknownMessage
+from waooaw_celery.messages.enums import FINAL
 from waooaw_celery.messages.headers import parse_datetime
-from waooaw_celery.messages.message import FINAL
 from waooaw_celery.messages.receipt import MessageEvent, MessageFact
 from waooaw_celery.worker.cancellation import cancellations_of
 from waooaw_celery.worker.health.clock import clock_of

@@ -1,1 +1,1 @@
-"""Events: published, delivered, replayed."""
+"""Publishes events to topics, delivers them to subscribers, and replays them."""

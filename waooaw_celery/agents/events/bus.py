@@ -1,4 +1,4 @@
-"""The event bus: what happened, told to each subscriber in a message of its own, also while it is away."""
+"""The event bus: publishes events to topics, with one message for each subscriber, and manages subscriptions."""
 
 from __future__ import annotations
 
@@ -13,17 +13,10 @@ from waooaw_celery.app.app import AgentApp
 from waooaw_celery.broker.application import require_agent_app
 from waooaw_celery.errors import UnknownMessage
 from waooaw_celery.limits.waiting import Wait
-from waooaw_celery.messages.message import (
-    NOBODY,
-    DeliveryReceipt,
-    Message,
-    MessageStatus,
-    MessageType,
-    Priority,
-    RetentionPolicy,
-    receipt_of,
-)
+from waooaw_celery.messages.enums import MessageStatus, MessageType, Priority, RetentionPolicy
+from waooaw_celery.messages.message import NOBODY, Message
 from waooaw_celery.messages.queues import HandlerName
+from waooaw_celery.messages.receipt import DeliveryReceipt, receipt_of
 from waooaw_celery.messages.topics.attributes import EventAttributes
 from waooaw_celery.messages.topics.filters import Filter
 from waooaw_celery.messages.topics.patterns import check_pattern, check_topic
@@ -31,15 +24,15 @@ from waooaw_celery.messages.topics.schemas import SchemaCheck, select_schema
 from waooaw_celery.messages.validation import JSON
 from waooaw_celery.store.subscriptions import KnownSubscriptions, Subscription
 
-#: Stands for the setting ``waooaw_event_ttl_seconds``, since None is a time to live of its own: for ever.
+#: Stands for the setting ``waooaw_event_ttl_seconds``, because None means that the messages never expire.
 AS_SET: Any = object()
 
 
 class EventBus:
-    """Publishes events, and tells who subscribed.
+    """Publishes and replays events, and manages subscriptions.
 
     Args:
-        app: the application whose broker carries them.
+        app: the application whose broker carries the events.
 
     Example:
         >>> EventBus(app).publish("task.created", {"task_id": "123"}, from_agent="orchestrator")
@@ -66,35 +59,39 @@ class EventBus:
         time: datetime | None = None,
         wait: Wait = None,
     ) -> Published:
-        """Tell everyone whose subscription wants it that something has happened.
+        """Publish an event to all subscriptions that match it.
 
-        Each subscriber gets a message of its own into its agent's queue, where it waits while the agent is away.
-        A ledger records the event itself as well, also when nobody wants it yet.
+        Each subscriber gets its own message in its agent's queue, where the message waits until a worker runs. A
+        ledger also records the event itself, even if nobody has subscribed yet.
 
         Args:
-            topic: what happened: words with dots between, such as ``task.created``.
-            event: its payload, any JSON value.
-            from_agent: who publishes; None: the agent whose handler runs, or the setting ``waooaw_sender``.
-            priority: of the messages.
-            ttl_seconds: after so many seconds a subscriber that has not begun it does not handle it; None: never.
+            topic: what happened: words separated by dots, such as ``task.created``.
+            event: the payload, any JSON value.
+            from_agent: the publisher; None: the agent whose handler runs, or the setting ``waooaw_sender``.
+            priority: priority of the messages.
+            ttl_seconds: seconds until the event expires for a subscriber that has not begun it; None: it never
+                does.
             retention: how long the ledger keeps it; None: the setting ``waooaw_retention``.
-            correlation_id: threads it to other messages.
-            schema_version: version of the topic's schema that it is of; None: the newest, if there is one.
-            event_id: unique among all events. Given, publishing the same event again tells only those who were not
-                told; None: a new one.
-            source: where it happened, for a CloudEvent from elsewhere; None: at who publishes.
+            correlation_id: id that related messages share.
+            schema_version: version of the topic's schema that it follows; None: the newest, if there is one.
+            event_id: unique id of the event. If you publish an event again with the same id, only the subscribers
+                that did not get it get it. None: a new id.
+            source: URI of where it happened, for an event of another system; None: the publisher.
             subject: what it happened to.
             time: when it happened, an aware datetime; None: now.
-            wait: seconds for which a publisher at its rate limit waits for its turn; an event counts as one
-                message, however many subscribe.
+            wait: longest time in seconds that a publisher at its rate limit waits. An event counts as one message,
+                for any number of subscribers.
+
+        Returns:
+            The id of the event, and the receipts of the messages by subscriber.
 
         Raises:
-            InvalidMessage: the topic is none or has a wildcard, or another argument breaks its rule.
-            SchemaViolation: the event breaks the schema of its topic; the sentence says where.
-            UnknownSender: no agent is speaking.
-            RateLimitExceeded: the publisher has sent as much as it may for now; nothing was published.
-            BrokerUnavailable: not confirmed by the broker; the error's ``message_ids`` were.
-            StoreUnavailable: what keeps subscriptions and receipts does not answer; nothing was published.
+            InvalidMessage: the topic is invalid or has a wildcard, or another argument is invalid.
+            SchemaViolation: the event does not match the schema of its topic.
+            UnknownSender: no handler runs, and neither ``from_agent`` nor ``waooaw_sender`` is set.
+            RateLimitExceeded: the publisher has reached its rate limit; nothing was published.
+            BrokerUnavailable: the broker did not confirm all messages; it confirmed the error's ``message_ids``.
+            StoreUnavailable: the store of subscriptions and receipts does not answer; nothing was published.
         """
         check_topic(topic)
         sender = from_agent or self.app.message_factory.sender_of(HandlerName("#", topic))
@@ -103,7 +100,7 @@ class EventBus:
         schema = select_schema([*known.schemas, *self.app.schemas.all()], topic, schema_version)
         message = Message(
             from_agent=sender,
-            to_agent=sender,  # until it is known who wants it
+            to_agent=sender,  # replaced below: the record has no recipient
             message_type=MessageType.EVENT,
             payload=event,
             priority=priority,
@@ -125,44 +122,47 @@ class EventBus:
         completed = self.app.message_factory.complete(HandlerName("#", message.message_type.value), message)
         record = completed.filled_in(to_agent=NOBODY)
         subscribers = known.subscribers(topic, record.payload)
-        told = {} if event_id is None else self._told(event_id, subscribers)
-        batch = subscriber_messages(record, [each for each in subscribers if each.subscriber not in told])
+        earlier = {} if event_id is None else self._earlier_receipts(event_id, subscribers)
+        batch = subscriber_messages(record, [each for each in subscribers if each.subscriber not in earlier])
         self.app.publisher.publish(batch, wait=wait, record=record)
         new = {target: receipt_of(message, target.handler) for target, message in batch}
         return Published(
             event_id=record.message_id,
             topic=topic,
             receipts={
-                each.subscriber: told[each.subscriber] if each.subscriber in told else new[each.target]
+                each.subscriber: earlier[each.subscriber] if each.subscriber in earlier else new[each.target]
                 for each in subscribers
             },
         )
 
     def subscriptions(self) -> list[Subscription]:
-        """Return all subscriptions that were ever declared, also those that were removed, by subscriber.
+        """Return all subscriptions, also the removed ones, sorted by subscriber.
 
         Raises:
-            StoreUnavailable: what keeps them does not answer.
+            StoreUnavailable: the store does not answer.
         """
         return list(self.app.subscriptions.read().subscriptions)
 
     def unsubscribe(self, subscriber: str) -> Subscription:
-        """Take a subscription off, also for when its agent starts again; what was sent to it is still handled.
+        """Remove a subscription, also for later starts of its agent. Messages already sent are still handled.
 
         Args:
-            subscriber: ``<agent>.<name>``, as ``subscriptions`` lists it.
+            subscriber: name of the subscription, ``<agent>.<name>``.
 
         Raises:
-            UnknownSubscription: there is none of this name.
-            StoreUnavailable: what keeps them does not answer.
+            UnknownSubscription: there is no such subscription.
+            StoreUnavailable: the store does not answer.
         """
         return self.app.subscriptions.remove(subscriber)
 
     def resubscribe(self, subscriber: str) -> Subscription:
-        """Let a subscription that was removed stand again; it gets what is published from now on.
+        """Restore a removed subscription. It gets the events that are published from now on.
+
+        Args:
+            subscriber: name of the subscription, ``<agent>.<name>``.
 
         Raises:
-            As ``unsubscribe``.
+            UnknownSubscription, StoreUnavailable: as ``unsubscribe``.
         """
         return self.app.subscriptions.restore(subscriber)
 
@@ -181,29 +181,36 @@ class EventBus:
         priority: Priority = Priority.LOW,
         dry_run: bool = False,
     ) -> ReplayResult:
-        """Tell one subscriber again of events in the ledger that it wants, the oldest first.
+        """Send recorded events that match a subscription to its subscriber again, the oldest first.
 
-        They come as new messages whose ``event.replay`` is true and whose event is the same as it was.
+        They are new messages, with the same event attributes except that ``event.replay`` is true. Give ``since``
+        or ``conversation``, or both.
 
         Args:
-            subscriber: ``<agent>.<name>``, as ``subscriptions`` lists it.
-            since: published at this moment or later.
-            until: published before this moment; None: before this call.
-            conversation: of this conversation: the id of a message, a thread or the conversation.
-            topic: a pattern: only of these topics.
-            where: only with such payloads: see ``topics.filters.Filter``.
-            per_second: how many a second; None: as ``speed`` says.
-            speed: times as fast as they were published; None too: as fast as the broker takes them.
-            from_agent: who tells; None: as ``publish``.
-            priority: of the messages: LOW lets what happens now overtake.
-            dry_run: only tell how many it would be.
+            subscriber: name of the subscription, ``<agent>.<name>``.
+            since: only events that were published at this time or later.
+            until: only events that were published before this time; None: before this call.
+            conversation: only events of this conversation: the id of one of its messages, its correlation id or
+                its conversation id.
+            topic: only events on topics that match this pattern.
+            where: only events whose payload matches this filter (see ``Filter``).
+            per_second: number of events per second; None: from ``speed``.
+            speed: factor by which the replay is faster than the events were published. If both are None, it is as
+                fast as the broker.
+            from_agent: the sender; None: as for ``publish``.
+            priority: priority of the messages. With LOW, new events overtake them.
+            dry_run: only count the events; send nothing.
+
+        Returns:
+            The number of events, and the ids of the messages.
 
         Raises:
-            UnknownSubscription: there is none of this name.
-            InvalidMessage: neither a time nor a conversation, a bad pattern or filter, or it was removed.
+            UnknownSubscription: there is no such subscription.
+            InvalidMessage: ``since`` and ``conversation`` are both None, another argument is invalid, or the
+                subscription was removed.
             UnknownMessage: the ledger has no such conversation.
             ConfigurationError: there is no ledger.
-            StoreUnavailable, BrokerUnavailable: a server failed; the error's ``message_ids`` were told.
+            StoreUnavailable, BrokerUnavailable: a server failed; the error's ``message_ids`` were sent.
         """
         sender = from_agent or self.app.message_factory.sender_of(HandlerName("#", "replay"))
         return EventReplayer(self.app).replay(
@@ -220,20 +227,20 @@ class EventBus:
         )
 
     def _known(self) -> KnownSubscriptions:
-        """Return who wants what, having made the schemas of this code known once."""
+        """Return the known subscriptions and schemas, after announcing this application's schemas once."""
         if not self._declared:
             self.app.subscriptions.declare([], self.app.schemas.all(), renew=False)
             self._declared = True
         return self.app.subscriptions.known()
 
-    def _told(self, event_id: str, subscribers: list[Subscription]) -> dict[str, DeliveryReceipt]:
-        """Return the receipts of those who were told of an event before."""
-        told = {}
+    def _earlier_receipts(self, event_id: str, subscribers: list[Subscription]) -> dict[str, DeliveryReceipt]:
+        """Return the receipts of the subscribers that already got an event, by subscriber."""
+        receipts = {}
         for each in subscribers:
             try:
                 receipt = self.app.receipts.get(delivery_id(event_id, each))
             except UnknownMessage:
                 continue
             if receipt.status is not MessageStatus.PENDING:
-                told[each.subscriber] = receipt
-        return told
+                receipts[each.subscriber] = receipt
+        return receipts

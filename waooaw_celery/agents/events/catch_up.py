@@ -1,4 +1,4 @@
-"""A new subscriber that wants what was published before it was there gets it when its worker starts."""
+"""Catch-up: when the worker of a new subscription starts, it gets the earlier events that ``since`` asks for."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from waooaw_celery.store.subscriptions import CACHE_SECONDS, Subscription, Subsc
 
 logger = logging.getLogger(__name__)
 
-#: After so much time every publisher knows of a subscription, also one whose clock is a little behind.
-_SETTLED = timedelta(seconds=CACHE_SECONDS + 1.0)
+#: Time after which all publishers know a new subscription, even those whose clocks are slightly behind.
+_SETTLING_TIME = timedelta(seconds=CACHE_SECONDS + 1.0)
 
 
 class CatchUp(bootsteps.StartStopStep):
-    """Bootstep of a worker with subscriptions that want to catch up.
+    """The bootstep of a worker that has subscriptions with ``since``.
 
-    A thread of its own does it, so that the worker handles messages meanwhile; a worker that is stopped on the way
-    goes on when it starts again.
+    It runs in its own thread, so that the worker handles messages meanwhile. If the worker stops before the end,
+    the next start continues.
     """
 
     requires = ("waooaw_celery.worker.health.heartbeat:Heartbeat",)
@@ -34,29 +34,29 @@ class CatchUp(bootsteps.StartStopStep):
         self._thread: threading.Thread | None = None
 
     def create(self, parent: Any) -> None:
-        """Refuse to start without a ledger, which alone knows what was published.
+        """Refuse to start without a ledger, which records the events.
 
         Raises:
-            SystemExit: the sentence says what to change.
+            SystemExit: there is no ledger.
         """
         if parent.app.settings.database_url is None:
             names = ", ".join(each.subscriber for each in parent.app.subscribed if each.catch_up_from)
             raise SystemExit(f"Error: {names} has since=, which needs the ledger: set WAOOAW_DATABASE_URL")
 
     def start(self, parent: Any) -> None:
-        """Begin, in the background."""
+        """Start the thread."""
         self._thread = threading.Thread(target=self._run, args=(parent.app,), name="waooaw-catch-up", daemon=True)
         self._thread.start()
 
     def stop(self, parent: Any) -> None:
-        """Leave the rest for the next start."""
+        """Stop the thread; the next start of the worker sends the rest."""
         self._stopped.set()
         if self._thread is not None:
             self._thread.join(timeout=5.0)
             self._thread = None
 
     def terminate(self, parent: Any) -> None:
-        """Stop also when the worker is shut down cold."""
+        """Stop the thread in a cold shutdown too."""
         self.stop(parent)
 
     def _run(self, app: Any) -> None:
@@ -69,30 +69,35 @@ class CatchUp(bootsteps.StartStopStep):
         finally:
             subscriptions.close()
 
-    def _try_until_done(self, app: Any, subscriptions: Subscriptions, mine: Subscription) -> None:
-        told = False
+    def _try_until_done(self, app: Any, subscriptions: Subscriptions, declared: Subscription) -> None:
+        logged = False
         while not self._stopped.is_set():
             try:
-                self._catch_up(app, subscriptions, subscriptions.read().get(mine.subscriber))
+                self._catch_up(app, subscriptions, subscriptions.read().get(declared.subscriber))
             except UnknownSubscription:  # the worker is about to declare it
                 self._stopped.wait(0.1)
             except (StoreUnavailable, BrokerUnavailable) as error:
-                if not told:  # one line an incident
-                    logger.warning("%s; catching up goes on later", error, extra={"action": "catch_up_failed"})
-                told = True
+                if not logged:  # one line for each outage
+                    logger.warning(
+                        "%s; the catch-up of %s is tried again",
+                        error,
+                        declared.subscriber,
+                        extra={"action": "catch_up_failed"},
+                    )
+                logged = True
                 self._stopped.wait(app.settings.heartbeat_seconds)
             else:
                 return
 
-    def _catch_up(self, app: Any, subscriptions: Subscriptions, kept: Subscription) -> None:
-        if kept.catch_up_from is None or kept.subscribed_at is None or kept.removed_at is not None:
+    def _catch_up(self, app: Any, subscriptions: Subscriptions, stored: Subscription) -> None:
+        if stored.catch_up_from is None or stored.subscribed_at is None or stored.removed_at is not None:
             return
         replayer = EventReplayer(app)
-        count = replayer.catch_up(kept, kept.catch_up_from, kept.subscribed_at)
-        # What was published by those who did not know of it yet.
-        settled = kept.subscribed_at + _SETTLED
+        count = replayer.catch_up(stored, stored.catch_up_from, stored.subscribed_at)
+        # Then the events of publishers that did not know the subscription yet.
+        settled = stored.subscribed_at + _SETTLING_TIME
         if self._stopped.wait(max((settled - app.reference_clock.now()).total_seconds(), 0.0)):
             return
-        count += replayer.catch_up(kept, kept.subscribed_at - _SETTLED, settled)
-        subscriptions.caught_up(kept)
-        logger.info("%s caught up with %d events", kept.subscriber, count, extra={"action": "caught_up"})
+        count += replayer.catch_up(stored, stored.subscribed_at - _SETTLING_TIME, settled)
+        subscriptions.caught_up(stored)
+        logger.info("%s caught up with %d events", stored.subscriber, count, extra={"action": "caught_up"})

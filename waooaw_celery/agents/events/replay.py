@@ -1,4 +1,4 @@
-"""Events told again from the ledger: to one subscriber by command, or to a new one that wants to catch up."""
+"""Replays events from the ledger: to one subscriber on request, or to a new subscription that catches up."""
 
 from __future__ import annotations
 
@@ -14,26 +14,27 @@ from waooaw_celery.app.app import AgentApp
 from waooaw_celery.errors import InvalidMessage, WaooawError
 from waooaw_celery.ledger.event_log import EventLog
 from waooaw_celery.ledger.read.records import AuditRecord
-from waooaw_celery.messages.message import Message, MessageType, Priority
+from waooaw_celery.messages.enums import MessageType, Priority
+from waooaw_celery.messages.message import Message
 from waooaw_celery.messages.queues import HandlerName
 from waooaw_celery.messages.topics.filters import Filter
 from waooaw_celery.messages.topics.patterns import matches
 from waooaw_celery.store.subscriptions import Subscription
 
-#: Events that are handed over together when nobody asked for a pace.
+#: Number of events that are published together if no pace is set.
 BATCH_SIZE = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplayResult:
-    """What a replay told, or would tell.
+    """What a replay sent or, in a dry run, would send.
 
     Attributes:
-        subscriber: whom.
-        events: how many events.
-        first_at: when the oldest was published; None without any.
-        last_at: when the newest was published; None without any.
-        message_ids: of the messages, in order; empty for a dry run.
+        subscriber: name of the subscription, ``<agent>.<name>``.
+        events: number of events.
+        first_at: when the oldest event was published; None if there is none.
+        last_at: when the newest event was published; None if there is none.
+        message_ids: ids of the messages, in order; empty for a dry run.
     """
 
     subscriber: str
@@ -45,11 +46,14 @@ class ReplayResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pace:
-    """How fast events are told again.
+    """How fast events are replayed. Set at most one of the two.
 
     Attributes:
-        per_second: how many a second.
-        speed: times as fast as they were published.
+        per_second: number of events per second, or None.
+        speed: factor by which the replay is faster than the events were published, or None.
+
+    Raises:
+        InvalidMessage: both are set, or one is not a positive number.
     """
 
     per_second: float | None = None
@@ -57,7 +61,7 @@ class Pace:
 
     def __post_init__(self) -> None:
         if self.per_second is not None and self.speed is not None:
-            raise InvalidMessage("a replay has one pace: per_second or speed")
+            raise InvalidMessage("set per_second or speed, not both")
         for name in ("per_second", "speed"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
@@ -65,15 +69,15 @@ class Pace:
 
     @property
     def free(self) -> bool:
-        """Whether nobody asked for a pace."""
+        """Whether no pace is set."""
         return self.per_second is None and self.speed is None
 
     def due(self, number: int, passed: timedelta) -> float:
-        """Return after how many seconds an event is due.
+        """Return the seconds from the beginning of the replay until an event is due.
 
         Args:
-            number: how many were before it.
-            passed: how long after the first it was published.
+            number: number of events before it.
+            passed: time from the publish of the first event to that of this one.
         """
         if self.per_second is not None:
             return number / self.per_second
@@ -81,10 +85,10 @@ class Pace:
 
 
 class EventReplayer:
-    """Tells events again.
+    """Replays events.
 
     Args:
-        app: the application whose ledger has them and whose broker carries them.
+        app: the application whose ledger has the events and whose broker carries them.
 
     Raises:
         ConfigurationError: there is no ledger.
@@ -108,59 +112,65 @@ class EventReplayer:
         priority: Priority,
         dry_run: bool,
     ) -> ReplayResult:
-        """Tell one subscriber again: as ``EventBus.replay``."""
+        """Replay events to one subscriber; see ``EventBus.replay``."""
         if since is None and conversation is None:
-            raise InvalidMessage("a replay needs a beginning, since, or a conversation")
+            raise InvalidMessage("a replay needs since or conversation")
         if subscription.removed_at is not None:
             raise InvalidMessage(f"the subscription {subscription.subscriber} was removed: resubscribe it first")
-        chosen = (
+        selected = (
             record
             for record in self._log.events(since, until or self._app.reference_clock.now(), conversation)
-            if _wants(subscription, record)
+            if _matches(subscription, record)
             and matches(pattern, record.receipt.handler)
             and (where is None or where.fits(record.payload))
         )
-        told: list[str] = []
+        sent: list[str] = []
         first = last = None
         events = 0
         began = time.monotonic()
-        for part in _parts(chosen, BATCH_SIZE if pace.free or dry_run else 1):
-            first, last = first or part[0].receipt.sent_at, part[-1].receipt.sent_at
+        for records in _batches(selected, BATCH_SIZE if pace.free or dry_run else 1):
+            first, last = first or records[0].receipt.sent_at, records[-1].receipt.sent_at
             if not dry_run:
                 self._wait(began + pace.due(events, last - first))
-                told += self._tell(subscription, part, told, from_agent, priority)
-            events += len(part)
+                sent += self._send(subscription, records, sent, from_agent, priority)
+            events += len(records)
         return ReplayResult(
             subscriber=subscription.subscriber,
             events=events,
             first_at=first,
             last_at=last,
-            message_ids=tuple(told),
+            message_ids=tuple(sent),
         )
 
     def catch_up(self, subscription: Subscription, since: datetime, until: datetime) -> int:
-        """Tell a subscriber of the events of a stretch of time of which it was not told, and return how many.
+        """Send a subscriber the events of a period that it has not got, and return how many.
 
-        Their messages have the ids that they would have had, so that done twice, or by two workers at once, it
-        tells each event once.
+        Each message has the id that the publish would have given it. If two workers catch up at once, or one does
+        it twice, each event is sent once.
+
+        Args:
+            subscription: the subscription.
+            since: beginning of the period.
+            until: end of the period, exclusive.
 
         Raises:
-            StoreUnavailable, BrokerUnavailable: a server failed; done again, it goes on.
+            StoreUnavailable, BrokerUnavailable: a server failed; call it again to continue.
         """
         count = 0
-        for part in _parts((r for r in self._log.events(since, until) if _wants(subscription, r)), BATCH_SIZE):
-            ids = {delivery_id(record.receipt.message_id, subscription): record for record in part}
-            told = self._log.told(ids)
+        selected = (record for record in self._log.events(since, until) if _matches(subscription, record))
+        for records in _batches(selected, BATCH_SIZE):
+            ids = {delivery_id(record.receipt.message_id, subscription): record for record in records}
+            known = self._log.told(ids)
             batch = [
                 (subscription.target, self._message(subscription, record, id_, subscription.agent))
                 for id_, record in ids.items()
-                if id_ not in told
+                if id_ not in known
             ]
-            count += self._tell_new(batch)
+            count += self._send_new(batch)
         return count
 
-    def _tell_new(self, batch: list[tuple[HandlerName, Message]]) -> int:
-        """Send messages, but for those that another worker or a publisher was faster to send."""
+    def _send_new(self, batch: list[tuple[HandlerName, Message]]) -> int:
+        """Send messages, except those that another worker or a publisher has sent meanwhile."""
         if not batch:
             return 0
         try:
@@ -168,25 +178,25 @@ class EventReplayer:
         except InvalidMessage:
             if len(batch) == 1:
                 return 0
-            return sum(self._tell_new([pair]) for pair in batch)
+            return sum(self._send_new([pair]) for pair in batch)
         return len(batch)
 
-    def _tell(
+    def _send(
         self,
         subscription: Subscription,
-        part: list[AuditRecord],
-        before: list[str],
+        records: list[AuditRecord],
+        sent_before: list[str],
         from_agent: str,
         priority: Priority,
     ) -> list[str]:
         batch: list[tuple[HandlerName, Message]] = [
             (subscription.target, self._message(subscription, record, str(uuid4()), from_agent, priority))
-            for record in part
+            for record in records
         ]
         try:
             self._app.publisher.publish(batch)
         except WaooawError as error:
-            error.message_ids = (*before, *error.message_ids)
+            error.message_ids = (*sent_before, *error.message_ids)
             raise
         return [message.message_id for _, message in batch]
 
@@ -199,7 +209,7 @@ class EventReplayer:
         priority: Priority | None = None,
     ) -> Message:
         if record.event is None:
-            raise InvalidMessage(f"the record {record.receipt.message_id} has no attributes of an event")
+            raise InvalidMessage(f"the record {record.receipt.message_id} has no event attributes")
         message = Message(
             from_agent=from_agent,
             to_agent=subscription.agent,
@@ -221,11 +231,11 @@ class EventReplayer:
             time.sleep(pause)
 
 
-def _wants(subscription: Subscription, record: AuditRecord) -> bool:
+def _matches(subscription: Subscription, record: AuditRecord) -> bool:
     return subscription.wants(record.receipt.handler, record.payload)
 
 
-def _parts(records: Iterable[AuditRecord], size: int) -> Iterator[list[AuditRecord]]:
+def _batches(records: Iterable[AuditRecord], size: int) -> Iterator[list[AuditRecord]]:
     rest = iter(records)
-    while part := list(islice(rest, size)):
-        yield part
+    while batch := list(islice(rest, size)):
+        yield batch

@@ -1,4 +1,4 @@
-"""The Celery task that the handler of a subscription is."""
+"""The Celery task class of event handlers."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ from waooaw_celery.worker.task import AgentTask
 
 
 class EventTask(AgentTask):
-    """A handler of events.
+    """An event handler.
 
     Attributes:
-        accepts: decides of each event, before the handler, whether it is handled; None: all are.
+        accepts: the subscription's filter function: whether the handler gets an event; None: it gets all.
     """
 
     abstract = True
     accepts: Callable[[Message], bool] | None = None
 
     def before_start(self, task_id: str, args: Any, kwargs: Any) -> None:
-        """Drop what came too late or is not wanted, and refuse what breaks its schema; no retry would mend that.
+        """Drop an event that expired or that the filter function rejects, and fail one that breaks its schema.
 
         Raises:
-            SchemaViolation: the event breaks the schema of its topic, which is checked at receipt.
+            SchemaViolation: the event does not match its schema. It is not retried, because a retry cannot help.
         """
         super().before_start(task_id, args, kwargs)
         message = self.message
-        if message.event is None:  # by a publisher that does not use this package
+        if message.event is None:  # the publisher does not use this package
             return
         if message.event.schema_version is not None:
             self._check(message, message.event.schema_version)
         if self.accepts is not None and not self.accepts(message):
-            raise Ignore("the subscription's filter does not want it")
+            raise Ignore("the filter function of the subscription rejects it")
 
     def _check(self, message: Message, version: str) -> None:
         app: Any = self.app  # an AgentApp
         known = [*app.subscriptions.known().schemas, *app.schemas.all()]
         if version not in {schema.version for schema in known if schema.topic == message.topic}:
-            return  # its publisher checked it, and its schema is known no more
+            return  # the publisher validated it, and its schema is no longer known
         schema = select_schema(known, str(message.topic), version)
         if schema is not None and schema.check is SchemaCheck.RECEIPT:
             schema.validate(message.payload)

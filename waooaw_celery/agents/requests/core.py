@@ -1,4 +1,4 @@
-"""How a request is sent, and what came of it: what every form of asking shares."""
+"""Sends requests and makes their responses: blocking, awaited, streamed, or answered by a message."""
 
 from __future__ import annotations
 
@@ -21,8 +21,10 @@ from waooaw_celery.errors import (
     RequestTimeout,
     WaooawError,
 )
-from waooaw_celery.messages.message import DeliveryReceipt, Message, MessageType, Priority, receipt_of
+from waooaw_celery.messages.enums import MessageType, Priority
+from waooaw_celery.messages.message import Message
 from waooaw_celery.messages.queues import HandlerName, takes_message
+from waooaw_celery.messages.receipt import DeliveryReceipt, receipt_of
 from waooaw_celery.messages.reply_to import ReplyTo
 from waooaw_celery.messages.validation import JSON, check_agent_name, json_copy
 from waooaw_celery.results.collector import ResultMessage
@@ -34,14 +36,14 @@ Params = Mapping[str, JSON] | None
 
 @dataclass(frozen=True, slots=True)
 class PendingRequest:
-    """A request that was sent, and whose answer is awaited.
+    """A request that was sent and has no answer yet.
 
     Attributes:
-        agent: who was asked.
-        message_id: of the request.
-        answer: settled by the thread that takes the answers.
-        timeout: seconds that the caller waits in all.
-        began: when it began to wait, by the monotonic clock.
+        agent: the requested agent.
+        message_id: id of the request.
+        answer: future of the answer, which the thread of the result collector completes.
+        timeout: longest time that the caller waits, in seconds.
+        began: when the caller began to wait, by the monotonic clock.
     """
 
     agent: str
@@ -52,21 +54,21 @@ class PendingRequest:
 
     @property
     def left(self) -> float:
-        """Seconds that are left."""
+        """Seconds until the timeout; 0 after it."""
         return max(self.began + self.timeout - time.monotonic(), 0.0)
 
 
 class RequestSender:
-    """Sends requests, and tells what came of each.
+    """Sends requests, and makes the response to each.
 
     Args:
-        app: the application whose broker and result backend carry them.
+        app: the application whose broker and result backend carry the requests.
     """
 
     def __init__(self, app: AgentApp) -> None:
         self.app = require_agent_app(app, "RequestResponseHandler")
 
-    def ask(
+    def send(
         self,
         to_agents: Sequence[str],
         method: str,
@@ -78,27 +80,27 @@ class RequestSender:
         stream: bool = False,
         on_chunk: Callable[[Any], None] | None = None,
     ) -> list[PendingRequest]:
-        """Send a request to each agent and return at once.
+        """Send a request to each agent, without waiting for the answers.
 
         Args:
-            to_agents: who is asked.
-            method: name of a method there.
-            params: its keyword arguments.
-            from_agent: who asks; None: the agent whose handler runs, or the setting ``waooaw_sender``.
+            to_agents: the agents.
+            method: name of one of their methods.
+            params: keyword arguments of the method.
+            from_agent: the sender; None: the agent whose handler runs, or the setting ``waooaw_sender``.
             timeout: seconds to wait; None: the setting ``waooaw_request_timeout``.
-            priority: how urgent.
-            stream: whether the answer is taken in parts.
-            on_chunk: called with each part, in the thread of the answers.
+            priority: priority of the requests.
+            stream: whether the answer is sent in parts.
+            on_chunk: called with each part, in the thread of the result collector.
 
         Raises:
-            UnknownAgent, UnknownMethod, CircularRequest: of one of them; then nobody was asked.
-            BackendUnavailable, BrokerUnavailable, StoreUnavailable, InvalidMessage, ConfigurationError: it could
-                not be sent.
+            UnknownAgent, UnknownMethod, CircularRequest: for one of the agents; no request was sent.
+            BackendUnavailable, BrokerUnavailable, StoreUnavailable, RateLimitExceeded, InvalidMessage,
+                ConfigurationError: the requests were not sent.
         """
         began = time.monotonic()
         self._check_backend()
         targets = self._targets(to_agents, method)
-        call, limit = self._call(targets, self._limit(timeout), stream)
+        reply_to, limit = self._reply_to(targets, self._seconds(timeout), stream)
         batch = self._messages(targets, params, from_agent, limit, priority)
         answers: dict[str, Future[ResultMessage]] = {}
         try:
@@ -106,7 +108,7 @@ class RequestSender:
                 answers[message.message_id] = self.app.result_collector.expect(
                     message.message_id, message.to_agent, on_chunk
                 )
-            self.app.publisher.publish(batch, call)
+            self.app.publisher.publish(batch, reply_to)
         except BaseException:
             for message_id in answers:
                 self.app.result_collector.drop(message_id)
@@ -116,7 +118,7 @@ class RequestSender:
             for _, message in batch
         ]
 
-    def ask_for_reply(
+    def send_for_reply(
         self,
         to_agent: str,
         method: str,
@@ -127,18 +129,18 @@ class RequestSender:
         priority: Priority,
         on_reply: Task[Any, Any] | str,
     ) -> DeliveryReceipt:
-        """Send a request whose answer comes as a message, and return its receipt.
+        """Send a request that is answered with a message, and return its receipt.
 
         Args:
-            to_agent, method, params, from_agent, priority: as ``ask``.
-            timeout: seconds after which it is not begun any more.
-            on_reply: the handler of the asking agent that gets the Response, or its name.
+            to_agent, method, params, from_agent, priority: as for ``send``.
+            timeout: seconds until the request expires.
+            on_reply: the sender's handler that gets the Response, or its name.
 
         Raises:
-            UnknownMethod: the asking agent has no such handler. The rest as ``ask``.
+            UnknownMethod: the sender has no such handler. The rest as ``send``.
         """
         targets = self._targets([to_agent], method)
-        [(target, message)] = self._messages(targets, params, from_agent, self._limit(timeout), priority)
+        [(target, message)] = self._messages(targets, params, from_agent, self._seconds(timeout), priority)
         handler = HandlerName(
             message.from_agent, on_reply if isinstance(on_reply, str) else getattr(on_reply, "handler", "")
         )
@@ -146,50 +148,54 @@ class RequestSender:
         self.app.publisher.publish([(target, message)], ReplyTo(on_reply=str(handler)))
         return receipt_of(message, target.handler)
 
-    def response(self, asked: PendingRequest) -> Response:
-        """Tell what came of a request whose answer is there, or for which there is no more time."""
-        self.app.result_collector.drop(asked.message_id)
+    def response(self, pending: PendingRequest) -> Response:
+        """Return the response to a request that was answered or timed out.
+
+        Args:
+            pending: the request.
+        """
+        self.app.result_collector.drop(pending.message_id)
         result: JSON = None
         problem: WaooawError | None
-        if not asked.answer.done():
+        if not pending.answer.done():
             problem = RequestTimeout(
-                f"{asked.agent!r} did not answer request {asked.message_id} within {asked.timeout:g} s"
+                f"{pending.agent!r} did not answer request {pending.message_id} within {pending.timeout:g} s"
             )
-        elif (cause := asked.answer.exception()) is not None:
+        elif (cause := pending.answer.exception()) is not None:
             problem = BackendUnavailable(
-                f"the answer of {asked.agent!r} to {asked.message_id} could not be fetched: {cause}"
+                f"the answer of {pending.agent!r} to {pending.message_id} could not be fetched: {cause}"
             )
             problem.__cause__ = cause
         else:
-            result, problem = outcome_of(asked.agent, asked.message_id, asked.answer.result())
+            result, problem = outcome_of(pending.agent, pending.message_id, pending.answer.result())
         return Response(
-            agent=asked.agent,
-            message_id=asked.message_id,
+            agent=pending.agent,
+            message_id=pending.message_id,
             result=result,
             error=problem,
-            seconds=time.monotonic() - asked.began,
+            seconds=time.monotonic() - pending.began,
         )
 
-    def _call(self, targets: Sequence[HandlerName], timeout: float, stream: bool) -> tuple[ReplyTo, float]:
-        """Return who waits for the answers, and for how long, when this is asked by a handler that is awaited.
+    def _reply_to(self, targets: Sequence[HandlerName], timeout: float, stream: bool) -> tuple[ReplyTo, float]:
+        """Return the reply-to of a request and its timeout, bounded by that of the handler's own caller.
 
         Raises:
-            CircularRequest: one of those who are asked waits already.
-            RequestTimeout: nobody waits for the handler any more.
+            CircularRequest: one of the agents already waits in this chain of requests.
+            RequestTimeout: the caller of the running handler no longer waits.
         """
         task = current_task()
         if task is None:
             return ReplyTo(stream=stream), timeout
-        call = ReplyTo(waiting=(*(task.call.waiting if task.call else ()), task.agent), stream=stream)
+        reply_to = ReplyTo(waiting=(*(task.call.waiting if task.call else ()), task.agent), stream=stream)
         for target in targets:
-            call.check(target.agent)
+            reply_to.check(target.agent)
         until = task.awaited_until()
         if until is None:
-            return call, timeout
+            return reply_to, timeout
         left = (until - self.app.reference_clock.now()).total_seconds()
         if left <= 0:
-            raise RequestTimeout(f"the caller of {task.name} no longer waits, so nobody else is asked")
-        return call, min(timeout, left)
+            raise RequestTimeout(f"the caller of {task.name} no longer waits, so it sends no further request")
+        return reply_to, min(timeout, left)
 
     def _targets(self, to_agents: Sequence[str], method: str) -> list[HandlerName]:
         if isinstance(to_agents, str) or not to_agents:
@@ -207,7 +213,7 @@ class RequestSender:
         limit: float,
         priority: Priority,
     ) -> list[tuple[HandlerName, Message]]:
-        """Return the request to each, ready to be sent."""
+        """Return the request to each agent, ready to be sent."""
         arguments = json_copy(dict(params or {}), "params")
         messages = [
             Message(
@@ -225,29 +231,29 @@ class RequestSender:
             for target, message in zip(targets, messages, strict=True)
         ]
 
-    def _limit(self, timeout: float | None) -> float:
-        limit = self.app.settings.request_timeout if timeout is None else timeout
-        if isinstance(limit, bool) or not isinstance(limit, int | float) or not 0 < limit < 3.2e9:
+    def _seconds(self, timeout: float | None) -> float:
+        seconds = self.app.settings.request_timeout if timeout is None else timeout
+        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds < 3.2e9:
             raise InvalidMessage(f"timeout must be a positive number of seconds, not {timeout!r}")
-        return float(limit)
+        return float(seconds)
 
     def _check_backend(self) -> None:
         if not self.app.conf.result_backend or self.app.conf.result_backend.startswith("disabled"):
             raise ConfigurationError(
-                "requests need a result backend to bring their answers: set result_backend "
+                "requests need a result backend, which carries the answers: set result_backend "
                 "(or CELERY_RESULT_BACKEND), such as redis://localhost:6379/0"
             )
 
 
 def check_may_block() -> None:
-    """Check that whoever waits here holds up nobody else.
+    """Check that the caller may block its thread.
 
     Raises:
-        BlockingCall: it is a coroutine.
+        BlockingCall: the caller is a coroutine.
     """
     if is_on_event_loop():
         raise BlockingCall(
-            "a request that blocks would stop every coroutine of this process: in an async def handler, "
+            "a blocking request would stop all coroutines of this process: in an async def handler, "
             "await agent.aio.request(...) or waooaw_celery.agents.aio.RequestResponseHandler"
         )
 

@@ -1,4 +1,4 @@
-"""What came of a request, read from what the result backend says of it."""
+"""The response to a request, made from the result message or the reply."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from waooaw_celery.results.collector import ResultMessage
 from waooaw_celery.worker.signals import IGNORED, class_name
 from waooaw_celery.worker.task import CANCELLED
 
-#: Celery's states of a task that brought no result.
+#: Celery's states of a task without a result.
 _FAILED = frozenset({"FAILURE", "RETRY", "REVOKED"})
-#: What Celery, or we, say of a task that was revoked without having expired.
+#: Reasons that Celery and this package give for a task that was revoked, but did not expire.
 _CANCELLED = frozenset({CANCELLED, "revoked", "terminated"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Response:
-    """What came of a request.
+    """The result of a request, or its error.
 
     Attributes:
-        agent: who was asked.
-        message_id: id of the request, and its correlation id.
-        result: the answer, a JSON value; None when there is an error.
-        error: RemoteError, RequestTimeout, Expired, Cancelled, UnknownMethod or BackendUnavailable; None when it
-            went well.
-        seconds: how long the caller waited.
+        agent: the requested agent.
+        message_id: id of the request, which is also its correlation id.
+        result: the result, a JSON value; None if there is an error.
+        error: RemoteError, RequestTimeout, Expired, Cancelled, UnknownMethod or BackendUnavailable; None if there
+            is a result.
+        seconds: seconds from the request to the response.
     """
 
     agent: str
@@ -45,19 +45,19 @@ class Response:
         return self.error is None
 
 
-def response_of_reply(agent: str, said: Mapping[str, Any], now: datetime) -> Response:
-    """Return the response that came as a message.
+def response_of_reply(agent: str, reply: Mapping[str, Any], now: datetime) -> Response:
+    """Return the response that a reply message carries.
 
     Args:
-        agent: who was asked.
-        said: what its worker sent.
+        agent: the requested agent.
+        reply: the payload of the reply.
         now: the time by the reference clock.
     """
-    message_id, error = said["message_id"], said["error"]
-    asked_at = datetime.fromisoformat(said["asked_at"])
+    message_id, error = reply["message_id"], reply["error"]
+    asked_at = datetime.fromisoformat(reply["asked_at"])
     problem: WaooawError | None = None
     if error is not None and error["type"] == "Expired":
-        problem = Expired(f"{agent!r} dropped request {message_id}: its time was over before it was begun")
+        problem = _expired(agent, message_id)
     elif error is not None and error["type"] == "Cancelled":
         problem = _cancelled(agent, message_id)
     elif error is not None:
@@ -65,36 +65,46 @@ def response_of_reply(agent: str, said: Mapping[str, Any], now: datetime) -> Res
     return Response(
         agent=agent,
         message_id=message_id,
-        result=said["result"],
+        result=reply["result"],
         error=problem,
         seconds=(now - asked_at).total_seconds(),
     )
 
 
 def result_of(response: Response) -> JSON:
-    """Return the result, or raise the error, of a response."""
+    """Return the result of a response, or raise its error."""
     if response.error is not None:
         raise response.error
     return response.result
 
 
 def outcome_of(agent: str, message_id: str, answered: ResultMessage) -> tuple[JSON, WaooawError | None]:
-    """Tell what the backend's record of a request means: its result, or its error."""
-    state, exception, traceback = answered
+    """Return the result and the error of a request; one of them is None.
+
+    Args:
+        agent: the requested agent.
+        message_id: id of the request.
+        answered: what the result backend stores for the request.
+    """
+    state, value, traceback = answered
     if state not in _FAILED:
-        return exception, None
-    name, text = _class_and_text(exception, traceback or "")
-    if state == "REVOKED" and str(exception) == "expired":
-        return None, Expired(f"{agent!r} dropped request {message_id}: its time was over before it was begun")
-    if state == "REVOKED" and str(exception) in _CANCELLED:
+        return value, None
+    name, text = _class_and_text(value, traceback or "")
+    if state == "REVOKED" and str(value) == "expired":
+        return None, _expired(agent, message_id)
+    if state == "REVOKED" and str(value) in _CANCELLED:
         return None, _cancelled(agent, message_id)
     if state == "REVOKED" and text.startswith(IGNORED):
         return None, RemoteError(agent, "Ignore", text.removeprefix(IGNORED))
     if name == "NotRegistered":
         return None, UnknownMethod(
-            f"the worker of {agent!r} has no handler {exception}: restart it if it is older"
+            f"the worker of {agent!r} has no handler {value}: restart it if it runs older code"
         )
     return None, RemoteError(agent, name, text, traceback)
+
+
+def _expired(agent: str, message_id: str) -> Expired:
+    return Expired(f"{agent!r} dropped request {message_id}: it expired before it was begun")
 
 
 def _cancelled(agent: str, message_id: str) -> Cancelled:
@@ -102,7 +112,7 @@ def _cancelled(agent: str, message_id: str) -> Cancelled:
 
 
 def _class_and_text(exception: Any, traceback: str) -> tuple[str, str]:
-    """Return an exception's class name and text, from its traceback when Celery could not carry it itself."""
+    """Return an exception's class name and text; if Celery could not carry them, those in its traceback."""
     name, text = class_name(exception), str(exception)
     if text.startswith("<class '"):
         found = re.findall(r"^(?:[\w.]+\.)?(\w+): (.*(?:\n(?!\w).*)*)", traceback, re.MULTILINE)

@@ -23,7 +23,8 @@ from waooaw_celery.agents.requests.core import Params, PendingRequest, RequestSe
 from waooaw_celery.agents.requests.response import Response, result_of
 from waooaw_celery.app.app import AgentApp
 from waooaw_celery.broker.application import require_agent_app
-from waooaw_celery.messages.message import DeliveryReceipt, Priority
+from waooaw_celery.messages.enums import Priority
+from waooaw_celery.messages.receipt import DeliveryReceipt
 from waooaw_celery.messages.validation import JSON
 from waooaw_celery.worker.execution.threads import run_in_thread
 
@@ -124,7 +125,7 @@ class RequestVerbs(Generic[AnyStream]):
 
     def __init__(self, app: AgentApp, stream_type: Callable[..., AnyStream]) -> None:
         self.app = require_agent_app(app, "RequestResponseHandler")
-        self._asker = RequestSender(app)
+        self._sender = RequestSender(app)
         self._stream_type = stream_type
 
     def request(
@@ -205,7 +206,7 @@ class RequestVerbs(Generic[AnyStream]):
             RateLimitExceeded: of all requests together; none was sent.
             BrokerUnavailable, StoreUnavailable, InvalidMessage, ConfigurationError: the requests were not sent.
         """
-        requests = self._asker.ask(
+        requests = self._sender.send(
             to_agents, method, params, from_agent=from_agent, timeout=timeout, priority=priority
         )
         try:
@@ -214,7 +215,7 @@ class RequestVerbs(Generic[AnyStream]):
             for each in requests:
                 self.app.result_collector.drop(each.message_id)
             raise
-        return {each.agent: self._asker.response(each) for each in requests}
+        return {each.agent: self._sender.response(each) for each in requests}
 
     def stream(
         self,
@@ -246,7 +247,7 @@ class RequestVerbs(Generic[AnyStream]):
             The rest as ``request``.
         """
         return self._stream_type(
-            self._asker, [to_agent], method, params, from_agent=from_agent, timeout=timeout, priority=priority
+            self._sender, [to_agent], method, params, from_agent=from_agent, timeout=timeout, priority=priority
         )
 
     def request_later(
@@ -282,7 +283,7 @@ class RequestVerbs(Generic[AnyStream]):
             UnknownMethod: the agent has no such method, or the sender no such handler.
             UnknownAgent, BrokerUnavailable, StoreUnavailable, InvalidMessage, ConfigurationError: as ``request``.
         """
-        return self._asker.ask_for_reply(
+        return self._sender.send_for_reply(
             to_agent,
             method,
             params,

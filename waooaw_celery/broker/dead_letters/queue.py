@@ -15,7 +15,8 @@ from waooaw_celery.broker.dead_letters.redis import RedisDeadLetterStorage
 from waooaw_celery.broker.dead_letters.storage import DeadLetterFilter, DeadLetterStorage
 from waooaw_celery.broker.redis.parking import notify_dead_lettered
 from waooaw_celery.errors import InvalidMessage, StoreUnavailable, UnknownDeadLetter, UnknownMessage, WaooawError
-from waooaw_celery.messages.message import Message, MessageStatus
+from waooaw_celery.messages.enums import MessageStatus
+from waooaw_celery.messages.message import Message
 from waooaw_celery.messages.receipt import MessageEvent, MessageFact
 from waooaw_celery.messages.validation import LocalTime
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from waooaw_celery.messages.message import Message, RetentionPolicy
+from waooaw_celery.messages.enums import RetentionPolicy
+from waooaw_celery.messages.message import Message
 from waooaw_celery.messages.publish_options import PublishOptions
 from waooaw_celery.messages.receipt import MessageEvent, MessageFact
 from waooaw_celery.messages.validation import JSON, tagged

@@ -18,7 +18,8 @@ from waooaw_celery.ledger.database.rows import LedgerRow, keyed_event_row
 from waooaw_celery.ledger.read.reader import by_month, in_partition, read_records
 from waooaw_celery.ledger.read.records import AuditEvent, AuditRecord
 from waooaw_celery.ledger.write.statements import write
-from waooaw_celery.messages.message import Message, RetentionPolicy
+from waooaw_celery.messages.enums import RetentionPolicy
+from waooaw_celery.messages.message import Message
 from waooaw_celery.messages.publish_options import PublishOptions, due_at
 from waooaw_celery.messages.receipt import NO_PROGRESS, MessageEvent, MessageFact
 

@@ -28,8 +28,8 @@ from waooaw_celery.ledger.database.models import MessageEventRow
 from waooaw_celery.ledger.database.partitions import Month
 from waooaw_celery.ledger.database.rows import payload_text
 from waooaw_celery.ledger.read.records import AuditEvent, AuditRecord
-from waooaw_celery.messages.message import DeliveryReceipt, MessageStatus, MessageType, Priority
-from waooaw_celery.messages.receipt import MessageEvent
+from waooaw_celery.messages.enums import MessageStatus, MessageType, Priority
+from waooaw_celery.messages.receipt import DeliveryReceipt, MessageEvent
 from waooaw_celery.messages.topics.attributes import EventAttributes
 
 #: Messages whose events are read with one statement.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from waooaw_celery.messages.message import DeliveryReceipt
+from waooaw_celery.messages.receipt import DeliveryReceipt
 from waooaw_celery.messages.topics.attributes import EventAttributes
 from waooaw_celery.messages.validation import JSON
 

@@ -11,7 +11,7 @@ from sqlalchemy import ColumnElement, Select, and_, case, func, select, true, tu
 from waooaw_celery.errors import InvalidMessage
 from waooaw_celery.ledger.database.models import MessageEventRow, MessageRow, OpenMessageRow
 from waooaw_celery.ledger.read.reader import NO_PUBLISH, contains_text
-from waooaw_celery.messages.message import MessageStatus
+from waooaw_celery.messages.enums import MessageStatus
 from waooaw_celery.messages.receipt import MessageEvent
 
 #: Messages that one page looks at, where no index answers the whole question.

@@ -19,7 +19,8 @@ from waooaw_celery.ledger.database.models import (
     UtcDateTime,
 )
 from waooaw_celery.ledger.database.rows import LedgerRow, keyed_event_row, message_row
-from waooaw_celery.messages.message import Message, RetentionPolicy
+from waooaw_celery.messages.enums import RetentionPolicy
+from waooaw_celery.messages.message import Message
 from waooaw_celery.messages.receipt import MessageEvent, MessageFact
 
 _MESSAGES: Any = MessageRow.__table__

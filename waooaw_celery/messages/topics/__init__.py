@@ -1,1 +1,1 @@
-"""Topics of events: patterns, filters, schemas, attributes."""
+"""Topics of events: patterns, payload filters, schemas and event attributes."""

@@ -1,4 +1,4 @@
-"""What makes a message an event: attributes that all messages of one event share, under CloudEvents' names."""
+"""Event attributes: the facts that all messages of one event share, under the names of CloudEvents 1.0."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from waooaw_celery.errors import InvalidMessage
 from waooaw_celery.messages.topics.patterns import check_topic
 from waooaw_celery.messages.validation import JSON, check_id
 
-#: The version of CloudEvents whose names travel.
+#: Version of CloudEvents that the attributes follow.
 SPEC_VERSION = "1.0"
-#: Longest source or subject, in characters.
+#: Longest source, subject or schema version, in characters.
 MAX_TEXT = 500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EventAttributes:
-    """What an event is, whoever gets it; the attributes of CloudEvents 1.0, and two of ours.
+    """The attributes of an event: those of CloudEvents 1.0, and ``schema_version`` and ``replay``.
 
     Attributes:
-        id: of the event: its subscribers' messages, and its replays, share it.
-        topic: what happened; CloudEvents' ``type``.
-        source: where: the agent that published it, or the URI that a CloudEvent from elsewhere brought along.
+        id: id of the event; all its messages and replays share it.
+        topic: what happened, such as ``task.created``; the ``type`` of CloudEvents.
+        source: where it happened: the agent that published it, or the URI in a CloudEvent of another system.
         time: when it happened, aware UTC.
         subject: what it happened to, or None.
-        schema_version: version of the topic's schema that it is of, or None.
-        replay: whether it is told again, by a replay or to a subscriber that catches up.
+        schema_version: version of the topic's schema that it follows, or None.
+        replay: whether this delivery is a replay, or part of a new subscriber's catch-up.
 
     Raises:
-        InvalidMessage: an attribute breaks its rule; the sentence names it.
+        InvalidMessage: an attribute is invalid; the error names it.
     """
 
     id: str
@@ -56,8 +56,8 @@ class EventAttributes:
         object.__setattr__(self, "time", self.time.astimezone(UTC))
 
     def to_envelope(self) -> dict[str, JSON]:
-        """Return what travels, and what the ledger keeps."""
-        said = {
+        """Return the JSON object that the message carries and the ledger stores, without empty attributes."""
+        attributes = {
             "specversion": SPEC_VERSION,
             "id": self.id,
             "source": self.source,
@@ -67,31 +67,31 @@ class EventAttributes:
             "schemaversion": self.schema_version,
             "replay": self.replay or None,
         }
-        return {name: value for name, value in said.items() if value is not None}
+        return {name: value for name, value in attributes.items() if value is not None}
 
     @classmethod
-    def from_envelope(cls, said: Any) -> Self | None:
-        """Return the attributes that came with a message, or None when it is no event.
+    def from_envelope(cls, attributes: Any) -> Self | None:
+        """Return the event attributes of an envelope, or None if the message is not an event.
 
         Raises:
-            InvalidMessage: they are damaged.
+            InvalidMessage: the attributes are damaged.
         """
-        if said is None:
+        if attributes is None:
             return None
         try:
-            if not isinstance(said, Mapping):
-                raise TypeError("no mapping")
+            if not isinstance(attributes, Mapping):
+                raise TypeError("not a mapping")
             return cls(
-                id=said["id"],
-                topic=said["type"],
-                source=said["source"],
-                time=datetime.fromisoformat(said["time"]),
-                subject=said.get("subject"),
-                schema_version=said.get("schemaversion"),
-                replay=said.get("replay", False),
+                id=attributes["id"],
+                topic=attributes["type"],
+                source=attributes["source"],
+                time=datetime.fromisoformat(attributes["time"]),
+                subject=attributes.get("subject"),
+                schema_version=attributes.get("schemaversion"),
+                replay=attributes.get("replay", False),
             )
         except (KeyError, TypeError, ValueError) as error:
-            raise InvalidMessage(f"the attributes of the event are damaged ({error}): {said!r:.200}") from error
+            raise InvalidMessage(f"the event attributes are damaged ({error}): {attributes!r:.200}") from error
 
 
 def _check_text(value: object, what: str) -> None:

@@ -1,4 +1,4 @@
-"""The grammar of topics and of the patterns that stand for many of them, as AMQP's topic exchanges mean them."""
+"""The grammar of topics and patterns, with the wildcards of AMQP's topic exchange."""
 
 from __future__ import annotations
 
@@ -6,37 +6,37 @@ import re
 
 from waooaw_celery.errors import InvalidMessage
 
-#: Longest topic or pattern, in characters: AMQP's longest routing key.
+#: Longest topic or pattern, in characters: the limit of AMQP's routing keys.
 MAX_LENGTH = 255
-#: Stands for exactly one word.
+#: The wildcard that matches exactly one word.
 ONE_WORD = "*"
-#: Stands for any number of words, also for none.
+#: The wildcard that matches zero or more words.
 ANY_WORDS = "#"
 
 _WORD = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def check_topic(topic: object) -> str:
-    """Return the topic when it is one: words of letters, digits, ``_`` and ``-``, with dots between.
+    """Return the topic if it is valid: words of letters, digits, ``_`` and ``-``, separated by dots.
 
     Raises:
-        InvalidMessage: it is none; the sentence says why.
+        InvalidMessage: the topic is invalid; the error gives the reason.
     """
     for word in _words(topic, "a topic", "task.created"):
         if word in (ONE_WORD, ANY_WORDS):
             raise InvalidMessage(
                 f"the topic {topic!r} has the wildcard {word!r}: an event is published to one topic, "
-                "only a subscription's pattern stands for many"
+                "only the pattern of a subscription may have one"
             )
         _check_word(word, topic, "topic")
     return str(topic)
 
 
 def check_pattern(pattern: object) -> str:
-    """Return the pattern when it is one: a topic in which a word may be ``*`` (one word) or ``#`` (any number).
+    """Return the pattern if it is valid: a topic in which a word may be ``*`` (one word) or ``#`` (any number).
 
     Raises:
-        InvalidMessage: it is none; the sentence says why.
+        InvalidMessage: the pattern is invalid; the error gives the reason.
     """
     for word in _words(pattern, "a pattern", "task.*"):
         if word not in (ONE_WORD, ANY_WORDS):
@@ -45,31 +45,35 @@ def check_pattern(pattern: object) -> str:
 
 
 def matches(pattern: str, topic: str) -> bool:
-    """Whether a pattern stands for a topic: both were checked.
+    """Whether a pattern matches a topic, both of which are valid.
 
-    It takes time in proportion to the words of both, whatever the pattern: all places that the pattern can have
-    come to are followed at once.
+    It does not backtrack: it follows all positions in the pattern that the words so far can have reached. The time
+    is proportional to the number of words in the topic times that in the pattern.
+
+    Example:
+        >>> matches("task.*", "task.created")
+        True
     """
-    wanted = pattern.split(".")
-    reached = _behind_any({0}, wanted)
+    parts = pattern.split(".")
+    positions = _past_any_words({0}, parts)
     for word in topic.split("."):
-        steps = {
-            place if wanted[place] == ANY_WORDS else place + 1
-            for place in reached
-            if place < len(wanted) and wanted[place] in (word, ONE_WORD, ANY_WORDS)
+        following = {
+            position if parts[position] == ANY_WORDS else position + 1
+            for position in positions
+            if position < len(parts) and parts[position] in (word, ONE_WORD, ANY_WORDS)
         }
-        reached = _behind_any(steps, wanted)
-    return len(wanted) in reached
+        positions = _past_any_words(following, parts)
+    return len(parts) in positions
 
 
-def _behind_any(places: set[int], wanted: list[str]) -> set[int]:
-    """Add the places behind each ``#``, which may stand for no word at all."""
-    found = set(places)
-    for place in places:
-        while place < len(wanted) and wanted[place] == ANY_WORDS:
-            place += 1
-            found.add(place)
-    return found
+def _past_any_words(positions: set[int], parts: list[str]) -> set[int]:
+    """Add the positions after each ``#``, which may match no word."""
+    result = set(positions)
+    for position in positions:
+        while position < len(parts) and parts[position] == ANY_WORDS:
+            position += 1
+            result.add(position)
+    return result
 
 
 def _words(text: object, what: str, example: str) -> list[str]:
@@ -80,8 +84,8 @@ def _words(text: object, what: str, example: str) -> list[str]:
 
 def _check_word(word: str, text: object, what: str) -> None:
     if not word:
-        raise InvalidMessage(f"the {what} {text!r} has an empty word: dots stand between words only")
+        raise InvalidMessage(f"the {what} {text!r} has an empty word: put dots only between words")
     if not _WORD.fullmatch(word):
         allowed = "letters, digits, '_' and '-'"
-        wildcards = ", or are '*' or '#' alone" if what == "pattern" else ""
-        raise InvalidMessage(f"the {what} {text!r} has the word {word!r}: words are of {allowed}{wildcards}")
+        wildcards = ", or are '*' or '#'" if what == "pattern" else ""
+        raise InvalidMessage(f"the {what} {text!r} has the word {word!r}: words consist of {allowed}{wildcards}")

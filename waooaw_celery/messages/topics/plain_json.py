@@ -1,4 +1,4 @@
-"""The bare JSON that stands for a payload, for what knows nothing else: schemas, filters, CloudEvents."""
+"""Payloads as plain JSON, for schemas, filters and CloudEvents, which know no other types."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from waooaw_celery.messages.validation import JSON
 
 
 def as_json(value: JSON, decimal: Callable[[Decimal], Any]) -> JSON:
-    """Return a payload with text in place of what JSON lacks.
+    """Return a payload in which text replaces the types that JSON does not have.
 
     Args:
-        value: what a message says: see ``values.json_copy``.
-        decimal: makes of a Decimal what serves: a text where no digit may be lost, a number where it is compared.
+        value: a payload, as ``json_copy`` returns it.
+        decimal: converts a Decimal: to a string if no digit may be lost, to a number if it is compared.
     """
     if isinstance(value, dict):
         return {key: as_json(item, decimal) for key, item in value.items()}
@@ -33,5 +33,5 @@ def as_json(value: JSON, decimal: Callable[[Decimal], Any]) -> JSON:
 
 
 def unchanged(value: Decimal) -> Decimal:
-    """Return a Decimal as it is: Python compares it with other numbers, exactly."""
+    """Return a Decimal unchanged, because Python compares it with other numbers exactly."""
     return value

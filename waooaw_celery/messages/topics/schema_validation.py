@@ -1,7 +1,7 @@
-"""What `jsonschema` checks, with a bound in time and depth: schemas and payloads are the texts of others.
+"""Runs `jsonschema` with bounds on time and depth, because schemas and payloads are untrusted.
 
-Each keyword is `jsonschema`'s own, and asks first whether the check may go on. A keyword is replaced when its own
-time has no bound: regular expressions, unique items, and division.
+Each keyword is `jsonschema`'s own, and first checks the deadline. The keywords whose own time has no bound are
+replaced: those with regular expressions, unique items, division, and formats.
 """
 
 from __future__ import annotations
@@ -21,38 +21,38 @@ from jsonschema.protocols import Validator
 from jsonschema.validators import Draft202012Validator, extend, validator_for
 from referencing.jsonschema import EMPTY_REGISTRY
 
-from waooaw_celery.messages.topics.regular_expressions import linear
+from waooaw_celery.messages.topics.regular_expressions import linear_pattern
 
-#: Seconds that the check of one event may take.
+#: Longest time that the validation of one event may take, in seconds.
 MAX_SECONDS = 5.0
-#: Longest text that may have a ``format``, in characters: formats are of dates, addresses and the like.
+#: Longest string that is checked against a ``format``, in characters. Dates and addresses are far shorter.
 MAX_FORMAT = 10_000
-#: Most violations among which the one that is told is chosen.
+#: Number of violations from which the reported one is chosen.
 _MAX_ERRORS = 100
-#: Digits to which a Decimal is divided; a quotient with more is no whole number that can be known.
+#: Precision of the division of Decimals, in digits. A longer quotient does not count as a multiple.
 _DIGITS = 1000
-#: Keywords that lead elsewhere, perhaps back to where the check is already.
+#: Keywords that refer to another part of the schema, and may form a circle.
 _REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")
-#: Keywords under which values stand and no schemas.
+#: Keywords whose values are data, not schemas.
 _VALUES = ("const", "enum", "default", "examples")
 
 Keyword = Callable[[Any, Any, Any, Any], Any]
 
 
-class TooLong(Exception):
-    """A check takes too long."""
+class ValidationTimeout(Exception):
+    """The validation takes longer than it may."""
 
 
 class UnsafeSchema(ValueError):
-    """A part of a schema has no bound in time; the sentence says which."""
+    """A part of a schema cannot be validated in bounded time; the error names it."""
 
 
-class Endless(Exception):
-    """A reference of a schema leads back to itself, and the check would never end."""
+class EndlessReference(Exception):
+    """A reference in a schema leads back to itself, so that the validation would never end."""
 
 
-class Run:
-    """One check: when it must end, and which references it follows."""
+class ValidationRun:
+    """The deadline of one validation, and the references that it follows."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
@@ -60,24 +60,24 @@ class Run:
         self._followed: set[tuple[int, int]] = set()
 
     def go_on(self) -> None:
-        """Ask whether the check may go on.
+        """Check the deadline.
 
         Raises:
-            TooLong: its time is over.
+            ValidationTimeout: the deadline has passed.
         """
         if time.monotonic() > self._ends_at:
-            raise TooLong(f"it cannot be checked within {self._seconds:g} s")
+            raise ValidationTimeout(f"it cannot be validated within {self._seconds:g} s")
 
     @contextmanager
     def follow(self, schema: Any, instance: Any) -> Iterator[None]:
-        """Follow a reference.
+        """Note a reference as followed during the block.
 
         Raises:
-            Endless: the check is at the same reference of the same value already.
+            EndlessReference: the validation already follows this reference for the same value.
         """
         here = id(schema), id(instance)
         if here in self._followed:
-            raise Endless
+            raise EndlessReference
         self._followed.add(here)
         try:
             yield
@@ -85,40 +85,40 @@ class Run:
             self._followed.discard(here)
 
 
-_run: ContextVar[Run] = ContextVar("waooaw_schema_run")
+_run: ContextVar[ValidationRun] = ContextVar("waooaw_schema_run")
 
 
 def make_validator(schema: Any) -> Validator:
-    """Return what checks a schema's events within bounds.
+    """Return a validator of a schema whose time is bounded.
 
     Raises:
-        UnsafeSchema: a part of it has no bound.
-        UnsafePattern: a regular expression cannot be searched in linear time, or is none.
+        UnsafeSchema: a part of the schema cannot be validated in bounded time.
+        UnsafePattern: a regular expression is invalid, or cannot be searched in linear time.
     """
     kind = validator_for(schema, default=Draft202012Validator)
     _check_parts(schema)
     if isinstance(schema, Mapping):
-        # jsonschema would look up the class for it at each reference, and find its own, which has no bounds.
+        # At each reference, jsonschema would look up its own unbounded validator class for $schema.
         schema = {name: value for name, value in schema.items() if name != "$schema"}
-    # An empty registry: a $ref to elsewhere is an error, and never a request over the network.
+    # With an empty registry, a $ref to another document is an error, not a request over the network.
     made: Validator = _bounded(kind)(schema, registry=EMPTY_REGISTRY, format_checker=FormatChecker())
     return made
 
 
 def first_violation(validator: Validator, payload: Any, seconds: float = MAX_SECONDS) -> ValidationError | None:
-    """Return how a payload breaks a schema, or None when it does not.
+    """Return the most relevant violation of a schema by a payload, or None if the payload is valid.
 
     Args:
-        validator: made by ``make_validator``.
-        payload: plain JSON, which may hold Decimals.
-        seconds: that it may take.
+        validator: as ``make_validator`` returns it.
+        payload: plain JSON, which may contain Decimals.
+        seconds: longest time that it may take, in seconds.
 
     Raises:
-        TooLong: it takes longer.
-        Endless: the schema refers to itself without end.
-        UnsafePattern: a regular expression of the schema cannot be searched in linear time.
+        ValidationTimeout: it takes longer.
+        EndlessReference: a reference in the schema leads back to itself.
+        UnsafePattern: a regular expression in the schema cannot be searched in linear time.
     """
-    token = _run.set(Run(seconds))
+    token = _run.set(ValidationRun(seconds))
     try:
         found: ValidationError | None = best_match(islice(validator.iter_errors(payload), _MAX_ERRORS))
     finally:
@@ -127,48 +127,50 @@ def first_violation(validator: Validator, payload: Any, seconds: float = MAX_SEC
 
 
 def _check_parts(schema: Any) -> None:
-    waiting, names = [schema], set[str]()
-    while waiting:
-        part = waiting.pop()
+    pending, names = [schema], set[str]()
+    while pending:
+        part = pending.pop()
         if isinstance(part, Mapping):
             names.update(part)
             if part is not schema and isinstance(part.get("$schema"), str):
-                raise UnsafeSchema("$schema may stand at the root of the schema only")
-            waiting += part.values()
+                raise UnsafeSchema("$schema is allowed at the root of the schema only")
+            pending += part.values()
         elif isinstance(part, list):
-            waiting += part
+            pending += part
     if {"unevaluatedProperties", "patternProperties"} <= names:
-        # jsonschema itself searches the patterns for that, with an engine that may backtrack for ever.
-        raise UnsafeSchema("unevaluatedProperties is not supported beside patternProperties: name the properties")
+        # For these two together, jsonschema searches the patterns with Python's engine, which backtracks.
+        raise UnsafeSchema(
+            "unevaluatedProperties is not supported together with patternProperties: name the properties"
+        )
     for pattern in _patterns(schema):
-        linear(pattern)
+        linear_pattern(pattern)
 
 
 def _patterns(schema: Any) -> Iterator[str]:
-    """Give the regular expressions of a schema, but for those behind references into what is no schema."""
-    waiting = [schema]
-    while waiting:
-        part = waiting.pop()
+    """Yield the regular expressions of a schema, except those in data that a reference reads as a schema."""
+    pending = [schema]
+    while pending:
+        part = pending.pop()
         if isinstance(part, Mapping):
             if isinstance(part.get("pattern"), str):
                 yield part["pattern"]
             if isinstance(part.get("patternProperties"), Mapping):
                 yield from part["patternProperties"]
-            waiting += [value for name, value in part.items() if name not in _VALUES]
+            pending += [value for name, value in part.items() if name not in _VALUES]
         elif isinstance(part, list):
-            waiting += part
+            pending += part
 
 
 @cache
 def _bounded(kind: Any) -> Any:
     keywords: dict[str, Keyword] = {
-        name: _asking(name, _REPLACED.get(name) or keyword) for name, keyword in kind.VALIDATORS.items()
+        name: _with_deadline(name, _REPLACED.get(name) or keyword) for name, keyword in kind.VALIDATORS.items()
     }
     return extend(kind, validators=keywords)  # type: ignore[no-untyped-call]
 
 
-def _asking(name: str, keyword: Keyword) -> Keyword:
-    """Return a keyword that asks first whether the check may go on."""
+def _with_deadline(name: str, keyword: Keyword) -> Keyword:
+    """Return a keyword that first checks the deadline."""
 
     def check(validator: Any, value: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:
         run = _run.get()
@@ -182,15 +184,15 @@ def _asking(name: str, keyword: Keyword) -> Keyword:
     return check
 
 
-# --- keywords in place of jsonschema's
+# --- keywords that replace jsonschema's
 
 
-def _found(pattern: str, text: str) -> bool:
-    return linear(pattern).search(text, _run.get().go_on)
+def _search(pattern: str, text: str) -> bool:
+    return linear_pattern(pattern).search(text, _run.get().go_on)
 
 
 def _pattern(validator: Any, pattern: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:
-    if validator.is_type(instance, "string") and not _found(pattern, instance):
+    if validator.is_type(instance, "string") and not _search(pattern, instance):
         yield ValidationError(f"{instance!r:.200} does not match {pattern!r:.200}")
 
 
@@ -198,29 +200,29 @@ def _pattern_properties(validator: Any, patterns: Any, instance: Any, schema: An
     if validator.is_type(instance, "object"):
         for pattern, part in patterns.items():
             for name, value in instance.items():
-                if _found(pattern, name):
+                if _search(pattern, name):
                     yield from validator.descend(value, part, path=name, schema_path=pattern)
 
 
-def _additional_properties(validator: Any, wanted: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:
+def _additional_properties(validator: Any, allowed: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:
     if not validator.is_type(instance, "object"):
         return
     known, patterns = schema.get("properties", {}), schema.get("patternProperties", {})
     others = [
-        name for name in instance if name not in known and not any(_found(pattern, name) for pattern in patterns)
+        name for name in instance if name not in known and not any(_search(pattern, name) for pattern in patterns)
     ]
-    if validator.is_type(wanted, "object"):
+    if validator.is_type(allowed, "object"):
         for name in others:
-            yield from validator.descend(instance[name], wanted, path=name)
-    elif not wanted and others:
+            yield from validator.descend(instance[name], allowed, path=name)
+    elif not allowed and others:
         shown = ", ".join(repr(name)[:80] for name in sorted(others)[:5])
         yield ValidationError(f"Additional properties are not allowed ({shown} unexpected)")
 
 
-def _unique_items(validator: Any, wanted: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:
-    if wanted and validator.is_type(instance, "array"):
+def _unique_items(validator: Any, required: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:
+    if required and validator.is_type(instance, "array"):
         seen = set()
-        for item in map(_frozen, instance):
+        for item in map(_hashable, instance):
             _run.get().go_on()
             if item in seen:
                 yield ValidationError(f"{instance!r:.200} has non-unique elements")
@@ -228,14 +230,14 @@ def _unique_items(validator: Any, wanted: Any, instance: Any, schema: Any) -> It
             seen.add(item)
 
 
-def _frozen(value: Any) -> Any:
-    """Return a JSON value as one that has a hash, and is equal to the same values as JSON means it."""
+def _hashable(value: Any) -> Any:
+    """Return a hashable form of a JSON value; two of them are equal if JSON Schema calls the values equal."""
     if isinstance(value, bool):
         return bool, value
     if isinstance(value, list):
-        return list, tuple(map(_frozen, value))
+        return list, tuple(map(_hashable, value))
     if isinstance(value, dict):
-        return dict, frozenset((name, _frozen(item)) for name, item in value.items())
+        return dict, frozenset((name, _hashable(item)) for name, item in value.items())
     return value
 
 
@@ -243,14 +245,14 @@ def _multiple_of(validator: Any, divisor: Any, instance: Any, schema: Any) -> It
     if not isinstance(instance, Decimal) and not isinstance(divisor, Decimal):
         yield from Draft202012Validator.VALIDATORS["multipleOf"](validator, divisor, instance, schema) or ()
     elif validator.is_type(instance, "number"):
-        with localcontext(prec=_DIGITS):  # beyond it the division raises InvalidOperation
+        with localcontext(prec=_DIGITS):  # a longer quotient raises InvalidOperation
             if Decimal(str(instance)) % Decimal(str(divisor)):
                 yield ValidationError(f"{instance} is not a multiple of {divisor}")
 
 
 def _format(validator: Any, name: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:
     if isinstance(instance, str) and len(instance) > MAX_FORMAT:
-        yield ValidationError(f"a text of {len(instance)} characters is no {name!r:.80}")
+        yield ValidationError(f"a string of {len(instance)} characters is not a {name!r:.80}")
     else:
         yield from Draft202012Validator.VALIDATORS["format"](validator, name, instance, schema) or ()
 

@@ -1,4 +1,4 @@
-"""JSON Schemas of topics, each in versions: what the events of a topic look like, and who checks that."""
+"""The versions of each topic's JSON Schema, and the validation of events against them."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from waooaw_celery.messages.topics.patterns import check_topic
 from waooaw_celery.messages.topics.plain_json import as_json, unchanged
 from waooaw_celery.messages.topics.regular_expressions import UnsafePattern
 from waooaw_celery.messages.topics.schema_validation import (
-    Endless,
-    TooLong,
+    EndlessReference,
     UnsafeSchema,
+    ValidationTimeout,
     first_violation,
     make_validator,
 )
@@ -30,21 +30,24 @@ _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}")
 
 
 class SchemaCheck(StrEnum):
-    """Where an event is checked against its schema."""
+    """Where an event is validated against its schema."""
 
-    PUBLISH = "publish"  #: one that breaks it is refused, and reaches nobody
-    RECEIPT = "receipt"  #: each subscriber's worker checks it, and one that breaks it has FAILED there
+    PUBLISH = "publish"  #: the publisher validates it, and does not publish an invalid event
+    RECEIPT = "receipt"  #: each subscriber's worker validates it, and an invalid event becomes FAILED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TopicSchema:
-    """A version of the JSON Schema of a topic.
+    """One version of the JSON Schema of a topic.
 
     Attributes:
-        topic: of which events.
-        version: its name, such as ``1`` or ``2.1``.
-        schema: the JSON Schema; of draft 2020-12, unless its ``$schema`` says otherwise.
-        check: where events are checked.
+        topic: the topic.
+        version: name of the version, such as ``1`` or ``2.1``.
+        schema: the JSON Schema, of draft 2020-12 unless its ``$schema`` names another.
+        check: where events are validated.
+
+    Raises:
+        InvalidMessage: the topic or the version is invalid.
     """
 
     topic: str
@@ -63,55 +66,55 @@ class TopicSchema:
         return hash((self.topic, self.version))
 
     def validate(self, payload: JSON) -> None:
-        """Check an event; a datetime and the like is checked as its text, a Decimal as a number.
+        """Validate the payload of an event, within 5 seconds.
 
-        It takes no longer than ``checking.MAX_SECONDS``, whatever the schema and the event are.
+        Dates, times, UUIDs and bytes are validated as text, a Decimal as a number.
 
         Raises:
-            SchemaViolation: it breaks the schema, or cannot be checked; the sentence says where and how.
-            InvalidSchema: the schema refers to another one, which is not in it, or to itself without end, or has a
-                regular expression that cannot be searched in linear time.
+            SchemaViolation: the payload breaks the schema, or cannot be validated in time; the error says where.
+            InvalidSchema: the schema refers to another document or to itself without end, or has a regular
+                expression that cannot be searched in linear time.
         """
         try:
             error = first_violation(_validator(self), as_json(payload, unchanged))
         except Unresolvable as unresolved:
             raise self._invalid(
-                f"refers to what is not in it: {unresolved}. Nothing is fetched: put it under $defs"
+                f"refers to a schema outside of it: {unresolved}. Schemas are not fetched: put it under $defs"
             ) from unresolved
-        except Endless as endless:
-            raise self._invalid("refers to itself without end: let each reference lead deeper") from endless
+        except EndlessReference as endless:
+            raise self._invalid(_ENDLESS) from endless
         except (UnsafePattern, UnsafeSchema) as unsafe:
             raise self._invalid(f"cannot be used: {unsafe}") from unsafe
-        except TooLong as late:
+        except ValidationTimeout as late:
             raise SchemaViolation(self.topic, self.version, "$", f"{late}: simplify the schema") from late
         except RecursionError as deep:
-            raise SchemaViolation(self.topic, self.version, "$", "it is nested too deeply to be checked") from deep
-        except Exception as broken:  # a value that jsonschema does not expect, such as a Decimal that is no number
+            raise SchemaViolation(self.topic, self.version, "$", "it is nested too deeply") from deep
+        except Exception as broken:  # a value that jsonschema does not expect, such as a Decimal that is NaN
             raise SchemaViolation(
-                self.topic, self.version, "$", f"it cannot be checked: {broken!r:.200}"
+                self.topic, self.version, "$", f"it cannot be validated: {broken!r:.200}"
             ) from broken
         if error is not None:
             raise SchemaViolation(self.topic, self.version, error.json_path, error.message[:500])
 
     def check_itself(self) -> None:
-        """Check that it is a JSON Schema, and one whose check ends.
+        """Check that the schema is a JSON Schema, and that validation against it ends.
 
         Raises:
-            InvalidSchema: it is not; the sentence says why.
+            InvalidSchema: it is not; the error gives the reason.
         """
         try:
             validator_for(self.schema, default=Draft202012Validator).check_schema(self.schema)
             first_violation(_validator(self), None)
         except SchemaError as error:
             raise InvalidSchema(
-                f"the schema of {self.topic} in version {self.version} is none: {error.message:.500} "
-                f"at {error.json_path}"
+                f"the schema of {self.topic} in version {self.version} is not a JSON Schema: "
+                f"{error.message:.500} at {error.json_path}"
             ) from error
-        except Endless as endless:
-            raise self._invalid("refers to itself without end: let each reference lead deeper") from endless
-        except TooLong as late:
+        except EndlessReference as endless:
+            raise self._invalid(_ENDLESS) from endless
+        except ValidationTimeout as late:
             raise self._invalid(f"is too complex: {late}") from late
-        except Unresolvable:  # told when an event is checked: another part may never be asked for
+        except Unresolvable:  # reported when an event needs that part of the schema
             return
         except RecursionError as deep:
             raise self._invalid("is nested too deeply") from deep
@@ -122,8 +125,12 @@ class TopicSchema:
         return InvalidSchema(f"the schema of {self.topic} in version {self.version} {problem}")
 
 
+#: What is wrong with a schema whose reference leads back to itself.
+_ENDLESS = "refers to itself without end: each reference must lead deeper into the payload"
+
+
 class SchemaRegistry:
-    """The schemas that this application's code registers."""
+    """The schemas that the code of an application registers."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[str, str], TopicSchema] = {}
@@ -138,19 +145,21 @@ class SchemaRegistry:
     ) -> TopicSchema:
         """Register a version of the schema of a topic.
 
-        Workers make it known to all publishers. A publish that names no version is checked against the newest:
-        the one registered last.
+        Workers announce it to all publishers. A publish without a version uses the version registered last.
 
         Args:
-            topic: of which events; no pattern.
+            topic: the topic, without wildcards.
             schema: the JSON Schema.
-            version: its name; what was once published under it should not change.
-            check: where events are checked.
+            version: name of the version. Do not change the schema of a version that is in use.
+            check: where events are validated.
 
         Raises:
-            InvalidMessage: the topic or the version cannot be one.
-            InvalidSchema: the schema is none, or its check might not end.
-            ConfigurationError: the code has another schema of this version already.
+            InvalidMessage: the topic or the version is invalid.
+            InvalidSchema: the schema is invalid, or validation against it might not end.
+            ConfigurationError: another schema is registered for this version.
+
+        Example:
+            >>> app.schemas.register("order.paid", {"type": "object", "required": ["order_id"]})
         """
         made = TopicSchema(
             topic=topic,
@@ -160,37 +169,39 @@ class SchemaRegistry:
         )
         made.check_itself()
         if self._known.setdefault((topic, version), made) != made:
-            raise ConfigurationError(f"{topic} has another schema of version {version}: give this a new one")
+            raise ConfigurationError(
+                f"{topic} already has another schema in version {version}: choose a new version"
+            )
         return made
 
     def all(self) -> tuple[TopicSchema, ...]:
-        """Return all, in the order in which they were registered."""
+        """Return all schemas, in the order of their registration."""
         return tuple(self._known.values())
 
 
 def select_schema(known: Iterable[TopicSchema], topic: str, version: str | None) -> TopicSchema | None:
-    """Return the schema that an event is to be checked against, or None when its topic has none.
+    """Return the schema for an event, or None if its topic has none.
 
     Args:
-        known: schemas, the newest version of a topic last.
-        topic: of the event.
-        version: the one that the event is of; None: the newest.
+        known: the known schemas, the newest version of each topic last.
+        topic: topic of the event.
+        version: version of the schema; None: the newest.
 
     Raises:
-        InvalidMessage: there is no such version.
+        InvalidMessage: the topic has no schema of this version.
     """
     versions = {schema.version: schema for schema in known if schema.topic == topic}
     if version is None:
         return next(reversed(versions.values()), None)
     if version not in versions:
         raise InvalidMessage(
-            f"{topic} has no schema of version {version!r} (known: {', '.join(versions) or 'none'}): "
+            f"{topic} has no schema in version {version!r} (known: {', '.join(versions) or 'none'}): "
             "register it with app.schemas.register()"
         )
     return versions[version]
 
 
-#: Made once for each schema: by topic and version, the schema and what checks it.
+#: The validator of each schema, and the schema that it was made of, by topic and version.
 _validators: dict[tuple[str, str], tuple[JSON, Validator]] = {}
 
 

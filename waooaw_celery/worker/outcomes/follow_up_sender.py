@@ -11,7 +11,8 @@ from typing import Any
 from celery.result import AsyncResult
 
 from waooaw_celery.errors import AuditUnavailable, InvalidMessage, StoreUnavailable, UnknownMessage
-from waooaw_celery.messages.message import Message, MessageStatus
+from waooaw_celery.messages.enums import MessageStatus
+from waooaw_celery.messages.message import Message
 from waooaw_celery.messages.queues import HandlerName, agent_queue
 from waooaw_celery.worker.outcomes.dead_lettering import item_of
 from waooaw_celery.worker.outcomes.follow_ups import NOT_NOW, FollowUp

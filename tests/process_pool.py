@@ -1,9 +1,9 @@
-"""Workers and commands without the second that each takes to import Celery: forked from a process that has.
+"""Starts workers and commands for tests by forking a process that has already imported Celery.
 
-Hundreds of tests start some, and imports were most of what the whole suite computed. A process from here runs
-``python -m celery …`` or ``python -m waooaw_celery …`` from the first line on, with an environment, a folder, a
-process group and files of its own, and is a child of the tests' process, which may wait for it, freeze it and kill
-it. What a user types first (README, demo, `waooaw up`, compose) is started from nothing by its tests.
+Importing Celery takes a second, and hundreds of tests start a process. A forked process runs ``python -m celery
+…`` or ``python -m waooaw_celery …`` with its own environment, working directory, process group and files. It is a
+child of the test process, which can wait for it, freeze it and kill it. The tests of what a user types first
+(README, demo, `waooaw up`, compose) start a new interpreter instead.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from typing import Any
 
 from waooaw_celery import embedded
 
-#: What they import, whatever they are to do.
+#: Modules that are imported before the fork.
 MODULES = (
     "celery.bin.celery",
     "celery.apps.worker",
@@ -51,7 +51,7 @@ MODULES = (
     "waooaw_celery.cli",
     "waooaw_celery.broker.redis.transport",
 )
-#: Seconds until the nursery must have answered.
+#: Longest time that a fork or a command may take, in seconds.
 PATIENCE = 60.0
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # Linux, prctl(2)
@@ -60,20 +60,20 @@ _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # Linux, prctl(2)
 def spawn(
     command: Sequence[str], *, log: Path, env: Mapping[str, str] | None = None, cwd: Path | None = None
 ) -> subprocess.Popen[bytes]:
-    """Start a process as ``embedded.spawn`` does; most workers of Celery are forked, on Linux."""
+    """Start a process as ``embedded.spawn`` does; on Linux, most Celery workers are forked."""
     env = dict(os.environ if env is None else env)
     if not _forkable(command, env):
         return embedded.spawn(command, log=log, env=env, cwd=cwd)
-    return _nursery().child(command, env, cwd or Path.cwd(), (os.devnull, str(log), str(log)))
+    return _process_pool().child(command, env, cwd or Path.cwd(), (os.devnull, str(log), str(log)))
 
 
 def waooaw(*arguments: str, env: Mapping[str, str], stdin: str = "") -> subprocess.CompletedProcess[str]:
-    """Run a command of ``waooaw`` to its end.
+    """Run a ``waooaw`` command and wait for its end.
 
     Args:
-        arguments: its words.
-        env: what its environment has beside that of the tests.
-        stdin: what it reads.
+        arguments: arguments of the command.
+        env: variables to add to the environment of the tests.
+        stdin: text for its standard input.
     """
     command, whole = [sys.executable, "-m", "waooaw_celery", *arguments], dict(os.environ) | dict(env)
     if not _forkable(command, whole):
@@ -83,7 +83,7 @@ def waooaw(*arguments: str, env: Mapping[str, str], stdin: str = "") -> subproce
     with TemporaryDirectory() as folder:
         files = tuple(Path(folder, name) for name in ("in", "out", "err"))
         files[0].write_text(stdin)
-        process = _nursery().child(command, whole, Path.cwd(), tuple(map(str, files)))
+        process = _process_pool().child(command, whole, Path.cwd(), tuple(map(str, files)))
         try:
             code = process.wait(PATIENCE)
         finally:
@@ -93,7 +93,7 @@ def waooaw(*arguments: str, env: Mapping[str, str], stdin: str = "") -> subproce
 
 
 def _forkable(command: Sequence[str], env: Mapping[str, str]) -> bool:
-    """Whether this may be forked: a known module that need not be the first to import what it patches."""
+    """Whether a command can be forked: a known module, without patches that must be applied before imports."""
     folders = filter(None, env.get("PYTHONPATH", "").split(os.pathsep))
     at_first = any(Path(each, "sitecustomize.py").exists() for each in folders)
     python, *words = _plain(command)
@@ -102,13 +102,13 @@ def _forkable(command: Sequence[str], env: Mapping[str, str]) -> bool:
 
 
 def _plain(command: Sequence[str]) -> list[str]:
-    """Return a command without what a fork does anyhow: it shows no warnings."""
+    """Return a command without ``-W ignore``, which holds for all forked processes."""
     words = list(command)
     return words[:1] + words[3:] if words[1:3] == ["-W", "ignore"] else words
 
 
 class Forked(subprocess.Popen[bytes]):
-    """A child of this process that was not started by it."""
+    """A child of this process that another process forked."""
 
     def __init__(self, pid: int, command: Sequence[str]) -> None:
         self.args, self.pid = list(command), pid
@@ -126,7 +126,7 @@ class Forked(subprocess.Popen[bytes]):
             return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
-        """Wait for its end, and return the exit code."""
+        """Wait until it ends, and return the exit code."""
         ends_at = None if timeout is None else time.monotonic() + timeout
         while (code := self.poll()) is None:
             if ends_at is not None and time.monotonic() > ends_at:
@@ -135,32 +135,32 @@ class Forked(subprocess.Popen[bytes]):
         return code
 
     def send_signal(self, sig: int) -> None:
-        """Send it a signal, unless it has ended."""
+        """Send a signal to it, unless it has ended."""
         if self.poll() is None:
             os.kill(self.pid, sig)
 
 
-class Nursery:
-    """The process from which workers are forked; it ends with this one."""
+class ProcessPool:
+    """The process that forks others. It ends with this one."""
 
     def __init__(self) -> None:
         self._libc: Any = ctypes.CDLL(None, use_errno=True)
         self._lock = threading.Lock()
         command = [sys.executable, "-W", "ignore", __file__]
-        # Its own session: a Ctrl-C is for the tests, which end what they started.
+        # With its own session it gets no Ctrl-C; the tests end what they started.
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
         )
         atexit.register(self.close)
 
     def child(self, command: Sequence[str], env: Mapping[str, str], cwd: Path, files: tuple[str, ...]) -> Forked:
-        """Have a process forked: a child of this one, since its own parent ends at once.
+        """Fork a process. It becomes a child of this process, because its own parent ends at once.
 
         Args:
-            command: ``python -m`` a module, and its arguments.
-            env: its environment.
-            cwd: its folder.
-            files: those of its standard streams.
+            command: ``python -m``, a module, and its arguments.
+            env: environment of the process.
+            cwd: working directory of the process.
+            files: paths of its standard input, output and error.
         """
         module, *arguments = _plain(command)[2:]
         order = {"module": module, "argv": arguments, "env": dict(env), "cwd": str(cwd), "files": files}
@@ -171,40 +171,40 @@ class Nursery:
             try:
                 self._process.stdin.write(json.dumps(order) + "\n")
                 self._process.stdin.flush()
-                there, _, _ = select.select([self._process.stdout], [], [], PATIENCE)
-                answer = self._process.stdout.readline() if there else ""
+                ready, _, _ = select.select([self._process.stdout], [], [], PATIENCE)
+                answer = self._process.stdout.readline() if ready else ""
             finally:
                 self._libc.prctl(_PR_SET_CHILD_SUBREAPER, 0)
-        assert answer, f"the nursery forked nothing within {PATIENCE:g} s: exit code {self._process.poll()}"
+        assert answer, f"no process was forked within {PATIENCE:g} s: exit code {self._process.poll()}"
         return Forked(int(answer), command)
 
     def close(self) -> None:
-        """End it."""
+        """End the process."""
         with self._process:
             self._process.kill()
 
 
 @cache
-def _nursery() -> Nursery:
-    """Return the nursery of this process."""
-    return Nursery()
+def _process_pool() -> ProcessPool:
+    """Return the process pool of this process."""
+    return ProcessPool()
 
 
-# --- in the nursery
+# --- in the process that forks
 
 
 def serve() -> dict[str, Any] | None:
-    """Fork a process for each order; return the order in that process, and None at the end."""
+    """Fork a process for each order. Return the order in the forked process, and None at the end."""
     for module in MODULES:
         import_module(module)
-    gc.freeze()  # nothing of it is ever garbage
+    gc.freeze()  # the imported modules are never garbage
     tests = os.getppid()
     for line in sys.stdin:
         middle = os.fork()
         if not middle:
             child = os.fork()
             if child:
-                os._exit(0)  # so that the child goes to the process of the tests
+                os._exit(0)  # so that the test process becomes the parent of the child
             _wait_for_parent(tests)
             os.write(1, f"{os.getpid()}\n".encode())
             order: dict[str, Any] = json.loads(line)
@@ -223,7 +223,7 @@ def _wait_for_parent(pid: int) -> None:
 
 
 def become(order: Mapping[str, Any]) -> None:
-    """Be the process of an order."""
+    """Turn this process into the one that an order describes."""
     os.setsid()
     for target, path in enumerate(order["files"]):
         file = os.open(path, os.O_RDONLY if target == 0 else os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)

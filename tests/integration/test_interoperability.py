@@ -1,4 +1,4 @@
-"""Living with others: ordinary Celery tasks, stock producers, other result backends, other versions."""
+"""Interoperability: plain Celery tasks and applications, other result backends, older workers."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from waooaw_celery.messages.queues import AMQP_MAX_PRIORITY, agent_queue
 
 
 @pytest.fixture
-def stock(broker: Broker) -> Iterator[Celery]:
-    """A Celery application with none of our code."""
-    app = Celery("stock", broker=broker.url, backend=broker.redis_url, set_as_current=False)
+def plain_app(broker: Broker) -> Iterator[Celery]:
+    """A plain Celery application, without this package."""
+    app = Celery("plain_app", broker=broker.url, backend=broker.redis_url, set_as_current=False)
     yield app
     app.close()
 
 
-def test_a_stock_application_can_call_a_method(stock: Celery, app: AgentApp, probe: str) -> None:
-    """A request published by plain Celery is answered, from a sender called ``unknown``."""
+def test_a_plain_application_can_call_a_method(plain_app: Celery, app: AgentApp, probe: str) -> None:
+    """The request is answered, and its sender is ``unknown``."""
     options = {"x-max-priority": AMQP_MAX_PRIORITY} if app.driver == "amqp" else {}
-    stock.amqp.queues.add(f"agent.{probe}", queue_arguments=options or None)
-    result = stock.send_task(f"{probe}.whoami", queue=f"agent.{probe}")
+    plain_app.amqp.queues.add(f"agent.{probe}", queue_arguments=options or None)
+    result = plain_app.send_task(f"{probe}.whoami", queue=f"agent.{probe}")
     facts = result.get(timeout=20)
     assert (facts["from"], facts["to"]) == ("unknown", probe)
     assert settled(app, result.id) is MessageStatus.HANDLED
 
 
-def test_what_no_handler_can_take_ends_as_a_dead_letter(stock: Celery, app: AgentApp, probe: str) -> None:
-    """A stock application that names a handler which the worker lacks hears of it, and so does the receipt."""
+def test_a_message_without_a_handler_becomes_a_dead_letter(plain_app: Celery, app: AgentApp, probe: str) -> None:
+    """The caller gets UnknownMethod, and the receipt is DEAD."""
     app.registry.declare(probe, [*(app.registry.get(probe).handlers or ()), "retired"], f"{probe}@old", 1)
     response = RequestResponseHandler(app).send_request(probe, "retired", timeout=20)
     assert isinstance(response.error, UnknownMethod)
@@ -41,8 +41,8 @@ def test_what_no_handler_can_take_ends_as_a_dead_letter(stock: Celery, app: Agen
     assert "no handler" in (MessageBus(app).receipt(response.message_id).error or "")
 
 
-def test_an_ordinary_task_of_the_application_is_left_alone(broker: Broker) -> None:
-    """A plain task, even one whose name looks like a handler's, goes where Celery sends it, as NORMAL."""
+def test_a_plain_task_is_not_changed(broker: Broker) -> None:
+    """A plain task, even one named like a handler, is routed by Celery, with NORMAL priority."""
     app = broker.app(task_default_queue=broker.name())
 
     @app.task(name="billing.total", shared=False)
@@ -62,13 +62,13 @@ def test_an_ordinary_task_of_the_application_is_left_alone(broker: Broker) -> No
     app.close()
 
 
-def test_an_agents_worker_runs_the_ordinary_tasks_of_its_application(app: AgentApp, probe: str) -> None:
-    """A plain task that is sent to the agent's queue, the default one there, brings its result."""
+def test_an_agents_worker_runs_plain_tasks_of_its_application(app: AgentApp, probe: str) -> None:
+    """A plain task that is sent to the agent's queue returns its result."""
     assert app.send_task("probe.tasks.add", (2, 3), queue=agent_queue(probe)).get(timeout=20) == 5
 
 
 def test_arguments_are_not_copied_into_headers(app: AgentApp, broker: Broker) -> None:
-    """What is said stands in the body only: not in argsrepr, which logs and Flower show."""
+    """The payload is in the body only, not in argsrepr, which logs and Flower show."""
     name = broker.name()
     app.conf.waooaw_agents = [name]
     app.signature(f"{name}.command", args=({"iban": "DE02120300000000202051"},)).delay()
@@ -80,15 +80,15 @@ def test_arguments_are_not_copied_into_headers(app: AgentApp, broker: Broker) ->
     assert "expiration" not in got.properties
 
 
-def test_a_wrong_argument_is_refused_before_it_is_sent(app: AgentApp, probe: str) -> None:
-    """``.delay`` of something that is no JSON value raises in the caller."""
+def test_an_argument_that_cannot_be_sent_is_refused(app: AgentApp, probe: str) -> None:
+    """``.delay`` raises in the caller."""
     with pytest.raises(InvalidMessage, match=r"payload\.value is a set"):
         app.signature(f"{probe}.echo", kwargs={"value": {1}}).delay()
 
 
 @pytest.mark.parametrize("broker", ["ledger"], indirect=True)
-def test_answers_may_come_through_postgresql(broker: Broker, postgres_url: str) -> None:
-    """With a database as result backend the same request brings its answer, and its timeout holds."""
+def test_a_database_can_be_the_result_backend(broker: Broker, postgres_url: str) -> None:
+    """A request returns its answer, and its timeout holds."""
     through_sql = Broker(broker.url, broker.redis_url, broker.folder)
     name = through_sql.name()
     app = through_sql.app(result_backend=f"db+{postgres_url}", waooaw_redis_url=broker.redis_url)
@@ -102,8 +102,8 @@ def test_answers_may_come_through_postgresql(broker: Broker, postgres_url: str) 
         app.close()
 
 
-def test_a_handler_gone_with_its_worker_does_not_hang_the_caller(app: AgentApp, probe: str) -> None:
-    """The receipt of a request that timed out becomes EXPIRED or HANDLED, never stays open."""
+def test_a_request_that_timed_out_gets_a_final_status(app: AgentApp, probe: str) -> None:
+    """Its receipt becomes EXPIRED or HANDLED."""
     response = RequestResponseHandler(app).send_request(probe, "sleep", {"seconds": 0.6}, timeout=0.2)
     assert not response.ok
     assert settled(app, response.message_id) in (MessageStatus.EXPIRED, MessageStatus.HANDLED)

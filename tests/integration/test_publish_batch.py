@@ -1,4 +1,4 @@
-"""Messages that are handed over directly are the very messages that Celery and Kombu would have made."""
+"""A publish batch sends exactly the messages that Celery and Kombu would send."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def client(redis_url: str) -> Iterator[Any]:
         client.delete(*client.keys(f"{agent_queue(TARGET.agent).name}*") or ["-"])
 
 
-def waiting(client: Any) -> list[dict[str, Any]]:
-    """Take the messages that wait for the agent, without what is each message's own on its way."""
+def take_waiting(client: Any) -> list[dict[str, Any]]:
+    """Remove the take_waiting messages of the agent and return them, without their delivery tags."""
     found = []
     for key in sorted(client.keys(f"{agent_queue(TARGET.agent).name}*")):
         if not key.endswith(b"bell"):
@@ -52,9 +52,9 @@ def messages() -> list[Message]:
         Message(from_agent="bob", payload="text", ttl_seconds=None, correlation_id="thread", **to),
         Message(from_agent="ann", payload=None, causation_id="c", conversation_id="d", **to),
         Message(from_agent="ann", payload={"at": datetime(2026, 1, 1, tzinfo=UTC), "id": UUID(int=7)}, **to),
-        Message(from_agent="ann", payload=["said again and again"] * 100, **to),
-        Message(from_agent="ann", payload=["said again and again"] * 100, compression="none", **to),
-        Message(from_agent="ann", payload=["said again"] * 200, serializer="msgpack", compression="zstd", **to),
+        Message(from_agent="ann", payload=["the same text again"] * 100, **to),
+        Message(from_agent="ann", payload=["the same text again"] * 100, compression="none", **to),
+        Message(from_agent="ann", payload=["the same text"] * 200, serializer="msgpack", compression="zstd", **to),
         Message(from_agent="ann", payload={"n": b"\x00"}, serializer="protobuf", **to),
     ]
 
@@ -67,10 +67,8 @@ def messages() -> list[Message]:
         {"waooaw_agent_serializers": {TARGET.agent: "protobuf"}, "waooaw_compress_above": 0},
     ],
 )
-def test_what_is_handed_over_directly_is_what_celery_makes(
-    app: AgentApp, client: Any, settings: dict[str, Any]
-) -> None:
-    """A batch on our transport leaves the same messages as one that passes Celery and Kombu one by one."""
+def test_a_batch_sends_the_same_messages_as_celery(app: AgentApp, client: Any, settings: dict[str, Any]) -> None:
+    """A batch on this package's transport leaves the same messages as Celery does one by one."""
     app.conf.update(settings)
     batch = [(TARGET, app.message_factory.complete(TARGET, message)) for message in messages()]
     with app.producer_or_acquire() as producer:
@@ -78,37 +76,39 @@ def test_what_is_handed_over_directly_is_what_celery_makes(
         publication.check()
         assert publication._may_bypass_celery(producer)
         assert publication.publish_together(producer, lambda: None)
-        directly = waiting(client)
+        directly = take_waiting(client)
         for target, message in batch:
             publication.publish_one(producer, target, message)
-        by_celery = waiting(client)
+        by_celery = take_waiting(client)
     assert len(directly) == len(batch)
     assert directly == by_celery
 
 
-def test_whoever_listens_to_celerys_signals_is_told(app: AgentApp, client: Any) -> None:
-    """With a receiver of before_task_publish, a batch passes Celery, and the receiver may add headers."""
+def test_receivers_of_celerys_signals_are_called(app: AgentApp, client: Any) -> None:
+    """With a receiver of before_task_publish, Celery publishes the batch, and the receiver may add headers."""
 
     def add(headers: dict[str, Any], **_: Any) -> None:
         headers["traceparent"] = "00-1"
 
     signals.before_task_publish.connect(add)
     try:
-        MessageBus(app).send_many(message.evolve(message_id=f"told-{n}") for n, message in enumerate(messages()))
+        MessageBus(app).send_many(
+            message.evolve(message_id=f"signalled-{n}") for n, message in enumerate(messages())
+        )
     finally:
         signals.before_task_publish.disconnect(add)
-    assert [message["headers"]["traceparent"] for message in waiting(client)] == ["00-1"] * len(messages())
+    assert [message["headers"]["traceparent"] for message in take_waiting(client)] == ["00-1"] * len(messages())
 
 
 @pytest.mark.parametrize("setting", [{"task_send_sent_event": True}, {"task_protocol": 1}])
-def test_a_projects_own_settings_are_heeded(redis_url: str, setting: dict[str, Any]) -> None:
-    """Events, or the protocol of old: what Celery does with them it goes on doing."""
+def test_events_and_the_old_protocol_are_published_by_celery(redis_url: str, setting: dict[str, Any]) -> None:
+    """A batch is not published directly if Celery must send events or use protocol 1."""
     with closing(create_app(broker_url=redis_url, **setting)) as app, app.producer_or_acquire() as producer:
         assert not PublishBatch(app, [])._may_bypass_celery(producer)
 
 
-def test_a_batch_that_must_not_go_leaves_nothing(app: AgentApp, client: Any) -> None:
-    """When the last check raises, no message of the batch is handed over."""
+def test_a_refused_batch_publishes_nothing(app: AgentApp, client: Any) -> None:
+    """If the last check raises, no message of the batch is published."""
 
     def refuse() -> None:
         raise PermissionError("no")
@@ -119,4 +119,4 @@ def test_a_batch_that_must_not_go_leaves_nothing(app: AgentApp, client: Any) -> 
         publication.check()
         with pytest.raises(PermissionError):
             publication.publish_together(producer, refuse)
-    assert waiting(client) == []
+    assert take_waiting(client) == []

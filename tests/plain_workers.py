@@ -1,4 +1,4 @@
-"""Plain Celery workers of a queue, on Kombu's transport or on ours, and what they did."""
+"""Runs plain Celery workers on Kombu's transport or this package's, and records what they did."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import Any
 from uuid import uuid4
 
 from celery import Celery
-from nursery import spawn
 from plain import make_app
+from process_pool import spawn
 from redis import Redis
 from support import PROBE_FOLDER, until
 
@@ -23,14 +23,14 @@ from waooaw_celery.store.connection import store_url
 
 
 class Plant:
-    """A queue, the workers that consume it, and what they did.
+    """A queue, the plain Celery workers that consume it, and what they did.
 
     Args:
-        url: of the server.
-        folder: for the logs of the workers.
-        kind: ``ours`` or ``kombu``: what the application of the tests publishes with.
-        settings: Celery's.
-        transport_options: of the broker's transport.
+        url: URL of the server.
+        folder: folder for the logs of the workers.
+        kind: ``ours`` or ``kombu``: the transport with which the tests publish.
+        settings: settings of Celery.
+        transport_options: options of the broker's transport.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Plant:
     def start(
         self, *options: str, kind: str | None = None, env: dict[str, str] | None = None, mingles: bool = False
     ) -> str:
-        """Start a worker, and return its name as soon as it answers."""
+        """Start a worker, and return its node name when it answers."""
         [node] = self.start_all([options], kind=kind, env=env, mingles=mingles)
         return node
 
@@ -69,7 +69,7 @@ class Plant:
         env: dict[str, str] | None = None,
         mingles: bool = False,
     ) -> list[str]:
-        """Start several workers at once, each with its options; without mingle unless the test needs it."""
+        """Start several workers at once, each with its options, and return their node names."""
         started = []
         for options in each:
             node = f"w{len(self.processes)}-{self.queue}@t"
@@ -107,28 +107,28 @@ class Plant:
         return started
 
     def send(self, label: Any, seconds: float = 0.0, **options: Any) -> Any:
-        """Have a worker work, and return what Celery knows of it."""
+        """Send a task, and return Celery's AsyncResult."""
         return self.app.tasks["plain.work"].apply_async((label, seconds), **options)
 
     def effects(self, what: str) -> list[dict[str, Any]]:
-        """Return what began, or ended, in order."""
+        """Return the recorded events of a kind, ``began`` or ``ended``, in order."""
         facts = [json.loads(fact) for fact in self.redis.lrange(f"effects:{self.queue}", 0, -1)]
         return [fact for fact in facts if fact["what"] == what]
 
     def labels(self, what: str = "ended") -> list[Any]:
-        """Return the labels of what began, or ended, in order."""
+        """Return the labels of the tasks that began or ended, in order."""
         return [fact["label"] for fact in self.effects(what)]
 
     def wait(self, label: Any, what: str = "ended", seconds: float = 30.0) -> None:
-        """Wait until something began, or ended."""
+        """Wait until a task began or ended."""
         until(lambda: label in self.labels(what), f"{label!r} {what}", seconds)
 
     def waiting(self) -> list[bytes]:
-        """Return the raw items of the queue, the next one first."""
+        """Return the raw messages in the queue, the next one first."""
         return list(reversed(self.redis.lrange(self.queue, 0, -1)))
 
     def held(self) -> int:
-        """Return how many messages are unacknowledged."""
+        """Return the number of unacknowledged messages."""
         return int(self.redis.hlen(self.unacked))
 
     def close(self) -> None:
@@ -140,7 +140,7 @@ class Plant:
 
 @contextmanager
 def plant(*args: Any, **kwargs: Any) -> Iterator[Plant]:
-    """Give a plant while the block runs."""
+    """Yield a Plant during the block."""
     made = Plant(*args, **kwargs)
     try:
         yield made
