@@ -16,7 +16,7 @@ from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus
 from waooaw_celery import RequestResponseHandler as Requests
 from waooaw_celery.broker.dead_letters.amqp import AmqpDeadLetterStorage
 from waooaw_celery.broker.dead_letters.storage import DeadLetterFilter
-from waooaw_celery.broker.redis.parking import DEAD_KEY
+from waooaw_celery.broker.redis.dead_lettering import DEAD_KEY
 from waooaw_celery.embedded import end, valkey
 from waooaw_celery.errors import BrokerUnavailable
 from waooaw_celery.messages.queues import agent_queue
@@ -56,7 +56,7 @@ def test_the_oldest_letters_make_room_on_redis(own: Broker) -> None:
         with app.connection_for_read() as connection, connection.channel() as channel:
             assert queue(channel).get() is None
         assert 100 <= client.xlen(DEAD_KEY) < 250
-        assert app.dead_letters.list(limit=1)[0].reason == "it is no message"
+        assert app.dead_letters.list(limit=1)[0].reason == "it is not a message"
 
 
 @pytest.mark.rabbitmq

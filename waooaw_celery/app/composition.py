@@ -12,7 +12,7 @@ from celery.signals import worker_process_shutdown, worker_shutdown
 from waooaw_celery.app.celery_configuration import AgentAMQP, add_defaults, make_packer, transport_options
 from waooaw_celery.broker.circuit_breaker import CircuitBreaker
 from waooaw_celery.broker.dead_letters.queue import DeadLetterQueue
-from waooaw_celery.broker.redis.parking import dead_lettered
+from waooaw_celery.broker.redis.dead_lettering import dead_lettered
 from waooaw_celery.errors import ConfigurationError
 from waooaw_celery.ledger.agents import LedgerAgentRegistry
 from waooaw_celery.ledger.database import clock as database_time

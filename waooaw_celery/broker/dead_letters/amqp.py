@@ -21,7 +21,7 @@ from kombu import Exchange, Queue
 
 from waooaw_celery.broker.dead_letters.dead_letter import DeadLetter
 from waooaw_celery.broker.dead_letters.storage import DeadLetterFilter, DeadLetterStorage
-from waooaw_celery.broker.redis.parking import DEAD_KEY
+from waooaw_celery.broker.redis.dead_lettering import DEAD_KEY
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from waooaw_celery.broker.dead_letters.amqp import AmqpDeadLetterStorage
 from waooaw_celery.broker.dead_letters.dead_letter import DeadLetter, DeadLetterContent, printable, read_content
 from waooaw_celery.broker.dead_letters.redis import RedisDeadLetterStorage
 from waooaw_celery.broker.dead_letters.storage import DeadLetterFilter, DeadLetterStorage
-from waooaw_celery.broker.redis.parking import notify_dead_lettered
+from waooaw_celery.broker.redis.dead_lettering import notify_dead_lettered
 from waooaw_celery.errors import InvalidMessage, StoreUnavailable, UnknownDeadLetter, UnknownMessage, WaooawError
 from waooaw_celery.messages.message import Message, MessageStatus
 from waooaw_celery.messages.receipt import MessageEvent, MessageFact

@@ -11,7 +11,7 @@ from redis import Redis
 
 from waooaw_celery.broker.dead_letters.dead_letter import DeadLetter
 from waooaw_celery.broker.dead_letters.storage import DeadLetterFilter, DeadLetterStorage
-from waooaw_celery.broker.redis.parking import DEAD_KEY
+from waooaw_celery.broker.redis.dead_lettering import DEAD_KEY
 
 T = TypeVar("T")
 
