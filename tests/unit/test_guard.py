@@ -32,7 +32,7 @@ from kombu.utils.json import dumps as kombu_dumps
 from malformed import CASES, FORGED, ODD_ZONE, Case, End, body, bomb, packed, real, zstd
 
 from waooaw_celery import AgentApp, create_app
-from waooaw_celery.broker.incoming.guard import check_message, check_task_body, read
+from waooaw_celery.broker.incoming.guard import check_message, check_task_body, read_item
 from waooaw_celery.errors import DecodingFailed
 from waooaw_celery.messages.message import Message
 from waooaw_celery.wire.caps import MIB, Caps
@@ -85,7 +85,7 @@ def message(*args: Any, **kwargs: Any) -> dict[str, Any]:
 def refusal(item: bytes, caps: Caps = JSON) -> str:
     """Return why an item is refused."""
     with pytest.raises(DecodingFailed) as refused:
-        read(item, caps)
+        read_item(item, caps)
     return str(refused.value)
 
 
@@ -96,13 +96,13 @@ def test_each_malformed_message_is_refused_for_a_reason(case: Case) -> None:
     if case.end is End.DEAD:
         assert refusal(item).isprintable()
     else:
-        read(item, JSON)
+        read_item(item, JSON)
 
 
 def test_a_message_is_read_as_it_was_sent() -> None:
     """A task's message brings its unpacked body, its decoded arguments and all that it said."""
     sent = message({"a": [1, "ü", None]}, b=2.5)
-    delivery = read(real(sent), JSON)
+    delivery = read_item(real(sent), JSON)
     assert dict(delivery) == sent
     assert delivery.body == sent["body"].encode()
     assert delivery.decoded[0] == [{"a": [1, "ü", None]}]
@@ -114,7 +114,7 @@ def test_a_body_may_travel_as_text_or_as_base64(encoding: str | None) -> None:
     """Kombu's own encodings of a body on its way bring the same arguments."""
     sent = message("ü")
     text = base64.b64encode(sent["body"].encode()).decode() if encoding == "base64" else sent["body"]
-    assert read(body(sent, text, body_encoding=encoding), JSON).decoded[0] == ["ü"]
+    assert read_item(body(sent, text, body_encoding=encoding), JSON).decoded[0] == ["ü"]
 
 
 def test_values_that_kombu_wraps_are_unwrapped() -> None:
@@ -123,7 +123,7 @@ def test_values_that_kombu_wraps_are_unwrapped() -> None:
     sent = message()
     sent["headers"]["x"] = {"__type__": "uuid", "__value__": {"hex": id_.hex, "version": None}}
     text = kombu_dumps([[id_], {}, {}])
-    delivery = read(body(sent, text), JSON)
+    delivery = read_item(body(sent, text), JSON)
     assert (delivery["headers"]["x"], delivery.decoded[0]) == (id_, [id_])
 
 
@@ -132,14 +132,14 @@ def test_what_celery_says_of_arguments_may_hold_any_character(text: str) -> None
     """Celery copies texts into ``argsrepr`` and ``kwargsrepr`` as they are: a line break there is no reason."""
     sent = message(text, key=text)
     assert text in sent["headers"]["argsrepr"] + sent["headers"]["kwargsrepr"]
-    assert read(real(sent), JSON).decoded[0] == [text]
+    assert read_item(real(sent), JSON).decoded[0] == [text]
 
 
 def test_headers_may_be_missing_for_what_is_no_task() -> None:
     """An event or an answer has no headers, or none of a task, and its body is not looked into."""
     for headers in (None, {}, {"hostname": "a\nb"}):
         other = message() | {"headers": headers, "body": "not JSON", "content-type": "text/plain"}
-        delivery = read(real(other), JSON)
+        delivery = read_item(real(other), JSON)
         assert (delivery["headers"], delivery.body, delivery.decoded) == (headers or {}, b"not JSON", None)
 
 
@@ -162,16 +162,16 @@ def test_what_a_producer_leaves_out_is_no_reason(name: str) -> None:
     """Headers that other producers do not write may be missing or null."""
     sent = message()
     sent["headers"].pop(name, None)
-    read(real(sent), JSON)
+    read_item(real(sent), JSON)
     sent["headers"][name] = None
-    read(real(sent), JSON)
+    read_item(real(sent), JSON)
 
 
 def test_an_id_has_at_most_255_characters() -> None:
     """The longest id is accepted, and one character more is not."""
     sent = message()
     sent["headers"]["id"] = "x" * 255
-    read(real(sent), JSON)
+    read_item(real(sent), JSON)
     sent["headers"]["id"] += "x"
     assert "255" in refusal(real(sent))
 
@@ -181,7 +181,7 @@ def test_time_limits_in_order_are_accepted(limits: list[Any]) -> None:
     """A pair of seconds, each of which may be missing, is a time limit."""
     sent = message()
     sent["headers"]["timelimit"] = limits
-    read(real(sent), JSON)
+    read_item(real(sent), JSON)
 
 
 @pytest.mark.parametrize(
@@ -224,11 +224,11 @@ def test_limits_of_size_are_exact() -> None:
     """A message and its body may be as large as the limits say, and not a byte larger."""
     sent = message("x" * 1000)
     item, size = real(sent), len(sent["body"])
-    read(item, Caps(max_body_bytes=size, max_expanded_bytes=size))
+    read_item(item, Caps(max_body_bytes=size, max_expanded_bytes=size))
     assert str(size - 1) in refusal(item, Caps(max_body_bytes=size - 1))
     assert str(size) in refusal(item, Caps(max_expanded_bytes=size - 1))
     item = packed(sent, zlib.compress(sent["body"].encode()), "application/x-gzip")
-    read(item, Caps(max_expanded_bytes=size))
+    read_item(item, Caps(max_expanded_bytes=size))
     assert f"more than {size - 1}" in refusal(item, Caps(max_expanded_bytes=size - 1))
 
 
@@ -289,12 +289,12 @@ def test_a_bomb_is_refused_before_it_goes_off(codec: str) -> None:
 _PEAK = """
 import resource, sys
 from waooaw_celery.errors import DecodingFailed
-from waooaw_celery.broker.incoming.guard import read
+from waooaw_celery.broker.incoming.guard import read_item
 from waooaw_celery.wire.caps import Caps
 item = open(sys.argv[1], "rb").read()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:
-    read(item, Caps())
+    read_item(item, Caps())
 except DecodingFailed:
     pass
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -370,7 +370,7 @@ def test_celery_can_take_whatever_passes(part: str, name: str, worker_app: Agent
         sent = message({"a": 1})
         (sent["properties"]["delivery_info"] if part == "delivery_info" else sent[part])[name] = odd
         try:
-            delivery = read(real(sent), JSON)
+            delivery = read_item(real(sent), JSON)
         except DecodingFailed:
             continue
         task: Any = worker_app.tasks.get(delivery["headers"]["task"])
@@ -398,7 +398,7 @@ def test_an_error_that_no_rule_provides_for_is_a_verdict() -> None:
     """Whatever a check raises itself is the reason of the refusal: here a cap that no check can compare with."""
     broken: Any = "no number"
     with pytest.raises(DecodingFailed, match="it cannot be checked: TypeError") as refused:
-        read(real(message()), Caps(max_body_bytes=broken))
+        read_item(real(message()), Caps(max_body_bytes=broken))
     assert isinstance(refused.value.__cause__, TypeError)
     with pytest.raises(DecodingFailed, match="it cannot be checked: TypeError"):
         check_message(message(), Caps(max_body_bytes=broken))
@@ -467,7 +467,7 @@ def test_whatever_arrives_is_read_or_refused(item: bytes) -> None:
     """Each of thousands of mutated messages is read into something that Celery can take, or refused, no more."""
     reason, delivery = "", None
     try:
-        delivery = read(item, JSON)
+        delivery = read_item(item, JSON)
     except DecodingFailed as refused:
         reason = str(refused)
     assert reason.isprintable()
@@ -484,6 +484,6 @@ def test_whatever_arrives_is_read_or_refused(item: bytes) -> None:
 def test_any_bytes_are_read_or_refused(item: bytes) -> None:
     """Bytes that never were a message are refused, and nothing else is raised."""
     with pytest.raises(DecodingFailed):
-        read(b"\x00" + item, JSON)
+        read_item(b"\x00" + item, JSON)
     with suppress(DecodingFailed):
-        read(item, JSON)
+        read_item(item, JSON)

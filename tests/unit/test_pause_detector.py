@@ -1,4 +1,4 @@
-"""When leases that are over prove that their consumers are gone."""
+"""The pause detector: when an ended lease proves that its consumer died."""
 
 from __future__ import annotations
 
@@ -8,37 +8,37 @@ import time
 
 import pytest
 
-from waooaw_celery.broker.redis.leases.pause_detector import MOST_GAPS, PauseDetector
+from waooaw_celery.broker.redis.leases.pause_detector import MAX_GAPS, PauseDetector
 
 
 @pytest.fixture(autouse=True)
-def not_the_first() -> None:
-    """The first one of a process lets it look at once; a test may be run alone."""
-    PauseDetector(longest_gap=1.0, patience=1.0)
+def first_detector() -> None:
+    """Use up the first detector of the process, which starts without a gap, also if a test runs alone."""
+    PauseDetector(longest_gap=1.0, quiet_seconds=1.0)
 
 
-def test_the_first_of_a_process_looks_at_once_and_later_ones_wait() -> None:
-    """A process that dies soon looks; a channel that takes the place of a lost one waits."""
-    code = "from waooaw_celery.broker.redis.leases.pause_detector import PauseDetector as S\n"
-    code += "print(S(9, 60).answered(), S(9, 60).answered())"
+def test_first_detector_of_a_process_does_not_wait_and_later_ones_do() -> None:
+    """A process that may die soon restores messages at once. A channel that replaces a lost one waits."""
+    code = "from waooaw_celery.broker.redis.leases.pause_detector import PauseDetector as D\n"
+    code += "print(D(9, 60).record_answer(), D(9, 60).record_answer())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.split() == ["True", "False"]
 
 
-def test_after_a_gap_it_takes_a_quiet_time() -> None:
-    """Answers without a gap between them prove something once they have come for long enough."""
-    steadiness = PauseDetector(longest_gap=0.3, patience=0.2)
+def test_after_a_gap_it_waits_for_the_quiet_time() -> None:
+    """After a gap, ended leases prove nothing until answers have come without a gap for long enough."""
+    detector = PauseDetector(longest_gap=0.3, quiet_seconds=0.2)
     time.sleep(0.4)  # the gap
-    assert not steadiness.answered()
+    assert not detector.record_answer()
     time.sleep(0.2)
-    assert steadiness.answered()
+    assert detector.record_answer()
 
 
-def test_gaps_without_end_are_not_waited_for() -> None:
-    """A computer that is never quiet hands out what dead workers held all the same."""
-    steadiness = PauseDetector(longest_gap=0.01, patience=0.2)
+def test_after_many_gaps_it_no_longer_waits() -> None:
+    """An overloaded computer, which never has a quiet time, still restores the messages of dead workers."""
+    detector = PauseDetector(longest_gap=0.01, quiet_seconds=0.2)
     answers = []
-    for _ in range(MOST_GAPS + 1):
-        time.sleep(0.02)  # one gap after the other
-        answers.append(steadiness.answered())
-    assert answers == [False] * MOST_GAPS + [True]
+    for _ in range(MAX_GAPS + 1):
+        time.sleep(0.02)  # each answer follows a gap
+        answers.append(detector.record_answer())
+    assert answers == [False] * MAX_GAPS + [True]

@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from waooaw_celery.broker.incoming.delivery import Claim
-from waooaw_celery.broker.incoming.guard import Delivery, read
+from waooaw_celery.broker.incoming.guard import Delivery, read_item
 from waooaw_celery.broker.redis.dead_lettering import dead_letter
 from waooaw_celery.broker.redis.leases.restore import requeue_undelivered
 from waooaw_celery.errors import DecodingFailed
@@ -55,7 +55,7 @@ def _deliver_one(channel: Any, claim: Claim) -> None:
 def read_claim(channel: Any, claim: Claim) -> Delivery | None:
     """Return the checked message of a claim. If it breaks a rule, make it a dead letter and return None."""
     try:
-        delivery = read(claim.raw, channel.caps)
+        delivery = read_item(claim.raw, channel.caps)
     except DecodingFailed as error:
         dead_letter(channel, channel.scripts_client, claim.tag, claim.queue, claim.raw, str(error))
         return None

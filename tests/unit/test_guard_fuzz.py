@@ -15,7 +15,7 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
-from waooaw_celery.broker.incoming.guard import read
+from waooaw_celery.broker.incoming.guard import read_item
 from waooaw_celery.errors import DecodingFailed
 from waooaw_celery.wire import encryption
 from waooaw_celery.wire.caps import Caps, check_shape
@@ -125,6 +125,6 @@ def test_mutated_bodies_within_messages_are_read_or_refused() -> None:
         }
         item = json.dumps(message).encode()
         try:
-            read(mutated(item, rng) if rng.random() < 0.3 else item, CAPS)
+            read_item(mutated(item, rng) if rng.random() < 0.3 else item, CAPS)
         except DecodingFailed as error:
             assert str(error).isprintable()  # noqa: PT017

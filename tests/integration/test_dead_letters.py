@@ -93,7 +93,7 @@ def test_a_letter_that_dies_again_counts_and_is_refused_in_the_end(app: AgentApp
         assert (letter.message_id, letter.resent) == (outcome.new_id, count)
     [outcome] = app.dead_letters.retry([letter])
     assert outcome.new_id is None
-    assert "sent again 3 times already" in (outcome.refused or "")
+    assert "already retried 3 times" in (outcome.refused or "")
     assert [each.id for each in letters(app, probe)] == [letter.id]
     [outcome] = app.dead_letters.retry([letter], again=True)
     assert settled(app, str(outcome.new_id)) is MessageStatus.FAILED
@@ -199,7 +199,7 @@ def test_a_letter_is_discarded_with_a_word(app: AgentApp, broker: Broker, probe:
         app.dead_letters.discard([letter.id, "1-1"], reason="a duplicate", by="ada"),
         key=lambda each: each.id == "1-1",
     )
-    assert (done.refused, unknown.refused) == (None, "there is no such letter")
+    assert (done.refused, unknown.refused) == (None, "there is no such dead letter")
     assert not letters(app, probe)
     if broker.database_url is not None:
         last = MessageAuditTrail(app.ledger).receipt(old.message_id).events[-1]
