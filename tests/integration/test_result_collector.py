@@ -136,8 +136,8 @@ def test_an_answer_that_is_found_waits_for_its_parts(
 ) -> None:
     """Parts are told before the end is stored; whoever asks may see the end first, on a busy line long before."""
     if busy:  # this computer may be slow: what is told without a pause has pauses
-        monkeypatch.setattr(answers, "_LOOK_SECONDS", 1.0)
-        monkeypatch.setattr(answers, "_PARTS_SECONDS", 60.0)
+        monkeypatch.setattr(answers, "_ROUND_SECONDS", 1.0)
+        monkeypatch.setattr(answers, "_CHUNKS_SECONDS", 60.0)
     nobody = broker.name()
     app = broker.app(result_backend=server.url, waooaw_redis_url=broker.redis_url, waooaw_agents=[nobody])
     with closing(app), ExitStack() as stack:
