@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import pytest
-from malformed import CASES, Case, End, items
+from malformed_messages import CASES, Case, End, items
 from rawqueue import publishable, put, real_messages
 from support import Broker, settled, until
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import pytest
-from malformed import CASES, Case, End, items
+from malformed_messages import CASES, Case, End, items
 from redis import Redis
 from support import Broker, settled, until
 

@@ -29,7 +29,7 @@ from hypothesis import strategies as st
 from kombu import compression
 from kombu.asynchronous.timer import to_timestamp
 from kombu.utils.json import dumps as kombu_dumps
-from malformed import CASES, FORGED, ODD_ZONE, Case, End, body, bomb, packed, real, zstd
+from malformed_messages import CASES, FORGED, ODD_ZONE, Case, End, body, bomb, packed, real, zstd
 
 from waooaw_celery import AgentApp, create_app
 from waooaw_celery.broker.incoming.guard import check_message, check_task_body, read_item

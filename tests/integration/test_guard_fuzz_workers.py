@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mutants import bent, cut
+from mutated_messages import bent, cut
 from rawqueue import publishable, put, real_messages
 from redis import Redis
 from support import Broker, until
