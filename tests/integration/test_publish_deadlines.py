@@ -1,4 +1,4 @@
-"""Every call ends in time, however the broker fails; and what is refused was not published."""
+"""Every call that publishes ends in time, however the broker fails, and a refused message was not published."""
 
 from __future__ import annotations
 
@@ -24,36 +24,36 @@ from waooaw_celery.broker.circuit_breaker import CircuitBreaker
 from waooaw_celery.errors import BrokerUnavailable, UnknownMessage
 from waooaw_celery.messages.queues import HandlerName, agent_queue, queue_depth
 
-#: Seconds that a call may take on a broker that froze: the answer is awaited for three, a connection for two; and
-#: a computer may be busy.
-FIRST = 3.0 + 2.0 + 3.0
-#: Seconds that a call may take once it is known that the broker is away.
-LATER = 1.0
+#: Seconds that the first call may take on a frozen broker: three for a reply, two for a connection, and three more
+#: for a busy computer.
+FIRST_CALL_SECONDS = 3.0 + 2.0 + 3.0
+#: Seconds that a call may take while the circuit breaker is open.
+LATER_CALL_SECONDS = 1.0
 
 
 @pytest.fixture
-def line(broker: Broker) -> Iterator[Proxy]:
-    """The line to the broker."""
+def proxy(broker: Broker) -> Iterator[Proxy]:
+    """A proxy in front of the broker."""
     with proxied(broker.url) as proxy:
         yield proxy
 
 
 @pytest.fixture
-def remote(broker: Broker, line: Proxy) -> Iterator[AgentApp]:
-    """An application at the other end of the line, which has sent something already; its recipient has a queue."""
+def proxied_app(broker: Broker, proxy: Proxy) -> Iterator[AgentApp]:
+    """An application behind the proxy that has already sent a message, so that the queue exists."""
     amqp = broker.url.startswith("amqp")
-    url = f"amqp://guest:guest@127.0.0.1:{line.port}//" if amqp else f"redis://127.0.0.1:{line.port}/"
+    url = f"amqp://guest:guest@127.0.0.1:{proxy.port}//" if amqp else f"redis://127.0.0.1:{proxy.port}/"
     with closing(broker.app(broker_url=url, result_backend=broker.redis_url)) as app:
         yield app
 
 
 @pytest.fixture
-def away(broker: Broker, remote: AgentApp) -> str:
-    """Name of an agent that is known and whose worker does not run."""
+def agent(broker: Broker, proxied_app: AgentApp) -> str:
+    """The name of a registered agent without a worker."""
     name = broker.name()
     handlers = ["command", "ask", "event.told"]
-    remote.registry.declare(name, handlers, f"{name}@nowhere", lifetime=60.0)
-    MessageBus(remote).send(message(name))
+    proxied_app.registry.declare(name, handlers, f"{name}@nowhere", lifetime=60.0)
+    MessageBus(proxied_app).send(message(name))
     return name
 
 
@@ -62,8 +62,8 @@ def message(to: str) -> Message:
     return Message(from_agent="tests", to_agent=to)
 
 
-def took(call: Callable[[], object]) -> tuple[float, BrokerUnavailable]:
-    """Return how long a call took to fail, and how."""
+def failure_of(call: Callable[[], object]) -> tuple[float, BrokerUnavailable]:
+    """Return after how many seconds a call failed, and its error."""
     began = time.monotonic()
     with pytest.raises(BrokerUnavailable) as failed:
         call()
@@ -71,7 +71,7 @@ def took(call: Callable[[], object]) -> tuple[float, BrokerUnavailable]:
 
 
 def calls(app: AgentApp, to: str) -> dict[str, Callable[[], object]]:
-    """Return what can be called that publishes."""
+    """Return the calls that publish."""
     bus, requests = MessageBus(app), RequestResponseHandler(app)
     return {
         "send": lambda: bus.send(message(to)),
@@ -83,30 +83,32 @@ def calls(app: AgentApp, to: str) -> dict[str, Callable[[], object]]:
 
 
 @pytest.mark.parametrize("verb", ["send", "request", "task"])
-def test_a_broker_that_froze_holds_nobody_up(verb: str, line: Proxy, remote: AgentApp, away: str) -> None:
-    """The first call ends in time and does not know; the next ones end at once and do."""
-    remote.circuit_breaker = CircuitBreaker(first_pause=60.0, longest_pause=60.0)  # this computer may be slow
-    line.freeze(also_new=True)
-    seconds, failure = took(calls(remote, away)[verb])
-    assert seconds < FIRST
+def test_calls_end_in_time_on_a_frozen_broker(verb: str, proxy: Proxy, proxied_app: AgentApp, agent: str) -> None:
+    """The first call fails in time with ``uncertain`` True. The next ones fail at once with False."""
+    proxied_app.circuit_breaker = CircuitBreaker(
+        first_pause=60.0, longest_pause=60.0
+    )  # so that it stays open on a slow computer
+    proxy.freeze(also_new=True)
+    seconds, failure = failure_of(calls(proxied_app, agent)[verb])
+    assert seconds < FIRST_CALL_SECONDS
     assert failure.uncertain
-    for call in calls(remote, away).values():
-        seconds, failure = took(call)
-        assert seconds < LATER
+    for call in calls(proxied_app, agent).values():
+        seconds, failure = failure_of(call)
+        assert seconds < LATER_CALL_SECONDS
         assert not failure.uncertain
 
 
-def test_what_is_refused_is_not_written_down(line: Proxy, remote: AgentApp, away: str) -> None:
-    """A message of which nothing was tried has no receipt and may be sent again; one that was tried is PENDING."""
-    bus = MessageBus(remote)
-    line.freeze(also_new=True)
-    tried, refused = message(away), message(away)
-    took(lambda: bus.send(tried))
-    took(lambda: bus.send(refused))
+def test_refused_message_is_not_recorded(proxy: Proxy, proxied_app: AgentApp, agent: str) -> None:
+    """A refused message has no receipt and may be sent again. One that was tried is PENDING."""
+    bus = MessageBus(proxied_app)
+    proxy.freeze(also_new=True)
+    tried, refused = message(agent), message(agent)
+    failure_of(lambda: bus.send(tried))
+    failure_of(lambda: bus.send(refused))
     assert bus.receipt(tried.message_id).status is MessageStatus.PENDING
     with pytest.raises(UnknownMessage):
         bus.receipt(refused.message_id)
-    line.thaw()
+    proxy.thaw()
 
     def sent() -> bool:
         try:
@@ -121,35 +123,37 @@ def test_what_is_refused_is_not_written_down(line: Proxy, remote: AgentApp, away
     assert bus.receipt(refused.message_id).status is MessageStatus.SENT
 
 
-def test_an_answer_is_written_down_while_the_broker_is_away(line: Proxy, remote: AgentApp, away: str) -> None:
-    """What was accepted before is not refused: it stays PENDING, for the recovery to publish."""
-    line.freeze(also_new=True)
-    took(calls(remote, away)["send"])
-    assert not took(calls(remote, away)["send"])[1].uncertain
-    target = HandlerName(away, "command")
-    answer = remote.complete(target, message(away).evolve(message_type=MessageType.RESPONSE))
-    _, failure = took(lambda: remote.send_messages([(target, answer)]))
+def test_response_is_recorded_while_the_breaker_is_open(proxy: Proxy, proxied_app: AgentApp, agent: str) -> None:
+    """A response is not refused: it stays PENDING until recovery publishes it."""
+    proxy.freeze(also_new=True)
+    failure_of(calls(proxied_app, agent)["send"])
+    assert not failure_of(calls(proxied_app, agent)["send"])[1].uncertain
+    target = HandlerName(agent, "command")
+    answer = proxied_app.complete(target, message(agent).evolve(message_type=MessageType.RESPONSE))
+    _, failure = failure_of(lambda: proxied_app.send_messages([(target, answer)]))
     assert failure.uncertain
-    assert MessageBus(remote).receipt(answer.message_id).status is MessageStatus.PENDING
+    assert MessageBus(proxied_app).receipt(answer.message_id).status is MessageStatus.PENDING
 
 
-def test_a_broker_that_froze_gets_no_copies(broker: Broker, line: Proxy, remote: AgentApp, away: str) -> None:
-    """A publish whose confirmation did not come is not repeated: when it thaws there is one message, not three."""
-    bus = MessageBus(remote)
-    line.freeze(also_new=True)
-    took(lambda: bus.send(message(away)))
-    line.thaw()
+def test_unconfirmed_publish_is_not_repeated(
+    broker: Broker, proxy: Proxy, proxied_app: AgentApp, agent: str
+) -> None:
+    """After the broker thaws it has one copy of the message, not three."""
+    bus = MessageBus(proxied_app)
+    proxy.freeze(also_new=True)
+    failure_of(lambda: bus.send(message(agent)))
+    proxy.thaw()
 
     def waiting() -> int:
         with closing(broker.app()) as app, app.connection_for_read() as connection:
-            return queue_depth(connection, agent_queue(away)).total
+            return queue_depth(connection, agent_queue(agent)).total
 
-    until(lambda: waiting() == 2, "the message that was sent before, and the one on the line")
-    until(lambda: _sent(bus, away), "the end of the pause")
+    until(lambda: waiting() == 2, "the earlier message and the unconfirmed one")
+    until(lambda: _try_to_send(bus, agent), "the end of the pause")
     assert waiting() == 3
 
 
-def _sent(bus: MessageBus, to: str) -> bool:
+def _try_to_send(bus: MessageBus, to: str) -> bool:
     try:
         bus.send(message(to))
     except BrokerUnavailable:
@@ -157,28 +161,28 @@ def _sent(bus: MessageBus, to: str) -> bool:
     return True
 
 
-def test_an_event_that_nobody_wants_does_not_need_the_broker(line: Proxy, remote: AgentApp) -> None:
-    """It is only written down."""
-    line.freeze(also_new=True)
-    took_none = EventBus(remote).publish(topic="nobody.wants.this", event={}, from_agent="tests")
-    assert not took_none.receipts
+def test_event_without_subscribers_needs_no_broker(proxy: Proxy, proxied_app: AgentApp) -> None:
+    """It is recorded only."""
+    proxy.freeze(also_new=True)
+    published = EventBus(proxied_app).publish(topic="nobody.wants.this", event={}, from_agent="tests")
+    assert not published.receipts
 
 
-def test_a_request_ends_with_its_timeout_when_the_line_goes_dead_behind_it(
-    line: Proxy, remote: AgentApp, away: str
+def test_request_ends_with_its_timeout_on_a_dead_connection(
+    proxy: Proxy, proxied_app: AgentApp, agent: str
 ) -> None:
-    """The request is on its way, then the line freezes: the caller waits for no longer than it said."""
-    requests = RequestResponseHandler(remote)
+    """The connection freezes after the request was published: the caller waits no longer than its timeout."""
+    requests = RequestResponseHandler(proxied_app)
     with pytest.raises(RequestTimeout):
-        requests.request(away, "ask", timeout=0.2)  # the answers' connections are there
+        requests.request(agent, "ask", timeout=0.2)  # opens the connections for results
     began = time.monotonic()
     asked = []
 
     def ask() -> None:
         with pytest.raises(RequestTimeout):
-            requests.request(away, "ask", timeout=1.0)
+            requests.request(agent, "ask", timeout=1.0)
         asked.append(time.monotonic() - began)
 
     ask()
-    line.freeze(also_new=True)
-    assert asked[0] < 1.0 + FIRST
+    proxy.freeze(also_new=True)
+    assert asked[0] < 1.0 + FIRST_CALL_SECONDS

@@ -1,4 +1,4 @@
-"""What is taken from the parts of an answer: each once, in order, and nothing that is not whole."""
+"""The stream buffer: takes each part of a streamed answer once and in order, and notices missing parts."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ def taken(incoming: StreamBuffer) -> list[Any]:
     return chunks
 
 
-def test_a_part_that_comes_twice_is_taken_once() -> None:
-    """As after a reconnection, when the newest part is read again."""
+def test_repeated_part_is_taken_once() -> None:
+    """After a reconnection the newest part is read again."""
     incoming = StreamBuffer(lambda: None)
     for number in (0, 1, 1, 0, 2):
         incoming.put(part(number))
     assert (taken(incoming), incoming.broken) == ([0, 1, 2], None)
 
 
-def test_a_part_that_is_missing_breaks_the_stream() -> None:
-    """The parts before it are taken, those after it are not, and the sentence names it."""
+def test_missing_part_breaks_the_stream() -> None:
+    """The parts before it are taken, those after it are not, and the error names it."""
     incoming = StreamBuffer(lambda: None)
     for number in (0, 1, 4, 5):
         incoming.put(part(number))
@@ -39,7 +39,7 @@ def test_a_part_that_is_missing_breaks_the_stream() -> None:
     assert "parts 2 to 3 were lost" in (incoming.broken or "")
 
 
-def test_another_run_breaks_the_stream() -> None:
+def test_part_of_another_attempt_breaks_the_stream() -> None:
     """Parts of a second attempt are not mixed with those of the first."""
     incoming = StreamBuffer(lambda: None)
     incoming.put(part(0))
@@ -48,7 +48,7 @@ def test_another_run_breaks_the_stream() -> None:
     assert "began its answer again" in (incoming.broken or "")
 
 
-def test_too_many_parts_that_nobody_takes_break_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_buffer_breaks_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     """The memory of the caller is bounded."""
     monkeypatch.setattr(streams, "MAX_BUFFERED_PARTS", 3)
     incoming = StreamBuffer(lambda: None)
@@ -58,8 +58,8 @@ def test_too_many_parts_that_nobody_takes_break_the_stream(monkeypatch: pytest.M
     assert "3 parts wait" in (incoming.broken or "")
 
 
-def test_an_answer_of_which_the_last_part_is_missing_is_not_whole() -> None:
-    """The final result tells how many there were."""
+def test_result_with_missing_parts_is_refused() -> None:
+    """The final result contains the number of parts."""
     incoming = StreamBuffer(lambda: None)
     incoming.put(part(0))
     assert incoming.check_whole({"run": "a", "chunks": 1, "result": 7}) == 7
