@@ -115,7 +115,7 @@ def test_kombu_transport_uses_the_same_stream(own_broker: Broker) -> None:
 
 
 def test_message_is_acknowledged_after_its_dead_letter_is_stored(own_broker: Broker) -> None:
-    """While the broker accepts no dead letter, the message stays and the worker continues. Later there is one dead letter."""
+    """While the broker accepts no dead letter, the message stays and the worker continues."""
     settings: dict[str, Any] = {"waooaw_redis_transport": "kombu"}
     with (
         closing(own_broker.app(**settings)) as app,

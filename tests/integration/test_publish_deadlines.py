@@ -85,9 +85,8 @@ def calls(app: AgentApp, to: str) -> dict[str, Callable[[], object]]:
 @pytest.mark.parametrize("verb", ["send", "request", "task"])
 def test_calls_end_in_time_on_a_frozen_broker(verb: str, proxy: Proxy, proxied_app: AgentApp, agent: str) -> None:
     """The first call fails in time with ``uncertain`` True. The next ones fail at once with False."""
-    proxied_app.circuit_breaker = CircuitBreaker(
-        first_pause=60.0, longest_pause=60.0
-    )  # so that it stays open on a slow computer
+    # The long pause keeps it open on a slow computer.
+    proxied_app.circuit_breaker = CircuitBreaker(first_pause=60.0, longest_pause=60.0)
     proxy.freeze(also_new=True)
     seconds, failure = failure_of(calls(proxied_app, agent)[verb])
     assert seconds < FIRST_CALL_SECONDS
