@@ -43,7 +43,7 @@ class Broker:
         self._open.append(connection)
         return connection
 
-    def held(self) -> int:
+    def unacked_count(self) -> int:
         """Return how many messages are unacknowledged."""
         return int(self.redis.hlen(self.unacked))
 

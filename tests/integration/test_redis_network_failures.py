@@ -102,7 +102,7 @@ def test_messages_of_a_lost_claim_reply_are_redelivered(broker: Broker, proxy: P
     with pytest.raises(RedisConnectionError):
         reader.take(3)
     assert proxy.lost.is_set()
-    assert (broker.held(), queue_items(broker, queue)) == (3, [])
+    assert (broker.unacked_count(), queue_items(broker, queue)) == (3, [])
     assert sorted(reader.take(3)) == [0, 1, 2]
     assert reader.redelivered == [True] * 3
 
@@ -117,9 +117,9 @@ def test_publish_is_repeated_after_a_lost_reply(broker: Broker, proxy: Proxy) ->
     reader = Reader(broker.connect(), queue)
     assert reader.take(2) == ["twice", "twice"]
     reader.messages[0].ack()
-    assert broker.held() == 1
+    assert broker.unacked_count() == 1
     reader.messages[1].ack()
-    assert broker.held() == 0
+    assert broker.unacked_count() == 0
 
 
 def test_slow_connection_is_not_closed(broker: Broker, proxy: Proxy) -> None:
@@ -132,7 +132,7 @@ def test_slow_connection_is_not_closed(broker: Broker, proxy: Proxy) -> None:
     for message in reader.messages:
         message.ack()
     assert reader.drain(1.0) == list(range(10))
-    assert (broker.held(), queue_items(broker, queue)) == (0, [])
+    assert (broker.unacked_count(), queue_items(broker, queue)) == (0, [])
 
 
 @pytest.fixture(params=["terminated by a proxy", "a server with TLS"])
@@ -195,7 +195,7 @@ def test_messages_travel_over_tls(tls_server: tuple[str, str, str], how: str) ->
         send(sender, queue, "after a bell")
         assert reader.take(3)[-1] == "after a bell"
         reader.messages[2].ack()
-        assert (broker.held(), queue_items(broker, queue)) == (0, [])
+        assert (broker.unacked_count(), queue_items(broker, queue)) == (0, [])
 
 
 def test_certificate_of_an_unknown_authority_is_refused(tls_server: tuple[str, str, str]) -> None:

@@ -67,7 +67,7 @@ def test_messages_follow_a_failover(watched: tuple[str, Any, int]) -> None:
     reader = Reader(broker.connect(url=address, **MASTER), queue, prefetch=1)
     assert reader.take(1) == ["before"]
     reader.messages[0].ack()
-    until(lambda: broker.held() == 0, "the acknowledgement")
+    until(lambda: broker.unacked_count() == 0, "the acknowledgement")
     reader.connection.close()
     until(lambda: is_replicated(broker.redis), "the replica to have it all")
     sentinel.sentinel_failover("agents")

@@ -56,10 +56,10 @@ def test_acknowledged_and_rejected_messages_are_removed(broker: Broker, kind: st
     send(connection, queue, "acknowledged", "rejected")
     reader = Reader(connection, queue)
     reader.take(2)
-    assert broker.held() == 2
+    assert broker.unacked_count() == 2
     reader.messages[0].ack()
     reader.messages[1].reject()
-    until(lambda: broker.held() == 0, "the acknowledgement")
+    until(lambda: broker.unacked_count() == 0, "the acknowledgement")
     reader.channel.close()
     assert queue_items(broker, queue) == []
 
@@ -77,7 +77,7 @@ def test_requeued_message_goes_to_the_end(broker: Broker, kind: str) -> None:
         reader.messages[-1].ack()
     assert reader.bodies == ["a", "b", "c", "a"]
     assert reader.redelivered == [False] * 3 + [True]
-    until(lambda: broker.held() == 0, "the acknowledgement")
+    until(lambda: broker.unacked_count() == 0, "the acknowledgement")
 
 
 @both
@@ -88,7 +88,7 @@ def test_closing_a_channel_requeues_held_messages_first(broker: Broker, kind: st
     first = Reader(broker.connect(kind), queue, prefetch=3)
     first.take(3)
     first.connection.close()
-    assert broker.held() == 0
+    assert broker.unacked_count() == 0
     second = Reader(broker.connect(kind), queue)
     bodies = second.take(6)
     assert (bodies if kind == "ours" else [*sorted(bodies[:3]), *bodies[3:]]) == [0, 1, 2, 3, 4, 5]
@@ -104,17 +104,17 @@ def test_claimed_but_undelivered_messages_go_back_unchanged(broker: Broker, how:
     reader = Reader(broker.connect(), queue)
     reader.connection.drain_events(timeout=5)
     reader.connection.drain_events(timeout=5)
-    assert (reader.bodies, broker.held(), queue_items(broker, queue)) == ([0, 1], 6, [])
+    assert (reader.bodies, broker.unacked_count(), queue_items(broker, queue)) == ([0, 1], 6, [])
     if how == "closed":
         reader.connection.close()
         assert [json.loads(item)["headers"].get("redelivered") for item in queue_items(broker, queue)[:2]] == [
             True,
             True,
         ]
-        assert (queue_items(broker, queue)[2:], broker.held()) == (before[2:], 0)
+        assert (queue_items(broker, queue)[2:], broker.unacked_count()) == (before[2:], 0)
     else:
         reader.consumer.cancel()
-        assert (queue_items(broker, queue), broker.held()) == (before[2:], 2)
+        assert (queue_items(broker, queue), broker.unacked_count()) == (before[2:], 2)
 
 
 @both
@@ -124,11 +124,11 @@ def test_basic_get(broker: Broker, kind: str) -> None:
     send(connection, queue, "first", "second")
     channel: Any = connection.channel()
     message = channel.basic_get(queue.name)
-    assert (message.payload, broker.held()) == ("first", 1)
+    assert (message.payload, broker.unacked_count()) == ("first", 1)
     message.ack()
-    assert broker.held() == 0
+    assert broker.unacked_count() == 0
     assert channel.basic_get(queue.name, no_ack=True).payload == "second"
-    assert (broker.held(), channel.basic_get(queue.name)) == (0, None)
+    assert (broker.unacked_count(), channel.basic_get(queue.name)) == (0, None)
 
 
 @both
@@ -139,7 +139,7 @@ def test_consuming_with_no_ack(broker: Broker, kind: str) -> None:
     reader = Reader(broker.connect(kind), queue, no_ack=True)
     assert reader.take(5) == [0, 1, 2, 3, 4]
     reader.connection.close()
-    assert (broker.held(), queue_items(broker, queue)) == (0, [])
+    assert (broker.unacked_count(), queue_items(broker, queue)) == (0, [])
 
 
 @both
@@ -277,7 +277,7 @@ def test_kombu_restores_messages_of_our_consumer(broker: Broker) -> None:
     Reader(broker.connect(), queue).take(1)
     stock: Any = broker.connect("kombu", visibility_timeout=0).channel()
     stock.qos.restore_visible(interval=1)
-    assert broker.held() == 0
+    assert broker.unacked_count() == 0
     for kind in ("kombu", "ours"):
         reader = Reader(broker.connect(kind), queue)
         assert reader.take(1) == [{"a": 1}]
@@ -297,9 +297,9 @@ def test_our_consumer_restores_messages_of_kombu(broker: Broker) -> None:
     dead = Reader(broker.connect(visibility_timeout=3600), ours)  # it will not renew for a long time
     dead.take(1)
     until(lambda: queue_items(broker, ours), "our message to come back")
-    assert broker.held() == 2
+    assert broker.unacked_count() == 2
     Reader(broker.connect(foreign_visibility_timeout=0.5, **options), new_queue())
-    until(lambda: broker.held() == 0, "the message of Kombu's consumer to come back")
+    until(lambda: broker.unacked_count() == 0, "the message of Kombu's consumer to come back")
     assert [json.loads(item)["headers"]["redelivered"] for item in queue_items(broker, foreign)] == [True]
 
 
@@ -424,7 +424,7 @@ def test_many_foreign_messages_do_not_hide_overdue_ones(broker: Broker) -> None:
     broker.redis.zadd(index, {f"stock-{number}": long_ago for number in range(2500)})
     Reader(broker.connect(**LEASE), new_queue())
     until(lambda: queue_items(broker, queue), "our message to come back", 10)
-    assert broker.held() == 2500
+    assert broker.unacked_count() == 2500
 
 
 @pytest.mark.parametrize(
@@ -457,7 +457,7 @@ def test_unreadable_unacknowledged_entry_blocks_nothing(broker: Broker, entry: b
     send(broker.connect(), queue, "ours")
     Reader(broker.connect(visibility_timeout=3600), queue).take(1)
     until(lambda: queue_items(broker, queue), "our message to come back", 10)
-    until(lambda: broker.held() == 0, "the dead letters")
+    until(lambda: broker.unacked_count() == 0, "the dead letters")
     assert broker.redis.xlen("waooaw.dead") == before + 2
 
 
@@ -487,7 +487,7 @@ def test_closing_channel_acknowledges_over_a_new_connection(broker: Broker) -> N
         reader.messages[0].ack()
     with connection_lost_on_use(connection):
         reader.connection.close()
-    assert (broker.held(), queue_items(broker, queue)) == (0, [])
+    assert (broker.unacked_count(), queue_items(broker, queue)) == (0, [])
 
 
 def test_global_keyprefix(broker: Broker) -> None:
@@ -540,7 +540,7 @@ def test_server_at_its_memory_limit() -> None:
             reader.messages[done].ack()
             done += 1
         assert sorted(reader.bodies) == sorted([*range(100), 0])
-        until(lambda: broker.held() == 0, "the acknowledgement")
+        until(lambda: broker.unacked_count() == 0, "the acknowledgement")
         broker.redis.config_set("maxmemory", 0)
         send(connection, queue, "again")
         assert reader.take(102)[-1] == "again"
@@ -564,7 +564,7 @@ def test_script_flush_loses_nothing(broker: Broker) -> None:
                 broker.redis.script_flush()
         until(lambda: len(reader.messages) >= 600, "all messages")
     assert reader.bodies == list(range(600))
-    until(lambda: broker.held() == 0, "the acknowledgement")
+    until(lambda: broker.unacked_count() == 0, "the acknowledgement")
 
 
 def test_tcp_and_unix_socket() -> None:
@@ -581,7 +581,7 @@ def test_tcp_and_unix_socket() -> None:
             reader.take(1)
             reader.messages[0].ack()
             reader.connection.close()
-        assert (queue_items(broker, queue), broker.held()) == ([], 0)
+        assert (queue_items(broker, queue), broker.unacked_count()) == ([], 0)
         broker.close()
 
 
