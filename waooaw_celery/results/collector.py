@@ -169,11 +169,11 @@ class ResultCollector:
                 self._pending.forget_ended()
             except BACKEND_ERRORS as error:
                 logger.warning(
-                    "the result backend does not answer: %s", error, extra={"action": "answers_interrupted"}
+                    "the result backend does not answer: %s", error, extra={"action": "results_interrupted"}
                 )
                 self._pending.fail(error)
             except Exception:  # an unreadable message: fetching each result finds out which one
-                logger.exception("a result cannot be read", extra={"action": "damaged_answer"})
+                logger.exception("a result cannot be read", extra={"action": "damaged_result"})
                 self._pending.fetch_all_now()
                 self._fetch_due()
             if not self._closed:

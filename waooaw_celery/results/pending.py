@@ -120,7 +120,7 @@ class PendingResults:
                     "the result of request %s was not forgotten: %s",
                     result.id,
                     error,
-                    extra={"action": "not_forgotten"},
+                    extra={"action": "result_not_removed"},
                 )
 
     def clear_if_idle(self, event: threading.Event) -> None:

@@ -129,7 +129,7 @@ class AmqpDeadLetterStorage(DeadLetterStorage):
                     "the queue %s keeps the limit that it was created with, not waooaw_dead_letters_max: %s",
                     DEAD_KEY,
                     error,
-                    extra={"action": "letters_bound_kept"},
+                    extra={"action": "dead_letter_limit_kept"},
                 )
 
 
@@ -149,6 +149,9 @@ def _parse(message: Any) -> DeadLetter | None:
         return DeadLetter.of(str(document["id"]), str(document["queue"]), str(document["reason"]), at, raw)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         logger.warning(
-            "a message in the queue %s is not a dead letter: %a", DEAD_KEY, error, extra={"action": "no_letter"}
+            "a message in the queue %s is not a dead letter: %a",
+            DEAD_KEY,
+            error,
+            extra={"action": "not_a_dead_letter"},
         )
         return None

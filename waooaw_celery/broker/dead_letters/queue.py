@@ -228,7 +228,7 @@ class DeadLetterQueue:
             dead_letter.id,
             new_id,
             caller,
-            extra={"action": "letter_retried", "message_id": new_id},
+            extra={"action": "dead_letter_retried", "message_id": new_id},
         )
         return Outcome(id=dead_letter.id, message_id=dead_letter.message_id, new_id=new_id)
 
@@ -259,5 +259,7 @@ class DeadLetterQueue:
         if dead_letter.message_id is not None and dead_letter.agent is not None:
             fact = MessageFact(message_id=dead_letter.message_id, event=MessageEvent.DISCARDED, error=note)
             self._app.receipts.note(fact)
-        logger.info("dead letter %s was discarded %a", dead_letter.id, note, extra={"action": "letter_discarded"})
+        logger.info(
+            "dead letter %s was discarded %a", dead_letter.id, note, extra={"action": "dead_letter_discarded"}
+        )
         return Outcome(id=dead_letter.id, message_id=dead_letter.message_id)

@@ -19,7 +19,7 @@ DELIVERY_COUNT = "x-delivery-count"
 DELIVERY_LIMIT = 5
 
 #: The prefix of the delivery tags of leased messages. Kombu's own consumers use other tags.
-TAG_SEPARATOR = "lease:"
+LEASE_TAG_PREFIX = "lease:"
 
 #: The properties that a dead letter keeps, in addition to the headers.
 _KEPT_PROPERTIES = (

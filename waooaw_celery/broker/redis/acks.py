@@ -77,4 +77,4 @@ def remove_unacked(channel: Any, client: Any, *tags: str) -> None:
         client: The Redis client to use.
         tags: The delivery tags.
     """
-    CLAIM(client, [*channel.keys.noted, channel.keys.dead], [0, "", 0, 0, *tags])
+    CLAIM(client, [*channel.keys.noted, channel.keys.dead_letters], [0, "", 0, 0, *tags])

@@ -10,7 +10,7 @@ from uuid import uuid4
 from kombu.transport import redis
 from redis.exceptions import NoScriptError
 
-from waooaw_celery.broker.incoming.delivery import TAG_SEPARATOR, Claim
+from waooaw_celery.broker.incoming.delivery import LEASE_TAG_PREFIX, Claim
 from waooaw_celery.broker.redis.acks import Acknowledgements
 from waooaw_celery.broker.redis.dead_lettering import notify_dead_lettered
 from waooaw_celery.broker.redis.scripts import CLAIM, TOUCH
@@ -60,7 +60,7 @@ class Claimer:
         self._sent_at = 0.0
         self._request: ClaimRequest | None = None
         self._script_is_loaded = True
-        self._tag_prefix = f"{TAG_SEPARATOR}{uuid4().hex}:"
+        self._tag_prefix = f"{LEASE_TAG_PREFIX}{uuid4().hex}:"
         self._count = 0
         self._last_keys: tuple[tuple[str, ...], list[str], list[str]] = (), [], []
 
@@ -182,7 +182,7 @@ class Claimer:
         if self._last_keys[0] != queues:
             keys = self._channel.keys
             lists = keys.lists(queues)
-            self._last_keys = queues, lists, [*keys.noted, keys.dead, *map(keys.bell, queues), *lists]
+            self._last_keys = queues, lists, [*keys.noted, keys.dead_letters, *map(keys.bell, queues), *lists]
         return self._last_keys[1], self._last_keys[2]
 
     def _store(self, reply: list[Any], request: ClaimRequest) -> None:

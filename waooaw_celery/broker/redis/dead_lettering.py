@@ -47,7 +47,7 @@ def dead_letter(
         Whether the message became a dead letter: False if another consumer has acknowledged or restored it, or
         renewed its lease.
     """
-    keys = [*channel.keys.noted, channel.keys.dead]
+    keys = [*channel.keys.noted, channel.keys.dead_letters]
     done = bool(DEAD_LETTER(client, keys, [tag, queue, reason, claimed_at, channel.dead_letters_max]))
     if done:
         notify_dead_lettered(channel, queue, raw, reason, worker)

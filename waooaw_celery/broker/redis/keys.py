@@ -19,7 +19,7 @@ class Keys:
     Attributes:
         noted: The key of the unacknowledged messages (a hash), and of the times of their claims (a sorted set).
         index: The second of the two.
-        dead: The key of the dead letters (a stream).
+        dead_letters: The key of the dead letters (a stream).
     """
 
     def __init__(self, channel: Any) -> None:
@@ -31,7 +31,7 @@ class Keys:
         self._cache: dict[tuple[str, int], tuple[str, str]] = {}
         self.noted = self.prefixed(channel.unacked_key), self.prefixed(channel.unacked_index_key)
         self.index = self.noted[1]
-        self.dead = self.prefixed(DEAD_KEY)
+        self.dead_letters = self.prefixed(DEAD_KEY)
 
     def prefixed(self, name: str) -> str:
         """Return a name with the channel's key prefix."""

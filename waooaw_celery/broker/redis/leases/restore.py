@@ -9,7 +9,13 @@ from typing import Any
 from kombu.utils.json import loads as kombu_loads
 from redis.exceptions import RedisError
 
-from waooaw_celery.broker.incoming.delivery import DELIVERY_COUNT, TAG_SEPARATOR, Claim, mark_redelivered, to_text
+from waooaw_celery.broker.incoming.delivery import (
+    DELIVERY_COUNT,
+    LEASE_TAG_PREFIX,
+    Claim,
+    mark_redelivered,
+    to_text,
+)
 from waooaw_celery.broker.redis.dead_lettering import dead_letter
 from waooaw_celery.broker.redis.scripts import OVERDUE, RESTORE
 
@@ -27,7 +33,7 @@ def restore_overdue(channel: Any, client: Any, is_proof: Callable[[], bool]) -> 
         client: The Redis client to use.
         is_proof: Called after each reply of the server; returns whether an ended lease proves a dead consumer.
     """
-    limits = [channel.visibility_timeout, channel.foreign_visibility_timeout, TAG_SEPARATOR, BATCH_SIZE]
+    limits = [channel.visibility_timeout, channel.foreign_visibility_timeout, LEASE_TAG_PREFIX, BATCH_SIZE]
     while True:
         reply = OVERDUE(client, channel.keys.noted, limits)
         if not is_proof():
