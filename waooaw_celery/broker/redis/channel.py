@@ -254,9 +254,7 @@ class Channel(redis.Channel):
             self._settle_messages()
         except (RedisError, OSError) as error:
             # The messages are redelivered when their leases end.
-            logger.warning(
-                "a channel closed without its server: %s", error, extra={"action": "channel_closed_uncleanly"}
-            )
+            logger.warning("a channel closed without its server: %s", error, extra={"action": "channel_lost"})
         self._in_poll = None
         renewer = self._lease_renewer
         if renewer is not None and not is_ending():
