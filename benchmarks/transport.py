@@ -1,12 +1,11 @@
-"""How fast our Redis transport is: a plain Celery worker and producer on it, against the same on Kombu's.
+"""Measures our Redis transport against Kombu's: a plain Celery worker and producer on each.
 
 python -m benchmarks.transport [--rounds 3]
 
-Nothing but the transport differs: same Celery, same settings, same task. (But for huey, the fastest peer on Redis,
-which does the same work on the same server with one thread, where it is installed.) To consume, a queue is filled,
-one real worker empties it, and the rate is taken between nine tenths and a fiftieth of the queue, as is the time
-of the processors. The subjects take turns; medians of the rounds are compared.
-Computers differ and have neighbours: only the ratios of one run mean something.
+Only the transport differs: Celery, the settings and the task are the same. (If huey, the fastest peer on Redis, is
+installed, it does the same work on the same server with one thread.) For consuming, one worker process empties a
+full queue. The rate and the processor time are measured between nine tenths and a fiftieth of the queue. The
+subjects take turns, and the medians of the rounds are compared. Only the ratios within one run are meaningful.
 """
 
 from __future__ import annotations
@@ -34,17 +33,17 @@ from benchmarks.sending import PAYLOAD
 from benchmarks.transport_worker import make_app
 from waooaw_celery.embedded import end, spawn, valkey
 
-#: Messages of one sample of consuming, and of a batch.
+#: Messages of one consuming sample, and of a batch.
 COUNT = 6000
-MANY = 1000
+BATCH_SIZE = 1000
 SECONDS = 0.5
-PATIENCE = 120.0
+DEADLINE_SECONDS = 120.0
 IDLE_SECONDS = 10.0
 ROOT = Path(__file__).parent.parent
 TRANSPORTS = ("kombu", "ours")
 PEER = "huey: 1 thread"
 
-#: How a worker is started, its settings, and how many times Kombu's rate ours should have at least.
+#: The worker's options, its settings, and the least ratio of our rate to Kombu's.
 CASES: dict[str, tuple[list[str], dict[str, Any], float]] = {
     "solo, prefetch 64": (["-P", "solo", "-c", "1"], {"worker_prefetch_multiplier": 64}, 5.0),
     "solo, prefetch 1, late": (
@@ -58,7 +57,7 @@ CASES: dict[str, tuple[list[str], dict[str, Any], float]] = {
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the measurements and print the results."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", choices=("publish", "consume", "idle", "memory"), default=None)
@@ -68,23 +67,23 @@ def main() -> None:
     goals: list[Goal] = []
     with valkey() as url, tempfile.TemporaryDirectory() as folder:
         if options.only in (None, "publish"):
-            goals += publishing(console, url, options.rounds)
+            goals += measure_publishing(console, url, options.rounds)
         if options.only in (None, "consume"):
-            goals += consuming(console, url, Path(folder), options.rounds)
+            goals += measure_consuming(console, url, Path(folder), options.rounds)
         if options.only in (None, "idle"):
-            goals += idling(console, url, Path(folder))
+            goals += measure_idling(console, url, Path(folder))
         if options.only == "memory":
-            goals += remembering(console, url, Path(folder), options.messages)
+            goals += measure_memory(console, url, Path(folder), options.messages)
     print_goals(console, "Transport, against Kombu's", goals)
 
 
-def publishing(console: Console, url: str, rounds: int) -> list[Goal]:
+def measure_publishing(console: Console, url: str, rounds: int) -> list[Goal]:
     """Publish one by one, and in batches."""
     subjects: dict[str, Callable[[], int]] = {}
     for transport in TRANSPORTS:
         app = make_app(transport, url)
         subjects[f"{transport}: .delay"] = _delay(app)
-        subjects[f"{transport}: batch of {MANY}"] = _batch(app)
+        subjects[f"{transport}: batch of {BATCH_SIZE}"] = _batch(app)
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in subjects}
     client = _client(url)
     for work in subjects.values():
@@ -100,7 +99,7 @@ def publishing(console: Console, url: str, rounds: int) -> list[Goal]:
     rates = _print(console, "Publishing", found)
     return [
         Goal(f"publish {what}, times", rates[f"ours: {what}"][0] / rates[f"kombu: {what}"][0], bound)
-        for what, bound in ((".delay", 1.5), (f"batch of {MANY}", 1.0))
+        for what, bound in ((".delay", 1.5), (f"batch of {BATCH_SIZE}", 1.0))
     ]
 
 
@@ -115,16 +114,16 @@ def _delay(app: Celery) -> Callable[[], int]:
 def _batch(app: Celery) -> Callable[[], int]:
     def batch() -> int:
         task = app.tasks["plain.work"]
-        with app.producer_or_acquire() as producer, producer.batch(MANY + 1):
-            for _ in range(MANY):
+        with app.producer_or_acquire() as producer, producer.batch(BATCH_SIZE + 1):
+            for _ in range(BATCH_SIZE):
                 task.apply_async((PAYLOAD,), producer=producer)
-        return MANY
+        return BATCH_SIZE
 
     return batch
 
 
-def consuming(console: Console, url: str, folder: Path, rounds: int) -> list[Goal]:
-    """Have workers empty a queue."""
+def measure_consuming(console: Console, url: str, folder: Path, rounds: int) -> list[Goal]:
+    """Let workers empty a queue."""
     found: dict[str, list[tuple[float, float]]] = {}
     for number in range(rounds):
         for case in CASES:
@@ -147,33 +146,35 @@ def consuming(console: Console, url: str, folder: Path, rounds: int) -> list[Goa
 
 
 def sample(url: str, transport: str, case: str, folder: Path) -> tuple[float, float]:
-    """Return how many messages a second a worker handled, and its processor time for each in microseconds."""
+    """Return a worker's messages per second, and its processor time for each in microseconds."""
     client = _client(url)
     client.flushdb()
     fill = _batch(make_app(transport, url))
-    for _ in range(COUNT // MANY):
+    for _ in range(COUNT // BATCH_SIZE):
         fill()
-    return _emptying(client, f"plain-{transport}", start(url, transport, case, folder), folder)
+    return _measure_emptying(client, f"plain-{transport}", start(url, transport, case, folder), folder)
 
 
 def sample_peer(url: str, folder: Path) -> tuple[float, float]:
-    """Return the same of huey's consumer."""
+    """Return the same for huey's consumer."""
     from benchmarks.huey_worker import make_huey
 
     client = _client(url)
     client.flushdb()
-    address = _address(url)
+    address = _redis_py_url(url)
     huey = make_huey(address)
     for _ in range(COUNT):
         huey.work(PAYLOAD)
     program = [str(Path(sys.executable).with_name("huey_consumer")), "-q", "-k", "thread", "-w", "1"]
     env = {**os.environ, "HUEY_URL": address}
     worker = spawn([*program, "benchmarks.huey_worker.huey"], log=folder / "worker.log", env=env, cwd=ROOT)
-    return _emptying(client, huey.storage.queue_key, worker, folder)
+    return _measure_emptying(client, huey.storage.queue_key, worker, folder)
 
 
-def _emptying(client: Any, queue: str, worker: subprocess.Popen[bytes], folder: Path) -> tuple[float, float]:
-    """Watch a worker empty a queue of COUNT messages, and end it."""
+def _measure_emptying(
+    client: Any, queue: str, worker: subprocess.Popen[bytes], folder: Path
+) -> tuple[float, float]:
+    """Measure how a worker empties a queue of COUNT messages, and end it."""
     try:
         first, began = _wait(client, queue, COUNT * 0.9, folder)
         processor = _processor_seconds(worker.pid)
@@ -184,8 +185,8 @@ def _emptying(client: Any, queue: str, worker: subprocess.Popen[bytes], folder: 
         end(worker)
 
 
-def idling(console: Console, url: str, folder: Path) -> list[Goal]:
-    """Have workers wait for nothing, and count what that costs."""
+def measure_idling(console: Console, url: str, folder: Path) -> list[Goal]:
+    """Measure the cost of an idle worker."""
     case = "solo, prefetch 1, late"
     table = Table("transport", "processor ms a second", "commands a second", title="Idle worker")
     seconds: dict[str, float] = {}
@@ -208,8 +209,8 @@ def idling(console: Console, url: str, folder: Path) -> list[Goal]:
     return [Goal("idle: processor time, times", seconds["ours"] / max(seconds["kombu"], 0.001), 1.0, at_most=True)]
 
 
-def remembering(console: Console, url: str, folder: Path, messages: int) -> list[Goal]:
-    """Let very many messages pass through one worker, and look at what they leave in memory."""
+def measure_memory(console: Console, url: str, folder: Path, messages: int) -> list[Goal]:
+    """Send very many messages through one worker, and measure the memory of all processes."""
     client = _client(url)
     client.flushdb()
     fill = _batch(make_app("ours", url))
@@ -217,14 +218,14 @@ def remembering(console: Console, url: str, folder: Path, messages: int) -> list
     table = Table("messages", "worker, MiB", "this process, MiB", "Redis, MiB", title="Memory")
     sizes: list[tuple[float, float, float]] = []
     try:
-        for number in range(1, messages // MANY + 1):
+        for number in range(1, messages // BATCH_SIZE + 1):
             fill()
-            _wait(client, "plain-ours", 5 * MANY, folder)
-            if number % (messages // MANY // 10) == 0:
+            _wait(client, "plain-ours", 5 * BATCH_SIZE, folder)
+            if number % (messages // BATCH_SIZE // 10) == 0:
                 _wait(client, "plain-ours", 0, folder)
                 redis = client.info("memory")["used_memory"] / 2**20
                 sizes.append((_memory(worker.pid), _memory(os.getpid()), redis))
-                table.add_row(f"{number * MANY:,}", *(f"{size:.1f}" for size in sizes[-1]))
+                table.add_row(f"{number * BATCH_SIZE:,}", *(f"{size:.1f}" for size in sizes[-1]))
     finally:
         end(worker)
     console.print(table)
@@ -237,7 +238,7 @@ def remembering(console: Console, url: str, folder: Path, messages: int) -> list
 
 
 def _memory(pid: int) -> float:
-    """Return how many MiB of memory a process has."""
+    """Return a process's memory in MiB."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
@@ -260,11 +261,11 @@ def start(url: str, transport: str, case: str, folder: Path) -> subprocess.Popen
 
 
 def _client(url: str) -> Any:
-    return Redis.from_url(_address(url))
+    return Redis.from_url(_redis_py_url(url))
 
 
-def _address(url: str) -> str:
-    """Return a URL as redis-py knows it."""
+def _redis_py_url(url: str) -> str:
+    """Return a URL in the form of redis-py."""
     return url.replace("redis+socket://", "unix://")
 
 
@@ -273,17 +274,17 @@ def _waiting(client: Any, queue: str) -> int:
 
 
 def _wait(client: Any, queue: str, bound: float, folder: Path) -> tuple[int, float]:
-    """Wait until no more messages are unhandled than this; return how many are, and the moment."""
-    deadline = time.monotonic() + PATIENCE
+    """Wait until at most so many messages are unhandled; return how many there are, and the time."""
+    deadline = time.monotonic() + DEADLINE_SECONDS
     while (number := _waiting(client, queue)) > bound:
         if time.monotonic() > deadline:
-            raise SystemExit(f"the worker stands still:\n{(folder / 'worker.log').read_text()[-2000:]}")
+            raise SystemExit(f"the worker makes no progress:\n{(folder / 'worker.log').read_text()[-2000:]}")
         time.sleep(0.005)
     return number, time.perf_counter()
 
 
 def _commands(client: Any) -> int:
-    """Return how many commands clients have sent that wait or run a script; what scripts do is not counted."""
+    """Return how many waiting or script commands clients have sent, without the commands within scripts."""
     sent = client.info("commandstats")
     return sum(
         sent[f"cmdstat_{name}"]["calls"] for name in ("evalsha", "blpop", "brpop") if f"cmdstat_{name}" in sent
@@ -291,7 +292,7 @@ def _commands(client: Any) -> int:
 
 
 def _wait_for_ready(worker: subprocess.Popen[bytes], folder: Path) -> None:
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + DEADLINE_SECONDS
     while _processor_seconds(worker.pid) < 0.3:
         if time.monotonic() > deadline or worker.poll() is not None:
             raise SystemExit((folder / "worker.log").read_text()[-2000:])
@@ -299,7 +300,7 @@ def _wait_for_ready(worker: subprocess.Popen[bytes], folder: Path) -> None:
 
 
 def _processor_seconds(pid: int) -> float:
-    """Return the processor time that a process and its living children have used."""
+    """Return the processor time of a process and its living children."""
     total = 0.0
     ticks = os.sysconf("SC_CLK_TCK")
     for stat in Path("/proc").glob("[0-9]*/stat"):
@@ -315,7 +316,7 @@ def _processor_seconds(pid: int) -> float:
 def _print(
     console: Console, title: str, found: dict[str, list[tuple[float, float]]]
 ) -> dict[str, tuple[float, float]]:
-    """Print medians of rates and processor times, and return them."""
+    """Print the medians of rates and processor times, and return them."""
     table = Table("", "a second", "µs of processor each", title=title)
     medians = {
         name: (statistics.median(rate for rate, _ in values), statistics.median(used for _, used in values))

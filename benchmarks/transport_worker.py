@@ -1,4 +1,4 @@
-"""A plain Celery worker of the benchmark of the transport: on Kombu's or on ours, as TRANSPORT says."""
+"""A plain Celery worker for the transport benchmark, on Kombu's transport or on ours: see TRANSPORT."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from waooaw_celery.broker.connection import ClaimConnection
 
 
 class ClaimingAMQP(AMQP):
-    """Celery's messages, on our transport."""
+    """Celery's AMQP with our transports."""
 
     Connection = ClaimConnection
 
@@ -22,8 +22,8 @@ def make_app(transport: str, broker_url: str, **settings: object) -> Celery:
 
     Args:
         transport: ``kombu`` or ``ours``.
-        broker_url: of a Redis.
-        settings: Celery's.
+        broker_url: The URL of a Redis server.
+        settings: Celery settings.
     """
     amqp = ClaimingAMQP if transport == "ours" else AMQP
     app = Celery("plain", broker=broker_url, amqp=amqp)
@@ -35,7 +35,7 @@ def make_app(transport: str, broker_url: str, **settings: object) -> Celery:
 
     @app.task(name="plain.echo", shared=False)
     def echo(payload: object) -> object:
-        """Answer the same."""
+        """Return the payload."""
         return payload
 
     return app

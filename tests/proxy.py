@@ -1,4 +1,4 @@
-"""A TCP proxy that does to a line what networks do: it freezes, is cut, is slow, and loses an answer."""
+"""A TCP proxy that fails as networks do: it freezes, cuts connections, delays, and loses replies."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _CHUNK = 65536
 
 
 @dataclass(eq=False)
-class _Line:
-    """One connection through the proxy, and what is wrong with it."""
+class _ProxiedConnection:
+    """One connection through the proxy, and how it fails."""
 
     client: socket.socket
     server: socket.socket
     flows: threading.Event = field(default_factory=threading.Event)
-    loses_answer: bool = False
+    loses_reply: bool = False
 
     def close(self) -> None:
         self.flows.set()
@@ -35,67 +35,67 @@ class Proxy:
     """A proxy in front of a server.
 
     Args:
-        server: URL of the server, whatever its scheme: ``//host:port`` is taken, or the path of a socket.
-        tls: speaks TLS to the clients, with this certificate; the server is spoken to without.
+        server: The server's URL of any scheme, with a host and port or the path of a socket.
+        tls: The certificate for TLS between the clients and the proxy. The proxy reaches the server without TLS.
     """
 
     def __init__(self, server: str, tls: ssl.SSLContext | None = None) -> None:
         self._server = urlsplit(server)
         self._tls = tls
-        self._lines: list[_Line] = []
+        self._connections: list[_ProxiedConnection] = []
         self._lock = threading.Lock()
         self._seconds = 0.0
         self._frozen = False
         self._marker = b""
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
-        self.lost = threading.Event()  #: set when an answer was lost
+        self.lost = threading.Event()  #: set when a reply was lost
 
         threading.Thread(target=self._accept, daemon=True).start()
 
     @property
     def connections(self) -> int:
-        """How many connections there are."""
-        return len(self._lines)
+        """The number of connections."""
+        return len(self._connections)
 
     def freeze(self, *, also_new: bool = False) -> None:
-        """Pass on nothing any more, either way, and close nothing: the line is half open, as nobody is told.
+        """Stop passing data in either direction, and close nothing: the connections are half open.
 
         Args:
-            also_new: whether connections that are opened later are frozen too, until it is thawed.
+            also_new: Whether to freeze also connections that are opened later, until ``thaw``.
         """
         self._frozen = also_new
         with self._lock:
-            for line in self._lines:
-                line.flows.clear()
+            for connection in self._connections:
+                connection.flows.clear()
 
     def thaw(self) -> None:
-        """Pass on what has come meanwhile, and go on."""
+        """Pass on the data that has arrived meanwhile, and continue."""
         self._frozen = False
         with self._lock:
-            for line in self._lines:
-                line.flows.set()
+            for connection in self._connections:
+                connection.flows.set()
 
     def cut(self) -> None:
         """Close all connections."""
         with self._lock:
-            lines, self._lines = self._lines, []
-        for line in lines:
-            line.close()
+            connections, self._connections = self._connections, []
+        for connection in connections:
+            connection.close()
 
     def delay(self, seconds: float) -> None:
-        """From now on, pass on each piece so much later, either way."""
+        """Delay each further piece of data by some seconds, in both directions."""
         self._seconds = seconds
 
     def lose_answer(self, request: bytes) -> None:
-        """Pass on the next request that contains this, and cut its connection in place of the answer."""
+        """Pass on the next request that contains these bytes, and close its connection before the reply."""
         self.lost.clear()
         self._marker = request
 
     def close(self) -> None:
-        """End it."""
+        """Stop the proxy."""
         with suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)  # or whoever accepts would not wake up
+            self._listener.shutdown(socket.SHUT_RDWR)  # else accept() would not return
         self._listener.close()
         self.cut()
 
@@ -110,16 +110,16 @@ class Proxy:
             if self._tls is not None:
                 client = self._tls.wrap_socket(client, server_side=True)
             server = self._dial()
-        except OSError:  # a client that does not trust the certificate, or a server that is away
+        except OSError:  # the client does not trust the certificate, or the server is down
             client.close()
             return
-        line = _Line(client, server)
+        connection = _ProxiedConnection(client, server)
         if not self._frozen:
-            line.flows.set()
+            connection.flows.set()
         with self._lock:
-            self._lines.append(line)
+            self._connections.append(connection)
         for from_client in (True, False):
-            threading.Thread(target=self._pass_on, args=(line, from_client), daemon=True).start()
+            threading.Thread(target=self._pass_on, args=(connection, from_client), daemon=True).start()
 
     def _dial(self) -> socket.socket:
         if self._server.port is not None:
@@ -128,22 +128,24 @@ class Proxy:
         server.connect(self._server.path)
         return server
 
-    def _pass_on(self, line: _Line, from_client: bool) -> None:
-        source, target = (line.client, line.server) if from_client else (line.server, line.client)
-        with suppress(OSError):  # either end was closed, and so is the other
+    def _pass_on(self, connection: _ProxiedConnection, from_client: bool) -> None:
+        source, target = (
+            (connection.client, connection.server) if from_client else (connection.server, connection.client)
+        )
+        with suppress(OSError):  # one end was closed: close the other too
             while piece := source.recv(_CHUNK):
                 time.sleep(self._seconds)
-                line.flows.wait()
+                connection.flows.wait()
                 if from_client and self._marker and self._marker in piece:
-                    self._marker, line.loses_answer = b"", True
-                elif not from_client and line.loses_answer:
+                    self._marker, connection.loses_reply = b"", True
+                elif not from_client and connection.loses_reply:
                     self.lost.set()
                     break
                 target.sendall(piece)
         with self._lock:
-            if line in self._lines:
-                self._lines.remove(line)
-        line.close()
+            if connection in self._connections:
+                self._connections.remove(connection)
+        connection.close()
 
 
 @contextmanager

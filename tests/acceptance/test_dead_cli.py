@@ -81,7 +81,7 @@ def test_a_night_with_dead_letters(app: AgentApp, agent: str, cli: Cli, tmp_path
     shown = json.loads(cli("show", listed[3]["id"], "--json").stdout)
     assert (shown["payload"], shown["unreadable"]) == ({"needs": str(needed), "n": 1}, None)
     garbage = cli("show", listed[0]["id"])
-    assert "no JSON" in garbage.stdout
+    assert "not readable JSON" in garbage.stdout
     assert "\x1b" not in garbage.stdout
     unread = json.loads(cli("show", listed[0]["id"], "--json").stdout)
     assert base64.b64decode(unread["raw"]) == b"\xff\x1b[31m"
@@ -113,7 +113,7 @@ def test_a_night_with_dead_letters(app: AgentApp, agent: str, cli: Cli, tmp_path
         (("retry", "1-1", "--all", "--yes"), "say which"),
         (("discard", "--all", "--yes"), "--because"),
         (("show", "1-1"), "there is no dead letter '1-1'"),
-        (("retry", "1-1", "--yes"), "there is no such letter"),
+        (("retry", "1-1", "--yes"), "there is no such dead letter"),
         (("list", "--since", "yesterday"), "no moment"),
     ],
     ids=str,

@@ -28,7 +28,7 @@ from redis import RedisError
 
 from faults.app import QUEUE, WORK, make_app
 from faults.servers import Valkey, lone_valkey
-from waooaw_celery.broker.redis.parking import DEAD_KEY
+from waooaw_celery.broker.redis.dead_lettering import DEAD_KEY
 from waooaw_celery.embedded import end
 
 ROOT = Path(__file__).parents[2]

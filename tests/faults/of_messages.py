@@ -9,7 +9,7 @@ from copy import deepcopy
 from functools import partial
 from typing import Any
 
-from malformed import CASES, Case, items
+from malformed_messages import CASES, Case, items
 
 from faults.account import Outcome
 from faults.raw import put, take

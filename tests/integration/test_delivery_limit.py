@@ -1,4 +1,4 @@
-"""A message that ends its whole worker each time, on RabbitMQ, which counts nothing: it becomes a dead letter."""
+"""A message that ends its worker each time on RabbitMQ, which keeps no delivery count, becomes a dead letter."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from waooaw_celery.embedded import end_all
 
 pytestmark = [pytest.mark.rabbitmq, pytest.mark.usefixtures("dead_letters_alone")]
 
-#: How often it is handed out again.
+#: How often a message is redelivered.
 LIMIT = 1
-#: It ends its worker, which is one process, at once.
+#: Ends its worker, a single process, at once.
 POISON = {"kill": True}
 
 Start = Callable[[str], Popen[bytes]]
@@ -26,7 +26,7 @@ Start = Callable[[str], Popen[bytes]]
 
 @pytest.fixture(params=["strict", "batched", None], ids=str)
 def mode(request: pytest.FixtureRequest) -> str | None:
-    """Of the ledger; None: there is none, and Redis keeps the receipts."""
+    """The ledger's mode; None: there is no ledger, and Redis stores the receipts."""
     mode: str | None = request.param
     return mode
 
@@ -41,7 +41,7 @@ def broker(mode: str | None, amqp_url: str, ledger_broker: Broker, tmp_path: Pat
 
 @pytest.fixture
 def start(mode: str | None, broker: Broker, app: AgentApp) -> Iterator[Start]:
-    """Start a worker of one process."""
+    """Start a worker with a single process."""
     processes: list[Popen[bytes]] = []
 
     def _start(name: str) -> Popen[bytes]:
@@ -54,17 +54,17 @@ def start(mode: str | None, broker: Broker, app: AgentApp) -> Iterator[Start]:
     end_all(processes)
 
 
-def test_a_message_that_ends_its_workers_is_a_dead_letter(
+def test_message_that_ends_its_workers_becomes_a_dead_letter(
     mode: str | None, broker: Broker, app: AgentApp, start: Start
 ) -> None:
-    """It is begun once more than it is handed out again; its neighbours are handled, and the next worker lives."""
+    """It is started LIMIT + 1 times. The messages around it are handled, and the next worker lives."""
     name, bus, ended = broker.name(), MessageBus(app), 0
     worker = start(name)
 
     def send(payload: Any) -> str:
         return bus.send(Message(from_agent="tests", to_agent=name, payload=payload)).message_id
 
-    # Alone: a batched ledger may lose what a worker tells in the moment before it is killed.
+    # First and alone: a batched ledger may lose what a worker records just before it is killed.
     assert settled(app, send({})) is MessageStatus.HANDLED
     poison, after = send(POISON), send({})
     while not bus.receipt(poison).status.final:
@@ -72,20 +72,20 @@ def test_a_message_that_ends_its_workers_is_a_dead_letter(
         if worker.poll() is not None:
             ended, worker = ended + 1, start(name)
     assert bus.receipt(poison).status is MessageStatus.DEAD
-    # Such as the first beginning.
+    # A batched ledger may lose the first start.
     assert ended in ((LIMIT + 1, LIMIT + 2) if mode == "batched" else (LIMIT + 1,))
     assert settled(app, after) is MessageStatus.HANDLED
     receipt = bus.receipt(poison)
     assert receipt.attempts == LIMIT + 1
     assert receipt.error == f"DeliveryLimitExceeded: {LIMIT + 1} workers ended with it"
-    [letter] = app.dead_letters.list(agent=name)
-    assert (letter.message_id, letter.reason) == (poison, receipt.error)
+    [dead_letter] = app.dead_letters.list(agent=name)
+    assert (dead_letter.message_id, dead_letter.reason) == (poison, receipt.error)
     assert worker.poll() is None
 
 
 @pytest.mark.parametrize("mode", ["strict"], indirect=True)
-def test_who_asked_is_told_that_the_workers_ended(broker: Broker, app: AgentApp, start: Start) -> None:
-    """A request that ends its workers is answered with that: there is no letter."""
+def test_request_that_ends_its_workers_is_answered(broker: Broker, app: AgentApp, start: Start) -> None:
+    """The request is answered with an error, and there is no dead letter."""
     name = broker.name()
     worker = start(name)
     requests = RequestResponseHandler(app)

@@ -1,4 +1,4 @@
-"""What is malformed meets a real worker: it lives on, and nothing ends without a word."""
+"""Malformed messages for a real worker on Redis: it lives on, and every message has a recorded end."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import pytest
-from malformed import CASES, Case, End, items
+from malformed_messages import CASES, Case, End, items
 from redis import Redis
 from support import Broker, settled, until
 
 from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus
-from waooaw_celery.broker.redis.parking import DEAD_KEY
+from waooaw_celery.broker.redis.dead_lettering import DEAD_KEY
 from waooaw_celery.embedded import end
 from waooaw_celery.messages.queues import agent_queue
 from waooaw_celery.store.connection import store_url
 
 
 class Corpus(NamedTuple):
-    """A worker, and what it will be given.
+    """A worker, and the messages for it.
 
     Attributes:
-        name: of the agent.
-        node: of its worker.
-        items: the raw item of each case, and the id of the message of which it was made.
+        name: The name of the agent.
+        node: The node name of its worker.
+        items: The raw item of each case, and the id of the message that it was made from.
     """
 
     name: str
@@ -34,14 +34,14 @@ class Corpus(NamedTuple):
 
 @pytest.fixture(scope="module")
 def server(redis_url: str) -> Iterator[Any]:
-    """The broker's server, as it is."""
+    """A client of the broker's server."""
     with Redis.from_url(store_url(redis_url)) as client:
         yield client
 
 
 @pytest.fixture(scope="module")
 def corpus(ledger_broker: Broker, server: Any) -> Iterator[Corpus]:
-    """Messages that the ledger knows, taken out of their queue before the agent's worker begins."""
+    """Messages in the ledger, taken out of their queue before the agent's worker starts."""
     app = ledger_broker.app()
     name = ledger_broker.name()
     app.conf.waooaw_agents = [name]
@@ -61,26 +61,26 @@ def corpus(ledger_broker: Broker, server: Any) -> Iterator[Corpus]:
 
 @pytest.fixture(scope="module")
 def app(ledger_broker: Broker) -> Iterator[AgentApp]:
-    """An application that speaks as ``tests``."""
+    """An application that sends as ``tests``."""
     app = ledger_broker.app()
     yield app
     app.close()
 
 
 def pid_of(app: AgentApp, node: str) -> int:
-    """Ask a worker for its process over remote control, which nobody hears who is not connected yet."""
-    told: dict[str, Any] = {}
-    until(lambda: told.update(app.control.inspect(destination=[node], timeout=2).stats() or {}) or told, node)
-    return int(told[node]["pid"])
+    """Ask a worker for its process id over remote control, again until it is connected."""
+    stats: dict[str, Any] = {}
+    until(lambda: stats.update(app.control.inspect(destination=[node], timeout=2).stats() or {}) or stats, node)
+    return int(stats[node]["pid"])
 
 
 @pytest.fixture(scope="module")
 def first_pid(corpus: Corpus, app: AgentApp) -> int:
-    """The worker's process before it meets anything."""
+    """The worker's process id before it receives anything."""
     return pid_of(app, corpus.node)
 
 
-def letter_of(server: Any, item: bytes) -> dict[bytes, bytes] | None:
+def dead_letter_of(server: Any, item: bytes) -> dict[bytes, bytes] | None:
     """Return the dead letter that holds an item."""
     for _, fields in server.xrevrange(DEAD_KEY, count=5):
         if fields[b"raw"] == item:
@@ -90,20 +90,20 @@ def letter_of(server: Any, item: bytes) -> dict[bytes, bytes] | None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.label)
-def test_a_worker_lives_through_each_malformed_message(
+def test_worker_survives_each_malformed_message(
     case: Case, corpus: Corpus, app: AgentApp, server: Any, first_pid: int
 ) -> None:
-    """It is kept as a dead letter, byte by byte, refused or handled; its worker goes on, and the ledger knows."""
+    """The message becomes a dead letter byte by byte, or is handled; the ledger knows, and its worker lives on."""
     item, id_ = corpus.items[case.label]
     queue = agent_queue(corpus.name).name
     server.lpush(queue, item)
-    server.lpush(f"{queue}\x06\x16bell", 1)  # a worker looks every second anyway
+    server.lpush(f"{queue}\x06\x16bell", 1)  # only to be faster: a worker looks every second
     if case.end in (End.DEAD, End.REFUSED):
-        until(lambda: letter_of(server, item), f"the dead letter of {case.label}")
-        letter = letter_of(server, item)
-        assert letter is not None
-        assert letter[b"queue"].decode() == queue
-        assert letter[b"reason"].decode().isprintable()
+        until(lambda: dead_letter_of(server, item), f"the dead letter of {case.label}")
+        dead_letter = dead_letter_of(server, item)
+        assert dead_letter is not None
+        assert dead_letter[b"queue"].decode() == queue
+        assert dead_letter[b"reason"].decode().isprintable()
     if case.named:
         expected = {
             End.DEAD: (MessageStatus.DEAD,),
@@ -113,29 +113,29 @@ def test_a_worker_lives_through_each_malformed_message(
         }[case.end]
         assert settled(app, id_) in expected
     if case.end in (End.DEAD, End.REFUSED) and case.named:
-        assert MessageBus(app).receipt(id_).error == letter_of(server, item)[b"reason"].decode()  # type: ignore[index]
+        assert MessageBus(app).receipt(id_).error == dead_letter_of(server, item)[b"reason"].decode()  # type: ignore[index]
     assert pid_of(app, corpus.node) == first_pid
     assert not any(server.llen(key) for key in server.scan_iter(f"{queue}*") if not key.endswith(b"bell"))
 
 
-@pytest.mark.parametrize("said", [b"\xff", b"[1]", b"{}", b'{"properties": {}}', b'{"properties": 5}'])
-def test_a_worker_lives_through_malformed_broadcasts(
-    said: bytes, corpus: Corpus, app: AgentApp, server: Any, first_pid: int
+@pytest.mark.parametrize("broadcast", [b"\xff", b"[1]", b"{}", b'{"properties": {}}', b'{"properties": 5}'])
+def test_worker_survives_malformed_broadcasts(
+    broadcast: bytes, corpus: Corpus, app: AgentApp, server: Any, first_pid: int
 ) -> None:
-    """What is no message on the channel of remote control is dropped; the worker answers the next one."""
+    """A malformed message on the remote control channel is dropped, and the worker answers the next one."""
     database = server.connection_pool.connection_kwargs.get("db") or 0
-    assert server.publish(f"/{database}.celery.pidbox", said) > 0
+    assert server.publish(f"/{database}.celery.pidbox", broadcast) > 0
     assert pid_of(app, corpus.node) == first_pid
 
 
 def test_nothing_is_left_unacknowledged(corpus: Corpus, app: AgentApp, server: Any) -> None:
-    """After all of them the broker holds nothing of the agent's that nobody will look at again."""
+    """In the end no message of the agent is unacknowledged."""
     queue = agent_queue(corpus.name).name.encode()
-    until(lambda: not any(queue in noted for noted in server.hvals("unacked")), "the last acknowledgement")
+    until(lambda: not any(queue in entry for entry in server.hvals("unacked")), "the last acknowledgement")
 
 
-def test_a_dead_letter_is_told_without_forging_the_log(corpus: Corpus, ledger_broker: Broker) -> None:
-    """The worker's log names the dead letters, and no line of it begins as a publisher wished."""
+def test_log_is_not_forged(corpus: Corpus, ledger_broker: Broker) -> None:
+    """The worker's log names the dead letters, and no line begins as a publisher chose."""
     log = (ledger_broker.folder / f"{corpus.name}.log").read_text()
     assert "became a dead letter" in log
     assert not any(line.startswith("[2026-01-01") for line in log.splitlines())

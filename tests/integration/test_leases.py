@@ -1,4 +1,4 @@
-"""Leases of real workers: what a living worker has is its own, and what a killed one had comes back."""
+"""Leases of real workers: a living worker keeps its messages, and those of a killed worker are redelivered."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from redis import Redis
 from support import Broker, settled, until
 
 from waooaw_celery import Message, MessageBus, MessageStatus
-from waooaw_celery.broker.redis.parking import DEAD_KEY
+from waooaw_celery.broker.redis.dead_lettering import DEAD_KEY
 from waooaw_celery.embedded import end_all
 from waooaw_celery.messages.queues import agent_queue
 from waooaw_celery.store.connection import store_url
 
-#: For a process whose clock is wrong: imported by Python before anything else.
+#: A sitecustomize module, which Python imports first: it sets the clock of a process ahead.
 SKEW = """
 import time
 right = time.time
@@ -33,8 +33,8 @@ time.time = lambda: right() + 4000
 POOLS = ("prefork", "threads", "solo")
 
 
-def test_a_long_handler_runs_once(redis_url: str, tmp_path: Path) -> None:
-    """A handler three times as long as a lease runs once in any pool beside an idle worker with a wrong clock."""
+def test_long_handler_runs_once(redis_url: str, tmp_path: Path) -> None:
+    """A handler three times as long as a lease runs once on any pool, beside an idle worker with a wrong clock."""
     (tmp_path / "sitecustomize.py").write_text(SKEW)
     skewed = {"PYTHONPATH": str(tmp_path)}
     options = {"visibility_timeout": 2, "unacked_restore_interval": 0.5}
@@ -48,22 +48,22 @@ def test_a_long_handler_runs_once(redis_url: str, tmp_path: Path) -> None:
             made.start("-P", "solo", env=skewed)
         for made, pool in zip(plants, POOLS, strict=True):
             made.wait(pool)
-            until(lambda: made.held() == 0, "acknowledging")  # noqa: B023 - asked within the turn
+            until(lambda: made.held() == 0, "acknowledging")  # noqa: B023 - called within the iteration
             assert (made.labels("began"), made.waiting()) == ([pool], [])
 
 
-def test_a_wrong_clock_is_wrong(tmp_path: Path) -> None:
-    """The means of the test above does what it shall: a process with it is 4,000 seconds ahead."""
+def test_skewed_process_is_ahead(tmp_path: Path) -> None:
+    """A process with SKEW is 4,000 seconds ahead: the test above relies on it."""
     (tmp_path / "sitecustomize.py").write_text(SKEW)
-    asked = [sys.executable, "-c", "import time; print(time.time())"]
-    there = subprocess.run(
-        asked, env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, timeout=30, check=True
+    command = [sys.executable, "-c", "import time; print(time.time())"]
+    done = subprocess.run(
+        command, env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, timeout=30, check=True
     )
-    assert 3900 < float(there.stdout) - time.time() < 4100
+    assert 3900 < float(done.stdout) - time.time() < 4100
 
 
-def test_what_a_killed_worker_had_comes_back(redis_url: str, tmp_path: Path) -> None:
-    """The message of a worker that is killed is run by another within seconds, redelivered and counted."""
+def test_message_of_a_killed_worker_is_redelivered(redis_url: str, tmp_path: Path) -> None:
+    """Another worker runs it within seconds, with the redelivered flag and the delivery count."""
     options = {"visibility_timeout": 3, "unacked_restore_interval": 1}
     with plant(redis_url, tmp_path, transport_options=options) as made:
         first = made.start()
@@ -85,14 +85,14 @@ def test_what_a_killed_worker_had_comes_back(redis_url: str, tmp_path: Path) -> 
 
 @pytest.fixture
 def agents(ledger_broker: Broker) -> Iterator[list[Any]]:
-    """Processes that end with the test."""
+    """Processes that are ended after the test."""
     processes: list[Any] = []
     yield processes
     end_all(processes)
 
 
-def test_a_message_that_kills_again_and_again_is_a_dead_letter(ledger_broker: Broker, agents: list[Any]) -> None:
-    """After as many deaths of workers as are allowed a message is a dead letter, and DEAD in the ledger."""
+def test_message_that_kills_its_workers_becomes_a_dead_letter(ledger_broker: Broker, agents: list[Any]) -> None:
+    """After ``delivery_limit`` deaths the message is a dead letter, and DEAD in the ledger."""
     app, name = ledger_broker.app(), ledger_broker.name()
     options = {"visibility_timeout": 2, "unacked_restore_interval": 0.5, "delivery_limit": 1}
     bus = MessageBus(app)
@@ -104,7 +104,7 @@ def test_a_message_that_kills_again_and_again_is_a_dead_letter(ledger_broker: Br
         agents.append(ledger_broker.start(name, app, *logged, node=node, broker_transport_options=options))
         if number < 2:
             log = ledger_broker.folder / f"{node}.log"
-            until(lambda: received(log, sent.message_id), f"{node} to have it")  # noqa: B023 - asked within the turn
+            until(lambda: was_received(log, sent.message_id), f"{node} to have it")  # noqa: B023 - called within the iteration
             os.killpg(agents[-1].pid, signal.SIGKILL)
     assert settled(app, sent.message_id) is MessageStatus.DEAD
     assert bus.receipt(sent.message_id).error == "2 consumers died with it"
@@ -117,6 +117,6 @@ def test_a_message_that_kills_again_and_again_is_a_dead_letter(ledger_broker: Br
     app.close()
 
 
-def received(log: Path, id_: str) -> bool:
-    """Return whether a worker's log says that it has a message."""
+def was_received(log: Path, id_: str) -> bool:
+    """Return whether a worker's log shows that it received a message."""
     return f"[{id_}] received" in log.read_text()

@@ -18,21 +18,19 @@ OPTIONS = {"visibility_timeout": 2, "unacked_restore_interval": 0.5}
 
 @pytest.fixture
 def own_broker(ledger_broker: Broker) -> Iterator[Broker]:
-    """A server of the test's own: it cuts everybody off."""
+    """A server that only this test uses: it closes all its connections."""
     with valkey() as url:
         yield Broker(url, ledger_broker.redis_url, ledger_broker.folder, ledger_broker.database_url)
 
 
-def listed(client: Any, name: str) -> int:
+def waiting_count(client: Any, name: str) -> int:
     """Return how many messages wait for an agent."""
     return sum(client.llen(key) for key in client.keys(f"agent.{name}*") if not key.endswith(b"bell"))
 
 
 @pytest.mark.parametrize("pool", [("prefork", "2"), ("threads", "2")])
-def test_what_runs_when_the_connection_is_lost_is_not_handled_twice(
-    own_broker: Broker, pool: tuple[str, str]
-) -> None:
-    """Its lease is renewed until it ends; what had not begun, and what comes later, is handled too."""
+def test_running_handlers_are_not_repeated_after_a_reconnect(own_broker: Broker, pool: tuple[str, str]) -> None:
+    """Their leases are renewed until they end. Messages that were not started, and later ones, are handled too."""
     with closing(own_broker.app()) as app:
         name = own_broker.name()
         worker = own_broker.start(name, app, "-P", pool[0], "-c", pool[1], broker_transport_options=OPTIONS)
@@ -45,22 +43,22 @@ def test_what_runs_when_the_connection_is_lost_is_not_handled_twice(
                 return bus.send(message).message_id
 
             running, waiting = [send(6), send(6)], [send(0), send(0)]
-            until(lambda: all(bus.receipt(id_).attempts for id_ in running), "both handlers at work")
+            until(lambda: all(bus.receipt(id_).attempts for id_ in running), "both handlers to start")
             for kind in ("normal", "pubsub"):
                 client.client_kill_filter(_type=kind, skipme=True)
             later = send(0)
             assert {settled(app, id_) for id_ in (*running, *waiting, later)} == {MessageStatus.HANDLED}
-            until(lambda: not client.keys("unacked*") and not listed(client, name), "the end of them all")
+            until(lambda: not client.keys("unacked*") and not waiting_count(client, name), "all acknowledgements")
             assert [bus.receipt(id_).attempts for id_ in (*running, *waiting, later)] == [1] * 5
             assert worker.poll() is None
         finally:
             end(worker)
 
 
-def test_what_is_handled_is_acknowledged_soon_though_much_else_is_held(
+def test_acknowledgement_is_not_delayed_by_a_large_prefetch(
     own_broker: Broker,
 ) -> None:
-    """A worker that holds many messages and lets acknowledgements come together does not keep them for long."""
+    """A worker that holds many messages still acknowledges a handled one soon."""
     with closing(own_broker.app()) as app:
         name = own_broker.name()
         worker = own_broker.start(name, app, "-c", "2", worker_prefetch_multiplier=16)
@@ -73,6 +71,6 @@ def test_what_is_handled_is_acknowledged_soon_though_much_else_is_held(
             client: Any = Redis.from_url(own_broker.url.replace("redis+socket://", "unix://"))
             until(lambda: client.hlen("unacked") == 32 - 1, "the first acknowledgement")
             begun = [bus.receipt(receipt.message_id) for receipt in sent]
-            assert sum(receipt.attempts for receipt in begun) <= 3  # long before a quarter of them was handled
+            assert sum(receipt.attempts for receipt in begun) <= 3  # long before a quarter of them is handled
         finally:
             end(worker)

@@ -1,4 +1,4 @@
-"""A worker loses its lines while messages are at every stage of their lives: each is handled once, at its time."""
+"""A worker loses its connections while it has messages at every stage: each is handled once, at its time."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus
 from waooaw_celery.embedded import end, valkey
 
 OPTIONS = {"visibility_timeout": 2, "unacked_restore_interval": 0.5}
-#: Seconds that a message waits for its time: longer than a lease.
+#: The countdown of delayed messages in seconds: longer than a lease.
 WAIT = 5.0
-#: Pools, and how many messages each handles at a time.
+#: The pools, and how many messages each handles at once.
 POOLS = {"prefork": 2, "threads": 2, "solo": 1, "gevent": 10}
 
 
 @pytest.fixture(scope="module")
 def own_broker(ledger_broker: Broker) -> Iterator[Broker]:
-    """A server of these tests' own: it cuts everybody off."""
+    """A server that only these tests use: they close all its connections."""
     with valkey() as url:
         yield Broker(url, ledger_broker.redis_url, ledger_broker.folder, ledger_broker.database_url)
 
 
 class Sender:
-    """Sends messages to a worker, and knows when each was begun.
+    """Sends messages to a worker, and reads when each was started.
 
     Args:
-        app: an application.
-        name: name of the worker's agent.
-        folder: for the file in which the handlers note when they begin.
+        app: The application.
+        name: The name of the worker's agent.
+        folder: Where the handlers write the file with their start times.
     """
 
     def __init__(self, app: AgentApp, name: str, folder: Path) -> None:
@@ -51,19 +51,19 @@ class Sender:
         return self.bus.send(message).message_id
 
     def send_later(self, seconds: float) -> str:
-        """Send a message that is due in so many seconds, and return its id."""
+        """Send a message with a countdown in seconds, and return its id."""
         name, payload = f"{self._name}.command", {"mark": str(self._marks)}
         return str(self._app.send_task(name, args=(payload,), countdown=seconds).id)
 
-    def begun(self, id_: str) -> list[float]:
-        """Return when the handler of a message was begun, by the clock."""
+    def started_at(self, id_: str) -> list[float]:
+        """Return the times at which the handler of a message was started."""
         lines = self._marks.read_text().splitlines() if self._marks.exists() else []
         return [float(at) for each, at in map(str.split, lines) if each == id_]
 
 
 @pytest.mark.parametrize("pool", POOLS)
-def test_lines_that_are_cut_lose_and_double_nothing(own_broker: Broker, pool: str, tmp_path: Path) -> None:
-    """What runs goes on, and what waits for a process, its time or its second attempt is handled once."""
+def test_lost_connections_lose_and_double_nothing(own_broker: Broker, pool: str, tmp_path: Path) -> None:
+    """Running handlers continue. Messages that wait for a process, their time or a retry are handled once."""
     with closing(own_broker.app()) as app, closing(Redis.from_url(redis_url(own_broker))) as client:
         name = own_broker.name()
         settings = {"broker_transport_options": OPTIONS, "worker_prefetch_multiplier": 4}
@@ -75,30 +75,28 @@ def test_lines_that_are_cut_lose_and_double_nothing(own_broker: Broker, pool: st
             sent_at = time.time()
             due = [sender.send_later(WAIT) for _ in range(2)]
             second_attempt = sender.send(fail_times=1, countdown=WAIT)
-            until(lambda: len(sender.begun(second_attempt)) == 1, "the first attempt")
+            until(lambda: len(sender.started_at(second_attempt)) == 1, "the first attempt")
             failed_at = time.time()
-            until(lambda: client.hlen("unacked") == 3, "the three that wait for their time")
+            until(lambda: client.hlen("unacked") == 3, "the three delayed ones")
             running = [sender.send(sleep=3) for _ in range(min(POOLS[pool], 2))]
-            until(lambda: all(sender.begun(id_) for id_ in running), "those that run")
+            until(lambda: all(sender.started_at(id_) for id_ in running), "the running ones")
             reserved = [sender.send() for _ in range(3)]
-            if pool in ("prefork", "threads"):  # the others have room, or claim nothing while a handler runs
-                until(lambda: client.hlen("unacked") == 3 + 2 + 3, "those that wait for a process")
+            if pool in ("prefork", "threads"):  # the others have free slots, or claim nothing while a handler runs
+                until(lambda: client.hlen("unacked") == 3 + 2 + 3, "the prefetched ones")
             worker.send_signal(signal.SIGSTOP)
-            claimed = [
-                sender.send() for _ in range(2)
-            ]  # the answer to a claim may bring them to the frozen worker
+            claimed = [sender.send() for _ in range(2)]  # the reply to a claim may carry them to the paused worker
             for kind in ("normal", "pubsub"):
                 client.client_kill_filter(_type=kind, skipme=True)
             worker.send_signal(signal.SIGCONT)
             later = sender.send()
             once = [acknowledged, *due, *running, *reserved, *claimed, later]
             every = [*once, second_attempt]
-            until(lambda: ends(sender, every) == {MessageStatus.HANDLED}, "the end of each", 45)
+            until(lambda: statuses(sender, every) == {MessageStatus.HANDLED}, "all of them to be handled", 45)
             until(lambda: client.hlen("unacked") == 0, "the last acknowledgement")
-            assert {id_: len(sender.begun(id_)) for id_ in once} == dict.fromkeys(once, 1)
+            assert {id_: len(sender.started_at(id_)) for id_ in once} == dict.fromkeys(once, 1)
             for id_ in due:
-                assert WAIT - 0.1 < sender.begun(id_)[0] - sent_at < WAIT + 10
-            first, *again = sender.begun(second_attempt)
+                assert WAIT - 0.1 < sender.started_at(id_)[0] - sent_at < WAIT + 10
+            first, *again = sender.started_at(second_attempt)
             assert len(again) == 1
             assert again[0] - first > WAIT - 0.1
             assert again[0] - failed_at < WAIT + 10
@@ -108,10 +106,10 @@ def test_lines_that_are_cut_lose_and_double_nothing(own_broker: Broker, pool: st
 
 
 def redis_url(broker: Broker) -> str:
-    """Return the URL of a broker's server for a plain client."""
+    """Return the URL of a broker's server for a Redis client."""
     return broker.url.replace("redis+socket://", "unix://")
 
 
-def ends(sender: Sender, ids: list[str]) -> set[MessageStatus]:
-    """Return which states messages have."""
+def statuses(sender: Sender, ids: list[str]) -> set[MessageStatus]:
+    """Return the distinct statuses of messages."""
     return {sender.bus.receipt(id_).status for id_ in ids}

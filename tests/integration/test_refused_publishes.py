@@ -1,4 +1,4 @@
-"""What callers are told when the broker is full, or when a line is lost in the midst of a publish."""
+"""The errors of callers when the broker is full, or a connection is lost during a publish."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ THREADS = 20
 
 @pytest.fixture(scope="module")
 def own_broker(ledger_broker: Broker) -> Iterator[Broker]:
-    """A server of these tests' own, which has no memory to spare."""
+    """A server that only these tests use: they limit its memory."""
     with valkey() as url:
         yield Broker(url, ledger_broker.redis_url, ledger_broker.folder, ledger_broker.database_url)
 
 
 @pytest.fixture(scope="module")
 def server(own_broker: Broker) -> Iterator[Any]:
-    """A plain client of it."""
+    """A client of it."""
     with closing(Redis.from_url(own_broker.url.replace("redis+socket://", "unix://"))) as client:
         yield client
 
 
 def calls(app: AgentApp, name: str) -> dict[str, Callable[[], object]]:
-    """Return the ways to send to an agent."""
+    """Return the calls that send to an agent."""
     bus, requests = MessageBus(app), RequestResponseHandler(app)
     return {
         "send": lambda: bus.send(message(name)),
@@ -49,36 +49,36 @@ def message(name: str) -> Message:
     return Message(from_agent="tests", to_agent=name, payload={})
 
 
-def in_threads(call: Callable[[], object], threads: int = THREADS, times: int = 5) -> list[Exception]:
-    """Call something in several threads, and return what it raised."""
+def errors_of_threads(call: Callable[[], object], threads: int = THREADS, times: int = 5) -> list[Exception]:
+    """Make a call in several threads, and return what it raised."""
     raised: list[Exception] = []
 
     def run() -> None:
         for _ in range(times):
             try:
                 call()
-            except Exception as error:  # noqa: BLE001 - which ones is what the test asks
+            except Exception as error:  # noqa: BLE001 - the test checks the types
                 raised.append(error)
 
-    several = [threading.Thread(target=run) for _ in range(threads)]
-    for thread in several:
+    running = [threading.Thread(target=run) for _ in range(threads)]
+    for thread in running:
         thread.start()
-    for thread in several:
+    for thread in running:
         thread.join(60)
         assert not thread.is_alive()
     return raised
 
 
-@pytest.mark.parametrize("way", ["send", "send_many", "request"])
-def test_a_full_broker_refuses_for_certain(own_broker: Broker, server: Any, way: str) -> None:
-    """Every thread is told that nothing was published, and why; nothing is handled later; then all goes on."""
+@pytest.mark.parametrize("verb", ["send", "send_many", "request"])
+def test_full_broker_refuses_with_uncertain_false(own_broker: Broker, server: Any, verb: str) -> None:
+    """Every call fails with the reason, nothing is handled later, and afterwards sending works again."""
     with closing(own_broker.app()) as app:
         name = own_broker.name()
         app.conf.waooaw_agents = [name]
-        call = calls(app, name)[way]
+        call = calls(app, name)[verb]
         server.config_set("maxmemory", 1)
         try:
-            raised = in_threads(call)
+            raised = errors_of_threads(call)
         finally:
             server.config_set("maxmemory", 0)
         assert len(raised) == THREADS * 5
@@ -88,13 +88,13 @@ def test_a_full_broker_refuses_for_certain(own_broker: Broker, server: Any, way:
         assert not server.keys(f"agent.{name}*")
         worker = own_broker.start(name, app)
         try:
-            assert in_threads(call, times=1) == []
+            assert errors_of_threads(call, times=1) == []
         finally:
             end(worker)
 
 
-def test_the_receipt_of_a_refused_message_says_so(own_broker: Broker, server: Any) -> None:
-    """It ends as FAILED, so that recovery does not publish what its sender was told is not published."""
+def test_receipt_of_a_refused_message_is_failed(own_broker: Broker, server: Any) -> None:
+    """So recovery does not publish a message whose sender got an error."""
     with closing(own_broker.app()) as app:
         name = own_broker.name()
         app.conf.waooaw_agents = [name]
@@ -116,19 +116,17 @@ def proxy(own_broker: Broker) -> Iterator[Proxy]:
         yield proxy
 
 
-@pytest.mark.parametrize("way", ["send", "send_many", "request", "delay"])
-def test_a_line_that_is_lost_while_a_queue_is_declared_is_replaced(
-    own_broker: Broker, proxy: Proxy, way: str
-) -> None:
-    """The producer goes on over the new line, and not with the channel of the old one."""
+@pytest.mark.parametrize("verb", ["send", "send_many", "request", "delay"])
+def test_connection_lost_while_a_queue_is_declared(own_broker: Broker, proxy: Proxy, verb: str) -> None:
+    """The producer continues over a new connection, with a new channel."""
     with closing(own_broker.app()) as app:
         name = own_broker.name()
         worker = own_broker.start(name, app)
         address = f"redis://127.0.0.1:{proxy.port}"
         try:
             with closing(own_broker.app(broker_url=address)) as sender:
-                call = calls(sender, name)[way]
-                proxy.lose_answer(b"LLEN")  # which the declaration asks
+                call = calls(sender, name)[verb]
+                proxy.lose_answer(b"LLEN")  # the command of the declaration
                 call()
                 assert proxy.lost.is_set()
                 call()
@@ -136,8 +134,8 @@ def test_a_line_that_is_lost_while_a_queue_is_declared_is_replaced(
             end(worker)
 
 
-def test_a_pool_without_a_free_connection_says_so(own_broker: Broker) -> None:
-    """Its sentence names the setting, and the message was not even written down."""
+def test_exhausted_connection_pool(own_broker: Broker) -> None:
+    """The error names the setting, and the message was not recorded."""
     with closing(own_broker.app(broker_pool_limit=1, broker_pool_acquire_timeout=0.2)) as app:
         name = own_broker.name()
         app.conf.waooaw_agents = [name]
@@ -150,17 +148,17 @@ def test_a_pool_without_a_free_connection_says_so(own_broker: Broker) -> None:
         MessageBus(app).send(refused)
 
 
-def test_a_pool_gives_each_connection_to_one_thread(own_broker: Broker, server: Any) -> None:
-    """Also after failures, and when producers waited in vain for a connection."""
+def test_connection_pool_never_shares_a_connection(own_broker: Broker, server: Any) -> None:
+    """Also after failures, and after producers waited in vain for a connection."""
     with closing(own_broker.app(broker_pool_limit=3, broker_pool_acquire_timeout=0.05)) as app:
         name = own_broker.name()
         app.conf.waooaw_agents = [name]
         call = calls(app, name)["send"]
         server.config_set("maxmemory", 1)
         try:
-            assert {type(error) for error in in_threads(call)} == {BrokerUnavailable}
+            assert {type(error) for error in errors_of_threads(call)} == {BrokerUnavailable}
             with app.pool.acquire(), app.pool.acquire(), app.pool.acquire():
-                assert {type(error) for error in in_threads(call, 3)} == {BrokerUnavailable}
+                assert {type(error) for error in errors_of_threads(call, 3)} == {BrokerUnavailable}
         finally:
             server.config_set("maxmemory", 0)
         until(lambda: not app.pool._dirty, "the connections")

@@ -166,7 +166,7 @@ def test_a_stalled_worker_lets_go_of_what_it_does_not_run(valkey_broker: Broker,
     other = valkey_broker.start(
         name, on_valkey, node=f"{name}-other", module="stall_probe", broker_transport_options=options
     )
-    until(lambda: "is handed out again" in said(valkey_broker, name) + said(valkey_broker, f"{name}-other"), "it")
+    until(lambda: "is redelivered" in said(valkey_broker, name) + said(valkey_broker, f"{name}-other"), "it")
     assert settled(on_valkey, long) is MessageStatus.HANDLED
     logs = said(valkey_broker, name) + said(valkey_broker, f"{name}-other")
     assert f"'{lost}'" in logs

@@ -20,7 +20,7 @@ from uuid import UUID
 import pytest
 from celery.backends.base import COMPRESSED_PAYLOAD_MAGIC
 from kombu.utils import json as kombu_json
-from malformed import bomb
+from malformed_messages import bomb
 from redis import Redis
 from support import PROBE_FOLDER, Broker, settled, until
 

@@ -1,4 +1,4 @@
-"""What a consumer looks at before a message is unpacked: no message may kill or wedge a worker."""
+"""The guard: checks before a message is unpacked, so that no message can end or block a worker."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from hypothesis import strategies as st
 from kombu import compression
 from kombu.asynchronous.timer import to_timestamp
 from kombu.utils.json import dumps as kombu_dumps
-from malformed import CASES, FORGED, ODD_ZONE, Case, End, body, bomb, packed, real, zstd
+from malformed_messages import CASES, FORGED, ODD_ZONE, Case, End, body, bomb, packed, real, zstd
 
 from waooaw_celery import AgentApp, create_app
-from waooaw_celery.broker.incoming.guard import check_message, check_task_body, read
+from waooaw_celery.broker.incoming.guard import check_message, check_task_body, read_item
 from waooaw_celery.errors import DecodingFailed
 from waooaw_celery.messages.message import Message
 from waooaw_celery.wire.caps import MIB, Caps
@@ -45,7 +45,7 @@ CODECS = ("application/x-gzip", "application/x-bz2", "application/x-lzma", "appl
 
 
 def _zstd(data: bytes) -> bytes:
-    """Pack with a checksum, without which a damaged archive may unpack to something else."""
+    """Compress with a checksum: without one, a damaged archive may unpack to something else."""
     return bytes(zstd.compress(data, options={zstd.CompressionParameter.checksum_flag: 1}))
 
 
@@ -82,27 +82,27 @@ def message(*args: Any, **kwargs: Any) -> dict[str, Any]:
     }
 
 
-def refusal(item: bytes, caps: Caps = JSON) -> str:
+def reason_for_refusal(item: bytes, caps: Caps = JSON) -> str:
     """Return why an item is refused."""
     with pytest.raises(DecodingFailed) as refused:
-        read(item, caps)
+        read_item(item, caps)
     return str(refused.value)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.label)
-def test_each_malformed_message_is_refused_for_a_reason(case: Case) -> None:
-    """What would kill or wedge a worker is refused with a printable sentence, and nothing else is."""
+def test_malformed_messages_are_refused_with_a_printable_reason(case: Case) -> None:
+    """Messages that would end or block a worker are refused, and no others."""
     item = case.make(message({"a": 1}, b=2))
     if case.end is End.DEAD:
-        assert refusal(item).isprintable()
+        assert reason_for_refusal(item).isprintable()
     else:
-        read(item, JSON)
+        read_item(item, JSON)
 
 
-def test_a_message_is_read_as_it_was_sent() -> None:
-    """A task's message brings its unpacked body, its decoded arguments and all that it said."""
+def test_valid_message_is_read_as_it_was_sent() -> None:
+    """The delivery has all fields of the message, its unpacked body and its decoded arguments."""
     sent = message({"a": [1, "ü", None]}, b=2.5)
-    delivery = read(real(sent), JSON)
+    delivery = read_item(real(sent), JSON)
     assert dict(delivery) == sent
     assert delivery.body == sent["body"].encode()
     assert delivery.decoded[0] == [{"a": [1, "ü", None]}]
@@ -110,47 +110,47 @@ def test_a_message_is_read_as_it_was_sent() -> None:
 
 
 @pytest.mark.parametrize("encoding", [None, "utf-8", "UTF-8", "base64"])
-def test_a_body_may_travel_as_text_or_as_base64(encoding: str | None) -> None:
-    """Kombu's own encodings of a body on its way bring the same arguments."""
+def test_body_encodings(encoding: str | None) -> None:
+    """Kombu's encodings of a body bring the same arguments."""
     sent = message("ü")
     text = base64.b64encode(sent["body"].encode()).decode() if encoding == "base64" else sent["body"]
-    assert read(body(sent, text, body_encoding=encoding), JSON).decoded[0] == ["ü"]
+    assert read_item(body(sent, text, body_encoding=encoding), JSON).decoded[0] == ["ü"]
 
 
 def test_values_that_kombu_wraps_are_unwrapped() -> None:
-    """A UUID among the arguments or in a header arrives as one."""
+    """A UUID among the arguments or in a header arrives as a UUID."""
     id_ = UUID(int=7)
     sent = message()
     sent["headers"]["x"] = {"__type__": "uuid", "__value__": {"hex": id_.hex, "version": None}}
     text = kombu_dumps([[id_], {}, {}])
-    delivery = read(body(sent, text), JSON)
+    delivery = read_item(body(sent, text), JSON)
     assert (delivery["headers"]["x"], delivery.decoded[0]) == (id_, [id_])
 
 
 @pytest.mark.parametrize("text", ["a\nb", "a\x00b", "\u200b", "é\xa0", "\u2028"])
-def test_what_celery_says_of_arguments_may_hold_any_character(text: str) -> None:
-    """Celery copies texts into ``argsrepr`` and ``kwargsrepr`` as they are: a line break there is no reason."""
+def test_argsrepr_may_have_any_character(text: str) -> None:
+    """Celery copies texts into ``argsrepr`` and ``kwargsrepr`` unchanged, so they may have line breaks."""
     sent = message(text, key=text)
     assert text in sent["headers"]["argsrepr"] + sent["headers"]["kwargsrepr"]
-    assert read(real(sent), JSON).decoded[0] == [text]
+    assert read_item(real(sent), JSON).decoded[0] == [text]
 
 
-def test_headers_may_be_missing_for_what_is_no_task() -> None:
-    """An event or an answer has no headers, or none of a task, and its body is not looked into."""
+def test_message_without_task_headers() -> None:
+    """An event or a result has no task headers, and its body is not decoded."""
     for headers in (None, {}, {"hostname": "a\nb"}):
         other = message() | {"headers": headers, "body": "not JSON", "content-type": "text/plain"}
-        delivery = read(real(other), JSON)
+        delivery = read_item(real(other), JSON)
         assert (delivery["headers"], delivery.body, delivery.decoded) == (headers or {}, b"not JSON", None)
 
 
 @pytest.mark.parametrize(
     "name", ["task", "id", "origin", "root_id", "parent_id", "group", "shadow", "eta", "expires"]
 )
-def test_a_log_cannot_be_forged(name: str) -> None:
-    """A header that logs show is refused with a line break in it, and the refusal has none itself."""
+def test_headers_cannot_forge_log_lines(name: str) -> None:
+    """A header that logs show is refused if it has a line break, and the reason has none."""
     sent = message()
     sent["headers"][name] = FORGED
-    reason = refusal(real(sent))
+    reason = reason_for_refusal(real(sent))
     assert name in reason
     assert reason.isprintable()
 
@@ -158,30 +158,30 @@ def test_a_log_cannot_be_forged(name: str) -> None:
 @pytest.mark.parametrize(
     "name", ["origin", "root_id", "parent_id", "group", "shadow", "timelimit", "retries", "stamps"]
 )
-def test_what_a_producer_leaves_out_is_no_reason(name: str) -> None:
+def test_optional_headers_may_be_missing_or_null(name: str) -> None:
     """Headers that other producers do not write may be missing or null."""
     sent = message()
     sent["headers"].pop(name, None)
-    read(real(sent), JSON)
+    read_item(real(sent), JSON)
     sent["headers"][name] = None
-    read(real(sent), JSON)
+    read_item(real(sent), JSON)
 
 
-def test_an_id_has_at_most_255_characters() -> None:
-    """The longest id is accepted, and one character more is not."""
+def test_longest_id() -> None:
+    """An id of 255 characters is accepted, and one of 256 is not."""
     sent = message()
     sent["headers"]["id"] = "x" * 255
-    read(real(sent), JSON)
+    read_item(real(sent), JSON)
     sent["headers"]["id"] += "x"
-    assert "255" in refusal(real(sent))
+    assert "255" in reason_for_refusal(real(sent))
 
 
 @pytest.mark.parametrize("limits", [[None, None], [1, 2], [1.5, None]])
-def test_time_limits_in_order_are_accepted(limits: list[Any]) -> None:
-    """A pair of seconds, each of which may be missing, is a time limit."""
+def test_valid_time_limits(limits: list[Any]) -> None:
+    """A time limit is a pair of seconds, each of which may be null."""
     sent = message()
     sent["headers"]["timelimit"] = limits
-    read(real(sent), JSON)
+    read_item(real(sent), JSON)
 
 
 @pytest.mark.parametrize(
@@ -191,18 +191,18 @@ def test_time_limits_in_order_are_accepted(limits: list[Any]) -> None:
         *([10**400, 1], [1, -(10**400)], [-1, None], [1e300, None]),
     ],
 )
-def test_time_limits_out_of_order_are_refused(limits: Any) -> None:
-    """What is no pair of finite numbers would end the worker."""
+def test_invalid_time_limits(limits: Any) -> None:
+    """Anything but a pair of finite numbers would end the worker."""
     sent = message()
     sent["headers"]["timelimit"] = limits
-    assert "timelimit" in refusal(real(sent))
+    assert "timelimit" in reason_for_refusal(real(sent))
 
 
 @pytest.mark.parametrize(
     "wrong", [None, "text", 5, {}, [], [[], {}], [[], {}, {}, {}], [{}, {}, {}], [[], [], {}], [[], {}, []]]
 )
-def test_a_wrong_body_is_refused(wrong: Any) -> None:
-    """A body that is no triple of list, mapping and mapping is refused, and one that is passes."""
+def test_body_of_a_wrong_shape(wrong: Any) -> None:
+    """Only a triple of list, mapping and mapping is the body of a task."""
     check_task_body([[], {}, None])
     check_task_body(((), {}, {"chain": None}))
     with pytest.raises(DecodingFailed):
@@ -210,32 +210,32 @@ def test_a_wrong_body_is_refused(wrong: Any) -> None:
 
 
 def test_only_accepted_formats_are_decoded() -> None:
-    """A format that is not accepted is refused by name, and pickle also where everything is."""
+    """A format that is not accepted is refused by name. Pickle is always refused."""
     sent = message()
     sent["content-type"] = "application/x-yaml"
-    assert "application/x-yaml" in refusal(real(sent))
+    assert "application/x-yaml" in reason_for_refusal(real(sent))
     sent["content-type"] = "application/x-python-serialize"
-    assert "not" in refusal(real(sent), Caps())
+    assert "not" in reason_for_refusal(real(sent), Caps())
     sent["content-type"] = "application/data"
-    assert "application/data" in refusal(real(sent), Caps())
+    assert "application/data" in reason_for_refusal(real(sent), Caps())
 
 
-def test_limits_of_size_are_exact() -> None:
-    """A message and its body may be as large as the limits say, and not a byte larger."""
+def test_size_limits_are_exact() -> None:
+    """A message and its body may be as large as the limits, and not a byte larger."""
     sent = message("x" * 1000)
     item, size = real(sent), len(sent["body"])
-    read(item, Caps(max_body_bytes=size, max_expanded_bytes=size))
-    assert str(size - 1) in refusal(item, Caps(max_body_bytes=size - 1))
-    assert str(size) in refusal(item, Caps(max_expanded_bytes=size - 1))
+    read_item(item, Caps(max_body_bytes=size, max_expanded_bytes=size))
+    assert str(size - 1) in reason_for_refusal(item, Caps(max_body_bytes=size - 1))
+    assert str(size) in reason_for_refusal(item, Caps(max_expanded_bytes=size - 1))
     item = packed(sent, zlib.compress(sent["body"].encode()), "application/x-gzip")
-    read(item, Caps(max_expanded_bytes=size))
-    assert f"more than {size - 1}" in refusal(item, Caps(max_expanded_bytes=size - 1))
+    read_item(item, Caps(max_expanded_bytes=size))
+    assert f"more than {size - 1}" in reason_for_refusal(item, Caps(max_expanded_bytes=size - 1))
 
 
 @pytest.mark.parametrize(("codec", "pack"), PACKERS)
-def test_what_was_packed_is_unpacked(codec: str, pack: Callable[[bytes], bytes]) -> None:
+def test_decompression_up_to_the_limit(codec: str, pack: Callable[[bytes], bytes]) -> None:
     """Each codec, by each of its names, unpacks up to the limit, and not beyond it."""
-    data = random.Random(7).randbytes(10_000)  # noqa: S311 - to be packed, not a secret
+    data = random.Random(7).randbytes(10_000)  # noqa: S311 - test data, not a secret
     assert expand(pack(data), codec, Caps(max_expanded_bytes=len(data))) == data
     with pytest.raises(DecodingFailed, match="more than 9999 bytes"):
         expand(pack(data), codec, Caps(max_expanded_bytes=len(data) - 1))
@@ -243,7 +243,7 @@ def test_what_was_packed_is_unpacked(codec: str, pack: Callable[[bytes], bytes])
 
 @pytest.mark.parametrize(("codec", "pack"), PACKERS)
 def test_damaged_archives_are_refused(codec: str, pack: Callable[[bytes], bytes]) -> None:
-    """An archive that ends too early anywhere, or with a byte changed, is refused or unpacks to the same."""
+    """A truncated archive is refused. One with a changed byte is refused or unpacks to the same data."""
     data = b"messages " * 50
     whole = pack(data)
     for length in range(len(whole)):
@@ -253,19 +253,19 @@ def test_damaged_archives_are_refused(codec: str, pack: Callable[[bytes], bytes]
         damaged = bytearray(whole)
         damaged[position] ^= 0x55
         with suppress(DecodingFailed):
-            # A byte that says nothing, such as a time.
+            # The byte has no meaning, such as a time stamp.
             assert expand(bytes(damaged), codec, Caps(max_expanded_bytes=1000)) == data
 
 
-def test_nothing_packed_is_refused() -> None:
-    """A message that is said to be packed and has no body is refused."""
+def test_empty_archive_is_refused() -> None:
+    """A message with a compression header and no body is refused."""
     for empty in (None, b""):
         with pytest.raises(DecodingFailed, match="ends too early"):
             expand(empty, "gzip", Caps())
 
 
-def test_all_that_kombu_unpacks_is_unpacked() -> None:
-    """What a plain producer may pack, by whatever name, is not refused for its format."""
+def test_every_codec_of_kombu_is_accepted() -> None:
+    """No codec that Kombu can unpack is refused for its name."""
     for codec in {*compression._decoders, *compression._aliases}:
         with pytest.raises(DecodingFailed) as refused:
             expand(b"no archive", codec, Caps())
@@ -273,13 +273,13 @@ def test_all_that_kombu_unpacks_is_unpacked() -> None:
 
 
 @pytest.mark.parametrize("codec", CODECS)
-def test_a_bomb_is_refused_before_it_goes_off(codec: str) -> None:
+def test_decompression_bomb_is_refused(codec: str) -> None:
     """300 MB in a message of a few hundred KB are refused with less than 50 MB of memory."""
     item = packed(message(), bomb(codec), codec)
     assert len(item) < MIB
     tracemalloc.start()
     try:
-        assert "more than 16777216 bytes" in refusal(item)
+        assert "more than 16777216 bytes" in reason_for_refusal(item)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -289,12 +289,12 @@ def test_a_bomb_is_refused_before_it_goes_off(codec: str) -> None:
 _PEAK = """
 import resource, sys
 from waooaw_celery.errors import DecodingFailed
-from waooaw_celery.broker.incoming.guard import read
+from waooaw_celery.broker.incoming.guard import read_item
 from waooaw_celery.wire.caps import Caps
 item = open(sys.argv[1], "rb").read()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:
-    read(item, Caps())
+    read_item(item, Caps())
 except DecodingFailed:
     pass
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -302,28 +302,28 @@ print((peak - before) // (1024 if sys.platform == "linux" else 1024 * 1024))
 """
 
 
-def greedy() -> bytes:
-    """Return a few bytes packed by lzma that ask for a dictionary of 1.5 GB."""
+def lzma_with_a_huge_dictionary() -> bytes:
+    """Return a few bytes of LZMA that ask for a dictionary of 1.5 GB."""
     archive = bytearray(lzma.compress(b"[[], {}, {}]", filters=[{"id": lzma.FILTER_LZMA2, "dict_size": 8 * MIB}]))
-    archive[archive.index(b"\x21\x01") + 2] = 37  # 1.5 GB, in the format's own words
-    end = 12 + (archive[12] + 1) * 4  # of the block's header, whose last four bytes are its checksum
+    archive[archive.index(b"\x21\x01") + 2] = 37  # the format's code for 1.5 GB
+    end = 12 + (archive[12] + 1) * 4  # of the block header: its last four bytes are the checksum
     archive[end - 4 : end] = zlib.crc32(bytes(archive[12 : end - 4])).to_bytes(4, "little")
     return bytes(archive)
 
 
 @pytest.mark.parametrize("codec", [*CODECS, "xz"])
-def test_a_bomb_takes_no_memory_beyond_pythons(codec: str, tmp_path: Path) -> None:
-    """Nor does the library below Python take more than 50 MB, also where an archive asks for a huge dictionary."""
+def test_decompression_bomb_takes_no_native_memory(codec: str, tmp_path: Path) -> None:
+    """The C libraries too take less than 50 MB, also for an archive that asks for a huge dictionary."""
     path = tmp_path / "bomb"
-    path.write_bytes(packed(message(), greedy() if codec == "xz" else bomb(codec), codec))
+    path.write_bytes(packed(message(), lzma_with_a_huge_dictionary() if codec == "xz" else bomb(codec), codec))
     result = subprocess.run(
         [sys.executable, "-c", _PEAK, path], capture_output=True, text=True, timeout=60, check=True
     )
     assert int(result.stdout) < 50
 
 
-#: What stands in the place of each header and property that Celery's strategy and Request read.
-_ODD: tuple[Any, ...] = (
+#: Values for each header and property that Celery's strategy and Request read.
+_ODD_VALUES: tuple[Any, ...] = (
     *(None, True, False, 0, -1, 2**31 - 1, 2**63, 10**400, -(10**400), 0.5, 1e300, -1e300, 1e999, float("nan")),
     *("", "x", "a\nb", "\ud800", ODD_ZONE, "0001-01-01", "9999-12-31T23:59:59-14:00", "2026-W01-1", "20260101"),
     *([], [10**400], [10**400, None], [None, -5], [1e300, 1e300], [None, None], ["x"], ["a", 1], [[]]),
@@ -341,8 +341,8 @@ _READ_BY_CELERY: tuple[tuple[str, str], ...] = (
 )
 
 
-class _Arrived:
-    """What Celery's Request takes of a message."""
+class _Received:
+    """What Celery's Request reads of a message."""
 
     def __init__(self, delivery: Any) -> None:
         self.headers, self.body, self.payload = delivery["headers"], delivery.body, delivery.decoded
@@ -353,7 +353,7 @@ class _Arrived:
 
 @pytest.fixture(scope="module")
 def worker_app() -> AgentApp:
-    """An application with the task of the messages here."""
+    """An application with the task of the messages in these tests."""
     app = create_app("guard", broker_url="redis://localhost:1")
 
     def work(*args: Any, **kwargs: Any) -> None:
@@ -363,26 +363,30 @@ def worker_app() -> AgentApp:
     return app
 
 
-@pytest.mark.parametrize(("part", "name"), _READ_BY_CELERY, ids=lambda said: said)
-def test_celery_can_take_whatever_passes(part: str, name: str, worker_app: AgentApp) -> None:
-    """An odd value of any header is refused, or Celery makes a request of the message: nothing else is raised."""
-    for odd in _ODD:
+@pytest.mark.parametrize(("part", "name"), _READ_BY_CELERY, ids=str)
+def test_celery_accepts_whatever_passes_the_guard(part: str, name: str, worker_app: AgentApp) -> None:
+    """An odd value of a header is refused, or Celery makes a request of it: nothing else is raised."""
+    for odd in _ODD_VALUES:
         sent = message({"a": 1})
         (sent["properties"]["delivery_info"] if part == "delivery_info" else sent[part])[name] = odd
         try:
-            delivery = read(real(sent), JSON)
+            delivery = read_item(real(sent), JSON)
         except DecodingFailed:
             continue
         task: Any = worker_app.tasks.get(delivery["headers"]["task"])
         if task is None:
-            continue  # the consumer keeps a letter of it
+            continue  # the consumer makes a dead letter of it
         try:
             request = AgentRequest(
-                _Arrived(delivery), app=worker_app, task=task, headers=delivery["headers"], body=delivery.body
+                _Received(delivery),
+                app=worker_app,
+                task=task,
+                headers=delivery["headers"],
+                body=delivery.body,
             )
         except InvalidTaskError:
-            continue  # the consumer keeps a letter of it
-        assert all(isinstance(said, str) for said in (str(request), repr(request)))
+            continue  # the consumer makes a dead letter of it
+        assert all(isinstance(text, str) for text in (str(request), repr(request)))
         assert isinstance(request.info(), dict)
         assert isinstance(request.stamps, dict)
         for limit in request.time_limits:
@@ -390,15 +394,15 @@ def test_celery_can_take_whatever_passes(part: str, name: str, worker_app: Agent
         if request.eta:
             to_timestamp(timezone.to_system(request.eta))
         assert 0 <= (request._context.as_execution_options()["retries"] or 0) < 2**31 - 1
-        with suppress(ValueError, TypeError):  # what the worker says of an envelope that it cannot read
+        with suppress(ValueError, TypeError):  # the worker's errors for an unreadable envelope
             Message.from_headers(delivery["headers"], "agent", {})
 
 
-def test_an_error_that_no_rule_provides_for_is_a_verdict() -> None:
-    """Whatever a check raises itself is the reason of the refusal: here a cap that no check can compare with."""
+def test_error_in_a_check_refuses_the_message() -> None:
+    """If a check itself fails, its error is the reason: here a limit that cannot be compared."""
     broken: Any = "no number"
     with pytest.raises(DecodingFailed, match="it cannot be checked: TypeError") as refused:
-        read(real(message()), Caps(max_body_bytes=broken))
+        read_item(real(message()), Caps(max_body_bytes=broken))
     assert isinstance(refused.value.__cause__, TypeError)
     with pytest.raises(DecodingFailed, match="it cannot be checked: TypeError"):
         check_message(message(), Caps(max_body_bytes=broken))
@@ -432,8 +436,8 @@ _VALUES = st.recursive(
 
 
 @st.composite
-def mutated(draw: Any) -> bytes:
-    """Return a real message with something else in some of its places, and perhaps with other bytes."""
+def mutated_items(draw: Any) -> bytes:
+    """Return a real message with some fields and perhaps some bytes changed."""
     sent = deepcopy(_REAL)
     for _ in range(draw(st.integers(0, 3))):
         part = draw(st.sampled_from(_PARTS))
@@ -462,14 +466,14 @@ _REAL = message({"a": 1}, b=2)
 
 
 @settings(max_examples=1000, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(item=mutated())
-def test_whatever_arrives_is_read_or_refused(item: bytes) -> None:
-    """Each of thousands of mutated messages is read into something that Celery can take, or refused, no more."""
+@given(item=mutated_items())
+def test_mutated_messages_are_read_or_refused(item: bytes) -> None:
+    """Each mutated message becomes a delivery that Celery can handle, or is refused."""
     reason, delivery = "", None
     try:
-        delivery = read(item, JSON)
-    except DecodingFailed as refused:
-        reason = str(refused)
+        delivery = read_item(item, JSON)
+    except DecodingFailed as error:
+        reason = str(error)
     assert reason.isprintable()
     assert len(reason) < 400
     if delivery is not None and delivery.decoded is not None:
@@ -484,6 +488,6 @@ def test_whatever_arrives_is_read_or_refused(item: bytes) -> None:
 def test_any_bytes_are_read_or_refused(item: bytes) -> None:
     """Bytes that never were a message are refused, and nothing else is raised."""
     with pytest.raises(DecodingFailed):
-        read(b"\x00" + item, JSON)
+        read_item(b"\x00" + item, JSON)
     with suppress(DecodingFailed):
-        read(item, JSON)
+        read_item(item, JSON)

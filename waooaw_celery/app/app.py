@@ -18,7 +18,7 @@ from waooaw_celery.app.publisher import Publisher
 from waooaw_celery.app.task_publication import TaskPublication
 from waooaw_celery.broker.circuit_breaker import CircuitBreaker
 from waooaw_celery.broker.dead_letters.queue import DeadLetterQueue
-from waooaw_celery.broker.redis.parking import dead_lettered
+from waooaw_celery.broker.redis.dead_lettering import dead_lettered
 from waooaw_celery.errors import ConfigurationError
 from waooaw_celery.limits.gate import AdmissionControl
 from waooaw_celery.limits.limiter import RateLimiter

@@ -1,1 +1,1 @@
-"""Kombu: how messages travel, and what a worker looks at first."""
+"""Kombu transports: how messages travel, and how a worker checks them when they arrive."""

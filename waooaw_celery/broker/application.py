@@ -1,4 +1,4 @@
-"""What was given as an application: one of this package, or a plain Celery application, which has no agents."""
+"""Checks what a caller passed as the application: an AgentApp, a plain Celery application, or something else."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ T = TypeVar("T")
 
 
 def require_agent_app(app: T, what: str) -> T:
-    """Return an application if it is one of this package.
+    """Return an application if it is an AgentApp.
 
     Args:
-        app: what was given as the application.
-        what: to what it was given, such as ``MessageBus``.
+        app: What the caller passed as the application.
+        what: What it was passed to, such as ``MessageBus``; used in the error message.
 
     Raises:
-        ConfigurationError: it is a plain Celery application, or none at all.
+        ConfigurationError: It is a plain Celery application, or no application.
     """
     if isinstance(app, Celery) and hasattr(app, "agents"):
         return app
@@ -34,12 +34,12 @@ def refuse_app(value: T, what: str, instead: str) -> T:
     """Return a value unless it is an application.
 
     Args:
-        value: what was given.
-        what: to what it was given, such as ``RateLimiter``.
-        instead: what of an application is to be given, such as ``limiter``.
+        value: What the caller passed.
+        what: What it was passed to, such as ``RateLimiter``; used in the error message.
+        instead: The attribute of an application to pass instead, such as ``limiter``.
 
     Raises:
-        ConfigurationError: it is an application.
+        ConfigurationError: It is an application.
     """
     found: Any = value
     if isinstance(found, Celery):

@@ -1,7 +1,8 @@
-"""The circuit breaker of the door: a broker that does not answer is tried by one sender at a time, not by all.
+"""The publisher's circuit breaker: if the broker does not answer, one sender at a time tries it, and not all.
 
-The pattern is Michael Nygard's (Release It!, 2007): closed while all goes well; open for a pause after a failure,
-when sends are refused at once; then one is let through, and what becomes of it decides.
+The pattern is Michael Nygard's (*Release It!*, 2007). The breaker is closed while publishes succeed. After a
+failure it is open for a pause, and refuses all sends at once. Then it lets one send through, whose outcome closes
+the breaker or opens it again.
 """
 
 from __future__ import annotations
@@ -20,33 +21,33 @@ from waooaw_celery.errors import BrokerUnavailable, StoreUnavailable
 
 logger = logging.getLogger(__name__)
 
-#: Seconds for which sends are refused after the first failure, and at most.
-FIRST_PAUSE, MAX_PAUSE_SECONDS = 0.5, 5.0
-#: What is raised when a broker does not answer, and not when it answers that it does not want a message.
+#: Seconds for which sends are refused: after the first failure, and the maximum.
+FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS = 0.5, 5.0
+#: What is raised if a broker does not answer. A broker that refuses a message raises other errors.
 _OUTAGES = (OSError, RedisConnectionError, RedisTimeoutError, AMQPConnectionError)
 
 
 class CircuitBreaker:
-    """Whether the broker is worth trying, as one process knows it. Safe for several threads.
+    """Decides whether one process may try the broker. Safe for several threads.
 
     Args:
-        first_pause: seconds for which sends are refused after the first failure; each further one doubles them.
-        longest_pause: seconds for which they are refused at most.
+        first_pause: Seconds for which sends are refused after the first failure. Each further one doubles them.
+        longest_pause: The maximum of these seconds.
     """
 
-    def __init__(self, first_pause: float = FIRST_PAUSE, longest_pause: float = MAX_PAUSE_SECONDS) -> None:
-        self._first, self._longest = first_pause, longest_pause
+    def __init__(self, first_pause: float = FIRST_PAUSE_SECONDS, longest_pause: float = MAX_PAUSE_SECONDS) -> None:
+        self._first_pause, self._longest_pause = first_pause, longest_pause
         self._lock = threading.Lock()
-        #: When the next sender may try; None while the broker answers.
+        #: When the next sender may try; None while the breaker is closed.
         self._retry_at: float | None = None
         self._pause = 0.0
         self._failed_at = 0.0
 
     def check(self) -> None:
-        """Let a sender try, unless the broker has just not answered.
+        """Return if a sender may try the broker.
 
         Raises:
-            BrokerUnavailable: it has not; its ``uncertain`` is False, since nothing was tried.
+            BrokerUnavailable: The breaker is open. ``uncertain`` is False, because nothing was tried.
         """
         if self._retry_at is None:
             return
@@ -61,11 +62,15 @@ class CircuitBreaker:
                 )
                 refusal.uncertain = False
                 raise refusal
-            self._retry_at = now + self._longest  # this one tries it, and all others wait for what comes of that
+            self._retry_at = now + self._longest_pause  # this sender tries; the others wait for its outcome
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Learn from a publish whether the broker answers; the block raises what Kombu raises."""
+        """Open or close the breaker by the outcome of the block, which publishes.
+
+        Raises:
+            Exception: Whatever the block raises.
+        """
         try:
             yield
         except Exception as error:
@@ -77,10 +82,10 @@ class CircuitBreaker:
 
     def _open(self, error: Exception) -> None:
         with self._lock:
-            if self._retry_at is None:  # one line an incident
+            if self._retry_at is None:  # one log line for each incident
                 logger.warning("the broker does not answer: %s", error, extra={"action": "broker_away"})
                 self._pause = 0.0
-            self._pause = min(max(2 * self._pause, self._first), self._longest)
+            self._pause = min(max(2 * self._pause, self._first_pause), self._longest_pause)
             self._failed_at = time.monotonic()
             self._retry_at = self._failed_at + self._pause
 
@@ -92,9 +97,9 @@ class CircuitBreaker:
 
 
 def is_outage(error: BaseException | None) -> bool:
-    """Whether an error of a publish, or what it was raised from, says that the broker does not answer."""
+    """Return whether an error of a publish, or one of its causes, means that the broker does not answer."""
     while error is not None:
-        if isinstance(error, StoreUnavailable):  # the ledger, or the Redis beside it: they are written in between
+        if isinstance(error, StoreUnavailable):  # the ledger or the receipt store, which a publish also uses
             return False
         if isinstance(error, _OUTAGES):
             return True

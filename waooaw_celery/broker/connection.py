@@ -1,4 +1,4 @@
-"""Connections to the broker that carry messages with this package's transports."""
+"""Kombu connections that use this package's transports."""
 
 from __future__ import annotations
 
@@ -11,37 +11,37 @@ from kombu.utils.collections import HashedSeq
 from waooaw_celery.broker.amqp import transport as amqp
 from waooaw_celery.broker.redis import transport
 
-#: Our transports by the names that Kombu has for its own.
+#: This package's transports, by Kombu's names for its own.
 TRANSPORTS: dict[str, Any] = transport.TRANSPORTS | amqp.TRANSPORTS
 
 
-class _Claims:
-    """Uses our transports where a URL names their broker, also after a fail-over to another URL."""
+class _UsesOwnTransports:
+    """Uses this package's transports for URLs of Redis and RabbitMQ, also after a failover to another URL."""
 
     transport_cls: Any
 
     def get_transport_cls(self) -> Any:
-        """Return the class of the transport."""
+        """Return the transport class for the URL."""
         name = self.transport_cls
         return TRANSPORTS[name] if name in TRANSPORTS else super().get_transport_cls()  # type: ignore[misc]
 
     def __eqhash__(self) -> Any:
-        # Not put into one pool with the connections of a plain Celery application to the same server.
+        # Keeps these connections out of the pool of a plain Celery application for the same server.
         return HashedSeq("claiming", *super().__eqhash__())  # type: ignore[misc]
 
 
-class ClaimConnection(_Claims, Connection):
-    """Kombu's connection, with our transports."""
+class ClaimConnection(_UsesOwnTransports, Connection):
+    """A Kombu connection that uses this package's transports."""
 
     def Pool(self, limit: int | None = None, **kwargs: Any) -> ConnectionPool:  # noqa: N802 - Kombu's own name
         """Return a pool of such connections."""
-        return _ClaimingPool(self, limit, **kwargs)
+        return _ClaimConnectionPool(self, limit, **kwargs)
 
 
-class _PooledClaimingConnection(_Claims, PooledConnection):
-    """One of a pool."""
+class _PooledClaimConnection(_UsesOwnTransports, PooledConnection):
+    """A connection of the pool."""
 
 
-class _ClaimingPool(ConnectionPool):
+class _ClaimConnectionPool(ConnectionPool):
     def new(self) -> Any:
-        return _PooledClaimingConnection(self, **dict(self.connection._info(resolve=False)))
+        return _PooledClaimConnection(self, **dict(self.connection._info(resolve=False)))

@@ -1,1 +1,1 @@
-"""The result backend, and who waits for it."""
+"""The result backend, and the collector of the results that a process waits for."""

@@ -1,4 +1,4 @@
-"""Celery's result backend on Redis, with answers packed by the rule of messages, and unpacked within bounds."""
+"""Celery's result backend on Redis. Results are compressed like messages, and unpacked within limits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from waooaw_celery.errors import DecodingFailed, EncodingFailed
 from waooaw_celery.wire.codecs import expand
 from waooaw_celery.wire.packer import Packer, find_codec_choice
 
-#: The classes by the names that Celery has for its own.
+#: The backend classes by Celery's names for its own.
 BACKENDS = {
     "redis": f"{__name__}:RedisBackend",
     "rediss": f"{__name__}:RedisBackend",
@@ -20,10 +20,11 @@ BACKENDS = {
 }
 
 
-class _Packed:
-    """A result backend that keeps bytes.
+class _PackedResults:
+    """A result backend that stores bytes.
 
-    ``result_compression`` is what ``task_compression`` is for messages; not set: the same choice.
+    ``result_compression`` compresses results as ``task_compression`` compresses messages. If it is not set,
+    ``task_compression`` applies to both.
     """
 
     app: Any
@@ -34,20 +35,24 @@ class _Packed:
 
     @property
     def packer(self) -> Packer:
-        """What packs the answers."""
+        """The application's packer."""
         packer: Packer = self.app.packer  # an AgentApp
         return packer
 
     def prepare_compression(self, compression: str | None) -> str | None:
-        """Return nothing for Celery to do by itself, once it is seen that there is such a codec."""
+        """Check that the codec exists, and return None, so that Celery itself compresses nothing.
+
+        Raises:
+            ConfigurationError: There is no such codec.
+        """
         find_codec_choice(compression)
         return None
 
     def encode(self, data: Any) -> Any:
-        """Write an answer.
+        """Return a result in the form in which it is stored.
 
         Raises:
-            EncodeError: it cannot be written, or is larger than what is accepted.
+            EncodingFailed: The result cannot be written, or is larger than the limit.
         """
         payload = super().encode(data)  # type: ignore[misc]
         caps = self.packer.caps
@@ -58,29 +63,29 @@ class _Packed:
             )
         conf = self.app.conf
         codec = find_codec_choice(conf.result_compression or conf.task_compression)
-        packed = None if codec is None else self.packer.compress(raw, codec)
-        if packed is None or codec is None:
+        compressed = None if codec is None else self.packer.compress(raw, codec)
+        if compressed is None or codec is None:
             return payload
-        return b"".join([COMPRESSED_PAYLOAD_MAGIC, codec.content_type.encode(), b"\0", packed])
+        return b"".join([COMPRESSED_PAYLOAD_MAGIC, codec.content_type.encode(), b"\0", compressed])
 
     def decode(self, payload: Any) -> Any:
-        """Read an answer.
+        """Return a stored result.
 
         Raises:
-            DecodingFailed: it cannot be read, or is larger than what is accepted.
+            DecodingFailed: The result cannot be read, or is larger than the limit.
         """
         if isinstance(payload, bytes) and payload.startswith(COMPRESSED_PAYLOAD_MAGIC):
-            codec, _, packed = payload[len(COMPRESSED_PAYLOAD_MAGIC) :].partition(b"\0")
-            payload = expand(packed, codec.decode("ascii", "replace"), self.packer.caps)
+            codec, _, compressed = payload[len(COMPRESSED_PAYLOAD_MAGIC) :].partition(b"\0")
+            payload = expand(compressed, codec.decode("ascii", "replace"), self.packer.caps)
         try:
             return super().decode(payload)  # type: ignore[misc]
         except DecodeError as error:
             raise DecodingFailed(f"an answer cannot be read: {error}") from error
 
 
-class RedisBackend(_Packed, redis.RedisBackend):
-    """Celery's backend on Redis."""
+class RedisBackend(_PackedResults, redis.RedisBackend):
+    """Celery's result backend on Redis."""
 
 
-class SentinelBackend(_Packed, redis.SentinelBackend):
-    """The same, on the Redis that a sentinel names."""
+class SentinelBackend(_PackedResults, redis.SentinelBackend):
+    """The same backend on the master that a Redis Sentinel names."""

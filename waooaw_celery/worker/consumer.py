@@ -13,7 +13,7 @@ from celery.worker.consumer import Consumer
 from waooaw_celery.broker.dead_letters.dead_letter import CALLBACK_FIELDS, FOREIGN_CALLBACKS, printable
 from waooaw_celery.broker.incoming.delivery import as_item
 from waooaw_celery.broker.incoming.guard import check_old_task, check_task_body, check_task_headers, uncheckable
-from waooaw_celery.broker.redis.parking import dead_letter
+from waooaw_celery.broker.redis.dead_lettering import dead_letter
 from waooaw_celery.errors import BrokerUnavailable, DecodingFailed
 from waooaw_celery.messages.message import ENVELOPE_HEADER
 from waooaw_celery.worker.task import AgentTask

@@ -10,7 +10,7 @@ from typing import Any
 
 from waooaw_celery.errors import Cancelled, Expired, RemoteError, UnknownMethod, WaooawError
 from waooaw_celery.messages.validation import JSON
-from waooaw_celery.results.collector import ResultMessage
+from waooaw_celery.results.pending import ResultMessage
 from waooaw_celery.worker.signals import IGNORED, class_name
 from waooaw_celery.worker.task import CANCELLED
 

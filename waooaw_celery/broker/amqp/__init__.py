@@ -1,1 +1,1 @@
-"""Kombu's transport for RabbitMQ with the same guard."""
+"""Kombu's transport for RabbitMQ with the same guard as on Redis."""

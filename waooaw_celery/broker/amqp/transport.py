@@ -1,8 +1,8 @@
-"""Kombu's transport for RabbitMQ, with what arrives looked at before anything is unpacked, as on Redis.
+"""Kombu's transport for RabbitMQ with the guard: messages are checked before anything is unpacked, as on Redis.
 
-Kombu unpacks what arrives as soon as it arrives, with any codec and to any size, and Celery trusts what it says.
-What breaks a rule here is handed on as it came, with its error: Kombu's consumer hands it to ``on_decode_error``,
-and decodes nothing.
+Kombu unpacks a message when it arrives, with any codec and to any size, and Celery trusts its contents. Here, a
+message that breaks a rule is passed on unchanged together with its error. Kombu's consumer then calls
+``on_decode_error``, and decodes nothing.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from waooaw_celery.wire.codecs import expand
 
 logger = logging.getLogger(__name__)
 
-#: The kind of frame that has a message's properties, and how many of its bytes stand before these.
-_HEADER_FRAME, _BEFORE_PROPERTIES = 2, 12
+#: The type of the frame that carries a message's properties, and the length in bytes of what precedes them in it.
+_HEADER_FRAME, _PROPERTIES_OFFSET = 2, 12
 
 
 class Message(pyamqp.Message):
-    """A message that was looked at, unpacked, and for a task decoded, when it arrived.
+    """A message that was checked, unpacked and, for a task, decoded when it arrived.
 
     Attributes:
-        guarded: whether everything of it that Celery would trust was checked.
+        guarded: Whether the guard has checked everything that Celery relies on.
     """
 
     guarded = True
@@ -43,12 +43,12 @@ class Message(pyamqp.Message):
         headers = properties.get("application_headers") or {}
         body, decoded, error = msg.body, None, None
         try:
-            body, decoded = _read(msg.body, properties, headers, channel.caps)
-        except Exception:  # noqa: BLE001 - a content encoding alone may raise anything, and here it ends the worker
+            body, decoded = _unpack(msg.body, properties, headers, channel.caps)
+        except Exception:  # noqa: BLE001 - any content encoding may raise anything, and here it would end the worker
             error = sys.exc_info()
         if error is not None:
-            self.errors = [error]  # Kombu unpacks nothing then
-        # Kombu's message of RabbitMQ would take everything from ``msg`` again.
+            self.errors = [error]  # Kombu then unpacks nothing
+        # Not pyamqp.Message, which would read everything from ``msg`` again.
         super(pyamqp.Message, self).__init__(
             body=body,
             channel=channel,
@@ -64,7 +64,7 @@ class Message(pyamqp.Message):
 
     @property
     def item(self) -> bytes:
-        """The message as it came, in the form in which messages travel on Redis."""
+        """The message as it arrived, in the form in which messages travel on Redis."""
         properties = self._arrived.properties
         return as_item(
             self._arrived.body,
@@ -76,28 +76,28 @@ class Message(pyamqp.Message):
 
 
 class Channel(pyamqp.Channel):
-    """A channel whose messages are bounded by its connection's caps, and whose publishes end in time."""
+    """A channel with limits for what arrives, and a timeout for publishes."""
 
     Message = Message
 
     def basic_publish_confirm(self, *args: Any, **kwargs: Any) -> Any:
-        """Publish a message, and wait until RabbitMQ has it.
+        """Publish a message, and wait until RabbitMQ confirms it.
 
         Raises:
-            IrrecoverableConnectionError: it did not say so in time: it froze, or its memory is full and it reads
-                nothing. Kombu would publish again, and RabbitMQ would have the message several times afterwards;
-                before that, it would wait for an answer to its good-bye.
+            IrrecoverableConnectionError: RabbitMQ did not confirm the message in time: it hangs, or its memory is
+                full and it reads nothing. Kombu would wait for an answer to its close and then publish again, so
+                that RabbitMQ would have the message several times.
         """
         connection = self.connection
         try:
             return super().basic_publish_confirm(*args, **kwargs)
         except TimeoutError as error:
             connection.collect()
-            raise IrrecoverableConnectionError(f"RabbitMQ confirmed nothing in time: {error}") from error
+            raise IrrecoverableConnectionError(f"RabbitMQ did not confirm the publish in time: {error}") from error
 
     @property
     def caps(self) -> Caps:
-        """What is accepted."""
+        """The limits and formats that are accepted."""
         if self._caps is None:
             client = getattr(self.connection, "client", None)
             self._caps = Caps.of(client.transport_options if client is not None else {})
@@ -107,7 +107,7 @@ class Channel(pyamqp.Channel):
 
 
 class Connection(pyamqp.Connection):
-    """A connection of such channels."""
+    """A connection with such channels."""
 
     Channel = Channel
 
@@ -116,34 +116,39 @@ class Connection(pyamqp.Connection):
 
 
 class Transport(pyamqp.Transport):
-    """Kombu's transport for RabbitMQ, with such connections."""
+    """A transport with such connections."""
 
     Connection = Connection
 
 
 class SSLTransport(Transport, pyamqp.SSLTransport):
-    """The same over TLS."""
+    """The same transport over TLS."""
 
 
 def frame_handler(connection: Any, callback: Callable[..., Any]) -> Callable[[Any], Any]:
-    """Return what reads the frames of a connection: as py-amqp's does, also those whose properties it cannot read.
+    """Return py-amqp's handler of frames, extended to frames whose properties py-amqp cannot read.
 
-    Headers that are nested a thousand deep, or that hold a moment beyond all calendars, would end its process, and
-    then the next one that meets them. Such a message arrives without properties, and so as no task.
+    Headers that are nested a thousand levels deep, or a time stamp out of range, would end the process, and then
+    each process that receives the message after it. Here, such a message arrives without properties, and so not as
+    a task.
+
+    Args:
+        connection: The connection that reads the frames.
+        callback: Called with each method and its content.
     """
-    read = method_framing.frame_handler(connection, callback)
+    read_frame = method_framing.frame_handler(connection, callback)
 
     def on_frame(frame: Any) -> Any:
         try:
-            return read(frame)
+            return read_frame(frame)
         except Exception as error:
-            kind, channel, buffer = frame
-            if kind != _HEADER_FRAME or _can_read(buffer):
+            frame_type, channel, buffer = frame
+            if frame_type != _HEADER_FRAME or _can_read(buffer):
                 raise
             logger.warning(
                 "the properties of a message cannot be read: %a", error, extra={"action": "properties_unreadable"}
             )
-            return read((kind, channel, bytes(buffer[:_BEFORE_PROPERTIES]) + b"\0\0"))
+            return read_frame((frame_type, channel, bytes(buffer[:_PROPERTIES_OFFSET]) + b"\0\0"))
 
     return on_frame
 
@@ -152,16 +157,16 @@ def _can_read(buffer: Any) -> bool:
     try:
         message: Any = basic_message.Message()
         message.inbound_header(buffer)
-    except Exception:  # noqa: BLE001 - which one does not matter: it is asked whether there is any
+    except Exception:  # noqa: BLE001 - only whether there is an error matters
         return False
     return True
 
 
-def _read(body: Any, properties: Any, headers: dict[str, Any], caps: Caps) -> tuple[Any, Any]:
-    """Return a body unpacked, and for a task decoded.
+def _unpack(body: Any, properties: Any, headers: dict[str, Any], caps: Caps) -> tuple[Any, Any]:
+    """Return the unpacked body, and for a task the decoded one.
 
     Raises:
-        DecodingFailed: it breaks a rule or a cap, or cannot be read.
+        DecodingFailed: The message breaks a rule, exceeds a limit, or cannot be read.
     """
     try:
         size = header_bytes(headers)
@@ -177,14 +182,14 @@ def _read(body: Any, properties: Any, headers: dict[str, Any], caps: Caps) -> tu
     codec = headers.get("compression")
     if codec is not None:
         if not isinstance(codec, str):
-            raise DecodingFailed("its header 'compression' is no text")
+            raise DecodingFailed("its header 'compression' is not text")
         body = expand(body.encode() if isinstance(body, str) else body, codec, caps)
     if not is_task:
         return body, None
     return body, decode_task(body, properties.get("content_type"), properties.get("content_encoding"), caps)
 
 
-#: The transports by the names that Kombu has for its own.
+#: The transports by Kombu's names for its own.
 TRANSPORTS: dict[str, type[base.Transport]] = {
     "amqp": Transport,
     "pyamqp": Transport,

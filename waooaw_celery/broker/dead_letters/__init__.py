@@ -1,1 +1,1 @@
-"""Dead letters, on every broker."""
+"""Dead letters: stored in the broker, listed, retried and discarded."""

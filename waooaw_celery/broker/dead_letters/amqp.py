@@ -1,7 +1,7 @@
-"""Dead letters on RabbitMQ: a durable queue, each letter one JSON document.
+"""Dead letters on RabbitMQ: a durable queue in which each message is one dead letter, a JSON document.
 
-Who lists them takes all of them on one channel, acknowledges none, and closes it: they go back to where they were.
-Meanwhile another who looks finds fewer of them, or none.
+To list them, one channel gets all messages, acknowledges none, and closes: they return to their places. Meanwhile
+another reader finds fewer dead letters, or none.
 """
 
 from __future__ import annotations
@@ -21,34 +21,34 @@ from kombu import Exchange, Queue
 
 from waooaw_celery.broker.dead_letters.dead_letter import DeadLetter
 from waooaw_celery.broker.dead_letters.storage import DeadLetterFilter, DeadLetterStorage
-from waooaw_celery.broker.redis.parking import DEAD_KEY
+from waooaw_celery.broker.redis.dead_lettering import DEAD_KEY
 
 logger = logging.getLogger(__name__)
 
-#: Seconds until the broker must have confirmed a letter.
+#: Seconds within which the broker must confirm a dead letter.
 CONFIRM_SECONDS = 5.0
 _PERSISTENT = 2
-#: How often, and after how many seconds each, letters are looked for that are to be removed.
-LOOKS, LOOK_SECONDS = 3, 0.5
+#: How often to look for dead letters that are to be removed, and the seconds between two attempts.
+REMOVE_ATTEMPTS, REMOVE_PAUSE_SECONDS = 3, 0.5
 
 
 class AmqpDeadLetterStorage(DeadLetterStorage):
-    """The queue ``waooaw.dead``."""
+    """The dead letters in the queue ``waooaw.dead``."""
 
-    def __init__(self, app: Any, most: int) -> None:
-        super().__init__(app, most)
+    def __init__(self, app: Any, max_count: int) -> None:
+        super().__init__(app, max_count)
         self._warned = False
 
     def add(self, queue: str, reason: str, raw: bytes) -> None:
         id_ = uuid4().hex
-        letter = {
+        document = {
             "id": id_,
             "queue": queue,
             "reason": reason,
             "at": self._app.reference_clock.now().isoformat(),
-            **_said(raw),
+            **_encode(raw),
         }
-        body = json.dumps(letter).encode()
+        body = json.dumps(document).encode()
 
         def publish(connection: Any) -> None:
             self._declare(connection)
@@ -61,90 +61,97 @@ class AmqpDeadLetterStorage(DeadLetterStorage):
                     properties={"delivery_mode": _PERSISTENT, "message_id": id_},
                 )
                 if connection.transport.driver_type == "amqp":
-                    way = {"mandatory": True, "confirm_timeout": CONFIRM_SECONDS, "timeout": CONFIRM_SECONDS}
-                    channel.basic_publish_confirm(message, exchange="", routing_key=DEAD_KEY, **way)
+                    options = {"mandatory": True, "confirm_timeout": CONFIRM_SECONDS, "timeout": CONFIRM_SECONDS}
+                    channel.basic_publish_confirm(message, exchange="", routing_key=DEAD_KEY, **options)
                 else:
                     channel.basic_publish(message, exchange="", routing_key=DEAD_KEY)
 
-        self._with("keep a dead letter", publish)
+        self._with_connection("store a dead letter", publish)
 
-    def list(self, choice: DeadLetterFilter, limit: int) -> Sequence[DeadLetter]:
-        def look(connection: Any) -> list[DeadLetter]:
+    def list(self, selected: DeadLetterFilter, limit: int) -> Sequence[DeadLetter]:
+        def read(connection: Any) -> list[DeadLetter]:
             newest: deque[DeadLetter] = deque(maxlen=limit)
-            wanted = None if choice.ids is None else len(set(choice.ids))
+            wanted = None if selected.ids is None else len(set(selected.ids))
             with connection.channel() as channel:
-                for letter, _ in self._all(connection, channel):
-                    if choice.fits(letter):
-                        newest.append(letter)
+                for dead_letter, _ in self._get_all(connection, channel):
+                    if selected.matches(dead_letter):
+                        newest.append(dead_letter)
                         if len(newest) == wanted:
                             break
             return list(reversed(newest))
 
-        return self._with("read the dead letters", look)
+        return self._with_connection("read the dead letters", read)
 
     def remove(self, ids: Collection[str]) -> set[str]:
         removed: set[str] = set()
 
         def remove(connection: Any) -> None:
             with connection.channel() as channel:
-                for letter, tag in self._all(connection, channel):
-                    if letter.id in ids:
+                for dead_letter, tag in self._get_all(connection, channel):
+                    if dead_letter.id in ids:
                         channel.basic_ack(tag)
-                        removed.add(letter.id)
+                        removed.add(dead_letter.id)
                         if len(removed) == len(set(ids)):
                             return
 
-        for look in range(LOOKS if ids else 0):
-            if look:  # another who looks holds some of them for a moment
-                time.sleep(LOOK_SECONDS)
-            self._with("remove dead letters", remove)
+        for attempt in range(REMOVE_ATTEMPTS if ids else 0):
+            if attempt:  # another reader may hold some of them for a moment
+                time.sleep(REMOVE_PAUSE_SECONDS)
+            self._with_connection("remove dead letters", remove)
             if len(removed) == len(set(ids)):
                 break
         return removed
 
-    def _all(self, connection: Any, channel: Any) -> Iterator[tuple[DeadLetter, Any]]:
-        """Give every letter that is there now, the oldest first, with the tag under which it can be removed."""
+    def _get_all(self, connection: Any, channel: Any) -> Iterator[tuple[DeadLetter, Any]]:
+        """Yield the dead letters that exist now, the oldest first, each with its delivery tag."""
         self._declare(connection)
-        # What comes meanwhile is newer, and what went back meanwhile was seen.
+        # The count excludes dead letters that arrive meanwhile.
         for _ in range(channel.queue_declare(DEAD_KEY, passive=True).message_count):
             message = channel.basic_get(DEAD_KEY, no_ack=False)
             if message is None:
                 return
-            letter = _letter(message)
-            if letter is not None:
-                yield letter, message.delivery_tag
+            dead_letter = _parse(message)
+            if dead_letter is not None:
+                yield dead_letter, message.delivery_tag
 
     def _declare(self, connection: Any) -> None:
-        queue = Queue(DEAD_KEY, Exchange(""), routing_key=DEAD_KEY, durable=True, max_length=self._most)
+        queue = Queue(DEAD_KEY, Exchange(""), routing_key=DEAD_KEY, durable=True, max_length=self._max_count)
         try:
             with connection.channel() as channel:
                 queue(channel).declare()
         except connection.channel_errors as error:
-            # It is there, with another bound: it keeps that one, since changing it would lose the letters.
+            # The queue exists with another limit. To change the limit would lose its dead letters.
             with connection.channel() as channel:
                 channel.queue_declare(DEAD_KEY, passive=True)
             if not self._warned:
                 self._warned = True
-                text = "the queue %s keeps the bound with which it was made, and not waooaw_dead_letters_max: %s"
-                logger.warning(text, DEAD_KEY, error, extra={"action": "letters_bound_kept"})
+                logger.warning(
+                    "the queue %s keeps the limit that it was created with, not waooaw_dead_letters_max: %s",
+                    DEAD_KEY,
+                    error,
+                    extra={"action": "dead_letter_limit_kept"},
+                )
 
 
-def _said(raw: bytes) -> dict[str, str]:
+def _encode(raw: bytes) -> dict[str, str]:
     with suppress(UnicodeDecodeError):
         return {"text": raw.decode()}
     return {"base64": b64encode(raw).decode()}
 
 
-def _letter(message: Any) -> DeadLetter | None:
-    """Return what a message of the queue says, or None when somebody else put it there."""
+def _parse(message: Any) -> DeadLetter | None:
+    """Return the dead letter in a message of the queue, or None if the message is something else."""
     body = message.body if isinstance(message.body, str | bytes) else bytes(message.body or b"")
     try:
-        said = json.loads(body)
-        raw = said["text"].encode() if "text" in said else b64decode(said["base64"])
-        at = datetime.fromisoformat(said["at"])
-        return DeadLetter.of(str(said["id"]), str(said["queue"]), str(said["reason"]), at, raw)
+        document = json.loads(body)
+        raw = document["text"].encode() if "text" in document else b64decode(document["base64"])
+        at = datetime.fromisoformat(document["at"])
+        return DeadLetter.of(str(document["id"]), str(document["queue"]), str(document["reason"]), at, raw)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         logger.warning(
-            "something in the queue %s is no dead letter: %a", DEAD_KEY, error, extra={"action": "no_letter"}
+            "a message in the queue %s is not a dead letter: %a",
+            DEAD_KEY,
+            error,
+            extra={"action": "not_a_dead_letter"},
         )
         return None

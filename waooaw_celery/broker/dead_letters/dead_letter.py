@@ -1,4 +1,4 @@
-"""A dead letter: what can be known of it, and what it says when it can be read."""
+"""A dead letter: what is known of it, and its message if it can be read."""
 
 from __future__ import annotations
 
@@ -8,30 +8,37 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple, Self
 
-from waooaw_celery.broker.incoming.guard import read
+from waooaw_celery.broker.incoming.guard import read_item
 from waooaw_celery.errors import DecodingFailed, InvalidMessage, UnknownAgent
 from waooaw_celery.messages.headers import payload_of
 from waooaw_celery.messages.message import ENVELOPE_HEADER, Message
 from waooaw_celery.messages.queues import AGENT_QUEUES, HandlerName
 from waooaw_celery.wire.caps import Caps
 
+#: The options of ``apply_async`` for tasks to call afterwards, and their names in the body of a task.
+_CALLBACK_OPTIONS = {"link": "callbacks", "link_error": "errbacks", "chain": "chain"}
+#: The parts of a task's body that make Celery call other tasks.
+CALLBACK_FIELDS = ("callbacks", "errbacks", "chain", "chord")
+#: The reason for refusing a message to an agent that has one of them without an agent's envelope.
+FOREIGN_CALLBACKS = "no agent sent it, and it names tasks to call afterwards, which only agents may do"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeadLetter:
-    """A message that died.
+    """A message that could not be handled.
 
     Attributes:
-        id: of the letter, not of the message; each broker has its own kind.
-        queue: from which it came.
-        reason: why it died, a sentence.
-        at: when, aware UTC.
-        raw: the message's bytes, in the form in which Kombu's messages travel on Redis.
-        message_id: the message's own id; None where it cannot be read, as all that follows.
-        task: name of its task, such as ``worker-1.command``.
-        agent: to whom it went: the agent of its queue, or else of its task.
-        handler: name of its handler, where its task is an agent's.
-        from_agent: who sent it.
-        resent: how often it had been sent again from the dead letters.
+        id: The id of the dead letter, not of the message. Its form depends on the broker.
+        queue: The queue that the message came from.
+        reason: Why it died, a sentence.
+        at: When it died, aware UTC.
+        raw: The message's bytes, in the form in which messages travel on Redis.
+        message_id: The id of the message; None if it cannot be read, like all attributes below.
+        task: The name of its task, such as ``worker-1.command``.
+        agent: The agent that it was for, by its queue, or else by its task.
+        handler: The name of its handler, if its task is an agent's handler.
+        from_agent: The agent that sent it.
+        resent: How often it was already retried from the dead letters.
     """
 
     id: str
@@ -48,18 +55,18 @@ class DeadLetter:
 
     @classmethod
     def of(cls, id_: str, queue: str, reason: str, at: datetime, raw: bytes) -> Self:
-        """Return the letter that a broker keeps, with what can be read of its message.
+        """Return a stored dead letter, with everything that can be read of its message.
 
         Args:
-            id_: the letter's id.
-            queue: from which its message came.
-            reason: why it died.
-            at: when, aware UTC.
-            raw: the message's bytes, which may be anything.
+            id_: The id of the dead letter.
+            queue: The queue that the message came from.
+            reason: Why it died.
+            at: When it died, aware UTC.
+            raw: The message's bytes, which may be anything.
         """
-        headers = _mapping(_message_of(raw).get("headers"))
-        envelope = _mapping(headers.get(ENVELOPE_HEADER))
-        task = _text(headers.get("task"))
+        headers = _as_mapping(_parse_message(raw).get("headers"))
+        envelope = _as_mapping(headers.get(ENVELOPE_HEADER))
+        task = _as_text(headers.get("task"))
         target = HandlerName.parse(task) if task is not None else None
         resent = envelope.get("resent")
         return cls(
@@ -68,101 +75,92 @@ class DeadLetter:
             reason=printable(reason),
             at=at,
             raw=raw,
-            message_id=_text(headers.get("id")),
+            message_id=_as_text(headers.get("id")),
             task=task,
             agent=_agent_of(queue) or (target.agent if target is not None else None),
             handler=target.handler if target is not None else None,
-            from_agent=_text(envelope.get("from")),
+            from_agent=_as_text(envelope.get("from")),
             resent=resent if type(resent) is int and resent >= 0 else 0,
         )
 
 
 class DeadLetterContent(NamedTuple):
-    """What a letter says.
+    """The message in a dead letter.
 
     Attributes:
-        target: the handler that it was for.
-        message: the message.
-        args: positional arguments of its task.
-        kwargs: keyword arguments of its task.
-        after: what Celery was to do afterwards: options of ``apply_async``.
+        target: The handler that it was for.
+        message: The message.
+        args: The positional arguments of its task.
+        kwargs: The keyword arguments of its task.
+        callbacks: The tasks to call afterwards, as options of ``apply_async``.
     """
 
     target: HandlerName
     message: Message
     args: list[Any]
     kwargs: dict[str, Any]
-    after: dict[str, Any]
+    callbacks: dict[str, Any]
 
 
-def read_content(letter: DeadLetter, caps: Caps) -> DeadLetterContent:
-    """Read a letter.
+def read_content(dead_letter: DeadLetter, caps: Caps) -> DeadLetterContent:
+    """Read the message in a dead letter.
 
     Args:
-        letter: which.
-        caps: what is accepted.
+        dead_letter: The dead letter.
+        caps: The limits and formats that are accepted.
 
     Raises:
-        DecodingFailed: it cannot be read, by this version and with these caps.
-        InvalidMessage: its envelope cannot be read, or it has none, or what it says breaks a rule.
-        UnknownAgent: it is no message to an agent.
+        DecodingFailed: This version, with these limits, cannot read it.
+        InvalidMessage: Its envelope is missing or invalid, or the message breaks a rule.
+        UnknownAgent: It is not a message to an agent.
     """
-    delivery = read(_plain(letter.raw), caps)
+    delivery = read_item(_without_route(dead_letter.raw), caps)
     if delivery.decoded is None:
-        raise DecodingFailed("it is no task")
+        raise DecodingFailed("it is not a task")
     headers = delivery["headers"]
     target = HandlerName.parse(headers["task"])
     if target is None:
-        raise UnknownAgent(f"its task {headers['task']!r} is no agent's handler")
+        raise UnknownAgent(f"its task {headers['task']!r} is not a handler of an agent")
     args, kwargs, embed = delivery.decoded
     embed = embed or {}
-    own = ENVELOPE_HEADER in headers
-    wanted = {name: embed.get(key) for name, key in _AFTER.items() if embed.get(key)}
-    if wanted and not own:
+    callbacks = {option: embed.get(field) for option, field in _CALLBACK_OPTIONS.items() if embed.get(field)}
+    if callbacks and ENVELOPE_HEADER not in headers:
         raise InvalidMessage(FOREIGN_CALLBACKS)
     message = Message.from_headers(headers, target.agent, payload_of(target.handler, args, kwargs))
-    return DeadLetterContent(target, message, list(args), kwargs, wanted)
-
-
-#: Options of ``apply_async`` for what Celery does afterwards, and their names in the body of a task.
-_AFTER = {"link": "callbacks", "link_error": "errbacks", "chain": "chain"}
-#: Parts of a task's body that make Celery call other tasks.
-CALLBACK_FIELDS = ("callbacks", "errbacks", "chain", "chord")
-#: Why a message to an agent is refused that has one of them.
-FOREIGN_CALLBACKS = "it comes from no agent and names tasks to call afterwards, which are not obeyed"
+    return DeadLetterContent(target, message, list(args), kwargs, callbacks)
 
 
 def printable(text: str) -> str:
-    """Return a text that fits on a line of a terminal or a log, whatever it was."""
+    """Return a text that is safe to show on one line of a terminal or a log."""
     return text if text.isprintable() else ascii(text)
 
 
-def _message_of(raw: bytes) -> Mapping[str, Any]:
+def _parse_message(raw: bytes) -> Mapping[str, Any]:
     try:
-        found = json.loads(raw)
+        parsed = json.loads(raw)
     except (ValueError, RecursionError):
         return {}
-    return _mapping(found[0] if isinstance(found, list) and found else found)
+    return _as_mapping(parsed[0] if isinstance(parsed, list) and parsed else parsed)
 
 
-def _plain(raw: bytes) -> bytes:
-    """Return a message alone where it is kept with the note of where it was to go back."""
+def _without_route(raw: bytes) -> bytes:
+    """Return only the message of an entry of Kombu's unacknowledged messages, which also holds its route."""
     if not raw.startswith(b"[{"):
         return raw
     try:
-        found = json.loads(raw)
+        parsed = json.loads(raw)
     except (ValueError, RecursionError):
         return raw
-    return json.dumps(found[0]).encode()
+    return json.dumps(parsed[0]).encode()
 
 
-def _mapping(value: Any) -> Mapping[str, Any]:
+def _as_mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def _text(value: Any) -> str | None:
+def _as_text(value: Any) -> str | None:
     return value if isinstance(value, str) and value.isprintable() and 0 < len(value) < 256 else None
 
 
 def _agent_of(queue: str) -> str | None:
-    return _text(queue.removeprefix(AGENT_QUEUES)) if queue.startswith(AGENT_QUEUES) else None
+    return _as_text(queue.removeprefix(AGENT_QUEUES)) if queue.startswith(AGENT_QUEUES) else None

@@ -1,9 +1,12 @@
-"""The desk for dead letters: listed, retried as new messages, discarded; and noted in their messages' receipts."""
+"""The dead-letter queue: lists dead letters, retries them as new messages, or discards them.
+
+The receipts of their messages record each retry and discard.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -13,7 +16,7 @@ from waooaw_celery.broker.dead_letters.amqp import AmqpDeadLetterStorage
 from waooaw_celery.broker.dead_letters.dead_letter import DeadLetter, DeadLetterContent, printable, read_content
 from waooaw_celery.broker.dead_letters.redis import RedisDeadLetterStorage
 from waooaw_celery.broker.dead_letters.storage import DeadLetterFilter, DeadLetterStorage
-from waooaw_celery.broker.redis.parking import notify_dead_lettered
+from waooaw_celery.broker.redis.dead_lettering import notify_dead_lettered
 from waooaw_celery.errors import InvalidMessage, StoreUnavailable, UnknownDeadLetter, UnknownMessage, WaooawError
 from waooaw_celery.messages.enums import MessageStatus
 from waooaw_celery.messages.message import Message
@@ -22,21 +25,21 @@ from waooaw_celery.messages.validation import LocalTime
 
 logger = logging.getLogger(__name__)
 
-#: How often a message is sent again from the dead letters, counted along its copies, unless somebody insists.
+#: How often a message is retried from the dead letters without ``again=True``. Its copies count together.
 MAX_RETRIES = 3
-#: Letters that one call lists or works on, unless it says otherwise.
+#: The default maximum of dead letters that one call lists or works on.
 DEFAULT_LIMIT = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What became of a letter that was to be retried or discarded.
+    """The outcome of a retry or discard of one dead letter.
 
     Attributes:
-        id: of the letter.
-        message_id: of its message; None where it cannot be read.
-        new_id: of the message that was sent in its place; None when none was.
-        refused: why nothing was done, a sentence; None when it was done.
+        id: The id of the dead letter.
+        message_id: The id of its message; None if it cannot be read.
+        new_id: The id of the new message of a retry; None if there is none.
+        refused: Why nothing was done, a sentence; None if it was done.
     """
 
     id: str
@@ -48,35 +51,42 @@ class Outcome:
 class DeadLetterQueue:
     """The dead letters of an application's broker.
 
-    Every method raises BrokerUnavailable when the broker does not answer.
+    Every method raises BrokerUnavailable if the broker does not answer.
 
     Args:
-        app: the application, an AgentApp.
+        app: The AgentApp.
+
+    Example:
+        >>> for dead_letter in app.dead_letters.list(agent="billing", reason="timeout"):
+        ...     print(dead_letter.message_id, dead_letter.reason)
+        >>> app.dead_letters.retry(app.dead_letters.list(agent="billing"), by="ada")
     """
 
     def __init__(self, app: Any) -> None:
         self._app = app
-        kind: type[DeadLetterStorage] = RedisDeadLetterStorage if app.driver == "redis" else AmqpDeadLetterStorage
-        self._store = kind(app, app.settings.dead_letters_max)
+        storage: type[DeadLetterStorage] = (
+            RedisDeadLetterStorage if app.driver == "redis" else AmqpDeadLetterStorage
+        )
+        self._storage = storage(app, app.settings.dead_letters_max)
 
     def add(self, queue: str, reason: str, raw: bytes) -> None:
-        """Keep what died; when this returns, the broker has it.
+        """Store a dead letter. When this returns, the broker has it.
 
         Args:
-            queue: from which the message came.
-            reason: why it died, a sentence.
-            raw: the message's bytes, in the form in which Kombu's messages travel on Redis.
+            queue: The queue that the message came from.
+            reason: Why it died, a sentence.
+            raw: The message's bytes, in the form in which messages travel on Redis.
         """
-        self._store.add(queue, reason, raw)
+        self._storage.add(queue, reason, raw)
 
     def bury(self, queue: str, reason: str, raw: bytes, worker: str | None = None) -> None:
-        """Keep what died, and tell log and receipt of it.
+        """Store a dead letter, log it, and record it in the message's receipt.
 
         Args:
-            queue: from which the message came.
-            reason: why it died, a sentence.
-            raw: the message's bytes.
-            worker: node name of the worker that met it.
+            queue: The queue that the message came from.
+            reason: Why it died, a sentence.
+            raw: The message's bytes, in the form in which messages travel on Redis.
+            worker: The node name of the worker that received it.
         """
         self.add(queue, reason, raw)
         notify_dead_lettered(self, queue, raw, reason, worker)
@@ -91,148 +101,152 @@ class DeadLetterQueue:
         ids: Collection[str] | None = None,
         limit: int = DEFAULT_LIMIT,
     ) -> Sequence[DeadLetter]:
-        """Return the letters that fit all that is said, the newest first.
+        """Return the dead letters that match all given arguments, the newest first.
 
         Args:
-            agent: to this agent.
-            queue: from this queue.
-            reason: whose reason contains this, in any case.
-            since: that died at this moment or later; aware.
-            ids: these letters.
-            limit: how many at most.
+            agent: The agent that the message was for.
+            queue: The queue that it came from.
+            reason: A part of the reason; upper and lower case are the same.
+            since: The earliest time of death, an aware datetime.
+            ids: The ids of the dead letters.
+            limit: The maximum to return.
 
         Raises:
-            InvalidMessage: the limit is no positive number, or the moment has no time zone.
+            InvalidMessage: The limit is not a positive integer, or ``since`` has no time zone.
         """
         if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
             raise InvalidMessage(f"limit must be a positive number, not {limit!r:.80}")
         if since is not None and since.tzinfo is None:
             raise InvalidMessage("since must be an aware datetime, such as datetime.now(UTC)")
-        choice = DeadLetterFilter(agent=agent, queue=queue, reason=reason, since=since, ids=ids)
-        return self._store.list(choice, limit)
+        selected = DeadLetterFilter(agent=agent, queue=queue, reason=reason, since=since, ids=ids)
+        return self._storage.list(selected, limit)
 
     def get(self, id_: str) -> DeadLetter:
-        """Return a letter.
+        """Return a dead letter.
+
+        Args:
+            id_: The id of the dead letter.
 
         Raises:
-            UnknownDeadLetter: there is none with this id.
+            UnknownDeadLetter: There is no dead letter with this id.
         """
-        found = self._store.list(DeadLetterFilter(ids=[id_]), 1)
+        found = self._storage.list(DeadLetterFilter(ids=[id_]), 1)
         if not found:
-            raise UnknownDeadLetter(
-                f"there is no dead letter {id_!r:.80}: `waooaw dead list` shows those that are there"
-            )
+            raise UnknownDeadLetter(f"there is no dead letter {id_!r:.80}: `waooaw dead list` shows all of them")
         return found[0]
 
     def retry(
-        self, letters: Iterable[DeadLetter | str], *, by: str | None = None, again: bool = False
+        self, dead_letters: Iterable[DeadLetter | str], *, by: str | None = None, again: bool = False
     ) -> Sequence[Outcome]:
-        """Send what letters say once more, each as a new message, and remove them; the oldest first.
+        """Send the messages of dead letters again, each as a new message, and remove the dead letters.
 
-        The new message goes through the door to the same handler: from the same sender, with the same payload,
-        type, priority, conversation and correlation, and as much time as the old one had. Its cause is the old
-        message, whose receipt gets the fact RESENT. It counts for its sender's rate limit. Of one letter there is
-        never a second new message: retried twice, or by two at once, it is sent once.
+        The oldest is sent first. The publisher sends the new message to the same handler, with the same sender,
+        payload, type, priority, conversation id, correlation id and time to live. It counts toward its sender's
+        rate limit. Its causation id is the old message's id, and the old message's receipt gets the event RESENT.
+        Each dead letter becomes at most one new message, also if it is retried twice or by two callers at once.
 
         Args:
-            letters: which, or their ids.
-            by: who asks; None: the setting ``waooaw_sender``.
-            again: also those whose message was sent again three times already.
+            dead_letters: The dead letters, or their ids.
+            by: The name of the caller, for the receipt; None: the setting ``waooaw_sender``.
+            again: Whether to retry also messages that were already retried three times.
 
         Returns:
-            What became of each; one that cannot be read or sent stays, with the reason.
+            An outcome for each. A dead letter that cannot be read or sent stays, and its outcome has the reason.
         """
-        who = by or self._operator()
-        return self._each(letters, lambda letter: self._retry(letter, who, again))
+        caller = by or self._default_caller()
+        return self._for_each(dead_letters, lambda dead_letter: self._retry(dead_letter, caller, again))
 
     def discard(
-        self, letters: Iterable[DeadLetter | str], *, reason: str, by: str | None = None
+        self, dead_letters: Iterable[DeadLetter | str], *, reason: str, by: str | None = None
     ) -> Sequence[Outcome]:
-        """Remove letters for good; the receipts of their messages get the fact DISCARDED.
+        """Remove dead letters permanently. The receipts of their messages get the event DISCARDED.
 
         Args:
-            letters: which, or their ids.
-            reason: why.
-            by: who asks; None: the setting ``waooaw_sender``.
+            dead_letters: The dead letters, or their ids.
+            reason: Why they are discarded, for the receipt.
+            by: The name of the caller, for the receipt; None: the setting ``waooaw_sender``.
 
         Returns:
-            What became of each.
+            An outcome for each.
         """
-        who = by or self._operator()
-        return self._each(letters, lambda letter: self._discard(letter, f"by {who}: {reason}"))
+        caller = by or self._default_caller()
+        return self._for_each(
+            dead_letters, lambda dead_letter: self._discard(dead_letter, f"by {caller}: {reason}")
+        )
 
-    def _operator(self) -> str:
+    def _default_caller(self) -> str:
         return self._app.settings.sender or "somebody"
 
-    def _each(self, letters: Iterable[DeadLetter | str], do: Any) -> Sequence[Outcome]:
-        """Do something with letters, and remove those with which it was done."""
-        chosen = list(letters)
-        ids = [letter for letter in chosen if isinstance(letter, str)]
-        there = {letter.id: letter for letter in chosen if isinstance(letter, DeadLetter)}
+    def _for_each(
+        self, dead_letters: Iterable[DeadLetter | str], do: Callable[[DeadLetter], Outcome]
+    ) -> Sequence[Outcome]:
+        """Do something with each dead letter, and remove those for which it succeeded."""
+        given = list(dead_letters)
+        ids = [each for each in given if isinstance(each, str)]
+        found = {each.id: each for each in given if isinstance(each, DeadLetter)}
         if ids:
-            there |= {letter.id: letter for letter in self.list(ids=ids, limit=len(ids))}
+            found |= {each.id: each for each in self.list(ids=ids, limit=len(ids))}
         outcomes = [
-            Outcome(id=printable(id_), message_id=None, refused="there is no such letter")
+            Outcome(id=printable(id_), message_id=None, refused="there is no such dead letter")
             for id_ in dict.fromkeys(ids)
-            if id_ not in there
+            if id_ not in found
         ]
         done: list[str] = []
         try:
-            for letter in sorted(there.values(), key=lambda letter: letter.at):
-                outcome = do(letter)
+            for dead_letter in sorted(found.values(), key=lambda each: each.at):
+                outcome = do(dead_letter)
                 outcomes.append(outcome)
                 if outcome.refused is None:
-                    done.append(letter.id)
-        finally:  # a store that fails half-way does not undo what was sent
-            self._store.remove(done)
+                    done.append(dead_letter.id)
+        finally:  # also if the store fails half-way: what was sent stays sent
+            self._storage.remove(done)
         return outcomes
 
-    def _retry(self, letter: DeadLetter, who: str, again: bool) -> Outcome:
+    def _retry(self, dead_letter: DeadLetter, caller: str, again: bool) -> Outcome:
         try:
-            said = read_content(letter, self._app.packer.caps)
-            if said.message.resent >= MAX_RETRIES and not again:
+            content = read_content(dead_letter, self._app.packer.caps)
+            if content.message.resent >= MAX_RETRIES and not again:
                 raise InvalidMessage(
-                    f"it was sent again {said.message.resent} times already: mend its handler, then insist "
-                    "(--again, or again=True)"
+                    f"it was already retried {content.message.resent} times: correct its handler, then retry it "
+                    "with --again, or again=True"
                 )
-            new_id = self._send(letter, said)
+            new_id = self._send(dead_letter, content)
         except StoreUnavailable:
             raise
         except WaooawError as error:
-            return Outcome(id=letter.id, message_id=letter.message_id, refused=printable(str(error)))
+            return Outcome(id=dead_letter.id, message_id=dead_letter.message_id, refused=printable(str(error)))
         self._app.receipts.note(
             MessageFact(
-                message_id=said.message.message_id,
+                message_id=content.message.message_id,
                 event=MessageEvent.RESENT,
-                message=said.message,
-                handler=said.target.handler,
-                error=f"as {new_id} by {who}",
+                message=content.message,
+                handler=content.target.handler,
+                error=f"as {new_id} by {caller}",
             )
         )
         logger.info(
-            "dead letter %s is sent again as message %s, by %a",
-            letter.id,
+            "dead letter %s was retried as message %s, by %a",
+            dead_letter.id,
             new_id,
-            who,
-            extra={"action": "letter_retried", "message_id": new_id},
+            caller,
+            extra={"action": "dead_letter_retried", "message_id": new_id},
         )
-        return Outcome(id=letter.id, message_id=letter.message_id, new_id=new_id)
+        return Outcome(id=dead_letter.id, message_id=dead_letter.message_id, new_id=new_id)
 
-    def _send(self, letter: DeadLetter, said: DeadLetterContent) -> str:
-        """Send the new message of a letter, unless that was done before, and return its id."""
-        # The same each time: of two who retry one letter, the second sends nothing.
-        new_id = str(uuid5(NAMESPACE_OID, f"dead letter {letter.id} of {said.message.message_id}"))
+    def _send(self, dead_letter: DeadLetter, content: DeadLetterContent) -> str:
+        """Send the new message of a dead letter, unless it was sent before, and return its id."""
+        # The id is computed, so that of two callers who retry one dead letter the second sends nothing.
+        new_id = str(uuid5(NAMESPACE_OID, f"dead letter {dead_letter.id} of {content.message.message_id}"))
         if self._was_sent(new_id):
             return new_id
-        message: Message = said.message.evolve(
+        message: Message = content.message.evolve(
             message_id=new_id,
-            causation_id=said.message.message_id,
+            causation_id=content.message.message_id,
             sent_at=LocalTime.read(),
-            resent=said.message.resent + 1,
+            resent=content.message.resent + 1,
         )
-        self._app.send_task(
-            str(said.target), said.args, said.kwargs, message=message, ignore_result=True, **said.after
-        )
+        options = {"message": message, "ignore_result": True, **content.callbacks}
+        self._app.send_task(str(content.target), content.args, content.kwargs, **options)
         return new_id
 
     def _was_sent(self, message_id: str) -> bool:
@@ -242,9 +256,11 @@ class DeadLetterQueue:
             return False
         return status is not MessageStatus.PENDING
 
-    def _discard(self, letter: DeadLetter, error: str) -> Outcome:
-        if letter.message_id is not None and letter.agent is not None:
-            fact = MessageFact(message_id=letter.message_id, event=MessageEvent.DISCARDED, error=error)
+    def _discard(self, dead_letter: DeadLetter, note: str) -> Outcome:
+        if dead_letter.message_id is not None and dead_letter.agent is not None:
+            fact = MessageFact(message_id=dead_letter.message_id, event=MessageEvent.DISCARDED, error=note)
             self._app.receipts.note(fact)
-        logger.info("dead letter %s is discarded %a", letter.id, error, extra={"action": "letter_discarded"})
-        return Outcome(id=letter.id, message_id=letter.message_id)
+        logger.info(
+            "dead letter %s was discarded %a", dead_letter.id, note, extra={"action": "dead_letter_discarded"}
+        )
+        return Outcome(id=dead_letter.id, message_id=dead_letter.message_id)

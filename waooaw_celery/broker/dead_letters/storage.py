@@ -1,4 +1,4 @@
-"""Where dead letters are kept: what is asked of every broker, and a connection to one that ends in time."""
+"""The interface of dead-letter storage, and a bounded way to use one of the application's connections."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeadLetterFilter:
-    """Which letters are meant: those that fit all that is said.
+    """Selects dead letters: those that match every field that is not None.
 
     Attributes:
-        agent: to this agent.
-        queue: from this queue.
-        reason: whose reason contains this, in any case.
-        since: that died at this moment or later, aware.
-        ids: these letters.
+        agent: The agent that the message was for.
+        queue: The queue that it came from.
+        reason: A part of the reason; upper and lower case are the same.
+        since: The earliest time of death, aware.
+        ids: The ids of the dead letters.
     """
 
     agent: str | None = None
@@ -42,61 +42,61 @@ class DeadLetterFilter:
     since: datetime | None = None
     ids: Collection[str] | None = None
 
-    def fits(self, letter: DeadLetter) -> bool:
-        """Whether a letter is meant."""
+    def matches(self, dead_letter: DeadLetter) -> bool:
+        """Return whether a dead letter is selected."""
         return (
-            (self.agent is None or letter.agent == self.agent)
-            and (self.queue is None or letter.queue == self.queue)
-            and (self.reason is None or self.reason.casefold() in letter.reason.casefold())
-            and (self.since is None or letter.at >= self.since)
-            and (self.ids is None or letter.id in self.ids)
+            (self.agent is None or dead_letter.agent == self.agent)
+            and (self.queue is None or dead_letter.queue == self.queue)
+            and (self.reason is None or self.reason.casefold() in dead_letter.reason.casefold())
+            and (self.since is None or dead_letter.at >= self.since)
+            and (self.ids is None or dead_letter.id in self.ids)
         )
 
 
 class DeadLetterStorage(ABC):
-    """The dead letters of a broker; the oldest make room when there are too many.
+    """The dead letters of a broker. If there are too many, the oldest make room.
 
-    Every method raises BrokerUnavailable when the broker does not answer.
+    Every method raises BrokerUnavailable if the broker does not answer.
 
     Args:
-        app: the application, an AgentApp, whose broker it is.
-        most: how many are kept, about.
+        app: The AgentApp of the broker.
+        max_count: The approximate maximum of dead letters.
     """
 
-    def __init__(self, app: Any, most: int) -> None:
-        self._app, self._most = app, most
+    def __init__(self, app: Any, max_count: int) -> None:
+        self._app, self._max_count = app, max_count
 
     @abstractmethod
     def add(self, queue: str, reason: str, raw: bytes) -> None:
-        """Keep a letter; when this returns, the broker has it.
+        """Store a dead letter. When this returns, the broker has it.
 
         Args:
-            queue: from which its message came.
-            reason: why it died, a sentence.
-            raw: the message's bytes.
+            queue: The queue that the message came from.
+            reason: Why it died, a sentence.
+            raw: The message's bytes.
         """
 
     @abstractmethod
-    def list(self, choice: DeadLetterFilter, limit: int) -> Sequence[DeadLetter]:
-        """Return letters, the newest first.
+    def list(self, selected: DeadLetterFilter, limit: int) -> Sequence[DeadLetter]:
+        """Return dead letters, the newest first.
 
         Args:
-            choice: which.
-            limit: how many at most.
+            selected: Which dead letters.
+            limit: The maximum to return.
         """
 
     @abstractmethod
     def remove(self, ids: Collection[str]) -> set[str]:
-        """Remove letters, and return the ids of those that were there."""
+        """Remove dead letters, and return the ids of those that existed."""
 
-    def _with(self, what: str, do: Callable[[Any], T], times: int = 2) -> T:
-        """Do something over a connection of the application's, once more when an idle one turns out to be dead.
+    def _with_connection(self, what: str, do: Callable[[Any], T], attempts: int = 2) -> T:
+        """Do something over a pooled connection, and try again if an idle connection turns out to be closed.
 
         Raises:
-            BrokerUnavailable: the broker does not answer.
+            BrokerUnavailable: The broker does not answer.
         """
         error: Exception | None = None
-        for _ in range(times):
+        for _ in range(attempts):
             try:
                 with self._app.pool.acquire(block=True, timeout=DEADLINE_SECONDS) as connection:
                     try:
@@ -109,5 +109,5 @@ class DeadLetterStorage(ABC):
             except BROKER_ERRORS as failed:
                 error = failed
                 if isinstance(failed, IrrecoverableConnectionError | LimitExceeded):
-                    break  # it froze: to ask it again would only take as long once more
-        raise BrokerUnavailable(f"could not {what}: the broker says: {error}") from error
+                    break  # the broker hangs: another attempt would only take as long again
+        raise BrokerUnavailable(f"could not {what}: {error}") from error

@@ -1,1 +1,1 @@
-"""What arrives: looked at before anything is unpacked."""
+"""Messages that arrive: checked before anything is unpacked."""

@@ -1,4 +1,4 @@
-"""Messages on their way: as text, as what a consumer has claimed, and as what it is given."""
+"""The forms of a message on its way: the text that travels, the claim of a consumer, and the delivered message."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from kombu.utils.json import dumps as kombu_dumps
 
 from waooaw_celery.broker.incoming.guard import Delivery
 
-#: How often a message was taken back from a consumer that died; RabbitMQ's name for the same.
+#: The header that counts how often a message was redelivered after its consumer died. RabbitMQ uses the same name.
 DELIVERY_COUNT = "x-delivery-count"
-#: How often a message is handed out again whose consumer died, unless the transport's option ``delivery_limit``
-#: says otherwise; the next time it is a dead letter.
+#: The default of the transport option ``delivery_limit``: how often a message is redelivered after its consumer
+#: died, before it becomes a dead letter.
 DELIVERY_LIMIT = 5
 
-#: How the tags of leased messages begin: those that Kombu's own consumers note have no such thing.
-TAG_SEPARATOR = "lease:"
+#: The prefix of the delivery tags of leased messages. Kombu's own consumers use other tags.
+LEASE_TAG_PREFIX = "lease:"
 
-#: What a dead letter keeps of a message's properties, besides its headers.
+#: The properties that a dead letter keeps, in addition to the headers.
 _KEPT_PROPERTIES = (
     "correlation_id",
     "reply_to",
@@ -39,10 +39,10 @@ class Claim(NamedTuple):
     """An item of a queue that a consumer has claimed.
 
     Attributes:
-        tag: under which it is noted as unacknowledged.
-        queue: name of its queue.
-        list: key of the list in which it was.
-        raw: its bytes.
+        tag: Its delivery tag.
+        queue: The name of its queue.
+        list: The key of the list that it was in.
+        raw: Its bytes.
     """
 
     tag: str
@@ -52,10 +52,10 @@ class Claim(NamedTuple):
 
 
 class Message(virtual.Message):
-    """A message whose body was unpacked, and for a task decoded, when it was looked at.
+    """A message that the guard has checked, unpacked and, for a task, decoded.
 
     Attributes:
-        guarded: whether everything of it that Celery would trust was checked.
+        guarded: Whether the guard has checked everything that Celery relies on.
     """
 
     guarded = False
@@ -67,7 +67,7 @@ class Message(virtual.Message):
         self._raw = payload
         self.guarded = True
         properties = payload["properties"]
-        # Kombu's virtual message would unpack the body once more.
+        # Not Kombu's virtual.Message, which would unpack the body again.
         super(virtual.Message, self).__init__(
             body=payload.body,
             channel=channel,
@@ -83,24 +83,24 @@ class Message(virtual.Message):
 
 
 def to_text(message: Any) -> str:
-    """Return a message as it travels."""
+    """Return a message as it travels on Redis."""
     try:
         return _encode(message)
-    except (TypeError, ValueError):  # values that Kombu wraps, in its headers
+    except (TypeError, ValueError):  # its headers have values that only Kombu's encoder can write
         return str(kombu_dumps(message))
 
 
 def as_item(
     body: Any, content_type: Any, content_encoding: Any, headers: Any, properties: Mapping[str, Any]
 ) -> bytes:
-    """Return a message that came from another broker as it would travel on Redis.
+    """Return a message of another broker in the form in which it would travel on Redis.
 
     Args:
-        body: text or bytes, as it came.
-        content_type: its format.
-        content_encoding: its content encoding.
-        headers: the headers as they came.
-        properties: the others of its properties.
+        body: The body as it arrived, text or bytes.
+        content_type: The content type.
+        content_encoding: The content encoding.
+        headers: The headers as they arrived. Headers that JSON cannot express become text.
+        properties: The message's other properties.
     """
     data = bytes(body) if isinstance(body, bytes | bytearray | memoryview) else None
     item = {
@@ -116,15 +116,13 @@ def as_item(
     item["properties"].setdefault("delivery_info", {})
     try:
         return to_text(item).encode("utf-8", "backslashreplace")
-    except (TypeError, ValueError, RecursionError):  # headers may hold what no JSON can say: they are told as text
-        item["headers"], item["properties"] = (
-            _told(headers),
-            {"body_encoding": item["properties"]["body_encoding"]},
-        )
+    except (TypeError, ValueError, RecursionError):
+        item["headers"] = _describe(headers)
+        item["properties"] = {"body_encoding": item["properties"]["body_encoding"]}
         return to_text(item).encode("utf-8", "backslashreplace")
 
 
-def _told(value: Any) -> str:
+def _describe(value: Any) -> str:
     try:
         return ascii(value)
     except RecursionError:
@@ -132,7 +130,7 @@ def _told(value: Any) -> str:
 
 
 def mark_redelivered(message: Any) -> None:
-    """Mark a message, as it travels, as one that was delivered before."""
+    """Mark a message, in the form in which it travels, as delivered before."""
     message["headers"]["redelivered"] = True
     properties = message.get("properties")
     if isinstance(properties, dict) and isinstance(properties.get("delivery_info"), dict):
@@ -140,7 +138,7 @@ def mark_redelivered(message: Any) -> None:
 
 
 def without_compression(headers: dict[str, Any]) -> dict[str, Any]:
-    """Return the headers of a message whose body was unpacked."""
+    """Return headers without ``compression``, for a message whose body is unpacked."""
     if "compression" not in headers:
         return headers
     return {name: value for name, value in headers.items() if name != "compression"}

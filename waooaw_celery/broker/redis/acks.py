@@ -1,4 +1,4 @@
-"""What a channel's consumers have handled: it is forgotten together with the next claim, or at once."""
+"""Acknowledgements of one channel: sent together with the next claim, or at once."""
 
 from __future__ import annotations
 
@@ -9,71 +9,72 @@ from waooaw_celery.broker.redis.scripts import CLAIM
 
 
 class Acknowledgements:
-    """Tags of messages that were handled and are noted as unacknowledged still.
+    """The delivery tags of handled messages that the server still lists as unacknowledged.
 
-    Repeating one does no harm, so those whose answer got lost are said again. Threads of a pool add to them.
+    An acknowledgement can be repeated without harm, so those whose reply was lost are sent again. The threads of a
+    worker's pool may add tags.
 
     Args:
-        channel: whose messages they are.
+        channel: The channel that delivered the messages.
     """
 
     def __init__(self, channel: Any) -> None:
         self._channel = channel
-        self._waiting: deque[str] = deque()
-        self._on_their_way: list[str] = []
+        self._pending: deque[str] = deque()
+        self._in_flight: list[str] = []
 
     def __bool__(self) -> bool:
-        return bool(self._waiting)
+        return bool(self._pending)
 
     def add(self, tag: str) -> None:
-        """Remember that a message was handled."""
-        self._waiting.append(tag)
+        """Add the tag of a handled message."""
+        self._pending.append(tag)
 
-    def send(self) -> list[str]:
-        """Return those that the next claim takes along."""
-        self._on_their_way += self._take()
-        return self._on_their_way
+    def take_for_claim(self) -> list[str]:
+        """Return the tags to send with the next claim."""
+        self._in_flight += self._take_pending()
+        return self._in_flight
 
-    def arrived(self) -> None:
-        """Forget those that the last claim took along: it was answered."""
-        self._on_their_way.clear()
+    def confirm_claim(self) -> None:
+        """Drop the tags that were sent with the last claim: the server has answered it."""
+        self._in_flight.clear()
 
-    def flush(self, *, also_on_their_way: bool = False) -> None:
-        """Say now what waits.
+    def flush(self, *, include_in_flight: bool = False) -> None:
+        """Send the pending acknowledgements now.
 
         Args:
-            also_on_their_way: whether to say again what went with a claim that was not answered.
+            include_in_flight: Whether to send again the tags of a claim that was not answered.
 
         Raises:
-            RedisError: the server cannot be reached; they wait still.
+            RedisError: The server cannot be reached. The tags stay pending.
         """
-        if also_on_their_way:
-            self._waiting.extend(self._on_their_way)
-            self._on_their_way.clear()
-        tags = self._take()
+        if include_in_flight:
+            self._pending.extend(self._in_flight)
+            self._in_flight.clear()
+        tags = self._take_pending()
         if not tags:
             return
         try:
-            forget(self._channel, self._channel.scripts_client, *tags)
+            remove_unacked(self._channel, self._channel.scripts_client, *tags)
         except BaseException:
-            self._waiting.extendleft(reversed(tags))
+            self._pending.extendleft(reversed(tags))
             raise
 
-    def _take(self) -> list[str]:
+    def _take_pending(self) -> list[str]:
         tags: list[str] = []
         try:
             while True:
-                tags.append(self._waiting.popleft())
-        except IndexError:  # another thread may have been faster: looking first would prove nothing
+                tags.append(self._pending.popleft())
+        except IndexError:  # checking the length first proves nothing: another thread may take the last tag
             return tags
 
 
-def forget(channel: Any, client: Any, *tags: str) -> None:
-    """Remove the notes of messages.
+def remove_unacked(channel: Any, client: Any, *tags: str) -> None:
+    """Remove messages from the unacknowledged ones.
 
     Args:
-        channel: whose they are.
-        client: over which to do it.
-        tags: under which they are noted.
+        channel: The channel that delivered the messages.
+        client: The Redis client to use.
+        tags: The delivery tags.
     """
-    CLAIM(client, [*channel.keys.noted, channel.keys.dead], [0, "", 0, 0, *tags])
+    CLAIM(client, [*channel.keys.noted, channel.keys.dead_letters], [0, "", 0, 0, *tags])

@@ -1,6 +1,6 @@
-"""Kombu's Redis channel, with an atomic claim in place of its pop: nothing is lost between the two.
+"""Kombu's Redis channel with an atomic claim in place of its pop, so that no message is lost in between.
 
-Keys and messages are Kombu's, so that its own consumers and producers work beside it on the same queues.
+Keys and messages are Kombu's: its own consumers and producers can use the same queues.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from waooaw_celery.broker.incoming.delivery import DELIVERY_LIMIT, Message, to_text
 from waooaw_celery.broker.incoming.guard import check_message
-from waooaw_celery.broker.redis.acks import Acknowledgements, forget
+from waooaw_celery.broker.redis.acks import Acknowledgements, remove_unacked
 from waooaw_celery.broker.redis.batch import RedisPublishBatch
 from waooaw_celery.broker.redis.claim import Claimer
 from waooaw_celery.broker.redis.consume import deliver_claimed, read_claim
 from waooaw_celery.broker.redis.keys import Keys
-from waooaw_celery.broker.redis.leases.keeper import LeaseKeeper
-from waooaw_celery.broker.redis.leases.restore import put_back_message, put_back_unread
+from waooaw_celery.broker.redis.leases.renewal import LeaseRenewer
+from waooaw_celery.broker.redis.leases.restore import requeue_delivered, requeue_undelivered
 from waooaw_celery.broker.redis.leases.worker_requests import is_ending, running_messages
 from waooaw_celery.broker.redis.qos import QoS
 from waooaw_celery.broker.redis.scripts import PUBLISH
@@ -34,29 +34,26 @@ from waooaw_celery.wire.caps import Caps
 
 logger = logging.getLogger(__name__)
 
-#: Options of the transport besides Kombu's, each explained where its default is.
-_OPTIONS = (
-    "foreign_visibility_timeout",
-    "delivery_limit",
-    "dead_letters_max",
-)
+#: Transport options in addition to Kombu's. Each is explained at its default.
+_OPTIONS = ("foreign_visibility_timeout", "delivery_limit", "dead_letters_max")
+#: How often a closing channel tries: each of its two connections may turn out to be lost when it is first used.
+_CLOSE_ATTEMPTS = 3
 
 
 class Channel(redis.Channel):
-    """The channel to a server whose address is known."""
+    """A channel to a Redis server."""
 
     QoS = QoS
     Message = Message
 
-    #: Bodies that are text travel as text: they are read by Kombu's own consumers all the same.
+    #: Text bodies travel as text. Kombu's own consumers can read them.
     body_encoding = None
 
-    #: Seconds after which a message that a plain Kombu consumer holds, which renews nothing, is taken from it.
+    #: Seconds after which a message is taken from a plain Kombu consumer, which renews nothing.
     foreign_visibility_timeout = 3600.0
-    #: How often a message is taken back from consumers that died, before it is a dead letter.
+    #: How often a message is redelivered after its consumer died, before it becomes a dead letter.
     delivery_limit = DELIVERY_LIMIT
-
-    #: How many dead letters are kept, about: the oldest make room for new ones.
+    #: The approximate maximum of dead letters. The oldest make room for new ones.
     dead_letters_max = 100_000
 
     from_transport_options: tuple[str, ...] = (*redis.Channel.from_transport_options, *_OPTIONS)
@@ -65,47 +62,48 @@ class Channel(redis.Channel):
         self.acks = Acknowledgements(self)
         self.claimer = Claimer(self, self.acks)
         self.claimed = self.claimer.claimed
-        self.unacknowledged_queues: set[str] = set()
-        self._publisher = f"{uuid4().hex}-"
-        self._lease: LeaseKeeper | None = None
-        self._client_of_scripts: Any = None
-        self._client_of_commands: Any = None
+        self.no_ack_queues: set[str] = set()
+        self._tag_prefix = f"{uuid4().hex}-"
+        self._lease_renewer: LeaseRenewer | None = None
+        self._scripts_client: Any = None
+        self._commands_client: Any = None
         super().__init__(connection, **kwargs)
         if not self.ack_emulation:
             raise ValueError(
-                "ack_emulation=False would lose messages: leave it out of broker_transport_options, "
+                "ack_emulation=False would lose messages: remove it from broker_transport_options, "
                 "or use Kombu's own transport (waooaw_redis_transport='kombu')"
             )
         self.keys = Keys(self)
-        #: What is accepted.
         self.caps = Caps.of(connection.client.transport_options)
 
     # --- publishing
 
     def encode_body(self, body: Any, encoding: str | None = None) -> tuple[Any, str | None]:
-        """Return a body as it travels, and how: only bytes need to be made text."""
+        """Return a body as it travels, and its encoding: text needs none, bytes become base64."""
         if isinstance(body, str):
             return body, None
         encoded: tuple[Any, str | None] = super().encode_body(body, encoding or "base64")
         return encoded
 
     def create_publish_batch(self, max_size: int) -> RedisPublishBatch:
-        """Return a batch of a producer."""
+        """Return a batch for a producer."""
         return RedisPublishBatch(self, max_size)
 
     def _next_delivery_tag(self) -> str:
-        # Only Kombu's own consumers look at it: unique is enough, and random would cost a system call each.
-        return f"{self._publisher}{next(self._delivery_tags)}"
+        # Only Kombu's own consumers use it. It must be unique; a random one would cost a system call each.
+        return f"{self._tag_prefix}{next(self._delivery_tags)}"
 
     def _put(self, queue: str, message: Any, _publish_batch: Any = None, **kwargs: Any) -> None:
-        list_, bell = self.keys.place(queue, message)
+        list_, bell = self.keys.list_and_bell(queue, message)
         text = to_text(message)
         if _publish_batch is None:
             try:
                 PUBLISH(self.scripts_client, [list_, bell], [text])
             except RedisTimeoutError as error:
-                # Kombu would publish again and again, and each may be carried out when the server goes on.
-                raise OperationalError(f"whether the message is in {queue!r} is not known: {error}") from error
+                # Kombu would repeat the publish, and the server may execute each of them later.
+                raise OperationalError(
+                    f"it is unknown whether the message is in queue {queue!r}: {error}"
+                ) from error
             self._maybe_update_queues_expire(self._create_client(), queue)
             return
         _publish_batch.collect(list_, bell, text)
@@ -128,7 +126,7 @@ class Channel(redis.Channel):
 
     def _get(self, queue: str) -> Any:
         while True:
-            claim = self.claimer.fetch(queue)
+            claim = self.claimer.claim_one(queue)
             self._maybe_update_queues_expire(self._create_client(), queue)
             if claim is None:
                 raise Empty
@@ -137,7 +135,7 @@ class Channel(redis.Channel):
                 return delivery
 
     def _deliver_fanout_message(self, message: Any, exchange: str) -> bool:
-        """Deliver what was broadcast to whoever listens: remote control. Nothing of it is kept anywhere."""
+        """Deliver a broadcast, such as Celery's remote control. Broadcasts are stored nowhere."""
         try:
             delivery = check_message(message, self.caps)
         except DecodingFailed as error:
@@ -155,147 +153,147 @@ class Channel(redis.Channel):
             if no_ack:
                 self.acknowledge(message.delivery_tag)
             else:
-                self._keep_leases()
+                self._start_lease_renewer()
         return message
 
     def basic_consume(self, queue: str, no_ack: bool, *args: Any, **kwargs: Any) -> Any:
-        """Begin to consume a queue."""
+        """Start to consume a queue."""
         if no_ack:
-            self.unacknowledged_queues.add(queue)
+            self.no_ack_queues.add(queue)
         result = super().basic_consume(queue, no_ack, *args, **kwargs)
-        self.claimer.found_nothing = False
+        self.claimer.last_was_empty = False
         if queue in self.active_queues:
-            self._keep_leases()  # also without acknowledgements: what is claimed ahead waits here
+            self._start_lease_renewer()  # also with no_ack: claimed messages wait here for their delivery
         return result
 
-    def _keep_leases(self) -> None:
-        if self._lease is None:
-            self._lease = LeaseKeeper(self)
+    def _start_lease_renewer(self) -> None:
+        if self._lease_renewer is None:
+            self._lease_renewer = LeaseRenewer(self)
 
     def _basic_cancel(self, consumer_tag: str) -> Any:
         queue = self._tag_to_queue.get(consumer_tag)
         result = super()._basic_cancel(consumer_tag)
         if queue is not None and queue not in self._active_queues:
-            self.unacknowledged_queues.discard(queue)
+            self.no_ack_queues.discard(queue)
             if not self.active_queues:
-                self.claimer.settle()
-            self._put_back_claimed(queue)
+                self.claimer.finish()
+            self._requeue_claimed(queue)
         return result
 
-    # --- letting go
+    # --- acknowledging and requeueing
 
     def acknowledge(self, tag: str) -> None:
-        """Forget a message: with the next claim when there will be one, else at once."""
+        """Acknowledge a message: with the next claim if there will be one, else now."""
         self.acks.add(tag)
-        self.tell_of_room()
+        self.notify_capacity()
         if self.closed or not self.connection.in_event_loop or not self.active_queues:
             self.acks.flush()
 
     def acknowledge_adopted(self, tag: str) -> None:
-        """Forget a message that was still being handled when this channel lost its connection."""
-        if self._lease is not None and self._lease.let_go(tag):
-            forget(self, self._lease.client, tag)
+        """Acknowledge a message whose handler was running when this channel lost its connection."""
+        if self._lease_renewer is not None and self._lease_renewer.release(tag):
+            remove_unacked(self, self._lease_renewer.client, tag)
 
-    def let_go_adopted(self, tag: str) -> None:
-        """Let the lease of such a message end, after which it is handed out again."""
-        if self._lease is not None:
-            self._lease.let_go(tag)
+    def release_adopted(self, tag: str) -> None:
+        """Stop renewing the lease of such a message. It is redelivered when the lease ends."""
+        if self._lease_renewer is not None:
+            self._lease_renewer.release(tag)
 
-    def tell_of_room(self) -> None:
-        """Wake whoever waits until the channel may claim again."""
+    def notify_capacity(self) -> None:
+        """Wake a consumer that waits until the channel may claim again."""
         if not self.closed:
-            self.connection.cycle.room.set()
+            self.connection.cycle.capacity_changed.set()
 
-    def flush_waiting_acks(self) -> None:
-        """Forget what was handled, unless the claim that is about to go takes it along."""
-        if self.acks and (self.claimer.waits_for_bell or not self._in_poll):
+    def flush_pending_acks(self) -> None:
+        """Send the pending acknowledgements, unless a claim that is about to be sent takes them along."""
+        if self.acks and (self.claimer.awaits_bell or not self._in_poll):
             self.acks.flush()
 
-    def _put_back_claimed(self, queue: str | None = None) -> None:
+    def _requeue_claimed(self, queue: str | None = None) -> None:
         """Put back what was claimed and not delivered yet, of one queue or of all."""
         for claim in reversed(list(self.claimed)):
             if queue in (None, claim.queue):
-                put_back_unread(self, claim)
+                requeue_undelivered(self, claim)
                 self.claimed.remove(claim)
 
     def _restore(self, message: Any, leftmost: bool = False) -> None:
-        put_back_message(self, message, front=not leftmost)
+        requeue_delivered(self, message, front=not leftmost)
 
     # --- connections
 
     @property
     def scripts_client(self) -> Any:
-        """A client with a connection of its own, whose keys are taken as they are."""
-        if self._client_of_scripts is None:
-            self._client_of_scripts = Redis(connection_pool=self.pool, single_connection_client=True)
-        return self._client_of_scripts
+        """A client with its own connection, which does not prefix keys."""
+        if self._scripts_client is None:
+            self._scripts_client = Redis(connection_pool=self.pool, single_connection_client=True)
+        return self._scripts_client
 
     def _get_pool(self, asynchronous: bool = False) -> Any:
-        if self.connection is None:  # Kombu's would raise an AttributeError, which nobody takes for a lost line
+        if self.connection is None:  # Kombu would raise AttributeError, which nothing handles as a lost connection
             raise RedisConnectionError("the channel is closed: its connection was lost")
         return super()._get_pool(asynchronous=asynchronous)
 
     def _create_client(self, asynchronous: bool = False) -> Any:
         if asynchronous:
             return super()._create_client(asynchronous=True)
-        if self._client_of_commands is None:
-            self._client_of_commands = super()._create_client()
-        return self._client_of_commands
+        if self._commands_client is None:
+            self._commands_client = super()._create_client()
+        return self._commands_client
 
     def _delete(self, queue: str, *args: Any, **kwargs: Any) -> None:
         super()._delete(queue, *args, **kwargs)
         self.scripts_client.delete(self.keys.bell(queue))
 
     def close(self) -> None:
-        """Put back what is held, and close."""
+        """Put back the messages that the channel holds, and close it."""
         if self.closed:
             super().close()
             return
         self._closing = True
         try:
-            self._let_go()
+            self._settle_messages()
         except (RedisError, OSError) as error:
-            # Their leases end, and then they are handed out again.
-            logger.warning("a channel was closed without its server: %s", error, extra={"action": "channel_cut"})
+            # The messages are redelivered when their leases end.
+            logger.warning("a channel closed without its server: %s", error, extra={"action": "channel_lost"})
         self._in_poll = None
-        lease = self._lease
-        if lease is not None and not is_ending():
-            # What its handlers are at would be handled twice if it were put back.
-            kept = self.qos.hand_on(running_messages(self.qos.held()))
-            if kept:
-                lease.adopt(kept)
-                lease = None
+        renewer = self._lease_renewer
+        if renewer is not None and not is_ending():
+            # To put back the messages of running handlers would have them handled twice.
+            running = self.qos.pop_held(running_messages(self.qos.held()))
+            if running:
+                renewer.adopt(running)
+                renewer = None
         super().close()
-        if lease is not None:
-            lease.close()
+        if renewer is not None:
+            renewer.close()
 
-    def _let_go(self) -> None:
-        """Put back what nobody has seen, and say what was handled.
+    def _settle_messages(self) -> None:
+        """Put back what was not delivered, and send the pending acknowledgements.
 
-        Whoever first uses a line that was cut finds that out, and the next one gets another: so each of the two
-        lines of a channel may fail once. A server that does not answer is not asked again.
+        A lost connection is noticed when it is next used, and then replaced, so each of the channel's two
+        connections may fail once. A server that does not answer in time is not tried again.
         """
-        for cut in range(3):
+        for attempt in range(1, _CLOSE_ATTEMPTS + 1):
             try:
-                self.claimer.settle()
-                self._put_back_claimed()
-                self.acks.flush(also_on_their_way=True)
+                self.claimer.finish()
+                self._requeue_claimed()
+                self.acks.flush(include_in_flight=True)
             except RedisConnectionError:
-                if cut == 2:
+                if attempt == _CLOSE_ATTEMPTS:
                     raise
             else:
                 return
 
     def _disconnect_pools(self) -> None:
-        self._client_of_scripts = self._client_of_commands = None
+        self._scripts_client = self._commands_client = None
         super()._disconnect_pools()
 
     def _after_fork(self) -> None:
-        self._lease = None  # its thread is the parent's
+        self._lease_renewer = None  # its thread runs in the parent process only
         super()._after_fork()
 
 
 class SentinelChannel(Channel, redis.SentinelChannel):
-    """The channel to whichever server a sentinel names."""
+    """A channel to the master that a Redis Sentinel names."""
 
     from_transport_options: tuple[str, ...] = (*redis.SentinelChannel.from_transport_options, *_OPTIONS)

@@ -1,4 +1,4 @@
-"""How what was claimed reaches its consumer: looked at first, for a moment at a time."""
+"""Delivers claimed messages to their consumers, after the guard has checked each of them."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ import time
 from typing import Any
 
 from waooaw_celery.broker.incoming.delivery import Claim
-from waooaw_celery.broker.incoming.guard import Delivery, read
-from waooaw_celery.broker.redis.leases.restore import put_back_unread
-from waooaw_celery.broker.redis.parking import dead_letter
+from waooaw_celery.broker.incoming.guard import Delivery, read_item
+from waooaw_celery.broker.redis.dead_lettering import dead_letter
+from waooaw_celery.broker.redis.leases.restore import requeue_undelivered
 from waooaw_celery.errors import DecodingFailed
 
-#: Seconds for which messages that were claimed together are delivered before the event loop has its turn.
+#: Seconds for which one call delivers messages before it returns to the event loop.
 SLICE_SECONDS = 0.01
 
 
 def deliver_claimed(channel: Any) -> bool:
-    """Deliver what a channel has claimed; return whether there was anything.
+    """Deliver the messages that a channel has claimed, and return whether there were any.
 
-    In an event loop, for a moment: it has other things to do too. Whoever waits for a message gets one.
+    Under an event loop this delivers for ``SLICE_SECONDS``, because the loop has other work too. Without one it
+    delivers one message.
     """
     claimed = channel.claimed
     ends_at = time.monotonic() + (SLICE_SECONDS if channel.connection.in_event_loop else 0.0)
@@ -28,8 +29,8 @@ def deliver_claimed(channel: Any) -> bool:
         try:
             _deliver_one(channel, claim)
         finally:
-            # Only now, or a lease could be without anybody who renews it. (A consumer that was cancelled
-            # meanwhile has put it back.)
+            # Not earlier: until it is delivered, its lease is renewed because it is in `claimed`. (A consumer that
+            # was cancelled meanwhile has put it back.)
             if claimed and claimed[0] is claim:
                 claimed.popleft()
         delivered = True
@@ -39,22 +40,22 @@ def deliver_claimed(channel: Any) -> bool:
 
 
 def _deliver_one(channel: Any, claim: Claim) -> None:
-    if claim.queue not in channel.connection._callbacks:  # cancelled while it was on its way
-        put_back_unread(channel, claim)
+    if claim.queue not in channel.connection._callbacks:  # the consumer was cancelled after the claim
+        requeue_undelivered(channel, claim)
         return
     delivery = read_claim(channel, claim)
     if delivery is None:
         return
     channel._queue_cycle.rotate(claim.queue)
-    if claim.queue in channel.unacknowledged_queues:
+    if claim.queue in channel.no_ack_queues:
         channel.acknowledge(claim.tag)
     channel.connection._deliver(delivery, claim.queue)
 
 
 def read_claim(channel: Any, claim: Claim) -> Delivery | None:
-    """Return what was claimed, or make a dead letter of it and return None."""
+    """Return the checked message of a claim. If it breaks a rule, make it a dead letter and return None."""
     try:
-        delivery = read(claim.raw, channel.caps)
+        delivery = read_item(claim.raw, channel.caps)
     except DecodingFailed as error:
         dead_letter(channel, channel.scripts_client, claim.tag, claim.queue, claim.raw, str(error))
         return None

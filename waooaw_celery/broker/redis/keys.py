@@ -1,25 +1,25 @@
-"""The keys of a channel's queues and notes, as the server knows them: Kombu's, with the prefix of all keys."""
+"""The names of a channel's keys on the server: Kombu's names, with the channel's key prefix."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from waooaw_celery.broker.redis.parking import DEAD_KEY
+from waooaw_celery.broker.redis.dead_lettering import DEAD_KEY
 
-#: Queues and priorities whose keys are remembered: there may be as many queues of answers as callers.
+#: The most pairs of queue and priority whose keys are cached: there may be as many reply queues as callers.
 MAX_CACHED_KEYS = 1000
 
 
 class Keys:
-    """Names of keys.
+    """The keys of a channel's queues and of its unacknowledged messages.
 
     Args:
-        channel: whose options say how keys are named.
+        channel: The channel whose options name the keys.
 
     Attributes:
-        noted: the keys of the unacknowledged messages, and of the moments in which they were claimed.
-        index: the latter of the two.
-        dead: the key of the dead letters.
+        noted: The key of the unacknowledged messages (a hash), and of the times of their claims (a sorted set).
+        index: The second of the two.
+        dead_letters: The key of the dead letters (a stream).
     """
 
     def __init__(self, channel: Any) -> None:
@@ -28,29 +28,33 @@ class Keys:
         self._steps: list[int] = channel.priority_steps
         self._name_of_list = channel._q_for_pri
         self._priority_of = channel._get_message_priority
-        self._places: dict[tuple[str, int], tuple[str, str]] = {}
-        self.noted = self.of(channel.unacked_key), self.of(channel.unacked_index_key)
+        self._cache: dict[tuple[str, int], tuple[str, str]] = {}
+        self.noted = self.prefixed(channel.unacked_key), self.prefixed(channel.unacked_index_key)
         self.index = self.noted[1]
-        self.dead = self.of(DEAD_KEY)
+        self.dead_letters = self.prefixed(DEAD_KEY)
 
-    def of(self, name: str) -> str:
-        """Return a key as the server knows it."""
+    def prefixed(self, name: str) -> str:
+        """Return a name with the channel's key prefix."""
         return f"{self._prefix}{name}"
 
     def bell(self, queue: str) -> str:
-        """Return the key of a queue's doorbell: a list of at most one element."""
-        return self.of(f"{queue}{self._separator}bell")
+        """Return the key of a queue's doorbell.
+
+        The doorbell is a list of at most one element. A publisher pushes to it, and an idle consumer waits for it
+        with BLPOP.
+        """
+        return self.prefixed(f"{queue}{self._separator}bell")
 
     def lists(self, queues: tuple[str, ...]) -> list[str]:
-        """Return the keys of the lists of queues, all of one priority before those of the next."""
-        return [self.of(self._name_of_list(queue, step)) for step in self._steps for queue in queues]
+        """Return the keys of the lists of queues: those of the most urgent priority first, then the next."""
+        return [self.prefixed(self._name_of_list(queue, step)) for step in self._steps for queue in queues]
 
-    def place(self, queue: str, message: Any) -> tuple[str, str]:
-        """Return the keys of the list of a queue into which a message goes, and of the queue's doorbell."""
-        where = queue, self._priority_of(message, reverse=False)
-        known = self._places.get(where)
-        if known is None:
-            known = self.of(self._name_of_list(*where)), self.bell(queue)
-            if len(self._places) < MAX_CACHED_KEYS:
-                self._places[where] = known
-        return known
+    def list_and_bell(self, queue: str, message: Any) -> tuple[str, str]:
+        """Return the key of the list that a message of this priority goes to, and of the queue's doorbell."""
+        queue_and_priority = queue, self._priority_of(message, reverse=False)
+        cached = self._cache.get(queue_and_priority)
+        if cached is None:
+            cached = self.prefixed(self._name_of_list(*queue_and_priority)), self.bell(queue)
+            if len(self._cache) < MAX_CACHED_KEYS:
+                self._cache[queue_and_priority] = cached
+        return cached

@@ -1,4 +1,4 @@
-"""Which messages a consumer holds, and what becomes of those it lets go."""
+"""The messages that a channel holds: how many it may claim, and what happens to those that it gives up."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from typing import Any
 from kombu.transport import redis, virtual
 from redis.exceptions import RedisError
 
-from waooaw_celery.broker.redis.leases.restore import put_back_message
+from waooaw_celery.broker.redis.leases.restore import requeue_delivered
 
 logger = logging.getLogger(__name__)
 
-#: Messages claimed at once when a consumer sets no bound.
+#: The most messages that are claimed at once for a consumer without a prefetch count.
 MAX_PREFETCH = 500
-#: Failures of the server after which a channel that closes leaves the rest to the end of their leases.
-MOST_CUTS = 3
+#: After so many failures of the server, a closing channel leaves the other messages to the end of their leases.
+MAX_FAILURES = 3
 
 
 class QoS(redis.QoS):
     """The messages that a channel has claimed and not acknowledged.
 
-    They were noted as unacknowledged when they were claimed; acknowledgements are collected, and travel with the
-    next claim.
+    The claim has already listed them as unacknowledged. Acknowledgements are collected, and sent with the next
+    claim.
     """
 
     channel: Any
 
     def can_consume(self) -> bool:
-        """Return whether the channel may claim more."""
+        """Return whether the channel may claim more messages."""
         return self.window() > 0
 
     def can_consume_max_estimate(self) -> int:
@@ -39,52 +39,52 @@ class QoS(redis.QoS):
     def window(self) -> int:
         """Return how many messages the channel may claim at once."""
         claimed = len(self.channel.claimed)
-        most: int = MAX_PREFETCH - claimed
-        return min(most, self.prefetch_count - len(self._delivered) - claimed) if self.prefetch_count else most
+        limit: int = MAX_PREFETCH - claimed
+        return min(limit, self.prefetch_count - len(self._delivered) - claimed) if self.prefetch_count else limit
 
     def append(self, message: virtual.Message, delivery_tag: str) -> None:
-        """Hold a message that was claimed."""
+        """Hold a delivered message."""
         self._delivered[delivery_tag] = message
 
     def ack(self, delivery_tag: str) -> None:
-        """Acknowledge a message: at once, or together with the next claim."""
+        """Acknowledge a message, at once or together with the next claim."""
         if self._delivered.pop(delivery_tag, None) is not None:
             self.channel.acknowledge(delivery_tag)
         else:
             self.channel.acknowledge_adopted(delivery_tag)
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
-        """Let a message go: to the back of its queue, or for good."""
+        """Remove a message, or put it back to the end of its queue."""
         message = self._delivered.get(delivery_tag)
         if message is not None and requeue:
-            put_back_message(self.channel, message, front=False)
+            requeue_delivered(self.channel, message, front=False)
             self._delivered.pop(delivery_tag, None)
-            self.channel.tell_of_room()
+            self.channel.notify_capacity()
         elif requeue:
-            self.channel.let_go_adopted(delivery_tag)
+            self.channel.release_adopted(delivery_tag)
         else:
             self.ack(delivery_tag)
 
     def restore_unacked(self, client: Any = None) -> list[Any]:
-        """Put back all that the channel holds, to the front of their queues.
+        """Put all messages that the channel holds back to the front of their queues.
 
         Returns:
-            Nothing: Kombu would write what could not be put back, payloads and all, into a file. It is noted in
-            the server, and handed out again when its lease ends.
+            An empty list. Kombu would write the messages that could not be put back, with their payloads, into a
+            file. These are still on the server, and are redelivered when their leases end.
         """
         errors: list[Exception] = []
-        away = 0
+        server_failures = 0
         for tag, message in reversed(list(self._delivered.items())):
             self._delivered.pop(tag, None)
-            if away == MOST_CUTS:  # each further attempt would take as long
+            if server_failures == MAX_FAILURES:  # each further attempt would wait for a timeout
                 errors.append(errors[-1])
                 continue
             try:
-                put_back_message(self.channel, message, front=True)
+                requeue_delivered(self.channel, message, front=True)
             except (RedisError, OSError) as error:
                 errors.append(error)
-                away += 1
-            except Exception as error:  # noqa: BLE001 - the others are to be put back all the same
+                server_failures += 1
+            except Exception as error:  # noqa: BLE001 - one bad message must not keep back the others
                 errors.append(error)
         if errors:
             logger.warning(
@@ -96,16 +96,16 @@ class QoS(redis.QoS):
         return []
 
     def restore_visible(self, *args: Any, **kwargs: Any) -> None:
-        """Do nothing: what other consumers lost is looked for by the keeper of the leases."""
+        """Do nothing: the thread that renews the leases also restores overdue messages."""
 
     def held(self) -> dict[str, Any]:
-        """Return the messages that the channel holds by their delivery tags."""
+        """Return the messages that the channel holds, by delivery tag."""
         return dict(self._delivered)
 
-    def hand_on(self, messages: Mapping[str, Any]) -> dict[str, Any]:
-        """Hold messages no longer, and return those of them that were still held."""
+    def pop_held(self, messages: Mapping[str, Any]) -> dict[str, Any]:
+        """Give up messages, and return those of them that the channel still held."""
         return {tag: message for tag, message in messages.items() if self._delivered.pop(tag, None) is not None}
 
     def tags(self) -> tuple[str, ...]:
-        """Return the tags of all messages that the channel holds."""
+        """Return the delivery tags of all messages that the channel has claimed or holds."""
         return (*tuple(self._delivered), *(claim.tag for claim in tuple(self.channel.claimed)))

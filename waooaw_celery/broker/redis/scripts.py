@@ -1,4 +1,4 @@
-"""The scripts that run inside the Redis server, each in a file of its own in ``lua/``."""
+"""The scripts that run inside the Redis server. Each has its own file in ``lua/``."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from redis.exceptions import NoScriptError
 
 
 class Script:
-    """A script, called by its digest; a server that does not know it yet is given its text.
+    """A script that is called by its digest. A server that does not have it yet receives its text.
 
     Args:
-        name: of its file, without ``.lua``.
+        name: The script's file name without ``.lua``.
     """
 
     def __init__(self, name: str) -> None:
@@ -22,30 +22,31 @@ class Script:
         self.digest = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
     def __call__(self, client: Any, keys: Sequence[str], args: Sequence[Any]) -> Any:
-        """Run it and return its answer.
+        """Run the script and return its reply.
 
         Args:
-            client: a Redis client.
-            keys: what the script calls KEYS.
-            args: what it calls ARGV.
+            client: The Redis client to use.
+            keys: The script's KEYS.
+            args: The script's ARGV.
 
         Raises:
-            RedisError: the server cannot be reached or refuses.
+            RedisError: The server cannot be reached or refuses the call.
         """
         try:
             return client.evalsha(self.digest, len(keys), *keys, *args)
         except NoScriptError:
             return client.eval(self.text, len(keys), *keys, *args)
 
-    def command(self, keys: Sequence[str], args: Sequence[Any], *, known: bool = True) -> list[Any]:
-        """Return the command that runs it, for a connection or a pipeline.
+    def command(self, keys: Sequence[str], args: Sequence[Any], *, is_loaded: bool = True) -> list[Any]:
+        """Return the command that runs the script, for a connection or a pipeline.
 
         Args:
-            keys: what the script calls KEYS.
-            args: what it calls ARGV.
-            known: whether the server knows it already.
+            keys: The script's KEYS.
+            args: The script's ARGV.
+            is_loaded: Whether the server already has the script.
         """
-        return ["EVALSHA" if known else "EVAL", self.digest if known else self.text, len(keys), *keys, *args]
+        script = ["EVALSHA", self.digest] if is_loaded else ["EVAL", self.text]
+        return [*script, len(keys), *keys, *args]
 
 
 PUBLISH = Script("publish")
@@ -54,4 +55,4 @@ CLAIM = Script("claim")
 TOUCH = Script("touch")
 OVERDUE = Script("overdue")
 RESTORE = Script("restore")
-PARK = Script("park")
+DEAD_LETTER = Script("dead_letter")

@@ -1,4 +1,4 @@
-"""The transport that Kombu is given for Redis, and how it watches the connections of its channels."""
+"""The Redis transport for Kombu, and the poller that watches the connections of its channels."""
 
 from __future__ import annotations
 
@@ -14,33 +14,38 @@ from kombu.utils.eventio import ERR, READ
 from redis.exceptions import ResponseError
 
 from waooaw_celery.broker.redis.channel import Channel, SentinelChannel
-from waooaw_celery.broker.redis.claim import WAIT_SECONDS
+from waooaw_celery.broker.redis.claim import CLAIM_DELAY_SECONDS
 from waooaw_celery.broker.redis.consume import deliver_claimed
 from waooaw_celery.broker.redis.scripts import CLAIM
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between two looks for answers that are overdue.
+#: Seconds between two checks for overdue replies.
 CHECK_SECONDS = 1.0
 
 
-def _nothing() -> None:
-    """Do nothing: whoever waited looks around."""
+def _wake_up() -> None:
+    """Do nothing: a timer that calls this makes the event loop run its tick."""
 
 
 class Poller(redis.MultiChannelPoller):
     """Watches the connections over which channels claim.
 
-    An answer is read whatever the channel may consume by then: what is in it was claimed already.
+    A reply is read even if the channel may not consume any more: its messages are already claimed.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        #: Set when a channel has let go of a message: for who waits without an event loop, as gevent's workers do.
-        self.room = threading.Event()
+        #: Set when a channel has given up a message, for consumers without an event loop, as in gevent workers.
+        self.capacity_changed = threading.Event()
 
     def get(self, callback: Any, timeout: float | None = None) -> None:
-        """Deliver one message, waiting for it so long: for consumers without an event loop."""
+        """Deliver one message, for consumers without an event loop.
+
+        Args:
+            callback: Kombu's callback for a delivered message.
+            timeout: Seconds to wait for a message; None: no limit.
+        """
         for channel in self._channels:
             if channel.claimed:
                 self._in_protected_read = True
@@ -52,14 +57,14 @@ class Poller(redis.MultiChannelPoller):
                     while self.after_read:
                         self.after_read.pop()()
         if self._is_full():
-            # No answer is on its way that would end the wait: whoever acknowledges a message ends it.
-            self.room.clear()
+            # No reply will end the wait below. An acknowledgement in another thread ends this one.
+            self.capacity_changed.clear()
             if self._is_full():
-                self.room.wait(1.0 if timeout is None else min(timeout, 1.0))
+                self.capacity_changed.wait(1.0 if timeout is None else min(timeout, 1.0))
         super().get(callback, 0 if self._is_full() else timeout)
 
     def _is_full(self) -> bool:
-        """Whether every channel holds as much as it may, and only waits for that to change."""
+        """Whether each channel holds as many messages as it may, and has no other reply to wait for."""
         return bool(self._channels) and all(
             channel.active_queues
             and not channel.active_fanout_queues
@@ -69,28 +74,30 @@ class Poller(redis.MultiChannelPoller):
         )
 
     def on_poll_start(self) -> None:
-        """Have each channel claim or wait, and forget what was handled."""
+        """Let each channel claim or wait, and send its acknowledgements."""
         for channel in self._channels:
             if channel.active_fanout_queues:
                 self._register_LISTEN(channel)
-            if channel.claimer.has_plenty():
+            if channel.claimer.should_delay():
                 continue
             if channel.active_queues and (channel.claimed or channel.qos.can_consume()):
                 self._register_BRPOP(channel)
-            channel.flush_waiting_acks()
+            channel.flush_pending_acks()
 
     def maybe_check_brpop_health(self) -> None:
-        """Give up connections whose answer is overdue: a line that went dead makes no event that tells of it."""
+        """Close connections whose reply is overdue: a dead network connection causes no event."""
         for channel in self._channels:
             if channel.claimer.is_overdue():
-                logger.warning("a connection is given up: no answer", extra={"action": "connection_overdue"})
+                logger.warning(
+                    "closing a connection: Redis did not answer in time", extra={"action": "connection_overdue"}
+                )
                 channel.client.connection.disconnect()
 
     def on_readable(self, fileno: int) -> Any:
-        """Read what a connection has to say."""
+        """Read what arrived on a connection."""
         channel, kind = self._fd_to_chan.get(fileno, (None, ""))
         if channel is None:
-            logger.debug("nobody listens to descriptor %r any more", fileno)
+            logger.debug("no channel uses descriptor %r any more", fileno)
             return None
         if kind == "BRPOP" and not channel._in_poll:  # the server closed the connection while it was idle
             channel.client.connection.disconnect()
@@ -98,11 +105,11 @@ class Poller(redis.MultiChannelPoller):
         return channel.handlers[kind]()
 
     def handle_event(self, fileno: int, event: int) -> Any:
-        """Read what a connection has to say, or that it is gone.
+        """Read what arrived on a connection, or handle its loss.
 
         Returns:
-            A true value if a channel was read, which ends the wait of ``drain_events``. None for a descriptor that
-            no channel knows: in a worker the poller is the event loop's, and watches the pool's descriptors too.
+            A true value if a channel was read: this ends the wait of ``drain_events``. None for a descriptor that
+            belongs to no channel: in a worker this poller is the event loop's, which also watches the pool.
         """
         found = self._fd_to_chan.get(fileno)
         if found is None:
@@ -116,26 +123,26 @@ class Poller(redis.MultiChannelPoller):
 
 
 class Transport(redis.Transport):
-    """Kombu's Redis transport with an atomic claim, leases and guards."""
+    """Kombu's Redis transport with an atomic claim, leases and the guard."""
 
     Channel = Channel
 
-    #: Whether an event loop, and not somebody who waits, drives the channels.
+    #: Whether an event loop drives the channels, as in most Celery workers.
     in_event_loop = False
-    #: When the event loop turns again, whatever happens, for a channel that lets things come together.
-    _turns_at = 0.0
+    #: When the timer that wakes the event loop for a delayed claim fires, by the monotonic clock.
+    _wakes_at = 0.0
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.cycle = Poller()
-        # Kombu has taken it for how long to block; it would sleep as long between two claims, too.
+        # Kombu has taken it as the time to block for. It would also sleep for as long between two claims.
         self.polling_interval = None
 
     def establish_connection(self) -> Any:
-        """Connect, and make sure that the server can do what this transport needs.
+        """Connect, and check that the server has what this transport needs.
 
         Raises:
-            VersionMismatch: it is older than Redis 7.
+            VersionMismatch: The server is older than Redis 7.
         """
         connection = super().establish_connection()
         try:
@@ -150,36 +157,36 @@ class Transport(redis.Transport):
         return connection
 
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:
-        """Have an event loop, such as a Celery worker's, drive the channels."""
+        """Let an event loop, such as a Celery worker's, drive the channels."""
         self.in_event_loop = True
         before = set(loop.on_tick)
         super().register_with_event_loop(connection, loop)
-        # Kombu looks every 25 s. It knows the timer by this name, and ends it there when it connects again.
+        # Kombu checks every 25 s. It cancels the timer under this name when it reconnects.
         self.cycle._brpop_health_tref.cancel()
         self.cycle._brpop_health_tref = loop.call_repeatedly(CHECK_SECONDS, self.cycle.maybe_check_brpop_health)
-        # Kombu's own would register each connection anew at each turn of the loop.
+        # Kombu's own tick would register each connection again in each turn of the loop.
         loop.on_tick.difference_update(loop.on_tick - before)
         loop.on_tick.add(partial(self._on_tick, loop))
 
     def _on_tick(self, loop: Any) -> None:
         self.cycle.on_poll_start()
         now = time.monotonic()
-        if now >= self._turns_at and any(channel.claimer.has_plenty() for channel in self.cycle._channels):
-            self._turns_at = now + WAIT_SECONDS
-            loop.call_later(WAIT_SECONDS, _nothing)
+        if now >= self._wakes_at and any(channel.claimer.should_delay() for channel in self.cycle._channels):
+            self._wakes_at = now + CLAIM_DELAY_SECONDS
+            loop.call_later(CLAIM_DELAY_SECONDS, _wake_up)
         for fileno in self.cycle._fd_to_chan:
             if fileno not in loop.readers:
                 loop.add_reader(fileno, self.on_readable, fileno)
 
 
 class SentinelTransport(Transport, redis.SentinelTransport):
-    """The same, to the server that a sentinel names."""
+    """The same transport for the master that a Redis Sentinel names."""
 
     Channel = SentinelChannel
     default_port = redis.SentinelTransport.default_port
 
 
-#: The transports by the names that Kombu has for its own.
+#: The transports by Kombu's names for its own.
 TRANSPORTS: dict[str, Any] = {
     "redis": Transport,
     "rediss": Transport,
@@ -187,6 +194,6 @@ TRANSPORTS: dict[str, Any] = {
 }
 
 
-# For those who use Kombu alone: waooaw-redis:// and waooaw-sentinel://.
+# For programs that use Kombu without this package's application: waooaw-redis:// and waooaw-sentinel://.
 TRANSPORT_ALIASES["waooaw-redis"] = f"{__name__}:Transport"
 TRANSPORT_ALIASES["waooaw-sentinel"] = f"{__name__}:SentinelTransport"

@@ -12,7 +12,7 @@ from typing import Any
 from celery import signals
 from celery.worker import state
 
-from waooaw_celery.broker.redis.parking import dead_lettered
+from waooaw_celery.broker.redis.dead_lettering import dead_lettered
 from waooaw_celery.worker.execution.running_requests import running
 
 

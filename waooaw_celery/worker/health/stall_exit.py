@@ -15,7 +15,7 @@ from typing import Any
 from billiard import active_children
 from celery.worker import state
 
-from waooaw_celery.broker.redis.leases import keeper as lease
+from waooaw_celery.broker.redis.leases import renewal as lease
 from waooaw_celery.worker.health import native_thread as native
 
 logger = logging.getLogger(__name__)

@@ -1,1 +1,1 @@
-"""Leases: renewed while a worker lives, restored when it died."""
+"""Leases: renewed while a worker lives, and restored after it died."""

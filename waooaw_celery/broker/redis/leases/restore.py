@@ -1,4 +1,4 @@
-"""How an unacknowledged message comes back into its queue, and who does it when its consumer died."""
+"""Puts unacknowledged messages back into their queues, also those of consumers that died."""
 
 from __future__ import annotations
 
@@ -9,71 +9,77 @@ from typing import Any
 from kombu.utils.json import loads as kombu_loads
 from redis.exceptions import RedisError
 
-from waooaw_celery.broker.incoming.delivery import DELIVERY_COUNT, TAG_SEPARATOR, Claim, mark_redelivered, to_text
-from waooaw_celery.broker.redis.parking import dead_letter
+from waooaw_celery.broker.incoming.delivery import (
+    DELIVERY_COUNT,
+    LEASE_TAG_PREFIX,
+    Claim,
+    mark_redelivered,
+    to_text,
+)
+from waooaw_celery.broker.redis.dead_lettering import dead_letter
 from waooaw_celery.broker.redis.scripts import OVERDUE, RESTORE
 
 logger = logging.getLogger(__name__)
 
-#: Overdue messages looked at together.
-BATCH = 10
+#: Overdue messages that are read together.
+BATCH_SIZE = 10
 
 
-def restore_overdue(channel: Any, client: Any, is_steady: Callable[[], bool]) -> None:
-    """Put back the messages whose lease is over: their consumer died.
+def restore_overdue(channel: Any, client: Any, is_proof: Callable[[], bool]) -> None:
+    """Redeliver the messages whose lease has ended, because their consumer died.
 
     Args:
-        channel: whose options say how long a lease is.
-        client: over which to do it.
-        is_steady: asked after each answer of the server: whether it has answered for so long that a lease that is
-            over proves something.
+        channel: The channel whose options give the length of a lease.
+        client: The Redis client to use.
+        is_proof: Called after each reply of the server; returns whether an ended lease proves a dead consumer.
     """
-    limits = [channel.visibility_timeout, channel.foreign_visibility_timeout, TAG_SEPARATOR, BATCH]
+    limits = [channel.visibility_timeout, channel.foreign_visibility_timeout, LEASE_TAG_PREFIX, BATCH_SIZE]
     while True:
-        found = OVERDUE(client, channel.keys.noted, limits)
-        if not is_steady():
+        reply = OVERDUE(client, channel.keys.noted, limits)
+        if not is_proof():
             return
-        moved = [redeliver(channel, client, *found[start : start + 3]) for start in range(0, len(found), 3)]
-        if not any(moved) or len(found) < 3 * BATCH:
+        moved = [redeliver(channel, client, *reply[start : start + 3]) for start in range(0, len(reply), 3)]
+        if not any(moved) or len(reply) < 3 * BATCH_SIZE:
             return
 
 
-def redeliver(channel: Any, client: Any, tag: bytes, claimed_at: bytes, noted: bytes) -> bool:
-    """Put back a message whose lease is over, or make it a dead letter; return whether that was done.
+def redeliver(channel: Any, client: Any, tag: bytes, claimed_at: bytes, entry: bytes) -> bool:
+    """Put back a message whose lease has ended, or make it a dead letter.
 
     Args:
-        channel: that knows the queues.
-        client: over which to do it.
-        tag: under which the message is noted.
-        claimed_at: when it was claimed or last renewed, by the server's clock.
-        noted: what is noted of it.
+        channel: A channel that knows the queues.
+        client: The Redis client to use.
+        tag: The message's delivery tag.
+        claimed_at: When it was claimed or last renewed, by the server's clock.
+        entry: The message's entry among the unacknowledged messages.
+
+    Returns:
+        Whether the message was moved.
     """
     try:
-        return _hand_out_again(channel, client, tag, claimed_at, noted)
+        return _redeliver(channel, client, tag, claimed_at, entry)
     except (RedisError, OSError):
         raise
-    except Exception as error:  # noqa: BLE001 - others note here, and what stops one would stop all behind it
-        return dead_letter(channel, client, tag, "", noted, f"it cannot be put back: {error!r:.200}", claimed_at)
+    except Exception as error:  # noqa: BLE001 - anyone may write here, and a bad entry must not block the next ones
+        return dead_letter(channel, client, tag, "", entry, f"it cannot be put back: {error!r:.200}", claimed_at)
 
 
-def _hand_out_again(channel: Any, client: Any, tag: bytes, claimed_at: bytes, noted: bytes) -> bool:
-    message, exchange, routing_key = kombu_loads(noted)
+def _redeliver(channel: Any, client: Any, tag: bytes, claimed_at: bytes, entry: bytes) -> bool:
+    message, exchange, routing_key = kombu_loads(entry)
     message["headers"] = headers = message.get("headers") or {}
     count = int(headers.get(DELIVERY_COUNT) or 0) + 1
     queues = [queue for queue in channel._lookup(exchange, routing_key) if isinstance(queue, str)]
     if count > channel.delivery_limit or not queues:
         reason = f"{count} consumers died with it" if queues else f"no queue is bound to {exchange!r} any more"
-        return dead_letter(channel, client, tag, str(routing_key), noted, reason, claimed_at)
+        return dead_letter(channel, client, tag, str(routing_key), entry, reason, claimed_at)
     headers[DELIVERY_COUNT] = count
     mark_redelivered(message)
-    logger.warning(
-        "message %a of %a is handed out again: its consumer died (%d)", headers.get("id"), queues[0], count
-    )
-    lists = [(queue, channel.keys.place(queue, message)[0]) for queue in queues]
-    return put_back(channel, client, tag, lists, to_text(message), front=True, claimed_at=claimed_at)
+    logger.warning("message %a of %a is redelivered: its consumer died (%d)", headers.get("id"), queues[0], count)
+    lists = [(queue, channel.keys.list_and_bell(queue, message)[0]) for queue in queues]
+    return requeue(channel, client, tag, lists, to_text(message), front=True, claimed_at=claimed_at)
 
 
-def put_back(
+def requeue(
     channel: Any,
     client: Any,
     tag: str | bytes,
@@ -83,31 +89,36 @@ def put_back(
     front: bool,
     claimed_at: bytes | str = "",
 ) -> bool:
-    """Put an unacknowledged message back, and return whether nobody was faster.
+    """Put an unacknowledged message back into its queues.
 
     Args:
-        channel: whose keys they are.
-        client: over which to do it.
-        tag: under which it is noted.
-        lists: names of queues, and keys of the lists to put it into.
-        text: the message; empty: as it is noted.
-        front: whether it is to be the next one, and not the last.
-        claimed_at: when its lease was renewed last; empty for a message that the channel holds itself.
+        channel: The channel that names the keys.
+        client: The Redis client to use.
+        tag: The message's delivery tag.
+        lists: The names of the queues, each with the key of the list to put the message into.
+        text: The message as it travels; empty: as it was claimed.
+        front: Whether it is the next message of its queue, or else the last.
+        claimed_at: When its lease was last renewed. Empty for a message that the channel itself holds.
+
+    Returns:
+        Whether the message was put back: False if another consumer has acknowledged or restored it, or renewed its
+        lease.
     """
     keys = [*channel.keys.noted, *(key for queue, list_ in lists for key in (list_, channel.keys.bell(queue)))]
     return bool(RESTORE(client, keys, [tag, lists[0][0], "front" if front else "back", text, claimed_at]))
 
 
-def put_back_unread(channel: Any, claim: Claim) -> None:
-    """Put a message that nobody saw back to the front of its queue, as it was."""
-    put_back(channel, channel.scripts_client, claim.tag, [(claim.queue, claim.list)], "", front=True)
+def requeue_undelivered(channel: Any, claim: Claim) -> None:
+    """Put a claimed message that was not delivered back to the front of its queue, unchanged."""
+    requeue(channel, channel.scripts_client, claim.tag, [(claim.queue, claim.list)], "", front=True)
 
 
-def put_back_message(channel: Any, message: Any, *, front: bool) -> None:
-    """Put a message that was delivered back into its queue, marked as redelivered."""
-    said = message._raw
-    claim: Claim | None = getattr(said, "claim", None)
+def requeue_delivered(channel: Any, message: Any, *, front: bool) -> None:
+    """Put a delivered message back into its queue, marked as redelivered."""
+    delivery = message._raw
+    claim: Claim | None = getattr(delivery, "claim", None)
     if claim is None:  # a broadcast, which was in no queue
         return
-    mark_redelivered(said)
-    put_back(channel, channel.scripts_client, claim.tag, [(claim.queue, claim.list)], to_text(said), front=front)
+    mark_redelivered(delivery)
+    lists = [(claim.queue, claim.list)]
+    requeue(channel, channel.scripts_client, claim.tag, lists, to_text(delivery), front=front)

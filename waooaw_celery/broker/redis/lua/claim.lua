@@ -1,16 +1,17 @@
 #!lua flags=allow-oom
--- Forget what was handled, and take messages out of queues, noting them as unacknowledged in the same moment.
+-- Remove acknowledged messages, then claim messages: move them from their queues to the unacknowledged ones.
 --
--- KEYS: unacknowledged messages (hash); when each was claimed (sorted set); dead letters (stream); the queues'
---       doorbells; the queues' lists, all of one priority before those of the next.
--- ARGV: how many messages; beginning of their tags; number of queues; most dead letters to keep; the queues' names;
---       tags that were handled.
--- Answers for each item the number of its list and its text; the number is negative for an item that is no message.
+-- KEYS: the unacknowledged messages (hash); the times of their claims (sorted set); the dead letters (stream); the
+--       queues' doorbells; the queues' lists: those of the most urgent priority first, then the next.
+-- ARGV: how many messages to claim; the prefix of their tags; the number of queues; the maximum of dead letters; the
+--       queues' names; the tags of acknowledged messages.
+-- Returns, for each claimed item, the number of its list and its text. The number is negative for an item that is
+-- not a message: it is now a dead letter.
 --
--- Each is noted before it is removed: a script that fails half-way has lost nothing. It is allowed to exceed the
--- server's memory limit, since it moves what is there, and only consuming makes room again.
+-- Each message is recorded before it is removed, so a script that fails half-way loses nothing. It may exceed the
+-- server's memory limit, because it only moves messages, and consuming is what frees memory.
 local unacked, index, dead = KEYS[1], KEYS[2], KEYS[3]
-local window, prefix, queues, most = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3]), ARGV[4]
+local window, prefix, queues, max_dead = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3]), ARGV[4]
 
 for first = 5 + queues, #ARGV, 1000 do
     local last = math.min(first + 999, #ARGV)
@@ -20,7 +21,7 @@ end
 
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1000000
-local answer, claimed = {}, 0
+local reply, claimed = {}, 0
 local last = window > 0 and #KEYS or 0
 for position = 4 + queues, last do
     local queue = (position - 4 - queues) % queues + 1
@@ -31,30 +32,31 @@ for position = 4 + queues, last do
             break
         end
         local suffix = ',"",' .. cjson.encode(name) .. ']'
-        local noted, scores = {}, {}
+        local entries, scores = {}, {}
         for number = #items, 1, -1 do
             local item = items[number]
             if string.byte(item, 1) == 123 and string.byte(item, -1) == 125 then -- { and }
                 claimed = claimed + 1
                 local tag = prefix .. claimed
-                noted[#noted + 1] = tag
-                noted[#noted + 1] = '[' .. item .. suffix
+                entries[#entries + 1] = tag
+                entries[#entries + 1] = '[' .. item .. suffix
                 scores[#scores + 1] = now
                 scores[#scores + 1] = tag
-                answer[#answer + 1] = position - 3 - queues
+                reply[#reply + 1] = position - 3 - queues
             else
-                redis.call('XADD', dead, 'MAXLEN', '~', most, '*', 'queue', name, 'reason', 'it is no message', 'raw', item)
-                answer[#answer + 1] = -(position - 3 - queues)
+                redis.call('XADD', dead, 'MAXLEN', '~', max_dead, '*',
+                    'queue', name, 'reason', 'it is not a message', 'raw', item)
+                reply[#reply + 1] = -(position - 3 - queues)
             end
-            answer[#answer + 1] = item
+            reply[#reply + 1] = item
         end
-        if #noted > 0 then
-            redis.call('HSET', unacked, unpack(noted))
+        if #entries > 0 then
+            redis.call('HSET', unacked, unpack(entries))
             redis.call('ZADD', index, unpack(scores))
         end
         redis.call('LTRIM', list, 0, -#items - 1)
     end
-    if claimed >= window and redis.call('EXISTS', list) == 1 then -- something is left for whoever else waits
+    if claimed >= window and redis.call('EXISTS', list) == 1 then -- ring again for the messages that are left
         local bell = KEYS[3 + queue]
         if redis.call('EXISTS', bell) == 0 then
             redis.call('LPUSH', bell, 1)
@@ -63,4 +65,4 @@ for position = 4 + queues, last do
         break
     end
 end
-return answer
+return reply

@@ -1,12 +1,12 @@
 #!lua flags=allow-oom
--- Put an unacknowledged message back into its queue, unless somebody was faster or its lease was renewed.
+-- Put an unacknowledged message back into its queue, unless it was acknowledged or restored, or its lease renewed.
 --
--- KEYS: unacknowledged messages (hash); when each was claimed (sorted set); then, in pairs, lists and doorbells.
--- ARGV: its tag; its queue's name; 'front' or 'back'; its text, empty for what is noted; when it was claimed, or
---       empty for a message that the caller holds itself.
--- Answers whether it was put back.
-local noted = redis.call('HGET', KEYS[1], ARGV[1])
-if not noted then
+-- KEYS: the unacknowledged messages (hash); the times of their claims (sorted set); then pairs of list and doorbell.
+-- ARGV: the message's tag; its queue's name; 'front' or 'back'; its text, or empty for the text that was claimed;
+--       the time of its claim, or empty for a message that the caller holds.
+-- Returns 1 if it was put back, else 0.
+local entry = redis.call('HGET', KEYS[1], ARGV[1])
+if not entry then
     return 0
 end
 if ARGV[5] ~= '' and tonumber(redis.call('ZSCORE', KEYS[2], ARGV[1]) or 0) > tonumber(ARGV[5]) then
@@ -14,7 +14,7 @@ if ARGV[5] ~= '' and tonumber(redis.call('ZSCORE', KEYS[2], ARGV[1]) or 0) > ton
 end
 local text = ARGV[4]
 if text == '' then
-    text = string.sub(noted, 2, -#(',"",' .. cjson.encode(ARGV[2]) .. ']') - 1)
+    text = string.sub(entry, 2, -#(',"",' .. cjson.encode(ARGV[2]) .. ']') - 1)
 end
 for number = 3, #KEYS, 2 do
     redis.call(ARGV[3] == 'front' and 'RPUSH' or 'LPUSH', KEYS[number], text)

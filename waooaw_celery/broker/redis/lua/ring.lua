@@ -1,8 +1,8 @@
 #!lua
--- Ring for a consumer that may be waiting for messages.
+-- Ring the doorbell of a queue for a consumer that may be waiting.
 --
--- KEYS: a queue's doorbell.
+-- KEYS: the queue's doorbell.
 if redis.call('EXISTS', KEYS[1]) == 0 then
     redis.call('LPUSH', KEYS[1], 1)
-    redis.call('EXPIRE', KEYS[1], 60) -- nobody may be there to answer it
+    redis.call('EXPIRE', KEYS[1], 60) -- the queue may have no consumer
 end

@@ -1,16 +1,16 @@
 #!lua flags=allow-oom
--- Renew the lease of messages that are still noted as unacknowledged.
+-- Renew the leases of messages that are still unacknowledged.
 --
--- KEYS: when each was claimed (sorted set).
--- ARGV: seconds by which the lease is to end earlier than a whole one; their tags.
--- Answers how many of them are still leased.
+-- KEYS: the times of the claims (sorted set).
+-- ARGV: seconds by which the leases are shorter than usual; the messages' tags.
+-- Returns how many of the messages are still leased.
 local time = redis.call('TIME')
-local moment = time[1] + time[2] / 1000000 - tonumber(ARGV[1])
+local claimed_at = time[1] + time[2] / 1000000 - tonumber(ARGV[1])
 local leased = 0
 for number = 2, #ARGV do
     local tag = ARGV[number]
     if redis.call('ZSCORE', KEYS[1], tag) then
-        redis.call('ZADD', KEYS[1], moment, tag)
+        redis.call('ZADD', KEYS[1], claimed_at, tag)
         leased = leased + 1
     end
 end

@@ -1,4 +1,4 @@
-"""A worker's event loop watches descriptors of its pool too: none of them looks like a message of the broker."""
+"""The poller of a worker's event loop, which also watches the descriptors of the pool."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
-from channels import Broker, Reader, a_queue, send
 from kombu.utils.eventio import ERR, READ
 from plain_workers import plant
 from proxy import Proxy, proxied
+from redis_channels import Broker, Reader, new_queue, send
 from support import until
 
 from waooaw_celery.embedded import valkey
@@ -21,23 +21,23 @@ from waooaw_celery.embedded import valkey
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    """A server of these tests' own."""
+    """The URL of a server that only these tests use."""
     with valkey() as url:
         yield url
 
 
 @pytest.fixture
 def proxy(url: str) -> Iterator[Proxy]:
-    """A proxy in front of it."""
+    """A proxy in front of the server."""
     with proxied(url) as proxy:
         yield proxy
 
 
 @pytest.mark.parametrize("kind", ["ours", "kombu"])
 @pytest.mark.parametrize("state", ["readable", "hung up"])
-def test_waiting_for_a_message_times_out_beside_a_foreign_descriptor(url: str, kind: str, state: str) -> None:
-    """A descriptor that no channel knows ends no wait; a message does."""
-    queue = a_queue()
+def test_foreign_descriptor_does_not_end_the_wait_for_a_message(url: str, kind: str, state: str) -> None:
+    """An event on a descriptor that belongs to no channel does not end ``drain_events``; a message does."""
+    queue = new_queue()
     with closing(Broker(url)) as broker:
         reader = Reader(broker.connect(kind), queue)
         theirs, ours = os.pipe()
@@ -59,10 +59,8 @@ def test_waiting_for_a_message_times_out_beside_a_foreign_descriptor(url: str, k
                 os.close(ours)
 
 
-def test_a_worker_goes_on_whose_pool_process_dies_while_its_lines_are_cut(
-    url: str, proxy: Proxy, tmp_path: Path
-) -> None:
-    """The process that takes its place reports itself while the worker searches for neighbours."""
+def test_pool_process_dies_while_the_connections_are_lost(url: str, proxy: Proxy, tmp_path: Path) -> None:
+    """The new pool process reports itself while the worker reconnects and searches for its neighbours."""
     with plant(url, tmp_path) as made:
         node = made.start(
             "-P", "prefork", "-c", "2", env={"CELERY_BROKER_URL": f"redis://127.0.0.1:{proxy.port}"}, mingles=True
@@ -72,7 +70,7 @@ def test_a_worker_goes_on_whose_pool_process_dies_while_its_lines_are_cut(
         [before] = made.effects("ended")
         parent = made.processes[node]
         for round_ in range(2):
-            # The worker sees the lost lines first, and the dead process when it reconnects.
+            # The worker sees the lost connections first, and the dead process when it reconnects.
             parent.send_signal(signal.SIGSTOP)
             proxy.cut()
             os.kill(before["pid"], signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Celery workers on the transport beside workers on Kombu's own: alike where they must be."""
+"""Celery workers on the Redis transport and on Kombu's own: what both guarantee."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from waooaw_celery.embedded import running, valkey
 
 both = pytest.mark.parametrize("kind", ["ours", "kombu"])
 FAST = {"health_check_interval": 1, "socket_timeout": 3.0}
-#: What a worker holds when its server dies comes back soon.
-LOSING = FAST | {"visibility_timeout": 3, "unacked_restore_interval": 0.5, "unacked_restore_throttle": 1}
+#: Short leases: messages of a worker whose server died come back soon.
+SHORT_LEASES = FAST | {"visibility_timeout": 3, "unacked_restore_interval": 0.5, "unacked_restore_throttle": 1}
 
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    """A server of these tests' own: they cut its connections."""
+    """The URL of a server that only these tests use: they close its connections."""
     with valkey() as url:
         yield url
 
@@ -37,25 +37,25 @@ def url() -> Iterator[str]:
 def worker(
     request: pytest.FixtureRequest, url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Plant, str]]:
-    """A worker of each kind that several tests share, and its name."""
+    """A worker on each transport, shared by several tests, and its name."""
     with plant(url, tmp_path_factory.mktemp("workers"), request.param, transport_options=FAST) as made:
         yield made, made.start()
 
 
 def ids(items: list[bytes]) -> list[str]:
-    """Return the ids of the tasks of raw items."""
+    """Return the task ids of raw items."""
     return [json.loads(item)["headers"]["id"] for item in items]
 
 
-def answers(made: Plant, node: str) -> bool:
-    """Return whether a worker answers, over a connection that may have been cut as well."""
+def answers_ping(made: Plant, node: str) -> bool:
+    """Return whether a worker answers a ping, over a connection that may also have been closed."""
     with suppress(*made.app.connection_for_read().connection_errors):
         return bool(made.app.control.ping(destination=[node], timeout=0.5))
     return False
 
 
 def test_remote_control_reaches_a_worker(worker: tuple[Plant, str]) -> None:
-    """A worker answers a ping, tells what it does, and obeys when a running and a waiting task are revoked."""
+    """A worker answers a ping, lists its running tasks, and revokes a running and a waiting task."""
     made, node = worker
     control = made.app.control
     assert control.inspect(destination=[node], timeout=10).ping() == {node: {"ok": "pong"}}
@@ -72,8 +72,8 @@ def test_remote_control_reaches_a_worker(worker: tuple[Plant, str]) -> None:
     until(lambda: (made.waiting(), made.held()) == ([], 0), "the end of both")
 
 
-def test_what_is_not_yet_due_keeps_nobody_waiting(worker: tuple[Plant, str]) -> None:
-    """More tasks with a countdown than may be held keep no others from being run, and run when they are due."""
+def test_tasks_with_a_countdown_do_not_block_others(worker: tuple[Plant, str]) -> None:
+    """More tasks with a countdown than the prefetch count block no other task, and run when they are due."""
     made, _ = worker
     sent_at = time.monotonic()
     for number in range(5):
@@ -88,8 +88,8 @@ def test_what_is_not_yet_due_keeps_nobody_waiting(worker: tuple[Plant, str]) -> 
     assert all(fact["at"] - sent_at > 1.3 for fact in due)
 
 
-def test_a_pool_process_publishes_while_its_parent_consumes(worker: tuple[Plant, str]) -> None:
-    """What a forked pool process publishes is consumed by its parent, each message once."""
+def test_pool_process_publishes_while_its_parent_consumes(worker: tuple[Plant, str]) -> None:
+    """The parent consumes each message that a forked pool process publishes, once."""
     made, _ = worker
     labels = [["spread", number] for number in range(60)]
     made.app.tasks["plain.spread"].delay(labels)
@@ -98,27 +98,27 @@ def test_a_pool_process_publishes_while_its_parent_consumes(worker: tuple[Plant,
     assert [label for label in made.labels() if label[0] == "spread"] == labels
 
 
-def test_a_worker_whose_connections_are_cut_goes_on(worker: tuple[Plant, str]) -> None:
-    """After CLIENT KILL of all connections, what waits is run, and remote control answers again."""
+def test_worker_reconnects_after_client_kill(worker: tuple[Plant, str]) -> None:
+    """After CLIENT KILL of all connections, waiting tasks run, and remote control answers again."""
     made, node = worker
     for number in range(3):
         made.redis.execute_command("CLIENT", "KILL", "TYPE", "normal")
         made.redis.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
         made.send(["cut", number])
         made.wait(["cut", number])
-    until(lambda: answers(made, node), "an answer")
+    until(lambda: answers_ping(made, node), "an answer to ping")
     until(lambda: (made.waiting(), made.held()) == ([], 0), "acknowledging")
 
 
 @both
-def test_a_warm_shutdown_finishes_what_runs(url: str, tmp_path: Path, kind: str) -> None:
-    """SIGTERM lets the running handler finish; what was fetched and not begun waits again before the rest."""
+def test_warm_shutdown(url: str, tmp_path: Path, kind: str) -> None:
+    """SIGTERM lets the running handler finish. Prefetched messages go back to the front of the queue."""
     with plant(url, tmp_path, kind, {"worker_prefetch_multiplier": 4}) as made:
         sent = [made.send(number, 4 if number == 0 else 0).id for number in range(8)]
         before = made.waiting()
         node = made.start()
         made.wait(0, "began")
-        until(lambda: made.held() == 4, "fetching ahead")
+        until(lambda: made.held() == 4, "the prefetched messages")
         made.processes[node].send_signal(signal.SIGTERM)
         assert made.processes[node].wait(20) == 0
         assert made.labels() == [0]
@@ -133,8 +133,8 @@ def test_a_warm_shutdown_finishes_what_runs(url: str, tmp_path: Path, kind: str)
 
 
 @both
-def test_a_cold_shutdown_gives_back_what_runs(url: str, tmp_path: Path, kind: str) -> None:
-    """SIGQUIT ends the handler, and its message waits again, marked as redelivered, with all others."""
+def test_cold_shutdown(url: str, tmp_path: Path, kind: str) -> None:
+    """SIGQUIT ends the handler. Its message goes back, marked as redelivered, and so do all others."""
     with plant(url, tmp_path, kind) as made:
         sent = [made.send(number, 60).id for number in range(3)]
         node = made.start()
@@ -146,8 +146,8 @@ def test_a_cold_shutdown_gives_back_what_runs(url: str, tmp_path: Path, kind: st
         assert (made.labels(), made.held()) == ([], 0)
 
 
-class Server:
-    """A server with persistence, which may be killed and started again."""
+class PersistentServer:
+    """A server with persistence that can be killed and started again."""
 
     def __init__(self, folder: str) -> None:
         self.path = f"{folder}/s"
@@ -157,7 +157,7 @@ class Server:
         self._process: Any = None
 
     def start(self) -> None:
-        """Start it, and wait until it has read what it kept."""
+        """Start the server, and wait until it has loaded its data."""
         from waooaw_celery.embedded import _valkey_binary
 
         command = [str(_valkey_binary()), "--port", "0", "--unixsocket", self.path, "--dir", self._folder]
@@ -173,20 +173,20 @@ class Server:
             return False
 
     def kill(self) -> None:
-        """Kill it at once."""
+        """Kill the server."""
         self._process.kill()
         self._process.wait(10)
 
     def close(self) -> None:
-        """End it."""
+        """End the server."""
         self._stack.close()
 
 
 @contextmanager
-def lasting_server() -> Iterator[Server]:
-    """Give a server with persistence while the block runs."""
+def persistent_server() -> Iterator[PersistentServer]:
+    """Run a server with persistence while the block runs."""
     with TemporaryDirectory(prefix="waooaw-") as folder:
-        server = Server(folder)
+        server = PersistentServer(folder)
         server.start()
         try:
             yield server
@@ -195,13 +195,13 @@ def lasting_server() -> Iterator[Server]:
 
 
 @both
-def test_a_worker_survives_its_server(tmp_path: Path, kind: str) -> None:
-    """A server that is killed and started again still has what waited, and the same worker runs all of it."""
-    with lasting_server() as server, plant(server.url, tmp_path, kind, transport_options=LOSING) as made:
+def test_worker_survives_a_restart_of_its_server(tmp_path: Path, kind: str) -> None:
+    """A server that is killed and restarted still has the messages, and the same worker runs them all."""
+    with persistent_server() as server, plant(server.url, tmp_path, kind, transport_options=SHORT_LEASES) as made:
         node = made.start()
         made.send("before")
         made.wait("before")
-        for number in range(10):  # the first until the server is back: it tells it what it did
+        for number in range(10):  # the first runs until the server is back, and is acknowledged then
             made.send(number, 2.0 if number == 0 else 0.3)
         made.wait(0, "began")
         server.kill()
@@ -214,8 +214,8 @@ def test_a_worker_survives_its_server(tmp_path: Path, kind: str) -> None:
         assert made.processes[node].poll() is None
 
 
-def test_workers_of_both_kinds_share_a_queue(url: str, tmp_path: Path) -> None:
-    """A worker on Kombu's transport and one on ours run everything exactly once, whoever publishes."""
+def test_workers_of_both_transports_share_a_queue(url: str, tmp_path: Path) -> None:
+    """A worker on each transport run each task exactly once, whichever transport published it."""
     with plant(url, tmp_path, "ours") as made:
         nodes = [made.start(kind=kind) for kind in ("ours", "kombu")]
         stock = Plant(url, tmp_path, "kombu", made.settings)
@@ -228,8 +228,8 @@ def test_workers_of_both_kinds_share_a_queue(url: str, tmp_path: Path) -> None:
         stock.close()
 
 
-def test_an_idle_worker_asks_little(tmp_path: Path) -> None:
-    """A worker with nothing to do sends its server less than four commands a second."""
+def test_idle_worker_sends_few_commands(tmp_path: Path) -> None:
+    """An idle worker sends its server less than four commands a second."""
     with valkey() as url, plant(url, tmp_path, "ours") as made:
         made.start()
         made.send("first")
@@ -237,7 +237,9 @@ def test_an_idle_worker_asks_little(tmp_path: Path) -> None:
 
         def sent() -> int:
             stats = made.redis.info("commandstats")
-            return sum(int(stats[f"cmdstat_{name}"]["calls"]) for name in ASKED if f"cmdstat_{name}" in stats)
+            return sum(
+                int(stats[f"cmdstat_{name}"]["calls"]) for name in WORKER_COMMANDS if f"cmdstat_{name}" in stats
+            )
 
         before, began = sent(), time.monotonic()
         until(lambda: time.monotonic() - began > 4, "four seconds")
@@ -245,12 +247,12 @@ def test_an_idle_worker_asks_little(tmp_path: Path) -> None:
         assert 0.5 < rate < 4
 
 
-#: What a worker sends; the other commands in a server's statistics are those inside of scripts.
-ASKED = ("evalsha", "eval", "blpop", "brpop", "ping", "psubscribe", "publish", "multi", "exec", "hello")
+#: The commands that a worker sends. The others in the server's statistics are called by scripts.
+WORKER_COMMANDS = ("evalsha", "eval", "blpop", "brpop", "ping", "psubscribe", "publish", "multi", "exec", "hello")
 
 
-def test_the_probe_of_these_tests_is_whole(worker: tuple[Plant, str]) -> None:
-    """A worker's pool process is a child of the worker that says so, or the tests above would prove little."""
+def test_worker_reports_its_own_pool_process(worker: tuple[Plant, str]) -> None:
+    """A pool process reports its worker as its parent: the tests above rely on it."""
     made, node = worker
     made.send("who")
     made.wait("who")

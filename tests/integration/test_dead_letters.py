@@ -1,4 +1,4 @@
-"""What a handler gave up is a dead letter, on Redis and on RabbitMQ: listed, sent again, discarded."""
+"""Dead letters of failed handlers, on Redis and on RabbitMQ: listed, retried, discarded."""
 
 from __future__ import annotations
 
@@ -24,39 +24,35 @@ pytestmark = pytest.mark.usefixtures("dead_letters_alone")
 
 @pytest.fixture
 def probe(third: str) -> str:
-    """Name of an agent that can still tell all that it has seen."""
+    """The name of an agent that reports the messages it has handled."""
     return third
 
 
 @pytest.fixture(autouse=True)
 def clean(app: AgentApp, probe: str) -> Iterator[None]:
-    """Leave no letters behind in a broker that outlives the test."""
+    """Remove the dead letters of the test from a broker that outlives it."""
     yield
-    app.dead_letters.discard(app.dead_letters.list(agent=probe, limit=1000), reason="a test's")
+    app.dead_letters.discard(app.dead_letters.list(agent=probe, limit=1000), reason="end of the test")
 
 
-def letters(app: AgentApp, agent: str, **filters: Any) -> Sequence[DeadLetter]:
+def dead_letters_of(app: AgentApp, agent: str, **filters: Any) -> Sequence[DeadLetter]:
     return app.dead_letters.list(agent=agent, **filters)
 
 
-def given_up(app: AgentApp, agent: str, payload: Any, **fields: Any) -> tuple[Message, DeadLetter]:
-    """Send a message that its handler gives up, and return it with its letter."""
+def fail(app: AgentApp, agent: str, payload: Any, **fields: Any) -> tuple[Message, DeadLetter]:
+    """Send a message whose handler fails, and return it with its dead letter."""
     message = Message(from_agent="boss", to_agent=agent, payload=payload, **fields)
     MessageBus(app).send(message)
     assert settled(app, message.message_id) is MessageStatus.FAILED
-    [letter] = [each for each in letters(app, agent) if each.message_id == message.message_id]
+    [letter] = [each for each in dead_letters_of(app, agent) if each.message_id == message.message_id]
     return message, letter
 
 
-def test_what_a_handler_gave_up_is_sent_again_as_a_new_message(
-    app: AgentApp, broker: Broker, probe: str, tmp_path: Path
-) -> None:
-    """The same handler gets the same payload from the same sender, caused by the old one, which says so."""
+def test_retry_sends_a_new_message(app: AgentApp, broker: Broker, probe: str, tmp_path: Path) -> None:
+    """The same handler gets the same payload from the same sender. The old message's receipt records the retry."""
     needed = tmp_path / "needed"
     payload = {"needs": str(needed), "at": datetime(2026, 1, 1, tzinfo=UTC), "raw": b"\x00\xff"}
-    old, letter = given_up(
-        app, probe, payload, priority=Priority.HIGH, ttl_seconds=500.0, correlation_id="thread-1"
-    )
+    old, letter = fail(app, probe, payload, priority=Priority.HIGH, ttl_seconds=500.0, correlation_id="thread-1")
     assert letter.reason == "FileNotFoundError: there is no needed"
     assert (letter.task, letter.handler, letter.from_agent) == (f"{probe}.command", "command", "boss")
     assert (letter.queue, letter.resent) == (f"agent.{probe}", 0)
@@ -66,7 +62,7 @@ def test_what_a_handler_gave_up_is_sent_again_as_a_new_message(
     assert (outcome.id, outcome.message_id, outcome.refused) == (letter.id, old.message_id, None)
     assert outcome.new_id not in (None, old.message_id)
     assert settled(app, str(outcome.new_id)) is MessageStatus.HANDLED
-    assert not letters(app, probe)
+    assert not dead_letters_of(app, probe)
     [seen] = [each for each in Requests(app).request(probe, "seen") if each["message_id"] == outcome.new_id]
     assert (seen["from"], seen["payload"], seen["priority"]) == ("boss", old.payload, "HIGH")
     assert (seen["causation_id"], seen["conversation_id"]) == (old.message_id, old.message_id)
@@ -79,30 +75,30 @@ def test_what_a_handler_gave_up_is_sent_again_as_a_new_message(
         trail = MessageAuditTrail(app.ledger)
         last = trail.receipt(old.message_id).events[-1]
         assert (last.event, last.error) == ("resent", f"as {outcome.new_id} by ada")
-        told = [record.receipt.message_id for record in trail.conversation(old.message_id)]
-        assert told == [old.message_id, outcome.new_id]
+        recorded = [record.receipt.message_id for record in trail.conversation(old.message_id)]
+        assert recorded == [old.message_id, outcome.new_id]
 
 
-def test_a_letter_that_dies_again_counts_and_is_refused_in_the_end(app: AgentApp, probe: str) -> None:
-    """Three times a copy is sent, then somebody must insist; each copy is caused by the last."""
-    _, letter = given_up(app, probe, {"fail": "never"})
+def test_retries_are_limited(app: AgentApp, probe: str) -> None:
+    """After three retries, a fourth needs ``again=True``. Each copy is caused by the one before."""
+    _, letter = fail(app, probe, {"fail": "never"})
     for count in (1, 2, 3):
         [outcome] = app.dead_letters.retry([letter])
         assert settled(app, str(outcome.new_id)) is MessageStatus.FAILED
-        [letter] = letters(app, probe)
+        [letter] = dead_letters_of(app, probe)
         assert (letter.message_id, letter.resent) == (outcome.new_id, count)
     [outcome] = app.dead_letters.retry([letter])
     assert outcome.new_id is None
-    assert "sent again 3 times already" in (outcome.refused or "")
-    assert [each.id for each in letters(app, probe)] == [letter.id]
+    assert "already retried 3 times" in (outcome.refused or "")
+    assert [each.id for each in dead_letters_of(app, probe)] == [letter.id]
     [outcome] = app.dead_letters.retry([letter], again=True)
     assert settled(app, str(outcome.new_id)) is MessageStatus.FAILED
 
 
-def test_of_one_letter_there_is_never_a_second_message(app: AgentApp, probe: str, tmp_path: Path) -> None:
-    """Two who retry the same letter, or one who is cut off before it is removed, send it once."""
+def test_dead_letter_is_sent_once(app: AgentApp, probe: str, tmp_path: Path) -> None:
+    """Two callers who retry it, or one who fails before it is removed, send one message."""
     needed = tmp_path / "needed"
-    _, letter = given_up(app, probe, {"needs": str(needed)})
+    _, letter = fail(app, probe, {"needs": str(needed)})
     needed.touch()
     [first] = app.dead_letters.retry([letter])
     assert settled(app, str(first.new_id)) is MessageStatus.HANDLED
@@ -112,8 +108,8 @@ def test_of_one_letter_there_is_never_a_second_message(app: AgentApp, probe: str
     assert MessageBus(app).receipt(str(first.new_id)).attempts == 1
 
 
-def test_who_waits_for_an_answer_gets_the_error_and_there_is_no_letter(app: AgentApp, probe: str) -> None:
-    """A request's caller is told, whether it waits or gets the answer as a message."""
+def test_failed_request_is_not_a_dead_letter(app: AgentApp, probe: str) -> None:
+    """Its caller gets the error, whether it waits or gets the answer as a message."""
     with pytest.raises(RemoteError, match="no such page"):
         Requests(app).request(probe, "fail", {"text": "no such page"})
     asked = Requests(app).request(
@@ -122,18 +118,18 @@ def test_who_waits_for_an_answer_gets_the_error_and_there_is_no_letter(app: Agen
     until(
         lambda: any(each["message_id"] == asked for each in Requests(app).request(probe, "replies")), "the reply"
     )
-    assert not letters(app, probe)
+    assert not dead_letters_of(app, probe)
 
 
-def test_a_reply_that_its_handler_gave_up_is_a_letter(app: AgentApp, probe: str) -> None:
-    """Nobody is told when the handler of an answer fails: the answer is kept, and can be handled again."""
+def test_reply_whose_handler_fails_becomes_a_dead_letter(app: AgentApp, probe: str) -> None:
+    """No caller gets the error of a reply's handler, so the reply is stored and can be retried."""
     Requests(app).request(probe, "ask_badly", {"to_agent": probe, "method": "echo", "params": {"value": 7}})
-    until(lambda: letters(app, probe), "the letter")
-    [letter] = letters(app, probe)
+    until(lambda: dead_letters_of(app, probe), "the dead letter")
+    [letter] = dead_letters_of(app, probe)
     assert (letter.handler, letter.reason) == ("reply_badly", "ValueError: no such reply")
     [outcome] = app.dead_letters.retry([letter])
     assert settled(app, str(outcome.new_id)) is MessageStatus.FAILED
-    [again] = letters(app, probe)
+    [again] = dead_letters_of(app, probe)
     assert again.resent == 1
 
 
@@ -149,39 +145,39 @@ def test_a_reply_that_its_handler_gave_up_is_a_letter(app: AgentApp, probe: str)
     ],
     ids=str,
 )
-def test_every_way_to_give_up_is_one_letter(
+def test_each_kind_of_failure_makes_one_dead_letter(
     app: AgentApp, probe: str, payload: Any, options: dict[str, Any], reason: str
 ) -> None:
-    """Also what Celery tells twice, or tells of in the worker's own process."""
+    """Also failures that Celery reports twice, or in the worker's main process."""
     sent = app.signature(f"{probe}.command", args=(payload,)).apply_async(**options)
     assert settled(app, sent.id) is MessageStatus.FAILED
-    until(lambda: letters(app, probe), "the letter")
+    until(lambda: dead_letters_of(app, probe), "the dead letter")
     assert Requests(app).request(probe, "echo", {"value": 1}, timeout=20) == 1
-    [letter] = letters(app, probe)
+    [letter] = dead_letters_of(app, probe)
     assert (letter.message_id, letter.reason.startswith(reason)) == (sent.id, True)
 
 
-def test_what_was_to_follow_follows_when_it_is_sent_again(app: AgentApp, probe: str, tmp_path: Path) -> None:
-    """The next step of a chain begins when the step before it was sent again and is done."""
+def test_retry_continues_a_chain(app: AgentApp, probe: str, tmp_path: Path) -> None:
+    """After the retried step of a chain, the next step is started."""
     needed, mark = tmp_path / "needed", tmp_path / "marks"
     mark.mkdir()
     first = app.signature(f"{probe}.command", args=({"needs": str(needed)},))
     then = app.signature(f"{probe}.command", args=({"touch": str(mark)},), immutable=True)
     chain(first, then).apply_async()
-    until(lambda: letters(app, probe), "the letter")
+    until(lambda: dead_letters_of(app, probe), "the dead letter")
     needed.touch()
-    app.dead_letters.retry(letters(app, probe))
+    app.dead_letters.retry(dead_letters_of(app, probe))
     until(lambda: list(mark.iterdir()), "the next step")
 
 
-def test_letters_are_found_by_what_they_have(app: AgentApp, probe: str) -> None:
-    """By agent, queue, reason and time, the newest first, and no more than asked for; each by its id."""
-    made = [given_up(app, probe, {"fail": f"no {word}"})[1] for word in ("apple", "Pear", "pear")]
-    assert [each.id for each in letters(app, probe)] == [each.id for each in reversed(made)]
-    assert [each.id for each in letters(app, probe, limit=2)] == [made[2].id, made[1].id]
-    assert [each.id for each in letters(app, probe, reason="PEAR")] == [made[2].id, made[1].id]
-    assert [each.id for each in letters(app, probe, since=made[2].at)] == [made[2].id]
-    assert letters(app, probe, queue="agent.nobody") == []
+def test_list_filters(app: AgentApp, probe: str) -> None:
+    """By agent, queue, reason and time, the newest first, up to the limit; and each by its id."""
+    made = [fail(app, probe, {"fail": f"no {word}"})[1] for word in ("apple", "Pear", "pear")]
+    assert [each.id for each in dead_letters_of(app, probe)] == [each.id for each in reversed(made)]
+    assert [each.id for each in dead_letters_of(app, probe, limit=2)] == [made[2].id, made[1].id]
+    assert [each.id for each in dead_letters_of(app, probe, reason="PEAR")] == [made[2].id, made[1].id]
+    assert [each.id for each in dead_letters_of(app, probe, since=made[2].at)] == [made[2].id]
+    assert dead_letters_of(app, probe, queue="agent.nobody") == []
     assert app.dead_letters.get(made[0].id) == made[0]
     assert {each.id for each in app.dead_letters.list(ids=[made[0].id, made[2].id])} == {made[0].id, made[2].id}
     for unknown in ("0-1", "nonsense", uuid4().hex):
@@ -192,23 +188,23 @@ def test_letters_are_found_by_what_they_have(app: AgentApp, probe: str) -> None:
             app.dead_letters.list(**impossible)  # type: ignore[arg-type]
 
 
-def test_a_letter_is_discarded_with_a_word(app: AgentApp, broker: Broker, probe: str) -> None:
-    """It is gone, and the ledger says who did it and why."""
-    old, letter = given_up(app, probe, {"fail": "never"})
+def test_discard(app: AgentApp, broker: Broker, probe: str) -> None:
+    """The dead letter is removed, and the ledger records by whom and why."""
+    old, letter = fail(app, probe, {"fail": "never"})
     [done, unknown] = sorted(
         app.dead_letters.discard([letter.id, "1-1"], reason="a duplicate", by="ada"),
         key=lambda each: each.id == "1-1",
     )
-    assert (done.refused, unknown.refused) == (None, "there is no such letter")
-    assert not letters(app, probe)
+    assert (done.refused, unknown.refused) == (None, "there is no such dead letter")
+    assert not dead_letters_of(app, probe)
     if broker.database_url is not None:
         last = MessageAuditTrail(app.ledger).receipt(old.message_id).events[-1]
         assert (last.event, last.error) == ("discarded", "by ada: a duplicate")
     assert MessageBus(app).receipt(old.message_id).status is MessageStatus.FAILED
 
 
-def test_what_cannot_be_read_is_refused_and_stays(app: AgentApp, probe: str) -> None:
-    """Bytes that are no message, a task that is no agent's, an envelope of tomorrow: each with its reason."""
+def test_retry_of_unreadable_dead_letters(app: AgentApp, probe: str) -> None:
+    """Garbage, a task of no agent, a newer envelope: each stays, with its reason."""
     task: dict[str, Any] = {
         "body": "[[1],{},{}]",
         "content-type": "application/json",
@@ -219,23 +215,23 @@ def test_what_cannot_be_read_is_refused_and_stays(app: AgentApp, probe: str) -> 
     tomorrow = {**task, "headers": {"task": f"{probe}.command", "id": "y", "waooaw": {"version": 99}}}
     stranger = {**task, "headers": {"task": f"{probe}.unheard_of", "id": "z"}}
     cases = {
-        b"\xff\x00 garbage": "no JSON",
-        json.dumps(task).encode(): "no agent's handler",
+        b"\xff\x00 garbage": "not readable JSON",
+        json.dumps(task).encode(): "not a handler of an agent",
         json.dumps(tomorrow).encode(): "upgrade waooaw_celery",
         json.dumps(stranger).encode(): "unheard_of",
     }
     for raw, reason in cases.items():
         app.dead_letters.add(f"agent.{probe}", "a test", raw)
-        [letter] = letters(app, probe)
+        [letter] = dead_letters_of(app, probe)
         assert letter.raw == raw
         [outcome] = app.dead_letters.retry([letter])
         assert reason in (outcome.refused or ""), outcome
-        assert [each.id for each in letters(app, probe)] == [letter.id]
+        assert [each.id for each in dead_letters_of(app, probe)] == [letter.id]
         app.dead_letters.discard([letter], reason="tried")
 
 
-def test_an_acknowledgement_and_a_query_are_kept_alike(app: AgentApp, probe: str) -> None:
-    """The type of the message is the letter's: it goes to the same handler again."""
+def test_retry_keeps_the_message_type(app: AgentApp, probe: str) -> None:
+    """An ACK goes to the ``ack`` handler again."""
     message = Message(from_agent="boss", to_agent=probe, message_type=MessageType.ACK)
     item = {
         "body": "[[7],{},{}]",
@@ -250,7 +246,7 @@ def test_an_acknowledgement_and_a_query_are_kept_alike(app: AgentApp, probe: str
         "properties": {"delivery_info": {}},
     }
     app.dead_letters.add(f"agent.{probe}", "a test", json.dumps(item).encode())
-    [outcome] = app.dead_letters.retry(letters(app, probe))
+    [outcome] = app.dead_letters.retry(dead_letters_of(app, probe))
     assert settled(app, str(outcome.new_id)) is MessageStatus.HANDLED
     [seen] = [each for each in Requests(app).request(probe, "seen") if each["message_id"] == outcome.new_id]
     assert (seen["type"], seen["payload"], seen["from"]) == ("ack", 7, "boss")

@@ -1,4 +1,4 @@
-"""What networks do to the line between a consumer and its server, and a server that is too old."""
+"""Network failures between a consumer and its Redis server, TLS, and a server that is too old."""
 
 from __future__ import annotations
 
@@ -14,48 +14,48 @@ from typing import Any
 
 import pytest
 import trustme
-from channels import Broker, Reader, a_queue, listed, send
 from kombu.exceptions import VersionMismatch
 from plain_workers import plant
 from proxy import Proxy, proxied
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis_channels import Broker, Reader, new_queue, queue_items, send
 from support import until
 
 from waooaw_celery.broker.redis.scripts import CLAIM, PUBLISH
 from waooaw_celery.embedded import free_port, running, valkey
 
 TIMEOUTS = {"socket_timeout": 3.0, "socket_connect_timeout": 2.0}
-#: What an answer that got lost brought comes back soon.
-LOSING = TIMEOUTS | {"visibility_timeout": 2, "unacked_restore_interval": 0.5}
+#: Short leases: the messages of a lost reply come back soon.
+SHORT_LEASES = TIMEOUTS | {"visibility_timeout": 2, "unacked_restore_interval": 0.5}
 
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    """A server of these tests' own."""
+    """The URL of a server that only these tests use."""
     with valkey() as url:
         yield url
 
 
 @pytest.fixture
 def proxy(url: str) -> Iterator[Proxy]:
-    """A proxy in front of it."""
+    """A proxy in front of the server."""
     with proxied(url) as proxy:
         yield proxy
 
 
 @pytest.fixture
 def broker(url: str, proxy: Proxy) -> Iterator[Broker]:
-    """The server itself, for what is sent and looked at; closed before the proxy is."""
+    """The server itself, to publish and to inspect; closed before the proxy."""
     broker = Broker(url)
     yield broker
     broker.close()
 
 
 @pytest.mark.parametrize("pool", ["solo", "prefork"])
-def test_a_worker_notices_a_half_open_line(url: str, proxy: Proxy, tmp_path: Path, pool: str) -> None:
-    """An idle worker whose line goes dead without a word has another one before long, and loses nothing."""
-    with plant(url, tmp_path, transport_options=LOSING) as made:
-        made.start("-P", pool, env={"CELERY_BROKER_URL": address(proxy)})
+def test_idle_worker_replaces_a_half_open_connection(url: str, proxy: Proxy, tmp_path: Path, pool: str) -> None:
+    """An idle worker replaces a connection that went dead without an event, and loses nothing."""
+    with plant(url, tmp_path, transport_options=SHORT_LEASES) as made:
+        made.start("-P", pool, env={"CELERY_BROKER_URL": proxied_url(proxy)})
         for number in range(2):
             made.send(number)
             made.wait(number)
@@ -68,13 +68,13 @@ def test_a_worker_notices_a_half_open_line(url: str, proxy: Proxy, tmp_path: Pat
         assert set(made.labels()) == {0, 1, "after"}
 
 
-def test_a_line_that_goes_dead_under_load_loses_nothing(url: str, proxy: Proxy, tmp_path: Path) -> None:
-    """However often it happens while messages are handled, each is handled, and forgotten in the end."""
-    with plant(url, tmp_path, transport_options=LOSING) as made:
+def test_connections_that_die_under_load(url: str, proxy: Proxy, tmp_path: Path) -> None:
+    """Connections die twice while messages are handled: each message is handled and acknowledged."""
+    with plant(url, tmp_path, transport_options=SHORT_LEASES) as made:
         labels = list(range(60))
         for label in labels:
             made.send(label, 0.05)
-        made.start("-P", "threads", "-c", "2", env={"CELERY_BROKER_URL": address(proxy)})
+        made.start("-P", "threads", "-c", "2", env={"CELERY_BROKER_URL": proxied_url(proxy)})
         for bound in (10, 30):
             until(lambda bound=bound: len(set(made.labels())) > bound, "some of them")  # type: ignore[misc]
             proxy.freeze()
@@ -82,62 +82,62 @@ def test_a_line_that_goes_dead_under_load_loses_nothing(url: str, proxy: Proxy, 
         until(lambda: (made.waiting(), made.held()) == ([], 0), "acknowledging")
 
 
-def test_a_reader_notices_a_half_open_line(broker: Broker, proxy: Proxy) -> None:
-    """So does a consumer without an event loop."""
-    queue = a_queue()
-    reader = Reader(broker.connect(url=address(proxy), **LOSING), queue, prefetch=1)
+def test_consumer_without_event_loop_replaces_a_half_open_connection(broker: Broker, proxy: Proxy) -> None:
+    """A consumer without an event loop replaces a dead connection too."""
+    queue = new_queue()
+    reader = Reader(broker.connect(url=proxied_url(proxy), **SHORT_LEASES), queue, prefetch=1)
     reader.drain(0.3)
     proxy.freeze()
     send(broker.connect(), queue, "after")
     assert reader.take(1, 10) == ["after"]
 
 
-def test_what_a_lost_answer_brought_comes_back(broker: Broker, proxy: Proxy) -> None:
-    """A claim whose answer the line loses is as if its consumer had died: its messages are handed out again."""
-    queue = a_queue()
-    reader = Reader(broker.connect(url=address(proxy), **LOSING), queue, prefetch=3)
+def test_messages_of_a_lost_claim_reply_are_redelivered(broker: Broker, proxy: Proxy) -> None:
+    """If the reply to a claim is lost, its messages are redelivered, as if the consumer had died."""
+    queue = new_queue()
+    reader = Reader(broker.connect(url=proxied_url(proxy), **SHORT_LEASES), queue, prefetch=3)
     reader.drain(0.3)
-    proxy.lose_answer(CLAIM.digest.encode())  # and not of what the keeper of the leases asks
+    proxy.lose_answer(CLAIM.digest.encode())  # not one of the thread that renews the leases
     send(broker.connect(), queue, *range(3))
     with pytest.raises(RedisConnectionError):
         reader.take(3)
     assert proxy.lost.is_set()
-    assert (broker.held(), listed(broker, queue)) == (3, [])
+    assert (broker.unacked_count(), queue_items(broker, queue)) == (3, [])
     assert sorted(reader.take(3)) == [0, 1, 2]
     assert reader.redelivered == [True] * 3
 
 
-def test_a_publish_whose_answer_got_lost_is_repeated(broker: Broker, proxy: Proxy) -> None:
-    """Both copies arrive, and forgetting the one does not forget the other."""
-    queue, connection = a_queue(), broker.connect(url=address(proxy), **TIMEOUTS)
+def test_publish_is_repeated_after_a_lost_reply(broker: Broker, proxy: Proxy) -> None:
+    """Both copies arrive, and acknowledging one does not acknowledge the other."""
+    queue, connection = new_queue(), broker.connect(url=proxied_url(proxy), **TIMEOUTS)
     connection.ensure_connection()
     proxy.lose_answer(PUBLISH.digest.encode())
     send(connection, queue, "twice", retry=True, retry_policy={"max_retries": 2})
     assert proxy.lost.is_set()
     reader = Reader(broker.connect(), queue)
     assert reader.take(2) == ["twice", "twice"]
-    reader.got[0].ack()
-    assert broker.held() == 1
-    reader.got[1].ack()
-    assert broker.held() == 0
+    reader.messages[0].ack()
+    assert broker.unacked_count() == 1
+    reader.messages[1].ack()
+    assert broker.unacked_count() == 0
 
 
-def test_a_slow_line_is_no_dead_one(broker: Broker, proxy: Proxy) -> None:
-    """With half a second for each round trip nothing is given up, and nothing is delivered twice."""
-    queue = a_queue()
+def test_slow_connection_is_not_closed(broker: Broker, proxy: Proxy) -> None:
+    """With half a second for each round trip no connection is closed, and no message is delivered twice."""
+    queue = new_queue()
     send(broker.connect(), queue, *range(10))
     proxy.delay(0.25)
-    reader = Reader(broker.connect(url=address(proxy), **LOSING | {"visibility_timeout": 6}), queue)
+    reader = Reader(broker.connect(url=proxied_url(proxy), **SHORT_LEASES | {"visibility_timeout": 6}), queue)
     assert reader.take(10) == list(range(10))
-    for message in reader.got:
+    for message in reader.messages:
         message.ack()
     assert reader.drain(1.0) == list(range(10))
-    assert (broker.held(), listed(broker, queue)) == (0, [])
+    assert (broker.unacked_count(), queue_items(broker, queue)) == (0, [])
 
 
 @pytest.fixture(params=["terminated by a proxy", "a server with TLS"])
-def secure(request: pytest.FixtureRequest, url: str, tmp_path: Path) -> Iterator[tuple[str, str, str]]:
-    """A URL of a server that speaks TLS, one that does not, and the file with the authority that signed for it."""
+def tls_server(request: pytest.FixtureRequest, url: str, tmp_path: Path) -> Iterator[tuple[str, str, str]]:
+    """A TLS URL of a server, its URL without TLS, and the file of the authority that signed its certificate."""
     authority, files = trustme.CA(), [tmp_path / name for name in ("authority", "certificate", "key")]
     signed = authority.issue_cert("localhost", "127.0.0.1")
     authority.cert_pem.write_to_path(str(files[0]))
@@ -154,7 +154,7 @@ def secure(request: pytest.FixtureRequest, url: str, tmp_path: Path) -> Iterator
 
 
 def server_with_tls(stack: ExitStack, folder: Path, authority: str, certificate: str, key: str) -> tuple[str, int]:
-    """Run whatever server is installed here, if it can do TLS: that of the wheel cannot."""
+    """Run the installed server if it supports TLS: that of the wheel does not."""
     program = shutil.which("valkey-server") or shutil.which("redis-server")
     if program is None:
         pytest.skip("neither valkey-server nor redis-server is installed")
@@ -171,46 +171,46 @@ def server_with_tls(stack: ExitStack, folder: Path, authority: str, certificate:
 
 
 @pytest.mark.parametrize("how", ["in the URL", "by a setting"])
-def test_messages_travel_over_tls(secure: tuple[str, str, str], how: str) -> None:
-    """Publishing, batches, claims and acknowledgements go over a connection that is verified."""
-    address, plain, authority = secure
+def test_messages_travel_over_tls(tls_server: tuple[str, str, str], how: str) -> None:
+    """Publishing, batches, claims and acknowledgements use a verified TLS connection."""
+    tls_url, plain, authority = tls_server
     options: dict[str, Any] = {}
     if how == "in the URL":
-        address += f"?ssl_cert_reqs=required&ssl_ca_certs={authority}"
+        tls_url += f"?ssl_cert_reqs=required&ssl_ca_certs={authority}"
     else:
         options = {"ssl": {"ssl_cert_reqs": ssl.CERT_REQUIRED, "ssl_ca_certs": authority}}
-    broker, queue = Broker(plain), a_queue()
+    broker, queue = Broker(plain), new_queue()
     with closing(broker):
-        sender = broker.connect(url=address, tls=options.get("ssl"))
+        sender = broker.connect(url=tls_url, tls=options.get("ssl"))
         send(sender, queue, "one by one")
         with sender.channel() as channel:
             producer = sender.Producer(channel)
             with producer.batch(max_size=10):
                 producer.publish("together", routing_key=queue.name, exchange="")
-        reader = Reader(broker.connect(url=address, tls=options.get("ssl")), queue, prefetch=1)
+        reader = Reader(broker.connect(url=tls_url, tls=options.get("ssl")), queue, prefetch=1)
         for number in range(2):
             reader.take(number + 1)
-            reader.got[number].ack()
+            reader.messages[number].ack()
         assert reader.bodies == ["one by one", "together"]
         send(sender, queue, "after a bell")
         assert reader.take(3)[-1] == "after a bell"
-        reader.got[2].ack()
-        assert (broker.held(), listed(broker, queue)) == (0, [])
+        reader.messages[2].ack()
+        assert (broker.unacked_count(), queue_items(broker, queue)) == (0, [])
 
 
-def test_a_server_that_nobody_vouches_for_is_not_spoken_to(secure: tuple[str, str, str]) -> None:
-    """With a certificate of an unknown authority there is no connection, and a sentence that says why."""
-    address, plain, _ = secure
+def test_certificate_of_an_unknown_authority_is_refused(tls_server: tuple[str, str, str]) -> None:
+    """There is no connection to a server with an untrusted certificate, and the error says why."""
+    tls_url, plain, _ = tls_server
     broker = Broker(plain)
     with closing(broker), pytest.raises(RedisConnectionError, match="CERTIFICATE_VERIFY_FAILED"):
-        send(broker.connect(url=f"{address}?ssl_cert_reqs=required"), a_queue(), "secret")
+        send(broker.connect(url=f"{tls_url}?ssl_cert_reqs=required"), new_queue(), "secret")
 
 
-def test_a_worker_works_over_tls(secure: tuple[str, str, str], tmp_path: Path) -> None:
-    """A worker consumes over TLS, is woken by bells, and answers remote control."""
-    address, plain, authority = secure
+def test_worker_over_tls(tls_server: tuple[str, str, str], tmp_path: Path) -> None:
+    """A worker consumes over TLS."""
+    tls_url, plain, authority = tls_server
     with plant(plain, tmp_path, transport_options=TIMEOUTS) as made:
-        secured = f"{address}?ssl_cert_reqs=required&ssl_ca_certs={authority}"
+        secured = f"{tls_url}?ssl_cert_reqs=required&ssl_ca_certs={authority}"
         made.start(env={"CELERY_BROKER_URL": secured})
         for number in range(20):
             made.send(number)
@@ -219,8 +219,8 @@ def test_a_worker_works_over_tls(secure: tuple[str, str, str], tmp_path: Path) -
         until(lambda: made.held() == 0, "acknowledging")
 
 
-class OldServer(socketserver.StreamRequestHandler):
-    """A server of a time before scripts could begin with ``#!lua``."""
+class Redis6Server(socketserver.StreamRequestHandler):
+    """A server that does not know scripts that begin with ``#!lua``."""
 
     def handle(self) -> None:
         """Answer as Redis 6 does."""
@@ -241,18 +241,18 @@ class OldServer(socketserver.StreamRequestHandler):
 
 
 @pytest.fixture
-def old_server() -> Iterator[str]:
-    """URL of such a server."""
-    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), OldServer) as server:
+def redis_6() -> Iterator[str]:
+    """The URL of such a server."""
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Redis6Server) as server:
         server.daemon_threads = True
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"redis://127.0.0.1:{server.server_address[1]}/0"
         server.shutdown()
 
 
-def test_an_old_server_is_refused_with_what_to_do(old_server: str) -> None:
-    """Whoever connects is told which server is needed, or what to set, and no connection is left open."""
-    broker = Broker(old_server)
+def test_redis_6_is_refused(redis_6: str) -> None:
+    """The error names the server that is needed, or the setting, and no connection stays open."""
+    broker = Broker(redis_6)
     connection = broker.connect()
     with pytest.raises(VersionMismatch, match=r"Redis 7.*waooaw_redis_transport='kombu'"):
         connection.ensure_connection()
@@ -261,6 +261,6 @@ def test_an_old_server_is_refused_with_what_to_do(old_server: str) -> None:
     broker.close()
 
 
-def address(proxy: Proxy) -> str:
-    """Return the URL of a server behind a proxy."""
+def proxied_url(proxy: Proxy) -> str:
+    """Return the URL of the server behind a proxy."""
     return f"redis://127.0.0.1:{proxy.port}/0"

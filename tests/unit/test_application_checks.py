@@ -1,4 +1,4 @@
-"""A plain Celery application in place of one of this package is refused with a sentence that says what to do."""
+"""A plain Celery application in place of an AgentApp is refused, and the error says what to do."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from waooaw_celery.ledger.trail import MessageAuditTrail
 
 TAKES_APP: dict[str, Callable[[Any], object]] = {
     "Agent": lambda app: Agent("worker-1", app),
-    "Speaker": lambda app: AgentClient("worker-1", app),
+    "AgentClient": lambda app: AgentClient("worker-1", app),
     "MessageBus": MessageBus,
     "EventBus": EventBus,
     "RequestResponseHandler": RequestResponseHandler,
@@ -46,8 +46,8 @@ TAKES_NO_APP: dict[str, tuple[Callable[[Any], object], str]] = {
 
 @pytest.mark.parametrize("make", TAKES_APP.values(), ids=TAKES_APP)
 @pytest.mark.parametrize("given", ["celery", None, "redis://h"])
-def test_what_is_no_application_of_ours_is_refused(make: Callable[[Any], object], given: str | None) -> None:
-    """The sentence names what was given, and create_app; an application of ours passes."""
+def test_anything_but_an_agent_app_is_refused(make: Callable[[Any], object], given: str | None) -> None:
+    """The error names what was passed, and create_app. An AgentApp is accepted."""
     app = Celery("shop", set_as_current=False) if given == "celery" else given
     shown = "the plain Celery application 'shop'" if given == "celery" else repr(given)
     with pytest.raises(
@@ -59,8 +59,8 @@ def test_what_is_no_application_of_ours_is_refused(make: Callable[[Any], object]
 
 
 @pytest.mark.parametrize(("make", "instead"), TAKES_NO_APP.values(), ids=TAKES_NO_APP)
-def test_what_takes_no_application_says_what_it_takes(make: Callable[[Any], object], instead: str) -> None:
-    """With a plain application the sentence names create_app, and with one of ours what of it is meant."""
+def test_error_names_the_attribute_to_pass_instead(make: Callable[[Any], object], instead: str) -> None:
+    """For a plain application the error names create_app, for an AgentApp the attribute to pass."""
     with pytest.raises(ConfigurationError, match="create_app"):
         make(Celery("shop", set_as_current=False))
     ours = create_app(broker_url="redis://nowhere.invalid")
@@ -69,8 +69,8 @@ def test_what_takes_no_application_says_what_it_takes(make: Callable[[Any], obje
     ours.close()
 
 
-def test_a_broker_in_memory_says_that_a_ledger_in_sqlite_does(tmp_path: Path) -> None:
-    """Each refusal says so, and what it says works: the message is sent, and its receipt is kept."""
+def test_memory_broker_needs_a_ledger_or_a_store(tmp_path: Path) -> None:
+    """Each error suggests a ledger in SQLite, and with one the message is sent and its receipt is stored."""
     settings: dict[str, Any] = {"broker_url": "memory://", "waooaw_sender": "tests"}
     with closing(create_app("x", **settings)) as app:
         with pytest.raises(ConfigurationError, match=r"waooaw_database_url, such as sqlite:///waooaw\.db"):
@@ -80,7 +80,7 @@ def test_a_broker_in_memory_says_that_a_ledger_in_sqlite_does(tmp_path: Path) ->
             MessageBus(app).send(message)
     limited = create_app("x", **settings, waooaw_rate_limit="1/second")
     with pytest.raises(ConfigurationError, match="waooaw_rate_limit_storage = 'memory'"):
-        limited.limiter  # noqa: B018 - it is made when it is first asked for
+        limited.limiter  # noqa: B018 - it is created on first access
     limited.close()
     settings |= {
         "waooaw_allow_unordered": True,

@@ -1,4 +1,4 @@
-"""The transport to whichever server a real sentinel names, also after a fail-over."""
+"""The Redis transport with a real Sentinel, also after a failover."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from channels import Broker, Reader, a_queue, send
 from redis import Redis
 from redis.exceptions import RedisError
+from redis_channels import Broker, Reader, new_queue, send
 from support import until
 
 from waooaw_celery.embedded import _valkey_binary, free_port, running, valkey
@@ -20,7 +20,7 @@ MASTER = {"master_name": "agents", "sentinel_kwargs": {"socket_timeout": 2.0}}
 
 @pytest.fixture
 def watched(tmp_path: Path) -> Iterator[tuple[str, Any, int]]:
-    """A server with a replica and a sentinel: its URL, a client of the sentinel, and the replica's port."""
+    """A server with a replica and a Sentinel: its URL, a client of the Sentinel, and the replica's port."""
     port, replica_port, sentinel_port = free_port(), free_port(), free_port()
     conf = tmp_path / "sentinel.conf"
     conf.write_text(
@@ -35,7 +35,7 @@ def watched(tmp_path: Path) -> Iterator[tuple[str, Any, int]]:
 
     def ready() -> bool:
         with suppress(RedisError):
-            return bool(sentinel.sentinel_slaves("agents")) and current(sentinel) == port
+            return bool(sentinel.sentinel_slaves("agents")) and master_port(sentinel) == port
         return False
 
     with valkey(port=port) as url, replica, running(command, log=tmp_path / "sentinel.log"):
@@ -44,34 +44,34 @@ def watched(tmp_path: Path) -> Iterator[tuple[str, Any, int]]:
         sentinel.close()
 
 
-def current(sentinel: Any) -> int:
-    """Return the port of the server that the sentinel lists, which is what redis-py goes by.
+def master_port(sentinel: Any) -> int:
+    """Return the port of the master that the Sentinel lists, which redis-py uses.
 
-    By name it tells the new one a moment earlier; what is sent in between is lost with the old one.
+    By name, the Sentinel reports the new master a moment earlier; a message that is sent in between is lost.
     """
     return int(sentinel.sentinel_masters()["agents"]["port"])
 
 
-def replicated(server: Any) -> bool:
-    """Return whether the replica has all that was written so far: WAIT asks only for what its own client wrote."""
+def is_replicated(server: Any) -> bool:
+    """Return whether the replica has everything that was written: WAIT covers only its own client's writes."""
     _, replicas = server.pipeline(transaction=False).set("last", "written").wait(1, 500).execute()
     return bool(replicas == 1)
 
 
 def test_messages_follow_a_failover(watched: tuple[str, Any, int]) -> None:
-    """What was sent before a fail-over is read from the new server, to which new messages go as well."""
+    """Messages from before a failover are read from the new master, and new messages go there."""
     url, sentinel, replica_port = watched
-    broker, queue = Broker(url), a_queue()
+    broker, queue = Broker(url), new_queue()
     address = f"sentinel://127.0.0.1:{sentinel.connection_pool.connection_kwargs['port']}/0"
     send(broker.connect(url=address, **MASTER), queue, "before", "also before")
     reader = Reader(broker.connect(url=address, **MASTER), queue, prefetch=1)
     assert reader.take(1) == ["before"]
-    reader.got[0].ack()
-    until(lambda: broker.held() == 0, "forgetting")
+    reader.messages[0].ack()
+    until(lambda: broker.unacked_count() == 0, "the acknowledgement")
     reader.connection.close()
-    until(lambda: replicated(broker.redis), "the replica to have it all")
+    until(lambda: is_replicated(broker.redis), "the replica to have it all")
     sentinel.sentinel_failover("agents")
-    until(lambda: current(sentinel) == replica_port, "the fail-over")
+    until(lambda: master_port(sentinel) == replica_port, "the failover")
     send(broker.connect(url=address, **MASTER), queue, "after")
     reader = Reader(broker.connect(url=address, **MASTER), queue)
     assert reader.take(2) == ["also before", "after"]

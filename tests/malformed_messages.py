@@ -1,4 +1,4 @@
-"""Messages that no worker may see, made of a real one: what arrives from broken and from hostile publishers."""
+"""Malformed messages, made from a real one: what broken and hostile publishers send."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ else:
 
 
 class End(Enum):
-    """What becomes of a message."""
+    """What happens to a message."""
 
     DEAD = "dead"  #: a dead letter
-    REFUSED = "refused"  #: a dead letter too, once the worker sees that it can do nothing with it
-    EXPIRED = "expired"  #: it came too late
+    REFUSED = "refused"  #: a dead letter too, made by the worker and not by the transport
+    EXPIRED = "expired"  #: it expired
     HANDLED = "handled"  #: its handler runs, and may fail
 
 
 class Case(NamedTuple):
-    """One way to be malformed.
+    """One kind of malformed message.
 
     Attributes:
-        label: a few words.
-        make: makes the raw item of a queue of a real message.
-        end: what becomes of it.
-        named: whether the id of its task can still be read.
+        label: A few words.
+        make: Makes the raw item of a queue from a real message.
+        end: What happens to it.
+        named: Whether the id of its task can still be read.
     """
 
     label: str
@@ -60,14 +60,14 @@ def body(message: dict[str, Any], text: Any, **properties: Any) -> bytes:
 
 
 def packed(message: dict[str, Any], data: bytes, codec: str) -> bytes:
-    """Return a message with a body that is said to be packed."""
+    """Return a message whose headers say that its body is compressed."""
     message["headers"]["compression"] = codec
     return body(message, base64.b64encode(data).decode(), body_encoding="base64")
 
 
 @cache
 def bomb(codec: str, megabytes: int = 300) -> bytes:
-    """Return that many megabytes of zeros, packed."""
+    """Return so many megabytes of zeros, compressed."""
     zeros, parts = bytes(1024 * 1024), []
     packers: dict[str, Callable[[], Any]] = {
         "application/x-gzip": lambda: zlib.compressobj(9),
@@ -121,7 +121,7 @@ def _bomb(codec: str) -> Callable[[dict[str, Any]], bytes]:
 
 
 def _foreign(**after: Any) -> Callable[[dict[str, Any]], bytes]:
-    """Return a message without an envelope that wants something to be called afterwards."""
+    """Return a message without an envelope that names tasks to call afterwards."""
 
     def make(message: dict[str, Any]) -> bytes:
         message["headers"].pop("waooaw", None)
@@ -130,14 +130,14 @@ def _foreign(**after: Any) -> Callable[[dict[str, Any]], bytes]:
     return make
 
 
-def _old(**fields: Any) -> Callable[[dict[str, Any]], bytes]:
-    """Return a task as Celery 3 wrote it, without headers."""
+def _protocol_1(**fields: Any) -> Callable[[dict[str, Any]], bytes]:
+    """Return a task of Celery 3, which has no headers."""
 
     def make(message: dict[str, Any]) -> bytes:
         headers = message["headers"]
-        said = {"task": headers["task"], "id": headers["id"], "args": [{"number": 0}], "kwargs": {}}
+        task = {"task": headers["task"], "id": headers["id"], "args": [{"number": 0}], "kwargs": {}}
         message["headers"] = {}
-        return body(message, json.dumps({**said, **fields}), body_encoding=None)
+        return body(message, json.dumps({**task, **fields}), body_encoding=None)
 
     return make
 
@@ -158,9 +158,9 @@ def _application_data(message: dict[str, Any]) -> bytes:
 
 
 FORGED = "abc\n[2026-01-01 00:00:00,000: CRITICAL/MainProcess] FORGED"
-#: A JSON integer that no float can say: ``math.isfinite`` raises OverflowError.
+#: A JSON integer beyond the range of floats: ``math.isfinite`` raises OverflowError.
 BEYOND_FLOATS = 10**400
-#: Python reads it as ISO 8601, and Celery does not.
+#: Valid ISO 8601 for Python, but not for Celery.
 ODD_ZONE = "2026-01-01T00:00:00+23:59:59.999999"
 _GZIP = zlib.compress(b'[[], {}, {"callbacks": null}]')
 _TRIPLE: Any = [[], {}, {}]
@@ -171,16 +171,16 @@ def _group(tasks: Any) -> dict[str, Any]:
 
 
 CASES = (
-    # Items that are no message.
+    # Items that are not messages.
     Case("garbage bytes", _raw(b"\x80\x04garbage\xff"), named=False),
     Case("a JSON number", _raw(b"42"), named=False),
     Case("a JSON list", _raw(b"[1, 2, 3]"), named=False),
     Case("nothing", _raw(b""), named=False),
-    Case("braces around no JSON", _raw(b"{garbage}"), named=False),
-    Case("braces around what is no UTF-8", _raw(b'{"body": "\xff\xfe"}'), named=False),
+    Case("braces around garbage", _raw(b"{garbage}"), named=False),
+    Case("braces around invalid UTF-8", _raw(b'{"body": "\xff\xfe"}'), named=False),
     Case("an empty mapping", _raw(b"{}"), named=False),
-    Case("a message cut in two", lambda message: real(message)[: len(real(message)) // 2], named=False),
-    Case("a message cut in two, and closed", lambda message: real(message)[:-40] + b"}", named=False),
+    Case("a truncated message", lambda message: real(message)[: len(real(message)) // 2], named=False),
+    Case("a truncated message with a closing brace", lambda message: real(message)[:-40] + b"}", named=False),
     # Envelopes.
     Case("no properties", _without("", "properties")),
     Case("properties are a list", _set("", "properties", [])),
@@ -199,11 +199,11 @@ CASES = (
     Case("the id is a mapping", _header("id", {"a": 1}), named=False),
     Case("the id is a list", _header("id", [1]), named=False),
     Case("the id is empty", _header("id", ""), named=False),
-    Case("the id forges a line of the log", _header("id", FORGED), named=False),
-    Case("the id is endless", _header("id", "x" * 256), named=False),
+    Case("the id forges a log line", _header("id", FORGED), named=False),
+    Case("the id is too long", _header("id", "x" * 256), named=False),
     Case("the task is a mapping", _header("task", {"a": 1})),
-    Case("the task forges a line of the log", _header("task", FORGED)),
-    Case("shadow forges a line of the log", _header("shadow", FORGED)),
+    Case("the task forges a log line", _header("task", FORGED)),
+    Case("shadow forges a log line", _header("shadow", FORGED)),
     Case("origin is a mapping", _header("origin", {})),
     Case("root_id is a list", _header("root_id", [])),
     Case("timelimit is text", _header("timelimit", "xyz")),
@@ -215,27 +215,27 @@ CASES = (
     Case("stamps is a list", _header("stamps", [1])),
     Case("retries is text", _header("retries", "x")),
     Case("retries is negative", _header("retries", -1)),
-    Case("retries is beyond what a float can say", _header("retries", BEYOND_FLOATS)),
-    Case("retries is beyond what the ledger can write", _header("retries", 2**31 - 1)),
-    Case("retries is half a count", _header("retries", 0.5)),
-    Case("timelimit is beyond what a float can say", _header("timelimit", [BEYOND_FLOATS, None])),
-    Case("timelimit is beyond what a timer can wait", _header("timelimit", [None, 1e300])),
+    Case("retries is beyond the range of floats", _header("retries", BEYOND_FLOATS)),
+    Case("retries is too large for the ledger", _header("retries", 2**31 - 1)),
+    Case("retries is not an integer", _header("retries", 0.5)),
+    Case("timelimit is beyond the range of floats", _header("timelimit", [BEYOND_FLOATS, None])),
+    Case("timelimit is too long for a timer", _header("timelimit", [None, 1e300])),
     Case("timelimit is negative", _header("timelimit", [-1, None])),
-    Case("eta is in a time zone of a second's fraction", _header("eta", ODD_ZONE), End.REFUSED),
+    Case("eta has a fraction of a second in its time zone", _header("eta", ODD_ZONE), End.REFUSED),
     Case("eta is a number", _header("eta", 12)),
     Case("expires is a mapping", _header("expires", {})),
-    Case("eta is no date", _header("eta", "tomorrow")),
-    Case("expires is no date", _header("expires", "never")),
-    Case("eta before all time", _header("eta", "0001-01-01T00:00:00+14:00")),
-    Case("eta after all time", _header("eta", "9999-12-31T23:59:59-14:00")),
+    Case("eta is not a date", _header("eta", "tomorrow")),
+    Case("expires is not a date", _header("expires", "never")),
+    Case("eta before the year 1", _header("eta", "0001-01-01T00:00:00+14:00")),
+    Case("eta after the year 9999", _header("eta", "9999-12-31T23:59:59-14:00")),
     # Bodies.
     Case("the body is empty", _text("", "base64")),
     Case("the body is null", _text(None)),
     Case("the body is a list", _text([1])),
-    Case("the body is no base64", _text("%%%", "base64")),
-    Case("the body is no JSON", _text("{nonsense")),
-    Case("the body is no text that can be written", _text("\ud800")),
-    Case("the body is no UTF-8", _text(base64.b64encode(b'["\xff"]').decode(), "base64")),
+    Case("the body is not base64", _text("%%%", "base64")),
+    Case("the body is not JSON", _text("{nonsense")),
+    Case("the body has a lone surrogate", _text("\ud800")),
+    Case("the body is not UTF-8", _text(base64.b64encode(b'["\xff"]').decode(), "base64")),
     Case("the body is a text", _body("text")),
     Case("the body is a pair", _body([[], {}])),
     Case("the body is a mapping", _body({"a": 1})),
@@ -253,19 +253,17 @@ CASES = (
     ),
     Case("a chord that is a text", _body([[None], {}, {"chord": "x"}])),
     Case("a group of a number", _body([[None], {}, {"chain": [_group([5])]}])),
-    Case(
-        "nothing afterwards", _body([[None], {}, {"chain": None, "callbacks": [], "errbacks": None}]), End.HANDLED
-    ),
+    Case("no callbacks", _body([[None], {}, {"chain": None, "callbacks": [], "errbacks": None}]), End.HANDLED),
     Case("200,000 lists deep", _deep, named=False),
     Case("200,000 lists deep in the body", _text("[" * 200_000 + "]" * 200_000)),
     Case("an unknown wrapped type", _body([[{"__type__": "nonsense", "__value__": 1}], {}, {}])),
-    Case("a wrapped date that is none", _body([[{"__type__": "datetime", "__value__": "x"}], {}, {}])),
-    Case("a wrapped date of a wrong kind", _body([[{"__type__": "datetime", "__value__": 5}], {}, {}])),
-    Case("a wrapped number that is none", _header("x", {"__type__": "decimal", "__value__": "x"})),
-    Case("a wrapped uuid that is none", _header("x", {"__type__": "uuid", "__value__": {"hex": []}})),
-    Case("wrapped bytes that are none", _header("x", {"__type__": "bytes", "__value__": None})),
+    Case("an invalid wrapped date", _body([[{"__type__": "datetime", "__value__": "x"}], {}, {}])),
+    Case("a wrapped date of a wrong type", _body([[{"__type__": "datetime", "__value__": 5}], {}, {}])),
+    Case("an invalid wrapped number", _header("x", {"__type__": "decimal", "__value__": "x"})),
+    Case("an invalid wrapped uuid", _header("x", {"__type__": "uuid", "__value__": {"hex": []}})),
+    Case("invalid wrapped bytes", _header("x", {"__type__": "bytes", "__value__": None})),
     Case("a wrapped value without a value", _header("x", {"__type__": "date"}), End.HANDLED),
-    # What must not be unpacked or decoded.
+    # Formats and archives that must not be unpacked or decoded.
     Case("pickle", _pickled),
     Case("application/data", _application_data),
     Case("an unknown content type", _set("", "content-type", "application/x-nonsense")),
@@ -274,43 +272,48 @@ CASES = (
     Case("compression is a list", _header("compression", ["gzip"])),
     Case("a damaged gzip", _packed(_GZIP[:8] + b"\0\0\0\0" + _GZIP[12:], "application/x-gzip")),
     Case("a truncated gzip", _packed(_GZIP[:-5], "application/x-gzip")),
-    Case("what is said to be bzip2", _packed(b"BZh9 not at all", "application/x-bz2")),
-    Case("what is said to be lzma", _packed(b"\xfd7zXZ\0 not at all", "application/x-lzma")),
+    Case("bytes declared as bzip2", _packed(b"BZh9 not at all", "application/x-bz2")),
+    Case("bytes declared as lzma", _packed(b"\xfd7zXZ\0 not at all", "application/x-lzma")),
     Case("a bomb of gzip", _bomb("application/x-gzip")),
     Case("a bomb of bzip2", _bomb("application/x-bz2")),
     Case("a bomb of lzma", _bomb("application/x-lzma")),
-    Case("what is said to be zstd", _packed(b"\x28\xb5\x2f\xfd not at all", "application/zstd")),
+    Case("bytes declared as zstd", _packed(b"\x28\xb5\x2f\xfd not at all", "application/zstd")),
     Case("a bomb of zstd", _bomb("application/zstd")),
-    # What Celery deals with by itself.
+    # Messages that Celery itself handles.
     Case("an unknown task", _header("task", "nobody.nothing"), End.REFUSED),
     Case("no task", _without("headers", "task"), End.REFUSED),
-    Case("a task of the protocol of old", _old(), End.HANDLED),
-    Case("an old task that is a list", _old(task=[1]), End.REFUSED, named=False),
-    Case("an old task whose id is a mapping", _old(id={}), End.REFUSED, named=False),
-    Case("an old task with retries beyond floats", _old(retries=BEYOND_FLOATS), End.REFUSED, named=False),
+    Case("a task of protocol 1", _protocol_1(), End.HANDLED),
+    Case("an old task that is a list", _protocol_1(task=[1]), End.REFUSED, named=False),
+    Case("an old task whose id is a mapping", _protocol_1(id={}), End.REFUSED, named=False),
+    Case("an old task with retries beyond floats", _protocol_1(retries=BEYOND_FLOATS), End.REFUSED, named=False),
     Case(
         "an old task with a timelimit beyond floats",
-        _old(timelimit=[BEYOND_FLOATS, None]),
+        _protocol_1(timelimit=[BEYOND_FLOATS, None]),
         End.REFUSED,
         named=False,
     ),
-    Case("an old task with an eta that is none", _old(eta="tomorrow"), End.REFUSED, named=False),
-    Case("an old task that names another to call", _old(callbacks=[{"task": "x.y"}]), End.REFUSED, named=False),
+    Case("an old task with an invalid eta", _protocol_1(eta="tomorrow"), End.REFUSED, named=False),
+    Case(
+        "an old task with callbacks",
+        _protocol_1(callbacks=[{"task": "x.y"}]),
+        End.REFUSED,
+        named=False,
+    ),
     Case("callbacks of no agent", _foreign(callbacks=[{"task": "x.y"}]), End.REFUSED),
     Case("errbacks of no agent", _foreign(errbacks=[{"task": "x.y"}]), End.REFUSED),
     Case("a chain of no agent", _foreign(chain=[{"task": "x.y"}]), End.REFUSED),
     Case("a chord of no agent", _foreign(chord={"task": "x.y"}), End.REFUSED),
     Case("a message of no agent", _foreign(callbacks=None), End.HANDLED),
-    Case("expires before all time", _header("expires", "0001-01-01T00:00:00+14:00"), End.EXPIRED),
-    Case("expires after all time", _header("expires", "9999-12-31T23:59:59-14:00"), End.HANDLED),
+    Case("expires before the year 1", _header("expires", "0001-01-01T00:00:00+14:00"), End.EXPIRED),
+    Case("expires after the year 9999", _header("expires", "9999-12-31T23:59:59-14:00"), End.HANDLED),
     Case("the wrong arguments", _body([[1, 2, 3], {"a": 4}, {}]), End.HANDLED),
     Case(
-        "a gzip in order",
+        "a valid gzip",
         lambda message: packed(message, gzip.compress(message["body"].encode()), "gzip"),
         End.HANDLED,
     ),
     Case(
-        "a zstd in order",
+        "a valid zstd",
         lambda message: packed(message, zstd.compress(message["body"].encode()), "zstd"),
         End.HANDLED,
     ),
@@ -320,6 +323,6 @@ CASES = (
 
 
 def items(messages: Iterator[dict[str, Any]]) -> Iterator[tuple[Case, bytes]]:
-    """Give each case with its raw item, each of a message of its own."""
+    """Yield each case with its raw item, each made from its own message."""
     for case, message in zip(CASES, messages, strict=False):
         yield case, case.make(deepcopy(message))

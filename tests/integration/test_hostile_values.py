@@ -1,4 +1,4 @@
-"""What a caller may get wrong, or mean ill: it is kept as it was said, or refused with a sentence."""
+"""Odd and hostile values from callers are stored unchanged, or refused with a clear error."""
 
 from __future__ import annotations
 
@@ -84,8 +84,8 @@ def agent() -> str:
 
 
 @pytest.mark.parametrize("spooled", [False, True])
-def test_every_payload_comes_back_as_it_was_said(ledger: Ledger, trail: MessageAuditTrail, spooled: bool) -> None:
-    """As value and as key, alone and in others: read from the ledger it is equal, also by way of the spool."""
+def test_payloads_are_stored_unchanged(ledger: Ledger, trail: MessageAuditTrail, spooled: bool) -> None:
+    """As values and as keys, alone and nested: the ledger returns equal payloads, also after the spool."""
     to = agent()
     payloads = [*TEXTS, *VALUES, dict.fromkeys(TEXTS, 1), {text: [text] for text in TEXTS}, [VALUES, TEXTS]]
     messages = [Message(from_agent="boss", to_agent=to, payload=payload) for payload in payloads]
@@ -103,29 +103,29 @@ def test_every_payload_comes_back_as_it_was_said(ledger: Ledger, trail: MessageA
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 2**5000, {1: 2}, {"a": {1}}, bytearray(b"x")])
-def test_what_json_cannot_say_is_refused(value: Any) -> None:
-    """NaN, infinity, endless integers, keys that are no strings: the sentence names the payload."""
+def test_payloads_that_json_cannot_express_are_refused(value: Any) -> None:
+    """NaN, infinity, huge integers, keys that are not text: the error names the payload."""
     with pytest.raises(InvalidMessage, match="payload"):
         Message(from_agent="a", to_agent="b", payload=value)
 
 
 @pytest.mark.parametrize("text", [text for text in TEXTS if text != ""])
 def test_ids_and_names_are_checked(text: str) -> None:
-    """No field that names something takes a text that could be anything."""
+    """No id and no name accepts arbitrary text."""
     for field in ("from_agent", "to_agent", "message_id", "correlation_id", "conversation_id", "causation_id"):
         with pytest.raises(InvalidMessage, match=field):
             Message(**({"from_agent": "a", "to_agent": "b"} | {field: text}))
 
 
 @pytest.mark.parametrize("year", [1, 1969, 9999])
-def test_moments_that_no_calendar_of_ours_has_are_refused(year: int) -> None:
-    """A message from before computers or after all retention is refused when it is made."""
+def test_times_out_of_range_are_refused(year: int) -> None:
+    """A message from before 1970 or far in the future is refused when it is made."""
     with pytest.raises(InvalidMessage, match="sent_at"):
         Message(from_agent="a", to_agent="b", sent_at=datetime(year, 1, 1, tzinfo=UTC))
 
 
-def test_every_error_text_is_kept(ledger: Ledger, trail: MessageAuditTrail) -> None:
-    """What no database takes is replaced, all else is as it was, and the event is there."""
+def test_error_texts_are_stored(ledger: Ledger, trail: MessageAuditTrail) -> None:
+    """Characters that no database accepts are replaced, and all others stored unchanged."""
     for text in TEXTS:
         message = Message(from_agent="boss", to_agent=agent())
         ledger.pending([(message, "command")])()
@@ -137,10 +137,8 @@ def test_every_error_text_is_kept(ledger: Ledger, trail: MessageAuditTrail) -> N
 
 
 @pytest.mark.parametrize("text", [text for text in TEXTS if text != ""])
-def test_a_text_finds_what_contains_it_and_nothing_else(
-    trail: MessageAuditTrail, ledger: Ledger, text: str
-) -> None:
-    """% and _ and backslashes are themselves; NUL, surrogates and emoji are found."""
+def test_text_search_is_literal(trail: MessageAuditTrail, ledger: Ledger, text: str) -> None:
+    """%, _ and backslashes stand for themselves. NUL, surrogates and emoji are found."""
     to = agent()
     with_it = Message(from_agent="boss", to_agent=to, payload={"said": f"before {text} after"})
     without = Message(from_agent="boss", to_agent=to, payload={"said": "before x after, 100 percent"})
@@ -150,8 +148,8 @@ def test_a_text_finds_what_contains_it_and_nothing_else(
     assert found == {with_it.message_id, mixed.message_id}
 
 
-def test_letters_of_all_languages_are_found_in_any_case(trail: MessageAuditTrail, ledger: Ledger) -> None:
-    """On SQLite too, which by itself knows only the case of a to z."""
+def test_text_search_ignores_case_in_all_languages(trail: MessageAuditTrail, ledger: Ledger) -> None:
+    """On SQLite too, whose own comparison ignores the case of a to z only."""
     to = agent()
     message = Message(from_agent="boss", to_agent=to, payload={"said": "Äpfel ПРИВЕТ"})
     ledger.pending([(message, "command")])()
@@ -159,8 +157,8 @@ def test_letters_of_all_languages_are_found_in_any_case(trail: MessageAuditTrail
 
 
 @pytest.mark.parametrize("text", [text for text in TEXTS if text != ""])
-def test_impossible_questions_are_refused(trail: MessageAuditTrail, text: str) -> None:
-    """An id or a name that can be none is InvalidMessage or found nowhere, never an error of a driver."""
+def test_queries_with_invalid_ids_are_refused(trail: MessageAuditTrail, text: str) -> None:
+    """An invalid id or name raises InvalidMessage, never an error of a database driver."""
     for field in ("from_agent", "to_agent", "correlation_id"):
         with pytest.raises(InvalidMessage, match=field):
             trail.query(**{field: text})
@@ -172,14 +170,14 @@ def test_impossible_questions_are_refused(trail: MessageAuditTrail, text: str) -
 
 
 @pytest.mark.parametrize(("days", "limit"), [(float("nan"), 1), (1e12, 1), (-1, 1), (1, 0), (1, -1), (1, 10**30)])
-def test_impossible_stretches_of_a_history_are_refused(trail: MessageAuditTrail, days: float, limit: int) -> None:
-    """Days and limits have their bounds."""
+def test_history_with_invalid_days_or_limit_is_refused(trail: MessageAuditTrail, days: float, limit: int) -> None:
+    """Days and limit have bounds."""
     with pytest.raises(InvalidMessage, match=r"days|limit"):
         trail.history("worker-1", days, limit=limit)
 
 
-def test_reasons_of_holds_are_kept_or_refused(ledger: Ledger, trail: MessageAuditTrail) -> None:
-    """A reason that no database takes is refused; every other is kept word by word."""
+def test_reasons_of_holds(ledger: Ledger, trail: MessageAuditTrail) -> None:
+    """A reason that no database accepts is refused. Any other is stored unchanged."""
     retention = Retention(ledger.database)
     for text in TEXTS:
         reason = f"because {text}"
@@ -193,8 +191,8 @@ def test_reasons_of_holds_are_kept_or_refused(ledger: Ledger, trail: MessageAudi
         retention.release(HoldKind.AGENT, value)
 
 
-def test_erasing_by_a_text_takes_it_literally(ledger: Ledger, trail: MessageAuditTrail) -> None:
-    """Per cent signs and quotes erase what contains them, and nothing else."""
+def test_erasing_by_text_is_literal(ledger: Ledger, trail: MessageAuditTrail) -> None:
+    """Percent signs and quotes erase payloads that contain them, and no others."""
     to, mark = agent(), uuid4().hex
     named = Message(from_agent="boss", to_agent=to, payload=f"{mark} 100%_' \x00")
     other = Message(from_agent="boss", to_agent=to, payload=f"{mark} 100x ' ")
@@ -210,8 +208,8 @@ def broker(ledger_broker: Broker) -> Broker:
     return ledger_broker
 
 
-def test_hostile_payloads_travel_whole(app: AgentApp, probe: str) -> None:
-    """Through the broker to a handler and into the ledger: equal at both ends."""
+def test_hostile_payloads_travel_unchanged(app: AgentApp, probe: str) -> None:
+    """The handler and the ledger receive equal payloads."""
     bus = MessageBus(app)
     payloads = [{"texts": {text: text for text in TEXTS}}, {"values": VALUES[:-2]}]
     sent = bus.send_many(Message(from_agent="tests", to_agent=probe, payload=payload) for payload in payloads)
@@ -221,8 +219,8 @@ def test_hostile_payloads_travel_whole(app: AgentApp, probe: str) -> None:
         assert (record.receipt.status, record.payload) == (MessageStatus.HANDLED, payload)
 
 
-def test_an_error_of_a_handler_is_kept_whatever_it_says(app: AgentApp, probe: str) -> None:
-    """A handler raises with each of the texts: the message has failed, and says so."""
+def test_hostile_error_texts_of_handlers_are_stored(app: AgentApp, probe: str) -> None:
+    """A handler raises each of the texts: the message has failed, with the error in its receipt."""
     bus = MessageBus(app)
     sent = bus.send_many(Message(from_agent="tests", to_agent=probe, payload={"fail": text}) for text in TEXTS)
     for receipt in sent:
@@ -231,7 +229,7 @@ def test_an_error_of_a_handler_is_kept_whatever_it_says(app: AgentApp, probe: st
         assert (bus.receipt(receipt.message_id).error or "").startswith("ValueError: ")
 
 
-def test_an_id_that_nobody_can_have_is_unknown(trail: MessageAuditTrail) -> None:
-    """A possible id that was never given is UnknownMessage."""
+def test_valid_but_unused_id_is_unknown(trail: MessageAuditTrail) -> None:
+    """A valid id that no message has raises UnknownMessage."""
     with pytest.raises(UnknownMessage):
         trail.receipt("x" * 128)

@@ -1,4 +1,4 @@
-"""What the tests of the transport need: connections of Kombu's own kind and of ours, on keys of a test's own."""
+"""Helpers for the transport tests: Kombu's and this package's connections, with keys that only one test uses."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from waooaw_celery.store.connection import store_url
 
 KINDS: dict[str, type[Connection]] = {"ours": ClaimConnection, "kombu": Connection}
 
-#: What separates a queue's name from a priority, or from the name of its doorbell.
+#: Separates a queue's name from a priority, and from the suffix of its doorbell.
 SEPARATOR = "\x06\x16"
 
 
 class Broker:
-    """A server, with keys for what is unacknowledged that no other test looks at.
+    """A Redis server, with keys for unacknowledged messages that only one test uses.
 
     Args:
-        url: of the server.
+        url: The server's URL.
     """
 
     def __init__(self, url: str) -> None:
@@ -37,31 +37,31 @@ class Broker:
         self._open: list[Connection] = []
 
     def connect(self, kind: str = "ours", url: str | None = None, tls: Any = None, **options: Any) -> Connection:
-        """Return a connection of Kombu's own kind or of ours."""
+        """Return a connection of Kombu's kind or of ours."""
         keys = {"unacked_key": self.unacked, "unacked_index_key": f"{self.unacked}-index"}
         connection = KINDS[kind](url or self.url, ssl=tls, transport_options=keys | options)
         self._open.append(connection)
         return connection
 
-    def held(self) -> int:
+    def unacked_count(self) -> int:
         """Return how many messages are unacknowledged."""
         return int(self.redis.hlen(self.unacked))
 
     def close(self) -> None:
-        """Close what is still open."""
+        """Close all open connections."""
         for connection in self._open:
             connection.close()
         self.redis.close()
 
 
 class Reader:
-    """A consumer without an event loop that keeps what it is given.
+    """A consumer without an event loop that stores the messages it receives.
 
     Args:
-        connection: over which.
-        queues: what it consumes.
-        prefetch: how many messages it may hold; None: as many as there are.
-        options: of Kombu's consumer.
+        connection: The connection to consume over.
+        queues: The queues to consume.
+        prefetch: The most messages that it may hold; None: no limit.
+        options: Options of Kombu's consumer.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Reader:
     ) -> None:
         self.connection = connection
         self.channel: Any = connection.channel()
-        self.got: list[Any] = []
+        self.messages: list[Any] = []
         self.times: list[float] = []
         self.redelivered: list[bool] = []
         self.consumer = connection.Consumer(
@@ -80,10 +80,10 @@ class Reader:
     def _take(self, _: Any, message: Any) -> None:
         self.times.append(time.monotonic())
         self.redelivered.append(bool(message.delivery_info.get("redelivered")))
-        self.got.append(message)
+        self.messages.append(message)
 
     def drain(self, seconds: float) -> list[Any]:
-        """Take whatever comes within so many seconds, and return the bodies of all messages so far."""
+        """Receive messages for some seconds, and return the bodies of all messages so far."""
         ends_at = time.monotonic() + seconds
         while (left := ends_at - time.monotonic()) > 0:
             with suppress(TimeoutError, Empty):
@@ -91,12 +91,12 @@ class Reader:
         return self.bodies
 
     def take(self, count: int, seconds: float = 15.0) -> list[Any]:
-        """Wait for so many messages in all, and return their bodies."""
+        """Wait until a number of messages has arrived in total, and return their bodies."""
 
         deadline = time.monotonic() + seconds
-        while len(self.got) < count:
+        while len(self.messages) < count:
             if time.monotonic() > deadline:
-                pytest.fail(f"there are only {self.bodies}, not {count} messages, after {seconds:g} s")
+                pytest.fail(f"only {self.bodies} arrived within {seconds:g} s, not {count} messages")
             with suppress(TimeoutError, Empty):
                 self.connection.drain_events(timeout=0.2)
         return self.bodies
@@ -104,11 +104,11 @@ class Reader:
     @property
     def bodies(self) -> list[Any]:
         """The bodies of all messages so far."""
-        return [message.payload for message in self.got]
+        return [message.payload for message in self.messages]
 
     @contextmanager
-    def going_on(self) -> Iterator[None]:
-        """Consume in a thread, acknowledging all, while the block runs."""
+    def consuming(self) -> Iterator[None]:
+        """Consume in a thread and acknowledge all messages while the block runs."""
         ended = threading.Event()
 
         def run() -> None:
@@ -116,7 +116,7 @@ class Reader:
             while not ended.is_set():
                 with suppress(TimeoutError, Empty):
                     self.connection.drain_events(timeout=0.2)
-                for message in self.got[acknowledged:]:
+                for message in self.messages[acknowledged:]:
                     message.ack()
                     acknowledged += 1
 
@@ -129,19 +129,19 @@ class Reader:
             thread.join(10)
 
 
-def a_queue(**options: Any) -> Queue:
-    """Return a queue that nobody else uses."""
+def new_queue(**options: Any) -> Queue:
+    """Return a queue with a unique name."""
     return Queue(f"t-{uuid4().hex[:10]}", routing_key=f"t-{uuid4().hex[:10]}", **options)
 
 
 def send(connection: Connection, queue: Queue, *bodies: Any, **options: Any) -> None:
-    """Publish bodies to a queue, directly."""
+    """Publish bodies directly to a queue."""
     with connection.channel() as channel:
         producer = connection.Producer(channel)
         for body in bodies:
             producer.publish(body, routing_key=queue.name, exchange="", **options)
 
 
-def listed(broker: Broker, queue: Queue) -> list[bytes]:
+def queue_items(broker: Broker, queue: Queue) -> list[bytes]:
     """Return the raw items of a queue's most urgent list, the next one first."""
     return list(reversed(broker.redis.lrange(queue.name, 0, -1)))

@@ -1,6 +1,6 @@
-"""Mutated bodies are read or refused, whatever was done to them.
+"""Mutated bodies are decoded or refused.
 
-WAOOAW_TEST_FUZZ says how many, WAOOAW_TEST_SEED where to begin.
+WAOOAW_TEST_FUZZ is the number of bodies, WAOOAW_TEST_SEED the seed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
-from waooaw_celery.broker.incoming.guard import read
+from waooaw_celery.broker.incoming.guard import read_item
 from waooaw_celery.errors import DecodingFailed
 from waooaw_celery.wire import encryption
 from waooaw_celery.wire.caps import Caps, check_shape
@@ -33,8 +33,8 @@ CORPUS: tuple[Any, ...] = (
     [[{"text": "ü € 😀 " * 200, "raw": bytes(range(256)), "deep": [[[[[[[[[["x"]]]]]]]]]]}], {}, {}],
     [[[0.1, -1e300, 5e-324]], {"a" * 40: {"b": {"c": {}}}}, {"chain": None}],
 )
-#: Bytes that mean something in one of the formats or codecs.
-TELLING = (
+#: Bytes with a meaning in one of the formats or codecs.
+SPECIAL_BYTES = (
     *(b"[", b"]", b"{", b'"', b"\\", b",", b"NaN", b"1e999", b'{"__type__": "int", "__value__": "1"}'),
     *(b"\x91", b"\xdd\xff\xff\xff\xff", b"\xdf\x7f\xff\xff\xff", b"\xc1"),
     *(b"\x3a", b"\x08\x08", b"\xff" * 5, b"\x00"),
@@ -43,12 +43,12 @@ TELLING = (
 
 
 def bodies(rng: random.Random) -> Iterator[tuple[str, str | None, bytes]]:
-    """Give format, codec and body, again and again, each mutated in another way."""
+    """Yield format, codec and body without end, each mutated in another way."""
     encryption.enable([f"k={base64.b64encode(bytes(32)).decode()}"])
     made = [(find_format(name), value) for value in CORPUS for name in ("json", "msgpack", "protobuf")]
     written = [(format_.content_type, _raw(encode(value, format_))) for format_, value in made]
     codecs = [find_codec(name) for name in codec_names()]
-    # To pack anew each time is slow with some; what they packed is mutated instead.
+    # The others are too slow to compress each time: their archives are mutated instead.
     fast = [codec for codec in codecs if codec.name not in ("bzip2", "lzma")]
     packed = [
         (content_type, codec.content_type, codec.compress(body))
@@ -57,10 +57,10 @@ def bodies(rng: random.Random) -> Iterator[tuple[str, str | None, bytes]]:
     ]
     while True:
         content_type, body = rng.choice(written)
-        way = rng.random()
-        if way < 0.5:
+        kind = rng.random()
+        if kind < 0.5:
             yield content_type, None, mutated(body, rng)
-        elif way < 0.75:
+        elif kind < 0.75:
             codec = rng.choice(fast)
             yield content_type, codec.content_type, codec.compress(mutated(body, rng))
         else:
@@ -73,7 +73,7 @@ def _raw(written: str | bytes) -> bytes:
 
 
 def mutated(body: bytes, rng: random.Random) -> bytes:
-    """Return a body with something done to it."""
+    """Return a mutated body."""
     changed = bytearray(body)
     for _ in range(rng.choice((1, 1, 2, 5))):
         at = rng.randrange(len(changed) + 1)
@@ -86,7 +86,7 @@ def mutated(body: bytes, rng: random.Random) -> bytes:
         elif kind == 2:
             del changed[at:end]
         elif kind == 3:
-            changed[at:at] = rng.choice(TELLING) * rng.choice((1, 1, 30))
+            changed[at:at] = rng.choice(SPECIAL_BYTES) * rng.choice((1, 1, 30))
         elif kind == 4:
             changed[at:at] = changed[at:end] * rng.choice((1, 3, 100))
         else:
@@ -95,9 +95,9 @@ def mutated(body: bytes, rng: random.Random) -> bytes:
 
 
 def test_mutated_bodies_are_read_or_refused() -> None:
-    """Nothing but our error is raised, and nothing that is read is beyond a cap."""
+    """Only DecodingFailed is raised, and no decoded value exceeds a limit."""
     rng = random.Random(SEED)  # noqa: S311 - nothing here is secret
-    read_ones = 0
+    decoded_count = 0
     for _, (content_type, codec, body) in zip(range(COUNT), bodies(rng), strict=False):
         try:
             raw = body if codec is None else expand(body, codec, CAPS)
@@ -107,12 +107,12 @@ def test_mutated_bodies_are_read_or_refused() -> None:
             assert str(error).isprintable(), (codec, body)  # noqa: PT017
             continue
         check_shape(value, CAPS)
-        read_ones += 1
-    assert 0 < read_ones < COUNT
+        decoded_count += 1
+    assert 0 < decoded_count < COUNT
 
 
 def test_mutated_bodies_within_messages_are_read_or_refused() -> None:
-    """The same with the messages around them, as an item of a queue."""
+    """The same with complete messages, as items of a queue."""
     rng = random.Random(SEED + 1)  # noqa: S311
     headers = {"task": "a.command", "id": "1", "lang": "py"}
     for _, (content_type, codec, body) in zip(range(COUNT // 10), bodies(rng), strict=False):
@@ -125,6 +125,6 @@ def test_mutated_bodies_within_messages_are_read_or_refused() -> None:
         }
         item = json.dumps(message).encode()
         try:
-            read(mutated(item, rng) if rng.random() < 0.3 else item, CAPS)
+            read_item(mutated(item, rng) if rng.random() < 0.3 else item, CAPS)
         except DecodingFailed as error:
             assert str(error).isprintable()  # noqa: PT017

@@ -1,4 +1,4 @@
-"""The circuit breaker: a broker that does not answer is tried by one sender at a time."""
+"""The circuit breaker: if the broker does not answer, one sender at a time tries it."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from waooaw_celery.errors import AuditUnavailable, BrokerUnavailable
 PAUSE = 0.1
 
 
-def caused(error: Exception, cause: Exception) -> Exception:
-    """Return an error that was raised from another."""
+def with_cause(error: Exception, cause: Exception) -> Exception:
+    """Return an error with a cause."""
     error.__cause__ = cause
     return error
 
 
 def fail(breaker: CircuitBreaker, error: Exception) -> None:
-    """Have a publish fail."""
+    """Let a publish fail."""
     with pytest.raises(type(error)), breaker.watching():
         raise error
 
@@ -42,7 +42,7 @@ def is_open(breaker: CircuitBreaker) -> bool:
 
 @pytest.fixture
 def breaker() -> CircuitBreaker:
-    """A breaker with short pauses."""
+    """A circuit breaker with short pauses."""
     return CircuitBreaker(PAUSE, 100 * PAUSE)
 
 
@@ -51,13 +51,13 @@ def breaker() -> CircuitBreaker:
     [
         ConnectionRefusedError(),
         TimeoutError(),
-        caused(OperationalError("x"), RedisConnectionError("gone")),
-        caused(BatchPublishError("x"), caused(OSError(), OSError())),
+        with_cause(OperationalError("x"), RedisConnectionError("gone")),
+        with_cause(BatchPublishError("x"), with_cause(OSError(), OSError())),
     ],
     ids=repr,
 )
-def test_it_opens_when_the_broker_does_not_answer(breaker: CircuitBreaker, error: Exception) -> None:
-    """After a failure that says so every sender is refused at once, and told that nothing was published."""
+def test_opens_if_the_broker_does_not_answer(breaker: CircuitBreaker, error: Exception) -> None:
+    """After such a failure every sender is refused at once, with ``uncertain`` False."""
     assert not is_open(breaker)
     fail(breaker, error)
     with pytest.raises(BrokerUnavailable, match="nothing was published") as refused:
@@ -69,21 +69,21 @@ def test_it_opens_when_the_broker_does_not_answer(breaker: CircuitBreaker, error
     "error",
     [
         OperationalError("x"),
-        caused(OperationalError("x"), OutOfMemoryError("x")),
-        caused(OperationalError("x"), MessageNacked()),
+        with_cause(OperationalError("x"), OutOfMemoryError("x")),
+        with_cause(OperationalError("x"), MessageNacked()),
         NotFound("no queue"),
         ValueError(),
     ],
     ids=repr,
 )
-def test_it_stays_closed_when_the_broker_says_no(breaker: CircuitBreaker, error: Exception) -> None:
-    """What a broker that lives does not want says nothing about the next message."""
+def test_stays_closed_if_the_broker_refuses_a_message(breaker: CircuitBreaker, error: Exception) -> None:
+    """A refusal shows that the broker answers."""
     fail(breaker, error)
     assert not is_open(breaker)
 
 
-def test_one_sender_tries_and_the_others_wait_for_what_comes_of_it(breaker: CircuitBreaker) -> None:
-    """When the pause is over exactly one is let through; when that goes well, all are."""
+def test_one_sender_tries_after_the_pause(breaker: CircuitBreaker) -> None:
+    """After the pause exactly one sender may try. If it succeeds, all may."""
     fail(breaker, TimeoutError())
     until(lambda: not is_open(breaker), "the end of the pause", 5)
     assert is_open(breaker)
@@ -94,7 +94,7 @@ def test_one_sender_tries_and_the_others_wait_for_what_comes_of_it(breaker: Circ
 
 
 def test_each_further_failure_doubles_the_pause(breaker: CircuitBreaker) -> None:
-    """Up to the longest; and after a success it begins with the first again."""
+    """The pause doubles up to the maximum. After a success it starts with the first pause again."""
 
     def pause() -> float:
         began = time.monotonic()
@@ -110,22 +110,22 @@ def test_each_further_failure_doubles_the_pause(breaker: CircuitBreaker) -> None
         breaker.check()
 
 
-def test_what_says_nothing_of_the_broker_does_not_close_it(breaker: CircuitBreaker) -> None:
-    """The ledger may fail on the way: then it is still not known whether the broker is back."""
+def test_failure_of_the_ledger_does_not_close_it(breaker: CircuitBreaker) -> None:
+    """A failure of the ledger does not show whether the broker answers again."""
     fail(breaker, TimeoutError())
     fail(breaker, AuditUnavailable())
     assert is_open(breaker)
 
 
-def test_the_log_has_one_line_when_it_goes_and_one_when_it_is_back(
+def test_one_log_line_for_an_outage_and_one_for_its_end(
     breaker: CircuitBreaker, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """However often it was tried meanwhile."""
-    told: Callable[[], list[str]] = lambda: [record.__dict__["action"] for record in caplog.records]  # noqa: E731
+    """However many attempts there were."""
+    actions: Callable[[], list[str]] = lambda: [record.__dict__["action"] for record in caplog.records]  # noqa: E731
     with caplog.at_level(logging.WARNING, logger="waooaw_celery.broker.circuit_breaker"):
         for _ in range(3):
             fail(breaker, TimeoutError())
         for _ in range(3):
             with breaker.watching():
                 pass
-    assert told() == ["broker_away", "broker_back"]
+    assert actions() == ["broker_away", "broker_back"]

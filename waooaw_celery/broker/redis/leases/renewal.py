@@ -1,0 +1,156 @@
+"""A thread that renews the leases of a consumer's messages, and restores the messages of consumers that died."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import threading
+import time
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from redis import Redis
+
+from waooaw_celery.broker.redis.leases.pause_detector import PauseDetector
+from waooaw_celery.broker.redis.leases.restore import restore_overdue
+from waooaw_celery.broker.redis.leases.worker_requests import is_ending
+from waooaw_celery.broker.redis.scripts import TOUCH
+
+logger = logging.getLogger(__name__)
+
+#: Renewals within the time of one lease. A lease of 13.5 s is renewed every 3 s: a process that pauses for 10 s
+#: keeps its messages, and those of a killed process are redelivered within 15 s.
+RENEWALS_PER_LEASE = 4.5
+#: The lease of a worker that is shutting down, and the pause between its renewals, in seconds. It may be killed
+#: soon, and nothing pauses it meanwhile.
+SHUTDOWN_LEASE_SECONDS, SHUTDOWN_RENEWAL_SECONDS = 3.0, 1.0
+#: The tags of the only messages whose leases this process renews; None: it renews all.
+_only: frozenset[str] | None = None
+#: The shortest pause between two rounds, in seconds.
+MIN_PAUSE_SECONDS = 0.1
+
+
+class LeaseRenewer:
+    """A thread that renews the leases of one channel's messages, and restores overdue messages of other consumers.
+
+    It has its own connection, and runs even while a handler blocks the event loop. It ends with the channel.
+    If the channel lost its connection while handlers were running, it ends with the last of these.
+
+    Args:
+        channel: The channel that holds the messages.
+    """
+
+    def __init__(self, channel: Any) -> None:
+        self._channel = weakref.ref(channel)
+        self._index = channel.keys.index
+        self._pool = channel._get_pool()
+        self.client = Redis(connection_pool=self._pool)
+        self._renew_every = channel.visibility_timeout / RENEWALS_PER_LEASE
+        self._restore_every = channel.unacked_restore_interval
+        self._shutdown_reduction = max(channel.visibility_timeout - SHUTDOWN_LEASE_SECONDS, 0.0)
+        self._pauses = PauseDetector(
+            longest_gap=channel.visibility_timeout - 2 * self._renew_every,
+            quiet_seconds=self._renew_every + min(self._renew_every, 3.0),
+        )
+        self._join_seconds = float(channel.socket_timeout or 5.0) + 1.0
+        self._adopted: dict[str, weakref.ref[Any]] = {}
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="waooaw-lease", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the thread."""
+        self._ended.set()
+        if self._thread is not threading.current_thread():
+            self._thread.join(self._join_seconds)
+        self._pool.disconnect()
+
+    def adopt(self, messages: Mapping[str, Any]) -> None:
+        """Renew the leases of messages whose channel is closed, each as long as its object exists.
+
+        Args:
+            messages: The messages by their delivery tags.
+        """
+        self._adopted.update({tag: weakref.ref(message) for tag, message in messages.items()})
+
+    def release(self, tag: str) -> bool:
+        """Stop renewing the lease of an adopted message, and return whether it was one."""
+        return self._adopted.pop(tag, None) is not None
+
+    def _run(self) -> None:
+        # The first round starts at once: where each worker dies soon, there might be no later one.
+        renew_at = restore_at = time.monotonic()
+        failed = False
+        while True:
+            channel = self._channel()
+            if (channel is None or channel.closed) and not self._has_adopted():
+                break
+            now, used_server, ending = time.monotonic(), False, is_ending()
+            try:
+                if ending or now >= renew_at:
+                    tags = self._tags(channel)
+                    renew(self.client, self._index, tags, self._shutdown_reduction if ending else 0.0)
+                    renew_at = now + self._renew_every
+                    used_server = bool(tags)
+                if now >= restore_at and _consumes(channel):
+                    restore_at = now + self._restore_every
+                    restore_overdue(channel, self.client, self._pauses.record_answer)
+                    used_server = True
+            except Exception as error:  # noqa: BLE001 - if this thread ended, all leases would end
+                if not failed:  # one log line for each incident
+                    logger.warning("leases cannot be renewed: %s", error, extra={"action": "lease_failed"})
+                failed = True
+            else:
+                if failed and used_server:  # a round without a command proves nothing
+                    logger.warning("leases are renewed again", extra={"action": "lease_back"})
+                failed = failed and not used_server
+            due_at = min(renew_at, restore_at) if _consumes(channel) else renew_at
+            del channel  # so that it can be collected
+            # After a failure the next round is already due, so there is a minimum.
+            pause = max(due_at - time.monotonic(), MIN_PAUSE_SECONDS)
+            if self._ended.wait(min(pause, SHUTDOWN_RENEWAL_SECONDS)):
+                break
+
+    def _tags(self, channel: Any) -> tuple[str, ...]:
+        held = () if channel is None or channel.closed else channel.qos.tags()
+        return (*held, *tuple(self._adopted))
+
+    def _has_adopted(self) -> bool:
+        """Drop adopted messages that nothing refers to any more, and return whether others are left."""
+        if self._adopted:
+            gc.collect()  # what Celery dropped may be part of a reference cycle
+            for tag, message in list(self._adopted.items()):
+                if message() is None:
+                    self._adopted.pop(tag, None)
+        return bool(self._adopted)
+
+
+def _consumes(channel: Any) -> bool:
+    """Whether a channel consumes queues. One that only calls basic_get need not restore the messages of others."""
+    return channel is not None and not channel.closed and bool(channel.active_queues)
+
+
+def renew_only(tags: Iterable[str] | None) -> None:
+    """Stop renewing the leases of all other messages of this process, because it no longer works on them.
+
+    Args:
+        tags: The delivery tags of the messages whose handlers run; None: renew all leases again.
+    """
+    global _only
+    _only = None if tags is None else frozenset(tags)
+
+
+def renew(client: Any, index: str, tags: Sequence[str], reduction: float = 0.0) -> None:
+    """Renew leases, with one command for each thousand.
+
+    Args:
+        client: The Redis client to use.
+        index: The key of the sorted set with the times of the claims.
+        tags: The delivery tags of the messages.
+        reduction: Seconds by which the leases are shorter than the visibility timeout.
+    """
+    if (only := _only) is not None:
+        tags = [tag for tag in tags if tag in only]
+    for start in range(0, len(tags), 1000):
+        TOUCH(client, [index], [reduction, *tags[start : start + 1000]])
