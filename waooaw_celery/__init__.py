@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from waooaw_celery.limits.limiter import RateLimiter
     from waooaw_celery.messages.message import Message, MessageStatus, MessageType, Priority, RetentionPolicy
     from waooaw_celery.wire.serializer import MessageSerializer
+    from waooaw_celery.worker.current_task import current_message
     from waooaw_celery.worker.outcomes.retry_policy import Retries
-    from waooaw_celery.worker.task import current_message
 
 #: Each public name, and the module that defines it.
 _MODULES = {
@@ -45,7 +45,7 @@ _MODULES = {
     "Retries": "waooaw_celery.worker.outcomes.retry_policy",
     "WaooawError": "waooaw_celery.errors",
     "create_app": "waooaw_celery.app.app",
-    "current_message": "waooaw_celery.worker.task",
+    "current_message": "waooaw_celery.worker.current_task",
 }
 
 __all__ = [

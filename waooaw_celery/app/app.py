@@ -24,9 +24,9 @@ from waooaw_celery.messages.message import Message, MessageStatus, Priority
 from waooaw_celery.messages.publish_options import options_of_task
 from waooaw_celery.messages.queues import HandlerName, broker_priority, takes_message
 from waooaw_celery.messages.reply_to import REPLY_TO_HEADER
+from waooaw_celery.worker.current_task import current_task, is_sent_by_finished_handler
 from waooaw_celery.worker.outcomes.committed_effects import is_redelivered
 from waooaw_celery.worker.outcomes.follow_up_sender import FollowUpRequest, send_follow_up, send_ordinary_follow_up
-from waooaw_celery.worker.task import current_task, is_sent_by_finished_handler
 
 logger = logging.getLogger(__name__)
 

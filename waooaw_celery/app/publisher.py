@@ -30,9 +30,9 @@ from waooaw_celery.messages.queues import HandlerName
 from waooaw_celery.messages.receipt import MessageEvent, MessageFact
 from waooaw_celery.messages.reply_to import ReplyTo
 from waooaw_celery.wire.packer import PackedBody
+from waooaw_celery.worker.current_task import current_message, current_task, is_sent_by_finished_handler
 from waooaw_celery.worker.execution.event_loop import is_on_event_loop
-from waooaw_celery.worker.signals import MAX_ERROR
-from waooaw_celery.worker.task import current_message, current_task, is_sent_by_finished_handler
+from waooaw_celery.worker.record import MAX_ERROR
 
 logger = logging.getLogger(__name__)
 

@@ -56,7 +56,7 @@ def ends_greenlet(error: BaseException, message_id: str) -> bool:
     return message_id not in state.requests or state.should_terminate is not None
 
 
-def told(error: BaseException) -> str:
+def describe(error: BaseException) -> str:
     """Return the name and the text of an exception, in one line."""
     text = str(error)
     name = type(error).__name__

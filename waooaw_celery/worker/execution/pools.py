@@ -21,7 +21,7 @@ from celery.exceptions import Retry
 from celery.worker import state
 
 from waooaw_celery.errors import HandlerExited
-from waooaw_celery.worker.execution.interruptions import ends_worker, is_green, limited, told
+from waooaw_celery.worker.execution.interruptions import describe, ends_worker, is_green, limited
 from waooaw_celery.worker.outcomes.follow_up_context import sending_follow_ups
 
 logger = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ def run_trace(trace: Callable[..., Any], name: str, message_id: str, request: di
     except BaseException as error:
         if ends_worker(error) or is_green(error):
             raise
-        raise HandlerExited(f"{name} ended with {told(error)}") from error
+        raise HandlerExited(f"{name} ended with {describe(error)}") from error
 
 
 def retry_behind(error: BaseException | None) -> Retry | None:

@@ -13,9 +13,9 @@ from celery.result import AsyncResult
 from waooaw_celery.errors import AuditUnavailable, InvalidMessage, StoreUnavailable, UnknownMessage
 from waooaw_celery.messages.message import Message, MessageStatus
 from waooaw_celery.messages.queues import HandlerName, agent_queue
+from waooaw_celery.worker.current_task import is_errback, note_failed
 from waooaw_celery.worker.outcomes.dead_lettering import item_of
 from waooaw_celery.worker.outcomes.follow_ups import NOT_NOW, FollowUp
-from waooaw_celery.worker.task import has_failed, note_failed
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class FollowUpRequest:
     is_errback: bool = field(init=False)
 
     def __post_init__(self) -> None:
-        self.is_errback = has_failed(str(self.target), self.args)
+        self.is_errback = is_errback(str(self.target), self.args)
 
     @property
     def said(self) -> Message:
