@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("dead_letters_alone")
 
 #: How often a message may be given back here; the pauses are 1 s and 2 s.
 LIMIT = 2
-EXCEEDED = f"the handler gave the message back {LIMIT + 1} times: not mine"
+EXCEEDED = f"the handler requeued the message {LIMIT + 1} times: not mine"
 UNLIMITED_ATTEMPTS = 1000
 
 POOLS = [
@@ -88,7 +88,7 @@ def test_what_would_expire_first_fails_at_once(where: tuple[AgentApp, str]) -> N
     receipt = bus.receipt(sent)
     assert receipt.status is MessageStatus.FAILED
     assert receipt.attempts == 2
-    assert receipt.error == "RequeueLimitExceeded: the handler gave the message back 2 times: not mine"
+    assert receipt.error == "RequeueLimitExceeded: the handler requeued the message 2 times: not mine"
 
 
 def test_an_outage_is_not_counted_and_does_not_circle(ledger_broker: Broker) -> None:

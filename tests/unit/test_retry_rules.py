@@ -38,9 +38,9 @@ def test_a_number_is_so_many_further_attempts() -> None:
 def test_errors_are_chosen_by_class() -> None:
     """What is named is retried, with its subclasses, but for what is excepted."""
     retries = Retries(on=(OSError,), never=(FileNotFoundError,))
-    assert retries.wants(ConnectionError())
-    assert not retries.wants(FileNotFoundError())
-    assert not retries.wants(ValueError())
+    assert retries.should_retry(ConnectionError())
+    assert not retries.should_retry(FileNotFoundError())
+    assert not retries.should_retry(ValueError())
     assert Retries(on=OSError) == Retries(on=(OSError,))  # type: ignore[arg-type]
 
 

@@ -74,13 +74,13 @@ def on_postrun(sender: Any, state: str | None = None, retval: Any = None, **_: A
 
 
 def on_retry(sender: Any, request: Any, reason: Any = None, **_: Any) -> None:
-    """Record a retry: the handler asked for it, or its process died (in the pool process or the main process)."""
+    """Record a retry: the handler asked for it, or its process died (in the pool or the main process)."""
     if isinstance(sender, AgentTask):
         record(sender, MessageEvent.RETRIED, request, error=reason and str(reason))
 
 
 def on_failure(sender: Any, task_id: str, exception: BaseException, **_: Any) -> None:
-    """Record that the handler failed, ran too long or lost its process (in the pool process or the main process).
+    """Record that the handler failed, ran too long or lost its process (in the pool or the main process).
 
     A message that ended its process or its worker each time is DEAD, if a dead letter of it is kept. A message
     whose effect is committed (``once=True``) is HANDLED all the same.

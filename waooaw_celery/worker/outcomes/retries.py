@@ -48,7 +48,7 @@ def _retry_for(task: Any, error: Exception) -> None:
     if task.retries is None and getattr(task, "autoretry_for", None):  # Celery retries it
         return
     policy = retry_policy(task)
-    if request.retries + 1 < policy.attempts and policy.wants(error):
+    if request.retries + 1 < policy.attempts and policy.should_retry(error):
         pause = policy.delay(request.retries)
         raise task.retry(exc=error, countdown=pause, max_retries=policy.attempts - 1)
 
