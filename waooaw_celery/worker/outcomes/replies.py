@@ -79,8 +79,10 @@ def _reply(task: AgentTask, request: Context | None, outcome: dict[str, Any]) ->
         return
     try:
         reply_to = ReplyTo.from_header(header)
-        if reply_to is not None and reply_to.on_reply is not None:
-            _send(task, task.message_of(request), HandlerName.parse(reply_to.on_reply), outcome)
+        name = None if reply_to is None else reply_to.on_reply
+        handler = None if name is None else HandlerName.parse(name)
+        if handler is not None:
+            _send(task, task.message_of(request), handler, outcome)
     except WaooawError as error:
         extra = {"action": "not_replied"}
         logger.error("the reply to %s could not be sent: %s", request.id, error, extra=extra)  # noqa: TRY400
