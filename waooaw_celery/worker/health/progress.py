@@ -13,7 +13,7 @@ from celery import signals
 from celery.worker import state
 
 from waooaw_celery.broker.redis.parking import dead_lettered
-from waooaw_celery.worker.execution.running_requests import running
+from waooaw_celery.worker.execution.running_requests import requests_with_running_handler
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +78,7 @@ class Progress:
         """Return what the worker holds now; from any thread."""
         requests = tuple(state.requests.values())
         accepted = [request for request in requests if request in state.active_requests]
-        runs = running(accepted, self._worker.pool, self._thread, sys._current_frames())
+        runs = requests_with_running_handler(accepted, self._worker.pool, self._thread, sys._current_frames())
         scheduled = state.scheduled_requests  # type: ignore[attr-defined]  # newer than its stubs
         buckets = tuple(self._worker.consumer.task_buckets.values())
         snapshot = Snapshot(
