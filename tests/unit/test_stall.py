@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from waooaw_celery.worker.health.progress import Snapshot
-from waooaw_celery.worker.health.stall import RECONNECT, TURN, Loop, StallDetector
+from waooaw_celery.worker.health.stall import MAX_RECONNECT_SECONDS, MAX_TURN_SECONDS, LoopState, StallDetector
 
 SECONDS = 10.0
-TURNS = Loop(silent=0.0, connected=True, handles=False)
+TURNS = LoopState(silent=0.0, connected=True, handles=False)
 IDLE = Snapshot(running=(), orphaned=(), waiting=(), scheduled=0, limited=0, slots=2, claimed=0, begun=0)
 
 
@@ -32,13 +32,13 @@ class Watched:
         self.now = 0.0
         self.detector = StallDetector(SECONDS, self._depth, lambda: self.depth is not None, lambda _: self.takes)
 
-    def watch(self, snapshot: Snapshot, seconds: float, loop: Loop = TURNS) -> str | None:
+    def watch(self, snapshot: Snapshot, seconds: float, loop: LoopState = TURNS) -> str | None:
         """Look every second for a while; return the first reason, or None."""
         for _ in range(int(seconds)):
             self.now += 1.0
             if loop.silent:
                 loop = replace(loop, silent=loop.silent + 1.0)
-            if (reason := self.detector.look(self.now, loop, snapshot)) is not None:
+            if (reason := self.detector.check(self.now, loop, snapshot)) is not None:
                 return reason
         return None
 
@@ -113,20 +113,25 @@ def test_messages_that_wait_for_a_pool_with_free_slots(watched: Watched) -> None
 
 def test_an_event_loop_that_stands_still(watched: Watched) -> None:
     """While the broker answers it has the limit; what it holds is not looked at meanwhile."""
-    silent = Loop(silent=0.1, connected=True, handles=False)
+    silent = LoopState(silent=0.1, connected=True, handles=False)
     orphaned = replace(IDLE, orphaned=requests(1))
-    assert watched.watch(orphaned, SECONDS + TURN - 1, silent) is None
-    reason = watched.watch(orphaned, 5, replace(silent, silent=SECONDS + TURN))
+    assert watched.watch(orphaned, SECONDS + MAX_TURN_SECONDS - 1, silent) is None
+    reason = watched.watch(orphaned, 5, replace(silent, silent=SECONDS + MAX_TURN_SECONDS))
     assert reason is not None
     assert reason.startswith("the event loop has not turned for 1")
 
 
 def test_an_event_loop_that_waits_legitimately(watched: Watched) -> None:
     """A handler runs in its thread, the broker does not answer, or Celery pauses before it connects again."""
-    silent = Loop(silent=0.1, connected=True, handles=False)
+    silent = LoopState(silent=0.1, connected=True, handles=False)
     assert watched.watch(IDLE, 10 * SECONDS, replace(silent, handles=True)) is None
     watched.depth = None
     assert watched.watch(IDLE, 10 * SECONDS, silent) is None
     watched = Watched()
-    assert watched.watch(IDLE, SECONDS + TURN + RECONNECT - 1, replace(silent, connected=False)) is None
+    assert (
+        watched.watch(
+            IDLE, SECONDS + MAX_TURN_SECONDS + MAX_RECONNECT_SECONDS - 1, replace(silent, connected=False)
+        )
+        is None
+    )
     assert watched.watch(IDLE, 5, replace(silent, connected=False, silent=60.0)) is not None

@@ -1,8 +1,8 @@
 """Celery's pools, made safe: an error around a handler neither vanishes with its thread nor ends the worker.
 
-Celery's trace catches what a handler raises. It does not catch other errors: an errback that cannot be sent, a hook
-that raises, a result backend that does not answer. In the thread pool, such an error vanishes in a future that
-nobody reads, and its message is never acknowledged. In the solo pool, it ends the worker.
+Celery's trace catches what a handler raises. It does not catch other errors: an errback that cannot be sent, a
+hook that raises, a result backend that does not answer. In the thread pool, such an error vanishes in a future
+that nobody reads, and its message is never acknowledged. In the solo pool, it ends the worker.
 """
 
 from __future__ import annotations
