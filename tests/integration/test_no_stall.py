@@ -75,7 +75,7 @@ class Fleet:
             log = (self.broker.folder / f"{name}.log").read_text()
             assert process.poll() is None, log[-3000:]
             assert "has stalled" not in log, log[-3000:]
-            assert "a look at the worker failed" not in log, log[-3000:]
+            assert "a check of the worker failed" not in log, log[-3000:]
 
 
 @pytest.fixture(scope="module")

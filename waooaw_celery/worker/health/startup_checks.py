@@ -21,8 +21,8 @@ CONSUMER_TIMEOUT = 1800.0
 def check_time_limits(app: Any) -> None:
     """Check that no handler may run for longer than its message is held for it.
 
-    Redis hands a message to another worker after ``visibility_timeout``. The ledger marks a message as FAILED after
-    ``waooaw_lost_seconds``.
+    Redis hands a message to another worker after ``visibility_timeout``. The ledger marks a message as FAILED
+    after ``waooaw_lost_seconds``.
 
     Args:
         app: the application, an AgentApp.
