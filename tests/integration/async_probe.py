@@ -1,6 +1,6 @@
-"""An agent whose handlers are coroutines, for tests. Named by PROBE_NAME.
+"""An agent for tests whose handlers are coroutines.
 
-PROBE_SETTINGS are its settings, as JSON.
+PROBE_NAME is its name. PROBE_SETTINGS are its settings, as JSON.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ app = create_app("async-probe", **json.loads(os.environ.get("PROBE_SETTINGS", "{
 agent = Agent(os.environ["PROBE_NAME"], app)
 
 _seen: list[Any] = []
-_left: set[asyncio.Task[None]] = set()
+_background: set[asyncio.Task[None]] = set()
 
 
 async def _note_when_done(what: str, seconds: float) -> None:
@@ -59,7 +59,7 @@ async def seen() -> list[Any]:
 
 @agent.method
 async def wait_and_note(path: str) -> None:
-    """Wait for long, and tell in a file, which outlives the process, that the clean-up ran."""
+    """Sleep, and note the start and the clean-up in a file, which outlives the process."""
     try:
         Path(path).write_text("began")
         await asyncio.sleep(60)
@@ -76,17 +76,17 @@ async def nap(seconds: float) -> float:
 
 @agent.method
 async def whoami() -> dict[str, Any]:
-    """Tell what is current here after others had their turn, in a task of its own and in a thread."""
+    """Return the current message here, in a task and in a thread, after other coroutines have run."""
     await asyncio.sleep(0.05)
 
-    async def told() -> str:
+    async def current_id() -> str:
         message = current_message()
         assert message is not None
         return message.message_id
 
     return {
-        "here": await told(),
-        "in a task": await asyncio.create_task(told()),
+        "here": await current_id(),
+        "in a task": await asyncio.create_task(current_id()),
         "in a thread": await asyncio.to_thread(lambda: (m := current_message()) and m.message_id),
         "process": os.getpid(),
         "loop": id(asyncio.get_running_loop()),
@@ -129,11 +129,11 @@ async def cancel_itself() -> None:
 
 @agent.method
 async def leave_behind(what: str) -> None:
-    _left.add(asyncio.create_task(_leave(what)))
+    _background.add(asyncio.create_task(_exit(what)))
     await asyncio.sleep(0)
 
 
-async def _leave(what: str) -> None:
+async def _exit(what: str) -> None:
     raise SystemExit(what)
 
 

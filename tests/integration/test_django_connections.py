@@ -62,6 +62,7 @@ def project(request: pytest.FixtureRequest, ledger_broker: Broker, postgres_url:
             "HOST": database_url.host or database_url.query.get("host", ""),
             "PORT": str(database_url.port or ""),
         }
+        dsn = database_url.set(drivername="postgresql").render_as_string(hide_password=False)
         database = psycopg2.connect(dsn)
         database.autocommit = True
         with database.cursor() as cursor:
