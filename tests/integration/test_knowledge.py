@@ -43,7 +43,7 @@ def kept(request: pytest.FixtureRequest, broker: Broker, tmp_path: Path) -> Iter
 
 
 def test_an_agent_declares_itself_when_its_worker_starts(app: AgentApp, probe: str) -> None:
-    """It is known with its handlers and its worker, and lives."""
+    """It is known with its handlers and its worker, and counts as alive."""
     record = app.registry.get(probe)
     assert {"command", "ack", "echo", "seen"} <= set(record.handlers or ())
     assert record.workers == (f"{probe}@{record.workers[0].partition('@')[2]}",)
@@ -54,7 +54,7 @@ def test_an_agent_declares_itself_when_its_worker_starts(app: AgentApp, probe: s
 
 
 def test_a_stopped_agent_stays_known_without_a_worker(broker: Broker, app: AgentApp) -> None:
-    """After SIGTERM the worker no longer counts, the agent and its handlers stay."""
+    """After SIGTERM the worker is not listed; the agent and its handlers stay."""
     name = broker.name()
     process = broker.start(name, app)
     process.send_signal(signal.SIGTERM)
@@ -64,11 +64,11 @@ def test_a_stopped_agent_stays_known_without_a_worker(broker: Broker, app: Agent
     assert record.handlers is not None
 
 
-def test_signs_of_life_go_on(broker: Broker, app: AgentApp, start: Callable[..., str]) -> None:
-    """The last sign of life of a running agent becomes newer."""
+def test_heartbeats_continue(broker: Broker, app: AgentApp, start: Callable[..., str]) -> None:
+    """A running agent's last heartbeat becomes newer."""
     name = start()
     first = app.registry.get(name).last_seen
-    until(lambda: app.registry.get(name).last_seen != first, "another sign of life")
+    until(lambda: app.registry.get(name).last_seen != first, "another heartbeat")
 
 
 def test_an_agent_named_in_a_setting_is_known(broker: Broker) -> None:
@@ -91,14 +91,14 @@ def test_a_handler_added_later_is_found(kept: AgentApp) -> None:
     registry.check_handler(target._replace(handler="ack"))
 
 
-def test_a_worker_that_missed_its_beats_no_longer_counts(kept: AgentApp) -> None:
-    """A worker whose lifetime is over is not listed, without anyone withdrawing it."""
+def test_a_worker_that_missed_its_heartbeats_is_not_listed(kept: AgentApp) -> None:
+    """A worker whose lifetime is over is not listed, although it did not withdraw."""
     kept.registry.declare("short", ["command"], "short@h", 0.05)
     until(lambda: kept.registry.get("short").workers == (), "the end of its lifetime")
 
 
 def test_a_worker_reports_about_itself(kept: AgentApp) -> None:
-    """What a living worker reports is read back, and a report of a stalled worker is the state of its agent."""
+    """The report of a living worker is read back, and that of a stalled worker makes its agent's state STALLED."""
     registry, within = kept.registry, timedelta(seconds=60)
     registry.declare("told", ["command"], "told@h", 60, report={"clock": {"offset": 0.25}})
     registry.declare("told", ["command"], "other@h", 60)
@@ -229,8 +229,8 @@ def test_a_refusing_result_backend_is_an_error_before_the_request_is_sent(broker
     app.close()
 
 
-def test_what_is_to_be_cancelled_is_known_until_it_expires(kept: AgentApp) -> None:
-    """By agent and id, with whether it is to be stopped too: once said so, it stays."""
+def test_cancellations_are_kept_until_their_messages_expire(kept: AgentApp) -> None:
+    """They are listed by agent. A later request does not take back that a running handler is stopped too."""
     receipts = kept.receipts
     first, second, past = message(kept), message(kept, ttl_seconds=None), message(kept)
     for sent, running in ((first, False), (second, True), (second, False)):
@@ -247,8 +247,8 @@ def test_what_is_to_be_cancelled_is_known_until_it_expires(kept: AgentApp) -> No
     assert receipt.cancel_requested_at is not None
 
 
-def test_a_request_to_cancel_changes_nothing_for_what_runs(kept: AgentApp) -> None:
-    """The sweep does not take a message for one that never began, since somebody asked to cancel it."""
+def test_a_cancellation_does_not_change_a_running_message(kept: AgentApp) -> None:
+    """The sweep does not count a message as never started because somebody asked to cancel it."""
     past = datetime.now(UTC) - timedelta(seconds=60)
     sent = message(kept, sent_at=past, ttl_seconds=1)
     note(kept.receipts, sent, MessageEvent.DELIVERED)

@@ -13,7 +13,7 @@ from waooaw_celery.worker.health.stall import MAX_RECONNECT_SECONDS, MAX_TURN_SE
 
 SECONDS = 10.0
 TURNING = LoopState(silent=0.0, connected=True, handles=False)
-IDLE = Snapshot(running=(), orphaned=(), waiting=(), scheduled=0, limited=0, slots=2, claimed=0, begun=0)
+IDLE = Snapshot(running=(), orphaned=(), waiting=(), scheduled=0, limited=0, slots=2, claimed=0, started=0)
 
 
 class SimulatedWorker:
@@ -108,8 +108,8 @@ def test_messages_in_a_pool_with_free_slots_are_a_stall(worker: SimulatedWorker)
     """A handler that starts or ends is progress."""
     waits = replace(IDLE, waiting=requests(1), running=requests(1))
     assert worker.watch(waits, SECONDS) is None
-    assert worker.watch(replace(waits, begun=5), SECONDS) is None
-    reason = worker.watch(replace(waits, begun=5), 5)
+    assert worker.watch(replace(waits, started=5), SECONDS) is None
+    reason = worker.watch(replace(waits, started=5), 5)
     assert reason == "1 messages wait for the pool, 1 of whose 2 slots are free"
 
 

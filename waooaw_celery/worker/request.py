@@ -33,7 +33,7 @@ from waooaw_celery.worker.timed_request import TimedRequest
 
 logger = logging.getLogger(__name__)
 
-#: How often, and every how many seconds, the pool checks whether a process has ended that was told to.
+#: How often, and every how many seconds, the pool checks whether a process that got SIGTERM has ended.
 CHECKS, CHECK_SECONDS = 40, 0.05
 #: The errors that Celery reports when the process of a handler has ended, or is about to be ended.
 _PROCESS_ENDED = (Terminated, WorkerLostError, TimeLimitExceeded, SystemExit, KeyboardInterrupt)

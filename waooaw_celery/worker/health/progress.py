@@ -28,7 +28,7 @@ class Snapshot:
         limited: how many messages wait for Celery's rate limit of their task.
         slots: how many requests the pool runs at once.
         claimed: how many messages this worker has received since its start.
-        begun: how many handlers it has started.
+        started: how many handlers it has started.
     """
 
     running: Sequence[Any]
@@ -38,7 +38,7 @@ class Snapshot:
     limited: int
     slots: int
     claimed: int
-    begun: int
+    started: int
 
     @property
     def held(self) -> int:
@@ -48,7 +48,7 @@ class Snapshot:
     @property
     def ended(self) -> int:
         """How many handlers have ended since the worker's start."""
-        return self.begun - len(self.running) - len(self.orphaned)
+        return self.started - len(self.running) - len(self.orphaned)
 
 
 class Progress:
@@ -63,7 +63,7 @@ class Progress:
         self._worker, self._thread = worker, consumer_thread
         self._claimed = 0
         self._last: Snapshot | None = None
-        self._begun_at: datetime | None = None
+        self._started_at: datetime | None = None
         self._ended_at: datetime | None = None
         # Also messages that are not started: expired, cancelled, or not readable.
         for signal in (signals.task_received, signals.task_revoked, signals.task_rejected, dead_lettered):
@@ -89,7 +89,7 @@ class Progress:
             limited=sum(len(bucket.contents) for bucket in buckets if bucket),
             slots=self._worker.pool.num_processes or 1,
             claimed=self._claimed,
-            begun=state.all_total_count[0],
+            started=state.all_total_count[0],
         )
         self._note_times(snapshot)
         return snapshot
@@ -105,17 +105,17 @@ class Progress:
             "running": len(last.running),
             "slots": last.slots,
             "running_seconds": round(max(time.time() - min(started), 0.0), 1) if started else None,
-            "begun": last.begun,
+            "begun": last.started,
             "ended": last.ended,
-            "begun_at": self._begun_at and self._begun_at.isoformat(timespec="seconds"),
+            "begun_at": self._started_at and self._started_at.isoformat(timespec="seconds"),
             "ended_at": self._ended_at and self._ended_at.isoformat(timespec="seconds"),
         }
 
     def _note_times(self, snapshot: Snapshot) -> None:
         # The times are those of the snapshots. That is exact enough, and costs nothing while messages are handled.
         last, self._last, now = self._last, snapshot, datetime.now(UTC)
-        if snapshot.begun > (last.begun if last else 0):
-            self._begun_at = now
+        if snapshot.started > (last.started if last else 0):
+            self._started_at = now
         if snapshot.ended > (last.ended if last else 0):
             self._ended_at = now
 

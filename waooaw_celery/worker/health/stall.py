@@ -110,7 +110,7 @@ class StallDetector:
 
     def _check_waiting(self, now: float, snapshot: Snapshot) -> str | None:
         last, free = self._last, snapshot.slots - len(snapshot.running)
-        has_progress = last is None or (last.begun, last.ended) != (snapshot.begun, snapshot.ended)
+        has_progress = last is None or (last.started, last.ended) != (snapshot.started, snapshot.ended)
         if has_progress or free <= 0 or not snapshot.waiting:
             self._waiting_at = None
             return None
@@ -123,7 +123,7 @@ class StallDetector:
 
     def _check_queue(self, now: float, snapshot: Snapshot) -> str | None:
         last, self._last = self._last, snapshot
-        has_progress = last is None or (last.claimed, last.begun) != (snapshot.claimed, snapshot.begun)
+        has_progress = last is None or (last.claimed, last.started) != (snapshot.claimed, snapshot.started)
         free = snapshot.slots - len(snapshot.running) - len(snapshot.waiting) - len(snapshot.orphaned)
         if has_progress or free <= 0 or not self._consumes(snapshot):
             self._queued_at = self._queue_reason = None
