@@ -245,7 +245,7 @@ def test_it_is_told_and_a_spool_with_room_is_enough(server: Server, broker: Brok
                 record = app.registry.get(probe.name)
                 assert record.alive(timedelta(seconds=30))
                 return any(
-                    "neither to the ledger nor" in str(report.get("not_taking"))
+                    "neither in the ledger nor" in str(report.get("not_taking"))
                     for report in record.reports.values()
                 )
 
