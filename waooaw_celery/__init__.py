@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from waooaw_celery.messages.enums import MessageStatus, MessageType, Priority, RetentionPolicy
     from waooaw_celery.messages.message import Message
     from waooaw_celery.wire.serializer import MessageSerializer
+    from waooaw_celery.worker.current_task import current_message
     from waooaw_celery.worker.outcomes.retry_policy import Retries
-    from waooaw_celery.worker.task import current_message
 
 #: Each public name, and the module that defines it.
 _MODULES = {
@@ -46,7 +46,7 @@ _MODULES = {
     "Retries": "waooaw_celery.worker.outcomes.retry_policy",
     "WaooawError": "waooaw_celery.errors",
     "create_app": "waooaw_celery.app.app",
-    "current_message": "waooaw_celery.worker.task",
+    "current_message": "waooaw_celery.worker.current_task",
 }
 
 __all__ = [

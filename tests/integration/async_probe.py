@@ -1,6 +1,6 @@
-"""A test agent whose handlers are coroutines.
+"""An agent for tests whose handlers are coroutines.
 
-Its environment: PROBE_NAME, its name; PROBE_SETTINGS, its settings as JSON.
+PROBE_NAME is its name. PROBE_SETTINGS are its settings, as JSON.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ app = create_app("async-probe", **json.loads(os.environ.get("PROBE_SETTINGS", "{
 agent = Agent(os.environ["PROBE_NAME"], app)
 
 _seen: list[Any] = []
-_left: set[asyncio.Task[None]] = set()
+_background: set[asyncio.Task[None]] = set()
 
 
 async def _note_when_done(what: str, seconds: float) -> None:
@@ -59,7 +59,7 @@ async def seen() -> list[Any]:
 
 @agent.method
 async def wait_and_note(path: str) -> None:
-    """Wait for a minute, and record in a file that the clean-up ran."""
+    """Sleep, and note the start and the clean-up in a file, which outlives the process."""
     try:
         Path(path).write_text("began")
         await asyncio.sleep(60)
@@ -76,7 +76,7 @@ async def nap(seconds: float) -> float:
 
 @agent.method
 async def whoami() -> dict[str, Any]:
-    """Return the current message after other coroutines ran: here, in another task, and in a thread."""
+    """Return the current message here, in a task and in a thread, after other coroutines have run."""
     await asyncio.sleep(0.05)
 
     async def current_id() -> str:
@@ -129,11 +129,11 @@ async def cancel_itself() -> None:
 
 @agent.method
 async def leave_behind(what: str) -> None:
-    _left.add(asyncio.create_task(_leave(what)))
+    _background.add(asyncio.create_task(_exit(what)))
     await asyncio.sleep(0)
 
 
-async def _leave(what: str) -> None:
+async def _exit(what: str) -> None:
     raise SystemExit(what)
 
 

@@ -1,6 +1,6 @@
-"""An agent for tests whose handlers use Django's ORM. Named by PROBE_NAME.
+"""An agent for tests whose handlers use Django's ORM.
 
-PROBE_SETTINGS are its settings, as JSON.
+PROBE_NAME is its name. PROBE_SETTINGS are its settings, as JSON.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ async def awaited() -> int:
 
 @agent.method
 async def parts(seconds: float = 0.0) -> AsyncIterator[str]:
-    """One part after the other, by a cursor that the server keeps."""
+    """Yield one row at a time, from a server-side cursor."""
     async for note in Note.objects.order_by("id").aiterator(chunk_size=1):
         yield note.text
         await asyncio.sleep(seconds)
@@ -60,7 +60,7 @@ async def parts(seconds: float = 0.0) -> AsyncIterator[str]:
 
 @agent.method
 async def backends() -> list[int]:
-    """The connection of this handler, asked for twice: it is one and the same."""
+    """Return the server process of this handler's connection, twice."""
     return [await sync_to_async(_backend)(), await sync_to_async(_backend)()]
 
 
@@ -72,7 +72,7 @@ async def failing() -> None:
 
 @agent.method(time_limit=2)
 async def slow() -> Any:
-    """A query that goes on when its handler has been cancelled."""
+    """Run a query that continues after its handler was cancelled."""
 
     def sleep() -> None:
         with connection.cursor() as cursor:

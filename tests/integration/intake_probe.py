@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 from waooaw_celery import Agent, Message, MessageType, create_app
-from waooaw_celery.worker.task import current_message
+from waooaw_celery.worker.current_task import current_message
 
 app = create_app("intake")
 agent = Agent(os.environ["PROBE_NAME"], app)

@@ -1,6 +1,6 @@
-"""An agent whose handlers raise what ends threads and processes, for tests. Named by PROBE_NAME.
+"""An agent for tests whose handlers raise errors that end threads and processes.
 
-PROBE_SETTINGS are its settings, as JSON.
+PROBE_NAME is its name. PROBE_SETTINGS are its settings, as JSON.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from waooaw_celery.agents import Response
 app = create_app("pool-probe", **json.loads(os.environ.get("PROBE_SETTINGS", "{}")))
 agent = Agent(os.environ["PROBE_NAME"], app)
 
-_told: list[str] = []
+_notes: list[str] = []
 
 
 class Panic(BaseException):
-    """What a Rust extension raises for a panic (pyo3_runtime.PanicException) derives from BaseException too."""
+    """An error like pyo3_runtime.PanicException, which a Rust extension raises for a panic."""
 
 
 def throw(kind: str) -> None:
-    """Raise an exception that is no Exception."""
+    """Raise an error that is no ``Exception``."""
     if kind == "GreenletExit":
-        from greenlet import GreenletExit  # only where the pool is gevent's
+        from greenlet import GreenletExit  # installed only where the pool is gevent's
 
         raise GreenletExit("boom")
     if kind == "Timeout":
@@ -46,14 +46,14 @@ def throw(kind: str) -> None:
 
 @agent.on(MessageType.COMMAND)
 def command(message: Message) -> None:
-    do: Any = message.payload or {}
-    time.sleep(do.get("sleep", 0))
-    if "touch" in do:
-        Path(do["touch"], message.message_id).touch()
-    if "throw" in do:
-        throw(do["throw"])
-    if "fail" in do:
-        raise ValueError(do["fail"])
+    payload: Any = message.payload or {}
+    time.sleep(payload.get("sleep", 0))
+    if "touch" in payload:
+        Path(payload["touch"], message.message_id).touch()
+    if "throw" in payload:
+        throw(payload["throw"])
+    if "fail" in payload:
+        raise ValueError(payload["fail"])
 
 
 @agent.method
@@ -113,18 +113,18 @@ def nap() -> None:
 
 @agent.method
 def note(what: Any) -> None:
-    """An errback or a callback: it notes with what it was called."""
-    _told.append(str(what))
+    """An errback or a callback that notes its argument."""
+    _notes.append(str(what))
 
 
 @agent.method
-def told() -> list[str]:
-    return _told
+def notes() -> list[str]:
+    return _notes
 
 
 @agent.method
 def slow(seconds: float, value: Any, path: str) -> Any:
-    """Take as long as this, and tell in files when it begins and ends."""
+    """Sleep, and create one file at the start and another at the end."""
     Path(path).touch()
     time.sleep(seconds)
     Path(path + ".ended").touch()
@@ -133,23 +133,23 @@ def slow(seconds: float, value: Any, path: str) -> Any:
 
 @agent.reply
 def replied(response: Response) -> None:
-    _told.append(str(response.result))
+    _notes.append(str(response.result))
 
 
 @agent.method
 def ask(value: Any, path: str) -> None:
-    """Ask for an answer that comes as a message."""
+    """Send a request whose answer comes as a message."""
     params = {"seconds": 2, "value": value, "path": path}
     agent.request_later(agent.name, "slow", params, on_reply=replied, timeout=60)
 
 
 def panic(*_: Any) -> None:
-    """A hook that goes wrong."""
+    """A hook that raises an error that is no ``Exception``."""
     raise Panic("in a hook")
 
 
 def refuse(*_: Any) -> None:
-    """A hook that goes wrong in another way, which Celery's tracing lets through."""
+    """A hook that raises an error that Celery's trace does not catch."""
     raise MemoryError("in a hook")
 
 

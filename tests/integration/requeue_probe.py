@@ -1,6 +1,6 @@
-"""An agent for tests whose handlers give their messages back. Named by PROBE_NAME.
+"""An agent for tests whose handlers requeue their messages.
 
-PROBE_SETTINGS are its settings, as JSON.
+PROBE_NAME is its name. PROBE_SETTINGS are its settings, as JSON.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ agent = Agent(os.environ["PROBE_NAME"], app)
 _times: dict[str, list[float]] = {}
 
 
-def _give_back(task: Any, times: int) -> None:
+def _requeue(task: Any, times: int) -> None:
     _times.setdefault(task.request.id, []).append(time.monotonic())
     if task.request.retries < times:
         raise Reject("not mine", requeue=True)
@@ -28,37 +28,37 @@ def _give_back(task: Any, times: int) -> None:
 
 @agent.on(MessageType.COMMAND, bind=True)
 def command(self: Any, message: Message) -> None:
-    _give_back(self, int(str(message.payload)))
+    _requeue(self, int(str(message.payload)))
 
 
 @agent.on(MessageType.QUERY, bind=True, retries=1)
 async def query(self: Any, message: Message) -> None:
-    """Its one retry is apart from what it gives back."""
-    _give_back(self, int(str(message.payload)))
+    """Requeues do not count as its one retry."""
+    _requeue(self, int(str(message.payload)))
 
 
 if app.settings.database_url is not None:
 
     @agent.on(MessageType.ACK, bind=True, once=True)
     def ack(self: Any, message: Message) -> None:
-        _give_back(self, int(str(message.payload)))
+        _requeue(self, int(str(message.payload)))
 
 
 @agent.method(bind=True)
 def plain(self: Any, times: int) -> str:
-    _give_back(self, times)
+    _requeue(self, times)
     return "answer"
 
 
 @agent.method(bind=True)
 def parts(self: Any, times: int) -> Iterator[int]:
-    _give_back(self, times)
+    _requeue(self, times)
     yield 1
 
 
 @agent.method(bind=True)
 async def async_parts(self: Any, times: int) -> AsyncIterator[int]:
-    _give_back(self, times)
+    _requeue(self, times)
     yield 1
 
 

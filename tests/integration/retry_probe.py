@@ -1,6 +1,6 @@
-"""An agent for tests whose handlers are tried again. Named by PROBE_NAME.
+"""An agent for tests whose handlers have retry policies.
 
-PROBE_SETTINGS are its settings, as JSON.
+PROBE_NAME is its name. PROBE_SETTINGS are its settings, as JSON.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ async def query(message: Message) -> None:
 
 @agent.on(MessageType.ACK)
 def ack(message: Message) -> None:
-    """As the setting says."""
+    """Retried by the setting ``waooaw_retries``."""
     _do(message)
 
 

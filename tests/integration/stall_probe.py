@@ -1,6 +1,6 @@
-"""An agent whose worker can be wedged in each known way, on purpose. Named by PROBE_NAME.
+"""An agent for tests whose worker can be blocked in each known way.
 
-PROBE_SETTINGS are its settings, as JSON; PROBE_WEDGE is what is wedged from the start, if anything.
+PROBE_NAME is its name. PROBE_SETTINGS are its settings, as JSON. PROBE_WEDGE names what is blocked from the start.
 """
 
 from __future__ import annotations
@@ -39,40 +39,40 @@ def ack(message: Message) -> None:
 
 @agent.method
 async def think(seconds: float) -> float:
-    """An async def that blocks the event loop of the handlers."""
+    """Block the event loop of the handlers."""
     time.sleep(seconds)
     return seconds
 
 
 @control_command()
 def wedge_asleep(state: Any) -> None:
-    """Block the thread that consumes, as a lock does that nobody releases."""
+    """Block the thread that consumes, like a lock that is never released."""
     native.sleep(3600)
 
 
 @control_command()
 def wedge_busy(state: Any) -> None:
-    """Turn in a circle in the thread that consumes."""
+    """Loop without end in the thread that consumes."""
     while True:
         sum(range(1000))
 
 
 @control_command()
 def wedge_for(state: Any, seconds: float) -> None:
-    """Block the thread that consumes for a while."""
+    """Block the thread that consumes for some seconds."""
     native.sleep(seconds)
 
 
 @control_command()
 def wedge_deaf(state: Any) -> None:
-    """Consume no longer, without Celery's knowing it: messages wait, and nothing is claimed."""
+    """Stop consuming without telling Celery: messages wait, and nothing is claimed."""
     consumer = state.consumer.task_consumer
     for tag in consumer._active_tags.values():
         consumer.channel.basic_cancel(tag)
 
 
 class NeverConsumes(bootsteps.StartStopStep):
-    """A step of the consumer that does not come to its end, as mingle did when its answers never timed out."""
+    """A step of the consumer that never ends, like mingle when its answers never time out."""
 
     requires = ("celery.worker.consumer.connection:Connection",)
 
@@ -82,7 +82,7 @@ class NeverConsumes(bootsteps.StartStopStep):
 
 
 class NeverConnects(bootsteps.StartStopStep):
-    """A step of the worker that does not come to its end."""
+    """A step of the worker that never ends."""
 
     requires = ("waooaw_celery.worker.health.watchdog:Watchdog",)
 
@@ -98,23 +98,23 @@ if os.environ.get("PROBE_WEDGE") == "before_connecting":
 
 
 def losing(callback: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Return what takes the result of a handler, except that of one that failed: it vanishes, as in a future."""
+    """Return a callback that loses the results of handlers that failed, like a future that nobody reads."""
 
-    def take(result: Any) -> Any:
+    def call(result: Any) -> Any:
         return None if result[0] else callback(result)
 
-    return take
+    return call
 
 
 class LosingThreads(ThreadPool):
-    """Its slots vanish with handlers that fail."""
+    """Threads that lose a slot with each handler that fails."""
 
     def on_apply(self, *args: Any, callback: Any = None, **kwargs: Any) -> Any:
         return super().on_apply(*args, callback=losing(callback), **kwargs)
 
 
 class LosingProcesses(ProcessPool):
-    """The same with processes."""
+    """Processes that lose a slot with each handler that fails."""
 
     def on_start(self) -> None:
         super().on_start()
@@ -123,7 +123,7 @@ class LosingProcesses(ProcessPool):
 
 
 class LosingSolo(SoloPool):
-    """The same in the thread that consumes."""
+    """A solo pool that loses its slot with a handler that fails."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

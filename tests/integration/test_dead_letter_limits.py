@@ -126,7 +126,7 @@ def test_message_is_acknowledged_after_its_dead_letter_is_stored(own_broker: Bro
             message = channel.prepare_message("[[1],{},{}]", 3, "application/json", "utf-8", headers, {})
             channel.basic_publish(message, exchange="", routing_key=agent_queue(name).name)
         log = own_broker.folder / f"{name}.log"
-        until(lambda: "kept unacknowledged until there is a dead letter" in log.read_text(), "the warning")
+        until(lambda: "stays unacknowledged until its dead letter is stored" in log.read_text(), "the warning")
         assert any(b"early" in entry for entry in client.hvals("unacked"))
         client.delete(DEAD_KEY)
         until(lambda: app.dead_letters.list(agent=name), "the dead letter")

@@ -1,4 +1,4 @@
-"""What follows a handler's end (errbacks, callbacks, chains, replies) is sent, or kept, or told."""
+"""Follow-ups of a handler (errbacks, callbacks, chains, replies) are sent, kept for later, or dead-lettered."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ SECONDS = 40.0
 
 
 @dataclass
-class Pooled:
-    """An agent's worker with two slots, or one in the solo pool."""
+class PoolWorker:
+    """An agent's worker with two slots, or with one in the solo pool."""
 
     name: str
     process: subprocess.Popen[bytes]
@@ -36,16 +36,16 @@ class Pooled:
     pool: str
 
     def handler(self, name: str, *args: Any) -> Any:
-        """Return a call of one of its handlers."""
+        """Return a signature of one of its handlers."""
         return self.app.signature(f"{self.name}.{name}", args=args)
 
-    def failing(self, count: int, text: str = "no", **options: Any) -> list[str]:
-        """Have as many commands fail as this, and return their ids."""
-        command = self.handler("command", {"fail": text, **options.pop("do", {})})
+    def send_failing(self, count: int, text: str = "no", **options: Any) -> list[str]:
+        """Send commands whose handlers fail, and return their ids."""
+        command = self.handler("command", {"fail": text, **options.pop("payload", {})})
         return [command.clone().apply_async(**options).id for _ in range(count)]
 
     def follow_ups(self, message_id: str) -> list[DeliveryReceipt]:
-        """Return the receipts of what a message has caused, when there are some and they have ended."""
+        """Return the receipts of the follow-ups of a message, once there are some and all have ended."""
         found: list[DeliveryReceipt] = []
 
         def ended() -> bool:
@@ -53,21 +53,21 @@ class Pooled:
             found[:] = [each.receipt for each in records if each.receipt.message_id != message_id]
             return bool(found) and all(each.status.final for each in found)
 
-        until(ended, f"the end of what {message_id} has caused")
+        until(ended, f"the end of the follow-ups of {message_id}")
         return found
 
-    def assert_well(self) -> None:
-        """Each slot handles messages: more of them than there are slots are answered."""
+    def assert_healthy(self) -> None:
+        """Check that each slot handles messages: more requests than slots are answered."""
         requests = RequestResponseHandler(self.app)
         for number in range(3):
             assert requests.request(self.name, "echo", {"value": number}, timeout=SECONDS) == number
         assert self.process.poll() is None
 
-    def told(self) -> list[str]:
-        """Return with what its handler ``note`` was called, in any of its processes."""
+    def notes(self) -> list[str]:
+        """Return the arguments with which its handler ``note`` was called, in any of its processes."""
         requests = RequestResponseHandler(self.app)
-        with suppress(StoreUnavailable):  # the ledger is only just back
-            return [each for _ in range(4) for each in requests.request(self.name, "told", timeout=SECONDS)]
+        with suppress(StoreUnavailable):  # the ledger may not be back yet
+            return [each for _ in range(4) for each in requests.request(self.name, "notes", timeout=SECONDS)]
         return []
 
 
@@ -79,7 +79,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def valkey_broker(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
-    """A Valkey whose memory is full at times, with the ledger in a server that goes away."""
+    """A Valkey whose memory can be filled, with the ledger in a server that can be stopped."""
     with valkey() as url:
         broker = Broker(url, url, tmp_path_factory.mktemp("follow-ups"), server.url)
         app = broker.app()
@@ -89,7 +89,7 @@ def valkey_broker(server: Server, tmp_path_factory: pytest.TempPathFactory) -> I
 
 
 @pytest.fixture(scope="module", params=[*POOLS, pytest.param("threads on RabbitMQ", marks=pytest.mark.rabbitmq)])
-def pooled(request: pytest.FixtureRequest, valkey_broker: Broker) -> Iterator[Pooled]:
+def worker(request: pytest.FixtureRequest, valkey_broker: Broker) -> Iterator[PoolWorker]:
     """One worker in each pool, for all tests of this file."""
     broker, pool = valkey_broker, request.param.partition(" ")[0]
     if pool != request.param:
@@ -98,91 +98,91 @@ def pooled(request: pytest.FixtureRequest, valkey_broker: Broker) -> Iterator[Po
     app, name = broker.app(), broker.name()
     options = ("-P", pool) if pool == "solo" else ("-P", pool, "-c", "2")
     process = broker.start(name, app, *options, module="pool_probe")
-    yield Pooled(name, process, app, broker.folder / f"{name}.log", request.param)
+    yield PoolWorker(name, process, app, broker.folder / f"{name}.log", request.param)
     end(process)
     app.close()
     if broker is not valkey_broker:
         broker.clean()
 
 
-def test_an_errback_to_nobody_is_a_dead_letter(pooled: Pooled) -> None:
-    """The message fails with its own error, its errback becomes a dead letter, and the worker goes on."""
-    ghost = f"{pooled.name}-ghost"
-    for message_id in pooled.failing(4, link_error=pooled.app.signature(f"{ghost}.note")):
-        assert settled(pooled.app, message_id) is MessageStatus.FAILED
-        assert MessageBus(pooled.app).receipt(message_id).error == "ValueError: no"
-        [errback] = pooled.follow_ups(message_id)
+def test_an_errback_to_an_unknown_agent_is_a_dead_letter(worker: PoolWorker) -> None:
+    """The message fails with its own error, its errback becomes a dead letter, and the worker continues."""
+    unknown_agent = f"{worker.name}-ghost"
+    for message_id in worker.send_failing(4, link_error=worker.app.signature(f"{unknown_agent}.note")):
+        assert settled(worker.app, message_id) is MessageStatus.FAILED
+        assert MessageBus(worker.app).receipt(message_id).error == "ValueError: no"
+        [errback] = worker.follow_ups(message_id)
         assert errback.status is MessageStatus.DEAD
         assert "no agent" in (errback.error or "")
-    if pooled.app.driver == "redis":  # others may look through the letters of RabbitMQ
-        assert len(pooled.app.dead_letters.list(queue=f"agent.{ghost}")) == 4
-    pooled.assert_well()
+    if worker.app.driver == "redis":  # others may be reading the dead letters of RabbitMQ
+        assert len(worker.app.dead_letters.list(queue=f"agent.{unknown_agent}")) == 4
+    worker.assert_healthy()
 
 
-def test_what_follows_waits_for_the_ledger(pooled: Pooled, server: Server, tmp_path: Path) -> None:
-    """Errbacks, a chain's next step and a reply that are due while the ledger is away come when it is back."""
+def test_follow_ups_wait_for_the_ledger(worker: PoolWorker, server: Server, tmp_path: Path) -> None:
+    """Errbacks, a chain's next step and a reply of an outage of the ledger are sent when it is back."""
     asked, stepped = tmp_path / "asked", tmp_path / "stepped"
     (tmp_path / "failed").mkdir()
-    pooled.handler("ask", f"replied {tmp_path.name}", str(asked)).apply_async()
-    until(asked.exists, "the beginning of what is asked")
-    do = {"sleep": 0.5, "touch": str(tmp_path / "failed")}
-    ids = pooled.failing(2, link_error=pooled.handler("note"), do=do)
-    step = pooled.handler("slow", 0.5, f"chained {tmp_path.name}", str(stepped))
-    second = (step | pooled.handler("note")).apply_async()
+    worker.handler("ask", f"replied {tmp_path.name}", str(asked)).apply_async()
+    until(asked.exists, "the start of the request")
+    payload = {"sleep": 0.5, "touch": str(tmp_path / "failed")}
+    ids = worker.send_failing(2, link_error=worker.handler("note"), payload=payload)
+    step = worker.handler("slow", 0.5, f"chained {tmp_path.name}", str(stepped))
+    second = (step | worker.handler("note")).apply_async()
     first, last = second.parent.id, second.id
     server.stop()
     try:
         for path in (asked, stepped):
             until(Path(f"{path}.ended").exists, f"the end of {path.name}")
-        until(lambda: len(list((tmp_path / "failed").iterdir())) == 2, "the end of what fails")
+        until(lambda: len(list((tmp_path / "failed").iterdir())) == 2, "the end of the failing handlers")
     finally:
         server.start()
     for message_id in ids:
-        assert settled(pooled.app, message_id) is MessageStatus.FAILED
+        assert settled(worker.app, message_id) is MessageStatus.FAILED
     for message_id in (first, last):
-        assert settled(pooled.app, message_id) is MessageStatus.HANDLED
+        assert settled(worker.app, message_id) is MessageStatus.HANDLED
     wanted = {*ids, f"chained {tmp_path.name}", f"replied {tmp_path.name}"}
-    until(lambda: wanted <= set(pooled.told()), "all that follows")
-    assert "is kept and sent when that is possible" in pooled.log.read_text()
-    pooled.assert_well()
+    until(lambda: wanted <= set(worker.notes()), "all follow-ups")
+    assert "is kept and sent when that is possible" in worker.log.read_text()
+    worker.assert_healthy()
 
 
-def test_an_errback_waits_for_memory(pooled: Pooled, valkey_broker: Broker, tmp_path: Path) -> None:
-    """While Valkey takes nothing more, messages end; their errbacks and dead letters are there when it does."""
-    if pooled.pool not in ("threads", "prefork"):
-        pytest.skip("two pools tell enough")
-    do = {"sleep": 1.5, "touch": str(tmp_path)}
-    ids = pooled.failing(2, link_error=pooled.handler("note"), do=do)
-    bus = MessageBus(pooled.app)
+def test_an_errback_waits_for_a_full_broker(worker: PoolWorker, valkey_broker: Broker, tmp_path: Path) -> None:
+    """While Valkey is full, messages end. Their errbacks and dead letters are stored afterwards."""
+    if worker.pool not in ("threads", "prefork"):
+        pytest.skip("two pools are enough")
+    payload = {"sleep": 1.5, "touch": str(tmp_path)}
+    ids = worker.send_failing(2, link_error=worker.handler("note"), payload=payload)
+    bus = MessageBus(worker.app)
     for message_id in ids:
         until(lambda id_=message_id: bus.receipt(id_).status is MessageStatus.DELIVERED, "the beginning")
     with Redis.from_url(valkey_broker.url.replace("redis+socket", "unix")) as client:
         client.config_set("maxmemory", 1)
         try:
             for message_id in ids:
-                assert settled(pooled.app, message_id) is MessageStatus.FAILED
+                assert settled(worker.app, message_id) is MessageStatus.FAILED
         finally:
             client.config_set("maxmemory", 0)
-    until(lambda: set(ids) <= set(pooled.told()), "the errbacks")
+    until(lambda: set(ids) <= set(worker.notes()), "the errbacks")
     until(
-        lambda: set(ids) <= {each.message_id for each in pooled.app.dead_letters.list(agent=pooled.name)},
+        lambda: set(ids) <= {each.message_id for each in worker.app.dead_letters.list(agent=worker.name)},
         "letters",
     )
-    pooled.assert_well()
+    worker.assert_healthy()
 
 
-def test_what_ends_without_its_handler_calls_its_errbacks(pooled: Pooled, request: pytest.FixtureRequest) -> None:
-    """At a time limit, and when a process is gone, errbacks are called once; those to nobody are dead letters."""
-    ends = {"prefork": ("hang", "leave"), "gevent": ("hang",)}.get(pooled.pool, ())
+def test_errbacks_are_called_for_lost_handlers(worker: PoolWorker, request: pytest.FixtureRequest) -> None:
+    """After a time limit or a lost process, errbacks are called once. Those to unknown agents are dead letters."""
+    ends = {"prefork": ("hang", "leave"), "gevent": ("hang",)}.get(worker.pool, ())
     if not ends:
-        pytest.skip("this pool has neither time limits of its own nor processes")
-    ghost = pooled.app.signature(f"{pooled.name}-phantom.note")
+        pytest.skip("this pool enforces no time limits and has no processes")
+    unknown_agent = worker.app.signature(f"{worker.name}-phantom.note")
     for name in ends:
-        message_id = pooled.handler(name).apply_async(link_error=[pooled.handler("note"), ghost]).id
-        assert settled(pooled.app, message_id) is MessageStatus.FAILED
-        error = MessageBus(pooled.app).receipt(message_id).error or ""
+        message_id = worker.handler(name).apply_async(link_error=[worker.handler("note"), unknown_agent]).id
+        assert settled(worker.app, message_id) is MessageStatus.FAILED
+        error = MessageBus(worker.app).receipt(message_id).error or ""
         assert error.startswith(("TimeLimitExceeded", "WorkerLostError")), error
-        until(lambda id_=message_id: id_ in pooled.told(), f"the errback of {name}")
-    letters = pooled.app.dead_letters
-    until(lambda: len(letters.list(queue=f"agent.{pooled.name}-phantom")) == len(ends), "the dead letters")
-    pooled.assert_well()
+        until(lambda id_=message_id: id_ in worker.notes(), f"the errback of {name}")
+    letters = worker.app.dead_letters
+    until(lambda: len(letters.list(queue=f"agent.{worker.name}-phantom")) == len(ends), "the dead letters")
+    worker.assert_healthy()

@@ -245,7 +245,7 @@ def test_it_is_told_and_a_spool_with_room_is_enough(server: Server, broker: Brok
                 record = app.registry.get(probe.name)
                 assert record.alive(timedelta(seconds=30))
                 return any(
-                    "neither to the ledger nor" in str(report.get("not_taking"))
+                    "neither in the ledger nor" in str(report.get("not_taking"))
                     for report in record.reports.values()
                 )
 
@@ -319,6 +319,6 @@ def test_what_was_handled_and_not_written_down_comes_again(
         runs = Counter(probe.handled())
         assert set(runs) == set(ids)
         assert sorted(runs.values()) == [1, 1, 2, 2]
-        assert not killed or "ended before it could write down how" in probe.log
+        assert not killed or "died before it recorded the outcome" in probe.log
     finally:
         end(probe.process)

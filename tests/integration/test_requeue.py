@@ -1,4 +1,4 @@
-"""A handler that gives its message back gets it again after a pause, a bounded number of times."""
+"""A message whose handler raises ``Reject(requeue=True)`` is handled again after a pause, up to a limit."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from waooaw_celery.embedded import end
 
 pytestmark = pytest.mark.usefixtures("dead_letters_alone")
 
-#: How often a message may be given back here; the pauses are 1 s and 2 s.
+#: How often a handler may requeue a message here. The pauses are 1 s and 2 s.
 LIMIT = 2
-EXCEEDED = f"the handler gave the message back {LIMIT + 1} times: not mine"
+EXCEEDED = f"the handler requeued the message {LIMIT + 1} times: not mine"
 UNLIMITED_ATTEMPTS = 1000
 
 POOLS = [
@@ -29,8 +29,8 @@ POOLS = [
 
 
 @pytest.fixture(scope="module", params=POOLS, ids="-".join)
-def where(request: pytest.FixtureRequest) -> Iterator[tuple[AgentApp, str]]:
-    """Return an application, and the name of an agent that runs in a pool, on a broker."""
+def agent(request: pytest.FixtureRequest) -> Iterator[tuple[AgentApp, str]]:
+    """Return an application, and the name of an agent whose worker runs in one pool, on one broker."""
     kind, pool = request.param
     broker: Broker = request.getfixturevalue(f"{kind}_broker")
     app, name = broker.app(), broker.name()
@@ -42,30 +42,30 @@ def where(request: pytest.FixtureRequest) -> Iterator[tuple[AgentApp, str]]:
 
 
 def send(app: AgentApp, name: str, message_type: MessageType, times: int, **fields: Any) -> str:
-    """Send a message whose handler gives it back so often, and return its id."""
+    """Send a message whose handler requeues it so many times, and return its id."""
     message = Message(from_agent="a", to_agent=name, payload=times, message_type=message_type, **fields)
     return MessageBus(app).send(message).message_id
 
 
-def test_what_is_given_back_comes_again_after_pauses_and_then_fails(where: tuple[AgentApp, str]) -> None:
-    """Each kind of handler gets its message again after 1 s and 2 s; then it is handled or has FAILED."""
-    app, name = where
+def test_a_requeued_message_is_handled_after_pauses_and_then_fails(agent: tuple[AgentApp, str]) -> None:
+    """In each kind of handler, the pauses are 1 s and 2 s. Then the message is HANDLED or FAILED."""
+    app, name = agent
     bus, requests = MessageBus(app), Requests(app)
     types = [MessageType.COMMAND, MessageType.QUERY, *([MessageType.ACK] if app.settings.database_url else [])]
     with ThreadPoolExecutor(6) as threads:
-        asked = [
+        failing_answers = [
             threads.submit(requests.request, name, method, {"times": UNLIMITED_ATTEMPTS}, timeout=60)
             for method in ("plain", "parts", "async_parts")
         ]
-        heard = threads.submit(requests.request, name, "plain", {"times": LIMIT}, timeout=60)
+        passing_answer = threads.submit(requests.request, name, "plain", {"times": LIMIT}, timeout=60)
         failing = [send(app, name, each, UNLIMITED_ATTEMPTS) for each in types]
         passing = [send(app, name, each, LIMIT) for each in types]
         for each in (*failing, *passing):
             until(lambda each=each: bus.receipt(each).status.final, "the end", 60)  # type: ignore[misc]
-        for answer in asked:
+        for answer in failing_answers:
             with pytest.raises(RemoteError, match=f"RequeueLimitExceeded: {EXCEEDED}"):
                 answer.result(60)
-        assert heard.result(60) == "answer"
+        assert passing_answer.result(60) == "answer"
     for each in failing:
         receipt = bus.receipt(each)
         assert (receipt.status, receipt.attempts) == (MessageStatus.FAILED, LIMIT + 1)
@@ -79,38 +79,38 @@ def test_what_is_given_back_comes_again_after_pauses_and_then_fails(where: tuple
     assert letters == dict.fromkeys(failing, f"RequeueLimitExceeded: {EXCEEDED}")
 
 
-def test_what_would_expire_first_fails_at_once(where: tuple[AgentApp, str]) -> None:
-    """A message that expires before its next attempt is not given back in vain."""
-    app, name = where
+def test_a_message_that_would_expire_fails_at_once(agent: tuple[AgentApp, str]) -> None:
+    """A message that expires before its next attempt is not requeued."""
+    app, name = agent
     bus = MessageBus(app)
     sent = send(app, name, MessageType.COMMAND, UNLIMITED_ATTEMPTS, ttl_seconds=2.5)
     until(lambda: bus.receipt(sent).status.final, "the end")
     receipt = bus.receipt(sent)
     assert receipt.status is MessageStatus.FAILED
     assert receipt.attempts == 2
-    assert receipt.error == "RequeueLimitExceeded: the handler gave the message back 2 times: not mine"
+    assert receipt.error == "RequeueLimitExceeded: the handler requeued the message 2 times: not mine"
 
 
-def test_an_outage_is_not_counted_and_does_not_circle(ledger_broker: Broker) -> None:
-    """While no attempt can be published the message comes again, once a second and beyond the limit."""
+def test_returns_during_an_outage_are_paused_and_not_counted(ledger_broker: Broker) -> None:
+    """While no attempt can be published, the message is delivered once a second, beyond the limit."""
     app, name = ledger_broker.app(), ledger_broker.name()
     bus, requests = MessageBus(app), Requests(app)
     options: dict[str, Any] = {"module": "requeue_probe", "waooaw_requeue_limit": 1}
-    with proxied(ledger_broker.url) as way:
-        away = f"redis://127.0.0.1:{way.port}/0"
+    with proxied(ledger_broker.url) as proxy:
+        write_url = f"redis://127.0.0.1:{proxy.port}/0"
         process = ledger_broker.start(
-            name, app, "-P", "threads", "--without-heartbeat", broker_write_url=away, **options
+            name, app, "-P", "threads", "--without-heartbeat", broker_write_url=write_url, **options
         )
         assert requests.request(name, "plain", {"times": 0}) == "answer"
-    # Now the worker's connections for publishing are refused, and those over which it consumes are not.
+    # Now the proxy refuses the worker's connections for publishing. It consumes over another URL.
     sent = send(app, name, MessageType.COMMAND, 1)
 
     def times() -> Any:
         return requests.request(name, "times", {"message_id": sent})
 
-    until(lambda: len(times()) >= 4, "the fourth time", 60)
-    tried = times()
-    assert all(later - earlier > 0.9 for earlier, later in pairwise(tried))
+    until(lambda: len(times()) >= 4, "the fourth attempt", 60)
+    started_at = times()
+    assert all(later - earlier > 0.9 for earlier, later in pairwise(started_at))
     assert not bus.receipt(sent).status.final
     end(process)
     process = ledger_broker.start(name, app, "-P", "threads", **options)

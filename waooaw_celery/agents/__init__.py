@@ -61,9 +61,9 @@ if TYPE_CHECKING:
     from waooaw_celery.messages.receipt import DeliveryReceipt
     from waooaw_celery.messages.topics.schemas import SchemaCheck, TopicSchema
     from waooaw_celery.wire.serializer import MessageSerializer
+    from waooaw_celery.worker.current_task import current_message
     from waooaw_celery.worker.execution.streaming import Final
     from waooaw_celery.worker.outcomes.retry_policy import Retries
-    from waooaw_celery.worker.task import current_message
 
 #: Each public name, and the module that defines it.
 _MODULES = {
@@ -126,7 +126,7 @@ _MODULES = {
     "UnknownSubscription": "waooaw_celery.errors",
     "WaooawError": "waooaw_celery.errors",
     "create_app": "waooaw_celery.app.app",
-    "current_message": "waooaw_celery.worker.task",
+    "current_message": "waooaw_celery.worker.current_task",
     "from_cloudevent": "waooaw_celery.agents.events.cloudevents",
     "register_periodic_tasks": "waooaw_celery.maintenance.tasks",
     "to_cloudevent": "waooaw_celery.agents.events.cloudevents",

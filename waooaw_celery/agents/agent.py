@@ -24,8 +24,9 @@ from waooaw_celery.messages.topics.filters import Filter
 from waooaw_celery.messages.topics.patterns import check_pattern
 from waooaw_celery.messages.validation import JSON, check_agent_name, check_tags
 from waooaw_celery.store.subscriptions import Subscription
+from waooaw_celery.worker.execution.completion import as_plain_function
 from waooaw_celery.worker.execution.exactly_once import current_session
-from waooaw_celery.worker.task import AgentTask, as_plain_function
+from waooaw_celery.worker.task import AgentTask
 
 
 class Agent(AgentClient):

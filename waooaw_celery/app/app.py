@@ -38,6 +38,7 @@ from waooaw_celery.wire.formats import install_formats
 from waooaw_celery.wire.packer import Packer
 from waooaw_celery.worker import signals
 from waooaw_celery.worker.cancellation import CancellationRegistry
+from waooaw_celery.worker.current_task import is_sent_by_finished_handler
 from waooaw_celery.worker.execution.event_loop import close_event_loop
 from waooaw_celery.worker.execution.pools import SafePool
 from waooaw_celery.worker.health.clock import ReportClock
@@ -48,7 +49,7 @@ from waooaw_celery.worker.outcomes import replies
 from waooaw_celery.worker.outcomes.follow_up_sender import FollowUpRequest, send_follow_up, send_ordinary_follow_up
 from waooaw_celery.worker.outcomes.follow_ups import FollowUps
 from waooaw_celery.worker.remote_control import CancelListener
-from waooaw_celery.worker.task import AgentTask, is_sent_by_finished_handler
+from waooaw_celery.worker.task import AgentTask
 
 if TYPE_CHECKING:
     from waooaw_celery.ledger.database.engine import Database

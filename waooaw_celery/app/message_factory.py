@@ -10,7 +10,7 @@ from waooaw_celery.errors import InvalidMessage, UnknownSender
 from waooaw_celery.messages.headers import check_delay, message_of_delay, message_of_retry, threaded
 from waooaw_celery.messages.message import Message
 from waooaw_celery.messages.queues import HandlerName
-from waooaw_celery.worker.task import current_message, current_task
+from waooaw_celery.worker.current_task import current_message, current_task
 
 logger = logging.getLogger(__name__)
 

@@ -43,10 +43,10 @@ from waooaw_celery.messages.message import Message
 from waooaw_celery.messages.receipt import MessageEvent, MessageFact, ReceiptStore
 from waooaw_celery.messages.reply_to import ReplyTo
 from waooaw_celery.store.agents import AgentRegistry
+from waooaw_celery.worker.current_task import current_task, is_sent_by_finished_handler
 from waooaw_celery.worker.execution.event_loop import is_on_event_loop
 from waooaw_celery.worker.outcomes.committed_effects import is_redelivered
-from waooaw_celery.worker.signals import MAX_ERROR
-from waooaw_celery.worker.task import current_task, is_sent_by_finished_handler
+from waooaw_celery.worker.record import MAX_ERROR
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from waooaw_celery.messages.message import Message
 from waooaw_celery.messages.publish_options import PublishOptions, options_of_task
 from waooaw_celery.messages.queues import HandlerName, takes_message
 from waooaw_celery.messages.reply_to import REPLY_TO_HEADER
-from waooaw_celery.worker.task import current_task
+from waooaw_celery.worker.current_task import current_task
 
 
 class TaskPublication:

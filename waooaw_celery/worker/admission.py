@@ -1,4 +1,7 @@
-"""Whether a message is begun: not when it expired, was cancelled, has ended before, or ended too many workers."""
+"""Decides whether the handler of a message runs.
+
+It does not when the message has expired, was cancelled, has ended before, or has ended too many workers.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from waooaw_celery.errors import AuditUnavailable, DeliveryLimitExceeded, StoreU
 from waooaw_celery.messages.enums import FINAL
 from waooaw_celery.messages.headers import parse_datetime
 from waooaw_celery.messages.receipt import MessageEvent, MessageFact
+from waooaw_celery.worker.attempt import attempt_of
 from waooaw_celery.worker.cancellation import cancellations_of
 from waooaw_celery.worker.health.clock import clock_of
 from waooaw_celery.worker.outcomes.committed_effects import (
@@ -21,116 +25,133 @@ from waooaw_celery.worker.outcomes.committed_effects import (
     is_redelivered,
     was_committed_before,
 )
+from waooaw_celery.worker.record import fact_of, readable_message, record
 
 logger = logging.getLogger(__name__)
 
-#: Where a task's request keeps as what its message ends without having been begun, or None.
-_REFUSED = "waooaw_refused"
-#: Where it keeps how many workers ended with it, when they are too many.
-_DEATHS = "waooaw_deaths"
-#: Where it keeps why the message is given back to its queue.
-_GIVEN_BACK = "waooaw_given_back"
-#: Seconds after which it is, at most.
-GIVE_BACK_SECONDS = 2.0
-#: What Celery's log says of a message that had ended before.
+#: Seconds for which admission tries to record DELIVERED before the message goes back to its queue.
+REQUEUE_SECONDS = 2.0
+#: The reason that Celery logs for a duplicate.
 DUPLICATE_REASON = "it has ended before, and is not handled again"
 
 
-def reason_to_skip(task: Any) -> MessageEvent | None:
-    """Return as what a task's message ends if it is not to be begun, or None: what Celery no longer looks at.
+def admit(task: Any) -> None:
+    """Decide whether the handler of a message runs, and record it: DELIVERED, or why the message is skipped.
 
-    It may have expired, or been cancelled, while it waited in the pool; or it is a DUPLICATE of a message that has
-    ended. Asked of one attempt again, it answers the same. A message whose effect is committed is begun: its
-    handler returns what it returned before.
-    """
-    request = task.request
-    if _REFUSED not in request.__dict__:
-        expires_at = parse_datetime(request.expires, UTC)
-        event = None
-        if expires_at is not None and expires_at <= clock_of(task.app).now():
-            event = MessageEvent.EXPIRED
-        elif request.id in cancellations_of(task.app):
-            event = MessageEvent.CANCELLED
-        if event is not None and was_committed_before(task, request):
-            event = None
-        request.update({_REFUSED: event})
-    known: MessageEvent | None = request.get(_REFUSED)
-    return known
-
-
-def admit_delivery(task: Any, fact: MessageFact) -> None:
-    """Write down that a worker begins with a message, unless it has ended, or has ended too many workers.
+    Celery calls the handler's ``before_start`` next, which raises when the message was not admitted.
 
     Args:
-        task: its handler, an AgentTask.
-        fact: DELIVERED.
+        task: the handler, an AgentTask.
     """
-    if is_marked_redelivered(task.request):
-        deaths = _uncounted_deaths(task, fact.message_id)
-        if deaths > int(task.app.transport_options.get("delivery_limit", DELIVERY_LIMIT)):
-            task.request.update({_DEATHS: deaths})
-            return
-    if not task.app.receipts.begin(fact, doubtful=is_redelivered(task.request)):
-        task.request.update({_REFUSED: MessageEvent.DUPLICATE})
-
-
-def begin_or_give_back(task: Any, fact: MessageFact) -> None:
-    """Write down that a worker begins with a message; when that can be written nowhere, have it given back.
-
-    Args:
-        task: its handler, an AgentTask.
-        fact: DELIVERED.
-    """
-    hard = (task.request.timelimit or (None, None))[0] or task.time_limit or 2 * GIVE_BACK_SECONDS
-    deadline = time.monotonic() + min(GIVE_BACK_SECONDS, float(hard) / 2)
-    while True:
-        try:
-            return admit_delivery(task, fact)
-        except AuditUnavailable as error:
-            # The worker stops to take messages meanwhile: else this one would come again at once.
-            if time.monotonic() > deadline:
-                task.request.update({_GIVEN_BACK: str(error)})
-                return None
-            time.sleep(0.2)
-
-
-def given_back(task: Any) -> bool:
-    """Whether a task's message is given back to its queue, since its beginning can be written nowhere."""
-    return bool(task.request.get(_GIVEN_BACK))
+    event = reason_to_skip(task)
+    if event is not None:
+        record(task, event, attempt=0)
+        return
+    attempt_of(task.request).admitted_at = time.monotonic()
+    message, now = readable_message(task, task.request), clock_of(task.app).now()
+    waited = max((now - message.sent_at).total_seconds(), 0.0) if message is not None else None
+    _admit_or_requeue(task, fact_of(task, MessageEvent.DELIVERED, at=now, seconds=waited))
 
 
 def check_admitted(task: Any) -> None:
-    """Drop a message that is not to be begun.
+    """Raise what ends a message that was not admitted.
+
+    Args:
+        task: the handler, an AgentTask.
 
     Raises:
         Reject: it goes back to its queue.
-        Ignore: its time was over, it was cancelled, or it had ended.
-        DeliveryLimitExceeded: it ended too many workers.
+        Ignore: it has expired, was cancelled, or has ended before.
+        DeliveryLimitExceeded: it has ended too many workers.
     """
-    if given_back(task):
-        raise Reject(task.request.get(_GIVEN_BACK), requeue=True)
+    attempt = attempt_of(task.request)
+    if attempt.requeue_reason:
+        raise Reject(attempt.requeue_reason, requeue=True)
     event = reason_to_skip(task)
-    if event is MessageEvent.DUPLICATE:  # whoever waits has been told, and what was told stays
+    if event is MessageEvent.DUPLICATE:  # its caller has an answer, which stays
         raise Ignore(DUPLICATE_REASON)
     if event is not None:
         store_revoked(task, event.value)
         raise Ignore
-    if deaths := task.request.get(_DEATHS):
-        raise DeliveryLimitExceeded(f"{deaths} workers ended with it")
+    if attempt.lost_workers:
+        raise DeliveryLimitExceeded(f"{attempt.lost_workers} workers ended with it")
+
+
+def reason_to_skip(task: Any) -> MessageEvent | None:
+    """Return the event with which a message ends without its handler, or None when the handler runs.
+
+    The message may have expired or been cancelled while it waited in the pool, or be a DUPLICATE of a message that
+    has ended. The answer is the same each time it is asked of one attempt. A message with a committed effect is
+    not skipped: its handler returns what it returned before.
+
+    Args:
+        task: the handler, an AgentTask.
+    """
+    attempt = attempt_of(task.request)
+    if not attempt.is_checked:
+        attempt.is_checked, attempt.skipped_as = True, _expired_or_cancelled(task)
+    return attempt.skipped_as
+
+
+def _expired_or_cancelled(task: Any) -> MessageEvent | None:
+    request, event = task.request, None
+    expires_at = parse_datetime(request.expires, UTC)
+    if expires_at is not None and expires_at <= clock_of(task.app).now():
+        event = MessageEvent.EXPIRED
+    elif request.id in cancellations_of(task.app):
+        event = MessageEvent.CANCELLED
+    return None if event is not None and was_committed_before(task, request) else event
+
+
+def is_requeued(task: Any) -> bool:
+    """Return whether a message goes back to its queue because its delivery cannot be recorded."""
+    return bool(attempt_of(task.request).requeue_reason)
 
 
 def store_revoked(task: Any, reason: str) -> None:
-    """Tell whoever waits for the answer that there will be none."""
+    """Store in the result backend that a request gets no answer, unless nobody waits for one.
+
+    Args:
+        task: the handler, an AgentTask.
+        reason: such as ``cancelled``.
+    """
     request = task.request
     nobody_waits = task.ignore_result or bool(request.ignore_result)
     task.backend.mark_as_revoked(str(request.id), reason, request=request, store_result=not nobody_waits)
 
 
-def _uncounted_deaths(task: Any, message_id: str) -> int:
-    """Return how many workers ended with a message in their hands, where its transport does not count them.
+def _admit_or_requeue(task: Any, fact: MessageFact) -> None:
+    """Admit a delivery; where that cannot be recorded for ``REQUEUE_SECONDS``, have the message requeued."""
+    hard = (task.request.timelimit or (None, None))[0] or task.time_limit or 2 * REQUEUE_SECONDS
+    deadline = time.monotonic() + min(REQUEUE_SECONDS, float(hard) / 2)
+    while True:
+        try:
+            return _admit_delivery(task, fact)
+        except AuditUnavailable as error:
+            # The worker needs this time to stop consuming. Otherwise the message would come back at once.
+            if time.monotonic() > deadline:
+                attempt_of(task.request).requeue_reason = str(error)
+                return None
+            time.sleep(0.2)
 
-    Our own on Redis does. RabbitMQ's classic queues and Kombu's transport for Redis only say that it was handed
-    out before: then the receipt knows how often it was begun, and all but the retries were cut short.
+
+def _admit_delivery(task: Any, fact: MessageFact) -> None:
+    """Record DELIVERED, unless the message has ended before or has ended too many workers."""
+    attempt = attempt_of(task.request)
+    if is_marked_redelivered(task.request):
+        lost_workers = _uncounted_lost_workers(task, fact.message_id)
+        if lost_workers > int(task.app.transport_options.get("delivery_limit", DELIVERY_LIMIT)):
+            attempt.lost_workers = lost_workers
+            return
+    if not task.app.receipts.begin(fact, doubtful=is_redelivered(task.request)):
+        attempt.is_checked, attempt.skipped_as = True, MessageEvent.DUPLICATE
+
+
+def _uncounted_lost_workers(task: Any, message_id: str) -> int:
+    """Return how many workers died with a message, where its transport does not count them; else 0.
+
+    This package's transport for Redis counts. RabbitMQ's classic queues and Kombu's transport for Redis only mark
+    a message as redelivered. There the receipt counts the attempts, and each one that is not a retry was lost.
     """
     if task.app.claims and task.app.driver == "redis":
         return 0
@@ -138,8 +159,8 @@ def _uncounted_deaths(task: Any, message_id: str) -> int:
         receipt = task.app.receipts.get(message_id)
     except UnknownMessage:
         return 0
-    except StoreUnavailable as error:  # once too often is better than never
+    except StoreUnavailable as error:  # one delivery too many is better than one too few
         extra = {"action": "deaths_not_known", "message_id": message_id}
-        logger.warning("how many workers ended with %s is not known: %s", message_id, error, extra=extra)
+        logger.warning("cannot read how many workers ended with %s: %s", message_id, error, extra=extra)
         return 0
     return 0 if receipt.status in FINAL else int(receipt.attempts - task.request.retries)

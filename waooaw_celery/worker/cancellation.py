@@ -1,4 +1,4 @@
-"""What is to be cancelled, as one worker knows it."""
+"""The cancellations that one worker knows."""
 
 from __future__ import annotations
 
@@ -10,45 +10,55 @@ from typing import Any
 
 from celery.utils.collections import LimitedSet
 
-#: Messages that a worker remembers to have begun.
+#: How many started messages a worker remembers.
 MAX_REMEMBERED = 50_000
+#: The reason that the result backend stores for a request that was cancelled.
+CANCELLED = "cancelled"
 
 
 class CancelAnswer(StrEnum):
-    """What a worker says when it is told to cancel a message."""
+    """A worker's answer to the remote control command that cancels a message."""
 
-    PROMISED = "promised"  #: it never had the message, and drops it when it comes
-    DROPPED = "dropped"  #: the message waited here and was dropped; the worker has noted that
-    BEGUN = "begun"  #: it has begun the message at some time, and tells itself how that ended
-    STOPPING = "stopping"  #: the handler was told to stop; the worker notes how it ends
+    PROMISED = "promised"  #: it never had the message, and will drop it if it comes
+    DROPPED = "dropped"  #: the message waited here and was dropped; the worker has recorded that
+    BEGUN = "begun"  #: it has started the message, now or earlier, and records the outcome itself
+    STOPPING = "stopping"  #: the handler is being stopped; the worker records how it ends
     NOT_STOPPABLE = "not stoppable"  #: the handler runs in a thread, and is no coroutine
 
 
 class CancellationRegistry:
-    """What one worker knows of cancelled messages: told to it at once, and read from the store again and again."""
+    """The cancellations that one worker knows. It hears of each at once, and reads all from the store repeatedly.
+
+    Safe for several threads.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        #: By id: whether a handler that has begun is to be stopped too, and when this was learnt.
+        #: By message id: whether a running handler is stopped too, and when the cancellation was learnt.
         self._known: dict[str, tuple[bool, float]] = {}
-        #: Whose end this worker may not have told yet.
+        #: Messages whose outcome this worker may not have recorded yet.
         self._taken: Any = LimitedSet(maxlen=MAX_REMEMBERED)
 
     def add(self, message_id: str, running: bool) -> None:
-        """Learn that a message is to be cancelled."""
+        """Add a cancellation.
+
+        Args:
+            message_id: the message.
+            running: whether a running handler is stopped too.
+        """
         with self._lock:
             before, _ = self._known.get(message_id, (False, 0.0))
             self._known[message_id] = before or running, time.monotonic()
 
     def learn(self, requested: Mapping[str, bool], asked_at: float) -> list[str]:
-        """Learn all that is to be cancelled, and forget what no longer is.
+        """Replace what is known with what the store says.
 
         Args:
-            requested: what the store says.
-            asked_at: when it was asked, by the monotonic clock: what was learnt later stays.
+            requested: by message id, whether a running handler is stopped too.
+            asked_at: when the store was asked, in seconds of the monotonic clock; what was added later stays.
 
         Returns:
-            The ids that are to be stopped too when they run.
+            The ids of messages whose running handlers are to be stopped.
         """
         with self._lock:
             self._known = {
@@ -61,20 +71,20 @@ class CancellationRegistry:
         return message_id in self._known
 
     def stops(self, message_id: str) -> bool:
-        """Whether the handler of a message is to be stopped."""
+        """Return whether a running handler of a message is to be stopped."""
         return self._known.get(message_id, (False, 0.0))[0]
 
     def take(self, message_id: str) -> None:
-        """Remember that this worker begins a message."""
+        """Remember that this worker starts a message."""
         with self._lock:
             self._taken.add(message_id)
 
     def has_taken(self, message_id: str) -> bool:
-        """Whether this worker has begun a message, as far as it remembers."""
+        """Return whether this worker has started a message, among the last ``MAX_REMEMBERED``."""
         return message_id in self._taken
 
 
 def cancellations_of(app: Any) -> CancellationRegistry:
-    """Return what the worker of an application, which stands above here, knows of cancelled messages."""
-    cancels: CancellationRegistry = app.cancellations
-    return cancels
+    """Return the cancellations that the worker of an AgentApp knows."""
+    cancellations: CancellationRegistry = app.cancellations
+    return cancellations

@@ -1,4 +1,4 @@
-"""Celery's consumer, in which nothing that arrives ends a worker, and nothing dies without a letter."""
+"""Celery's consumer, made safe: no message ends the worker, and none is discarded without a dead letter."""
 
 from __future__ import annotations
 
@@ -20,128 +20,146 @@ from waooaw_celery.worker.task import AgentTask
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between two attempts to keep a dead letter; meanwhile its message is not acknowledged.
-PAUSE = 5.0
+#: Seconds between two attempts to keep a dead letter. Its message stays unacknowledged meanwhile.
+RETRY_SECONDS = 5.0
 
 
 class AgentConsumer(Consumer):
     """Receives the messages of a worker.
 
-    What cannot be read, is no task, or has no handler here becomes a dead letter: it is acknowledged when the
-    letter is safe. (On Redis this package's transport has looked at each message before.)
+    A message that cannot be read, is no task, or has no handler here becomes a dead letter. The message is
+    acknowledged when the dead letter is stored. On Redis, the transport of this package has checked it before.
     """
 
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], Any]:
-        """Return what takes a message: Celery's, of those that it can take."""
-        take = super().create_task_handler(*args, **kwargs)
+        """Return the function that receives each message."""
+        return partial(self.consume, super().create_task_handler(*args, **kwargs))
 
-        def on_task_received(message: Any) -> Any:
-            try:
-                self._check(message)
-            except DecodingFailed as error:
-                return self._bury(message, str(error))
-            except Exception as error:  # noqa: BLE001 - a check that fails is a verdict too, never the worker's end
-                return self._bury(message, str(uncheckable(error)), error)
-            return take(message)
+    def consume(self, receive: Callable[[Any], Any], message: Any) -> Any:
+        """Check a message, and give it to Celery or make a dead letter of it.
 
-        return on_task_received
+        Args:
+            receive: Celery's function that makes a request of a message and gives it to the pool.
+            message: what Kombu delivers.
+        """
+        try:
+            self._check(message)
+        except DecodingFailed as error:
+            return self._dead_letter(message, str(error))
+        except Exception as error:  # noqa: BLE001 - a message that makes a check fail must not end the worker
+            return self._dead_letter(message, str(uncheckable(error)), error)
+        return receive(message)
 
     def on_decode_error(self, message: Any, exc: BaseException) -> None:
-        """Make a dead letter of a message that cannot be unpacked or decoded.
+        """Make a dead letter of a message that cannot be decompressed or decoded.
 
         Celery would acknowledge it, and write its body to the log.
         """
-        self._bury(message, str(exc), exc)
+        self._dead_letter(message, str(exc), exc)
 
     def on_unknown_message(self, body: Any, message: Any) -> None:
-        """Make a dead letter of what is no task."""
-        self._bury(message, "it is no task")
+        """Make a dead letter of a message that is no task."""
+        self._dead_letter(message, "it is no task")
 
     def on_invalid_task(self, body: Any, message: Any, exc: BaseException) -> None:
-        """Make a dead letter of what Celery can make no task of."""
-        self._bury(message, str(exc), exc)
+        """Make a dead letter of a message of which Celery cannot make a request."""
+        self._dead_letter(message, str(exc), exc)
 
     def on_unknown_task(self, body: Any, message: Any, exc: Any) -> None:
-        """Make a dead letter of a message for which there is no handler; who waits for the answer is told."""
+        """Make a dead letter of a message that has no handler here, and send the error to its caller."""
         name = _headers(message).get("task") or exc.args[0]
-        tell = partial(super().on_unknown_task, body, message, exc)
-        self._bury(message, f"the worker has no handler {name!r:.300}", exc, tell)
+        reject = partial(super().on_unknown_task, body, message, exc)
+        self._dead_letter(message, f"the worker has no handler {name!r:.300}", exc, reject)
 
     def _check(self, message: Any) -> None:
         """Check what Celery takes for granted.
 
         Raises:
-            DecodingFailed: something is not as it should be.
+            DecodingFailed: the message is not a valid task.
         """
         headers, guarded = _headers(message), getattr(message, "guarded", False)
         if "task" not in headers:
-            said = _decoded(message)
-            check_old_task(said)
-            name, asked = said["task"], said
+            body = _decoded(message)
+            check_old_task(body)
+            name, callbacks = body["task"], body
         else:
             if not guarded:
                 check_task_headers(headers)
             name = headers["task"]
             if guarded and (ENVELOPE_HEADER in headers or not isinstance(self.app.tasks.get(name), AgentTask)):
                 return
-            said = _decoded(message)
-            check_task_body(said)
-            asked = said[2] or {}
+            body = _decoded(message)
+            check_task_body(body)
+            callbacks = body[2] or {}
         foreign = ENVELOPE_HEADER not in headers and isinstance(self.app.tasks.get(name), AgentTask)
-        if foreign and any(asked.get(part) for part in CALLBACK_FIELDS):
+        if foreign and any(callbacks.get(part) for part in CALLBACK_FIELDS):
             raise DecodingFailed(FOREIGN_CALLBACKS)
 
-    def _bury(
+    def _dead_letter(
         self,
         message: Any,
         reason: str,
         error: BaseException | None = None,
-        tell: Callable[[], None] | None = None,
+        reject: Callable[[], None] | None = None,
     ) -> None:
-        """Keep a message as a dead letter, and acknowledge it; when the broker does not take it, again later."""
-        claim = getattr(getattr(message, "_raw", None), "claim", None)
-        reason = printable(reason)  # it may quote what arrived, and is to be one line of the log
+        """Make a dead letter of a message, and acknowledge it; retry while the broker does not accept it.
+
+        Args:
+            message: what Kombu delivered.
+            reason: why it cannot be handled.
+            error: the exception that says so.
+            reject: has Celery reject the message and store the error for its caller; None: there is no caller.
+        """
+        reason = printable(reason)  # it may quote the message, and must be one line of the log
         try:
-            if claim is not None:
-                channel = message.channel
-                dead_letter(
-                    *(channel, channel.scripts_client, claim.tag, claim.queue, claim.raw, reason),
-                    worker=self.hostname,
-                )
-            else:
-                queue = self._queue_of(message)
-                app: Any = self.app  # an AgentApp
-                app.dead_letters.bury(queue, reason, _item(message), self.hostname)
+            self._store(message, reason)
         except BrokerUnavailable as away:
             logger.warning(
-                "a message is kept unacknowledged until there is a dead letter of it: %s",
+                "a message stays unacknowledged until its dead letter is stored: %s",
                 away,
                 extra={"action": "letter_waits"},
             )
-            again = partial(self._bury, message, reason, error, tell)
-            self.timer.call_after(PAUSE, self.call_soon, (again,))
+            again = partial(self._dead_letter, message, reason, error, reject)
+            self.timer.call_after(RETRY_SECONDS, self.call_soon, (again,))
             return
         errors: Any = self.connection_errors  # type: ignore[attr-defined]  # newer than its stubs
-        if tell is not None:
-            self._tell(message, tell, errors)
+        if reject is not None:
+            self._reject(message, reject, errors)
             return
         message.ack_log_error(logger, errors)
         signals.task_rejected.send(sender=self, message=message, exc=error)
 
-    def _tell(self, message: Any, tell: Callable[[], None], errors: Any) -> None:
-        """Have Celery reject a message and tell its caller; when that fails, the letter is kept all the same."""
+    def _store(self, message: Any, reason: str) -> None:
+        """Store a dead letter.
+
+        Raises:
+            BrokerUnavailable: the broker does not answer.
+        """
+        claim = getattr(getattr(message, "_raw", None), "claim", None)
+        if claim is None:
+            app: Any = self.app  # an AgentApp
+            app.dead_letters.bury(self._queue_of(message), reason, _item(message), self.hostname)
+            return
+        channel = message.channel
+        dead_letter(
+            *(channel, channel.scripts_client, claim.tag, claim.queue, claim.raw, reason),
+            worker=self.hostname,
+        )
+
+    def _reject(self, message: Any, reject: Callable[[], None], errors: Any) -> None:
+        """Have Celery reject a message and store the error; the dead letter is kept if that fails."""
         try:
-            tell()
+            reject()
         except Exception:
             logger.exception(
-                "the caller of a message that became a dead letter is not told: the result backend failed",
+                "the caller of a message that became a dead letter gets no answer: the result backend failed",
                 extra={"action": "caller_not_told"},
             )
             if not message.acknowledged:
                 message.ack_log_error(logger, errors)
 
     def _queue_of(self, message: Any) -> str:
-        """Return the queue from which a message came: an exchange of a project's own may have brought it there."""
+        """Return the queue of a message. Its routing key may differ where a project has its own exchange."""
         consumed = list(self.app.amqp.queues.consume_from)
         routing_key = str((message.delivery_info or {}).get("routing_key", ""))
         return routing_key if routing_key in consumed or len(consumed) != 1 else str(consumed[0])
@@ -154,16 +172,16 @@ def _headers(message: Any) -> Any:
 def _decoded(message: Any) -> Any:
     try:
         return message.decode()
-    except Exception as error:  # a decoder that Kombu knows may raise anything
+    except Exception as error:  # a decoder registered with Kombu may raise anything
         raise DecodingFailed(f"its body cannot be decoded: {error!r:.200}") from error
 
 
 def _item(message: Any) -> bytes:
-    """Return a message in the form in which messages travel on Redis, as it came, as far as that is known."""
+    """Return a message in the form that messages have on Redis, unchanged where that is known."""
     item = getattr(message, "item", None)
     if isinstance(item, bytes):
         return item
-    way = message.content_type, message.content_encoding
+    encoding = message.content_type, message.content_encoding
     return as_item(
-        message.body, *way, message.headers, {**message.properties, "delivery_info": message.delivery_info}
+        message.body, *encoding, message.headers, {**message.properties, "delivery_info": message.delivery_info}
     )

@@ -1,7 +1,7 @@
-"""Stops a worker from taking messages while what becomes of them can be written down nowhere.
+"""Stops a worker from consuming while the outcomes of messages cannot be recorded.
 
-That is so when the ledger's database does not answer and the spool cannot be written. What runs goes on to its
-end; its message is acknowledged when that end is written down.
+That is while the ledger's database does not answer and the spool cannot be written. Handlers that run go on to
+their end, and their messages are acknowledged when the outcome is recorded.
 """
 
 from __future__ import annotations
@@ -21,106 +21,119 @@ from waooaw_celery.ledger.write.recording import Recording
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between two looks of the worker's main process, and between two attempts to write.
-LOOK_SECONDS, CHECK_SECONDS = 0.25, 1.0
-#: Attempts that must succeed one after the other before messages are taken again: processes of the pool try it at
-#: moments of their own.
-CHECKS = 2
-#: Seconds, once facts can be written again, after which the process that kept one has ended with it.
+#: Seconds between two checks of the worker's main process, and between two attempts to write.
+CHECK_SECONDS, WRITE_SECONDS = 0.25, 1.0
+#: How many attempts to write must succeed one after another before the worker consumes again. The processes of the
+#: pool make theirs at other times.
+WRITES_NEEDED = 2
+#: Seconds, once facts can be recorded again, after which a process that still has not recorded one has died.
 LOST_SECONDS = 15.0
 
 
 def recording_of(app: Any) -> Recording | None:
-    """Return what a worker's processes know of facts that can be written nowhere; None without a ledger."""
+    """Return what the processes of a worker share about facts that cannot be recorded; None without a ledger.
+
+    Args:
+        app: the application, an AgentApp.
+    """
     receipts = app.receipts
     return receipts.recording if isinstance(receipts, Ledger) else None
 
 
 class Intake:
-    """Whether the worker of an application takes messages, and which ones it does not acknowledge yet.
+    """Whether the worker of an application consumes, and which messages it does not acknowledge yet.
 
     Args:
-        app: an AgentApp.
+        app: the application, an AgentApp.
 
     Attributes:
-        not_taking: why it takes no messages, or None when it does.
+        not_taking: why the worker does not consume; None: it does.
     """
 
     def __init__(self, app: Any) -> None:
         self._app = app
         self._lock = threading.Lock()
-        #: Requests, each with what lets go of its message.
-        self._waiting: dict[str, tuple[Any, Callable[[], None]]] = {}
+        #: By message id, a request and the call that acknowledges it.
+        self._deferred: dict[str, tuple[Any, Callable[[], None]]] = {}
         self.not_taking: str | None = None
-        self._since = self._check_at = self._writable_since = 0.0
-        self._good = 0
+        self._stopped_at = self._write_at = self._writable_since = 0.0
+        self._successful_writes = 0
 
-    def waits(self, request: Any, let_go: Callable[[], None]) -> bool:
-        """Have a message let go later if what became of it is not safe, and return whether that is so.
+    def defer(self, request: Any, settle: Callable[[], None]) -> bool:
+        """Defer the acknowledgement of a message whose outcome is not recorded, and return whether it is deferred.
 
         Args:
             request: an AgentRequest.
-            let_go: acknowledges it.
+            settle: acknowledges or rejects its message.
         """
         recording = recording_of(self._app)
         if recording is None or not recording.holds(request.id):
             return False
         with self._lock:
-            self._waiting[request.id] = request, let_go
+            self._deferred[request.id] = request, settle
             unacknowledged.add(request)  # a lost connection must not end its lease
         return True
 
-    def look(self, consumer: Any) -> None:
-        """Stop or begin to take messages, and let go of those whose end is safe by now."""
+    def check(self, consumer: Any) -> None:
+        """Stop or start to consume, and settle the messages whose outcome is recorded by now.
+
+        Args:
+            consumer: the worker's consumer; None before it is created.
+        """
         recording = recording_of(self._app)
         if recording is None or consumer is None:
             return
         if self.not_taking is None and recording.fails:
-            self._since, self._check_at, self._good = time.monotonic(), 0.0, 0
-            self.not_taking = "what becomes of messages can be written neither to the ledger nor to the spool"
-            logger.error(
-                "this worker takes no more messages: %s. Bring back the database, or make room for %s",
-                self.not_taking,
-                self._app.ledger.spool.path,
-                extra={"action": "intake_stopped"},
-            )
+            self._stop()
         if self.not_taking is not None:
-            self._try(recording, consumer)
+            self._try_to_write(recording, consumer)
         if self.not_taking is not None:
-            consumer.call_soon(_cancel, consumer)  # also after a new connection has begun to consume
-        self._let_go(recording, consumer)
+            consumer.call_soon(_cancel, consumer)  # a new connection may have started to consume
+        self._settle(recording, consumer)
 
-    def _try(self, recording: Recording, consumer: Any) -> None:
-        if time.monotonic() < self._check_at:
+    def _stop(self) -> None:
+        self._stopped_at, self._write_at, self._successful_writes = time.monotonic(), 0.0, 0
+        self.not_taking = "the outcomes of messages can be recorded neither in the ledger nor in the spool"
+        logger.error(
+            "this worker takes no more messages: %s. Bring back the database, or make room for %s",
+            self.not_taking,
+            self._app.ledger.spool.path,
+            extra={"action": "intake_stopped"},
+        )
+
+    def _try_to_write(self, recording: Recording, consumer: Any) -> None:
+        if time.monotonic() < self._write_at:
             return
-        self._check_at = time.monotonic() + CHECK_SECONDS
+        self._write_at = time.monotonic() + WRITE_SECONDS
         try:
             self._app.ledger.check_recording()
-        except AuditUnavailable:  # that was told when it began
+        except AuditUnavailable:  # logged when the worker stopped to consume
             recording.fail()
-            self._good = 0
+            self._successful_writes = 0
             return
-        self._good = 1 if not self._good or recording.fails else self._good + 1
+        self._successful_writes = (
+            1 if not self._successful_writes or recording.fails else self._successful_writes + 1
+        )
         recording.clear()
-        if self._good >= CHECKS:
+        if self._successful_writes >= WRITES_NEEDED:
             self.not_taking, self._writable_since = None, time.monotonic()
             logger.warning(
                 "this worker takes messages again after %.1f s",
-                time.monotonic() - self._since,
+                time.monotonic() - self._stopped_at,
                 extra={"action": "intake_begun"},
             )
             consumer.call_soon(_consume, consumer)
 
-    def _let_go(self, recording: Recording, consumer: Any) -> None:
+    def _settle(self, recording: Recording, consumer: Any) -> None:
         with self._lock:
-            waiting = dict(self._waiting)
-        for id_, (request, let_go) in waiting.items():
+            deferred = dict(self._deferred)
+        for id_, (request, settle) in deferred.items():
             if not recording.holds(id_):
-                consumer.call_soon(let_go)
+                consumer.call_soon(settle)
             elif self.not_taking is None and time.monotonic() - self._writable_since > LOST_SECONDS:
                 recording.release(id_)
                 logger.warning(
-                    "the process that handled %s ended before it could write down how: it comes again",
+                    "the process that handled %s died before it recorded the outcome: it is delivered again",
                     id_,
                     extra={"action": "end_lost", "message_id": id_},
                 )
@@ -128,12 +141,12 @@ class Intake:
             else:
                 continue
             with self._lock:
-                self._waiting.pop(id_, None)
+                self._deferred.pop(id_, None)
                 unacknowledged.discard(request)
 
 
 class WatchIntake(bootsteps.StartStopStep):
-    """Bootstep of the worker: a thread of its main process that sees to its intake."""
+    """Bootstep of the worker: a thread of its main process that checks the intake."""
 
     requires = ("waooaw_celery.worker.health.heartbeat:Heartbeat",)
 
@@ -143,48 +156,48 @@ class WatchIntake(bootsteps.StartStopStep):
         self._thread: threading.Thread | None = None
 
     def create(self, parent: Any) -> None:
-        """Have the heartbeat report when no messages are taken."""
+        """Add to the heartbeat's report why the worker does not consume."""
         parent.heartbeat_report.add("not_taking", lambda: parent.app.intake.not_taking)
 
     def start(self, parent: Any) -> None:
-        """Begin to look."""
+        """Start the thread, if the application has a ledger."""
         if recording_of(parent.app) is not None:
             self._thread = threading.Thread(target=self._run, args=(parent,), name="waooaw-intake", daemon=True)
             self._thread.start()
 
     def stop(self, parent: Any) -> None:
-        """End the thread: what is not acknowledged by then comes again."""
+        """End the thread. Messages that are not acknowledged by then are delivered again."""
         self._ended.set()
         if self._thread is not None:
             self._thread.join(timeout=5.0)
             self._thread = None
 
     def terminate(self, parent: Any) -> None:
-        """End the thread also when the worker is shut down cold."""
+        """End the thread in a cold shutdown too."""
         self.stop(parent)
 
     def info(self, parent: Any) -> Any:
-        """Tell ``celery inspect stats`` why no messages are taken; None: they are."""
+        """Return, for ``celery inspect stats``, why the worker does not consume; None: it does."""
         return {"not_taking": parent.app.intake.not_taking}
 
     def _run(self, worker: Any) -> None:
-        while not self._ended.wait(LOOK_SECONDS):
+        while not self._ended.wait(CHECK_SECONDS):
             try:
-                worker.app.intake.look(getattr(worker, "consumer", None))
+                worker.app.intake.check(getattr(worker, "consumer", None))
             except Exception:
-                logger.exception("the look at the intake failed", extra={"action": "intake_failed"})
+                logger.exception("the check of the intake failed", extra={"action": "intake_failed"})
 
 
 def _cancel(consumer: Any) -> None:
-    """Have the broker send no more messages. To be called where the consumer runs."""
+    """Ask the broker for no more messages; call it in the thread that consumes."""
     if _consumes(consumer):
-        _said(consumer, consumer.task_consumer.cancel)
+        _send(consumer, consumer.task_consumer.cancel)
 
 
 def _consume(consumer: Any) -> None:
-    """Have the broker send messages again. To be called where the consumer runs."""
+    """Ask the broker for messages again; call it in the thread that consumes."""
     if consumer.task_consumer is not None and not _consumes(consumer):
-        _said(consumer, consumer.task_consumer.consume)
+        _send(consumer, consumer.task_consumer.consume)
 
 
 def _consumes(consumer: Any) -> bool:
@@ -192,8 +205,8 @@ def _consumes(consumer: Any) -> bool:
     return tasks is not None and any(tasks.consuming_from(queue) for queue in tasks.queues)
 
 
-def _said(consumer: Any, say: Callable[[], Any]) -> None:
+def _send(consumer: Any, command: Callable[[], Any]) -> None:
     try:
-        say()
-    except consumer.connection_errors as error:  # a new connection begins to consume by itself
-        logger.warning("the broker was not told: %s", error, extra={"action": "intake_not_told"})
+        command()
+    except consumer.connection_errors as error:  # a new connection consumes by itself
+        logger.warning("cannot reach the broker: %s", error, extra={"action": "intake_not_told"})

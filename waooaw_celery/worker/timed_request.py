@@ -1,4 +1,4 @@
-"""A task in a worker whose moments go by the reference clock: when it is due, and when it expires."""
+"""A Celery request that is due and expires by the reference clock."""
 
 from __future__ import annotations
 
@@ -12,16 +12,19 @@ from waooaw_celery.worker.health.clock import clock_of
 
 
 class TimedRequest(Request):
-    """A request that a worker with a wrong clock neither drops while it is fresh nor keeps beyond its moment."""
+    """A request in a worker whose own clock may be wrong.
+
+    The worker neither drops it before its expiry nor handles it afterwards.
+    """
 
     @property
     def eta(self) -> datetime | None:
-        """When it may first be run, as this computer's clock will show it: Celery's timer goes by that clock."""
+        """When it is due, by this computer's clock, which Celery's timer uses."""
         due: datetime | None = super().eta
         return due and clock_of(self.app).to_local(due)
 
     def maybe_expire(self) -> Literal[True] | None:
-        """Whether its time is over; then it is marked as revoked, as Celery does."""
+        """Mark it as revoked if it has expired, and return whether it has."""
         if self.expires is None or clock_of(self.app).now() <= self.expires:
             return None
         state.revoked.add(self.id)

@@ -16,9 +16,9 @@ from waooaw_celery.errors import BackendUnavailable, InvalidMessage, NotStoppabl
 from waooaw_celery.messages.enums import MessageStatus
 from waooaw_celery.messages.queues import takes_message
 from waooaw_celery.messages.receipt import DeliveryReceipt, MessageEvent, MessageFact
-from waooaw_celery.worker.cancellation import CancelAnswer
+from waooaw_celery.worker.cancellation import CANCELLED, CancelAnswer
+from waooaw_celery.worker.current_task import current_task
 from waooaw_celery.worker.remote_control import CANCEL
-from waooaw_celery.worker.task import CANCELLED, current_task
 
 logger = logging.getLogger(__name__)
 

@@ -28,8 +28,8 @@ from waooaw_celery.messages.receipt import DeliveryReceipt, receipt_of
 from waooaw_celery.messages.reply_to import ReplyTo
 from waooaw_celery.messages.validation import JSON, check_agent_name, json_copy
 from waooaw_celery.results.pending import ResultMessage
+from waooaw_celery.worker.current_task import current_task
 from waooaw_celery.worker.execution.event_loop import is_on_event_loop
-from waooaw_celery.worker.task import current_task
 
 Params = Mapping[str, JSON] | None
 

@@ -11,8 +11,8 @@ from typing import Any
 from waooaw_celery.errors import Cancelled, Expired, RemoteError, UnknownMethod, WaooawError
 from waooaw_celery.messages.validation import JSON
 from waooaw_celery.results.pending import ResultMessage
+from waooaw_celery.worker.cancellation import CANCELLED
 from waooaw_celery.worker.signals import IGNORED, class_name
-from waooaw_celery.worker.task import CANCELLED
 
 #: Celery's states of a task without a result.
 _FAILED = frozenset({"FAILURE", "RETRY", "REVOKED"})

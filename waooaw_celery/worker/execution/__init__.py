@@ -1,1 +1,1 @@
-"""How a handler runs: event loop, threads, streams, exactly once."""
+"""How a handler runs: pools, event loop, threads, streams, exactly once."""

@@ -1,4 +1,4 @@
-"""Tells when an ``async def`` handler blocks the event loop of its process, on which all others of it wait."""
+"""Warns when an ``async def`` handler blocks the event loop of its process, and with it all other handlers."""
 
 from __future__ import annotations
 
@@ -12,54 +12,57 @@ from waooaw_celery.worker.health import native_thread as native
 
 logger = logging.getLogger(__name__)
 
-#: Looks within the time that the event loop may stand still.
-LOOKS = 4
+#: Checks within the time for which a handler may block the event loop.
+CHECKS = 4
 
 
 class LoopWatch:
-    """Asks an event loop to call back, from a thread of its own, and logs when it does not.
+    """Asks an event loop for a callback, from its own thread, and logs a warning when the callback does not come.
 
-    It is no stall: a handler runs. But other handlers of the process cannot go on meanwhile.
+    A blocked loop is no stall, because a handler runs. But the other handlers of the process cannot continue.
 
     Args:
         loop: the event loop.
-        thread: identifier of its thread; None: not known.
-        seconds: for which it may stand still.
+        thread: identifier of its thread; None: unknown.
+        seconds: for which a handler may block it.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, thread: int | None, seconds: float) -> None:
         self._loop, self._seconds = loop, seconds
-        # With gevent the first is that of a greenlet, and the second that of the only thread.
+        # With gevent, the first identifies a greenlet, and the second the only thread.
         self._threads = thread, native.thread_id()
         self._asked_at: float | None = None
         self._closed = False
         native.start_thread(self._run)
 
     def close(self) -> None:
-        """Ask no more."""
+        """Stop watching."""
         self._closed = True
 
     def _run(self) -> None:
-        told = False
+        has_warned = False
         while not self._closed:
             if self._asked_at is None:
-                told, self._asked_at = False, time.monotonic()
+                has_warned, self._asked_at = False, time.monotonic()
                 try:
                     self._loop.call_soon_threadsafe(self._answer)
-                except RuntimeError:  # it was closed
+                except RuntimeError:  # the loop is closed
                     return
-            elif not told and time.monotonic() - self._asked_at > self._seconds:
-                told = True
-                frames = sys._current_frames()
-                found = [frames[thread] for thread in self._threads if thread in frames]
-                logger.warning(
-                    "a handler has blocked the event loop of its process for %.0f s: use await in place of "
-                    "blocking calls, or make it a plain def. It is here:\n%s",
-                    self._seconds,
-                    "".join(traceback.format_stack(found[0])) if found else "not known",
-                    extra={"action": "handler_loop_blocked"},
-                )
-            native.sleep(self._seconds / LOOKS)
+            elif not has_warned and time.monotonic() - self._asked_at > self._seconds:
+                has_warned = True
+                self._warn()
+            native.sleep(self._seconds / CHECKS)
+
+    def _warn(self) -> None:
+        frames = sys._current_frames()
+        found = [frames[thread] for thread in self._threads if thread in frames]
+        logger.warning(
+            "a handler has blocked the event loop of its process for %.0f s: use await in place of "
+            "blocking calls, or make it a plain def. It is here:\n%s",
+            self._seconds,
+            "".join(traceback.format_stack(found[0])) if found else "unknown",
+            extra={"action": "handler_loop_blocked"},
+        )
 
     def _answer(self) -> None:
         self._asked_at = None

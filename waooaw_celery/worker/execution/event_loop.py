@@ -1,4 +1,4 @@
-"""The event loop of a process, on which its ``async def`` handlers run: one, for as long as the process lives."""
+"""The event loop of a process, on which its ``async def`` handlers run. It lives as long as the process."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-#: Seconds that a cancelled handler has for cleaning up when its process is told to end.
-_GRACE = 1.0
-#: Seconds that the loop's thread has to begin and to end.
-_PATIENCE = 5.0
+#: Seconds that a cancelled handler has for cleaning up when its process must end.
+_GRACE_SECONDS = 1.0
+#: Seconds for which ``close`` waits for the loop's thread.
+_CLOSE_SECONDS = 5.0
 
 
 class HandlerEventLoop:
-    """A thread with an event loop, and the handlers that run on it by the id of their message.
+    """A thread with an event loop, and the handlers that run on it, by message id.
 
-    Clients and pools that a handler opens stay usable for the next one, since the loop is never another.
+    The loop never changes. So a handler can leave clients and pools open for the next one.
 
     Args:
-        stall_seconds: for which a handler may block the loop before the log tells of it.
+        stall_seconds: for which a handler may block the loop before a warning is logged.
     """
 
     def __init__(self, stall_seconds: float = 60.0) -> None:
-        self._running: dict[str, Running[Any]] = {}
+        self._running: dict[str, RunningHandler[Any]] = {}
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="waooaw-handlers", daemon=True)
         self._closing = False
@@ -51,76 +51,79 @@ class HandlerEventLoop:
         hard: float | None = None,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> T:
-        """Run a handler's coroutine to its end, and wait for it in this thread, whose context it gets.
+        """Run a handler's coroutine in the context of this thread, and wait for its result.
 
-        Whatever is raised in this thread meanwhile, such as Celery's soft time limit, cancels the coroutine, which
-        may clean up first, or answer all the same.
+        What is raised in this thread meanwhile, such as Celery's soft time limit, cancels the coroutine. The
+        coroutine may clean up first, or return a result all the same.
 
         Args:
-            message_id: of the message that it handles.
+            message_id: id of the message that it handles.
             coroutine: the handler's.
-            soft: seconds after which it is cancelled, or None.
-            hard: seconds after which it is cancelled and no longer waited for, or None.
-            cancelled: whether somebody cancelled its message before it could be found here.
+            soft: seconds after which it is cancelled; None: never.
+            hard: seconds after which it is cancelled and no longer waited for; None: never.
+            cancelled: returns whether the message was cancelled before its handler was registered here.
+
+        Returns:
+            What the coroutine returns.
 
         Raises:
             SoftTimeLimitExceeded, TimeLimitExceeded: it ran too long.
             HandlerCancelled: ``cancel`` was called for its message.
-            HandlerExited: it was cancelled by itself, or called ``sys.exit()``.
+            HandlerExited: it cancelled itself, or called ``sys.exit()``.
         """
-        running = Running(self._loop, coroutine)
-        self._running[message_id] = running
+        handler = RunningHandler(self._loop, coroutine)
+        self._running[message_id] = handler
         try:
             if cancelled():
                 self.cancel(message_id)
-            return running.outcome(soft, hard)
+            return handler.outcome(soft, hard)
         finally:
-            if self._running.get(message_id) is running:
+            if self._running.get(message_id) is handler:
                 del self._running[message_id]
 
     def cancel(self, message_id: str) -> bool:
         """Cancel the handler of a message, and return whether one was running."""
-        running = self._running.get(message_id)
-        if running is None:
+        handler = self._running.get(message_id)
+        if handler is None:
             return False
-        running.cancel(HandlerCancelled("it was cancelled"))
+        handler.cancel(HandlerCancelled("it was cancelled"))
         return True
 
     def runs_here(self) -> bool:
-        """Whether the calling code is on the loop itself."""
+        """Return whether the calling code runs on this loop."""
         return threading.current_thread() is self._thread
 
     def close(self) -> None:
-        """Cancel what the handlers left behind, and end the thread."""
+        """Cancel the background tasks that handlers have left, and end the thread."""
         self._closing = True
         self._watch.close()
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(_PATIENCE)
+        self._thread.join(_CLOSE_SECONDS)
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
         while not self._closing:
             try:
                 self._loop.run_forever()
-            except (SystemExit, KeyboardInterrupt) as error:  # of a task that a handler left behind
+            except (SystemExit, KeyboardInterrupt) as error:  # of a background task of a handler
                 logger.warning("a background task raised %r", error, extra={"action": "background_task_exited"})
         self._loop.run_until_complete(self._clean_up())
         self._loop.close()
 
     async def _clean_up(self) -> None:
-        left = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in left:
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
             task.cancel()
-        if left:
-            await asyncio.wait(left, timeout=_GRACE)
+        if tasks:
+            await asyncio.wait(tasks, timeout=_GRACE_SECONDS)
         await self._loop.shutdown_asyncgens()
 
 
 class HandlerCancelled(Exception):
-    """Somebody cancelled the message whose handler runs."""
+    """The message of the running handler was cancelled."""
 
 
-class Running(Generic[T]):
+class RunningHandler(Generic[T]):
     """One handler's coroutine on the loop, and the thread that waits for it."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, T]) -> None:
@@ -128,12 +131,17 @@ class Running(Generic[T]):
         self._task: asyncio.Task[T] | None = None
         self._done: Future[T] = Future()
         self._cause: BaseException | None = None
-        # The handle copies the context of this thread, and the task that of the handle.
+        # The handle copies the context of this thread, and the task copies that of the handle.
         loop.call_soon_threadsafe(self._start, coroutine)
 
     def outcome(self, soft: float | None, hard: float | None) -> T:
-        """Wait for the end within the limits, and return the result or raise what ended it."""
-        began = time.monotonic()
+        """Wait for the coroutine, and return its result or raise its error.
+
+        Args:
+            soft: seconds after which it is cancelled; None: never.
+            hard: seconds after which it is cancelled and no longer waited for; None: never.
+        """
+        started_at = time.monotonic()
         limits = [
             (seconds, error)
             for seconds, error in ((soft, SoftTimeLimitExceeded(soft)), (hard, TimeLimitExceeded(hard)))
@@ -141,21 +149,25 @@ class Running(Generic[T]):
         ]
         for seconds, error in sorted(limits, key=lambda limit: limit[0]):
             try:
-                return self._wait(began + seconds - time.monotonic())
+                return self._wait(started_at + seconds - time.monotonic())
             except _StillRunning:
                 self.cancel(error)
         try:
-            return self._wait(None if hard is None else _GRACE)
-        except _StillRunning:  # it goes on although it was told to end, and nobody waits for it any more
+            return self._wait(None if hard is None else _GRACE_SECONDS)
+        except _StillRunning:  # it ignores the cancellation, and nobody waits for it any more
             raise TimeLimitExceeded(hard) from None
 
     def cancel(self, cause: BaseException) -> None:
-        """Cancel the coroutine; its end is told as this cause, unless it returns or raises something else."""
+        """Cancel the coroutine.
+
+        Args:
+            cause: what ``outcome`` raises, unless the coroutine returns or raises otherwise; the first counts.
+        """
         self._cause = self._cause or cause
         self._loop.call_soon_threadsafe(self._cancel)
 
     def _start(self, coroutine: Coroutine[Any, Any, T]) -> None:
-        self._task = self._loop.create_task(_contained(coroutine))
+        self._task = self._loop.create_task(_without_exit(coroutine))
         self._task.add_done_callback(self._finish)
 
     def _cancel(self) -> None:
@@ -171,10 +183,10 @@ class Running(Generic[T]):
             self._done.set_result(task.result())
 
     def _wait(self, seconds: float | None) -> T:
-        """Wait until the coroutine has ended.
+        """Wait for the coroutine, and return its result or raise its error.
 
         Raises:
-            _StillRunning: it has not, after this many seconds.
+            _StillRunning: it has not ended within this many seconds.
         """
         try:
             return self._done.result(seconds)
@@ -183,13 +195,13 @@ class Running(Generic[T]):
                 raise
             if isinstance(error, TimeoutError):
                 raise _StillRunning from None
-            # Raised in this thread by a signal: Celery's soft limit, or the end of the process.
+            # A signal raised it in this thread: Celery's soft time limit, or the end of the process.
             self.cancel(error)
             return self._wait_for_clean_up(error)
 
     def _wait_for_clean_up(self, error: BaseException) -> T:
-        # A soft limit leaves the rest of the time to the handler, and the hard limit ends the process.
-        grace = None if isinstance(error, SoftTimeLimitExceeded) else _GRACE
+        # After a soft limit, the handler has until the hard limit, which ends the process.
+        grace = None if isinstance(error, SoftTimeLimitExceeded) else _GRACE_SECONDS
         try:
             return self._done.result(grace)
         except TimeoutError as late:
@@ -199,11 +211,11 @@ class Running(Generic[T]):
 
 
 class _StillRunning(Exception):
-    """The coroutine has not ended yet."""
+    """The coroutine has not ended."""
 
 
-async def _contained(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Await a handler, and let its ``sys.exit()`` end it and not the loop."""
+async def _without_exit(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Await a handler, and turn its ``sys.exit()`` into an error, which does not end the loop."""
     try:
         return await coroutine
     except SystemExit as error:
@@ -218,10 +230,10 @@ _loop: HandlerEventLoop | None = None
 
 
 def handler_event_loop(stall_seconds: float = 60.0) -> HandlerEventLoop:
-    """Return the loop of this process; it is made when it is first needed, after the pool has forked.
+    """Return the event loop of this process. The first call creates it, after the pool has forked.
 
     Args:
-        stall_seconds: for which a handler may block the loop before the log tells of it.
+        stall_seconds: for which a handler may block the loop before a warning is logged.
     """
     global _loop
     with _lock:
@@ -231,17 +243,17 @@ def handler_event_loop(stall_seconds: float = 60.0) -> HandlerEventLoop:
 
 
 def cancel_handler(message_id: str) -> bool:
-    """Cancel the coroutine that handles a message in this process, and return whether one does."""
+    """Cancel the coroutine that handles a message in this process, and return whether there was one."""
     return _loop is not None and _loop.cancel(message_id)
 
 
 def is_on_event_loop() -> bool:
-    """Whether the calling code is an ``async def`` handler, or called by one."""
+    """Return whether the calling code is an ``async def`` handler, or called by one."""
     return _loop is not None and _loop.runs_here()
 
 
 def close_event_loop(**_: Any) -> None:
-    """End the loop of this process, if it has one."""
+    """End the event loop of this process, if it has one."""
     global _loop
     with _lock:
         loop, _loop = _loop, None
@@ -250,7 +262,7 @@ def close_event_loop(**_: Any) -> None:
 
 
 def _forget_loop() -> None:
-    """In a forked process: the thread of the parent's loop is not here."""
+    """Forget the parent's loop in a forked process, which does not have its thread."""
     global _loop, _lock
     _lock, _loop = threading.Lock(), None
 

@@ -1,4 +1,4 @@
-"""Exceptions that are no Exception: those of a handler's own code, and those by which a pool ends a handler."""
+"""Tells exceptions that are no ``Exception`` apart: raised by a handler, or by a pool to end the handler."""
 
 from __future__ import annotations
 
@@ -11,13 +11,17 @@ from billiard.common import terminate_handler_fired  # type: ignore[attr-defined
 from celery.exceptions import WorkerShutdown, WorkerTerminate
 from celery.worker import state
 
-#: The hard time limit, in seconds, by which a green pool ends the handler that runs here.
+#: The hard time limit, in seconds, at which a green pool ends the handler that runs here.
 _time_limit: ContextVar[float | None] = ContextVar("waooaw_time_limit", default=None)
 
 
 @contextmanager
 def limited(seconds: float | None) -> Iterator[None]:
-    """Note the hard time limit, in seconds, that the pool keeps in this block; None: no limit."""
+    """Note the hard time limit that the pool enforces in this block.
+
+    Args:
+        seconds: the limit; None: there is no limit.
+    """
     token = _time_limit.set(seconds)
     try:
         yield
@@ -26,7 +30,7 @@ def limited(seconds: float | None) -> Iterator[None]:
 
 
 def is_green(error: BaseException) -> bool:
-    """Whether this is an exception by which gevent or eventlet ends a greenlet: killed, or at its time limit."""
+    """Return whether gevent or eventlet ends a greenlet with this exception: it was killed, or timed out."""
     kinds = [
         getattr(sys.modules.get(module), name, None)
         for module, name in (("greenlet", "GreenletExit"), ("gevent", "Timeout"), ("eventlet", "Timeout"))
@@ -35,28 +39,35 @@ def is_green(error: BaseException) -> bool:
 
 
 def ends_worker(error: BaseException) -> bool:
-    """Whether an exception came into this thread since its process or worker is told to end.
+    """Return whether this exception was raised because the process or the worker must end.
 
-    Celery raises ``WorkerShutdown`` and ``WorkerTerminate`` only after it has noted that the worker is to stop.
-    Raised by a handler's own code at another time, they are the handler's failure.
+    Celery raises ``WorkerShutdown`` and ``WorkerTerminate`` only after it has noted that the worker is to stop. At
+    any other time, the handler's own code has raised them.
     """
     if terminate_handler_fired():  # a process of the prefork pool got SIGTERM
         return True
-    told = any(value is not None and value is not False for value in (state.should_stop, state.should_terminate))
-    return told and isinstance(error, WorkerShutdown | WorkerTerminate)
+    is_stopping = any(
+        flag is not None and flag is not False for flag in (state.should_stop, state.should_terminate)
+    )
+    return is_stopping and isinstance(error, WorkerShutdown | WorkerTerminate)
 
 
 def ends_greenlet(error: BaseException, message_id: str) -> bool:
-    """Whether a green pool ends the handler of a message by this exception: it was revoked, or ran too long."""
+    """Return whether a green pool ends a handler with this exception: its message was revoked, or it timed out.
+
+    Args:
+        error: what was raised in the handler.
+        message_id: id of its message.
+    """
     if not is_green(error):
         return False
     if type(error).__name__ == "Timeout":
         return getattr(error, "seconds", None) == _time_limit.get()
-    # Celery announces the end of a message that it revokes or cancels just after it has told the pool.
+    # Celery removes a message that it revokes or cancels just after it has told the pool.
     return message_id not in state.requests or state.should_terminate is not None
 
 
-def told(error: BaseException) -> str:
+def describe(error: BaseException) -> str:
     """Return the name and the text of an exception, in one line."""
     text = str(error)
     name = type(error).__name__

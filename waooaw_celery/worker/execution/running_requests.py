@@ -1,4 +1,4 @@
-"""Where the pool runs a request, and whether it still does: what Celery notes of it may outlive its handler."""
+"""Tells which requests have a running handler. Celery's own note of a request may outlive its handler."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from celery.app import trace
 from celery.concurrency import base
 from celery.concurrency.prefork import TaskPool as ProcessPool
 
-#: The files whose functions call a handler in the process that runs it.
+#: The source files whose functions call a handler in the process that runs it.
 _CALLERS = frozenset({trace.__file__, base.__file__})
 
 
@@ -25,9 +25,9 @@ class Place:
     """Where the pool accepted a request.
 
     Attributes:
-        thread: identifier of the thread. With prefork it is the parent's: the process is ``Request.worker_pid``.
-        greenlet: the greenlet, weakly, where the process uses greenlets.
-        at: when, by the monotonic clock.
+        thread: identifier of the thread. With prefork it is the parent's; the process is ``Request.worker_pid``.
+        greenlet: a weak reference to the greenlet; None where the process uses no greenlets.
+        at: when, in seconds of the monotonic clock.
     """
 
     thread: int
@@ -36,19 +36,19 @@ class Place:
 
     @classmethod
     def here(cls) -> Place:
-        """Return where the calling code runs."""
+        """Return the place of the calling code."""
         greenlets = sys.modules.get("greenlet")
         current = None if greenlets is None else weakref.ref(greenlets.getcurrent())
         return cls(get_ident(), current, time.monotonic())
 
 
-def running(
+def requests_with_running_handler(
     accepted: Collection[Any], pool: Any, consumer_thread: int, frames: Mapping[int, FrameType]
 ) -> set[Any]:
     """Return those requests whose handlers run.
 
     Args:
-        accepted: requests that the pool accepted, and that have not ended for Celery.
+        accepted: requests that the pool has accepted, and that Celery has not ended.
         pool: the worker's pool.
         consumer_thread: identifier of the thread that consumes.
         frames: what each thread executes: ``sys._current_frames()``.
@@ -63,14 +63,14 @@ def running(
     return {
         request
         for request in accepted
-        # An ordinary Celery task does not say where it runs.
+        # The request of an ordinary Celery task has no place, and counts as running.
         if (place := getattr(request, "place", None)) is None
         or (_greenlet_runs(place) if pool.is_green else _thread_runs(place, latest, consumer_thread, frames))
     }
 
 
 def calls_handler(frame: FrameType | None) -> bool:
-    """Whether a thread with this frame is calling a handler."""
+    """Return whether a thread with this frame is calling a handler."""
     while frame is not None:
         if frame.f_code.co_filename in _CALLERS:
             return True
@@ -81,15 +81,15 @@ def calls_handler(frame: FrameType | None) -> bool:
 def _processes(pool: Any) -> frozenset[int] | None:
     try:
         return frozenset(pool.info["processes"])
-    except (RuntimeError, AttributeError):  # it changes at this moment, or the pool has just been stopped
+    except (RuntimeError, AttributeError):  # it changes just now, or the pool was stopped
         return None
 
 
 def _process_runs(request: Any, processes: frozenset[int] | None) -> bool:
-    # The pool drops its result when it has handed it on; what is raised by whoever takes it is only logged.
+    # The pool drops a result after it has passed it on. If the receiver raises, that is only logged.
     result = request._apply_result and request._apply_result()
-    known = processes is None or request.worker_pid in processes
-    return known and result is not None and not result.ready()
+    is_alive = processes is None or request.worker_pid in processes
+    return is_alive and result is not None and not result.ready()
 
 
 def _greenlet_runs(place: Place) -> bool:
@@ -101,9 +101,9 @@ def _thread_runs(
     place: Place, latest: Mapping[int, float], consumer_thread: int, frames: Mapping[int, FrameType]
 ) -> bool:
     frame = frames.get(place.thread)
-    if frame is None or place.at < latest[place.thread]:  # the thread has ended, or has begun with another request
+    if frame is None or place.at < latest[place.thread]:  # the thread has ended, or runs another request
         return False
-    if place.thread == consumer_thread:  # solo
+    if place.thread == consumer_thread:  # the solo pool
         return calls_handler(frame)
-    idle = frame.f_code.co_name == "_worker" and frame.f_code.co_filename == executor.__file__
-    return not idle
+    is_idle = frame.f_code.co_name == "_worker" and frame.f_code.co_filename == executor.__file__
+    return not is_idle

@@ -1,4 +1,4 @@
-"""Handlers that answer in parts: each part that a generator yields is sent on its way at once."""
+"""Streams: handlers that answer in parts. Each part that a generator yields is sent at once."""
 
 from __future__ import annotations
 
@@ -20,36 +20,45 @@ from waooaw_celery.worker.execution.threads import run_in_thread
 
 @dataclass(frozen=True, slots=True)
 class Final:
-    """What an async generator yields last to say what its whole answer is: it cannot return a value.
+    """The whole answer of a stream, yielded last by an async generator, which cannot return a value.
 
     Attributes:
-        result: the answer, any JSON value.
+        result: the answer, a JSON value.
+
+    Example:
+        >>> async def count():
+        ...     yield 1
+        ...     yield 2
+        ...     yield Final("counted to 2")
     """
 
     result: JSON
 
 
 class StreamWriter:
-    """The parts of one answer, sent while the handler runs, or gathered for a caller who wants all at once.
+    """Sends the parts of one answer, or collects them for a caller that wants one result.
 
     Args:
-        backend: gives the calling thread's result backend.
+        backend: returns the result backend of the calling thread.
         request: the attempt that is being handled.
-        streamed: whether the caller takes parts.
+        streamed: whether the caller wants parts.
     """
 
     def __init__(self, backend: Callable[[], Any], request: Context, streamed: bool) -> None:
         self._backend, self._request, self._streamed = backend, request, streamed
-        self._run = uuid4().hex  # a second attempt is told from the first
+        self._run = uuid4().hex  # tells the parts of one attempt from those of another
         self._count = 0
-        self._gathered: list[JSON] = []
+        self._collected: list[JSON] = []
         self._final: Final | None = None
 
     def add(self, value: Any) -> None:
-        """Send a part on its way.
+        """Send or collect a part.
+
+        Args:
+            value: a JSON value, or the Final result.
 
         Raises:
-            InvalidMessage: it is no JSON value, or comes after the final result.
+            InvalidMessage: it is no JSON value, or comes after the Final result.
         """
         if self._final is not None:
             raise InvalidMessage("a stream ends with its Final result: nothing may be yielded after it")
@@ -58,14 +67,14 @@ class StreamWriter:
             return
         chunk = json_copy(value, f"chunk {self._count}")
         if self._streamed:
-            said = {"run": self._run, "number": self._count, "chunk": chunk}
-            self._backend().store_result(self._request.id, said, CHUNK, request=self._request)
+            part = {"run": self._run, "number": self._count, "chunk": chunk}
+            self._backend().store_result(self._request.id, part, CHUNK, request=self._request)
         else:
-            self._gathered.append(chunk)
+            self._collected.append(chunk)
         self._count += 1
 
     def result(self, returned: Any = None) -> Any:
-        """Return what is stored as the result of the request.
+        """Return the result of the request, as the result backend stores it.
 
         Args:
             returned: what the generator returned.
@@ -73,14 +82,19 @@ class StreamWriter:
         final = self._final.result if self._final is not None else returned
         if self._streamed:
             return {"run": self._run, "chunks": self._count, "result": final}
-        return self._gathered if final is None else final
+        return self._collected if final is None else final
 
 
 def consume_generator(generator: Any, chunks: StreamWriter, is_stopped: Callable[[], bool] = lambda: False) -> Any:
-    """Run a generator to its end, and return the result of its request.
+    """Consume a generator, and return the result of its request.
+
+    Args:
+        generator: what the handler returned.
+        chunks: takes each part.
+        is_stopped: returns whether the handler is to be stopped; it is called before each part.
 
     Raises:
-        HandlerCancelled: it is to be stopped, which is asked before each part; it has cleaned up.
+        HandlerCancelled: the handler was stopped, and has cleaned up.
     """
     with closing(generator):
         while True:
@@ -94,10 +108,14 @@ def consume_generator(generator: Any, chunks: StreamWriter, is_stopped: Callable
 
 
 async def consume_async_generator(generator: Any, chunks: StreamWriter) -> Any:
-    """Run an async generator to its end, and return the result of its request.
+    """Consume an async generator, and return the result of its request.
 
-    A part is sent by a thread beside the loop, and the generator goes on when it is sent: a backend that is slow
-    slows down this one and no other.
+    A thread sends each part, and the generator continues when it is sent. So a slow result backend slows down this
+    handler, and no other on the event loop.
+
+    Args:
+        generator: what the handler returned.
+        chunks: takes each part.
     """
     async with aclosing(generator):
         async for value in generator:

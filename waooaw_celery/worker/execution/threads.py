@@ -1,4 +1,4 @@
-"""A small pool of threads for what blocks, so that no event loop has to wait for it."""
+"""A small thread pool for blocking calls, so that they do not block an event loop."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from typing import ParamSpec, TypeVar
 P = ParamSpec("P")
 T = TypeVar("T")
 
-#: Calls that go on at once in one process; more wait for their turn.
+#: How many calls run at once in one process; others wait.
 MAX_CALLS = 16
 
 _pool: ThreadPoolExecutor
 
 
-def run_in_thread(work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-    """Run what blocks in a thread of the pool, in the context of the caller."""
-    return _pool.submit(contextvars.copy_context().run, partial(work, *args, **kwargs))
+def run_in_thread(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+    """Run a blocking function in a thread of the pool, in the context of the caller, and return its future."""
+    return _pool.submit(contextvars.copy_context().run, partial(function, *args, **kwargs))
 
 
 def _make_pool() -> None:
@@ -29,4 +29,4 @@ def _make_pool() -> None:
 
 
 _make_pool()
-os.register_at_fork(after_in_child=_make_pool)  # the threads of the parent are not in the child
+os.register_at_fork(after_in_child=_make_pool)  # a forked process has none of its parent's threads

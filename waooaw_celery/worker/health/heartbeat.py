@@ -1,10 +1,10 @@
-"""An agent's signs of life: declared when its worker starts, repeated while it runs, withdrawn when it stops."""
+"""A worker's heartbeat: it declares the agents at the start, repeats that, and withdraws when the worker stops."""
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -19,26 +19,27 @@ from waooaw_celery.worker.remote_control import read_cancellations
 
 logger = logging.getLogger(__name__)
 
-#: Missed signs of life after which a worker no longer counts as living.
+#: Missed heartbeats after which a worker counts as dead.
 MISSED_BEATS = 3
-#: Seconds that a worker waits at its start until its agents are declared.
+#: Seconds for which a worker waits at its start until its agents are declared.
 START_SECONDS = 5.0
 
 
 class Heartbeat(bootsteps.StartStopStep):
-    """Bootstep of the worker that checks its app, declares its agents and keeps saying that they live.
+    """Bootstep of the worker that checks its settings, declares its agents, and sends heartbeats.
 
-    A thread of its own says it, so that neither a busy pool nor a slow Redis holds up the other.
+    It has a thread of its own, so that a busy pool does not delay heartbeats, and a slow Redis does not delay the
+    pool.
     """
 
-    # After the pool has forked: no thread of ours stands in the middle of something then.
+    # After the pool has forked, so that no thread of ours is in the middle of something then.
     requires = ("celery.worker.components:Pool",)
 
     def __init__(self, parent: Any, **kwargs: Any) -> None:
         super().__init__(parent, **kwargs)
         # Other bootsteps add their facts to it in their own ``create``.
         parent.heartbeat_report = HeartbeatReport()
-        parent.presence = self
+        parent.heartbeat = self
         self._started_at: datetime | None = None
         self._stopped = threading.Event()
         self._declared = threading.Event()
@@ -46,10 +47,11 @@ class Heartbeat(bootsteps.StartStopStep):
         self._failed = False
 
     def create(self, parent: Any) -> None:
-        """Refuse to start with a setting or a broker that cannot work.
+        """Check the settings and the broker.
 
         Raises:
-            SystemExit: the sentence says what to change; it ends ``celery worker`` without a traceback.
+            SystemExit: one of them cannot work; the text says what to change. It ends ``celery worker`` without a
+                traceback.
         """
         try:
             parent.app.check()
@@ -60,15 +62,15 @@ class Heartbeat(bootsteps.StartStopStep):
             raise SystemExit(f"Error: {error}") from error
 
     def start(self, parent: Any) -> None:
-        """Declare the agents whose queues this worker consumes, from now on."""
+        """Declare the agents whose queues this worker consumes, and start the heartbeats."""
         parent.app.receipts.start()
         self._thread = threading.Thread(target=self._run, args=(parent,), name="waooaw-heartbeat", daemon=True)
         self._thread.start()
-        # Before it consumes: whoever cancels a message asks all workers that are known to live.
+        # Before it consumes, because a cancellation goes to all workers that are known to live.
         self._declared.wait(START_SECONDS)
 
     def stop(self, parent: Any) -> None:
-        """Withdraw: the agents stay known, this worker no longer counts."""
+        """Withdraw this worker. Its agents stay known."""
         if self._thread is None:
             return
         self._stopped.set()
@@ -76,7 +78,7 @@ class Heartbeat(bootsteps.StartStopStep):
         self._thread = None
 
     def terminate(self, parent: Any) -> None:
-        """Withdraw also when the worker is shut down cold."""
+        """Withdraw this worker in a cold shutdown too."""
         self.stop(parent)
 
     def _run(self, worker: Any) -> None:
@@ -86,20 +88,23 @@ class Heartbeat(bootsteps.StartStopStep):
         renew = True
         while True:
             report = worker.heartbeat_report.collect()
-            # The events first: whoever sees that an agent lives may rely on it to get them.
-            if self._say(partial(self._subscribe, app, subscriptions, renew), agents):
+            # Subscriptions first: an agent that counts as living must get its events.
+            if self._for_each(partial(self._subscribe, app, subscriptions, renew), agents):
                 renew = False
-            self._say(partial(self._declare, worker, registry, report), agents)
+            self._for_each(partial(self._declare, worker, registry, report), agents)
             self._declared.set()
-            self._say(lambda _: read_cancellations(app, worker.pool), agents[:1])
+            self._for_each(lambda _: read_cancellations(app, worker.pool), agents[:1])
             if self._stopped.wait(interval):
                 break
-        self._say(lambda name: registry.retire(name, worker.hostname), agents)
+        self._for_each(lambda name: registry.retire(name, worker.hostname), agents)
         registry.close()
         subscriptions.close()
 
     def beat(self, worker: Any) -> None:
-        """Send a heartbeat over connections of its own, from a thread other than that of the heartbeats.
+        """Send one heartbeat over new connections; call it from any thread.
+
+        Args:
+            worker: Celery's worker.
 
         Raises:
             StoreUnavailable: the store does not answer.
@@ -119,33 +124,40 @@ class Heartbeat(bootsteps.StartStopStep):
         registry.declare(name, app.agents[name], worker.hostname, lifetime, capabilities, self._started_at, report)
 
     def _subscribe(self, app: Any, subscriptions: Subscriptions, renew: bool, name: str) -> None:
-        mine = [each for each in app.subscribed if each.agent == name]
-        subscriptions.declare(mine, app.schemas.all(), renew=renew)
+        declared = [each for each in app.subscribed if each.agent == name]
+        subscriptions.declare(declared, app.schemas.all(), renew=renew)
         if renew:
-            warn_of_differences(name, mine, subscriptions.read())
+            warn_of_differences(name, declared, subscriptions.read())
 
-    def _say(self, say: Any, agents: tuple[str, ...]) -> bool:
-        """Say something of each agent, and return whether all of it was heard."""
+    def _for_each(self, write: Callable[[str], Any], agents: tuple[str, ...]) -> bool:
+        """Write something to the store for each agent, and return whether the store accepted all of it."""
         for name in agents:
             try:
-                say(name)
-            except StoreUnavailable as error:  # the next beat tries again
-                if not self._failed:  # one line an incident
+                write(name)
+            except StoreUnavailable as error:  # the next heartbeat tries again
+                if not self._failed:  # one line per outage
                     logger.warning("%s", error, extra={"action": "presence_failed"})
                 self._failed = True
                 return False
         if self._failed:
-            logger.warning("signs of life are heard again", extra={"action": "presence_back"})
+            logger.warning("heartbeats reach the store again", extra={"action": "presence_back"})
         self._failed = False
         return True
 
 
-def warn_of_differences(agent: str, mine: Sequence[Subscription], known: KnownSubscriptions) -> None:
-    """Tell of an agent's subscriptions that are not what its code says."""
+def warn_of_differences(agent: str, declared: Sequence[Subscription], known: KnownSubscriptions) -> None:
+    """Log each stored subscription of an agent that differs from its code.
+
+    Args:
+        agent: name of the agent.
+        declared: the subscriptions that its code declares.
+        known: the stored subscriptions of all agents.
+    """
+    names = {each.name for each in declared}
     for each in known.subscriptions:
         if each.agent != agent:
             continue
-        if each.removed_at is None and each.name not in {one.name for one in mine}:
+        if each.removed_at is None and each.name not in names:
             logger.warning(
                 "the subscription %s stands, and this worker has no handler for it: its events will fail. "
                 "`waooaw events unsubscribe %s` ends it",
@@ -153,7 +165,7 @@ def warn_of_differences(agent: str, mine: Sequence[Subscription], known: KnownSu
                 each.subscriber,
                 extra={"action": "subscription_without_handler"},
             )
-        elif each.removed_at is not None and each.name in {one.name for one in mine}:
+        elif each.removed_at is not None and each.name in names:
             logger.warning(
                 "the subscription %s was removed by command on %s and gets no events: "
                 "`waooaw events resubscribe %s` brings it back",

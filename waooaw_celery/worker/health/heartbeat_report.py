@@ -1,4 +1,4 @@
-"""What a worker reports about itself with each heartbeat: facts that other parts of the worker add by name."""
+"""The facts that a worker reports about itself with each heartbeat."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ logger = logging.getLogger(__name__)
 
 
 class HeartbeatReport:
-    """The facts of one worker's heartbeat.
+    """The facts of one worker's heartbeat. Read them in ``AgentRecord.reports``.
 
-    A bootstep adds a fact in its ``create``: ``worker.heartbeat_report.add("clock", clock.report)``.
-    ``AgentRecord.reports`` gives it back.
+    Example:
+        A bootstep adds a fact in its ``create``::
+
+            worker.heartbeat_report.add("clock", clock.report)
     """
 
     def __init__(self) -> None:
@@ -21,22 +23,22 @@ class HeartbeatReport:
         self._failed: set[str] = set()
 
     def add(self, name: str, fact: Callable[[], Any]) -> None:
-        """Report what a function returns under a name.
+        """Add a fact to each report.
 
         Args:
-            name: key in the report.
-            fact: returns a JSON value, or None when there is nothing to report. It runs on the heartbeat's thread
+            name: its key in the report.
+            fact: returns a JSON value, or None when there is nothing to report. It runs on the heartbeat's thread,
                 and must return at once.
         """
         self._facts[name] = fact
 
     def collect(self) -> dict[str, Any]:
-        """Return every fact that has a value."""
+        """Return every fact that has a value. A fact that raises is logged once, and left out."""
         report = {}
         for name, fact in tuple(self._facts.items()):
             try:
                 value = fact()
-            except Exception:  # the heartbeat goes on without this fact
+            except Exception:
                 if name not in self._failed:
                     logger.exception("the heartbeat cannot report %r", name, extra={"action": "report_failed"})
                 self._failed.add(name)

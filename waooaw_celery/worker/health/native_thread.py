@@ -1,4 +1,4 @@
-"""Threads of the operating system, also where gevent or eventlet make greenlets of Python's threads."""
+"""Operating-system threads, also where gevent or eventlet turn Python's threads into greenlets."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def start_thread(function: Callable[[], None]) -> None:
-    """Run a function in a thread of the operating system, which does not keep the process from ending.
+    """Run a function in a daemon thread of the operating system.
 
     Args:
         function: must not raise.
@@ -24,7 +24,7 @@ def sleep(seconds: float) -> None:
 
 
 def thread_id() -> int:
-    """Return the identifier of the calling thread, by which ``sys._current_frames()`` knows it."""
+    """Return the identifier of the calling thread, which is its key in ``sys._current_frames()``."""
     identifier: int = _original("_thread", "get_ident", _thread.get_ident)()
     return identifier
 

@@ -1,4 +1,4 @@
-"""What a worker holds and what it runs: progress, where a heartbeat alone tells only that the process lives."""
+"""What a worker holds and runs. A heartbeat shows that the process lives; this shows that it makes progress."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from celery import signals
 from celery.worker import state
 
 from waooaw_celery.broker.redis.dead_lettering import dead_lettered
-from waooaw_celery.worker.execution.running_requests import running
+from waooaw_celery.worker.execution.running_requests import requests_with_running_handler
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """What a worker held at one moment.
+    """What a worker holds at one time.
 
     Attributes:
         running: requests whose handlers run.
-        orphaned: requests that the pool accepted, whose handlers do not run, and that have not ended for Celery.
-        waiting: requests that were given to the pool, which has not accepted them yet.
-        scheduled: how many requests wait for their moment: a countdown, or the pause before a retry.
+        orphaned: requests that the pool has accepted and Celery has not ended, whose handlers do not run.
+        waiting: requests that the pool has, and has not accepted.
+        scheduled: how many requests are not due yet: a countdown, or the pause before a retry.
         limited: how many messages wait for Celery's rate limit of their task.
         slots: how many requests the pool runs at once.
-        claimed: how many messages this worker ever received.
-        begun: how many handlers it ever began.
+        claimed: how many messages this worker has received since its start.
+        started: how many handlers it has started.
     """
 
     running: Sequence[Any]
@@ -38,7 +38,7 @@ class Snapshot:
     limited: int
     slots: int
     claimed: int
-    begun: int
+    started: int
 
     @property
     def held(self) -> int:
@@ -47,12 +47,12 @@ class Snapshot:
 
     @property
     def ended(self) -> int:
-        """How many handlers ever ended."""
-        return self.begun - len(self.running) - len(self.orphaned)
+        """How many handlers have ended since the worker's start."""
+        return self.started - len(self.running) - len(self.orphaned)
 
 
 class Progress:
-    """Counts what a worker receives, and looks at what it holds.
+    """Counts the messages that a worker receives, and takes snapshots of what it holds.
 
     Args:
         worker: Celery's worker.
@@ -63,59 +63,59 @@ class Progress:
         self._worker, self._thread = worker, consumer_thread
         self._claimed = 0
         self._last: Snapshot | None = None
-        self._begun_at: datetime | None = None
+        self._started_at: datetime | None = None
         self._ended_at: datetime | None = None
-        # Also what is not begun: expired, cancelled, or not readable.
+        # Also messages that are not started: expired, cancelled, or not readable.
         for signal in (signals.task_received, signals.task_revoked, signals.task_rejected, dead_lettered):
             signal.connect(self._on_claimed, weak=False, dispatch_uid="waooaw.progress")
 
     def close(self) -> None:
-        """Count no longer."""
+        """Stop counting."""
         for signal in (signals.task_received, signals.task_revoked, signals.task_rejected, dead_lettered):
             signal.disconnect(dispatch_uid="waooaw.progress")
 
-    def look(self) -> Snapshot:
-        """Return what the worker holds now; from any thread."""
+    def snapshot(self) -> Snapshot:
+        """Return what the worker holds now; call it from any thread."""
         requests = tuple(state.requests.values())
         accepted = [request for request in requests if request in state.active_requests]
-        runs = running(accepted, self._worker.pool, self._thread, sys._current_frames())
+        running = requests_with_running_handler(accepted, self._worker.pool, self._thread, sys._current_frames())
         scheduled = state.scheduled_requests  # type: ignore[attr-defined]  # newer than its stubs
         buckets = tuple(self._worker.consumer.task_buckets.values())
         snapshot = Snapshot(
-            running=[request for request in accepted if request in runs],
-            orphaned=[request for request in accepted if request not in runs],
+            running=[request for request in accepted if request in running],
+            orphaned=[request for request in accepted if request not in running],
             waiting=[r for r in requests if r in state.reserved_requests and r not in state.active_requests],
             scheduled=sum(request in scheduled for request in requests),
             limited=sum(len(bucket.contents) for bucket in buckets if bucket),
             slots=self._worker.pool.num_processes or 1,
             claimed=self._claimed,
-            begun=state.all_total_count[0],
+            started=state.all_total_count[0],
         )
-        self._compare(snapshot)
+        self._note_times(snapshot)
         return snapshot
 
     def report(self) -> dict[str, Any] | None:
-        """Return what the heartbeat tells of the last look."""
+        """Return the facts of the last snapshot for the heartbeat, or None before the first."""
         last = self._last
         if last is None:
             return None
-        began = [request.time_start for request in last.running if request.time_start]
+        started = [request.time_start for request in last.running if request.time_start]
         return {
             "held": last.held,
             "running": len(last.running),
             "slots": last.slots,
-            "running_seconds": round(max(time.time() - min(began), 0.0), 1) if began else None,
-            "begun": last.begun,
+            "running_seconds": round(max(time.time() - min(started), 0.0), 1) if started else None,
+            "begun": last.started,
             "ended": last.ended,
-            "begun_at": self._begun_at and self._begun_at.isoformat(timespec="seconds"),
+            "begun_at": self._started_at and self._started_at.isoformat(timespec="seconds"),
             "ended_at": self._ended_at and self._ended_at.isoformat(timespec="seconds"),
         }
 
-    def _compare(self, snapshot: Snapshot) -> None:
-        # Once a second is exact enough, and costs nothing while messages are handled.
+    def _note_times(self, snapshot: Snapshot) -> None:
+        # The times are those of the snapshots. That is exact enough, and costs nothing while messages are handled.
         last, self._last, now = self._last, snapshot, datetime.now(UTC)
-        if snapshot.begun > (last.begun if last else 0):
-            self._begun_at = now
+        if snapshot.started > (last.started if last else 0):
+            self._started_at = now
         if snapshot.ended > (last.ended if last else 0):
             self._ended_at = now
 

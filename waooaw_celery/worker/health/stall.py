@@ -1,4 +1,4 @@
-"""Decides whether a worker has stalled: it has work and makes no progress, although nothing keeps it from that."""
+"""Decides whether a worker has stalled: it has work, makes no progress, and nothing outside it is the cause."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from dataclasses import dataclass
 
 from waooaw_celery.worker.health.progress import Snapshot
 
-#: The longest regular turn of Celery's event loop, in seconds: without a hub it waits as long for a message.
-TURN = 2.0
-#: The longest pause of Celery between two attempts to connect to the broker, in seconds.
-RECONNECT = 32.0
+#: The longest regular turn of Celery's event loop, in seconds; without a hub it waits as long for a message.
+MAX_TURN_SECONDS = 2.0
+#: Celery's longest pause between two attempts to connect to the broker, in seconds.
+MAX_RECONNECT_SECONDS = 32.0
 #: How often, at most, the broker is asked within ``waooaw_stall_seconds``.
-QUESTIONS = 5
+MAX_QUESTIONS = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Loop:
-    """What is known of the event loop of the thread that consumes.
+class LoopState:
+    """The state of the event loop of the thread that consumes.
 
     Attributes:
-        silent: seconds since it was asked to turn, and has not; 0 when it has.
-        connected: whether the consumer has its connection; without it, it may pause before the next attempt.
-        handles: whether a handler runs in its thread, as with solo: it turns when that has ended.
+        silent: seconds for which it has owed a callback; 0 when it has made it.
+        connected: whether the consumer is connected. Without a connection it may pause before the next attempt.
+        handles: whether a handler runs in its thread, as with the solo pool. It turns after that has ended.
     """
 
     silent: float
@@ -31,16 +31,15 @@ class Loop:
 
 
 class StallDetector:
-    """Compares what a worker holds from moment to moment.
+    """Compares successive snapshots of what a worker holds.
 
-    Time is that of the caller, so that seconds in which the computer was suspended do not count.
+    The caller passes the time, so that seconds for which the computer was suspended do not count.
 
     Args:
         seconds: without progress, after which a worker counts as stalled.
-        depth: returns how many messages wait in the queues that the worker consumes; None when the broker does not
-            answer.
-        answers: whether broker and store answer: where a worker waits for one of them, it has not stalled.
-        consumes: whether the worker consumes a queue and may hold a message more.
+        depth: returns how many messages wait in the worker's queues; None when the broker does not answer.
+        answers: returns whether broker and store answer. A worker that waits for one of them has not stalled.
+        consumes: returns whether the worker consumes a queue and may hold another message.
     """
 
     def __init__(
@@ -51,7 +50,7 @@ class StallDetector:
         consumes: Callable[[Snapshot], bool],
     ) -> None:
         self._seconds, self._depth, self._answers, self._consumes = seconds, depth, answers, consumes
-        self._ask_every = seconds / QUESTIONS
+        self._ask_every = seconds / MAX_QUESTIONS
         self._asked_at = float("-inf")
         self._excused_until = float("-inf")
         self._orphaned_at: dict[str, float] = {}
@@ -61,54 +60,58 @@ class StallDetector:
         self._last: Snapshot | None = None
 
     def reset(self) -> None:
-        """Begin anew: the worker is ending, or was told not to take messages."""
+        """Forget earlier snapshots, because the worker ends or does not consume."""
         self._orphaned_at, self._last = {}, None
         self._waiting_at = self._queued_at = self._queue_reason = None
 
-    def look(self, now: float, loop: Loop, snapshot: Snapshot) -> str | None:
+    def check(self, now: float, loop: LoopState, snapshot: Snapshot) -> str | None:
         """Return why the worker counts as stalled, or None.
 
         Args:
-            now: this moment, in seconds.
+            now: the time, in seconds.
             loop: the event loop.
             snapshot: what the worker holds.
         """
-        if loop.silent > TURN:
-            # What is held cannot change before the loop turns.
+        if loop.silent > MAX_TURN_SECONDS:
+            # The worker cannot change what it holds before the loop turns.
             self.reset()
-            return self._silence(now, loop)
-        return self._orphans(now, snapshot) or self._waits(now, snapshot) or self._queue(now, snapshot)
+            return self._check_loop(now, loop)
+        return (
+            self._check_orphaned(now, snapshot)
+            or self._check_waiting(now, snapshot)
+            or self._check_queue(now, snapshot)
+        )
 
-    def _silence(self, now: float, loop: Loop) -> str | None:
+    def _check_loop(self, now: float, loop: LoopState) -> str | None:
         if loop.handles:
             self._excused_until = now
             return None
-        limit = self._seconds + TURN + (0.0 if loop.connected else RECONNECT)
-        since = max(now - loop.silent, self._excused_until)
-        if now - since < limit / 2 or not self._may_ask(now):
+        limit = self._seconds + MAX_TURN_SECONDS + (0.0 if loop.connected else MAX_RECONNECT_SECONDS)
+        silent_since = max(now - loop.silent, self._excused_until)
+        if now - silent_since < limit / 2 or not self._may_ask(now):
             return None
-        if not self._answers():  # then it may well wait for that
+        if not self._answers():  # the worker may be waiting for that
             self._excused_until = now
             return None
-        if now - since < limit:
+        if now - silent_since < limit:
             return None
-        return f"the event loop has not turned for {now - since:.0f} s"
+        return f"the event loop has not turned for {now - silent_since:.0f} s"
 
-    def _orphans(self, now: float, snapshot: Snapshot) -> str | None:
-        since = self._orphaned_at
-        self._orphaned_at = {request.id: since.get(request.id, now) for request in snapshot.orphaned}
-        lost = [id_ for id_, at in self._orphaned_at.items() if now - at >= self._seconds]
-        if not lost:
+    def _check_orphaned(self, now: float, snapshot: Snapshot) -> str | None:
+        before = self._orphaned_at
+        self._orphaned_at = {request.id: before.get(request.id, now) for request in snapshot.orphaned}
+        orphaned = [id_ for id_, at in self._orphaned_at.items() if now - at >= self._seconds]
+        if not orphaned:
             return None
         return (
-            f"{len(lost)} of {snapshot.slots} slots are held by messages that no handler runs: "
-            f"{', '.join(map(str, lost[:5]))}"
+            f"{len(orphaned)} of {snapshot.slots} slots are held by messages that no handler runs: "
+            f"{', '.join(map(str, orphaned[:5]))}"
         )
 
-    def _waits(self, now: float, snapshot: Snapshot) -> str | None:
+    def _check_waiting(self, now: float, snapshot: Snapshot) -> str | None:
         last, free = self._last, snapshot.slots - len(snapshot.running)
-        moved = last is None or (last.begun, last.ended) != (snapshot.begun, snapshot.ended)
-        if moved or free <= 0 or not snapshot.waiting:
+        has_progress = last is None or (last.started, last.ended) != (snapshot.started, snapshot.ended)
+        if has_progress or free <= 0 or not snapshot.waiting:
             self._waiting_at = None
             return None
         self._waiting_at = now if self._waiting_at is None else self._waiting_at
@@ -118,11 +121,11 @@ class StallDetector:
             f"{len(snapshot.waiting)} messages wait for the pool, {free} of whose {snapshot.slots} slots are free"
         )
 
-    def _queue(self, now: float, snapshot: Snapshot) -> str | None:
+    def _check_queue(self, now: float, snapshot: Snapshot) -> str | None:
         last, self._last = self._last, snapshot
-        moved = last is None or (last.claimed, last.begun) != (snapshot.claimed, snapshot.begun)
+        has_progress = last is None or (last.claimed, last.started) != (snapshot.claimed, snapshot.started)
         free = snapshot.slots - len(snapshot.running) - len(snapshot.waiting) - len(snapshot.orphaned)
-        if moved or free <= 0 or not self._consumes(snapshot):
+        if has_progress or free <= 0 or not self._consumes(snapshot):
             self._queued_at = self._queue_reason = None
             return None
         if not self._may_ask(now):

@@ -1,4 +1,4 @@
-"""What becomes of a stalled worker: it tells what it does, lets go of what it does not run, and ends."""
+"""Ends a stalled worker: log its threads, release the messages that it does not run, and exit."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from waooaw_celery.worker.health import native_thread as native
 
 logger = logging.getLogger(__name__)
 
-#: The exit code of a worker that has stalled: EX_SOFTWARE of sysexits.h. Celery's own are 0, 1, 64, 69 and 73.
+#: The exit code of a stalled worker: EX_SOFTWARE of sysexits.h. Celery's own are 0, 1, 64, 69 and 73.
 EXIT_STALLED = 70
-#: Seconds that writing the log, sending a heartbeat, or flushing the ledger may take at the end.
-PATIENCE = 5.0
-#: Seconds between two looks at whether a step has ended.
-_LOOK = 0.05
+#: Seconds that each last step may take: writing the log, sending a heartbeat, flushing the ledger.
+STEP_SECONDS = 5.0
+#: Seconds between two checks whether a step has ended.
+_CHECK_SECONDS = 0.05
 
 
 def stacks(consumer_thread: int) -> str:
@@ -34,7 +34,7 @@ def stacks(consumer_thread: int) -> str:
     Args:
         consumer_thread: identifier of the thread that consumes.
     """
-    # gevent and eventlet know their greenlets by name, and not the threads that these run in.
+    # gevent and eventlet know the names of their greenlets, and not of the threads in which these run.
     names = {thread.ident: thread.name for thread in threading.enumerate()} | {consumer_thread: "that consumes"}
     return "\n".join(
         f"Thread {names.get(ident, 'without a name')} ({ident}):\n"
@@ -43,45 +43,57 @@ def stacks(consumer_thread: int) -> str:
     )
 
 
-def tell(reason: str, advice: str, consumer_thread: int) -> None:
-    """Log that the worker has stalled, with the stacks of its threads: one record.
+def log_stall(reason: str, consequence: str, consumer_thread: int) -> None:
+    """Log that the worker has stalled, with the stacks of its threads, in one record.
 
     Args:
         reason: why it counts as stalled.
-        advice: what happens now.
+        consequence: what happens now.
         consumer_thread: identifier of the thread that consumes.
     """
     text = stacks(consumer_thread)
-    bounded(
+    run_with_timeout(
         lambda: logger.critical(
             "the worker has stalled: %s. %s. Its threads:\n%s",
             reason,
-            advice,
+            consequence,
             text,
             extra={"action": "worker_stalled", "reason": reason},
         )
     )
 
 
-def let_go(running: list[Any]) -> None:
-    """Renew only the leases of messages whose handlers run: others are handed to another worker."""
+def release_other_leases(running: list[Any]) -> None:
+    """Renew only the leases of messages whose handlers run, so that other workers get the rest.
+
+    Args:
+        running: requests whose handlers run.
+    """
     lease.renew_only(str(request.message.delivery_tag) for request in running)
 
 
-def ask_to_end(worker: Any) -> None:
-    """Have Celery end the worker in order, with our exit code: handlers that run come to their end."""
-    celery_state: Any = state  # its stubs say that it is never set
+def request_warm_shutdown(worker: Any) -> None:
+    """Have Celery shut the worker down warm with ``EXIT_STALLED``: handlers that run come to their end.
+
+    Args:
+        worker: Celery's worker.
+    """
+    celery_state: Any = state  # its stubs declare it as None
     celery_state.should_stop = EXIT_STALLED
     if worker.hub is not None:
-        worker.hub.call_soon(_nothing)  # so that the loop looks at once
+        worker.hub.call_soon(_nothing)  # wakes the loop
 
 
-def end(app: Any) -> None:
-    """End this process and its children, whatever they do; it does not return."""
+def exit_now(app: Any) -> None:
+    """End this process and its children at once with ``EXIT_STALLED``. Does not return.
+
+    Args:
+        app: the application, an AgentApp; its ledger is flushed before.
+    """
     receipts = app.__dict__.get("receipts")
     if receipts is not None:
-        bounded(receipts.flush)
-    bounded(_flush_logs)
+        run_with_timeout(receipts.flush)
+    run_with_timeout(_flush_logs)
     for child in active_children():  # the pool's processes, and an embedded beat
         if child.pid is not None:
             with suppress(ProcessLookupError):
@@ -89,14 +101,14 @@ def end(app: Any) -> None:
     os._exit(EXIT_STALLED)
 
 
-def bounded(step: Callable[[], object], patience: float = PATIENCE) -> bool:
-    """Run a step in a thread of its own, and return whether it ended in time.
+def run_with_timeout(step: Callable[[], object], timeout: float = STEP_SECONDS) -> bool:
+    """Run a step in its own thread, and return whether it ended in time.
 
-    What has stalled may hold a lock that the step needs, such as that of a log's handler.
+    The step may need a lock that the stalled code holds, such as that of a log handler.
 
     Args:
         step: what to do; an exception is logged.
-        patience: seconds.
+        timeout: seconds.
     """
     ended: list[bool] = []
 
@@ -109,16 +121,16 @@ def bounded(step: Callable[[], object], patience: float = PATIENCE) -> bool:
             ended.append(True)
 
     native.start_thread(run)
-    for _ in range(int(patience / _LOOK)):
+    for _ in range(int(timeout / _CHECK_SECONDS)):
         if ended:
             return True
-        native.sleep(_LOOK)
+        native.sleep(_CHECK_SECONDS)
     return False
 
 
 def _flush_logs() -> None:
-    for logger_ in (logging.getLogger(), logging.getLogger("celery"), logger):
-        for handler in logger_.handlers:
+    for each in (logging.getLogger(), logging.getLogger("celery"), logger):
+        for handler in each.handlers:
             handler.flush()
 
 

@@ -1,4 +1,4 @@
-"""What a worker looks at before it starts: settings, here and in its broker, with which messages would be lost."""
+"""Checks before a worker starts: settings, of the worker and of its broker, that would lose messages."""
 
 from __future__ import annotations
 
@@ -14,44 +14,50 @@ from waooaw_celery.worker.task import AgentTask
 
 logger = logging.getLogger(__name__)
 
-#: RabbitMQ's ``consumer_timeout`` unless somebody set it, in seconds: how long a consumer may hold a message.
+#: RabbitMQ's default ``consumer_timeout``, in seconds: how long a consumer may hold a message.
 CONSUMER_TIMEOUT = 1800.0
 
 
 def check_time_limits(app: Any) -> None:
-    """Check that no handler may still run when it is taken for lost.
+    """Check that no handler may run for longer than its message is held for it.
 
-    Kombu's transport for Redis waits so long before it hands a message to another worker, and the ledger before it
-    is marked as FAILED.
+    Redis hands a message to another worker after ``visibility_timeout``. The ledger marks a message as FAILED
+    after ``waooaw_lost_seconds``.
+
+    Args:
+        app: the application, an AgentApp.
 
     Raises:
-        ConfigurationError: one may; the sentence names it and both numbers.
+        ConfigurationError: a handler may run longer; the text names it and both times.
     """
-    lost = app.settings.lost_seconds if app.settings.database_url is not None else None
-    patience = (
+    lost_seconds = app.settings.lost_seconds if app.settings.database_url is not None else None
+    deadlines = (
         (
             app.visibility_timeout,
             "Redis hands its message to another worker",
             "broker_transport_options['visibility_timeout']",
         ),
-        (lost, "the ledger takes its message for lost", "waooaw_lost_seconds"),
+        (lost_seconds, "the ledger marks its message as lost", "waooaw_lost_seconds"),
     )
     for name, task in app.tasks.items():
-        for seconds, what, setting in patience:
+        for seconds, consequence, setting in deadlines:
             if seconds is not None and isinstance(task, AgentTask):
-                limit = _limit(app, task)
+                limit = _time_limit(app, task)
                 if limit is None or limit >= seconds:
                     raise ConfigurationError(
-                        f"{name} may run for {limit or 'ever'} s, and after {seconds:g} s {what}: "
+                        f"{name} may run {_for_seconds(limit)}, and after {seconds:g} s {consequence}: "
                         f"give it a shorter time_limit, or raise {setting}"
                     )
 
 
 def check_once(app: Any) -> None:
-    """Check that there is a database in which effects and the note of them can be committed together.
+    """Check that handlers with ``once=True`` have a PostgreSQL ledger, where effect and note are one transaction.
+
+    Args:
+        app: the application, an AgentApp.
 
     Raises:
-        ConfigurationError: a handler says ``once=True``, and there is none.
+        ConfigurationError: there is such a handler, and no ledger in PostgreSQL.
     """
     for name, task in app.tasks.items():
         if getattr(task, "once", False) and not (app.settings.database_url and app.database.is_postgresql):
@@ -62,12 +68,16 @@ def check_once(app: Any) -> None:
 
 
 def check_broker(app: Any) -> None:
-    """Check that the broker keeps what it is given; warn of what it may lose.
+    """Check that the broker keeps the messages that it accepts; log a warning of those that it may lose.
 
-    A broker that does not answer, or does not tell, is not waited for: Celery connects when it is back.
+    A broker that does not answer, or does not report its settings, is not waited for: Celery connects when it is
+    back.
+
+    Args:
+        app: the application, an AgentApp.
 
     Raises:
-        ConfigurationError: it removes messages when its memory is full.
+        ConfigurationError: the broker removes messages when its memory is full.
     """
     try:
         with app.connection_for_write() as connection:
@@ -75,7 +85,7 @@ def check_broker(app: Any) -> None:
             if app.driver == "redis":
                 _check_redis(connection.default_channel.client.info(), app.settings)
             elif app.driver == "amqp":
-                _check_holding(app)
+                _check_consumer_timeout(app)
     except (KombuError, RedisError, OSError) as error:
         logger.info("the broker's settings were not checked: %s", error, extra={"action": "broker_unchecked"})
 
@@ -94,29 +104,34 @@ def _check_redis(info: Mapping[str, Any], settings: Any) -> None:
             extra={"action": "broker_evicts"},
         )
     if not int(info.get("aof_enabled", 0)):
-        kept = "the ledger's recovery publishes it again" if settings.database_url is not None else "it is lost"
+        has_ledger = settings.database_url is not None
+        consequence = "the ledger's recovery publishes them again" if has_ledger else "they are lost"
         logger.warning(
-            "the broker's Redis does not write down what waits (appendonly no): after a crash of its server %s. "
+            "the broker's Redis does not store messages on disk (appendonly no): after a crash of its server %s. "
             "Set appendonly yes",
-            kept,
+            consequence,
             extra={"action": "broker_forgets"},
         )
 
 
-def _check_holding(app: Any) -> None:
-    limits = {name: _limit(app, task) for name, task in app.tasks.items() if isinstance(task, AgentTask)}
+def _check_consumer_timeout(app: Any) -> None:
+    limits = {name: _time_limit(app, task) for name, task in app.tasks.items() if isinstance(task, AgentTask)}
     for name, limit in limits.items():
         if limit is None or limit >= CONSUMER_TIMEOUT:
             logger.warning(
-                "%s may run for %s s, and RabbitMQ takes a message from a worker that holds it for longer than "
-                "its consumer_timeout, %g s unless somebody set it: raise that, or give it a shorter time_limit",
+                "%s may run %s, and RabbitMQ takes a message from a worker that holds it for longer than its "
+                "consumer_timeout, by default %g s: raise that, or give the handler a shorter time_limit",
                 name,
-                limit or "ever",
+                _for_seconds(limit),
                 CONSUMER_TIMEOUT,
                 extra={"action": "consumer_timeout"},
             )
 
 
-def _limit(app: Any, task: Any) -> float | None:
+def _for_seconds(limit: float | None) -> str:
+    return f"for {limit} s" if limit else "without a limit"
+
+
+def _time_limit(app: Any, task: Any) -> float | None:
     limit: float | None = task.time_limit or app.conf.task_time_limit
     return limit

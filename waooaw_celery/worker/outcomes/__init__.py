@@ -1,1 +1,1 @@
-"""What becomes of a message after its handler: retry, requeue, dead letter, reply, follow-ups."""
+"""What happens after a handler: retry, requeue, dead letter, reply, follow-ups."""

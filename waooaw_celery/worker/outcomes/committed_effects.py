@@ -1,4 +1,4 @@
-"""Whether a message of a handler with ``once=True`` has had its effect: the note in the inbox decides its end."""
+"""Tells whether the effect of a handler with ``once=True`` is committed, as the inbox has it."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from waooaw_celery.messages.publish_options import RECOVERED_HEADER
 
 logger = logging.getLogger(__name__)
 
-#: Headers of a message that may have come before: it was handed out again, or recovered.
-_AGAIN = (DELIVERY_COUNT, RECOVERED_HEADER)
+#: Headers of a message that was redelivered, or published again by the ledger's recovery.
+_REDELIVERY_HEADERS = (DELIVERY_COUNT, RECOVERED_HEADER)
 
 
 def is_committed(task: Any, message_id: str) -> bool:
-    """Whether the effect of a message is committed, although its handler did not tell so.
+    """Return whether the effect of a message is committed, although its handler did not report that.
 
-    Call it when no process works on the message any more, and before its end is written down.
+    Call it when no process works on the message any more, and before its outcome is recorded.
 
     Args:
         task: the handler, an AgentTask.
-        message_id: of which message.
+        message_id: the message.
 
     Returns:
-        False too when the handler has no note (``once=False``), and when the database does not answer: the ledger
-        itself decides then, when it takes the end.
+        False too for a handler without ``once=True``, and when the database does not answer. The ledger then
+        decides when it accepts the outcome.
     """
     if not task.once:
         return False
@@ -37,7 +37,7 @@ def is_committed(task: Any, message_id: str) -> bool:
         return has_effect(task.app.database, message_id, task.handler)
     except AuditUnavailable as error:
         logger.warning(
-            "whether the effect of %s is committed is not known: %s",
+            "cannot read whether the effect of %s is committed: %s",
             message_id,
             error,
             extra={"action": "effect_not_known", "message_id": message_id},
@@ -46,20 +46,24 @@ def is_committed(task: Any, message_id: str) -> bool:
 
 
 def was_committed_before(task: Any, request: Context) -> bool:
-    """Whether an earlier attempt at a message has committed its effect, where there may have been one.
+    """Return whether an earlier attempt at a message has committed its effect.
 
-    Such a message is not dropped, whatever was said of it since: its handler returns what that attempt returned.
+    Such a message is neither expired nor cancelled: its handler returns what that attempt returned.
+
+    Args:
+        task: the handler, an AgentTask.
+        request: Celery's request.
     """
-    again = request.retries or is_redelivered(request)
-    return bool(again) and is_committed(task, str(request.id))
+    may_have_run = request.retries or is_redelivered(request)
+    return bool(may_have_run) and is_committed(task, str(request.id))
 
 
 def is_redelivered(request: Context) -> bool:
-    """Whether something says that the message may have come before."""
+    """Return whether a message may have been delivered before, by the broker's mark or by its headers."""
     headers = request.headers or {}
-    return is_marked_redelivered(request) or any(headers.get(name) for name in _AGAIN)
+    return is_marked_redelivered(request) or any(headers.get(name) for name in _REDELIVERY_HEADERS)
 
 
 def is_marked_redelivered(request: Context) -> bool:
-    """Whether the broker says that it handed the message out before."""
+    """Return whether the broker marks a message as redelivered."""
     return bool((request.delivery_info or {}).get("redelivered"))

@@ -1,4 +1,4 @@
-"""What a handler gave up, and would otherwise be gone: it becomes a dead letter, which can be retried."""
+"""Makes a dead letter of a message whose handler failed for the last time, so that it can be retried by hand."""
 
 from __future__ import annotations
 
@@ -17,18 +17,25 @@ from waooaw_celery.errors import WaooawError
 from waooaw_celery.messages.message import ENVELOPE_HEADER, Message
 from waooaw_celery.messages.queues import agent_queue
 from waooaw_celery.messages.reply_to import REPLY_TO_HEADER
-from waooaw_celery.worker.outcomes.follow_ups import NOT_NOW, FollowUp
+from waooaw_celery.worker.outcomes.follow_ups import TEMPORARY_ERRORS, FollowUp
 from waooaw_celery.worker.task import AgentTask
 
 logger = logging.getLogger(__name__)
 
-#: Messages whose letters a process remembers: Celery tells some failures twice.
-_REMEMBERED = 1000
-_kept: OrderedDict[str, None] = OrderedDict()
+#: How many dead letters a process remembers, because Celery reports some failures twice.
+_MAX_REMEMBERED = 1000
+_dead_lettered: OrderedDict[str, None] = OrderedDict()
 
 
 def request_of(task: AgentTask, task_id: str) -> Context | None:
-    """Return the request of a task that has failed: Celery's signal does not always say which it tells of."""
+    """Return the request of a task that has failed, or None when it is unknown.
+
+    Celery's signal of a failure names the task's id, and does not always make its request current.
+
+    Args:
+        task: the handler.
+        task_id: id of the message.
+    """
     if task.request.id == task_id:
         return task.request
     known = worker_state.requests.get(task_id)
@@ -36,40 +43,41 @@ def request_of(task: AgentTask, task_id: str) -> Context | None:
 
 
 def keep_dead_letter(task: AgentTask, request: Context | None, reason: str) -> bool:
-    """Make a dead letter of a message whose handler gave it up, and return whether there is one.
+    """Make a dead letter of a message whose handler has failed, and return whether there is one. Never raises.
 
-    Not of a request, whose caller is told of the error; also when the answer comes as a message. Never raises.
+    A request gets no dead letter: its caller, or the handler of its reply, gets the error. While the broker does
+    not answer, the dead letter is kept in this process and stored later.
 
     Args:
         task: the handler.
-        request: its request; None when nobody knows it.
-        reason: why, a sentence.
+        request: its request; None: unknown.
+        reason: why it failed, a sentence.
     """
-    if request is None or _is_told(task, request):
+    if request is None or _has_caller(task, request):
         return False
     message_id = str(request.id)
-    if message_id in _kept:
+    if message_id in _dead_lettered:
         return True
-    app: Any = task.app  # an AgentApp, which stands above here
+    app: Any = task.app  # an AgentApp
     try:
         add = partial(app.dead_letters.add, agent_queue(task.agent).name, reason, _item(task, request))
         try:
             add()
-        except NOT_NOW as error:
+        except TEMPORARY_ERRORS as error:
             what = f"the dead letter of {message_id}"
-            refuse = partial(_tell_refused, message_id)
+            refuse = partial(_log_refused, message_id)
             app.follow_ups.keep(FollowUp(message_id=message_id, what=what, send=add, refuse=refuse), error)
             return False
-    except Exception as error:  # noqa: BLE001 - Celery is in the middle of a failure, and the ledger is still to be told
-        _tell_refused(message_id, error)
+    except Exception as error:  # noqa: BLE001 - Celery is handling a failure, which must still be recorded
+        _log_refused(message_id, error)
         return False
-    _kept[message_id] = None
-    while len(_kept) > _REMEMBERED:
-        _kept.popitem(last=False)
+    _dead_lettered[message_id] = None
+    while len(_dead_lettered) > _MAX_REMEMBERED:
+        _dead_lettered.popitem(last=False)
     return True
 
 
-def _tell_refused(message_id: str, error: Exception) -> None:
+def _log_refused(message_id: str, error: Exception) -> None:
     logger.warning(
         "no dead letter is kept of %s, whose handler gave up: %s",
         message_id,
@@ -78,64 +86,64 @@ def _tell_refused(message_id: str, error: Exception) -> None:
     )
 
 
-def _is_told(task: AgentTask, request: Context) -> bool:
-    """Whether somebody gets the error as the answer of a request."""
-    waited_for = not (task.ignore_result or request.ignore_result)
-    return waited_for or (request.headers or {}).get(REPLY_TO_HEADER) is not None
+def _has_caller(task: AgentTask, request: Context) -> bool:
+    """Return whether somebody gets the error as the answer of a request."""
+    is_awaited = not (task.ignore_result or request.ignore_result)
+    return is_awaited or (request.headers or {}).get(REPLY_TO_HEADER) is not None
 
 
 def _item(task: AgentTask, request: Context) -> bytes:
-    """Return a message as it would travel on Redis for its first attempt."""
-    after = {name: request.get(name) for name in CALLBACK_FIELDS if request.get(name)}
-    said = (request.args, request.kwargs, after)
+    """Return a message in the form that its first attempt has on Redis."""
+    callbacks = {name: request.get(name) for name in CALLBACK_FIELDS if request.get(name)}
+    body = (request.args, request.kwargs, callbacks)
     envelope = (request.headers or {}).get(ENVELOPE_HEADER)
     try:
         message = task.message_of(request)
-    except (WaooawError, TypeError, ValueError):  # what its handler could not read either
-        ways = task.app.wire_format(task.agent)  # type: ignore[attr-defined]  # an AgentApp
+    except (WaooawError, TypeError, ValueError):  # its handler could not read it either
+        encoding = task.app.wire_format(task.agent)  # type: ignore[attr-defined]  # an AgentApp
         ids = {"id": str(request.id), "root_id": request.root_id, "parent_id": request.parent_id}
-        return _as_item(task.app, task.name, ids, envelope, said, ways)
-    return item_of(task.app, task.name, message, said, ids=request, has_envelope=envelope is not None)
+        return _as_item(task.app, task.name, ids, envelope, body, encoding)
+    return item_of(task.app, task.name, message, body, ids=request, has_envelope=envelope is not None)
 
 
 def item_of(
-    app: Any, task_name: str, message: Message, said: Any, *, ids: Any = None, has_envelope: bool = True
+    app: Any, task_name: str, message: Message, body: Any, *, ids: Any = None, has_envelope: bool = True
 ) -> bytes:
-    """Return a message as it would travel on Redis.
+    """Return a message in the form that messages have on Redis.
 
     Args:
         app: the application, an AgentApp.
-        task_name: of its handler.
+        task_name: name of its handler's task.
         message: the message.
-        said: its task's arguments, keyword arguments, and what is called afterwards.
+        body: its task's arguments, keyword arguments, and callbacks.
         ids: the request that has its ids; None: the message's own.
-        has_envelope: whether it travels with its envelope.
+        has_envelope: whether it carries its envelope.
     """
-    ways = app.wire_format(message.to_agent, message.serializer, message.compression)
+    encoding = app.wire_format(message.to_agent, message.serializer, message.compression)
     headers = {
         "id": str(message.message_id if ids is None else ids.id),
         "root_id": message.conversation_id if ids is None else ids.root_id,
         "parent_id": message.causation_id if ids is None else ids.parent_id,
     }
-    return _as_item(app, task_name, headers, message.to_envelope() if has_envelope else None, said, ways)
+    return _as_item(app, task_name, headers, message.to_envelope() if has_envelope else None, body, encoding)
 
 
-def _as_item(app: Any, task_name: str, ids: dict[str, Any], envelope: Any, said: Any, ways: Any) -> bytes:
-    args, kwargs, after = said
-    body = app.packer.pack((list(args or ()), dict(kwargs or {}), after), *ways)
+def _as_item(app: Any, task_name: str, ids: dict[str, Any], envelope: Any, body: Any, encoding: Any) -> bytes:
+    args, kwargs, callbacks = body
+    packed = app.packer.pack((list(args or ()), dict(kwargs or {}), callbacks), *encoding)
     headers = {
         "lang": "py",
         "task": task_name,
         **ids,
         **({} if envelope is None else {ENVELOPE_HEADER: envelope}),
-        **({} if body.codec is None else {"compression": body.codec}),
+        **({} if packed.codec is None else {"compression": packed.codec}),
     }
-    packed = isinstance(body.body, bytes)
+    is_binary = isinstance(packed.body, bytes)
     item = {
-        "body": b64encode(body.body).decode() if isinstance(body.body, bytes) else body.body,
-        "content-type": body.content_type,
-        "content-encoding": body.content_encoding,
+        "body": b64encode(packed.body).decode() if isinstance(packed.body, bytes) else packed.body,
+        "content-type": packed.content_type,
+        "content-encoding": packed.content_encoding,
         "headers": headers,
-        "properties": {"delivery_info": {}, "body_encoding": "base64" if packed else None},
+        "properties": {"delivery_info": {}, "body_encoding": "base64" if is_binary else None},
     }
     return json.dumps(item).encode()

@@ -1,4 +1,4 @@
-"""What Celery does for a message after its handler has ended, where Celery's own task stack is empty."""
+"""Marks code that sends follow-ups of a message, where Celery's own task stack is empty."""
 
 from __future__ import annotations
 
@@ -11,53 +11,53 @@ from typing import Any
 from celery._state import get_current_worker_task
 from celery.app.task import Context
 
-#: The message that is traced or ended: its task, its request, and the thread (or greenlet) that does it.
-_ending: ContextVar[tuple[Any, Any, int] | None] = ContextVar("waooaw_ending", default=None)
+#: The message whose follow-ups are sent: its task, its request, and the thread or greenlet that sends them.
+_ended_message: ContextVar[tuple[Any, Any, int] | None] = ContextVar("waooaw_ended_message", default=None)
 
-#: Whether what is sent here was kept before, since it could not be sent when a handler had ended.
-_following: ContextVar[bool] = ContextVar("waooaw_following", default=False)
+#: Whether a follow-up is sent here that could not be sent when its handler ended.
+_is_resending: ContextVar[bool] = ContextVar("waooaw_is_resending", default=False)
 
 
 @contextmanager
 def resending_follow_up() -> Iterator[None]:
-    """Let what is sent in this block count as what it was when it was kept: a follow-up."""
-    token = _following.set(True)
+    """Let messages that are sent in this block count as follow-ups."""
+    token = _is_resending.set(True)
     try:
         yield
     finally:
-        _following.reset(token)
+        _is_resending.reset(token)
 
 
 def is_resent_follow_up() -> bool:
-    """Whether what is sent here was kept before."""
-    return _following.get()
+    """Return whether a follow-up is sent here that could not be sent when its handler ended."""
+    return _is_resending.get()
 
 
 @contextmanager
 def sending_follow_ups(task: Any, request: Mapping[str, Any] | Context) -> Iterator[None]:
-    """Let what is sent in this block, while no handler runs, count as a follow-up of a message.
+    """Let tasks that are sent in this block, while no handler runs, count as follow-ups of a message.
 
-    Celery sends errbacks, callbacks and the next step of a chain. It does so in the trace of the task, in a part
-    where it has removed the task from its stack, and in the worker's main process, when a pool process is lost.
+    Celery sends errbacks, callbacks and the next step of a chain. It does so in the trace of the task, after it
+    has removed the task from its stack, and in the worker's main process when a process of the pool is lost.
 
     Args:
         task: the message's task.
         request: its request; Celery may still add to it.
     """
-    token = _ending.set((task, request, threading.get_ident()))
+    token = _ended_message.set((task, request, threading.get_ident()))
     try:
         yield
     finally:
-        _ending.reset(token)
+        _ended_message.reset(token)
 
 
 def message_that_ended() -> tuple[Any, Context] | None:
     """Return the task and the request of the message whose follow-ups are sent here, or None.
 
-    None also while a handler runs, and in a thread that only inherited the context of another.
+    It is None also while a handler runs, and in a thread that only inherited the context of another.
     """
-    known = _ending.get()
-    if known is None or known[2] != threading.get_ident() or get_current_worker_task() is not None:
+    ended = _ended_message.get()
+    if ended is None or ended[2] != threading.get_ident() or get_current_worker_task() is not None:
         return None
-    task, request, _ = known
+    task, request, _ = ended
     return task, request if isinstance(request, Context) else Context(request, called_directly=False)

@@ -1,4 +1,4 @@
-"""What follows a handler's end and could not be sent yet: kept in this process, and sent when that is possible."""
+"""Keeps the follow-ups of handlers that could not be sent, and sends them later from this process."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ from waooaw_celery.worker.outcomes.follow_up_context import resending_follow_up
 
 logger = logging.getLogger(__name__)
 
-#: What is raised by a send that may succeed later: broker, ledger or store is away, or takes nothing for now.
-NOT_NOW = (OperationalError, StoreUnavailable, LimitExceeded, AMQPError, RedisError, OSError)
-#: Seconds between two attempts: first, and at most.
+#: Errors after which a send is tried again: broker, ledger or store does not answer, or accepts nothing for now.
+TEMPORARY_ERRORS = (OperationalError, StoreUnavailable, LimitExceeded, AMQPError, RedisError, OSError)
+#: The first and the longest pause between two attempts, in seconds.
 FIRST_PAUSE, MAX_PAUSE_SECONDS = 0.5, 5.0
-#: Follow-ups that a process keeps at most.
-MOST = 10_000
-#: Seconds that a process which ends takes for a last attempt.
+#: How many follow-ups a process keeps at most.
+MAX_FOLLOW_UPS = 10_000
+#: Seconds that a process takes for a last attempt when it ends.
 LAST_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FollowUp:
-    """Something that is to be sent.
+    """Something to send after a handler has ended.
 
     Attributes:
-        message_id: of the message, or of the one that it follows.
-        what: what it is, for the log, such as ``the message … to …``.
-        send: sends it; raises one of ``NOT_NOW`` when it is to be tried again.
-        refuse: called with the error when it can never be sent.
-        expires_at: after which it is not to be sent any more; None: never.
-        recorded: whether the ledger publishes it if this process ends first.
+        message_id: id of the message, or of the message that it follows.
+        what: a description for the log, such as ``the message … to …``.
+        send: sends it; raises one of ``TEMPORARY_ERRORS`` when it is to be tried again.
+        refuse: is called with the error when it can never be sent.
+        expires_at: the time after which it is not sent; None: never.
+        recorded: whether the ledger's recovery publishes it if this process ends first.
     """
 
     message_id: str
@@ -74,7 +74,9 @@ class FollowUps:
         return len(self._kept) if self._pid == os.getpid() else 0
 
     def keep(self, follow_up: FollowUp, error: BaseException) -> None:
-        """Send something later, since it cannot be sent now. Never raises.
+        """Keep a follow-up that could not be sent, and send it later. Never raises.
+
+        When ``MAX_FOLLOW_UPS`` are kept already, this one is dropped, with a line in the log.
 
         Args:
             follow_up: what to send.
@@ -83,13 +85,13 @@ class FollowUps:
         if self._pid != os.getpid():  # forked: the parent sends what it keeps
             self._reset()
         with self._changed:
-            room = len(self._kept) < MOST
-            if room:
+            has_room = len(self._kept) < MAX_FOLLOW_UPS
+            if has_room:
                 self._kept.append(follow_up)
-            if room and self._thread is None and not self._closed:
+            if has_room and self._thread is None and not self._closed:
                 self._thread = threading.Thread(target=self._run, name="waooaw-follow-ups", daemon=True)
                 self._thread.start()
-        if room:
+        if has_room:
             logger.warning(
                 "%s is kept and sent when that is possible: %s",
                 follow_up.what,
@@ -97,10 +99,10 @@ class FollowUps:
                 extra={"action": "follow_up_kept", "message_id": follow_up.message_id},
             )
         else:
-            _leave(follow_up, f"{MOST} others wait already")
+            _drop(follow_up, f"{MAX_FOLLOW_UPS} others wait already")
 
     def close(self) -> None:
-        """Try once more to send what is kept, for a moment, and tell the log of what is left."""
+        """Try for up to ``LAST_SECONDS`` to send all follow-ups, and log those that remain."""
         if self._pid != os.getpid():
             return
         with self._changed:
@@ -113,7 +115,7 @@ class FollowUps:
         while self._kept and time.monotonic() < deadline and self._try_first():
             pass
         while self._kept:
-            _leave(self._kept.popleft(), "this process ends")
+            _drop(self._kept.popleft(), "this process ends")
 
     def _run(self) -> None:
         pause = FIRST_PAUSE
@@ -123,16 +125,16 @@ class FollowUps:
                 if self._closed:
                     return
                 if not self._kept:
-                    self._thread = None  # the next one starts another
+                    self._thread = None  # the next follow-up starts another thread
                     return
             pause = FIRST_PAUSE if self._try_all() else min(2 * pause, MAX_PAUSE_SECONDS)
 
     def _try_all(self) -> bool:
-        """Send all that is kept, up to the first that cannot be sent, and return whether all was sent."""
+        """Send follow-ups up to the first that cannot be sent, and return whether all were sent."""
         return all(not self._closed and self._try_first() for _ in range(len(self._kept)))
 
     def _try_first(self) -> bool:
-        """Send the first, and return whether it is done with; otherwise it is the last then."""
+        """Send the first follow-up and return whether it is settled; if not, it becomes the last."""
         follow_up = self._kept[0]
         extra = {"message_id": follow_up.message_id}
         try:
@@ -146,10 +148,10 @@ class FollowUps:
                 with resending_follow_up():
                     follow_up.send()
                 logger.info("%s is sent", follow_up.what, extra={"action": "follow_up_sent"} | extra)
-        except NOT_NOW:
+        except TEMPORARY_ERRORS:
             self._kept.rotate(-1)
             return False
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is told, and others are still to be sent
+        except Exception as error:  # noqa: BLE001 - it is refused with the error, and the others are still sent
             try:
                 follow_up.refuse(error)
             except Exception:
@@ -158,9 +160,9 @@ class FollowUps:
         return True
 
 
-def _leave(follow_up: FollowUp, why: str) -> None:
+def _drop(follow_up: FollowUp, why: str) -> None:
     extra: dict[str, Any] = {"action": "follow_up_left", "message_id": follow_up.message_id}
     if follow_up.recorded:
         logger.warning("%s is left to the ledger's recovery: %s", follow_up.what, why, extra=extra)
     else:
-        logger.error("%s is lost, since it could not be sent: %s", follow_up.what, why, extra=extra)
+        logger.error("%s is lost because it could not be sent: %s", follow_up.what, why, extra=extra)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from waooaw_celery.errors import ConfigurationError
 
-#: Longest pause that can be asked for, in seconds: a month.
+#: The longest pause that is accepted, in seconds: a month.
 _LONGEST = 31 * 86_400.0
 
 
@@ -15,22 +15,22 @@ _LONGEST = 31 * 86_400.0
 class Retries:
     """When a handler that raises is tried again: ``@agent.on(MessageType.COMMAND, retries=Retries(attempts=5))``.
 
-    The pause before the second attempt is ``first_delay``, each further one ``factor`` times as long as the last.
-    Attempts of any kind count: also one that took its process with it. What the message's time to live does not
-    leave time for is not tried: it fails at once, with the handler's own error.
+    The pause before the second attempt is ``first_delay``. Each further pause is ``factor`` times as long as the
+    last. Every attempt counts, also one that lost its process. When a message would expire before its next
+    attempt, it fails at once with the handler's error.
 
     Attributes:
-        attempts: how often it is tried in all, the first time among them.
+        attempts: how often the handler is tried in all, including the first time; from 1 to 1000.
         first_delay: seconds before the second attempt.
         factor: how many times longer each further pause is.
-        longest_delay: seconds that no pause exceeds.
-        jitter: whether each pause is a random part of itself, between a half and the whole, so that what failed
-            together does not come back together.
-        on: the errors that are worth another attempt.
-        never: those of them that are not.
+        longest_delay: the longest pause, in seconds.
+        jitter: whether each pause is a random part of itself, between a half and the whole, so that messages which
+            failed together are not retried together.
+        on: the errors that are retried.
+        never: subclasses of these that are not retried.
 
     Raises:
-        ConfigurationError: a value is impossible.
+        ConfigurationError: a value is out of range.
 
     Example:
         >>> Retries(attempts=4, first_delay=0.5, on=(ConnectionError,), jitter=False).delays()
@@ -55,14 +55,21 @@ class Retries:
                     f"{name} must be a number from {least:g} to {_LONGEST:g}, not {value!r:.80}"
                 )
         for name in ("on", "never"):
-            object.__setattr__(self, name, _classes(name, getattr(self, name)))
+            object.__setattr__(self, name, _error_classes(name, getattr(self, name)))
 
     @classmethod
     def of(cls, value: Retries | int) -> Retries:
-        """Return what ``retries=`` says: a plain number is so many further attempts, with the default pauses.
+        """Return the retry policy for the value of a handler's ``retries=`` or of the setting ``waooaw_retries``.
+
+        Args:
+            value: a retry policy, or a number of further attempts, from 0 to 999, with the default pauses.
 
         Raises:
-            ConfigurationError: it says neither.
+            ConfigurationError: it is neither.
+
+        Example:
+            >>> Retries.of(2).attempts
+            3
         """
         if isinstance(value, cls):
             return value
@@ -70,15 +77,15 @@ class Retries:
             raise ConfigurationError(f"retries must be a number from 0 to 999 or Retries(...), not {value!r:.80}")
         return cls(attempts=value + 1)
 
-    def wants(self, error: BaseException) -> bool:
-        """Whether an error is worth another attempt."""
+    def should_retry(self, error: BaseException) -> bool:
+        """Return whether an error is retried."""
         return isinstance(error, self.on) and not isinstance(error, self.never)
 
     def delay(self, retry: int) -> float:
-        """Return the seconds to wait before a retry.
+        """Return the pause before a retry, in seconds.
 
         Args:
-            retry: which, counted from 0.
+            retry: which retry, counted from 0.
         """
         try:
             pause = min(self.first_delay * self.factor**retry, self.longest_delay)
@@ -87,11 +94,11 @@ class Retries:
         return pause * random.uniform(0.5, 1.0) if self.jitter else pause  # noqa: S311 - nothing here is secret
 
     def delays(self) -> tuple[float, ...]:
-        """Return the pauses of a message that fails each time."""
+        """Return the pauses, in seconds, of a message whose handler fails each time."""
         return tuple(self.delay(retry) for retry in range(self.attempts - 1))
 
 
-def _classes(name: str, value: object) -> tuple[type[BaseException], ...]:
+def _error_classes(name: str, value: object) -> tuple[type[BaseException], ...]:
     classes = value if isinstance(value, tuple | list) else (value,)
     for each in classes:
         if not isinstance(each, type) or not issubclass(each, BaseException):

@@ -1,4 +1,4 @@
-"""Agents whose handlers are coroutines, in real workers on prefork, on threads and on gevent."""
+"""Agents with ``async def`` handlers, in real workers on prefork, threads and gevent."""
 
 from __future__ import annotations
 
@@ -56,22 +56,20 @@ def requests(app: AgentApp) -> RequestResponseHandler:
 def test_two_hundred_handlers_wait_at_once_in_one_process(
     app: AgentApp, agents: dict[str, str], requests: RequestResponseHandler
 ) -> None:
-    """Handlers that wait a second each take a few seconds in all, not two hundred, in one worker process."""
+    """Two hundred handlers that sleep for a second take a few seconds together in one process."""
     name, bus = agents["threads"], MessageBus(app)
     requests.request(name, "nap", {"seconds": 0})
-    began = time.monotonic()
+    started_at = time.monotonic()
     sent = bus.send_many(Message(from_agent="tests", to_agent=name, payload={"sleep": 1}) for _ in range(200))
     assert {settled(app, receipt.message_id) for receipt in sent} == {MessageStatus.HANDLED}
     receipts = [bus.receipt(receipt.message_id) for receipt in sent]
     first_end = min(receipt.finished_at for receipt in receipts if receipt.finished_at)
     assert sum(1 for each in receipts if each.delivered_at and each.delivered_at < first_end) > 50
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - started_at < 60
 
 
-def test_the_message_is_current_in_the_handler_and_what_it_begins(
-    agent: str, requests: RequestResponseHandler
-) -> None:
-    """current_message() is its own for each of several coroutines, for their tasks, and in asyncio.to_thread."""
+def test_the_current_message_follows_tasks_and_threads(agent: str, requests: RequestResponseHandler) -> None:
+    """current_message() is that of the coroutine, also in its tasks and in asyncio.to_thread."""
     with ThreadPoolExecutor(10) as pool:
         answers = list(pool.map(lambda _: requests.send_request(agent, "whoami"), range(10)))
     for answer in answers:
@@ -79,34 +77,30 @@ def test_the_message_is_current_in_the_handler_and_what_it_begins(
         assert [told["here"], told["in a task"], told["in a thread"]] == [answer.message_id] * 3
 
 
-def test_a_process_has_one_loop_for_its_life(agent: str, requests: RequestResponseHandler) -> None:
-    """All handlers of a process run on one event loop, in a thread of its own."""
+def test_a_process_has_one_event_loop(agent: str, requests: RequestResponseHandler) -> None:
+    """All handlers of a process run on one event loop, in one thread."""
     told = [requests.request(agent, "whoami") for _ in range(6)]
     assert {each["thread"] for each in told} == {"waooaw-handlers"}
     loops = {(each["process"], each["loop"]) for each in told}
     assert len(loops) == len({each["process"] for each in told})
 
 
-def test_a_request_that_would_block_the_loop_is_refused(
-    agent: str, probe: str, requests: RequestResponseHandler
-) -> None:
-    """In an async def handler a blocking request raises BlockingCall, which says what to await."""
+def test_a_blocking_request_is_refused(agent: str, probe: str, requests: RequestResponseHandler) -> None:
+    """A blocking request in an async def handler raises BlockingCall, which says what to await."""
     error = requests.send_request(agent, "ask_and_block", {"to_agent": probe, "method": "seen"}).error
     assert isinstance(error, RemoteError)
     assert (error.type, "await agent.aio.request" in error.message) == ("BlockingCall", True)
 
 
-def test_waiting_for_a_turn_that_would_block_the_loop_is_refused(
-    agent: str, probe: str, requests: RequestResponseHandler
-) -> None:
-    """In an async def handler a send that would wait at a rate limit raises BlockingCall, before it waits."""
+def test_blocking_at_a_rate_limit_is_refused(agent: str, probe: str, requests: RequestResponseHandler) -> None:
+    """A send that would wait at a rate limit raises BlockingCall at once in an async def handler."""
     error = requests.send_request(agent, "send_and_block", {"to_agent": probe}).error
     assert isinstance(error, RemoteError)
     assert (error.type, "await agent.aio.send" in error.message) == ("BlockingCall", True)
 
 
-def test_what_a_coroutine_raises_reaches_the_caller(agent: str, requests: RequestResponseHandler) -> None:
-    """An exception, sys.exit() and a cancellation of its own are errors of the handler, and its worker lives."""
+def test_errors_of_a_coroutine_reach_the_caller(agent: str, requests: RequestResponseHandler) -> None:
+    """An exception, sys.exit() and a CancelledError are errors of the handler; the worker continues."""
     calls = {"fail": {"text": "no such invoice"}, "leave": {}, "cancel_itself": {}}
     errors = {name: requests.send_request(agent, name, params).error for name, params in calls.items()}
     told = {name: error for name, error in errors.items() if isinstance(error, RemoteError)}
@@ -116,15 +110,15 @@ def test_what_a_coroutine_raises_reaches_the_caller(agent: str, requests: Reques
     assert "in fail" in (told["fail"].traceback or "")
 
 
-def test_a_task_left_behind_that_exits_does_not_end_the_loop(agent: str, requests: RequestResponseHandler) -> None:
-    """A background task's SystemExit is logged, and handlers run on."""
+def test_a_background_task_that_exits_does_not_end_the_loop(agent: str, requests: RequestResponseHandler) -> None:
+    """The SystemExit of a background task is logged, and handlers run on."""
     for _ in range(3):
         requests.request(agent, "leave_behind", {"what": "gone"})
     assert requests.request(agent, "nap", {"seconds": 0.01}) == 0.01
 
 
 def test_the_soft_limit_cancels_the_coroutine(agent: str, requests: RequestResponseHandler) -> None:
-    """It is told as SoftTimeLimitExceeded after the coroutine cleaned up, also where Celery has no limits."""
+    """The caller gets SoftTimeLimitExceeded after the coroutine cleaned up, also in pools without time limits."""
     answer = requests.send_request(agent, "hang", timeout=20)
     assert isinstance(answer.error, RemoteError)
     assert answer.error.type == "SoftTimeLimitExceeded"
@@ -133,19 +127,19 @@ def test_the_soft_limit_cancels_the_coroutine(agent: str, requests: RequestRespo
 
 
 def test_a_cancelled_coroutine_may_still_answer(agent: str, requests: RequestResponseHandler) -> None:
-    """One that catches the cancellation of its soft limit and returns has answered."""
+    """A coroutine that catches the cancellation at its soft limit can still return a result."""
     assert requests.request(agent, "answer_when_told_to_stop", timeout=20) == "stopped in time"
 
 
 def test_the_hard_limit_holds_on_every_pool(agent: str, requests: RequestResponseHandler) -> None:
-    """A coroutine that runs too long has failed with TimeLimitExceeded."""
+    """A coroutine that runs too long fails with TimeLimitExceeded."""
     answer = requests.send_request(agent, "hang_hard", timeout=20)
     assert isinstance(answer.error, RemoteError)
     assert answer.error.type == "TimeLimitExceeded"
 
 
 def test_retries_work_as_in_plain_handlers(app: AgentApp, agent: str) -> None:
-    """autoretry_for and self.retry() publish the same message again, and its attempts are counted."""
+    """autoretry_for and self.retry() publish the message again, and its attempts are counted."""
     bus = MessageBus(app)
     for do in ({"fail_times": 2}, {"retry_times": 2}):
         sent = bus.send(Message(from_agent="tests", to_agent=agent, payload=do))
@@ -153,8 +147,8 @@ def test_retries_work_as_in_plain_handlers(app: AgentApp, agent: str) -> None:
         assert bus.receipt(sent.message_id).attempts == 3
 
 
-def test_what_a_thread_of_a_coroutine_sends_is_its_agents(app: AgentApp, agent: str, probe: str) -> None:
-    """asyncio.to_thread(agent.send, ...) threads the new message to the one that is handled."""
+def test_a_thread_of_a_coroutine_sends_as_its_agent(app: AgentApp, agent: str, probe: str) -> None:
+    """A message of asyncio.to_thread(agent.send, ...) belongs to the conversation of the handled message."""
     sent = MessageBus(app).send(Message(from_agent="tests", to_agent=agent, payload={"forward_to": probe}))
     assert settled(app, sent.message_id) is MessageStatus.HANDLED
     thread = MessageAuditTrail(app.ledger).conversation(sent.message_id)
@@ -162,8 +156,8 @@ def test_what_a_thread_of_a_coroutine_sends_is_its_agents(app: AgentApp, agent: 
 
 
 @pytest.mark.parametrize("pool", POOLS)
-def test_a_worker_that_is_told_to_stop_waits_for_its_coroutines(app: AgentApp, broker: Broker, pool: str) -> None:
-    """After SIGTERM a handler that runs comes to its end, and then the worker ends."""
+def test_a_warm_shutdown_waits_for_coroutines(app: AgentApp, broker: Broker, pool: str) -> None:
+    """After SIGTERM, a running handler comes to its end before the worker exits."""
     name = broker.name()
     worker = broker.start(name, app, *POOLS[pool], module="async_probe")
     bus = MessageBus(app)

@@ -1,4 +1,4 @@
-"""Every way in which a message can end in a worker: the ledger has one end of each, and it is the right one."""
+"""Every way in which a message can end in a worker. The ledger has one final event for each, and the right one."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Start: TypeAlias = Callable[[Broker, str], Process]
 
 @pytest.fixture(scope="module")
 def ledger_url(postgres_url: str) -> Iterator[str]:
-    """A ledger of this module's own: what counts as lost here is nobody else's."""
+    """A ledger for this file alone, because it sets what counts as lost."""
     with lone_database(postgres_url) as url:
         app = create_app(waooaw_database_url=url)
         schema.upgrade(app.database)
@@ -51,18 +51,18 @@ def broker(redis_url: str, ledger_url: str, tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture(scope="module")
 def agent(broker: Broker) -> Iterator[str]:
-    """Name of an agent that meets all these ends, one after the other, in one worker."""
+    """Name of an agent that meets all these outcomes, one after another, in one worker."""
     app, name = broker.app(), broker.name()
     process = broker.start(name, app)
     yield name
-    assert process.poll() is None, "the worker came to an end"
+    assert process.poll() is None, "the worker has ended"
     end_all([process])
     app.close()
 
 
 @pytest.fixture
 def start() -> Iterator[Start]:
-    """Start a worker of a broker's agent that lives as long as the test."""
+    """Return a function that starts a worker of a broker's agent for one test."""
     processes = []
 
     def _start(broker: Broker, name: str) -> Process:
@@ -76,18 +76,18 @@ def start() -> Iterator[Start]:
 
 
 def kill(worker: Process) -> None:
-    """Kill a worker with the processes of its pool, as the end of a computer does."""
+    """Kill a worker and the processes of its pool, like a computer that fails."""
     os.killpg(worker.pid, signal.SIGKILL)
     worker.wait(10)
 
 
 @dataclass(frozen=True)
-class Ending:
-    """What is sent, and what the ledger must tell of it after SENT.
+class Outcome:
+    """A message, and the events that the ledger has of it after SENT.
 
     Attributes:
         events: each with its attempt.
-        error: what the error of the last event is, from its beginning to its end; None for none.
+        error: a pattern for the error of the last event; None: there is no error.
     """
 
     events: list[tuple[str, int]]
@@ -97,35 +97,37 @@ class Ending:
     options: dict[str, Any] = field(default_factory=dict)
 
 
-TWICE = [("delivered", 1), ("retried", 1), ("delivered", 2)]
+TWO_ATTEMPTS = [("delivered", 1), ("retried", 1), ("delivered", 2)]
 FAILED = [("delivered", 1), ("failed", 1)]
 HANDLED = [("delivered", 1), ("handled", 1)]
-ENDINGS = {
-    "success": Ending(HANDLED),
-    "an exception": Ending(FAILED, "ValueError: no such invoice", payload={"fail": "no such invoice"}),
-    "a soft time limit": Ending(
+OUTCOMES = {
+    "success": Outcome(HANDLED),
+    "an exception": Outcome(FAILED, "ValueError: no such invoice", payload={"fail": "no such invoice"}),
+    "a soft time limit": Outcome(
         FAILED, r"SoftTimeLimitExceeded\(\)", payload={"sleep": 30}, options={"soft_time_limit": 1}
     ),
-    "a hard time limit": Ending(
+    "a hard time limit": Outcome(
         FAILED, r"TimeLimitExceeded\(1,\)", payload={"sleep": 30}, options={"time_limit": 1}
     ),
-    "a retry, then success": Ending([*TWICE, ("handled", 2)], payload={"fail_times": 1}),
-    "retries until it is given up": Ending(
-        [*TWICE, ("failed", 2)], "TimeoutError: not yet", payload={"fail_times": 9, "max_retries": 1}
+    "a retry, then success": Outcome([*TWO_ATTEMPTS, ("handled", 2)], payload={"fail_times": 1}),
+    "retries up to the limit": Outcome(
+        [*TWO_ATTEMPTS, ("failed", 2)], "TimeoutError: not yet", payload={"fail_times": 9, "max_retries": 1}
     ),
-    "Reject": Ending(FAILED, "Reject: not mine", payload={"reject": "not mine"}),
-    "Reject with requeue, then success": Ending([*TWICE, ("handled", 2)], payload={"requeue": "not now"}),
-    "Ignore": Ending(HANDLED, payload={"ignore": "not mine"}),
-    "no memory": Ending(FAILED, r"HandlerExited: .* ran out of memory: too much", payload={"exhaust": "too much"}),
-    "sys.exit": Ending(FAILED, r"HandlerExited: .* called sys\.exit\(3\)", payload={"exit": 3}),
-    "its process killed, then success": Ending([*TWICE, ("handled", 2)], payload={"kill_times": 1}),
-    "its process told to end, then success": Ending(
-        [*TWICE, ("handled", 2)], payload={"kill_times": 1, "signal": signal.SIGTERM}
+    "Reject": Outcome(FAILED, "Reject: not mine", payload={"reject": "not mine"}),
+    "Reject with requeue, then success": Outcome([*TWO_ATTEMPTS, ("handled", 2)], payload={"requeue": "not now"}),
+    "Ignore": Outcome(HANDLED, payload={"ignore": "not mine"}),
+    "no memory": Outcome(
+        FAILED, r"HandlerExited: .* ran out of memory: too much", payload={"exhaust": "too much"}
     ),
-    "a result that cannot be written": Ending(
+    "sys.exit": Outcome(FAILED, r"HandlerExited: .* called sys\.exit\(3\)", payload={"exit": 3}),
+    "its process killed, then success": Outcome([*TWO_ATTEMPTS, ("handled", 2)], payload={"kill_times": 1}),
+    "its process terminated, then success": Outcome(
+        [*TWO_ATTEMPTS, ("handled", 2)], payload={"kill_times": 1, "signal": signal.SIGTERM}
+    ),
+    "a result that cannot be encoded": Outcome(
         FAILED, r"EncodeError: .*set is not JSON serializable.*", handler="answer_with_a_set"
     ),
-    "a retry that would come too late": Ending(
+    "a retry after the expiry": Outcome(
         FAILED,
         "TimeoutError: not yet",
         payload={"fail_times": 1, "countdown": 1},
@@ -141,101 +143,102 @@ def app(broker: Broker) -> Iterator[AgentApp]:
     app.close()
 
 
-@pytest.mark.parametrize("ending", ENDINGS.values(), ids=ENDINGS)
-def test_every_end_is_told_once(app: AgentApp, agent: str, ending: Ending) -> None:
-    """The ledger has one terminal event, with its error, attempt and worker, and the worker goes on."""
-    args = () if ending.payload is None and ending.handler != "command" else (ending.payload,)
-    message_id = app.signature(f"{agent}.{ending.handler}", args=args).apply_async(**ending.options).id
-    assert_ended(app, agent, message_id, ending.events, ending.error)
+@pytest.mark.parametrize("outcome", OUTCOMES.values(), ids=OUTCOMES)
+def test_every_outcome_is_recorded_once(app: AgentApp, agent: str, outcome: Outcome) -> None:
+    """The ledger has one final event, with its error, attempt and worker, and the worker continues."""
+    args = () if outcome.payload is None and outcome.handler != "command" else (outcome.payload,)
+    message_id = app.signature(f"{agent}.{outcome.handler}", args=args).apply_async(**outcome.options).id
+    assert_outcome(app, agent, message_id, outcome.events, outcome.error)
 
 
-def test_a_handler_without_memory_leaves_its_process_as_it_was(app: AgentApp, agent: str) -> None:
-    """``MemoryError`` ends neither the worker nor the process of the pool that met it."""
+def test_a_handler_without_memory_does_not_end_its_process(app: AgentApp, agent: str) -> None:
+    """``MemoryError`` ends neither the worker nor the process of the pool."""
     before = Requests(app).request(agent, "process")
     sent = MessageBus(app).send(Message(from_agent="tests", to_agent=agent, payload={"exhaust": "too much"}))
     assert settled(app, sent.message_id) is MessageStatus.FAILED
     assert Requests(app).request(agent, "process") == before
 
 
-def test_what_expires_in_the_queue_was_never_begun(app: AgentApp, agent: str) -> None:
-    """Behind a message that takes longer than its time it ends as EXPIRED, without an attempt."""
+def test_a_message_that_expires_in_the_queue_has_no_attempt(app: AgentApp, agent: str) -> None:
+    """It waits behind a long handler, and ends as EXPIRED."""
     bus = MessageBus(app)
     bus.send(Message(from_agent="tests", to_agent=agent, payload={"sleep": 0.8}))
     late = bus.send(Message(from_agent="tests", to_agent=agent, ttl_seconds=0.3))
-    assert_ended(app, agent, late.message_id, [("expired", 0)])
+    assert_outcome(app, agent, late.message_id, [("expired", 0)])
 
 
-def test_what_expires_in_the_worker_was_never_begun(app: AgentApp, agent: str) -> None:
-    """When its moment comes while the process is busy, it waits inside the worker, and ends the same way."""
+def test_a_message_that_expires_in_the_worker_has_no_attempt(app: AgentApp, agent: str) -> None:
+    """It is due while the process is busy, waits inside the worker, and ends as EXPIRED."""
     late = app.signature(f"{agent}.command", args=(None,)).apply_async(countdown=0.5, expires=0.8)
     MessageBus(app).send(Message(from_agent="tests", to_agent=agent, payload={"sleep": 1.5}))
-    assert_ended(app, agent, late.id, [("expired", 0)])
+    assert_outcome(app, agent, late.id, [("expired", 0)])
 
 
-def test_a_message_revoked_before_it_is_begun_has_failed(app: AgentApp, agent: str) -> None:
+def test_a_message_revoked_before_its_handler_starts_has_failed(app: AgentApp, agent: str) -> None:
     """The worker drops it, and the ledger says that an operator revoked it."""
     message = Message(from_agent="tests", to_agent=agent)
     assert app.control.revoke(message.message_id, reply=True, limit=1, timeout=10)
     MessageBus(app).send(message)
-    assert_ended(app, agent, message.message_id, [("failed", 0)], "revoked by an operator")
+    assert_outcome(app, agent, message.message_id, [("failed", 0)], "revoked by an operator")
 
 
-def test_a_message_revoked_while_it_runs_has_failed(app: AgentApp, agent: str) -> None:
+def test_a_message_revoked_while_its_handler_runs_has_failed(app: AgentApp, agent: str) -> None:
     """The process that handles it is ended, and it is not tried again."""
-    message_id = begin(app, agent, {"sleep": 30})
+    message_id = send_and_wait_for_start(app, agent, {"sleep": 30})
     app.control.revoke(message_id, terminate=True)
-    assert_ended(app, agent, message_id, FAILED, "revoked by an operator")
+    assert_outcome(app, agent, message_id, FAILED, "revoked by an operator")
 
 
-def begin(app: AgentApp, agent: str, payload: Any, **fields: Any) -> str:
-    """Send a message, and return its id when a worker has begun it."""
+def send_and_wait_for_start(app: AgentApp, agent: str, payload: Any, **fields: Any) -> str:
+    """Send a message, wait until its handler has started, and return its id."""
     sent = MessageBus(app).send(Message(from_agent="tests", to_agent=agent, payload=payload, **fields))
-    until(lambda: "delivered" in [event.event for event in told(app, sent.message_id)], "its beginning")
+    until(
+        lambda: "delivered" in [event.event for event in recorded_events(app, sent.message_id)],
+        "the handler to start",
+    )
     return sent.message_id
 
 
-def test_whoever_waits_for_what_is_ignored_is_told_at_once(app: AgentApp, agent: str) -> None:
-    """A method that raises ``Ignore`` gives no answer, and its caller hears of that and need not wait."""
+def test_the_caller_of_an_ignored_request_gets_an_error_at_once(app: AgentApp, agent: str) -> None:
+    """A method that raises ``Ignore`` gives no answer, and its caller does not wait for the timeout."""
     response = Requests(app).send_request(agent, "ignore", {"text": "not mine"}, timeout=20)
     assert isinstance(response.error, RemoteError)
     assert (response.error.type, response.error.message) == ("Ignore", "not mine")
     assert response.seconds < 5
-    assert_ended(app, agent, response.message_id, HANDLED)
+    assert_outcome(app, agent, response.message_id, HANDLED)
 
 
 def test_a_method_may_store_a_state_and_ignore_its_request(app: AgentApp, agent: str) -> None:
     """A state that the method stored before it raised ``Ignore`` stays."""
     call = app.signature(f"{agent}.ignore", kwargs={"text": "later", "state": "AT_THE_PRINTER"}).delay()
-    assert_ended(app, agent, call.id, HANDLED)
+    assert_outcome(app, agent, call.id, HANDLED)
     assert call.state == "AT_THE_PRINTER"
 
 
-def test_a_message_for_which_the_worker_has_no_handler_is_a_dead_letter(
-    broker: Broker, app: AgentApp, start: Start
-) -> None:
-    """An agent that is only known by its name may be sent what its worker then does not handle."""
+def test_a_message_without_a_handler_is_a_dead_letter(broker: Broker, app: AgentApp, start: Start) -> None:
+    """A sender that knows only the agent's name can send what its worker does not handle."""
     agent = broker.name()
     sender = broker.app(waooaw_agents=[agent])
     message = Message(from_agent="tests", to_agent=agent, message_type=MessageType.QUERY)
     MessageBus(sender).send(message)
     sender.close()
     start(broker, agent)
-    assert_ended(app, agent, message.message_id, [("dead", 0)], f"the worker has no handler '{agent}.query'")
+    assert_outcome(app, agent, message.message_id, [("dead", 0)], f"the worker has no handler '{agent}.query'")
 
 
 def test_an_outcome_that_cannot_be_stored_is_a_failure(
     broker: Broker, app: AgentApp, start: Start, tmp_path: Path
 ) -> None:
-    """When the result backend is gone before the method returns, the ledger says so; a retry is still a retry."""
+    """When the result backend is gone before the method returns, the message fails; a retry is still a retry."""
     agent = broker.name()
     with ExitStack() as stack:
         start(Broker(broker.url, stack.enter_context(valkey()), tmp_path, broker.database_url), agent)
         lost = app.signature(f"{agent}.sleep", args=(1,)).delay()
         again = app.signature(f"{agent}.sleep_and_retry", args=(0,)).delay()
-        until(lambda: told(app, lost.id)[-1].event == "delivered", "its beginning")
-    for message_id, expected in ((lost.id, FAILED), (again.id, [*TWICE, ("failed", 2)])):
+        until(lambda: recorded_events(app, lost.id)[-1].event == "delivered", "the handler to start")
+    for message_id, expected in ((lost.id, FAILED), (again.id, [*TWO_ATTEMPTS, ("failed", 2)])):
         assert settled(app, message_id) is MessageStatus.FAILED
-        events = told(app, message_id)
+        events = recorded_events(app, message_id)
         assert [(event.event, event.attempt) for event in events] == [("sent", 0), *expected]
         assert re.match("its outcome could not be stored: .+", events[-1].error or "")
     sent = MessageBus(app).send(Message(from_agent="tests", to_agent=agent))
@@ -243,36 +246,36 @@ def test_an_outcome_that_cannot_be_stored_is_a_failure(
 
 
 @pytest.mark.rabbitmq
-def test_what_a_killed_worker_held_is_handled_by_the_next(
+def test_a_message_of_a_killed_worker_is_handled_by_the_next(
     amqp_url: str, redis_url: str, ledger_url: str, tmp_path: Path, start: Start
 ) -> None:
-    """RabbitMQ hands it out again at once: it is begun twice, each time as the first attempt, and ends once."""
+    """RabbitMQ delivers it again at once: two attempts with number 1, and one final event."""
     broker = Broker(amqp_url, redis_url, tmp_path, ledger_url)
     app, agent = broker.app(), broker.name()
     worker = start(broker, agent)
-    message_id = begin(app, agent, {"first_sleep": 60})
+    message_id = send_and_wait_for_start(app, agent, {"first_sleep": 60})
     kill(worker)
     start(broker, agent)
-    assert_ended(app, agent, message_id, [("delivered", 1), ("delivered", 1), ("handled", 1)])
+    assert_outcome(app, agent, message_id, [("delivered", 1), ("delivered", 1), ("handled", 1)])
     broker.clean()
     app.close()
 
 
-def test_beat_closes_what_no_worker_will_tell_of(
+def test_periodic_tasks_end_messages_of_lost_workers(
     broker: Broker, app: AgentApp, start: Start, tmp_path: Path
 ) -> None:
-    """A killed worker leaves what it had begun, what it was to try again and what waited: lost, and expired."""
+    """A killed worker leaves a started message, a retry and a waiting message: they end as FAILED or EXPIRED."""
     agent = broker.name()
     worker = start(broker, agent)
-    again = begin(app, agent, {"fail_times": 1, "countdown": 4}, ttl_seconds=6.0)
-    until(lambda: told(app, again)[-1].event == "retried", "its retry")
-    begun = begin(app, agent, {"sleep": 60}, ttl_seconds=2.0)
+    again = send_and_wait_for_start(app, agent, {"fail_times": 1, "countdown": 4}, ttl_seconds=6.0)
+    until(lambda: recorded_events(app, again)[-1].event == "retried", "its retry")
+    started = send_and_wait_for_start(app, agent, {"sleep": 60}, ttl_seconds=2.0)
     waiting = MessageBus(app).send(Message(from_agent="tests", to_agent=agent, ttl_seconds=1.0)).message_id
     forever = MessageBus(app).send(Message(from_agent="tests", to_agent=agent, ttl_seconds=None)).message_id
     kill(worker)
     with app.connection_for_write() as connection, connection.channel() as channel:
         agent_queue(agent)(channel).delete()
-    assert app.ledger.reconcile() == []  # within its time, which is an hour here
+    assert app.ledger.reconcile() == []  # `waooaw_lost_seconds` is an hour here
     env = os.environ | {
         "CELERY_BROKER_URL": broker.url,
         "WAOOAW_DATABASE_URL": broker.database_url or "",
@@ -284,27 +287,30 @@ def test_beat_closes_what_no_worker_will_tell_of(
     system = [*celery, "worker", "-n", f"{broker.name()}@%h", "-c", "1", "--without-mingle", "--without-gossip"]
     processes = [spawn(command, log=tmp_path / "log", env=env, cwd=ROOT) for command in (beat, system)]
     try:
-        ends = [(settled(app, message_id), told(app, message_id)) for message_id in (begun, again, waiting)]
+        final = [
+            (settled(app, message_id), recorded_events(app, message_id))
+            for message_id in (started, again, waiting)
+        ]
     finally:
         end_all(processes)
-    assert [status for status, _ in ends] == [MessageStatus.FAILED, MessageStatus.EXPIRED, MessageStatus.EXPIRED]
-    assert [[(event.event, event.attempt) for event in events[1:]] for _, events in ends] == [
+    assert [status for status, _ in final] == [MessageStatus.FAILED, MessageStatus.EXPIRED, MessageStatus.EXPIRED]
+    assert [[(event.event, event.attempt) for event in events[1:]] for _, events in final] == [
         [("delivered", 1), ("failed", 0)],
         [("delivered", 1), ("retried", 1), ("expired", 0)],
         [("expired", 0)],
     ]
-    assert ends[0][1][-1].error == "lost: begun more than 1 s ago, and no worker told of the end"
+    assert final[0][1][-1].error == "lost: begun more than 1 s ago, and no worker told of the end"
     assert MessageBus(app).receipt(forever).status is MessageStatus.SENT
 
 
-def assert_ended(
+def assert_outcome(
     app: AgentApp, agent: str, message_id: str, expected: list[tuple[str, int]], error: str | None = None
 ) -> None:
-    """Wait for the end of a message, and for that of a later one, and compare what the ledger tells."""
+    """Wait for the end of a message, and for that of a later one, and compare what the ledger has."""
     settled(app, message_id)
-    # What is told twice has been told twice when the next message was handled.
+    # A second report, if there is one, has arrived when the next message is handled.
     assert Requests(app).request(agent, "echo", {"value": 1}, timeout=20) == 1
-    events = told(app, message_id)
+    events = recorded_events(app, message_id)
     assert [(event.event, event.attempt) for event in events] == [("sent", 0), *expected]
     assert sum(event.event in ("handled", "failed", "expired", "dead") for event in events) == 1
     last = events[-1]
@@ -315,5 +321,5 @@ def assert_ended(
     assert (receipt.status, receipt.error, receipt.finished_at) == (last.event, last.error, last.at)
 
 
-def told(app: AgentApp, message_id: str) -> tuple[AuditEvent, ...]:
+def recorded_events(app: AgentApp, message_id: str) -> tuple[AuditEvent, ...]:
     return MessageAuditTrail(app.ledger).receipt(message_id).events

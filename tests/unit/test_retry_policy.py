@@ -1,4 +1,4 @@
-"""Retries say how often and how soon, and refuse what is impossible."""
+"""Retry policies: how often and how soon a handler is tried again, and which values are refused."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from waooaw_celery.worker.outcomes.retry_policy import Retries
 
 
 def test_pauses_grow_up_to_the_longest() -> None:
-    """Each is so many times as long as the last, however many there are."""
+    """Each pause is ``factor`` times as long as the last, up to ``longest_delay``."""
     retries = Retries(attempts=1000, first_delay=1.0, factor=3, longest_delay=20.0, jitter=False)
     assert retries.delays()[:4] == (1.0, 3.0, 9.0, 20.0)
     assert retries.delays()[-1] == 20.0
@@ -21,31 +21,31 @@ def test_pauses_grow_up_to_the_longest() -> None:
 
 
 def test_jitter_takes_up_to_a_half() -> None:
-    """No two messages that failed together come back together, and none too early."""
+    """Pauses differ, and none is shorter than half of the nominal pause."""
     pauses = [Retries(first_delay=10.0).delay(0) for _ in range(200)]
     assert all(5.0 <= pause <= 10.0 for pause in pauses)
     assert max(pauses) - min(pauses) > 2
     assert any(a != b for a, b in pairwise(pauses))
 
 
-def test_a_number_is_so_many_further_attempts() -> None:
-    """``retries=5`` is what Celery's ``max_retries=5`` is."""
+def test_a_number_means_that_many_further_attempts() -> None:
+    """``retries=5`` means the same as Celery's ``max_retries=5``."""
     assert Retries.of(5) == Retries(attempts=6)
     assert Retries.of(0).delays() == ()
     assert Retries.of(Retries(attempts=2)) == Retries(attempts=2)
 
 
 def test_errors_are_chosen_by_class() -> None:
-    """What is named is retried, with its subclasses, but for what is excepted."""
+    """Errors of ``on`` are retried, with their subclasses, except those of ``never``."""
     retries = Retries(on=(OSError,), never=(FileNotFoundError,))
-    assert retries.wants(ConnectionError())
-    assert not retries.wants(FileNotFoundError())
-    assert not retries.wants(ValueError())
+    assert retries.should_retry(ConnectionError())
+    assert not retries.should_retry(FileNotFoundError())
+    assert not retries.should_retry(ValueError())
     assert Retries(on=OSError) == Retries(on=(OSError,))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
-    ("wrong", "word"),
+    ("wrong", "field"),
     [
         ({"attempts": 0}, "attempts"),
         ({"attempts": 1.5}, "attempts"),
@@ -59,14 +59,14 @@ def test_errors_are_chosen_by_class() -> None:
     ],
     ids=str,
 )
-def test_impossible_values_are_refused(wrong: dict[str, Any], word: str) -> None:
-    """The sentence names the field."""
-    with pytest.raises(ConfigurationError, match=f"^{word}"):
+def test_values_out_of_range_are_refused(wrong: dict[str, Any], field: str) -> None:
+    """The error names the field."""
+    with pytest.raises(ConfigurationError, match=f"^{field}"):
         Retries(**wrong)
 
 
 @pytest.mark.parametrize("wrong", [-1, 1.0, True, "3", None])
-def test_retries_that_are_none_are_refused(wrong: Any) -> None:
-    """Neither a count nor Retries."""
+def test_other_types_are_refused(wrong: Any) -> None:
+    """``retries=`` takes a number or a Retries."""
     with pytest.raises(ConfigurationError, match=r"^retries"):
         Retries.of(wrong)

@@ -1,4 +1,4 @@
-"""A worker looks at its broker before it starts: what would lose messages is refused, or warned of."""
+"""A worker checks its broker before it starts: settings that lose messages are refused or warned of."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from waooaw_celery.worker.health.startup_checks import check_broker
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    """A server of these tests' own, whose settings they change."""
+    """A server of these tests, whose settings they change."""
     with valkey() as url:
         yield url
 
 
 @pytest.fixture
 def redis(server: str) -> Iterator[Redis]:
-    """A connection to it; afterwards it is as it was."""
+    """A connection to it; its settings are restored afterwards."""
     with Redis.from_url(store_url(server), decode_responses=True) as client:
         before = {name: client.config_get(name)[name] for name in ("maxmemory", "maxmemory-policy", "appendonly")}
         yield client
@@ -38,7 +38,7 @@ def redis(server: str) -> Iterator[Redis]:
 
 
 def warnings(url: str, caplog: pytest.LogCaptureFixture, **settings: object) -> list[str]:
-    """Check a broker and return what was warned of."""
+    """Check a broker, and return the actions of the warnings."""
     with closing(create_app(broker_url=url, **settings)) as app, caplog.at_level(logging.INFO, "waooaw_celery"):
         check_broker(app)
     return [record.__dict__["action"] for record in caplog.records]
@@ -47,7 +47,7 @@ def warnings(url: str, caplog: pytest.LogCaptureFixture, **settings: object) -> 
 def test_a_redis_that_evicts_queues_is_refused(
     server: str, redis: Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The sentence says what to set; who knows what that means may allow it, and is still told."""
+    """The error says what to set. ``waooaw_allow_eviction`` allows it, with a warning."""
     redis.config_set("maxmemory", "100mb")
     redis.config_set("maxmemory-policy", "allkeys-lru")
     with pytest.raises(ConfigurationError, match=r"allkeys-lru.*noeviction.*waooaw_allow_eviction"):
@@ -55,19 +55,19 @@ def test_a_redis_that_evicts_queues_is_refused(
     assert "broker_evicts" in warnings(server, caplog, waooaw_allow_eviction=True)
 
 
-def test_a_redis_whose_memory_has_no_limit_evicts_nothing(
+def test_a_redis_without_a_memory_limit_is_accepted(
     server: str, redis: Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Then its policy means nothing."""
+    """Its eviction policy has no effect."""
     redis.config_set("maxmemory-policy", "allkeys-lru")
     redis.config_set("maxmemory", "0")
     assert "broker_evicts" not in warnings(server, caplog)
 
 
-def test_a_redis_that_writes_nothing_down_is_warned_of(
+def test_a_redis_without_persistence_is_warned_of(
     server: str, redis: Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """And one that does is not."""
+    """With ``appendonly yes`` there is no warning."""
     redis.config_set("appendonly", "no")
     assert warnings(server, caplog) == ["broker_forgets"]
     caplog.clear()
@@ -75,16 +75,16 @@ def test_a_redis_that_writes_nothing_down_is_warned_of(
     assert warnings(server, caplog) == []
 
 
-def test_a_broker_that_is_away_is_not_waited_for(caplog: pytest.LogCaptureFixture) -> None:
-    """Its check is left out, and the log says so: Celery connects when it is back."""
+def test_a_broker_that_does_not_answer_is_not_waited_for(caplog: pytest.LogCaptureFixture) -> None:
+    """The log says that its settings were not checked. Celery connects when it is back."""
     assert warnings("redis://127.0.0.1:1/0", caplog) == ["broker_unchecked"]
 
 
 @pytest.mark.rabbitmq
-def test_a_handler_that_outlives_rabbitmqs_patience_is_warned_of(
+def test_a_handler_that_outlives_rabbitmqs_consumer_timeout_is_warned_of(
     amqp_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """RabbitMQ takes the message from a worker that holds it for longer than half an hour."""
+    """RabbitMQ takes a message from a worker that holds it for longer than half an hour."""
     with closing(create_app(broker_url=amqp_url)) as app:
         agent = Agent("patient", app)
         agent.method(time_limit=1800)(long)
@@ -95,15 +95,15 @@ def test_a_handler_that_outlives_rabbitmqs_patience_is_warned_of(
 
 
 def long() -> None:
-    """Take long."""
+    """Have a time limit of half an hour."""
 
 
 def short() -> None:
-    """Take less."""
+    """Have a shorter time limit."""
 
 
 def test_a_worker_does_not_start_on_a_redis_that_evicts_queues(server: str, redis: Redis, tmp_path: Path) -> None:
-    """It ends with the sentence, and without a traceback."""
+    """It ends with the error, and without a traceback."""
     redis.config_set("maxmemory", "100mb")
     redis.config_set("maxmemory-policy", "allkeys-random")
     (tmp_path / "evicted.py").write_text(

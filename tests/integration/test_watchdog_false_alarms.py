@@ -1,4 +1,4 @@
-"""What a worker waits for legitimately never counts as a stall: each wait lasts three times as long as would."""
+"""Legitimate waits never count as a stall. Each wait here lasts three times as long as the limit."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from waooaw_celery.ledger.database import upgrade as schema
 
 SECONDS = 2.0
 WAIT = 3 * SECONDS
-#: Seconds for everything after an outage: Celery waits up to 32 s before it connects again.
+#: Seconds for everything after an outage: Celery waits up to 32 s before it reconnects.
 AFTER_OUTAGE = 90.0
 
 POOLS = {
@@ -37,7 +37,7 @@ POOLS = {
 
 @dataclass
 class Fleet:
-    """A worker on each pool, whose lines to the broker pass a proxy."""
+    """A worker in each pool, whose connections to the broker pass a proxy."""
 
     broker: Broker
     app: AgentApp
@@ -50,37 +50,41 @@ class Fleet:
         return f"{name}@{socket.gethostname()}"
 
     def send(self, payload: object, type_: MessageType = MessageType.COMMAND) -> list[str]:
-        """Send a message to each agent."""
+        """Send a message to each agent, and return the ids."""
         ids = []
         for name in self.workers:
             message = Message(from_agent="tests", to_agent=name, message_type=type_, payload=payload)
-            until(partial(self._sent, message), "the way of a message", AFTER_OUTAGE)
+            until(partial(self._is_sent, message), "a message to be sent", AFTER_OUTAGE)
             ids.append(message.message_id)
         return ids
 
-    def _sent(self, message: Message) -> bool:
-        with suppress(AuditUnavailable):  # the tests notice a moment later that the ledger is back
+    def _is_sent(self, message: Message) -> bool:
+        with suppress(AuditUnavailable):  # the test's application notices a little later that the ledger is back
             MessageBus(self.app).send(message)
             return True
         return False
 
-    def handled(self, ids: list[str]) -> None:
+    def assert_handled(self, ids: list[str]) -> None:
         """Wait until messages are handled."""
-        until(lambda: all(MessageBus(self.app).receipt(id_).status.final for id_ in ids), "the ends", AFTER_OUTAGE)
+        until(
+            lambda: all(MessageBus(self.app).receipt(id_).status.final for id_ in ids),
+            "the final statuses",
+            AFTER_OUTAGE,
+        )
         assert {settled(self.app, id_) for id_ in ids} == {MessageStatus.HANDLED}
 
-    def well(self) -> None:
-        """Check that no worker has ended, or was about to."""
+    def assert_healthy(self) -> None:
+        """Check that no worker has exited or counted as stalled."""
         for name, process in self.workers.items():
             log = (self.broker.folder / f"{name}.log").read_text()
             assert process.poll() is None, log[-3000:]
             assert "has stalled" not in log, log[-3000:]
-            assert "a look at the worker failed" not in log, log[-3000:]
+            assert "a check of the worker failed" not in log, log[-3000:]
 
 
 @pytest.fixture(scope="module")
 def fleet(valkey_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    """Valkey behind a proxy, and a ledger of its own."""
+    """Workers with Valkey behind a proxy, and a ledger of their own."""
     with lone_server() as server, proxied(valkey_url.replace("redis+socket", "unix")) as proxy:
         folder = tmp_path_factory.mktemp("no-stall")
         direct = Broker(valkey_url, valkey_url, folder, server.url)
@@ -105,68 +109,68 @@ def valkey_url(redis_url: str) -> str:
 
 
 def pass_time(seconds: float = WAIT) -> None:
-    """Let time pass, which is all that is to happen."""
+    """Wait for some seconds."""
     ends_at = time.monotonic() + seconds
     until(lambda: time.monotonic() > ends_at, "some seconds", seconds + 60)
 
 
-def test_long_handlers_and_what_waits_behind_them(fleet: Fleet) -> None:
-    """Every slot runs a long handler, and messages wait in the queue; then the queue is empty."""
+def test_long_handlers_and_waiting_messages(fleet: Fleet) -> None:
+    """Every slot runs a long handler while messages wait in the queue. Then the queue is empty."""
     ids = [id_ for seconds in (WAIT, WAIT, 0, 0) for id_ in fleet.send({"sleep": seconds})]
-    fleet.handled(ids)
+    fleet.assert_handled(ids)
     pass_time()
-    fleet.well()
+    fleet.assert_healthy()
 
 
 def test_a_paused_agent(fleet: Fleet) -> None:
-    """Its operator has cancelled its consumer: messages wait, slots are free."""
+    """An operator has cancelled its consumer: messages wait, and slots are free."""
     for name in fleet.workers:
-        said = {"destination": [fleet.node(name)], "reply": True, "timeout": 20}
-        assert fleet.app.control.cancel_consumer(f"agent.{name}", **said)
+        options = {"destination": [fleet.node(name)], "reply": True, "timeout": 20}
+        assert fleet.app.control.cancel_consumer(f"agent.{name}", **options)
     ids = fleet.send({})
     pass_time()
-    fleet.well()
+    fleet.assert_healthy()
     for name in fleet.workers:
-        said = {"destination": [fleet.node(name)], "reply": True, "timeout": 20}
-        assert fleet.app.control.add_consumer(f"agent.{name}", **said)
-    fleet.handled(ids)
+        options = {"destination": [fleet.node(name)], "reply": True, "timeout": 20}
+        assert fleet.app.control.add_consumer(f"agent.{name}", **options)
+    fleet.assert_handled(ids)
 
 
 def test_a_rate_limit_and_countdowns(fleet: Fleet) -> None:
-    """A task is limited to one message in six seconds, which then fill all slots; others wait for their moment."""
+    """A task is limited to one message in six seconds, which fill all slots. Others wait until they are due."""
     ids = [id_ for _ in range(3) for id_ in fleet.send({}, MessageType.ACK)]
     for name in fleet.workers:
         ids.append(fleet.app.send_task(f"{name}.command", ({},), countdown=WAIT).id)
-    fleet.handled(ids)
-    fleet.well()
+    fleet.assert_handled(ids)
+    fleet.assert_healthy()
 
 
-def test_an_async_def_that_blocks_its_event_loop(fleet: Fleet) -> None:
-    """It is a handler that runs, and the log tells of it."""
+def test_a_coroutine_that_blocks_its_event_loop(fleet: Fleet) -> None:
+    """A handler runs, so it is no stall. The log warns of it."""
     requests = RequestResponseHandler(fleet.app)
     for pool, name in zip(POOLS, fleet.workers, strict=True):
         assert requests.request(name, "think", {"seconds": 2 * WAIT}, timeout=60) == 2 * WAIT
         log = (fleet.broker.folder / f"{name}.log").read_text()
         assert log.count("a handler has blocked the event loop") == 1
         assert "in think" in log or pool == "gevent"  # there the greenlet sleeps, and its thread runs others
-    fleet.well()
+    fleet.assert_healthy()
 
 
 def test_a_suspended_computer(fleet: Fleet) -> None:
-    """The workers' processes are stopped for a while, with messages in their queues."""
+    """The workers' processes are stopped for some seconds, with messages in their queues."""
     for process in fleet.workers.values():
         os.kill(process.pid, signal.SIGSTOP)
     ids = fleet.send({})
     pass_time()
     for process in fleet.workers.values():
         os.kill(process.pid, signal.SIGCONT)
-    fleet.handled(ids)
-    fleet.well()
+    fleet.assert_handled(ids)
+    fleet.assert_healthy()
 
 
 @pytest.mark.parametrize("outage", ["frozen", "cut"])
 def test_an_outage_of_the_broker(fleet: Fleet, outage: str) -> None:
-    """Its lines are dead, or cut again and again, while messages wait."""
+    """Its connections freeze, or are cut again and again, while messages wait."""
     ids = fleet.send({"sleep": 1})
     if outage == "frozen":
         fleet.proxy.freeze(also_new=True)
@@ -176,39 +180,39 @@ def test_an_outage_of_the_broker(fleet: Fleet, outage: str) -> None:
         ends_at = time.monotonic() + WAIT
         until(lambda: fleet.proxy.cut() or time.monotonic() > ends_at, "some seconds")  # type: ignore[func-returns-value]
     ids += fleet.send({})
-    fleet.handled(ids)
-    fleet.well()
+    fleet.assert_handled(ids)
+    fleet.assert_healthy()
 
 
 @pytest.mark.parametrize("outage", ["stopped", "frozen"])
 def test_an_outage_of_the_ledger(fleet: Fleet, outage: str) -> None:
-    """Its database is stopped or stands still, while messages are handled and wait."""
+    """Its database is stopped or frozen while messages are handled and wait."""
     ids = [id_ for _ in range(3) for id_ in fleet.send({"sleep": 1})]
     actions: dict[str, tuple[Callable[[], None], Callable[[], None]]] = {
         "stopped": (fleet.server.stop, fleet.server.start),
         "frozen": (fleet.server.freeze, fleet.server.thaw),
     }
-    begin, finish = actions[outage]
-    begin()
+    start_outage, end_outage = actions[outage]
+    start_outage()
     try:
         pass_time(2 * WAIT)
     finally:
-        finish()
-    fleet.handled(ids)
-    fleet.well()
+        end_outage()
+    fleet.assert_handled(ids)
+    fleet.assert_healthy()
 
 
 def test_a_warm_shutdown(fleet: Fleet) -> None:
-    """The workers are told to end while long handlers run: these come to their ends."""
+    """The workers get SIGTERM while long handlers run, which come to their end."""
     ids = fleet.send({"sleep": WAIT})
     until(
         lambda: all(MessageBus(fleet.app).receipt(id_).status is MessageStatus.DELIVERED for id_ in ids),
-        "the beginnings",
+        "the handlers to start",
     )
     for process in fleet.workers.values():
         process.send_signal(signal.SIGTERM)
     codes = {process.wait(60) for process in fleet.workers.values()}
     assert codes == {0}
-    fleet.handled(ids)
+    fleet.assert_handled(ids)
     for name in fleet.workers:
         assert "has stalled" not in (fleet.broker.folder / f"{name}.log").read_text()

@@ -1,4 +1,4 @@
-"""A worker that has work and makes no progress is found, tells what it does, and ends: each wedge on purpose."""
+"""A worker that has work and makes no progress is found, logs its threads, and exits."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from waooaw_celery.worker.health.stall_exit import EXIT_STALLED
 
 #: Seconds without progress after which these workers count as stalled.
 SECONDS = 2.0
-#: Seconds within which a worker has ended that stalls, on a busy computer.
-BOUND = 60.0
+#: Seconds within which a stalled worker exits, on a busy computer.
+EXIT_SECONDS = 60.0
 
 PREFORK, THREADS, SOLO = ("-P", "prefork", "-c", "2"), ("-P", "threads", "-c", "2"), ("-P", "solo")
 GEVENT = ("-P", "gevent", "-c", "2")
@@ -26,8 +26,8 @@ GEVENT = ("-P", "gevent", "-c", "2")
 
 @pytest.fixture(params=["valkey", pytest.param("rabbitmq", marks=pytest.mark.rabbitmq)])
 def broker(request: pytest.FixtureRequest) -> Broker:
-    found: Broker = request.getfixturevalue(f"{request.param}_broker")
-    return found
+    broker_of_kind: Broker = request.getfixturevalue(f"{request.param}_broker")
+    return broker_of_kind
 
 
 @pytest.fixture
@@ -53,28 +53,28 @@ def send(app: AgentApp, name: str, payload: object, type_: MessageType = Message
     return message.message_id
 
 
-def lives(process: psutil.Process) -> bool:
-    """Whether a process has not ended."""
+def is_alive(process: psutil.Process) -> bool:
+    """Return whether a process has not ended."""
     try:
         return process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
 
 
-def said(broker: Broker, name: str) -> str:
+def log_of(broker: Broker, name: str) -> str:
     """Return the log of a worker."""
     return (broker.folder / f"{name}.log").read_text()
 
 
-def ended(broker: Broker, name: str, process: subprocess.Popen[bytes], reason: str) -> str:
-    """Wait until a worker has ended as stalled for a reason, and return its log."""
+def wait_for_stall_exit(broker: Broker, name: str, process: subprocess.Popen[bytes], reason: str) -> str:
+    """Wait until a worker has exited as stalled for a reason, and return its log."""
     try:
-        code = process.wait(BOUND)
+        code = process.wait(EXIT_SECONDS)
     except subprocess.TimeoutExpired:
-        pytest.fail(f"it lives on: {said(broker, name)[-3000:]}")
+        pytest.fail(f"it still runs: {log_of(broker, name)[-3000:]}")
     finally:
         end(process)
-    log = said(broker, name)
+    log = log_of(broker, name)
     assert code == EXIT_STALLED, log[-3000:]
     assert reason in log
     assert log.count("the worker has stalled") == 1
@@ -82,76 +82,74 @@ def ended(broker: Broker, name: str, process: subprocess.Popen[bytes], reason: s
     return log
 
 
-@pytest.mark.parametrize("wedge", ["wedge_asleep", "wedge_busy"])
+@pytest.mark.parametrize("fault", ["wedge_asleep", "wedge_busy"])
 @pytest.mark.parametrize("pool", [PREFORK, THREADS, SOLO, GEVENT], ids=lambda pool: pool[1])
-def test_a_worker_whose_event_loop_stands_still_ends(
-    valkey_broker: Broker, on_valkey: AgentApp, pool: tuple[str, ...], wedge: str
+def test_a_worker_with_a_blocked_event_loop_exits(
+    valkey_broker: Broker, on_valkey: AgentApp, pool: tuple[str, ...], fault: str
 ) -> None:
-    """The log shows where it stands, its agent is shown as STALLED, and none of its processes stays behind."""
+    """The log shows the blocking code, the agent's state is STALLED, and no process stays behind."""
     name, process = start(valkey_broker, on_valkey, *pool)
     assert settled(on_valkey, send(on_valkey, name, {})) is MessageStatus.HANDLED
     children = psutil.Process(process.pid).children(recursive=True)
-    on_valkey.control.broadcast(wedge)
-    log = ended(valkey_broker, name, process, "the event loop has not turned for")
-    assert f"in {wedge}" in log
+    on_valkey.control.broadcast(fault)
+    log = wait_for_stall_exit(valkey_broker, name, process, "the event loop has not turned for")
+    assert f"in {fault}" in log
     assert on_valkey.registry.get(name).state(timedelta(minutes=1)) == "STALLED"
-    until(lambda: not any(map(lives, children)), "the end of its processes")
+    until(lambda: not any(map(is_alive, children)), "the end of its processes")
 
 
 @pytest.mark.rabbitmq
 def test_the_event_loop_is_watched_on_rabbitmq_too(rabbitmq_broker: Broker) -> None:
-    """The same on the other broker."""
+    """The same on RabbitMQ."""
     app = rabbitmq_broker.app()
     name, process = start(rabbitmq_broker, app, *PREFORK)
     assert settled(app, send(app, name, {})) is MessageStatus.HANDLED
     app.control.broadcast("wedge_asleep")
-    ended(rabbitmq_broker, name, process, "the event loop has not turned for")
+    wait_for_stall_exit(rabbitmq_broker, name, process, "the event loop has not turned for")
     app.close()
 
 
-@pytest.mark.parametrize("wedge", ["before_consuming", pytest.param("before_connecting", marks=takes_long)])
-def test_a_worker_that_never_begins_to_consume_ends(
-    valkey_broker: Broker, on_valkey: AgentApp, wedge: str
-) -> None:
-    """A start has a deadline once the broker answers; before the connection it includes Celery's longest pause."""
-    name, process = start(valkey_broker, on_valkey, env={"PROBE_WEDGE": wedge})
-    log = ended(valkey_broker, name, process, "the event loop has not turned for")
+@pytest.mark.parametrize("fault", ["before_consuming", pytest.param("before_connecting", marks=takes_long)])
+def test_a_worker_that_never_consumes_exits(valkey_broker: Broker, on_valkey: AgentApp, fault: str) -> None:
+    """The start has a deadline while the broker answers, with Celery's longest pause before the connection."""
+    name, process = start(valkey_broker, on_valkey, env={"PROBE_WEDGE": fault})
+    log = wait_for_stall_exit(valkey_broker, name, process, "the event loop has not turned for")
     assert "stall_probe.py" in log
 
 
 @pytest.mark.parametrize("pool", ["LosingThreads", "LosingProcesses", "LosingSolo"])
-def test_slots_that_no_handler_uses_end_the_worker(valkey_broker: Broker, on_valkey: AgentApp, pool: str) -> None:
-    """The result of a handler vanishes: its message stays held, and its slot is gone."""
+def test_a_worker_with_lost_slots_exits(valkey_broker: Broker, on_valkey: AgentApp, pool: str) -> None:
+    """The result of a handler is lost, so its message stays held and its slot is never freed."""
     name, process = start(valkey_broker, on_valkey, "-c", "2", worker_pool=f"stall_probe:{pool}")
     assert settled(on_valkey, send(on_valkey, name, {})) is MessageStatus.HANDLED
     lost = send(on_valkey, name, {"fail": "its result vanishes"})
-    log = ended(valkey_broker, name, process, "slots are held by messages that no handler runs")
+    log = wait_for_stall_exit(valkey_broker, name, process, "slots are held by messages that no handler runs")
     assert lost in log
 
 
-def test_a_pool_that_accepts_nothing_ends_the_worker(valkey_broker: Broker, on_valkey: AgentApp) -> None:
-    """Its messages wait for slots that are free."""
+def test_a_worker_whose_pool_accepts_nothing_exits(valkey_broker: Broker, on_valkey: AgentApp) -> None:
+    """Messages wait for the pool while its slots are free."""
     name, process = start(valkey_broker, on_valkey, "-c", "2", worker_pool="stall_probe:DeafThreads")
     send(on_valkey, name, {})
-    ended(valkey_broker, name, process, "messages wait for the pool")
+    wait_for_stall_exit(valkey_broker, name, process, "messages wait for the pool")
 
 
 @pytest.mark.parametrize("pool", [PREFORK, THREADS], ids=lambda pool: pool[1])
-def test_a_worker_that_claims_nothing_ends(broker: Broker, pool: tuple[str, ...]) -> None:
+def test_a_worker_that_claims_nothing_exits(broker: Broker, pool: tuple[str, ...]) -> None:
     """Messages wait in the queue, slots are free, and nothing is claimed."""
     app = broker.app()
     name, process = start(broker, app, *pool)
     assert settled(app, send(app, name, {})) is MessageStatus.HANDLED
     app.control.broadcast("wedge_deaf")
-    # It may have claimed once more before it heard of it.
+    # It may have claimed one more message before the command arrived.
     until(lambda: process.poll() is not None or send(app, name, {}), "a message in the queue")
     send(app, name, {})
-    ended(broker, name, process, "messages wait in the queue")
+    wait_for_stall_exit(broker, name, process, "messages wait in the queue")
     app.close()
 
 
-def test_a_stalled_worker_lets_go_of_what_it_does_not_run(valkey_broker: Broker, on_valkey: AgentApp) -> None:
-    """With waooaw_on_stall = "log" it goes on: its lost message is handled by another worker, what runs is not."""
+def test_a_stalled_worker_releases_messages_without_a_handler(valkey_broker: Broker, on_valkey: AgentApp) -> None:
+    """With waooaw_on_stall = "log", another worker handles its lost message, and not the one that it runs."""
     options = {"visibility_timeout": 4, "unacked_restore_interval": 1}
     name, process = start(
         *(valkey_broker, on_valkey, "-c", "2"),
@@ -166,9 +164,9 @@ def test_a_stalled_worker_lets_go_of_what_it_does_not_run(valkey_broker: Broker,
     other = valkey_broker.start(
         name, on_valkey, node=f"{name}-other", module="stall_probe", broker_transport_options=options
     )
-    until(lambda: "is redelivered" in said(valkey_broker, name) + said(valkey_broker, f"{name}-other"), "it")
+    until(lambda: "is redelivered" in log_of(valkey_broker, name) + log_of(valkey_broker, f"{name}-other"), "it")
     assert settled(on_valkey, long) is MessageStatus.HANDLED
-    logs = said(valkey_broker, name) + said(valkey_broker, f"{name}-other")
+    logs = log_of(valkey_broker, name) + log_of(valkey_broker, f"{name}-other")
     assert f"'{lost}'" in logs
     assert f"message '{long}'" not in logs
     assert process.poll() is None
@@ -176,38 +174,38 @@ def test_a_stalled_worker_lets_go_of_what_it_does_not_run(valkey_broker: Broker,
         end(each)
 
 
-def test_a_worker_that_goes_on_by_itself_says_so(valkey_broker: Broker, on_valkey: AgentApp) -> None:
-    """With waooaw_on_stall = "log" it is stalled while its event loop stands still, and then no longer."""
+def test_a_worker_that_recovers_logs_it(valkey_broker: Broker, on_valkey: AgentApp) -> None:
+    """With waooaw_on_stall = "log", it is STALLED while its event loop is blocked, and alive afterwards."""
     name, process = start(valkey_broker, on_valkey, *PREFORK, waooaw_on_stall="log")
     within = timedelta(minutes=1)
     assert settled(on_valkey, send(on_valkey, name, {})) is MessageStatus.HANDLED
     on_valkey.control.broadcast("wedge_for", {"seconds": 12})
     until(lambda: on_valkey.registry.get(name).state(within) == "STALLED", "the state")
-    until(lambda: "makes progress again" in said(valkey_broker, name), "the end of it")
+    until(lambda: "makes progress again" in log_of(valkey_broker, name), "the end of it")
     until(lambda: on_valkey.registry.get(name).state(within) == "alive", "the state")
-    assert said(valkey_broker, name).count("has stalled") == 1
+    assert log_of(valkey_broker, name).count("has stalled") == 1
     assert settled(on_valkey, send(on_valkey, name, {})) is MessageStatus.HANDLED
     end(process)
 
 
-def test_a_heartbeat_tells_progress(valkey_broker: Broker, on_valkey: AgentApp) -> None:
-    """What is held, what runs, since when, and when the last message was begun and ended."""
+def test_a_heartbeat_reports_progress(valkey_broker: Broker, on_valkey: AgentApp) -> None:
+    """It reports what the worker holds and runs, for how long, and when a message last started and ended."""
     name, process = start(valkey_broker, on_valkey, *PREFORK)
     node = on_valkey.registry.get(name).workers[0]
 
-    def told() -> dict[str, object]:
+    def progress_report() -> dict[str, object]:
         progress: dict[str, object] = on_valkey.registry.get(name).reports.get(node, {}).get("progress", {})
         return progress
 
     assert settled(on_valkey, send(on_valkey, name, {})) is MessageStatus.HANDLED
-    until(lambda: told().get("ended") == 1, "the end of the first")
+    until(lambda: progress_report().get("ended") == 1, "the first to end")
     long = send(on_valkey, name, {"sleep": 4})
-    until(lambda: told().get("running") == 1, "the beginning of the second")
-    assert told()["slots"] == 2
-    assert told()["held"] == 1
-    assert told()["begun"] == 2
-    until(lambda: (told()["running_seconds"] or 0) > 1, "its time")  # type: ignore[operator]
+    until(lambda: progress_report().get("running") == 1, "the second to start")
+    assert progress_report()["slots"] == 2
+    assert progress_report()["held"] == 1
+    assert progress_report()["begun"] == 2
+    until(lambda: (progress_report()["running_seconds"] or 0) > 1, "its time")  # type: ignore[operator]
     assert settled(on_valkey, long) is MessageStatus.HANDLED
-    until(lambda: told().get("ended") == 2, "the end of the second")
-    assert str(told()["ended_at"]) >= str(told()["begun_at"])
+    until(lambda: progress_report().get("ended") == 2, "the second to end")
+    assert str(progress_report()["ended_at"]) >= str(progress_report()["begun_at"])
     end(process)

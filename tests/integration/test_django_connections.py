@@ -1,4 +1,4 @@
-"""``async def`` handlers that use Django's ORM: their connections are closed around them, as for plain tasks."""
+"""``async def`` handlers that use Django's ORM: their connections are closed, as for plain tasks."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ class Project(NamedTuple):
     database: Any
 
     def ask(self, method: str, **params: Any) -> Any:
-        """Ask the agent."""
+        """Send the agent a request, and return the answer."""
         return Requests(self.app).request(self.name, method, params, timeout=40)
 
-    def tell(self) -> MessageStatus:
-        """Send the agent a message, which its coroutine writes down, and return its end."""
+    def write_note(self) -> MessageStatus:
+        """Send the agent a message, which its coroutine stores, and return the final status."""
         message = Message(from_agent="tests", to_agent=self.name, payload="five")
         return settled(self.app, MessageBus(self.app).send(message).message_id)
 
     def connections(self, command: str = "count(*)") -> int:
-        """Count the other connections to the project's database, or do something to each."""
+        """Count the other connections to the project's database, or apply an SQL function to each."""
         with self.database.cursor() as cursor:
             cursor.execute(
                 f"SELECT {command} FROM pg_stat_activity "
@@ -45,24 +45,25 @@ class Project(NamedTuple):
             rows = cursor.fetchall()
         return int(rows[0][0]) if command == "count(*)" else len(rows)
 
-    def cut(self) -> int:
-        """Have PostgreSQL close all connections of the worker, as a restart does; return how many."""
+    def close_connections(self) -> int:
+        """Have PostgreSQL close all connections of the worker, like a restart; return how many."""
         return self.connections("pg_terminate_backend(pid)")
 
 
 @pytest.fixture(scope="module", params=["prefork", "solo", "threads"])
 def project(request: pytest.FixtureRequest, ledger_broker: Broker, postgres_url: str) -> Iterator[Project]:
-    """A worker in each kind of pool; three handlers run at a time, but in the solo pool."""
+    """A worker in each kind of pool. Three handlers run at a time, except in the solo pool."""
     with lone_database(postgres_url) as url:
-        said = make_url(url)
+        database_url = make_url(url)
         options = {
-            "NAME": said.database,
-            "USER": said.username,
-            "PASSWORD": said.password or "",
-            "HOST": said.host or said.query.get("host", ""),
-            "PORT": str(said.port or ""),
+            "NAME": database_url.database,
+            "USER": database_url.username,
+            "PASSWORD": database_url.password or "",
+            "HOST": database_url.host or database_url.query.get("host", ""),
+            "PORT": str(database_url.port or ""),
         }
-        database = psycopg2.connect(said.set(drivername="postgresql").render_as_string(hide_password=False))
+        dsn = database_url.set(drivername="postgresql").render_as_string(hide_password=False)
+        database = psycopg2.connect(dsn)
         database.autocommit = True
         with database.cursor() as cursor:
             cursor.execute("CREATE TABLE notes_note (id serial PRIMARY KEY, text text NOT NULL)")
@@ -82,18 +83,18 @@ def project(request: pytest.FixtureRequest, ledger_broker: Broker, postgres_url:
         database.close()
 
 
-def test_no_handler_is_left_with_a_connection_that_was_closed(project: Project) -> None:
-    """After PostgreSQL closed all connections each kind of handler is well at once, again and again."""
+def test_closed_connections_do_not_break_later_handlers(project: Project) -> None:
+    """After PostgreSQL closed all connections, each kind of handler works at once, three times."""
     for _ in range(3):
-        assert project.tell() is MessageStatus.HANDLED
+        assert project.write_note() is MessageStatus.HANDLED
         count = project.ask("awaited")
         assert project.ask("plain") == count
         assert project.ask("parts")[:4] == TEXTS
-        project.cut()
+        project.close_connections()
 
 
-def test_a_handler_ends_without_connections(project: Project) -> None:
-    """Whether it returns or raises; within a handler the connection stays the same."""
+def test_connections_are_closed_after_each_handler(project: Project) -> None:
+    """It holds for handlers that return or raise. Within a handler, the connection stays the same."""
     first, second = project.ask("backends")
     assert first == second
     with pytest.raises(RemoteError, match="no such note"):
@@ -101,8 +102,8 @@ def test_a_handler_ends_without_connections(project: Project) -> None:
     until(lambda: project.connections() == 0, "the end of all connections")
 
 
-def test_a_handler_does_not_close_the_connection_of_another(project: Project) -> None:
-    """One that reads part after part goes on while others begin and end."""
+def test_a_handler_does_not_close_connections_of_others(project: Project) -> None:
+    """A handler that streams rows continues while others start and end."""
     with ThreadPoolExecutor(1) as threads:
         parts = threads.submit(project.ask, "parts", seconds=0.3)
         counted = [project.ask("awaited") for _ in range(4)]
@@ -110,7 +111,7 @@ def test_a_handler_does_not_close_the_connection_of_another(project: Project) ->
     assert all(count >= len(TEXTS) for count in counted)
 
 
-def test_a_query_that_outlives_its_handler_holds_up_nobody(project: Project) -> None:
+def test_a_query_that_outlives_its_handler_blocks_no_other(project: Project) -> None:
     """The handler ends at its time limit, the next one is handled, and the connection is closed later."""
     with pytest.raises(RemoteError, match="TimeLimitExceeded"):
         project.ask("slow")

@@ -1,4 +1,4 @@
-"""An agent's worker on gevent: it has no event loop of Celery's, and waits in another way."""
+"""An agent's worker on gevent, where Celery has no event loop of its own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from waooaw_celery.embedded import end
 
 
 def test_an_agent_on_gevent_handles_many_messages_at_once(ledger_broker: Broker) -> None:
-    """Ten greenlets handle forty messages, ten of them at a time, and requests are answered before and after."""
+    """Ten greenlets handle forty messages, ten at a time, and requests are answered before and after."""
     app: AgentApp = ledger_broker.app()
     name = ledger_broker.name()
     worker = ledger_broker.start(name, app, "-P", "gevent", "-c", "10")
@@ -23,8 +23,8 @@ def test_an_agent_on_gevent_handles_many_messages_at_once(ledger_broker: Broker)
         assert {settled(app, receipt.message_id) for receipt in sent} == {MessageStatus.HANDLED}
         receipts = [bus.receipt(receipt.message_id) for receipt in sent]
         first_end = min(receipt.finished_at for receipt in receipts if receipt.finished_at)
-        begun = [receipt for receipt in receipts if receipt.delivered_at and receipt.delivered_at < first_end]
-        assert 5 <= len(begun) <= 10
+        concurrent = [receipt for receipt in receipts if receipt.delivered_at and receipt.delivered_at < first_end]
+        assert 5 <= len(concurrent) <= 10
         assert requests.request(name, "echo", {"value": 2}, timeout=20) == 2
     finally:
         end(worker)

@@ -1,0 +1,95 @@
+"""What a worker knows of one message while it handles it: one typed object for each attempt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from celery.app.task import Context
+
+from waooaw_celery.messages.headers import payload_of
+from waooaw_celery.messages.message import ENVELOPE_HEADER, Message
+from waooaw_celery.messages.receipt import MessageEvent
+from waooaw_celery.messages.validation import LocalTime
+from waooaw_celery.worker.health.clock import clock_of
+
+#: The only key of this package in a Celery ``Context``.
+_KEY = "waooaw_attempt"
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One attempt at a message: what admission decided, and how far the handler got.
+
+    Attributes:
+        message: the message, once it was decoded; a large one is decoded once.
+        is_checked: whether admission has looked at the message's expiry and at cancellations.
+        skipped_as: the event with which the message ends without its handler; None: the handler runs.
+        lost_workers: how many workers died with the message, when they are more than the delivery limit allows.
+        requeue_reason: why the message goes back to its queue without its handler; None: it does not.
+        admitted_at: when it was admitted, in seconds of the monotonic clock.
+        handler_started: whether the handler was called.
+        handler_ended: whether the handler has returned or raised, or never runs. What Celery sends from then on is
+            a follow-up.
+        has_failed: whether the message has failed, so that a follow-up is an errback.
+        is_stopped: whether the handler was stopped because the message was cancelled.
+    """
+
+    message: Message | None = None
+    is_checked: bool = False
+    skipped_as: MessageEvent | None = None
+    lost_workers: int = 0
+    requeue_reason: str | None = None
+    admitted_at: float | None = None
+    handler_started: bool = False
+    handler_ended: bool = False
+    has_failed: bool = False
+    is_stopped: bool = False
+
+    def end(self, *, failed: bool) -> None:
+        """Note that the handler has ended, or never runs.
+
+        Args:
+            failed: whether it raised.
+        """
+        self.handler_ended, self.has_failed = True, failed
+
+
+def attempt_of(request: Context) -> Attempt:
+    """Return the attempt of a Celery request; the first call creates it."""
+    attempt = request.get(_KEY)
+    if not isinstance(attempt, Attempt):  # a publisher may have sent a header of this name
+        attempt = Attempt()
+        if request.id is not None:  # direct calls of a handler, as in unit tests, share one request without an id
+            request.update({_KEY: attempt})
+    return attempt
+
+
+def message_of(task: Any, request: Context) -> Message:
+    """Return the message of a request, decoded once per attempt.
+
+    Args:
+        task: its handler, an AgentTask.
+        request: Celery's request.
+
+    Raises:
+        InvalidMessage: this version cannot read the message's envelope.
+    """
+    attempt = attempt_of(request)
+    if attempt.message is None:
+        attempt.message = _decoded(task, request)
+    return attempt.message
+
+
+def _decoded(task: Any, request: Context) -> Message:
+    headers = {
+        "id": request.id,
+        "root_id": request.root_id,
+        "parent_id": request.parent_id,
+        ENVELOPE_HEADER: (request.headers or {}).get(ENVELOPE_HEADER),
+    }
+    payload = payload_of(task.handler, request.args or (), request.kwargs or {})
+    message = Message.from_headers(headers, task.agent, payload)
+    if isinstance(message.sent_at, LocalTime):  # an ordinary Celery client sends no time
+        message = message.filled_in(sent_at=clock_of(task.app).corrected(message.sent_at))
+    return message

@@ -1,0 +1,102 @@
+"""Decides whether a message is tried again after an error of its handler, and publishes the next attempt."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from celery.exceptions import Ignore, Reject, Retry
+
+from waooaw_celery.broker.circuit_breaker import is_outage
+from waooaw_celery.messages.headers import parse_datetime
+from waooaw_celery.worker.health.clock import clock_of
+from waooaw_celery.worker.outcomes.requeue import ReturnedToQueue, pause_for_outage, requeue
+from waooaw_celery.worker.outcomes.retry_policy import Retries
+
+
+def retry_if_wanted(task: Any, error: Exception) -> None:
+    """Have a message tried again after an error of its handler, where its retry policy wants that.
+
+    Args:
+        task: the handler, an AgentTask.
+        error: what it raised.
+
+    Raises:
+        Retry: the next attempt is published.
+        RequeueLimitExceeded: the handler returned the message to its queue too often.
+        ReturnedToQueue: the broker does not accept the next attempt.
+    """
+    try:
+        _retry_for(task, error)
+    except ReturnedToQueue:
+        pause_for_outage()
+        raise
+    if isinstance(error, ReturnedToQueue):
+        pause_for_outage()
+
+
+def _retry_for(task: Any, error: Exception) -> None:
+    request = task.request
+    if request.called_directly:
+        return
+    if isinstance(error, Reject) and not isinstance(error, ReturnedToQueue) and getattr(error, "requeue", False):
+        raise requeue(task, error) from error
+    if isinstance(error, (Ignore, Reject, Retry)):
+        return
+    if task.retries is None and getattr(task, "autoretry_for", None):  # Celery retries it
+        return
+    policy = retry_policy(task)
+    if request.retries + 1 < policy.attempts and policy.should_retry(error):
+        pause = policy.delay(request.retries)
+        raise task.retry(exc=error, countdown=pause, max_retries=policy.attempts - 1)
+
+
+def retry_policy(task: Any) -> Retries:
+    """Return the retry policy of a handler: its own, or that of the setting ``waooaw_retries``."""
+    return task.retries if task.retries is not None else Retries.of(task.app.settings.retries)
+
+
+def publish_next_attempt(publish: Callable[[], Any]) -> Any:
+    """Publish the next attempt of a message.
+
+    Args:
+        publish: Celery's ``Task.retry``, with its arguments.
+
+    Raises:
+        Retry: it is published.
+        Reject: it cannot be published. It is ReturnedToQueue when the broker does not answer: the message stays
+            unacknowledged, and is delivered again when the broker is back.
+    """
+    try:
+        return publish()
+    except Reject as error:
+        reason: Any = error.args[0] if error.args else None
+        if isinstance(reason, Exception) and is_outage(reason):
+            raise ReturnedToQueue(reason, requeue=True) from error
+        raise
+
+
+def check_expiry(task: Any, error: Exception | None, eta: datetime | None, countdown: float) -> None:
+    """Fail a message that would expire before its next attempt.
+
+    Args:
+        task: the handler, an AgentTask.
+        error: what the handler raised; None: the error that is being handled.
+        eta: when the next attempt is due; None: after ``countdown``.
+        countdown: seconds until the next attempt.
+
+    Raises:
+        Exception: the handler's error, or ``MaxRetriesExceededError`` when there is none.
+    """
+    request = task.request
+    if request.called_directly:
+        return
+    expires_at = parse_datetime(request.expires, UTC)
+    due = parse_datetime(eta, task.app.timezone) or clock_of(task.app).now() + timedelta(seconds=countdown)
+    if expires_at is not None and due >= expires_at:
+        cause = error or sys.exc_info()[1]
+        if cause is not None:
+            raise cause
+        raise task.MaxRetriesExceededError(f"{task.name}[{request.id}] expires before its next attempt")
