@@ -39,7 +39,8 @@ from waooaw_celery.ledger.database.engine import Database, database_url
 from waooaw_celery.ledger.database.models import MessageEventRow, MessageRow
 from waooaw_celery.ledger.database.partitions import Month
 from waooaw_celery.ledger.ledger import Ledger
-from waooaw_celery.ledger.retention import HoldKind, Retention
+from waooaw_celery.ledger.retention.holds import HoldKind
+from waooaw_celery.ledger.retention.retention import Retention
 from waooaw_celery.ledger.trail import MessageAuditTrail
 from waooaw_celery.messages.message import RetentionPolicy
 

@@ -22,7 +22,7 @@ from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus, Priority
 from waooaw_celery.embedded import end_all, running
 from waooaw_celery.errors import ClockSkew, StoreUnavailable, UnknownMessage
 from waooaw_celery.ledger.database import upgrade as schema
-from waooaw_celery.ledger.retention import Retention
+from waooaw_celery.ledger.retention.retention import Retention
 from waooaw_celery.maintenance.tasks import PURGE, RECONCILE, SWEEP
 from waooaw_celery.messages.queues import system_queue
 from waooaw_celery.messages.receipt import MessageEvent

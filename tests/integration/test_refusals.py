@@ -18,7 +18,8 @@ from waooaw_celery.ledger.database.models import RefusalRow
 from waooaw_celery.ledger.database.rows import LedgerRow
 from waooaw_celery.ledger.ledger import Ledger
 from waooaw_celery.ledger.refusals import Refusals
-from waooaw_celery.ledger.retention import REFUSALS_KEPT, Retention
+from waooaw_celery.ledger.retention.purge import REFUSALS_RETENTION
+from waooaw_celery.ledger.retention.retention import Retention
 from waooaw_celery.ledger.trail import MessageAuditTrail
 from waooaw_celery.messages.message import RetentionPolicy
 
@@ -88,9 +89,9 @@ def test_a_purge_removes_old_refusals(database: Database, ledger: Ledger) -> Non
     ledger.refused("a", "1/hour", 1)
     ledger.flush()
     now = datetime.now(UTC)
-    Retention(database).purge(now + REFUSALS_KEPT - timedelta(hours=1))
+    Retention(database).purge(now + REFUSALS_RETENTION - timedelta(hours=1))
     assert rows(database) == 1
-    removal = Retention(database).purge(now + REFUSALS_KEPT + timedelta(hours=1))
+    removal = Retention(database).purge(now + REFUSALS_RETENTION + timedelta(hours=1))
     assert (rows(database), removal.events) == (0, 1)
 
 

@@ -20,7 +20,9 @@ from waooaw_celery.ledger.database.engine import Database, database_url
 from waooaw_celery.ledger.database.models import MessageEventRow, MessageRow, PurgeRow
 from waooaw_celery.ledger.database.partitions import Month
 from waooaw_celery.ledger.ledger import Ledger
-from waooaw_celery.ledger.retention import HoldKind, Removal, Retention
+from waooaw_celery.ledger.retention.holds import HoldKind
+from waooaw_celery.ledger.retention.removal import Removal
+from waooaw_celery.ledger.retention.retention import Retention
 from waooaw_celery.ledger.trail import MessageAuditTrail
 from waooaw_celery.messages.message import RetentionPolicy
 from waooaw_celery.messages.receipt import MessageEvent
