@@ -1,4 +1,4 @@
-"""Processes on a computer whose clock is wrong."""
+"""Runs processes with a wrong clock."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 HOUR = 3600.0
 
-#: Both clocks of Python, ahead by a while. Classes that others took before stand for the one in their place.
-SKEW = """
+#: A ``sitecustomize`` that moves ``time.time`` and ``datetime``. Instances of the original ``datetime`` class
+#: count as instances of the moved one.
+SITECUSTOMIZE = """
 import datetime as module
 import os
 import time
 
 ahead = float(os.environ["TESTS_CLOCK_AHEAD"])
-right, real = time.time, module.datetime
-time.time = lambda: right() + ahead
+original_time, real = time.time, module.datetime
+time.time = lambda: original_time() + ahead
 
 
 class Meta(type(real)):
@@ -44,7 +45,12 @@ module.datetime = datetime
 
 
 def skewed(folder: Path, ahead: float) -> dict[str, str]:
-    """Return the environment of a process whose clock is so many seconds ahead, or behind when negative."""
-    (folder / "sitecustomize.py").write_text(SKEW)
+    """Return the environment of a process with a wrong clock.
+
+    Args:
+        folder: a folder for the module that changes the clock.
+        ahead: seconds that its clock is ahead; negative: behind.
+    """
+    (folder / "sitecustomize.py").write_text(SITECUSTOMIZE)
     paths = (folder, Path(__file__).parent / "integration", ROOT, *filter(None, [os.environ.get("PYTHONPATH")]))
     return {"PYTHONPATH": os.pathsep.join(map(str, paths)), "TESTS_CLOCK_AHEAD": str(ahead)}
