@@ -1,4 +1,4 @@
-"""An agent for tests whose effects are rows of the ledger's database: each happens once. Named by PROBE_NAME."""
+"""An agent with ``once=True`` handlers, whose effects are rows in the ledger's database. PROBE_NAME names it."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from sqlalchemy.orm import Session
 from waooaw_celery import Agent, AgentApp, Message, MessageType
 
 
-class MortalApp(AgentApp):
-    """An application whose process is killed, or stands still, after a commit, if a file says so."""
+class InterruptedApp(AgentApp):
+    """An application whose process kills itself, or pauses, after a commit if a file exists."""
 
     def relay(self, session: Session) -> None:
-        """Publish what was entrusted to a session, or die before."""
+        """Publish the committed messages of a session, or die before that."""
         killer = Path(os.environ["KILL_AFTER_COMMIT"])
         if killer.exists():
             killer.unlink()
@@ -32,7 +32,7 @@ class MortalApp(AgentApp):
         super().relay(session)
 
 
-app = MortalApp("once")
+app = InterruptedApp("once")
 agent = Agent(os.environ["PROBE_NAME"], app)
 
 
