@@ -161,7 +161,7 @@ def test_a_broker_that_is_down_does_not_undo_the_commit(
 def test_only_sessions_on_the_ledgers_database_are_accepted(
     broker: Broker, app: AgentApp, engine: Engine, stopped_agent: str, postgres_url: str, redis_url: str
 ) -> None:
-    """Another database is refused, also one with a ledger; so are an engine and an application without a ledger."""
+    """Another database is refused, also one with a ledger, and so is an engine instead of a session."""
     bus = MessageBus(app)
     with lone_database(postgres_url) as url:
         other = create_engine(url)
