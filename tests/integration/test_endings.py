@@ -293,7 +293,7 @@ def test_beat_closes_what_no_worker_will_tell_of(
         [("delivered", 1), ("retried", 1), ("expired", 0)],
         [("expired", 0)],
     ]
-    assert ends[0][1][-1].error == "lost: begun more than 1 s ago, and no worker told of the end"
+    assert ends[0][1][-1].error == "lost: begun more than 1 s ago, and no worker reported its end"
     assert MessageBus(app).receipt(forever).status is MessageStatus.SENT
 
 
