@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from clocks import HOUR, ROOT, skewed
+from clocks import HOUR, ROOT, environment, run_python, skewed
 from support import PROBE_FOLDER, Broker, lone_database, note, settled, until
 
 from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus, Priority
@@ -54,30 +53,6 @@ def broker_and_app(request: pytest.FixtureRequest, kind: str) -> Iterator[tuple[
         yield broker, app
     finally:
         app.close()
-
-
-def environment(broker: Broker, folder: Path, ahead: float) -> dict[str, str]:
-    """Return the environment of a process with a wrong clock that uses a broker."""
-    env = skewed(folder, ahead) | {
-        "CELERY_BROKER_URL": broker.url,
-        "CELERY_RESULT_BACKEND": broker.redis_url,
-        "WAOOAW_SPOOL_FOLDER": str(broker.spool_folder),
-        "COLUMNS": "200",
-    }
-    return env | ({"WAOOAW_DATABASE_URL": broker.database_url} if broker.database_url else {})
-
-
-def run(broker: Broker, folder: Path, ahead: float, *command: str) -> subprocess.CompletedProcess[str]:
-    """Run Python with a wrong clock, and return its result."""
-    return subprocess.run(
-        [sys.executable, *command],
-        env=os.environ | environment(broker, folder, ahead),
-        cwd=PROBE_FOLDER,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
 
 
 def open_message(app: AgentApp, **fields: Any) -> Message:
@@ -178,7 +153,7 @@ def test_a_sender_with_a_wrong_clock_sends_by_the_reference_clock(
         name = broker.name()
         worker = broker.start(name, app)
         try:
-            sender = run(broker, tmp_path, ahead, str(PROBE_FOLDER / "clock_sender.py"), name)
+            sender = run_python(broker, tmp_path, ahead, str(PROBE_FOLDER / "clock_sender.py"), name)
             assert sender.returncode == 0, sender.stderr
             output = json.loads(sender.stdout.splitlines()[-1])
             assert abs(output["local"] - time.time() - ahead) < TOLERANCE  # its clock was wrong
@@ -197,13 +172,13 @@ def test_a_purge_with_a_clock_far_ahead_is_refused(ledger: Broker, tmp_path: Pat
     app = ledger.app()
     message = open_message(app)
     note(app.receipts, message, MessageEvent.DELIVERED, MessageEvent.HANDLED)
-    refused = run(ledger, tmp_path, DAYS_120, "-m", "waooaw_celery", "purge")
+    refused = run_python(ledger, tmp_path, DAYS_120, "-m", "waooaw_celery", "purge")
     assert refused.returncode == 1
     assert "nothing was purged" in refused.stderr
     assert "ahead of" in refused.stderr
-    counted = run(ledger, tmp_path, DAYS_120, "-m", "waooaw_celery", "purge", "--dry-run", "--json")
+    counted = run_python(ledger, tmp_path, DAYS_120, "-m", "waooaw_celery", "purge", "--dry-run", "--json")
     assert json.loads(counted.stdout)["messages"] == 0, counted.stderr
-    forced = run(ledger, tmp_path, DAYS_120, "-m", "waooaw_celery", "purge", "--despite-skew", "--json")
+    forced = run_python(ledger, tmp_path, DAYS_120, "-m", "waooaw_celery", "purge", "--despite-skew", "--json")
     assert json.loads(forced.stdout)["messages"] == 0, forced.stderr
     command = [sys.executable, "-m", "celery", "-A", "beat_schedule", "worker", "-P", "solo"]
     env = os.environ | environment(ledger, tmp_path, DAYS_120)
@@ -222,7 +197,7 @@ def test_a_sqlite_ledger_is_not_purged_if_redis_has_another_time(redis_url: str,
     schema.upgrade(app.database)
     message = open_message(app)
     note(app.receipts, message, MessageEvent.DELIVERED, MessageEvent.HANDLED)
-    refused = run(broker, tmp_path, DAYS_120, "-m", "waooaw_celery", "purge")
+    refused = run_python(broker, tmp_path, DAYS_120, "-m", "waooaw_celery", "purge")
     assert refused.returncode == 1
     assert "nothing was purged" in refused.stderr
     assert app.receipts.get(message.message_id).status is MessageStatus.HANDLED
@@ -264,17 +239,17 @@ def test_the_doctor_checks_every_clock(ledger: Broker, tmp_path: Path) -> None:
         for name in names:
             agent = app.registry.get
             until(lambda: any("clock" in each for each in agent(name).reports.values()), "a report")  # noqa: B023
-        right = run(ledger, tmp_path, 0, "-m", "waooaw_celery", "doctor", "--json")
+        right = run_python(ledger, tmp_path, 0, "-m", "waooaw_celery", "doctor", "--json")
         found = {each["name"]: each for each in json.loads(right.stdout)}
         assert right.returncode == 1
         assert found["clock of this computer"]["state"] == "ok"
         assert found["clock of the broker"]["state"] == "ok"
         states = {each.partition("@")[0]: found[each]["state"] for each in found if "@" in each}
         assert [states[f"clock of {name}"] for name in names] == ["ok", "fail"]
-        wrong = run(ledger, tmp_path, 5, "-m", "waooaw_celery", "doctor")
+        wrong = run_python(ledger, tmp_path, 5, "-m", "waooaw_celery", "doctor")
         assert "warn" in wrong.stdout
         assert "5.0 s ahead of" in wrong.stdout
-        agents = run(ledger, tmp_path, HOUR, "-m", "waooaw_celery", "agents", "--json")
+        agents = run_python(ledger, tmp_path, HOUR, "-m", "waooaw_celery", "agents", "--json")
         alive = {each["agent"]["name"]: each["alive"] for each in json.loads(agents.stdout)}
         assert all(alive[name] for name in names)  # whatever clock this process has
     finally:

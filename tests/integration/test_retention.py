@@ -297,16 +297,3 @@ def test_only_one_purge_runs_at_a_time(database: Database, retention: Retention)
         assert second.purge(NOW) == Removal(rule=second.purge(NOW).rule, busy=True)
         second._database.close()
     assert not retention.purge(NOW).busy
-
-
-@pytest.mark.parametrize(
-    ("month", "plus", "expected"),
-    [
-        (Month(2026, 11), 2, Month(2027, 1)),
-        (Month(2026, 1), 0, Month(2026, 1)),
-        (Month(2026, 12), 13, Month(2028, 1)),
-    ],
-)
-def test_months_are_added_across_years(month: Month, plus: int, expected: Month) -> None:
-    """January follows December."""
-    assert month.plus(plus) == expected
