@@ -76,7 +76,7 @@ def lint(arguments: list[str]) -> int:
 
 def bench(arguments: list[str]) -> int:
     """Run one benchmark, such as `bench sending --rounds 7`, or all of them."""
-    names = arguments[:1] or ["sending", "handling", "asking", "transport", "questions", "limits", "wire"]
+    names = arguments[:1] or ["sending", "handling", "asking", "transport", "ledger", "limits", "wire"]
     return max([run([str(PYTHON), "-m", f"benchmarks.{name}", *arguments[1:]]) for name in names])
 
 

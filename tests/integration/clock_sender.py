@@ -1,4 +1,4 @@
-"""Sends what a computer with a wrong clock sends, to the agent named by its first argument; prints the ids."""
+"""Sends messages of several kinds to the agent named by the first argument, and prints their ids as JSON."""
 
 from __future__ import annotations
 

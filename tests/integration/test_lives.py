@@ -25,7 +25,8 @@ from waooaw_celery.ledger.database import upgrade as schema
 from waooaw_celery.ledger.database.engine import Database, database_url
 from waooaw_celery.ledger.database.rows import message_row
 from waooaw_celery.ledger.ledger import Ledger
-from waooaw_celery.ledger.retention import HoldKind, Retention
+from waooaw_celery.ledger.retention.holds import HoldKind
+from waooaw_celery.ledger.retention.retention import Retention
 from waooaw_celery.ledger.trail import MessageAuditTrail
 from waooaw_celery.messages.enums import RetentionPolicy
 from waooaw_celery.messages.receipt import MessageEvent, MessageFact

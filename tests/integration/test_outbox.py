@@ -1,4 +1,4 @@
-"""Sending in a transaction: a message is sent if, and only if, the transaction is committed."""
+"""The outbox: a message is sent if, and only if, the transaction commits."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def broker(ledgered_broker: Broker) -> Broker:
 
 @pytest.fixture
 def engine(broker: Broker) -> Iterator[Engine]:
-    """The user's own engine, with a table of the user's."""
+    """The user's own engine, and a table of the user."""
     assert broker.database_url is not None
     engine = create_engine(broker.database_url)
     with engine.begin() as connection:
@@ -37,120 +37,120 @@ def engine(broker: Broker) -> Iterator[Engine]:
 
 
 @pytest.fixture
-def away(broker: Broker, app: AgentApp) -> str:
-    """Name of an agent that is known, and whose worker does not run."""
+def stopped_agent(broker: Broker, app: AgentApp) -> str:
+    """The name of an agent that is declared, and whose worker does not run."""
     name = broker.name()
     app.registry.declare(name, ["command"], f"{name}@nowhere", lifetime=60.0)
     return name
 
 
-def order(session: Session) -> str:
-    """Do what the message tells of."""
+def insert_order(session: Session) -> str:
+    """Insert the order that the message is about."""
     id_ = str(uuid4())
     session.execute(text("INSERT INTO orders VALUES (:id)"), {"id": id_})
     return id_
 
 
-def message(to: str) -> Message:
-    """Return a message."""
+def new_message(to: str) -> Message:
+    """Return a message to an agent."""
     return Message(from_agent="tests", to_agent=to)
 
 
-def waiting(app: AgentApp, name: str) -> int:
-    """Return how many messages wait for an agent."""
+def queue_length(app: AgentApp, name: str) -> int:
+    """Return how many messages are in an agent's queue."""
     with app.connection_for_write() as connection:
         return queue_depth(connection, agent_queue(name)).total
 
 
 def test_a_message_is_sent_when_the_transaction_is_committed(app: AgentApp, engine: Engine, probe: str) -> None:
-    """Before that nobody knows of it; afterwards it is like any other."""
-    bus, sent = MessageBus(app), message(probe)
+    """Before the commit it has no receipt. The session can be used again afterwards."""
+    bus, sent = MessageBus(app), new_message(probe)
     with Session(engine) as session:
-        order(session)
+        insert_order(session)
         receipt = bus.send(sent, session=session)
         assert receipt.status is MessageStatus.PENDING
         with pytest.raises(UnknownMessage):
             bus.receipt(sent.message_id)
         session.commit()
         assert settled(app, sent.message_id) is MessageStatus.HANDLED
-        again = message(probe)
-        bus.send(again, session=session)
+        second = new_message(probe)
+        bus.send(second, session=session)
         session.commit()
-    assert settled(app, again.message_id) is MessageStatus.HANDLED
+    assert settled(app, second.message_id) is MessageStatus.HANDLED
 
 
 def test_a_message_is_not_sent_when_the_transaction_is_rolled_back(
-    app: AgentApp, engine: Engine, away: str
+    app: AgentApp, engine: Engine, stopped_agent: str
 ) -> None:
-    """Nor when the session is closed; the next transaction of the session is one of its own."""
+    """It is not sent if the session is closed either. The session's next transaction is independent."""
     bus = MessageBus(app)
     with Session(engine) as session:
-        bus.send(message(away), session=session)
+        bus.send(new_message(stopped_agent), session=session)
         session.rollback()
-        kept = message(away)
+        kept = new_message(stopped_agent)
         bus.send(kept, session=session)
         session.commit()
-        bus.send(message(away), session=session)
-    assert waiting(app, away) == 1
+        bus.send(new_message(stopped_agent), session=session)
+    assert queue_length(app, stopped_agent) == 1
     assert bus.receipt(kept.message_id).status is MessageStatus.SENT
 
 
-def test_a_savepoint_takes_back_only_what_was_sent_in_it(app: AgentApp, engine: Engine, away: str) -> None:
-    """Its end is not the end of the transaction."""
+def test_a_savepoint_rolls_back_only_its_own_messages(app: AgentApp, engine: Engine, stopped_agent: str) -> None:
+    """The end of a savepoint is not the end of the transaction."""
     bus = MessageBus(app)
     with Session(engine) as session, session.begin():
         with session.begin_nested():
-            bus.send_many([message(away), message(away)], session=session)
-        assert waiting(app, away) == 0
-        taken_back = session.begin_nested()
-        bus.send(message(away), session=session)
-        taken_back.rollback()
-        bus.send(message(away), session=session)
-        assert waiting(app, away) == 0
-    assert waiting(app, away) == 3
+            bus.send_many([new_message(stopped_agent), new_message(stopped_agent)], session=session)
+        assert queue_length(app, stopped_agent) == 0
+        savepoint = session.begin_nested()
+        bus.send(new_message(stopped_agent), session=session)
+        savepoint.rollback()
+        bus.send(new_message(stopped_agent), session=session)
+        assert queue_length(app, stopped_agent) == 0
+    assert queue_length(app, stopped_agent) == 3
 
 
-def test_what_is_wrong_with_a_message_is_said_before_the_commit(app: AgentApp, engine: Engine, away: str) -> None:
-    """A second time is refused, as is what a limit does not allow; the transaction itself is none the worse."""
-    bus, sent = MessageBus(app), message(away)
+def test_a_message_is_checked_before_the_commit(app: AgentApp, engine: Engine, stopped_agent: str) -> None:
+    """A message that was sent before is refused, and the transaction can still commit."""
+    bus, sent = MessageBus(app), new_message(stopped_agent)
     with Session(engine) as session, session.begin():
         bus.send(sent, session=session)
         with pytest.raises(InvalidMessage, match="sent already"):
             bus.send(sent, session=session)
-        order(session)
-    assert waiting(app, away) == 1
+        insert_order(session)
+    assert queue_length(app, stopped_agent) == 1
 
 
-def test_a_limit_counts_when_it_is_sent(broker: Broker, engine: Engine, away: str) -> None:
-    """And not at the commit, when nobody could be told."""
+def test_a_rate_limit_counts_at_the_send(broker: Broker, engine: Engine, stopped_agent: str) -> None:
+    """At the commit it would be too late to raise an error."""
     with (
         closing(broker.app(waooaw_rate_limit="1/hour", waooaw_sender="limited")) as app,
         Session(engine) as session,
     ):
         name = f"s-{uuid4().hex[:8]}"
         bus = MessageBus(app)
-        bus.send(Message(from_agent=name, to_agent=away), session=session)
+        bus.send(Message(from_agent=name, to_agent=stopped_agent), session=session)
         with pytest.raises(RateLimitExceeded):
-            bus.send(Message(from_agent=name, to_agent=away), session=session)
+            bus.send(Message(from_agent=name, to_agent=stopped_agent), session=session)
         session.commit()
     with closing(broker.app()) as app:
-        assert waiting(app, away) == 1
+        assert queue_length(app, stopped_agent) == 1
 
 
-def test_a_broker_that_is_away_does_not_undo_the_commit(
-    broker: Broker, engine: Engine, away: str, caplog: pytest.LogCaptureFixture
+def test_a_broker_that_is_down_does_not_undo_the_commit(
+    broker: Broker, engine: Engine, stopped_agent: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is committed, and the message is written down with it: it stays PENDING, and the log says so."""
+    """The message is committed too: it stays PENDING, and a warning is logged."""
     amqp = broker.url.startswith("amqp")
-    with proxied(broker.url) as line:
-        url = f"amqp://guest:guest@127.0.0.1:{line.port}//" if amqp else f"redis://127.0.0.1:{line.port}/"
+    with proxied(broker.url) as proxy:
+        url = f"amqp://guest:guest@127.0.0.1:{proxy.port}//" if amqp else f"redis://127.0.0.1:{proxy.port}/"
         with (
             closing(broker.app(broker_url=url, result_backend=broker.redis_url)) as app,
             Session(engine) as session,
         ):
-            id_, sent = order(session), message(away)
+            id_, sent = insert_order(session), new_message(stopped_agent)
             MessageBus(app).send(sent, session=session)
-            line.close()
+            proxy.close()
             with caplog.at_level(logging.WARNING, "waooaw_celery"):
                 session.commit()
             assert session.scalar(text("SELECT count(*) FROM orders WHERE id = :id"), {"id": id_}) == 1
@@ -158,25 +158,25 @@ def test_a_broker_that_is_away_does_not_undo_the_commit(
     assert "outbox_waits" in [record.__dict__.get("action") for record in caplog.records]
 
 
-def test_only_the_ledgers_own_database_will_do(
-    broker: Broker, app: AgentApp, engine: Engine, away: str, postgres_url: str, redis_url: str
+def test_only_sessions_on_the_ledgers_database_are_accepted(
+    broker: Broker, app: AgentApp, engine: Engine, stopped_agent: str, postgres_url: str, redis_url: str
 ) -> None:
-    """Another one, also one with a ledger of its own, is refused, and so is what is no session, or no ledger."""
+    """Another database is refused, also one with a ledger, and so is an engine instead of a session."""
     bus = MessageBus(app)
     with lone_database(postgres_url) as url:
         other = create_engine(url)
-        for step in ("without", "with"):
-            if step == "with":
+        for has_ledger in (False, True):
+            if has_ledger:
                 with closing(broker.app(waooaw_database_url=url)) as owner:
                     schema.upgrade(owner.database)
-            with Session(other) as session, pytest.raises(ConfigurationError, match="another database"):
-                bus.send(message(away), session=session)
+            with Session(other) as session, pytest.raises(ConfigurationError, match="not the ledger's database"):
+                bus.send(new_message(stopped_agent), session=session)
         other.dispose()
     with pytest.raises(ConfigurationError, match="SQLAlchemy Session"):
-        bus.send(message(away), session=engine)
+        bus.send(new_message(stopped_agent), session=engine)
     with (
-        closing(create_app(broker_url=redis_url, waooaw_agents=[away])) as ledgerless,
+        closing(create_app(broker_url=redis_url, waooaw_agents=[stopped_agent])) as ledgerless,
         Session(engine) as session,
         pytest.raises(ConfigurationError, match="no ledger"),
     ):
-        MessageBus(ledgerless).send(message(away), session=session)
+        MessageBus(ledgerless).send(new_message(stopped_agent), session=session)

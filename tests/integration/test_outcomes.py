@@ -299,7 +299,7 @@ def test_periodic_tasks_end_messages_of_lost_workers(
         [("delivered", 1), ("retried", 1), ("expired", 0)],
         [("expired", 0)],
     ]
-    assert final[0][1][-1].error == "lost: begun more than 1 s ago, and no worker told of the end"
+    assert final[0][1][-1].error == "lost: begun more than 1 s ago, and no worker reported its end"
     assert MessageBus(app).receipt(forever).status is MessageStatus.SENT
 
 

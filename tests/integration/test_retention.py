@@ -1,4 +1,4 @@
-"""What the ledger forgets and what it must not, on PostgreSQL and on SQLite."""
+"""Purges, legal holds and erasure, on PostgreSQL and on SQLite."""
 
 from __future__ import annotations
 
@@ -13,14 +13,17 @@ from support import lone_database, note
 
 from waooaw_celery import Message, MessageStatus
 from waooaw_celery.errors import InvalidMessage
-from waooaw_celery.ledger import retention as retention_module
 from waooaw_celery.ledger.database import engine, partitions
 from waooaw_celery.ledger.database import upgrade as schema
 from waooaw_celery.ledger.database.engine import Database, database_url
 from waooaw_celery.ledger.database.models import MessageEventRow, MessageRow, PurgeRow
 from waooaw_celery.ledger.database.partitions import Month
 from waooaw_celery.ledger.ledger import Ledger
-from waooaw_celery.ledger.retention import HoldKind, Removal, Retention
+from waooaw_celery.ledger.retention import purge as purge_module
+from waooaw_celery.ledger.retention.holds import HoldKind
+from waooaw_celery.ledger.retention.purge import Purge
+from waooaw_celery.ledger.retention.removal import Removal, removing
+from waooaw_celery.ledger.retention.retention import Retention
 from waooaw_celery.ledger.trail import MessageAuditTrail
 from waooaw_celery.messages.enums import RetentionPolicy
 from waooaw_celery.messages.receipt import MessageEvent
@@ -30,8 +33,8 @@ DAYS_91 = timedelta(days=91)
 
 
 @pytest.fixture(scope="module")
-def lone_postgresql(postgres_url: str) -> Iterator[Database]:
-    """A PostgreSQL database of this module's own: what is purged here is nobody else's."""
+def own_postgresql(postgres_url: str) -> Iterator[Database]:
+    """A PostgreSQL database for this module, so that purges remove nothing of other tests."""
     with lone_database(postgres_url) as url:
         database = Database(database_url(url))
         schema.upgrade(database)
@@ -41,14 +44,14 @@ def lone_postgresql(postgres_url: str) -> Iterator[Database]:
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
-    """An empty ledger."""
+    """The database of an empty ledger."""
     if request.param == "sqlite":
         database = Database(database_url(f"sqlite:///{tmp_path / 'ledger.sqlite'}"))
         schema.upgrade(database)
         yield database
         database.close()
         return
-    database = request.getfixturevalue("lone_postgresql")
+    database = request.getfixturevalue("own_postgresql")
     yield database
     tables = ("messages", "message_events", "open_messages", "cancels", "holds", "purges")
     with database.begin("empty the ledger") as connection:
@@ -71,8 +74,8 @@ def retention(database: Database) -> Retention:
     return Retention(database)
 
 
-def ended(ledger: Ledger, **fields: Any) -> Message:
-    """Write down a message that was sent 91 days ago and handled, unless the fields say otherwise."""
+def record_handled(ledger: Ledger, **fields: Any) -> Message:
+    """Record a message that was sent 91 days ago, unless the fields name another time, and handled."""
     message = Message(**({"from_agent": "boss", "to_agent": "worker-1", "sent_at": NOW - DAYS_91} | fields))
     ledger.pending([(message, "command")])()
     note(ledger, message, MessageEvent.DELIVERED, MessageEvent.HANDLED)
@@ -80,6 +83,7 @@ def ended(ledger: Ledger, **fields: Any) -> Message:
 
 
 def counts(database: Database) -> tuple[int, int]:
+    """Return how many messages and events the ledger has."""
     with database.begin("count") as connection:
         messages, events = (
             connection.scalar(select(func.count()).select_from(table)) for table in (MessageRow, MessageEventRow)
@@ -87,37 +91,37 @@ def counts(database: Database) -> tuple[int, int]:
     return messages or 0, events or 0
 
 
-def test_a_purge_removes_what_is_over_and_keeps_the_rest(
+def test_a_purge_removes_messages_whose_retention_has_ended(
     database: Database, ledger: Ledger, retention: Retention
 ) -> None:
-    """30 and 90 days after sending a message goes; 365 days and FOREVER stay; the purge writes what it did."""
-    gone = [ended(ledger), ended(ledger, retention=RetentionPolicy.DAYS_30)]
+    """Messages kept for 30 and 90 days are removed; those kept for 365 days and FOREVER stay."""
+    removed = [record_handled(ledger), record_handled(ledger, retention=RetentionPolicy.DAYS_30)]
     kept = [
-        ended(ledger, retention=RetentionPolicy.DAYS_365),
-        ended(ledger, retention=RetentionPolicy.FOREVER),
-        ended(ledger, sent_at=NOW),
+        record_handled(ledger, retention=RetentionPolicy.DAYS_365),
+        record_handled(ledger, retention=RetentionPolicy.FOREVER),
+        record_handled(ledger, sent_at=NOW),
     ]
     removal = retention.purge(NOW)
     assert (removal.messages, removal.events) == (2, 4)
     assert counts(database) == (3, 6)
     trail = MessageAuditTrail(ledger)
-    left = {record.receipt.message_id for record in trail.query().records}
-    assert left == {message.message_id for message in kept}
-    assert not left & {message.message_id for message in gone}
+    remaining = {record.receipt.message_id for record in trail.query().records}
+    assert remaining == {message.message_id for message in kept}
+    assert not remaining & {message.message_id for message in removed}
     with database.begin("read") as connection:
         [row] = connection.execute(select(PurgeRow.__table__)).all()
     assert (row.rule, row.messages, row.events) == (removal.rule, 2, 4)
     assert retention.purge(NOW).messages == 0
 
 
-def test_a_purge_goes_on_from_batch_to_batch(
+def test_a_purge_deletes_several_batches(
     database: Database, ledger: Ledger, retention: Retention, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Messages of several months and in more than one batch all go, and what is on hold among them stays."""
-    monkeypatch.setattr(retention_module, "BATCH", 2)
-    held = ended(ledger)
+    """Messages of several months and batches are removed; a message on hold among them stays."""
+    monkeypatch.setattr(purge_module, "BATCH_SIZE", 2)
+    held = record_handled(ledger)
     for days in (91, 150, 210, 91, 150):
-        ended(ledger, sent_at=NOW - timedelta(days=days))
+        record_handled(ledger, sent_at=NOW - timedelta(days=days))
     retention.hold(HoldKind.MESSAGE, held.message_id, "why")
     removal = retention.purge(NOW)
     assert (removal.messages, removal.events) == (5, 10)
@@ -125,31 +129,31 @@ def test_a_purge_goes_on_from_batch_to_batch(
 
 
 def test_a_dry_run_only_counts(database: Database, ledger: Ledger, retention: Retention) -> None:
-    """It says the same numbers as the purge after it, and removes nothing."""
-    ended(ledger)
-    would = retention.purge(NOW, dry_run=True)
+    """It returns the same numbers as the purge after it, and removes nothing."""
+    record_handled(ledger)
+    counted = retention.purge(NOW, dry_run=True)
     assert counts(database) == (1, 2)
-    did = retention.purge(NOW)
-    assert (would.messages, would.events) == (did.messages, did.events) == (1, 2)
+    removed = retention.purge(NOW)
+    assert (counted.messages, counted.events) == (removed.messages, removed.events) == (1, 2)
 
 
-def test_what_has_not_ended_stays(database: Database, ledger: Ledger, retention: Retention) -> None:
-    """A message without a terminal event is never purged, however old."""
+def test_an_open_message_is_not_purged(database: Database, ledger: Ledger, retention: Retention) -> None:
+    """A message without a final event is never purged, however old it is."""
     open_ = Message(from_agent="boss", to_agent="worker-1", sent_at=NOW - timedelta(days=5000), ttl_seconds=None)
     ledger.pending([(open_, "command")])()
     note(ledger, open_, MessageEvent.DELIVERED)
-    ended(ledger, sent_at=open_.sent_at)
+    record_handled(ledger, sent_at=open_.sent_at)
     assert retention.purge(NOW).messages == 1
     assert counts(database) == (1, 1)
 
 
 @pytest.mark.parametrize("kind", list(HoldKind))
-def test_what_is_on_hold_stays_until_it_is_released(
+def test_a_hold_prevents_purge_and_erasure_until_it_is_released(
     database: Database, ledger: Ledger, retention: Retention, kind: HoldKind
 ) -> None:
-    """A hold on a message, its conversation or one of its agents keeps it, and others go."""
-    held = ended(ledger, conversation_id="case-7", to_agent="suspect")
-    ended(ledger)
+    """A hold on a message, its conversation or one of its agents protects that message only."""
+    held = record_handled(ledger, conversation_id="case-7", to_agent="suspect")
+    record_handled(ledger)
     value = {
         HoldKind.MESSAGE: held.message_id,
         HoldKind.CONVERSATION: "case-7",
@@ -165,8 +169,8 @@ def test_what_is_on_hold_stays_until_it_is_released(
     assert retention.purge(NOW).messages == 1
 
 
-def test_a_hold_needs_a_reason_and_a_name_that_can_be(retention: Retention) -> None:
-    """An empty reason and a name outside the grammar are refused."""
+def test_a_hold_needs_a_reason_and_a_valid_name(retention: Retention) -> None:
+    """An empty reason and an invalid agent name are refused."""
     with pytest.raises(InvalidMessage, match="needs a reason"):
         retention.hold(HoldKind.MESSAGE, "m-1", " ")
     with pytest.raises(InvalidMessage, match="agent must be"):
@@ -174,16 +178,16 @@ def test_a_hold_needs_a_reason_and_a_name_that_can_be(retention: Retention) -> N
 
 
 def test_erasing_an_agent_keeps_the_facts(database: Database, ledger: Ledger, retention: Retention) -> None:
-    """Payloads and error texts of its messages are blank; who, when, what became of it and the digest stay."""
+    """Payloads and error texts of its messages are blanked; agents, times, events and digests stay."""
     trail = MessageAuditTrail(ledger)
-    mine = ended(ledger, payload={"name": "Ada"})
+    received = record_handled(ledger, payload={"name": "Ada"})
     failed = Message(from_agent="worker-1", to_agent="boss", payload={"name": "Ada"})
     ledger.pending([(failed, "command")])()
     note(ledger, failed, MessageEvent.FAILED, error="ValueError: Ada is unknown")
-    other = ended(ledger, to_agent="worker-2", payload={"name": "Ada"})
-    before = trail.receipt(mine.message_id)
+    other = record_handled(ledger, to_agent="worker-2", payload={"name": "Ada"})
+    before = trail.receipt(received.message_id)
     assert retention.erase(agent="worker-1").messages == 2
-    after = trail.receipt(mine.message_id)
+    after = trail.receipt(received.message_id)
     assert (after.payload, after.payload_digest) == (None, before.payload_digest)
     assert after.receipt == before.receipt
     assert after.erased_at is not None
@@ -192,10 +196,12 @@ def test_erasing_an_agent_keeps_the_facts(database: Database, ledger: Ledger, re
     assert trail.receipt(other.message_id).payload == {"name": "Ada"}
 
 
-def test_erasing_a_subject_finds_it_in_payloads(database: Database, ledger: Ledger, retention: Retention) -> None:
-    """Every payload that contains the text is blanked, and the text itself is not written down anywhere."""
-    found = ended(ledger, payload={"to": "ada@example.org"})
-    kept = ended(ledger, payload={"to": "bob@example.org"})
+def test_erasing_by_text_finds_payloads_that_contain_it(
+    database: Database, ledger: Ledger, retention: Retention
+) -> None:
+    """Every payload that contains the text is blanked, and the text itself is not recorded."""
+    found = record_handled(ledger, payload={"to": "ada@example.org"})
+    kept = record_handled(ledger, payload={"to": "bob@example.org"})
     assert retention.erase(containing="ADA@example.org").messages == 1
     trail = MessageAuditTrail(ledger)
     assert trail.receipt(found.message_id).payload is None
@@ -205,8 +211,8 @@ def test_erasing_a_subject_finds_it_in_payloads(database: Database, ledger: Ledg
 
 
 @pytest.mark.parametrize("arguments", [{}, {"agent": "a", "containing": "b"}, {"containing": ""}])
-def test_an_erasure_names_one_thing(retention: Retention, arguments: dict[str, str]) -> None:
-    """Neither, both and an empty text, which every payload contains, are refused."""
+def test_an_erasure_takes_one_criterion(retention: Retention, arguments: dict[str, str]) -> None:
+    """None, both, and an empty text, which every payload contains, are refused."""
     with pytest.raises(InvalidMessage, match="erase takes an agent, or a text"):
         retention.erase(**arguments)
 
@@ -215,9 +221,9 @@ postgresql_only = pytest.mark.parametrize("database", ["postgresql"], indirect=T
 
 
 @postgresql_only
-def test_a_month_that_is_over_is_dropped_whole(database: Database, ledger: Ledger, retention: Retention) -> None:
-    """On PostgreSQL messages lie in the partition of the month they are kept until, which a purge drops."""
-    messages = [ended(ledger, sent_at=NOW) for _ in range(5)]
+def test_a_past_month_is_dropped(database: Database, ledger: Ledger, retention: Retention) -> None:
+    """On PostgreSQL a message is in the partition of the month in which its retention ends; a purge drops it."""
+    messages = [record_handled(ledger, sent_at=NOW) for _ in range(5)]
     month = Month.of(NOW + timedelta(days=90))
     with database.begin("look") as connection:
         table = month.table("waooaw_messages")
@@ -231,12 +237,12 @@ def test_a_month_that_is_over_is_dropped_whole(database: Database, ledger: Ledge
 
 
 @postgresql_only
-def test_a_month_with_something_to_keep_is_deleted_from_row_by_row(
+def test_a_month_with_a_held_message_is_not_dropped(
     database: Database, ledger: Ledger, retention: Retention
 ) -> None:
-    """One message on hold keeps its partition, and only itself in it."""
-    held = ended(ledger, sent_at=NOW)
-    ended(ledger, sent_at=NOW)
+    """The purge deletes the other messages of its partition by rows."""
+    held = record_handled(ledger, sent_at=NOW)
+    record_handled(ledger, sent_at=NOW)
     month = Month.of(NOW + timedelta(days=90))
     retention.hold(HoldKind.MESSAGE, held.message_id, "why")
     removal = retention.purge(month.end)
@@ -247,14 +253,14 @@ def test_a_month_with_something_to_keep_is_deleted_from_row_by_row(
 
 
 @postgresql_only
-def test_a_month_that_somebody_reads_does_not_keep_writers_waiting(
+def test_a_month_that_is_being_read_is_not_dropped(
     database: Database, ledger: Ledger, retention: Retention
 ) -> None:
-    """While a reader holds its partition, a purge deletes from it row by row, and others write on meanwhile."""
-    ended(ledger, sent_at=NOW)
+    """While a reader locks its partition, the purge deletes rows instead, and does not block writers."""
+    record_handled(ledger, sent_at=NOW)
     month = Month.of(NOW + timedelta(days=90))
     reader = Database(database.url)
-    with reader.begin("read on and on") as connection:
+    with reader.begin("keep reading") as connection:
         connection.execute(text(f"SELECT FROM {month.table('waooaw_messages')}"))
         removal = retention.purge(month.end)
     reader.close()
@@ -265,19 +271,17 @@ def test_a_month_that_somebody_reads_does_not_keep_writers_waiting(
 
 
 @postgresql_only
-def test_a_purge_may_take_longer_than_a_question(
-    database: Database, retention: Retention, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The connection that keeps other purges out is not given up after the seconds that a question may take."""
-    monkeypatch.setattr(engine, "PATIENCE", 0)  # and a second for the server
-    with retention._alone() as alone, retention._cleaning("take longer") as connection:
-        assert alone
+def test_a_purge_has_a_longer_deadline_than_a_query(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connection that holds the lock of the purge outlives the deadline of a query."""
+    monkeypatch.setattr(engine, "DEADLINE_SECONDS", 0)  # the watchdog adds a second
+    with Purge(database, {})._lock() as is_locked, removing(database, "take longer") as connection:
+        assert is_locked
         connection.execute(text("SELECT pg_sleep(1.6)"))
 
 
 @postgresql_only
-def test_months_are_made_ahead_once(database: Database, retention: Retention) -> None:
-    """After the upgrade there are partitions for the coming months; preparing again makes what is missing."""
+def test_partitions_are_created_ahead(database: Database, retention: Retention) -> None:
+    """The upgrade creates partitions for the coming months; ``prepare`` creates those that are missing."""
     with database.begin("look") as connection:
         assert len(partitions.existing(connection)) == partitions.MONTHS_AHEAD + 1
     assert retention.prepare() == 0
@@ -285,24 +289,11 @@ def test_months_are_made_ahead_once(database: Database, retention: Retention) ->
 
 
 @postgresql_only
-def test_two_purges_do_not_run_at_once(database: Database, retention: Retention) -> None:
-    """While one holds the lock, another says that it was busy and does nothing."""
-    with retention._alone() as alone:
-        assert alone
+def test_only_one_purge_runs_at_a_time(database: Database, retention: Retention) -> None:
+    """While one holds the lock, another returns ``busy`` and removes nothing."""
+    with Purge(database, {})._lock() as is_locked:
+        assert is_locked
         second = Retention(Database(database.url))
         assert second.purge(NOW) == Removal(rule=second.purge(NOW).rule, busy=True)
         second._database.close()
     assert not retention.purge(NOW).busy
-
-
-@pytest.mark.parametrize(
-    ("month", "plus", "expected"),
-    [
-        (Month(2026, 11), 2, Month(2027, 1)),
-        (Month(2026, 1), 0, Month(2026, 1)),
-        (Month(2026, 12), 13, Month(2028, 1)),
-    ],
-)
-def test_months_are_counted_over_the_end_of_a_year(month: Month, plus: int, expected: Month) -> None:
-    """December is followed by January."""
-    assert month.plus(plus) == expected

@@ -19,7 +19,7 @@ from waooaw_celery import AgentApp, EventBus, MessageStatus, RateLimitExceeded, 
 from waooaw_celery.errors import BrokerUnavailable, ConfigurationError, StoreUnavailable, UnknownSubscription
 from waooaw_celery.ledger.database import upgrade as schema
 from waooaw_celery.ledger.event_log import EventLog
-from waooaw_celery.ledger.retention import Retention
+from waooaw_celery.ledger.retention.retention import Retention
 from waooaw_celery.messages.topics.filters import Filter
 from waooaw_celery.messages.topics.schemas import SchemaCheck, TopicSchema
 from waooaw_celery.store.subscriptions import Subscription

@@ -51,7 +51,9 @@ if TYPE_CHECKING:
         UnknownSubscription,
         WaooawError,
     )
-    from waooaw_celery.ledger.retention import Hold, HoldKind, Removal, Retention
+    from waooaw_celery.ledger.retention.holds import Hold, HoldKind
+    from waooaw_celery.ledger.retention.removal import Removal
+    from waooaw_celery.ledger.retention.retention import Retention
     from waooaw_celery.ledger.trail import MessageAuditTrail
     from waooaw_celery.limits.limiter import RateLimiter
     from waooaw_celery.limits.memory import MemoryStorage
@@ -86,8 +88,8 @@ _MODULES = {
     "Expired": "waooaw_celery.errors",
     "Final": "waooaw_celery.worker.execution.streaming",
     "HandlerExited": "waooaw_celery.errors",
-    "Hold": "waooaw_celery.ledger.retention",
-    "HoldKind": "waooaw_celery.ledger.retention",
+    "Hold": "waooaw_celery.ledger.retention.holds",
+    "HoldKind": "waooaw_celery.ledger.retention.holds",
     "InvalidMessage": "waooaw_celery.errors",
     "InvalidSchema": "waooaw_celery.errors",
     "MemoryStorage": "waooaw_celery.limits.memory",
@@ -104,13 +106,13 @@ _MODULES = {
     "RateLimitExceeded": "waooaw_celery.errors",
     "RateLimiter": "waooaw_celery.limits.limiter",
     "RemoteError": "waooaw_celery.errors",
-    "Removal": "waooaw_celery.ledger.retention",
+    "Removal": "waooaw_celery.ledger.retention.removal",
     "RequestError": "waooaw_celery.errors",
     "RequestResponseHandler": "waooaw_celery.agents.requests.handler",
     "RequestTimeout": "waooaw_celery.errors",
     "RequeueLimitExceeded": "waooaw_celery.errors",
     "Response": "waooaw_celery.agents.requests.response",
-    "Retention": "waooaw_celery.ledger.retention",
+    "Retention": "waooaw_celery.ledger.retention.retention",
     "RetentionPolicy": "waooaw_celery.messages.enums",
     "Retries": "waooaw_celery.worker.outcomes.retry_policy",
     "SchemaCheck": "waooaw_celery.messages.topics.schemas",

@@ -11,7 +11,9 @@ from waooaw_celery.cli.formats import show_formats
 from waooaw_celery.cli.group import current_app, named_app
 from waooaw_celery.cli.output import console, json_option, print_json, show_table
 from waooaw_celery.ledger.read.records import AuditRecord, Durations
-from waooaw_celery.ledger.retention import HoldKind, Removal, Retention
+from waooaw_celery.ledger.retention.holds import HoldKind
+from waooaw_celery.ledger.retention.removal import Removal
+from waooaw_celery.ledger.retention.retention import Retention
 from waooaw_celery.ledger.trail import MessageAuditTrail
 from waooaw_celery.messages.enums import MessageStatus, MessageType, Priority
 

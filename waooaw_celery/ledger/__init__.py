@@ -1,1 +1,1 @@
-"""The ledger: every message and what became of it."""
+"""The ledger: a record of every message and of its events."""

@@ -1,4 +1,4 @@
-"""The known agents, in the ledger's tables."""
+"""The agent registry in the ledger's tables."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from waooaw_celery.store.agents import AgentRecord, AgentRegistry
 
 
 class LedgerAgentRegistry(AgentRegistry):
-    """Known agents kept in the ledger.
+    """The agent registry in the ledger.
 
     Args:
-        database: where the tables are.
-        configured: names that are known by setting.
+        database: the ledger's database.
+        configured: names of agents that the settings declare.
     """
 
     def __init__(self, database: Database, configured: Iterable[str] = ()) -> None:
@@ -39,22 +39,24 @@ class LedgerAgentRegistry(AgentRegistry):
         report: Mapping[str, Any] | None = None,
     ) -> None:
         now = now_within(self._database)
-        news: dict[str, Any] = {
+        agent: dict[str, Any] = {
             "handlers": sorted(handlers),
             "capabilities": sorted(capabilities),
             "last_seen": now,
         }
-        until = {
+        heartbeat = {
             "alive_until": now + timedelta(seconds=lifetime),
             "started_at": started_at,
             "report": dict(report or {}),
         }
         insert: Any = postgresql_insert if self._database.is_postgresql else sqlite_insert
         with self._database.begin(f"declare the agent {name!r}") as connection:
-            agent = insert(AgentRow).values(name=name, declared_at=now, **news)
-            connection.execute(agent.on_conflict_do_update(index_elements=["name"], set_=news))
-            living = insert(WorkerRow).values(agent=name, worker=worker, **until)
-            connection.execute(living.on_conflict_do_update(index_elements=["agent", "worker"], set_=until))
+            agent_row = insert(AgentRow).values(name=name, declared_at=now, **agent)
+            connection.execute(agent_row.on_conflict_do_update(index_elements=["name"], set_=agent))
+            worker_row = insert(WorkerRow).values(agent=name, worker=worker, **heartbeat)
+            connection.execute(
+                worker_row.on_conflict_do_update(index_elements=["agent", "worker"], set_=heartbeat)
+            )
 
     def retire(self, name: str, worker: str) -> None:
         with self._database.begin(f"retire a worker of {name!r}") as connection:
@@ -74,7 +76,7 @@ class LedgerAgentRegistry(AgentRegistry):
                 row.name: row
                 for row in connection.execute(select(AgentRow.__table__).where(AgentRow.name.in_(names)))
             }
-            living = connection.execute(
+            alive = connection.execute(
                 select(WorkerRow.agent, WorkerRow.worker, WorkerRow.report)
                 .where(WorkerRow.agent.in_(names), WorkerRow.alive_until > now)
                 .order_by(WorkerRow.worker)
@@ -85,10 +87,10 @@ class LedgerAgentRegistry(AgentRegistry):
                 handlers=tuple(agents[name].handlers) if name in agents else None,
                 declared_at=agents[name].declared_at if name in agents else None,
                 last_seen=agents[name].last_seen if name in agents else None,
-                workers=tuple(worker for agent, worker, _ in living if agent == name),
+                workers=tuple(worker for agent, worker, _ in alive if agent == name),
                 capabilities=tuple(agents[name].capabilities) if name in agents else (),
                 read_at=now,
-                reports={worker: report for agent, worker, report in living if agent == name and report},
+                reports={worker: report for agent, worker, report in alive if agent == name and report},
             )
             for name in names
         ]

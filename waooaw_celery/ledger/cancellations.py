@@ -1,4 +1,4 @@
-"""What somebody asked to cancel, in the ledger: the request as an event, and a list for the workers."""
+"""Cancellations in the ledger: an event that records each request, and a table that workers read."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from waooaw_celery.ledger.database.rows import keyed_event_row
 from waooaw_celery.ledger.write.statements import write
 from waooaw_celery.messages.receipt import MessageEvent, MessageFact
 
-#: How much later than its time a worker whose clock is late may still begin a message, or hear of the request.
-MARGIN = timedelta(minutes=1)
+#: How long a cancellation is kept after its message expired: a worker whose clock is behind may still begin it.
+CLOCK_MARGIN = timedelta(minutes=1)
 
 
 def request(connection: Connection, fact: MessageFact, running: bool) -> None:
-    """Write down that a message is to be cancelled; asked again, it stays so.
+    """Record that a message is to be cancelled. A second request adds ``running``, and never removes it.
 
     Args:
-        connection: in a transaction.
-        fact: the request.
-        running: whether a handler that has begun is to be stopped too.
+        connection: a connection in a transaction.
+        fact: the request, as a CANCEL_REQUESTED event.
+        running: whether a handler that already runs is to be stopped too.
     """
     columns = (MessageRow.to_agent, MessageRow.expires_at, MessageRow.retain_until, MessageRow.sent_at)
     message = connection.execute(select(*columns).where(MessageRow.message_id == fact.message_id)).one()
@@ -35,37 +35,38 @@ def request(connection: Connection, fact: MessageFact, running: bool) -> None:
         message_id=fact.message_id,
         to_agent=message.to_agent,
         running=running,
-        until=message.expires_at and max(message.expires_at, fact.at) + MARGIN,
+        until=message.expires_at and max(message.expires_at, fact.at) + CLOCK_MARGIN,
         retain_until=message.retain_until,
     )
-    either = {"running": or_(CancellationRow.running, row.excluded.running)}
-    connection.execute(row.on_conflict_do_update(index_elements=["message_id"], set_=either))
+    merged = {"running": or_(CancellationRow.running, row.excluded.running)}
+    connection.execute(row.on_conflict_do_update(index_elements=["message_id"], set_=merged))
     write(connection, facts=[keyed_event_row(fact, message.retain_until, message.sent_at)])
 
 
 def requested(connection: Connection, agents: Sequence[str]) -> dict[str, bool]:
-    """Return what is to be cancelled of these agents' messages: by id, whether also what runs."""
+    """Return the cancellations of these agents' messages: by id, whether a running handler is stopped too."""
     rows = select(CancellationRow.message_id, CancellationRow.running).where(
-        CancellationRow.to_agent.in_(agents), ~_past(connection)
+        CancellationRow.to_agent.in_(agents), ~_is_over(connection)
     )
     return {row.message_id: row.running for row in connection.execute(rows)}
 
 
-def forget(connection: Connection) -> None:
-    """Take off the list what no worker will meet any more.
+def delete_finished(connection: Connection) -> None:
+    """Delete the cancellations that no worker needs any more.
 
-    A cancelled message stays there: it may still be in the broker.
+    Those of CANCELLED messages stay until their messages expire: the broker may still deliver such a message.
     """
-    ended = exists().where(
+    has_ended_otherwise = exists().where(
         MessageEventRow.message_id == CancellationRow.message_id,
         MessageEventRow.retain_until == CancellationRow.retain_until,
         MessageEventRow.terminal,
         MessageEventRow.event != MessageEvent.CANCELLED.value,
     )
-    connection.execute(delete(CancellationRow).where(or_(_past(connection), ended)))
+    connection.execute(delete(CancellationRow).where(or_(_is_over(connection), has_ended_otherwise)))
 
 
-def _past(connection: Connection) -> Any:
+def _is_over(connection: Connection) -> Any:
+    """Whether the message of a cancellation has expired, or may be purged."""
     now = now_in(connection)
-    expired = CancellationRow.until.is_not(None) & (CancellationRow.until < now)
-    return or_(expired, CancellationRow.retain_until < now)
+    has_expired = CancellationRow.until.is_not(None) & (CancellationRow.until < now)
+    return or_(has_expired, CancellationRow.retain_until < now)

@@ -1,4 +1,4 @@
-"""The published events in the ledger: read again in order, and counted by topic and subscriber."""
+"""The event log: the published events in the ledger, read in order or counted by topic and subscriber."""
 
 from __future__ import annotations
 
@@ -7,39 +7,42 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, exists, func, select, tuple_, union
+from sqlalchemy import ColumnElement, Connection, Select, exists, func, select, tuple_, union
 
 from waooaw_celery.errors import UnknownMessage
 from waooaw_celery.ledger.database.clock import now_in
 from waooaw_celery.ledger.database.models import MessageEventRow, MessageRow, OpenMessageRow
 from waooaw_celery.ledger.ledger import Ledger
-from waooaw_celery.ledger.read.reader import follow_indexes, read_records
+from waooaw_celery.ledger.read.reader import force_index_scans, read_records
 from waooaw_celery.ledger.read.records import AuditRecord
-from waooaw_celery.ledger.read.scan import between, equals
+from waooaw_celery.ledger.read.scan import same_message, sent_between
 from waooaw_celery.messages.message import NOBODY
 from waooaw_celery.messages.queues import EVENT_HANDLERS, HandlerName
 from waooaw_celery.messages.receipt import MessageEvent
 from waooaw_celery.messages.validation import check_id
 
-#: Events that are read at once.
-PAGE = 500
-#: Seconds that counting may take, which looks at every event of its time.
+#: Events read by one query.
+PAGE_SIZE = 500
+#: Seconds that statistics may take: they read every event of their period.
 DEADLINE_SECONDS = 60.0
+
+#: What messages are counted by.
+_SUBSCRIBER = (MessageRow.topic, MessageRow.to_agent, MessageRow.handler)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubscriberStatistics:
-    """What became of the events of a topic for one subscriber.
+    """The events of one topic for one subscriber.
 
     Attributes:
-        topic: of the events.
-        subscriber: ``<agent>.<name of its subscription>``.
-        messages: how many it was sent, replays included.
-        delivered: how many its worker has begun.
+        topic: the topic.
+        subscriber: ``<agent>.<subscription>``.
+        messages: how many messages it was sent, replays included.
+        delivered: how many its worker has begun to handle.
         handled: how many it has handled.
-        failed: how many ended otherwise: failed, expired, dead, cancelled.
-        waiting: how many no worker has begun, and none of these ends has come to.
-        lag_seconds: how long the oldest of those has been waiting; None without any.
+        failed: how many ended otherwise: failed, expired, dead or cancelled.
+        waiting: how many are open and were not begun.
+        lag_seconds: the age in seconds of the oldest one that waits; None if none waits.
     """
 
     topic: str
@@ -54,13 +57,13 @@ class SubscriberStatistics:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TopicStatistics:
-    """What was published on a topic, and what became of it.
+    """The events of one topic.
 
     Attributes:
-        topic: of the events.
-        published: how many events, replays not counted.
-        last_at: when the newest was published, or None when only replays are of that time.
-        subscribers: what became of them for each subscriber.
+        topic: the topic.
+        published: how many events were published; replays are not counted.
+        last_at: when the newest event was published; None if the period has only replays.
+        subscribers: the statistics of each subscriber.
     """
 
     topic: str
@@ -70,9 +73,13 @@ class TopicStatistics:
 
 
 class EventLog:
-    """The events in the ledger.
+    """The published events in the ledger.
 
-    Every method raises AuditUnavailable when the database does not answer.
+    Every method raises AuditUnavailable if the database does not answer.
+
+    Example:
+        >>> for record in EventLog(app.ledger).events(since=yesterday):
+        ...     print(record.event.topic, record.payload)
 
     Args:
         ledger: the ledger, such as ``app.ledger``.
@@ -84,121 +91,154 @@ class EventLog:
     def events(
         self, since: datetime | None = None, until: datetime | None = None, conversation: str | None = None
     ) -> Iterator[AuditRecord]:
-        """Give the records of events, the oldest first; those whose payload was erased are left out.
+        """Yield the records of events, the oldest first. Events whose payload was erased are skipped.
 
         Args:
-            since: published at this moment or later.
-            until: published before this moment.
-            conversation: of the conversation that this id belongs to: of a message, a thread or the conversation.
+            since: only events published at this time or later.
+            until: only events published before this time.
+            conversation: only events of one conversation: the id of any message in it, its correlation id, or its
+                conversation id.
 
         Raises:
             UnknownMessage: the ledger has no such conversation.
-            InvalidMessage: a moment has no time zone, or this cannot be an id.
+            InvalidMessage: a time has no time zone, or this is not a valid id.
         """
-        which = [MessageRow.to_agent == NOBODY, MessageRow.topic.is_not(None), *between(MessageRow, since, until)]
-        which += self._conversation(conversation)
+        conditions = [
+            MessageRow.to_agent == NOBODY,
+            MessageRow.topic.is_not(None),
+            *sent_between(MessageRow, since, until),
+            *self._in_conversation(conversation),
+        ]
         after: tuple[datetime, str] | None = None
         while True:
-            page = self._page(which, after)
+            page = self._read_page(conditions, after)
             yield from (record for record in page if record.erased_at is None)
-            if len(page) < PAGE:
+            if len(page) < PAGE_SIZE:
                 return
             after = page[-1].receipt.sent_at, page[-1].receipt.message_id
 
     def told(self, message_ids: Iterable[str]) -> set[str]:
-        """Return those ids whose message the broker has had; not those of which it never confirmed that."""
+        """Return the ids of those messages that the broker has confirmed, or that a worker has met."""
         query = select(MessageRow.message_id).where(MessageRow.message_id.in_(list(message_ids)))
         self._ledger.flush()
-        with self._ledger.database.begin("look for messages") as connection:
-            return set(connection.scalars(query.where(exists().where(equals(MessageEventRow)))))
+        with self._ledger.database.begin("look up published messages") as connection:
+            return set(connection.scalars(query.where(exists().where(same_message(MessageEventRow)))))
 
     def waiting(self, target: HandlerName) -> int:
-        """Return how many messages of a subscription have not ended."""
-        mine = (MessageRow.to_agent == target.agent, MessageRow.handler == target.handler)
+        """Return how many messages of a subscription are open.
+
+        Args:
+            target: the subscription's handler.
+        """
+        conditions = (
+            OpenMessageRow.to_agent == target.agent,
+            MessageRow.to_agent == target.agent,
+            MessageRow.handler == target.handler,
+        )
+        query = select(func.count()).select_from(OpenMessageRow).join(MessageRow, same_message(OpenMessageRow))
         self._ledger.flush()
         with self._ledger.database.begin("count a subscription's messages") as connection:
-            open_ = select(func.count()).select_from(OpenMessageRow).join(MessageRow, equals(OpenMessageRow))
-            return int(connection.scalar(open_.where(OpenMessageRow.to_agent == target.agent, *mine)) or 0)
+            return int(connection.scalar(query.where(*conditions)) or 0)
 
     def statistics(self, since: datetime | None = None, until: datetime | None = None) -> list[TopicStatistics]:
-        """Return what was published on each topic in a stretch of time, and what became of it.
+        """Return how many events were published on each topic within a period, and what became of them.
 
-        It looks at all events of that time; AuditUnavailable is raised after a minute.
+        It reads all events of the period, and raises AuditUnavailable if that takes more than a minute.
+
+        Args:
+            since: only events published at this time or later; None: from the first one.
+            until: only events published before this time; None: up to now.
         """
-        when = [MessageRow.topic.is_not(None), *between(MessageRow, since, until)]
-        subscriber = (MessageRow.topic, MessageRow.to_agent, MessageRow.handler)
+        in_period = [MessageRow.topic.is_not(None), *sent_between(MessageRow, since, until)]
         self._ledger.flush()
         with self._ledger.database.begin("count events", DEADLINE_SECONDS) as connection:
-            said = connection.execute(
-                select(*subscriber, func.count(), func.max(MessageRow.sent_at)).where(*when).group_by(*subscriber)
-            ).all()
-            told = connection.execute(
-                # An attempt of which several workers told, or that began again, counts once.
-                select(*subscriber, MessageEventRow.event, func.count(MessageRow.message_id.distinct()))
-                .join(MessageEventRow, equals(MessageEventRow))
-                .where(*when, MessageRow.to_agent != NOBODY, MessageEventRow.event != MessageEvent.SENT.value)
-                .group_by(*subscriber, MessageEventRow.event)
-            ).all()
-            begun = select(MessageEventRow.message_id).where(
-                equals(MessageEventRow, OpenMessageRow), MessageEventRow.event == MessageEvent.DELIVERED.value
-            )
-            waits = connection.execute(
-                select(*subscriber, func.count(), func.min(MessageRow.sent_at))
-                .select_from(OpenMessageRow)
-                .join(MessageRow, equals(OpenMessageRow))
-                .where(*when, ~begun.exists())
-                .group_by(*subscriber)
-            ).all()
+            sent = _count_sent(connection, in_period)
+            progress = _count_progress(connection, in_period)
+            waiting = _count_waiting(connection, in_period)
             now = now_in(connection)
-        return _statistics(said, told, waits, now)
+        return _statistics(sent, progress, waiting, now)
 
-    def _page(self, which: list[ColumnElement[bool]], after: tuple[datetime, str] | None) -> list[AuditRecord]:
-        query: Select[Any] = select(MessageRow.__table__).where(*which)
+    def _read_page(
+        self, conditions: list[ColumnElement[bool]], after: tuple[datetime, str] | None
+    ) -> list[AuditRecord]:
+        query: Select[Any] = select(MessageRow.__table__).where(*conditions)
         if after is not None:
             query = query.where(tuple_(MessageRow.sent_at, MessageRow.message_id) > after)
+        query = query.order_by(MessageRow.sent_at, MessageRow.message_id).limit(PAGE_SIZE)
         self._ledger.flush()
         with self._ledger.database.begin("read events") as connection:
-            follow_indexes(connection)
-            return read_records(connection, query.order_by(MessageRow.sent_at, MessageRow.message_id).limit(PAGE))
+            force_index_scans(connection)
+            return read_records(connection, query)
 
-    def _conversation(self, id_: str | None) -> list[ColumnElement[bool]]:
+    def _in_conversation(self, id_: str | None) -> list[ColumnElement[bool]]:
         if id_ is None:
             return []
         check_id(id_, "conversation")
         columns = (MessageRow.message_id, MessageRow.correlation_id, MessageRow.conversation_id)
+        queries = [select(MessageRow.conversation_id).where(column == id_) for column in columns]
         self._ledger.flush()
         with self._ledger.database.begin("look for a conversation") as connection:
-            named = [select(MessageRow.conversation_id).where(column == id_) for column in columns]
-            found = list(connection.scalars(union(*named)))
+            found = list(connection.scalars(union(*queries)))
         if not found:
             raise UnknownMessage(f"the ledger has no message, thread or conversation {id_!r}")
         return [MessageRow.conversation_id.in_(found)]
 
 
+def _count_sent(connection: Connection, in_period: list[ColumnElement[bool]]) -> list[Any]:
+    """Return the number of messages, and the newest time, by subscriber."""
+    query = select(*_SUBSCRIBER, func.count(), func.max(MessageRow.sent_at)).where(*in_period)
+    return list(connection.execute(query.group_by(*_SUBSCRIBER)))
+
+
+def _count_progress(connection: Connection, in_period: list[ColumnElement[bool]]) -> list[Any]:
+    """Return the number of messages with each event but SENT, by subscriber."""
+    # Messages, not events: a message may be delivered several times.
+    query = (
+        select(*_SUBSCRIBER, MessageEventRow.event, func.count(MessageRow.message_id.distinct()))
+        .join(MessageEventRow, same_message(MessageEventRow))
+        .where(*in_period, MessageRow.to_agent != NOBODY, MessageEventRow.event != MessageEvent.SENT.value)
+    )
+    return list(connection.execute(query.group_by(*_SUBSCRIBER, MessageEventRow.event)))
+
+
+def _count_waiting(connection: Connection, in_period: list[ColumnElement[bool]]) -> list[Any]:
+    """Return the number of open messages that were not begun, and the oldest time, by subscriber."""
+    deliveries = select(MessageEventRow.message_id).where(
+        same_message(MessageEventRow, OpenMessageRow), MessageEventRow.event == MessageEvent.DELIVERED.value
+    )
+    query = (
+        select(*_SUBSCRIBER, func.count(), func.min(MessageRow.sent_at))
+        .select_from(OpenMessageRow)
+        .join(MessageRow, same_message(OpenMessageRow))
+        .where(*in_period, ~deliveries.exists())
+    )
+    return list(connection.execute(query.group_by(*_SUBSCRIBER)))
+
+
 def _statistics(
-    said: Iterable[Any], told: Iterable[Any], waits: Iterable[Any], now: datetime
+    sent: Iterable[Any], progress: Iterable[Any], waiting: Iterable[Any], now: datetime
 ) -> list[TopicStatistics]:
-    """Put counts by topic, agent and handler together."""
-    ends = {(topic, agent, handler, event): number for topic, agent, handler, event, number in told}
-    waiting = {(topic, agent, handler): (number, oldest) for topic, agent, handler, number, oldest in waits}
+    """Combine the counts by topic, agent and handler."""
+    events = {(topic, agent, handler, event): number for topic, agent, handler, event, number in progress}
+    open_ = {(topic, agent, handler): (number, oldest) for topic, agent, handler, number, oldest in waiting}
+    failures = [event for event in MessageEvent if event.terminal and event is not MessageEvent.HANDLED]
     published: dict[str, tuple[int, datetime]] = {}
     subscribers: dict[str, list[SubscriberStatistics]] = {}
-    for topic, agent, handler, number, last in sorted(said):
-        mine = subscribers.setdefault(topic, [])
+    for topic, agent, handler, number, newest in sorted(sent):
+        of_topic = subscribers.setdefault(topic, [])
         if agent == NOBODY:
-            published[topic] = number, last
+            published[topic] = number, newest
             continue
         key = topic, agent, handler
-        count, oldest = waiting.get(key, (0, None))
-        failed = (event for event in MessageEvent if event.terminal and event is not MessageEvent.HANDLED)
-        mine.append(
+        count, oldest = open_.get(key, (0, None))
+        of_topic.append(
             SubscriberStatistics(
                 topic=topic,
                 subscriber=f"{agent}.{handler.removeprefix(EVENT_HANDLERS)}",
                 messages=number,
-                delivered=ends.get((*key, MessageEvent.DELIVERED.value), 0),
-                handled=ends.get((*key, MessageEvent.HANDLED.value), 0),
-                failed=sum(ends.get((*key, event.value), 0) for event in failed),
+                delivered=events.get((*key, MessageEvent.DELIVERED.value), 0),
+                handled=events.get((*key, MessageEvent.HANDLED.value), 0),
+                failed=sum(events.get((*key, event.value), 0) for event in failures),
                 waiting=count,
                 lag_seconds=max((now - oldest).total_seconds(), 0.0) if oldest else None,
             )
@@ -208,7 +248,7 @@ def _statistics(
             topic=topic,
             published=published[topic][0] if topic in published else 0,
             last_at=published[topic][1] if topic in published else None,
-            subscribers=tuple(mine),
+            subscribers=tuple(of_topic),
         )
-        for topic, mine in subscribers.items()
+        for topic, of_topic in subscribers.items()
     ]

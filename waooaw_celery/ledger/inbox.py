@@ -1,7 +1,7 @@
-"""The inbox: a handler's effect and the note that it happened are committed together, so that it happens once.
+"""The inbox: a handler's effect and the note that it happened commit in one transaction, so it happens once.
 
-The idempotent consumer of Enterprise Integration Patterns, in the form that NServiceBus calls outbox: the row is
-written first, and a second transaction that writes the same one waits until the first has come to its end.
+This is the idempotent receiver of Enterprise Integration Patterns; NServiceBus includes it in its outbox. The note
+is inserted first: a second transaction that inserts the same note waits until the first one ends.
 """
 
 from __future__ import annotations
@@ -22,39 +22,39 @@ from waooaw_celery.ledger.database.engine import DEADLINE_SECONDS, Database, dat
 from waooaw_celery.ledger.database.models import InboxRow
 from waooaw_celery.messages.validation import JSON
 
-#: Seconds that a commit may take whose end somebody else waits for: whoever asks may serve a whole worker.
+#: Seconds that ``has_effect`` waits for another transaction's commit: its caller may serve a whole worker.
 COMMIT_SECONDS = 2
-#: Says of a session, in its ``info``, that it is part of a larger transaction, whose end somebody else tells.
-PUBLISHED_BY_OUTER = "waooaw_relayed"
+#: A key in a session's ``info``: it is part of a larger transaction, whose owner publishes its messages.
+PUBLISHED_BY_OUTER = "waooaw_published_by_outer"
 
 
 class InboxUnavailable(AuditUnavailable):
-    """The database did not begin or did not commit what a handler does, or another one is at the same message."""
+    """The database did not begin or commit a handler's transaction, or another handler holds the same message."""
 
 
 class HandlerDisconnected(InboxUnavailable):
-    """A handler had no connection to the database while it ran: its transaction has no effect.
+    """A handler lost its database connection while it ran: its transaction has no effect.
 
     Attributes:
-        raised: what the handler raised.
+        raised: the exception that the handler raised.
     """
 
     def __init__(self, message_id: str, raised: Exception) -> None:
         super().__init__(
-            f"the handler of message {message_id} had no connection to the ledger's database: {raised}"
+            f"the handler of message {message_id} lost its connection to the ledger's database: {raised}"
         )
         self.raised = raised
 
 
 @dataclass
 class InboxEntry:
-    """One attempt at a message.
+    """One attempt to handle a message.
 
     Attributes:
-        session: for the handler's effect.
-        is_done: whether an earlier attempt's effect is there already.
-        result: what the handler returned.
-        is_committed: whether this attempt was confirmed.
+        session: the session for the handler's effect.
+        is_done: whether the effect of an earlier attempt is committed.
+        result: the return value of the handler, or of the earlier attempt.
+        is_committed: whether the commit of this attempt was confirmed.
     """
 
     session: Session
@@ -65,20 +65,22 @@ class InboxEntry:
 
 @contextmanager
 def handle_once(database: Database, message_id: str, handler: str, patience: float) -> Iterator[InboxEntry]:
-    """Give a session whose transaction holds the note that a message was handled; it is committed at the end.
+    """Open a transaction that contains the note that a message was handled, and commit it after the block.
 
-    What the block raises takes everything back. ``commit()`` of the session is not yet the end: only the end of
-    the block is.
+    If the block raises, everything is rolled back. ``commit()`` on the session releases a savepoint only.
 
     Args:
-        database: the ledger's, a PostgreSQL.
-        message_id: of which message.
-        handler: name of its handler.
-        patience: seconds that all of it may take.
+        database: the ledger's database, on PostgreSQL.
+        message_id: the id of the message.
+        handler: the name of its handler.
+        patience: seconds that the whole transaction may take.
+
+    Yields:
+        The attempt. If ``is_done`` is set, do not handle the message again: return ``result``.
 
     Raises:
-        InboxUnavailable: nothing was done, or, when the commit was not confirmed, that is not known.
-        HandlerDisconnected: the block raised, and its connection was lost, or there was none for what it asked.
+        InboxUnavailable: nothing was done; or, if the commit was not confirmed, it is unknown whether it was.
+        HandlerDisconnected: the block raised, and its connection was lost or could not be made.
     """
     with database_errors_as(f"begin with message {message_id}", InboxUnavailable):
         connection = database.handlers.connect()
@@ -87,20 +89,20 @@ def handle_once(database: Database, message_id: str, handler: str, patience: flo
             database.watched(connection, DEADLINE_SECONDS),
             database_errors_as(f"begin with {message_id}", InboxUnavailable),
         ):
-            found = _enter(connection, message_id, handler)
+            found = _insert_or_find(connection, message_id, handler)
         try:
-            # The user's own commit and rollback end a savepoint, and not our transaction.
+            # The handler's own commits and rollbacks end a savepoint, not this transaction.
             with Session(
                 connection, join_transaction_mode="create_savepoint", info={PUBLISHED_BY_OUTER: True}
             ) as session:
-                taken = InboxEntry(session, is_done=found is not None, result=found and found.result)
-                yield taken
+                entry = InboxEntry(session, is_done=found is not None, result=found and found.result)
+                yield entry
                 session.commit()
         except BaseException as error:
-            is_lost = connection.invalidated
-            with suppress(SQLAlchemyError):  # a connection that is gone has taken everything back
+            is_disconnected = connection.invalidated
+            with suppress(SQLAlchemyError):  # a lost connection has rolled everything back
                 connection.rollback()
-            if isinstance(error, Exception) and (is_lost or lacks_connection(error)):
+            if isinstance(error, Exception) and (is_disconnected or lacks_connection(error)):
                 raise HandlerDisconnected(message_id, error) from error
             raise
         try:
@@ -108,49 +110,49 @@ def handle_once(database: Database, message_id: str, handler: str, patience: flo
                 database.watched(connection, DEADLINE_SECONDS),
                 database_errors_as(f"commit {message_id}", InboxUnavailable),
             ):
-                if not taken.is_done:
-                    done = update(InboxRow).where(InboxRow.message_id == message_id)
-                    connection.execute(done.values(result=taken.result))
+                if not entry.is_done:
+                    note = update(InboxRow).where(InboxRow.message_id == message_id)
+                    connection.execute(note.values(result=entry.result))
                 connection.commit()
-                taken.is_committed = True
-        except SoftTimeLimitExceeded as error:  # raised wherever the process was
-            if not taken.is_committed:
+                entry.is_committed = True
+        except SoftTimeLimitExceeded as error:  # it can be raised at any point
+            if not entry.is_committed:
                 raise InboxUnavailable(f"the commit of message {message_id} was interrupted: {error}") from error
 
 
 def has_effect(database: Database, message_id: str, handler: str) -> bool:
-    """Whether the effect of a message is committed. A transaction that may commit it is waited for.
+    """Whether the effect of a message is committed. It waits for a transaction that may still commit it.
 
-    To write the note is the question: PostgreSQL lets that wait for the end of another transaction that wrote the
-    same one, such as the commit of a process that was killed meanwhile. What is written here is taken back.
+    It inserts the same note and rolls back. PostgreSQL lets the insert wait for another transaction that inserted
+    the note, such as the commit of a process that was killed a moment ago.
 
     Args:
-        database: the ledger's.
-        message_id: of which message.
-        handler: name of its handler.
+        database: the ledger's database.
+        message_id: the id of the message.
+        handler: the name of its handler.
 
     Raises:
-        AuditUnavailable: the database does not answer, or another transaction holds the note for too long.
+        AuditUnavailable: the database does not answer, or the other transaction takes more than two seconds.
     """
     if not database.is_postgresql:
         return False
-    with database.begin(f"ask whether the effect of message {message_id} is committed") as connection:
+    with database.begin(f"check whether the effect of message {message_id} is committed") as connection:
         connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{COMMIT_SECONDS}s'")
-        is_there = not connection.execute(_note(message_id, handler)).rowcount
+        is_noted = not connection.execute(_insert_note(message_id, handler)).rowcount
         connection.rollback()
-    return is_there
+    return is_noted
 
 
-def _note(message_id: str, handler: str) -> Any:
-    # By the database's clock, as it is purged: one that is too old would be forgotten too soon.
+def _insert_note(message_id: str, handler: str) -> Any:
+    # The purge compares this time with the database's clock, so it must be from that clock.
     row = {"message_id": message_id, "handler": handler, "handled_at": func.now()}
     return insert(InboxRow).values(row).on_conflict_do_nothing()
 
 
-def _enter(connection: Connection, message_id: str, handler: str) -> InboxRow | None:
-    """Write the note, and return None; or return the one that is there."""
-    if connection.execute(_note(message_id, handler)).rowcount:
-        # From here on the transaction is the handler's, which may take as long as its time limit says.
+def _insert_or_find(connection: Connection, message_id: str, handler: str) -> InboxRow | None:
+    """Insert the note and return None; or return the note that exists."""
+    if connection.execute(_insert_note(message_id, handler)).rowcount:
+        # The transaction is the handler's now, which may take as long as its time limit allows.
         connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
         return None
     with Session(connection, join_transaction_mode="rollback_only") as session:

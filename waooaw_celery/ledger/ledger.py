@@ -1,4 +1,4 @@
-"""The ledger as the keeper of receipts: what is said, before it is published, and what becomes of it."""
+"""The ledger as a receipt store: it records each message before the publish, and each event of it afterwards."""
 
 from __future__ import annotations
 
@@ -12,39 +12,30 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Engine, exists, func, select, true
+from sqlalchemy import exists, select
 
-from waooaw_celery.errors import AuditUnavailable, ConfigurationError, UnknownMessage
-from waooaw_celery.ledger import cancellations as cancels
-from waooaw_celery.ledger.database.clock import now_in, now_within
-from waooaw_celery.ledger.database.engine import Database, database_errors_as, database_identity
-from waooaw_celery.ledger.database.models import MessageEventRow, MessageRow, OpenMessageRow
+from waooaw_celery.errors import AuditUnavailable, UnknownMessage
+from waooaw_celery.ledger import cancellations, open_messages
+from waooaw_celery.ledger.database.clock import now_in
+from waooaw_celery.ledger.database.engine import Database
+from waooaw_celery.ledger.database.models import MessageEventRow, MessageRow
 from waooaw_celery.ledger.database.rows import (
     LedgerRow,
     delivery_row,
     event_row,
-    keyed_event_row,
     message_rows,
     published_event_rows,
     sent_row,
 )
-from waooaw_celery.ledger.read.reader import read_records
-from waooaw_celery.ledger.refusals import Refusals
+from waooaw_celery.ledger.read.reader import read_record, read_records
+from waooaw_celery.ledger.refusals import RefusalCounter
 from waooaw_celery.ledger.write.recording import Recording
 from waooaw_celery.ledger.write.spool import Spool
-from waooaw_celery.ledger.write.statements import close_ended, write
 from waooaw_celery.ledger.write.writer import LedgerWriter
 from waooaw_celery.messages.enums import RetentionPolicy
 from waooaw_celery.messages.message import Message
-from waooaw_celery.messages.publish_options import PublishOptions, options_of_messages
-from waooaw_celery.messages.receipt import (
-    NO_PROGRESS,
-    SWEEP_GRACE,
-    DeliveryReceipt,
-    MessageEvent,
-    MessageFact,
-    ReceiptStore,
-)
+from waooaw_celery.messages.publish_options import PublishOptions
+from waooaw_celery.messages.receipt import DeliveryReceipt, MessageEvent, MessageFact, ReceiptStore
 from waooaw_celery.messages.validation import check_id
 from waooaw_celery.settings import AuditMode
 from waooaw_celery.store.reference_clock import ReferenceClock
@@ -53,17 +44,17 @@ logger = logging.getLogger(__name__)
 
 
 class Ledger(ReceiptStore):
-    """Receipts kept in the ledger's tables. Writing the same fact twice changes nothing.
+    """A receipt store in the ledger's tables. Writes are idempotent: recording a fact twice changes nothing.
 
     Args:
-        database: where the tables are.
-        retention: how long a message is kept that does not say so itself.
-        mode: STRICT: what is not in the ledger is not published, and the end of a message is safe before it is
-            acknowledged. BATCHED: both are on their way, and a process that is killed loses what it noted in its
-            last twentieth of a second; or, when it notes more than the database takes, what waits in its memory.
-        spool_folder: where facts wait while the database is away; None: among the system's temporary files.
-        lost_seconds: how long after it was begun a message counts as lost whose end nobody reported.
-        clock: the time for what this process writes down; None: this computer's.
+        database: the database that holds the tables.
+        retention: the retention of messages that name none.
+        mode: STRICT: a message is published only after its row is committed, and acknowledged only after its final
+            event is safe. BATCHED: rows are written in the background; a process that is killed loses what it
+            recorded in its last 50 ms, or, if it records faster than the database writes, what is in its memory.
+        spool_folder: the folder where rows wait while the database is down; None: the system's temporary folder.
+        lost_seconds: seconds after a delivery until a message without a final event counts as lost.
+        clock: the clock that dates what this process records; None: this computer's clock.
     """
 
     def __init__(
@@ -78,23 +69,21 @@ class Ledger(ReceiptStore):
         self._clock = clock or ReferenceClock()
         self.database = database
         self.spool = Spool(spool_folder, database.url.render_as_string(hide_password=False))
-        self._retention = retention
-        self._strict = mode is AuditMode.STRICT
-        self._lost = timedelta(seconds=lost_seconds)
-        #: What this process, and the children that it forks, know of facts that can be written nowhere.
+        self.retention = retention
+        self._is_strict = mode is AuditMode.STRICT
+        self._lost_after = timedelta(seconds=lost_seconds)
+        #: Shared with forked children: which facts could be written neither to the database nor to the spool.
         self.recording = Recording()
         self._writer: LedgerWriter | None = None
         self._lock = threading.Lock()
-        #: Engines of others that reach the same database.
-        self._same: weakref.WeakSet[Engine] = weakref.WeakSet()
-        self._refusals = Refusals(self._tell, self._seconds)
-        me = weakref.ref(self)
-        os.register_at_fork(after_in_child=lambda: _call(me, Ledger._forget_writer))
-        atexit.register(lambda: _call(me, Ledger.finish))
+        self._refusals = RefusalCounter(self._write_later, self._timestamp)
+        self_reference = weakref.ref(self)
+        os.register_at_fork(after_in_child=lambda: _call_if_alive(self_reference, Ledger._forget_writer))
+        atexit.register(lambda: _call_if_alive(self_reference, Ledger.finish))
 
     def start(self) -> None:
-        """Ship from now on what waits in the spool."""
-        self._the_writer().start()
+        """Start the writer's thread, which also drains the spool."""
+        self._get_writer().start()
 
     def pending(
         self,
@@ -104,112 +93,67 @@ class Ledger(ReceiptStore):
         *,
         follows: bool = False,
     ) -> Callable[[], set[str]]:
-        entries = message_rows(messages, self._retention, besides)
+        rows = message_rows(messages, self.retention, besides)
         if record is not None:
-            entries += published_event_rows(record, self._retention, self._clock.now())
-        if self._strict:
-            return self._the_writer().begin(entries, may_spool=follows)
-        self._the_writer().put(entries, wait=False)
-        return lambda: {entry.message_id for entry in entries}
-
-    def entrust(self, messages: Sequence[tuple[Message, str]], connection: Connection) -> set[str]:
-        """Write messages down in a transaction of somebody else, and return the ids of those that are new.
-
-        Args:
-            messages: which, each with the name of its handler.
-            connection: in a transaction on the ledger's database.
-
-        Raises:
-            ConfigurationError: it is connected to another database.
-            AuditUnavailable: the database does not take them.
-        """
-        with database_errors_as("write messages down in your transaction"):
-            self._check_same(connection)
-            besides = options_of_messages((message for message, _ in messages), None)
-            return write(connection, message_rows(messages, self._retention, besides)).new
-
-    def written(self, message_ids: Sequence[str], connection: Connection | None = None) -> set[str]:
-        """Return which of these messages are in the ledger.
-
-        Args:
-            message_ids: which messages.
-            connection: a connection in a transaction to ask over; None: one of the ledger's own.
-
-        Raises:
-            AuditUnavailable: the database does not answer.
-        """
-        there = select(OpenMessageRow.message_id).where(OpenMessageRow.message_id.in_(message_ids))
-        what = "look for what was committed"
-        if connection is not None:
-            with database_errors_as(what):
-                return set(connection.scalars(there))
-        with self.database.begin(what) as mine:
-            return set(mine.scalars(there))
-
-    def _check_same(self, connection: Connection) -> None:
-        """Check, once for each engine, that a connection is to the ledger's own tables."""
-        if self.database.owns(connection) or connection.engine in self._same:
-            return
-        with self.database.begin("tell which database the ledger is in") as mine:
-            same = database_identity(mine) == database_identity(connection)
-        if not same:
-            raise ConfigurationError(
-                f"the session is on {connection.engine.url!r}, and the ledger is another database or schema: a "
-                "message is sent in a transaction only of the database that waooaw_database_url names"
-            )
-        self._same.add(connection.engine)
+            rows += published_event_rows(record, self.retention, self._clock.now())
+        if self._is_strict:
+            return self._get_writer().begin(rows, may_spool=follows)
+        self._get_writer().put(rows, wait=False)
+        return lambda: {row.message_id for row in rows}
 
     def note(self, *facts: MessageFact) -> None:
-        self._the_writer().put([event_row(self._dated(fact), self._retention) for fact in facts], wait=self._waits)
+        rows = [event_row(self._with_corrected_time(fact), self.retention) for fact in facts]
+        self._get_writer().put(rows, wait=self._waits_for_facts)
 
     @property
-    def _waits(self) -> bool:
-        """Whether what becomes of a message is safe before it is acknowledged."""
-        return self._strict or self.recording.fails
+    def _waits_for_facts(self) -> bool:
+        """Whether a fact is safe before its message is acknowledged."""
+        return self._is_strict or self.recording.fails
 
     def check_recording(self) -> None:
-        """Find out whether what becomes of messages could be written down now: in the ledger, or in the spool.
+        """Check that facts can be written now, to the database or to the spool.
 
         Raises:
-            AuditUnavailable: it could not.
+            AuditUnavailable: they can be written to neither.
         """
-        self._the_writer().check()
+        self._get_writer().check()
 
     def begin(self, fact: MessageFact, *, doubtful: bool) -> bool:
-        if self._strict:
-            # The statement that is waited for anyway answers.
-            entries = [delivery_row(self._dated(fact), self._retention)]
-            return not self._the_writer().put(entries, wait=True, keep=False)
-        twice = doubtful and self._has_ended(fact.message_id)
-        told = replace(fact, event=MessageEvent.DUPLICATE, seconds=None) if twice else fact
+        if self._is_strict:
+            # The insert, whose commit is waited for anyway, also returns whether the message has ended.
+            row = delivery_row(self._with_corrected_time(fact), self.retention)
+            return not self._get_writer().put([row], wait=True, keep=False)
+        is_duplicate = doubtful and self._has_ended(fact.message_id)
+        recorded = replace(fact, event=MessageEvent.DUPLICATE, seconds=None) if is_duplicate else fact
         if self.recording.fails:
-            self._the_writer().put([event_row(self._dated(told), self._retention)], wait=True, keep=False)
+            row = event_row(self._with_corrected_time(recorded), self.retention)
+            self._get_writer().put([row], wait=True, keep=False)
         else:
-            self.note(told)
-        if doubtful:  # if this worker ends as well, it is to be known
+            self.note(recorded)
+        if doubtful:  # so that the delivery is known even if this worker dies too
             self.flush()
-        return not twice
+        return not is_duplicate
 
     def _has_ended(self, message_id: str) -> bool:
-        end = exists().where(MessageEventRow.message_id == message_id, MessageEventRow.terminal)
+        has_final_event = exists().where(MessageEventRow.message_id == message_id, MessageEventRow.terminal)
         try:
             self.flush()
-            with self.database.begin(f"ask whether {message_id} has ended") as connection:
-                return bool(connection.scalar(select(end)))
-        except AuditUnavailable as error:  # twice is better than never
+            with self.database.begin(f"check whether message {message_id} has ended") as connection:
+                return bool(connection.scalar(select(has_final_event)))
+        except AuditUnavailable as error:  # handling a message twice is better than never
             extra = {"action": "duplicate_not_known", "message_id": message_id}
-            logger.warning("%s: it may be handled twice", error, extra=extra)
+            logger.warning("%s: the message may be handled twice", error, extra=extra)
             return False
 
     def sent(self, messages: Sequence[Message]) -> Callable[[], None]:
-        # That the broker has them is news, not evidence: the messages themselves are in the ledger.
+        # The messages themselves are recorded already: SENT events may be written without waiting.
         now = self._clock.now()
-        entries = [sent_row(message, now, self._retention) for message in messages]
+        rows = [sent_row(message, now, self.retention) for message in messages]
 
-        def note() -> None:
-            self._the_writer().put(entries, wait=False)
+        def record_sent() -> None:
+            self._write_later(rows)
 
-        return note
+        return record_sent
 
     def refused(self, agent: str, rule: str, count: int) -> None:
         self._refusals.add(agent, rule, count)
@@ -218,69 +162,47 @@ class Ledger(ReceiptStore):
         check_id(message_id, "message_id")
         self.flush()
         with self.database.begin(f"read the receipt of {message_id}") as connection:
-            found = read_records(
-                connection, select(MessageRow.__table__).where(MessageRow.message_id == message_id)
-            )
-        if not found:
+            record = read_record(connection, message_id)
+        if record is None:
             raise UnknownMessage(f"the ledger has no message {message_id!r}: it was never sent, or was purged")
-        return found[0].receipt
+        return record.receipt
 
     def recent(self, *, since: datetime | None = None, limit: int = 1000) -> list[DeliveryReceipt]:
         query = select(MessageRow.__table__).order_by(MessageRow.sent_at.desc(), MessageRow.message_id.desc())
         if since is not None:
             query = query.where(MessageRow.sent_at >= since)
         self.flush()
-        with self.database.begin("read the receipts") as connection:
+        with self.database.begin("read the newest receipts") as connection:
             return [record.receipt for record in read_records(connection, query.limit(limit))][::-1]
 
     def sweep(self) -> list[str]:
-        overdue = OpenMessageRow.expires_at < now_within(self.database) - timedelta(seconds=SWEEP_GRACE)
-        with self.database.begin("forget what need not be cancelled") as connection:
-            cancels.forget(connection)
-        return self._close_open("sweep expired messages", overdue & ~_running(), MessageEvent.EXPIRED)
+        with self.database.begin("delete cancellations that are over") as connection:
+            cancellations.delete_finished(connection)
+        return open_messages.expire_overdue(self.database)
 
     def reconcile(self, *, recovered: bool = False) -> list[str]:
-        """Mark as FAILED what was begun and of whose end no worker told in time, and return the ids.
+        """Mark as FAILED the messages that count as lost, and return their ids.
 
-        A worker that was killed tells nothing; if the broker hands its message out again, that is a new beginning.
+        A message is lost if a worker began to handle it more than ``lost_seconds`` ago and nothing was recorded of
+        it since. A killed worker records nothing. If the broker redelivers the message, the time counts anew.
 
         Args:
-            recovered: whether a recovery runs, which sees to those messages that can be published again.
+            recovered: whether a recovery runs, which publishes repeatable messages again: those are left to it.
 
         Raises:
             AuditUnavailable: the database does not answer.
         """
-        now = now_within(self.database)
-        begun = select(func.max(MessageEventRow.at)).where(
-            _belongs(), MessageEventRow.event == MessageEvent.DELIVERED.value
-        )
-        past = OpenMessageRow.expires_at.is_not(None) & (OpenMessageRow.expires_at < now)
-        mine = OpenMessageRow.unrepeatable | past if recovered else true()
-        lost = _running() & mine & (begun.scalar_subquery() < now - self._lost)
-        sentence = f"lost: begun more than {self._lost.total_seconds():g} s ago, and no worker told of the end"
-        return self._close_open("look for lost messages", lost, MessageEvent.FAILED, sentence)
-
-    def _close_open(self, what: str, which: Any, event: MessageEvent, error: str | None = None) -> list[str]:
-        """Give open messages their end, and return the ids of those that had none."""
-        with self.database.begin(what) as connection:
-            close_ended(connection)
-            rows = connection.execute(select(OpenMessageRow.__table__).where(which)).all()
-            now = now_in(connection)
-            facts = [MessageFact(message_id=row.message_id, event=event, at=now, error=error) for row in rows]
-            entries = [
-                keyed_event_row(fact, row.retain_until, row.sent_at) for fact, row in zip(facts, rows, strict=True)
-            ]
-            return sorted(write(connection, facts=entries).ended) if entries else []
+        return open_messages.fail_lost(self.database, self._lost_after, recovered=recovered)
 
     def request_cancel(self, receipt: DeliveryReceipt, running: bool, by: str) -> None:
-        sentence = f"by {by}" + (", also when its handler runs" if running else "")
-        fact = MessageFact(message_id=receipt.message_id, event=MessageEvent.CANCEL_REQUESTED, error=sentence)
-        with self.database.begin(f"record that {receipt.message_id} is to be cancelled") as connection:
-            cancels.request(connection, replace(fact, at=now_in(connection)), running)
+        requester = f"by {by}" + (", also when its handler runs" if running else "")
+        fact = MessageFact(message_id=receipt.message_id, event=MessageEvent.CANCEL_REQUESTED, error=requester)
+        with self.database.begin(f"record the cancellation of {receipt.message_id}") as connection:
+            cancellations.request(connection, replace(fact, at=now_in(connection)), running)
 
     def cancellations(self, agents: Sequence[str]) -> dict[str, bool]:
-        with self.database.begin("read what is to be cancelled") as connection:
-            return cancels.requested(connection, agents)
+        with self.database.begin("read the cancellations") as connection:
+            return cancellations.requested(connection, agents)
 
     def flush(self) -> None:
         self._refusals.flush()
@@ -298,47 +220,34 @@ class Ledger(ReceiptStore):
             self._writer.close()
         self.database.close()
 
-    def _dated(self, fact: MessageFact) -> MessageFact:
-        """Return a fact whose moment is by the reference clock."""
+    def _with_corrected_time(self, fact: MessageFact) -> MessageFact:
+        """Return the fact with its time by the reference clock."""
         at = self._clock.corrected(fact.at)
         return fact if at is fact.at else replace(fact, at=at)
 
-    def _seconds(self) -> float:
+    def _timestamp(self) -> float:
         return self._clock.now().timestamp()
 
-    def _tell(self, entries: Sequence[LedgerRow]) -> None:
-        self._the_writer().put(entries, wait=False)
+    def _write_later(self, rows: Sequence[LedgerRow]) -> None:
+        self._get_writer().put(rows, wait=False)
 
-    def _the_writer(self) -> LedgerWriter:
+    def _get_writer(self) -> LedgerWriter:
         writer = self._writer
         if writer is None:
             with self._lock:
                 writer = self._writer = self._writer or LedgerWriter(
-                    self.database, self.spool, self._strict, self.recording, self._clock.now
+                    self.database, self.spool, self._is_strict, self.recording, self._clock.now
                 )
         return writer
 
     def _forget_writer(self) -> None:
-        """Begin anew in a process that was just forked: what is queued is its parent's to write."""
+        """Start without rows in a forked child: its parent writes what is in the write buffer."""
         self._writer = None
         self._lock = threading.Lock()
-        self._refusals = Refusals(self._tell, self._seconds)
+        self._refusals = RefusalCounter(self._write_later, self._timestamp)
 
 
-def _call(reference: weakref.ref[Ledger], method: Any) -> None:
+def _call_if_alive(reference: weakref.ref[Ledger], method: Any) -> None:
     ledger = reference()
     if ledger is not None:
         method(ledger)
-
-
-def _belongs() -> Any:
-    return (MessageEventRow.message_id == OpenMessageRow.message_id) & (
-        MessageEventRow.retain_until == OpenMessageRow.retain_until
-    )
-
-
-def _running() -> Any:
-    """Whether the newest that is known of an open message is that a worker began to handle it."""
-    told = select(MessageEventRow.event).where(_belongs(), MessageEventRow.event.not_in(NO_PROGRESS))
-    newest = told.order_by(MessageEventRow.at.desc()).limit(1).scalar_subquery()
-    return newest.is_not_distinct_from(MessageEvent.DELIVERED.value)

@@ -1,110 +1,147 @@
-"""Messages that are written down in somebody else's transaction, and published when that is committed.
+"""The transactional outbox: messages written in your transaction, and published after its commit.
 
-The transactional outbox (microservices.io): a message is sent if, and only if, what it tells of is committed. The
-ledger is the outbox. A process that dies between the commit and the publish leaves PENDING messages, which the
-ledger's recovery publishes.
+A message is sent if, and only if, the transaction commits (microservices.io: Transactional outbox). The ledger is
+the outbox. A process that dies between the commit and the publish leaves PENDING messages, which the recovery
+publishes.
 """
 
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
-from sqlalchemy import event
+from sqlalchemy import Connection, Engine, event, select
 from sqlalchemy.orm import Session, SessionTransaction
 
 from waooaw_celery.errors import ConfigurationError, InvalidMessage, WaooawError
+from waooaw_celery.ledger.database.engine import database_errors_as, database_identity
+from waooaw_celery.ledger.database.models import OpenMessageRow
+from waooaw_celery.ledger.database.rows import message_rows
 from waooaw_celery.ledger.inbox import PUBLISHED_BY_OUTER
 from waooaw_celery.ledger.ledger import Ledger
+from waooaw_celery.ledger.write.statements import write
 from waooaw_celery.messages.message import Message
+from waooaw_celery.messages.publish_options import options_of_messages
 from waooaw_celery.messages.queues import HandlerName
 
 logger = logging.getLogger(__name__)
 
 Batch: TypeAlias = Sequence[tuple[HandlerName, Message]]
 
-#: Where a session keeps what was entrusted to it.
-_ENTRUSTED = "waooaw_entrusted"
+#: The key in a session's ``info`` with the messages that were written in its transaction.
+_OUTBOX_KEY = "waooaw_outbox"
 
 
 class Outbox:
-    """Writes messages down in transactions of others.
+    """Writes messages in the user's transactions, and publishes those that are committed.
 
     Args:
-        ledger: where they are written down.
-        publish: hands messages that are written down to the broker.
+        ledger: the ledger that the messages are written to.
+        publish: publishes messages that are in the ledger.
     """
 
     def __init__(self, ledger: Ledger, publish: Callable[[Batch], None]) -> None:
-        self._ledger, self._publish = ledger, publish
+        self._database, self._retention = ledger.database, ledger.retention
+        self._publish = publish
+        #: Engines of the user's that are known to reach the ledger's database.
+        self._same_database: weakref.WeakSet[Engine] = weakref.WeakSet()
 
     def entrust(self, batch: Batch, session: Any) -> None:
-        """Write messages down in the transaction of a session, and publish them when it is committed.
+        """Write messages in the transaction of a session, and publish them after its commit.
 
         Args:
-            batch: complete messages.
-            session: a SQLAlchemy Session on the ledger's database; an AsyncSession's ``sync_session``, in
-                ``run_sync``.
+            batch: complete messages, each with its handler.
+            session: a SQLAlchemy Session on the ledger's database; with an AsyncSession, call ``run_sync``.
 
         Raises:
-            ConfigurationError: it is no session, or one of another database.
-            InvalidMessage: a message was sent already.
-            AuditUnavailable: the database does not take them; the transaction must be rolled back.
+            ConfigurationError: this is not a Session, or it is on another database.
+            InvalidMessage: a message was sent before.
+            AuditUnavailable: the database refuses the rows or does not answer; roll the transaction back.
         """
         if not isinstance(session, Session):
             raise ConfigurationError(
                 f"session must be a SQLAlchemy Session, not {session!r:.80}; with an AsyncSession: "
                 "await session.run_sync(lambda session: bus.send(message, session=session))"
             )
-        new = self._ledger.entrust([(message, target.handler) for target, message in batch], session.connection())
+        new = self._insert(batch, session.connection())
         for _, message in batch:
             if message.message_id not in new:
                 raise InvalidMessage(f"message {message.message_id} was sent already: send a new Message")
-        if _ENTRUSTED not in session.info:
-            session.info[_ENTRUSTED] = []
-            event.listen(session, "after_transaction_end", self._ended)
-        session.info[_ENTRUSTED] += batch
+        if _OUTBOX_KEY not in session.info:
+            session.info[_OUTBOX_KEY] = []
+            event.listen(session, "after_transaction_end", self._on_transaction_end)
+        session.info[_OUTBOX_KEY] += batch
 
     def settle(self, session: Session) -> None:
-        """Keep of what was entrusted to a session only what its transaction is about to commit.
+        """Forget the messages of a session that were rolled back; call this just before the commit.
 
-        It asks over the session's own connection, where a savepoint that was rolled back is known already.
+        It queries the session's own connection, where a savepoint that was rolled back has left no rows.
 
         Args:
-            session: one whose end is told to ``relay``.
+            session: a session that is part of a larger transaction (``PUBLISHED_BY_OUTER``).
 
         Raises:
-            AuditUnavailable: the database does not answer; the transaction must be rolled back.
+            AuditUnavailable: the database does not answer; roll the transaction back.
         """
-        batch: list[tuple[HandlerName, Message]] = session.info.get(_ENTRUSTED, [])
+        batch: list[tuple[HandlerName, Message]] = session.info.get(_OUTBOX_KEY, [])
         if batch:
-            there = self._ledger.written([message.message_id for _, message in batch], session.connection())
-            session.info[_ENTRUSTED] = [each for each in batch if each[1].message_id in there]
+            with database_errors_as("look up the messages of your transaction"):
+                session.info[_OUTBOX_KEY] = _existing(batch, session.connection())
 
     def relay(self, session: Session) -> None:
-        """Publish what was entrusted to a session, as far as its transaction was committed.
+        """Publish the messages of a session that were committed.
 
-        Of a session whose end is told, ``settle`` has found out before how far that is.
+        A broker that fails is logged and not raised: the transaction is committed, and an error would mean that it
+        was not. The recovery publishes the messages later.
         """
-        batch, session.info[_ENTRUSTED] = session.info.get(_ENTRUSTED, []), []
+        batch, session.info[_OUTBOX_KEY] = session.info.get(_OUTBOX_KEY, []), []
         if not batch:
             return
         try:
-            if not session.info.get(PUBLISHED_BY_OUTER):
-                # Only the database knows: a savepoint may have been rolled back, and what was around it not.
-                there = self._ledger.written([message.message_id for _, message in batch])
-                batch = [(target, message) for target, message in batch if message.message_id in there]
+            if not session.info.get(PUBLISHED_BY_OUTER):  # there, ``settle`` has done this
+                # Only the database knows: a savepoint may have been rolled back within a committed transaction.
+                with self._database.begin("look up committed messages") as connection:
+                    batch = _existing(batch, connection)
             if batch:
                 self._publish(batch)
         except WaooawError as error:
-            # The transaction is committed: to fail now would say that it is not.
             logger.warning(
-                "%s; committed messages are published by the ledger's recovery",
+                "%s; the ledger's recovery publishes the committed messages",
                 error,
                 extra={"action": "outbox_waits", "message_ids": [message.message_id for _, message in batch]},
             )
 
-    def _ended(self, session: Session, transaction: SessionTransaction) -> None:
+    def _insert(self, batch: Batch, connection: Connection) -> set[str]:
+        """Insert messages, and return the ids of those that the ledger did not have."""
+        with database_errors_as("insert messages in your transaction"):
+            self._check_same_database(connection)
+            options = options_of_messages((message for _, message in batch), None)
+            messages = [(message, target.handler) for target, message in batch]
+            return write(connection, message_rows(messages, self._retention, options)).new
+
+    def _check_same_database(self, connection: Connection) -> None:
+        """Check, once for each engine, that a connection reaches the ledger's tables."""
+        if self._database.owns(connection) or connection.engine in self._same_database:
+            return
+        with self._database.begin("identify the ledger's database") as own_connection:
+            is_same = database_identity(own_connection) == database_identity(connection)
+        if not is_same:
+            raise ConfigurationError(
+                f"the session is on {connection.engine.url!r}, which is not the ledger's database and schema: "
+                "use a session on the database that waooaw_database_url names"
+            )
+        self._same_database.add(connection.engine)
+
+    def _on_transaction_end(self, session: Session, transaction: SessionTransaction) -> None:
         if transaction.parent is None and not session.info.get(PUBLISHED_BY_OUTER):
             self.relay(session)
+
+
+def _existing(batch: Batch, connection: Connection) -> list[tuple[HandlerName, Message]]:
+    """Return those messages that a connection finds in the ledger."""
+    ids = [message.message_id for _, message in batch]
+    query = select(OpenMessageRow.message_id).where(OpenMessageRow.message_id.in_(ids))
+    found = set(connection.scalars(query))
+    return [(target, message) for target, message in batch if message.message_id in found]

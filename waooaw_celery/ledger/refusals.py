@@ -1,7 +1,8 @@
-"""Messages that a rate limit refused: counted in the process, and told to the ledger twice a minute at most.
+"""Counts messages that a rate limit refused, and writes at most two rows a minute for each agent and rule.
 
-The first one of a minute is told at once, and all further ones of the same agent and rule together, when the
-minute is over or the process ends: so whoever is refused a thousand times a second does not fill the ledger.
+The first refusal in a minute is written at once. All further ones of the same agent and rule are written together,
+when the minute or the process ends. So an agent that is refused a thousand times a second does not fill the
+ledger.
 """
 
 from __future__ import annotations
@@ -16,77 +17,77 @@ from uuid import uuid4
 
 from waooaw_celery.ledger.database.rows import LedgerRow, refusal_row
 
-#: Seconds in a minute, in which refusals are counted together.
+#: Seconds in the interval whose refusals are counted together.
 MINUTE = 60
-#: Agents and rules that are counted at the same time; what is beyond them is told without their names.
+#: Most pairs of agent and rule that are counted apart at a time; all others share one row without names.
 MAX_ROWS = 1000
-#: Seconds after the end of a minute at which its rest is told.
+#: Seconds from the end of a minute until its remaining count is written.
 _GRACE = 1.0
-#: Stands for the agent of what is beyond.
+#: The agent, and the rule, of the shared row.
 OTHER_AGENTS = "*"
 
 
 @dataclass(slots=True)
 class _Count:
     minute: int
-    told: int = 0
-    untold: int = 0
+    rows_written: int = 0
+    unwritten: int = 0
 
 
-class Refusals:
-    """The refusals of one process that the ledger does not have yet.
+class RefusalCounter:
+    """Counts the refusals of one process until they are written.
 
     Args:
-        tell: hands entries to the ledger.
-        clock: tells the time in seconds since 1970.
+        write: writes rows to the ledger, without waiting.
+        clock: returns the time in seconds since 1970.
     """
 
-    def __init__(self, tell: Callable[[list[LedgerRow]], None], clock: Callable[[], float] = time.time) -> None:
-        self._tell, self._clock = tell, clock
+    def __init__(self, write: Callable[[list[LedgerRow]], None], clock: Callable[[], float] = time.time) -> None:
+        self._write, self._clock = write, clock
         self._lock = threading.Lock()
         self._counts: dict[tuple[str, str], _Count] = {}
         self._process = f"{os.getpid()}-{uuid4().hex[:8]}"
         self._timer: threading.Timer | None = None
 
     def add(self, agent: str, rule: str, count: int) -> None:
-        """Count refusals of an agent by a rule."""
+        """Count refusals of an agent's messages by a rule."""
         minute = int(self._clock() // MINUTE)
         with self._lock:
-            entries = self._take(before=minute)
+            rows = self._take_finished(before=minute)
             key = agent, rule
             if key not in self._counts and len(self._counts) >= MAX_ROWS:
                 key = OTHER_AGENTS, OTHER_AGENTS
-            found = self._counts.setdefault(key, _Count(minute))
-            found.untold += count
-            if not found.told:
-                entries.append(self._entry(key, found))
+            counted = self._counts.setdefault(key, _Count(minute))
+            counted.unwritten += count
+            if not counted.rows_written:
+                rows.append(self._row(key, counted))
             elif self._timer is None:
                 self._timer = threading.Timer(MINUTE - self._clock() % MINUTE + _GRACE, self.flush)
                 self._timer.daemon = True
                 self._timer.start()
-        if entries:
-            self._tell(entries)
+        if rows:
+            self._write(rows)
 
     def flush(self) -> None:
-        """Tell the ledger all that it does not know yet."""
+        """Write all counts that were not written."""
         with self._lock:
-            entries = self._take(before=int(self._clock() // MINUTE))
-            entries += [self._entry(key, count) for key, count in self._counts.items() if count.untold]
+            rows = self._take_finished(before=int(self._clock() // MINUTE))
+            rows += [self._row(key, counted) for key, counted in self._counts.items() if counted.unwritten]
             if self._timer is not None:
                 self._timer.cancel()
                 self._timer = None
-        if entries:
-            self._tell(entries)
+        if rows:
+            self._write(rows)
 
-    def _take(self, before: int) -> list[LedgerRow]:
-        """Forget the minutes that are over, and return what of them was not told."""
-        over = {key: count for key, count in self._counts.items() if count.minute < before}
-        for key in over:
+    def _take_finished(self, before: int) -> list[LedgerRow]:
+        """Remove the counts of past minutes, and return rows for what was not written of them."""
+        finished = {key: counted for key, counted in self._counts.items() if counted.minute < before}
+        for key in finished:
             del self._counts[key]
-        return [self._entry(key, count) for key, count in over.items() if count.untold]
+        return [self._row(key, counted) for key, counted in finished.items() if counted.unwritten]
 
-    def _entry(self, key: tuple[str, str], count: _Count) -> LedgerRow:
-        count.told += 1
-        number, count.untold = count.untold, 0
-        minute = datetime.fromtimestamp(count.minute * MINUTE, UTC)
-        return refusal_row(*key, minute, self._process, count.told, number)
+    def _row(self, key: tuple[str, str], counted: _Count) -> LedgerRow:
+        counted.rows_written += 1
+        number, counted.unwritten = counted.unwritten, 0
+        minute = datetime.fromtimestamp(counted.minute * MINUTE, UTC)
+        return refusal_row(*key, minute, self._process, counted.rows_written, number)

@@ -1,4 +1,4 @@
-"""Subscriptions and schemas, in the ledger's tables."""
+"""Subscriptions and topic schemas in the ledger's tables."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from waooaw_celery.store.subscriptions import KnownSubscriptions, Subscription, 
 
 
 class LedgerSubscriptions(Subscriptions):
-    """Subscriptions kept in the ledger.
+    """Subscriptions and topic schemas in the ledger.
 
     Args:
-        database: where the tables are.
+        database: the ledger's database.
     """
 
     def __init__(self, database: Database) -> None:
@@ -37,32 +37,36 @@ class LedgerSubscriptions(Subscriptions):
         now = now_within(self._database)
         insert: Any = postgresql_insert if self._database.is_postgresql else sqlite_insert
 
-        def put(connection: Any, row: Any, key: list[str], known: dict[str, Any], news: dict[str, Any]) -> None:
-            statement = insert(row).values(**known, **news)
-            conflict = (
-                statement.on_conflict_do_update(index_elements=key, set_=news)
+        def upsert(
+            connection: Any, table: Any, key: list[str], fixed: dict[str, Any], updated: dict[str, Any]
+        ) -> None:
+            statement = insert(table).values(**fixed, **updated)
+            connection.execute(
+                statement.on_conflict_do_update(index_elements=key, set_=updated)
                 if renew
                 else statement.on_conflict_do_nothing()
             )
-            connection.execute(conflict)
 
         with self._database.begin("declare subscriptions") as connection:
             for each in subscriptions:
-                known = {"agent": each.agent, "name": each.name, "subscribed_at": now}
-                known["catch_up_from"] = each.catch_up_from
-                news = {"patterns": list(each.patterns), "conditions": each.where and dict(each.where.where)}
-                put(connection, SubscriptionRow, ["agent", "name"], known, news)
+                fixed: dict[str, Any] = {"agent": each.agent, "name": each.name, "subscribed_at": now}
+                fixed["catch_up_from"] = each.catch_up_from
+                updated: dict[str, Any] = {
+                    "patterns": list(each.patterns),
+                    "conditions": each.where and dict(each.where.where),
+                }
+                upsert(connection, SubscriptionRow, ["agent", "name"], fixed, updated)
             for number, schema in enumerate(schemas):
-                first = {
+                fixed = {
                     "topic": schema.topic,
                     "version": schema.version,
-                    "registered_at": now + timedelta(microseconds=number),
+                    "registered_at": now + timedelta(microseconds=number),  # keeps their order
                 }
-                said = {"json_schema": schema.schema, "checked_at": schema.check.value}
-                put(connection, SchemaRow, ["topic", "version"], first, said)
+                updated = {"json_schema": schema.schema, "checked_at": schema.check.value}
+                upsert(connection, SchemaRow, ["topic", "version"], fixed, updated)
 
     def caught_up(self, subscription: Subscription) -> None:
-        self._update(f"note that {subscription.subscriber} has caught up", subscription, catch_up_from=None)
+        self._update(f"record that {subscription.subscriber} has caught up", subscription, catch_up_from=None)
 
     def close(self) -> None:
         self._database.close()
@@ -70,10 +74,10 @@ class LedgerSubscriptions(Subscriptions):
     def _mark(self, subscription: Subscription, removed_at: datetime | None) -> None:
         self._update(f"change the subscription {subscription.subscriber}", subscription, removed_at=removed_at)
 
-    def _update(self, what: str, subscription: Subscription, **values: Any) -> None:
-        which = (SubscriptionRow.agent == subscription.agent, SubscriptionRow.name == subscription.name)
-        with self._database.begin(what) as connection:
-            connection.execute(update(SubscriptionRow).where(*which).values(values))
+    def _update(self, operation: str, subscription: Subscription, **values: Any) -> None:
+        is_same = (SubscriptionRow.agent == subscription.agent, SubscriptionRow.name == subscription.name)
+        with self._database.begin(operation) as connection:
+            connection.execute(update(SubscriptionRow).where(*is_same).values(values))
 
     def _read(self) -> KnownSubscriptions:
         with self._database.begin("read the subscriptions") as connection:

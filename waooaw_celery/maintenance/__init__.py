@@ -1,1 +1,1 @@
-"""What beat does: purge, sweep, recovery."""
+"""Maintenance: what runs on a timetable. Purge, sweep, recovery; and the checks of `waooaw doctor`."""

@@ -1,4 +1,4 @@
-"""Which messages a broker has: looked up exactly on Redis and Valkey, and guessed with care on RabbitMQ."""
+"""Finds out which messages a broker has: exactly on Redis and Valkey, by queue length on RabbitMQ."""
 
 from __future__ import annotations
 
@@ -15,53 +15,53 @@ from redis import Redis
 from waooaw_celery.broker.redis.keys import Keys
 from waooaw_celery.messages.queues import agent_queue
 
-#: How often a broker is asked before something counts as missing.
+#: How often the broker is asked before a message counts as missing.
 PASSES = 2
-#: Bytes of a list that are looked at together, about, and the most items.
+#: Bytes of a Redis list that one command reads, about, and the most items.
 CHUNK_BYTES = 2_000_000
 MAX_ITEMS = 1000
-#: Unacknowledged messages that are looked at together, about.
+#: Unacknowledged messages that one HSCAN reads, about.
 SCAN_COUNT = 200
 
-#: Ids of messages by the name of the agent that they are for.
+#: Message ids by the name of the recipient.
 WantedMessages = dict[str, set[str]]
 
-#: An id in the headers of a message as it travels. In its body, which is text in a JSON document, each quotation
-#: mark has a backslash before it.
+#: The id in the headers of an encoded message. In its body, a string in a JSON document, quotation marks are
+#: escaped.
 _ID = re.compile(rb'"id":\s*"([^"\\]+)"')
 
 
 class OutOfTime(Exception):
-    """It was not looked through in time."""
+    """The broker could not be searched before the deadline."""
 
 
 class BrokerInventory(ABC):
-    """A broker that is asked what it has.
+    """Looks up messages in a broker.
 
     Attributes:
-        exact: whether it tells of each single message, also of one that a worker holds.
+        exact: whether it finds every single message, also those that workers hold.
     """
 
     exact: bool = False
 
     @abstractmethod
     def missing(self, wanted: WantedMessages, deadline: float) -> WantedMessages:
-        """Return those of these messages that are neither in their agent's queue nor held by a worker.
+        """Return those messages that are neither in their recipient's queue nor held by a worker.
 
         Args:
-            wanted: which messages.
-            deadline: by the monotonic clock.
+            wanted: the messages to look up.
+            deadline: the time limit, by the monotonic clock.
 
         Raises:
-            OutOfTime: there is too much to look through.
+            OutOfTime: the deadline passed.
         """
 
 
 class RedisInventory(BrokerInventory):
-    """Redis or Valkey: queues are lists, and what workers hold is in a hash.
+    """Looks up messages in Redis or Valkey: queues are lists, and a hash contains what workers hold.
 
     Args:
-        channel: Kombu's or ours, which knows the names of the keys.
+        channel: a channel, Kombu's or this package's, for the names of the keys.
     """
 
     exact = True
@@ -71,25 +71,25 @@ class RedisInventory(BrokerInventory):
         self._client: Any = Redis(connection_pool=channel.pool)
 
     def missing(self, wanted: WantedMessages, deadline: float) -> WantedMessages:
-        left = {agent: set(ids) for agent, ids in wanted.items()}
-        self._look_into_queues(left, deadline)
-        self._look_at_held(left, deadline)
-        # A message that was put back meanwhile was in neither.
-        self._look_into_queues(left, deadline)
-        return {agent: ids for agent, ids in left.items() if ids}
+        missing = {agent: set(ids) for agent, ids in wanted.items()}
+        self._remove_queued(missing, deadline)
+        self._remove_held(missing, deadline)
+        # A message that went back to its queue in between was seen in neither.
+        self._remove_queued(missing, deadline)
+        return {agent: ids for agent, ids in missing.items() if ids}
 
-    def _look_into_queues(self, left: WantedMessages, deadline: float) -> None:
-        for agent, ids in left.items():
-            for list_ in self._keys.lists((agent_queue(agent).name,)):
-                for raw in self._items(list_, deadline) if ids else ():
+    def _remove_queued(self, missing: WantedMessages, deadline: float) -> None:
+        for agent, ids in missing.items():
+            for key in self._keys.lists((agent_queue(agent).name,)):
+                for raw in self._items(key, deadline) if ids else ():
                     ids.difference_update(_ids(raw))
 
-    def _items(self, list_: str, deadline: float) -> Iterator[bytes]:
-        """Yield the items of a list from the end at which they are added: so what moves on is not passed over."""
+    def _items(self, key: str, deadline: float) -> Iterator[bytes]:
+        """Yield the items of a list, from the end where items are added: so no item that moves is skipped."""
         start, count = 0, 20
         while True:
-            _check(deadline)
-            items = self._client.lrange(list_, start, start + count - 1)
+            _check_deadline(deadline)
+            items = self._client.lrange(key, start, start + count - 1)
             yield from items
             if len(items) < count:
                 return
@@ -97,45 +97,47 @@ class RedisInventory(BrokerInventory):
             size = sum(map(len, items))
             count = max(min(count * CHUNK_BYTES // max(size, 1), 2 * count, MAX_ITEMS), 1)
 
-    def _look_at_held(self, left: WantedMessages, deadline: float) -> None:
+    def _remove_held(self, missing: WantedMessages, deadline: float) -> None:
         cursor = 0
-        while any(left.values()):
-            _check(deadline)
+        while any(missing.values()):
+            _check_deadline(deadline)
             cursor, held = self._client.hscan(self._keys.noted[0], cursor, count=SCAN_COUNT)
             for raw in held.values():
                 found = _ids(raw)
-                for ids in left.values():
+                for ids in missing.values():
                     ids.difference_update(found)
             if not cursor:
                 return
 
 
 class AmqpInventory(BrokerInventory):
-    """RabbitMQ, into whose queues nobody can look: where none waits, those that no worker has begun are missing.
+    """Guesses by queue lengths on RabbitMQ, whose queues cannot be read.
+
+    If an agent's queue is empty, all its messages that no worker has begun count as missing.
 
     Args:
-        connection: to the broker.
+        connection: a connection to the broker.
     """
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection
-        #: How often a queue was found empty. After two looks it is not asked again: what is published into it then
-        #: must not stand in for what else it had lost.
-        self._found_empty: Counter[str] = Counter()
+        #: How often a queue was empty. After two passes it counts as empty for this run: the messages that this
+        #: run publishes must not hide the other ones that it lost.
+        self._empty_passes: Counter[str] = Counter()
 
     def missing(self, wanted: WantedMessages, deadline: float) -> WantedMessages:
         return {agent: set(ids) for agent, ids in wanted.items() if ids and self._is_empty(agent, deadline)}
 
     def _is_empty(self, agent: str, deadline: float) -> bool:
-        _check(deadline)
-        if self._found_empty[agent] >= PASSES:
+        _check_deadline(deadline)
+        if self._empty_passes[agent] >= PASSES:
             return True
-        empty = not self._waiting(agent)
-        self._found_empty[agent] = self._found_empty[agent] + 1 if empty else 0
-        return empty
+        is_empty = not self._queue_length(agent)
+        self._empty_passes[agent] = self._empty_passes[agent] + 1 if is_empty else 0
+        return is_empty
 
-    def _waiting(self, agent: str) -> int:
-        """Return how many messages wait in an agent's queue, which is made again when it is gone."""
+    def _queue_length(self, agent: str) -> int:
+        """Return how many messages are in an agent's queue; a deleted queue is declared again."""
         queue = agent_queue(agent)
         try:
             with self._connection.channel() as channel:
@@ -148,8 +150,8 @@ class AmqpInventory(BrokerInventory):
 
 @contextmanager
 def broker_inventory(app: Any) -> Iterator[BrokerInventory | None]:
-    """Give the broker of an application, or None when it is of a kind that cannot be asked."""
-    with app.connection_for_write() as connection:  # the one that has deadlines on RabbitMQ too
+    """Open the inventory of an application's broker; it is None for a broker that cannot be asked."""
+    with app.connection_for_write() as connection:  # on RabbitMQ, this one has deadlines
         if app.driver == "redis":
             with connection.channel() as channel:
                 yield RedisInventory(channel)
@@ -163,6 +165,6 @@ def _ids(raw: bytes) -> set[str]:
     return {found.decode("ascii", "replace") for found in _ID.findall(raw)}
 
 
-def _check(deadline: float) -> None:
+def _check_deadline(deadline: float) -> None:
     if time.monotonic() > deadline:
         raise OutOfTime

@@ -1,6 +1,6 @@
-"""What is wrong with a system, as far as one process can find out: a list of checks, each of which tells findings.
+"""Checks of a running system, for `waooaw doctor`: each check yields findings.
 
-A new check is a function from an application to findings, added to ``CHECKS``.
+To add a check, write a function from an application to findings, and add it to ``CHECKS``.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from waooaw_celery.app.app import AgentApp
 from waooaw_celery.errors import BrokerUnavailable, WaooawError
 from waooaw_celery.store.clock_reading import MOST_SKEW, WARN_SECONDS, difference, read, redis_time
 
-#: What to do about a wrong clock.
-_CURE = "Check that NTP (chrony, systemd-timesyncd, w32time) runs on both computers"
+#: How to correct a wrong clock.
+_REMEDY = "Check that NTP (chrony, systemd-timesyncd, w32time) runs on both computers"
 
 
 class State(StrEnum):
-    """How bad a finding is."""
+    """The result of a check."""
 
     OK = "ok"
-    WARN = "warn"  #: it works, and somebody should see to it
+    WARN = "warn"  #: it works, and needs attention
     FAIL = "fail"  #: something does not work
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """What a check found.
+    """A finding of a check.
 
     Attributes:
-        name: what was looked at, such as ``clock of this computer``.
-        state: how bad it is.
-        sentence: what is the case, and what to do about it.
+        name: what was checked, such as ``clock of this computer``.
+        state: whether it is right.
+        sentence: what was found, and what to do about it.
     """
 
     name: str
@@ -49,13 +49,17 @@ Check: TypeAlias = Callable[[AgentApp], Iterable[Finding]]
 
 
 def examine(app: AgentApp, checks: Iterable[Check] | None = None) -> list[Finding]:
-    """Return what the checks find, in their order.
+    """Run checks, and return their findings in order.
 
-    A check that raises an error of this package is a finding too: FAIL, with the error's sentence.
+    A check that raises an error of this package becomes a FAIL with the error's message.
 
     Args:
-        app: the application whose broker, store and ledger are looked at.
-        checks: which; None: all.
+        app: the application whose broker, store and ledger are checked.
+        checks: the checks to run; None: all.
+
+    Example:
+        >>> [finding.name for finding in examine(app) if finding.state is State.FAIL]
+        ['clock of planner@host-2']
     """
     findings: list[Finding] = []
     for check in CHECKS if checks is None else checks:
@@ -68,10 +72,10 @@ def examine(app: AgentApp, checks: Iterable[Check] | None = None) -> list[Findin
 
 
 def clock_of_this_computer(app: AgentApp) -> Iterator[Finding]:
-    """Compare this computer's clock with the reference.
+    """Compare this computer's clock with the reference clock.
 
     Raises:
-        StoreUnavailable: the reference does not answer.
+        StoreUnavailable: the reference clock does not answer.
     """
     name = "clock of this computer"
     reading = app.reference_clock.measure()
@@ -80,56 +84,50 @@ def clock_of_this_computer(app: AgentApp) -> Iterator[Finding]:
             name=name, state=State.OK, sentence="the ledger is on this computer, whose clock is the reference"
         )
         return
-    yield _of_difference(name, "this computer", reading.ahead, reading.error, reading.name)
+    yield _clock_finding(name, "this computer", reading.ahead, reading.error, reading.name)
 
 
 def clock_of_the_broker(app: AgentApp) -> Iterator[Finding]:
-    """Compare the broker's clock with the reference, where the broker tells its time.
+    """Compare the broker's clock with the reference clock, if the broker can return its time.
 
     Raises:
-        StoreUnavailable: the reference does not answer.
+        StoreUnavailable: the reference clock does not answer.
         BrokerUnavailable: the broker does not answer.
     """
     name = "clock of the broker"
     if app.driver != "redis":
-        yield Finding(
-            name=name,
-            state=State.OK,
-            sentence=f"a broker of the kind {app.driver!r} neither tells nor needs the time",
-        )
+        sentence = f"a broker of the kind {app.driver!r} neither returns nor uses the time"
+        yield Finding(name=name, state=State.OK, sentence=sentence)
         return
     try:
         with app.connection_for_write() as connection, connection.channel() as channel:
-            broker = read("the broker", _asking(channel))
+            broker = read("the broker", _clock_source(channel))
     except (OperationalError, RedisError, OSError) as error:
         raise BrokerUnavailable(f"the broker does not answer: {error}") from error
     reference = app.reference_clock.measure()
-    give = broker.error + (reference.error if reference is not None else 0.0)
-    named = reference.name if reference is not None else "this computer"
+    error_seconds = broker.error + (reference.error if reference is not None else 0.0)
+    reference_name = reference.name if reference is not None else "this computer"
     ahead = (reference.ahead if reference is not None else 0.0) - broker.ahead
-    yield _of_difference(name, "the broker", ahead, give, named)
+    yield _clock_finding(name, "the broker", ahead, error_seconds, reference_name)
 
 
 def clocks_of_the_workers(app: AgentApp) -> Iterator[Finding]:
-    """Tell what each living worker reported of its clock with its last heartbeat.
+    """Return the clock difference that each living worker reported with its last heartbeat.
 
     Raises:
-        StoreUnavailable: what keeps the agents does not answer.
+        StoreUnavailable: the agent registry does not answer.
     """
-    seen: dict[str, dict[str, Any] | None] = {}
+    clocks: dict[str, dict[str, Any] | None] = {}
     for record in app.registry.all():
         for worker in record.workers:
-            seen[worker] = record.reports.get(worker, {}).get("clock") or seen.get(worker)
-    for worker, clock in sorted(seen.items()):
+            clocks[worker] = record.reports.get(worker, {}).get("clock") or clocks.get(worker)
+    for worker, clock in sorted(clocks.items()):
         name = f"clock of {worker}"
         if clock is not None:
-            yield _of_difference(name, worker, clock["ahead"], clock["error"], clock["reference"])
+            yield _clock_finding(name, worker, clock["ahead"], clock["error"], clock["reference"])
         elif app.reference_clock.has_source:
-            yield Finding(
-                name=name,
-                state=State.WARN,
-                sentence=f"{worker} has not compared its clock so far: ask again in a minute",
-            )
+            sentence = f"{worker} has not compared its clock yet: try again in a minute"
+            yield Finding(name=name, state=State.WARN, sentence=sentence)
         else:
             yield Finding(name=name, state=State.OK, sentence=f"the clock of {worker} is the reference")
 
@@ -138,18 +136,18 @@ def clocks_of_the_workers(app: AgentApp) -> Iterator[Finding]:
 CHECKS: list[Check] = [clock_of_this_computer, clock_of_the_broker, clocks_of_the_workers]
 
 
-def _of_difference(name: str, whose: str, ahead: float, error: float, reference: str) -> Finding:
-    sentence = f"the clock of {whose} is {difference(ahead)} that of {reference} (give or take {error:.3f} s)"
+def _clock_finding(name: str, owner: str, ahead: float, error: float, reference: str) -> Finding:
+    sentence = f"the clock of {owner} is {difference(ahead)} that of {reference} (give or take {error:.3f} s)"
     certain = abs(ahead) - error
     if certain > MOST_SKEW:
-        cure = f"{sentence}. Nothing is purged while clocks disagree by more than {MOST_SKEW:.0f} s. {_CURE}"
-        return Finding(name=name, state=State.FAIL, sentence=cure)
+        consequence = f"Nothing is purged while clocks disagree by more than {MOST_SKEW:.0f} s"
+        return Finding(name=name, state=State.FAIL, sentence=f"{sentence}. {consequence}. {_REMEDY}")
     if certain > WARN_SECONDS:
-        return Finding(name=name, state=State.WARN, sentence=f"{sentence}. {_CURE}")
+        return Finding(name=name, state=State.WARN, sentence=f"{sentence}. {_REMEDY}")
     return Finding(name=name, state=State.OK, sentence=sentence)
 
 
-def _asking(channel: Any) -> Callable[[], Any]:
+def _clock_source(channel: Any) -> Callable[[], Any]:
     @contextmanager
     def source() -> Iterator[Callable[[], float]]:
         yield lambda: redis_time(channel.client.time())

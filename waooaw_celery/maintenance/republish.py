@@ -1,4 +1,4 @@
-"""How a lost message is published again: as it was, under the same id."""
+"""Publishes a lost message again: with the same id, headers, body and routing."""
 
 from __future__ import annotations
 
@@ -15,31 +15,34 @@ from waooaw_celery.messages.reply_to import REPLY_TO_HEADER
 
 
 def republish(app: AgentApp, producer: Any, lost: LostMessage) -> None:
-    """Publish a lost message, past limits and without writing it down once more.
+    """Publish a lost message. It is not subject to rate limits, and is not recorded again.
 
-    Not by ``send_task``: what is published from within a task is taken for the task's own.
+    This does not use ``send_task``: within a task, Celery would make the message a child of that task.
 
     Args:
-        app: whose broker carries it.
-        producer: over which to publish.
-        lost: what to publish.
+        app: the application whose broker takes the message.
+        producer: the Kombu producer to publish with.
+        lost: the message.
+
+    Raises:
+        EncodingFailed: the message cannot be encoded in its format.
     """
-    message, besides = lost.message, lost.besides
+    message, options = lost.message, lost.besides
     target = HandlerName(message.to_agent, lost.handler)
-    task = dict(besides.task)
-    one_way = takes_message(target.handler) or besides.call is not None  # whose answer comes as a message
-    ignored = bool(task.pop("ignore_result", False)) or one_way
-    chosen = task.pop("serializer", None), task.pop("compression", None)
+    task = dict(options.task)
+    has_no_result = takes_message(target.handler) or options.call is not None  # its answer is a message, if any
+    ignore_result = bool(task.pop("ignore_result", False)) or has_no_result
+    task_serializer, task_compression = task.pop("serializer", None), task.pop("compression", None)
     serializer, compression = app.wire_format(
-        target.agent, message.serializer or chosen[0], message.compression or chosen[1]
+        target.agent, message.serializer or task_serializer, message.compression or task_compression
     )
     headers: dict[str, Any] = {
-        **besides.headers,
+        **options.headers,
         **envelope_headers(message, message.expires_at),
         RECOVERED_HEADER: lost.recoveries,
     }
-    if besides.call is not None:
-        headers[REPLY_TO_HEADER] = besides.call.to_header()
+    if options.call is not None:
+        headers[REPLY_TO_HEADER] = options.call.to_header()
     app.amqp.send_task_message(
         producer,
         str(target),
@@ -52,7 +55,7 @@ def republish(app: AgentApp, producer: Any, lost: LostMessage) -> None:
             parent_id=message.causation_id,
             argsrepr=HIDDEN_ARGUMENTS,
             kwargsrepr=HIDDEN_ARGUMENTS,
-            ignore_result=ignored,
+            ignore_result=ignore_result,
             create_sent_event=app.conf.task_send_sent_event,
             origin=anon_nodename(),
             **task,
@@ -65,6 +68,7 @@ def republish(app: AgentApp, producer: Any, lost: LostMessage) -> None:
 
 
 def _arguments(lost: LostMessage) -> tuple[Any, Any]:
+    """Return the positional and the keyword arguments of the task."""
     payload: Any = lost.message.payload
     if takes_message(lost.handler):
         return (payload,), {}

@@ -1,4 +1,4 @@
-"""The periodic tasks of this package, for the worker of the queue `waooaw.system`; an agent's worker has none."""
+"""The periodic tasks, which the system's worker runs from the queue `waooaw.system`. Agents' workers have none."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from celery.schedules import BaseSchedule, crontab, schedule
 
 from waooaw_celery.app.app import AgentApp
 from waooaw_celery.errors import ClockSkew
-from waooaw_celery.ledger.retention import Retention
+from waooaw_celery.ledger.retention.retention import Retention
 from waooaw_celery.maintenance.recovery import Recovery
 from waooaw_celery.messages.queues import system_queue
 
@@ -21,7 +21,8 @@ SWEEP = "waooaw.sweep"
 RECONCILE = "waooaw.reconcile"
 RECOVER = "waooaw.recover"
 PURGE = "waooaw.purge"
-#: Options of every task here. They expire by the reference clock: a worker whose own is ahead would drop them.
+#: Options of all tasks. TimedRequest expires them by the reference clock: a worker whose own clock is ahead would
+#: drop them.
 _COMMON: dict[str, Any] = {
     "ignore_result": True,
     "shared": False,
@@ -30,69 +31,83 @@ _COMMON: dict[str, Any] = {
 
 
 def register_periodic_tasks(app: AgentApp) -> None:
-    """Give an application the periodic tasks, their queue and their timetable.
+    """Add the periodic tasks, their queue and their schedule to an application.
 
-    The application then serves as beat's (``celery -A beat_schedule beat``) and as the worker that carries
-    the tasks out (``celery -A beat_schedule worker``). Two beats do no harm: a sweep may run twice, and a purge
-    runs alone.
+    Use the application for beat (``celery -A beat_schedule beat``) and for the system's worker (``celery -A
+    beat_schedule worker``). Two beats do no harm: sweeps may run twice, and only one purge runs at a time.
+
+    Args:
+        app: an application with or without a ledger; without one, only the sweep is scheduled.
+
+    Example:
+        >>> app = create_app()
+        >>> register_periodic_tasks(app)
     """
+    _register_sweep(app)
+    _register_ledger_tasks(app)
+    _configure_beat(app)
 
+
+def _register_sweep(app: AgentApp) -> None:
     @app.task(name=SWEEP, **_COMMON)
     def sweep() -> None:
-        """Mark as EXPIRED the messages that no worker began in time."""
-        swept = app.receipts.sweep()
-        if swept:
-            logger.info("%d messages expired", len(swept), extra={"action": "swept", "message_ids": swept})
+        """Mark as EXPIRED the messages that expired before a worker began them."""
+        expired = app.receipts.sweep()
+        if expired:
+            logger.info("%d messages expired", len(expired), extra={"action": "swept", "message_ids": expired})
 
+
+def _register_ledger_tasks(app: AgentApp) -> None:
     @app.task(name=RECONCILE, **_COMMON)
     def reconcile() -> None:
-        """Mark as FAILED the messages that were begun and of whose end nobody told, and that are not recovered."""
+        """Mark as FAILED the messages whose workers stopped reporting, and that the recovery cannot publish."""
         lost = app.ledger.reconcile(recovered=True)
         if lost:
             logger.warning("%d messages were lost", len(lost), extra={"action": "lost", "message_ids": lost})
 
     @app.task(name=RECOVER, **_COMMON)
     def recover() -> None:
-        """Publish again what the ledger knows as open and the broker no longer has."""
-        Recovery(app).run()  # it tells the log itself
+        """Publish again the open messages that the broker no longer has."""
+        Recovery(app).run()  # logs its result itself
 
     @app.task(name=PURGE, **_COMMON, time_limit=7200, soft_time_limit=7000)
     def purge() -> None:
-        """Remove from the ledger what need not be kept, and make room for the coming months."""
+        """Remove the messages whose retention has ended, and create the partitions of the coming months."""
         retention = Retention(app.database, app.components.witnesses())
         retention.prepare()
         try:
-            removed = retention.purge()
-        except ClockSkew as error:  # the same tomorrow, until somebody sets a clock
-            logger.error("%s", error, extra={"action": "purge_refused"})  # noqa: TRY400 - one line is enough
+            removal = retention.purge()
+        except ClockSkew as error:  # a retry would not help: somebody must set a clock
+            logger.error("%s", error, extra={"action": "purge_refused"})  # noqa: TRY400 - no traceback needed
             return
         logger.info(
             "purged %d messages",
-            removed.messages,
-            extra={"action": "purged", "removal": dataclasses.asdict(removed)},
+            removal.messages,
+            extra={"action": "purged", "removal": dataclasses.asdict(removal)},
         )
 
-    settings = app.settings
-    timetable: dict[str, BaseSchedule] = {SWEEP: schedule(timedelta(seconds=settings.sweep_seconds))}
+
+def _configure_beat(app: AgentApp) -> None:
+    """Add the queue, the routes and the schedule."""
+    settings, conf, queue = app.settings, app.conf, system_queue()
+    schedules: dict[str, BaseSchedule] = {SWEEP: schedule(timedelta(seconds=settings.sweep_seconds))}
     if settings.database_url is not None:
-        timetable[RECONCILE] = schedule(timedelta(seconds=settings.sweep_seconds))
-        timetable[RECOVER] = schedule(timedelta(seconds=settings.recover_seconds))
-        timetable[PURGE] = crontab.from_string(settings.purge_at)
-    queue = system_queue()
-    conf = app.conf
-    conf.task_queues = [*(conf.task_queues or ()), queue]
-    conf.task_routes = {**(conf.task_routes or {}), **{name: {"queue": queue} for name in timetable}}
-    # What nobody ran in time is not worth running late: the next one does the same.
-    lasting = {
+        schedules[RECONCILE] = schedule(timedelta(seconds=settings.sweep_seconds))
+        schedules[RECOVER] = schedule(timedelta(seconds=settings.recover_seconds))
+        schedules[PURGE] = crontab.from_string(settings.purge_at)
+    # A task expires when its successor is due, which does the same work.
+    expires = {
         SWEEP: settings.sweep_seconds,
         RECONCILE: settings.sweep_seconds,
         RECOVER: settings.recover_seconds,
         PURGE: 3600,
     }
+    conf.task_queues = [*(conf.task_queues or ()), queue]
+    conf.task_routes = {**(conf.task_routes or {}), **{name: {"queue": queue} for name in schedules}}
     conf.beat_schedule = {
         **(conf.beat_schedule or {}),
         **{
-            name: {"task": name, "schedule": when, "options": {"expires": lasting[name]}}
-            for name, when in timetable.items()
+            name: {"task": name, "schedule": when, "options": {"expires": expires[name]}}
+            for name, when in schedules.items()
         },
     }

@@ -1,1 +1,1 @@
-"""How the ledger is read."""
+"""Reading the ledger: records, statistics, scans, and lost messages."""

@@ -1,4 +1,4 @@
-"""How a message's record is read: its row, and its events, of which its status is worked out."""
+"""Reads records of messages: rows, their events, and the status that follows from the events."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from sqlalchemy import (
     union_all,
 )
 
-from waooaw_celery.ledger.database.models import MessageEventRow
+from waooaw_celery.ledger.database.models import MessageEventRow, MessageRow
 from waooaw_celery.ledger.database.partitions import Month
 from waooaw_celery.ledger.database.rows import payload_text
 from waooaw_celery.ledger.read.records import AuditEvent, AuditRecord
@@ -32,44 +32,52 @@ from waooaw_celery.messages.enums import MessageStatus, MessageType, Priority
 from waooaw_celery.messages.receipt import DeliveryReceipt, MessageEvent
 from waooaw_celery.messages.topics.attributes import EventAttributes
 
-#: Messages whose events are read with one statement.
-_PART = 1000
-_ENDS = frozenset(event.value for event in MessageEvent if event.terminal)
-#: Events that do not say that the broker has, or had, the message.
-NO_PUBLISH = (MessageEvent.CANCEL_REQUESTED.value, MessageEvent.RECOVERED.value)
+#: Most messages whose events one statement reads.
+_BATCH_SIZE = 1000
+_FINAL_EVENTS = frozenset(event.value for event in MessageEvent if event.terminal)
+#: Events that do not prove that the message was published.
+UNPUBLISHED_EVENTS = (MessageEvent.CANCEL_REQUESTED.value, MessageEvent.RECOVERED.value)
 
-#: The primary key of a message: its id, and until when it is kept.
+#: The primary key of a message: its id, and the end of its retention.
 MessageKey = tuple[str, datetime]
 
 
 def read_records(
     connection: Connection, query: Select[Any], parameters: Mapping[str, Any] | None = None
 ) -> list[AuditRecord]:
-    """Return the records of messages.
+    """Return the records of messages, in the order of the query.
 
     Args:
-        connection: in a transaction.
-        query: selects their rows, with all columns.
-        parameters: what the query leaves open.
+        connection: a connection in a transaction.
+        query: selects the rows of the messages, with all columns.
+        parameters: the query's bind parameters.
     """
     rows = connection.execute(query, parameters).all()
     events: dict[str, list[AuditEvent]] = {row.message_id: [] for row in rows}
-    for start in range(0, len(rows), _PART):
-        months = by_month((row.message_id, row.retain_until) for row in rows[start : start + _PART])
-        which: dict[str, Any] = {}
+    for start in range(0, len(rows), _BATCH_SIZE):
+        batch = rows[start : start + _BATCH_SIZE]
+        months = group_by_month((row.message_id, row.retain_until) for row in batch)
+        bounds: dict[str, Any] = {}
         for number, month in enumerate(months):
-            which |= {f"ids_{number}": [message_id for message_id, _ in month]}
-            which |= {f"first_{number}": month[0][1], f"last_{number}": month[-1][1]}
-        for message_id, *told in sorted(connection.execute(_told(len(months)), which), key=_order):
-            events[message_id].append(_event(*told))
+            bounds |= {f"ids_{number}": [message_id for message_id, _ in month]}
+            bounds |= {f"first_{number}": month[0][1], f"last_{number}": month[-1][1]}
+        found = connection.execute(_events_query(len(months)), bounds)
+        for message_id, *columns in sorted(found, key=_event_order):
+            events[message_id].append(_event(*columns))
     return [_record(row, events[row.message_id]) for row in rows]
 
 
-@cache
-def _told(months: int) -> CompoundSelect[Any]:
-    """Return the query for the events of messages of so many months.
+def read_record(connection: Connection, message_id: str) -> AuditRecord | None:
+    """Return the record of one message, or None if the ledger does not have it."""
+    query = select(MessageRow.__table__).where(MessageRow.message_id == message_id)
+    return next(iter(read_records(connection, query)), None)
 
-    It is made once: to put it together each time takes longer than the database needs to answer it.
+
+@cache
+def _events_query(months: int) -> CompoundSelect[Any]:
+    """Return the query for the events of messages in this number of months.
+
+    It is cached: building it takes longer than the database takes to answer it.
     """
     columns = ("message_id", "event", "attempt", "at", "worker", "seconds", "error")
     return union_all(
@@ -83,42 +91,42 @@ def _told(months: int) -> CompoundSelect[Any]:
     )
 
 
-def _order(told: Row[Any]) -> tuple[bool, datetime, bool]:
-    """Return what events are sorted by: a worker may begin before the sender hears that the broker has it."""
-    return told.event != MessageEvent.SENT, told.at, told.event in _ENDS
+def _event_order(row: Row[Any]) -> tuple[bool, datetime, bool]:
+    """Return an event's sort key. SENT is first: a worker may begin before the publish is confirmed."""
+    return row.event != MessageEvent.SENT, row.at, row.event in _FINAL_EVENTS
 
 
-def follow_indexes(connection: Connection) -> None:
-    """Have PostgreSQL answer the questions of this transaction along indexes, row by row, until it has enough.
+def force_index_scans(connection: Connection) -> None:
+    """Make PostgreSQL answer the queries of this transaction along indexes, until it has enough rows.
 
-    It would rather read and sort all that a question could look at, since it cannot know how soon there is enough.
-    And it would compile first, which takes longer than any question: it counts a look into every partition, though
-    it leaves out all but one when it looks.
+    Its planner cannot know how soon there are enough rows, and would read and sort everything that matches. It
+    would also compile the query first, which takes longer than the query: the planner counts every partition,
+    though the query reads one.
     """
     if connection.dialect.name == "postgresql":
         off = ("enable_bitmapscan", "enable_seqscan", "jit")
         connection.exec_driver_sql(";".join(f"SET LOCAL {setting} = off" for setting in off))
 
 
-def by_month(keys: Iterable[MessageKey]) -> list[list[MessageKey]]:
-    """Return the keys of messages by the months in which they may be purged: on PostgreSQL, by partition."""
+def group_by_month(keys: Iterable[MessageKey]) -> list[list[MessageKey]]:
+    """Return message keys grouped by the month in which their retention ends: on PostgreSQL, by partition."""
     ordered = sorted(keys, key=lambda key: key[1])
     return [list(month) for _, month in groupby(ordered, lambda key: Month.of(key[1]))]
 
 
-def in_partition(row: Any, month: Sequence[MessageKey]) -> ColumnElement[bool]:
-    """Whether a row is of one of these messages, which ``by_month`` put together.
+def in_partition(table: Any, month: Sequence[MessageKey]) -> ColumnElement[bool]:
+    """Return the condition that a row belongs to one of these messages, a group of ``group_by_month``.
 
-    The bounds spare PostgreSQL all other partitions. It takes far longer over a list of pairs.
+    The bounds let PostgreSQL skip all other partitions. It takes far longer for a list of pairs.
     """
-    bounds = row.retain_until.between(month[0][1], month[-1][1])
-    return and_(row.message_id.in_([message_id for message_id, _ in month]), bounds)
+    bounds = table.retain_until.between(month[0][1], month[-1][1])
+    return and_(table.message_id.in_([message_id for message_id, _ in month]), bounds)
 
 
 def contains_text(message: Any, text: str) -> ColumnElement[bool]:
-    """Whether a message's payload, as JSON text, contains this, in any case."""
+    """Return the condition that a message's payload, as JSON text, contains a text, in any case."""
     payload = cast(message.payload, String)
-    # The second is how it stands in a payload with halves of surrogate pairs, which is ASCII throughout.
+    # The second spelling is for payloads with unpaired surrogates, which are stored as pure ASCII.
     spellings = dict.fromkeys((payload_text(text)[1:-1], json.dumps(text)[1:-1]))
     return or_(*(payload.icontains(spelling, autoescape=True) for spelling in spellings))
 
@@ -145,16 +153,9 @@ def _record(row: Row[Any], events: Sequence[AuditEvent]) -> AuditRecord:
 
 
 def _receipt(row: Row[Any], events: Sequence[AuditEvent]) -> DeliveryReceipt:
-    begun = [event for event in events if event.event == MessageEvent.DELIVERED]
-    asked = [event for event in events if event.event == MessageEvent.CANCEL_REQUESTED]
-    sent = [event for event in events if event.event not in NO_PUBLISH]
-    end = next((event for event in events if event.event in _ENDS), None)
-    if end is not None:
-        status = MessageStatus(end.event)
-    elif begun:
-        status = MessageStatus.DELIVERED
-    else:
-        status = MessageStatus.SENT if sent else MessageStatus.PENDING
+    deliveries = [event for event in events if event.event == MessageEvent.DELIVERED]
+    cancel_requests = [event for event in events if event.event == MessageEvent.CANCEL_REQUESTED]
+    final = next((event for event in events if event.event in _FINAL_EVENTS), None)
     return DeliveryReceipt(
         message_id=row.message_id,
         from_agent=row.from_agent,
@@ -162,12 +163,21 @@ def _receipt(row: Row[Any], events: Sequence[AuditEvent]) -> DeliveryReceipt:
         handler=row.handler,
         message_type=MessageType(row.message_type),
         priority=Priority.of_rank(row.priority),
-        status=status,
-        attempts=len(begun),
+        status=_status(events, final),
+        attempts=len(deliveries),
         sent_at=row.sent_at,
-        delivered_at=begun[0].at if begun else None,
-        finished_at=end.at if end is not None else None,
+        delivered_at=deliveries[0].at if deliveries else None,
+        finished_at=final.at if final is not None else None,
         correlation_id=row.correlation_id,
-        error=end.error if end is not None else None,
-        cancel_requested_at=asked[0].at if asked else None,
+        error=final.error if final is not None else None,
+        cancel_requested_at=cancel_requests[0].at if cancel_requests else None,
     )
+
+
+def _status(events: Sequence[AuditEvent], final: AuditEvent | None) -> MessageStatus:
+    if final is not None:
+        return MessageStatus(final.event)
+    if any(event.event == MessageEvent.DELIVERED for event in events):
+        return MessageStatus.DELIVERED
+    is_published = any(event.event not in UNPUBLISHED_EVENTS for event in events)
+    return MessageStatus.SENT if is_published else MessageStatus.PENDING

@@ -1,4 +1,4 @@
-"""What the ledger answers with: records of messages, pages of them, statistics."""
+"""What queries of the ledger return: records, pages and statistics."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from waooaw_celery.messages.validation import JSON
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditEvent:
-    """Something that became of a message.
+    """An event of a message, as recorded.
 
     Attributes:
         event: sent, delivered, retried, recovered, duplicate, handled, failed, expired, dead, cancel_requested,
             cancelled, resent or discarded.
-        attempt: of which attempt, counted from 1; 0 for what happened before the first.
-        at: when, aware UTC.
-        worker: node name of the worker that told it, or None.
-        seconds: how long it took to come to this: for delivered since it was sent, for handled, failed and retried
-            since that attempt began; None where that is not known.
-        error: why, for retried, recovered and failed; by whom, for cancel_requested, resent and discarded.
+        attempt: the number of the attempt, from 1; 0 for an event before the first.
+        at: when it happened, aware UTC.
+        worker: the node name of the worker that recorded it, or None.
+        seconds: for delivered, the time from send to delivery; for handled, failed and retried, the duration of
+            the attempt; None if unknown.
+        error: the error, for retried, recovered and failed; who did it, for cancel_requested, resent and
+            discarded.
     """
 
     event: str
@@ -35,13 +36,13 @@ class AuditEvent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
-    """Messages that a rate limit refused.
+    """Messages that a rate limit refused within one minute.
 
     Attributes:
-        agent: whose; ``*`` when more agents and rules were refused at once than are kept apart.
-        rule: by which rule.
-        minute: in which minute, aware UTC.
-        count: how many.
+        agent: the sender; ``*`` if too many agents and rules were refused at once to be counted apart.
+        rule: the rule that refused them.
+        minute: the minute, aware UTC.
+        count: how many messages.
     """
 
     agent: str
@@ -52,19 +53,19 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditRecord:
-    """A message as the ledger has it.
+    """A message in the ledger, with its events.
 
     Attributes:
-        receipt: who told whom, when, and the newest known fact.
-        payload: what was said; None when it was erased.
-        payload_digest: SHA-256 of the payload, which an erasure leaves.
-        conversation_id: the message that began it all.
-        causation_id: the message whose handler sent this one, or None.
-        expires_at: when it expired or would have, or None.
-        retain_until: when a purge may remove it.
-        erased_at: when its payload was erased, or None.
-        events: what became of it, in order.
-        event: of an EVENT, the attributes of the event; None for every other message.
+        receipt: sender, recipient, status and times.
+        payload: the payload; None if it was erased.
+        payload_digest: the SHA-256 of the payload; an erasure keeps it.
+        conversation_id: the id of the message that began the conversation.
+        causation_id: the id of the message whose handler sent this one, or None.
+        expires_at: the expiry, or None.
+        retain_until: the time from which a purge may remove the message.
+        erased_at: when the payload was erased, or None.
+        events: its events, in order.
+        event: for an EVENT, the attributes of the event; None for every other message.
     """
 
     receipt: DeliveryReceipt
@@ -81,11 +82,11 @@ class AuditRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
-    """A part of an answer.
+    """A page of a query's result.
 
     Attributes:
-        records: the messages, newest first; fewer than the limit, or none, do not mean that there are no more.
-        after: what to give to ``query(after=…)`` for the next part, or None at the end.
+        records: the messages, newest first. A page may be short, or empty, before the end of the result.
+        after: the argument ``after`` of the query for the next page; None at the end.
     """
 
     records: list[AuditRecord]
@@ -94,7 +95,7 @@ class Page:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Durations:
-    """How long something took, in seconds: half of the messages took at most p50, and so on; None without any."""
+    """Percentiles of durations, in seconds; None if nothing was measured."""
 
     p50: float | None
     p95: float | None
@@ -103,17 +104,17 @@ class Durations:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Statistics:
-    """What was going on in a stretch of time.
+    """Statistics of the messages that were sent within a period.
 
     Attributes:
-        total: messages sent.
-        by_status: how many there are of each status.
-        by_type: how many there are of each type.
-        top_senders: the agents that sent most, with how many.
-        top_receivers: the agents that got most, with how many.
-        delivery: from sending to the beginning of the first attempt.
-        handling: the attempt that handled it, from its beginning to its end.
-        error_rate: share of those ended that failed or are dead letters, from 0 to 1; None when none has ended.
+        total: how many messages were sent.
+        by_status: how many messages have each status.
+        by_type: how many messages have each type.
+        top_senders: the agents that sent most messages, with the numbers.
+        top_receivers: the agents that received most messages, with the numbers.
+        delivery: the time from the send to the start of the first attempt.
+        handling: the duration of the attempt that succeeded.
+        error_rate: the share of ended messages that failed or are dead letters, 0 to 1; None if none has ended.
     """
 
     total: int

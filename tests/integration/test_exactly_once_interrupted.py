@@ -1,4 +1,4 @@
-"""Handlers with once=True whose process ends between commit and news: what is committed counts as handled."""
+"""Handlers with ``once=True`` whose process ends after the commit and before the report: they are HANDLED."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ def broker(ledgered_broker: Broker) -> Broker:
 
 @pytest.fixture(scope="module")
 def hold(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file that makes the next process stand still which has committed."""
+    """The path of a file that makes the next worker process pause after its commit."""
     return tmp_path_factory.mktemp("hold") / "hold"
 
 
 @pytest.fixture(scope="module")
 def name(broker: Broker, hold: Path) -> Iterator[str]:
-    """An agent of the prefork pool."""
+    """The name of an agent with the prefork pool."""
     name, app = broker.name(), broker.app()
     with app.database.begin("make a table") as connection:
         connection.execute(text("CREATE TABLE IF NOT EXISTS effects (label text, pid int)"))
     env = {"KILL_AFTER_COMMIT": f"{hold}.never", "HOLD_AFTER_COMMIT": str(hold)}
-    process = broker.start(name, app, module="once_probe", env=env)
+    process = broker.start(name, app, module="exactly_once_probe", env=env)
     yield name
     end_all([process])
     app.close()
@@ -57,7 +57,7 @@ def name(broker: Broker, hold: Path) -> Iterator[str]:
 
 @pytest.fixture
 def pids(app: AgentApp) -> Callable[[str], list[int]]:
-    """Return the processes that made the effect of a label."""
+    """Return a function that returns the ids of the processes that made the effect with a label."""
 
     def _pids(label: str) -> list[int]:
         with app.database.begin("read the effects") as connection:
@@ -67,8 +67,8 @@ def pids(app: AgentApp) -> Callable[[str], list[int]]:
     return _pids
 
 
-def committed(app: AgentApp, name: str, hold: Path, **fields: Any) -> tuple[Message, str]:
-    """Send a message, and return it when its effect is committed and its process stands still."""
+def send_and_pause_after_commit(app: AgentApp, name: str, hold: Path, **fields: Any) -> tuple[Message, str]:
+    """Send a message; return it with its label when its effect is committed and its process pauses."""
     label = str(uuid4())
     message = Message(from_agent="tests", to_agent=name, payload={"label": label}, **fields)
     Path(f"{hold}.committed").unlink(missing_ok=True)
@@ -78,23 +78,23 @@ def committed(app: AgentApp, name: str, hold: Path, **fields: Any) -> tuple[Mess
     return message, label
 
 
-def ends(app: AgentApp, message_id: str) -> list[str]:
-    """Return the ends of a message in the ledger."""
-    told = MessageAuditTrail(app.ledger).receipt(message_id).events
-    return [event.event for event in told if MessageEvent(event.event).terminal]
+def final_events(app: AgentApp, message_id: str) -> list[str]:
+    """Return the final events of a message in the ledger."""
+    events = MessageAuditTrail(app.ledger).receipt(message_id).events
+    return [event.event for event in events if MessageEvent(event.event).terminal]
 
 
-def check(
+def assert_handled_once(
     app: AgentApp, message: Message, label: str, pids: Callable[[str], list[int]], attempts: int = 2
 ) -> None:
-    """Check that a message has had its effect once, and that the ledger says so, and keeps no dead letter."""
+    """Check that a message had one effect, is HANDLED in the ledger, and is no dead letter."""
     assert settled(app, message.message_id) is MessageStatus.HANDLED
     assert MessageBus(app).receipt(message.message_id).error is None
     assert len(pids(label)) == 1
-    assert ends(app, message.message_id) == ["handled"]
+    assert final_events(app, message.message_id) == ["handled"]
     assert MessageBus(app).receipt(message.message_id).attempts == attempts
     assert message.message_id not in [
-        letter.message_id for letter in app.dead_letters.list(agent=message.to_agent)
+        dead_letter.message_id for dead_letter in app.dead_letters.list(agent=message.to_agent)
     ]
 
 
@@ -102,121 +102,121 @@ def test_a_handler_that_is_cancelled_after_its_commit_is_handled(
     app: AgentApp, name: str, hold: Path, pids: Callable[[str], list[int]]
 ) -> None:
     """The signal ends its process; the effect stays."""
-    message, label = committed(app, name, hold)
+    message, label = send_and_pause_after_commit(app, name, hold)
     receipt = MessageBus(app).cancel(message.message_id, running=True, timeout=20)
     assert receipt.status is MessageStatus.HANDLED
     assert receipt.cancel_requested_at is not None
-    check(app, message, label, pids)
+    assert_handled_once(app, message, label, pids)
 
 
 def test_a_handler_that_is_cancelled_before_its_commit_has_no_effect(
     app: AgentApp, name: str, hold: Path, pids: Callable[[str], list[int]], tmp_path: Path
 ) -> None:
-    """It is CANCELLED, and stays so."""
+    """It is CANCELLED."""
     gate, label = tmp_path / "gate", str(uuid4())
     sent = MessageBus(app).send(
         Message(from_agent="tests", to_agent=name, payload={"label": label, "wait_for": str(gate)})
     )
-    until(Path(f"{gate}.begun").exists, "the beginning")
+    until(Path(f"{gate}.begun").exists, "the attempt")
     assert MessageBus(app).cancel(sent.message_id, running=True, timeout=20).status is MessageStatus.CANCELLED
     assert pids(label) == []
-    assert ends(app, sent.message_id) == ["cancelled"]
+    assert final_events(app, sent.message_id) == ["cancelled"]
 
 
-def test_the_caller_of_a_request_that_is_cancelled_after_its_commit_gets_the_answer(
+def test_a_request_that_is_cancelled_after_its_commit_is_answered(
     app: AgentApp, name: str, hold: Path, pids: Callable[[str], list[int]]
 ) -> None:
-    """The answer is what the handler returned."""
-    label, known = str(uuid4()), {receipt.message_id for receipt in app.receipts.recent()}
+    """The answer is the return value of the handler."""
+    label, known_ids = str(uuid4()), {receipt.message_id for receipt in app.receipts.recent()}
     Path(f"{hold}.committed").unlink(missing_ok=True)
     hold.touch()
     with ThreadPoolExecutor(1) as thread:
-        asked = thread.submit(RequestResponseHandler(app).request, name, "book", {"label": label}, timeout=60)
+        request = thread.submit(RequestResponseHandler(app).request, name, "book", {"label": label}, timeout=60)
         until(Path(f"{hold}.committed").exists, "the commit")
-        [receipt] = [each for each in app.receipts.recent() if each.message_id not in known]
+        [receipt] = [each for each in app.receipts.recent() if each.message_id not in known_ids]
         assert MessageBus(app).cancel(receipt.message_id, running=True, timeout=20).status is MessageStatus.HANDLED
-        answer: Any = asked.result()
+        answer: Any = request.result()
     assert [answer["pid"]] == pids(label)
 
 
-def test_a_handler_that_an_operator_ends_after_its_commit_is_handled(
+def test_a_handler_that_is_revoked_after_its_commit_is_handled(
     app: AgentApp, name: str, hold: Path, pids: Callable[[str], list[int]]
 ) -> None:
-    """Celery's own ``revoke(terminate=True)`` is such a signal too."""
-    message, label = committed(app, name, hold)
+    """Celery's ``revoke(terminate=True)`` ends the process too."""
+    message, label = send_and_pause_after_commit(app, name, hold)
     app.control.revoke(message.message_id, terminate=True, destination=list(app.registry.get(name).workers))
-    check(app, message, label, pids)
+    assert_handled_once(app, message, label, pids)
 
 
 @pytest.mark.parametrize("kind", [MessageType.QUERY, MessageType.ACK])
-def test_a_time_limit_that_is_over_after_the_commit_is_no_failure(
+def test_a_time_limit_after_the_commit_is_no_failure(
     kind: MessageType, app: AgentApp, name: str, hold: Path, pids: Callable[[str], list[int]]
 ) -> None:
-    """The hard one ends the process, and the soft one raises in it."""
-    message, label = committed(app, name, hold, message_type=kind)
-    check(app, message, label, pids, attempts=2 if kind is MessageType.QUERY else 1)
+    """The hard limit ends the process, and the soft limit raises in it."""
+    message, label = send_and_pause_after_commit(app, name, hold, message_type=kind)
+    assert_handled_once(app, message, label, pids, attempts=2 if kind is MessageType.QUERY else 1)
 
 
-def test_a_process_that_is_killed_after_its_commit_and_whose_message_is_cancelled_then_is_handled(
+def test_a_process_killed_after_commit_and_cancellation_is_handled(
     app: AgentApp, name: str, hold: Path, pids: Callable[[str], list[int]]
 ) -> None:
-    """The message comes again, and is not dropped, though it is to be cancelled."""
-    message, label = committed(app, name, hold)
+    """The message is redelivered, and not dropped, though its cancellation was requested."""
+    message, label = send_and_pause_after_commit(app, name, hold)
     MessageBus(app).cancel(message.message_id, timeout=5)
     [pid] = pids(label)
     os.kill(pid, signal.SIGKILL)
-    check(app, message, label, pids)
+    assert_handled_once(app, message, label, pids)
 
 
-def test_a_message_that_expires_between_its_commit_and_the_news_is_handled(
+def test_a_message_that_expires_between_commit_and_report_is_handled(
     app: AgentApp, name: str, hold: Path, pids: Callable[[str], list[int]]
 ) -> None:
-    """Its process is killed when its time is over: what comes again is not dropped as expired."""
-    message, label = committed(app, name, hold, ttl_seconds=3)
+    """Its process is killed after the expiry: the redelivered message is not dropped as expired."""
+    message, label = send_and_pause_after_commit(app, name, hold, ttl_seconds=3)
     [pid] = pids(label)
     expires_at: Any = message.expires_at
-    until(lambda: expires_at < datetime.now(UTC), "the end of its time")
+    until(lambda: expires_at < datetime.now(UTC), "the expiry")
     os.kill(pid, signal.SIGKILL)
-    check(app, message, label, pids)
+    assert_handled_once(app, message, label, pids)
 
 
 @pytest.mark.parametrize(
-    "end", [MessageEvent.CANCELLED, MessageEvent.FAILED, MessageEvent.DEAD, MessageEvent.EXPIRED]
+    "final_event", [MessageEvent.CANCELLED, MessageEvent.FAILED, MessageEvent.DEAD, MessageEvent.EXPIRED]
 )
-def test_the_ledger_itself_takes_no_other_end_of_what_is_committed(app: AgentApp, end: MessageEvent) -> None:
-    """Also when somebody else tells it, or tells it late: a sweep, a recovery, a spool."""
+def test_the_ledger_records_only_handled_after_a_commit(app: AgentApp, final_event: MessageEvent) -> None:
+    """Another final event is not recorded, whether it comes from a sweep, a recovery or the spool."""
     message = Message(from_agent="tests", to_agent="nobody")
     app.receipts.pending([(message, "command")])()
-    with app.database.begin("write a note") as connection:
+    with app.database.begin("insert a note") as connection:
         connection.execute(
             text("INSERT INTO waooaw_inbox VALUES (:id, 'command', now(), NULL)"), {"id": message.message_id}
         )
-    note(app.receipts, message, end, error="it was told so")
-    assert ends(app, message.message_id) == ["handled"]
+    note(app.receipts, message, final_event, error="some error")
+    assert final_events(app, message.message_id) == ["handled"]
     assert MessageBus(app).receipt(message.message_id).error is None
 
 
 @pytest.mark.parametrize("end", ["commit", "rollback", None])
-def test_an_end_that_is_on_its_way_is_waited_for(app: AgentApp, end: str | None) -> None:
-    """A process that is killed during its commit may still have its effect; the wait for that has a bound."""
+def test_has_effect_waits_for_a_pending_commit(app: AgentApp, end: str | None) -> None:
+    """The commit of a killed process may still succeed; the wait for it is bounded."""
     message_id = str(uuid4())
     with app.database.handlers.connect() as connection, ThreadPoolExecutor(1) as thread:
         note = text("INSERT INTO waooaw_inbox VALUES (:id, 'command', now(), NULL)")
         connection.execute(note, {"id": message_id})
-        asked = thread.submit(has_effect, app.database, message_id, "command")
+        effect = thread.submit(has_effect, app.database, message_id, "command")
         until(lambda: _waits_for_lock(app), "the wait")
         if end is None:
             with pytest.raises(AuditUnavailable, match="lock timeout"):
-                asked.result(PATIENCE)
+                effect.result(PATIENCE)
         else:
             getattr(connection, end)()
-            assert asked.result(PATIENCE) is (end == "commit")
+            assert effect.result(PATIENCE) is (end == "commit")
     with app.database.begin("look for the note") as other:
         count = text("SELECT count(*) FROM waooaw_inbox WHERE message_id = :id")
         assert other.scalar(count, {"id": message_id}) == (end == "commit")
 
 
 def _waits_for_lock(app: AgentApp) -> bool:
-    with app.database.begin("look who waits") as connection:
+    with app.database.begin("look for a waiting insert") as connection:
         waits = "SELECT count(*) FROM pg_locks JOIN pg_stat_activity USING (pid) WHERE NOT granted AND query ILIKE"
         return bool(connection.scalar(text(f"{waits} '%INSERT INTO waooaw_inbox%'")))

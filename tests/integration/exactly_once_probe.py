@@ -1,4 +1,4 @@
-"""An agent for tests whose effects are rows of the ledger's database: each happens once. Named by PROBE_NAME."""
+"""An agent with ``once=True`` handlers, whose effects are rows in the ledger's database. PROBE_NAME names it."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from waooaw_celery.app.components import Components
 from waooaw_celery.ledger.outbox import Outbox
 
 
-class MortalOutbox(Outbox):
-    """An outbox whose process is killed, or stands still, after a commit, if a file says so."""
+class InterruptedOutbox(Outbox):
+    """An outbox whose process kills itself, or pauses, after a commit if a file exists."""
 
     def relay(self, session: Session) -> None:
-        """Publish what was entrusted to a session, or die before."""
+        """Publish the committed messages of a session, or die before that."""
         killer = Path(os.environ["KILL_AFTER_COMMIT"])
         if killer.exists():
             killer.unlink()
@@ -35,17 +35,17 @@ class MortalOutbox(Outbox):
         super().relay(session)
 
 
-class MortalComponents(Components):
-    """Components with a mortal outbox."""
+class InterruptedComponents(Components):
+    """Components with such an outbox."""
 
     @cached_property
     def outbox(self) -> Outbox:
         """The outbox."""
-        return MortalOutbox(self.ledger, self.publisher.publish_recorded)
+        return InterruptedOutbox(self.ledger, self.publisher.publish_recorded)
 
 
 app = AgentApp("once")
-app.components = MortalComponents(app)
+app.components = InterruptedComponents(app)
 agent = Agent(os.environ["PROBE_NAME"], app)
 
 

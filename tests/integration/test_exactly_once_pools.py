@@ -1,4 +1,4 @@
-"""Handlers with once=True hold connections: none fails because there are more handlers than connections."""
+"""Handlers with ``once=True`` in all pools: more handlers than connections, and connections that are lost."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from waooaw_celery import AgentApp, Message, MessageAuditTrail, MessageBus, Mess
 from waooaw_celery.embedded import end_all
 from waooaw_celery.messages.receipt import MessageEvent
 
-#: More handlers at a time than connections.
+#: Worker options: more concurrent handlers than database connections.
 POOLS = {"threads": ("-P", "threads", "-c", "20"), "gevent": ("-P", "gevent", "-c", "20"), "prefork": ("-c", "2")}
 
 
@@ -27,8 +27,8 @@ def broker(ledgered_broker: Broker) -> Broker:
 
 
 @pytest.fixture(autouse=True)
-def effects(app: AgentApp) -> Callable[[str], int]:
-    """Count the effects of a label."""
+def count_effects(app: AgentApp) -> Callable[[str], int]:
+    """Return a function that counts the effects with a label."""
     with app.database.begin("make a table") as connection:
         connection.execute(text("CREATE TABLE IF NOT EXISTS effects (label text, pid int)"))
 
@@ -42,13 +42,13 @@ def effects(app: AgentApp) -> Callable[[str], int]:
 
 @pytest.fixture
 def start(broker: Broker, app: AgentApp, tmp_path: Path) -> Iterator[Callable[..., str]]:
-    """Start such an agent and return its name."""
+    """Start an agent with ``once=True`` handlers, and return its name."""
     processes: list[Any] = []
 
     def _start(*options: str) -> str:
         name = broker.name()
         env = {"KILL_AFTER_COMMIT": str(tmp_path / "never")}
-        processes.append(broker.start(name, app, *options, module="once_probe", env=env))
+        processes.append(broker.start(name, app, *options, module="exactly_once_probe", env=env))
         return name
 
     yield _start
@@ -56,55 +56,55 @@ def start(broker: Broker, app: AgentApp, tmp_path: Path) -> Iterator[Callable[..
 
 
 @pytest.mark.parametrize("pool", POOLS)
-def test_more_handlers_than_connections_all_send_in_their_transactions(
-    pool: str, app: AgentApp, start: Callable[..., str], effects: Callable[[str], int]
+def test_more_handlers_than_connections_send_in_their_transactions(
+    pool: str, app: AgentApp, start: Callable[..., str], count_effects: Callable[[str], int]
 ) -> None:
-    """Each handler has its effect once and sends once, and the worker's other questions are answered meanwhile."""
+    """Each handler has one effect and sends one message, while the worker answers other requests."""
     name, receiver, bus = start(*POOLS[pool]), start(), MessageBus(app)
-    asked = Message(from_agent="tests", to_agent=receiver, payload={"label": str(uuid4())})
-    bus.send(asked)
+    other = Message(from_agent="tests", to_agent=receiver, payload={"label": str(uuid4())})
+    bus.send(other)
     label = str(uuid4())
     work = {"label": label, "send_to": receiver, "nap": 0.02 if pool == "prefork" else 1}
     ids = [bus.send(Message(from_agent="tests", to_agent=name, payload=work)).message_id for _ in range(30)]
     with ThreadPoolExecutor(4) as threads:
         requests = RequestResponseHandler(app)
         answers = [
-            threads.submit(requests.request, name, "status", {"message_id": asked.message_id}, timeout=60)
+            threads.submit(requests.request, name, "status", {"message_id": other.message_id}, timeout=60)
             for _ in range(4)
         ]
         assert {MessageStatus(answer.result()) for answer in answers} <= set(MessageStatus)
     assert {settled(app, id_) for id_ in ids} == {MessageStatus.HANDLED}
-    assert effects(label) == 30
+    assert count_effects(label) == 30
     trail = MessageAuditTrail(app.ledger)
     assert not [event for id_ in ids for event in trail.receipt(id_).events if event.event == MessageEvent.RETRIED]
     caused = "SELECT message_id FROM waooaw_messages WHERE causation_id = ANY(:ids)"
-    with app.database.begin("look for what they sent") as connection:
+    with app.database.begin("read the messages that they sent") as connection:
         sent = connection.scalars(text(caused), {"ids": ids}).all()
     assert len(sent) == 30
     assert all(settled(app, id_).final for id_ in sent)
 
 
 @pytest.mark.parametrize("pool", ["threads", "prefork"])
-def test_a_handler_whose_connection_is_cut_comes_again(
-    pool: str, app: AgentApp, start: Callable[..., str], effects: Callable[[str], int], tmp_path: Path
+def test_a_handler_that_loses_its_connection_is_retried(
+    pool: str, app: AgentApp, start: Callable[..., str], count_effects: Callable[[str], int], tmp_path: Path
 ) -> None:
-    """The database ends the connection of a handler: it has no effect, and the message is tried again."""
+    """The database closes the connection: the attempt has no effect, and the message is retried."""
     name, label = start(*POOLS[pool]), str(uuid4())
     work = {"label": label, "cut": str(tmp_path / "cut")}
     sent = MessageBus(app).send(Message(from_agent="tests", to_agent=name, payload=work))
     assert settled(app, sent.message_id) is MessageStatus.HANDLED
     assert MessageBus(app).receipt(sent.message_id).attempts == 2
-    assert effects(label) == 1
+    assert count_effects(label) == 1
 
 
 @pytest.mark.parametrize("more", [{}, {"send": True}])
-def test_a_statement_that_the_database_refuses_is_a_failure(
-    more: dict[str, Any], app: AgentApp, start: Callable[..., str], effects: Callable[[str], int]
+def test_a_statement_that_the_database_refuses_is_not_retried(
+    more: dict[str, Any], app: AgentApp, start: Callable[..., str], count_effects: Callable[[str], int]
 ) -> None:
-    """The message is not tried again, also when the session then refuses to send."""
+    """The message is FAILED, also if the session then refuses to send."""
     name, label = start(), str(uuid4())
     work = {"label": label, "refused": True} | ({"send_to": name} if more else {})
     sent = MessageBus(app).send(Message(from_agent="tests", to_agent=name, payload=work))
     assert settled(app, sent.message_id) is MessageStatus.FAILED
     assert MessageBus(app).receipt(sent.message_id).attempts == 1
-    assert effects(label) == 0
+    assert count_effects(label) == 0

@@ -1,4 +1,4 @@
-"""Handlers with once=True: the effect happens once, whatever happens to messages and processes."""
+"""Handlers with ``once=True``: the effect happens once, whatever happens to messages and processes."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def broker(ledgered_broker: Broker) -> Broker:
 
 
 @pytest.fixture(autouse=True)
-def effects(app: AgentApp) -> Callable[[str], int]:
-    """Count the effects of a label."""
+def count_effects(app: AgentApp) -> Callable[[str], int]:
+    """Return a function that counts the effects with a label."""
     with app.database.begin("make a table") as connection:
         connection.execute(text("CREATE TABLE IF NOT EXISTS effects (label text, pid int)"))
 
@@ -43,19 +43,19 @@ def effects(app: AgentApp) -> Callable[[str], int]:
 
 @pytest.fixture
 def killer(tmp_path: Path) -> Path:
-    """A file that kills the next process which has committed."""
+    """The path of a file that makes the next worker process kill itself after its commit."""
     return tmp_path / "kill-after-commit"
 
 
 @pytest.fixture
 def start(broker: Broker, app: AgentApp, killer: Path) -> Iterator[Start]:
-    """Start such an agent and return its name."""
+    """Start an agent with ``once=True`` handlers, and return its name."""
     processes: list[Any] = []
 
     def _start(name: str | None = None, **options: Any) -> str:
         name = name or broker.name()
         env = {"KILL_AFTER_COMMIT": str(killer)}
-        processes.append(broker.start(name, app, module="once_probe", env=env, **options))
+        processes.append(broker.start(name, app, module="exactly_once_probe", env=env, **options))
         return name
 
     yield _start
@@ -63,18 +63,18 @@ def start(broker: Broker, app: AgentApp, killer: Path) -> Iterator[Start]:
 
 
 def command(to: str, **do: Any) -> Message:
-    """Return a message with a label of its own."""
+    """Return a command with a unique label."""
     return Message(from_agent="tests", to_agent=to, payload={"label": str(uuid4()), **do})
 
 
 def label(message: Message) -> str:
-    """Return the label of a message's effects."""
+    """Return the label of the effects of a message."""
     payload: Any = message.payload
     return str(payload["label"])
 
 
-def push_again(app: AgentApp, message: Message) -> None:
-    """Publish a message once more under the same id, as a publisher does whose confirmation was lost."""
+def publish_again(app: AgentApp, message: Message) -> None:
+    """Publish a message again with the same id, as a publisher does that got no confirmation."""
     app.publisher.publish_recorded(
         [
             (
@@ -86,48 +86,48 @@ def push_again(app: AgentApp, message: Message) -> None:
 
 
 def test_two_workers_with_the_same_message_have_one_effect(
-    app: AgentApp, start: Start, effects: Callable[[str], int], tmp_path: Path
+    app: AgentApp, start: Start, count_effects: Callable[[str], int], tmp_path: Path
 ) -> None:
-    """The second one waits for the end of the first, and finds what it did."""
+    """The second worker waits for the first one's transaction, and finds its note."""
     gate = tmp_path / "gate"
     name = start()
     start(name, node=f"{name}-second")
     message = command(name, wait_for=str(gate))
     MessageBus(app).send(message)
-    until(lambda: Path(f"{gate}.begun").exists(), "the beginning")
-    push_again(app, message)
+    until(lambda: Path(f"{gate}.begun").exists(), "the first attempt")
+    publish_again(app, message)
 
-    def waiting() -> int:
+    def queue_length() -> int:
         with app.connection_for_write() as connection:
             return queue_depth(connection, agent_queue(name)).total
 
-    until(lambda: waiting() == 0, "the other worker's beginning")
+    until(lambda: queue_length() == 0, "the second delivery")
     gate.touch()
     assert settled(app, message.message_id) is MessageStatus.HANDLED
-    after = command(name)
-    MessageBus(app).send(after)
-    assert settled(app, after.message_id) is MessageStatus.HANDLED
-    assert effects(label(message)) == 1
+    next_message = command(name)
+    MessageBus(app).send(next_message)
+    assert settled(app, next_message.message_id) is MessageStatus.HANDLED
+    assert count_effects(label(message)) == 1
 
 
 def test_a_process_that_dies_after_the_commit_leaves_one_effect(
-    app: AgentApp, start: Start, effects: Callable[[str], int], killer: Path
+    app: AgentApp, start: Start, count_effects: Callable[[str], int], killer: Path
 ) -> None:
-    """Nobody was told that it had ended, so the message comes again, and its effect is found."""
+    """Its end was not reported, so the message is redelivered, and the effect is found."""
     name = start()
     killer.touch()
     message = command(name)
     MessageBus(app).send(message)
     assert settled(app, message.message_id) is MessageStatus.HANDLED
     assert not killer.exists()
-    assert effects(label(message)) == 1
+    assert count_effects(label(message)) == 1
     assert MessageBus(app).receipt(message.message_id).attempts == 2
 
 
-def test_the_answer_is_the_one_of_the_effect(
-    app: AgentApp, start: Start, effects: Callable[[str], int], killer: Path
+def test_the_answer_is_the_result_of_the_committed_attempt(
+    app: AgentApp, start: Start, count_effects: Callable[[str], int], killer: Path
 ) -> None:
-    """A request whose first process died after the commit is answered with what that one returned."""
+    """A request whose first process died after the commit is answered with that process's result."""
     name = start()
     killer.touch()
     booked = str(uuid4())
@@ -140,32 +140,32 @@ def test_the_answer_is_the_one_of_the_effect(
 
 @pytest.mark.parametrize("commit", [False, True])
 def test_a_handler_that_fails_has_no_effect(
-    commit: bool, app: AgentApp, start: Start, effects: Callable[[str], int]
+    commit: bool, app: AgentApp, start: Start, count_effects: Callable[[str], int]
 ) -> None:
-    """Also when it said commit: that is not its to say. What it sent is not sent either."""
+    """Its own commit does not count, and the messages that it sent are not sent."""
     name = start()
     receiver = start()
     message = command(name, fail="no", send_to=receiver, commit=commit)
     MessageBus(app).send(message)
     assert settled(app, message.message_id) is MessageStatus.FAILED
-    assert effects(label(message)) == 0
-    with app.database.begin("look for what it sent") as connection:
+    assert count_effects(label(message)) == 0
+    with app.database.begin("read the messages that it sent") as connection:
         caused = connection.scalar(
             text("SELECT count(*) FROM waooaw_messages WHERE causation_id = :id"), {"id": message.message_id}
         )
     assert caused == 0
 
 
-def test_only_the_attempt_that_ends_well_has_an_effect(
-    app: AgentApp, start: Start, effects: Callable[[str], int]
+def test_only_the_successful_attempt_has_an_effect(
+    app: AgentApp, start: Start, count_effects: Callable[[str], int]
 ) -> None:
-    """Retries begin anew, and what the last one sent is sent once."""
+    """Failed attempts are rolled back, and only the last one's message is sent."""
     name, receiver = start(), start()
     message = command(name, fail_times=2, send_to=receiver)
     MessageBus(app).send(message)
     assert settled(app, message.message_id) is MessageStatus.HANDLED
-    assert effects(label(message)) == 1
-    with app.database.begin("look for what it sent") as connection:
+    assert count_effects(label(message)) == 1
+    with app.database.begin("read the messages that it sent") as connection:
         sent = connection.scalars(
             text("SELECT message_id FROM waooaw_messages WHERE causation_id = :id"), {"id": message.message_id}
         ).all()
@@ -173,14 +173,14 @@ def test_only_the_attempt_that_ends_well_has_an_effect(
     assert settled(app, sent[0]).final
 
 
-def test_outside_of_such_a_handler_there_is_no_session(app: AgentApp, start: Start) -> None:
-    """The error says where there is one."""
+def test_a_session_outside_such_a_handler_is_an_error(app: AgentApp, start: Start) -> None:
+    """The error names ``once=True``."""
     name = start()
     assert "once=True" in str(RequestResponseHandler(app).request(name, "carelessly", timeout=30))
 
 
-def test_what_cannot_be_once_is_refused(tmp_path: Path) -> None:
-    """A coroutine, since a session is for one thread; and without a database in PostgreSQL."""
+def test_handlers_that_cannot_run_once_are_refused(tmp_path: Path) -> None:
+    """Those are coroutines, because a session is for one thread, and handlers without a PostgreSQL ledger."""
     with closing(AgentApp("alone", broker="redis://127.0.0.1:1")) as app:
         agent = Agent("alone", app)
 

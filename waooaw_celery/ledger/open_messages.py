@@ -1,0 +1,82 @@
+"""The ends of open messages that no worker reports: those that expire, and those that are lost."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import func, select, true
+
+from waooaw_celery.ledger.database.clock import now_in, now_within
+from waooaw_celery.ledger.database.engine import Database
+from waooaw_celery.ledger.database.models import MessageEventRow, OpenMessageRow
+from waooaw_celery.ledger.database.rows import keyed_event_row
+from waooaw_celery.ledger.read.scan import same_message
+from waooaw_celery.ledger.write.statements import close_ended, write
+from waooaw_celery.messages.receipt import NO_PROGRESS, SWEEP_GRACE, MessageEvent, MessageFact
+
+
+def expire_overdue(database: Database) -> list[str]:
+    """Mark as EXPIRED the open messages that are past their expiry and that no worker handles.
+
+    Returns:
+        Their ids, sorted.
+
+    Raises:
+        AuditUnavailable: the database does not answer.
+    """
+    is_overdue = OpenMessageRow.expires_at < now_within(database) - timedelta(seconds=SWEEP_GRACE)
+    return _end_messages(database, "sweep expired messages", is_overdue & ~_is_running(), MessageEvent.EXPIRED)
+
+
+def fail_lost(database: Database, lost_after: timedelta, *, recovered: bool) -> list[str]:
+    """Mark as FAILED the open messages that a worker began long ago, with no event since.
+
+    Args:
+        database: the ledger's database.
+        lost_after: how long ago the newest delivery must be.
+        recovered: whether a recovery runs: then only messages that it cannot publish again are marked.
+
+    Returns:
+        Their ids, sorted.
+
+    Raises:
+        AuditUnavailable: the database does not answer.
+    """
+    now = now_within(database)
+    delivered_at = select(func.max(MessageEventRow.at)).where(
+        same_message(MessageEventRow, OpenMessageRow), MessageEventRow.event == MessageEvent.DELIVERED.value
+    )
+    has_expired = OpenMessageRow.expires_at.is_not(None) & (OpenMessageRow.expires_at < now)
+    is_ours = OpenMessageRow.unrepeatable | has_expired if recovered else true()
+    is_lost = _is_running() & is_ours & (delivered_at.scalar_subquery() < now - lost_after)
+    error = f"lost: begun more than {lost_after.total_seconds():g} s ago, and no worker reported its end"
+    return _end_messages(database, "look for lost messages", is_lost, MessageEvent.FAILED, error)
+
+
+def _end_messages(
+    database: Database, operation: str, condition: Any, event: MessageEvent, error: str | None = None
+) -> list[str]:
+    """Record a final event of the open messages that meet a condition, and return the ids of those it ended."""
+    with database.begin(operation) as connection:
+        close_ended(connection)
+        messages = connection.execute(select(OpenMessageRow.__table__).where(condition)).all()
+        now = now_in(connection)
+        rows = [
+            keyed_event_row(
+                MessageFact(message_id=message.message_id, event=event, at=now, error=error),
+                message.retain_until,
+                message.sent_at,
+            )
+            for message in messages
+        ]
+        return sorted(write(connection, facts=rows).ended) if rows else []
+
+
+def _is_running() -> Any:
+    """Whether the newest event of an open message is a delivery: its handler may still run."""
+    events = select(MessageEventRow.event).where(
+        same_message(MessageEventRow, OpenMessageRow), MessageEventRow.event.not_in(NO_PROGRESS)
+    )
+    newest = events.order_by(MessageEventRow.at.desc()).limit(1).scalar_subquery()
+    return newest.is_not_distinct_from(MessageEvent.DELIVERED.value)

@@ -1,0 +1,1 @@
+"""Retention: purges, legal holds and erasure."""
