@@ -154,7 +154,7 @@ class Lives(RuleBasedStateMachine):
         )
         if spooled:
             self.ledger.spool.append([message_row(message, type_.value, RetentionPolicy.DAYS_90)])
-            self.ledger._the_writer()._shipper.ship()
+            self.ledger._the_writer()._drainer.drain()
         else:
             assert self.ledger.pending([(message, type_.value)])() == {id_}
         self.model[id_] = Life(message)

@@ -25,9 +25,9 @@ from waooaw_celery.ledger.database.engine import Database, database_url
 from waooaw_celery.ledger.database.models import MessageEventRow
 from waooaw_celery.ledger.database.rows import LedgerRow, message_row
 from waooaw_celery.ledger.ledger import Ledger
-from waooaw_celery.ledger.write import spool_damage as damage
-from waooaw_celery.ledger.write.spool import Spool, SpoolUnavailable
-from waooaw_celery.ledger.write.spool_damage import FileLock
+from waooaw_celery.ledger.write.spool import damage
+from waooaw_celery.ledger.write.spool.file_lock import FileLock
+from waooaw_celery.ledger.write.spool.spool import Spool, SpoolUnavailable
 from waooaw_celery.messages.message import RetentionPolicy
 from waooaw_celery.messages.receipt import MessageEvent, MessageFact
 from waooaw_celery.settings import AuditMode
@@ -228,7 +228,7 @@ from waooaw_celery.ledger.ledger import Ledger
 from waooaw_celery.ledger.database.models import MessageEventRow
 from waooaw_celery.errors import AuditUnavailable
 from waooaw_celery.messages.message import RetentionPolicy
-from waooaw_celery.messages.receipt import Event, Fact
+from waooaw_celery.messages.receipt import MessageEvent, MessageFact
 from waooaw_celery.settings import AuditMode
 import sqlalchemy.dialects.sqlite, json
 logging.basicConfig(level=logging.WARNING)
@@ -238,7 +238,7 @@ if os.getuid() == 0 and sys.argv[3:] == ["nobody"]:
 ledger = Ledger(Database(database_url(sys.argv[1])), RetentionPolicy.DAYS_90, AuditMode.STRICT, sys.argv[2])
 def say():
     message = Message(from_agent="boss", to_agent="worker-1", retention=RetentionPolicy.DAYS_90)
-    ledger.note(Fact(message_id=message.message_id, event=Event.FAILED, message=message))
+    ledger.note(MessageFact(message_id=message.message_id, event=MessageEvent.FAILED, message=message))
     return message.message_id
 """
 
@@ -307,7 +307,7 @@ while not os.path.exists(sys.argv[3]):
     spool = Spool(str(folder), url)
     until(lambda: all(log.exists() and log.read_text().count("\n") > 20 for log in logs), "sixty facts")
     for number in (1, 2):
-        with FileLock(spool.path.with_suffix(".lock"), 10).held(alone=True):  # nobody has it open
+        with FileLock(spool.path.with_suffix(".lock"), 10).held(exclusive=True):  # nobody has it open
             scribble(spool.path, 0, PAGE)
         until(lambda number=number: len(spool.damaged()) >= number, "a file that is put aside")
         lengths = [log.read_text().count("\n") for log in logs]

@@ -276,7 +276,7 @@ def test_wrong_questions_are_refused(trail: MessageAuditTrail, arguments: dict[s
 def test_a_missing_schema_is_told(tmp_path: Path) -> None:
     """Without the tables, the check and every question say what to run."""
     database = Database(database_url(f"sqlite:///{tmp_path / 'empty.sqlite'}"))
-    with pytest.raises(ConfigurationError, match=r"schema is not there.*waooaw db upgrade"):
+    with pytest.raises(ConfigurationError, match=r"schema is missing.*waooaw db upgrade"):
         check_version(database)
     with pytest.raises(AuditUnavailable, match="waooaw db upgrade"):
         MessageAuditTrail(Ledger(database, RetentionPolicy.DAYS_90)).query()
@@ -286,7 +286,7 @@ def test_a_missing_schema_is_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("url", "sentence"),
     [
-        ("no url", "is no URL"),
+        ("no url", "is not a URL"),
         ("mysql://h/d", "names mysql"),
         ("sqlite://", "must name a file"),
         ("sqlite:///:memory:", "must name a file"),

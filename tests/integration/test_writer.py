@@ -29,7 +29,7 @@ from waooaw_celery.ledger.database.rows import LedgerRow, event_row, keyed_event
 from waooaw_celery.ledger.ledger import Ledger
 from waooaw_celery.ledger.write import buffer as waiting
 from waooaw_celery.ledger.write import spool_drain as shipping
-from waooaw_celery.ledger.write.spool import Spool
+from waooaw_celery.ledger.write.spool.spool import Spool
 from waooaw_celery.ledger.write.spool_drain import STRAY_SECONDS
 from waooaw_celery.messages.message import RetentionPolicy
 from waooaw_celery.messages.receipt import MessageEvent, MessageFact
@@ -215,8 +215,8 @@ def test_a_broken_spool_does_not_stop_the_ledger(url: str, folder: Path) -> None
         for _ in range(3):
             message = told()
             assert ledger.pending([(message, "command")])() == {message.message_id}
-            ledger._the_writer()._shipper.ship()
-        assert not ledger._the_writer()._outage.lasts
+            ledger._the_writer()._drainer.drain()
+        assert not ledger._the_writer()._outage.active
 
 
 def test_that_the_broker_has_a_message_is_said_as_every_fact() -> None:
@@ -258,12 +258,12 @@ def test_whoever_writes_more_than_fits_waits(url: str, ledger: Ledger, monkeypat
         nonlocal most
         for _ in range(40):
             ledger.pending([(told(), "command") for _ in range(20)])()
-            most = max(most, writer._waiting.entries)
+            most = max(most, writer._buffer.row_count)
 
     with ThreadPoolExecutor(3) as threads:
         with locked(url):
             running = [threads.submit(say) for _ in range(3)]
-            until(lambda: writer._waiting.entries == 1000, "a full queue")
+            until(lambda: writer._buffer.row_count == 1000, "a full queue")
             assert not all(future.done() for future in running)  # nobody drops anything, and nobody goes on
         for future in running:
             future.result(60)
@@ -282,7 +282,7 @@ def test_large_messages_are_bounded_too(ledger: Ledger, monkeypatch: pytest.Monk
     sizes = []
     for _ in range(20):
         ledger.pending([(told().evolve(payload=large), "command")])()
-        sizes.append(writer._waiting.size)
+        sizes.append(writer._buffer.size)
     assert max(sizes) <= 8_000_000
     ledger.flush()
     assert len(ledger.recent()) == 20

@@ -31,7 +31,7 @@ from waooaw_celery.ledger.database.rows import (
 from waooaw_celery.ledger.read.reader import read_records
 from waooaw_celery.ledger.refusals import Refusals
 from waooaw_celery.ledger.write.recording import Recording
-from waooaw_celery.ledger.write.spool import Spool
+from waooaw_celery.ledger.write.spool.spool import Spool
 from waooaw_celery.ledger.write.statements import close_ended, write
 from waooaw_celery.ledger.write.writer import LedgerWriter
 from waooaw_celery.messages.message import DeliveryReceipt, Message, RetentionPolicy
