@@ -21,7 +21,7 @@ from uuid import uuid4
 import psutil
 from kombu import Connection
 from nursery import spawn
-from outages import Server as Postgres
+from postgres_server import Server as Postgres
 from proxy import Proxy, proxied
 
 from faults import effects

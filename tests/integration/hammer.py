@@ -1,4 +1,4 @@
-"""Takes as much as a rate limit gives, for some seconds, and prints between which moments each message passed."""
+"""Acquires from a rate limit as fast as possible for some seconds, and prints when each call was allowed."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from waooaw_celery.store.connection import connect
 if __name__ == "__main__":
     url, quota, seconds = sys.argv[1], sys.argv[2], float(sys.argv[3])
     limiter = RateLimiter(RedisStorage(connect(url)), quota)
-    limiter.status("hammered")  # connected, and the script is there
+    limiter.status("hammered")  # to connect, and to load the script
     print("ready", flush=True)
     sys.stdin.readline()
-    tries, passed = 0, []
+    calls, allowed = 0, []
     first = before = time.monotonic()
     while before - first < seconds:
         before = time.monotonic()
-        tries += 1
+        calls += 1
         try:
             limiter.acquire("hammered")
         except RateLimitExceeded:
             continue
-        passed.append((before, time.monotonic()))
-    print(json.dumps({"tries": tries, "passed": passed, "first": first, "last": before}))
+        allowed.append((before, time.monotonic()))
+    print(json.dumps({"tries": calls, "passed": allowed, "first": first, "last": before}))

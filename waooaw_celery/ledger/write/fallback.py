@@ -82,4 +82,4 @@ class Fallback:
                 self._spool.append(withdrawals)
         except AuditUnavailable as failure:
             for row in withdrawals:
-                logger.critical("%s: not recorded: %s", failure, row.text, extra={"action": "entry_lost"})
+                logger.critical("%s: not recorded: %s", failure, row.text, extra={"action": "row_lost"})

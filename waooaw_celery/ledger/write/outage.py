@@ -37,7 +37,7 @@ class Outage:
         if not self.active:  # one warning for each outage
             self._started_at = time.monotonic()
             logger.warning(
-                "%s. Until it is back, facts are kept in %s", error, self._spool, extra={"action": "ledger_away"}
+                "%s. Until it is back, facts are kept in %s", error, self._spool, extra={"action": "ledger_down"}
             )
         self.postpone_retry()
 
@@ -48,5 +48,5 @@ class Outage:
     def end(self) -> None:
         """Record that the database answers again."""
         duration = time.monotonic() - self._started_at
-        logger.warning("the ledger is back after %.1f s", duration, extra={"action": "ledger_back"})
+        logger.warning("the ledger is back after %.1f s", duration, extra={"action": "ledger_up"})
         self.retry_at = None

@@ -75,4 +75,4 @@ def log_lost(writes: Sequence[PendingWrite]) -> None:
     """Write rows to the log, as the last resort."""
     for pending in writes:
         for row in pending.rows:
-            logger.critical("not recorded: %s", row.text, extra={"action": "entry_lost"})
+            logger.critical("not recorded: %s", row.text, extra={"action": "row_lost"})

@@ -104,7 +104,7 @@ class SpoolDrainer:
         if self._outage.active:
             self._outage.postpone_retry()
         if written:
-            logger.warning("%d spooled rows are in the ledger", written, extra={"action": "spool_shipped"})
+            logger.warning("%d spooled rows are in the ledger", written, extra={"action": "spool_drained"})
 
     def _read(self, after: int) -> list[tuple[int, LedgerRow]]:
         """Return the next rows after a row id. Without a readable spool, return none."""
@@ -146,7 +146,7 @@ class SpoolDrainer:
                 raise
             if len(rows) > 1:
                 return sum(self._drain_batch([one]) for one in rows)
-            logger.warning("the ledger never accepts a row: %s", error, extra={"action": "entry_refused"})
+            logger.warning("the ledger never accepts a row: %s", error, extra={"action": "row_refused"})
             self._spool.refuse(rows[0][0], str(error) or repr(error))
             return 0
         return self._remove_written(rows, unknown)
