@@ -3,29 +3,24 @@
 A caller that must know that its rows are safe writes them in its own thread. Of several such callers, one writes
 the rows of all. Rows that no caller waits for are written together by a background thread, a moment later. While
 the database is down, rows go to this computer's spool, and the thread drains the spool afterwards.
-
-The file is longer than 300 lines because its parts share one lock and one rule: at any time, one thread at most
-uses the database connection. Splitting them would hide that rule.
 """
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import partial
-from typing import Any, TypeAlias
 
 from waooaw_celery.errors import AuditUnavailable
-from waooaw_celery.ledger.database.engine import DEADLINE_SECONDS, Database
+from waooaw_celery.ledger.database.engine import Database
 from waooaw_celery.ledger.database.rows import LedgerRow
+from waooaw_celery.ledger.write.batch_writer import WAIT_SECONDS, BatchWriter, no_answer
 from waooaw_celery.ledger.write.buffer import BATCH, PendingWrite, WriteBuffer
 from waooaw_celery.ledger.write.fallback import Fallback
-from waooaw_celery.ledger.write.inserter import RowInserter, WriteOutcome, is_permanent_error
+from waooaw_celery.ledger.write.inserter import RowInserter
 from waooaw_celery.ledger.write.outage import Outage
 from waooaw_celery.ledger.write.pending_facts import PendingFacts, log_lost
 from waooaw_celery.ledger.write.recording import Recording
@@ -33,15 +28,8 @@ from waooaw_celery.ledger.write.spool.spool import Spool
 from waooaw_celery.ledger.write.spool_drain import SpoolDrainer
 from waooaw_celery.store.clock_reading import local_now
 
-logger = logging.getLogger(__name__)
-
 #: Seconds that the thread waits for more rows before it writes those that no caller waits for.
 BATCH_DELAY_SECONDS = 0.05
-#: Seconds that a caller waits. A thread that writes has reached each of its own deadlines by then.
-WAIT_SECONDS = 3 * DEADLINE_SECONDS
-
-#: Writes rows, as ``RowInserter.write`` does.
-_Commit: TypeAlias = Callable[[Sequence[LedgerRow]], WriteOutcome]
 
 
 class LedgerWriter:
@@ -70,15 +58,18 @@ class LedgerWriter:
         self._unwritten = PendingFacts(recording)
         self._fallback = Fallback(spool, self._outage, self._unwritten, recording, self._condition)
         self._inserter = RowInserter(database, detect_duplicates)
-        self._drainer = SpoolDrainer(
-            self._inserter, spool, self._outage, self._exclusive, partial(self._start_outage, []), now
-        )
         self._buffer = WriteBuffer()
-        #: The batch that was sent to the database and whose answer was not received yet.
-        self._in_flight: list[PendingWrite] | None = None
-        #: Whether a thread uses the inserter or a batch is in flight, and how often that has ended.
-        self._writing = False
-        self._finished_writes = 0
+        self._batches = BatchWriter(
+            self._inserter,
+            self._buffer,
+            self._outage,
+            self._fallback,
+            self._condition,
+            wake=self._wake,
+            on_fallback=self._drain_soon,
+        )
+        exclusive, start_outage = self._batches.exclusive, self._batches.start_outage
+        self._drainer = SpoolDrainer(self._inserter, spool, self._outage, exclusive, start_outage, now)
         self._thread: threading.Thread | None = None
         #: Whether the thread sleeps until it is woken.
         self._sleeping = False
@@ -115,7 +106,7 @@ class LedgerWriter:
         self.start()
         pending = PendingWrite(rows, True, _characters(rows), awaited=wait, keep=keep)
         if not self._enqueue(pending, self._buffer.urgent if wait else self._buffer.deferred):
-            self._spool_or_refuse([pending], _no_answer())
+            self._batches.spool_or_refuse([pending], no_answer())
         if wait or pending.done:
             self._wait_for(pending)
         return pending.duplicate
@@ -142,25 +133,25 @@ class LedgerWriter:
         self.start()
         pending = PendingWrite(rows, may_spool, _characters(rows), keep=may_spool)
         if self._enqueue(pending, self._buffer.urgent):
-            self._send_urgent()
+            self._batches.send_urgent()
         else:
-            self._spool_or_refuse([pending], _no_answer())
+            self._batches.spool_or_refuse([pending], no_answer())
         return partial(self._wait_for, pending)
 
     def flush(self) -> None:
         """Wait until all rows that were passed so far are safe."""
-        self._receive()
+        self._batches.receive()
         with self._condition:
             last = self._buffer.make_all_urgent()
-            finished_writes = self._finished_writes
+            finished_writes = self._batches.finished
         if last is not None:
             self._write_until(last)
         deadline = time.monotonic() + WAIT_SECONDS
         with self._condition:
             # Wait only for the batch that was being written. Later batches may follow without a pause.
             while (
-                self._writing
-                and self._finished_writes == finished_writes
+                self._batches.writing
+                and self._batches.finished == finished_writes
                 and self._condition.wait(deadline - time.monotonic())
             ):
                 pass
@@ -172,12 +163,12 @@ class LedgerWriter:
             AuditUnavailable: they cannot.
         """
         if not self._outage.active:  # otherwise the thread tries the database
-            with self._exclusive() as granted:
+            with self._batches.exclusive() as granted:
                 if granted:
                     try:
                         self._inserter.try_write()
                     except AuditUnavailable as error:
-                        self._start_outage([], error)
+                        self._batches.start_outage(error)
                     else:
                         return
         self._spool.check_room()
@@ -200,10 +191,8 @@ class LedgerWriter:
         if thread is not None:
             thread.join(WAIT_SECONDS)
         with self._condition:
-            if not self._writing:
+            if not self._batches.writing:
                 self._inserter.close()
-
-    # What callers do.
 
     def _enqueue(self, pending: PendingWrite, queue: deque[PendingWrite]) -> bool:
         """Queue a write, and return whether it was queued. During an outage, nothing is queued."""
@@ -229,32 +218,29 @@ class LedgerWriter:
         """Write batches until a write is done, or wait for the thread that writes it."""
         deadline = time.monotonic() + WAIT_SECONDS
         while not pending.done:
-            self._receive()
+            self._batches.receive()
             with self._condition:
                 if pending.done:
                     return
                 late = time.monotonic() > deadline
-                if self._in_flight is not None:
+                if self._batches.in_flight is not None:
                     continue
                 if late:
-                    # A thread that writes it now may still succeed. A write that is queued is taken from the
-                    # queue.
+                    # A thread that writes it now may still succeed; only a queued write can be taken back.
                     queued = pending in self._buffer.urgent
                     batch = self._buffer.take_all(self._buffer.urgent) if queued else [pending]
-                elif self._writing:
+                elif self._batches.writing:
                     self._condition.wait(deadline - time.monotonic())
                     continue
                 else:
                     batch = self._buffer.take(self._buffer.urgent)
-                    self._writing = True
+                    self._batches.writing = True
             if late:
                 if not queued:
                     self._fallback.withdraw(batch)
-                self._spool_or_refuse(batch, _no_answer())
+                self._batches.spool_or_refuse(batch, no_answer())
             else:
-                self._write(batch)
-
-    # What the thread does.
+                self._batches.write(batch)
 
     def _run(self, stopping: threading.Event) -> None:
         """Write deferred rows, drain the spool, and retry unwritten rows, until the writer is closed."""
@@ -270,15 +256,15 @@ class LedgerWriter:
                 self._wakeup.clear()
             if not stopping.is_set():
                 self._wakeup.wait(pause)
-            self._receive()  # the thread that sent the batch may be waiting for its broker
+            self._batches.receive()  # the thread that sent the batch may be waiting for its broker
             with self._condition:
                 self._sleeping = False
-                batch = [] if self._writing else self._buffer.take(self._buffer.deferred)
+                batch = [] if self._batches.writing else self._buffer.take(self._buffer.deferred)
                 if batch:
-                    self._writing = True
+                    self._batches.writing = True
                     self._condition.notify_all()  # the buffer has room again
             if batch:
-                self._write(batch)
+                self._batches.write(batch)
             if time.monotonic() >= self._drainer.due:
                 self._drainer.drain()
             if time.monotonic() >= self._unwritten.due:
@@ -290,6 +276,11 @@ class LedgerWriter:
             self._sleeping = False
             self._wakeup.set()
 
+    def _drain_soon(self) -> None:
+        """Make the thread drain the spool now. The caller must hold the lock."""
+        self._drainer.hurry()
+        self._wake()
+
     def _retry_unwritten(self) -> None:
         """Retry the rows that neither the database nor the spool accepted."""
         with self._condition:
@@ -299,136 +290,8 @@ class LedgerWriter:
                     self._buffer.add(pending, self._buffer.deferred)
                 return
         if writes:
-            self._spool_or_refuse(writes, _no_answer())
-
-    # One batch. The caller has set ``_writing``.
-
-    def _send_urgent(self) -> None:
-        """Send the urgent rows without waiting. If another thread writes, they are written when a caller waits."""
-        with self._condition:
-            if self._writing:
-                return
-            batch = self._buffer.take(self._buffer.urgent)
-            self._writing = True
-        try:
-            was_sent = self._inserter.send([row for pending in batch for row in pending.rows])
-        except AuditUnavailable as error:
-            self._write(batch, partial(_raise, error))
-            return
-        except BaseException:
-            self._write(batch)
-            raise
-        if not was_sent:
-            self._write(batch)
-            return
-        with self._condition:
-            self._in_flight = batch
-            self._condition.notify_all()
-
-    def _receive(self) -> None:
-        """Wait for the answer to the batch in flight, if there is one."""
-        with self._condition:
-            batch, self._in_flight = self._in_flight, None
-        if batch is not None:
-            self._write(batch, self._inserter.receive)
-
-    def _write(self, batch: list[PendingWrite], commit: _Commit | None = None) -> None:
-        """Write a batch. What the database does not accept goes to the spool, or fails."""
-        try:
-            self._try_write(batch, commit or self._inserter.write)
-        except BaseException as bug:
-            logger.exception("the ledger's writer failed", extra={"action": "writer_failed"})
-            remaining = [pending for pending in batch if not pending.done]
-            self._fallback.withdraw(remaining)
-            self._spool_or_refuse(remaining, AuditUnavailable(repr(bug)))
-            if not isinstance(bug, Exception):
-                raise
-        finally:
-            self._end_write()
-
-    def _try_write(self, batch: list[PendingWrite], commit: _Commit) -> None:
-        try:
-            outcome, unknown = commit([row for pending in batch for row in pending.rows])
-        except AuditUnavailable as error:
-            if not is_permanent_error(error):
-                self._start_outage(batch, error)
-            elif len(batch) > 1:
-                for number, pending in enumerate(batch):  # to find the write that the database refuses
-                    if self._outage.active:  # the database went down meanwhile
-                        self._spool_or_refuse(batch[number:], error)
-                        break
-                    self._try_write([pending], self._inserter.write)
-            else:
-                self._spool_or_refuse(batch, error)
-            return
-        for pending in batch:
-            pending.new = {row.message_id for row in pending.rows if row.kind == "message"} & outcome.new
-            if outcome.duplicate:
-                delivered = {row.message_id for row in pending.rows if row.kind != "message"}
-                pending.duplicate = delivered & outcome.duplicate
-            pending.done = True
-            self._fallback.release(pending)
-        if unknown:
-            self._spool_or_refuse([PendingWrite(unknown, may_spool=True)], _no_answer())
-
-    def _start_outage(self, batch: list[PendingWrite], error: AuditUnavailable) -> None:
-        """Spool or refuse a batch and everything in the buffer, because the database is down."""
-        with self._condition:
-            self._outage.start(error)
-            self._wake()
-            queued = self._buffer.take_all(self._buffer.urgent, self._buffer.deferred)
-        if error.uncertain:
-            self._fallback.withdraw(batch)
-        self._spool_or_refuse(batch + queued, error)
-
-    def _spool_or_refuse(self, writes: list[PendingWrite], error: AuditUnavailable) -> None:
-        """Finish writes that the database did not accept, and tell their callers."""
-        self._fallback.finish(writes, error)
-        with self._condition:
-            self._drainer.hurry()
-            self._wake()
-            self._condition.notify_all()
-
-    # Who may use the inserter.
-
-    @contextmanager
-    def _exclusive(self) -> Iterator[bool]:
-        """Keep other threads from writing. Yield False if one of them did not end in time."""
-        granted = self._start_write()
-        try:
-            yield granted
-        finally:
-            if granted:
-                self._end_write()
-
-    def _start_write(self) -> bool:
-        deadline = time.monotonic() + WAIT_SECONDS
-        while True:
-            self._receive()
-            with self._condition:
-                if not self._writing:
-                    self._writing = True
-                    return True
-                if self._in_flight is None and not self._condition.wait(deadline - time.monotonic()):
-                    return False
-
-    def _end_write(self) -> None:
-        with self._condition:
-            self._writing = False
-            self._finished_writes += 1
-            self._condition.notify_all()
+            self._batches.spool_or_refuse(writes, no_answer())
 
 
 def _characters(rows: Sequence[LedgerRow]) -> int:
     return sum(len(row.text) for row in rows)
-
-
-def _raise(error: Exception, _: Sequence[LedgerRow]) -> Any:
-    raise error
-
-
-def _no_answer() -> AuditUnavailable:
-    return AuditUnavailable(
-        "the ledger's database does not answer, and a message that cannot be recorded is not published. "
-        "Check that it runs and that waooaw_database_url is correct"
-    )
