@@ -1,4 +1,4 @@
-"""Acquires from a rate limit as fast as possible for some seconds, and prints when each call was allowed."""
+"""Takes as much as a rate limit gives, for some seconds, and prints between which moments each message passed."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from waooaw_celery.store.connection import connect
 if __name__ == "__main__":
     url, quota, seconds = sys.argv[1], sys.argv[2], float(sys.argv[3])
     limiter = RateLimiter(RedisStorage(connect(url)), quota)
-    limiter.status("hammered")  # to connect, and to load the script
+    limiter.status("hammered")  # connected, and the script is there
     print("ready", flush=True)
     sys.stdin.readline()
-    calls, allowed = 0, []
+    tries, passed = 0, []
     first = before = time.monotonic()
     while before - first < seconds:
         before = time.monotonic()
-        calls += 1
+        tries += 1
         try:
             limiter.acquire("hammered")
         except RateLimitExceeded:
             continue
-        allowed.append((before, time.monotonic()))
-    print(json.dumps({"tries": calls, "passed": allowed, "first": first, "last": before}))
+        passed.append((before, time.monotonic()))
+    print(json.dumps({"tries": tries, "passed": passed, "first": first, "last": before}))

@@ -35,7 +35,7 @@ from waooaw_celery.settings import AuditMode
 DAYS_90 = RetentionPolicy.DAYS_90
 PAGE = 4096
 #: Rows in a spool before it is damaged: about twenty pages.
-MANY = 400
+ROW_COUNT = 400
 
 Damage = Callable[[Path], None]
 
@@ -89,14 +89,14 @@ def replaced_by_a_folder(path: Path) -> None:
     path.mkdir()
 
 
-#: Ways to damage a file, each with the least number of MANY rows that can be salvaged afterwards.
+#: Ways to damage a file, each with the least number of its ROW_COUNT rows that can be salvaged afterwards.
 DAMAGES: dict[Damage, int] = {
     random_bytes: 0,
     truncated: 0,
-    truncated_in_the_middle: MANY // 4,
-    first_page: MANY,
-    middle_page: MANY * 9 // 10,
-    two_pages: MANY * 8 // 10,
+    truncated_in_the_middle: ROW_COUNT // 4,
+    first_page: ROW_COUNT,
+    middle_page: ROW_COUNT * 9 // 10,
+    two_pages: ROW_COUNT * 8 // 10,
     another_table: 0,
     replaced_by_a_folder: 0,
 }
@@ -130,7 +130,7 @@ def test_a_damaged_file_is_moved_aside_and_salvaged(
 ) -> None:
     """It is renamed, and a new file receives new rows and the readable rows of the old one."""
     spool = Spool(str(folder), url)
-    old = [message_row(new_message(), "command", DAYS_90) for _ in range(MANY)]
+    old = [message_row(new_message(), "command", DAYS_90) for _ in range(ROW_COUNT)]
     spool.append(old)
     damage_file(spool.path)
     damaged_bytes = spool.path.read_bytes() if spool.path.is_file() else None

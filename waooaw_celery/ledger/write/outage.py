@@ -37,7 +37,10 @@ class Outage:
         if not self.active:  # one warning for each outage
             self._started_at = time.monotonic()
             logger.warning(
-                "%s. Until it is back, facts are kept in %s", error, self._spool, extra={"action": "ledger_down"}
+                "%s. Until it is back, rows wait in the spool %s",
+                error,
+                self._spool,
+                extra={"action": "ledger_down"},
             )
         self.postpone_retry()
 

@@ -95,7 +95,9 @@ def write_refusals(connection: Connection, refusals: Sequence[LedgerRow]) -> Non
 def try_write(connection: Connection) -> None:
     """Write a message and an event and roll back, to find out whether the database accepts rows."""
     now = datetime.now(UTC)
-    message = Message(from_agent="waooaw-rehearsal", to_agent="waooaw-rehearsal", ttl_seconds=None, sent_at=now)
+    message = Message(
+        from_agent="waooaw-write-check", to_agent="waooaw-write-check", ttl_seconds=None, sent_at=now
+    )
     fact = MessageFact(message_id=message.message_id, event=MessageEvent.SENT)
     write(
         connection,
