@@ -110,7 +110,7 @@ def fill(database: Database, messages: int, now: datetime) -> None:
     }
     tables: list[Any] = [MessageRow.__table__, MessageEventRow.__table__]
     keys = [PrimaryKeyConstraint(*table.primary_key, name=f"{table.name}_pkey") for table in tables]
-    with database.begin("fill the ledger", patience=7200) as connection:
+    with database.begin("fill the ledger", timeout=7200) as connection:
         connection.exec_driver_sql("SET LOCAL maintenance_work_mem = '512MB'")
         for function in _FUNCTIONS:
             connection.exec_driver_sql(function)

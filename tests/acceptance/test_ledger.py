@@ -16,7 +16,7 @@ from support import PROBE_FOLDER, Broker, settled
 from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus
 from waooaw_celery.ledger.database import upgrade as schema
 from waooaw_celery.ledger.database.rows import LedgerRow
-from waooaw_celery.ledger.write.spool import Spool
+from waooaw_celery.ledger.write.spool.spool import Spool
 
 Cli = Callable[..., str]
 
@@ -125,7 +125,7 @@ def test_the_schema_is_made_by_command_and_asked_for_at_start(broker: Broker, tm
     assert worker.returncode == 1
     assert "run `waooaw db upgrade`" in worker.stderr
     before = run(empty, "db", "status")
-    assert (before.returncode, "schema is not there" in before.stderr) == (1, True)
+    assert (before.returncode, "schema is missing" in before.stderr) == (1, True)
     assert run(empty, "db", "upgrade").returncode == 0
     assert "as it should be" in run(empty, "db", "status").stdout
 

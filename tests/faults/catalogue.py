@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from outages import Server as Postgres
-from outages import lone_server as lone_postgres
+from postgres_server import Server as Postgres
+from postgres_server import lone_server as lone_postgres
 from selection import ALL
 
 from faults import of_all, of_messages, of_servers, of_workers

@@ -20,7 +20,7 @@ from uuid import uuid4
 
 import psutil
 from kombu import Connection
-from outages import Server as Postgres
+from postgres_server import Server as Postgres
 from process_pool import spawn
 from proxy import Proxy, proxied
 

@@ -1,4 +1,7 @@
-"""An agent for tests that writes each handler's run into a file: the id of its message. Named by PROBE_NAME."""
+"""A test agent whose handlers write the ids of their messages to a file.
+
+PROBE_NAME is its name, PROBE_RUNS the file. Command handlers wait until the file PROBE_GATE exists.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ app = create_app("intake")
 agent = Agent(os.environ["PROBE_NAME"], app)
 
 
-def _ran() -> None:
+def _record_run() -> None:
     message = current_message()
     assert message is not None
     with Path(os.environ["PROBE_RUNS"]).open("a") as file:
@@ -31,31 +34,31 @@ def command(message: Message) -> None:
     while not gate.exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     time.sleep(0.1)
-    _ran()
+    _record_run()
 
 
 @agent.on(MessageType.ACK)
 async def ack(message: Message) -> None:
     await asyncio.sleep(0.1)
-    _ran()
+    _record_run()
 
 
 @agent.method
 def parts() -> Iterator[int]:
     time.sleep(0.1)
     yield 1
-    _ran()
+    _record_run()
 
 
 @agent.method
 async def parts_later() -> AsyncIterator[int]:
     await asyncio.sleep(0.1)
     yield 1
-    _ran()
+    _record_run()
 
 
 @agent.method
 def fail() -> None:
     time.sleep(0.1)
-    _ran()
+    _record_run()
     raise ValueError("no")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from outages import Server, lone_server
+from postgres_server import Server, lone_server
 from redis import Redis
 from support import Broker, settled, until
 

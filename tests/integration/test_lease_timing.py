@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from plants import Plant, plant
+from fixtures_agents import Plant, plant
 from proxy import proxied
 from support import until
 

@@ -53,7 +53,7 @@ def _is_no_partition(name: str | None, kind: str, _: Any) -> bool:
 def test_a_missing_schema_is_an_error(tmp_path: Path) -> None:
     """Without the tables, the check and every query raise an error that names `waooaw db upgrade`."""
     database = Database(database_url(f"sqlite:///{tmp_path / 'empty.sqlite'}"))
-    with pytest.raises(ConfigurationError, match=r"schema is not there.*waooaw db upgrade"):
+    with pytest.raises(ConfigurationError, match=r"schema is missing.*waooaw db upgrade"):
         check_version(database)
     with pytest.raises(AuditUnavailable, match="waooaw db upgrade"):
         MessageAuditTrail(Ledger(database, RetentionPolicy.DAYS_90)).query()
@@ -63,7 +63,7 @@ def test_a_missing_schema_is_an_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("url", "error"),
     [
-        ("no url", "is no URL"),
+        ("no url", "is not a URL"),
         ("mysql://h/d", "names mysql"),
         ("sqlite://", "must name a file"),
         ("sqlite:///:memory:", "must name a file"),

@@ -166,7 +166,7 @@ def test_a_hundred_subscribers_cost_one_round_trip_and_one_statement(
         bus.publish(f"{word}.x", 0, from_agent="boss")  # queues are declared, connections open
         app.ledger.flush()
         statements = list[int]()  # how many messages each of them writes
-        pen: Any = app.ledger._writer._pen  # type: ignore[union-attr]
+        pen: Any = app.ledger._writer._inserter  # type: ignore[union-attr]
         for way in (pen.send, pen.write):
             setattr(pen, way.__name__, _counting(way, statements))
         monkeypatch.setattr(AbstractConnection, "send_packed_command", sent)

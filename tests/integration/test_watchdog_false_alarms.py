@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import pytest
-from outages import Server, lone_server
+from postgres_server import Server, lone_server
 from proxy import Proxy, proxied
 from support import Broker, settled, until
 

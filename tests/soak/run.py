@@ -17,8 +17,8 @@ from faults import effects
 from faults.account import verify
 from faults.servers import Valkey, lone_valkey
 from faults.stacks import REDIS_OPTIONS, SETTINGS, End, new_name
-from outages import Server as Postgres
-from outages import lone_server as lone_postgres
+from postgres_server import Server as Postgres
+from postgres_server import lone_server as lone_postgres
 from proxy import proxied
 from redis import RedisError
 

@@ -30,7 +30,7 @@ from waooaw_celery.ledger.database.rows import (
 from waooaw_celery.ledger.read.reader import read_record, read_records
 from waooaw_celery.ledger.refusals import RefusalCounter
 from waooaw_celery.ledger.write.recording import Recording
-from waooaw_celery.ledger.write.spool import Spool
+from waooaw_celery.ledger.write.spool.spool import Spool
 from waooaw_celery.ledger.write.writer import LedgerWriter
 from waooaw_celery.messages.enums import RetentionPolicy
 from waooaw_celery.messages.message import Message

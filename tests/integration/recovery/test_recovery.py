@@ -28,7 +28,7 @@ from lost_messages import (
     recover,
     send,
 )
-from nursery import spawn
+from process_pool import spawn
 from proxy import proxied
 from support import PATIENCE, Broker, settled, until
 

@@ -1,4 +1,4 @@
-"""The connection to the ledger's database: how its URL is read, how long it may take, and who may share it."""
+"""Connections to the ledger's database: the URL, the pools of each process, and the deadlines."""
 
 from __future__ import annotations
 
@@ -18,155 +18,173 @@ from waooaw_celery.errors import AuditUnavailable, ConfigurationError
 from waooaw_celery.ledger.database.rows import payload_text
 from waooaw_celery.ledger.database.watchdog import watchdog
 
-#: Seconds that a statement or waiting for a lock may take each.
+#: Seconds that one statement may take, and that it may wait for a lock.
 DEADLINE_SECONDS = 5
-#: Seconds that connecting, or a sign of life of a connection, may take.
+#: Seconds that connecting, or checking that a connection is alive, may take.
 CONNECT_SECONDS = 3
-#: Seconds after which a connection that was not used is asked for a sign of life.
+#: A connection that was idle for this many seconds is checked before it is used again.
 IDLE_SECONDS = 1.0
 
 
 def database_url(text: str) -> URL:
-    """Return a database's URL with its driver: PostgreSQL is reached with psycopg2 unless another is named.
+    """Parse a database URL.
 
-    SQLAlchemy 2.1 would take a bare ``postgresql://`` for psycopg 3.
+    A URL without a driver gets psycopg2: SQLAlchemy 2.1 would read a bare ``postgresql://`` as psycopg 3.
+
+    Args:
+        text: such as ``postgresql://user:password@host/name`` or ``sqlite:////path``.
+
+    Returns:
+        The URL with its driver.
 
     Raises:
-        ConfigurationError: it is no URL, or names neither PostgreSQL nor SQLite.
+        ConfigurationError: the text is not a URL, names a database other than PostgreSQL and SQLite, or names an
+            SQLite without a file.
     """
     try:
         url = make_url(text)
     except ArgumentError as error:
         raise ConfigurationError(
-            "waooaw_database_url is no URL: it is written postgresql://user:password@host/name or sqlite:////path"
+            "waooaw_database_url is not a URL. Write postgresql://user:password@host/name or sqlite:////path"
         ) from error
     if url.drivername in ("postgres", "postgresql"):
         url = url.set(drivername="postgresql+psycopg2")
     if url.get_backend_name() not in ("postgresql", "sqlite"):
         raise ConfigurationError(
-            f"waooaw_database_url names {url.get_backend_name()}: the ledger is kept in PostgreSQL, or in SQLite"
+            f"waooaw_database_url names {url.get_backend_name()}: the ledger supports only PostgreSQL and SQLite"
         )
     if url.get_backend_name() == "sqlite" and url.database in (None, "", ":memory:"):
         raise ConfigurationError(
-            "waooaw_database_url must name a file (sqlite:////path): each process would have a memory of its own"
+            "waooaw_database_url must name a file (sqlite:////path): processes cannot share an SQLite in memory"
         )
     return url
 
 
-#: PostgreSQL's error codes, and their classes, that say that it gives no connection, or has ended one.
-_NO_CONNECTION = ("08", "53", "57P01", "57P02", "57P03")
-#: What SQLAlchemy raises of a database; the last when a connection was dead twice.
+#: PostgreSQL's error codes and classes of codes for a connection that was refused or ended.
+_NO_CONNECTION_CODES = ("08", "53", "57P01", "57P02", "57P03")
+#: What SQLAlchemy raises when a database fails. It raises InvalidRequestError when a new connection is dead too.
 _DATABASE_ERRORS = (StatementError, PoolTimeoutError, InvalidRequestError)
 
 
 class Database:
-    """A database that every process reaches over connections of its own.
+    """The ledger's database. Each process has its own connections to it.
 
     Args:
-        url: as ``database_url`` returns it.
+        url: the URL, as ``database_url`` returns it.
     """
 
     def __init__(self, url: URL) -> None:
         self.url = url
         self._engine: Engine | None = None
-        self._handlers: Engine | None = None
+        self._handler_engine: Engine | None = None
         self._pid = 0
-        #: Threads that start together must share one engine, or each would have a pool of its own.
-        self._making = threading.Lock()
+        #: Threads that start at the same time must share one engine, and so one pool.
+        self._creation_lock = threading.Lock()
 
     @property
     def engine(self) -> Engine:
         """This process's engine.
 
-        A connection that two processes use after a fork gives each the other's rows: so a child forgets its
-        parent's connections, without closing them, and makes its own.
+        If two processes used one connection after a fork, each would receive the other's rows. So a child drops
+        its parent's connections without closing them, and opens its own.
         """
         self._forget_after_fork()
         if self._engine is None:
-            with self._making:
+            with self._creation_lock:
                 self._engine = self._engine or _make_engine(self.url)
         return self._engine
 
     @property
     def handlers(self) -> Engine:
-        """This process's second engine, for the connections that handlers hold while they run (``once=True``).
+        """This process's second engine, for connections that handlers hold while they run (``once=True``).
 
-        Its pool is separate: a handler can hold its connection for minutes. Everything else that a process asks of
-        the database takes milliseconds, and must not wait for that.
+        It has its own pool. A handler can hold a connection for minutes; all other statements take milliseconds
+        and must not wait for a handler.
         """
         self._forget_after_fork()
-        if self._handlers is None:
-            with self._making:
-                self._handlers = self._handlers or _make_engine(self.url)
-        return self._handlers
+        if self._handler_engine is None:
+            with self._creation_lock:
+                self._handler_engine = self._handler_engine or _make_engine(self.url)
+        return self._handler_engine
 
     def owns(self, connection: Connection) -> bool:
-        """Whether a connection comes from this object's own pools."""
-        return connection.engine in (self._engine, self._handlers)
+        """Whether a connection comes from one of this object's pools."""
+        return connection.engine in (self._engine, self._handler_engine)
 
     def _forget_after_fork(self) -> None:
         if self._pid != os.getpid():
-            self._making = threading.Lock()  # a thread of the parent may have held it
-            for engine in (self._engine, self._handlers):
+            self._creation_lock = threading.Lock()  # a thread of the parent may have held it
+            for engine in (self._engine, self._handler_engine):
                 if engine is not None:
                     engine.dispose(close=False)
             self._pid = os.getpid()
 
     @property
     def is_postgresql(self) -> bool:
-        """Whether it is PostgreSQL, and not SQLite."""
+        """Whether the database is PostgreSQL; otherwise it is SQLite."""
         return self.url.get_backend_name() == "postgresql"
 
     @contextmanager
-    def begin(self, what: str, patience: float | None = None) -> Iterator[Connection]:
-        """Give a connection in a transaction, which is committed at the end.
+    def begin(self, what: str, timeout: float | None = None) -> Iterator[Connection]:
+        """Yield a connection in a transaction, and commit when the block ends.
 
         Args:
-            what: what is done, for an error's sentence.
-            patience: seconds that it may take; None: as few as everywhere.
+            what: the action in an error message, after "could not".
+            timeout: seconds that a statement may take. None: ``DEADLINE_SECONDS``.
 
         Raises:
-            AuditUnavailable: the database does not answer in time, refuses, or lacks the ledger's tables.
+            AuditUnavailable: the database does not answer in time, refuses a statement, or has no ledger tables.
+
+        Example:
+            >>> with database.begin("count the agents") as connection:
+            ...     count = connection.scalar(select(func.count()).select_from(AgentRow))
         """
-        # The commit is inside the watch: a server may freeze before it too.
+        # The watchdog covers the commit too: a server may freeze just before it.
         with (
             database_errors_as(what),
             self.engine.connect() as connection,
-            self.watched(connection, patience or DEADLINE_SECONDS),
+            self.watched(connection, timeout or DEADLINE_SECONDS),
             connection.begin(),
         ):
-            if patience is not None and self.is_postgresql:
-                connection.exec_driver_sql(f"SET LOCAL statement_timeout = '{patience:.0f}s'")
+            if timeout is not None and self.is_postgresql:
+                connection.exec_driver_sql(f"SET LOCAL statement_timeout = '{timeout:.0f}s'")
             yield connection
 
-    def watched(self, connection: Connection, patience: float) -> AbstractContextManager[None]:
-        """Bound the wait for a server that froze; one that is only slow ends the statement itself."""
+    def watched(self, connection: Connection, timeout: float) -> AbstractContextManager[None]:
+        """Cut a connection to a server that is frozen.
+
+        A server that is only slow ends the statement itself, one second earlier. Does nothing for SQLite.
+
+        Args:
+            connection: the connection that the block uses.
+            timeout: seconds that the block may take.
+        """
         if not self.is_postgresql:
             return nullcontext()
         driver: Any = connection.connection.driver_connection
-        return watchdog.watch(driver.fileno(), patience + 1)
+        return watchdog.watch(driver.fileno(), timeout + 1)
 
     def close(self) -> None:
         """Close this process's connections."""
-        for engine in (self._engine, self._handlers):
+        for engine in (self._engine, self._handler_engine):
             if engine is not None:
                 engine.dispose(close=self._pid == os.getpid())
-        self._engine = self._handlers = None
+        self._engine = self._handler_engine = None
 
 
-def _ask(connection: Any) -> None:
-    """Ask a connection for a sign of life, or raise its ``Error``."""
+def _ping(connection: Any) -> None:
+    """Check that a connection is alive, or raise its driver's ``Error``."""
     with watchdog.watch(connection.fileno(), CONNECT_SECONDS), connection.cursor() as cursor:
         cursor.execute("SELECT 1")
 
 
 @contextmanager
 def database_errors_as(what: str, kind: type[AuditUnavailable] = AuditUnavailable) -> Iterator[None]:
-    """Turn what a database driver raises to our error.
+    """Convert errors of SQLAlchemy and of the driver to ``AuditUnavailable``.
 
     Args:
-        what: what is done, for its sentence.
-        kind: its class.
+        what: the action in the error message, after "could not".
+        kind: the class of the error to raise.
     """
     try:
         yield
@@ -175,16 +193,16 @@ def database_errors_as(what: str, kind: type[AuditUnavailable] = AuditUnavailabl
 
 
 def lacks_connection(error: BaseException | None) -> bool:
-    """Whether an error, or what it was raised from, says that there was no connection to the ledger's database.
+    """Whether an error, or one of its causes, means that there was no connection to the ledger's database.
 
-    The statement itself was not refused: it may succeed later.
+    In that case the database did not refuse the statement, which may succeed later.
     """
     while error is not None and not isinstance(error, AuditUnavailable):
         error = error.__cause__
     if error is None:
         return False
     cause: Any = error.__cause__
-    # SQLAlchemy raises the second class itself when a connection was dead twice.
+    # SQLAlchemy raises InvalidRequestError itself when a new connection is dead too.
     if cause is None or isinstance(cause, PoolTimeoutError) or type(cause) is InvalidRequestError:
         return True
     driver: Any = getattr(cause, "orig", cause)
@@ -192,11 +210,11 @@ def lacks_connection(error: BaseException | None) -> bool:
     if code is None:
         names = {kind.__name__ for kind in type(driver).__mro__}
         return bool(names & {"OperationalError", "InterfaceError"})
-    return str(code)[:2] in _NO_CONNECTION or str(code) in _NO_CONNECTION
+    return str(code)[:2] in _NO_CONNECTION_CODES or str(code) in _NO_CONNECTION_CODES
 
 
 def database_identity(connection: Connection) -> tuple[Any, ...]:
-    """Return what only connections to the same ledger's tables have in common."""
+    """Return a value that is equal for two connections only if they reach the same ledger tables."""
     if connection.dialect.name == "sqlite":
         return tuple(os.path.realpath(row[2]) for row in connection.exec_driver_sql("PRAGMA database_list"))
     if connection.dialect.name != "postgresql":
@@ -208,16 +226,16 @@ def database_identity(connection: Connection) -> tuple[Any, ...]:
 
 
 def unavailable(what: str, error: Exception, kind: type[AuditUnavailable] = AuditUnavailable) -> AuditUnavailable:
-    """Return the error that says in one sentence what a database did not do, and why."""
+    """Return an error whose message names the failed action and the database's reason."""
     reason = str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
     return kind(
         f"could not {what}: the ledger's database says: {reason}. Check that it runs, that waooaw_database_url is "
-        "right, and that `waooaw db upgrade` was run"
+        "correct, and that you have run `waooaw db upgrade`"
     )
 
 
 def connect_options() -> dict[str, Any]:
-    """Return what a connection to PostgreSQL is opened with besides its URL."""
+    """Return psycopg2's arguments for a connection to PostgreSQL, in addition to the URL."""
     options = f"-c statement_timeout={DEADLINE_SECONDS}s -c lock_timeout={DEADLINE_SECONDS}s -c timezone=UTC"
     return {"connect_timeout": CONNECT_SECONDS, "options": options}
 
@@ -244,24 +262,24 @@ def _note_use(_: Any, record: Any) -> None:
 
 
 def _check_alive(connection: Any, record: Any, _: Any) -> None:
-    """Make sure that a connection which rested is still one: SQLAlchemy then makes another.
+    """Check an idle connection. SQLAlchemy replaces it on ``DisconnectionError``.
 
-    (Its own ``pool_pre_ping`` would wait for ever for a server that froze.)
+    SQLAlchemy's own ``pool_pre_ping`` would wait without a limit for a frozen server.
     """
     if time.monotonic() - record.info.get("used", float("-inf")) < IDLE_SECONDS:
         return
     try:
-        _ask(connection)
+        _ping(connection)
         connection.rollback()
     except connection.Error as error:
-        raise DisconnectionError("it does not answer") from error
+        raise DisconnectionError("the connection does not answer") from error
 
 
 def _prepare_sqlite(connection: Any, _: Any) -> None:
     cursor = connection.cursor()
-    # Readers and one writer at a time do not block each other, and each commit is on the disk.
+    # WAL: readers and the one writer do not block each other. FULL: each commit is on the disk.
     cursor.execute("PRAGMA journal_mode=WAL")
     cursor.execute("PRAGMA synchronous=FULL")
     cursor.close()
-    # Its own knows the letters a to z only.
+    # SQLite's own lower() converts only A to Z.
     connection.create_function("lower", 1, lambda text: text and text.lower(), deterministic=True)

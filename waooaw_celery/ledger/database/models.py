@@ -1,75 +1,37 @@
-"""The tables of the ledger. Messages and events are only added: a message's status is a question, not a column.
+"""The tables of the ledger.
 
-On PostgreSQL `messages` and `message_events` are partitioned by the month of `retain_until`, so that a purge drops
-partitions; every unique key therefore holds that column, which a message and all its events have in common.
+Rows of messages and of their events are only added. A message has no status column: its status follows from its
+events.
+
+On PostgreSQL, `waooaw_messages` and `waooaw_message_events` are partitioned by the month of `retain_until`, so
+that a purge can drop whole partitions. PostgreSQL requires the partition key in every unique key. A message and
+its events have the same `retain_until`, and it is part of each of their keys.
 """
 
 from __future__ import annotations
 
-import json
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
-from sqlalchemy import JSON, DateTime, Dialect, Index, String, Text, TypeDecorator, false, func, text
+from sqlalchemy import JSON, Index, String, false, func, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from waooaw_celery.ledger.database.rows import payload_text
-from waooaw_celery.messages.validation import restored
-
-
-class UtcDateTime(TypeDecorator[datetime]):
-    """An aware UTC datetime; SQLite, which knows no time zones, gets UTC without one."""
-
-    impl = DateTime(timezone=True)
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Turn what is written to UTC."""
-        return value and value.astimezone(UTC)
-
-    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Say of what is read that it is UTC."""
-        if value is None:
-            return None
-        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
-
-
-class JsonText(TypeDecorator[Any]):
-    """A JSON value that stays as it was said.
-
-    On SQLite it is text: a column named JSON would take a payload that is a number for one of SQLite's own, and
-    one beyond 64 bits would lose its last digits.
-    """
-
-    impl = JSON
-    cache_ok = True
-
-    def load_dialect_impl(self, dialect: Dialect) -> Any:
-        """Return the type that a database knows."""
-        return dialect.type_descriptor(Text() if dialect.name == "sqlite" else JSON())
-
-    def process_bind_param(self, value: Any, dialect: Dialect) -> Any:
-        """Turn what is written to text for SQLite."""
-        return payload_text(value) if dialect.name == "sqlite" else value
-
-    def process_result_value(self, value: Any, dialect: Dialect) -> Any:
-        """Turn what is read back into what was said."""
-        return restored(json.loads(value) if dialect.name == "sqlite" and value is not None else value)
+from waooaw_celery.ledger.database.column_types import JsonText, UtcDateTime
 
 
 class Base(DeclarativeBase):
-    """All tables of the ledger."""
+    """The base class of all tables of the ledger."""
 
-    type_annotation_map = {  # noqa: RUF012 - SQLAlchemy's own way to say it
+    type_annotation_map = {  # noqa: RUF012 - SQLAlchemy reads it from the class
         datetime: UtcDateTime(),
-        # JSON and not JSONB: it keeps the text as it was said, and takes every string that JSON can write.
+        # JSON, not JSONB: it stores the text unchanged, and accepts every string that JSON can express.
         Any: JSON(),
         str: String(),
     }
 
 
 class AgentRow(Base):
-    """An agent that was ever declared."""
+    """An agent that was declared at least once."""
 
     __tablename__ = "waooaw_agents"
 
@@ -81,21 +43,21 @@ class AgentRow(Base):
 
 
 class WorkerRow(Base):
-    """A worker of an agent, counted as living until a moment that each sign of life puts off."""
+    """A worker of an agent. It counts as alive until `alive_until`, which each heartbeat extends."""
 
     __tablename__ = "waooaw_agent_workers"
 
     agent: Mapped[str] = mapped_column(primary_key=True)
     worker: Mapped[str] = mapped_column(primary_key=True)
     alive_until: Mapped[datetime]
-    #: When the worker of this name that gave the last sign of life was started.
+    #: When the worker that sent the last heartbeat under this name was started.
     started_at: Mapped[datetime | None]
-    #: What it reports about itself with each heartbeat.
+    #: What the worker reports about itself with each heartbeat.
     report: Mapped[Any]
 
 
 class SubscriptionRow(Base):
-    """A subscription that was ever declared."""
+    """A subscription that was declared at least once."""
 
     __tablename__ = "waooaw_subscriptions"
 
@@ -105,13 +67,13 @@ class SubscriptionRow(Base):
     #: The filter, or JSON's null.
     conditions: Mapped[Any | None] = mapped_column(JsonText)
     subscribed_at: Mapped[datetime]
-    #: From when on it wants what was published before, until it has got it.
+    #: Earlier events are replayed from this time on. NULL when none are requested, or when the replay is complete.
     catch_up_from: Mapped[datetime | None]
     removed_at: Mapped[datetime | None]
 
 
 class SchemaRow(Base):
-    """A version of the JSON Schema of a topic."""
+    """One version of the JSON Schema of a topic."""
 
     __tablename__ = "waooaw_event_schemas"
 
@@ -123,11 +85,11 @@ class SchemaRow(Base):
 
 
 class MessageRow(Base):
-    """What was said, written before it was published; and events, each once, as said to nobody in particular."""
+    """A message, written before it is published. A published event has one row too, without a recipient."""
 
     __tablename__ = "waooaw_messages"
     __table_args__ = (
-        # Statistics are answered from this index alone.
+        # Statistics read only this index.
         Index(
             "waooaw_messages_sent",
             "sent_at",
@@ -152,7 +114,7 @@ class MessageRow(Base):
     message_id: Mapped[str] = mapped_column(primary_key=True)
     retain_until: Mapped[datetime] = mapped_column(primary_key=True)
     from_agent: Mapped[str]
-    #: Empty where it is the record of an event; the handler is its topic then.
+    #: Empty in the row of a published event, whose `handler` is its topic.
     to_agent: Mapped[str]
     handler: Mapped[str]
     message_type: Mapped[str]
@@ -162,20 +124,23 @@ class MessageRow(Base):
     causation_id: Mapped[str | None]
     sent_at: Mapped[datetime]
     expires_at: Mapped[datetime | None]
-    #: JSON's null too when it was erased.
+    #: JSON's null after an erasure.
     payload: Mapped[Any | None] = mapped_column(JsonText)
-    #: SHA-256 of the payload, which stays when the payload is erased: room for a chain of evidence.
+    #: SHA-256 of the payload. It stays when the payload is erased.
     payload_digest: Mapped[str]
     erased_at: Mapped[datetime | None]
-    #: Of an EVENT: its topic, and its attributes as they travel.
+    #: The topic and the attributes of an EVENT.
     topic: Mapped[str | None]
     event: Mapped[Any | None] = mapped_column(JsonText)
-    #: What its publish had besides, to publish it again the same; NULL for a plain message.
+    #: The publish options, to publish the message again unchanged. NULL for a plain message.
     options: Mapped[Any | None] = mapped_column(JsonText)
 
 
 class MessageEventRow(Base):
-    """What became of a message. Writing the same fact twice writes it once; of terminal ones the first is kept."""
+    """One event of a message: delivered, handled, failed and so on.
+
+    Writing the same event twice adds one row. Of several terminal events, the first is stored.
+    """
 
     __tablename__ = "waooaw_message_events"
     __table_args__ = (
@@ -184,7 +149,7 @@ class MessageEventRow(Base):
             "message_id",
             "retain_until",
             unique=True,
-            postgresql_include=["event"],  # how a message ended is read from this index alone
+            postgresql_include=["event"],  # the final status is read from this index alone
             postgresql_where=text("terminal"),
             sqlite_where=text("terminal"),
         ),
@@ -204,20 +169,21 @@ class MessageEventRow(Base):
     retain_until: Mapped[datetime] = mapped_column(primary_key=True)
     at: Mapped[datetime] = mapped_column(primary_key=True)
     event: Mapped[str] = mapped_column(primary_key=True)
-    #: Empty where no worker told it.
+    #: Empty when no worker reported the event.
     worker: Mapped[str] = mapped_column(primary_key=True)
     terminal: Mapped[bool]
     attempt: Mapped[int]
     seconds: Mapped[float | None]
     error: Mapped[str | None]
-    #: The message's, so that what ended in a stretch of time is found without looking at the messages.
+    #: Copied from the message, so that events of a time range are found without reading the messages.
     sent_at: Mapped[datetime]
 
 
 class OpenMessageRow(Base):
-    """A message that may not have ended yet: an index in the form of a table, small however large the ledger is.
+    """A message that may have no terminal event yet.
 
-    Every message without a terminal event is here. One that has ended may be for a moment, until a sweep.
+    The table works as an index: it stays small however large the ledger is. It has every message without a
+    terminal event. A message that has ended may stay in it until the next sweep.
     """
 
     __tablename__ = "waooaw_open_messages"
@@ -230,32 +196,32 @@ class OpenMessageRow(Base):
     retain_until: Mapped[datetime]
     sent_at: Mapped[datetime]
     expires_at: Mapped[datetime | None]
-    #: The message's, so that an agent's open messages are found without looking at the messages.
+    #: Copied from the message, so that an agent's open messages are found without reading the messages.
     from_agent: Mapped[str]
     to_agent: Mapped[str]
-    #: When the row was written, by the database's own clock: one that froze may take a row late.
+    #: When the row was written, by the database's clock. A frozen database may write a row late.
     written_at: Mapped[datetime] = mapped_column(server_default=func.now())
-    #: Whether it is never published again: somebody waits for its answer, and not for a late one.
+    #: Whether recovery must not publish it again: a caller waits for the answer, and only for a limited time.
     unrepeatable: Mapped[bool] = mapped_column(server_default=false())
 
 
 class CancellationRow(Base):
-    """A message that somebody asked to cancel, as long as a worker may meet it."""
+    """A requested cancellation. It is stored as long as a worker may still receive the message."""
 
     __tablename__ = "waooaw_cancels"
     __table_args__ = (Index("waooaw_cancels_agent", "to_agent"),)
 
     message_id: Mapped[str] = mapped_column(primary_key=True)
     to_agent: Mapped[str]
-    #: Whether a handler that has begun is to be stopped too.
+    #: Whether to stop a handler that has already started, too.
     running: Mapped[bool]
-    #: No worker begins it after that, or goes on with what it was told; None: as long as it is kept.
+    #: When workers may drop the request: no worker starts the message after this time. NULL: it has no such time.
     until: Mapped[datetime | None]
     retain_until: Mapped[datetime]
 
 
 class InboxRow(Base):
-    """A message whose effect is in this database: written in the transaction of its handler (``once=True``)."""
+    """A message that a handler with ``once=True`` has handled. The row is written in the handler's transaction."""
 
     __tablename__ = "waooaw_inbox"
     __table_args__ = (Index("waooaw_inbox_handled", "handled_at"),)
@@ -263,12 +229,12 @@ class InboxRow(Base):
     message_id: Mapped[str] = mapped_column(primary_key=True)
     handler: Mapped[str]
     handled_at: Mapped[datetime]
-    #: What the handler returned, for the answer to a request that comes again.
+    #: What the handler returned, to answer a request that is delivered again.
     result: Mapped[Any | None] = mapped_column(JsonText)
 
 
 class RefusalRow(Base):
-    """Messages of an agent that a rate limit refused in a minute, as one process counted them."""
+    """How many messages of an agent a rate limit refused in one minute, as counted by one process."""
 
     __tablename__ = "waooaw_refusals"
     __table_args__ = (Index("waooaw_refusals_minute", "minute"),)
@@ -282,7 +248,7 @@ class RefusalRow(Base):
 
 
 class HoldRow(Base):
-    """A legal hold: what it names is not purged while it stands."""
+    """A legal hold. A purge skips the messages that it names."""
 
     __tablename__ = "waooaw_holds"
 
@@ -294,7 +260,7 @@ class HoldRow(Base):
 
 
 class PurgeRow(Base):
-    """What a purge or an erasure did: by which rule, how much."""
+    """A purge or an erasure: the rule, and how much it removed."""
 
     __tablename__ = "waooaw_purges"
 

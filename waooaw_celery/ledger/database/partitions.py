@@ -1,4 +1,4 @@
-"""PostgreSQL's partitions of the ledger: a pair a month, made ahead, and dropped whole."""
+"""The monthly partitions of the ledger in PostgreSQL: created ahead of time, and dropped by a purge."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 
 logger = logging.getLogger(__name__)
 
-#: Months ahead for which partitions are made: a year of retention, and time to notice when nobody makes them.
+#: Months ahead for which partitions are created: one year of retention, and two months to notice that the periodic
+#: task does not run.
 MONTHS_AHEAD = 14
-#: Milliseconds that dropping a partition waits for those who read it, and others behind it.
+#: Milliseconds that dropping a partition waits for its readers. Other statements queue behind it meanwhile.
 LOCK_MILLISECONDS = 50
 TABLES = ("waooaw_messages", "waooaw_message_events")
 
-#: PostgreSQL's code of the error that a lock could not be had in time.
+#: PostgreSQL's error code for a lock that was not granted in time.
 _LOCK_NOT_AVAILABLE = "55P03"
 _NAME = re.compile(r"waooaw_messages_(\d{4})_(\d{2})")
 
@@ -31,35 +32,35 @@ class Month:
     month: int
 
     @classmethod
-    def of(cls, moment: datetime) -> Month:
-        """Return the month of a moment."""
-        return cls(moment.year, moment.month)
+    def of(cls, time: datetime) -> Month:
+        """Return the month of a time in UTC."""
+        return cls(time.year, time.month)
 
     def plus(self, months: int) -> Month:
-        """Return the month so many months later."""
+        """Return the month that is ``months`` later."""
         number = self.year * 12 + self.month - 1 + months
         return Month(number // 12, number % 12 + 1)
 
     @property
     def begin(self) -> datetime:
-        """Its first moment."""
+        """When the month starts."""
         return datetime(self.year, self.month, 1, tzinfo=UTC)
 
     @property
     def end(self) -> datetime:
-        """The first moment after it."""
+        """When the next month starts."""
         return self.plus(1).begin
 
     def __str__(self) -> str:
         return f"{self.year:04}-{self.month:02}"
 
     def table(self, parent: str) -> str:
-        """Return the name of a table's partition for this month."""
+        """Return the name of the partition of a table for this month."""
         return f"{parent}_{self.year:04}_{self.month:02}"
 
 
 def existing(connection: Connection) -> list[Month]:
-    """Return the months that have partitions, in order."""
+    """Return the months that have partitions, the earliest first."""
     names = connection.scalars(
         text("SELECT inhrelid::regclass::text FROM pg_inherits WHERE inhparent = 'waooaw_messages'::regclass")
     )
@@ -67,13 +68,21 @@ def existing(connection: Connection) -> list[Month]:
 
 
 def make_ahead(connection: Connection, now: datetime, months: int = MONTHS_AHEAD) -> list[Month]:
-    """Make the partitions of this month and the next ones that are missing, and return their months.
+    """Create the missing partitions of this month and of the following ones.
 
-    A month of which messages lie in the default partition already cannot have one any more: its messages stay
-    there, and are purged row by row.
+    A month that already has messages in the default partition cannot get a partition. Its messages stay there, and
+    a purge deletes them row by row.
+
+    Args:
+        connection: in a transaction on PostgreSQL.
+        now: the current time, UTC.
+        months: how many months after this one.
+
+    Returns:
+        The months whose partitions were created.
     """
     missing = set(map(Month.of(now).plus, range(months + 1))) - set(existing(connection))
-    made = []
+    created = []
     for month in sorted(missing):
         try:
             with connection.begin_nested():
@@ -85,16 +94,25 @@ def make_ahead(connection: Connection, now: datetime, months: int = MONTHS_AHEAD
                         )
                     )
         except DBAPIError as error:
-            logger.warning("no partition for %s: %s", month, error.orig, extra={"action": "partition_skipped"})
+            logger.warning(
+                "could not create the partition for %s: %s",
+                month,
+                error.orig,
+                extra={"action": "partition_skipped"},
+            )
         else:
-            made.append(month)
-    return made
+            created.append(month)
+    return created
 
 
 def drop(connection: Connection, month: Month) -> bool:
-    """Drop the partitions of a month, with everything in them, and return whether that could be done.
+    """Drop the partitions of a month with all their rows.
 
-    Whoever comes while this waits for a reader to end waits behind it; so it gives up soon.
+    Statements that arrive while this waits for a reader queue behind it. So it gives up after
+    ``LOCK_MILLISECONDS``.
+
+    Returns:
+        Whether the partitions were dropped. False: a reader held them.
     """
     try:
         with connection.begin_nested():

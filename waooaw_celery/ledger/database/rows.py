@@ -1,4 +1,4 @@
-"""What is written to the ledger: messages and facts as text, for the queue, the spool and the database."""
+"""Builds the rows of the ledger as JSON text, for the write buffer, the spool and the database."""
 
 from __future__ import annotations
 
@@ -17,27 +17,34 @@ from waooaw_celery.messages.validation import JSON, tagged
 
 RowKind = Literal["message", "fact", "stray", "refusal", "withdrawal"]
 
-#: Why a message has failed whose sender was told that it is refused.
+#: The error of a message whose sender got AuditUnavailable, although the database wrote the message later.
 WITHDRAWN = "refused: the ledger did not confirm it in time; it was never published"
 
-# Made once: ``json.dumps`` would make an encoder for each payload.
+# Created once: ``json.dumps`` creates an encoder for each call.
 _encode = json.JSONEncoder(check_circular=False).encode
-_readable = json.JSONEncoder(ensure_ascii=False, check_circular=False, default=tagged).encode
-_escaped = json.JSONEncoder(check_circular=False, default=tagged).encode
-_canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), check_circular=False, default=tagged).encode
+_encode_readable = json.JSONEncoder(ensure_ascii=False, check_circular=False, default=tagged).encode
+_encode_escaped = json.JSONEncoder(check_circular=False, default=tagged).encode
+_encode_canonical = json.JSONEncoder(
+    sort_keys=True, separators=(",", ":"), check_circular=False, default=tagged
+).encode
 
 
 @dataclass(frozen=True, slots=True)
 class LedgerRow:
-    """One row to be.
+    """A row that is to be written to the ledger.
 
     Attributes:
-        kind: ``message``; ``fact`` of a message that its sender wrote down; or ``stray``, a fact of a message
-            about which the ledger must be asked first, since its envelope does not say where its row is; or
-            ``refusal``, that messages of an agent were refused; or ``withdrawal``, that a message was not
-            published, which the ledger may have taken without confirming it.
-        message_id: of which message; of a refusal, the agent.
-        text: the row as a JSON object, its moments as ISO 8601 text.
+        kind: what the row is:
+
+            - ``message``: a message.
+            - ``fact``: an event of a message whose sender uses a ledger.
+            - ``stray``: an event of a message whose envelope does not name its partition. The message's row must
+            be
+              looked up before the event is written.
+            - ``refusal``: a count of messages that a rate limit refused.
+            - ``withdrawal``: a message was not published, but the database may have written it without confirming.
+        message_id: the message; for a refusal, the agent.
+        text: the columns as a JSON object, with times in ISO 8601.
     """
 
     kind: RowKind
@@ -45,140 +52,145 @@ class LedgerRow:
     text: str
 
     def age(self, now: datetime) -> float:
-        """Return how many seconds ago a fact happened."""
+        """Return the seconds since the event of this row."""
         return (now - datetime.fromisoformat(json.loads(self.text)["at"])).total_seconds()
 
 
 def message_row(message: Message, handler: str, retention: RetentionPolicy) -> LedgerRow:
-    """Return the entry of a message.
+    """Return the row of a message.
 
     Args:
-        message: what is said.
-        handler: name of the handler it is for.
-        retention: how long it is kept when it does not say so itself.
+        message: the message.
+        handler: the name of the handler that receives it.
+        retention: how long to keep the message if it has no retention of its own.
     """
-    return LedgerRow("message", message.message_id, _encode(_message_row(message, handler, retention)))
+    return LedgerRow("message", message.message_id, _encode(_message_columns(message, handler, retention)))
 
 
 def message_rows(
     messages: Sequence[tuple[Message, str]],
     retention: RetentionPolicy,
-    besides: Mapping[str, PublishOptions] | None = None,
+    options_by_id: Mapping[str, PublishOptions] | None = None,
 ) -> list[LedgerRow]:
-    """Return the entries of messages, each with the name of its handler; those of an event share its payload.
+    """Return the rows of several messages. Messages of the same event share the encoded payload.
 
     Args:
-        messages: the messages.
-        retention: how long one is kept that does not say so itself.
-        besides: what their publishes have besides, by id.
+        messages: each message with the name of the handler that receives it.
+        retention: how long to keep a message that has no retention of its own.
+        options_by_id: the publish options of messages that have some, by message id.
     """
-    entries: list[LedgerRow] = []
-    of_event: dict[str, Any] | None = None
+    rows: list[LedgerRow] = []
+    shared: dict[str, Any] | None = None  # the event of the last message, and its encoded columns
     for message, handler in messages:
         event = message.event
-        row = _message_row(message, handler, retention, of_event if of_event and event is of_event["is"] else None)
-        of_event = None if event is None else {"is": event} | {name: row[name] for name in _SHARED}
-        if besides and message.message_id in besides:
-            row |= _besides(besides[message.message_id])
-        entries.append(LedgerRow("message", message.message_id, _encode(row)))
-    return entries
+        same_event = shared if shared and event is shared["of"] else None
+        columns = _message_columns(message, handler, retention, same_event)
+        shared = None if event is None else {"of": event} | {name: columns[name] for name in _EVENT_COLUMNS}
+        if options_by_id and message.message_id in options_by_id:
+            columns |= _option_columns(options_by_id[message.message_id])
+        rows.append(LedgerRow("message", message.message_id, _encode(columns)))
+    return rows
 
 
-def _besides(remembered: PublishOptions) -> dict[str, Any]:
-    said = remembered.to_json()
-    return {"options": payload_text(said) if said else None, "unrepeatable": remembered.unrepeatable}
+def _option_columns(options: PublishOptions) -> dict[str, Any]:
+    encoded = options.to_json()
+    return {"options": payload_text(encoded) if encoded else None, "unrepeatable": options.unrepeatable}
 
 
 def published_event_rows(record: Message, retention: RetentionPolicy, at: datetime) -> list[LedgerRow]:
-    """Return the entries of the record of an event: as said to nobody, on its topic, and ended with that.
+    """Return the two rows that record a published event: the event, and the fact PUBLISHED, which is terminal.
 
     Args:
-        record: the event.
-        retention: how long it is kept when it does not say so itself.
-        at: when it was published.
+        record: the event, with its topic and without a recipient.
+        retention: how long to keep the record if it has no retention of its own.
+        at: when the event was published.
     """
-    row = _message_row(record, record.topic or "", retention)
+    columns = _message_columns(record, record.topic or "", retention)
     fact = MessageFact(message_id=record.message_id, event=MessageEvent.PUBLISHED, at=at)
-    kept = (record.retention or retention).until(record.sent_at)
-    return [LedgerRow("message", record.message_id, _encode(row)), keyed_event_row(fact, kept, record.sent_at)]
+    retain_until = (record.retention or retention).until(record.sent_at)
+    return [
+        LedgerRow("message", record.message_id, _encode(columns)),
+        keyed_event_row(fact, retain_until, record.sent_at),
+    ]
 
 
 def event_row(fact: MessageFact, retention: RetentionPolicy) -> LedgerRow:
-    """Return the entry of a fact.
+    """Return the row of one event of a message.
 
-    A message that a door with a ledger let through says how long it is kept. One that does not was published by
-    something else: its fact carries the message's row along, for the ledger to write unless it has it.
+    A message that was published with a ledger has its retention in its envelope. A message without one comes from
+    another program: the row of the event then contains the message too, and the ledger writes both.
     """
     message = fact.message
     if message is not None and message.retention is not None:
         return keyed_event_row(fact, message.retention.until(message.sent_at), message.sent_at)
-    said = message and _message_row(message, fact.handler, retention)
-    # What another program published had who knows what besides: it cannot be published again as it was.
-    row = _fact_row(fact) | {"message": said and {**said, "unrepeatable": True}}
-    # The id may be anything: of a message that another program published.
-    return LedgerRow("stray", storable(fact.message_id), json.dumps(row))
+    message_columns = message and _message_columns(message, fact.handler, retention)
+    # The other program's publish options are unknown, so the message cannot be published again unchanged.
+    columns = _event_columns(fact) | {"message": message_columns and {**message_columns, "unrepeatable": True}}
+    # Another program may use any text as an id.
+    return LedgerRow("stray", storable(fact.message_id), json.dumps(columns))
 
 
 def delivery_row(fact: MessageFact, retention: RetentionPolicy) -> LedgerRow:
-    """Return the entry of the fact that a worker begins with a message, which asks whether it has ended."""
-    entry = event_row(fact, retention)
-    return LedgerRow(entry.kind, entry.message_id, f'{{"asks": true, {entry.text[1:]}')
+    """Return the row of the event DELIVERED. Writing it checks whether the message has ended already."""
+    row = event_row(fact, retention)
+    return LedgerRow(row.kind, row.message_id, f'{{"check_ended": true, {row.text[1:]}')
 
 
 def keyed_event_row(fact: MessageFact, retain_until: datetime, sent_at: datetime) -> LedgerRow:
-    """Return the entry of a fact about the message of these keys."""
-    keys = {"retain_until": _text(retain_until), "sent_at": _text(sent_at)}
-    return LedgerRow("fact", fact.message_id, _encode(_fact_row(fact) | keys))
+    """Return the row of an event whose message has these keys."""
+    keys = {"retain_until": _iso(retain_until), "sent_at": _iso(sent_at)}
+    return LedgerRow("fact", fact.message_id, _encode(_event_columns(fact) | keys))
 
 
 def sent_row(message: Message, at: datetime, retention: RetentionPolicy) -> LedgerRow:
-    """Return the entry of the fact that the broker has a message: what ``event_row`` returns, but sooner.
+    """Return the row of the event SENT. It equals that of ``event_row``, and takes less time to build.
 
     Args:
-        message: which; one that its sender wrote down.
-        at: when the broker got it.
-        retention: how long it is kept when it does not say so itself.
+        message: a message that its sender has written to the ledger.
+        at: when the broker accepted it.
+        retention: how long to keep the message if it has no retention of its own.
     """
-    kept = _text((message.retention or retention).until(message.sent_at))
-    # An id is made of letters, digits and a few signs: nothing in it could end the text.
+    retain_until = _iso((message.retention or retention).until(message.sent_at))
+    # A valid id has only letters, digits and a few punctuation marks, none of which needs escaping.
     text = (
-        f'{{"message_id":"{message.message_id}","at":"{_text(at)}","event":"sent","worker":"","terminal":false,'
-        f'"attempt":0,"seconds":null,"error":null,"retain_until":"{kept}","sent_at":"{_text(message.sent_at)}"}}'
+        f'{{"message_id":"{message.message_id}","at":"{_iso(at)}","event":"sent","worker":"","terminal":false,'
+        f'"attempt":0,"seconds":null,"error":null,"retain_until":"{retain_until}",'
+        f'"sent_at":"{_iso(message.sent_at)}"}}'
     )
     return LedgerRow("fact", message.message_id, text)
 
 
-def withdrawal_row(entry: LedgerRow) -> LedgerRow:
-    """Return the entry that a message was refused, and never published, though the ledger may take it.
+def withdrawal_row(row: LedgerRow) -> LedgerRow:
+    """Return the row that marks a message as never published, in case the database writes it after all.
 
     Args:
-        entry: the message's.
+        row: the row of the message.
     """
-    said = json.loads(entry.text)
-    fact = MessageFact(message_id=entry.message_id, event=MessageEvent.FAILED, error=WITHDRAWN)
-    row = _fact_row(fact) | {"retain_until": said["retain_until"], "sent_at": said["sent_at"]}
-    return LedgerRow("withdrawal", entry.message_id, _encode(row))
+    message_columns = json.loads(row.text)
+    fact = MessageFact(message_id=row.message_id, event=MessageEvent.FAILED, error=WITHDRAWN)
+    keys = {name: message_columns[name] for name in ("retain_until", "sent_at")}
+    return LedgerRow("withdrawal", row.message_id, _encode(_event_columns(fact) | keys))
 
 
 def refusal_row(agent: str, rule: str, minute: datetime, process: str, part: int, count: int) -> LedgerRow:
-    """Return the entry of the fact that messages were refused.
+    """Return the row of messages that a rate limit refused.
 
     Args:
-        agent: whose.
-        rule: by which rule of its rate limit.
-        minute: in which minute.
-        process: which process tells it.
-        part: how often it has told of this minute, with this.
-        count: how many it did not tell of before.
+        agent: the sender.
+        rule: the rule that refused, such as ``10/second``.
+        minute: the minute in which they were refused.
+        process: the process that counted them.
+        part: the number of this row among those that the process writes for this minute.
+        count: the messages that its earlier rows do not count.
     """
-    row = {"agent": agent, "rule": storable(rule), "minute": _text(minute)}
-    return LedgerRow("refusal", agent, _encode(row | {"process": process, "part": part, "count": count}))
+    columns = {"agent": agent, "rule": storable(rule), "minute": _iso(minute)}
+    return LedgerRow("refusal", agent, _encode(columns | {"process": process, "part": part, "count": count}))
 
 
-def _fact_row(fact: MessageFact) -> dict[str, Any]:
+def _event_columns(fact: MessageFact) -> dict[str, Any]:
     return {
         "message_id": storable(fact.message_id),
-        "at": _text(fact.at),
+        "at": _iso(fact.at),
         "event": fact.event.value,
         "worker": fact.worker or "",
         "terminal": fact.event.terminal,
@@ -188,16 +200,16 @@ def _fact_row(fact: MessageFact) -> dict[str, Any]:
     }
 
 
-#: What is the same in the rows of all messages of an event, and takes a while to write.
-_SHARED = ("payload", "payload_digest", "event")
+#: Columns that are equal in all messages of one event, and slow to encode.
+_EVENT_COLUMNS = ("payload", "payload_digest", "event")
 
 
-def _message_row(
+def _message_columns(
     message: Message, handler: str, retention: RetentionPolicy, shared: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    row = {
+    columns = {
         "message_id": message.message_id,
-        "retain_until": _text((message.retention or retention).until(message.sent_at)),
+        "retain_until": _iso((message.retention or retention).until(message.sent_at)),
         "from_agent": message.from_agent,
         "to_agent": message.to_agent,
         "handler": handler,
@@ -206,16 +218,17 @@ def _message_row(
         "correlation_id": message.correlation_id or message.message_id,
         "conversation_id": message.conversation_id or message.message_id,
         "causation_id": message.causation_id,
-        "sent_at": _text(message.sent_at),
-        "expires_at": message.expires_at and _text(message.expires_at),
+        "sent_at": _iso(message.sent_at),
+        "expires_at": message.expires_at and _iso(message.expires_at),
         "topic": message.topic,
     }
     if not message.has_new_id:
-        row["asks"] = True  # whether it is in the ledger, also with another retention or time of sending
+        # The ledger may have this id already, under another retention or time of sending.
+        columns["check_known"] = True
     if shared is not None:
-        return row | {name: shared[name] for name in _SHARED}
-    return row | {
-        # Text within the text: PostgreSQL would not take every string that JSON can write, but keeps it as JSON.
+        return columns | {name: shared[name] for name in _EVENT_COLUMNS}
+    return columns | {
+        # Encoded twice: PostgreSQL does not accept every JSON string as text, but stores it in a JSON column.
         "payload": payload_text(message.payload),
         "payload_digest": digest(message.payload),
         "event": message.event and _encode(message.event.to_envelope()),
@@ -223,30 +236,30 @@ def _message_row(
 
 
 def payload_text(payload: JSON) -> str:
-    """Return a payload as the JSON text that the ledger keeps: readable, so that it can be searched.
+    """Return a payload as the JSON text that the ledger stores. It is readable, so that you can search it.
 
-    What JSON lacks is written as it travels. Halves of surrogate pairs, which no database takes, are written as
-    JSON's escapes, and all else then too.
+    Values that JSON lacks are written in their wire form. No database accepts unpaired surrogates: a payload that
+    has some is written with JSON escapes throughout.
     """
-    text = _readable(payload)
-    return text if text.isascii() or _encodable(text) else _escaped(payload)
+    text = _encode_readable(payload)
+    return text if text.isascii() or _is_utf8(text) else _encode_escaped(payload)
 
 
 def digest(payload: JSON) -> str:
-    """Return the SHA-256, in hexadecimal, of a payload's canonical JSON: sorted keys, no spaces, ASCII."""
-    return hashlib.sha256(_canonical(payload).encode()).hexdigest()
+    """Return the SHA-256 of a payload's canonical JSON (sorted keys, no spaces, ASCII), in hexadecimal."""
+    return hashlib.sha256(_encode_canonical(payload).encode()).hexdigest()
 
 
-def _text(moment: datetime) -> str:
-    return (moment if moment.tzinfo is UTC else moment.astimezone(UTC)).isoformat()
+def _iso(time: datetime) -> str:
+    return (time if time.tzinfo is UTC else time.astimezone(UTC)).isoformat()
 
 
 def storable(text: str) -> str:
-    """Return a text that every database takes: PostgreSQL refuses NUL and halves of surrogate pairs."""
+    """Return a text that every database accepts: PostgreSQL refuses NUL and unpaired surrogates."""
     return text.replace("\x00", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()
 
 
-def _encodable(text: str) -> bool:
+def _is_utf8(text: str) -> bool:
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""The ledger's schema, brought up to date with Alembic."""
+"""Creates and upgrades the ledger's schema with Alembic."""
 
 from __future__ import annotations
 
@@ -10,18 +10,21 @@ from waooaw_celery.ledger.database.clock import now_in
 from waooaw_celery.ledger.database.engine import Database
 from waooaw_celery.ledger.database.version import NEWEST
 
-#: Seconds that it may take: a new index on a large table takes its time.
+#: Seconds that an upgrade may take. A new index on a large table takes long.
 DEADLINE_SECONDS = 3600.0
 
 
 def upgrade(database: Database) -> str:
-    """Bring the schema up to date and return its version. Running it again changes nothing.
+    """Upgrade the schema to the newest version. Running it again changes nothing.
+
+    Returns:
+        The version of the schema.
 
     Raises:
-        AuditUnavailable: the database does not answer or refuses.
+        AuditUnavailable: the database does not answer, or refuses a statement.
     """
     config = migrations()
-    with database.begin("bring the ledger's schema up to date", DEADLINE_SECONDS) as connection:
+    with database.begin("upgrade the ledger's schema", DEADLINE_SECONDS) as connection:
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
         if database.is_postgresql:
@@ -30,7 +33,7 @@ def upgrade(database: Database) -> str:
 
 
 def migrations() -> Config:
-    """Return Alembic's configuration for the migrations in this package."""
+    """Return the Alembic configuration of this package's migrations."""
     config = Config()
     config.set_main_option("script_location", "waooaw_celery:ledger/database/migrations")
     config.set_main_option("path_separator", "os")

@@ -1,4 +1,4 @@
-"""Which schema this version of the package works with, and whether a database has it. (Alembic makes it.)"""
+"""Checks that a database has the schema that this version of the package needs. It does not load Alembic."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from sqlalchemy import inspect, text
 from waooaw_celery.errors import ConfigurationError
 from waooaw_celery.ledger.database.engine import Database
 
-#: The newest migration; a test compares.
+#: The newest migration. A test compares it with the migrations.
 NEWEST = "0001"
-#: A table of our own, so that a project's own Alembic in the same database is left alone.
+#: The table has its own name, so that it does not collide with your own Alembic in the same database.
 VERSION_TABLE = "waooaw_alembic_version"
 
 
 def current_version(database: Database) -> str | None:
-    """Return the version of a database's schema, or None when it has none.
+    """Return the version of a database's schema, or None if it has no ledger.
 
     Raises:
         AuditUnavailable: the database does not answer.
@@ -27,15 +27,15 @@ def current_version(database: Database) -> str | None:
 
 
 def check_version(database: Database) -> None:
-    """Check that the schema is the one that this version works with.
+    """Check that a database has the schema that this version of the package needs.
 
     Raises:
-        ConfigurationError: it is not; the sentence says what to run.
+        ConfigurationError: it has another schema or none. The message names the command to run.
         AuditUnavailable: the database does not answer.
     """
     found = current_version(database)
     if found != NEWEST:
         raise ConfigurationError(
-            f"the ledger's schema is {found or 'not there'}, and this version works with {NEWEST}: "
+            f"the ledger's schema is {found or 'missing'}, and this version needs {NEWEST}: "
             "run `waooaw db upgrade` with the same waooaw_database_url"
         )

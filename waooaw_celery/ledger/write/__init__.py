@@ -1,1 +1,1 @@
-"""How rows get into the ledger: in order, many at once, none lost."""
+"""Writes rows to the ledger: in order, many in one statement, and none lost during an outage."""

@@ -1,4 +1,4 @@
-"""Puts entries into the database: over a line of its own where that is possible, else in a transaction."""
+"""Inserts rows into the database: over a pipelined connection where possible, otherwise in a transaction."""
 
 from __future__ import annotations
 
@@ -12,101 +12,114 @@ from waooaw_celery.ledger.write.pipeline import PipelinedConnection
 from waooaw_celery.ledger.write.statements import (
     WRITE,
     StatementOutcome,
-    outcome,
     parameters,
-    rehearse,
-    settle_strays,
+    parse_outcome,
+    resolve_strays,
+    try_write,
     withdraw,
     write,
     write_refusals,
 )
 
-#: What is done, for an error's sentence.
-_WHAT = "write to the ledger"
+#: The action in error messages, after "could not".
+_ACTION = "write to the ledger"
 
-#: What became of it, and the strays and withdrawals about whose messages nothing is known yet.
+#: What changed, and the strays and withdrawals whose messages are not known yet.
 WriteOutcome: TypeAlias = tuple[StatementOutcome, list[LedgerRow]]
 
 
 class RowInserter:
-    """Writes entries, all or none. For one user at a time.
+    """Inserts rows, all of them or none. Only one thread may use it at a time.
 
-    Every method raises AuditUnavailable when the database does not answer or refuses.
+    Every method raises AuditUnavailable if the database does not answer or refuses the rows.
 
     Args:
-        database: where the ledger's tables are.
-        asks: whether DELIVERED, when it is written at once, is news: then a message that has ended is told.
+        database: the ledger's database.
+        detect_duplicates: whether to write DELIVERED as DUPLICATE if the message has ended. It applies to rows
+            that are not late.
     """
 
-    def __init__(self, database: Database, asks: bool = False) -> None:
-        self._database, self._asks = database, asks
-        # Other drivers than psycopg2 write in a transaction, as SQLite does.
-        self._line = PipelinedConnection(database) if database.url.drivername == "postgresql+psycopg2" else None
+    def __init__(self, database: Database, detect_duplicates: bool = False) -> None:
+        self._database, self._detect_duplicates = database, detect_duplicates
+        # SQLite and other PostgreSQL drivers write in a transaction.
+        is_psycopg2 = database.url.drivername == "postgresql+psycopg2"
+        self._pipeline = PipelinedConnection(database) if is_psycopg2 else None
 
-    def write(self, entries: Sequence[LedgerRow], *, late: bool = False) -> WriteOutcome:
-        """Write entries; ``late``: what they tell is no news any more."""
-        if self.send(entries, late=late):
-            return self.answer(entries)
-        messages, facts, strays, refusals, withdrawals = _sorted(entries)
+    def write(self, rows: Sequence[LedgerRow], *, late: bool = False) -> WriteOutcome:
+        """Insert rows and wait for the database.
+
+        Args:
+            rows: what to insert.
+            late: whether the rows were delayed, for example in the spool. Then duplicates are not detected.
+        """
+        if self.send(rows, late=late):
+            return self.receive(rows)
+        messages, facts, strays, refusals, withdrawals = _by_kind(rows)
         try:
-            with self._database.begin(_WHAT) as connection:
-                settled, unknown = settle_strays(connection, strays) if strays else ([], [])
+            with self._database.begin(_ACTION) as connection:
+                resolved, unknown = resolve_strays(connection, strays) if strays else ([], [])
                 write_refusals(connection, refusals)
                 unknown += withdraw(connection, withdrawals) if withdrawals else []
-                return write(connection, messages, facts + settled, asks=self._asks and not late), unknown
+                detect_duplicates = self._detect_duplicates and not late
+                return write(connection, messages, facts + resolved, detect_duplicates=detect_duplicates), unknown
         except AuditUnavailable as error:
-            # The answer that was lost may be that to the commit; SQLite has no answers to lose.
+            # The lost answer may be that to COMMIT. SQLite runs in this process and loses no answer.
             error.uncertain = self._database.is_postgresql
             raise
         except (ValueError, OverflowError) as error:
-            raise _unwritable(error) from error
+            raise _not_encodable(error) from error
 
-    def send(self, entries: Sequence[LedgerRow], *, late: bool = False) -> bool:
-        """Send entries on their way and return True, or False when they can only be written at once."""
-        messages, facts, *others = _sorted(entries)
-        if self._line is None or any(others):
+    def send(self, rows: Sequence[LedgerRow], *, late: bool = False) -> bool:
+        """Send rows without waiting for the answer.
+
+        Returns:
+            Whether they were sent. If not, call ``write``: these rows need a transaction.
+        """
+        messages, facts, *others = _by_kind(rows)
+        if self._pipeline is None or any(others):
             return False
         try:
-            self._line.send(_WHAT, WRITE, parameters(messages, facts, self._asks and not late))
+            arguments = parameters(messages, facts, self._detect_duplicates and not late)
+            self._pipeline.send(_ACTION, WRITE, arguments)
         except (ValueError, OverflowError) as error:
-            raise _unwritable(error) from error
+            raise _not_encodable(error) from error
         return True
 
-    def answer(self, _: Sequence[LedgerRow] = ()) -> WriteOutcome:
-        """Wait for the answer to what was sent."""
-        line: Any = self._line
-        return outcome(line.answer(_WHAT)), []
+    def receive(self, _: Sequence[LedgerRow] = ()) -> WriteOutcome:
+        """Wait for the answer to ``send``."""
+        pipeline: Any = self._pipeline
+        return parse_outcome(pipeline.receive(_ACTION)), []
 
-    def rehearse(self) -> None:
-        """Find out whether the database would take rows: to answer a question is not enough."""
-        with self._database.begin(_WHAT) as connection:
-            rehearse(connection)
+    def try_write(self) -> None:
+        """Find out whether the database accepts rows. A database that answers queries may still refuse writes."""
+        with self._database.begin(_ACTION) as connection:
+            try_write(connection)
 
     def close(self) -> None:
-        """Close the line; the next entries open another."""
-        if self._line is not None:
-            self._line.close()
+        """Close the pipelined connection. The next rows open another."""
+        if self._pipeline is not None:
+            self._pipeline.close()
 
 
 def is_permanent_error(error: AuditUnavailable) -> bool:
-    """Whether the database will say the same of these rows at any time, or cannot even be told of them."""
+    """Whether these rows would fail at any time: the database refuses them, or the driver cannot encode them."""
     cause: Any = error.__cause__
-    known: Any = getattr(cause, "orig", cause)
-    names = {kind.__name__ for kind in type(known).__mro__}
-    # The last two are what a driver raises for a text or a number that it cannot hand over.
+    original: Any = getattr(cause, "orig", cause)
+    names = {kind.__name__ for kind in type(original).__mro__}
+    # A driver raises the last two for a text or a number that it cannot encode.
     return bool(names & {"DataError", "IntegrityError", "ValueError", "OverflowError"})
 
 
-def _unwritable(error: Exception) -> AuditUnavailable:
-    return AuditUnavailable(f"could not {_WHAT}: {error}")
+def _not_encodable(error: Exception) -> AuditUnavailable:
+    return AuditUnavailable(f"could not {_ACTION}: {error}")
 
 
-def _sorted(entries: Iterable[LedgerRow]) -> tuple[list[LedgerRow], ...]:
-    """Return the messages, the facts, the strays, the refusals and the withdrawals among entries.
+def _by_kind(rows: Iterable[LedgerRow]) -> tuple[list[LedgerRow], ...]:
+    """Return the messages, facts, strays, refusals and withdrawals among rows.
 
-    In one order everywhere, so that two processes never wait for each other's rows in a circle.
+    All processes sort the rows by message id, so that they cannot deadlock.
     """
     kinds: dict[str, list[LedgerRow]] = {"message": [], "fact": [], "stray": [], "refusal": [], "withdrawal": []}
-    for entry in sorted(entries, key=lambda entry: entry.message_id):
-        kinds[entry.kind].append(entry)
+    for row in sorted(rows, key=lambda row: row.message_id):
+        kinds[row.kind].append(row)
     return tuple(kinds.values())

@@ -1,4 +1,4 @@
-"""Whether the ledger's database is away: one warning when it goes, one when it is back, and when to try again."""
+"""Whether the ledger's database is down, and when to try it again. Logs one warning at each end of an outage."""
 
 from __future__ import annotations
 
@@ -10,43 +10,46 @@ from waooaw_celery.errors import AuditUnavailable
 
 logger = logging.getLogger(__name__)
 
-#: Seconds until a database that was away is tried again.
+#: Seconds between two attempts to reach a database that is down.
 RETRY_SECONDS = 1.0
 
 
 class Outage:
-    """What a process knows of its database's absence.
+    """The state of the database as one process knows it.
 
     Args:
-        spool: where facts wait meanwhile, for the warning.
+        spool: the spool file, which the warning names.
     """
 
     def __init__(self, spool: Path) -> None:
         self._spool = spool
-        self._since = 0.0
-        #: The moment at which the database is tried again; None while it answers.
+        self._started_at = 0.0
+        #: When to try the database again, by the monotonic clock. None while it is up.
         self.retry_at: float | None = None
 
     @property
-    def lasts(self) -> bool:
-        """Whether the database did not answer when it was last tried."""
+    def active(self) -> bool:
+        """Whether the last attempt to reach the database failed."""
         return self.retry_at is not None
 
-    def note(self, error: AuditUnavailable) -> None:
-        """Note that it does not answer."""
-        if not self.lasts:  # one line an incident
-            self._since = time.monotonic()
+    def start(self, error: AuditUnavailable) -> None:
+        """Record that the database does not answer."""
+        if not self.active:  # one warning for each outage
+            self._started_at = time.monotonic()
             logger.warning(
-                "%s. Until it is back, facts are kept in %s", error, self._spool, extra={"action": "ledger_away"}
+                "%s. Until it is back, rows wait in the spool %s",
+                error,
+                self._spool,
+                extra={"action": "ledger_down"},
             )
-        self.put_off()
+        self.postpone_retry()
 
-    def put_off(self) -> None:
-        """Let some time pass before it is tried again."""
+    def postpone_retry(self) -> None:
+        """Try the database again after ``RETRY_SECONDS``."""
         self.retry_at = time.monotonic() + RETRY_SECONDS
 
     def end(self) -> None:
-        """Note that it answers again."""
-        away = time.monotonic() - self._since
-        logger.warning("the ledger is back after %.1f s", away, extra={"action": "ledger_back"})
+        """Record that the database answers again."""
+        duration = time.monotonic() - self._started_at
+        logger.warning("the ledger is back after %.1f s", duration, extra={"action": "ledger_up"})
         self.retry_at = None

@@ -1,4 +1,4 @@
-"""Facts of one process that could be written nowhere: kept in its memory, bounded, and tried again each second."""
+"""Events that neither the database nor the spool accepts: bounded, in memory, and retried every second."""
 
 from __future__ import annotations
 
@@ -17,62 +17,62 @@ RETRY_SECONDS = 1.0
 
 
 class PendingFacts:
-    """What is kept. Its user holds a lock.
+    """The unwritten events of one process. The user must hold a lock.
 
     Args:
-        recording: where the messages are noted that must not be acknowledged meanwhile.
+        recording: notes which messages the worker must not acknowledge meanwhile.
     """
 
     def __init__(self, recording: Recording) -> None:
         self._recording = recording
-        self._puts: deque[PendingWrite] = deque()
-        self._entries = self._size = 0
-        self._told = False
+        self._writes: deque[PendingWrite] = deque()
+        self._row_count = self._size = 0
+        self._is_logged = False
         self._retry_at = 0.0
 
     @property
     def due(self) -> float:
-        """The moment at which they are to be tried again."""
-        return self._retry_at if self._puts else float("inf")
+        """When to retry, by the monotonic clock."""
+        return self._retry_at if self._writes else float("inf")
 
-    def add(self, puts: Sequence[PendingWrite], error: Exception) -> None:
-        """Keep entries that could not be written, but those of which that is not wanted."""
-        for put in puts:
-            if not put.keep:
+    def add(self, writes: Sequence[PendingWrite], error: Exception) -> None:
+        """Keep writes that failed, except those that need not be kept. Beyond the bound, the oldest are logged."""
+        for pending in writes:
+            if not pending.keep:
                 continue
-            ids = put.held
-            if put.waited:
-                ids = tuple({entry.message_id for entry in put.entries})
-            held = tuple(id_ for id_ in ids if self._recording.hold(id_))
-            self._puts.append(PendingWrite(put.entries, True, put.size, held=held))
-            self._entries += len(put.entries)
-            self._size += put.size
+            ids = pending.held_ids
+            if pending.awaited:
+                ids = tuple({row.message_id for row in pending.rows})
+            held_ids = tuple(id_ for id_ in ids if self._recording.hold(id_))
+            self._writes.append(PendingWrite(pending.rows, True, pending.size, held_ids=held_ids))
+            self._row_count += len(pending.rows)
+            self._size += pending.size
         self._retry_at = time.monotonic() + RETRY_SECONDS
-        while self._puts and (self._entries > MAX_QUEUED or self._size > MAX_QUEUED_CHARACTERS):
-            lose([self._pop()])
-        if self._puts and not self._told:  # one line an incident
+        while self._writes and (self._row_count > MAX_QUEUED or self._size > MAX_QUEUED_CHARACTERS):
+            log_lost([self._pop()])
+        if self._writes and not self._is_logged:  # one line for each incident
             logger.error(
                 "facts can be written neither to the ledger nor to the spool, and wait in memory: %s",
                 error,
                 extra={"action": "nothing_recorded"},
             )
-            self._told = True
+            self._is_logged = True
 
     def take(self) -> list[PendingWrite]:
-        """Take all, to try them again."""
-        taken = [self._pop() for _ in range(len(self._puts))]
-        self._told = self._told and bool(taken)
+        """Remove and return all writes, to retry them."""
+        taken = [self._pop() for _ in range(len(self._writes))]
+        self._is_logged = self._is_logged and bool(taken)
         return taken
 
     def _pop(self) -> PendingWrite:
-        put = self._puts.popleft()
-        self._entries -= len(put.entries)
-        self._size -= put.size
-        return put
+        pending = self._writes.popleft()
+        self._row_count -= len(pending.rows)
+        self._size -= pending.size
+        return pending
 
 
-def lose(puts: Sequence[PendingWrite]) -> None:
-    """Write entries to the log: the last place that is left."""
-    for put in puts:
-        for entry in put.entries:
-            logger.critical("not recorded: %s", entry.text, extra={"action": "entry_lost"})
+def log_lost(writes: Sequence[PendingWrite]) -> None:
+    """Write rows to the log, as the last resort."""
+    for pending in writes:
+        for row in pending.rows:
+            logger.critical("not recorded: %s", row.text, extra={"action": "row_lost"})

@@ -1,7 +1,7 @@
-"""A connection to PostgreSQL of the writer's own: a statement is sent, and its answer fetched later.
+"""A PostgreSQL connection that sends a statement now and receives its answer later.
 
-It spares what a pool and a transaction would cost, several round trips, and whoever sends a statement can do
-something else while PostgreSQL works. No wait is longer than its deadline, also when the server froze.
+It saves the round trips of a pool and of an explicit transaction, and the caller can do other work while
+PostgreSQL runs the statement. Every wait has a deadline, even if the server is frozen.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ Rows = list[Sequence[Any]]
 
 
 class PipelinedConnection:
-    """One connection, for one user at a time. Each statement is a transaction.
+    """One connection. Each statement is a transaction. Only one thread may use it at a time.
 
     Args:
-        database: a PostgreSQL that is reached with psycopg2.
+        database: a PostgreSQL database whose driver is psycopg2.
     """
 
     def __init__(self, database: Database) -> None:
@@ -38,19 +38,19 @@ class PipelinedConnection:
         self._cursor: Any = None
 
     def send(self, what: str, statement: str, parameters: Mapping[str, Any]) -> None:
-        """Send a statement.
+        """Send a statement, and connect first if necessary.
 
         Args:
-            what: what is done, for an error's sentence.
+            what: the action in an error message, after "could not".
             statement: SQL with ``%(name)s`` for its parameters.
-            parameters: their values.
+            parameters: the values of the parameters.
 
         Raises:
-            AuditUnavailable: the database cannot be reached or did not take it.
-            ValueError: a parameter cannot be handed over.
+            AuditUnavailable: the database cannot be reached, or did not receive the statement.
+            ValueError: psycopg2 cannot encode a parameter.
         """
         try:
-            if self._connection is not None and _has_ended(self._connection):
+            if self._connection is not None and _is_closed(self._connection):
                 self.close()
             if self._connection is None:
                 self._connection = self._connect()
@@ -60,17 +60,21 @@ class PipelinedConnection:
         except psycopg2.Error as error:
             self.close()
             raise unavailable(what, error) from error
-        except ValueError:  # a text that psycopg2 cannot hand over; nothing was sent
+        except ValueError:  # psycopg2 cannot encode a text; it sent nothing
             raise
-        except BaseException:  # what it was about to answer must not be the answer to the next statement
+        except BaseException:  # otherwise the next statement would receive the answer to this one
             self.close()
             raise
 
-    def answer(self, what: str) -> Rows:
-        """Wait for the answer of the statement that was sent, and return its rows.
+    def receive(self, what: str) -> Rows:
+        """Wait for the answer to the statement that was sent, and return its rows.
+
+        Args:
+            what: the action in an error message, after "could not".
 
         Raises:
-            AuditUnavailable: the database refused it, or did not answer in time; then it may have carried it out.
+            AuditUnavailable: the database refused the statement, or did not answer in time. In the second case
+                ``uncertain`` is true: the database may have run it.
         """
         try:
             _wait(self._connection, DEADLINE_SECONDS + 1)
@@ -87,7 +91,7 @@ class PipelinedConnection:
         return rows
 
     def close(self) -> None:
-        """Close the connection; the next statement opens another."""
+        """Close the connection. The next statement opens another."""
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
@@ -103,20 +107,20 @@ class PipelinedConnection:
         return connection
 
 
-def _has_ended(connection: Any) -> bool:
-    """Whether a connection that nobody waits on has something to say: that is its end."""
+def _is_closed(connection: Any) -> bool:
+    """Whether an idle connection was closed. The server sends nothing on it except its end."""
     poll = select.poll()
     poll.register(connection.fileno(), select.POLLIN | select.POLLHUP | select.POLLERR)
     return bool(connection.closed) or bool(poll.poll(0))
 
 
 def _wait(connection: Any, seconds: float, until: int = extensions.POLL_OK) -> None:
-    """Wait until a connection has done what it was given, or raise psycopg2's ``OperationalError``.
+    """Wait until a connection has finished its operation, or raise psycopg2's ``OperationalError``.
 
     Args:
-        connection: what to wait for.
-        seconds: how long.
-        until: POLL_READ: only until the server has all of a statement.
+        connection: the connection.
+        seconds: how long to wait.
+        until: ``POLL_READ`` to wait only until the server has received the whole statement.
     """
     deadline = time.monotonic() + seconds
     while (state := connection.poll()) not in (extensions.POLL_OK, until):

@@ -1,4 +1,4 @@
-"""What the processes of one worker tell each other when facts can be written nowhere."""
+"""What the processes of one worker share about failed recording: whether it fails, and which messages to hold."""
 
 from __future__ import annotations
 
@@ -7,70 +7,76 @@ import mmap
 import struct
 import time
 
-#: Seconds after the last failure for which it counts: whoever has something to write tries again each second.
+#: Seconds for which a failure counts. A process that has something to write retries every second.
 FAILURE_SECONDS = 3.0
 _SLOTS = 4096
-_DIGEST = 16  # bytes
-_HEADER = 16
-#: Slots that are looked at for one message.
-_WINDOW = 64
+_DIGEST_BYTES = 16
+_HEADER_BYTES = 16
+#: Slots that are tried for one message.
+_PROBED_SLOTS = 64
 
 
 class Recording:
-    """Memory that a worker's process shares with the children that it forks afterwards.
+    """Memory that a worker's main process shares with the children that it forks afterwards.
 
-    Its calls take no locks, so that a process that is killed holds up no other.
+    The methods use no locks, so a process that is killed blocks no other.
     """
 
     def __init__(self) -> None:
-        # Two moments of the monotonic clock, which is the computer's: the last failure, and any failure at all.
-        self._memory = mmap.mmap(-1, _HEADER + _SLOTS * _DIGEST)
+        # The header has two numbers: the time of the last failure by the monotonic clock, which all processes of a
+        # computer share, and 1.0 once a message was held. Slots follow, each with the digest of a held message.
+        self._memory = mmap.mmap(-1, _HEADER_BYTES + _SLOTS * _DIGEST_BYTES)
 
     @property
     def fails(self) -> bool:
-        """Whether somebody could write down something nowhere, a moment ago."""
+        """Whether a process could not record an event within the last ``FAILURE_SECONDS``."""
         [failed_at] = struct.unpack_from("d", self._memory, 0)
         return bool(failed_at) and time.monotonic() - failed_at < FAILURE_SECONDS
 
     def fail(self) -> None:
-        """Tell that something could be written down nowhere."""
+        """Report that neither the ledger nor the spool accepted an event."""
         struct.pack_into("dd", self._memory, 0, time.monotonic(), 1.0)
 
     def clear(self) -> None:
-        """Tell that it can be written down again."""
+        """Report that events can be recorded again."""
         struct.pack_into("d", self._memory, 0, 0.0)
 
     def hold(self, message_id: str) -> bool:
-        """Have a message kept unacknowledged, and return whether there is room to note that."""
+        """Hold the acknowledgement of a message.
+
+        Returns:
+            Whether there was a free slot for it.
+        """
         struct.pack_into("d", self._memory, 8, 1.0)
         digest = _digest(message_id)
-        for at in _places(digest):
-            if self._memory[at : at + _DIGEST] in (digest, bytes(_DIGEST)):
-                self._memory[at : at + _DIGEST] = digest
-                if self._memory[at : at + _DIGEST] == digest:  # another process may take the same place
+        for offset in _slot_offsets(digest):
+            if self._memory[offset : offset + _DIGEST_BYTES] in (digest, bytes(_DIGEST_BYTES)):
+                self._memory[offset : offset + _DIGEST_BYTES] = digest
+                # Another process may have taken the same slot at the same time.
+                if self._memory[offset : offset + _DIGEST_BYTES] == digest:
                     return True
         return False
 
     def release(self, message_id: str) -> None:
-        """Let a message be acknowledged: what became of it is safe."""
+        """Allow the acknowledgement of a message: its events are recorded."""
         digest = _digest(message_id)
-        for at in _places(digest):
-            if self._memory[at : at + _DIGEST] == digest:
-                self._memory[at : at + _DIGEST] = bytes(_DIGEST)
+        for offset in _slot_offsets(digest):
+            if self._memory[offset : offset + _DIGEST_BYTES] == digest:
+                self._memory[offset : offset + _DIGEST_BYTES] = bytes(_DIGEST_BYTES)
 
     def holds(self, message_id: str) -> bool:
-        """Whether a message is not to be acknowledged yet."""
-        [ever] = struct.unpack_from("d", self._memory, 8)
-        if not ever:  # as nearly always
+        """Whether a message must not be acknowledged yet."""
+        [any_held] = struct.unpack_from("d", self._memory, 8)
+        if not any_held:  # the usual case
             return False
         digest = _digest(message_id)
-        return any(self._memory[at : at + _DIGEST] == digest for at in _places(digest))
+        return any(self._memory[offset : offset + _DIGEST_BYTES] == digest for offset in _slot_offsets(digest))
 
 
 def _digest(message_id: str) -> bytes:
-    return hashlib.sha256(message_id.encode("utf-8", "surrogatepass")).digest()[:_DIGEST]
+    return hashlib.sha256(message_id.encode("utf-8", "surrogatepass")).digest()[:_DIGEST_BYTES]
 
 
-def _places(digest: bytes) -> list[int]:
+def _slot_offsets(digest: bytes) -> list[int]:
     first = int.from_bytes(digest[:4], "big")
-    return [_HEADER + (first + number) % _SLOTS * _DIGEST for number in range(_WINDOW)]
+    return [_HEADER_BYTES + (first + number) % _SLOTS * _DIGEST_BYTES for number in range(_PROBED_SLOTS)]

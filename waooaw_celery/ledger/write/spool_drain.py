@@ -1,4 +1,4 @@
-"""Ships what is in the spool to the ledger, in order, as far as the database takes it."""
+"""Writes the rows of the spool to the ledger, in order, as far as the database accepts them."""
 
 from __future__ import annotations
 
@@ -14,160 +14,165 @@ from waooaw_celery.ledger.database.rows import LedgerRow
 from waooaw_celery.ledger.write.buffer import BATCH, BATCH_CHARACTERS
 from waooaw_celery.ledger.write.inserter import RowInserter, is_permanent_error
 from waooaw_celery.ledger.write.outage import Outage
-from waooaw_celery.ledger.write.spool import Spool, SpoolUnavailable
+from waooaw_celery.ledger.write.spool.spool import Spool, SpoolUnavailable
 from waooaw_celery.store.clock_reading import local_now
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between two looks into the spool, which other processes fill too.
+#: Seconds between two reads of the spool, which other processes fill too.
 SPOOL_SECONDS = 5.0
-#: Seconds for which a fact waits for the message that it is about.
+#: Seconds for which a stray event waits for its message.
 STRAY_SECONDS = 600.0
-#: Seconds for which it is looked, once the database answers, whether it takes a message that was withdrawn: what a
-#: server was given before it froze it carries out when it thaws, within the time that a statement may take.
+#: Seconds for which a withdrawal waits for its message once the database is up. A frozen server runs the
+#: statements that it received when it continues, and each ends within its deadline.
 WITHDRAWAL_SECONDS = 3 * DEADLINE_SECONDS
-#: What an entry raises that was damaged where it waited.
-_UNREADABLE = (LookupError, TypeError, ValueError, AttributeError)
+#: What a row raises that was damaged in the spool.
+_DAMAGED_ROW_ERRORS = (LookupError, TypeError, ValueError, AttributeError)
 
 
 class SpoolDrainer:
-    """Ships the spool of this computer. For one thread.
+    """Drains the spool of this computer. Only one thread may use it.
 
     Args:
-        pen: what it writes with.
-        spool: what it ships.
-        outage: whether the database is away: it finds out when it is back.
-        turn: waits until nobody else uses the pen, tells whether that came to be, and keeps others out.
-        give_up: called, in a turn, when the database went away.
-        now: tells the time by which facts are written down.
+        inserter: writes the rows.
+        spool: the spool.
+        outage: the state of the database. The drainer finds out when the database is up again.
+        exclusive: returns a context manager that waits for exclusive use of the inserter and yields whether it was
+            granted.
+        start_outage: called when the database goes down during a drain, with exclusive use of the inserter.
+        now: returns the time, by the clock with which events are dated.
     """
 
     def __init__(
         self,
-        pen: RowInserter,
+        inserter: RowInserter,
         spool: Spool,
         outage: Outage,
-        turn: Callable[[], AbstractContextManager[bool]],
-        give_up: Callable[[AuditUnavailable], None],
+        exclusive: Callable[[], AbstractContextManager[bool]],
+        start_outage: Callable[[AuditUnavailable], None],
         now: Callable[[], datetime] = local_now,
     ) -> None:
         self._now = now
-        self._pen, self._spool, self._outage = pen, spool, outage
-        self._turn, self._give_up = turn, give_up
-        self._look_at = 0.0
-        #: Whether the spool failed in the last look, and in this one.
-        self._failed = self._failing = False
-        #: Numbers of entries that are in the ledger, and that the spool could not remove.
-        self._done: set[int] = set()
-        #: When it was first seen that the ledger does not have a message that was withdrawn.
-        self._looked_for: dict[str, float] = {}
+        self._inserter, self._spool, self._outage = inserter, spool, outage
+        self._exclusive, self._start_outage = exclusive, start_outage
+        self._next_read_at = 0.0
+        #: Whether the spool failed in the last drain, and in this one. One warning is logged for each incident.
+        self._failed_before = self._failed = False
+        #: Row ids of rows that are in the ledger, but could not be removed from the spool.
+        self._drained: set[int] = set()
+        #: When each withdrawal was first tried while the ledger did not have its message.
+        self._withdrawal_tried_at: dict[str, float] = {}
 
     @property
     def due(self) -> float:
-        """The moment at which there is something to do again."""
-        return self._look_at if self._outage.retry_at is None else self._outage.retry_at
+        """When to drain again, by the monotonic clock."""
+        return self._next_read_at if self._outage.retry_at is None else self._outage.retry_at
 
     def hurry(self) -> None:
-        """Make it due now: something was spooled."""
-        self._look_at = 0.0
+        """Make the next drain due now, because the spool has new rows."""
+        self._next_read_at = 0.0
 
-    def ship(self) -> None:
-        """Ship what waits, or find out that the database is back."""
-        self._look_at = time.monotonic() + SPOOL_SECONDS
-        shipped = 0
+    def drain(self) -> None:
+        """Write the rows of the spool to the ledger, and find out whether the database is up again."""
+        self._next_read_at = time.monotonic() + SPOOL_SECONDS
+        written = 0
         try:
-            self._failing = False
-            self._with_spool(self._spool.salvage)
-            self._with_spool(self._remove)
-            waiting = self._first(0)
-            # The database is tried whatever becomes of the spool.
-            while waiting or self._outage.lasts:
-                with self._turn() as mine:
-                    if not mine:
+            self._failed = False
+            self._log_failure(self._spool.salvage)
+            self._log_failure(self._remove)
+            rows = self._read(0)
+            # The database is tried even if the spool cannot be used.
+            while rows or self._outage.active:
+                with self._exclusive() as granted:
+                    if not granted:
                         break
                     try:
-                        if self._outage.lasts:
-                            self._pen.rehearse()
+                        if self._outage.active:
+                            self._inserter.try_write()
                             self._outage.end()
                             self.hurry()
-                        shipped += self._ship_part(waiting)
+                        written += self._drain_batch(rows)
                     except SpoolUnavailable as error:
-                        self._tell(error)
+                        self._log(error)
                     except AuditUnavailable as error:
-                        self._give_up(error)
+                        self._start_outage(error)
                         break
-                waiting = self._first(waiting[-1][0]) if waiting else []
-            self._failed = self._failing
+                rows = self._read(rows[-1][0]) if rows else []
+            self._failed_before = self._failed
         except Exception:
             logger.exception("the ledger's writer failed", extra={"action": "writer_failed"})
-        if self._outage.lasts:
-            self._outage.put_off()
-        if shipped:
-            logger.warning("%d spooled entries are in the ledger", shipped, extra={"action": "spool_shipped"})
+        if self._outage.active:
+            self._outage.postpone_retry()
+        if written:
+            logger.warning("%d spooled rows are in the ledger", written, extra={"action": "spool_drained"})
 
-    def _first(self, after: int) -> list[tuple[int, LedgerRow]]:
-        """Return the entries behind a number that are to be shipped next, as far as the spool can be read."""
-        found: list[tuple[int, LedgerRow]] = []
-        self._with_spool(lambda: found.extend(self._spool.first(BATCH, BATCH_CHARACTERS, after)))
-        return found
+    def _read(self, after: int) -> list[tuple[int, LedgerRow]]:
+        """Return the next rows after a row id. Without a readable spool, return none."""
+        rows: list[tuple[int, LedgerRow]] = []
+        self._log_failure(lambda: rows.extend(self._spool.first(BATCH, BATCH_CHARACTERS, after)))
+        return rows
 
-    def _with_spool(self, do: Callable[[], None]) -> None:
+    def _log_failure(self, operation: Callable[[], None]) -> None:
         try:
-            do()
+            operation()
         except SpoolUnavailable as error:
-            self._tell(error)
+            self._log(error)
 
-    def _tell(self, error: SpoolUnavailable) -> None:
-        if not self._failed and not self._failing:  # one line an incident
+    def _log(self, error: SpoolUnavailable) -> None:
+        if not self._failed_before and not self._failed:
             logger.warning("%s", error, extra={"action": "spool_failed"})
-        self._failing = True
+        self._failed = True
 
-    def _remove(self, numbers: Sequence[int] = ()) -> None:
-        """Remove entries that are in the ledger: these, and those that could not be removed before."""
-        self._done.update(numbers)
-        if self._done:
+    def _remove(self, row_ids: Sequence[int] = ()) -> None:
+        """Remove these rows from the spool, and those that could not be removed before."""
+        self._drained.update(row_ids)
+        if self._drained:
             try:
-                self._spool.remove(sorted(self._done))
+                self._spool.remove(sorted(self._drained))
             except SpoolUnavailable:
-                if not self._spool.drop(self._done):
+                if not self._spool.delete_file(self._drained):
                     raise
-            self._done.clear()
+            self._drained.clear()
 
-    def _ship_part(self, waiting: list[tuple[int, LedgerRow]]) -> int:
-        """Ship entries together, or each alone when the database will never take one of them; return how many."""
-        waiting = [(number, entry) for number, entry in waiting if number not in self._done]
-        if not waiting:
+    def _drain_batch(self, rows: list[tuple[int, LedgerRow]]) -> int:
+        """Write rows together, or one by one if the database refuses one of them. Return how many it wrote."""
+        rows = [(row_id, row) for row_id, row in rows if row_id not in self._drained]
+        if not rows:
             return 0
         try:
-            _, unknown = self._pen.write([entry for _, entry in waiting], late=True)
-        except (AuditUnavailable, *_UNREADABLE) as error:
+            _, unknown = self._inserter.write([row for _, row in rows], late=True)
+        except (AuditUnavailable, *_DAMAGED_ROW_ERRORS) as error:
             if isinstance(error, AuditUnavailable) and not is_permanent_error(error):
                 raise
-            if len(waiting) > 1:
-                return sum(self._ship_part([one]) for one in waiting)
-            logger.warning("refused for ever: %s", error, extra={"action": "entry_refused"})
-            self._spool.refuse(waiting[0][0], str(error) or repr(error))
+            if len(rows) > 1:
+                return sum(self._drain_batch([one]) for one in rows)
+            logger.warning("the ledger never accepts a row: %s", error, extra={"action": "row_refused"})
+            self._spool.refuse(rows[0][0], str(error) or repr(error))
             return 0
-        needless: list[int] = []
-        strays: list[int] = []
-        for number, entry in waiting:
-            if entry not in unknown:
-                self._looked_for.pop(entry.message_id, None)
-            elif entry.kind == "withdrawal":
-                if self._is_needless(entry):
-                    needless.append(number)
-            elif entry.age(self._now()) > STRAY_SECONDS:
-                strays.append(number)
-        done = [number for number, entry in waiting if entry not in unknown]
-        self._remove(done + needless)
-        for number in strays:
-            self._spool.refuse(number, "the ledger has no such message")
-        return len(done)
+        return self._remove_written(rows, unknown)
 
-    def _is_needless(self, withdrawal: LedgerRow) -> bool:
-        """Whether the ledger will never have the message, so that nothing is to be withdrawn."""
-        since = self._looked_for.setdefault(withdrawal.message_id, time.monotonic())
-        if time.monotonic() - since < WITHDRAWAL_SECONDS:
+    def _remove_written(self, rows: list[tuple[int, LedgerRow]], unknown: Sequence[LedgerRow]) -> int:
+        """Remove the rows that are written or unneeded, refuse expired strays, and return how many are written."""
+        unneeded: list[int] = []
+        expired: list[int] = []
+        for row_id, row in rows:
+            if row not in unknown:
+                self._withdrawal_tried_at.pop(row.message_id, None)
+            elif row.kind == "withdrawal":
+                if self._is_unneeded(row):
+                    unneeded.append(row_id)
+            elif row.age(self._now()) > STRAY_SECONDS:
+                expired.append(row_id)
+        written = [row_id for row_id, row in rows if row not in unknown]
+        self._remove(written + unneeded)
+        for row_id in expired:
+            self._spool.refuse(row_id, "the ledger has no such message")
+        return len(written)
+
+    def _is_unneeded(self, withdrawal: LedgerRow) -> bool:
+        """Whether the database can no longer write the message of a withdrawal."""
+        first_tried_at = self._withdrawal_tried_at.setdefault(withdrawal.message_id, time.monotonic())
+        if time.monotonic() - first_tried_at < WITHDRAWAL_SECONDS:
             return False
-        del self._looked_for[withdrawal.message_id]
+        del self._withdrawal_tried_at[withdrawal.message_id]
         return True

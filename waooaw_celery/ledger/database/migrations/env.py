@@ -1,4 +1,4 @@
-"""How Alembic runs the migrations: in the transaction of whoever asked, with a version table of our own."""
+"""Alembic's environment: it runs the migrations in the caller's transaction, with a separate version table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The writer of the ledger and its spool: bounded, shared by threads and processes, and nothing lost."""
+"""The ledger's writer and its spool are bounded, shared by threads and processes, and lose nothing."""
 
 from __future__ import annotations
 
@@ -27,9 +27,8 @@ from waooaw_celery.ledger.database import upgrade as schema
 from waooaw_celery.ledger.database.engine import Database, database_url
 from waooaw_celery.ledger.database.rows import LedgerRow, event_row, keyed_event_row, message_row, sent_row
 from waooaw_celery.ledger.ledger import Ledger
-from waooaw_celery.ledger.write import buffer as waiting
-from waooaw_celery.ledger.write import spool_drain as shipping
-from waooaw_celery.ledger.write.spool import Spool
+from waooaw_celery.ledger.write import buffer, spool_drain
+from waooaw_celery.ledger.write.spool.spool import Spool
 from waooaw_celery.ledger.write.spool_drain import STRAY_SECONDS
 from waooaw_celery.messages.enums import RetentionPolicy
 from waooaw_celery.messages.receipt import MessageEvent, MessageFact
@@ -37,7 +36,7 @@ from waooaw_celery.settings import AuditMode
 
 DAYS_90 = RetentionPolicy.DAYS_90
 
-#: What a program of a test begins with: its arguments are the ledger's URL, a folder for the spool, and its own.
+#: The start of a test program. Its arguments are the ledger's URL, the spool's folder, and those of the test.
 _PROGRAM = """
 import os, sys, time
 from waooaw_celery import Message
@@ -46,7 +45,7 @@ from waooaw_celery.ledger.ledger import Ledger
 from waooaw_celery.messages.message import RetentionPolicy
 from waooaw_celery.settings import AuditMode
 ledger = Ledger(Database(database_url(sys.argv[1])), RetentionPolicy.DAYS_90, AuditMode.BATCHED, sys.argv[2])
-def say():
+def send():
     message = Message(from_agent="boss", to_agent=sys.argv[3])
     ledger.pending([(message, "command")])()
     return message.message_id
@@ -55,32 +54,32 @@ def say():
 
 @pytest.fixture
 def url(tmp_path: Path) -> str:
-    """The URL of an empty SQLite: without tables it is as good as away."""
+    """The URL of an empty SQLite. Without tables, the ledger treats it as down."""
     return f"sqlite:///{tmp_path / 'ledger.sqlite'}"
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Where the spool is."""
+    """The spool's folder."""
     return tmp_path / "spool"
 
 
 @pytest.fixture
 def ledger(url: str, folder: Path) -> Iterator[Ledger]:
     """A ledger in batched mode."""
-    with opened(url, folder) as ledger:
+    with open_ledger(url, folder) as ledger:
         yield ledger
 
 
 @contextmanager
-def opened(url: str, folder: Path, mode: AuditMode = AuditMode.BATCHED) -> Iterator[Ledger]:
+def open_ledger(url: str, folder: Path, mode: AuditMode = AuditMode.BATCHED) -> Iterator[Ledger]:
     ledger = Ledger(Database(database_url(url)), DAYS_90, mode, str(folder))
     yield ledger
     ledger.close()
 
 
-def told() -> Message:
-    """Return a message as the door makes it: it says how long it is kept."""
+def new_message() -> Message:
+    """Return a message with a retention, as the publisher completes it."""
     return Message(from_agent="boss", to_agent="worker-1", retention=DAYS_90)
 
 
@@ -88,64 +87,64 @@ def program(code: str, *arguments: object) -> list[str]:
     return [sys.executable, "-c", _PROGRAM + code, *map(str, arguments)]
 
 
-def ids_to(ledger: Ledger, agent: str) -> list[str]:
-    """Return the ids of the messages that an agent was sent."""
+def sent_ids(ledger: Ledger, agent: str) -> list[str]:
+    """Return the ids of the messages to an agent, in the order of sending."""
     return [r.message_id for r in ledger.recent(limit=100_000) if r.to_agent == agent]
 
 
-def shipped(ledger: Ledger, refused: int = 0) -> None:
+def wait_until_drained(ledger: Ledger, refused: int = 0) -> None:
     ledger.start()
     until(lambda: ledger.spool.counts() == (0, refused), "an empty spool")
 
 
-def test_what_is_spooled_survives_its_process(url: str, folder: Path, ledger: Ledger) -> None:
-    """A process ends while the database is away; the next one ships what it left, in the order it was said."""
+def test_spooled_rows_survive_their_process(url: str, folder: Path, ledger: Ledger) -> None:
+    """A process ends while the database is down; the next one drains its rows in the order of sending."""
     done = subprocess.run(
-        program("for _ in range(50): print(say())", url, folder, "left"),
+        program("for _ in range(50): print(send())", url, folder, "left"),
         capture_output=True,
         text=True,
         timeout=60,
         check=True,
     )
-    said = done.stdout.split()
+    sent = done.stdout.split()
     assert ledger.spool.counts() == (50, 0)
     schema.upgrade(ledger.database)
-    shipped(ledger)
-    assert ids_to(ledger, "left") == said
+    wait_until_drained(ledger)
+    assert sent_ids(ledger, "left") == sent
 
 
-def test_processes_that_spool_and_ship_at_once_lose_and_double_nothing(
+def test_concurrent_processes_neither_lose_nor_duplicate_rows(
     url: str, folder: Path, ledger: Ledger, tmp_path: Path
 ) -> None:
-    """Four processes make the spool and fill it together; then they ship the same entries together."""
+    """Four processes create and fill the same spool; then all of them drain it."""
     code = """
-for _ in range(100): say()
-print("said", flush=True)
+for _ in range(100): send()
+print("sent", flush=True)
 while ledger.spool.counts() != (0, 0): time.sleep(0.01)
 """
     logs = [tmp_path / f"log-{number}" for number in range(4)]
     processes = [spawn(program(code, url, folder, "shared"), log=log) for log in logs]
-    until(lambda: all("said" in log.read_text() for log in logs), "four hundred messages")
+    until(lambda: all("sent" in log.read_text() for log in logs), "four hundred messages")
     until(lambda: ledger.spool.counts() == (400, 0), "four hundred spooled messages")
     schema.upgrade(ledger.database)
     for process in processes:
         assert process.wait(60) == 0
-    assert len(ids_to(ledger, "shared")) == 400
+    assert len(sent_ids(ledger, "shared")) == 400
     assert not any("not recorded" in log.read_text() for log in logs)
 
 
-def test_an_entry_that_no_database_takes_blocks_no_others(folder: Path, postgres_url: str) -> None:
-    """It is put aside with the reason, and what came before and after it is shipped."""
-    with opened(postgres_url, folder) as ledger:
+def test_a_row_that_the_database_refuses_does_not_block_others(folder: Path, postgres_url: str) -> None:
+    """It is marked as refused with the reason, and the rows before and after it are drained."""
+    with open_ledger(postgres_url, folder) as ledger:
         schema.upgrade(ledger.database)
-        before, after = told(), told()
+        before, after = new_message(), new_message()
         good = [message_row(message, "command", DAYS_90) for message in (before, after)]
         fact = MessageFact(
             message_id=before.message_id, event=MessageEvent.HANDLED, message=before, attempt=10**30
         )
-        hopeless = [event_row(fact, DAYS_90), LedgerRow("message", "x", '{"message_id": "x"}')]
-        ledger.spool.append([good[0], *hopeless, good[1]])
-        shipped(ledger, refused=2)
+        unacceptable = [event_row(fact, DAYS_90), LedgerRow("message", "x", '{"message_id": "x"}')]
+        ledger.spool.append([good[0], *unacceptable, good[1]])
+        wait_until_drained(ledger, refused=2)
         assert ledger.get(before.message_id).status == ledger.get(after.message_id).status == "pending"
         with closing(sqlite3.connect(ledger.spool.path)) as connection:
             reasons = [reason for (reason,) in connection.execute("SELECT refused FROM spool ORDER BY id")]
@@ -153,13 +152,13 @@ def test_an_entry_that_no_database_takes_blocks_no_others(folder: Path, postgres
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
-def test_facts_that_no_driver_can_hand_over_are_put_aside(
+def test_facts_that_no_driver_can_encode_are_refused(
     kind: str, url: str, folder: Path, request: pytest.FixtureRequest
 ) -> None:
-    """Ids and numbers that another program made up neither stop the writer nor other facts."""
-    with opened(url if kind == "sqlite" else request.getfixturevalue("postgres_url"), folder) as ledger:
+    """Invalid ids and numbers of another program stop neither the writer nor other facts."""
+    with open_ledger(url if kind == "sqlite" else request.getfixturevalue("postgres_url"), folder) as ledger:
         schema.upgrade(ledger.database)
-        message = told()
+        message = new_message()
         ledger.pending([(message, "command")])()
         for id_ in ("\x00", "\ud800", "'; DROP TABLE waooaw_messages; --", "x" * 5000):
             ledger.note(MessageFact(message_id=id_, event=MessageEvent.FAILED, error="\x00 \ud800"))
@@ -167,26 +166,28 @@ def test_facts_that_no_driver_can_hand_over_are_put_aside(
         note(ledger, message, MessageEvent.HANDLED)
         ledger.flush()
         assert ledger.get(message.message_id).status == "handled"
-        until(lambda: ledger.spool.counts() == (4, 1), "one entry put aside, and four that wait")
+        until(lambda: ledger.spool.counts() == (4, 1), "one row refused, and four that wait")
 
 
-def test_a_fact_waits_for_its_message_and_not_for_ever(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fact without keys is written when its message is there; one whose message never comes is put aside."""
-    monkeypatch.setattr(shipping, "SPOOL_SECONDS", 0.1)
+def test_a_stray_fact_waits_for_its_message_for_a_limited_time(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stray fact is written once its message is known. If the message never arrives, the fact is refused."""
+    monkeypatch.setattr(spool_drain, "SPOOL_SECONDS", 0.1)
     schema.upgrade(ledger.database)
-    message = told()
+    message = new_message()
     old = datetime.now(UTC) - timedelta(seconds=STRAY_SECONDS + 1)
     ledger.note(MessageFact(message_id=message.message_id, event=MessageEvent.FAILED, error="early"))
-    ledger.note(MessageFact(message_id="never-said", event=MessageEvent.FAILED, at=old))
+    ledger.note(MessageFact(message_id="never-sent", event=MessageEvent.FAILED, at=old))
     ledger.flush()
-    until(lambda: ledger.spool.counts() == (1, 1), "the old fact to be put aside")
+    until(lambda: ledger.spool.counts() == (1, 1), "the old fact to be refused")
     ledger.pending([(message, "command")])()
-    shipped(ledger, refused=1)
+    wait_until_drained(ledger, refused=1)
     assert ledger.get(message.message_id).error == "early"
 
 
-def test_a_wrong_spool_is_refused_at_the_start(valkey_broker: Broker, url: str, tmp_path: Path) -> None:
-    """A folder to which others may write, or that is none, is told at once; a wrong file is put aside."""
+def test_an_unsafe_spool_is_refused_at_start(valkey_broker: Broker, url: str, tmp_path: Path) -> None:
+    """A folder that others may write to, or a file in its place, is an error. A wrong file is moved aside."""
     folder = tmp_path / "open"
     folder.mkdir()
     folder.chmod(0o777)
@@ -199,7 +200,7 @@ def test_a_wrong_spool_is_refused_at_the_start(valkey_broker: Broker, url: str, 
     folder.chmod(0o700)
     app.ledger.spool.path.write_bytes(b"no spool" * 1000)
     app.check()
-    assert [Path(kept.path).read_bytes() for kept in app.ledger.spool.damaged()] == [b"no spool" * 1000]
+    assert [Path(file.path).read_bytes() for file in app.ledger.spool.damaged()] == [b"no spool" * 1000]
     shutil.rmtree(folder)
     folder.write_text("no folder")
     with pytest.raises(ConfigurationError, match="the spool cannot be used"):
@@ -207,33 +208,33 @@ def test_a_wrong_spool_is_refused_at_the_start(valkey_broker: Broker, url: str, 
     app.close()
 
 
-def test_a_broken_spool_does_not_stop_the_ledger(url: str, folder: Path) -> None:
-    """While the database answers, nobody needs the spool: strict sends go on."""
-    with opened(url, folder, AuditMode.STRICT) as ledger:
+def test_a_broken_spool_does_not_stop_strict_sends(url: str, folder: Path) -> None:
+    """While the database is up, no send needs the spool."""
+    with open_ledger(url, folder, AuditMode.STRICT) as ledger:
         schema.upgrade(ledger.database)
         folder.write_text("no folder")
         for _ in range(3):
-            message = told()
+            message = new_message()
             assert ledger.pending([(message, "command")])() == {message.message_id}
-            ledger._the_writer()._shipper.ship()
-        assert not ledger._the_writer()._outage.lasts
+            ledger._the_writer()._drainer.drain()
+        assert not ledger._the_writer()._outage.active
 
 
-def test_that_the_broker_has_a_message_is_said_as_every_fact() -> None:
-    """The entry that is made quickly says what the general one says."""
+def test_the_fast_row_of_sent_equals_the_general_one() -> None:
+    """``sent_row`` and ``keyed_event_row`` return the same row."""
     for retention in (None, RetentionPolicy.FOREVER):
-        message = told().evolve(message_id="a.b_c:d-1", retention=retention)
+        message = new_message().evolve(message_id="a.b_c:d-1", retention=retention)
         at = datetime.now(UTC)
-        quick = sent_row(message, at, RetentionPolicy.DAYS_30)
+        fast = sent_row(message, at, RetentionPolicy.DAYS_30)
         fact = MessageFact(message_id=message.message_id, event=MessageEvent.SENT, at=at)
-        kept = (retention or RetentionPolicy.DAYS_30).until(message.sent_at)
-        general = keyed_event_row(fact, kept, message.sent_at)
-        assert (quick.kind, quick.message_id) == (general.kind, general.message_id)
-        assert json.loads(quick.text) == json.loads(general.text)
+        retain_until = (retention or RetentionPolicy.DAYS_30).until(message.sent_at)
+        general = keyed_event_row(fact, retain_until, message.sent_at)
+        assert (fast.kind, fast.message_id) == (general.kind, general.message_id)
+        assert json.loads(fast.text) == json.loads(general.text)
 
 
-def test_the_spool_is_its_users_alone(folder: Path, url: str) -> None:
-    """Payloads wait there: nobody else may read the file or what SQLite puts beside it."""
+def test_only_the_user_can_read_the_spool(folder: Path, url: str) -> None:
+    """The spool contains payloads, so other users may read neither the file nor its folder."""
     spool = Spool(str(folder), url)
     spool.append([LedgerRow("fact", "x", "{}")])
     assert [stat.S_IMODE(path.stat().st_mode) for path in (folder, spool.path)] == [0o700, 0o600]
@@ -241,87 +242,87 @@ def test_the_spool_is_its_users_alone(folder: Path, url: str) -> None:
 
 @contextmanager
 def locked(url: str) -> Iterator[None]:
-    """Keep everybody else from writing to an SQLite."""
+    """Hold the write lock of an SQLite during the block."""
     with closing(sqlite3.connect(database_url(url).database or "")) as connection:
         connection.execute("BEGIN IMMEDIATE")
         yield
 
 
-def test_whoever_writes_more_than_fits_waits(url: str, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While the database is busy the queue grows to its bound and no further; then everything is written."""
-    monkeypatch.setattr(waiting, "MAX_QUEUED", 1000)
+def test_callers_wait_while_the_buffer_is_full(url: str, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the database is locked, the buffer grows to its bound; afterwards everything is written."""
+    monkeypatch.setattr(buffer, "MAX_QUEUED", 1000)
     schema.upgrade(ledger.database)
     writer = ledger._the_writer()
     most = 0
 
-    def say() -> None:
+    def send() -> None:
         nonlocal most
         for _ in range(40):
-            ledger.pending([(told(), "command") for _ in range(20)])()
-            most = max(most, writer._waiting.entries)
+            ledger.pending([(new_message(), "command") for _ in range(20)])()
+            most = max(most, writer._buffer.row_count)
 
     with ThreadPoolExecutor(3) as threads:
         with locked(url):
-            running = [threads.submit(say) for _ in range(3)]
-            until(lambda: writer._waiting.entries == 1000, "a full queue")
-            assert not all(future.done() for future in running)  # nobody drops anything, and nobody goes on
+            running = [threads.submit(send) for _ in range(3)]
+            until(lambda: writer._buffer.row_count == 1000, "a full buffer")
+            assert not all(future.done() for future in running)  # callers wait, and drop nothing
         for future in running:
             future.result(60)
     assert most == 1000
     ledger.flush()
-    shipped(ledger)  # a slow computer may have had to spool
+    wait_until_drained(ledger)  # a slow computer may have spooled some
     assert len(ledger.recent(limit=100_000)) == 2400
 
 
-def test_large_messages_are_bounded_too(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The queue holds no more characters than its bound, and a batch few enough for one statement."""
-    monkeypatch.setattr(waiting, "MAX_QUEUED_CHARACTERS", 8_000_000)
+def test_the_buffer_bounds_characters_too(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The buffer holds at most its bound of characters, and a batch fits into one statement."""
+    monkeypatch.setattr(buffer, "MAX_QUEUED_CHARACTERS", 8_000_000)
     schema.upgrade(ledger.database)
     writer = ledger._the_writer()
     large = "x" * 1_000_000
     sizes = []
     for _ in range(20):
-        ledger.pending([(told().evolve(payload=large), "command")])()
-        sizes.append(writer._waiting.size)
+        ledger.pending([(new_message().evolve(payload=large), "command")])()
+        sizes.append(writer._buffer.size)
     assert max(sizes) <= 8_000_000
     ledger.flush()
     assert len(ledger.recent()) == 20
 
 
 def test_threads_share_one_writer(folder: Path, postgres_url: str) -> None:
-    """Eight threads write at once: each hears of its own messages, and one of them that the shared one is new."""
-    with opened(postgres_url, folder, AuditMode.STRICT) as ledger, ThreadPoolExecutor(8) as threads:
+    """Eight threads write at once: each gets the ids of its own messages, and one gets that of the shared one."""
+    with open_ledger(postgres_url, folder, AuditMode.STRICT) as ledger, ThreadPoolExecutor(8) as threads:
         schema.upgrade(ledger.database)
-        same = told()
+        shared = new_message()
         begin = threading.Barrier(8)
 
-        def say(_: int) -> tuple[set[str], int]:
+        def send(_: int) -> tuple[set[str], int]:
             begin.wait()
-            mine = {message.message_id: message for message in (told() for _ in range(50))}
+            mine = {message.message_id: message for message in (new_message() for _ in range(50))}
             new = {id_ for message in mine.values() for id_ in ledger.pending([(message, "command")])()}
-            first = len(ledger.pending([(same, "command")])())
+            first = len(ledger.pending([(shared, "command")])())
             for message in mine.values():
                 note(ledger, message, MessageEvent.DELIVERED, MessageEvent.HANDLED)
             assert new == set(mine)
             return new, first
 
-        outcomes = list(threads.map(say, range(8)))
+        outcomes = list(threads.map(send, range(8)))
         assert sum(first for _, first in outcomes) == 1
         statuses = {receipt.message_id: receipt.status for receipt in ledger.recent(limit=100_000)}
         assert {statuses[id_] for new, _ in outcomes for id_ in new} == {"handled"}
 
 
-def test_who_asks_does_not_wait_until_nobody_writes(folder: Path, postgres_url: str) -> None:
-    """While others write without a pause, a question waits for what was written before it, and no longer."""
-    with opened(postgres_url, folder, AuditMode.STRICT) as ledger, ThreadPoolExecutor(4) as threads:
+def test_flush_does_not_wait_for_later_writes(folder: Path, postgres_url: str) -> None:
+    """While other threads write without a pause, a flush waits only for the rows before it."""
+    with open_ledger(postgres_url, folder, AuditMode.STRICT) as ledger, ThreadPoolExecutor(4) as threads:
         schema.upgrade(ledger.database)
         done = threading.Event()
 
-        def say() -> None:
+        def send() -> None:
             while not done.is_set():
-                ledger.pending([(told(), "command")])()
+                ledger.pending([(new_message(), "command")])()
 
-        running = [threads.submit(say) for _ in range(4)]
+        running = [threads.submit(send) for _ in range(4)]
         began = time.monotonic()
         for _ in range(20):
             ledger.flush()
@@ -333,16 +334,16 @@ def test_who_asks_does_not_wait_until_nobody_writes(folder: Path, postgres_url: 
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
-def test_a_child_writes_its_own_and_leaves_its_parents(
+def test_a_forked_child_writes_only_its_own_rows(
     kind: str, url: str, folder: Path, request: pytest.FixtureRequest
 ) -> None:
-    """After a fork in the middle of writing both go on: each entry is there once, whoever was to write it."""
+    """After a fork during writes, parent and child continue: each row is in the ledger once."""
     code = """
-before = [say() for _ in range(150)]
-ledger.flush()  # there is a connection now
-before += [say() for _ in range(150)]
+before = [send() for _ in range(150)]
+ledger.flush()  # opens a connection
+before += [send() for _ in range(150)]
 child = os.fork()
-mine = [say() for _ in range(300)]
+mine = [send() for _ in range(300)]
 ledger.flush()
 if child == 0:
     print("child", *mine, flush=True)
@@ -350,44 +351,42 @@ if child == 0:
 os.waitpid(child, 0)
 print("parent", *before, *mine, flush=True)
 """
-    with opened(url if kind == "sqlite" else request.getfixturevalue("postgres_url"), folder) as ledger:
+    with open_ledger(url if kind == "sqlite" else request.getfixturevalue("postgres_url"), folder) as ledger:
         schema.upgrade(ledger.database)
         name = f"forked-{time.monotonic_ns()}"
         command = program(code, ledger.database.url.render_as_string(hide_password=False), folder, name)
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-        said = [id_ for line in done.stdout.splitlines() for id_ in line.split()[1:]]
-        # On a busy computer one may keep SQLite from the other for longer than it waits: then it spools.
+        sent = [id_ for line in done.stdout.splitlines() for id_ in line.split()[1:]]
+        # On a busy computer, one may hold SQLite's lock for longer than the other waits. Then the other spools.
         assert not done.stderr or "database is locked" in done.stderr
         ledger.start()
         until(lambda: ledger.spool.counts() == (0, 0), "an empty spool")
-        assert len(said) == 900
-        assert sorted(ids_to(ledger, name)) == sorted(said)
+        assert len(sent) == 900
+        assert sorted(sent_ids(ledger, name)) == sorted(sent)
 
 
 @pytest.mark.parametrize("end", ["", "raise ValueError('a bug')"])
-def test_a_program_that_ends_has_written_everything(url: str, folder: Path, ledger: Ledger, end: str) -> None:
-    """Whatever way it ends by itself: nothing needs to be closed."""
+def test_a_program_writes_everything_before_it_exits(url: str, folder: Path, ledger: Ledger, end: str) -> None:
+    """It need not close anything, and may end with an exception."""
     schema.upgrade(ledger.database)
-    code = f"for _ in range(1000): print(say())\n{end}"
+    code = f"for _ in range(1000): print(send())\n{end}"
     done = subprocess.run(program(code, url, folder, "ended"), capture_output=True, text=True, timeout=60)
-    assert ids_to(ledger, "ended") == done.stdout.split()
+    assert sent_ids(ledger, "ended") == done.stdout.split()
     assert len(done.stdout.split()) == 1000
 
 
-def test_a_program_that_is_killed_loses_its_last_moment_only(
-    folder: Path, postgres_url: str, tmp_path: Path
-) -> None:
-    """SIGKILL in batched mode costs what was noted within the last moment before it."""
-    with opened(postgres_url, folder) as ledger:
+def test_a_killed_program_loses_only_its_last_half_second(folder: Path, postgres_url: str, tmp_path: Path) -> None:
+    """In batched mode, SIGKILL loses the rows of the last half second."""
+    with open_ledger(postgres_url, folder) as ledger:
         schema.upgrade(ledger.database)
         name, log = f"killed-{time.monotonic_ns()}", tmp_path / "log"
-        code = "while True:\n    print(say(), time.time(), flush=True)\n    time.sleep(0.001)"
+        code = "while True:\n    print(send(), time.time(), flush=True)\n    time.sleep(0.001)"
         process = spawn(program(code, postgres_url, folder, name), log=log)
         until(lambda: log.read_text().count("\n") > 1000, "a thousand messages")
         process.send_signal(signal.SIGKILL)
         process.wait(10)
-        whole, _, _ = log.read_text().rpartition("\n")  # it may have been killed in the midst of a line
-        said = [line.split() for line in whole.splitlines()]
-        at = {id_: float(moment) for id_, moment in said}
-        lost = at.keys() - set(ids_to(ledger, name))
-        assert all(at[id_] > max(at.values()) - 0.5 for id_ in lost)
+        whole, _, _ = log.read_text().rpartition("\n")  # the last line may be incomplete
+        sent = [line.split() for line in whole.splitlines()]
+        sent_at = {id_: float(time_) for id_, time_ in sent}
+        lost = sent_at.keys() - set(sent_ids(ledger, name))
+        assert all(sent_at[id_] > max(sent_at.values()) - 0.5 for id_ in lost)

@@ -1,4 +1,4 @@
-"""Random lives of messages: whatever happens in whatever order, the ledger says what a simple model says."""
+"""Random sequences of operations: every query of the ledger returns what a simple model returns."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ from waooaw_celery.messages.receipt import MessageEvent, MessageFact
 AGENTS = ["ann", "bob", "cid"]
 FINAL = tuple(status.value for status in MessageStatus if status.final)
 LOST_SECONDS = 60.0
-#: All of a life lies in the past, each fact a little later than the one before.
+#: All facts are in the past, each a second later than the one before.
 NOW = datetime.now(UTC)
 OLD = timedelta(days=40)
 
-#: What can be told of a message: that one is the record of an event is written with it.
-TOLD = [event for event in MessageEvent if event is not MessageEvent.PUBLISHED]
+#: The events that a test may record. PUBLISHED is written together with the record of a published event.
+EVENTS = [event for event in MessageEvent if event is not MessageEvent.PUBLISHED]
 
 
 @dataclass
-class Life:
-    """What the model knows of a message: the message itself and its facts, in the order in which they were."""
+class ModelMessage:
+    """A message in the model, with its facts in the order of recording."""
 
     message: Message
     facts: list[tuple[str, datetime, str | None]] = field(default_factory=list)
@@ -63,27 +63,27 @@ class Life:
 
     @property
     def running(self) -> bool:
-        """Whether the newest that is told is that it was begun; a request to cancel it changes nothing."""
-        nothing_new = ("sent", "cancel_requested", "duplicate", "resent", "discarded")
-        told = sorted((at, event) for event, at, _ in self.facts if event not in nothing_new)
-        return bool(told) and told[-1][1] == "delivered"
+        """Whether the newest fact is DELIVERED, apart from facts that are no progress."""
+        no_progress = ("sent", "cancel_requested", "duplicate", "resent", "discarded")
+        recorded = sorted((at, event) for event, at, _ in self.facts if event not in no_progress)
+        return bool(recorded) and recorded[-1][1] == "delivered"
 
-    def tell(self, event: str, at: datetime, error: str | None = None) -> None:
+    def record(self, event: str, at: datetime, error: str | None = None) -> None:
         if event in FINAL and self.end:
             return  # the first end wins
-        if (event, at) not in [(known, moment) for known, moment, _ in self.facts]:
+        if (event, at) not in [(known, time) for known, time, _ in self.facts]:
             self.facts.append((event, at, error))
 
 
-class Lives(RuleBasedStateMachine):
-    """Each rule does the same to the ledger and to the model."""
+class LedgerModel(RuleBasedStateMachine):
+    """Each rule applies the same operation to the ledger and to the model."""
 
     url: ClassVar[str | None] = None
-    lives = Bundle("lives")
+    messages = Bundle("messages")
 
     def __init__(self) -> None:
         super().__init__()
-        self.folder = tempfile.mkdtemp(prefix="waooaw-lives-")
+        self.folder = tempfile.mkdtemp(prefix="waooaw-model-")
         self.database = Database(database_url(self.url or f"sqlite:///{self.folder}/ledger.sqlite"))
         schema.upgrade(self.database)
         if self.url:
@@ -97,35 +97,35 @@ class Lives(RuleBasedStateMachine):
             lost_seconds=LOST_SECONDS,
         )
         self.trail, self.retention = MessageAuditTrail(self.ledger), Retention(self.database)
-        self.model: dict[str, Life] = {}
+        self.model: dict[str, ModelMessage] = {}
         self.holds: set[tuple[HoldKind, str]] = set()
         self.clock = NOW - timedelta(hours=6)
 
     def teardown(self) -> None:
-        self.every_answer_is_the_models()
+        self.check_every_query()
         self.ledger.close()
         shutil.rmtree(self.folder)
 
-    def tick(self) -> datetime:
+    def advance(self) -> datetime:
         self.clock += timedelta(seconds=1)
         return self.clock
 
     @rule(
-        target=lives,
-        ends=st.tuples(st.sampled_from(AGENTS), st.sampled_from(AGENTS)),
+        target=messages,
+        agents=st.tuples(st.sampled_from(AGENTS), st.sampled_from(AGENTS)),
         type_=st.sampled_from([MessageType.COMMAND, MessageType.QUERY, MessageType.ACK]),
         priority=st.sampled_from(list(Priority)),
         payload=st.sampled_from(["plain", "ünï", "50%_", {"k": [1]}, "back\\slash"]),
         ttl=st.sampled_from([1.0, 1.0, None, 10.0**6]),
         retention=st.sampled_from([*RetentionPolicy, RetentionPolicy.DAYS_30, RetentionPolicy.DAYS_30]),
-        events=st.lists(st.sampled_from([*TOLD, MessageEvent.DELIVERED, MessageEvent.DELIVERED]), max_size=4),
+        events=st.lists(st.sampled_from([*EVENTS, MessageEvent.DELIVERED, MessageEvent.DELIVERED]), max_size=4),
         old=st.booleans(),
         spooled=st.booleans(),
         cause=st.none() | st.integers(0, 20),
     )
     def send(
         self,
-        ends: tuple[str, str],
+        agents: tuple[str, str],
         type_: MessageType,
         priority: Priority,
         payload: Any,
@@ -140,14 +140,14 @@ class Lives(RuleBasedStateMachine):
         parent = known[cause % len(known)].message if cause is not None and known else None
         id_ = str(uuid4())
         message = Message(
-            from_agent=ends[0],
-            to_agent=ends[1],
+            from_agent=agents[0],
+            to_agent=agents[1],
             message_type=type_,
             priority=priority,
             payload=payload,
             ttl_seconds=ttl,
             retention=retention,
-            sent_at=self.tick() - (OLD if old else timedelta()),
+            sent_at=self.advance() - (OLD if old else timedelta()),
             message_id=id_,
             correlation_id=parent.correlation_id if parent else id_,
             conversation_id=parent.conversation_id if parent else id_,
@@ -155,93 +155,97 @@ class Lives(RuleBasedStateMachine):
         )
         if spooled:
             self.ledger.spool.append([message_row(message, type_.value, RetentionPolicy.DAYS_90)])
-            self.ledger._the_writer()._shipper.ship()
+            self.ledger._the_writer()._drainer.drain()
         else:
             assert self.ledger.pending([(message, type_.value)])() == {id_}
-        self.model[id_] = Life(message)
-        for event in events:  # most lives are busy
-            self._happen(id_, event, late=False, twice=False, error="at once", stray=False)
+        self.model[id_] = ModelMessage(message)
+        for event in events:  # so that most messages have several events
+            self._note_event(id_, event, late=False, repeated=False, error="at once", stray=False)
         return id_
 
-    @rule(life=lives)
-    def say_it_again(self, life: str) -> None:
-        """The same message is not new while it is there."""
-        if life in self.model:
-            known = self.model[life].message
+    @rule(message_id=messages)
+    def send_again(self, message_id: str) -> None:
+        """A message that is in the ledger is not new."""
+        if message_id in self.model:
+            known = self.model[message_id].message
             assert self.ledger.pending([(known, known.message_type.value)])() == set()
 
-    @rule(target=lives, to=st.sampled_from(AGENTS))
-    def foreign(self, to: str) -> Any:
-        """A message that was published by another program: its first fact carries it."""
+    @rule(target=messages, to=st.sampled_from(AGENTS))
+    def receive_from_another_program(self, to: str) -> Any:
+        """Record the first fact of a message that another program published. The fact carries the message."""
         headers = {"id": str(uuid4())}
-        message = Message.from_headers(headers, to, "foreign").evolve(sent_at=self.tick())
-        at = self.tick()
+        message = Message.from_headers(headers, to, "foreign").evolve(sent_at=self.advance())
+        at = self.advance()
         note(self.ledger, message, MessageEvent.DELIVERED, at=at)
-        self.model[message.message_id] = Life(message.evolve(retention=RetentionPolicy.DAYS_90))
+        self.model[message.message_id] = ModelMessage(message.evolve(retention=RetentionPolicy.DAYS_90))
         self.model[message.message_id].tell("delivered", at)
         return message.message_id
 
     @rule(
-        life=lives,
-        event=st.sampled_from([*TOLD, MessageEvent.DELIVERED, MessageEvent.DELIVERED]),
+        message_id=messages,
+        event=st.sampled_from([*EVENTS, MessageEvent.DELIVERED, MessageEvent.DELIVERED]),
         late=st.booleans(),
-        twice=st.booleans(),
+        repeated=st.booleans(),
         error=st.sampled_from(["ValueError: no", "ü"]),
         stray=st.booleans(),
     )
-    def happen(self, life: str, event: MessageEvent, late: bool, twice: bool, error: str, stray: bool) -> None:
-        """Something becomes of a message: in order or late, told once or twice, with its message or without."""
-        if life in self.model:
-            self._happen(life, event, late, twice, error, stray)
+    def note_event(
+        self, message_id: str, event: MessageEvent, late: bool, repeated: bool, error: str, stray: bool
+    ) -> None:
+        """Record an event: in order or late, once or twice, with its message or without."""
+        if message_id in self.model:
+            self._note_event(message_id, event, late, repeated, error, stray)
 
-    def _happen(self, life: str, event: MessageEvent, late: bool, twice: bool, error: str, stray: bool) -> None:
-        at = self.tick() - timedelta(seconds=1.5 if late else 0)
+    def _note_event(
+        self, message_id: str, event: MessageEvent, late: bool, repeated: bool, error: str, stray: bool
+    ) -> None:
+        at = self.advance() - timedelta(seconds=1.5 if late else 0)
         reason = error if event in (MessageEvent.RETRIED, MessageEvent.FAILED) else None
-        message = None if stray else self.model[life].message
+        message = None if stray else self.model[message_id].message
         fact = MessageFact(
-            message_id=life, event=event, at=at, message=message, attempt=1, seconds=1.0, error=reason
+            message_id=message_id, event=event, at=at, message=message, attempt=1, seconds=1.0, error=reason
         )
-        for _ in range(1 + twice):
+        for _ in range(1 + repeated):
             self.ledger.note(fact)
-        self.model[life].tell(event.value, at, reason)
+        self.model[message_id].record(event.value, at, reason)
 
     @rule()
     def sweep(self) -> None:
-        """What is past its time and does not run expires."""
+        """Messages expire after their expiry time, unless they run."""
         swept = self.ledger.sweep()
         due = [
             id_
-            for id_, life in self.model.items()
-            if not life.end and not life.running and life.message.expires_at and life.message.expires_at < NOW
+            for id_, entry in self.model.items()
+            if not entry.end and not entry.running and entry.message.expires_at and entry.message.expires_at < NOW
         ]
         assert swept == sorted(due)
-        self._ended(due, "expired")
+        self._record_end(due, "expired")
 
     @rule()
     def reconcile(self) -> None:
-        """What was begun long ago is lost."""
-        lost = [id_ for id_, life in self.model.items() if not life.end and life.running]
+        """Messages that were delivered long ago and have not ended fail."""
+        lost = [id_ for id_, entry in self.model.items() if not entry.end and entry.running]
         assert self.ledger.reconcile() == sorted(lost)
-        self._ended(lost, "failed")
+        self._record_end(lost, "failed")
 
-    def _ended(self, ids: list[str], event: str) -> None:
+    def _record_end(self, ids: list[str], event: str) -> None:
         for id_ in ids:
             [at] = [known.at for known in self.trail.receipt(id_).events if known.event in FINAL]
             error = self.trail.receipt(id_).receipt.error
-            self.model[id_].tell(event, at, error)
+            self.model[id_].record(event, at, error)
 
-    @rule(life=lives, kind=st.sampled_from(list(HoldKind)), stands=st.booleans())
-    def hold(self, life: str, kind: HoldKind, stands: bool) -> None:
-        """A hold is placed, or released."""
-        if life not in self.model:
+    @rule(message_id=messages, kind=st.sampled_from(list(HoldKind)), place=st.booleans())
+    def hold(self, message_id: str, kind: HoldKind, place: bool) -> None:
+        """Place or release a hold."""
+        if message_id not in self.model:
             return
-        message = self.model[life].message
+        message = self.model[message_id].message
         value = {
-            HoldKind.MESSAGE: life,
+            HoldKind.MESSAGE: message_id,
             HoldKind.CONVERSATION: str(message.conversation_id),
             HoldKind.AGENT: message.to_agent,
         }[kind]
-        if stands:
+        if place:
             self.retention.hold(kind, value, "why")
             self.holds.add((kind, value))
         else:
@@ -249,7 +253,7 @@ class Lives(RuleBasedStateMachine):
             self.holds.discard((kind, value))
         assert {(hold.kind, hold.value) for hold in self.retention.holds()} == self.holds
 
-    def _held(self, message: Message) -> bool:
+    def _is_held(self, message: Message) -> bool:
         named = {
             (HoldKind.MESSAGE, message.message_id),
             (HoldKind.CONVERSATION, str(message.conversation_id)),
@@ -260,120 +264,123 @@ class Lives(RuleBasedStateMachine):
 
     @rule()
     def purge(self) -> None:
-        """What has ended, is over and is not held goes."""
-        gone = [
+        """A purge removes messages that have ended, are past their retention and are not held."""
+        purged = [
             id_
-            for id_, life in self.model.items()
-            if life.end
-            and (life.message.retention or RetentionPolicy.DAYS_90).until(life.message.sent_at) <= NOW
-            and not self._held(life.message)
+            for id_, entry in self.model.items()
+            if entry.end
+            and (entry.message.retention or RetentionPolicy.DAYS_90).until(entry.message.sent_at) <= NOW
+            and not self._is_held(entry.message)
         ]
-        assert self.retention.purge(NOW).messages == len(gone)
-        for id_ in gone:
+        assert self.retention.purge(NOW).messages == len(purged)
+        for id_ in purged:
             del self.model[id_]
             with pytest.raises(UnknownMessage):
                 self.trail.receipt(id_)
 
     @rule(agent=st.sampled_from(AGENTS))
     def erase(self, agent: str) -> None:
-        """Payloads and errors of an agent go, unless they are held; the facts stay."""
-        mine = [
-            life
-            for life in self.model.values()
-            if agent in (life.message.from_agent, life.message.to_agent)
-            and not life.erased
-            and not self._held(life.message)
+        """An erasure blanks payloads and errors of an agent, unless they are held. The facts stay."""
+        affected = [
+            entry
+            for entry in self.model.values()
+            if agent in (entry.message.from_agent, entry.message.to_agent)
+            and not entry.erased
+            and not self._is_held(entry.message)
         ]
-        assert self.retention.erase(agent=agent).messages == len(mine)
-        for life in mine:
-            life.erased = True
-            life.facts = [(event, at, None) for event, at, _ in life.facts]
+        assert self.retention.erase(agent=agent).messages == len(affected)
+        for entry in affected:
+            entry.erased = True
+            entry.facts = [(event, at, None) for event, at, _ in entry.facts]
 
     @rule()
-    def every_answer_is_the_models(self) -> None:
-        """Each filter, each receipt, conversations, histories and statistics."""
-        lives = sorted(
-            self.model.values(), key=lambda life: (life.message.sent_at, life.message.message_id), reverse=True
+    def check_every_query(self) -> None:
+        """Compare filters, receipts, conversations, histories and statistics."""
+        messages = sorted(
+            self.model.values(), key=lambda entry: (entry.message.sent_at, entry.message.message_id), reverse=True
         )
-        filters: list[tuple[dict[str, Any], Any]] = [({}, lambda life: True)]
-        filters += [({"from_agent": name}, lambda life, n=name: life.message.from_agent == n) for name in AGENTS]
-        filters += [({"to_agent": name}, lambda life, n=name: life.message.to_agent == n) for name in AGENTS]
+        filters: list[tuple[dict[str, Any], Any]] = [({}, lambda entry: True)]
+        filters += [({"from_agent": name}, lambda entry, n=name: entry.message.from_agent == n) for name in AGENTS]
+        filters += [({"to_agent": name}, lambda entry, n=name: entry.message.to_agent == n) for name in AGENTS]
         filters += [
-            ({"status": status}, lambda life, s=status: life.status == s.value) for status in MessageStatus
+            ({"status": status}, lambda entry, s=status: entry.status == s.value) for status in MessageStatus
         ]
         filters += [
-            ({"priority": Priority.HIGH}, lambda life: life.message.priority is Priority.HIGH),
-            ({"message_type": MessageType.ACK}, lambda life: life.message.message_type is MessageType.ACK),
-            ({"text": "50%_"}, lambda life: life.message.payload == "50%_" and not life.erased),
-            ({"since": self.clock - timedelta(days=1)}, lambda life: life.message.sent_at > self.clock - OLD / 2),
+            ({"priority": Priority.HIGH}, lambda entry: entry.message.priority is Priority.HIGH),
+            ({"message_type": MessageType.ACK}, lambda entry: entry.message.message_type is MessageType.ACK),
+            ({"text": "50%_"}, lambda entry: entry.message.payload == "50%_" and not entry.erased),
+            (
+                {"since": self.clock - timedelta(days=1)},
+                lambda entry: entry.message.sent_at > self.clock - OLD / 2,
+            ),
             (
                 {"to_agent": "ann", "status": MessageStatus.FAILED},
-                lambda life: life.message.to_agent == "ann" and life.status == "failed",
+                lambda entry: entry.message.to_agent == "ann" and entry.status == "failed",
             ),
         ]
         for arguments, fits in filters:
             found = [record.receipt.message_id for record in self.trail.query(**arguments, limit=1000).records]
-            assert found == [life.message.message_id for life in lives if fits(life)], arguments
+            assert found == [entry.message.message_id for entry in messages if fits(entry)], arguments
         for name in AGENTS:
             found = [record.receipt.message_id for record in self.trail.history(name, days=365)]
             assert found == [
-                life.message.message_id
-                for life in lives
-                if name in (life.message.from_agent, life.message.to_agent)
+                entry.message.message_id
+                for entry in messages
+                if name in (entry.message.from_agent, entry.message.to_agent)
             ]
-        for life in lives:
-            self._check(life, self.trail.receipt(life.message.message_id))
-        for life in lives[:3]:
-            conversation = self.trail.conversation(life.message.message_id)
+        for entry in messages:
+            self._check(entry, self.trail.receipt(entry.message.message_id))
+        for entry in messages[:3]:
+            conversation = self.trail.conversation(entry.message.message_id)
             ids = [record.receipt.message_id for record in conversation]
-            same = [other for other in lives if other.message.conversation_id == life.message.conversation_id]
+            same = [other for other in messages if other.message.conversation_id == entry.message.conversation_id]
             assert sorted(ids) == sorted(other.message.message_id for other in same)
             for record in conversation:
                 if record.causation_id in ids:
                     assert ids.index(record.causation_id) < ids.index(record.receipt.message_id)
         statistics = self.trail.statistics()
-        assert statistics.total == len(lives)
-        assert statistics.by_status == Counter(life.status for life in lives)
-        assert statistics.by_type == Counter(life.message.message_type.value for life in lives)
-        assert dict(statistics.top_receivers) == Counter(life.message.to_agent for life in lives)
-        ended = [life for life in lives if life.end]
-        failed = sum(life.end in ("failed", "dead") for life in ended)
+        assert statistics.total == len(messages)
+        assert statistics.by_status == Counter(entry.status for entry in messages)
+        assert statistics.by_type == Counter(entry.message.message_type.value for entry in messages)
+        assert dict(statistics.top_receivers) == Counter(entry.message.to_agent for entry in messages)
+        ended = [entry for entry in messages if entry.end]
+        failed = sum(entry.end in ("failed", "dead") for entry in ended)
         assert statistics.error_rate == (failed / len(ended) if ended else None)
         assert self.ledger.spool.counts() == (0, 0)
 
-    def _check(self, life: Life, record: Any) -> None:
-        assert record.receipt.status == life.status
-        assert record.payload == (None if life.erased else life.message.payload)
-        told = [(event.event, event.at, event.error) for event in record.events]
-        assert sorted(told, key=str) == sorted(life.facts, key=str)
-        assert record.receipt.attempts == sum(event == "delivered" for event, _, _ in life.facts)
-        asked = [at for event, at, _ in life.facts if event == "cancel_requested"]
-        assert record.receipt.cancel_requested_at == min(asked, default=None)
-        receipt = self.ledger.get(life.message.message_id)
+    def _check(self, entry: ModelMessage, record: Any) -> None:
+        assert record.receipt.status == entry.status
+        assert record.payload == (None if entry.erased else entry.message.payload)
+        recorded = [(event.event, event.at, event.error) for event in record.events]
+        assert sorted(recorded, key=str) == sorted(entry.facts, key=str)
+        assert record.receipt.attempts == sum(event == "delivered" for event, _, _ in entry.facts)
+        requested = [at for event, at, _ in entry.facts if event == "cancel_requested"]
+        assert record.receipt.cancel_requested_at == min(requested, default=None)
+        receipt = self.ledger.get(entry.message.message_id)
         assert receipt == record.receipt
 
 
 @pytest.mark.parametrize(("kind", "examples"), [("sqlite", 6), ("postgresql", 6)])
-def test_the_ledger_says_what_the_model_says(
+def test_the_ledger_returns_what_the_model_returns(
     kind: str, examples: int, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Sending, facts in any order, sweeps, holds, purges and erasures: every answer equals the model's."""
+    """After sends, events in any order, sweeps, holds, purges and erasures, every query equals the model's."""
     name = f"waooaw_{uuid4().hex}"
     server = None
     if kind == "postgresql":
         server = request.getfixturevalue("postgres_url")
         _administer(server, f"CREATE DATABASE {name}")
         url = database_url(server).set(database=name).render_as_string(hide_password=False)
-        monkeypatch.setattr(Lives, "url", url)
+        monkeypatch.setattr(LedgerModel, "url", url)
     try:
         run(
-            Lives,
+            LedgerModel,
             settings=settings(
                 max_examples=examples,
                 stateful_step_count=30,
                 deadline=None,
                 database=None,
-                phases=[Phase.generate],  # to make a failure smaller takes longer than a test may
+                phases=[Phase.generate],  # shrinking a failure takes too long
                 suppress_health_check=list(HealthCheck),
             ),
         )

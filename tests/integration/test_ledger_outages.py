@@ -1,4 +1,4 @@
-"""The ledger's database goes away and comes back: nothing is lost, and nobody waits for long."""
+"""The ledger's database goes down and comes back: no message is lost, and no caller waits for long."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 
 import pytest
-from outages import Server, lone_server
+from postgres_server import Server, lone_server
 from support import Broker, until
 
 from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus, RequestResponseHandler
@@ -17,7 +17,7 @@ from waooaw_celery.errors import AuditUnavailable, UnknownMessage
 from waooaw_celery.ledger.database import upgrade as schema
 from waooaw_celery.ledger.database.rows import WITHDRAWN, message_row, withdrawal_row
 from waooaw_celery.ledger.trail import MessageAuditTrail
-from waooaw_celery.ledger.write import spool_drain as shipping
+from waooaw_celery.ledger.write import spool_drain
 from waooaw_celery.maintenance.recovery import Recovery
 from waooaw_celery.messages.enums import RetentionPolicy
 from waooaw_celery.messages.queues import agent_queue, queue_depth
@@ -31,7 +31,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def broker(server: Server, redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
-    """Valkey, with the ledger in the server that goes away."""
+    """Valkey as the broker, with the ledger in the server that the tests stop."""
     broker = Broker(redis_url, redis_url, tmp_path_factory.mktemp("outages"), server.url)
     app = broker.app()
     schema.upgrade(app.database)
@@ -42,7 +42,7 @@ def broker(server: Server, redis_url: str, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="module")
 def worker(broker: Broker) -> Iterator[str]:
-    """Name of an agent whose worker, in strict mode, lives through all outages."""
+    """The name of an agent whose worker runs in strict mode through all outages."""
     name, app = broker.name(), broker.app()
     process = broker.start(name, app)
     app.close()
@@ -52,7 +52,7 @@ def worker(broker: Broker) -> Iterator[str]:
 
 @pytest.fixture(params=["strict", "batched"])
 def app(request: pytest.FixtureRequest, broker: Broker) -> Iterator[AgentApp]:
-    """An application in each of the modes."""
+    """An application in strict and in batched mode."""
     app = broker.app(waooaw_audit_mode=request.param)
     yield app
     app.close()
@@ -60,7 +60,7 @@ def app(request: pytest.FixtureRequest, broker: Broker) -> Iterator[AgentApp]:
 
 @contextmanager
 def stopped(server: Server) -> Iterator[None]:
-    """No server."""
+    """Stop the server."""
     server.stop()
     try:
         yield
@@ -70,7 +70,7 @@ def stopped(server: Server) -> Iterator[None]:
 
 @contextmanager
 def frozen(server: Server) -> Iterator[None]:
-    """A server that does not answer and closes nothing."""
+    """Freeze the server: it does not answer, and its connections stay open."""
     server.freeze()
     try:
         yield
@@ -80,7 +80,7 @@ def frozen(server: Server) -> Iterator[None]:
 
 @contextmanager
 def read_only(server: Server) -> Iterator[None]:
-    """A server that answers questions and takes nothing."""
+    """Make the database read-only."""
     server.run("ALTER DATABASE postgres SET default_transaction_read_only = on")
     server.cut()
     try:
@@ -93,54 +93,54 @@ def read_only(server: Server) -> Iterator[None]:
 
 @contextmanager
 def without_a_table(server: Server) -> Iterator[None]:
-    """A table is missing."""
-    server.run("ALTER TABLE waooaw_open_messages RENAME TO elsewhere")
+    """Remove a table that every write uses."""
+    server.run("ALTER TABLE waooaw_open_messages RENAME TO renamed")
     try:
         yield
     finally:
-        server.run("ALTER TABLE elsewhere RENAME TO waooaw_open_messages")
+        server.run("ALTER TABLE renamed RENAME TO waooaw_open_messages")
 
 
 @contextmanager
-def of_an_older_schema(server: Server) -> Iterator[None]:
-    """A schema from before the function that writes."""
-    server.run("ALTER FUNCTION waooaw_write RENAME TO elsewhere")
+def without_the_function(server: Server) -> Iterator[None]:
+    """Remove the function that writes."""
+    server.run("ALTER FUNCTION waooaw_write RENAME TO renamed")
     try:
         yield
     finally:
-        server.run("ALTER FUNCTION elsewhere RENAME TO waooaw_write")
+        server.run("ALTER FUNCTION renamed RENAME TO waooaw_write")
 
 
-OUTAGES = [stopped, read_only, without_a_table, of_an_older_schema]
+OUTAGES = [stopped, read_only, without_a_table, without_the_function]
 
 
-def published(broker: Broker, name: str) -> int:
-    """Return how many messages wait for an agent that does not run."""
+def queued(broker: Broker, name: str) -> int:
+    """Return how many messages are in the queue of an agent that does not run."""
     with closing(broker.app()) as app, app.connection_for_read() as connection:
         return queue_depth(connection, agent_queue(name)).total
 
 
-def seconds(do: Callable[[], object]) -> float:
-    """Return how long it took until AuditUnavailable was raised."""
+def seconds_until_refused(call: Callable[[], object]) -> float:
+    """Return the seconds until a call raises AuditUnavailable."""
     began = time.monotonic()
     with pytest.raises(AuditUnavailable):
-        do()
+        call()
     return time.monotonic() - began
 
 
-def told(caplog: pytest.LogCaptureFixture, action: str) -> int:
+def logged(caplog: pytest.LogCaptureFixture, action: str) -> int:
     return sum(getattr(record, "action", None) == action for record in caplog.records)
 
 
 @pytest.mark.parametrize("outage", OUTAGES)
-def test_an_outage_loses_nothing_and_is_told_once(
+def test_an_outage_loses_nothing_and_is_logged_once(
     server: Server,
     broker: Broker,
     app: AgentApp,
     outage: Callable[[Server], object],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Strict publishes nothing, batched spools and publishes; one line tells the beginning and one the end."""
+    """Strict mode publishes nothing, batched mode spools and publishes. The log has one line for each end."""
     caplog.set_level(logging.WARNING, "waooaw_celery")
     strict = app.settings.audit_mode.value == "strict"
     name, bus = broker.name(), MessageBus(app)
@@ -149,9 +149,9 @@ def test_an_outage_loses_nothing_and_is_told_once(
     app.receipts.flush()
     refused = []
     with outage(server):  # type: ignore[attr-defined]
-        away_since = time.monotonic()
-        # Longer than it takes until the database is tried again, and again.
-        while time.monotonic() - away_since < 1.6:
+        started_at = time.monotonic()
+        # Long enough for two retries of the database.
+        while time.monotonic() - started_at < 1.6:
             message = Message(from_agent="tests", to_agent=name)
             if strict:
                 with pytest.raises(AuditUnavailable):
@@ -159,28 +159,28 @@ def test_an_outage_loses_nothing_and_is_told_once(
                 refused.append(message.message_id)
             else:
                 accepted.append(bus.send(message).message_id)
-        assert published(broker, name) == len(accepted)
+        assert queued(broker, name) == len(accepted)
         if not strict:
             until(lambda: app.ledger.spool.counts()[0] >= 2 * len(accepted) - 2, "the spool")
 
-    def sent_again() -> bool:
+    def is_over() -> bool:
         with suppress(AuditUnavailable):
             accepted.append(bus.send(Message(from_agent="tests", to_agent=name)).message_id)
             return app.ledger.spool.counts() == (0, 0)
         return False
 
-    until(sent_again, "the end of the outage")
+    until(is_over, "the end of the outage")
     app.receipts.flush()
     statuses = {receipt.message_id: receipt.status for receipt in app.receipts.recent(limit=100_000)}
     assert {statuses[message_id] for message_id in accepted} == {MessageStatus.SENT}
     assert not set(refused) & set(statuses)
-    assert (told(caplog, "ledger_away"), told(caplog, "ledger_back")) == (1, 1)
+    assert (logged(caplog, "ledger_down"), logged(caplog, "ledger_up")) == (1, 1)
 
 
-def test_a_frozen_database_keeps_nobody_waiting(
+def test_calls_to_a_frozen_database_have_deadlines(
     server: Server, broker: Broker, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The first send meets its deadline, the next ones are refused at once, and questions have deadlines too."""
+    """The first send and a query fail at their deadlines. Later sends are refused at once."""
     caplog.set_level(logging.WARNING, "waooaw_celery")
     app = broker.app()
     bus, trail, name = MessageBus(app), MessageAuditTrail(app.ledger), broker.name()
@@ -189,19 +189,21 @@ def test_a_frozen_database_keeps_nobody_waiting(
     app.receipts.flush()
     messages = [Message(from_agent="tests", to_agent=name) for _ in range(21)]
     with frozen(server):
-        first, *following = [seconds(lambda message=message: bus.send(message)) for message in messages]
-        question = seconds(trail.query)
+        first, *following = [
+            seconds_until_refused(lambda message=message: bus.send(message)) for message in messages
+        ]
+        query = seconds_until_refused(trail.query)
     assert first < 8
     assert max(following) < 0.5
-    assert question < 8
-    until(lambda: told(caplog, "ledger_back"), "the end of the outage")
-    assert (told(caplog, "ledger_away"), told(caplog, "ledger_back")) == (1, 1)
-    assert published(broker, name) == 1
+    assert query < 8
+    until(lambda: logged(caplog, "ledger_up"), "the end of the outage")
+    assert (logged(caplog, "ledger_down"), logged(caplog, "ledger_up")) == (1, 1)
+    assert queued(broker, name) == 1
     app.close()
 
 
-def test_what_was_refused_is_never_published(server: Server, broker: Broker) -> None:
-    """A server that froze carries out, when it thaws, what it was given before: that message is withdrawn."""
+def test_a_refused_message_is_never_published(server: Server, broker: Broker) -> None:
+    """A server that was frozen writes the message when it continues. The message is then withdrawn."""
     app, name = broker.app(), broker.name()
     bus = MessageBus(app)
     app.registry.declare(name, ["command"], f"{name}@h", 600)
@@ -219,39 +221,39 @@ def test_what_was_refused_is_never_published(server: Server, broker: Broker) -> 
     until(withdrawn, "the withdrawal")
     assert bus.receipt(message.message_id).error == WITHDRAWN
     assert Recovery(app, after=0, pause=0).run(agent=name).recovered == []
-    assert published(broker, name) == 1
+    assert queued(broker, name) == 1
     app.close()
 
 
-def test_what_the_ledger_never_took_need_not_be_withdrawn(
+def test_a_withdrawal_of_an_unknown_message_expires(
     server: Server, broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The database crashes before it has answered: it is looked for the message a while, and then no more."""
-    monkeypatch.setattr(shipping, "WITHDRAWAL_SECONDS", 2.0)
-    monkeypatch.setattr(shipping, "SPOOL_SECONDS", 0.2)
+    """The database crashes before it writes the message. Its withdrawal is tried for a while, then dropped."""
+    monkeypatch.setattr(spool_drain, "WITHDRAWAL_SECONDS", 2.0)
+    monkeypatch.setattr(spool_drain, "SPOOL_SECONDS", 0.2)
     app = broker.app()
     message = Message(from_agent="tests", to_agent="nobody", retention=RetentionPolicy.DAYS_30)
     app.ledger.spool.append([withdrawal_row(message_row(message, "command", RetentionPolicy.DAYS_30))])
     app.ledger.start()
     assert app.ledger.spool.counts() == (1, 0)
-    until(lambda: app.ledger.spool.counts() == (0, 0), "the end of the search")
+    until(lambda: app.ledger.spool.counts() == (0, 0), "the end of the withdrawal")
     with pytest.raises(UnknownMessage):
         app.ledger.get(message.message_id)
     app.close()
 
 
-def test_a_worker_goes_on_while_the_database_is_frozen(server: Server, broker: Broker, worker: str) -> None:
-    """What it handles meanwhile is spooled at once after its first deadline, and in the ledger afterwards."""
+def test_a_worker_continues_while_the_database_is_frozen(server: Server, broker: Broker, worker: str) -> None:
+    """After its first deadline it spools facts at once. They are in the ledger afterwards."""
     app = broker.app(waooaw_audit_mode="batched")
     bus = MessageBus(app)
-    bus.send(Message(from_agent="tests", to_agent=worker))  # the registry is asked for the agent once
+    bus.send(Message(from_agent="tests", to_agent=worker))  # so that the registry knows the agent
     app.receipts.flush()
     log = broker.folder / f"{worker}.log"
     lines_before = log.read_text()
     ids: list[str] = []
 
     def handle_twenty() -> float:
-        """Return the seconds until twenty messages are handled: each is spooled with three facts."""
+        """Return the seconds until twenty messages are handled. Each spools its row and three facts."""
         began, before = time.monotonic(), app.ledger.spool.counts()[0]
         ids.extend(
             receipt.message_id
@@ -273,18 +275,18 @@ def test_a_worker_goes_on_while_the_database_is_frozen(server: Server, broker: B
     def lines() -> str:
         return log.read_text()[len(lines_before) :]
 
-    def of_child() -> str:
+    def lines_of_child() -> str:
         return "\n".join(line for line in lines().splitlines() if "/ForkPoolWorker-" in line)
 
-    until(lambda: "the ledger is back" in of_child(), "the word that it is back")
-    assert of_child().count("Until it is back") == of_child().count("the ledger is back") == 1
-    # Its parent writes nothing; when it comes to ship what was spooled, it notices too.
+    until(lambda: "the ledger is back" in lines_of_child(), "the end of the outage in the log")
+    assert lines_of_child().count("Until it is back") == lines_of_child().count("the ledger is back") == 1
+    # The parent process writes no facts, but it may notice the outage when it drains the spool.
     assert lines().count("Until it is back") <= 2
     app.close()
 
 
-def handled_by(app: AgentApp, name: str) -> list[str]:
-    """Ask an agent which messages it handled: what its handlers saw, and not what the ledger says."""
+def handled_ids(app: AgentApp, name: str) -> list[str]:
+    """Return the ids of the messages that an agent's handlers received, without using the ledger."""
     return [fact["message_id"] for fact in RequestResponseHandler(app).request(name, "seen", timeout=30)]
 
 
@@ -292,7 +294,7 @@ def handled_by(app: AgentApp, name: str) -> list[str]:
 def test_every_message_is_accounted_for(
     server: Server, broker: Broker, worker: str, mode: str, number: int
 ) -> None:
-    """PostgreSQL crashes in the middle of many messages and comes back: each was refused, or has one end."""
+    """PostgreSQL crashes among many messages and starts again: each message is refused or ends once."""
     app = broker.app(waooaw_audit_mode=mode)
     bus = MessageBus(app)
     accepted: set[str] = set()
@@ -336,10 +338,10 @@ def test_every_message_is_accounted_for(
 
     until(ended, "the end of every message", 60)
     until(lambda: app.ledger.spool.counts() == (0, 0), "an empty spool")
-    seen = handled_by(app, worker)
+    seen = handled_ids(app, worker)
     assert accepted <= set(seen)
     assert not refused & set(seen)
-    records = {record.receipt.message_id: record for record in _all(app, worker)}
+    records = {record.receipt.message_id: record for record in _records(app, worker)}
     assert set(seen) <= records.keys()
     for message_id in accepted:
         terminal = [event.event for event in records[message_id].events if event.event in ("handled", "failed")]
@@ -349,7 +351,7 @@ def test_every_message_is_accounted_for(
     app.close()
 
 
-def _all(app: AgentApp, name: str) -> Iterator:  # type: ignore[type-arg]
+def _records(app: AgentApp, name: str) -> Iterator:  # type: ignore[type-arg]
     trail, after = MessageAuditTrail(app.ledger), None
     while True:
         page = trail.query(to_agent=name, limit=1000, after=after)
@@ -358,10 +360,8 @@ def _all(app: AgentApp, name: str) -> Iterator:  # type: ignore[type-arg]
             return
 
 
-def test_pool_children_write_what_they_have_before_they_end(
-    broker: Broker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A worker that is told to stop in batched mode leaves no message of its own without its end."""
+def test_pool_children_write_their_facts_before_they_exit(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A warm shutdown in batched mode leaves no message that the worker handled without its end."""
     monkeypatch.setenv("WAOOAW_AUDIT_MODE", "batched")
     app = broker.app()
     name, bus = broker.name(), MessageBus(app)
@@ -370,11 +370,11 @@ def test_pool_children_write_what_they_have_before_they_end(
         receipt.message_id
         for receipt in bus.send_many([Message(from_agent="tests", to_agent=name) for _ in range(30)])
     ]
-    until(lambda: published(broker, name) == 0, "the last message to be taken")
+    until(lambda: queued(broker, name) == 0, "an empty queue")
     end(process)
     assert process.returncode == 0
     statuses = [app.receipts.get(message_id).status for message_id in ids]
     assert set(statuses) <= {MessageStatus.HANDLED, MessageStatus.SENT}
-    # What it had fetched and not begun went back to the queue.
-    assert statuses.count(MessageStatus.SENT) == published(broker, name)
+    # Messages that it had received and not started are in the queue again.
+    assert statuses.count(MessageStatus.SENT) == queued(broker, name)
     app.close()

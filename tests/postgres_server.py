@@ -1,4 +1,4 @@
-"""A PostgreSQL of a test's own, which may be stopped, started again and frozen."""
+"""A PostgreSQL server for one test, which the test can stop, start and freeze."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from waooaw_celery.embedded import postgres
 
 
 class Server:
-    """A server of one's own.
+    """A PostgreSQL server.
 
     Args:
-        url: where it listens.
+        url: its URL.
     """
 
     def __init__(self, url: str) -> None:
@@ -31,7 +31,7 @@ class Server:
         self._frozen: list[psutil.Process] = []
 
     def run(self, *commands: str) -> list[tuple[Any, ...]]:
-        """Run commands, each a transaction, and return the rows of the last."""
+        """Run commands, each in its own transaction, and return the rows of the last one."""
         connection = psycopg2.connect(self.url.replace("+psycopg2", ""))
         connection.autocommit = True
         with connection.cursor() as cursor:
@@ -42,21 +42,21 @@ class Server:
         return rows
 
     def cut(self) -> None:
-        """End the connections of everybody else."""
+        """Close all other connections to the server."""
         self.run("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()")
 
     def stop(self) -> None:
-        """Stop it as a crash does: nobody is told, nothing is finished."""
+        """Stop the server as a crash does: without closing connections or ending transactions."""
         os.kill(self._pid(), signal.SIGQUIT)
         until(lambda: not self._pid_file.exists(), "the end of the server")
 
     def start(self) -> None:
-        """Start it again, unless it runs."""
+        """Start the server if it does not run."""
         if not self._pid_file.exists():
             get_server(self._folder).ensure_postgres_running()
 
     def freeze(self) -> None:
-        """Stop its processes without closing a connection."""
+        """Suspend the processes of the server. Its connections stay open."""
         postmaster = psutil.Process(self._pid())
         postmaster.suspend()
         self._frozen = [postmaster, *postmaster.children(recursive=True)]
@@ -64,7 +64,7 @@ class Server:
             process.suspend()
 
     def thaw(self) -> None:
-        """Let its processes go on."""
+        """Resume the processes of the server."""
         for process in self._frozen:
             process.resume()
         self._frozen = []
@@ -79,11 +79,11 @@ class Server:
 
 @contextmanager
 def lone_server() -> Iterator[Server]:
-    """Run a server while the block runs."""
+    """Run a separate server during the block."""
     with postgres() as url:
         server = Server(url)
         try:
             yield server
         finally:
             server.thaw()
-            server.start()  # it is ended in order, with its folder
+            server.start()  # so that it can be stopped cleanly, and its folder deleted

@@ -1,4 +1,4 @@
-"""A spool that is damaged or cannot be reached keeps nothing from the ledger."""
+"""A spool that is damaged or out of reach does not keep rows from the ledger."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import mkdtemp
 
 import pytest
-from outages import Server, lone_server
+from postgres_server import Server, lone_server
 from process_pool import waooaw
 from sqlalchemy import select
 from support import Broker, settled, until
@@ -25,27 +25,27 @@ from waooaw_celery.ledger.database.engine import Database, database_url
 from waooaw_celery.ledger.database.models import MessageEventRow
 from waooaw_celery.ledger.database.rows import LedgerRow, message_row
 from waooaw_celery.ledger.ledger import Ledger
-from waooaw_celery.ledger.write import spool_damage as damage
-from waooaw_celery.ledger.write.spool import Spool, SpoolUnavailable
-from waooaw_celery.ledger.write.spool_damage import FileLock
+from waooaw_celery.ledger.write.spool import damage
+from waooaw_celery.ledger.write.spool.file_lock import FileLock
+from waooaw_celery.ledger.write.spool.spool import Spool, SpoolUnavailable
 from waooaw_celery.messages.enums import RetentionPolicy
 from waooaw_celery.messages.receipt import MessageEvent, MessageFact
 from waooaw_celery.settings import AuditMode
 
 DAYS_90 = RetentionPolicy.DAYS_90
 PAGE = 4096
-#: Entries in a spool that is to be damaged: about twenty pages.
-MANY = 400
+#: Rows in a spool before it is damaged: about twenty pages.
+ROW_COUNT = 400
 
 Damage = Callable[[Path], None]
 
 
-def told() -> Message:
+def new_message() -> Message:
     return Message(from_agent="boss", to_agent="worker-1", retention=DAYS_90)
 
 
-def scribble(path: Path, start: int = 0, stop: int | None = None) -> None:
-    """Write random bytes over a part of a file."""
+def write_random_bytes(path: Path, start: int = 0, stop: int | None = None) -> None:
+    """Overwrite a part of a file with random bytes."""
     size = path.stat().st_size
     stop = size if stop is None else min(stop, size)
     with path.open("r+b") as file:
@@ -54,28 +54,28 @@ def scribble(path: Path, start: int = 0, stop: int | None = None) -> None:
 
 
 def random_bytes(path: Path) -> None:
-    scribble(path)
+    write_random_bytes(path)
 
 
-def cut(path: Path) -> None:
+def truncated(path: Path) -> None:
     os.truncate(path, 500)
 
 
-def cut_in_the_middle(path: Path) -> None:
+def truncated_in_the_middle(path: Path) -> None:
     os.truncate(path, path.stat().st_size // 2)
 
 
 def first_page(path: Path) -> None:
-    scribble(path, 0, PAGE)
+    write_random_bytes(path, 0, PAGE)
 
 
 def middle_page(path: Path) -> None:
-    scribble(path, 7 * PAGE, 8 * PAGE)
+    write_random_bytes(path, 7 * PAGE, 8 * PAGE)
 
 
 def two_pages(path: Path) -> None:
-    scribble(path, 6 * PAGE, 7 * PAGE)
-    scribble(path, 12 * PAGE, 13 * PAGE)
+    write_random_bytes(path, 6 * PAGE, 7 * PAGE)
+    write_random_bytes(path, 12 * PAGE, 13 * PAGE)
 
 
 def another_table(path: Path) -> None:
@@ -84,27 +84,27 @@ def another_table(path: Path) -> None:
         connection.execute("CREATE TABLE spool (something TEXT)")
 
 
-def a_folder(path: Path) -> None:
+def replaced_by_a_folder(path: Path) -> None:
     path.unlink()
     path.mkdir()
 
 
-#: Each with the entries of MANY that can be read afterwards, at least.
+#: Ways to damage a file, each with the least number of its ROW_COUNT rows that can be salvaged afterwards.
 DAMAGES: dict[Damage, int] = {
     random_bytes: 0,
-    cut: 0,
-    cut_in_the_middle: MANY // 4,
-    first_page: MANY,
-    middle_page: MANY * 9 // 10,
-    two_pages: MANY * 8 // 10,
+    truncated: 0,
+    truncated_in_the_middle: ROW_COUNT // 4,
+    first_page: ROW_COUNT,
+    middle_page: ROW_COUNT * 9 // 10,
+    two_pages: ROW_COUNT * 8 // 10,
     another_table: 0,
-    a_folder: 0,
+    replaced_by_a_folder: 0,
 }
 
 
 @pytest.fixture
 def url(tmp_path: Path) -> str:
-    """The URL of an empty SQLite: without tables it is as good as away."""
+    """The URL of an empty SQLite. Without tables, the ledger treats it as down."""
     return f"sqlite:///{tmp_path / 'ledger.sqlite'}"
 
 
@@ -114,7 +114,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 @contextmanager
-def opened(url: str, folder: Path) -> Iterator[Ledger]:
+def open_ledger(url: str, folder: Path) -> Iterator[Ledger]:
     ledger = Ledger(Database(database_url(url)), DAYS_90, AuditMode.STRICT, str(folder))
     yield ledger
     ledger.close()
@@ -124,43 +124,43 @@ def actions(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [getattr(record, "action", "") for record in caplog.records]
 
 
-@pytest.mark.parametrize("hurt", DAMAGES, ids=lambda hurt: hurt.__name__)
-def test_a_damaged_file_is_put_aside_and_salvaged(
-    hurt: Damage, url: str, folder: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("damage_file", DAMAGES, ids=lambda damage_file: damage_file.__name__)
+def test_a_damaged_file_is_moved_aside_and_salvaged(
+    damage_file: Damage, url: str, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is kept under another name, and a new file takes what comes and what SQLite can read of the old one."""
+    """It is renamed, and a new file receives new rows and the readable rows of the old one."""
     spool = Spool(str(folder), url)
-    old = [message_row(told(), "command", DAYS_90) for _ in range(MANY)]
+    old = [message_row(new_message(), "command", DAYS_90) for _ in range(ROW_COUNT)]
     spool.append(old)
-    hurt(spool.path)
-    hurt_bytes = spool.path.read_bytes() if spool.path.is_file() else None
-    new = message_row(told(), "command", DAYS_90)
+    damage_file(spool.path)
+    damaged_bytes = spool.path.read_bytes() if spool.path.is_file() else None
+    new = message_row(new_message(), "command", DAYS_90)
     spool.append([new])
-    spool.first(10_000, 10**9)  # damage in the middle shows when it is read
+    spool.first(10_000, 10**9)  # damage in the middle is detected when it is read
     spool.salvage()
-    waiting = [entry for _, entry in spool.first(10_000, 10**9)]
+    waiting = [row for _, row in spool.first(10_000, 10**9)]
     assert new in waiting
     assert set(waiting) <= {*old, new}
-    assert len(set(waiting)) - 1 >= DAMAGES[hurt]
-    [kept] = spool.damaged()
-    assert kept.salvaged
-    if hurt_bytes is not None and hurt not in (
+    assert len(set(waiting)) - 1 >= DAMAGES[damage_file]
+    [damaged_file] = spool.damaged()
+    assert damaged_file.salvaged
+    if damaged_bytes is not None and damage_file not in (
         middle_page,
         two_pages,
         another_table,
-    ):  # SQLite wrote to these before it noticed
-        assert Path(kept.path).read_bytes() == hurt_bytes
+    ):  # SQLite writes to these before it detects the damage
+        assert Path(damaged_file.path).read_bytes() == damaged_bytes
     assert actions(caplog) == ["spool_damaged", "spool_salvaged"]
-    assert kept.path in caplog.text
+    assert damaged_file.path in caplog.text
     env = {"CELERY_BROKER_URL": "redis://", "WAOOAW_DATABASE_URL": url, "WAOOAW_SPOOL_FOLDER": str(folder)}
     shown = waooaw("spool", env=env).stdout
-    assert Path(kept.path).name in "".join(shown.split()), shown
+    assert Path(damaged_file.path).name in "".join(shown.split()), shown
 
 
-def test_salvaging_what_is_only_random_text_ships_nothing_false(url: str, folder: Path) -> None:
-    """What SQLite reads and is no entry is kept as refused, and blocks nothing."""
-    with opened(url, folder) as ledger:
-        good, lost = told(), told()
+def test_invalid_rows_of_a_damaged_file_are_refused(url: str, folder: Path) -> None:
+    """Rows that SQLite can read but that are not rows of the ledger are refused, and block no others."""
+    with open_ledger(url, folder) as ledger:
+        good, lost = new_message(), new_message()
         ledger.spool.append([message_row(message, "command", DAYS_90) for message in (good, lost)])
         with closing(sqlite3.connect(ledger.spool.path)) as connection, connection:
             bad = [("\x07\x00?", "x", "{}"), ("fact", "x", "\x13"), ("fact", b"\xff", "{}"), ("fact", "x", 5)]
@@ -170,12 +170,12 @@ def test_salvaging_what_is_only_random_text_ships_nothing_false(url: str, folder
             )
         schema.upgrade(ledger.database)
         ledger.start()
-        until(lambda: ledger.spool.counts() == (0, 5), "five entries put aside")
+        until(lambda: ledger.spool.counts() == (0, 5), "five refused rows")
         assert ledger.get(good.message_id).status == "pending"
 
 
-def test_too_many_damaged_files_are_told(url: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A disk that damages each file does not fill the folder: it is an error that says what to do."""
+def test_too_many_damaged_files_are_an_error(url: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that damages every file does not fill the folder. The error tells the user what to do."""
     monkeypatch.setattr(damage, "MAX_KEPT", 2)
     spool = Spool(str(folder), url)
     spool.append([LedgerRow("fact", "x", "{}")])
@@ -199,28 +199,30 @@ def folder_replaced(path: Path) -> None:
     path.parent.write_text("no folder")
 
 
-@pytest.mark.parametrize("hurt", [*DAMAGES, folder_removed, folder_replaced], ids=lambda hurt: hurt.__name__)
-def test_the_ledger_is_written_to_again_whatever_the_spool_is(
-    hurt: Damage, url: str, folder: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    "damage_file", [*DAMAGES, folder_removed, folder_replaced], ids=lambda damage_file: damage_file.__name__
+)
+def test_a_broken_spool_does_not_keep_the_ledger_down(
+    damage_file: Damage, url: str, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The database is tried although the spool cannot be used, and facts after its return are in the ledger."""
-    with opened(url, folder) as ledger:
+    """The database is retried although the spool cannot be used, and later facts are in the ledger."""
+    with open_ledger(url, folder) as ledger:
         ledger.note(
             MessageFact(message_id="x", event=MessageEvent.FAILED)
-        )  # the database is away: this is spooled
-        hurt(ledger.spool.path)
+        )  # the database is down, so the fact is spooled
+        damage_file(ledger.spool.path)
         schema.upgrade(ledger.database)
-        until(lambda: "ledger_back" in actions(caplog), "the word that the ledger is back")
-        message = told()
+        until(lambda: "ledger_up" in actions(caplog), "the end of the outage in the log")
+        message = new_message()
         assert ledger.pending([(message, "command")])() == {message.message_id}
         ledger.note(MessageFact(message_id=message.message_id, event=MessageEvent.HANDLED, message=message))
         assert ledger.get(message.message_id).status == "handled"
-        assert actions(caplog).count("ledger_back") == 1
+        assert actions(caplog).count("ledger_up") == 1
         assert actions(caplog).count("spool_failed") <= 1
 
 
-#: A program that says messages while the database is away, as somebody without rights when it can.
-_SAYS = """
+#: A program that sends messages while the database is down. With the argument `nobody`, root gives up its rights.
+_PROGRAM = """
 import logging, os, sys, time
 from waooaw_celery import Message
 from waooaw_celery.ledger.database.engine import Database, database_url
@@ -228,7 +230,7 @@ from waooaw_celery.ledger.ledger import Ledger
 from waooaw_celery.ledger.database.models import MessageEventRow
 from waooaw_celery.errors import AuditUnavailable
 from waooaw_celery.messages.message import RetentionPolicy
-from waooaw_celery.messages.receipt import Event, Fact
+from waooaw_celery.messages.receipt import MessageEvent, MessageFact
 from waooaw_celery.settings import AuditMode
 import sqlalchemy.dialects.sqlite, json
 logging.basicConfig(level=logging.WARNING)
@@ -236,19 +238,19 @@ if os.getuid() == 0 and sys.argv[3:] == ["nobody"]:
     os.setgid(65534)
     os.setuid(65534)
 ledger = Ledger(Database(database_url(sys.argv[1])), RetentionPolicy.DAYS_90, AuditMode.STRICT, sys.argv[2])
-def say():
+def send():
     message = Message(from_agent="boss", to_agent="worker-1", retention=RetentionPolicy.DAYS_90)
-    ledger.note(Fact(message_id=message.message_id, event=Event.FAILED, message=message))
+    ledger.note(MessageFact(message_id=message.message_id, event=MessageEvent.FAILED, message=message))
     return message.message_id
 """
 
 
 def program(code: str, *arguments: object) -> list[str]:
-    return [sys.executable, "-c", _SAYS + code, *map(str, arguments)]
+    return [sys.executable, "-c", _PROGRAM + code, *map(str, arguments)]
 
 
-def test_rights_that_are_taken_away_end_no_outage_for_good(tmp_path: Path) -> None:
-    """A process that may no longer read its spool's folder writes to the ledger when the database is back."""
+def test_an_outage_ends_without_rights_on_the_spool(tmp_path: Path) -> None:
+    """A process that may no longer read its spool's folder writes to the ledger once the database is up."""
     base = Path(mkdtemp(prefix="waooaw-rights-"))
     try:
         folder, url, log = base / "spool", f"sqlite:///{base / 'ledger.sqlite'}", tmp_path / "log"
@@ -257,12 +259,12 @@ def test_rights_that_are_taken_away_end_no_outage_for_good(tmp_path: Path) -> No
             for path in (base, folder):
                 os.chown(path, 65534, 65534)
         code = """
-say()
+send()
 print("spooled", flush=True)
 refused = False
 while True:
     try:
-        say()
+        send()
     except AuditUnavailable:
         refused = True
         print("refused", flush=True)
@@ -274,14 +276,14 @@ while True:
         process = spawn(program(code, url, folder, "nobody"), log=log, cwd=tmp_path)
         until(lambda: "spooled" in log.read_text(), "a spooled fact")
         folder.chmod(0)
-        until(lambda: "refused" in log.read_text(), "a fact that is refused")
+        until(lambda: "refused" in log.read_text(), "a refused fact")
         database = Database(database_url(url))
         schema.upgrade(database)
         database.close()
         if os.getuid() == 0:
             for path in base.glob("ledger*"):
                 os.chown(path, 65534, 65534)
-        until(lambda: process.poll() is not None, "a fact that is written, and the end of the program")
+        until(lambda: process.poll() is not None, "a written fact and the end of the program")
         assert process.returncode == 0, log.read_text()
         assert "the ledger is back" in log.read_text()
     finally:
@@ -289,17 +291,15 @@ while True:
         shutil.rmtree(base)
 
 
-def test_processes_that_share_a_damaged_spool_lose_nothing_that_follows(
-    url: str, folder: Path, tmp_path: Path
-) -> None:
-    """Three processes write while the file is damaged: one puts it aside, and the others go on in the new one."""
+def test_processes_that_share_a_damaged_spool_lose_no_later_rows(url: str, folder: Path, tmp_path: Path) -> None:
+    """Three processes write while the file is damaged: one moves it aside, and all continue in the new one."""
     code = """
-print("begun", flush=True)
+print("started", flush=True)
 number = 0
 while not os.path.exists(sys.argv[3]):
-    said = say()
+    sent = send()
     number += 1
-    print(said, flush=True)
+    print(sent, flush=True)
 """
     stop = tmp_path / "stop"
     logs = [tmp_path / f"log-{number}" for number in range(3)]
@@ -307,9 +307,9 @@ while not os.path.exists(sys.argv[3]):
     spool = Spool(str(folder), url)
     until(lambda: all(log.exists() and log.read_text().count("\n") > 20 for log in logs), "sixty facts")
     for number in (1, 2):
-        with FileLock(spool.path.with_suffix(".lock"), 10).held(alone=True):  # nobody has it open
-            scribble(spool.path, 0, PAGE)
-        until(lambda number=number: len(spool.damaged()) >= number, "a file that is put aside")
+        with FileLock(spool.path.with_suffix(".lock"), 10).held(exclusive=True):  # no process has it open
+            write_random_bytes(spool.path, 0, PAGE)
+        until(lambda number=number: len(spool.damaged()) >= number, "a file that was moved aside")
         lengths = [log.read_text().count("\n") for log in logs]
         until(
             lambda lengths=lengths: all(
@@ -320,35 +320,35 @@ while not os.path.exists(sys.argv[3]):
     stop.touch()
     for process in processes:
         assert process.wait(60) == 0
-    with opened(url, folder) as ledger:
+    with open_ledger(url, folder) as ledger:
         schema.upgrade(ledger.database)
         ledger.start()
-        until(lambda: all(file.salvaged for file in spool.damaged()), "what was salvaged")
+        until(lambda: all(file.salvaged for file in spool.damaged()), "salvaged files")
         until(lambda: spool.counts() == (0, 0), "an empty spool")
-        with ledger.database.begin("look") as connection:
-            there = set(connection.scalars(select(MessageEventRow.message_id)))
-    said = {line for log in logs for line in log.read_text().split() if len(line) == 36}
-    assert len(said) > 100
-    assert said <= there
+        with ledger.database.begin("read the events") as connection:
+            written = set(connection.scalars(select(MessageEventRow.message_id)))
+    sent = {line for log in logs for line in log.read_text().split() if len(line) == 36}
+    assert len(sent) > 100
+    assert sent <= written
     assert not any("not recorded" in log.read_text() for log in logs)
 
 
 @pytest.mark.parametrize("size", ["200k", "600k"])
-@pytest.mark.parametrize("others", [False, True], ids=["of the spool", "of others too"])
-def test_a_full_disk_is_emptied_into_the_ledger(url: str, folder: Path, size: str, others: bool) -> None:
-    """The spool has filled its disk, where SQLite removes nothing: it is empty soon after the database is back."""
+@pytest.mark.parametrize("others", [False, True], ids=["spool only", "other files too"])
+def test_a_spool_on_a_full_disk_is_drained(url: str, folder: Path, size: str, others: bool) -> None:
+    """The spool fills its disk, so SQLite cannot remove rows. It is drained once the database is up."""
     folder.mkdir(mode=0o700)
     mount = ["mount", "-t", "tmpfs", "-o", f"size={size},mode=700", "tmpfs", str(folder)]
     if subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("a file system can be mounted only by root")
+        pytest.skip("only root can mount a file system")
     try:
-        with opened(url, folder) as ledger:
-            said = []
+        with open_ledger(url, folder) as ledger:
+            sent = []
             with suppress(SpoolUnavailable):
                 while True:
-                    message = told()
+                    message = new_message()
                     ledger.spool.append([message_row(message, "command", DAYS_90)])
-                    said.append(message.message_id)
+                    sent.append(message.message_id)
             if others:
                 with (folder / "ballast").open("wb", buffering=0) as file, suppress(OSError):
                     while True:
@@ -358,7 +358,7 @@ def test_a_full_disk_is_emptied_into_the_ledger(url: str, folder: Path, size: st
             schema.upgrade(ledger.database)
             ledger.start()
             until(lambda: ledger.spool.counts() == (0, 0), "an empty spool")
-            assert {receipt.message_id for receipt in ledger.recent(limit=100_000)} == set(said)
+            assert {receipt.message_id for receipt in ledger.recent(limit=100_000)} == set(sent)
     finally:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
@@ -370,14 +370,14 @@ def server() -> Iterator[Server]:
 
 
 @pytest.mark.parametrize(
-    ("pool", "hurt"),
-    [("solo", random_bytes), ("prefork", cut), ("threads", random_bytes)],
+    ("pool", "damage_file"),
+    [("solo", random_bytes), ("prefork", truncated), ("threads", random_bytes)],
     ids=["solo", "prefork", "threads"],
 )
-def test_a_worker_goes_on_with_a_damaged_spool(
-    hurt: Damage, pool: str, server: Server, redis_url: str, tmp_path: Path
+def test_a_worker_survives_a_damaged_spool(
+    damage_file: Damage, pool: str, server: Server, redis_url: str, tmp_path: Path
 ) -> None:
-    """Its database goes, its spool is damaged, the database is back: facts are in the ledger."""
+    """The database stops, the spool is damaged, the database starts: later facts are in the ledger."""
     broker = Broker(redis_url, redis_url, tmp_path, server.url)
     app = broker.app()
     schema.upgrade(app.database)
@@ -390,8 +390,8 @@ def test_a_worker_goes_on_with_a_damaged_spool(
     server.stop()
     try:
         until(lambda: app.ledger.spool.counts()[0] >= 2, "facts in the spool")
-        hurt(app.ledger.spool.path)
-        until(lambda: app.ledger.spool.damaged(), "the damaged file to be put aside")
+        damage_file(app.ledger.spool.path)
+        until(lambda: app.ledger.spool.damaged(), "the damaged file to be moved aside")
         until(lambda: app.ledger.spool.counts()[0] >= 2, "facts in the new spool")
         end(process)
         app.ledger.spool.path.write_bytes(b"\x00\x01" * 3000)

@@ -1,4 +1,4 @@
-"""A message is handled once per id, and ends once, whatever the envelope of a copy says of its retention."""
+"""A message is handled once and ends once for its id, even if a copy has another retention."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ KINDS = ["valkey-postgresql", "valkey-sqlite", "valkey-redis"] + [
 
 @pytest.fixture(scope="module", params=KINDS)
 def broker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
-    """Each broker with each keeper of receipts."""
-    kind, _, keeper = request.param.partition("-")
+    """Each broker with each store of receipts: PostgreSQL, SQLite and Redis."""
+    kind, _, store = request.param.partition("-")
     redis_url = request.getfixturevalue("redis_url")
     url = redis_url if kind == "valkey" else request.getfixturevalue("amqp_url")
     folder = tmp_path_factory.mktemp("same_id")
@@ -45,7 +45,7 @@ def broker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         "sqlite": lambda: f"sqlite:///{folder}/ledger.db",
         "redis": lambda: None,
     }
-    broker = Broker(url, redis_url, folder, databases[keeper]())
+    broker = Broker(url, redis_url, folder, databases[store]())
     if broker.database_url is not None:
         app = broker.app()
         schema.upgrade(app.database)
@@ -56,7 +56,7 @@ def broker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture
 def app(broker: Broker) -> Iterator[AgentApp]:
-    """An application that speaks as ``tests``."""
+    """An application that sends as ``tests``."""
     app = broker.app()
     yield app
     app.close()
@@ -64,7 +64,7 @@ def app(broker: Broker) -> Iterator[AgentApp]:
 
 @pytest.fixture(scope="module")
 def name(broker: Broker) -> Iterator[str]:
-    """An agent that runs as long as this broker is tested."""
+    """An agent whose worker runs through all tests of one broker."""
     name, app = broker.name(), broker.app()
     process = broker.start(name, app)
     yield name
@@ -73,27 +73,27 @@ def name(broker: Broker) -> Iterator[str]:
 
 
 def replay(app: AgentApp, message: Message, **changes: Any) -> None:
-    """Publish a copy of a message, as another program does that keeps what it has seen in a queue."""
+    """Publish a copy of a message, as a program does that stores messages and publishes them again."""
     target = HandlerName(message.to_agent, "command")
     app.publisher.publish_recorded([(target, app.message_factory.complete(target, message).evolve(**changes))])
 
 
-def ends(app: AgentApp, message_id: str) -> list[str]:
-    """Return the ends of a message in the ledger, under whatever retention."""
+def terminal_events(app: AgentApp, message_id: str) -> list[str]:
+    """Return the terminal events of a message in the ledger, under any retention."""
     app.receipts.flush()
     query = text("SELECT event FROM waooaw_message_events WHERE message_id = :id AND terminal")
-    with app.database.begin("read the ends") as connection:
+    with app.database.begin("read the terminal events") as connection:
         return list(connection.scalars(query, {"id": message_id}))
 
 
 def needs_ledger(broker: Broker) -> None:
-    """Skip what only a ledger knows."""
+    """Skip a test that needs a ledger."""
     if broker.database_url is None:
         pytest.skip("there is no ledger")
 
 
-def test_a_copy_with_another_retention_is_not_handled_again(broker: Broker, app: AgentApp, name: str) -> None:
-    """Nor one with another time of sending, which moves the retention too. The ledger keeps one end."""
+def test_a_copy_with_another_retention_is_a_duplicate(broker: Broker, app: AgentApp, name: str) -> None:
+    """So is a copy with another time of sending, which also changes the retention. The ledger has one end."""
     bus, message = MessageBus(app), Message(from_agent="tests", to_agent=name, payload={"n": 1})
     bus.send(message)
     assert settled(app, message.message_id) is MessageStatus.HANDLED
@@ -102,17 +102,17 @@ def test_a_copy_with_another_retention_is_not_handled_again(broker: Broker, app:
     replay(app, message, sent_at=message.sent_at + timedelta(seconds=1))
     after = bus.send(Message(from_agent="tests", to_agent=name, payload={"n": 2}))
     assert settled(app, after.message_id) is MessageStatus.HANDLED
-    seen: Any = RequestResponseHandler(app).request(name, "seen", timeout=30)
-    assert [each["message_id"] for each in seen].count(message.message_id) == 1
+    handled: Any = RequestResponseHandler(app).request(name, "seen", timeout=30)
+    assert [each["message_id"] for each in handled].count(message.message_id) == 1
     assert bus.receipt(message.message_id).attempts == 1
     if broker.database_url is not None:
-        assert ends(app, message.message_id) == ["handled"]
+        assert terminal_events(app, message.message_id) == ["handled"]
         events = MessageAuditTrail(app.ledger).receipt(message.message_id).events
         assert [event.event for event in events].count("duplicate") == 3
 
 
-def test_what_happens_to_a_copy_belongs_to_its_message(broker: Broker, app: AgentApp) -> None:
-    """A worker that got only the copy tells of the message under the message's own keys."""
+def test_events_of_a_copy_belong_to_its_message(broker: Broker, app: AgentApp) -> None:
+    """Events that a worker notes for a copy get the keys of the message."""
     needs_ledger(broker)
     message = app.message_factory.complete(
         HandlerName("nobody", "command"), Message(from_agent="tests", to_agent="nobody")
@@ -123,11 +123,11 @@ def test_what_happens_to_a_copy_belongs_to_its_message(broker: Broker, app: Agen
     note(app.receipts, message, MessageEvent.FAILED)
     record = MessageAuditTrail(app.ledger).receipt(message.message_id)
     assert [event.event for event in record.events] == ["delivered", "retried", "handled"]
-    assert ends(app, message.message_id) == ["handled"]
+    assert terminal_events(app, message.message_id) == ["handled"]
 
 
-def test_a_message_that_nobody_wrote_down_has_one_end_too(broker: Broker, app: AgentApp) -> None:
-    """Its sender had no ledger, or lost what it wrote: the first end counts."""
+def test_a_message_without_a_row_ends_once_too(broker: Broker, app: AgentApp) -> None:
+    """Its sender had no ledger, or its row was lost. The first end counts."""
     needs_ledger(broker)
     message = app.message_factory.complete(
         HandlerName("nobody", "command"), Message(from_agent="tests", to_agent="nobody")
@@ -136,38 +136,38 @@ def test_a_message_that_nobody_wrote_down_has_one_end_too(broker: Broker, app: A
     copy = message.evolve(retention=RetentionPolicy.FOREVER)
     note(app.receipts, copy, MessageEvent.FAILED)
     note(app.receipts, copy, MessageEvent.HANDLED)
-    assert ends(app, message.message_id) == ["handled"]
+    assert terminal_events(app, message.message_id) == ["handled"]
 
 
-def test_two_processes_that_tell_an_end_at_once_write_one(broker: Broker, app: AgentApp) -> None:
-    """Each has a copy with another retention."""
+def test_concurrent_ends_of_one_message_are_written_once(broker: Broker, app: AgentApp) -> None:
+    """Two applications note the end of copies that have different retentions."""
     needs_ledger(broker)
-    other, together = broker.app(), Barrier(2)
+    other, barrier = broker.app(), Barrier(2)
     target = HandlerName("nobody", "command")
     messages = [
         app.message_factory.complete(target, Message(from_agent="tests", to_agent="nobody")) for _ in range(20)
     ]
     app.receipts.pending([(message, "command") for message in messages])()
 
-    def tell(which: AgentApp, retention: RetentionPolicy) -> None:
+    def note_end(which: AgentApp, retention: RetentionPolicy) -> None:
         for message in messages:
-            together.wait(30)
+            barrier.wait(30)
             note(which.receipts, message.evolve(retention=retention), MessageEvent.HANDLED)
 
     with ThreadPoolExecutor(2) as threads:
-        told = [
-            threads.submit(tell, app, RetentionPolicy.DAYS_365),
-            threads.submit(tell, other, RetentionPolicy.FOREVER),
+        futures = [
+            threads.submit(note_end, app, RetentionPolicy.DAYS_365),
+            threads.submit(note_end, other, RetentionPolicy.FOREVER),
         ]
-        for each in told:
-            each.result()
+        for future in futures:
+            future.result()
     other.close()
-    assert [ends(app, message.message_id) for message in messages] == [["handled"]] * 20
+    assert [terminal_events(app, message.message_id) for message in messages] == [["handled"]] * 20
 
 
 @pytest.mark.parametrize("change", ["retention", "sent_at"])
 def test_a_message_that_has_ended_is_not_sent_again(change: str, broker: Broker, app: AgentApp, name: str) -> None:
-    """Its sender is told so, and nothing of the attempt stays open."""
+    """The sender gets an error, and the ledger has no open message afterwards."""
     bus = MessageBus(app)
     first = Message(from_agent="tests", to_agent=name, message_id=f"order-{uuid4()}")
     bus.send(first)
@@ -181,7 +181,7 @@ def test_a_message_that_has_ended_is_not_sent_again(change: str, broker: Broker,
     assert bus.receipt(first.message_id).status is MessageStatus.HANDLED
     if broker.database_url is not None:
         query = text("SELECT count(*) FROM waooaw_open_messages WHERE message_id = :id")
-        with app.database.begin("look for what is open") as connection:
+        with app.database.begin("count the open messages") as connection:
             assert connection.scalar(query, {"id": first.message_id}) == 0
     replay(app, first)
     after = bus.send(Message(from_agent="tests", to_agent=name))

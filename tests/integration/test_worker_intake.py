@@ -1,4 +1,4 @@
-"""A worker that can write down nowhere what becomes of messages takes none, and goes on by itself."""
+"""A worker that can record events nowhere stops consuming, and resumes by itself."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
-from outages import Server, lone_server
+from postgres_server import Server, lone_server
 from process_pool import waooaw
 from support import Broker, until
 
@@ -27,8 +27,8 @@ from waooaw_celery.maintenance.recovery import Recovery
 from waooaw_celery.messages.queues import agent_queue, queue_depth
 
 RABBITMQ = pytest.mark.rabbitmq
-#: Messages of each kind of handler.
-EACH = 8
+#: Messages to each kind of handler.
+MESSAGES_PER_HANDLER = 8
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture
 def broker(request: pytest.FixtureRequest, server: Server, redis_url: str, tmp_path: Path) -> Iterator[Broker]:
-    """A broker whose ledger can be taken away."""
+    """A broker with a ledger that the tests can stop."""
     url = request.getfixturevalue("amqp_url") if request.param == "rabbitmq" else redis_url
     broker = Broker(url, redis_url, tmp_path, server.url)
     with closing(broker.app()) as app:
@@ -50,43 +50,43 @@ def broker(request: pytest.FixtureRequest, server: Server, redis_url: str, tmp_p
 
 @pytest.fixture
 def app(broker: Broker, tmp_path: Path) -> Iterator[AgentApp]:
-    """An application whose spool is not its worker's."""
+    """An application with another spool than its worker."""
     app = broker.app(waooaw_spool_folder=str(tmp_path / "spool-of-the-tests"))
     yield app
     app.close()
 
 
-class EncodingFailed:
-    """A spool folder that takes no files."""
+class UnwritableFolder:
+    """A spool folder that a test can replace by a file."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def begin(self) -> None:
+    def fail(self) -> None:
         shutil.rmtree(self.folder)
         self.folder.write_text("no folder")
 
-    def end(self) -> None:
+    def recover(self) -> None:
         if self.folder.is_file():
             self.folder.unlink()
 
 
-class Full:
-    """A spool folder on a disk of its own that is full."""
+class FullDisk:
+    """A spool folder on a separate disk that a test can fill."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir(mode=0o700)
         command = ["mount", "-t", "tmpfs", "-o", "size=2m,mode=700", "tmpfs", str(folder)]
         if subprocess.run(command, capture_output=True, check=False).returncode:
-            pytest.skip("a file system can be mounted only by root")
+            pytest.skip("only root can mount a file system")
 
-    def begin(self) -> None:
+    def fail(self) -> None:
         with (self.folder / "ballast").open("wb", buffering=0) as file, suppress(OSError):
             while True:
                 file.write(b"x" * 4096)
 
-    def end(self) -> None:
+    def recover(self) -> None:
         (self.folder / "ballast").unlink(missing_ok=True)
 
     def close(self) -> None:
@@ -94,7 +94,7 @@ class Full:
 
 
 class Probe:
-    """A worker of an agent that notes which messages were handled."""
+    """A worker whose handlers write the ids of their messages to a file."""
 
     def __init__(self, broker: Broker, app: AgentApp, *options: str, **env: str) -> None:
         self.name, self.app = broker.name(), app
@@ -111,10 +111,14 @@ class Probe:
         bus, name = MessageBus(self.app), self.name
         ids = []
         for kind in (MessageType.COMMAND, MessageType.ACK):
-            messages = [Message(from_agent="tests", to_agent=name, message_type=kind) for _ in range(EACH)]
+            messages = [
+                Message(from_agent="tests", to_agent=name, message_type=kind) for _ in range(MESSAGES_PER_HANDLER)
+            ]
             ids += [receipt.message_id for receipt in bus.send_many(messages)]
         for method in ("parts", "parts_later", "fail"):
-            ids += [self.app.send_task(f"{name}.{method}", ignore_result=True).id for _ in range(EACH)]
+            ids += [
+                self.app.send_task(f"{name}.{method}", ignore_result=True).id for _ in range(MESSAGES_PER_HANDLER)
+            ]
         self.app.receipts.flush()
         return ids
 
@@ -137,45 +141,45 @@ class Probe:
 
 
 @contextmanager
-def away(server: Server, spool: EncodingFailed | Full, *probes: Probe) -> Iterator[None]:
-    """Neither the database nor the spool takes anything, in the midst of the messages."""
+def nothing_writable(server: Server, spool: UnwritableFolder | FullDisk, *probes: Probe) -> Iterator[None]:
+    """Neither the database nor the spool can be written, after the first messages were handled."""
     until(lambda: all(probe.handled() for probe in probes), "the first handled messages")
-    spool.begin()
+    spool.fail()
     server.stop()
     try:
         yield
     finally:
         server.start()
-        spool.end()
+        spool.recover()
 
 
 @contextmanager
-def read_only_table(server: Server, spool: EncodingFailed | Full, *probes: Probe) -> Iterator[None]:
-    """The database takes heartbeats and no facts; nor does the spool."""
+def facts_not_writable(server: Server, spool: UnwritableFolder | FullDisk, *probes: Probe) -> Iterator[None]:
+    """The database accepts heartbeats but no facts, and the spool cannot be written."""
     until(lambda: all(probe.handled() for probe in probes), "the first handled messages")
-    spool.begin()
-    server.run("ALTER TABLE waooaw_open_messages RENAME TO elsewhere")
+    spool.fail()
+    server.run("ALTER TABLE waooaw_open_messages RENAME TO renamed")
     try:
         yield
     finally:
-        server.run("ALTER TABLE elsewhere RENAME TO waooaw_open_messages")
-        spool.end()
+        server.run("ALTER TABLE renamed RENAME TO waooaw_open_messages")
+        spool.recover()
 
 
-def check_that_it_stands_still(probe: Probe) -> None:
-    """Check that the worker has stopped to take messages, and handles none for a while."""
-    until(lambda: "takes no more messages" in probe.log, "the word that it takes no more messages")
-    until(probe.not_taking, "what inspect says")
+def check_that_it_stops_consuming(probe: Probe) -> None:
+    """Check that the worker has stopped consuming, and handles nothing for two seconds."""
+    until(lambda: "takes no more messages" in probe.log, "the pause in the log")
+    until(probe.not_taking, "the reason in the answer to inspect")
     until(lambda: probe.depth() > 0, "messages that stay in the queue")
     handled, depth = len(probe.handled()), probe.depth()
-    since = time.monotonic()
-    until(lambda: time.monotonic() - since > 2, "some seconds")
+    started_at = time.monotonic()
+    until(lambda: time.monotonic() - started_at > 2, "two seconds")
     assert len(probe.handled()) == handled
-    assert probe.depth() >= depth  # what was fetched and not begun goes back
+    assert probe.depth() >= depth  # messages that were received and not started are returned
 
 
-def check_that_all_ended_once(probe: Probe, ids: list[str], *, twice: int = 0) -> None:
-    """Check that each message has one end in the ledger, and that its handler ran once."""
+def check_that_each_ended_once(probe: Probe, ids: list[str]) -> None:
+    """Check that each message has one final status in the ledger, and that its handler ran once."""
 
     def ended() -> bool:
         with suppress(StoreUnavailable):
@@ -187,9 +191,12 @@ def check_that_all_ended_once(probe: Probe, ids: list[str], *, twice: int = 0) -
     assert probe.not_taking() is None
     runs = Counter(probe.handled())
     assert set(runs) == set(ids)
-    assert sum(runs.values()) <= len(ids) + twice
+    assert sum(runs.values()) == len(ids)
     statuses = Counter(probe.app.receipts.get(id_).status for id_ in ids)
-    assert statuses == {MessageStatus.HANDLED: 4 * EACH, MessageStatus.FAILED: EACH}
+    assert statuses == {
+        MessageStatus.HANDLED: 4 * MESSAGES_PER_HANDLER,
+        MessageStatus.FAILED: MESSAGES_PER_HANDLER,
+    }
     assert Recovery(probe.app, after=0, pause=0).run(agent=probe.name).recovered == []
     assert "not recorded" not in probe.log
 
@@ -197,51 +204,55 @@ def check_that_all_ended_once(probe: Probe, ids: list[str], *, twice: int = 0) -
 SOLO, PREFORK, THREADS, GEVENT = (
     [("-P", pool, "-c", "1"), {}] for pool in ("solo", "prefork", "threads", "gevent")
 )
-#: What it noted before it knew is kept in its memory.
+#: In batched mode, it keeps in memory the facts that it noted before it detected the failure.
 BATCHED = [("-P", "prefork", "-c", "2"), {"WAOOAW_AUDIT_MODE": "batched"}]
 
 
 @pytest.mark.parametrize(
     ("broker", "workers", "spool"),
     [
-        ("valkey", [SOLO, THREADS, BATCHED], EncodingFailed),
-        ("valkey", [PREFORK, GEVENT], Full),
-        pytest.param("rabbitmq", [PREFORK, THREADS], EncodingFailed, marks=RABBITMQ),
+        ("valkey", [SOLO, THREADS, BATCHED], UnwritableFolder),
+        ("valkey", [PREFORK, GEVENT], FullDisk),
+        pytest.param("rabbitmq", [PREFORK, THREADS], UnwritableFolder, marks=RABBITMQ),
     ],
     indirect=["broker"],
     ids=["valkey", "valkey and a full disk", "rabbitmq"],
 )
-def test_a_worker_that_can_write_nowhere_takes_no_messages(
-    server: Server, broker: Broker, app: AgentApp, workers: list[Any], spool: type[EncodingFailed] | type[Full]
+def test_a_worker_that_can_record_nowhere_stops_consuming(
+    server: Server,
+    broker: Broker,
+    app: AgentApp,
+    workers: list[Any],
+    spool: type[UnwritableFolder] | type[FullDisk],
 ) -> None:
-    """What it has begun ends, the rest waits in the queue; when the database is back, each is handled once."""
-    place = spool(broker.spool_folder)
+    """Started handlers end, other messages stay in the queue. Once the database is up, each is handled once."""
+    spool_folder = spool(broker.spool_folder)
     with ExitStack() as stack:
-        if isinstance(place, Full):
-            stack.callback(place.close)
+        if isinstance(spool_folder, FullDisk):
+            stack.callback(spool_folder.close)
         probes = [Probe(broker, app, *options, **env) for options, env in workers]
         for probe in probes:
             stack.callback(end, probe.process)
         sent = [probe.send() for probe in probes]
-        with away(server, place, *probes):
+        with nothing_writable(server, spool_folder, *probes):
             for probe in probes:
-                check_that_it_stands_still(probe)
+                check_that_it_stops_consuming(probe)
         for probe, ids in zip(probes, sent, strict=True):
-            check_that_all_ended_once(probe, ids)
+            check_that_each_ended_once(probe, ids)
             assert "takes messages again" in probe.log
 
 
 @pytest.mark.parametrize("broker", ["valkey"], indirect=True)
-def test_it_is_told_and_a_spool_with_room_is_enough(server: Server, broker: Broker, app: AgentApp) -> None:
-    """The known agents say that its worker takes nothing; it goes on when the spool takes facts again."""
-    place = EncodingFailed(broker.spool_folder)
+def test_the_pause_is_reported_and_a_writable_spool_ends_it(server: Server, broker: Broker, app: AgentApp) -> None:
+    """The worker's heartbeat has the reason of the pause. It resumes once the spool can be written."""
+    spool_folder = UnwritableFolder(broker.spool_folder)
     probe = Probe(broker, app, "-c", "2", WAOOAW_HEARTBEAT_SECONDS="1")
     try:
         ids = probe.send()
-        with read_only_table(server, place, probe):
-            check_that_it_stands_still(probe)
+        with facts_not_writable(server, spool_folder, probe):
+            check_that_it_stops_consuming(probe)
 
-            def told() -> bool:
+            def is_reported() -> bool:
                 record = app.registry.get(probe.name)
                 assert record.alive(timedelta(seconds=30))
                 return any(
@@ -249,23 +260,23 @@ def test_it_is_told_and_a_spool_with_room_is_enough(server: Server, broker: Brok
                     for report in record.reports.values()
                 )
 
-            until(told, "the report of the worker")
+            until(is_reported, "the report of the worker")
             [row] = [
                 line
                 for line in waooaw("agents", env=environment(broker)).stdout.splitlines()
                 if probe.name in line
             ]
             assert "not taking" in row
-            place.end()
+            spool_folder.recover()
             until(lambda: set(probe.handled()) == set(ids), "the last message", 60)
-            until(lambda: probe.not_taking() is None, "what inspect says")
-        check_that_all_ended_once(probe, ids)
+            until(lambda: probe.not_taking() is None, "the answer to inspect")
+        check_that_each_ended_once(probe, ids)
 
-        def well() -> bool:
+        def has_resumed() -> bool:
             reports = app.registry.get(probe.name).reports.values()
             return not any("not_taking" in report for report in reports)
 
-        until(well, "a report without complaint")
+        until(has_resumed, "a report without a reason")
     finally:
         end(probe.process)
 
@@ -279,22 +290,22 @@ def environment(broker: Broker) -> dict[str, str]:
     [("valkey", True), pytest.param("rabbitmq", False, marks=RABBITMQ)],
     indirect=["broker"],
 )
-def test_what_was_handled_and_not_written_down_comes_again(
+def test_a_handled_message_that_was_not_recorded_is_redelivered(
     server: Server, broker: Broker, app: AgentApp, tmp_path: Path, killed: bool
 ) -> None:
-    """A worker or its pool process ends with facts in its memory: their messages were not acknowledged."""
-    place, gate = EncodingFailed(broker.spool_folder), tmp_path / "gate"
+    """A worker or pool process ends with facts in memory. Their messages were not acknowledged."""
+    spool_folder, gate = UnwritableFolder(broker.spool_folder), tmp_path / "gate"
     probe = Probe(broker, app, "-c", "2", PROBE_GATE=str(gate))
     bus = MessageBus(app)
     try:
         ids = [bus.send(Message(from_agent="tests", to_agent=probe.name)).message_id for _ in range(4)]
-        until(lambda: len(list(tmp_path.glob("gate-*"))) == 2, "two handlers that run")
+        until(lambda: len(list(tmp_path.glob("gate-*"))) == 2, "two running handlers")
         server.stop()
-        place.begin()
+        spool_folder.fail()
         gate.touch()
         try:
             until(lambda: "wait in memory" in probe.log, "facts that wait in memory")
-            until(lambda: "takes no more messages" in probe.log, "the word that it takes no more messages")
+            until(lambda: "takes no more messages" in probe.log, "the pause in the log")
             until(lambda: len(probe.handled()) == 2, "the end of the two handlers")
             until(lambda: probe.depth() == 2, "the others in the queue")
             if killed:
@@ -306,7 +317,7 @@ def test_what_was_handled_and_not_written_down_comes_again(
                 until(lambda: probe.depth() == 4, "all four in the queue")
         finally:
             server.start()
-            place.end()
+            spool_folder.recover()
         if not killed:
             probe.start()
 
