@@ -4,6 +4,6 @@ from __future__ import annotations
 
 import sys
 
-from faults.long import main
+from faults.command import main
 
 sys.exit(main())

@@ -12,7 +12,7 @@ from faults.stacks import End
 #: Seconds within which a message is handled that is sent when a fault is over.
 PROGRESS = 10.0
 #: Seconds that a public call may take beyond its documented time.
-GRACE = 0.5
+GRACE_SECONDS = 0.5
 #: Terminal events that say that nobody knows what became of a message.
 LOSSES = frozenset({"lost"})
 
@@ -65,9 +65,9 @@ class Account:
     expired: int = 0
     duplicates: int = 0
     lost: list[str] = field(default_factory=list)
-    dishonest: list[str] = field(default_factory=list)
+    misreported: list[str] = field(default_factory=list)
     unresolved: list[str] = field(default_factory=list)
-    unaudited: list[str] = field(default_factory=list)
+    audit_errors: list[str] = field(default_factory=list)
     slowest: float = 0.0
     probes: list[float] = field(default_factory=list)
     recoveries: list[float] = field(default_factory=list)
@@ -90,15 +90,15 @@ class Account:
         found = list(self.broken)
         for what, ids in (
             ("I1: lost", self.lost),
-            ("I2: refused, or broken off, and yet sent:", self.dishonest),
+            ("I2: refused, or broken off, and yet sent:", self.misreported),
             ("I2: unknown, and never resolved:", self.unresolved),
-            ("I4: not audited as it was:", self.unaudited),
+            ("I4: not audited as it was:", self.audit_errors),
         ):
             if ids:
                 found.append(f"{what} {len(ids)}, such as {', '.join(ids[:3])}")
         if duplicates is not None and self.duplicates > duplicates:
             found.append(f"I3: {self.duplicates} were handled more than once, and {duplicates} may be")
-        if self.slowest > deadline + GRACE:
+        if self.slowest > deadline + GRACE_SECONDS:
             found.append(f"I5: a call took {self.slowest:.1f} s, and {deadline:g} s are promised")
         if self.probes and max(self.probes) > PROGRESS:
             found.append(f"I6: work went on after {max(self.probes):.1f} s, and not within {PROGRESS:g} s")
@@ -141,16 +141,16 @@ def verify(
                 if not handled and (not ended or ended == ["handled"]):
                     account.lost.append(f"{id_} ({', '.join(said) or 'no end'})")
                 if not truth:
-                    account.unaudited.append(f"{id_} ({'' if handled else 'not '}handled: {said})")
+                    account.audit_errors.append(f"{id_} ({'' if handled else 'not '}handled: {said})")
             case "refused":
                 account.refused += 1
                 if handled:
-                    account.dishonest.append(f"{id_} ({outcome.reason})")
+                    account.misreported.append(f"{id_} ({outcome.reason})")
             case "unknown":
                 account.unknown += 1
                 if not truth:
                     account.unresolved.append(f"{id_} ({'' if handled else 'not '}handled: {said})")
             case "broke":
-                account.dishonest.append(f"{id_} ({outcome.reason})")
-    account.unaudited += [f"{id_} (nobody sent it)" for id_ in sorted(rows - outcomes.keys() - known)]
+                account.misreported.append(f"{id_} ({outcome.reason})")
+    account.audit_errors += [f"{id_} (nobody sent it)" for id_ in sorted(rows - outcomes.keys() - known)]
     return account

@@ -86,8 +86,8 @@ def _compared(row: Row) -> str:
     said = []
     if account.lost:
         said.append(f"lost {len(account.lost)} of {account.accepted:,}")
-    if account.unaudited:
-        said.append(f"{len(account.unaudited)} not audited")
+    if account.audit_errors:
+        said.append(f"{len(account.audit_errors)} not audited")
     if account.duplicates > row.account.duplicates * rounds / row.rounds + 1:
         said.append(f"{account.duplicates} twice")
     if any(math.isinf(probe) for probe in account.probes):

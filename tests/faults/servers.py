@@ -21,7 +21,7 @@ from waooaw_celery.embedded import DEADLINE_SECONDS, _short_folder, _valkey_bina
 #: Where Debian's package has its programs; as root its commands in /usr/sbin would become another user.
 RABBITMQ = Path("/usr/lib/rabbitmq/bin")
 #: Seconds that a RabbitMQ may take to start: a virtual machine of Erlang on a busy computer.
-SLOW = 90.0
+START_SECONDS = 90.0
 
 
 class Server(ABC):
@@ -166,7 +166,7 @@ class RabbitMQ(Server):
 
     def start(self) -> None:
         self._process = spawn([str(RABBITMQ / "rabbitmq-server")], log=self._folder / "log", env=self._env)
-        deadline = time.monotonic() + SLOW
+        deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline and self._process.poll() is None:
             with suppress(OSError):
                 socket.create_connection(("127.0.0.1", self._port), 1).close()
@@ -193,7 +193,7 @@ class RabbitMQ(Server):
             check=True,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            timeout=SLOW,
+            timeout=START_SECONDS,
         )
 
 

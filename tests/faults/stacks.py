@@ -17,7 +17,7 @@ from celery.exceptions import CeleryError
 from kombu.exceptions import OperationalError
 from redis import RedisError
 
-from faults import plain
+from faults import plain_celery
 from waooaw_celery import Message, MessageBus, MessageType, create_app
 from waooaw_celery.errors import BrokerUnavailable, WaooawError
 from waooaw_celery.ledger.database import upgrade as schema
@@ -69,7 +69,7 @@ class Stack(ABC):
     """
 
     #: Whether it is ours.
-    ours: bool
+    is_product: bool
     #: Errors that say that nothing certain is known of the message.
     uncertain: tuple[type[Exception], ...]
     #: Errors that say that the message is not sent.
@@ -99,7 +99,7 @@ class Stack(ABC):
         """Return the terminal events by message."""
 
     @abstractmethod
-    def keep_house(self) -> None:
+    def run_maintenance(self) -> None:
         """Do what the system's worker does by the timetable."""
 
     @abstractmethod
@@ -121,7 +121,7 @@ class Stack(ABC):
 class Agents(Stack):
     """Agents, as a user of this package has them."""
 
-    ours = True
+    is_product = True
     uncertain = (BrokerUnavailable,)
     refusing = (WaooawError,)
 
@@ -185,7 +185,7 @@ class Agents(Stack):
             found.setdefault(id_, []).append(End("lost" if lost else event, error or ""))
         return found
 
-    def keep_house(self) -> None:
+    def run_maintenance(self) -> None:
         self.app.ledger.sweep()
         self.app.ledger.reconcile(recovered=True)
         Recovery(self.app).run()
@@ -197,17 +197,17 @@ class Agents(Stack):
 class Plain(Stack):
     """A plain Celery application, as a careful user has it."""
 
-    ours = False
+    is_product = False
     uncertain = (OperationalError, CeleryError, RedisError, OSError)
     refusing = ()
 
     def __init__(self, name: str, broker_url: str, database_url: str, folder: Path) -> None:
         super().__init__(name, broker_url, database_url, folder)
-        self.app = plain.make_app(name, broker_url, database_url, LEASE)
+        self.app = plain_celery.make_app(name, broker_url, database_url, LEASE)
 
     def prepare(self) -> None:
         """Make the tables."""
-        for statement in plain.TABLES:
+        for statement in plain_celery.TABLES:
             self.ask(statement)
 
     def send(self, id_: str, said: Any, ttl: float | None) -> None:
@@ -217,7 +217,7 @@ class Plain(Stack):
         return self.name
 
     def worker(self, broker_url: str, settings: dict[str, Any]) -> tuple[list[str], dict[str, str]]:
-        command = [sys.executable, "-W", "ignore", "-m", "celery", "-A", "faults.plain", "worker"]
+        command = [sys.executable, "-W", "ignore", "-m", "celery", "-A", "faults.plain_celery", "worker"]
         return command, {
             "CELERY_BROKER_URL": broker_url,
             "FAULTS_DATABASE": self.database_url,
@@ -233,15 +233,15 @@ class Plain(Stack):
             found.setdefault(id_, []).append(End(event, ""))
         return found
 
-    def keep_house(self) -> None:
+    def run_maintenance(self) -> None:
         pass  # there is nothing
 
     def close(self) -> None:
-        signals.before_task_publish.disconnect(dispatch_uid=plain.UID)
-        for connection in plain._connections.values():
+        signals.before_task_publish.disconnect(dispatch_uid=plain_celery.UID)
+        for connection in plain_celery._connections.values():
             with suppress(psycopg2.Error):
                 connection.close()
-        plain._connections.clear()
+        plain_celery._connections.clear()
         self.app.close()
 
 

@@ -48,7 +48,7 @@ class Load:
         self.broken: list[str] = []
         self.timed_out: list[str] = []
         self._over = threading.Event()
-        says: dict[str, Callable[[random.Random], None]] = {
+        senders: dict[str, Callable[[random.Random], None]] = {
             "command": self._command,
             "once": self._once,
             "request": self._request,
@@ -56,7 +56,9 @@ class Load:
             "event": self._event,
         }
         self._threads = [
-            threading.Thread(target=self._say, args=(kind, number, says[kind]), name=f"{kind}-{number}")
+            threading.Thread(
+                target=self._send_repeatedly, args=(kind, number, senders[kind]), name=f"{kind}-{number}"
+            )
             for kind, count in THREADS.items()
             for number in range(count)
         ]
@@ -74,33 +76,33 @@ class Load:
             thread.join(max(deadline - time.monotonic(), 0.1))
         return [thread.name for thread in self._threads if thread.is_alive()]
 
-    def _say(self, kind: str, number: int, say: Callable[[random.Random], None]) -> None:
-        chance = random.Random(f"{self._seed} {kind} {number}")  # noqa: S311 - no secret
+    def _send_repeatedly(self, kind: str, number: int, send_payload: Callable[[random.Random], None]) -> None:
+        rng = random.Random(f"{self._seed} {kind} {number}")  # noqa: S311 - no secret
         pause = THREADS[kind] / RATES[kind]
-        while not self._over.wait(chance.uniform(0.5, 1.5) * pause):
+        while not self._over.wait(rng.uniform(0.5, 1.5) * pause):
             try:
-                say(chance)
+                send_payload(rng)
             except WaooawError as error:  # the driver's own line is never cut
                 self.result_collector[f"{kind}: {type(error).__name__}"] += 1
             except Exception as error:  # noqa: BLE001 - an error that no caller expects is one of the findings
                 self.broken.append(f"{kind}: {type(error).__name__}: {error}")
 
-    def _command(self, chance: random.Random) -> None:
-        self._send(MessageType.COMMAND, chance)
+    def _command(self, rng: random.Random) -> None:
+        self._send(MessageType.COMMAND, rng)
 
-    def _once(self, chance: random.Random) -> None:
-        id_ = self._send(MessageType.QUERY, chance)
-        if chance.randrange(CANCELLED) == 0:
-            self._over.wait(chance.uniform(0, 0.2))
+    def _once(self, rng: random.Random) -> None:
+        id_ = self._send(MessageType.QUERY, rng)
+        if rng.randrange(CANCELLED) == 0:
+            self._over.wait(rng.uniform(0, 0.2))
             self._bus.cancel(id_, running=True)
             self.result_collector["once: cancel asked for"] += 1
 
-    def _send(self, type_: MessageType, chance: random.Random) -> str:
+    def _send(self, type_: MessageType, rng: random.Random) -> str:
         message = Message(
             from_agent="driver",
-            to_agent=chance.choice(self._agents),
+            to_agent=rng.choice(self._agents),
             message_type=type_,
-            payload={"seconds": chance.choice((0.0, 0.01, 0.05, 0.2))},
+            payload={"seconds": rng.choice((0.0, 0.01, 0.05, 0.2))},
             message_id=str(uuid4()),
             ttl_seconds=None,
         )
@@ -115,10 +117,10 @@ class Load:
         self.outcomes[message.message_id] = Outcome(what, reason, time.monotonic() - began)
         return message.message_id
 
-    def _request(self, chance: random.Random) -> None:
-        value = chance.randrange(1000)
+    def _request(self, rng: random.Random) -> None:
+        value = rng.randrange(1000)
         try:
-            answer = self._requests.request(chance.choice(self._agents), "echo", {"value": value}, timeout=TIMEOUT)
+            answer = self._requests.request(rng.choice(self._agents), "echo", {"value": value}, timeout=TIMEOUT)
         except RequestTimeout as error:
             self.timed_out.append(f"request: {error}")
             return
@@ -126,11 +128,11 @@ class Load:
             self.broken.append(f"request: {value} was answered with {answer!r}")
         self.result_collector["request: answered"] += 1
 
-    def _stream(self, chance: random.Random) -> None:
-        to = chance.randrange(1, 30)
+    def _stream(self, rng: random.Random) -> None:
+        to = rng.randrange(1, 30)
         taken = []
         try:
-            with self._requests.stream(chance.choice(self._agents), "count", {"to": to}, timeout=TIMEOUT) as parts:
+            with self._requests.stream(rng.choice(self._agents), "count", {"to": to}, timeout=TIMEOUT) as parts:
                 taken = list(parts)
         except StreamBroken:  # its worker was killed, as is documented
             self.result_collector["stream: broken"] += 1
@@ -142,6 +144,6 @@ class Load:
             self.broken.append(f"stream: {taken} in place of {to} numbers")
         self.result_collector["stream: whole"] += 1
 
-    def _event(self, chance: random.Random) -> None:
-        self._events.publish("soak.tick", {"number": chance.randrange(1000)})
+    def _event(self, rng: random.Random) -> None:
+        self._events.publish("soak.tick", {"number": rng.randrange(1000)})
         self.result_collector["event: published"] += 1

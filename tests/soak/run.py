@@ -22,9 +22,9 @@ from outages import lone_server as lone_postgres
 from proxy import proxied
 from redis import RedisError
 
-from soak.flatness import TOLERANCES, Series
-from soak.fleet import Fleet, Post
+from soak.growth import TOLERANCES, Series
 from soak.load import Load
+from soak.workers import Fleet, WorkerSlot
 from waooaw_celery import create_app
 from waooaw_celery.errors import WaooawError
 from waooaw_celery.ledger.database import upgrade as schema
@@ -33,13 +33,13 @@ from waooaw_celery.messages.queues import agent_queue, queue_depth
 from waooaw_celery.store.agents import AgentRecord
 
 #: Seconds between two things that befall the workers, at least and at most.
-PAUSES = 3.0, 9.0
+PAUSE_RANGE = 3.0, 9.0
 #: Seconds between two measurements.
 SAMPLE = 1.0
 #: Seconds that a worker may take to start, and everything to come to its end when nothing is said any more.
 PATIENCE = 90.0
 #: Seconds for which answers are kept: a few, so that their keys are as many soon as later.
-ANSWERS = 15
+RESULT_SECONDS = 15
 
 
 @dataclass
@@ -93,15 +93,15 @@ class _Soak:
             "waooaw_stall_seconds": 15.0,
             "waooaw_agents": self.agents,
             "broker_transport_options": REDIS_OPTIONS,
-            "result_expires": ANSWERS,
+            "result_expires": RESULT_SECONDS,
             "result_backend": valkey.url,
         }
         self.app = create_app("driver", **(settings | {"broker_url": valkey.url, "waooaw_sender": "driver"}))
         exits.callback(self.app.close)
         schema.upgrade(self.app.database)
         self.ask("CREATE TABLE soak_effects (id text)")
-        posts = [
-            Post(node, agent, exits.enter_context(proxied(valkey.url.replace("redis+socket", "unix"))))
+        slots = [
+            WorkerSlot(node, agent, exits.enter_context(proxied(valkey.url.replace("redis+socket", "unix"))))
             for node, agent in (
                 ("one", self.agents[0]),
                 ("two", self.agents[0]),
@@ -109,7 +109,7 @@ class _Soak:
                 ("system", ""),
             )
         ]
-        self.fleet = Fleet(posts, settings, folder)
+        self.fleet = Fleet(slots, settings, folder)
         exits.callback(self.fleet.close)
         self.load = Load(self.app, self.agents, seed)
         self.series = Series()
@@ -123,7 +123,7 @@ class _Soak:
             result.violations.append("the workers did not start")
         self.began = time.monotonic()
         over = threading.Event()
-        chaos = threading.Thread(target=self._hurt, args=(over,), name="chaos")
+        chaos = threading.Thread(target=self._inject_faults, args=(over,), name="chaos")
         self.load.start()
         chaos.start()
         while (at := time.monotonic() - self.began) < self.seconds:
@@ -145,11 +145,11 @@ class _Soak:
 
     # --- what happens
 
-    def _hurt(self, over: threading.Event) -> None:
-        chance = random.Random(self.seed)  # noqa: S311 - no secret
+    def _inject_faults(self, over: threading.Event) -> None:
+        rng = random.Random(self.seed)  # noqa: S311 - no secret
         with (self.folder / "hurt.log").open("w", buffering=1) as log:
-            while not over.wait(chance.uniform(*PAUSES)):
-                log.write(f"{time.monotonic() - self.began:.1f} {self.fleet.hurt(chance)}\n")
+            while not over.wait(rng.uniform(*PAUSE_RANGE)):
+                log.write(f"{time.monotonic() - self.began:.1f} {self.fleet.inject_fault(rng)}\n")
 
     def _measures(self) -> Mapping[str, Any]:
         driver = psutil.Process()

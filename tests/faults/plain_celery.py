@@ -19,7 +19,7 @@ TABLES = (
     "CREATE TABLE IF NOT EXISTS plain_events (id text, event text, at timestamptz DEFAULT now())",
 )
 #: Of the receiver in whoever sends, which is disconnected when it has sent.
-UID = "faults.plain"
+UID = "faults.plain_celery"
 _connections: dict[int, Any] = {}
 
 

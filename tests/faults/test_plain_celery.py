@@ -8,7 +8,7 @@ import pytest
 from selection import takes_long
 
 from faults.account import Account
-from faults.catalogue import FAULTS, Servers, go_through, violations
+from faults.catalogue import FAULTS, Servers, run_fault, violations
 
 #: How often a fault is tried that spares plain Celery now and then.
 ATTEMPTS = 6
@@ -17,7 +17,7 @@ ATTEMPTS = 6
 def plain(number: str, on: Servers, folder: Path, rounds: int, seed: int = 1) -> Account:
     [fault] = [fault for fault in FAULTS if fault.number == number]
     assert fault.plain
-    account = go_through(fault, False, on, rounds, seed, folder)
+    account = run_fault(fault, False, on, rounds, seed, folder)
     print(number, violations(fault, account, rounds))
     return account
 
@@ -50,4 +50,4 @@ def test_malformed_messages_end_workers(on_valkey: Servers, tmp_path: Path) -> N
 
 def test_a_database_that_is_away_leaves_holes_in_the_audit(on_valkey: Servers, tmp_path: Path) -> None:
     """What is handled meanwhile is not audited."""
-    assert plain("T19", on_valkey, tmp_path, 1).unaudited
+    assert plain("T19", on_valkey, tmp_path, 1).audit_errors

@@ -10,23 +10,23 @@ import rawqueue
 from kombu import Connection
 from rawqueue import publishable
 
-from faults.world import World
+from faults.cluster import Cluster
 
 
-def take(world: World, count: int, patience: float = 10.0) -> list[dict[str, Any]]:
+def take(cluster: Cluster, count: int, patience: float = 10.0) -> list[dict[str, Any]]:
     """Take messages out of the queue of an agent that has no worker, in the form in which Redis carries them."""
-    world.until(lambda: world.waiting() >= count, f"{count} messages in the queue", patience)
-    if not world.rabbitmq:
-        client: Any = world.broker.client  # type: ignore[attr-defined]
-        queue = world.stack.queue()
+    cluster.until(lambda: cluster.waiting() >= count, f"{count} messages in the queue", patience)
+    if not cluster.rabbitmq:
+        client: Any = cluster.broker.client  # type: ignore[attr-defined]
+        queue = cluster.stack.queue()
         found: list[dict[str, Any]] = []
         for list_ in (queue, *(f"{queue}\x06\x16{priority}" for priority in (3, 6, 9))):
             found += [json.loads(item) for item in reversed(client.lrange(list_, 0, -1))]
             client.delete(list_)
         return found
     taken: list[dict[str, Any]] = []
-    with Connection(world.broker.url) as connection, connection.channel() as channel:
-        while (message := channel.basic_get(world.stack.queue(), no_ack=True)) is not None:
+    with Connection(cluster.broker.url) as connection, connection.channel() as channel:
+        while (message := channel.basic_get(cluster.stack.queue(), no_ack=True)) is not None:
             properties = dict(message.properties)
             taken.append(
                 {
@@ -40,18 +40,18 @@ def take(world: World, count: int, patience: float = 10.0) -> list[dict[str, Any
     return taken
 
 
-def put(world: World, item: bytes) -> bool:
+def put(cluster: Cluster, item: bytes) -> bool:
     """Put an item into the queue as it is, or return False where this broker cannot carry it."""
-    if not world.rabbitmq:
-        client: Any = world.broker.client  # type: ignore[attr-defined]
-        client.lpush(world.stack.queue(), item)
+    if not cluster.rabbitmq:
+        client: Any = cluster.broker.client  # type: ignore[attr-defined]
+        client.lpush(cluster.stack.queue(), item)
         return True
     found = publishable(item)
     if found is None:
         return False
-    with Connection(world.broker.url) as connection, connection.channel() as channel:
-        rawqueue.put(channel, world.stack.queue(), *found)
-        channel.queue_declare(world.stack.queue(), passive=True)  # it has arrived when this is answered
+    with Connection(cluster.broker.url) as connection, connection.channel() as channel:
+        rawqueue.put(channel, cluster.stack.queue(), *found)
+        channel.queue_declare(cluster.stack.queue(), passive=True)  # it has arrived when this is answered
     return True
 
 

@@ -17,7 +17,7 @@ from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 
 from faults.account import Account
-from faults.catalogue import FAULTS, RABBITMQ, VALKEY, Fault, go_through, servers, violations
+from faults.catalogue import FAULTS, RABBITMQ, VALKEY, Fault, run_fault, servers, violations
 from faults.report import Row, markdown, show, write
 from faults.servers import RabbitMQ
 
@@ -31,13 +31,13 @@ class Job:
 
     fault: Fault
     broker: str
-    ours: bool
+    is_product: bool
     rounds: int
     seed: int
 
 
 @dataclass
-class Sum:
+class Total:
     """What became of all shares of a fault."""
 
     account: Account = field(default_factory=Account)
@@ -63,19 +63,21 @@ def main() -> int:
     jobs = list(_jobs(options))
     if not jobs:
         parser.error(f"no fault is called {', '.join(options.only)}")
-    began, sums, first = time.monotonic(), dict[tuple[str, str, bool], Sum](), ""
+    began, totals, first = time.monotonic(), dict[tuple[str, str, bool], Total](), ""
     with ProcessPoolExecutor(options.jobs, mp_context=multiprocessing.get_context("spawn")) as processes:
         running: dict[Future[Account], Job] = {processes.submit(_go, job): job for job in jobs}
         for done in as_completed(running):
             job, account = running[done], done.result()
-            total = sums.setdefault((job.fault.number, job.broker, job.ours), Sum())
+            total = totals.setdefault((job.fault.number, job.broker, job.is_product), Total())
             total.account += account
             total.rounds += job.rounds
             found = violations(job.fault, account, job.rounds)
             total.violations += found
-            about = f"{job.fault.number} {job.fault.name}, {job.broker}, {'ours' if job.ours else 'plain'}"
+            about = (
+                f"{job.fault.number} {job.fault.name}, {job.broker}, {'is_product' if job.is_product else 'plain'}"
+            )
             print(f"{time.monotonic() - began:5.0f} s  {about}, {job.rounds} rounds", file=sys.stderr)
-            for sentence in found if job.ours else ():
+            for sentence in found if job.is_product else ():
                 first = first or f"{about}, seed {job.seed}"
                 print(f"         {sentence}", file=sys.stderr)
     rows = [
@@ -85,11 +87,11 @@ def main() -> int:
             mine.rounds,
             mine.account,
             mine.violations,
-            _beside(sums, fault, broker),
+            _plain_result(totals, fault, broker),
         )
         for fault in FAULTS
         for broker in (VALKEY, RABBITMQ)
-        if (mine := sums.get((fault.number, broker, True))) is not None
+        if (mine := totals.get((fault.number, broker, True))) is not None
     ]
     show(rows)
     if options.write:
@@ -106,25 +108,25 @@ def _jobs(options: argparse.Namespace) -> Iterator[Job]:
             wanted == fault.number or (len(wanted) > 3 and wanted in fault.name) for wanted in options.only
         ):
             continue
-        rounds = min(options.rounds * fault.often, fault.most or sys.maxsize)
+        rounds = min(options.rounds * fault.rounds_factor, fault.max_rounds or sys.maxsize)
         for broker in brokers:
             if broker not in fault.brokers:
                 continue
             for start in range(0, rounds, SHARE):
                 yield Job(fault, broker, True, min(SHARE, rounds - start), options.seed + start)
             if fault.plain and not options.no_plain:
-                yield Job(fault, broker, False, min(rounds, fault.most_plain), options.seed)
+                yield Job(fault, broker, False, min(rounds, fault.max_plain_rounds), options.seed)
 
 
 def _go(job: Job) -> Account:
     """Go through a share of a fault, on servers of its own."""
     warnings.simplefilter("ignore")
     with servers(job.broker, durable=job.fault.durable) as on:
-        return go_through(job.fault, job.ours, on, job.rounds, job.seed)
+        return run_fault(job.fault, job.is_product, on, job.rounds, job.seed)
 
 
-def _beside(
-    sums: dict[tuple[str, str, bool], Sum], fault: Fault, broker: str
+def _plain_result(
+    totals: dict[tuple[str, str, bool], Total], fault: Fault, broker: str
 ) -> tuple[int, Account, list[str]] | None:
-    found = sums.get((fault.number, broker, False))
+    found = totals.get((fault.number, broker, False))
     return None if found is None else (found.rounds, found.account, found.violations)

@@ -38,7 +38,7 @@ PATIENCE = 60.0
 #: What is published steadily, a second.
 RATE = 50.0
 #: What its handlers take, in turns, in seconds: some workers are met idle, some busy.
-TURNS = (0.0, 0.01, 0.02, 0.03)
+HANDLER_SECONDS = (0.0, 0.01, 0.02, 0.03)
 #: A lease, and how often what is overdue is looked for, in seconds: short, to see many deaths.
 LEASE = 2.0
 #: Seconds that a server may take for an answer.
@@ -85,7 +85,7 @@ class Account:
     handled: int = 0
     dead: set[str] = field(default_factory=set)
     lost: set[str] = field(default_factory=set)
-    twice: int = 0
+    duplicated: int = 0
     recoveries: list[float] = field(default_factory=list)
     slowest: float = 0.0
 
@@ -100,7 +100,7 @@ class Account:
         return self
 
 
-class Lane:
+class WorkerGroup:
     """One worker after the other on one queue.
 
     Args:
@@ -174,7 +174,7 @@ class Lane:
         over = threading.Event()
 
         def publish() -> None:
-            for seconds in cycle(TURNS):
+            for seconds in cycle(HANDLER_SECONDS):
                 if over.wait(1 / rate):
                     return
                 self.publish(seconds=seconds)
@@ -213,9 +213,9 @@ class Lane:
         """Kill the worker's parent, and note what it held."""
         assert self.worker is not None
         self.worker.kill()
-        self.bury()
+        self.reap()
 
-    def bury(self) -> None:
+    def reap(self) -> None:
         """Wait for the death of the worker, and note what it held."""
         assert self.worker is not None
         worker, self.worker = self.worker, None
@@ -269,7 +269,7 @@ class Lane:
         """Whether these were all brought to an end."""
         return set(ids) <= {effect.id for effect in self.effects() if effect.what == "done"}
 
-    def beginnings(self, id_: str) -> list[bool]:
+    def redelivered_flags(self, id_: str) -> list[bool]:
         """Return for each time that this was begun whether it was marked as redelivered."""
         return [effect.redelivered for effect in self.effects() if (effect.what, effect.id) == ("begun", id_)]
 
@@ -327,7 +327,7 @@ class Lane:
             handled=len(ends),
             dead=dead,
             lost={id_ for id_, outcome in outcomes.items() if outcome == "accepted"} - ends.keys() - dead,
-            twice=sum(len(moments) > 1 for moments in ends.values()),
+            duplicated=sum(len(moments) > 1 for moments in ends.values()),
             recoveries=recoveries,
             slowest=self._slowest,
         )
@@ -343,7 +343,7 @@ class Lane:
 
 
 @contextmanager
-def lone_lane(folder: Path, **options: Any) -> Iterator[Lane]:
+def own_worker_group(folder: Path, **options: Any) -> Iterator[WorkerGroup]:
     """Give a lane on a server of its own while the block runs.
 
     Args:
@@ -351,11 +351,11 @@ def lone_lane(folder: Path, **options: Any) -> Iterator[Lane]:
         options: those of a `Lane`.
     """
     with lone_valkey() as server:
-        lane = Lane(server, folder, **options)
+        group = WorkerGroup(server, folder, **options)
         try:
-            yield lane
+            yield group
         finally:
-            lane.close()
+            group.close()
 
 
 def _append(path: Path, line: str) -> None:

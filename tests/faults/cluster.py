@@ -37,7 +37,7 @@ PATIENCE = 60.0
 #: What is sent steadily, a second.
 RATE = 50.0
 #: What its handlers take, in turns, in seconds: some workers are met idle, some busy.
-TURNS = (0.0, 0.01, 0.02, 0.03)
+HANDLER_SECONDS = (0.0, 0.01, 0.02, 0.03)
 #: Seconds for which all must be quiet before messages are counted.
 QUIET = 0.7
 
@@ -59,7 +59,7 @@ class Worker:
     died: float = 0.0
 
 
-class World:
+class Cluster:
     """One agent (or one queue of a plain Celery application) on servers that may be hurt.
 
     Args:
@@ -73,7 +73,7 @@ class World:
 
     def __init__(
         self,
-        ours: bool,
+        is_product: bool,
         broker: Server,
         postgres: Postgres,
         folder: Path,
@@ -89,15 +89,17 @@ class World:
         self._database = name
         url = database_url(postgres.url).set(database=name).render_as_string(hide_password=False)
         self._exits = ExitStack()
-        self.driver_line = self._line() if lines else None
-        self.worker_line = self._line() if lines else None
-        driver_url = self._through(self.driver_line)
+        self.driver_proxy = self._line() if lines else None
+        self.worker_proxy = self._line() if lines else None
+        driver_url = self._url_through(self.driver_proxy)
         self.stack: Stack = (
-            Agents(name, driver_url, url, folder, **settings) if ours else Plain(name, driver_url, url, folder)
+            Agents(name, driver_url, url, folder, **settings)
+            if is_product
+            else Plain(name, driver_url, url, folder)
         )
         self.stack.prepare()
         self.workers: list[Worker] = []
-        self.buried: list[Worker] = []
+        self.reaped: list[Worker] = []
         self.outcomes: dict[str, Outcome] = {}
         self.broken: list[str] = []
         self.probes: list[float] = []
@@ -107,9 +109,9 @@ class World:
         self._nodes = 0
 
     @property
-    def ours(self) -> bool:
+    def is_product(self) -> bool:
         """Whether it is of the whole product."""
-        return self.stack.ours
+        return self.stack.is_product
 
     # --- sending
 
@@ -122,9 +124,9 @@ class World:
             ttl: seconds after which it expires; None: never.
             more: of the payload.
         """
-        return self.say({"do": do, "seconds": seconds, **more}, ttl=ttl)
+        return self.send_payload({"do": do, "seconds": seconds, **more}, ttl=ttl)
 
-    def say(self, payload: Any, *, ttl: float | None = 300.0, id_: str | None = None) -> str:
+    def send_payload(self, payload: Any, *, ttl: float | None = 300.0, id_: str | None = None) -> str:
         """Send any payload as a message, write down the outcome, and return its id."""
         id_ = id_ or str(uuid4())
         began = time.monotonic()
@@ -158,7 +160,7 @@ class World:
         over = threading.Event()
 
         def send() -> None:
-            for seconds in cycle(TURNS):
+            for seconds in cycle(HANDLER_SECONDS):
                 if over.wait(1 / rate):
                     return
                 self.send(seconds=seconds, ttl=ttl, **more)
@@ -179,7 +181,7 @@ class World:
         *options: str,
         env: dict[str, str] | None = None,
         may_die: bool = False,
-        mingles: bool = False,
+        mingle: bool = False,
         **settings: Any,
     ) -> Worker:
         """Start a worker, and return when it consumes.
@@ -193,10 +195,10 @@ class World:
         """
         self._nodes += 1
         name = f"{self.stack.name}-{self._nodes}"
-        command, own = self.stack.worker(self._through(self.worker_line), settings)
+        command, own = self.stack.worker(self._url_through(self.worker_proxy), settings)
         command = [*command, "-n", f"{name}@faults", "-c", str(self.processes), "-l", "WARNING"]
         # Neither is of use to a lone worker, and each costs a second.
-        command += [*([] if mingles else ["--without-mingle"]), "--without-gossip", *options]
+        command += [*([] if mingle else ["--without-mingle"]), "--without-gossip", *options]
         began = time.monotonic()
         process = spawn(
             command,
@@ -227,9 +229,9 @@ class World:
         """Kill a worker's parent, the last one's when none is named; its children end with it."""
         worker = worker or self.workers[-1]
         worker.process.kill()
-        return self.bury(worker)
+        return self.reap(worker)
 
-    def bury(self, worker: Worker, patience: float = PATIENCE) -> Worker:
+    def reap(self, worker: Worker, patience: float = PATIENCE) -> Worker:
         """Wait for the end of a worker, and note what it held."""
         worker.process.wait(patience)
         worker.died = time.monotonic()
@@ -239,7 +241,7 @@ class World:
         for effect in self.effects():
             open_[effect.id] = open_.get(effect.id, 0) + (1 if effect.what == "begun" else -1)
         worker.held = {id_ for id_, count in open_.items() if count > 0}
-        self.buried.append(worker)
+        self.reaped.append(worker)
         return worker
 
     def log(self, worker: Worker) -> str:
@@ -270,7 +272,7 @@ class World:
         Raises:
             AssertionError: it does not in time.
         """
-        seconds = seconds or (PATIENCE if self.ours else PATIENCE / 4)
+        seconds = seconds or (PATIENCE if self.is_product else PATIENCE / 4)
         deadline = time.monotonic() + seconds
         while not condition():
             if time.monotonic() > deadline:
@@ -290,11 +292,11 @@ class World:
         """Return how often a message was begun."""
         return sum(effect.what == "begun" and effect.id == id_ for effect in self.effects())
 
-    def mend(self) -> None:
+    def fix_handlers(self) -> None:
         """Let handlers that fail at first fail no longer."""
         Path(f"{self._effects}.mended").touch()
 
-    def desk(self) -> DeadLetterQueue:
+    def dead_letter_queue(self) -> DeadLetterQueue:
         """Return the dead letters of an agent's broker."""
         assert isinstance(self.stack, Agents)
         return self.stack.app.dead_letters
@@ -335,7 +337,7 @@ class World:
             time.sleep(0.1)
         took = float("inf")
         with suppress(AssertionError):
-            self.until(lambda: self._done_since(began), "work", 2 * PROGRESS if self.ours else PROGRESS)
+            self.until(lambda: self._done_since(began), "work", 2 * PROGRESS if self.is_product else PROGRESS)
             took = time.monotonic() - began
         self.probes.append(took)
         return took
@@ -345,13 +347,13 @@ class World:
 
     def drain(self, patience: float | None = None) -> None:
         """Wait until nothing waits, nothing runs and the audit has an end for all, but no longer than that."""
-        deadline = time.monotonic() + (patience or (PATIENCE if self.ours else PATIENCE / 4))
+        deadline = time.monotonic() + (patience or (PATIENCE if self.is_product else PATIENCE / 4))
         quiet_since, kept_since, seen = time.monotonic(), 0.0, -1
         while time.monotonic() < deadline:
             noted = self.effects()
             now = time.monotonic()
             if now - kept_since > 1:
-                self.stack.keep_house()
+                self.stack.run_maintenance()
                 kept_since = now
             if len(noted) != seen or self.waiting() or self.pending():
                 quiet_since, seen = now, len(noted)
@@ -361,7 +363,7 @@ class World:
 
     def pending(self) -> set[str]:
         """Return what was accepted, or may have been, and has no end in the audit of ours yet."""
-        if not self.ours:
+        if not self.is_product:
             return set()
         wanted = {id_ for id_, outcome in self.outcomes.items() if outcome.what in ("accepted", "unknown")}
         return wanted - self.stack.ends().keys()
@@ -377,12 +379,12 @@ class World:
         for effect in noted:
             if effect.what == "done":
                 ends.setdefault(effect.id, []).append(effect.at)
-        for worker in self.buried:
+        for worker in self.reaped:
             for id_ in worker.held:
                 account.recoveries += [at - worker.died for at in ends.get(id_, ()) if at > worker.died][:1]
         account.probes, self.probes = self.probes, []
         account.broken, self.broken = self.broken, []
-        self.buried = []
+        self.reaped = []
         self._known |= outcomes.keys()
         return account
 
@@ -402,7 +404,7 @@ class World:
     def _line(self) -> Proxy:
         return self._exits.enter_context(proxied(self.broker.url.replace("redis+socket", "unix")))
 
-    def _through(self, line: Proxy | None) -> str:
+    def _url_through(self, line: Proxy | None) -> str:
         if line is None:
             return self.broker.url
         if self.rabbitmq:

@@ -23,11 +23,11 @@ from waooaw_celery.embedded import end
 from waooaw_celery.worker.health.stall_exit import EXIT_STALLED
 
 #: Seconds between two looks of the supervisor.
-LOOK = 0.2
+POLL_SECONDS = 0.2
 
 
 @dataclass(eq=False)
-class Post:
+class WorkerSlot:
     """A place of the fleet, on which one worker after the other serves.
 
     Attributes:
@@ -61,7 +61,7 @@ class Fleet:
         ended: workers that came to an end by themselves: node and exit code.
     """
 
-    posts: list[Post]
+    slots: list[WorkerSlot]
     settings: dict[str, Any]
     folder: Path
     counts: dict[str, int] = field(default_factory=dict)
@@ -74,8 +74,8 @@ class Fleet:
 
     def start(self) -> None:
         """Start the workers and their supervisor."""
-        for post in self.posts:
-            self._start(post)
+        for slot in self.slots:
+            self._start(slot)
         self._thread.start()
 
     def close(self) -> None:
@@ -83,84 +83,84 @@ class Fleet:
         self._over.set()
         if self._thread.is_alive():
             self._thread.join(60)
-        for post in self.posts:
-            if post.process is not None:
-                end(post.process)
+        for slot in self.slots:
+            if slot.process is not None:
+                end(slot.process)
 
     def rss(self) -> float:
         """Return what the workers' parents hold in memory, in MB."""
-        return sum(_rss(post.process.pid) for post in self.posts if post.process is not None) / 1e6
+        return sum(_rss(slot.process.pid) for slot in self.slots if slot.process is not None) / 1e6
 
     # --- what happens to them
 
-    def hurt(self, chance: random.Random) -> str:
+    def inject_fault(self, rng: random.Random) -> str:
         """Do something to one of them, or to all, and return what."""
-        post = chance.choice([post for post in self.posts if post.agent])
-        what = chance.choice(["kill child", "kill child", "kill parent", "cut", "cut", "cut all", "cut and kill"])
+        slot = rng.choice([slot for slot in self.slots if slot.agent])
+        what = rng.choice(["kill child", "kill child", "kill parent", "cut", "cut", "cut all", "cut and kill"])
         with self._lock:
             if what == "cut all":
-                for each in self.posts:
+                for each in self.slots:
                     each.line.cut()
             if what in ("cut", "cut and kill"):
-                post.line.cut()
+                slot.line.cut()
             if what in ("kill child", "cut and kill"):
-                self._kill_child(post, chance)
-            if what == "kill parent" and post.process is not None and post.process.poll() is None:
-                post.killed = True
-                post.process.kill()
+                self._kill_child(slot, rng)
+            if what == "kill parent" and slot.process is not None and slot.process.poll() is None:
+                slot.killed = True
+                slot.process.kill()
         self.counts[what] = self.counts.get(what, 0) + 1
         return what
 
-    def _kill_child(self, post: Post, chance: random.Random) -> None:
-        if post.process is None or not self._is_ready(post):
+    def _kill_child(self, slot: WorkerSlot, rng: random.Random) -> None:
+        if slot.process is None or not self._is_ready(slot):
             return  # Celery ends a worker whose processes end while it starts
         try:
-            children = psutil.Process(post.process.pid).children()
+            children = psutil.Process(slot.process.pid).children()
             if children:
-                os.kill(chance.choice(children).pid, signal.SIGKILL)
+                os.kill(rng.choice(children).pid, signal.SIGKILL)
         except (psutil.NoSuchProcess, ProcessLookupError):
             pass  # it has ended meanwhile, which is as good
 
-    def _is_ready(self, post: Post) -> bool:
-        with self._log(post).open("rb") as log:
-            log.seek(post.log_began_at)
-            return f"{post.node}@soak ready.".encode() in log.read()
+    def _is_ready(self, slot: WorkerSlot) -> bool:
+        with self._log(slot).open("rb") as log:
+            log.seek(slot.log_began_at)
+            return f"{slot.node}@soak ready.".encode() in log.read()
 
-    def _log(self, post: Post) -> Path:
-        return self.folder / f"{post.node}.log"
+    def _log(self, slot: WorkerSlot) -> Path:
+        return self.folder / f"{slot.node}.log"
 
     # --- supervision
 
     def _supervise(self) -> None:
-        while not self._over.wait(LOOK):
-            for post in self.posts:
+        while not self._over.wait(POLL_SECONDS):
+            for slot in self.slots:
                 with self._lock:
-                    if post.process is None or post.process.poll() is None:
+                    if slot.process is None or slot.process.poll() is None:
                         continue
-                    if not post.killed:
-                        self.ended.append((post.node, post.process.returncode))
-                    end(post.process)  # what is left of its group
-                    self._start(post)
+                    if not slot.killed:
+                        self.ended.append((slot.node, slot.process.returncode))
+                    end(slot.process)  # what is left of its group
+                    self._start(slot)
 
-    def _start(self, post: Post) -> None:
+    def _start(self, slot: WorkerSlot) -> None:
         command = [sys.executable, "-W", "ignore", "-m", "celery", "-A", "soak.agents", "worker", "-l", "INFO"]
         # Mingle is on: it is one of the places in which a worker can stand.
-        command += ["-n", f"{post.node}@soak", "-c", "2" if post.agent else "1", "--without-gossip"]
-        broker = f"redis://127.0.0.1:{post.line.port}/0"
+        command += ["-n", f"{slot.node}@soak", "-c", "2" if slot.agent else "1", "--without-gossip"]
+        broker = f"redis://127.0.0.1:{slot.line.port}/0"
         env = os.environ | {
             "PYTHONPATH": f"{ROOT / 'tests'}{os.pathsep}{ROOT}",
             "CELERY_BROKER_URL": broker,
             "FAULTS_EFFECTS": str(self.folder / "effects"),
             "FAULTS_WORKER": "",
-            "SOAK_NAME": post.agent,
+            "SOAK_NAME": slot.agent,
             "SOAK_SETTINGS": json.dumps(self.settings | {"result_backend": broker}),
         }
-        if not post.agent:
+        if not slot.agent:
             command += ["-B", "-s", str(self.folder / f"beat-{time.monotonic_ns()}")]
             env["SOAK_SYSTEM"] = "1"
-        log = self._log(post)
-        post.killed, post.log_began_at = False, log.stat().st_size if log.exists() else 0
-        post.process = spawn(command, log=log, env=env, cwd=self.folder)
+        log = self._log(slot)
+        slot.killed, slot.log_began_at = False, log.stat().st_size if log.exists() else 0
+        slot.process = spawn(command, log=log, env=env, cwd=self.folder)
 
     @property
     def stalled(self) -> list[str]:
