@@ -1,4 +1,4 @@
-"""All faults: what each is, on which brokers, what a call may take meanwhile; and how they are gone through."""
+"""The catalogue of faults: what each does, on which brokers, what is allowed meanwhile; and how one is run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from faults.account import Account
 from faults.cluster import Cluster
 from faults.servers import Server, lone_rabbitmq, lone_valkey
 
-#: Seconds that a call may take with all servers well, or refusing.
+#: Seconds that a call may take when the servers answer or refuse.
 DEADLINE_SECONDS = 2.0
 VALKEY, RABBITMQ = "valkey", "rabbitmq"
 BOTH = (VALKEY, RABBITMQ)
@@ -27,25 +27,25 @@ BOTH = (VALKEY, RABBITMQ)
 
 @dataclass(frozen=True)
 class Fault:
-    """One way to go wrong.
+    """One kind of fault.
 
     Attributes:
-        number: of the plan.
-        name: a few words.
-        run: does it to a world, so many times.
-        rounds: of the fast form.
-        most: rounds of the long form at most; None: as many as wanted.
-        often: how many rounds one of the long form's is.
-        brokers: on which.
+        number: its number in the report.
+        name: its name in the report.
+        run: causes it in a cluster, the given number of times.
+        rounds: rounds in the short run.
+        max_rounds: maximum of rounds in the long run; None: no maximum.
+        rounds_factor: rounds for each round that the long run asks for.
+        brokers: the brokers on which it is caused.
         deadline: seconds that a call may take meanwhile.
-        duplicates: messages that may be handled more than once, a round; None: any number.
-        lines: whether it is done to the lines to the broker.
-        durable: whether the broker keeps what it has.
-        plain: whether plain Celery goes through it too.
-        most_plain: rounds of plain Celery at most.
-        patience: seconds until all is quiet after it.
-        fast: whether it is part of the fast form.
-        gate: the brokers on which it is part of every run of the tests, and not of the whole fast form only.
+        duplicates: messages per round that may be handled more than once; None: any number.
+        lines: whether connections to the broker go through proxies.
+        durable: whether the broker persists its messages.
+        plain: whether it is also caused with plain Celery.
+        max_plain_rounds: maximum of rounds with plain Celery.
+        patience: seconds within which all messages must end after it.
+        fast: whether it is part of the short run.
+        gate: the brokers on which it is part of the quick tests, and not only of the whole suite.
     """
 
     number: str
@@ -66,12 +66,12 @@ class Fault:
     gate: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        """Return what it is called in a list of tests."""
+        """Return its name in a list of tests."""
         return f"{self.number} {self.name}"
 
     @property
     def kind(self) -> str:
-        """``workers``, ``servers`` or ``messages``: whose fault it is."""
+        """Return what is faulty: ``workers``, ``servers``, ``messages``, or ``mixed``."""
         return f"{self.run.__module__.removeprefix('faults.').removesuffix('_faults')}s"
 
 
@@ -187,7 +187,7 @@ FAULTS = (
     ),
 )
 
-#: A broker and a database, which may be used for one fault after the other.
+#: A broker and a database, which faults use one after the other.
 Servers: TypeAlias = tuple[Server, Postgres]
 
 
@@ -200,22 +200,22 @@ def servers(broker: str, *, durable: bool = True) -> Iterator[Servers]:
 
 
 def run_fault(
-    fault: Fault, stack: bool, on: Servers, rounds: int, seed: int, folder: Path | None = None
+    fault: Fault, is_product: bool, on: Servers, rounds: int, seed: int, folder: Path | None = None
 ) -> Account:
-    """Run a fault in a world of its own, and return the account of it.
+    """Run a fault in its own cluster, and return the account.
 
     Args:
-        fault: which.
-        stack: whether ours goes through it, or plain Celery.
+        fault: the fault.
+        is_product: whether the workers run agents, or plain Celery.
         on: the servers.
-        rounds: how many times.
-        seed: of all chances.
-        folder: for logs and accounts; None: a temporary one.
+        rounds: how many times it is caused.
+        seed: seed of the random numbers.
+        folder: folder for logs and effects; None: a temporary one.
     """
     with ExitStack() as exits:
         if folder is None:
-            folder = Path(exits.enter_context(tempfile.TemporaryDirectory(prefix="waooaw-world-")))
-        cluster = Cluster(stack, *on, folder, lines=fault.lines)
+            folder = Path(exits.enter_context(tempfile.TemporaryDirectory(prefix="waooaw-cluster-")))
+        cluster = Cluster(is_product, *on, folder, lines=fault.lines)
         exits.callback(cluster.close)
         try:
             fault.run(cluster, rounds, random.Random(seed))  # noqa: S311 - no secret
@@ -231,18 +231,18 @@ def run_fault(
 
 
 def violations(fault: Fault, account: Account, rounds: int) -> list[str]:
-    """Return a sentence for each invariant that does not hold after a fault."""
+    """Return one sentence for each violated invariant."""
     allowed = None if fault.duplicates is None else fault.duplicates * rounds
     return account.violations(fault.deadline, allowed)
 
 
 def chosen(broker: str, *kinds: str, durable: bool = True) -> list[Fault]:
-    """Return the faults of the fast form on a broker, or those of every run.
+    """Return the faults that the tests cause on a broker: the quick ones, or all with WAOOAW_TEST_ALL=1.
 
     Args:
-        broker: which.
-        kinds: of what: ``workers``, ``servers``, ``messages``.
-        durable: whether the broker keeps what it has.
+        broker: the broker.
+        kinds: what is faulty: ``workers``, ``servers``, ``messages``.
+        durable: whether the broker persists its messages.
     """
     return [
         fault
@@ -255,14 +255,14 @@ def chosen(broker: str, *kinds: str, durable: bool = True) -> list[Fault]:
 
 
 def check(fault: Fault, on: Servers, folder: Path) -> None:
-    """Go through a fault in its fast form, with agents, and assert that every invariant held."""
+    """Run a fault with agents, and assert that every invariant holds."""
     account = run_fault(fault, True, on, fault.rounds, 1, folder)
     found = violations(fault, account, fault.rounds)
     assert not found, "\n".join(found)
 
 
 def _repair(on: Servers) -> None:
-    """Let servers live that a fault which went wrong has left in whatever state."""
+    """Restore servers after a fault that did not finish."""
     broker, postgres = on
     if broker.running():
         broker.thaw()

@@ -1,8 +1,8 @@
-"""The long form: every fault many times on each broker, plain Celery beside it, and a table of what became of all.
+"""The long run: every fault many times on each broker, also with plain Celery, and a table of the results.
 
 python3 dev.py faults --rounds 20 [--only T1 --only T14] [--broker valkey|rabbitmq] [--seed 7] [--write]
 
-``--write`` puts the whole table into docs/reliability.md. The exit code is 1 when an invariant did not hold.
+``--write`` puts the table into docs/reliability.md. The exit code is 1 if an invariant was violated.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from faults.catalogue import FAULTS, RABBITMQ, VALKEY, Fault, run_fault, servers
 from faults.report import Row, markdown, show, write
 from faults.servers import RabbitMQ
 
-#: Rounds of one world, at most: more of them run side by side.
+#: Maximum of rounds in one cluster: more rounds are split into jobs.
 SHARE = 25
 
 
 @dataclass
 class Job:
-    """A share of a fault, which a process of its own goes through."""
+    """Some rounds of a fault, which one process runs."""
 
     fault: Fault
     broker: str
@@ -38,7 +38,7 @@ class Job:
 
 @dataclass
 class Total:
-    """What became of all shares of a fault."""
+    """The sum of all jobs of a fault."""
 
     account: Account = field(default_factory=Account)
     rounds: int = 0
@@ -46,23 +46,21 @@ class Total:
 
 
 def main() -> int:
-    """Run all, print and write the table, and return 1 when an invariant of ours did not hold."""
+    """Run all jobs, print and write the table, and return 1 if an invariant was violated."""
     parser = argparse.ArgumentParser(prog="dev.py faults", description=__doc__.partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=10, help="of each fault, unless it says more or fewer")
-    parser.add_argument(
-        "--only", action="append", metavar="T1", help="a fault by its number, or a part of its name"
-    )
+    parser.add_argument("--rounds", type=int, default=10, help="rounds of each fault; some multiply or limit it")
+    parser.add_argument("--only", action="append", metavar="T1", help="number of a fault, or a part of its name")
     parser.add_argument("--broker", choices=(VALKEY, RABBITMQ))
     parser.add_argument("--seed", type=int, default=time.time_ns() % 1_000_000)
-    parser.add_argument("--jobs", type=int, default=4, help="worlds side by side")
-    parser.add_argument("--no-plain", action="store_true", help="without plain Celery beside it")
+    parser.add_argument("--jobs", type=int, default=4, help="clusters that run at the same time")
+    parser.add_argument("--no-plain", action="store_true", help="without plain Celery")
     parser.add_argument("--write", action="store_true", help="put the table into docs/reliability.md")
     options = parser.parse_args()
     if options.write and (options.only or options.broker or options.no_plain):
-        parser.error("--write puts the whole table into the page, and so needs all of it measured")
+        parser.error("--write replaces the whole table, and so needs all measurements")
     jobs = list(_jobs(options))
     if not jobs:
-        parser.error(f"no fault is called {', '.join(options.only)}")
+        parser.error(f"no fault matches {', '.join(options.only)}")
     began, totals, first = time.monotonic(), dict[tuple[str, str, bool], Total](), ""
     with ProcessPoolExecutor(options.jobs, mp_context=multiprocessing.get_context("spawn")) as processes:
         running: dict[Future[Account], Job] = {processes.submit(_go, job): job for job in jobs}
@@ -97,12 +95,12 @@ def main() -> int:
     if options.write:
         write(markdown(rows, options.seed, time.monotonic() - began))
     if first:
-        print(f"An invariant did not hold, first in {first}", file=sys.stderr)
+        print(f"An invariant was violated, first in {first}", file=sys.stderr)
     return int(bool(first))
 
 
 def _jobs(options: argparse.Namespace) -> Iterator[Job]:
-    brokers = [options.broker] if options.broker else [VALKEY, *([RABBITMQ] if RabbitMQ.there else [])]
+    brokers = [options.broker] if options.broker else [VALKEY, *([RABBITMQ] if RabbitMQ.is_installed else [])]
     for fault in FAULTS:
         if options.only and not any(
             wanted == fault.number or (len(wanted) > 3 and wanted in fault.name) for wanted in options.only
@@ -119,7 +117,7 @@ def _jobs(options: argparse.Namespace) -> Iterator[Job]:
 
 
 def _go(job: Job) -> Account:
-    """Go through a share of a fault, on servers of its own."""
+    """Run a job on its own servers."""
     warnings.simplefilter("ignore")
     with servers(job.broker, durable=job.fault.durable) as on:
         return run_fault(job.fault, job.is_product, on, job.rounds, job.seed)

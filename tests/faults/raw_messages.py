@@ -1,4 +1,4 @@
-"""Messages as the broker has them: taken out of the queue, changed, and put back by hand."""
+"""Take messages out of a queue in the broker's form, and put changed ones back."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from faults.cluster import Cluster
 
 
 def take(cluster: Cluster, count: int, patience: float = 10.0) -> list[dict[str, Any]]:
-    """Take messages out of the queue of an agent that has no worker, in the form in which Redis carries them."""
+    """Take messages out of the queue of an agent without a worker, in the form in which Redis stores them."""
     cluster.until(lambda: cluster.waiting() >= count, f"{count} messages in the queue", patience)
     if not cluster.rabbitmq:
         client: Any = cluster.broker.client  # type: ignore[attr-defined]
@@ -41,7 +41,7 @@ def take(cluster: Cluster, count: int, patience: float = 10.0) -> list[dict[str,
 
 
 def put(cluster: Cluster, item: bytes) -> bool:
-    """Put an item into the queue as it is, or return False where this broker cannot carry it."""
+    """Put a raw item into the queue, or return False if this broker cannot carry it."""
     if not cluster.rabbitmq:
         client: Any = cluster.broker.client  # type: ignore[attr-defined]
         client.lpush(cluster.stack.queue(), item)
@@ -51,7 +51,7 @@ def put(cluster: Cluster, item: bytes) -> bool:
         return False
     with Connection(cluster.broker.url) as connection, connection.channel() as channel:
         rawqueue.put(channel, cluster.stack.queue(), *found)
-        channel.queue_declare(cluster.stack.queue(), passive=True)  # it has arrived when this is answered
+        channel.queue_declare(cluster.stack.queue(), passive=True)  # the answer means that it has arrived
     return True
 
 
