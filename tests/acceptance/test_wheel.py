@@ -95,5 +95,6 @@ def test_the_wheel_installs_one_package_that_runs_the_demo(wheel: Path, tmp_path
     assert "application/x-protobuf" in run(programs / "python", "-c", encoded, cwd=tmp_path)
     assert "5." in run(programs / "celery", "--version", cwd=tmp_path)
 
-    shown = run(programs / "waooaw", "demo", cwd=tmp_path, timeout=DEMO_SECONDS)
+    documents = site / "waooaw_celery" / "messages"  # a few, so that a busy computer has the time
+    shown = run(programs / "waooaw", "demo", "--input", documents, cwd=tmp_path, timeout=DEMO_SECONDS)
     assert f"{programs / 'waooaw'} up" in shown

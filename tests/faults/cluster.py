@@ -187,11 +187,11 @@ class Cluster:
         """Start a worker, and return it when it consumes.
 
         Args:
-            options: of ``celery worker``.
-            mingles: whether it searches for its neighbours when it connects, as workers do by default.
-            env: variables beside those of all.
-            may_die: return as well when it has come to an end: by the first message that it met.
-            settings: of the application; None: as its own default says.
+            options: options of ``celery worker``.
+            mingle: whether it looks for other workers when it connects, as workers do by default.
+            env: further environment variables.
+            may_die: also return if it has ended because of its first message.
+            settings: settings of the application; None: the setting's default.
         """
         self._nodes += 1
         name = f"{self.stack.name}-{self._nodes}"

@@ -1,10 +1,11 @@
-"""Faults of messages: malformed, foreign, of other versions, there twice, too late, and for nobody."""
+"""Faults of messages: malformed, of other versions, duplicated, expired, and without a recipient."""
 
 from __future__ import annotations
 
 import json
 import random
 import time
+from collections.abc import Sequence
 from copy import deepcopy
 from functools import partial
 from typing import Any
@@ -14,11 +15,12 @@ from malformed import CASES, Case, items
 from faults.account import Outcome
 from faults.cluster import Cluster, Worker
 from faults.raw_messages import put, take
+from waooaw_celery.broker.dead_letters.dead_letter import DeadLetter
 from waooaw_celery.messages.message import ENVELOPE_HEADER
 
-#: Seconds after the end of their time within which messages are EXPIRED that nobody began.
+#: Seconds after its expiry within which a message that no worker began must be EXPIRED.
 EXPIRY_DELAY = 5.0
-#: What cannot travel, or would end who reads it.
+#: Payloads that cannot be serialized, or exceed a limit.
 UNSERIALIZABLE: tuple[Any, ...] = (
     float("nan"),
     {"a": float("inf")},
@@ -27,7 +29,7 @@ UNSERIALIZABLE: tuple[Any, ...] = (
     2**5000,
     {1: 2},
 )
-#: What may be in a text, and must arrive as it is.
+#: Texts that look dangerous and must arrive unchanged.
 HOSTILE = (
     "'; DROP TABLE waooaw_messages; --",
     "a\x00b",
@@ -40,7 +42,7 @@ HOSTILE = (
 
 
 def malformed(cluster: Cluster, rounds: int, rng: random.Random) -> None:
-    """Each way to be malformed meets a worker: it lives on, and what can be named has its end in the audit."""
+    """A worker gets malformed messages of each kind: it survives, and those with an id get a final event."""
     cases: list[tuple[Case, str, bytes]] = []
     ids = [cluster.send() for _ in CASES]
     messages = {message["headers"]["id"]: message for message in take(cluster, len(ids))}
@@ -49,37 +51,35 @@ def malformed(cluster: Cluster, rounds: int, rng: random.Random) -> None:
     worker = cluster.start()
     rng.shuffle(cases)
     for case, id_, item in cases:
-        there = put(cluster, item)
-        if not there or not case.named:
-            cluster.note(id_, Outcome("raw", case.label, 0.0))  # nobody can tell what became of it
-        if not there:
+        is_sent = put(cluster, item)
+        if not is_sent or not case.named:
+            cluster.note(id_, Outcome("raw", case.label, 0.0))  # its outcome cannot be known
+        if not is_sent:
             continue
         probe = cluster.send()
         try:
-            cluster.until(partial(_met, cluster, worker, probe), "the next message", 10)
+            cluster.until(partial(_is_answered, cluster, worker, probe), "the next message", 10)
         except AssertionError:
             cluster.expect(False, f"after {case.label!r} nothing was handled")
         if worker.process.poll() is not None:
             cluster.expect(False, f"{case.label!r} ended the worker")
             cluster.reap(worker)
             if not cluster.is_product:
-                return  # enough is known
+                return  # plain Celery need not survive more
             worker = cluster.start()
     cluster.drain()
 
 
-def _met(cluster: Cluster, worker: Worker, id_: str) -> bool:
+def _is_answered(cluster: Cluster, worker: Worker, id_: str) -> bool:
     return cluster.handled(id_) or worker.process.poll() is not None
 
 
 def unserializable(cluster: Cluster, rounds: int, rng: random.Random) -> None:
-    """What cannot travel is refused where it is sent; what is merely hostile arrives as it is."""
+    """An unserializable payload is refused by the sender; a hostile text arrives unchanged."""
     worker = cluster.start()
     refused = [cluster.send_payload(payload) for payload in UNSERIALIZABLE]
     for id_ in refused:
-        cluster.expect(
-            cluster.outcomes[id_].what == "refused", f"a payload that cannot travel: {cluster.outcomes[id_]}"
-        )
+        cluster.expect(cluster.outcomes[id_].what == "refused", f"not refused: {cluster.outcomes[id_]}")
     arrived = [cluster.send_payload({"text": text, text: [text]}) for text in HOSTILE]
     cluster.until(lambda: cluster.handled(*arrived), "hostile texts")
     log = cluster.log(worker)
@@ -87,7 +87,7 @@ def unserializable(cluster: Cluster, rounds: int, rng: random.Random) -> None:
 
 
 def unroutable(cluster: Cluster, rounds: int, rng: random.Random) -> None:
-    """Messages to an agent that nobody ever declared are refused, and nothing of them is left anywhere."""
+    """Messages to an agent that was never declared are refused, and leave nothing in a queue."""
     name, queue = cluster.stack.name, cluster.waiting()
     for _ in range(rounds):
         cluster.stack.name = f"{name}-ghost"
@@ -101,7 +101,7 @@ def unroutable(cluster: Cluster, rounds: int, rng: random.Random) -> None:
 
 
 def queue_deleted(cluster: Cluster, rounds: int, rng: random.Random) -> None:
-    """The agent's queue is deleted after it was used: who sends is told, or it is handled."""
+    """The agent's queue is deleted after it was used: later messages are handled, or refused."""
     from kombu import Connection
 
     worker = cluster.start()
@@ -118,7 +118,7 @@ def queue_deleted(cluster: Cluster, rounds: int, rng: random.Random) -> None:
 
 
 def duplicated(cluster: Cluster, rounds: int, rng: random.Random) -> None:
-    """The same messages are in the queue twice, for two workers: each is handled once, and audited once."""
+    """Each message is in the queue twice, for two workers: it is handled once, with one final event."""
     ids = [cluster.send(seconds=0.05) for _ in range(10 * rounds)]
     messages = take(cluster, len(ids))
     for message in messages:
@@ -129,36 +129,35 @@ def duplicated(cluster: Cluster, rounds: int, rng: random.Random) -> None:
 
 
 def retry_dead_letters(cluster: Cluster, rounds: int, rng: random.Random) -> None:
-    """Handlers are mended, and their dead letters sent again: all are handled but those that still fail."""
+    """Handlers are fixed and their dead letters retried: all are handled except those that still fail."""
     worker = cluster.start()
     ids = [cluster.send("fail at first") for _ in range(10 * rounds)]
     poison = [cluster.send("run out of memory") for _ in range(2 * rounds)]
-    cluster.until(lambda: all(cluster.ended(id_) for id_ in [*ids, *poison]), "their ends")
+    cluster.until(lambda: all(cluster.ended(id_) for id_ in [*ids, *poison]), "their final events")
     cluster.fix_handlers()
-    dead_letter_queue, mine = (
-        cluster.dead_letter_queue(),
-        dict[str, Any]({"agent": cluster.stack.name, "limit": 100 * rounds}),
-    )
-    cluster.until(lambda: len(dead_letter_queue.list(**mine)) == len(ids) + len(poison), "their dead letters")
+    queue = cluster.dead_letter_queue()
+
+    def dead_letters() -> Sequence[DeadLetter]:
+        return queue.list(agent=cluster.stack.name, limit=100 * rounds)
+
+    cluster.until(lambda: len(dead_letters()) == len(ids) + len(poison), "their dead letters")
     for attempt in range(5):
-        sent = [
-            outcome.new_id
-            for outcome in dead_letter_queue.retry(dead_letter_queue.list(**mine))
-            if outcome.new_id is not None
-        ]
+        sent = [outcome.new_id for outcome in queue.retry(dead_letters()) if outcome.new_id is not None]
         for new_id in sent:
             cluster.note(new_id, Outcome("accepted", "", 0.0))
         expected = len(ids) + len(poison) if attempt == 0 else len(poison) if attempt < 3 else 0
-        cluster.expect(len(sent) == expected, f"{len(sent)} letters were sent again, and not {expected}")
-        cluster.until(lambda sent=sent: all(cluster.ended(id_) for id_ in sent), "the ends of the new ones")  # type: ignore[misc]
-        cluster.until(
-            lambda: len(dead_letter_queue.list(**mine)) == len(poison), "the letters of those that still fail"
-        )
-    cluster.expect(worker.process.poll() is None, "the worker came to an end")
+        cluster.expect(len(sent) == expected, f"{len(sent)} dead letters were retried, not {expected}")
+        cluster.until(partial(_have_ended, cluster, sent), "the final events of the retried messages")
+        cluster.until(lambda: len(dead_letters()) == len(poison), "the dead letters of those that still fail")
+    cluster.expect(worker.process.poll() is None, "the worker ended")
+
+
+def _have_ended(cluster: Cluster, ids: Sequence[str]) -> bool:
+    return all(cluster.ended(id_) for id_ in ids)
 
 
 def other_versions(cluster: Cluster, rounds: int, rng: random.Random) -> None:
-    """Envelopes of newer and of older versions arrive: with fields that nobody knows, and without known ones."""
+    """Messages of newer and older versions arrive: with unknown header fields, or without known ones."""
     ids = [cluster.send() for _ in range(10 * rounds)]
     messages = take(cluster, len(ids))
     envelope = messages[0]["headers"][ENVELOPE_HEADER]
@@ -172,12 +171,12 @@ def other_versions(cluster: Cluster, rounds: int, rng: random.Random) -> None:
             changed["headers"]["x-of-the-future"] = number
         put(cluster, json.dumps(changed).encode())
     worker = cluster.start()
-    cluster.until(lambda: all(cluster.ended(id_) for id_ in ids), "their ends")
-    cluster.expect(worker.process.poll() is None, "the worker came to an end")
+    cluster.until(lambda: all(cluster.ended(id_) for id_ in ids), "their final events")
+    cluster.expect(worker.process.poll() is None, "the worker ended")
 
 
 def expiry(cluster: Cluster, rounds: int, rng: random.Random) -> None:
-    """Messages are too late: with no worker there, behind others, and when they are fetched; none is handled."""
+    """Messages expire without a worker, behind others, and when they are fetched; none is handled."""
     with cluster.system():
         ids = [cluster.send(ttl=1.0) for _ in range(3 * rounds)]
         began = time.monotonic()

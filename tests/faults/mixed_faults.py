@@ -1,4 +1,4 @@
-"""All kinds of faults in turns, under load: what holds for each may not hold for two, one after the other."""
+"""Random faults of all kinds, one after the other, under load."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import psutil
 from faults.cluster import Cluster
 from faults.server_faults import SHORT_TTL_SECONDS
 
-#: How much more of everything there may be in the end: threads, open files, connections to the database.
+#: By how much the threads, open files, connections and MiB of memory may grow.
 MAX_GROWTH = 10
 
 
 def chaos(cluster: Cluster, rounds: int, rng: random.Random) -> None:
-    """Workers and servers meet a random fault each round, while messages are sent and the system's worker runs."""
+    """Each round, a random fault hits a worker or a server while messages are sent."""
     kinds: tuple[Callable[[Cluster, random.Random], None], ...] = (
         _kill_worker,
         _end_worker,

@@ -1,4 +1,4 @@
-"""A worker freezes for longer than its lease while another one lives, and goes on afterwards."""
+"""A worker freezes for longer than its lease while another worker runs, and then continues."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from faults.worker_group import WorkerGroup, own_worker_group
 
 
 @pytest.mark.parametrize("pool", ["prefork", "solo"])
-def test_a_worker_that_wakes_up_late_harms_nobody(pool: str, tmp_path: Path) -> None:
-    """What it held was handled by another one; it goes on, and its late word takes nothing away."""
+def test_a_late_acknowledgement_does_no_harm(pool: str, tmp_path: Path) -> None:
+    """Another worker handles the message; the late acknowledgement of the first removes nothing."""
     with (
         own_worker_group(tmp_path, pool=pool) as group,
         closing(WorkerGroup(group.server, tmp_path, pool=pool, name="other")) as other,
@@ -27,7 +27,7 @@ def test_a_worker_that_wakes_up_late_harms_nobody(pool: str, tmp_path: Path) -> 
         group.until(
             lambda: sorted(group.redelivered_flags(held)) == [False, True], "its beginning by the other one"
         )
-        group.until(lambda: group.handled(held, *later), "the end of them all")
+        group.until(lambda: group.handled(held, *later), "the end of all messages")
         group.send(signal.SIGCONT)
         with group.load():
             before = len(group.effects())

@@ -1,4 +1,4 @@
-"""Workers end in order with a backlog, and by a message that kills them each time."""
+"""Workers shut down with a backlog, and are killed by a message each time."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import pytest
 from faults.app import POISON
 from faults.worker_group import own_worker_group
 
-#: Messages that a worker fetches ahead.
+#: Messages that a worker prefetches.
 PREFETCH = 16
 
 
 @pytest.mark.parametrize("pool", ["prefork", "solo"])
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGQUIT])
-def test_an_orderly_end_leaves_nothing_behind(pool: str, how: signal.Signals, tmp_path: Path) -> None:
-    """Nothing is lost, nothing waits for a lease, and nothing is marked as redelivered that Celery did not have.
+def test_a_shutdown_returns_prefetched_messages(pool: str, how: signal.Signals, tmp_path: Path) -> None:
+    """No message is lost or waits for its lease, and only messages that Celery had are marked as redelivered.
 
-    A pool of processes is handed all that is fetched ahead at once; a solo one gets a message when it begins.
+    A prefork pool gets all prefetched messages at once; a solo pool gets each message when it begins it.
     """
     with own_worker_group(tmp_path, pool=pool, prefetch=PREFETCH) as group:
         ids = [group.publish(seconds=0.05) for _ in range(40)]
@@ -29,7 +29,7 @@ def test_an_orderly_end_leaves_nothing_behind(pool: str, how: signal.Signals, tm
         group.reap()
         begun = {effect.id for effect in group.effects()}
         waiting = group.waiting()
-        assert waiting, "the end came too late to tell"
+        assert waiting, "the shutdown came too late for this test"
         assert not group.held()
         marked = {message["headers"]["id"] for message in waiting if message["headers"].get("redelivered")}
         assert marked <= (begun if pool == "solo" else set(ids[: len(begun) + PREFETCH]))
@@ -41,7 +41,7 @@ def test_an_orderly_end_leaves_nothing_behind(pool: str, how: signal.Signals, tm
 
 
 def test_a_poisonous_message_becomes_a_dead_letter(tmp_path: Path) -> None:
-    """A message that kills its worker each time is a dead letter after the limit; its neighbours are handled."""
+    """A message that kills its worker each time becomes a dead letter; others are handled."""
     limit = 1
     with own_worker_group(tmp_path, delivery_limit=limit) as group:
         neighbours = [group.publish() for _ in range(5)]

@@ -1,4 +1,4 @@
-"""Faults of workers: killed, frozen, ended in order, and taken down by the messages that they handle."""
+"""Faults of workers: killed, frozen, shut down, and killed by the messages that they handle."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from functools import partial
 from faults.cluster import Cluster, Worker
 from faults.stacks import LEASE, ROOT
 
-#: Seconds within which a kill falls after the first message of a worker.
+#: Maximum of seconds between a worker's first message and its kill.
 KILL_WITHIN_SECONDS = 1.0
-#: Messages that are sent to a frozen worker.
+#: Number of messages that are sent to a frozen worker.
 FEW = 5
-#: Seconds within which a worker ends that is asked to, while its handlers take tenths of a second.
+#: Seconds within which a worker shuts down whose handlers take tenths of a second.
 SHUTDOWN_SECONDS = 15.0
-#: What takes its process down each time, or would.
+#: Actions that kill the pool process each time, or would without protection.
 DEADLY_ACTIONS = ("kill", "crash", "run out of memory", "exit")
-#: How often a message is begun whose handler takes its process down.
+#: How often a message is begun whose handler kills its process.
 ATTEMPTS = 4
 
 
 def kill_under_load(cluster: Cluster, rounds: int, rng: random.Random) -> None:
-    """The worker's parent is killed at a random moment while messages are sent, and another one started."""
+    """The worker's parent process is killed at a random time under load, and a new worker is started."""
     with cluster.load():
         for _ in range(rounds):
             cluster.start()
-            time.sleep(rng.uniform(0, KILL_WITHIN_SECONDS))  # the moment of the kill is what is random
+            time.sleep(rng.uniform(0, KILL_WITHIN_SECONDS))
             cluster.kill()
     cluster.start()
 
 
 def kill_once(cluster: Cluster, rounds: int, rng: random.Random) -> None:
-    """The same with handlers whose effect happens once: it does, also where the handler ran twice."""
+    """The same with once=True: each effect happens once, also if the handler ran twice."""
     with cluster.load(once=True):
         for _ in range(rounds):
             cluster.start()
@@ -52,7 +52,7 @@ def kill_once(cluster: Cluster, rounds: int, rng: random.Random) -> None:
 
 
 def kill_frozen(cluster: Cluster, rounds: int, rng: random.Random) -> None:
-    """The worker's parent freezes, messages are sent, and it is killed; every other time amid load."""
+    """The worker's parent process freezes, messages are sent, and it is killed; every other round under load."""
     worker = cluster.start()
     for number in range(rounds):
         if number % 2:
@@ -60,7 +60,7 @@ def kill_frozen(cluster: Cluster, rounds: int, rng: random.Random) -> None:
                 cluster.send()
         else:
             cluster.drain()
-            time.sleep(rng.uniform(0, 0.5))  # an idle worker waits in turns: any of them may be met
+            time.sleep(rng.uniform(0, 0.5))  # so that the freeze hits different phases of an idle worker's polling
         worker.process.send_signal(signal.SIGSTOP)
         for _ in range(FEW):
             cluster.send()
@@ -69,13 +69,13 @@ def kill_frozen(cluster: Cluster, rounds: int, rng: random.Random) -> None:
 
 
 def kill_child(cluster: Cluster, rounds: int, rng: random.Random) -> None:
-    """A process of the pool is killed while it handles a message, once for each such message."""
+    """A pool process is killed once for each of some messages, while it handles the message."""
     worker = cluster.start()
     with cluster.load():
         for _ in range(rounds):
             id_ = cluster.send("kill once", seconds=rng.uniform(0, 0.1))
             cluster.until(lambda id_=id_: cluster.handled(id_), "its second attempt", 15)  # type: ignore[misc]
-    cluster.expect(worker.process.poll() is None, "the worker came to an end")
+    cluster.expect(worker.process.poll() is None, "the worker ended")
 
 
 def deadly_messages(cluster: Cluster, rounds: int, rng: random.Random) -> None:
@@ -88,7 +88,7 @@ def deadly_messages(cluster: Cluster, rounds: int, rng: random.Random) -> None:
             cluster.send(seconds=rng.uniform(0, 0.05))
     cluster.probe()
     cluster.drain()
-    cluster.expect(worker.process.poll() is None, "the worker came to an end")
+    cluster.expect(worker.process.poll() is None, "the worker ended")
     for id_, do in ids.items():
         # A process that dies before it has said that it took a message has had an attempt that nobody counts:
         # Celery's pool hands the message to the next one (asynpool's on_partial_read).
@@ -96,7 +96,7 @@ def deadly_messages(cluster: Cluster, rounds: int, rng: random.Random) -> None:
 
 
 def kill_parent(cluster: Cluster, rounds: int, rng: random.Random) -> None:
-    """A message kills its whole worker each time: it is a dead letter in the end, and others are handled."""
+    """A message kills its whole worker each time: it becomes a dead letter, and other messages are handled."""
     limit = 2
     for _ in range(rounds):
         for _ in range(FEW):
@@ -105,7 +105,7 @@ def kill_parent(cluster: Cluster, rounds: int, rng: random.Random) -> None:
         deaths = 0
         while deaths <= limit + 1 and not cluster.ended(poison):
             worker = cluster.start(may_die=True, broker_transport_options={"delivery_limit": limit})
-            cluster.until(partial(_over, cluster, worker, poison), "its end")
+            cluster.until(partial(_is_over, cluster, worker, poison), "its final event")
             if worker.process.poll() is not None:
                 cluster.reap(worker)
                 deaths += 1
@@ -114,12 +114,12 @@ def kill_parent(cluster: Cluster, rounds: int, rng: random.Random) -> None:
             cluster.start()
 
 
-def _over(cluster: Cluster, worker: Worker, id_: str) -> bool:
+def _is_over(cluster: Cluster, worker: Worker, id_: str) -> bool:
     return worker.process.poll() is not None or cluster.ended(id_)
 
 
 def end_in_order(cluster: Cluster, rounds: int, rng: random.Random) -> None:
-    """The worker is asked to end while messages wait, with the package's own prefetch: nothing is done twice."""
+    """The worker gets SIGTERM while messages wait: it finishes what it has begun."""
     for _ in range(rounds):
         worker = cluster.start()
         ids = [cluster.send(seconds=0.05) for _ in range(60)]
@@ -131,12 +131,12 @@ def end_in_order(cluster: Cluster, rounds: int, rng: random.Random) -> None:
         cluster.expect(
             time.monotonic() - began <= SHUTDOWN_SECONDS, f"its end took {time.monotonic() - began:.1f} s"
         )
-        cluster.expect(not worker.held, f"it left {len(worker.held)} messages half done")
+        cluster.expect(not worker.held, f"it left {len(worker.held)} messages unfinished")
     cluster.start()
 
 
 def end_cold(cluster: Cluster, rounds: int, rng: random.Random) -> None:
-    """The worker is told to end at once, while it handles messages: they are handled by the next one."""
+    """The worker gets SIGQUIT while it handles messages: the next worker handles them."""
     for _ in range(rounds):
         worker = cluster.start()
         for _ in range(40):
@@ -148,37 +148,37 @@ def end_cold(cluster: Cluster, rounds: int, rng: random.Random) -> None:
 
 
 def long_handler(cluster: Cluster, rounds: int, rng: random.Random) -> None:
-    """A handler takes several leases, while another worker idles: it runs once."""
+    """A handler takes longer than two leases while another worker is idle: it runs once."""
     cluster.start()
     cluster.start()
     ids = [cluster.send(seconds=2 * LEASE + rng.uniform(0, LEASE)) for _ in range(rounds)]
-    cluster.until(lambda: cluster.handled(*ids), "their ends")
+    cluster.until(lambda: cluster.handled(*ids), "their final events")
     for id_ in ids:
         cluster.expect(cluster.begun(id_) == 1, f"it was begun {cluster.begun(id_)} times")
 
 
 def skewed_clock(cluster: Cluster, rounds: int, rng: random.Random) -> None:
-    """One worker's clock is an hour ahead, another's behind: each message is handled once, and none expires."""
+    """One worker's clock is an hour ahead, another's behind: each message is handled once, none expires."""
     (cluster.folder / "sitecustomize.py").write_text(SKEW)
     path = os.pathsep.join(map(str, (cluster.folder, ROOT / "tests", ROOT)))
     cluster.start()
     for ahead in (4000, -4000):
         cluster.start(env={"PYTHONPATH": path, "FAULTS_SKEW": str(ahead)})
     ids = [cluster.send(seconds=LEASE + 1 + rng.uniform(0, 1)) for _ in range(3 * rounds)]
-    cluster.until(lambda: cluster.handled(*ids), "their ends")
+    cluster.until(lambda: cluster.handled(*ids), "their final events")
     for id_ in ids:
         cluster.expect(cluster.begun(id_) == 1, f"it was begun {cluster.begun(id_)} times")
 
 
 def hard_limit(cluster: Cluster, rounds: int, rng: random.Random) -> None:
-    """Handlers exceed their time limit, of which Celery tells twice: each fails once."""
+    """Handlers exceed their time limit, which Celery reports twice: each message fails once."""
     worker = cluster.start(task_time_limit=1)
     ids = [cluster.send(seconds=60) for _ in range(2 * rounds)]
-    cluster.until(lambda: all(cluster.ended(id_) for id_ in ids), "their ends")
-    cluster.expect(worker.process.poll() is None, "the worker came to an end")
+    cluster.until(lambda: all(cluster.ended(id_) for id_ in ids), "their final events")
+    cluster.expect(worker.process.poll() is None, "the worker ended")
 
 
-#: Both clocks of Python, ahead by a while; base classes are taken for the class that stands in their place.
+#: Shifts time.time and datetime by FAULTS_SKEW seconds; real datetimes remain instances of the shifted class.
 SKEW = """
 import datetime as module
 import os

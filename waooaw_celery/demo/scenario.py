@@ -120,13 +120,13 @@ def _follow(
     last_progress_at, last = time.monotonic(), None
     while True:
         stack.check()
-        progress = requests.request("orchestrator", "progress", priority=Priority.HIGH)
+        progress = requests.request("orchestrator", "progress", timeout=STUCK_SECONDS, priority=Priority.HIGH)
         done, total = progress["done"], progress["total"]
         show(done, total)
         if total is not None and done >= total:
             return progress, survey
         if total is not None and not survey:
-            survey = requests.request("dashboard", "survey", priority=Priority.HIGH)
+            survey = requests.request("dashboard", "survey", timeout=STUCK_SECONDS, priority=Priority.HIGH)
         receipt = stack.app.receipts.get(command.message_id)
         if receipt.status is MessageStatus.FAILED:
             raise WaooawError(f"the orchestrator failed: {receipt.error}")
