@@ -1,4 +1,4 @@
-"""The workers of a soak, and who supervises them: one that ends is started again."""
+"""The workers of a soak, and their supervisor, which restarts a worker that ends."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from proxy import Proxy
 from waooaw_celery.embedded import end
 from waooaw_celery.worker.health.stall_exit import EXIT_STALLED
 
-#: Seconds between two looks of the supervisor.
+#: Seconds between two checks of the supervisor.
 POLL_SECONDS = 0.2
 
 
 @dataclass(eq=False)
 class WorkerSlot:
-    """A place of the fleet, on which one worker after the other serves.
+    """A slot, in which a new worker is started whenever the last one ends.
 
     Attributes:
         node: name of the node.
-        agent: that its workers serve; empty: the system's worker.
-        line: to the broker.
-        process: the worker that serves now.
-        killed: whether its process was killed by the soak.
-        log_began_at: where the log of its process begins in the log of the place, in bytes.
+        agent: the agent that its workers run; empty: the system's worker.
+        line: the proxy through which it connects to the broker.
+        process: the current worker.
+        killed: whether the soak killed that worker.
+        log_began_at: offset in bytes at which the current worker's output begins in the slot's log.
     """
 
     node: str
@@ -49,16 +49,16 @@ class WorkerSlot:
 
 @dataclass
 class Fleet:
-    """Workers, each with a line to the broker of its own.
+    """Workers, each of which connects to the broker through its own proxy.
 
     Args:
-        posts: the places.
-        settings: of every application.
-        folder: for logs and effects.
+        slots: the slots.
+        settings: settings of every application.
+        folder: folder for logs and effects.
 
     Attributes:
-        counts: how often something was done to them.
-        ended: workers that came to an end by themselves: node and exit code.
+        counts: how often each fault was injected.
+        ended: node and exit code of workers that ended without being killed.
     """
 
     slots: list[WorkerSlot]
@@ -79,7 +79,7 @@ class Fleet:
         self._thread.start()
 
     def close(self) -> None:
-        """End all."""
+        """End the supervisor and all workers."""
         self._over.set()
         if self._thread.is_alive():
             self._thread.join(60)
@@ -88,13 +88,13 @@ class Fleet:
                 end(slot.process)
 
     def rss(self) -> float:
-        """Return what the workers' parents hold in memory, in MB."""
+        """Return the memory of the workers' parent processes, in MB."""
         return sum(_rss(slot.process.pid) for slot in self.slots if slot.process is not None) / 1e6
 
-    # --- what happens to them
+    # --- faults
 
     def inject_fault(self, rng: random.Random) -> str:
-        """Do something to one of them, or to all, and return what."""
+        """Inject a random fault into one worker, or into all, and return its name."""
         slot = rng.choice([slot for slot in self.slots if slot.agent])
         what = rng.choice(["kill child", "kill child", "kill parent", "cut", "cut", "cut all", "cut and kill"])
         with self._lock:
@@ -113,13 +113,13 @@ class Fleet:
 
     def _kill_child(self, slot: WorkerSlot, rng: random.Random) -> None:
         if slot.process is None or not self._is_ready(slot):
-            return  # Celery ends a worker whose processes end while it starts
+            return  # Celery ends a worker whose pool processes die during its start
         try:
             children = psutil.Process(slot.process.pid).children()
             if children:
                 os.kill(rng.choice(children).pid, signal.SIGKILL)
         except (psutil.NoSuchProcess, ProcessLookupError):
-            pass  # it has ended meanwhile, which is as good
+            pass  # it has just ended
 
     def _is_ready(self, slot: WorkerSlot) -> bool:
         with self._log(slot).open("rb") as log:
@@ -139,12 +139,12 @@ class Fleet:
                         continue
                     if not slot.killed:
                         self.ended.append((slot.node, slot.process.returncode))
-                    end(slot.process)  # what is left of its group
+                    end(slot.process)  # and its process group
                     self._start(slot)
 
     def _start(self, slot: WorkerSlot) -> None:
         command = [sys.executable, "-W", "ignore", "-m", "celery", "-A", "soak.agents", "worker", "-l", "INFO"]
-        # Mingle is on: it is one of the places in which a worker can stand.
+        # Mingle is on, because a worker can hang in it.
         command += ["-n", f"{slot.node}@soak", "-c", "2" if slot.agent else "1", "--without-gossip"]
         broker = f"redis://127.0.0.1:{slot.line.port}/0"
         env = os.environ | {
@@ -164,7 +164,7 @@ class Fleet:
 
     @property
     def stalled(self) -> list[str]:
-        """Nodes whose workers ended since they had stalled."""
+        """Return the nodes whose workers ended because they had stalled."""
         return [node for node, code in self.ended if code == EXIT_STALLED]
 
 
