@@ -90,8 +90,8 @@ def deadly_messages(cluster: Cluster, rounds: int, rng: random.Random) -> None:
     cluster.drain()
     cluster.expect(worker.process.poll() is None, "the worker ended")
     for id_, do in ids.items():
-        # A process that dies before it has said that it took a message has had an attempt that nobody counts:
-        # Celery's pool hands the message to the next one (asynpool's on_partial_read).
+        # An attempt is not counted if the process dies before it has confirmed that it took the message: Celery's
+        # pool then gives the message to the next process (on_partial_read in asynpool).
         cluster.expect(1 <= cluster.begun(id_) <= ATTEMPTS + 1, f"{do!r} was begun {cluster.begun(id_)} times")
 
 
