@@ -1,17 +1,19 @@
-# One image for every agent, beat and Flower: docker-compose.yml says which of them a container is.
+# One image for all agents, beat and Flower. The command in docker-compose.yml decides what a container runs.
 FROM python:3.12-slim AS build
 WORKDIR /src
 RUN python -m venv /venv
-COPY pyproject.toml setup.cfg README.md LICENSE beat_schedule.py waooaw_formats.py ./
+COPY pyproject.toml setup.cfg README.md LICENSE ./
 COPY waooaw_celery/ waooaw_celery/
-COPY workers/ workers/
 RUN /venv/bin/pip install --no-cache-dir ".[flower]"
 
-# The sources and pip's leftovers stay behind in the stage above. Add your own agents here: COPY my_agents/ my_agents/
+# The stage above keeps the sources and pip's leftovers.
 FROM python:3.12-slim
 RUN useradd --no-create-home --uid 10001 waooaw
 COPY --from=build /venv /venv
-# Unbuffered, so that the last words of a process that dies are in its log.
+# Unbuffered, so that the log has the last lines of a process that dies.
 ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 WORKDIR /app
+# Celery imports the module after -A from the working directory. Add your own agents here: COPY my_agents/ my_agents/
+COPY beat_schedule.py ./
+COPY workers/ workers/
 USER waooaw

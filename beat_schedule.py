@@ -1,7 +1,7 @@
-"""Beat's entry: the application and the timetable of the periodic tasks.
+"""The application with the timetable of the periodic tasks, which two processes run.
 
-celery -A beat_schedule beat                      # says when
-celery -A beat_schedule worker -n system@%h       # does it
+celery -A beat_schedule beat                      # sends each task when it is due
+celery -A beat_schedule worker -n system@%h       # runs it
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Everything a developer runs: `python3 dev.py demo | test | lint | bench | faults | soak | mutants`.
+"""All development commands: `python3 dev.py demo | test | lint | bench | faults | soak | mutants`.
 
-Needs Python 3.11 or newer and nothing else. Makes the virtual environment `.venv`, installs the project with what
-the command needs, and runs it. More arguments go to the command: `python3 dev.py test -k priority`,
+Needs only Python 3.11 or newer. Creates the virtual environment `.venv`, installs the project with what the
+command needs, and runs it. Further arguments go to the command: `python3 dev.py test -k priority`,
 `python3 dev.py bench sending --rounds 7`, `python3 dev.py faults --rounds 10 --write`.
 `python3 dev.py mutants limits` shows which random changes of a room no quick test notices; it is not part of CI.
 """
@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 
-#: What each command needs installed: extras of the project, and dependency groups of pyproject.toml.
+#: What each command needs: extras of the project, and dependency groups of pyproject.toml.
 NEEDS = {
     "demo": ("embedded", ()),
     "test": ("embedded,flower,protobuf,zstd,crypto", ("test",)),
@@ -32,8 +32,8 @@ NEEDS = {
 
 def main(arguments: list[str]) -> int:
     """Run a command and return its exit code."""
-    if sys.version_info < (3, 11):  # noqa: UP036 - this file also runs on the Pythons that it refuses
-        print(f"Python 3.11 or newer is needed; this is {sys.version.split()[0]}.", file=sys.stderr)
+    if sys.version_info < (3, 11):  # noqa: UP036 - older Pythons must be able to print this
+        print(f"Python 3.11 or newer is required; this is {sys.version.split()[0]}.", file=sys.stderr)
         return 2
     if not arguments or arguments[0] not in NEEDS:
         wanted = bool({"-h", "--help", "help"} & set(arguments[:1]))
@@ -69,7 +69,7 @@ def test(arguments: list[str]) -> int:
 
 
 def lint(arguments: list[str]) -> int:
-    """Check style, form and types."""
+    """Check style, format and types."""
     steps = (["ruff", "check", *arguments], ["ruff", "format", "--check"], ["mypy"])
     return max([run([str(PYTHON), "-m", *step]) for step in steps])
 
@@ -81,14 +81,14 @@ def bench(arguments: list[str]) -> int:
 
 
 def faults(arguments: list[str]) -> int:
-    """Go through every fault many times, on each broker, with plain Celery beside it, and count the messages."""
+    """Cause every fault many times, on each broker, also with plain Celery, and account for every message."""
     os.chdir(ROOT)
     os.environ["PYTHONPATH"] = str(ROOT / "tests")
     return become([str(PYTHON), "-m", "faults", *arguments])
 
 
 def soak(arguments: list[str]) -> int:
-    """Let agents work for long while their processes are killed and their lines are cut: `soak --minutes 30`."""
+    """Let agents work for long while processes are killed and connections are cut: `soak --minutes 30`."""
     os.chdir(ROOT)
     os.environ["PYTHONPATH"] = str(ROOT / "tests")
     return become([str(PYTHON), "-m", "soak", *arguments])
@@ -101,7 +101,7 @@ def mutants(arguments: list[str]) -> int:
 
 
 def install(extras: str, groups: tuple[str, ...]) -> None:
-    """Make the virtual environment and install the project, unless that was done since the files last changed."""
+    """Create the virtual environment and install the project, if something changed since the last time."""
     what = f"{extras} {groups} {(ROOT / 'setup.cfg').read_text()} {(ROOT / 'pyproject.toml').read_text()}"
     stamp = VENV / f"installed-{hashlib.sha256(what.encode()).hexdigest()[:16]}"
     if stamp.exists():
@@ -115,32 +115,34 @@ def install(extras: str, groups: tuple[str, ...]) -> None:
 
 
 def make_venv() -> None:
-    """Make the virtual environment, or say what is missing."""
-    print(f"Making {VENV.name} …", file=sys.stderr)
+    """Create the virtual environment, or exit with the reason if that fails."""
+    print(f"Creating {VENV.name} …", file=sys.stderr)
     made = subprocess.run([sys.executable, "-m", "venv", str(VENV)], capture_output=True, text=True, check=False)
     if made.returncode:
         print(made.stdout + made.stderr, file=sys.stderr)
-        raise SystemExit("No virtual environment could be made. On Debian and Ubuntu: apt install python3-venv")
+        raise SystemExit(
+            "The virtual environment could not be created. On Debian and Ubuntu: apt install python3-venv"
+        )
 
 
 def pip(*arguments: str) -> None:
-    """Run pip in the virtual environment, or say what to do when it fails."""
+    """Run pip in the virtual environment, or exit if it fails."""
     if run([str(PYTHON), "-m", "pip", "--disable-pip-version-check", "--quiet", *arguments]):
-        raise SystemExit("pip failed, as it says above. Mend that and run the command again.")
+        raise SystemExit("pip failed (see above). Fix the cause and run the command again.")
 
 
 def become(command: list[str]) -> int:
-    """Let a program take the place of this one, so that every signal reaches it."""
+    """Replace this process by a program, so that every signal reaches the program."""
     os.environ["PATH"] = f"{VENV / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}"
-    os.execv(command[0], command)  # noqa: S606 - no shell is wanted
+    os.execv(command[0], command)  # noqa: S606 - no shell is needed
 
 
 def run(command: list[str]) -> int:
-    """Run a program in the project's folder, with the virtual environment's programs first."""
+    """Run a program in the project's folder, with the virtual environment first on PATH."""
     env = os.environ | {"PATH": f"{VENV / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}"}
     try:
         return subprocess.run(command, cwd=ROOT, env=env, check=False).returncode
-    except KeyboardInterrupt:  # the program got it too, and has ended
+    except KeyboardInterrupt:  # the program got the signal too, and has ended
         return 130
 
 

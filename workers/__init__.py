@@ -1,1 +1,1 @@
-"""The agents of the demo: they measure the documents of a folder, together. One module each."""
+"""Entry points of docker-compose.yml: one module for each Celery worker of the demo."""

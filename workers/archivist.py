@@ -1,46 +1,7 @@
-"""Keeps what the analysts found: in memory, and in the file that ``ARCHIVE`` names, if it does."""
+"""The archivist, which stores the reports: `celery -A workers.archivist worker -c 1`."""
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Iterator
-from pathlib import Path
+from waooaw_celery.demo.agents.archivist import agent, app
 
-from waooaw_celery import Agent, Message, MessageType, create_app
-
-app = create_app("archivist")
-agent = Agent("archivist", app)
-
-_file = Path(os.environ["ARCHIVE"]) if "ARCHIVE" in os.environ else None
-
-
-def _load() -> dict[str, dict[str, object]]:
-    lines = _file.read_text(encoding="utf-8").splitlines() if _file and _file.exists() else []
-    return {report["path"]: report for report in map(json.loads, lines)}
-
-
-_reports = _load()
-
-
-@agent.on(MessageType.COMMAND)
-def keep(message: Message) -> None:
-    """Keep a report; a newer one of the same document replaces it."""
-    report = message.payload
-    if _file is not None:
-        with _file.open("a", encoding="utf-8") as archive:
-            archive.write(json.dumps(report) + "\n")
-    _reports[report["path"]] = report
-
-
-@agent.method
-def results() -> Iterator[dict[str, object]]:
-    """Yield all reports, by path: each is on its way while the next is looked for."""
-    for path in sorted(_reports):
-        yield _reports[path]
-
-
-@agent.method
-def get_status() -> dict[str, object]:
-    """Tell what this agent is doing."""
-    return {"kept": len(_reports)}
+__all__ = ["agent", "app"]

@@ -1,4 +1,4 @@
-"""pytest-celery's fixtures, over processes: one Valkey, and one worker that is the agent ``greeter``."""
+"""pytest-celery's fixtures with local processes: a Valkey server, and a worker of the agent ``greeter``."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from waooaw_celery import AgentApp
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A folder with a short path: that of a socket has at most 107 characters, and pytest's own are long."""
+    """A folder with a short path: a socket's path has at most 107 characters, and pytest's paths are long."""
     with TemporaryDirectory(prefix="waooaw-") as path:
         yield Path(path)
 
 
 @pytest.fixture
 def valkey_container(folder: Path) -> Iterator[ValkeyContainer]:
-    """The server that is both broker and result backend."""
+    """The server that is the broker and the result backend."""
     container = ValkeyContainer(folder)
     with container.running():
         yield container
@@ -31,13 +31,13 @@ def valkey_container(folder: Path) -> Iterator[ValkeyContainer]:
 
 @pytest.fixture
 def celery_broker(valkey_container: ValkeyContainer) -> CeleryTestBroker:
-    """Put Valkey in the place of the brokers that run in Docker."""
+    """Replace the brokers that run in Docker by Valkey."""
     return CeleryTestBroker(valkey_container)
 
 
 @pytest.fixture
 def celery_backend(valkey_container: ValkeyContainer) -> CeleryTestBackend:
-    """Put Valkey in the place of the result backends that run in Docker."""
+    """Replace the result backends that run in Docker by Valkey."""
     return CeleryTestBackend(valkey_container)
 
 
@@ -45,7 +45,7 @@ def celery_backend(valkey_container: ValkeyContainer) -> CeleryTestBackend:
 def celery_worker(
     folder: Path, celery_worker_cluster_config: dict[str, Any], celery_setup_app: AgentApp
 ) -> Iterator[CeleryTestWorker]:
-    """Put the agent's worker in the place of the one that runs in Docker."""
+    """Replace the worker that runs in Docker by the agent's worker."""
     env = {
         "CELERY_BROKER_URL": celery_worker_cluster_config["celery_broker_cluster_config"]["urls"][0],
         "CELERY_RESULT_BACKEND": celery_worker_cluster_config["celery_backend_cluster_config"]["urls"][0],
@@ -57,7 +57,7 @@ def celery_worker(
 
 @pytest.fixture
 def celery_setup_cls() -> type[AgentSetup]:
-    """Let the setup's application be one that speaks with agents."""
+    """Use a setup whose application can send to agents."""
     return AgentSetup
 
 

@@ -1,7 +1,7 @@
-"""pytest-celery without Docker: what it takes for containers are processes on this computer.
+"""pytest-celery without Docker: its containers are local processes.
 
-pytest-celery reaches Docker only through the object of docker-py that its containers wrap. ``Process`` is that
-object for a local process, so that the nodes, clusters and setups of pytest-celery work as they are.
+pytest-celery accesses Docker only through the docker-py object that its containers wrap. ``Process`` is such an
+object for a local process, so that pytest-celery's nodes, clusters and setups work unchanged.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ AGENTS = Path(__file__).parent
 
 
 class Process:
-    """A local process, with as much of docker-py's ``Container`` as pytest-celery uses."""
+    """A local process with the methods of docker-py's ``Container`` that pytest-celery uses."""
 
     def __init__(
         self, id_: str, name: str, command: Sequence[str], log: Path, env: Mapping[str, str] | None = None
     ) -> None:
         self.id = id_
         self.name = name
-        # No networks and no ports: there are none to wait for.
+        # No networks and no ports, so that pytest-celery waits for none.
         self.attrs: dict[str, Any] = {"NetworkSettings": {"Networks": {}, "Ports": {}}}
         self._command = command
         self._log = log
@@ -47,22 +47,22 @@ class Process:
 
     @property
     def status(self) -> str:
-        """``created``, ``running`` or ``exited``."""
+        """Return ``created``, ``running`` or ``exited``."""
         if self._process is None:
             return "created"
         return "running" if self._process.poll() is None else "exited"
 
     def reload(self) -> None:
-        """Do nothing: ``status`` is always new."""
+        """Do nothing: ``status`` is always current."""
 
     def restart(self, timeout: float = PATIENCE) -> None:
-        """Start, after ending what runs."""
+        """End the process if it is running, and start it."""
         self.stop(timeout)
         self._log.unlink(missing_ok=True)
         self._process = spawn(self._command, log=self._log, env=self._env, cwd=AGENTS)
 
     def kill(self, signal: str | int | None = None) -> None:
-        """Send a signal; SIGKILL to all its processes, as nothing outlives the first process of a container."""
+        """Send a signal; send SIGKILL to the whole group, because a container ends with its first process."""
         number = Signals[signal] if isinstance(signal, str) else Signals(signal or SIGKILL)
         if self._process is None or self._process.poll() is not None:
             return
@@ -73,12 +73,12 @@ class Process:
         self._process.wait(PATIENCE)
 
     def wait(self, timeout: float) -> int:
-        """Return the exit code, when it has ended."""
+        """Wait for the end, and return the exit code."""
         assert self._process is not None
         return self._process.wait(timeout)
 
     def stop(self, timeout: float = PATIENCE) -> None:
-        """End it, and give pytest its log to show if the test failed."""
+        """End the process, and print its log, which pytest shows if the test fails."""
         if self._process is None:
             return
         end(self._process, timeout)
@@ -86,18 +86,18 @@ class Process:
         print(f"--- log of {self.name} ---\n{self.logs().decode()}")
 
     def logs(self) -> bytes:
-        """Return what it printed since its last start; older lines would say that it is ready."""
+        """Return the output since the last start: older lines would contain the ready prompt."""
         return self._log.read_bytes() if self._log.exists() else b""
 
 
 class ProcessContainer(CeleryTestContainer):
-    """A container of pytest-celery that is a local process."""
+    """A pytest-celery container that is a local process."""
 
     _container: Process
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Run it while the block runs."""
+        """Run the process while the block runs."""
         try:
             self.restart()
             yield
@@ -105,16 +105,16 @@ class ProcessContainer(CeleryTestContainer):
             self.teardown()
 
     def wait(self, timeout: float = PATIENCE) -> int:
-        """Return the exit code, when it has ended."""
+        """Wait for the end, and return the exit code."""
         return self._container.wait(timeout)
 
     def teardown(self) -> None:
-        """End it at once, as a container is removed; harmless when it has ended."""
+        """Kill the process, if it is running."""
         self._container.kill()
         self._container.stop()
 
     def _wait_ready(self, timeout: float = PATIENCE) -> bool:
-        # pytest-celery's own looks once a second, and for two minutes also at a process that has ended.
+        # pytest-celery's method polls once a second, and waits two minutes even if the process has ended.
         until(self._has_started_or_ended, f"{self.name} is ready", timeout)
         if self.status == "exited":
             raise ContainerFailed(self, f"{self.name} ended before it was ready: {self.logs()[-500:]}")
@@ -125,7 +125,7 @@ class ProcessContainer(CeleryTestContainer):
 
 
 class ValkeyContainer(ProcessContainer):
-    """A Valkey server on a socket in its folder: broker, result backend and store at once."""
+    """A Valkey server on a socket in its folder: broker, result backend and store."""
 
     ready_prompt = "Ready to accept connections"
 
@@ -137,7 +137,7 @@ class ValkeyContainer(ProcessContainer):
 
     @property
     def celeryconfig(self) -> dict[str, str]:
-        """Its address, for the worker and for the tests."""
+        """Return its URL, for the worker and for the tests."""
         url = f"redis+socket://{self._socket}"
         return {"url": url, "host_url": url}
 
@@ -173,20 +173,20 @@ class WorkerContainer(ProcessContainer):
 
 
 class AgentSetup(CeleryTestSetup):
-    """A setup of pytest-celery whose application can speak with agents."""
+    """A pytest-celery setup whose application can send to agents."""
 
     @classmethod
     def create_setup_app(cls, celery_setup_config: dict[str, Any], celery_setup_app_name: str) -> Celery:
-        """Return an application for the tests, which speak in the name of ``tests``."""
+        """Return an application that sends as ``tests``."""
         return create_app(celery_setup_app_name, waooaw_sender="tests", **celery_setup_config)
 
     def ready(self, *args: bool, **kwargs: bool) -> bool:
-        """Wait also until the agents are known, since nothing can be sent to them before."""
+        """Also wait until the agents are registered: before that, a send is refused."""
         for worker in self.worker_cluster or ():
-            until(partial(self._lives, worker.worker_name), f"{worker.worker_name} is known and lives")
+            until(partial(self._is_alive, worker.worker_name), f"{worker.worker_name} is registered and alive")
         return super().ready(*args, **kwargs)
 
-    def _lives(self, agent: str) -> bool:
+    def _is_alive(self, agent: str) -> bool:
         try:
             return bool(self.app.registry.get(agent).workers)
         except UnknownAgent:

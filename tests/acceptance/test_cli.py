@@ -1,4 +1,4 @@
-"""The command line, as real processes against a real agent."""
+"""`waooaw`, as real processes against a real agent."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def app(broker: Broker) -> Iterator[AgentApp]:
 
 @pytest.fixture
 def cli(broker: Broker) -> Cli:
-    """Run `waooaw` with these arguments."""
+    """Return a function that runs `waooaw` with its arguments."""
 
     def run(*arguments: str, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
         env = {"CELERY_BROKER_URL": broker.url, "COLUMNS": "200"} | env
@@ -53,8 +53,8 @@ def cli(broker: Broker) -> Cli:
     return run
 
 
-def test_send_and_receipt_tell_the_same_message(cli: Cli, agent: str) -> None:
-    """What `send` printed can be followed with `receipt`, as JSON and as a table."""
+def test_receipt_shows_what_send_sent(cli: Cli, agent: str) -> None:
+    """`receipt` shows the message that `send` printed, as JSON and as a table."""
     sent = json.loads(cli("send", agent, '{"n": 1}', "--priority", "urgent", "--from", "boss", "--json").stdout)
     assert (sent["from_agent"], sent["to_agent"], sent["priority"]) == ("boss", agent, "URGENT")
 
@@ -68,7 +68,7 @@ def test_send_and_receipt_tell_the_same_message(cli: Cli, agent: str) -> None:
 
 
 def test_a_payload_may_come_from_standard_input(cli: Cli, agent: str) -> None:
-    """`-` reads the payload, and the type and expiry are options."""
+    """`-` reads the payload from standard input; type and expiry are options."""
     done = cli("send", agent, "-", "--type", "ack", "--ttl", "0", "--json", stdin='{"long": "text"}')
     assert json.loads(done.stdout)["message_type"] == "ack"
     seen = json.loads(cli("request", agent, "seen", "--json").stdout)["result"]
@@ -77,14 +77,14 @@ def test_a_payload_may_come_from_standard_input(cli: Cli, agent: str) -> None:
 
 
 def test_request_prints_the_result(cli: Cli, agent: str) -> None:
-    """The result is printed as JSON; with --json it stands in a response."""
+    """The result is printed as JSON; with --json the whole response is."""
     assert json.loads(cli("request", agent, "echo", '{"value": [1, "ü"]}').stdout) == [1, "ü"]
     response = json.loads(cli("request", agent, "echo", '{"value": 1}', "--json").stdout)
     assert (response["ok"], response["result"], response["error"]) == (True, 1, None)
 
 
 def test_a_failed_request_exits_with_1(cli: Cli, agent: str) -> None:
-    """The error over there goes to standard error, with its traceback; with --json to standard output."""
+    """The error goes to standard error with the agent's traceback; with --json, to standard output."""
     failed = cli("request", agent, "fail", '{"text": "no such invoice"}')
     assert failed.returncode == 1
     assert f"Error: {agent} raised ValueError: no such invoice" in failed.stderr
@@ -94,8 +94,8 @@ def test_a_failed_request_exits_with_1(cli: Cli, agent: str) -> None:
     assert json.loads(as_json.stdout)["error"]["type"] == "RemoteError"
 
 
-def test_agents_lists_who_is_known(cli: Cli, agent: str) -> None:
-    """Handlers, state, depth by priority and last sign of life, as a table and as JSON."""
+def test_agents_lists_the_known_agents(cli: Cli, agent: str) -> None:
+    """`agents` shows handlers, state, waiting messages by priority and last heartbeat, also as JSON."""
     [record] = [one for one in json.loads(cli("agents", "--json").stdout) if one["agent"]["name"] == agent]
     assert record["alive"]
     assert "echo" in record["agent"]["handlers"]
@@ -105,13 +105,13 @@ def test_agents_lists_who_is_known(cli: Cli, agent: str) -> None:
     assert "s ago" in row
 
 
-def test_queues_counts_what_waits(cli: Cli, broker: Broker) -> None:
-    """Messages to an agent that is known by setting and not there are counted by priority."""
-    sleepy = broker.name()
+def test_queues_counts_waiting_messages(cli: Cli, broker: Broker) -> None:
+    """Messages to a declared agent without a worker are counted by priority."""
+    absent = broker.name()
     for priority in ("urgent", "low", "low"):
-        assert cli("send", sleepy, "{}", "--priority", priority, WAOOAW_AGENTS=sleepy).returncode == 0
-    depths = json.loads(cli("queues", "--json", WAOOAW_AGENTS=sleepy).stdout)
-    [depth] = [one for one in depths if one["queue"] == f"agent.{sleepy}"]
+        assert cli("send", absent, "{}", "--priority", priority, WAOOAW_AGENTS=absent).returncode == 0
+    depths = json.loads(cli("queues", "--json", WAOOAW_AGENTS=absent).stdout)
+    [depth] = [one for one in depths if one["queue"] == f"agent.{absent}"]
     assert (depth["total"], depth["by_priority"]["URGENT"], depth["by_priority"]["LOW"]) == (3, 1, 2)
 
 
@@ -119,7 +119,7 @@ def test_queues_counts_what_waits(cli: Cli, broker: Broker) -> None:
     ("arguments", "env", "sentence"),
     [
         (("send", "nobody", "{}"), {}, "agent 'nobody' is not known"),
-        (("send", "nobody", "{not json"), {}, "{not json is no JSON"),
+        (("send", "nobody", "{not json"), {}, "{not json is not JSON"),
         (("request", "nobody", "x", "[1]"), {}, "must be a JSON object"),
         (("send", "Not A Name", "{}"), {}, "to_agent must be 1 to 63 characters"),
         (("receipt", "no-such-id"), {}, "no receipt of message 'no-such-id'"),
@@ -127,8 +127,8 @@ def test_queues_counts_what_waits(cli: Cli, broker: Broker) -> None:
         (("agents",), {"CELERY_BROKER_URL": ""}, "no broker is set"),
         (("agents",), {"CELERY_BROKER_URL": "redis://127.0.0.1:1/0"}, "Connection refused"),
         (("agents",), {"WAOOAW_SENDR": "x"}, "did you mean WAOOAW_SENDER?"),
-        (("-A", "no.such.module", "agents"), {}, "there is no application 'no.such.module'"),
-        (("-A", "json", "agents"), {}, "there is no application 'json'"),
+        (("-A", "no.such.module", "agents"), {}, "application 'no.such.module' cannot be loaded"),
+        (("-A", "json", "agents"), {}, "application 'json' cannot be loaded"),
         (
             ("limits", "set", "boss", "10/secnd"),
             {},
@@ -146,7 +146,7 @@ def test_queues_counts_what_waits(cli: Cli, broker: Broker) -> None:
 def test_a_mistake_is_one_sentence_on_standard_error(
     cli: Cli, arguments: tuple[str, ...], env: dict[str, str], sentence: str
 ) -> None:
-    """A wrong argument or setting ends with a sentence and no traceback."""
+    """A wrong argument or setting ends with one sentence and no traceback."""
     done = cli(*arguments, **env)
     assert done.returncode in (1, 2)
     assert sentence in done.stderr
@@ -155,7 +155,7 @@ def test_a_mistake_is_one_sentence_on_standard_error(
 
 
 def test_limits_are_shown_set_and_reset(cli: Cli, agent: str) -> None:
-    """What an administrator sets holds for the next process; who is near the limit is listed, and reset."""
+    """A quota that is set counts in the next process; `near` lists the sender, and `reset` frees it."""
     env = {"WAOOAW_RATE_LIMIT": "100/hour burst 20", "WAOOAW_RATE_LIMITS": '{"quiet": "1/day"}'}
     sender = f"shell-{agent}"
     assert cli("limits", "set", sender, "2/hour; 5/day to *", **env).stdout == f"{sender}: 2/hour; 5/day to *\n"
@@ -181,8 +181,8 @@ def test_limits_are_shown_set_and_reset(cli: Cli, agent: str) -> None:
     assert "count nothing: set waooaw_rate_limit" in off.stderr
 
 
-def test_what_was_refused_is_listed(cli: Cli, broker: Broker, agent: str, tmp_path: Path) -> None:
-    """With a ledger, `limits refused` tells of whom, by which rule and how many; without one it says so."""
+def test_refused_messages_are_listed(cli: Cli, broker: Broker, agent: str, tmp_path: Path) -> None:
+    """`limits refused` counts by sender and rule; without a ledger it is an error."""
     env = {
         "WAOOAW_RATE_LIMIT": "1/hour",
         "WAOOAW_DATABASE_URL": f"sqlite:///{tmp_path / 'ledger'}",
@@ -218,7 +218,7 @@ def test_an_application_can_be_named(cli: Cli, broker: Broker, agent: str, tmp_p
     ],
 )
 def test_a_worker_does_not_start_with_a_wrong_setting(broker: Broker, env: dict[str, str], sentence: str) -> None:
-    """`celery worker` ends at once with the sentence and no traceback."""
+    """`celery worker` ends at once with one sentence and no traceback."""
     done = subprocess.run(
         [sys.executable, "-m", "celery", "-A", "probe", "worker", "-c", "1"],
         cwd=PROBE_FOLDER,

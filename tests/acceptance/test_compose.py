@@ -1,8 +1,7 @@
-"""`docker-compose.yml`: its services are started here as they stand there, as processes instead of containers."""
+"""`docker-compose.yml`: its services with their own commands, as processes instead of containers."""
 
 from __future__ import annotations
 
-import ast
 import base64
 import http.client
 import json
@@ -39,60 +38,55 @@ from waooaw_celery.store.connection import connect, store_url
 ROOT = Path(__file__).parents[2]
 COMPOSE = ROOT / "docker-compose.yml"
 SERVICES: dict[str, dict[str, Any]] = yaml.safe_load(COMPOSE.read_text())["services"]
-#: The services that run this project's image: whatever is added to the file is tested too.
+#: The services that run this project's image; a new service in the file is tested too.
 OURS = [name for name in SERVICES if name not in ("redis", "postgres")]
-#: Those of them that are Celery processes and stay; `migrate` does its work and ends.
+#: Those of them that keep running; `migrate` ends.
 LASTING = [name for name in OURS if name != "migrate"]
-#: The modules behind the programs that the image has.
+#: The modules of the programs in the image.
 PROGRAMS = {"celery": "celery", "waooaw": "waooaw_celery"}
-#: What the file asks of its environment.
+#: The environment variables that the file needs.
 SECRETS = {"POSTGRES_PASSWORD": secrets.token_hex(8), "FLOWER_BASIC_AUTH": f"operator:{secrets.token_hex(8)}"}
 
-#: Seconds that a service may take to be ready, with all of them starting at once on a small computer.
+#: Seconds that a service may take to be ready while all are starting.
 START = 60.0
 #: Seconds that a service may take to end.
 STOP = 20.0
 
 
 def words(service: str) -> list[str]:
-    """Return the command of a service as Compose splits it."""
+    """Return the words of a service's command, split as Compose does."""
     return shlex.split(SERVICES[service]["command"])
 
 
 def module(service: str) -> str:
-    """Return the module that a service's command names."""
+    """Return the module in a service's command."""
     command = words(service)
     return command[command.index("-A") + 1]
 
 
 def kind(service: str) -> str:
-    """Return what a service is: ``worker``, ``beat`` or ``flower``."""
+    """Return ``worker``, ``beat`` or ``flower``: what a service runs."""
     command = words(service)
     return command[command.index("-A") + 2]
 
 
-def creates_agent(path: Path) -> bool:
-    """Whether a module calls ``Agent(…)``."""
-    calls = [node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
-    return any(isinstance(name, ast.Name) and name.id == "Agent" for name in calls)
-
-
-AGENT_MODULES = sorted(f"workers.{path.stem}" for path in (ROOT / "workers").glob("*.py") if creates_agent(path))
+#: The entry points of the agents.
+AGENT_MODULES = sorted(f"workers.{path.stem}" for path in (ROOT / "workers").glob("[!_]*.py"))
 AGENTS = [name for name in LASTING if module(name) in AGENT_MODULES]
 
 
 def python(words: list[str]) -> list[str]:
-    """Return a command with this Python in the place of the image's program."""
+    """Return a command that runs the image's program with this Python."""
     return [sys.executable, "-m", PROGRAMS[words[0]], *words[1:]]
 
 
 def localized(word: str, port: int, folder: Path) -> str:
-    """Return a word of a command with the port, or the folder of a temporary file, replaced by the test's own."""
+    """Return a word of a command with its port, or the folder of a temporary file, replaced."""
     return re.sub(r"^/tmp(?=/)", str(folder), re.sub(r"(?<=^--port=)\d+$", str(port), word))
 
 
 def interpolated(service: str) -> dict[str, str]:
-    """Return a service's own environment as Compose makes it, with the secrets filled in."""
+    """Return a service's environment variables with the secrets filled in, as Compose does."""
     return {
         name: re.sub(r"\$\{(\w+)(?::\?[^}]*)?\}", lambda match: SECRETS[match[1]], value)
         for name, value in SERVICES[service]["environment"].items()
@@ -100,7 +94,7 @@ def interpolated(service: str) -> dict[str, str]:
 
 
 def environment(service: str, addresses: dict[str, str]) -> dict[str, str]:
-    """Return a service's environment, with the addresses of the test's servers in the place of its own."""
+    """Return a service's environment with the addresses of the test's servers."""
     values = interpolated(service)
     assert addresses.keys() <= values.keys()
     ours = ("CELERY_", "WAOOAW_", "FLOWER_")
@@ -110,7 +104,7 @@ def environment(service: str, addresses: dict[str, str]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Service:
-    """A service of the file, running here as a process."""
+    """A service of the file that runs as a process."""
 
     name: str
     process: subprocess.Popen[bytes]
@@ -118,7 +112,7 @@ class Service:
     port: int
 
     def wait(self, what: str, check: Callable[[], bool]) -> None:
-        """Wait until the service is as the check wants it; fail with its log when it ends or takes too long."""
+        """Wait until a check succeeds; fail with the service's log if it ends or takes too long."""
         deadline = time.monotonic() + START
         while not check():
             code = self.process.poll()
@@ -127,27 +121,27 @@ class Service:
             time.sleep(0.05)
 
     def printed(self) -> str:
-        """Return what it has printed so far."""
+        """Return its output so far."""
         return self.log.read_text(errors="replace")
 
 
 @dataclass(frozen=True)
 class Fleet:
-    """All of our services that stay, and an application on the servers that they share."""
+    """All running services, and an application that uses the same servers."""
 
     addresses: dict[str, str]
     app: AgentApp
     services: dict[str, Service]
 
     def declared_workers(self, agent: str) -> tuple[str, ...]:
-        """Return the workers that the registry knows of an agent; none when it does not know the agent."""
+        """Return an agent's workers in the registry; none if the agent is not registered."""
         try:
             return self.app.registry.get(agent).workers
         except UnknownAgent:
             return ()
 
     def wait_for_agent(self, agent: str) -> None:
-        """Wait until a worker of the agent, under the name of its service, is in the registry."""
+        """Wait until the agent's worker is in the registry, with the name of its service."""
         node = f"{agent}@{socket.gethostname()}"
         self.services[agent].wait("its entry in the registry", lambda: node in self.declared_workers(agent))
 
@@ -163,7 +157,7 @@ class Fleet:
 
 @pytest.fixture(scope="module")
 def empty_database(postgres_url: str) -> Iterator[str]:
-    """URL of a PostgreSQL database without any table, as a new volume has it."""
+    """URL of a PostgreSQL database without tables, as in a new volume."""
     name = f"waooaw_{uuid4().hex}"
     with closing(psycopg2.connect(postgres_url.replace("+psycopg2", ""))) as connection:
         connection.autocommit = True
@@ -175,7 +169,7 @@ def empty_database(postgres_url: str) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def fleet(empty_database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    """Every service of ours with its own command and environment: `migrate`, and then all others at once."""
+    """All our services with their own command and environment: `migrate`, then all others at once."""
     folder = tmp_path_factory.mktemp("compose")
     with ExitStack() as stack:
         broker_url = stack.enter_context(valkey())
@@ -193,7 +187,7 @@ def fleet(empty_database: str, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 def status(port: int, path: str, *, method: str = "GET", credentials: str | None = None) -> int | None:
-    """Return the HTTP status of an answer, or None while nobody listens."""
+    """Return the HTTP status of an answer, or None if nothing listens."""
     token = base64.b64encode((credentials or "").encode()).decode()
     with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=10)) as connection:
         try:
@@ -204,8 +198,8 @@ def status(port: int, path: str, *, method: str = "GET", credentials: str | None
 
 
 def validate(path: Path) -> subprocess.CompletedProcess[str]:
-    """Hold a file against the schema of the Compose specification, which the checker brings along."""
-    nowhere = "http://127.0.0.1:9"  # the discard port: whoever wanted the network would fail
+    """Check a file against the schema of the Compose specification, which is part of the checker."""
+    nowhere = "http://127.0.0.1:9"  # the discard port: every access to the network fails
     return subprocess.run(
         [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", str(path)],
         env={**os.environ, "http_proxy": nowhere, "https_proxy": nowhere},
@@ -217,13 +211,13 @@ def validate(path: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_file_is_valid_compose() -> None:
-    """The file keeps to the Compose specification."""
+    """The file conforms to the Compose specification."""
     checked = validate(COMPOSE)
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
 def test_misspelt_key_is_refused(tmp_path: Path) -> None:
-    """A copy of the file with one misspelt key is refused, and the key is named."""
+    """A copy of the file with a misspelt key is refused, and the error names the key."""
     broken = tmp_path / "docker-compose.yml"
     broken.write_text(COMPOSE.read_text().replace("healthcheck:", "healthchek:", 1))
     checked = validate(broken)
@@ -232,21 +226,21 @@ def test_misspelt_key_is_refused(tmp_path: Path) -> None:
 
 
 def test_every_agent_has_a_service() -> None:
-    """Whoever adds an agent to `workers/` is reminded of its service."""
+    """Each module in `workers/` has a service."""
     assert AGENT_MODULES
     assert set(AGENT_MODULES) <= {module(name) for name in LASTING}
 
 
 @pytest.mark.parametrize("name", LASTING)
 def test_command_names_a_module_of_the_image(name: str) -> None:
-    """The module that a command names exists, and the Dockerfile copies it to where it is installed from."""
+    """The module in a command exists, and the Dockerfile copies it into the image."""
     path = Path(*module(name).split(".")).with_suffix(".py")
     assert (ROOT / path).is_file()
     assert re.search(rf"^COPY .*\b{re.escape(path.parts[0])}/? ", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
 
 
 def test_image_gets_what_it_copies_and_nothing_else() -> None:
-    """What the Dockerfile copies exists and passes `.dockerignore`, which lets nothing else through."""
+    """What the Dockerfile copies exists and passes `.dockerignore`, and nothing else does."""
     lines = [line.split() for line in (ROOT / "Dockerfile").read_text().splitlines() if line.startswith("COPY ")]
     copied = {source for line in lines if "--from=build" not in line for source in line[1:-1]}
     ignored = (ROOT / ".dockerignore").read_text().splitlines()
@@ -256,7 +250,7 @@ def test_image_gets_what_it_copies_and_nothing_else() -> None:
 
 
 def test_only_this_computer_reaches_a_port() -> None:
-    """Every published port is on the loopback interface, and the broker publishes none."""
+    """Each published port is on the loopback interface, and the broker publishes none."""
     published = [port for service in SERVICES.values() for port in service.get("ports", [])]
     assert published
     assert all(port.startswith("127.0.0.1:") for port in published)
@@ -267,13 +261,13 @@ def test_only_this_computer_reaches_a_port() -> None:
     ("service", "variable"), [("postgres", "POSTGRES_PASSWORD"), ("flower", "FLOWER_BASIC_AUTH")]
 )
 def test_secret_is_required_and_not_in_the_file(service: str, variable: str) -> None:
-    """Compose refuses to start without the secret: there is no default that somebody could forget to change."""
+    """Compose refuses to start without the secret, which has no default."""
     assert SERVICES[service]["environment"][variable].startswith(f"${{{variable}:?")
 
 
 @pytest.mark.parametrize("name", OURS)
 def test_addresses_are_those_of_the_servers(name: str) -> None:
-    """Every service of ours is told the names of `redis` and `postgres`, and the user that `postgres` makes."""
+    """Each of our services gets the host names `redis` and `postgres`, and the user that `postgres` creates."""
     values, server = interpolated(name), interpolated("postgres")
     assert urlsplit(values["CELERY_BROKER_URL"]).hostname == "redis"
     ledger = database_url(values["WAOOAW_DATABASE_URL"])
@@ -285,7 +279,7 @@ def test_addresses_are_those_of_the_servers(name: str) -> None:
 
 @pytest.mark.parametrize("name", LASTING)
 def test_nothing_starts_before_the_ledger_has_its_tables(name: str) -> None:
-    """A service waits for `redis` and for the end of `migrate`, which waits for `postgres` and is not repeated."""
+    """A service waits for `redis` and the end of `migrate`, which waits for `postgres` and is not restarted."""
     healthy = {"condition": "service_healthy"}
     completed = {"condition": "service_completed_successfully"}
     assert SERVICES[name]["depends_on"] == {"redis": healthy, "migrate": completed}
@@ -294,7 +288,7 @@ def test_nothing_starts_before_the_ledger_has_its_tables(name: str) -> None:
 
 
 def test_one_service_builds_the_image_for_all() -> None:
-    """`migrate`, on which all others depend, builds the image that they take and never fetch."""
+    """`migrate`, on which all others depend, builds the image; the others use it and never pull."""
     assert {SERVICES[name]["image"] for name in OURS} == {SERVICES["migrate"]["image"]}
     assert [name for name in OURS if "build" in SERVICES[name]] == ["migrate"]
     assert SERVICES["migrate"]["pull_policy"] == "build"
@@ -302,7 +296,7 @@ def test_one_service_builds_the_image_for_all() -> None:
 
 
 def test_redis_takes_its_flags() -> None:
-    """A real server starts with the flags of the `redis` service: messages go to disk, and are never evicted."""
+    """A real server accepts the flags of the `redis` service: messages go to disk and are never evicted."""
     program, *flags = words("redis")
     assert program == "redis-server"
     with valkey(options=flags) as url, closing(connect(store_url(None, url))) as client:
@@ -311,8 +305,8 @@ def test_redis_takes_its_flags() -> None:
     assert accepted == asked == {"maxmemory-policy": "noeviction", "appendonly": "yes"}
 
 
-def test_what_the_services_say_is_in_the_ledger(fleet: Fleet, tmp_path: Path) -> None:
-    """A document that an operator hands in is measured and kept, and the ledger has every message of that."""
+def test_the_ledger_has_the_messages_of_the_services(fleet: Fleet, tmp_path: Path) -> None:
+    """A document that an operator sends is measured and stored, and the ledger has every message."""
     (tmp_path / "harbour.txt").write_text("Ships lie in the harbour.")
     for agent in AGENTS:
         fleet.wait_for_agent(agent)
@@ -321,7 +315,7 @@ def test_what_the_services_say_is_in_the_ledger(fleet: Fleet, tmp_path: Path) ->
     message_id = json.loads(sent)["message_id"]
     trail = MessageAuditTrail(fleet.app.ledger)
 
-    def told() -> set[tuple[str, str, str]]:
+    def seen() -> set[tuple[str, str, str]]:
         receipts = [record.receipt for record in trail.conversation(message_id)]
         return {(receipt.from_agent, receipt.to_agent, receipt.status.value) for receipt in receipts}
 
@@ -333,13 +327,13 @@ def test_what_the_services_say_is_in_the_ledger(fleet: Fleet, tmp_path: Path) ->
         ("analyst-1", NOBODY, "published"),
         ("analyst-1", "dashboard", "handled"),
     }
-    until(lambda: told() == expected, "the end of the conversation")
-    [kept] = json.loads(fleet.exec("archivist", "waooaw", "log", "--to", "archivist", "--json"))
-    assert kept["payload"]["path"] == "harbour.txt"
+    until(lambda: seen() == expected, "the end of the conversation")
+    [stored] = json.loads(fleet.exec("archivist", "waooaw", "log", "--to", "archivist", "--json"))
+    assert stored["payload"]["path"] == "harbour.txt"
 
 
 def test_migrate_may_run_again(fleet: Fleet) -> None:
-    """`migrate` has made the schema, and runs again beside the services, as each `up` and `run` lets it."""
+    """`migrate` creates the schema, and can run again while the services run, as `up` and `run` do."""
     check_version(fleet.app.database)
     fleet.exec("migrate", *words("migrate"))
     check_version(fleet.app.database)
@@ -347,7 +341,7 @@ def test_migrate_may_run_again(fleet: Fleet) -> None:
 
 @pytest.mark.parametrize("name", LASTING)
 def test_service_works_and_ends(fleet: Fleet, name: str) -> None:
-    """The service's own command brings it up to do its work, and SIGTERM, which `docker stop` sends, ends it."""
+    """The service's own command starts it and it works; SIGTERM, which `docker stop` sends, ends it."""
     service = fleet.services[name]
     {"worker": check_worker, "beat": check_beat, "flower": check_flower}[kind(name)](fleet, service)
     service.process.terminate()
@@ -355,7 +349,7 @@ def test_service_works_and_ends(fleet: Fleet, name: str) -> None:
 
 
 def check_worker(fleet: Fleet, service: Service) -> None:
-    """A worker says that it is ready, under the name of its service; an agent's is in the registry too."""
+    """A worker logs that it is ready, with its service's name."""
     node = f"{service.name}@{socket.gethostname()}"
     service.wait("its line `ready.`", lambda: f"{node} ready." in service.printed())
     if service.name in AGENTS:
@@ -371,10 +365,11 @@ def check_beat(_: Fleet, service: Service) -> None:
 
 
 def check_flower(_: Fleet, service: Service) -> None:
-    """Flower shows its pages to the one user, and carries out no operation, also not for them."""
+    """Flower shows its pages to its user only, and executes no operation."""
     user = SECRETS["FLOWER_BASIC_AUTH"]
-    service.wait("an answer", lambda: status(service.port, "/healthcheck") == 200)  # open: a comment there says so
-    assert status(service.port, "/metrics") == 200  # likewise
+    # These two are open, as docker-compose.yml says.
+    service.wait("an answer", lambda: status(service.port, "/healthcheck") == 200)
+    assert status(service.port, "/metrics") == 200
     assert status(service.port, "/", credentials=user) == 200
     assert status(service.port, "/") == 401
     assert status(service.port, "/", credentials="operator:wrong") == 401

@@ -1,4 +1,4 @@
-"""A real worker, driven through pytest-celery: it answers, records, survives kill -9 and ends when asked."""
+"""A real worker, driven by pytest-celery: it answers, records receipts, survives kill -9 and shuts down."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ def _wait_for(status: MessageStatus, message_id: str, bus: MessageBus) -> None:
     until(lambda: bus.receipt(message_id).status is status, f"{message_id} is {status}")
 
 
-def test_worker_is_ready_for_messages_tasks_and_remote_control(celery_setup: AgentSetup) -> None:
-    """A started worker runs ordinary tasks, answers remote control, and has said so in its log."""
+def test_worker_runs_tasks_and_answers_remote_control(celery_setup: AgentSetup) -> None:
+    """A started worker runs ordinary tasks, answers remote control, and logs that it is ready."""
     assert celery_setup.ready(ping=True, control=True, docker=False)
     node = celery_setup.worker.hostname()
-    # Asked by name: ready(control=True) is also content when nobody answers.
+    # By node name, because ready(control=True) also succeeds if no worker answers.
     assert celery_setup.app.control.ping(destination=[node], timeout=30) == [{node: {"ok": "pong"}}]
     celery_setup.worker.assert_log_exists(f"{node} ready.")
     celery_setup.worker.assert_log_exists("greeter.greet")
 
 
 def test_request_is_answered(celery_setup: AgentSetup) -> None:
-    """A request returns what the method in the worker returned."""
+    """A request returns the result of the method in the worker."""
     handler = RequestResponseHandler(celery_setup.app)
     assert handler.request("greeter", "greet", {"name": "Ada"}, timeout=30) == "Hello, Ada!"
 
 
-def test_celery_signature_is_a_message_with_a_receipt(celery_setup: AgentSetup) -> None:
-    """What Celery's own API sends to a handler brings its result, and its receipt becomes HANDLED."""
+def test_celery_signature_has_a_receipt(celery_setup: AgentSetup) -> None:
+    """A handler called by Celery's own API returns its result, and the receipt becomes HANDLED."""
     result = celery_setup.app.signature("greeter.greet", args=("Ada",)).delay()
     assert result.get(timeout=30) == "Hello, Ada!"
     bus = MessageBus(celery_setup.app)
@@ -44,7 +44,7 @@ def test_celery_signature_is_a_message_with_a_receipt(celery_setup: AgentSetup) 
 
 
 def test_message_to_a_killed_worker_is_handled_after_its_restart(celery_setup: AgentSetup) -> None:
-    """A message sent after a kill -9 of the worker waits, and the restarted worker handles it once."""
+    """A message that is sent after a kill -9 of the worker is handled once by the restarted worker."""
     bus = MessageBus(celery_setup.app)
     first = bus.send(_order("before"))
     _wait_for(MessageStatus.HANDLED, first.message_id, bus)
@@ -62,7 +62,7 @@ def test_message_to_a_killed_worker_is_handled_after_its_restart(celery_setup: A
 
 
 def test_sigterm_finishes_the_message_and_ends_the_worker(celery_setup: AgentSetup) -> None:
-    """A worker asked to stop finishes its message, no longer counts as living and exits with 0 within 15 s."""
+    """After SIGTERM a worker finishes its message, is no longer alive and exits with 0 within 15 s."""
     bus = MessageBus(celery_setup.app)
     receipt = bus.send(_order("last", seconds=1.0))
     _wait_for(MessageStatus.DELIVERED, receipt.message_id, bus)

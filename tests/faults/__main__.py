@@ -1,9 +1,9 @@
-"""`python -m faults`: the long form, which is a module that the processes which it starts find by name."""
+"""`python -m faults`: the long run. It is a module of its own, so that its child processes can import it."""
 
 from __future__ import annotations
 
 import sys
 
-from faults.long import main
+from faults.command import main
 
 sys.exit(main())

@@ -1,4 +1,4 @@
-"""The agent of the faults, a worker of the whole product: named FAULTS_NAME, its settings are FAULTS_SETTINGS."""
+"""The agent of the fault tests. FAULTS_NAME is its name, FAULTS_SETTINGS are its settings."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ else:
 
     @agent.on(MessageType.COMMAND, bind=True)
     def command(self: Any, message: Message) -> None:
-        """Do what the message says."""
+        """Do what the payload asks for."""
         act(message.payload, self.request)
 
     @agent.on(MessageType.QUERY, bind=True, once=True)
     def query(self: Any, message: Message) -> None:
-        """Do what the message says, with an effect in the ledger's database that happens once."""
+        """Do what the payload asks for, and insert a row into the ledger's database exactly once."""
         agent.session.execute(text("INSERT INTO faults_effects VALUES (:id)"), {"id": message.message_id})
         act(message.payload, self.request)

@@ -1,4 +1,4 @@
-"""The Celery application of the faults, on our transport alone: what it handles is noted in a file."""
+"""A plain Celery application on our transport. Its handlers record their effects in a file."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ POISON = "faults.poison"
 
 
 class ClaimingAMQP(AMQP):
-    """Celery's messages, on our transport."""
+    """Celery's AMQP object with our transport."""
 
     Connection = ClaimConnection
 
 
 def make_app(broker_url: str, **options: Any) -> Celery:
-    """Return a plain Celery application with our transport and defaults, and nothing else of ours.
+    """Return a plain Celery application with our transport and defaults.
 
     Args:
-        broker_url: of a Redis.
-        options: of the transport.
+        broker_url: URL of a Redis server.
+        options: transport options.
     """
     app = Celery(
         "faults",
@@ -47,14 +47,14 @@ def make_app(broker_url: str, **options: Any) -> Celery:
 
     @app.task(name=WORK, bind=True, shared=False)
     def work(self: Task[Any, Any], seconds: float = 0.0) -> None:
-        """Note the beginning, take a while, note the end."""
+        """Record the begin, sleep, record the end."""
         note("begun", self)
         time.sleep(seconds)
         note("done", self)
 
     @app.task(name=POISON, bind=True, shared=False)
     def poison(self: Task[Any, Any]) -> None:
-        """Kill the worker, not just the child of it that handles this."""
+        """Kill the worker's parent process, not only the pool process that runs this."""
         note("begun", self)
         os.kill(int(os.environ["FAULTS_WORKER"]), signal.SIGKILL)
         time.sleep(60)
@@ -63,7 +63,7 @@ def make_app(broker_url: str, **options: Any) -> Celery:
 
 
 def note(what: str, task: Task[Any, Any]) -> None:
-    """Append a line to the file of effects, in one piece whatever happens to the process."""
+    """Append a line to the file of effects in one write, so that a kill cannot split it."""
     redelivered = bool((task.request.delivery_info or {}).get("redelivered"))
     line = f"{what} {task.request.id} {os.getpid()} {time.monotonic():.6f} {int(redelivered)}\n"
     file = os.open(os.environ["FAULTS_EFFECTS"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)

@@ -1,4 +1,4 @@
-"""All faults: what each is, on which brokers, what a call may take meanwhile; and how they are gone through."""
+"""The catalogue of faults: what each does, on which brokers, what is allowed meanwhile; and how one is run."""
 
 from __future__ import annotations
 
@@ -14,150 +14,180 @@ from postgres_server import Server as Postgres
 from postgres_server import lone_server as lone_postgres
 from selection import ALL
 
-from faults import of_all, of_messages, of_servers, of_workers
+from faults import message_faults, mixed_faults, server_faults, worker_faults
 from faults.account import Account
+from faults.cluster import Cluster
 from faults.servers import Server, lone_rabbitmq, lone_valkey
-from faults.world import World
 
-#: Seconds that a call may take with all servers well, or refusing.
-SOON = 2.0
+#: Seconds that a call may take when the servers answer or refuse.
+DEADLINE_SECONDS = 2.0
 VALKEY, RABBITMQ = "valkey", "rabbitmq"
 BOTH = (VALKEY, RABBITMQ)
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One way to go wrong.
+    """One kind of fault.
 
     Attributes:
-        number: of the plan.
-        name: a few words.
-        run: does it to a world, so many times.
-        rounds: of the fast form.
-        most: rounds of the long form at most; None: as many as wanted.
-        often: how many rounds one of the long form's is.
-        brokers: on which.
+        number: its number in the report.
+        name: its name in the report.
+        run: causes it in a cluster, the given number of times.
+        rounds: rounds in the short run.
+        max_rounds: maximum of rounds in the long run; None: no maximum.
+        rounds_factor: rounds for each round that the long run asks for.
+        brokers: the brokers on which it is caused.
         deadline: seconds that a call may take meanwhile.
-        duplicates: messages that may be handled more than once, a round; None: any number.
-        lines: whether it is done to the lines to the broker.
-        durable: whether the broker keeps what it has.
-        plain: whether plain Celery goes through it too.
-        most_plain: rounds of plain Celery at most.
-        patience: seconds until all is quiet after it.
-        fast: whether it is part of the fast form.
-        gate: the brokers on which it is part of every run of the tests, and not of the whole fast form only.
+        duplicates: messages per round that may be handled more than once; None: any number.
+        lines: whether connections to the broker go through proxies.
+        durable: whether the broker persists its messages.
+        plain: whether it is also caused with plain Celery.
+        max_plain_rounds: maximum of rounds with plain Celery.
+        patience: seconds within which all messages must end after it.
+        fast: whether it is part of the short run.
+        gate: the brokers on which it is part of the quick tests, and not only of the whole suite.
     """
 
     number: str
     name: str
-    run: Callable[[World, int, random.Random], None]
+    run: Callable[[Cluster, int, random.Random], None]
     rounds: int = 2
-    most: int | None = None
-    often: int = 1
+    max_rounds: int | None = None
+    rounds_factor: int = 1
     brokers: tuple[str, ...] = BOTH
-    deadline: float = SOON
+    deadline: float = DEADLINE_SECONDS
     duplicates: int | None = 0
     lines: bool = False
     durable: bool = True
     plain: bool = False
-    most_plain: int = 10
+    max_plain_rounds: int = 10
     patience: float = 60.0
     fast: bool = True
     gate: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        """Return what it is called in a list of tests."""
+        """Return its name in a list of tests."""
         return f"{self.number} {self.name}"
 
     @property
     def kind(self) -> str:
-        """``workers``, ``servers`` or ``messages``: whose fault it is."""
-        return self.run.__module__.rpartition("of_")[2]
+        """Return what is faulty: ``workers``, ``servers``, ``messages``, or ``mixed``."""
+        return f"{self.run.__module__.removeprefix('faults.').removesuffix('_faults')}s"
 
 
 FAULTS = (
     Fault(
         "T1",
         "worker killed under load",
-        of_workers.kill_under_load,
+        worker_faults.kill_under_load,
         3,
-        often=10,
+        rounds_factor=10,
         duplicates=2,
         plain=True,
         gate=BOTH,
     ),
-    Fault("T1b", "the same, with once=True", of_workers.kill_once, 2, often=2, duplicates=None),
+    Fault("T1b", "the same, with once=True", worker_faults.kill_once, 2, rounds_factor=2, duplicates=None),
     Fault(
         "T2",
         "worker frozen, then killed",
-        of_workers.kill_frozen,
+        worker_faults.kill_frozen,
         3,
-        often=5,
+        rounds_factor=5,
         duplicates=2,
         plain=True,
         gate=(VALKEY,),
     ),
-    Fault("T3", "process of the pool killed", of_workers.kill_child, 2, plain=True),
-    Fault("T4", "messages that kill their process", of_workers.killers, 1, most=10, plain=True, gate=(VALKEY,)),
+    Fault("T3", "process of the pool killed", worker_faults.kill_child, 2, plain=True),
+    Fault(
+        "T4",
+        "messages that kill their process",
+        worker_faults.deadly_messages,
+        1,
+        max_rounds=10,
+        plain=True,
+        gate=(VALKEY,),
+    ),
     Fault(
         "T4b",
         "a message that kills its worker",
-        of_workers.kill_parent,
+        worker_faults.kill_parent,
         1,
-        most=5,
+        max_rounds=5,
         duplicates=2,
     ),
-    Fault("T5", "worker ends in order, with a backlog", of_workers.end_in_order, 2, plain=True),
-    Fault("T6", "worker ends cold", of_workers.end_cold, 2, duplicates=2),
+    Fault("T5", "worker ends in order, with a backlog", worker_faults.end_in_order, 2, plain=True),
+    Fault("T6", "worker ends cold", worker_faults.end_cold, 2, duplicates=2),
     Fault(
         "T7",
         "broker killed, with a log on disk",
-        of_servers.broker_killed,
+        server_faults.broker_killed,
         1,
         deadline=5.0,
         duplicates=None,
         plain=True,
     ),
-    Fault("T7b", "broker killed, nothing on disk", of_servers.broker_forgets, brokers=(VALKEY,), durable=False),
-    Fault("T8", "broker frozen", of_servers.broker_frozen, 1, deadline=5.0, duplicates=None),
-    Fault("T9", "lines cut", of_servers.line_cut, 2, lines=True, duplicates=None, plain=True),
+    Fault(
+        "T7b", "broker killed, nothing on disk", server_faults.broker_loses_data, brokers=(VALKEY,), durable=False
+    ),
+    Fault("T8", "broker frozen", server_faults.broker_frozen, 1, deadline=5.0, duplicates=None),
+    Fault("T9", "lines cut", server_faults.connections_cut, 2, lines=True, duplicates=None, plain=True),
     Fault(
         "T9c",
         "lines cut, processes of the pool killed",
-        of_servers.line_cut_and_child_killed,
+        server_faults.connections_cut_and_child_killed,
         2,
         brokers=(VALKEY,),
         lines=True,
         duplicates=None,
     ),
-    Fault("T9b", "the worker's line goes dead", of_servers.line_dead, 1, lines=True, duplicates=None),
-    Fault("T10", "answer to the sender lost", of_servers.answer_lost, 3, lines=True, duplicates=1, gate=BOTH),
-    Fault("T11", "broker full", of_servers.broker_full, 1, most=10, deadline=5.0, duplicates=None, plain=True),
-    Fault("T13", "to an agent that nobody declared", of_messages.unroutable, 2, most=5),
-    Fault("T13b", "queue deleted", of_messages.queue_deleted, 1, most=10, brokers=(RABBITMQ,)),
-    Fault("T14", "malformed messages", of_messages.malformed, 1, most=3, plain=True),
-    Fault("T16", "what cannot travel, hostile texts", of_messages.impossible, 1, most=3),
-    Fault("T19", "database killed", of_servers.database_killed, 1, duplicates=0, plain=True, gate=BOTH),
-    Fault("T20", "database frozen", of_servers.database_frozen, 1, deadline=6.0, duplicates=0, plain=True),
-    Fault("T22", "an end that Celery tells twice", of_workers.hard_limit, 1, most=5),
+    Fault("T9b", "the worker's line goes dead", server_faults.connection_dead, 1, lines=True, duplicates=None),
+    Fault("T10", "answer to the sender lost", server_faults.reply_lost, 3, lines=True, duplicates=1, gate=BOTH),
+    Fault(
+        "T11",
+        "broker full",
+        server_faults.broker_full,
+        1,
+        max_rounds=10,
+        deadline=5.0,
+        duplicates=None,
+        plain=True,
+    ),
+    Fault("T13", "to an agent that nobody declared", message_faults.unroutable, 2, max_rounds=5),
+    Fault("T13b", "queue deleted", message_faults.queue_deleted, 1, max_rounds=10, brokers=(RABBITMQ,)),
+    Fault("T14", "malformed messages", message_faults.malformed, 1, max_rounds=3, plain=True),
+    Fault("T16", "what cannot travel, hostile texts", message_faults.unserializable, 1, max_rounds=3),
+    Fault("T19", "database killed", server_faults.database_killed, 1, duplicates=0, plain=True, gate=BOTH),
+    Fault("T20", "database frozen", server_faults.database_frozen, 1, deadline=6.0, duplicates=0, plain=True),
+    Fault("T22", "an end that Celery tells twice", worker_faults.hard_limit, 1, max_rounds=5),
     Fault(
         "T24",
         "workers' clocks an hour ahead and behind",
-        of_workers.skewed_clock,
+        worker_faults.skewed_clock,
         2,
-        most=20,
+        max_rounds=20,
         brokers=(VALKEY,),
         plain=True,
     ),
-    Fault("T25", "handlers longer than the lease", of_workers.long_handler, 2, most=10, plain=True),
-    Fault("T26", "expired", of_messages.expiry, 1, most=20),
-    Fault("T29", "the same message twice", of_messages.twice, 1, most=20, duplicates=None, plain=True),
-    Fault("T30", "dead letters sent again", of_messages.letters, 1, most=20),
-    Fault("T31", "envelopes of other versions", of_messages.other_versions, 1, most=20),
-    Fault("T32", "all kinds in turns", of_all.chaos, 10, often=2, deadline=6.0, duplicates=None, fast=False),
+    Fault("T25", "handlers longer than the lease", worker_faults.long_handler, 2, max_rounds=10, plain=True),
+    Fault("T26", "expired", message_faults.expiry, 1, max_rounds=20),
+    Fault(
+        "T29", "the same message twice", message_faults.duplicated, 1, max_rounds=20, duplicates=None, plain=True
+    ),
+    Fault("T30", "dead letters sent again", message_faults.retry_dead_letters, 1, max_rounds=20),
+    Fault("T31", "envelopes of other versions", message_faults.other_versions, 1, max_rounds=20),
+    Fault(
+        "T32",
+        "all kinds in turns",
+        mixed_faults.chaos,
+        10,
+        rounds_factor=2,
+        deadline=6.0,
+        duplicates=None,
+        fast=False,
+    ),
 )
 
-#: A broker and a database, which may be used for one fault after the other.
+#: A broker and a database, which faults use one after the other.
 Servers: TypeAlias = tuple[Server, Postgres]
 
 
@@ -169,50 +199,50 @@ def servers(broker: str, *, durable: bool = True) -> Iterator[Servers]:
         yield server, stack.enter_context(lone_postgres())
 
 
-def go_through(
-    fault: Fault, stack: bool, on: Servers, rounds: int, seed: int, folder: Path | None = None
+def run_fault(
+    fault: Fault, is_product: bool, on: Servers, rounds: int, seed: int, folder: Path | None = None
 ) -> Account:
-    """Run a fault in a world of its own, and return the account of it.
+    """Run a fault in its own cluster, and return the account.
 
     Args:
-        fault: which.
-        stack: whether ours goes through it, or plain Celery.
+        fault: the fault.
+        is_product: whether the workers run agents, or plain Celery.
         on: the servers.
-        rounds: how many times.
-        seed: of all chances.
-        folder: for logs and accounts; None: a temporary one.
+        rounds: how many times it is caused.
+        seed: seed of the random numbers.
+        folder: folder for logs and effects; None: a temporary one.
     """
     with ExitStack() as exits:
         if folder is None:
-            folder = Path(exits.enter_context(tempfile.TemporaryDirectory(prefix="waooaw-world-")))
-        world = World(stack, *on, folder, lines=fault.lines)
-        exits.callback(world.close)
+            folder = Path(exits.enter_context(tempfile.TemporaryDirectory(prefix="waooaw-cluster-")))
+        cluster = Cluster(is_product, *on, folder, lines=fault.lines)
+        exits.callback(cluster.close)
         try:
-            fault.run(world, rounds, random.Random(seed))  # noqa: S311 - no secret
+            fault.run(cluster, rounds, random.Random(seed))  # noqa: S311 - no secret
         except AssertionError as error:
-            world.expect(False, f"stuck: {str(error)[:1500]}")
-            _heal(on)
-            if not world.workers:
-                return world.account()
-        world.probe()
-        if world.ours or not world.broken:
-            world.drain(fault.patience if world.ours else None)
-        return world.account()
+            cluster.expect(False, f"stuck: {str(error)[:1500]}")
+            _repair(on)
+            if not cluster.workers:
+                return cluster.account()
+        cluster.probe()
+        if cluster.is_product or not cluster.broken:
+            cluster.drain(fault.patience if cluster.is_product else None)
+        return cluster.account()
 
 
 def violations(fault: Fault, account: Account, rounds: int) -> list[str]:
-    """Return a sentence for each invariant that does not hold after a fault."""
+    """Return one sentence for each violated invariant."""
     allowed = None if fault.duplicates is None else fault.duplicates * rounds
     return account.violations(fault.deadline, allowed)
 
 
 def chosen(broker: str, *kinds: str, durable: bool = True) -> list[Fault]:
-    """Return the faults of the fast form on a broker, or those of every run.
+    """Return the faults that the tests cause on a broker: the quick ones, or all with WAOOAW_TEST_ALL=1.
 
     Args:
-        broker: which.
-        kinds: of what: ``workers``, ``servers``, ``messages``.
-        durable: whether the broker keeps what it has.
+        broker: the broker.
+        kinds: what is faulty: ``workers``, ``servers``, ``messages``.
+        durable: whether the broker persists its messages.
     """
     return [
         fault
@@ -225,14 +255,14 @@ def chosen(broker: str, *kinds: str, durable: bool = True) -> list[Fault]:
 
 
 def check(fault: Fault, on: Servers, folder: Path) -> None:
-    """Go through a fault in its fast form, with agents, and assert that every invariant held."""
-    account = go_through(fault, True, on, fault.rounds, 1, folder)
+    """Run a fault with agents, and assert that every invariant holds."""
+    account = run_fault(fault, True, on, fault.rounds, 1, folder)
     found = violations(fault, account, fault.rounds)
     assert not found, "\n".join(found)
 
 
-def _heal(on: Servers) -> None:
-    """Let servers live that a fault which went wrong has left in whatever state."""
+def _repair(on: Servers) -> None:
+    """Restore servers after a fault that did not finish."""
     broker, postgres = on
     if broker.running():
         broker.thaw()

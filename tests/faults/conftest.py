@@ -1,4 +1,4 @@
-"""Servers of their own for the faults: they are killed and frozen."""
+"""Servers that only the fault tests use, because they are killed and frozen."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from faults.servers import RabbitMQ
 
 @pytest.fixture(scope="module")
 def on_valkey() -> Iterator[Servers]:
-    """A Valkey with a log of its commands, and a PostgreSQL."""
+    """A Valkey server with an append-only file, and a PostgreSQL server."""
     with servers(VALKEY) as found:
         yield found
 
 
 @pytest.fixture(scope="module")
 def on_rabbitmq() -> Iterator[Servers]:
-    """A RabbitMQ, and a PostgreSQL."""
-    if not RabbitMQ.there:
-        pytest.skip("Debian's package rabbitmq-server is not installed: its faults need a node of their own")
+    """A RabbitMQ node, and a PostgreSQL server."""
+    if not RabbitMQ.is_installed:
+        pytest.skip("Debian's package rabbitmq-server is not installed; these tests start their own node")
     with servers(RABBITMQ) as found:
         yield found

@@ -1,4 +1,4 @@
-"""What handlers do, and what they note of it: in a file of their own, which survives any kill."""
+"""What handlers do, and how they record it: in a file, which survives every kill."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import Any, NamedTuple
 
 
 class Effect(NamedTuple):
-    """A line of a handler.
+    """One line that a handler recorded.
 
     Attributes:
         what: ``begun`` or ``done``.
-        id: of the message.
-        attempt: of Celery's own retries, from 1 on.
-        pid: of the process.
-        at: by the monotonic clock, which all processes of the computer have in common.
+        id: the message id.
+        attempt: Celery's attempt, from 1.
+        pid: id of the process.
+        at: time by the monotonic clock, which all processes of the computer share.
     """
 
     what: str
@@ -29,21 +29,21 @@ class Effect(NamedTuple):
     at: float
 
 
-def act(said: Any, request: Any) -> None:
-    """Do what a message says, and note its beginning and its end.
+def act(payload: Any, request: Any) -> None:
+    """Do what a payload asks for, and record the begin and the end.
 
     Args:
-        said: the payload: ``{"do": …, "seconds": …}``; anything else is just noted.
-        request: Celery's facts about the task.
+        payload: ``{"do": …, "seconds": …}``; any other payload is only recorded.
+        request: Celery's request of the task.
     """
     note("begun", request)
-    said = said if isinstance(said, dict) else {}
-    do = said.get("do", "work")
+    payload = payload if isinstance(payload, dict) else {}
+    do = payload.get("do", "work")
     if do == "fail at first":
-        do = "work" if Path(f"{_file()}.mended").exists() else "fail"
+        do = "work" if Path(f"{_file()}.fixed").exists() else "fail"
     if do == "kill once" and Path(f"{_file()}.{request.id}").exists():
         do = "work"
-    time.sleep(said.get("seconds", 0.0))
+    time.sleep(payload.get("seconds", 0.0))
     if do == "kill once":
         Path(f"{_file()}.{request.id}").touch()
         os.kill(os.getpid(), signal.SIGKILL)
@@ -55,16 +55,16 @@ def act(said: Any, request: Any) -> None:
     elif do == "crash":
         ctypes.string_at(0)
     elif do == "run out of memory":
-        raise MemoryError("as the message says")
+        raise MemoryError("as the payload asks")
     elif do == "exit":
         sys.exit(3)
     elif do == "fail":
-        raise ValueError("as the message says")
+        raise ValueError("as the payload asks")
     note("done", request)
 
 
 def note(what: str, request: Any) -> None:
-    """Append a line to the file of effects, in one piece whatever happens to the process."""
+    """Append a line to the file of effects in one write, so that a kill cannot split it."""
     line = f"{what} {request.id} {request.retries + 1} {os.getpid()} {time.monotonic():.6f}\n"
     file = os.open(_file(), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     try:
@@ -74,7 +74,7 @@ def note(what: str, request: Any) -> None:
 
 
 def read(path: Path) -> list[Effect]:
-    """Return what the handlers noted."""
+    """Return what the handlers recorded."""
     if not path.exists():
         return []
     found = []

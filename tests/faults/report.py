@@ -1,4 +1,4 @@
-"""The table of the faults: on the screen, and in docs/reliability.md."""
+"""The table of the results: on the screen, and in docs/reliability.md."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ TITLES = (
 
 
 class Row(NamedTuple):
-    """A fault on a broker.
+    """The result of one fault on one broker.
 
     Attributes:
-        fault: which.
-        broker: on which.
-        rounds: how many times.
-        account: of ours.
-        violations: sentences about what did not hold.
+        fault: the fault.
+        broker: the broker.
+        rounds: how many times it was caused.
+        account: the account of the agents.
+        violations: one sentence for each violated invariant.
         plain: rounds, account and violations of plain Celery, or None.
     """
 
@@ -55,7 +55,7 @@ class Row(NamedTuple):
 
 
 def cells(row: Row) -> Iterator[str]:
-    """Give the cells of a row."""
+    """Yield the cells of a row."""
     account = row.account
     yield f"{row.fault.number} {row.fault.name}"
     yield row.broker
@@ -83,26 +83,26 @@ def _compared(row: Row) -> str:
     if row.plain is None:
         return ""
     rounds, account, violations = row.plain
-    said = []
+    differences = []
     if account.lost:
-        said.append(f"lost {len(account.lost)} of {account.accepted:,}")
-    if account.unaudited:
-        said.append(f"{len(account.unaudited)} not audited")
+        differences.append(f"lost {len(account.lost)} of {account.accepted:,}")
+    if account.audit_errors:
+        differences.append(f"{len(account.audit_errors)} not audited")
     if account.duplicates > row.account.duplicates * rounds / row.rounds + 1:
-        said.append(f"{account.duplicates} twice")
+        differences.append(f"{account.duplicates} twice")
     if any(math.isinf(probe) for probe in account.probes):
-        said.append("stands still")
+        differences.append("stands still")
     elif any(sentence.startswith("stuck") for sentence in violations):
-        said.append("gets stuck")
+        differences.append("gets stuck")
     if account.broken and not any(sentence.startswith("stuck") for sentence in account.broken):
-        said.append(f"{len(account.broken)} other faults")
+        differences.append(f"{len(account.broken)} other faults")
     if account.slowest > row.fault.deadline + 0.5:
-        said.append(f"a call of {account.slowest:.0f} s")
-    return f"{rounds} rounds: {', '.join(said) or 'the same'}"
+        differences.append(f"a call of {account.slowest:.0f} s")
+    return f"{rounds} rounds: {', '.join(differences) or 'the same'}"
 
 
 def show(rows: Sequence[Row]) -> None:
-    """Print the table, and what did not hold."""
+    """Print the table and the violations."""
     table = Table()
     for number, title in enumerate(TITLES):
         table.add_column(title, justify="left" if number in (0, 1, len(TITLES) - 1) else "right")
@@ -117,19 +117,19 @@ def show(rows: Sequence[Row]) -> None:
 
 
 def markdown(rows: Sequence[Row], seed: int, seconds: float) -> str:
-    """Return the table as it is written into the page."""
+    """Return the table and the violations as Markdown."""
     lines = [f"| {' | '.join(TITLES)} |", f"|{' --- |' * len(TITLES)}"]
     lines += [f"| {' | '.join(cells(row))} |" for row in rows]
     broken = [f"* {row.fault.number}, {row.broker}: {sentence}" for row in rows for sentence in row.violations]
     day = datetime.now(UTC).date().isoformat()
     lines += ["", f"Measured on {day} with seed {seed}, in {seconds / 60:.0f} minutes on two cores."]
     if broken:
-        lines += ["", "**What did not hold:**", "", *broken]
+        lines += ["", "**Violated invariants:**", "", *broken]
     return "\n".join(lines)
 
 
 def write(table: str) -> None:
-    """Put the table into the page, in place of the one that is there."""
+    """Replace the table in the page."""
     text = PAGE.read_text()
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)

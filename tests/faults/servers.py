@@ -1,4 +1,4 @@
-"""Brokers of one's own, which may be killed, started again with their data, frozen and filled up."""
+"""Brokers that a test can kill, restart with their data, freeze and fill up."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from redis import Redis, RedisError
 
 from waooaw_celery.embedded import DEADLINE_SECONDS, _short_folder, _valkey_binary, end, free_port, spawn
 
-#: Where Debian's package has its programs; as root its commands in /usr/sbin would become another user.
+#: The programs of Debian's package. Those in /usr/sbin would switch to another user if run as root.
 RABBITMQ = Path("/usr/lib/rabbitmq/bin")
-#: Seconds that a RabbitMQ may take to start: a virtual machine of Erlang on a busy computer.
-SLOW = 90.0
+#: Seconds that RabbitMQ may take to start on a busy computer.
+START_SECONDS = 90.0
 
 
 class Server(ABC):
-    """A broker of one's own.
+    """A broker that only one test uses.
 
     Args:
-        folder: for its data and its log.
+        folder: folder for its data and its log.
 
     Attributes:
-        url: where it listens.
+        url: its URL.
     """
 
     url: str
@@ -42,38 +42,38 @@ class Server(ABC):
 
     @abstractmethod
     def start(self) -> None:
-        """Start it, with what it had when it was killed."""
+        """Start it, with the data that it had when it was killed."""
 
     @abstractmethod
     def fill(self) -> None:
-        """Let it have no room for any message more."""
+        """Make it refuse new messages because its memory is full."""
 
     @abstractmethod
     def relieve(self) -> None:
-        """Give it room again."""
+        """Make it accept messages again."""
 
     def kill(self) -> None:
-        """Kill it."""
+        """Kill the process."""
         assert self._process is not None
         self._process.kill()
         self._process.wait(DEADLINE_SECONDS)
 
     def freeze(self) -> None:
-        """Stop it without closing a connection."""
+        """Stop the process (SIGSTOP). Its connections stay open."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Let it go on."""
+        """Continue the process (SIGCONT)."""
         assert self._process is not None
         self._process.send_signal(signal.SIGCONT)
 
     def running(self) -> bool:
-        """Whether it was started and has not ended since."""
+        """Return whether the process is running."""
         return self._process is not None and self._process.poll() is None
 
     def close(self) -> None:
-        """End it, in whatever state it is."""
+        """End the process in any state."""
         if self._process is not None:
             with suppress(ProcessLookupError):
                 os.kill(self._process.pid, signal.SIGCONT)
@@ -84,11 +84,11 @@ class Server(ABC):
 
 
 class Valkey(Server):
-    """A Valkey.
+    """A Valkey server.
 
     Args:
-        folder: for its data, its socket and its log.
-        durable: whether it writes down every command before it answers; otherwise a kill loses everything.
+        folder: folder for its data, its socket and its log.
+        durable: whether it has an append-only file; otherwise a kill loses all data.
     """
 
     def __init__(self, folder: Path, *, durable: bool = True) -> None:
@@ -105,7 +105,7 @@ class Valkey(Server):
         self._process = spawn(command, log=self._folder / "log")
         deadline = time.monotonic() + DEADLINE_SECONDS
         while time.monotonic() < deadline and self._process.poll() is None:
-            with suppress(RedisError):  # it does not listen yet, or still reads its data
+            with suppress(RedisError):  # it does not listen yet, or is loading its data
                 if self.client.ping():
                     return
             time.sleep(0.02)
@@ -123,16 +123,16 @@ class Valkey(Server):
 
 
 class RabbitMQ(Server):
-    """A node of RabbitMQ, of Debian's package, with a port mapper of its own.
+    """A RabbitMQ node of Debian's package, with its own port mapper.
 
     Args:
-        folder: for its data, its cookie and its log.
+        folder: folder for its data, its cookie and its log.
 
     Attributes:
-        there: whether the package is installed.
+        is_installed: whether the package is installed.
     """
 
-    there = (RABBITMQ / "rabbitmq-server").exists()
+    is_installed = (RABBITMQ / "rabbitmq-server").exists()
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -157,7 +157,7 @@ class RabbitMQ(Server):
             "RABBITMQ_CONF_ENV_FILE": str(folder / "none"),
             "RABBITMQ_CONFIG_FILE": str(folder / "none"),
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+S 1 -kernel inet_dist_use_interface {127,0,0,1}",
-            "RUNNING_UNDER_SYSTEMD": "1",  # its script then becomes the server, instead of watching over it
+            "RUNNING_UNDER_SYSTEMD": "1",  # its script then becomes the server, instead of supervising it
             "ERL_EPMD_PORT": str(mapper),
             "ERL_EPMD_ADDRESS": "127.0.0.1",
         }
@@ -166,7 +166,7 @@ class RabbitMQ(Server):
 
     def start(self) -> None:
         self._process = spawn([str(RABBITMQ / "rabbitmq-server")], log=self._folder / "log", env=self._env)
-        deadline = time.monotonic() + SLOW
+        deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline and self._process.poll() is None:
             with suppress(OSError):
                 socket.create_connection(("127.0.0.1", self._port), 1).close()
@@ -182,7 +182,7 @@ class RabbitMQ(Server):
 
     def close(self) -> None:
         if self._process is not None:
-            self._process.kill()  # an orderly end takes seconds, and what it has is of no use
+            self._process.kill()  # an orderly shutdown takes seconds, and its data is not needed
         super().close()
         end(self._mapper)
 
@@ -193,13 +193,13 @@ class RabbitMQ(Server):
             check=True,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            timeout=SLOW,
+            timeout=START_SECONDS,
         )
 
 
 @contextmanager
 def lone_valkey(*, durable: bool = True) -> Iterator[Valkey]:
-    """Run a Valkey while the block runs."""
+    """Run a Valkey server while the block runs."""
     with tempfile.TemporaryDirectory(prefix="waooaw-faults-", dir=_short_folder()) as folder:
         server = Valkey(Path(folder), durable=durable)
         try:
@@ -211,7 +211,7 @@ def lone_valkey(*, durable: bool = True) -> Iterator[Valkey]:
 
 @contextmanager
 def lone_rabbitmq() -> Iterator[RabbitMQ]:
-    """Run a RabbitMQ while the block runs."""
+    """Run a RabbitMQ node while the block runs."""
     with tempfile.TemporaryDirectory(prefix="waooaw-faults-", ignore_cleanup_errors=True) as folder:
         server = RabbitMQ(Path(folder))
         try:

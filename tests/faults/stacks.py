@@ -1,4 +1,4 @@
-"""What is put to the test, as its driver sees it: agents of the whole product, or a plain Celery application."""
+"""The two systems under test: agents of the product, and a plain Celery application."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from celery.exceptions import CeleryError
 from kombu.exceptions import OperationalError
 from redis import RedisError
 
-from faults import plain
+from faults import plain_celery
 from waooaw_celery import Message, MessageBus, MessageType, create_app
 from waooaw_celery.errors import BrokerUnavailable, WaooawError
 from waooaw_celery.ledger.database import upgrade as schema
@@ -26,16 +26,16 @@ from waooaw_celery.messages.queues import agent_queue
 
 ROOT = Path(__file__).parents[2]
 
-#: Seconds of a lease, and between two looks at what is overdue: short, to see many deaths.
+#: Seconds of a lease: short, so that a test can kill many workers.
 LEASE = 2.0
-#: Seconds that a Redis may take for an answer; all others are the package's own.
+#: Seconds for an answer of Redis; all other timeouts are the defaults.
 TIMEOUT = 2.0
 REDIS_OPTIONS: dict[str, Any] = {
     "visibility_timeout": LEASE,
     "unacked_restore_interval": 1,
     "socket_timeout": TIMEOUT,
 }
-#: Settings of every agent and of its driver, beside the addresses.
+#: Settings of every agent and its driver, except the addresses.
 SETTINGS: dict[str, Any] = {
     "waooaw_heartbeat_seconds": 1.0,
     "waooaw_sweep_seconds": 1.0,
@@ -47,11 +47,11 @@ SETTINGS: dict[str, Any] = {
 
 
 class End(NamedTuple):
-    """A terminal event of the audit.
+    """A final event of the audit.
 
     Attributes:
         event: ``handled``, ``failed``, ``expired``, ``dead``, …
-        error: what it says.
+        error: its error text.
     """
 
     event: str
@@ -59,27 +59,27 @@ class End(NamedTuple):
 
 
 class Stack(ABC):
-    """Who sends, how a worker is started, and what the audit says in the end.
+    """A system under test: how it sends, starts workers, and reads its audit.
 
     Args:
-        name: of the agent, or of the queue.
-        broker_url: of the broker, for who sends.
-        database_url: of the audit's database, which is this stack's alone.
-        folder: of its files.
+        name: name of the agent, or of the queue.
+        broker_url: URL of the broker for the driver.
+        database_url: URL of the audit's database, which only this stack uses.
+        folder: folder for its files.
     """
 
-    #: Whether it is ours.
-    ours: bool
-    #: Errors that say that nothing certain is known of the message.
+    #: Whether it is the product.
+    is_product: bool
+    #: Errors that leave open whether the message was sent.
     uncertain: tuple[type[Exception], ...]
-    #: Errors that say that the message is not sent.
+    #: Errors which mean that the message was not sent.
     refusing: tuple[type[Exception], ...]
 
     def __init__(self, name: str, broker_url: str, database_url: str, folder: Path) -> None:
         self.name, self.broker_url, self.database_url, self.folder = name, broker_url, database_url, folder
 
     @abstractmethod
-    def send(self, id_: str, said: Any, ttl: float | None) -> None:
+    def send(self, id_: str, payload: Any, ttl: float | None) -> None:
         """Send a message."""
 
     @abstractmethod
@@ -88,26 +88,26 @@ class Stack(ABC):
 
     @abstractmethod
     def worker(self, broker_url: str, settings: dict[str, Any]) -> tuple[list[str], dict[str, str]]:
-        """Return the command of a worker, and its environment beside that of all."""
+        """Return the command of a worker, and its additional environment variables."""
 
     @abstractmethod
     def rows(self) -> set[str]:
-        """Return the ids of all messages of which the audit knows."""
+        """Return the ids of all messages in the audit."""
 
     @abstractmethod
     def ends(self) -> dict[str, list[End]]:
-        """Return the terminal events by message."""
+        """Return the final events by message id."""
 
     @abstractmethod
-    def keep_house(self) -> None:
-        """Do what the system's worker does by the timetable."""
+    def run_maintenance(self) -> None:
+        """Run the periodic tasks of the system's worker once."""
 
     @abstractmethod
     def close(self) -> None:
-        """Close what it has open."""
+        """Close all connections."""
 
     def ask(self, question: str) -> list[tuple[Any, ...]]:
-        """Ask the audit's database."""
+        """Query the audit's database."""
         connection = psycopg2.connect(self.database_url.replace("+psycopg2", ""), connect_timeout=5)
         try:
             connection.autocommit = True
@@ -119,9 +119,9 @@ class Stack(ABC):
 
 
 class Agents(Stack):
-    """Agents, as a user of this package has them."""
+    """Agents, with their default behaviour."""
 
-    ours = True
+    is_product = True
     uncertain = (BrokerUnavailable,)
     refusing = (WaooawError,)
 
@@ -144,18 +144,18 @@ class Agents(Stack):
         self.bus = MessageBus(self.app)
 
     def prepare(self) -> None:
-        """Make the tables."""
+        """Create the tables."""
         schema.upgrade(self.app.database)
         self.ask("CREATE TABLE faults_effects (id text)")
 
-    def send(self, id_: str, said: Any, ttl: float | None) -> None:
-        once = isinstance(said, dict) and said.get("once")
+    def send(self, id_: str, payload: Any, ttl: float | None) -> None:
+        once = isinstance(payload, dict) and payload.get("once")
         self.bus.send(
             Message(
                 from_agent="driver",
                 to_agent=self.name,
                 message_type=MessageType.QUERY if once else MessageType.COMMAND,
-                payload=said,
+                payload=payload,
                 message_id=id_,
                 ttl_seconds=ttl,
             )
@@ -185,7 +185,7 @@ class Agents(Stack):
             found.setdefault(id_, []).append(End("lost" if lost else event, error or ""))
         return found
 
-    def keep_house(self) -> None:
+    def run_maintenance(self) -> None:
         self.app.ledger.sweep()
         self.app.ledger.reconcile(recovered=True)
         Recovery(self.app).run()
@@ -195,29 +195,29 @@ class Agents(Stack):
 
 
 class Plain(Stack):
-    """A plain Celery application, as a careful user has it."""
+    """A plain Celery application, configured with care."""
 
-    ours = False
+    is_product = False
     uncertain = (OperationalError, CeleryError, RedisError, OSError)
     refusing = ()
 
     def __init__(self, name: str, broker_url: str, database_url: str, folder: Path) -> None:
         super().__init__(name, broker_url, database_url, folder)
-        self.app = plain.make_app(name, broker_url, database_url, LEASE)
+        self.app = plain_celery.make_app(name, broker_url, database_url, LEASE)
 
     def prepare(self) -> None:
-        """Make the tables."""
-        for statement in plain.TABLES:
+        """Create the tables."""
+        for statement in plain_celery.TABLES:
             self.ask(statement)
 
-    def send(self, id_: str, said: Any, ttl: float | None) -> None:
-        self.app.send_task(self.name, (said,), task_id=id_, expires=ttl)
+    def send(self, id_: str, payload: Any, ttl: float | None) -> None:
+        self.app.send_task(self.name, (payload,), task_id=id_, expires=ttl)
 
     def queue(self) -> str:
         return self.name
 
     def worker(self, broker_url: str, settings: dict[str, Any]) -> tuple[list[str], dict[str, str]]:
-        command = [sys.executable, "-W", "ignore", "-m", "celery", "-A", "faults.plain", "worker"]
+        command = [sys.executable, "-W", "ignore", "-m", "celery", "-A", "faults.plain_celery", "worker"]
         return command, {
             "CELERY_BROKER_URL": broker_url,
             "FAULTS_DATABASE": self.database_url,
@@ -233,25 +233,25 @@ class Plain(Stack):
             found.setdefault(id_, []).append(End(event, ""))
         return found
 
-    def keep_house(self) -> None:
-        pass  # there is nothing
+    def run_maintenance(self) -> None:
+        pass  # it has no periodic tasks
 
     def close(self) -> None:
-        signals.before_task_publish.disconnect(dispatch_uid=plain.UID)
-        for connection in plain._connections.values():
+        signals.before_task_publish.disconnect(dispatch_uid=plain_celery.UID)
+        for connection in plain_celery._connections.values():
             with suppress(psycopg2.Error):
                 connection.close()
-        plain._connections.clear()
+        plain_celery._connections.clear()
         self.app.close()
 
 
 def new_name() -> str:
-    """Return a name that nobody else uses."""
+    """Return a unique name for an agent, queue or database."""
     return f"f{uuid4().hex[:10]}"
 
 
 def environment(stack: Stack, effects: Path) -> dict[str, str]:
-    """Return the environment that every worker has."""
+    """Return the environment variables of every worker."""
     return os.environ | {
         "PYTHONPATH": f"{ROOT / 'tests'}{os.pathsep}{ROOT}",
         "FAULTS_NAME": stack.name,

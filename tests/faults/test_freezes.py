@@ -1,4 +1,4 @@
-"""A worker freezes for longer than its lease while another one lives, and goes on afterwards."""
+"""A worker freezes for longer than its lease while another worker runs, and then continues."""
 
 from __future__ import annotations
 
@@ -8,32 +8,34 @@ from pathlib import Path
 
 import pytest
 
-from faults.lane import Lane, lone_lane
+from faults.worker_group import WorkerGroup, own_worker_group
 
 
 @pytest.mark.parametrize("pool", ["prefork", "solo"])
-def test_a_worker_that_wakes_up_late_harms_nobody(pool: str, tmp_path: Path) -> None:
-    """What it held was handled by another one; it goes on, and its late word takes nothing away."""
+def test_a_late_acknowledgement_does_no_harm(pool: str, tmp_path: Path) -> None:
+    """Another worker handles the message; the late acknowledgement of the first removes nothing."""
     with (
-        lone_lane(tmp_path, pool=pool) as lane,
-        closing(Lane(lane.server, tmp_path, pool=pool, name="other")) as other,
+        own_worker_group(tmp_path, pool=pool) as group,
+        closing(WorkerGroup(group.server, tmp_path, pool=pool, name="other")) as other,
     ):
-        lane.start()
-        held = lane.publish(seconds=0.5)
-        lane.until(lambda: lane.beginnings(held), "the message")
-        lane.send(signal.SIGSTOP)
-        later = [lane.publish() for _ in range(5)]
+        group.start()
+        held = group.publish(seconds=0.5)
+        group.until(lambda: group.redelivered_flags(held), "the message")
+        group.send(signal.SIGSTOP)
+        later = [group.publish() for _ in range(5)]
         other.start()
-        lane.until(lambda: sorted(lane.beginnings(held)) == [False, True], "its beginning by the other one")
-        lane.until(lambda: lane.handled(held, *later), "the end of them all")
-        lane.send(signal.SIGCONT)
-        with lane.load():
-            before = len(lane.effects())
-            lane.until(lambda: len({effect.pid for effect in lane.effects()[before:]}) == 2, "work for both")
-        lane.drain()
-        account = lane.account()
-        assert lane.worker is not None
-        assert lane.worker.poll() is None
+        group.until(
+            lambda: sorted(group.redelivered_flags(held)) == [False, True], "its beginning by the other one"
+        )
+        group.until(lambda: group.handled(held, *later), "the end of all messages")
+        group.send(signal.SIGCONT)
+        with group.load():
+            before = len(group.effects())
+            group.until(lambda: len({effect.pid for effect in group.effects()[before:]}) == 2, "work for both")
+        group.drain()
+        account = group.account()
+        assert group.worker is not None
+        assert group.worker.poll() is None
     assert not account.lost
     assert not account.dead
     assert account.handled == account.published

@@ -1,4 +1,4 @@
-"""Faults of workers and messages, on RabbitMQ: real agents, their ledger, and every message counted."""
+"""Faults of workers and messages on RabbitMQ: agents, their ledger, and an account of every message."""
 
 from __future__ import annotations
 
@@ -13,5 +13,5 @@ pytestmark = pytest.mark.rabbitmq
 
 @pytest.mark.parametrize("fault", chosen("rabbitmq", "workers", "messages"), ids=str)
 def test_nothing_is_lost(fault: Fault, on_rabbitmq: Servers, tmp_path: Path) -> None:
-    """All that was accepted has one end, which the ledger knows; errors were honest, and no call took long."""
+    """Each accepted message has one final event in the ledger; errors are true, and calls keep their deadline."""
     check(fault, on_rabbitmq, tmp_path)

@@ -1,4 +1,4 @@
-"""A short soak: what the long one does for half an hour (`python3 dev.py soak`), for about a minute."""
+"""A short soak of about a minute; `python3 dev.py soak` runs a long one."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import pytest
 from selection import ALL
 from soak.run import soak
 
-#: Seconds of a short soak: six accidents or so, or fifteen in the whole suite.
+#: Seconds of the soak: enough for about six faults, or fifteen in the whole suite.
 SECONDS = 90.0 if ALL else 40.0
 
 
 @pytest.mark.timeout(360)
 def test_a_short_soak_loses_nothing_and_leaves_nothing_stuck(tmp_path: Path) -> None:
-    """Workers are killed and lines are cut; each message has one end, each once effect is one, all stays flat."""
+    """Workers are killed and connections cut; each message has one final event, and nothing grows."""
     result = soak(SECONDS, 5, tmp_path)
     assert not result.violations, result.show()

@@ -1,4 +1,4 @@
-"""Faults of workers and messages, on Valkey: real agents, their ledger, and every message counted."""
+"""Faults of workers and messages on Valkey: agents, their ledger, and an account of every message."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ from faults.catalogue import Fault, Servers, check, chosen
 
 @pytest.mark.parametrize("fault", chosen("valkey", "workers", "messages"), ids=str)
 def test_nothing_is_lost(fault: Fault, on_valkey: Servers, tmp_path: Path) -> None:
-    """All that was accepted has one end, which the ledger knows; errors were honest, and no call took long."""
+    """Each accepted message has one final event in the ledger; errors are true, and calls keep their deadline."""
     check(fault, on_valkey, tmp_path)

@@ -1,4 +1,4 @@
-"""Faults of servers and lines, on Valkey: killed, frozen, full, cut; every message counted."""
+"""Faults of servers and connections on Valkey, with an account of every message."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ from faults.catalogue import Fault, Servers, check, chosen
 
 @pytest.mark.parametrize("fault", chosen("valkey", "servers"), ids=str)
 def test_nothing_is_lost(fault: Fault, on_valkey: Servers, tmp_path: Path) -> None:
-    """All that was accepted has one end, which the ledger knows; errors were honest, and no call took long."""
+    """Each accepted message has one final event in the ledger; errors are true, and calls keep their deadline."""
     check(fault, on_valkey, tmp_path)

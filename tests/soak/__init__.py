@@ -1,1 +1,1 @@
-"""The soak: agents work for a long time while their processes are killed and their lines are cut at random."""
+"""The soak test: agents work for long while their processes are killed and connections cut at random."""

@@ -1,4 +1,4 @@
-"""The long form: python3 dev.py soak --minutes 30 [--seed 7] [--folder kept]. Exit code 1 says: a violation."""
+"""A long soak: python3 dev.py soak --minutes 30 [--seed 7] [--folder logs]. Exit code 1: a violation."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from soak.run import soak
 
 
 def main() -> int:
-    """Run it, print the table, and return 1 when something was not as it is promised."""
+    """Run the soak, print the table, and return 1 if an invariant was violated."""
     parser = argparse.ArgumentParser(prog="dev.py soak", description=__doc__.partition(":")[0])
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--seed", type=int, default=time.time_ns() % 1_000_000)
-    parser.add_argument("--folder", type=Path, help="for logs and effects, which are kept in it")
+    parser.add_argument("--folder", type=Path, help="folder for logs and effects; it is not removed")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     print(f"a soak of {options.minutes:g} minutes, seed {options.seed}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""An agent of the soak: named SOAK_NAME, its settings are SOAK_SETTINGS, its effects go to FAULTS_EFFECTS."""
+"""An agent of the soak. SOAK_NAME is its name, SOAK_SETTINGS its settings, FAULTS_EFFECTS its file of effects."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ else:
 
     @agent.on(MessageType.COMMAND, bind=True)
     def command(self: Any, message: Message) -> None:
-        """Take a while."""
+        """Do what the payload asks for."""
         act(message.payload, self.request)
 
     @agent.on(MessageType.QUERY, bind=True, once=True)
     def query(self: Any, message: Message) -> None:
-        """Have an effect in the ledger's database that happens once, and take a while."""
+        """Insert a row into the ledger's database exactly once, and do what the payload asks for."""
         agent.session.execute(text("INSERT INTO soak_effects VALUES (:id)"), {"id": message.message_id})
         act(message.payload, self.request)
 
     @agent.method
     async def echo(value: Any) -> Any:
-        """Return what it is given."""
+        """Return the value."""
         return value
 
     @agent.method
     def count(to: int) -> Iterator[int]:
-        """Answer in parts."""
+        """Stream the numbers below ``to``."""
         for number in range(to):
             time.sleep(0.01)
             yield number
 
     @agent.subscribe("soak.*")
     def happened(message: Message) -> None:
-        """Take notice."""
+        """Get an event, and do nothing."""

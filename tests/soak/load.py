@@ -1,4 +1,4 @@
-"""What is said during a soak: messages, requests, streams, events and once handlers, at a bounded rate."""
+"""The load of a soak: messages, requests, streams, events and messages to once handlers, at fixed rates."""
 
 from __future__ import annotations
 
@@ -14,28 +14,29 @@ from faults.account import Outcome
 from waooaw_celery import AgentApp, EventBus, Message, MessageBus, MessageType, RequestResponseHandler
 from waooaw_celery.errors import BrokerUnavailable, RequestTimeout, StreamBroken, WaooawError
 
-#: Seconds that a request or a stream may take: a killed worker's messages come back meanwhile.
+#: Timeout of requests and streams, in seconds: long enough for a killed worker's messages to be redelivered.
 TIMEOUT = 30.0
-#: What each kind is said a second, by all its threads.
+#: Messages of each kind per second, from all its threads together.
 RATES = {"command": 12.0, "once": 5.0, "request": 5.0, "stream": 2.0, "event": 3.0}
-#: Threads for each kind: a request waits for its answer.
+#: Threads for each kind; a request blocks its thread until the answer.
 THREADS = {"command": 1, "once": 1, "request": 4, "stream": 3, "event": 1}
-#: One once message of so many is cancelled while it may run.
+#: One of so many messages to a once handler is cancelled while it may be running.
 CANCELLED = 15
 
 
 class Load:
-    """Says all this from a driver's process until it is closed.
+    """Sends the load from this process until it is closed.
 
     Args:
         app: the driver's application.
-        agents: names of those that are spoken to.
-        seed: of what is random.
+        agents: names of the recipients.
+        seed: seed of the random numbers.
 
     Attributes:
-        outcomes: what became of each message that was sent, by its id.
-        answers: how many requests and streams came to which end.
-        broken: errors that no caller expects.
+        outcomes: the outcome of each message that was sent, by id.
+        once: ids of the messages to once handlers.
+        result_counts: how many requests, streams and events had which result.
+        broken: undocumented errors.
         timed_out: requests and streams that were not answered in time.
     """
 
@@ -44,11 +45,11 @@ class Load:
         self._bus, self._requests, self._events = MessageBus(app), RequestResponseHandler(app), EventBus(app)
         self.outcomes: dict[str, Outcome] = {}
         self.once: set[str] = set()
-        self.result_collector: Counter[str] = Counter()
+        self.result_counts: Counter[str] = Counter()
         self.broken: list[str] = []
         self.timed_out: list[str] = []
         self._over = threading.Event()
-        says: dict[str, Callable[[random.Random], None]] = {
+        senders: dict[str, Callable[[random.Random], None]] = {
             "command": self._command,
             "once": self._once,
             "request": self._request,
@@ -56,51 +57,53 @@ class Load:
             "event": self._event,
         }
         self._threads = [
-            threading.Thread(target=self._say, args=(kind, number, says[kind]), name=f"{kind}-{number}")
+            threading.Thread(
+                target=self._send_repeatedly, args=(kind, number, senders[kind]), name=f"{kind}-{number}"
+            )
             for kind, count in THREADS.items()
             for number in range(count)
         ]
 
     def start(self) -> None:
-        """Begin."""
+        """Start all threads."""
         for thread in self._threads:
             thread.start()
 
     def close(self) -> list[str]:
-        """Say no more, and return the names of threads that hang."""
+        """Stop all threads, and return the names of those that hang."""
         self._over.set()
         deadline = time.monotonic() + 2 * TIMEOUT
         for thread in self._threads:
             thread.join(max(deadline - time.monotonic(), 0.1))
         return [thread.name for thread in self._threads if thread.is_alive()]
 
-    def _say(self, kind: str, number: int, say: Callable[[random.Random], None]) -> None:
-        chance = random.Random(f"{self._seed} {kind} {number}")  # noqa: S311 - no secret
+    def _send_repeatedly(self, kind: str, number: int, send: Callable[[random.Random], None]) -> None:
+        rng = random.Random(f"{self._seed} {kind} {number}")  # noqa: S311 - no secret
         pause = THREADS[kind] / RATES[kind]
-        while not self._over.wait(chance.uniform(0.5, 1.5) * pause):
+        while not self._over.wait(rng.uniform(0.5, 1.5) * pause):
             try:
-                say(chance)
-            except WaooawError as error:  # the driver's own line is never cut
-                self.result_collector[f"{kind}: {type(error).__name__}"] += 1
-            except Exception as error:  # noqa: BLE001 - an error that no caller expects is one of the findings
+                send(rng)
+            except WaooawError as error:  # the driver's own connection is never cut
+                self.result_counts[f"{kind}: {type(error).__name__}"] += 1
+            except Exception as error:  # noqa: BLE001 - an undocumented error is a violation
                 self.broken.append(f"{kind}: {type(error).__name__}: {error}")
 
-    def _command(self, chance: random.Random) -> None:
-        self._send(MessageType.COMMAND, chance)
+    def _command(self, rng: random.Random) -> None:
+        self._send(MessageType.COMMAND, rng)
 
-    def _once(self, chance: random.Random) -> None:
-        id_ = self._send(MessageType.QUERY, chance)
-        if chance.randrange(CANCELLED) == 0:
-            self._over.wait(chance.uniform(0, 0.2))
+    def _once(self, rng: random.Random) -> None:
+        id_ = self._send(MessageType.QUERY, rng)
+        if rng.randrange(CANCELLED) == 0:
+            self._over.wait(rng.uniform(0, 0.2))
             self._bus.cancel(id_, running=True)
-            self.result_collector["once: cancel asked for"] += 1
+            self.result_counts["once: cancel requested"] += 1
 
-    def _send(self, type_: MessageType, chance: random.Random) -> str:
+    def _send(self, type_: MessageType, rng: random.Random) -> str:
         message = Message(
             from_agent="driver",
-            to_agent=chance.choice(self._agents),
+            to_agent=rng.choice(self._agents),
             message_type=type_,
-            payload={"seconds": chance.choice((0.0, 0.01, 0.05, 0.2))},
+            payload={"seconds": rng.choice((0.0, 0.01, 0.05, 0.2))},
             message_id=str(uuid4()),
             ttl_seconds=None,
         )
@@ -115,33 +118,33 @@ class Load:
         self.outcomes[message.message_id] = Outcome(what, reason, time.monotonic() - began)
         return message.message_id
 
-    def _request(self, chance: random.Random) -> None:
-        value = chance.randrange(1000)
+    def _request(self, rng: random.Random) -> None:
+        value = rng.randrange(1000)
         try:
-            answer = self._requests.request(chance.choice(self._agents), "echo", {"value": value}, timeout=TIMEOUT)
+            answer = self._requests.request(rng.choice(self._agents), "echo", {"value": value}, timeout=TIMEOUT)
         except RequestTimeout as error:
             self.timed_out.append(f"request: {error}")
             return
         if answer != value:
             self.broken.append(f"request: {value} was answered with {answer!r}")
-        self.result_collector["request: answered"] += 1
+        self.result_counts["request: answered"] += 1
 
-    def _stream(self, chance: random.Random) -> None:
-        to = chance.randrange(1, 30)
+    def _stream(self, rng: random.Random) -> None:
+        to = rng.randrange(1, 30)
         taken = []
         try:
-            with self._requests.stream(chance.choice(self._agents), "count", {"to": to}, timeout=TIMEOUT) as parts:
+            with self._requests.stream(rng.choice(self._agents), "count", {"to": to}, timeout=TIMEOUT) as parts:
                 taken = list(parts)
-        except StreamBroken:  # its worker was killed, as is documented
-            self.result_collector["stream: broken"] += 1
+        except StreamBroken:  # its worker was killed: this is documented
+            self.result_counts["stream: broken"] += 1
             return
         except RequestTimeout as error:
             self.timed_out.append(f"stream: {error}")
             return
         if taken != list(range(to)):
             self.broken.append(f"stream: {taken} in place of {to} numbers")
-        self.result_collector["stream: whole"] += 1
+        self.result_counts["stream: whole"] += 1
 
-    def _event(self, chance: random.Random) -> None:
-        self._events.publish("soak.tick", {"number": chance.randrange(1000)})
-        self.result_collector["event: published"] += 1
+    def _event(self, rng: random.Random) -> None:
+        self._events.publish("soak.tick", {"number": rng.randrange(1000)})
+        self.result_counts["event: published"] += 1

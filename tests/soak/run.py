@@ -1,4 +1,4 @@
-"""A soak from its beginning to its account: three workers, two agents, Valkey, PostgreSQL, random accidents."""
+"""One soak, from start to account: two agents, three workers, Valkey, PostgreSQL, and random faults."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from postgres_server import lone_server as lone_postgres
 from proxy import proxied
 from redis import RedisError
 
-from soak.flatness import TOLERANCES, Series
-from soak.fleet import Fleet, Post
+from soak.growth import TOLERANCES, Series
 from soak.load import Load
+from soak.workers import Fleet, WorkerSlot
 from waooaw_celery import create_app
 from waooaw_celery.errors import WaooawError
 from waooaw_celery.ledger.database import upgrade as schema
@@ -32,43 +32,43 @@ from waooaw_celery.ledger.database.engine import database_url
 from waooaw_celery.messages.queues import agent_queue, queue_depth
 from waooaw_celery.store.agents import AgentRecord
 
-#: Seconds between two things that befall the workers, at least and at most.
-PAUSES = 3.0, 9.0
+#: Minimum and maximum of seconds between two faults.
+PAUSE_RANGE = 3.0, 9.0
 #: Seconds between two measurements.
 SAMPLE = 1.0
-#: Seconds that a worker may take to start, and everything to come to its end when nothing is said any more.
+#: Seconds that workers may take to start, and all messages to end after the load has stopped.
 PATIENCE = 90.0
-#: Seconds for which answers are kept: a few, so that their keys are as many soon as later.
-ANSWERS = 15
+#: Seconds for which results are stored: few, so that the number of keys becomes constant soon.
+RESULT_SECONDS = 15
 
 
 @dataclass
 class Result:
-    """What came of a soak.
+    """The result of a soak.
 
     Attributes:
-        rows: of its table: what, and how much.
-        violations: what was not as it is promised.
+        rows: name and value of each row of its table.
+        violations: one sentence for each violated invariant.
     """
 
     rows: list[tuple[str, str]] = field(default_factory=list)
     violations: list[str] = field(default_factory=list)
 
     def show(self) -> str:
-        """Return the table, and what was wrong."""
+        """Return the table and the violations."""
         width = max(len(name) for name, _ in self.rows)
         lines = [f"{name:{width}}  {value}" for name, value in self.rows]
-        lines += [f"VIOLATION: {sentence}" for sentence in self.violations] or ["nothing was wrong"]
+        lines += [f"VIOLATION: {sentence}" for sentence in self.violations] or ["no violations"]
         return "\n".join(lines)
 
 
 def soak(seconds: float, seed: int, folder: Path) -> Result:
-    """Go through a soak.
+    """Run a soak.
 
     Args:
-        seconds: for which everything works and is hurt.
-        seed: of what is random: the same seed does the same, but at other moments of the workers' lives.
-        folder: for logs and effects.
+        seconds: how long the load and the faults last.
+        seed: seed of the random numbers. The same seed causes the same faults, but not at exactly the same times.
+        folder: folder for logs and effects.
     """
     with ExitStack() as exits:
         valkey = exits.enter_context(lone_valkey())
@@ -93,15 +93,15 @@ class _Soak:
             "waooaw_stall_seconds": 15.0,
             "waooaw_agents": self.agents,
             "broker_transport_options": REDIS_OPTIONS,
-            "result_expires": ANSWERS,
+            "result_expires": RESULT_SECONDS,
             "result_backend": valkey.url,
         }
         self.app = create_app("driver", **(settings | {"broker_url": valkey.url, "waooaw_sender": "driver"}))
         exits.callback(self.app.close)
         schema.upgrade(self.app.database)
         self.ask("CREATE TABLE soak_effects (id text)")
-        posts = [
-            Post(node, agent, exits.enter_context(proxied(valkey.url.replace("redis+socket", "unix"))))
+        slots = [
+            WorkerSlot(node, agent, exits.enter_context(proxied(valkey.url.replace("redis+socket", "unix"))))
             for node, agent in (
                 ("one", self.agents[0]),
                 ("two", self.agents[0]),
@@ -109,21 +109,21 @@ class _Soak:
                 ("system", ""),
             )
         ]
-        self.fleet = Fleet(posts, settings, folder)
+        self.fleet = Fleet(slots, settings, folder)
         exits.callback(self.fleet.close)
         self.load = Load(self.app, self.agents, seed)
         self.series = Series()
         self.began = 0.0
 
     def go(self) -> Result:
-        """Start, hurt, wait for the end, and give account."""
+        """Start the workers, the load and the faults; wait until all messages have ended; account for them."""
         self.fleet.start()
         result = Result()
         if not self._until(lambda: all(record.workers for record in self._records()), PATIENCE):
             result.violations.append("the workers did not start")
         self.began = time.monotonic()
         over = threading.Event()
-        chaos = threading.Thread(target=self._hurt, args=(over,), name="chaos")
+        chaos = threading.Thread(target=self._inject_faults, args=(over,), name="chaos")
         self.load.start()
         chaos.start()
         while (at := time.monotonic() - self.began) < self.seconds:
@@ -137,19 +137,19 @@ class _Soak:
         took = time.monotonic() - self.began - self.seconds
         if not drained:
             result.violations.append(
-                f"stuck: {self._waiting()} messages wait or are held, {len(self._open())} have no end, after "
+                f"stuck: {self._waiting()} messages wait or are held, {len(self._open())} have not ended, after "
                 f"{took:.0f} s without load: {', '.join(sorted(self._open())[:5])}"
             )
         self._account(result, took)
         return result
 
-    # --- what happens
+    # --- during the soak
 
-    def _hurt(self, over: threading.Event) -> None:
-        chance = random.Random(self.seed)  # noqa: S311 - no secret
-        with (self.folder / "hurt.log").open("w", buffering=1) as log:
-            while not over.wait(chance.uniform(*PAUSES)):
-                log.write(f"{time.monotonic() - self.began:.1f} {self.fleet.hurt(chance)}\n")
+    def _inject_faults(self, over: threading.Event) -> None:
+        rng = random.Random(self.seed)  # noqa: S311 - no secret
+        with (self.folder / "faults.log").open("w", buffering=1) as log:
+            while not over.wait(rng.uniform(*PAUSE_RANGE)):
+                log.write(f"{time.monotonic() - self.began:.1f} {self.fleet.inject_fault(rng)}\n")
 
     def _measures(self) -> Mapping[str, Any]:
         driver = psutil.Process()
@@ -164,7 +164,7 @@ class _Soak:
             "messages that wait or are held": lambda: float(self._waiting()),
         }
 
-    # --- how it ends
+    # --- at the end
 
     def _quiet(self) -> bool:
         return not self._waiting() and not self._open()
@@ -185,7 +185,7 @@ class _Soak:
         return {id_ for (id_,) in self.ask("SELECT message_id FROM waooaw_messages")}
 
     def _open(self) -> set[str]:
-        """Return the messages of the ledger that have no end."""
+        """Return the ids of the messages in the ledger that have no final event."""
         return self._rows() - self._ends().keys()
 
     def _records(self) -> list[AgentRecord]:
@@ -195,11 +195,11 @@ class _Soak:
 
     def _account(self, result: Result, took: float) -> None:
         ends, rows, outcomes = self._ends(), self._rows(), self.load.outcomes
-        noted = [each for each in effects.read(self.folder / "effects") if each.id not in self.load.once]
+        recorded = [each for each in effects.read(self.folder / "effects") if each.id not in self.load.once]
         once = dict(self.ask("SELECT id, count(*) FROM soak_effects GROUP BY id"))
-        # Of a once handler the effect in the database counts, and not what it noted before that was rolled back.
-        noted += [effects.Effect("done", id_, 1, 0, 0.0) for id_ in once]
-        account = verify(outcomes, [each for each in noted if each.id in outcomes], ends, rows, rows)
+        # For a once handler, the row in the database counts, not what it recorded before a rollback.
+        recorded += [effects.Effect("done", id_, 1, 0, 0.0) for id_ in once]
+        account = verify(outcomes, [each for each in recorded if each.id in outcomes], ends, rows, rows)
         several = [id_ for id_, found in ends.items() if len(found) > 1]
         twice = [id_ for id_, count in once.items() if count > 1]
         missing = [
@@ -210,7 +210,7 @@ class _Soak:
         undone = [id_ for id_ in once if ends.get(id_) and ends[id_][0].event != "handled"]
         found = account.violations(deadline=float("inf"), duplicates=None)
         for what, which in (
-            ("messages have more than one end", several),
+            ("messages have more than one final event", several),
             ("once effects happened more than once", twice),
             ("once effects did not happen, of messages that are HANDLED", missing),
             ("once effects happened, of messages that are not HANDLED", undone),
@@ -222,22 +222,22 @@ class _Soak:
                 found.append(f"{len(which)} {what}, such as {', '.join(map(str, which[:3]))}")
         others = [each for each in self.fleet.ended if each[0] not in self.fleet.stalled]
         if others:
-            found.append(f"{len(others)} workers came to an end by themselves: {others[:5]}")
+            found.append(f"{len(others)} workers ended by themselves: {others[:5]}")
         result.violations += found + self.series.violations(self.seconds)
         events: dict[str, int] = {}
         for each in ends.values():
             events[each[0].event] = events.get(each[0].event, 0) + 1
-        told = f"accepted {account.accepted}, refused {account.refused}, unknown {account.unknown}"
+        outcome_counts = f"accepted {account.accepted}, refused {account.refused}, unknown {account.unknown}"
         result.rows = [
             ("seed", str(self.seed)),
-            ("seconds", f"{self.seconds:g}, and {took:.0f} until all was quiet"),
+            ("seconds", f"{self.seconds:g}, and {took:.0f} until all messages had ended"),
             ("messages in the ledger", str(len(rows))),
-            ("their ends", _counts(events)),
-            ("sent", f"{account.sent}: {told}"),
+            ("final events", _counts(events)),
+            ("sent", f"{account.sent}: {outcome_counts}"),
             ("handled more than once", f"{account.duplicates} (at least once is promised)"),
             ("once effects", str(len(once))),
-            ("requests, streams, events", _counts(self.load.result_collector)),
-            ("what befell the workers", _counts(self.fleet.counts)),
+            ("requests, streams, events", _counts(self.load.result_counts)),
+            ("faults", _counts(self.fleet.counts)),
             ("workers that ended by themselves", str(self.fleet.ended or "none")),
         ]
         for name in TOLERANCES:
@@ -245,7 +245,7 @@ class _Soak:
             result.rows.append((name, f"{second:g} in the second quarter, {last:g} in the last"))
 
     def ask(self, question: str) -> list[tuple[Any, ...]]:
-        """Ask the ledger's database."""
+        """Query the ledger's database."""
         connection = psycopg2.connect(self.url, connect_timeout=5)
         try:
             connection.autocommit = True

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workers import text
-from workers.text import NEAR_DUPLICATE, Measures, measure, similarity
+from waooaw_celery.demo.agents import text
+from waooaw_celery.demo.agents.text import NEAR_DUPLICATE, Measures, measure, similarity
 
 LIGHTHOUSE = [
     "The lighthouse stands on a narrow rock two miles from the harbour. Its keeper climbs the stairs at dusk, "
@@ -218,14 +218,17 @@ def test_similarity_is_zero_without_a_fingerprint() -> None:
 def test_measures_are_the_same_in_every_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Processes with different hash seeds find the same terms and the same fingerprint."""
     monkeypatch.setattr(text, "MAX_SHINGLES", 50)  # so that the sampling is at work too
-    program = "import sys; from workers import text; text.MAX_SHINGLES = 50; print(text.measure(sys.stdin.read()))"
+    program = (
+        "import sys; from waooaw_celery.demo.agents import text; "
+        "text.MAX_SHINGLES = 50; print(text.measure(sys.stdin.read()))"
+    )
     source = "\n\n".join(LIGHTHOUSE)
     found = {
         subprocess.run(
             [sys.executable, "-c", program],
             input=source,
             env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONUTF8": "1"},
-            cwd=Path(text.__file__).parents[1],
+            cwd=Path(text.__file__).parents[3],
             capture_output=True,
             text=True,
             check=True,

@@ -1,4 +1,4 @@
-"""The command line: `waooaw …`, and the same commands as `celery -A app waooaw …`."""
+"""The command line: `waooaw`, with the same commands as `celery -A app waooaw`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from waooaw_celery.cli.group import LazyCommand, waooaw
 
 __all__ = ["main", "waooaw"]
 
-#: Every command by name: the module that defines it, and its line in ``waooaw --help``.
+#: Each command: the module that defines it, and its line in ``waooaw --help``.
 waooaw.lazy_commands.update(
     {
         "agents": LazyCommand("waooaw_celery.cli.overview", "List the known agents and what waits for each."),
@@ -17,16 +17,16 @@ waooaw.lazy_commands.update(
         "dead": LazyCommand("waooaw_celery.cli.dead_letters", "List, show, retry and discard dead letters."),
         "demo": LazyCommand("waooaw_celery.demo.command", "Run the demo: agents measure a folder of documents."),
         "doctor": LazyCommand("waooaw_celery.cli.doctor", "Check the clocks of all processes."),
-        "erase": LazyCommand("waooaw_celery.cli.ledger", "Blank payloads and errors, and keep the facts."),
+        "erase": LazyCommand("waooaw_celery.cli.ledger", "Blank the payloads and errors of messages."),
         "events": LazyCommand("waooaw_celery.cli.events", "Publish and replay events, manage subscriptions."),
         "hold": LazyCommand("waooaw_celery.cli.ledger", "Place, release and list legal holds."),
         "limits": LazyCommand("waooaw_celery.cli.limits", "Show and set the rate limits of agents."),
-        "log": LazyCommand("waooaw_celery.cli.ledger", "List the ledger's messages, newest first."),
+        "log": LazyCommand("waooaw_celery.cli.ledger", "List the messages in the ledger, newest first."),
         "purge": LazyCommand("waooaw_celery.cli.ledger", "Remove messages whose retention is over."),
         "queues": LazyCommand("waooaw_celery.cli.overview", "List the queues and what waits in each."),
         "receipt": LazyCommand("waooaw_celery.cli.messages", "Show the receipt of a message."),
-        "recover": LazyCommand("waooaw_celery.cli.recover", "Publish again what the broker has lost."),
-        "request": LazyCommand("waooaw_celery.cli.messages", "Request a method of an agent and print its result."),
+        "recover": LazyCommand("waooaw_celery.cli.recover", "Publish messages again that the broker lost."),
+        "request": LazyCommand("waooaw_celery.cli.messages", "Call a method of an agent and print its result."),
         "send": LazyCommand("waooaw_celery.cli.messages", "Send a message to an agent."),
         "spool": LazyCommand("waooaw_celery.cli.ledger", "Show what waits on this computer for the database."),
         "stats": LazyCommand("waooaw_celery.cli.ledger", "Show the ledger's statistics, or compare wire formats."),

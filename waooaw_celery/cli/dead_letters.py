@@ -1,4 +1,4 @@
-"""`dead …`: dead letters from the shell: listed, shown, sent again, discarded."""
+"""`dead`: list, show, retry and discard dead letters."""
 
 from __future__ import annotations
 
@@ -16,24 +16,30 @@ from waooaw_celery.app.app import AgentApp
 from waooaw_celery.broker.dead_letters.dead_letter import DeadLetter, read_content
 from waooaw_celery.broker.dead_letters.queue import DEFAULT_LIMIT, Outcome
 from waooaw_celery.cli.group import OPERATOR, current_app
-from waooaw_celery.cli.ledger import MomentParam
+from waooaw_celery.cli.ledger import TimeParam
 from waooaw_celery.cli.output import ago, console, json_option, print_json, show_table
 from waooaw_celery.errors import WaooawError
 from waooaw_celery.messages.validation import JSON
 
 _FILTERS = (
-    click.option("--agent", help="To this agent."),
-    click.option("--queue", help="From this queue."),
-    click.option("--reason", metavar="TEXT", help="Whose reason contains this, in any case."),
-    click.option("--since", type=MomentParam(), help="That died at this moment or later."),
+    click.option("--agent", help="Dead letters that were sent to this agent."),
+    click.option("--queue", help="Dead letters from this queue."),
+    click.option("--reason", metavar="TEXT", help="Dead letters whose reason contains TEXT (case-insensitive)."),
+    click.option("--since", type=TimeParam(), help="Dead letters from this time on."),
 )
 _limit = click.option(
-    "--limit", type=click.IntRange(1), default=DEFAULT_LIMIT, show_default=True, help="How many at most."
+    "--limit",
+    type=click.IntRange(1),
+    default=DEFAULT_LIMIT,
+    show_default=True,
+    help="Largest number of dead letters.",
 )
 _ids = click.argument("ids", metavar="[ID]...", nargs=-1)
-_all = click.option("--all", "every", is_flag=True, help="Whatever there is, up to the limit.")
-_yes = click.option("--yes", is_flag=True, help="Do not ask.")
-_by = click.option("--by", metavar="NAME", help="Who asks.  [default: waooaw_sender, or your name here]")
+_all = click.option("--all", "every", is_flag=True, help="All dead letters, up to the limit.")
+_yes = click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
+_by = click.option(
+    "--by", metavar="NAME", help="Your name, for the record.  [default: waooaw_sender, or your login name]"
+)
 
 
 def _filters(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -44,7 +50,7 @@ def _filters(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @click.group()
 def dead() -> None:
-    """Dead letters: what could not be read, had no handler, or was given up by it."""
+    """Manage dead letters: messages that were unreadable, had no handler, or whose handler rejected them."""
 
 
 @dead.command("list")
@@ -53,23 +59,23 @@ def dead() -> None:
 @json_option
 @click.pass_context
 def list_(ctx: click.Context, /, limit: int, as_json: bool, **filters: Any) -> None:
-    """List dead letters, the newest first."""
+    """List dead letters, newest first."""
     found = current_app(ctx).dead_letters.list(limit=limit, **filters)
     if as_json:
         print_json([_plain(letter) for letter in found])
         return
-    _show_letters(found)
+    _show_dead_letters(found)
     if len(found) == limit:
-        click.echo(f"There may be more: --limit {2 * limit}")
+        click.echo(f"There may be more: use --limit {2 * limit}.")
 
 
 @dead.command()
 @click.argument("id_", metavar="ID")
-@click.option("--raw", is_flag=True, help="Write the bytes of the message, and nothing else.")
+@click.option("--raw", is_flag=True, help="Write only the bytes of the message.")
 @json_option
 @click.pass_context
 def show(ctx: click.Context, id_: str, raw: bool, as_json: bool) -> None:
-    """Show the dead letter ID: what is known of it, what it says, and whether it can be sent again."""
+    """Show the dead letter ID: its facts, its payload, and why its payload cannot be read, if so."""
     app = current_app(ctx)
     letter = app.dead_letters.get(id_)
     if raw:
@@ -80,8 +86,8 @@ def show(ctx: click.Context, id_: str, raw: bool, as_json: bool) -> None:
         print_json({**_plain(letter), "payload": payload, "unreadable": unreadable, "raw": _base64(letter)})
         return
     facts = [(name, value) for name, value in _plain(letter).items() if value is not None]
-    says = ("unreadable", unreadable) if unreadable is not None else ("payload", f"{payload!a}")
-    rows = [(name.replace("_", " "), value) for name, value in [*facts, says]]
+    content = ("unreadable", unreadable) if unreadable is not None else ("payload", f"{payload!a}")
+    rows = [(name.replace("_", " "), value) for name, value in [*facts, content]]
     show_table(console(), f"Dead letter {letter.id}", ("fact", "value"), [*rows, ("raw", f"{letter.raw!a:.2000}")])
 
 
@@ -90,7 +96,7 @@ def show(ctx: click.Context, id_: str, raw: bool, as_json: bool) -> None:
 @_filters
 @_all
 @_limit
-@click.option("--again", is_flag=True, help="Also what was sent again three times already.")
+@click.option("--again", is_flag=True, help="Also dead letters that were retried three times already.")
 @_yes
 @_by
 @json_option
@@ -107,12 +113,15 @@ def retry(
     as_json: bool,
     **filters: Any,
 ) -> None:
-    """Send dead letters again, each as a new message to the same handler: by ID, by what they have, or --all."""
+    """Send dead letters to the same handler again, each as a new message.
+
+    Choose them by ID, by the filters, or with --all.
+    """
     app = current_app(ctx)
     chosen = _chosen(app, ids, every, limit, filters)
     _confirm(chosen, "Send again", yes)
     letters = _with_missing(ids, chosen)
-    _report(ctx, app.dead_letters.retry(letters, by=_who(app, by), again=again), as_json)
+    _report(ctx, app.dead_letters.retry(letters, by=_requester(app, by), again=again), as_json)
 
 
 @dead.command()
@@ -120,7 +129,7 @@ def retry(
 @_filters
 @_all
 @_limit
-@click.option("--because", metavar="TEXT", required=True, help="Why: it is noted in the receipts.")
+@click.option("--because", metavar="TEXT", required=True, help="The reason, which is recorded in the receipts.")
 @_yes
 @_by
 @json_option
@@ -137,35 +146,35 @@ def discard(
     as_json: bool,
     **filters: Any,
 ) -> None:
-    """Remove dead letters for good: by ID, by what they have, or --all."""
+    """Delete dead letters. Choose them by ID, by the filters, or with --all."""
     app = current_app(ctx)
     chosen = _chosen(app, ids, every, limit, filters)
     _confirm(chosen, "Discard", yes)
     letters = _with_missing(ids, chosen)
-    _report(ctx, app.dead_letters.discard(letters, reason=because, by=_who(app, by)), as_json)
+    _report(ctx, app.dead_letters.discard(letters, reason=because, by=_requester(app, by)), as_json)
 
 
 def _chosen(
     app: AgentApp, ids: tuple[str, ...], every: bool, limit: int, filters: dict[str, Any]
 ) -> Sequence[DeadLetter]:
-    named = any(value is not None for value in filters.values())
-    if bool(ids) + every + named != 1:
-        raise click.UsageError("say which: IDs, or --agent, --queue, --reason, --since, or --all")
+    has_filter = any(value is not None for value in filters.values())
+    if bool(ids) + every + has_filter != 1:
+        raise click.UsageError("choose dead letters: IDs, or --agent, --queue, --reason, --since, or --all")
     if ids:
         return app.dead_letters.list(ids=ids, limit=len(ids))
     return app.dead_letters.list(limit=limit, **filters)
 
 
 def _with_missing(ids: tuple[str, ...], chosen: Sequence[DeadLetter]) -> list[DeadLetter | str]:
-    there = {letter.id for letter in chosen}
-    return [*chosen, *(id_ for id_ in ids if id_ not in there)]
+    found = {letter.id for letter in chosen}
+    return [*chosen, *(id_ for id_ in ids if id_ not in found)]
 
 
 def _confirm(letters: Sequence[DeadLetter], what: str, yes: bool) -> None:
     if not letters or yes:
         return
     for (agent, reason), count in Counter((letter.agent, letter.reason) for letter in letters).most_common(10):
-        click.echo(f"{count:6}  to {agent or 'nobody known'}: {reason:.100}", err=True)
+        click.echo(f"{count:6}  to {agent or 'an unknown agent'}: {reason:.100}", err=True)
     click.confirm(f"{what} {len(letters)} dead letters?", abort=True, err=True)
 
 
@@ -175,23 +184,23 @@ def _report(ctx: click.Context, outcomes: Sequence[Outcome], as_json: bool) -> N
         print_json(list(outcomes))
     elif outcomes:
         rows = [
-            (each.id, each.message_id, each.new_id or ("stays" if each.refused else "removed"), each.refused)
+            (each.id, each.message_id, each.new_id or ("unchanged" if each.refused else "deleted"), each.refused)
             for each in outcomes
         ]
         title = f"{len(outcomes) - refused} done, {refused} refused"
-        show_table(console(), title, ("letter", "message", "now", "because"), rows)
+        show_table(console(), title, ("dead letter", "message", "new message", "why refused"), rows)
     else:
-        click.echo("There is no such dead letter.")
+        click.echo("No dead letter matches.")
     if refused:
         ctx.exit(1)
 
 
-def _show_letters(letters: Sequence[DeadLetter]) -> None:
+def _show_dead_letters(letters: Sequence[DeadLetter]) -> None:
     rows = [
         (each.id, ago(each.at), each.from_agent, each.task or each.queue, each.message_id, each.reason)
         for each in letters
     ]
-    columns = ("letter", "died", "from", "for", "message", "reason")
+    columns = ("dead letter", "died", "from", "to handler", "message", "reason")
     show_table(console(), f"Dead letters ({len(rows)})", columns, rows)
 
 
@@ -212,10 +221,10 @@ def _base64(letter: DeadLetter) -> str:
     return b64encode(letter.raw).decode()
 
 
-def _who(app: AgentApp, by: str | None) -> str:
+def _requester(app: AgentApp, by: str | None) -> str:
     if by or app.settings.sender:
         return by or str(app.settings.sender)
     try:
         return getpass.getuser()
-    except (OSError, KeyError):  # a container's user without a name
+    except (OSError, KeyError):  # in a container, the user may have no name
         return OPERATOR

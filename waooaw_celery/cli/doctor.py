@@ -1,4 +1,4 @@
-"""`doctor`: what is wrong with a system."""
+"""`doctor`: check a running system."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from waooaw_celery.maintenance.diagnostics import State, examine
 @json_option
 @click.pass_context
 def doctor(ctx: click.Context, as_json: bool) -> None:
-    """Look for what is wrong: the clocks of this computer, the broker and each living worker.
+    """Check the system: the clocks of this computer, the broker and each live worker.
 
-    Its exit code is 1 when a check fails.
+    The exit code is 1 if a check fails.
     """
     findings = examine(current_app(ctx))
     if as_json:

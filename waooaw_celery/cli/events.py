@@ -1,4 +1,4 @@
-"""`events …`: topics, subscriptions and schemas from the shell; events published, and told again."""
+"""`events`: topics, subscriptions and schemas; publish events, and replay them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import click
 from waooaw_celery.agents.events.bus import EventBus
 from waooaw_celery.app.app import AgentApp
 from waooaw_celery.cli.group import OPERATOR, current_app
-from waooaw_celery.cli.ledger import MomentParam
+from waooaw_celery.cli.ledger import TimeParam
 from waooaw_celery.cli.messages import JsonParam
 from waooaw_celery.cli.output import ago, console, json_option, print_json, show_table
 from waooaw_celery.ledger.event_log import EventLog, SubscriberStatistics
@@ -18,15 +18,17 @@ from waooaw_celery.messages.enums import Priority
 from waooaw_celery.messages.validation import JSON
 from waooaw_celery.store.subscriptions import Subscription
 
-_from = click.option("--from", "from_agent", metavar="AGENT", help="Who tells.  [default: operator]")
-_since = click.option("--since", type=MomentParam(), help="Published at this moment or later.")
-_until = click.option("--until", type=MomentParam(), help="Published before this moment.")
+_from = click.option(
+    "--from", "from_agent", metavar="AGENT", help="The sender.  [default: waooaw_sender, or operator]"
+)
+_since = click.option("--since", type=TimeParam(), help="Published at this time or later.")
+_until = click.option("--until", type=TimeParam(), help="Published before this time.")
 _subscriber = click.argument("subscriber", metavar="AGENT.NAME")
 
 
 @click.group()
 def events() -> None:
-    """Events: who wants which, what became of them, and telling them again."""
+    """Publish and replay events, and manage subscriptions."""
 
 
 @events.command()
@@ -35,7 +37,7 @@ def events() -> None:
 @json_option
 @click.pass_context
 def topics(ctx: click.Context, since: datetime | None, until: datetime | None, as_json: bool) -> None:
-    """Count by topic and subscriber what was published and what became of it, from the ledger."""
+    """Count the published events, and what became of them, by topic and subscriber. Needs a ledger."""
     found = EventLog(current_app(ctx).ledger).statistics(since, until)
     if as_json:
         print_json(found)
@@ -52,7 +54,7 @@ def topics(ctx: click.Context, since: datetime | None, until: datetime | None, a
 @json_option
 @click.pass_context
 def subscriptions(ctx: click.Context, as_json: bool) -> None:
-    """List the subscriptions: patterns, filter, whether they stand."""
+    """List the subscriptions with their state, patterns and filter."""
     found = EventBus(current_app(ctx)).subscriptions()
     if as_json:
         print_json([_plain(each) for each in found])
@@ -65,28 +67,28 @@ def subscriptions(ctx: click.Context, as_json: bool) -> None:
 @_subscriber
 @click.pass_context
 def unsubscribe(ctx: click.Context, subscriber: str) -> None:
-    """Take a subscription off, also for when its agent starts again."""
+    """Remove a subscription. It stays removed when its agent starts again."""
     app = current_app(ctx)
     found = EventBus(app).unsubscribe(subscriber)
     waiting = EventLog(app.ledger).waiting(found.target) if app.settings.database_url is not None else None
-    sent = "What was sent to it" if waiting is None else f"What was sent to it ({waiting} messages)"
-    click.echo(f"{subscriber} gets no further events, in a second at the latest. {sent} is still handled.")
+    count = "" if waiting is None else f" ({waiting} messages)"
+    click.echo(f"{subscriber} gets no more events after one second. It still handles what was sent before{count}.")
 
 
 @events.command()
 @_subscriber
 @click.pass_context
 def resubscribe(ctx: click.Context, subscriber: str) -> None:
-    """Let a subscription that was removed stand again, from now on."""
+    """Restore a removed subscription, for events from now on."""
     EventBus(current_app(ctx)).resubscribe(subscriber)
-    click.echo(f"{subscriber} gets events again, in a second at the latest.")
+    click.echo(f"{subscriber} gets events again, within one second.")
 
 
 @events.command()
 @json_option
 @click.pass_context
 def schemas(ctx: click.Context, as_json: bool) -> None:
-    """List the JSON Schemas of topics, the newest version of each last."""
+    """List the JSON Schemas of the topics, the newest version of each last."""
     found = sorted(current_app(ctx).subscriptions.read().schemas, key=lambda schema: schema.topic)
     if as_json:
         print_json(found)
@@ -105,8 +107,10 @@ def schemas(ctx: click.Context, as_json: bool) -> None:
     default="normal",
     show_default=True,
 )
-@click.option("--ttl", type=float, help="Seconds until it expires; 0: never.  [default: waooaw_event_ttl_seconds]")
-@click.option("--schema-version", help="Of the topic's schema.  [default: the newest]")
+@click.option(
+    "--ttl", type=float, help="Seconds until the event expires; 0: never.  [default: waooaw_event_ttl_seconds]"
+)
+@click.option("--schema-version", help="Version of the topic's schema.  [default: the newest]")
 @json_option
 @click.pass_context
 def publish(
@@ -119,12 +123,12 @@ def publish(
     schema_version: str | None,
     as_json: bool,
 ) -> None:
-    """Publish EVENT, a JSON value or - for standard input, to whoever subscribed to TOPIC."""
+    """Publish EVENT to the subscribers of TOPIC. EVENT is a JSON value, or - for standard input."""
     app = current_app(ctx)
     published = EventBus(app).publish(
         topic,
         event,
-        from_agent=_speaker(app, from_agent),
+        from_agent=_sender(app, from_agent),
         priority=Priority.of(priority),
         schema_version=schema_version,
         ttl_seconds=app.settings.event_ttl_seconds if ttl is None else ttl or None,
@@ -132,19 +136,22 @@ def publish(
     if as_json:
         print_json(published)
         return
-    click.echo(f"{published.event_id} to {', '.join(published.receipts) or 'nobody: no subscription wants it'}")
+    subscribers = ", ".join(published.receipts)
+    click.echo(f"{published.event_id} to {subscribers or 'nobody: no subscription matches'}")
 
 
 @events.command()
 @_subscriber
 @_since
 @_until
-@click.option("--conversation", metavar="ID", help="Of the conversation with this message, thread or id.")
-@click.option("--topic", default="#", help="Only of topics of this pattern.")
-@click.option("--where", type=JsonParam(), help='Only with such payloads: {"order.total": {"gte": 100}}.')
-@click.option("--per-second", type=float, help="How many a second.")
-@click.option("--speed", type=float, help="Times as fast as they were published.")
-@click.option("--dry-run", is_flag=True, help="Only count what would be told.")
+@click.option("--conversation", metavar="ID", help="Only events of this conversation, message or correlation id.")
+@click.option("--topic", default="#", help="Only events whose topic matches this pattern.")
+@click.option(
+    "--where", type=JsonParam(), help='Only events that match a filter, such as {"order.total": {"gte": 100}}.'
+)
+@click.option("--per-second", type=float, help="Events per second.")
+@click.option("--speed", type=float, help="Speed, as a multiple of the original pace.")
+@click.option("--dry-run", is_flag=True, help="Only count the events.")
 @_from
 @json_option
 @click.pass_context
@@ -162,7 +169,7 @@ def replay(
     from_agent: str | None,
     as_json: bool,
 ) -> None:
-    """Tell one subscriber again of events in the ledger, the oldest first, marked as a replay."""
+    """Send events from the ledger to one subscriber again, oldest first. They are marked as a replay."""
     app = current_app(ctx)
     done = EventBus(app).replay(
         subscriber,
@@ -173,7 +180,7 @@ def replay(
         where=where,
         per_second=per_second,
         speed=speed,
-        from_agent=_speaker(app, from_agent),
+        from_agent=_sender(app, from_agent),
         dry_run=dry_run,
     )
     if as_json:
@@ -181,11 +188,12 @@ def replay(
         return
     span = ""
     if done.first_at is not None and done.last_at is not None:
-        span = f", of {done.first_at:%F %T} to {done.last_at:%F %T} UTC"
-    click.echo(f"{done.subscriber} {'would be' if dry_run else 'was'} told again of {done.events} events{span}.")
+        span = f" from {done.first_at:%F %T} to {done.last_at:%F %T} UTC"
+    sent = "would be sent" if dry_run else "were sent"
+    click.echo(f"{done.events} events{span} {sent} to {done.subscriber} again.")
 
 
-def _speaker(app: AgentApp, from_agent: str | None) -> str:
+def _sender(app: AgentApp, from_agent: str | None) -> str:
     return from_agent or app.settings.sender or OPERATOR
 
 
@@ -197,7 +205,7 @@ def _counts(each: SubscriberStatistics) -> tuple[object, ...]:
 def _state(each: Subscription) -> str:
     if each.removed_at is not None:
         return f"removed {ago(each.removed_at)}"
-    return "catching up" if each.catch_up_from is not None else "stands"
+    return "catching up" if each.catch_up_from is not None else "active"
 
 
 def _filter(each: Subscription) -> str:

@@ -1,4 +1,4 @@
-"""`stats FILE`: what a payload becomes in each format, packed with each codec."""
+"""`stats FILE`: the size of a payload in each format, and compressed with each codec."""
 
 from __future__ import annotations
 
@@ -14,24 +14,29 @@ from waooaw_celery.wire.serializer import FormatStats, MessageSerializer
 
 
 def show_formats(file: IO[bytes], as_json: bool) -> None:
-    """Compare formats and codecs on a payload.
+    """Print how large a payload is in each format with each codec, and how long each takes.
+
+    Args:
+        file: the payload as JSON.
+        as_json: print JSON instead of a table.
 
     Raises:
-        InvalidMessage: it is larger, deeper or has more parts than a message may.
+        ClickException: the file is not JSON.
+        InvalidMessage: the payload exceeds the limits of size, depth or number of values.
     """
     try:
         value = decode(file.read(), "application/json", None, Caps())
     except DecodingFailed as error:
-        raise click.ClickException(f"{file.name} is no payload as JSON: {error}") from error
+        raise click.ClickException(f"{file.name} is not a JSON payload: {error}") from error
     found = sorted(MessageSerializer().stats(value), key=lambda one: one.size)
     if as_json:
         print_json(found)
         return
-    columns = ("size, bytes", "of the JSON", "encode, µs", "decode, µs", "format", "packed with")
+    columns = ("size, bytes", "of the JSON", "encode, µs", "decode, µs", "format", "codec")
     show_table(console(), f"{file.name}: smallest first", columns, [_row(one) for one in found])
     plain, smallest = next(one for one in found if (one.format, one.codec) == ("json", "none")), found[0]
-    best = f"{smallest.format} with {smallest.codec}"
-    click.echo(f"As JSON it is {plain.size:,} bytes; as {best} it is {1 - smallest.ratio:.0%} less.")
+    best = smallest.format if smallest.codec == "none" else f"{smallest.format} with {smallest.codec}"
+    click.echo(f"JSON takes {plain.size:,} bytes; {best} takes {1 - smallest.ratio:.0%} less.")
 
 
 def _row(one: FormatStats) -> tuple[object, ...]:

@@ -1,4 +1,4 @@
-"""The group of commands: which application they use, and how they report an error."""
+"""The group of commands: which application they use, and how they report errors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from waooaw_celery.errors import ConfigurationError, WaooawError
 if TYPE_CHECKING:
     from waooaw_celery.app.app import AgentApp
 
-#: Who speaks when a person does, unless the setting ``waooaw_sender`` names another.
+#: The sender of messages that a person sends, unless the setting ``waooaw_sender`` names another.
 OPERATOR = "operator"
 
 
@@ -22,7 +22,7 @@ class LazyCommand(NamedTuple):
 
     Attributes:
         module: dotted path of the module that defines it.
-        summary: its line in the list of commands.
+        summary: its line in ``waooaw --help``.
     """
 
     module: str
@@ -30,7 +30,7 @@ class LazyCommand(NamedTuple):
 
 
 class Group(click.Group):
-    """Commands that are imported when they run; an error is one sentence on standard error, with exit code 1."""
+    """Commands that are imported when they run. An error is one sentence on standard error, with exit code 1."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -41,7 +41,7 @@ class Group(click.Group):
         return sorted({*super().list_commands(ctx), *self.lazy_commands})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import a command and return it, or None when there is no command of this name."""
+        """Import a command and return it, or None if the name is unknown."""
         lazy = self.lazy_commands.get(cmd_name)
         if lazy is None:
             return super().get_command(ctx, cmd_name)
@@ -49,7 +49,7 @@ class Group(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the list of commands without importing any."""
+        """Write the list of commands without importing them."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, self.lazy_commands[name].summary) for name in sorted(self.lazy_commands)])
 
@@ -62,23 +62,29 @@ class Group(click.Group):
 
 
 @click.group(cls=Group)
-@click.option("-A", "--app", "app_name", envvar="WAOOAW_APP", help="Application, such as workers.orchestrator.")
-@click.option("-b", "--broker", help="URL of the broker, without an application. [env: CELERY_BROKER_URL]")
+@click.option(
+    "-A",
+    "--app",
+    "app_name",
+    envvar="WAOOAW_APP",
+    help="Your application, such as my_agents.greeter.  [env: WAOOAW_APP]",
+)
+@click.option("-b", "--broker", help="URL of the broker, if you give no application.  [env: CELERY_BROKER_URL]")
 @click.pass_context
 def waooaw(ctx: click.Context, app_name: str | None, broker: str | None) -> None:
-    """Agents that talk to each other over Celery.
+    """Send messages to agents over Celery, and see what became of them.
 
-    Needs no application of yours: names are enough. Give -b or CELERY_BROKER_URL.
+    You need no application: agents are addressed by name. Give the broker with -b or CELERY_BROKER_URL.
     """
     ctx.meta["waooaw.app_name"] = app_name
     ctx.meta["waooaw.broker"] = broker
 
 
 def current_app(ctx: click.Context) -> AgentApp:
-    """Return the application that a command works with, ready to be used.
+    """Return the application that a command uses, with its settings checked.
 
     Raises:
-        ConfigurationError: the one named is none of ours, or cannot work as it is set.
+        ConfigurationError: the named application was not made by ``create_app()``, or a setting is wrong.
     """
     app = named_app(ctx)
     app.check()
@@ -86,10 +92,10 @@ def current_app(ctx: click.Context) -> AgentApp:
 
 
 def named_app(ctx: click.Context) -> AgentApp:
-    """Return the application that a command works with, as it is.
+    """Return the application that a command uses, without checking its settings.
 
     Raises:
-        ConfigurationError: the one named is none of ours.
+        ConfigurationError: the named application was not made by ``create_app()``.
     """
     # Imported here, so that `waooaw --help` does not wait for Celery.
     from celery.bin.base import CLIContext
@@ -104,10 +110,10 @@ def named_app(ctx: click.Context) -> AgentApp:
         app = _load(name)
     else:
         if broker:
-            os.environ["CELERY_BROKER_URL"] = broker  # which Celery would prefer to what it is told
+            os.environ["CELERY_BROKER_URL"] = broker  # Celery prefers this variable to an argument
         app = create_app()
     if not isinstance(app, AgentApp):
-        raise ConfigurationError(f"{app!r} was not made with waooaw_celery.create_app()")
+        raise ConfigurationError(f"{app!r} was not made by waooaw_celery.create_app()")
     return app
 
 
@@ -117,5 +123,5 @@ def _load(name: str) -> Any:
     try:
         return find_app(name)
     except Exception as error:
-        what = f"{type(error).__name__}: {error}"
-        raise ConfigurationError(f"there is no application {name!r} that can be loaded ({what})") from error
+        cause = f"{type(error).__name__}: {error}"
+        raise ConfigurationError(f"application {name!r} cannot be loaded ({cause})") from error

@@ -1,4 +1,4 @@
-"""`log`, `conversation`, `stats`, `spool`, `purge`, `hold` and `erase`: the ledger from the shell."""
+"""`log`, `conversation`, `stats`, `spool`, `purge`, `hold` and `erase`: query and maintain the ledger."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from waooaw_celery.ledger.trail import MessageAuditTrail
 from waooaw_celery.messages.enums import MessageStatus, MessageType, Priority
 
 
-class MomentParam(click.ParamType[datetime]):
-    """A moment in ISO 8601; without a time zone it is UTC."""
+class TimeParam(click.ParamType[datetime]):
+    """A command-line argument that is a date or time in ISO 8601; without a time zone it is UTC."""
 
-    name = "moment"
+    name = "time"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
-        """Read it."""
+        """Parse the value."""
         if isinstance(value, datetime):
             return value
         try:
-            moment = datetime.fromisoformat(value)
+            time = datetime.fromisoformat(value)
         except ValueError:
-            self.fail(f"{value} is no moment, such as 2026-11-22 or 2026-11-22T13:57", param, ctx)
-        return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+            self.fail(f"{value} is not a time, such as 2026-11-22 or 2026-11-22T13:57", param, ctx)
+        return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
-_since = click.option("--since", type=MomentParam(), help="Sent at this moment or later.")
-_until = click.option("--until", type=MomentParam(), help="Sent before this moment.")
+_since = click.option("--since", type=TimeParam(), help="Sent at this time or later.")
+_until = click.option("--until", type=TimeParam(), help="Sent before this time.")
 
 
 @click.command()
@@ -45,26 +45,26 @@ _until = click.option("--until", type=MomentParam(), help="Sent before this mome
 @click.option("--status", type=click.Choice([member.value for member in MessageStatus]))
 @click.option("--priority", type=click.Choice([member.name.lower() for member in Priority]))
 @click.option("--correlation-id")
-@click.option("--topic", help="Events of this topic: their records, and the messages to their subscribers.")
-@click.option("--text", help="The payload contains this, in any case.")
+@click.option("--topic", help="Events of this topic, and the messages to their subscribers.")
+@click.option("--text", help="The payload contains this text (case-insensitive).")
 @_since
 @_until
 @click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True)
 @json_option
 @click.pass_context
 def log(ctx: click.Context, /, as_json: bool, priority: str | None, **filters: Any) -> None:
-    """List messages of the ledger that fit all filters, newest first."""
+    """List the messages in the ledger that match all filters, newest first."""
     trail = MessageAuditTrail(current_app(ctx).ledger)
     limit = filters.pop("limit")
     filters["priority"] = None if priority is None else Priority.of(priority)
     page = trail.query(limit=limit, **filters)
     records = page.records
-    while page.after is not None and len(records) < limit:  # it looked at as much as one page may
+    while page.after is not None and len(records) < limit:  # one query examines a limited number of rows
         page = trail.query(limit=limit - len(records), after=page.after, **filters)
         records += page.records
     _show(records, "Messages, newest first", as_json)
     if page.after is not None and not as_json:
-        click.echo(f"There are more: --until {page.after[0].isoformat()}")
+        click.echo(f"There are more: use --until {page.after[0].isoformat()}")
 
 
 @click.command()
@@ -72,7 +72,10 @@ def log(ctx: click.Context, /, as_json: bool, priority: str | None, **filters: A
 @json_option
 @click.pass_context
 def conversation(ctx: click.Context, id_: str, as_json: bool) -> None:
-    """Tell the conversation that ID belongs to, in causal order: of a message, a thread or the conversation."""
+    """Show the conversation that ID belongs to, in causal order.
+
+    ID is a message id, a correlation id or a conversation id.
+    """
     records = MessageAuditTrail(current_app(ctx).ledger).conversation(id_)
     _show(records, f"Conversation {records[0].conversation_id}", as_json)
 
@@ -86,9 +89,9 @@ def conversation(ctx: click.Context, id_: str, as_json: bool) -> None:
 def stats(
     ctx: click.Context, file: IO[bytes] | None, since: datetime | None, until: datetime | None, as_json: bool
 ) -> None:
-    """Count and measure the messages of the ledger; or, with FILE, compare formats and codecs on a payload.
+    """Show statistics of the messages in the ledger; or, with FILE, compare wire formats on a payload.
 
-    FILE is JSON, or - for standard input.
+    FILE is a JSON file, or - for standard input.
     """
     if file is not None:
         show_formats(file, as_json)
@@ -97,18 +100,18 @@ def stats(
     if as_json:
         print_json(facts)
         return
-    error_rate = "none ended yet" if facts.error_rate is None else f"{facts.error_rate:.1%}"
+    error_rate = "no message has ended" if facts.error_rate is None else f"{facts.error_rate:.1%}"
     rows = [
         ("messages", facts.total),
         ("by status", _listed(facts.by_status.items())),
         ("by type", _listed(facts.by_type.items())),
         ("top senders", _listed(facts.top_senders)),
         ("top receivers", _listed(facts.top_receivers)),
-        ("delivery, p50 / p95 / p99", _milliseconds(facts.delivery)),
+        ("waiting, p50 / p95 / p99", _milliseconds(facts.delivery)),
         ("handling, p50 / p95 / p99", _milliseconds(facts.handling)),
         ("error rate", error_rate),
     ]
-    show_table(console(), "Statistics", ("of", "value"), rows)
+    show_table(console(), "Statistics", ("measure", "value"), rows)
 
 
 @click.command()
@@ -116,36 +119,35 @@ def stats(
 @json_option
 @click.pass_context
 def spool(ctx: click.Context, limit: int, as_json: bool) -> None:
-    """Tell what waits on this computer for the database, what that refused, and which files were damaged."""
-    kept = named_app(ctx).ledger.spool  # the database may be away: nothing is asked of it
-    waiting, refused = kept.counts()
+    """Show this computer's spool: rows that wait for the database, rows it refused, and damaged files."""
+    spool = named_app(ctx).ledger.spool  # settings are not checked: that needs the database, which may be down
+    waiting, refused = spool.counts()
     refusals = [
-        {"message_id": entry.message_id, "kind": entry.kind, "reason": reason}
-        for entry, reason in kept.refusals(limit)
+        {"message_id": row.message_id, "kind": row.kind, "reason": reason} for row, reason in spool.refusals(limit)
     ]
-    damaged = kept.damaged()
+    damaged = spool.damaged()
     if as_json:
-        counts = {"path": str(kept.path), "waiting": waiting, "refused": refused}
+        counts = {"path": str(spool.path), "waiting": waiting, "refused": refused}
         print_json({**counts, "refusals": refusals, "damaged": damaged})
         return
-    click.echo(f"{kept.path}: {waiting} entries wait, {refused} were refused.")
+    click.echo(f"{spool.path}: {waiting} rows wait, {refused} were refused.")
     if damaged:
         rows = [(file.size, "yes" if file.salvaged else "not yet", file.path) for file in damaged]
-        show_table(console(), "Damaged files that were put aside", ("bytes", "salvaged", "file"), rows)
+        show_table(console(), "Damaged files that were moved aside", ("bytes", "salvaged", "file"), rows)
     if refusals:
-        columns = ("message", "kind", "why it was refused")
-        show_table(console(), "Refused, newest first", columns, [tuple(one.values()) for one in refusals])
+        columns = ("message", "kind", "reason")
+        show_table(console(), "Refused rows, newest first", columns, [tuple(one.values()) for one in refusals])
 
 
 @click.command()
-@click.option("--dry-run", is_flag=True, help="Only count what would be removed.")
-@click.option("--despite-skew", is_flag=True, help="Purge by the database's clock also when the clocks disagree.")
+@click.option("--dry-run", is_flag=True, help="Only count the messages.")
+@click.option("--despite-skew", is_flag=True, help="Purge by the database's clock even if the clocks disagree.")
 @json_option
 @click.pass_context
 def purge(ctx: click.Context, dry_run: bool, despite_skew: bool, as_json: bool) -> None:
-    """Remove the messages whose retention is over, now; beat does the same every night.
+    """Remove messages whose retention is over. Beat does the same every night.
 
-    It refuses when the clocks of this computer, the database and Redis disagree by more than a minute.
+    Nothing is removed if the clocks of this computer, the database and Redis differ by more than a minute.
     """
     app = current_app(ctx)
     retention = Retention(app.database, app.components.witnesses())
@@ -154,20 +156,20 @@ def purge(ctx: click.Context, dry_run: bool, despite_skew: bool, as_json: bool) 
 
 
 @click.command()
-@click.option("--agent", help="Of all messages that this agent sent or got.")
-@click.option("--containing", metavar="TEXT", help="Of all messages whose payload contains this.")
-@click.confirmation_option(prompt="What is erased cannot be brought back. Go on?")
+@click.option("--agent", help="All messages that this agent sent or received.")
+@click.option("--containing", metavar="TEXT", help="All messages whose payload contains TEXT.")
+@click.confirmation_option(prompt="Erased data cannot be restored. Continue?")
 @json_option
 @click.pass_context
 def erase(ctx: click.Context, agent: str | None, containing: str | None, as_json: bool) -> None:
-    """Blank payloads and error texts, and keep the facts and digests."""
+    """Blank the payloads and error texts of messages. Their other facts and the payloads' digests stay."""
     removal = Retention(current_app(ctx).database).erase(agent=agent, containing=containing)
     _show_removal(removal, "blanked", as_json)
 
 
 @click.group()
 def hold() -> None:
-    """Legal holds: what they name is neither purged nor erased."""
+    """Manage legal holds, which keep messages from being purged or erased."""
 
 
 _kind = click.argument("kind", type=click.Choice([kind.value for kind in HoldKind]))
@@ -176,12 +178,12 @@ _kind = click.argument("kind", type=click.Choice([kind.value for kind in HoldKin
 @hold.command("add")
 @_kind
 @click.argument("value")
-@click.option("--reason", required=True, help="For whoever asks later.")
+@click.option("--reason", required=True, help="The reason, for the record.")
 @click.pass_context
 def add(ctx: click.Context, kind: str, value: str, reason: str) -> None:
-    """Keep a message, a conversation or an agent's messages."""
+    """Place a hold on a message, a conversation or an agent's messages."""
     Retention(current_app(ctx).database).hold(HoldKind(kind), value, reason)
-    click.echo(f"Held: {kind} {value}.")
+    click.echo(f"Placed a hold on {kind} {value}.")
 
 
 @hold.command("release")
@@ -192,20 +194,20 @@ def release(ctx: click.Context, kind: str, value: str) -> None:
     """Release a hold."""
     if not Retention(current_app(ctx).database).release(HoldKind(kind), value):
         raise click.ClickException(f"there is no hold on {kind} {value}")
-    click.echo(f"Released: {kind} {value}.")
+    click.echo(f"Released the hold on {kind} {value}.")
 
 
 @hold.command("list")
 @json_option
 @click.pass_context
 def list_(ctx: click.Context, as_json: bool) -> None:
-    """List the holds that stand."""
+    """List the holds that are in force."""
     holds = Retention(current_app(ctx).database).holds()
     if as_json:
         print_json(holds)
         return
     rows = [(each.kind, each.value, f"{each.placed_at:%Y-%m-%d %H:%M}", each.reason) for each in holds]
-    show_table(console(), f"Legal holds ({len(rows)})", ("kind", "value", "since (UTC)", "reason"), rows)
+    show_table(console(), f"Legal holds ({len(rows)})", ("kind", "value", "placed (UTC)", "reason"), rows)
 
 
 def _show(records: list[AuditRecord], title: str, as_json: bool) -> None:
@@ -226,7 +228,7 @@ def _show(records: list[AuditRecord], title: str, as_json: bool) -> None:
                 receipt.error or receipt.message_id,
             )
         )
-    columns = ("sent (UTC)", "from", "to", "handler", "priority", "status", "id, or why it failed")
+    columns = ("sent (UTC)", "from", "to", "handler", "priority", "status", "id or error")
     show_table(console(), title, columns, rows)
 
 
@@ -234,7 +236,7 @@ def _show_removal(removal: Removal, verb: str, as_json: bool) -> None:
     if as_json:
         print_json(removal)
     elif removal.busy:
-        click.echo("Another purge is running; nothing was done.")
+        click.echo("Another purge is running. Nothing was removed.")
     else:
         click.echo(f"{removal.rule}: {verb} {removal.messages} messages, {removal.events} events.")
 

@@ -1,4 +1,4 @@
-"""`limits show`, `set`, `reset`, `near` and `refused`: rate limits from the shell."""
+"""`limits`: show, set and reset rate limits, and list refused messages."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import click
 
 from waooaw_celery.app.app import AgentApp
 from waooaw_celery.cli.group import current_app
-from waooaw_celery.cli.ledger import MomentParam
+from waooaw_celery.cli.ledger import TimeParam
 from waooaw_celery.cli.output import console, json_option, print_json, show_table
 from waooaw_celery.ledger.trail import MessageAuditTrail
 from waooaw_celery.limits.storage import RuleStatus
@@ -18,7 +18,7 @@ from waooaw_celery.settings import RateLimitStorage
 
 @click.group()
 def limits() -> None:
-    """Rate limits: what agents may send, and what they have sent."""
+    """Manage rate limits: what agents may send, and what they have sent."""
 
 
 @limits.command()
@@ -26,30 +26,30 @@ def limits() -> None:
 @json_option
 @click.pass_context
 def show(ctx: click.Context, agent: str | None, as_json: bool) -> None:
-    """Show all quotas, or what AGENT has used of its own. That counts nothing."""
+    """Show all quotas, or how much of its quota AGENT has used. This does not count as a message."""
     app = _app(ctx)
     if agent is not None:
         _show_statuses(f"{agent}: {app.limiter.quota(agent)}", app.limiter.status(agent), as_json)
         return
     quotas = app.limiter.quotas()
     if as_json:
-        print_json({name: {"quota": str(quota), "from": whence} for name, (quota, whence) in quotas.items()})
+        print_json({name: {"quota": str(quota), "from": source} for name, (quota, source) in quotas.items()})
         return
-    rows = [(name, whence, str(quota)) for name, (quota, whence) in quotas.items()]
-    show_table(console(), "Quotas; * is whoever has none of its own", ("agent", "from", "quota"), rows)
+    rows = [(name, source, str(quota)) for name, (quota, source) in quotas.items()]
+    show_table(console(), "Quotas (* applies to agents without their own)", ("agent", "from", "quota"), rows)
 
 
 @limits.command("set")
 @click.argument("agent")
 @click.argument("quota", required=False)
-@click.option("--default", "as_configured", is_flag=True, help="As it is configured, instead of a QUOTA.")
+@click.option("--default", "use_configured", is_flag=True, help="Return to the configured quota.")
 @click.pass_context
-def set_(ctx: click.Context, agent: str, quota: str | None, as_configured: bool) -> None:
-    """Set what AGENT may send, for all processes at once.
+def set_(ctx: click.Context, agent: str, quota: str | None, use_configured: bool) -> None:
+    """Set the quota of AGENT for all processes, from now on.
 
-    QUOTA is such as "10/second; 100/hour burst 20; 5/minute to boss; 20/hour of query", or "unlimited".
+    A QUOTA is, for example, "10/second; 100/hour burst 20; 5/minute to boss; 20/hour of query" or "unlimited".
     """
-    if (quota is None) != as_configured:
+    if (quota is None) != use_configured:
         raise click.UsageError("give a QUOTA, or --default")
     app = _app(ctx)
     click.echo(f"{agent}: {app.limiter.set_quota(agent, quota)}")
@@ -59,49 +59,56 @@ def set_(ctx: click.Context, agent: str, quota: str | None, as_configured: bool)
 @click.argument("agent")
 @click.pass_context
 def reset(ctx: click.Context, agent: str) -> None:
-    """Forget what AGENT has sent, so that it may send at once. Its quota stays."""
+    """Reset the count of what AGENT has sent, so that it may send at once. Its quota stays."""
     _app(ctx).limiter.reset(agent)
     click.echo(f"{agent} may send again.")
 
 
 @limits.command()
 @click.option(
-    "--share", type=click.FloatRange(0, 1), default=0.8, show_default=True, help="Used at least so much."
+    "--share",
+    type=click.FloatRange(0, 1),
+    default=0.8,
+    show_default=True,
+    help="Smallest share of the limit that is used.",
 )
 @json_option
 @click.pass_context
 def near(ctx: click.Context, share: float, as_json: bool) -> None:
-    """List who is near a limit, the nearest first."""
+    """List the agents that are near a limit, nearest first."""
     _show_statuses("Near the limit", _app(ctx).limiter.near(share), as_json)
 
 
 @limits.command()
 @click.argument("agent", required=False)
-@click.option("--since", type=MomentParam(), help="In the minute of this moment or later.")
+@click.option("--since", type=TimeParam(), help="Refused in the minute of this time or later.")
 @click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True)
 @json_option
 @click.pass_context
 def refused(ctx: click.Context, agent: str | None, since: datetime | None, limit: int, as_json: bool) -> None:
-    """List what was refused, of AGENT or of all, by minute, newest first. Only a ledger keeps that."""
+    """Count the refused messages of AGENT, or of all agents, by minute, newest first. Needs a ledger."""
     found = MessageAuditTrail(current_app(ctx).ledger).refusals(agent, since=since, limit=limit)
     if as_json:
         print_json(found)
         return
     rows = [(f"{one.minute:%Y-%m-%d %H:%M}", one.agent, one.count, one.rule) for one in found]
     show_table(
-        console(), "Refused by rate limits, newest first", ("minute (UTC)", "agent", "messages", "rule"), rows
+        console(), "Refused by rate limits, newest first", ("minute (UTC)", "sender", "messages", "rule"), rows
     )
 
 
 def _app(ctx: click.Context) -> AgentApp:
-    """Return the application, and warn when what is set here would concern nobody."""
+    """Return the application, and warn if its settings make this command useless."""
     app = current_app(ctx)
     if app.settings.rate_limit_storage is RateLimitStorage.MEMORY:
-        click.echo("Each process counts in its own memory (waooaw_rate_limit_storage): this one is new.", err=True)
+        click.echo(
+            "Each process counts in its own memory (waooaw_rate_limit_storage); this process has counted nothing.",
+            err=True,
+        )
     elif app.admission_control is None:
         click.echo(
-            "Processes with these settings count nothing: set waooaw_rate_limit (or WAOOAW_RATE_LIMIT), "
-            "such as unlimited, for all of them.",
+            "With these settings, processes count nothing: set waooaw_rate_limit (or WAOOAW_RATE_LIMIT) for all "
+            "of them, for example to unlimited.",
             err=True,
         )
     return app
@@ -117,10 +124,10 @@ def _show_statuses(title: str, statuses: Sequence[RuleStatus], as_json: bool) ->
             one.used,
             one.limit,
             one.remaining,
-            f"{one.retry_after:.3f} s" if one.retry_after else "now",
+            f"in {one.retry_after:.3f} s" if one.retry_after else "now",
             one.rule,
         )
         for one in statuses
     ]
-    columns = ("agent", "used", "limit", "left", "next", "rule")
+    columns = ("agent", "used", "limit", "left", "next allowed", "rule")
     show_table(console(), title, columns, rows)

@@ -1,4 +1,4 @@
-"""`send`, `broadcast`, `request`, `receipt` and `cancel`: from the shell what the API does."""
+"""`send`, `broadcast`, `request`, `receipt` and `cancel`: the messaging API from the shell."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ from waooaw_celery.messages.message import Message
 from waooaw_celery.messages.receipt import DeliveryReceipt
 from waooaw_celery.messages.validation import JSON
 
-_from = click.option("--from", "from_agent", metavar="AGENT", help="Who speaks.  [default: operator]")
+_from = click.option(
+    "--from", "from_agent", metavar="AGENT", help="The sender.  [default: waooaw_sender, or operator]"
+)
 _priority = click.option(
     "--priority",
     type=click.Choice([priority.name.lower() for priority in Priority], case_sensitive=False),
@@ -37,19 +39,19 @@ _type = click.option(
 
 
 class JsonParam(click.ParamType[JSON]):
-    """A JSON value on the command line, or ``-`` for standard input."""
+    """A command-line argument that is a JSON value, or ``-`` to read it from standard input."""
 
     name = "json"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> JSON:
-        """Read it; the error says where it is wrong."""
+        """Parse the value; the error names the position of the mistake."""
         text = sys.stdin.buffer.read().decode("utf-8", "replace") if value == "-" else value
         if not isinstance(text, str):
             return text
         try:
             return json.loads(text)
         except (ValueError, RecursionError) as error:
-            self.fail(f"{text:.60} is no JSON ({error}); a text is written '\"like this\"'", param, ctx)
+            self.fail(f"{text:.60} is not JSON ({error}); write a string as '\"text\"'", param, ctx)
 
 
 @click.command()
@@ -58,8 +60,10 @@ class JsonParam(click.ParamType[JSON]):
 @_from
 @_priority
 @_type
-@click.option("--ttl", type=float, help="Seconds until it expires; 0: never.  [default: waooaw_ttl_seconds]")
-@click.option("--correlation-id", help="Threads it to other messages.")
+@click.option(
+    "--ttl", type=float, help="Seconds until the message expires; 0: never.  [default: waooaw_ttl_seconds]"
+)
+@click.option("--correlation-id", help="Id that ties this message to others.")
 @json_option
 @click.pass_context
 def send(
@@ -73,11 +77,11 @@ def send(
     correlation_id: str | None,
     as_json: bool,
 ) -> None:
-    """Send PAYLOAD, a JSON value or - for standard input, to the agent TO_AGENT."""
+    """Send PAYLOAD to the agent TO_AGENT. PAYLOAD is a JSON value, or - for standard input."""
     app = current_app(ctx)
     default_ttl = app.settings.ttl_seconds
     message = Message(
-        from_agent=from_agent or _operator(app),
+        from_agent=from_agent or _sender(app),
         to_agent=to_agent,
         message_type=MessageType(message_type),
         payload=payload,
@@ -90,13 +94,15 @@ def send(
 
 @click.command()
 @click.argument("payload", type=JsonParam())
-@click.option("--to", "to_agents", metavar="AGENT", multiple=True, help="A recipient; may be given again.")
-@click.option("--all", "everyone", is_flag=True, help="To all agents that handle such messages.")
-@click.option("--capability", metavar="TAG", help="To those of them with this capability.")
+@click.option("--to", "to_agents", metavar="AGENT", multiple=True, help="A recipient; repeat it for several.")
+@click.option("--all", "everyone", is_flag=True, help="Send to all agents that handle this type.")
+@click.option("--capability", metavar="TAG", help="Send to those of them with this capability.")
 @_from
 @_priority
 @_type
-@click.option("--ttl", type=float, help="Seconds until it expires; 0: never.  [default: waooaw_ttl_seconds]")
+@click.option(
+    "--ttl", type=float, help="Seconds until the message expires; 0: never.  [default: waooaw_ttl_seconds]"
+)
 @json_option
 @click.pass_context
 def broadcast(
@@ -111,13 +117,13 @@ def broadcast(
     ttl: float | None,
     as_json: bool,
 ) -> None:
-    """Send PAYLOAD, a JSON value or - for standard input, to several agents: one message to each."""
+    """Send PAYLOAD to several agents, one message to each. PAYLOAD is a JSON value, or - for standard input."""
     if bool(to_agents) == (everyone or capability is not None):
-        raise click.UsageError("give either --to AGENT, once or more, or --all or --capability TAG")
+        raise click.UsageError("give either --to AGENT (once or more), or --all or --capability TAG")
     app = current_app(ctx)
     default_ttl = app.settings.ttl_seconds
     receipts = MessageBus(app).broadcast(
-        from_agent or _operator(app),
+        from_agent or _sender(app),
         list(to_agents) or Everyone(capability),
         payload,
         message_type=MessageType(message_type),
@@ -150,17 +156,17 @@ def request(
     timeout: float | None,
     as_json: bool,
 ) -> None:
-    """Request METHOD of the agent TO_AGENT with PARAMS, a JSON object, and print its result."""
+    """Call METHOD of the agent TO_AGENT with PARAMS, a JSON object, and print the result."""
     if not isinstance(params, dict):
         raise click.BadParameter(
-            "must be a JSON object: its keys are the method's parameters", param_hint="PARAMS"
+            "must be a JSON object whose keys are the method's parameters", param_hint="PARAMS"
         )
     app = current_app(ctx)
     response = RequestResponseHandler(app).send_request(
         to_agent,
         method,
         params,
-        from_agent=from_agent or _operator(app),
+        from_agent=from_agent or _sender(app),
         timeout=timeout,
         priority=Priority.of(priority),
     )
@@ -183,27 +189,29 @@ def request(
 @json_option
 @click.pass_context
 def receipt(ctx: click.Context, message_id: str, as_json: bool) -> None:
-    """Tell what became of the message MESSAGE_ID."""
+    """Show the receipt of the message MESSAGE_ID."""
     _show(MessageBus(current_app(ctx)).receipt(message_id), as_json)
 
 
 @click.command()
 @click.argument("message_id")
-@click.option("--running", is_flag=True, help="Also stop its handler if it runs.")
-@click.option("--timeout", type=float, default=1.0, show_default=True, help="Seconds to wait for the workers.")
+@click.option("--running", is_flag=True, help="Also stop its handler if it is running.")
+@click.option(
+    "--timeout", type=float, default=1.0, show_default=True, help="Seconds to wait for the workers' replies."
+)
 @_from
 @json_option
 @click.pass_context
 def cancel(
     ctx: click.Context, message_id: str, running: bool, timeout: float, from_agent: str | None, as_json: bool
 ) -> None:
-    """Cancel the message MESSAGE_ID: it is not begun, and not tried again."""
+    """Cancel the message MESSAGE_ID: no worker begins it, and it is not retried."""
     app = current_app(ctx)
-    by = from_agent or _operator(app)
-    _show(MessageBus(app).cancel(message_id, running=running, timeout=timeout, from_agent=by), as_json)
+    sender = from_agent or _sender(app)
+    _show(MessageBus(app).cancel(message_id, running=running, timeout=timeout, from_agent=sender), as_json)
 
 
-def _operator(app: AgentApp) -> str:
+def _sender(app: AgentApp) -> str:
     return app.settings.sender or OPERATOR
 
 

@@ -1,4 +1,4 @@
-"""How the command line shows things: tables for people, JSON for programs."""
+"""The output of the commands: tables for people, JSON for programs."""
 
 from __future__ import annotations
 
@@ -17,19 +17,23 @@ from rich.text import Text
 
 from waooaw_celery.messages.validation import tagged
 
-#: Characters that a column but the last may take at most.
+#: Largest width, in characters, of every column but the last.
 WIDEST = 40
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 def console() -> Console:
-    """Return a console for standard output, as it is at this moment."""
+    """Return a console for the current standard output."""
     return Console(soft_wrap=False)
 
 
 def print_json(value: Any) -> None:
-    """Print facts as JSON: datetimes as ISO 8601, priorities by name."""
+    """Print a value as JSON; datetimes are in ISO 8601.
+
+    Args:
+        value: JSON values, dataclasses and datetimes, in any nesting.
+    """
     text = json.dumps(_plain(value), indent=2, ensure_ascii=False, default=tagged)
     try:
         text.encode(sys.stdout.encoding or "utf-8")
@@ -39,9 +43,15 @@ def print_json(value: Any) -> None:
 
 
 def show_table(screen: Console, title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print a table; numbers stand on the right, and nothing in a cell is read as markup.
+    """Print a table with a title. Cells are plain text, never markup.
 
-    What does not fit is folded in the last column.
+    Columns of numbers are aligned to the right. If a row is too wide, its last cell is folded.
+
+    Args:
+        screen: where to print it.
+        title: the line above the table.
+        columns: the headings.
+        rows: one value for each column; None is an empty cell.
     """
     screen.print(Text(f"\n{title}", style="bold"))
     result = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -62,16 +72,16 @@ def show_table(screen: Console, title: str, columns: Sequence[str], rows: Iterab
     screen.print(result)
 
 
-def ago(moment: datetime | None, now: datetime | None = None) -> str:
-    """Return how long ago a moment was, in words for a table.
+def ago(at: datetime | None, now: datetime | None = None) -> str:
+    """Return how long ago a time was, such as ``5 min ago``, or ``never`` for None.
 
     Args:
-        moment: which, or None.
-        now: the time by the clock that gave it; None: by this computer's.
+        at: the time.
+        now: the current time by the same clock; None: by this computer's clock.
     """
-    if moment is None:
+    if at is None:
         return "never"
-    seconds = max(((now or datetime.now(UTC)) - moment).total_seconds(), 0)
+    seconds = max(((now or datetime.now(UTC)) - at).total_seconds(), 0)
     for size, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
         if seconds >= size:
             return f"{seconds / size:.0f} {unit} ago"

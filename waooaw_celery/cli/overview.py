@@ -1,4 +1,4 @@
-"""`agents` and `queues`: who is known, who lives, what waits."""
+"""`agents` and `queues`: the known agents, and how many messages wait in each queue."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from waooaw_celery.worker.health.heartbeat import MISSED_BEATS
 @json_option
 @click.pass_context
 def agents(ctx: click.Context, as_json: bool) -> None:
-    """List the known agents: handlers, waiting messages by priority, last sign of life."""
+    """List the known agents: state, last heartbeat, waiting messages by priority, handlers."""
     app = current_app(ctx)
     records = app.registry.all()
     depths = _depths(app, [record.name for record in records])
@@ -41,7 +41,7 @@ def agents(ctx: click.Context, as_json: bool) -> None:
             ago(record.last_seen, record.read_at),
             "/".join(str(count) for count in _counts(depth)[:-1]) if depth.by_priority else str(depth.total),
             ", ".join(record.capabilities),
-            ", ".join(record.handlers) if record.handlers is not None else "not known yet",
+            ", ".join(record.handlers) if record.handlers is not None else "unknown",
         )
         for record, depth in zip(records, depths, strict=True)
     ]
@@ -53,7 +53,7 @@ def agents(ctx: click.Context, as_json: bool) -> None:
 @json_option
 @click.pass_context
 def queues(ctx: click.Context, as_json: bool) -> None:
-    """List the queues and how many messages wait in each, by priority where the broker tells."""
+    """List the queues and how many messages wait in each, by priority if the broker counts them so."""
     app = current_app(ctx)
     depths = _depths(app, [record.name for record in app.registry.all()], system=True)
     if as_json:
@@ -69,7 +69,7 @@ _COUNTS = (*(priority.name.lower() for priority in Priority), "all")
 def _depths(app: AgentApp, names: list[str], system: bool = False) -> list[QueueDepth]:
     queues = [agent_queue(name) for name in names] + ([system_queue()] if system else [])
     try:
-        with app.connection_for_write() as connection:  # which has deadlines
+        with app.connection_for_write() as connection:  # it has timeouts
             return [queue_depth(connection, queue) for queue in queues]
     except (OperationalError, OSError) as error:
         raise BrokerUnavailable(f"the broker does not answer: {error}") from error

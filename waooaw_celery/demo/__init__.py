@@ -1,1 +1,1 @@
-"""The demo."""
+"""The demo: agents that measure the documents of a folder, and the commands that run them."""

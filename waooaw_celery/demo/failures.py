@@ -1,4 +1,4 @@
-"""What goes wrong in the demo, on purpose: too many requests, a torn document, a broker that forgets."""
+"""The failure scenarios of the demo: a rate limit, an invalid document, and a broker that loses its messages."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ from waooaw_celery.messages.message import Message
 from waooaw_celery.messages.receipt import MessageEvent
 from waooaw_celery.store.connection import connect, store_url
 
-#: Who asks more than it may.
-VISITOR = "visitor"
-#: Who sends documents to be measured, and which of the analysts gets them here.
+#: The sender that exceeds its rate limit, its quota, and how many requests it sends.
+VISITOR, QUOTA, REQUESTS = "visitor", "5/minute burst 3", 8
+#: The sender of documents, and the analyst that gets them here.
 SENDER, ANALYST = "orchestrator", "analyst-1"
-#: Documents that wait for it when the broker forgets everything.
-WAITING = 60
-#: Seconds for which nothing was heard of a message that is looked for, and between two looks: shorter than by
-#: default, since nobody wants to watch for a minute.
-AFTER, PAUSE = 1.0, 0.5
-#: Seconds that any of it may take.
-PATIENCE = 60.0
+#: How many documents wait for the analyst when the broker is emptied.
+DOCUMENTS = 60
+#: Seconds without news after which recovery looks for a message, and seconds between its two looks at the broker.
+#: Both are shorter than the defaults, so that the demo takes seconds and not a minute.
+RECOVERY_AFTER, RECOVERY_PAUSE = 1.0, 0.5
+#: Seconds after which a scenario counts as stuck.
+STUCK_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limited:
-    """How a visitor met its rate limit, which was set while everything ran.
+class RateLimitReached:
+    """What happened to the requests of a sender with a rate limit.
 
     Attributes:
-        agent: who asked.
+        sender: the agent that sent the requests.
         quota: what it may send.
         answered: how many of its requests were answered.
-        refused: how many were refused, as the ledger has it.
-        retry_after: seconds after which the next one passes.
+        refused: how many were refused, counted by the ledger.
+        retry_after: seconds after which the next request is allowed.
     """
 
-    agent: str
+    sender: str
     quota: str
     answered: int
     refused: int
@@ -50,76 +50,105 @@ class Limited:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class InvalidDocument:
-    """What was kept of a message that its handler gave up.
+class DocumentRejected:
+    """What happened to a document that its handler could not read.
 
     Attributes:
-        agent: whose handler.
-        message_id: of the message.
-        letter: id of the dead letter.
-        reason: why the handler gave it up.
+        agent: the agent whose handler failed.
+        message_id: id of the message.
+        dead_letter_id: id of the dead letter that the message became.
+        reason: the error of the handler.
     """
 
     agent: str
     message_id: str
-    letter: str
+    dead_letter_id: str
     reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LostAndRecovered:
-    """How the broker lost all that it had, and the ledger did not.
+class MessagesRecovered:
+    """What happened to messages that waited in a broker when it was emptied.
 
     Attributes:
-        agent: whose queue.
-        sent: how many messages were sent to it just before.
-        published_again: how many of them the broker had no longer, so that they were published again.
+        agent: the agent they were sent to.
+        sent: how many messages were sent just before.
+        republished: how many of them were missing in the broker and published again.
         handled: how many were handled in the end.
-        twice: how many were handled more than once.
-        seconds: from the loss until all were handled.
+        begun_twice: how many a worker began more than once.
+        seconds: seconds from the loss until all were handled.
     """
 
     agent: str
     sent: int
-    published_again: int
+    republished: int
     handled: int
-    twice: int
+    begun_twice: int
     seconds: float
 
 
-def exceed_the_rate_limit(stack: Stack) -> Limited:
-    """Set a visitor a quota, as `waooaw limits set` does, and have it ask more than that."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failures:
+    """What happened in each failure scenario."""
+
+    rate_limit: RateLimitReached
+    invalid_document: DocumentRejected
+    lost_messages: MessagesRecovered
+
+
+def run_failures(stack: Stack) -> Failures:
+    """Run all failure scenarios, one after the other.
+
+    Raises:
+        WaooawError: a process ended, or a scenario took longer than a minute.
+    """
+    return Failures(
+        rate_limit=exceed_rate_limit(stack),
+        invalid_document=send_invalid_document(stack),
+        lost_messages=lose_messages(stack),
+    )
+
+
+def exceed_rate_limit(stack: Stack) -> RateLimitReached:
+    """Set a quota while everything runs, as `waooaw limits set` does, and send more requests than it allows."""
     requests, trail = RequestResponseHandler(stack.app), MessageAuditTrail(stack.app.ledger)
-    quota = stack.app.limiter.set_quota(VISITOR, "5/minute burst 3")
+    quota = stack.app.limiter.set_quota(VISITOR, QUOTA)
     answered, retry_after = 0, 0.0
-    for _ in range(8):
+    for _ in range(REQUESTS):
         try:
             requests.request("dashboard", "get_status", from_agent=VISITOR)
             answered += 1
         except RateLimitExceeded as error:
             retry_after = error.retry_after
     refused = sum(refusal.count for refusal in trail.refusals(VISITOR))
-    return Limited(agent=VISITOR, quota=str(quota), answered=answered, refused=refused, retry_after=retry_after)
+    return RateLimitReached(
+        sender=VISITOR, quota=str(quota), answered=answered, refused=refused, retry_after=retry_after
+    )
 
 
-def send_an_invalid_document(stack: Stack) -> InvalidDocument:
-    """Send an analyst a document without its text, and return what is kept of it."""
-    torn = Message(from_agent=SENDER, to_agent=ANALYST, payload={"path": "torn.txt"}, ttl_seconds=None)
-    MessageBus(stack.app).send(torn)
-    letters: list[DeadLetter] = []
+def send_invalid_document(stack: Stack) -> DocumentRejected:
+    """Send a document without its text, and wait for its dead letter."""
+    message = Message(from_agent=SENDER, to_agent=ANALYST, payload={"path": "invalid.txt"}, ttl_seconds=None)
+    MessageBus(stack.app).send(message)
+    found: list[DeadLetter] = []
 
-    def kept() -> bool:
-        found = stack.app.dead_letters.list(agent=ANALYST)
-        letters[:] = [letter for letter in found if letter.message_id == torn.message_id]
-        return bool(letters)
+    def is_dead() -> bool:
+        dead_letters = stack.app.dead_letters.list(agent=ANALYST)
+        found[:] = [each for each in dead_letters if each.message_id == message.message_id]
+        return bool(found)
 
-    stack.wait_until(kept, "keeping the dead letter", PATIENCE)
-    letter = letters[0]
-    return InvalidDocument(agent=ANALYST, message_id=torn.message_id, letter=letter.id, reason=letter.reason)
+    stack.wait_until(is_dead, "storing the dead letter", STUCK_SECONDS)
+    dead_letter = found[0]
+    return DocumentRejected(
+        agent=ANALYST,
+        message_id=message.message_id,
+        dead_letter_id=dead_letter.id,
+        reason=dead_letter.reason,
+    )
 
 
-def lose_messages_in_the_broker(stack: Stack) -> LostAndRecovered:
-    """Send documents, empty the broker while they wait, and have the ledger say what is to be published again."""
+def lose_messages(stack: Stack) -> MessagesRecovered:
+    """Send documents, empty the broker while they wait, and publish what the ledger still has."""
     messages = [
         Message(
             from_agent=SENDER,
@@ -127,28 +156,28 @@ def lose_messages_in_the_broker(stack: Stack) -> LostAndRecovered:
             payload={"path": f"lost-{number:02}.txt", "text": f"Number {number}. " * 500},
             ttl_seconds=None,
         )
-        for number in range(WAITING)
+        for number in range(DOCUMENTS)
     ]
     MessageBus(stack.app).send_many(messages)
     with closing(connect(store_url(stack.url))) as server:
         server.flushall()
-    began = time.monotonic()
+    lost_at = time.monotonic()
     ids, trail = {message.message_id for message in messages}, MessageAuditTrail(stack.app.ledger)
-    recovery = Recovery(stack.app, after=AFTER, pause=PAUSE)
-    again: set[str] = set()
+    recovery = Recovery(stack.app, after=RECOVERY_AFTER, pause=RECOVERY_PAUSE)
+    republished: set[str] = set()
 
     def all_handled() -> bool:
-        again.update(recovery.run(agent=ANALYST).recovered)
+        republished.update(recovery.run(agent=ANALYST).recovered)
         return all(stack.app.receipts.get(id_).status.final for id_ in ids)
 
-    stack.wait_until(all_handled, "recovering", PATIENCE)
-    seconds = time.monotonic() - began
+    stack.wait_until(all_handled, "recovering the lost messages", STUCK_SECONDS)
+    seconds = time.monotonic() - lost_at
     events = [[event.event for event in trail.receipt(id_).events] for id_ in ids]
-    return LostAndRecovered(
+    return MessagesRecovered(
         agent=ANALYST,
         sent=len(ids),
-        published_again=len(again & ids),
-        handled=sum(MessageEvent.HANDLED in told for told in events),
-        twice=sum(told.count(MessageEvent.DELIVERED) > 1 for told in events),
+        republished=len(republished & ids),
+        handled=sum(MessageEvent.HANDLED in each for each in events),
+        begun_twice=sum(each.count(MessageEvent.DELIVERED) > 1 for each in events),
         seconds=seconds,
     )

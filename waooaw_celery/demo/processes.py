@@ -20,34 +20,37 @@ from waooaw_celery.cli.group import OPERATOR
 from waooaw_celery.embedded import end_all, spawn, valkey
 from waooaw_celery.errors import WaooawError
 
-#: Seconds that all processes may take to be ready.
+#: Seconds after which the agents must have started.
 START_SECONDS = 60.0
 
 #: The agents of the demo: name, module, environment.
 AGENTS: tuple[tuple[str, str, dict[str, str]], ...] = (
-    ("orchestrator", "workers.orchestrator", {}),
-    ("analyst-1", "workers.analyst", {"ANALYST_NAME": "analyst-1"}),
-    ("analyst-2", "workers.analyst", {"ANALYST_NAME": "analyst-2"}),
-    ("archivist", "workers.archivist", {}),
-    ("dashboard", "workers.dashboard", {}),
+    ("orchestrator", "waooaw_celery.demo.agents.orchestrator", {}),
+    ("analyst-1", "waooaw_celery.demo.agents.analyst", {"ANALYST_NAME": "analyst-1"}),
+    ("analyst-2", "waooaw_celery.demo.agents.analyst", {"ANALYST_NAME": "analyst-2"}),
+    ("archivist", "waooaw_celery.demo.agents.archivist", {}),
+    ("dashboard", "waooaw_celery.demo.agents.dashboard", {}),
 )
-#: Where `workers` and `beat_schedule` are, in a checkout and installed.
+#: The application of beat, the system's worker and Flower.
+SYSTEM = "waooaw_celery.demo.agents.system"
+#: The folder that contains the package: the checkout, or site-packages. The processes run in it, so that they
+#: import the same copy of the package as this process.
 ROOT = Path(waooaw_celery.__file__).parents[1]
 
 
 class ProcessDied(WaooawError):
-    """A process of the demo ended by itself."""
+    """A process of the demo ended unexpectedly."""
 
 
 @dataclass
 class Stack:
-    """What runs.
+    """The running processes of the demo.
 
     Attributes:
         url: URL of the broker and the result backend.
-        app: an application to talk to the agents with.
-        folder: private folder of the ledger, the logs and beat's timetable.
-        processes: by name.
+        app: an application that sends to the agents.
+        folder: private folder with the ledger, the logs and beat's schedule file.
+        processes: the processes by name.
     """
 
     url: str
@@ -57,45 +60,50 @@ class Stack:
 
     @property
     def database_url(self) -> str:
-        """URL of the ledger, a SQLite file."""
+        """Return the URL of the ledger, a SQLite file."""
         return f"sqlite:///{self.folder / 'ledger.sqlite'}"
 
     def start(self, name: str, arguments: list[str], env: Mapping[str, str] | None = None) -> None:
-        """Start a process of Celery, which ends when this one does."""
+        """Start a Celery process, which ends when this process does."""
         self.processes[name] = spawn(
             [sys.executable, "-m", "celery", *arguments],
             log=self.log(name),
-            # Temporary files in our folder, so that those of a process that is killed go with it.
+            # TMPDIR is in our folder, so that the temporary files of a killed process are removed too.
             env=os.environ
             | {"CELERY_BROKER_URL": self.url, "CELERY_RESULT_BACKEND": self.url}
             | {"WAOOAW_DATABASE_URL": self.database_url, "TMPDIR": str(self.folder)}
-            # Nobody is limited, but `waooaw limits set` holds.
+            # No agent is limited, but `waooaw limits set` has an effect.
             | {"WAOOAW_RATE_LIMIT": "unlimited"}
             | dict(env or {}),
             cwd=ROOT,
         )
 
     def log(self, name: str) -> Path:
-        """Return the file that holds what a process prints."""
+        """Return the file with the output of a process."""
         return self.folder / f"{name}.log"
 
     def check(self) -> None:
-        """Check that everything still runs.
+        """Check that all processes are running.
 
         Raises:
-            ProcessDied: a process has ended; the sentence ends with what it printed last.
+            ProcessDied: a process has ended. The error contains the end of its output.
         """
         for name, process in self.processes.items():
             if process.poll() is not None:
-                said = self.log(name).read_text(errors="replace").strip()[-1500:]
-                raise ProcessDied(f"{name} ended with exit code {process.returncode}. It said last:\n{said}")
+                output = self.log(name).read_text(errors="replace").strip()[-1500:]
+                raise ProcessDied(f"{name} ended with exit code {process.returncode}. Its last output:\n{output}")
 
     def wait_until(self, ready: Callable[[], bool], what: str, seconds: float) -> None:
-        """Wait for something, watching the processes meanwhile.
+        """Wait until a condition is true, and check the processes meanwhile.
+
+        Args:
+            ready: the condition; it is checked every 0.1 s.
+            what: what is waited for, for the error, such as "starting".
+            seconds: longest time to wait, in seconds.
 
         Raises:
-            ProcessDied: one of them ended.
-            WaooawError: it did not come to pass in time.
+            ProcessDied: a process ended.
+            WaooawError: the condition was still false after that time.
         """
         deadline = time.monotonic() + seconds
         while not ready():
@@ -107,10 +115,14 @@ class Stack:
 
 @contextmanager
 def running_stack(port: int | None = None) -> Iterator[Stack]:
-    """Run the demo's processes while the block runs, and leave none of them, and no file, behind.
+    """Run the demo's processes while the block runs; then end them and remove their files.
 
     Args:
         port: port of the broker on 127.0.0.1; None: a socket in a private folder.
+
+    Raises:
+        ProcessDied: a process ended while the agents were starting.
+        WaooawError: the agents did not start within a minute.
     """
     with ExitStack() as cleanup:
         cleanup.enter_context(_signals_unwind())
@@ -136,21 +148,20 @@ def running_stack(port: int | None = None) -> Iterator[Stack]:
 def _start_all(stack: Stack) -> None:
     for name, module, env in AGENTS:
         stack.start(name, _worker(module, name), env)
-    stack.start("system", _worker("beat_schedule", "system"))
-    timetable = str(stack.folder / "celerybeat-schedule")
-    stack.start("beat", ["-A", "beat_schedule", "beat", "--loglevel=INFO", "--schedule", timetable])
+    stack.start("system", _worker(SYSTEM, "system"))
+    schedule_file = str(stack.folder / "celerybeat-schedule")
+    stack.start("beat", ["-A", SYSTEM, "beat", "--loglevel=INFO", "--schedule", schedule_file])
 
 
 def _worker(module: str, name: str) -> list[str]:
-    # Without mingle and gossip, which tell workers of each other and cost a second at the start.
-    # With events, which Flower shows.
-    quick = ["--without-mingle", "--without-gossip", "-E"]
-    return ["-A", module, "worker", "-n", f"{name}@%h", "-c", "1", "--loglevel=INFO", *quick]
+    # Mingle and gossip, by which workers find each other, take a second at the start. -E sends events for Flower.
+    options = ["--without-mingle", "--without-gossip", "-E"]
+    return ["-A", module, "worker", "-n", f"{name}@%h", "-c", "1", "--loglevel=INFO", *options]
 
 
 @contextmanager
 def _own_environment() -> Iterator[None]:
-    """Hide the variables that name a user's own servers: the demo must not talk to their agents."""
+    """Hide the variables that name your own servers: the demo must not send to your agents."""
     hidden = {name: value for name, value in os.environ.items() if name.startswith(("CELERY_", "WAOOAW_"))}
     for name in hidden:
         del os.environ[name]
@@ -162,7 +173,7 @@ def _own_environment() -> Iterator[None]:
 
 @contextmanager
 def _signals_unwind() -> Iterator[None]:
-    """Let SIGTERM and a closed terminal unwind the program as Ctrl-C does, so that all is ended in order."""
+    """Let SIGTERM and SIGHUP raise an exception, as Ctrl-C does, so that the processes are ended in order."""
 
     def leave(signum: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + signum)

@@ -1,4 +1,4 @@
-"""The job of the demo, seen from outside: given to the orchestrator, watched, and its facts collected."""
+"""The job of the demo: give it to the orchestrator, follow its progress, and collect the facts."""
 
 from __future__ import annotations
 
@@ -11,14 +11,6 @@ from pathlib import Path
 from waooaw_celery.agents.bus import MessageBus
 from waooaw_celery.agents.requests.handler import RequestResponseHandler
 from waooaw_celery.cli.group import OPERATOR
-from waooaw_celery.demo.failures import (
-    InvalidDocument,
-    Limited,
-    LostAndRecovered,
-    exceed_the_rate_limit,
-    lose_messages_in_the_broker,
-    send_an_invalid_document,
-)
 from waooaw_celery.demo.processes import Stack
 from waooaw_celery.errors import WaooawError
 from waooaw_celery.ledger.event_log import EventLog, TopicStatistics
@@ -30,21 +22,21 @@ from waooaw_celery.messages.receipt import DeliveryReceipt
 from waooaw_celery.messages.validation import JSON
 
 #: Seconds without any progress after which the job counts as stuck.
-STUCK = 60.0
+STUCK_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Overtaking:
-    """How the URGENT message went past the others on its agent's queue.
+    """How the URGENT message overtook others in its agent's queue.
 
     Attributes:
-        agent: whose queue.
-        path: the document that it carried.
-        sent_as: its place in the order of sending, from 1.
-        begun_as: its place in the order in which the agent began them, from 1.
-        of: how many messages that agent got.
+        agent: the agent that owns the queue.
+        path: the document in the message.
+        sent_as: the message's position in the order of sending, from 1.
+        begun_as: its position in the order in which the agent began to handle them, from 1.
+        of: how many documents were sent to that agent.
         overtaken: how many were sent before it and begun after it.
-        receipt: the times.
+        receipt: its receipt, with the times.
     """
 
     agent: str
@@ -58,21 +50,18 @@ class Overtaking:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobResult:
-    """Everything that the demo shows.
+    """The facts of the finished job.
 
     Attributes:
-        documents: what the analysts found of each document.
-        skipped: documents left out, and why.
+        documents: the analysts' report of each document.
+        skipped: documents that were skipped, and why.
         messages: how many messages each agent got, by status.
-        overtaking: how the URGENT document went past the LOW ones.
-        thread: the URGENT message and what its handler sent on, from the ledger.
+        overtaking: how the URGENT document overtook LOW ones.
+        thread: the URGENT message and the messages that its handler sent, from the ledger.
         statistics: the ledger's counts and durations of all messages.
         survey: what the agents answered the dashboard while they worked.
-        topics: what was published, and what became of it for each subscriber.
-        limited: how a visitor that asked too much was refused.
-        torn: what was kept of a message that its handler gave up.
-        forgotten: how the broker lost messages, and the ledger did not.
-        seconds: how long the job took, without starting and stopping the processes.
+        topics: the published events, and what became of them for each subscriber.
+        seconds: how many seconds the job took, without starting and stopping the processes.
     """
 
     documents: list[dict[str, JSON]]
@@ -83,9 +72,6 @@ class JobResult:
     statistics: Statistics
     survey: dict[str, dict[str, JSON]]
     topics: list[TopicStatistics]
-    limited: Limited
-    torn: InvalidDocument
-    forgotten: LostAndRecovered
     seconds: float
 
 
@@ -95,21 +81,21 @@ def run_job(stack: Stack, paths: Sequence[Path], show: Callable[[int, int | None
     Args:
         stack: the running processes.
         paths: files and folders with the documents.
-        show: called with how many documents are done and how many there are, the latter None at first.
+        show: called with the number of measured documents and the number of all, which is None at first.
 
     Raises:
-        WaooawError: there are no documents, a process died, or nothing moves any more.
+        WaooawError: there are no documents, a process ended, or there was no progress for a minute.
     """
     began = time.monotonic()
     command = MessageBus(stack.app).send(
         Message(from_agent=OPERATOR, to_agent="orchestrator", payload={"paths": [str(path) for path in paths]})
     )
     requests = RequestResponseHandler(stack.app)
-    progress, survey = _watch(stack, requests, command, show)
+    progress, survey = _follow(stack, requests, command, show)
     if not progress["total"]:
         raise WaooawError(f"there are no text documents in {', '.join(map(str, paths))}")
-    documents = _results(stack, requests, progress["total"])
-    receipts = _settled(stack)
+    documents = _wait_for_reports(stack, requests, progress["total"])
+    receipts = _wait_for_final_receipts(stack)
     overtaking = _overtaking(receipts, progress["urgent"])
     trail = MessageAuditTrail(stack.app.ledger)
     return JobResult(
@@ -121,66 +107,64 @@ def run_job(stack: Stack, paths: Sequence[Path], show: Callable[[int, int | None
         statistics=trail.statistics(),
         survey=survey,
         topics=EventLog(stack.app.ledger).statistics(),
-        limited=exceed_the_rate_limit(stack),
-        torn=send_an_invalid_document(stack),
-        forgotten=lose_messages_in_the_broker(stack),
         seconds=time.monotonic() - began,
     )
 
 
-def _watch(
+def _follow(
     stack: Stack,
     requests: RequestResponseHandler,
     command: DeliveryReceipt,
     show: Callable[[int, int | None], None],
 ) -> tuple[JSON, dict[str, dict[str, JSON]]]:
-    """Follow the progress until all is done; on the way, have the dashboard ask everyone."""
+    """Follow the progress until all is measured; meanwhile, let the dashboard ask all agents once."""
     survey: dict[str, dict[str, JSON]] = {}
-    moved, last = time.monotonic(), None
+    last_progress_at, last = time.monotonic(), None
     while True:
         stack.check()
-        progress = requests.request("orchestrator", "progress", priority=Priority.HIGH)
+        progress = requests.request("orchestrator", "progress", timeout=STUCK_SECONDS, priority=Priority.HIGH)
         done, total = progress["done"], progress["total"]
         show(done, total)
         if total is not None and done >= total:
             return progress, survey
         if total is not None and not survey:
-            survey = requests.request("dashboard", "survey", priority=Priority.HIGH)
+            survey = requests.request("dashboard", "survey", timeout=STUCK_SECONDS, priority=Priority.HIGH)
         receipt = stack.app.receipts.get(command.message_id)
         if receipt.status is MessageStatus.FAILED:
-            raise WaooawError(f"the orchestrator could not do it: {receipt.error}")
+            raise WaooawError(f"the orchestrator failed: {receipt.error}")
         if (done, total) != last:
-            moved, last = time.monotonic(), (done, total)
-        elif time.monotonic() - moved > STUCK:
-            raise WaooawError(f"nothing has moved for {STUCK:g} s; the logs are in {stack.folder}")
+            last_progress_at, last = time.monotonic(), (done, total)
+        elif time.monotonic() - last_progress_at > STUCK_SECONDS:
+            raise WaooawError(f"no progress for {STUCK_SECONDS:g} s; the logs are in {stack.folder}")
         time.sleep(0.1)
 
 
-def _results(stack: Stack, requests: RequestResponseHandler, total: int) -> list[dict[str, JSON]]:
-    """Return the archivist's reports, when the last one has reached it."""
-    found: list[dict[str, JSON]] = []
+def _wait_for_reports(stack: Stack, requests: RequestResponseHandler, total: int) -> list[dict[str, JSON]]:
+    """Return the archivist's reports when it has all of them."""
+    reports: list[dict[str, JSON]] = []
 
-    def complete() -> bool:
-        found[:] = requests.stream("archivist", "results", priority=Priority.LOW)
-        return len(found) >= total
+    def is_complete() -> bool:
+        reports[:] = requests.stream("archivist", "results", priority=Priority.LOW)
+        return len(reports) >= total
 
-    stack.wait_until(complete, "archiving", STUCK)
-    return found
+    stack.wait_until(is_complete, "storing the reports", STUCK_SECONDS)
+    return reports
 
 
-def _settled(stack: Stack) -> list[DeliveryReceipt]:
-    """Return the receipts of all messages, once nothing more happens to any of them."""
+def _wait_for_final_receipts(stack: Stack) -> list[DeliveryReceipt]:
+    """Return the receipts of all messages when each has its final status."""
     receipts: list[DeliveryReceipt] = []
 
-    def settled() -> bool:
+    def are_final() -> bool:
         receipts[:] = stack.app.receipts.recent(limit=100_000)
         return all(receipt.status.final for receipt in receipts)
 
-    stack.wait_until(settled, "settling", STUCK)
+    stack.wait_until(are_final, "handling the last messages", STUCK_SECONDS)
     return receipts
 
 
 def _thread(trail: MessageAuditTrail, message_id: str) -> list[DeliveryReceipt]:
+    """Return the receipts of a message and of the messages that its handler sent."""
     return [
         record.receipt
         for record in trail.conversation(message_id)
@@ -189,9 +173,9 @@ def _thread(trail: MessageAuditTrail, message_id: str) -> list[DeliveryReceipt]:
 
 
 def _by_agent_and_status(receipts: Sequence[DeliveryReceipt]) -> dict[str, dict[str, int]]:
-    # The record of an event is no message to anyone.
-    said = [receipt for receipt in receipts if receipt.status is not MessageStatus.PUBLISHED]
-    counts = Counter((receipt.to_agent, receipt.status.value) for receipt in said)
+    # The ledger's record of an event has no recipient: the messages to its subscribers are counted.
+    messages = [receipt for receipt in receipts if receipt.status is not MessageStatus.PUBLISHED]
+    counts = Counter((receipt.to_agent, receipt.status.value) for receipt in messages)
     table: dict[str, dict[str, int]] = {}
     for (agent, status), count in sorted(counts.items()):
         table.setdefault(agent, {})[status] = count
@@ -199,7 +183,7 @@ def _by_agent_and_status(receipts: Sequence[DeliveryReceipt]) -> dict[str, dict[
 
 
 def _overtaking(receipts: Sequence[DeliveryReceipt], path: str) -> Overtaking:
-    """Work out from the receipts alone whom the URGENT message overtook."""
+    """Return, from the receipts alone, which messages the URGENT one overtook."""
     urgent = next(receipt for receipt in receipts if receipt.priority is Priority.URGENT)
     queue = [
         receipt

@@ -1,4 +1,4 @@
-"""`up`: the demo's agents, left running to be talked to."""
+"""`up`: run the demo's agents until you stop them, so that you can send messages to them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import time
 
 import click
 
-from waooaw_celery.demo.processes import AGENTS, Stack, running_stack
+from waooaw_celery.demo.processes import AGENTS, SYSTEM, Stack, running_stack
+from waooaw_celery.demo.program import program
 from waooaw_celery.embedded import check_port_free, free_port
 
 
@@ -15,7 +16,7 @@ from waooaw_celery.embedded import check_port_free, free_port
 @click.option("--port", type=int, help="Port of the broker on 127.0.0.1.  [default: a private socket]")
 @click.option("--flower-port", type=int, help="Port of Flower on 127.0.0.1.  [default: a free one]")
 def up(port: int | None, flower_port: int | None) -> None:
-    """Run the demo's agents until Ctrl-C, with Flower if it is installed."""
+    """Run the demo's agents until you press Ctrl-C, with Flower if it is installed."""
     has_flower = importlib.util.find_spec("flower") is not None
     if flower_port is not None:
         check_port_free(flower_port, "Flower")
@@ -29,25 +30,27 @@ def up(port: int | None, flower_port: int | None) -> None:
 
 
 def _start_flower(stack: Stack, port: int) -> str:
-    arguments = ["-A", "beat_schedule", "flower", "--address=127.0.0.1", f"--port={port}", "--persistent=False"]
+    arguments = ["-A", SYSTEM, "flower", "--address=127.0.0.1", f"--port={port}", "--persistent=False"]
     stack.start("flower", arguments)
     return f"http://127.0.0.1:{port}"
 
 
 def _next_steps(stack: Stack, page: str | None) -> str:
+    waooaw = program()
     return f"""
-Running. Ctrl-C ends everything. In another shell:
+The agents are running. Press Ctrl-C to stop them. In another shell, type:
 
   export CELERY_BROKER_URL={stack.url}
   export WAOOAW_DATABASE_URL={stack.database_url}
-  waooaw agents
-  waooaw request dashboard survey
-  waooaw send orchestrator '{{"paths": ["'$PWD'"]}}'
-  waooaw request orchestrator progress
-  waooaw request archivist results
-  waooaw queues
-  waooaw log --limit 5
-  waooaw stats
+
+  {waooaw} agents
+  {waooaw} request dashboard survey
+  {waooaw} send orchestrator '{{"paths": ["'$PWD'"]}}'
+  {waooaw} request orchestrator progress
+  {waooaw} request archivist results
+  {waooaw} queues
+  {waooaw} log --limit 5
+  {waooaw} stats
 
 Flower: {page or "not installed (pip install 'waooaw-celery[flower]')"}
 Logs:   {stack.folder}"""

@@ -1,4 +1,4 @@
-"""The agent of the acceptance tests: it greets, and it remembers the orders that it carried out."""
+"""The agent of the acceptance tests: it greets, and records the orders that it handled."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def greet(name: str) -> str:
 
 @agent.method
 def seen() -> list[str]:
-    """Return the orders carried out since the worker started, the oldest first."""
+    """Return the orders handled since the worker started, oldest first."""
     return _seen
 
 
 @agent.on(MessageType.COMMAND)
-def carry_out(message: Message) -> None:
-    """Work for ``seconds``, then remember the ``order``."""
+def handle_order(message: Message) -> None:
+    """Sleep for ``seconds``, then record the ``order``."""
     time.sleep(message.payload.get("seconds", 0))
     _seen.append(message.payload["order"])

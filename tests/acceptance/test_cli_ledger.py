@@ -1,4 +1,4 @@
-"""The ledger as an officer and an operator use it: real worker, real command line, a database of its own."""
+"""The ledger's commands, as real processes against a real agent and a database of their own."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Cli = Callable[..., str]
 
 @pytest.fixture(scope="module")
 def broker(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Broker:
-    folder = tmp_path_factory.mktemp("officer")
+    folder = tmp_path_factory.mktemp("ledger")
     return Broker(redis_url, redis_url, folder, f"sqlite:///{folder / 'ledger.sqlite'}")
 
 
@@ -61,8 +61,8 @@ def cli(broker: Broker) -> Cli:
     return succeed
 
 
-def test_the_officer_finds_who_told_whom_what(cli: Cli, app: AgentApp, agent: str) -> None:
-    """A failed message is found by its filters, with its payload, its events and the reason."""
+def test_log_finds_a_failed_message(cli: Cli, app: AgentApp, agent: str) -> None:
+    """`log` finds a failed message by its filters, with its payload, its events and the error."""
     message = Message(from_agent="tests", to_agent=agent, payload={"fail": "no such invoice"})
     MessageBus(app).send(message)
     assert settled(app, message.message_id) is MessageStatus.FAILED
@@ -74,8 +74,8 @@ def test_the_officer_finds_who_told_whom_what(cli: Cli, app: AgentApp, agent: st
     assert "ValueError: no such invoice" in cli("log", "--to", agent, "--status", "failed")
 
 
-def test_the_officer_reads_a_conversation(cli: Cli, app: AgentApp, agent: str) -> None:
-    """What a handler sent on stands below what caused it."""
+def test_conversation_shows_causes_before_effects(cli: Cli, app: AgentApp, agent: str) -> None:
+    """A message that a handler sent is listed below the message that the handler got."""
     first = Message(from_agent="tests", to_agent=agent, payload={"forward_to": agent, "forward": {"step": 2}})
     MessageBus(app).send(first)
     assert settled(app, first.message_id) is MessageStatus.HANDLED
@@ -85,8 +85,8 @@ def test_the_officer_reads_a_conversation(cli: Cli, app: AgentApp, agent: str) -
     assert first.message_id in cli("conversation", first.message_id)
 
 
-def test_the_numbers_are_there(cli: Cli, agent: str, app: AgentApp) -> None:
-    """stats counts by status and type, and measures."""
+def test_stats_counts_and_measures(cli: Cli, agent: str, app: AgentApp) -> None:
+    """`stats` counts by status and type, and measures the durations."""
     facts = json.loads(cli("stats", "--json"))
     assert facts["total"] == sum(facts["by_status"].values()) > 0
     assert facts["delivery"]["p50"] is not None
@@ -94,8 +94,8 @@ def test_the_numbers_are_there(cli: Cli, agent: str, app: AgentApp) -> None:
     assert json.loads(cli("stats", "--until", "2001-01-01", "--json"))["total"] == 0
 
 
-def test_what_is_held_is_not_erased(cli: Cli, app: AgentApp, agent: str) -> None:
-    """A hold keeps payloads from an erasure until it is released; a purge of nothing says so."""
+def test_a_held_message_is_not_erased(cli: Cli, app: AgentApp, agent: str) -> None:
+    """A hold keeps a payload from being erased until it is released; a purge prints what it removed."""
     secret = Message(from_agent="tests", to_agent=agent, payload={"name": "Ada"})
     MessageBus(app).send(secret)
     assert settled(app, secret.message_id) is MessageStatus.HANDLED
@@ -109,8 +109,8 @@ def test_what_is_held_is_not_erased(cli: Cli, app: AgentApp, agent: str) -> None
     assert "removed 0 messages" in cli("purge")
 
 
-def test_the_schema_is_made_by_command_and_asked_for_at_start(broker: Broker, tmp_path: Path) -> None:
-    """Without it a worker does not start and says what to run; `db upgrade` makes it, and `db status` tells."""
+def test_a_worker_needs_the_schema(broker: Broker, tmp_path: Path) -> None:
+    """Without the schema a worker does not start and names `db upgrade`, which creates it."""
     empty = Broker(broker.url, broker.redis_url, tmp_path, f"sqlite:///{tmp_path / 'new.sqlite'}")
     worker = subprocess.run(
         [sys.executable, "-m", "celery", "-A", "probe", "worker", "-c", "1"],
@@ -127,26 +127,28 @@ def test_the_schema_is_made_by_command_and_asked_for_at_start(broker: Broker, tm
     before = run(empty, "db", "status")
     assert (before.returncode, "schema is missing" in before.stderr) == (1, True)
     assert run(empty, "db", "upgrade").returncode == 0
-    assert "as it should be" in run(empty, "db", "status").stdout
+    assert "which is the version needed" in run(empty, "db", "status").stdout
 
 
-def test_what_waits_in_the_spool_is_told(broker: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`spool` counts what waits, and says what was refused and why, though the database is away."""
+def test_spool_works_while_the_database_is_down(
+    broker: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`spool` counts the rows that wait, and lists the refused rows with the reason."""
     monkeypatch.setenv("WAOOAW_SPOOL_FOLDER", str(tmp_path / "spool"))
-    away = Broker(broker.url, broker.redis_url, tmp_path, f"sqlite:///{tmp_path / 'no' / 'ledger.sqlite'}")
-    assert "0 entries wait, 0 were refused" in run(away, "spool").stdout
-    spool = Spool(str(tmp_path / "spool"), str(away.database_url))
+    broken = Broker(broker.url, broker.redis_url, tmp_path, f"sqlite:///{tmp_path / 'no' / 'ledger.sqlite'}")
+    assert "0 rows wait, 0 were refused" in run(broken, "spool").stdout
+    spool = Spool(str(tmp_path / "spool"), str(broken.database_url))
     spool.append([LedgerRow("fact", message_id, "{}") for message_id in ("one", "two", "three")])
     spool.refuse(spool.first(1, 1000)[0][0], "too large a number")
-    told = json.loads(run(away, "spool", "--json").stdout)
-    assert (told["path"], told["waiting"], told["refused"]) == (str(spool.path), 2, 1)
-    assert told["refusals"] == [{"message_id": "one", "kind": "fact", "reason": "too large a number"}]
-    [row] = [line for line in run(away, "spool").stdout.splitlines() if "too large a number" in line]
+    shown = json.loads(run(broken, "spool", "--json").stdout)
+    assert (shown["path"], shown["waiting"], shown["refused"]) == (str(spool.path), 2, 1)
+    assert shown["refusals"] == [{"message_id": "one", "kind": "fact", "reason": "too large a number"}]
+    [row] = [line for line in run(broken, "spool").stdout.splitlines() if "too large a number" in line]
     assert row.split()[0] == "one"
 
 
-def test_without_a_ledger_its_commands_say_what_to_set(broker: Broker) -> None:
-    """`waooaw log` without waooaw_database_url is one sentence."""
+def test_without_a_ledger_log_names_the_setting(broker: Broker) -> None:
+    """Without waooaw_database_url, `waooaw log` ends with one sentence that names it."""
     none = Broker(broker.url, broker.redis_url, broker.folder)
     env = {name: value for name, value in os.environ.items() if name != "WAOOAW_DATABASE_URL"}
     done = subprocess.run(

@@ -1,7 +1,7 @@
-"""A plain Celery application as a careful user writes it, to compare with: stock Kombu, acknowledging late.
+"""The plain Celery application that the product is compared with: Kombu's own transport, late acknowledgement.
 
-Its audit is written by signal handlers, at once, to the same PostgreSQL. Recovery is made as fast as it can be
-set, so that what is missing after a while is lost and not late.
+Signal handlers write its audit to the same PostgreSQL server at once. Recovery is configured to be as fast as
+possible, so that a message that is still missing after a while is lost, and not late.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ TABLES = (
     "CREATE TABLE IF NOT EXISTS plain_messages (id text PRIMARY KEY)",
     "CREATE TABLE IF NOT EXISTS plain_events (id text, event text, at timestamptz DEFAULT now())",
 )
-#: Of the receiver in whoever sends, which is disconnected when it has sent.
-UID = "faults.plain"
+#: Dispatch id of the signal receiver in the driver, which is disconnected at the end.
+UID = "faults.plain_celery"
 _connections: dict[int, Any] = {}
 
 
@@ -27,10 +27,10 @@ def make_app(name: str, broker_url: str, database_url: str, lease: float) -> Cel
     """Return the application.
 
     Args:
-        name: of its queue, and of its task.
-        broker_url: of the broker.
-        database_url: of its audit.
-        lease: seconds after which Redis hands a message out again that was not acknowledged.
+        name: name of its queue and of its task.
+        broker_url: URL of the broker.
+        database_url: URL of its audit.
+        lease: visibility timeout on Redis, in seconds.
     """
     app = Celery("plain", broker=broker_url, set_as_current=False)
     app.conf.update(
@@ -40,7 +40,7 @@ def make_app(name: str, broker_url: str, database_url: str, lease: float) -> Cel
         broker_connection_retry_on_startup=True,
     )
     if broker_url.startswith("redis"):
-        # A worker that is killed while it puts messages back would keep others from it for five minutes.
+        # If a worker is killed while it restores messages, its lock would stop the others for five minutes.
         app.conf.broker_transport_options = {
             "visibility_timeout": lease,
             "unacked_restore_interval": 1,
@@ -49,9 +49,9 @@ def make_app(name: str, broker_url: str, database_url: str, lease: float) -> Cel
         }
 
     @app.task(name=name, bind=True, shared=False)
-    def command(self: Any, said: Any = None) -> None:
-        """Do what the message says."""
-        act(said, self.request)
+    def command(self: Any, payload: Any = None) -> None:
+        """Do what the payload asks for."""
+        act(payload, self.request)
 
     def write(statement: str, id_: str) -> None:
         url = database_url.replace("+psycopg2", "")

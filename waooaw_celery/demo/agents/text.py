@@ -1,4 +1,4 @@
-"""What can be read off a text by counting: its length, its readability, its key terms and its fingerprint."""
+"""Measure a text: its length, its readability, its key terms and its fingerprint. It is no agent."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from itertools import chain, pairwise
 from math import log2
 from tokenize import COMMENT, DEDENT, INDENT, NAME, NEWLINE, NL, STRING, TokenError, generate_tokens
 
-#: From this similarity on, texts are near-duplicates. Texts of one length that share a part s of their shingles
-#: are s / (2 - s) alike, so 0.5 says that two thirds are shared. Unrelated texts are near 0, and the standard
-#: error of the estimate at 0.5 is sqrt(0.5 * 0.5 / 128) = 0.044.
+#: Texts with this similarity or more are near-duplicates. Two texts of equal length that share the part s of their
+#: shingles have the similarity s / (2 - s), so at 0.5 they share two thirds. Unrelated texts are near 0. The
+#: standard error of the estimate at 0.5 is sqrt(0.5 * 0.5 / 128) = 0.044.
 NEAR_DUPLICATE = 0.5
-#: A fingerprint takes in at most so many shingles: those with the smallest hashes, a sample that texts of about
-#: one length share. A text beyond it and a shorter one look less similar than they are.
+#: Maximum of shingles in a fingerprint: those with the smallest hashes, a sample that texts of similar length
+#: share. A text with more shingles and a shorter text look less similar than they are.
 MAX_SHINGLES = 30_000
 
 _PRIME = 2**61 - 1
-# Drawn with BLAKE2 and not with `random`, whose integers may differ between versions of Python.
+# From BLAKE2 and not from `random`, whose numbers may differ between versions of Python.
 _SEEDS = [blake2b(b"permutation %d" % i, digest_size=32).digest() for i in range(128)]
 _PERMUTATIONS = [(int.from_bytes(s[:16]) % (_PRIME - 1) + 1, int.from_bytes(s[16:]) % _PRIME) for s in _SEEDS]
 
@@ -64,7 +64,7 @@ _SILENT_E = re.compile(r"([^aeiouyl]|[aeiouyl]l)e$|([^aeiouylcghsxz]|[aeiouyl]l)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measures:
-    """The measures of one text; the ratings are made for English, and None without words.
+    """The measures of one text. The ratings are made for English, and are None if there are no words.
 
     Attributes:
         words: Number of words: runs of letters of any script, with apostrophes inside.

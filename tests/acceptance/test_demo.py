@@ -1,10 +1,11 @@
-"""The demo, `up` and beat, as real processes: what they show, and that nothing of them stays."""
+"""The demo, `up` and beat as real processes: what they show, and that they leave nothing behind."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -24,7 +25,7 @@ Start = Callable[..., "subprocess.Popen[str]"]
 
 @pytest.fixture
 def waooaw(tmp_path: Path) -> Iterator[Start]:
-    """Start `waooaw` with a temporary folder of its own; it is ended when the test is over."""
+    """Return a function that starts `waooaw` with its own temporary folder; the process ends with the test."""
     started: list[subprocess.Popen[str]] = []
     (tmp_path / "tmp").mkdir()
 
@@ -34,10 +35,10 @@ def waooaw(tmp_path: Path) -> Iterator[Start]:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            # Servers that the user has elsewhere are none of its business.
+            # The program must not use servers that these variables name.
             env=os.environ
             | {"CELERY_BROKER_URL": "redis://127.0.0.1:1/0", "CELERY_RESULT_BACKEND": "redis://127.0.0.1:1/0"}
-            | {"TMPDIR": str(tmp_path / "tmp"), "COLUMNS": "120"},
+            | {"TMPDIR": str(tmp_path / "tmp"), "COLUMNS": "80"},
             start_new_session=True,
         )
         started.append(process)
@@ -51,29 +52,29 @@ def waooaw(tmp_path: Path) -> Iterator[Start]:
             stream.close()
 
 
-def left_behind(tmp_path: Path) -> tuple[list[str], list[str]]:
-    """Return the files in the program's temporary folder, and the processes that were told of it."""
-    mark = f"TMPDIR={tmp_path / 'tmp'}".encode()  # or a folder in it
+def leftovers(tmp_path: Path) -> tuple[list[str], list[str]]:
+    """Return the files in the program's temporary folder, and the processes whose TMPDIR is in it."""
+    mark = f"TMPDIR={tmp_path / 'tmp'}".encode()
     processes = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             if mark in (folder / "environ").read_bytes():
                 processes.append((folder / "cmdline").read_text().replace("\0", " "))
         except OSError:
-            continue  # it ended meanwhile, or is somebody else's
+            continue  # it has ended, or belongs to another user
     return [str(path) for path in (tmp_path / "tmp").iterdir()], processes
 
 
 def assert_nothing_is_left(tmp_path: Path) -> None:
     try:
-        until(lambda: left_behind(tmp_path) == ([], []), "the end of everything", 20)
+        until(lambda: leftovers(tmp_path) == ([], []), "the end of all processes", 20)
     finally:
-        assert left_behind(tmp_path) == ([], [])
+        assert leftovers(tmp_path) == ([], [])
 
 
 @pytest.fixture
 def documents(tmp_path: Path) -> Path:
-    """A folder with thirty texts, two of them nearly the same, one unreadable, one hidden."""
+    """A folder with thirty texts, two near-duplicates, a README, an unreadable file and a hidden file."""
     folder = tmp_path / "documents"
     folder.mkdir()
     for number in range(30):
@@ -89,7 +90,7 @@ def documents(tmp_path: Path) -> Path:
 
 
 def test_the_demo_does_the_whole_job_and_leaves_nothing(waooaw: Start, documents: Path, tmp_path: Path) -> None:
-    """Every document is measured, URGENT overtook LOW, everyone answered, every message was handled."""
+    """Every document is measured, URGENT overtakes LOW, all agents answer, all messages are handled."""
     demo = waooaw("demo", "--input", str(documents), "--json")
     output, errors = demo.communicate(timeout=100)
     assert demo.returncode == 0, errors
@@ -105,46 +106,57 @@ def test_the_demo_does_the_whole_job_and_leaves_nothing(waooaw: Start, documents
     assert overtaking["receipt"]["priority"] == "URGENT"
     assert {"analyst-1", "analyst-2", "archivist", "orchestrator"} <= set(result["survey"])
     assert all(answer["error"] is None for answer in result["survey"].values())
-    assert (result["limited"]["answered"], result["limited"]["refused"]) == (3, 5)
-    assert 0 < result["limited"]["retry_after"] <= 12.01
-    assert result["torn"]["reason"] == "KeyError: 'text'"
-    forgotten = result["forgotten"]
-    assert 0 < forgotten["published_again"] <= forgotten["sent"] == forgotten["handled"]
-    assert forgotten["twice"] == 0
+    failures = result["failures"]
+    assert (failures["rate_limit"]["answered"], failures["rate_limit"]["refused"]) == (3, 5)
+    assert 0 < failures["rate_limit"]["retry_after"] <= 12.01
+    assert failures["invalid_document"]["reason"] == "KeyError: 'text'"
+    lost = failures["lost_messages"]
+    assert 0 < lost["republished"] <= lost["sent"] == lost["handled"]
+    assert lost["begun_twice"] == 0
     assert all(set(statuses) == {"handled"} for statuses in result["messages"].values())
     [topic] = result["topics"]
-    told = {each["subscriber"]: each for each in topic["subscribers"]}
+    subscribers = {each["subscriber"]: each for each in topic["subscribers"]}
     long = sum(document["words"] >= 1000 for document in result["documents"])
     assert (topic["topic"], topic["published"]) == ("document.measured", len(result["documents"]))
-    assert told["dashboard.count"]["handled"] == topic["published"]
-    assert told["dashboard.note_long"]["handled"] == told["dashboard.note_long"]["messages"] == long
+    assert subscribers["dashboard.count"]["handled"] == topic["published"]
+    assert subscribers["dashboard.note_long"]["handled"] == subscribers["dashboard.note_long"]["messages"] == long
     assert result["messages"]["archivist"]["handled"] >= len(result["documents"])
     assert_nothing_is_left(tmp_path)
 
 
-def test_the_demo_shows_its_results(waooaw: Start, documents: Path) -> None:
-    """Without --json there are tables, the overtaking with its times, and how long it took."""
+def test_the_demo_tells_a_story_in_80_columns(waooaw: Start, documents: Path) -> None:
+    """It introduces the agents, shows what happened with whole ids and no warning, and ends with a command."""
     demo = waooaw("demo", "--input", str(documents))
     output, errors = demo.communicate(timeout=100)
     assert demo.returncode == 0, errors
     for part in (
+        "archivist     stores the analysts' reports",
         "text-07.txt",
-        "Messages by agent and status",
-        "What the ledger tells of that message",
+        "broken.txt was skipped",
+        "2. Every message has a status",
         "URGENT README.md overtook",
-        "What the agents told the dashboard",
-        "kept as the dead letter",
-        "gone from the broker, published again",
-        "broken.txt was left out",
-        "s in all",
-        "waooaw up",
+        "(subscribers)",
+        "dashboard.note_long",
+        "answered requests      3",
+        "KeyError: 'text'",
+        "published again",
     ):
         assert part in output
-    assert re.search(r"begun +\d\d:\d\d:\d\d\.\d{3} +\d+\. of \d+", output)
+    assert re.search(r"begun +\d\d:\d\d:\d\d\.\d{3} +number \d+ of \d+", output)
+    assert re.search(r"message +[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\n", re.sub(" +\n", "\n", output))
+    assert re.search(r"dead letter +\d+-\d+ ", output)
+    assert errors == ""
+    *story, command = output.splitlines()
+    assert max(map(len, story)) <= 80
+    assert "…" not in output.split("1. The result")[1]
+    # Started as `python -m`: the last line names the program beside this Python, if there is one.
+    script = Path(sys.executable).with_name("waooaw")
+    program = shlex.split(command.removesuffix(" up"))
+    assert Path(program[0]).resolve() == (script if script.exists() else Path(sys.executable)).resolve()
 
 
-def test_a_folder_without_documents_is_told(waooaw: Start, tmp_path: Path) -> None:
-    """An empty folder ends with a sentence, and everything is stopped."""
+def test_a_folder_without_documents_is_an_error(waooaw: Start, tmp_path: Path) -> None:
+    """With an empty folder, the demo ends with an error of one sentence and stops all processes."""
     (tmp_path / "empty").mkdir()
     demo = waooaw("demo", "--input", str(tmp_path / "empty"))
     _, errors = demo.communicate(timeout=100)
@@ -154,25 +166,25 @@ def test_a_folder_without_documents_is_told(waooaw: Start, tmp_path: Path) -> No
 
 
 def up(waooaw: Start, *arguments: str) -> tuple[subprocess.Popen[str], str]:
-    """Start `waooaw up` and return it and what it said when it was ready."""
+    """Start `waooaw up`, wait until it is ready, and return it with its output."""
     process = waooaw("up", *arguments)
     assert process.stdout is not None
-    said = ""
+    output = ""
     for line in process.stdout:
-        said += line
+        output += line
         if line.startswith("Logs:"):
-            return process, said
-    pytest.fail(f"waooaw up ended: {said}{process.stderr and process.stderr.read()}")
+            return process, output
+    pytest.fail(f"waooaw up ended: {output}{process.stderr and process.stderr.read()}")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
-def test_up_runs_until_it_is_told_to_stop(waooaw: Start, tmp_path: Path, number: signal.Signals) -> None:
-    """The broker and Flower answer where it says; Ctrl-C and a closed terminal end everything."""
+def test_up_runs_until_a_signal(waooaw: Start, tmp_path: Path, number: signal.Signals) -> None:
+    """The broker and Flower answer at the printed addresses; Ctrl-C and a closed terminal stop all processes."""
     port = free_port()
-    process, said = up(waooaw, "--port", str(port))
+    process, output = up(waooaw, "--port", str(port))
     socket.create_connection(("127.0.0.1", port), timeout=5).close()
-    assert f"export CELERY_BROKER_URL=redis://127.0.0.1:{port}/0" in said
-    page = re.search(r"Flower: (http://\S+)", said)
+    assert f"export CELERY_BROKER_URL=redis://127.0.0.1:{port}/0" in output
+    page = re.search(r"Flower: (http://\S+)", output)
     assert page is not None
 
     def answers() -> bool:
@@ -185,20 +197,20 @@ def test_up_runs_until_it_is_told_to_stop(waooaw: Start, tmp_path: Path, number:
     until(answers, "Flower's page")
     done = subprocess.run(
         [sys.executable, "-m", "waooaw_celery", "request", "dashboard", "survey"],
-        env=os.environ | dict(re.findall(r"export (\w+)=(\S+)", said)),
+        env=os.environ | dict(re.findall(r"export (\w+)=(\S+)", output)),
         capture_output=True,
         text=True,
         timeout=60,
         check=True,
     )
-    assert json.loads(done.stdout)["archivist"]["status"] == {"kept": 0}
+    assert json.loads(done.stdout)["archivist"]["status"] == {"stored": 0}
     process.send_signal(number)
     process.wait(30)
     assert_nothing_is_left(tmp_path)
 
 
-def test_a_child_that_dies_ends_the_rest_with_its_last_words(waooaw: Start, tmp_path: Path) -> None:
-    """When a worker is killed, `up` says which one and stops everything."""
+def test_a_process_that_dies_ends_all_with_its_output(waooaw: Start, tmp_path: Path) -> None:
+    """When a worker is killed, the error of `up` names it, and all processes are stopped."""
     process, _ = up(waooaw)
     worker = subprocess.run(
         ["pgrep", "-P", str(process.pid), "-f", "archivist@"], capture_output=True, text=True, check=True
@@ -210,8 +222,8 @@ def test_a_child_that_dies_ends_the_rest_with_its_last_words(waooaw: Start, tmp_
     assert_nothing_is_left(tmp_path)
 
 
-def test_a_port_in_use_is_told_before_anything_is_started(waooaw: Start, tmp_path: Path) -> None:
-    """`up` on a port that something holds is one sentence."""
+def test_a_port_in_use_is_an_error_before_anything_starts(waooaw: Start, tmp_path: Path) -> None:
+    """`up` on a port in use ends with an error of one sentence."""
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))
         holder.listen()
@@ -224,8 +236,8 @@ def test_a_port_in_use_is_told_before_anything_is_started(waooaw: Start, tmp_pat
     assert_nothing_is_left(tmp_path)
 
 
-def test_beat_and_the_system_worker_expire_what_nobody_began(redis_url: str, tmp_path: Path) -> None:
-    """With real beat and worker processes, a message to an absent agent ends as EXPIRED by itself."""
+def test_beat_and_the_system_worker_expire_messages(redis_url: str, tmp_path: Path) -> None:
+    """With real beat and worker processes, a message to an agent without a worker becomes EXPIRED."""
     broker = Broker(redis_url, redis_url, tmp_path)
     absent = broker.name()
     app = broker.app(waooaw_agents=[absent])

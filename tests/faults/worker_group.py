@@ -1,7 +1,7 @@
-"""One queue with one worker on a server of its own, and the accounts of all that was published to it.
+"""One queue with its worker, which a test publishes to, kills and accounts for.
 
-The driver appends each id with its outcome to a file of its own, the handlers append theirs to another; both
-survive any kill. When the fault is over and the queue is empty, the two are compared.
+The driver appends each id with its outcome to one file, the handlers append their effects to another. Both files
+survive every kill. When the fault is over and the queue is empty, the two are compared.
 """
 
 from __future__ import annotations
@@ -33,28 +33,28 @@ from waooaw_celery.embedded import end
 
 ROOT = Path(__file__).parents[2]
 
-#: Seconds that anything may take that happens in another process.
+#: Seconds that anything in another process may take.
 PATIENCE = 60.0
-#: What is published steadily, a second.
+#: Messages that the load publishes per second.
 RATE = 50.0
-#: What its handlers take, in turns, in seconds: some workers are met idle, some busy.
-TURNS = (0.0, 0.01, 0.02, 0.03)
-#: A lease, and how often what is overdue is looked for, in seconds: short, to see many deaths.
+#: Seconds that the load's handlers take, in turns, so that faults meet idle and busy workers.
+HANDLER_SECONDS = (0.0, 0.01, 0.02, 0.03)
+#: Seconds of a lease: short, so that a test can kill many workers.
 LEASE = 2.0
-#: Seconds that a server may take for an answer.
+#: Seconds for an answer of the server.
 TIMEOUT = 2.0
 OPTIONS: dict[str, Any] = {
     "visibility_timeout": LEASE,
     "unacked_restore_interval": 1,
     "unacked_restore_throttle": 1,
-    # A stock worker that is killed while it puts messages back would keep all others from it for five minutes.
+    # If a worker of plain Celery is killed while it restores messages, its lock stops the others for five minutes.
     "unacked_mutex_expire": 3,
     "socket_timeout": TIMEOUT,
 }
 
 
 class Effect(NamedTuple):
-    """A line of a handler: ``begun`` or ``done``, when, in which process, whether marked as redelivered."""
+    """One line that a handler recorded: ``begun`` or ``done``, the process, the time, whether redelivered."""
 
     what: str
     id: str
@@ -65,18 +65,18 @@ class Effect(NamedTuple):
 
 @dataclass
 class Account:
-    """What became of all that was published.
+    """What became of all messages that were published.
 
     Attributes:
-        published: messages that were tried.
-        accepted: those of which a publisher was told that they are in the queue.
-        unknown: those whose publisher was told nothing certain.
-        handled: those that a handler brought to an end.
-        dead: those that are dead letters.
-        lost: accepted, and neither.
-        twice: handled more than once.
-        recoveries: seconds from a worker's death until what it held was handled by another one.
-        slowest: the longest call of a publisher, in seconds.
+        published: calls of the publisher.
+        accepted: calls that returned.
+        unknown: calls that raised an error, which leaves the outcome open.
+        handled: messages whose handler returned.
+        dead: ids of dead letters.
+        lost: ids of accepted messages that are neither handled nor dead.
+        twice: messages whose handler returned more than once.
+        recoveries: seconds from a worker's death until another worker handled the messages that it held.
+        slowest: the longest call of the publisher, in seconds.
     """
 
     published: int = 0
@@ -85,12 +85,12 @@ class Account:
     handled: int = 0
     dead: set[str] = field(default_factory=set)
     lost: set[str] = field(default_factory=set)
-    twice: int = 0
+    duplicated: int = 0
     recoveries: list[float] = field(default_factory=list)
     slowest: float = 0.0
 
     def __iadd__(self, other: Account) -> Account:
-        """Add those of another lane, whose messages have other ids."""
+        """Add the account of another group, whose messages have other ids."""
         for name in ("published", "accepted", "unknown", "handled", "twice"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.dead |= other.dead
@@ -100,7 +100,7 @@ class Account:
         return self
 
 
-class Lane:
+class WorkerGroup:
     """One worker after the other on one queue.
 
     Args:
@@ -144,11 +144,11 @@ class Lane:
     # --- publishing
 
     def publish(self, *, seconds: float = 0.0, task: str = WORK) -> str:
-        """Publish a message, write down the outcome, and return its id.
+        """Publish a message, record the outcome, and return the id.
 
         Args:
-            seconds: that its handler takes.
-            task: the handler.
+            seconds: how long the handler takes.
+            task: name of the handler.
         """
         with self._lock:
             self._count += 1
@@ -166,15 +166,15 @@ class Lane:
 
     @contextmanager
     def load(self, rate: float = RATE) -> Iterator[None]:
-        """Publish steadily while the block runs.
+        """Publish messages at a steady rate while the block runs.
 
         Args:
-            rate: messages a second.
+            rate: messages per second.
         """
         over = threading.Event()
 
         def publish() -> None:
-            for seconds in cycle(TURNS):
+            for seconds in cycle(HANDLER_SECONDS):
                 if over.wait(1 / rate):
                     return
                 self.publish(seconds=seconds)
@@ -191,7 +191,7 @@ class Lane:
     # --- the worker
 
     def start(self) -> None:
-        """Start a worker, publish a message so that there is one, and return when it has begun to handle any."""
+        """Start a worker, publish a message, and return when the worker has begun any message."""
         env = os.environ | {
             "PYTHONPATH": str(ROOT / "tests"),
             "CELERY_BROKER_URL": self.server.url,
@@ -205,54 +205,54 @@ class Lane:
         self.until(lambda: any(effect.at > began for effect in self.effects()), "the start of the worker")
 
     def send(self, signal_: signal.Signals) -> None:
-        """Send the worker's parent a signal."""
+        """Send a signal to the worker's parent process."""
         assert self.worker is not None
         self.worker.send_signal(signal_)
 
     def kill(self) -> None:
-        """Kill the worker's parent, and note what it held."""
+        """Kill the worker's parent process, and record the messages that it held."""
         assert self.worker is not None
         self.worker.kill()
-        self.bury()
+        self.reap()
 
-    def bury(self) -> None:
-        """Wait for the death of the worker, and note what it held."""
+    def reap(self) -> None:
+        """Wait for the end of the worker, and record the messages that it held."""
         assert self.worker is not None
         worker, self.worker = self.worker, None
         worker.wait(PATIENCE)
-        end(worker)  # what is left of its group
+        end(worker)  # and its process group
         self._deaths.append((time.monotonic(), self.held()))
 
     def until(self, condition: Callable[[], object], what: str, seconds: float = PATIENCE) -> None:
-        """Ask again and again until the condition holds.
+        """Wait until a condition is true.
 
         Raises:
-            AssertionError: it does not in time.
+            AssertionError: the condition was still false after ``seconds``.
         """
         deadline = time.monotonic() + seconds
         while not condition():
             if time.monotonic() > deadline:
                 end_of_log = self.log.read_text(errors="replace")[-3000:] if self.log.exists() else ""
-                raise AssertionError(f"{what} did not come to pass within {seconds:g} s: {end_of_log}")
+                raise AssertionError(f"{what} did not happen within {seconds:g} s: {end_of_log}")
             time.sleep(0.02)
 
     def progress(self, seconds: float, what: str) -> None:
-        """Wait until a message comes to its end.
+        """Wait until any handler returns.
 
         Args:
-            seconds: that this may take.
-            what: to say when it does not come.
+            seconds: how long to wait.
+            what: what is waited for, for the error.
         """
         now = time.monotonic()
         self.until(
             lambda: any(effect.at > now for effect in self.effects() if effect.what == "done"), what, seconds
         )
-        assert self.worker is None or self.worker.poll() is None, "the worker came to an end"
+        assert self.worker is None or self.worker.poll() is None, "the worker ended"
 
     # --- accounts
 
     def effects(self) -> list[Effect]:
-        """Return what the handlers noted."""
+        """Return the effects that the handlers recorded."""
         if not self._effects.exists():
             return []
         found = []
@@ -262,15 +262,15 @@ class Lane:
         return found
 
     def outcomes(self) -> dict[str, str]:
-        """Return what the publisher was told of each id: ``accepted`` or ``unknown``."""
+        """Return the outcome of each id: ``accepted`` or ``unknown``."""
         return dict(line.split() for line in self._ledger.read_text().split("\n")[:-1])
 
     def handled(self, *ids: str) -> bool:
-        """Whether these were all brought to an end."""
+        """Return whether the handlers of all these messages returned."""
         return set(ids) <= {effect.id for effect in self.effects() if effect.what == "done"}
 
-    def beginnings(self, id_: str) -> list[bool]:
-        """Return for each time that this was begun whether it was marked as redelivered."""
+    def redelivered_flags(self, id_: str) -> list[bool]:
+        """Return, for each time that a message was begun, whether it was marked as redelivered."""
         return [effect.redelivered for effect in self.effects() if (effect.what, effect.id) == ("begun", id_)]
 
     def waiting(self) -> list[dict[str, Any]]:
@@ -278,11 +278,11 @@ class Lane:
         return [json.loads(raw) for raw in self.server.client.lrange(QUEUE, 0, -1)]
 
     def held(self) -> set[str]:
-        """Return the ids of the messages that are noted as unacknowledged."""
+        """Return the ids of the unacknowledged messages."""
         return {json.loads(noted)[0]["headers"]["id"] for noted in self.server.client.hvals("unacked")}
 
     def overdue(self) -> set[str]:
-        """Return the ids of the messages whose lease is over."""
+        """Return the ids of the messages whose lease has ended."""
         client = self.server.client
         seconds, microseconds = client.time()
         tags = client.zrangebyscore("unacked_index", "-inf", seconds + microseconds / 1e6 - LEASE)
@@ -295,7 +295,7 @@ class Lane:
         return {json.loads(letter[b"raw"])["headers"]["id"] for _, letter in found}
 
     def drain(self, patience: float = PATIENCE) -> None:
-        """Wait until nothing waits and nothing is unacknowledged, and stays so for half a second."""
+        """Wait until no message waits or is unacknowledged for half a second."""
         empty_since: list[float] = []
 
         def settled() -> bool:
@@ -308,7 +308,7 @@ class Lane:
         self.until(settled, "an empty queue", patience)
 
     def account(self) -> Account:
-        """Compare what was published with what was handled, once all is quiet."""
+        """Compare the published messages with the handled ones, when the queue is empty."""
         outcomes = self.outcomes()
         ends: dict[str, list[float]] = {}
         for effect in self.effects():
@@ -327,13 +327,13 @@ class Lane:
             handled=len(ends),
             dead=dead,
             lost={id_ for id_, outcome in outcomes.items() if outcome == "accepted"} - ends.keys() - dead,
-            twice=sum(len(moments) > 1 for moments in ends.values()),
+            duplicated=sum(len(times) > 1 for times in ends.values()),
             recoveries=recoveries,
             slowest=self._slowest,
         )
 
     def close(self) -> None:
-        """End what is left."""
+        """End the worker, and close the connections."""
         if self.worker is not None:
             with suppress(ProcessLookupError):
                 self.worker.send_signal(signal.SIGCONT)
@@ -343,19 +343,19 @@ class Lane:
 
 
 @contextmanager
-def lone_lane(folder: Path, **options: Any) -> Iterator[Lane]:
-    """Give a lane on a server of its own while the block runs.
+def own_worker_group(folder: Path, **options: Any) -> Iterator[WorkerGroup]:
+    """Make a worker group on its own server, and close both after the block.
 
     Args:
-        folder: for logs and accounts.
-        options: those of a `Lane`.
+        folder: folder for logs and effects.
+        options: arguments of `WorkerGroup`.
     """
     with lone_valkey() as server:
-        lane = Lane(server, folder, **options)
+        group = WorkerGroup(server, folder, **options)
         try:
-            yield lane
+            yield group
         finally:
-            lane.close()
+            group.close()
 
 
 def _append(path: Path, line: str) -> None:

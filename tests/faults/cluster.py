@@ -1,7 +1,7 @@
-"""A world of its own for one fault after the other: a broker, an audit, a driver and workers, with all accounts.
+"""The cluster of a fault test: a broker, an audit database, a driver and workers.
 
-The driver appends each outcome to a file of its own, the handlers append theirs to another; both survive any kill.
-When a fault is over and all is quiet, `World.account` compares the two with the audit.
+The driver appends each outcome to one file, the handlers append their effects to another. Both files survive every
+kill. When a fault is over and all messages have ended, `Cluster.account` compares both with the audit.
 """
 
 from __future__ import annotations
@@ -32,25 +32,25 @@ from waooaw_celery.broker.dead_letters.queue import DeadLetterQueue
 from waooaw_celery.embedded import end
 from waooaw_celery.ledger.database.engine import database_url
 
-#: Seconds that anything may take that happens in another process, on a busy computer.
+#: Seconds that anything in another process may take on a busy computer.
 PATIENCE = 60.0
-#: What is sent steadily, a second.
+#: Messages that the load sends per second.
 RATE = 50.0
-#: What its handlers take, in turns, in seconds: some workers are met idle, some busy.
-TURNS = (0.0, 0.01, 0.02, 0.03)
-#: Seconds for which all must be quiet before messages are counted.
+#: Seconds that the load's handlers take, in turns, so that faults meet idle and busy workers.
+HANDLER_SECONDS = (0.0, 0.01, 0.02, 0.03)
+#: Seconds without any activity after which messages are counted.
 QUIET = 0.7
 
 
 @dataclass(eq=False)
 class Worker:
-    """A worker's parent process.
+    """A Celery worker.
 
     Attributes:
-        process: it.
-        name: of its node.
-        held: what it had begun and not ended when it died.
-        died: when.
+        process: its parent process.
+        name: name of its node.
+        held: ids of the messages that it had begun and not finished when it died.
+        died: when it died, by the monotonic clock.
     """
 
     process: subprocess.Popen[bytes]
@@ -59,21 +59,21 @@ class Worker:
     died: float = 0.0
 
 
-class World:
-    """One agent (or one queue of a plain Celery application) on servers that may be hurt.
+class Cluster:
+    """One agent (or one queue of a plain Celery application), with its driver and workers.
 
     Args:
-        ours: whether it is an agent of the whole product, or a plain Celery application.
+        is_product: whether it is an agent, or a plain Celery application.
         broker: its broker.
-        postgres: the server of its audit, in which it gets a database of its own.
-        folder: for its files.
-        lines: whether driver and workers reach the broker over proxies, each over its own.
-        processes: of a worker's pool.
+        postgres: the server of its audit, in which it gets its own database.
+        folder: folder for its files.
+        lines: whether the driver and the workers reach the broker through proxies, one each.
+        processes: size of a worker's pool.
     """
 
     def __init__(
         self,
-        ours: bool,
+        is_product: bool,
         broker: Server,
         postgres: Postgres,
         folder: Path,
@@ -89,15 +89,17 @@ class World:
         self._database = name
         url = database_url(postgres.url).set(database=name).render_as_string(hide_password=False)
         self._exits = ExitStack()
-        self.driver_line = self._line() if lines else None
-        self.worker_line = self._line() if lines else None
-        driver_url = self._through(self.driver_line)
+        self.driver_proxy = self._line() if lines else None
+        self.worker_proxy = self._line() if lines else None
+        driver_url = self._url_through(self.driver_proxy)
         self.stack: Stack = (
-            Agents(name, driver_url, url, folder, **settings) if ours else Plain(name, driver_url, url, folder)
+            Agents(name, driver_url, url, folder, **settings)
+            if is_product
+            else Plain(name, driver_url, url, folder)
         )
         self.stack.prepare()
         self.workers: list[Worker] = []
-        self.buried: list[Worker] = []
+        self.reaped: list[Worker] = []
         self.outcomes: dict[str, Outcome] = {}
         self.broken: list[str] = []
         self.probes: list[float] = []
@@ -107,25 +109,25 @@ class World:
         self._nodes = 0
 
     @property
-    def ours(self) -> bool:
-        """Whether it is of the whole product."""
-        return self.stack.ours
+    def is_product(self) -> bool:
+        """Return whether the workers run agents of the product."""
+        return self.stack.is_product
 
     # --- sending
 
     def send(self, do: str = "work", seconds: float = 0.0, *, ttl: float | None = 300.0, **more: Any) -> str:
-        """Send a message, write down the outcome, and return its id.
+        """Send a message, record the outcome, and return the id.
 
         Args:
-            do: what its handler does, see `effects.act`.
-            seconds: that this takes.
-            ttl: seconds after which it expires; None: never.
-            more: of the payload.
+            do: what the handler does, see `effects.act`.
+            seconds: how long the handler takes.
+            ttl: seconds after which the message expires; None: never.
+            more: further values of the payload.
         """
-        return self.say({"do": do, "seconds": seconds, **more}, ttl=ttl)
+        return self.send_payload({"do": do, "seconds": seconds, **more}, ttl=ttl)
 
-    def say(self, payload: Any, *, ttl: float | None = 300.0, id_: str | None = None) -> str:
-        """Send any payload as a message, write down the outcome, and return its id."""
+    def send_payload(self, payload: Any, *, ttl: float | None = 300.0, id_: str | None = None) -> str:
+        """Send a message with any payload, record the outcome, and return the id."""
         id_ = id_ or str(uuid4())
         began = time.monotonic()
         try:
@@ -136,29 +138,29 @@ class World:
             reason = type(error).__name__
         except self.stack.refusing as error:
             what, reason = "refused", type(error).__name__
-        except Exception as error:  # noqa: BLE001 - an error that no caller expects is one of the findings
+        except Exception as error:  # noqa: BLE001 - an undocumented error is a violation
             what, reason = "broke", f"{type(error).__name__}: {error}"
         self.note(id_, Outcome(what, reason, time.monotonic() - began))
         return id_
 
     def note(self, id_: str, outcome: Outcome) -> None:
-        """Write down what the driver was told of a message."""
+        """Record the outcome of a message."""
         self.outcomes[id_] = outcome
         self._ledger.write(f"{id_} {outcome.what} {outcome.reason!r} {outcome.seconds:.3f}\n")
 
     @contextmanager
     def load(self, rate: float = RATE, *, ttl: float | None = 300.0, **more: Any) -> Iterator[None]:
-        """Send steadily while the block runs.
+        """Send messages at a steady rate while the block runs.
 
         Args:
-            rate: messages a second.
-            ttl: seconds after which each expires.
-            more: of the payloads.
+            rate: messages per second.
+            ttl: seconds after which each message expires; None: never.
+            more: further values of the payloads.
         """
         over = threading.Event()
 
         def send() -> None:
-            for seconds in cycle(TURNS):
+            for seconds in cycle(HANDLER_SECONDS):
                 if over.wait(1 / rate):
                     return
                 self.send(seconds=seconds, ttl=ttl, **more)
@@ -179,24 +181,24 @@ class World:
         *options: str,
         env: dict[str, str] | None = None,
         may_die: bool = False,
-        mingles: bool = False,
+        mingle: bool = False,
         **settings: Any,
     ) -> Worker:
-        """Start a worker, and return when it consumes.
+        """Start a worker, and return it when it consumes.
 
         Args:
-            options: of ``celery worker``.
-            mingles: whether it searches for its neighbours when it connects, as workers do by default.
-            env: variables beside those of all.
-            may_die: return as well when it has come to an end: by the first message that it met.
-            settings: of the application; None: as its own default says.
+            options: options of ``celery worker``.
+            mingle: whether it looks for other workers when it connects, as workers do by default.
+            env: further environment variables.
+            may_die: also return if it has ended because of its first message.
+            settings: settings of the application; None: the setting's default.
         """
         self._nodes += 1
         name = f"{self.stack.name}-{self._nodes}"
-        command, own = self.stack.worker(self._through(self.worker_line), settings)
+        command, own = self.stack.worker(self._url_through(self.worker_proxy), settings)
         command = [*command, "-n", f"{name}@faults", "-c", str(self.processes), "-l", "WARNING"]
-        # Neither is of use to a lone worker, and each costs a second.
-        command += [*([] if mingles else ["--without-mingle"]), "--without-gossip", *options]
+        # A single worker needs neither, and each takes a second.
+        command += [*([] if mingle else ["--without-mingle"]), "--without-gossip", *options]
         began = time.monotonic()
         process = spawn(
             command,
@@ -215,7 +217,7 @@ class World:
                     return True
                 raise AssertionError(f"{name} did not start: {self.log(worker)}")
             if others and len(sent) < 100 and time.monotonic() - began > 0.1 * len(sent):
-                sent.append(self.send(ttl=None))  # until it gets one, and not another worker
+                sent.append(self.send(ttl=None))  # until this worker gets one
             mine = descendants(process.pid)
             return any(effect.at > began and effect.pid in mine for effect in self.effects())
 
@@ -224,22 +226,22 @@ class World:
         return worker
 
     def kill(self, worker: Worker | None = None) -> Worker:
-        """Kill a worker's parent, the last one's when none is named; its children end with it."""
+        """Kill the parent process of a worker, by default of the last one. Its pool ends with it."""
         worker = worker or self.workers[-1]
         worker.process.kill()
-        return self.bury(worker)
+        return self.reap(worker)
 
-    def bury(self, worker: Worker, patience: float = PATIENCE) -> Worker:
-        """Wait for the end of a worker, and note what it held."""
+    def reap(self, worker: Worker, patience: float = PATIENCE) -> Worker:
+        """Wait for the end of a worker, and record the messages that it held."""
         worker.process.wait(patience)
         worker.died = time.monotonic()
-        end(worker.process)  # what is left of its group
+        end(worker.process)  # and its process group
         self.workers.remove(worker)
         open_: dict[str, int] = {}
         for effect in self.effects():
             open_[effect.id] = open_.get(effect.id, 0) + (1 if effect.what == "begun" else -1)
         worker.held = {id_ for id_, count in open_.items() if count > 0}
-        self.buried.append(worker)
+        self.reaped.append(worker)
         return worker
 
     def log(self, worker: Worker) -> str:
@@ -249,7 +251,7 @@ class World:
 
     @contextmanager
     def system(self) -> Iterator[None]:
-        """Run the system's worker with beat while the block runs: it sweeps, and looks for what is lost."""
+        """Run the system's worker with beat while the block runs: it sweeps and recovers."""
         command, own = self.stack.worker(self.broker.url, {})
         command += ["-B", "-s", str(self.folder / "beat"), "-n", f"{self.stack.name}-system@faults"]
         command += ["-c", "1", "-l", "INFO", "--without-mingle", "--without-gossip"]
@@ -258,58 +260,58 @@ class World:
         process = spawn(command, log=log, env=env, cwd=self.folder)
         try:
             yield
-            assert process.poll() is None, f"the system's worker came to an end: {log.read_text()[-2000:]}"
+            assert process.poll() is None, f"the system's worker ended: {log.read_text()[-2000:]}"
         finally:
             end(process)
 
     # --- waiting
 
     def until(self, condition: Callable[[], object], what: str, seconds: float | None = None) -> None:
-        """Ask again and again until the condition holds; what stands still in a plain application is not news.
+        """Wait until a condition is true. With plain Celery, wait a quarter of the time.
 
         Raises:
-            AssertionError: it does not in time.
+            AssertionError: the condition was still false at the end.
         """
-        seconds = seconds or (PATIENCE if self.ours else PATIENCE / 4)
+        seconds = seconds or (PATIENCE if self.is_product else PATIENCE / 4)
         deadline = time.monotonic() + seconds
         while not condition():
             if time.monotonic() > deadline:
                 logs = "".join(self.log(worker) for worker in self.workers[-1:])
-                raise AssertionError(f"{what} did not come to pass within {seconds:g} s: {logs}")
+                raise AssertionError(f"{what} did not happen within {seconds:g} s: {logs}")
             time.sleep(0.05)
 
     def effects(self) -> list[effects.Effect]:
-        """Return what the handlers noted, ever."""
+        """Return all effects that the handlers recorded."""
         return effects.read(self._effects)
 
     def handled(self, *ids: str) -> bool:
-        """Whether these were all brought to an end."""
+        """Return whether the handlers of all these messages returned."""
         return set(ids) <= {effect.id for effect in self.effects() if effect.what == "done"}
 
     def begun(self, id_: str) -> int:
         """Return how often a message was begun."""
         return sum(effect.what == "begun" and effect.id == id_ for effect in self.effects())
 
-    def mend(self) -> None:
-        """Let handlers that fail at first fail no longer."""
-        Path(f"{self._effects}.mended").touch()
+    def fix_handlers(self) -> None:
+        """Make the handlers that 'fail at first' succeed from now on."""
+        Path(f"{self._effects}.fixed").touch()
 
-    def desk(self) -> DeadLetterQueue:
-        """Return the dead letters of an agent's broker."""
+    def dead_letter_queue(self) -> DeadLetterQueue:
+        """Return the dead-letter queue of the agent's broker."""
         assert isinstance(self.stack, Agents)
         return self.stack.app.dead_letters
 
     def ended(self, id_: str) -> bool:
-        """Whether the audit has an end for a message."""
+        """Return whether the audit has a final event of a message."""
         return id_ in self.stack.ends()
 
     def expect(self, true: bool, otherwise: str) -> None:
-        """Note something that is wrong besides the invariants."""
+        """Record a violation, in addition to the invariants, if a condition is false."""
         if not true:
             self.broken.append(otherwise)
 
     def waiting(self) -> int:
-        """Return how many messages wait in the queue, or are held by a consumer where the broker tells."""
+        """Return how many messages are in the queue, and on Redis also how many are held by consumers."""
         with Connection(self.broker.url) as connection, connection.channel() as channel:
             if self.rabbitmq:
                 with suppress(channel.connection.channel_errors):
@@ -323,9 +325,9 @@ class World:
         return sum(int(client.llen(list_)) for list_ in lists) + int(client.hlen("unacked"))
 
     def probe(self) -> float:
-        """Send a message when a fault is over, and note within how many seconds work goes on.
+        """Send a message after a fault, and return the seconds until work resumes (infinite: never).
 
-        That is when the first message is handled from then on: what is sent last may wait behind a backlog.
+        Work has resumed when any message is handled: the one just sent may wait behind a backlog.
         """
         began = time.monotonic()
         while True:
@@ -335,33 +337,33 @@ class World:
             time.sleep(0.1)
         took = float("inf")
         with suppress(AssertionError):
-            self.until(lambda: self._done_since(began), "work", 2 * PROGRESS if self.ours else PROGRESS)
+            self.until(lambda: self._done_since(began), "work", 2 * PROGRESS if self.is_product else PROGRESS)
             took = time.monotonic() - began
         self.probes.append(took)
         return took
 
-    def _done_since(self, moment: float) -> bool:
-        return any(effect.what == "done" and effect.at > moment for effect in self.effects())
+    def _done_since(self, since: float) -> bool:
+        return any(effect.what == "done" and effect.at > since for effect in self.effects())
 
     def drain(self, patience: float | None = None) -> None:
-        """Wait until nothing waits, nothing runs and the audit has an end for all, but no longer than that."""
-        deadline = time.monotonic() + (patience or (PATIENCE if self.ours else PATIENCE / 4))
-        quiet_since, kept_since, seen = time.monotonic(), 0.0, -1
+        """Wait until no message waits or runs and all have a final event, but at most for ``patience`` seconds."""
+        deadline = time.monotonic() + (patience or (PATIENCE if self.is_product else PATIENCE / 4))
+        quiet_since, maintained_at, seen = time.monotonic(), 0.0, -1
         while time.monotonic() < deadline:
-            noted = self.effects()
+            found = self.effects()
             now = time.monotonic()
-            if now - kept_since > 1:
-                self.stack.keep_house()
-                kept_since = now
-            if len(noted) != seen or self.waiting() or self.pending():
-                quiet_since, seen = now, len(noted)
+            if now - maintained_at > 1:
+                self.stack.run_maintenance()
+                maintained_at = now
+            if len(found) != seen or self.waiting() or self.pending():
+                quiet_since, seen = now, len(found)
             elif now - quiet_since > QUIET:
                 return
             time.sleep(0.1)
 
     def pending(self) -> set[str]:
-        """Return what was accepted, or may have been, and has no end in the audit of ours yet."""
-        if not self.ours:
+        """Return the ids of messages that were, or may have been, accepted and have no final event yet."""
+        if not self.is_product:
             return set()
         wanted = {id_ for id_, outcome in self.outcomes.items() if outcome.what in ("accepted", "unknown")}
         return wanted - self.stack.ends().keys()
@@ -369,7 +371,7 @@ class World:
     # --- accounts
 
     def account(self) -> Account:
-        """Compare all that was sent since the last account, and begin a new one."""
+        """Return the account of the messages that were sent since the last account."""
         outcomes, self.outcomes = self.outcomes, {}
         noted = [effect for effect in self.effects() if effect.id in outcomes]
         account = verify(outcomes, noted, self.stack.ends(), self.stack.rows(), self._known)
@@ -377,17 +379,17 @@ class World:
         for effect in noted:
             if effect.what == "done":
                 ends.setdefault(effect.id, []).append(effect.at)
-        for worker in self.buried:
+        for worker in self.reaped:
             for id_ in worker.held:
                 account.recoveries += [at - worker.died for at in ends.get(id_, ()) if at > worker.died][:1]
         account.probes, self.probes = self.probes, []
         account.broken, self.broken = self.broken, []
-        self.buried = []
+        self.reaped = []
         self._known |= outcomes.keys()
         return account
 
     def close(self) -> None:
-        """End what is left, and drop the database."""
+        """End all workers, and drop the database."""
         for worker in self.workers:
             with suppress(ProcessLookupError):
                 worker.process.send_signal(signal.SIGCONT)
@@ -402,7 +404,7 @@ class World:
     def _line(self) -> Proxy:
         return self._exits.enter_context(proxied(self.broker.url.replace("redis+socket", "unix")))
 
-    def _through(self, line: Proxy | None) -> str:
+    def _url_through(self, line: Proxy | None) -> str:
         if line is None:
             return self.broker.url
         if self.rabbitmq:
@@ -411,7 +413,7 @@ class World:
 
 
 def descendants(pid: int) -> Sequence[int]:
-    """Return the processes of a worker."""
+    """Return the process ids of a worker and its children."""
     try:
         parent = psutil.Process(pid)
         return [pid, *(child.pid for child in parent.children(recursive=True))]

@@ -1,4 +1,4 @@
-"""Whether what a system holds stays the same: memory, keys and connections, one quarter against a later one."""
+"""Whether memory, keys and connections grow: compares the second quarter of a soak with the last."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from statistics import median
 
 @dataclass(frozen=True)
 class Tolerance:
-    """By how much the last quarter may exceed the second.
+    """By how much the median of the last quarter may exceed that of the second.
 
     Attributes:
-        share: of the second quarter's median.
-        more: beside that.
+        share: as a share of the second quarter's median.
+        more: in addition to that share, in the unit of the measure.
     """
 
     share: float
     more: float
 
 
-#: What is measured, and how much more of it there may be in the end. Restarted workers begin with less memory.
+#: The measures, and how much each may grow. Restarted workers begin with less memory.
 TOLERANCES: Mapping[str, Tolerance] = {
     "memory of the workers (MB)": Tolerance(0.10, 20),
     "memory of the driver (MB)": Tolerance(0.10, 20),
@@ -36,17 +36,17 @@ class Series:
     """Measurements over time.
 
     Attributes:
-        samples: by what was measured: seconds since the beginning, and the value.
+        samples: for each measure, the seconds since the start with the value.
     """
 
     samples: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
 
     def sample(self, at: float, measures: Mapping[str, Callable[[], float]]) -> None:
-        """Measure everything once; what does not answer at this moment is left out.
+        """Take all measures once.
 
         Args:
-            at: seconds since the beginning.
-            measures: by name.
+            at: seconds since the start.
+            measures: the functions that measure, by name.
         """
         for name, measure in measures.items():
             self.samples.setdefault(name, []).append((at, measure()))
@@ -55,8 +55,8 @@ class Series:
         """Return the medians of the second and of the last quarter.
 
         Args:
-            name: what was measured.
-            seconds: how long it lasted.
+            name: name of the measure.
+            seconds: length of the soak.
         """
         values = self.samples.get(name, [])
         second = [value for at, value in values if seconds / 4 <= at < seconds / 2]
@@ -64,7 +64,7 @@ class Series:
         return (median(second) if second else 0.0), (median(last) if last else 0.0)
 
     def violations(self, seconds: float) -> list[str]:
-        """Return what has grown."""
+        """Return one sentence for each measure that grew too much."""
         found = []
         for name, tolerance in TOLERANCES.items():
             second, last = self.quarters(name, seconds)

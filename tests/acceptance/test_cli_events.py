@@ -1,4 +1,4 @@
-"""Events and broadcasts from the shell, as real processes against a real agent."""
+"""`waooaw events` and `waooaw broadcast`, as real processes against a real agent."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def cli(broker: Broker) -> Cli:
 
 
 @pytest.fixture
-def told(cli: Cli) -> Callable[..., Any]:
-    """Run `waooaw … --json` and return what it says."""
+def run_json(cli: Cli) -> Callable[..., Any]:
+    """Return a function that runs `waooaw … --json` and returns the parsed output."""
 
     def run(*arguments: str, stdin: str = "") -> Any:
         done = cli(*arguments, "--json", stdin=stdin)
@@ -59,44 +59,45 @@ def told(cli: Cli) -> Callable[..., Any]:
     return run
 
 
-def test_a_day_with_events(agent: str, cli: Cli, told: Callable[..., Any]) -> None:
-    """Published, listed, counted, removed, brought back, and told again."""
+def test_events_are_published_counted_and_replayed(agent: str, cli: Cli, run_json: Callable[..., Any]) -> None:
+    """Events are published and counted; a subscription is removed, restored, and gets a replay."""
     topic = f"{agent}.happened"
-    published = told("events", "publish", topic, "-", stdin='{"n": 1}')
+    published = run_json("events", "publish", topic, "-", stdin='{"n": 1}')
     assert list(published["receipts"]) == [f"{agent}.one"]
-    told("events", "publish", topic, '{"n": 2}', "--priority", "high", "--ttl", "0")
+    run_json("events", "publish", topic, '{"n": 2}', "--priority", "high", "--ttl", "0")
 
-    mine = {each["subscriber"]: each for each in told("events", "subscriptions")}
+    mine = {each["subscriber"]: each for each in run_json("events", "subscriptions")}
     assert mine[f"{agent}.one"]["patterns"] == [f"{agent}.*"]
     assert mine[f"{agent}.large"]["where"] == {"size": {"gte": 100}}
 
     def counts() -> Any:
-        [found] = [each for each in told("events", "topics") if each["topic"] == topic]
+        [found] = [each for each in run_json("events", "topics") if each["topic"] == topic]
         return found["published"], found["subscribers"][0]["handled"]
 
     until(lambda: counts() == (2, 2), "the counts")
-    assert [each["receipt"]["status"] for each in told("log", "--topic", topic)].count("published") == 2
+    assert [each["receipt"]["status"] for each in run_json("log", "--topic", topic)].count("published") == 2
 
     removed = cli("events", "unsubscribe", f"{agent}.one")
-    assert "(0 messages) is still handled" in removed.stdout
+    assert "still handles what was sent before (0 messages)" in removed.stdout
     shown = cli("events", "subscriptions").stdout
     assert "removed" in shown
     assert " s ago" in shown
     nobody = cli("events", "publish", topic, '{"n": 3}')
-    assert "nobody: no subscription wants it" in nobody.stdout
+    assert "nobody: no subscription matches" in nobody.stdout
     assert cli("events", "resubscribe", f"{agent}.one").returncode == 0
 
-    beginning = ("events", "replay", f"{agent}.one", "--since", "2026-01-01", "--topic", f"{agent}.#")
-    assert told(*beginning, "--where", '{"n": [2, 3]}', "--dry-run")["events"] == 2
-    done = told(*beginning, "--per-second", "50")
+    replay = ("events", "replay", f"{agent}.one", "--since", "2026-01-01", "--topic", f"{agent}.#")
+    assert run_json(*replay, "--where", '{"n": [2, 3]}', "--dry-run")["events"] == 2
+    done = run_json(*replay, "--per-second", "50")
     assert done["events"] == len(done["message_ids"]) == 3
-    again = cli(*beginning, "--speed", "1000")
-    assert "was told again of 3 events, of 20" in again.stdout
+    faster = cli(*replay, "--speed", "1000")
+    assert "3 events from 20" in faster.stdout
+    assert f"were sent to {agent}.one again" in faster.stdout
     until(lambda: counts() == (3, 8), "the replays")
 
 
-def test_tables_for_people(agent: str, cli: Cli) -> None:
-    """Topics with their subscribers, and schemas with their versions."""
+def test_topics_and_schemas_are_shown_as_tables(agent: str, cli: Cli) -> None:
+    """`events topics` shows the topics with their subscribers, `events schemas` the schemas."""
     cli("events", "publish", f"{agent}.retry.now", "1")
     shown = cli("events", "topics").stdout
     assert f"{agent}.retry.now" in shown
@@ -106,18 +107,18 @@ def test_tables_for_people(agent: str, cli: Cli) -> None:
     assert [each["version"] for each in versions if each["topic"] == f"{agent}.checked"] == ["1", "2"]
 
 
-def test_a_broadcast_from_the_shell(agent: str, cli: Cli, told: Callable[..., Any]) -> None:
-    """To a list, to all, to a capability; not to both a list and a tag."""
-    assert list(told("broadcast", '{"a": 1}', "--to", agent)) == [agent]
-    assert list(told("broadcast", '{"a": 2}', "--capability", "probing")) == [agent]
-    assert agent in told("broadcast", '{"a": 3}', "--all")
+def test_broadcast_goes_to_agents_or_a_capability(agent: str, cli: Cli, run_json: Callable[..., Any]) -> None:
+    """`broadcast` sends to named agents, to all, or to a capability, but not to a mix of them."""
+    assert list(run_json("broadcast", '{"a": 1}', "--to", agent)) == [agent]
+    assert list(run_json("broadcast", '{"a": 2}', "--capability", "probing")) == [agent]
+    assert agent in run_json("broadcast", '{"a": 3}', "--all")
     assert cli("broadcast", "1").returncode == 2
     assert cli("broadcast", "1", "--to", agent, "--all").returncode == 2
     assert "untagged" in cli("agents").stdout
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "sentence"),
     [
         (("publish", "task.*", "{}"), "has the wildcard '*'"),
         (("publish", "{agent}.checked", '{"n": "x"}'), "at $.n: 'x' is not of type 'integer'"),
@@ -134,9 +135,9 @@ def test_a_broadcast_from_the_shell(agent: str, cli: Cli, told: Callable[..., An
         ),
     ],
 )
-def test_mistakes_are_one_sentence(agent: str, cli: Cli, arguments: tuple[str, ...], says: str) -> None:
-    """On standard error, with exit code 1 and without a traceback."""
+def test_mistakes_are_one_sentence(agent: str, cli: Cli, arguments: tuple[str, ...], sentence: str) -> None:
+    """A mistake is one sentence on standard error, with exit code 1 and without a traceback."""
     done = cli("events", *(argument.replace("{agent}", agent) for argument in arguments))
     assert done.returncode == 1
-    assert says in done.stderr
+    assert sentence in done.stderr
     assert "Traceback" not in done.stderr

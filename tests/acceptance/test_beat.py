@@ -1,4 +1,4 @@
-"""Two system workers that are told to purge at the same moment, as two beats would tell them."""
+"""Two system workers that get the purge task at the same time, as two beats would send it."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from waooaw_celery.messages.queues import system_queue
 from waooaw_celery.messages.receipt import MessageEvent, MessageFact
 
 ROOT = Path(__file__).parents[2]
-#: Messages that are old enough: more than one batch of a purge.
+#: Number of old messages: more than one batch of a purge.
 OLD = 12_000
 
 
 @pytest.fixture
 def broker(redis_url: str, postgres_url: str, tmp_path: Path) -> Iterator[Broker]:
-    """A broker whose ledger is a PostgreSQL database of this test's own."""
+    """A broker whose ledger is a PostgreSQL database that only this test uses."""
     with lone_database(postgres_url) as url:
         yield Broker(redis_url, redis_url, tmp_path, url)
 
@@ -42,11 +42,11 @@ def app(broker: Broker) -> Iterator[AgentApp]:
 
 
 def test_two_beats_purge_once(broker: Broker, app: AgentApp) -> None:
-    """Every old message is removed, and counted by one of the two purges only; a new one stays."""
+    """Each old message is removed and counted by exactly one of the two purges; a new message stays."""
     began = datetime.now(UTC) - timedelta(days=91)
     for start in range(0, OLD, 1000):
-        moments = [began + timedelta(microseconds=number) for number in range(start, start + 1000)]
-        old = [Message(from_agent="tests", to_agent="archive", sent_at=sent_at) for sent_at in moments]
+        times = [began + timedelta(microseconds=number) for number in range(start, start + 1000)]
+        old = [Message(from_agent="tests", to_agent="archive", sent_at=sent_at) for sent_at in times]
         app.receipts.pending([(message, "command") for message in old])()
         app.receipts.note(
             *(MessageFact(message_id=message.message_id, event=MessageEvent.HANDLED) for message in old)
@@ -69,6 +69,6 @@ def test_two_beats_purge_once(broker: Broker, app: AgentApp) -> None:
 
 
 def removed(app: AgentApp) -> list[int]:
-    """Return how many messages each purge wrote down."""
+    """Return how many messages each purge recorded as removed."""
     with app.database.begin("read the purges") as connection:
         return list(connection.scalars(select(PurgeRow.messages)))

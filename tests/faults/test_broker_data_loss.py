@@ -1,4 +1,4 @@
-"""A broker that comes back without its data has forgotten the scripts too, and all connections to it are dead."""
+"""A broker restarts without its data: messages and scripts are gone, and all connections are dead."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from waooaw_celery import Message, MessageBus, create_app
 
 @pytest.mark.parametrize("fault", chosen(VALKEY, "servers", durable=False), ids=str)
 def test_nothing_is_lost(fault: Fault, tmp_path: Path) -> None:
-    """What a broker without persistence forgets is sent again from the ledger, by the system's worker, once."""
+    """The system's worker publishes the messages that the broker lost once more, from the ledger."""
     with servers(VALKEY, durable=False) as on:
         check(fault, on, tmp_path)
 
 
 def test_the_first_message_after_a_restart_is_published_once() -> None:
-    """Its sender finds a dead connection and no script, tries again, and still the queue has one message."""
+    """The sender finds a dead connection and no script, and retries; the queue then has one message."""
     name = f"f{uuid4().hex[:10]}"
     with lone_valkey(durable=False) as server:
         config = {"broker_url": server.url, "result_backend": server.url}

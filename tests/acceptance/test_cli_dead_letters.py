@@ -1,4 +1,4 @@
-"""Dead letters from the shell, as real processes against a real agent."""
+"""`waooaw dead`, as real processes against a real agent."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture(scope="module")
 def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
-    """A server of this module's own: nobody else's letters are in it."""
+    """A broker that only this module uses, so that it has no other dead letters."""
     folder = tmp_path_factory.mktemp("dead")
     with valkey() as url:
         yield Broker(url, url, folder, f"sqlite:///{folder / 'ledger.sqlite'}")
@@ -57,18 +57,21 @@ def cli(broker: Broker) -> Cli:
     return run
 
 
-def given_up(app: AgentApp, agent: str, payload: Any) -> str:
+def send_to_failing_handler(app: AgentApp, agent: str, payload: Any) -> str:
+    """Send a message whose handler fails, wait for its end, and return its id."""
     message = Message(from_agent="boss", to_agent=agent, payload=payload)
     MessageBus(app).send(message)
     assert settled(app, message.message_id) is MessageStatus.FAILED
     return message.message_id
 
 
-def test_a_night_with_dead_letters(app: AgentApp, agent: str, cli: Cli, tmp_path: Path) -> None:
-    """Listed, shown, sent again by their reason, the rest discarded; each step tells what it did."""
+def test_dead_letters_are_listed_shown_retried_and_discarded(
+    app: AgentApp, agent: str, cli: Cli, tmp_path: Path
+) -> None:
+    """Each command prints what it did; `retry` chooses by the reason, `discard` takes the rest."""
     needed = tmp_path / "needed"
-    first, second = (given_up(app, agent, {"needs": str(needed), "n": number}) for number in (1, 2))
-    broken = given_up(app, agent, {"fail": "for ever"})
+    first, second = (send_to_failing_handler(app, agent, {"needs": str(needed), "n": number}) for number in (1, 2))
+    broken = send_to_failing_handler(app, agent, {"fail": "for ever"})
     app.dead_letters.add(f"agent.{agent}", "it is \x1b[31mred", b"\xff\x1b[31m")
 
     listed = json.loads(cli("list", "--agent", agent, "--json").stdout)
@@ -99,27 +102,27 @@ def test_a_night_with_dead_letters(app: AgentApp, agent: str, cli: Cli, tmp_path
     refused = cli("retry", "--all", "--yes", "--limit", "10")
     assert refused.returncode == 1
     assert "1 done, 1 refused" in refused.stdout
-    until(lambda: len(app.dead_letters.list()) == 2, "the letter of what failed again")
+    until(lambda: len(app.dead_letters.list()) == 2, "the dead letter of the message that failed again")
 
     gone = cli("discard", "--all", "--because", "seen", "--yes")
     assert "2 done, 0 refused" in gone.stdout
-    assert "There is no such dead letter." in cli("discard", "--all", "--because", "seen", "--yes").stdout
+    assert "No dead letter matches." in cli("discard", "--all", "--because", "seen", "--yes").stdout
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("retry", "--yes"), "say which"),
-        (("retry", "1-1", "--all", "--yes"), "say which"),
+        (("retry", "--yes"), "choose dead letters"),
+        (("retry", "1-1", "--all", "--yes"), "choose dead letters"),
         (("discard", "--all", "--yes"), "--because"),
         (("show", "1-1"), "there is no dead letter '1-1'"),
         (("retry", "1-1", "--yes"), "there is no such dead letter"),
-        (("list", "--since", "yesterday"), "no moment"),
+        (("list", "--since", "yesterday"), "not a time"),
     ],
     ids=str,
 )
-def test_what_is_wrong_is_said(agent: str, cli: Cli, arguments: tuple[str, ...], sentence: str) -> None:
-    """One sentence, and an exit code that is not 0."""
+def test_a_mistake_is_one_sentence(agent: str, cli: Cli, arguments: tuple[str, ...], sentence: str) -> None:
+    """A wrong argument ends with one sentence, an exit code other than 0 and no traceback."""
     done = cli(*arguments)
     assert done.returncode != 0
     assert sentence in done.stdout + done.stderr

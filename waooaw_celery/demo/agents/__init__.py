@@ -1,0 +1,1 @@
+"""The demo's agents, one module each: together they measure the documents of a folder."""

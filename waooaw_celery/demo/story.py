@@ -1,0 +1,218 @@
+"""The story of the demo: who the agents are, what to look at, and what happened, in tables of 80 columns."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from rich.console import Console
+from rich.text import Text
+
+from waooaw_celery.cli.output import show_table
+from waooaw_celery.demo.failures import DocumentRejected, Failures, MessagesRecovered, RateLimitReached
+from waooaw_celery.demo.scenario import JobResult, Overtaking
+from waooaw_celery.messages.enums import MessageStatus
+
+#: Documents and key terms that are shown; the JSON has all of them.
+SHOWN_DOCUMENTS, SHOWN_TERMS = 8, 3
+#: Characters of a document's path that are shown.
+PATH_WIDTH = 36
+
+_INTRODUCTION = """
+Five agents measure the documents of a folder. They talk to each other over
+Celery, and each has a worker process and a queue of its own:
+
+  orchestrator  sends each document to one of the two analysts
+  analyst-1     measures a document: its words, readability and key terms
+  analyst-2     does the same
+  archivist     stores the analysts' reports
+  dashboard     asks all agents for their status, and subscribes to events
+
+Look at these things below:
+
+  - an URGENT message overtakes LOW ones in the same queue;
+  - the ledger knows each message, and what it led to;
+  - three failures that the demo causes on purpose lose nothing.
+"""
+
+
+def show_introduction(screen: Console) -> None:
+    """Print who the agents are, and what to look at."""
+    screen.print(_INTRODUCTION, markup=False, highlight=False)
+
+
+def show_job(job: JobResult, screen: Console) -> None:
+    """Print what the agents did."""
+    _show_documents(job, screen)
+    _show_messages(job, screen)
+    _show_overtaking(job.overtaking, screen)
+    _show_thread(job, screen)
+    _show_topics(job, screen)
+    _show_survey(job, screen)
+
+
+def show_failures(failures: Failures, screen: Console) -> None:
+    """Print what happened in the failure scenarios."""
+    _show_rate_limit(failures.rate_limit, screen)
+    _show_invalid_document(failures.invalid_document, screen)
+    _show_lost_messages(failures.lost_messages, screen)
+
+
+def _show_documents(job: JobResult, screen: Console) -> None:
+    longest = sorted(job.documents, key=lambda report: -report["words"])
+    rows = [
+        (
+            _shortened(report["path"]),
+            report["words"],
+            report["reading_ease"],
+            ", ".join(report["key_terms"][:SHOWN_TERMS]),
+        )
+        for report in longest[:SHOWN_DOCUMENTS]
+    ]
+    show_table(screen, _heading(1, "The result"), ("longest documents", "words", "ease", "key terms"), rows)
+    _say(
+        screen,
+        f"The analysts measured {len(longest)} documents in {job.seconds:.0f} s. Ease is the Flesch reading ease: "
+        "60 to 70 is plain English, and more is easier.",
+    )
+    for report in job.documents:
+        if report["near_duplicates"]:
+            _say(screen, f"{report['path']} is nearly the same as {', '.join(report['near_duplicates'])}.")
+    for path, reason in job.skipped.items():
+        _say(screen, f"{path} was skipped: {reason}")
+
+
+def _show_messages(job: JobResult, screen: Console) -> None:
+    statuses = [status for status in MessageStatus if any(status in row for row in job.messages.values())]
+    rows = [
+        (agent, *(counts.get(status, 0) for status in statuses), sum(counts.values()))
+        for agent, counts in job.messages.items()
+    ]
+    columns = ("messages to", *(str(status) for status in statuses), "all")
+    show_table(screen, _heading(2, "Every message has a status"), columns, rows)
+    waiting = job.statistics.delivery
+    _say(
+        screen,
+        f"The ledger recorded {job.statistics.total} messages and events. Half of the messages waited in a queue "
+        f"for less than {waiting.p50 or 0:.2f} s.",
+    )
+
+
+def _show_overtaking(overtaking: Overtaking, screen: Console) -> None:
+    receipt = overtaking.receipt
+    rows = [
+        ("sent", _time(receipt.sent_at), f"number {overtaking.sent_as} of {overtaking.of}"),
+        ("begun", _time(receipt.delivered_at), f"number {overtaking.begun_as} of {overtaking.of}"),
+        ("handled", _time(receipt.finished_at), ""),
+    ]
+    columns = (overtaking.path, "time (UTC)", f"among {overtaking.agent}'s documents")
+    show_table(screen, _heading(3, "An URGENT message overtakes LOW ones"), columns, rows)
+    _say(
+        screen,
+        f"URGENT {overtaking.path} overtook {overtaking.overtaken} LOW documents that were sent before it.",
+    )
+
+
+def _show_thread(job: JobResult, screen: Console) -> None:
+    rows = [
+        (
+            _time(receipt.sent_at),
+            receipt.from_agent,
+            receipt.to_agent or "(subscribers)",
+            receipt.handler,
+            receipt.status,
+        )
+        for receipt in job.thread
+    ]
+    columns = ("sent (UTC)", "from", "to", "type or topic", "status")
+    show_table(screen, _heading(4, "The ledger knows what a message led to"), columns, rows)
+    _say(
+        screen,
+        "The first row is the URGENT message. Its handler sent a report and an acknowledgement, and "
+        "published an event. `waooaw conversation ID` shows this for every message.",
+    )
+
+
+def _show_topics(job: JobResult, screen: Console) -> None:
+    rows = [
+        (topic.topic, topic.published, each.subscriber, each.messages, each.handled)
+        for topic in job.topics
+        for each in topic.subscribers
+    ]
+    columns = ("topic", "published", "subscriber", "received", "handled")
+    show_table(screen, _heading(5, "Events go to the subscribers they match"), columns, rows)
+    _say(screen, "dashboard.note_long subscribes only to documents of 1000 words or more.")
+
+
+def _show_survey(job: JobResult, screen: Console) -> None:
+    rows = [
+        (
+            agent,
+            answer["error"] or ", ".join(f"{name}: {value}" for name, value in answer["status"].items()),
+            f"{answer['seconds']:.2f} s",
+        )
+        for agent, answer in job.survey.items()
+    ]
+    show_table(screen, _heading(6, "Agents answer requests"), ("agent", "answer", "after"), rows)
+    _say(screen, "The dashboard asked all agents at once while they were measuring, at priority HIGH.")
+
+
+def _show_rate_limit(reached: RateLimitReached, screen: Console) -> None:
+    rows = [
+        ("quota", reached.quota),
+        ("answered requests", str(reached.answered)),
+        ("refused requests", str(reached.refused)),
+        ("next request allowed", f"in {reached.retry_after:.1f} s"),
+    ]
+    show_table(screen, _heading(7, "Failure on purpose: a rate limit"), (f"sender: {reached.sender}", ""), rows)
+    _say(
+        screen,
+        "The quota was set while everything was running. A refused sender gets an error that says when to retry.",
+    )
+
+
+def _show_invalid_document(rejected: DocumentRejected, screen: Console) -> None:
+    rows = [
+        ("message", rejected.message_id),
+        ("error of the handler", rejected.reason),
+        ("dead letter", rejected.dead_letter_id),
+    ]
+    title = _heading(8, "Failure on purpose: an invalid document")
+    show_table(screen, title, (f"sent to {rejected.agent}", ""), rows)
+    _say(
+        screen,
+        "The document had no text. A message that its handler rejects becomes a dead letter: "
+        "`waooaw dead list` shows it, `dead retry` sends it again, `dead discard` removes it.",
+    )
+
+
+def _show_lost_messages(recovered: MessagesRecovered, screen: Console) -> None:
+    rows = [
+        ("sent", recovered.sent),
+        ("published again", recovered.republished),
+        ("handled", recovered.handled),
+        ("handled twice", recovered.begun_twice),
+    ]
+    title = _heading(9, "Failure on purpose: the broker is emptied")
+    show_table(screen, title, (f"messages to {recovered.agent}", "count"), rows)
+    _say(
+        screen,
+        "The demo deleted everything in the broker while the messages waited. The ledger still had them. All but "
+        "those that the worker already had were published again, and all were handled "
+        f"{recovered.seconds:.1f} s after the loss.",
+    )
+
+
+def _heading(number: int, text: str) -> str:
+    return f"{number}. {text}"
+
+
+def _say(screen: Console, sentence: str) -> None:
+    screen.print(Text(sentence))
+
+
+def _time(at: datetime | None) -> str:
+    return "" if at is None else f"{at:%H:%M:%S.%f}"[:-3]
+
+
+def _shortened(path: str) -> str:
+    return path if len(path) <= PATH_WIDTH else f"…{path[1 - PATH_WIDTH :]}"

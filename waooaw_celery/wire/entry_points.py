@@ -1,0 +1,28 @@
+"""Kombu's entry points: the formats that every program with Kombu gets when this package is installed.
+
+Kombu loads the group ``kombu.serializers`` while it is itself being imported. So this module must not import Kombu
+or Celery at the top, nor a module that imports them: the functions import what they need when they are called.
+
+An application made by ``create_app()`` does not need this module: it registers all formats, with its own caps.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def _encode(value: Any) -> bytes:
+    from waooaw_celery.wire.protobuf import encode
+
+    return encode(value)
+
+
+def _decode(body: Any) -> Any:
+    from waooaw_celery.wire.caps import active_caps
+    from waooaw_celery.wire.formats import decode
+
+    return decode(body, "application/x-protobuf", None, active_caps.caps)
+
+
+#: Encoder, decoder, content type and content encoding: the arguments of ``kombu.serialization.register``.
+protobuf = (_encode, _decode, "application/x-protobuf", "binary")
