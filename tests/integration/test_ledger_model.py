@@ -178,7 +178,7 @@ class LedgerModel(RuleBasedStateMachine):
         at = self.advance()
         note(self.ledger, message, MessageEvent.DELIVERED, at=at)
         self.model[message.message_id] = ModelMessage(message.evolve(retention=RetentionPolicy.DAYS_90))
-        self.model[message.message_id].tell("delivered", at)
+        self.model[message.message_id].record("delivered", at)
         return message.message_id
 
     @rule(

@@ -194,7 +194,7 @@ def test_calls_to_a_frozen_database_have_deadlines(
         ]
         query = seconds_until_refused(trail.query)
     assert first < 8
-    assert max(following) < 0.5
+    assert max(following) < 2  # without waiting for the deadline, also on a busy computer
     assert query < 8
     until(lambda: logged(caplog, "ledger_up"), "the end of the outage")
     assert (logged(caplog, "ledger_down"), logged(caplog, "ledger_up")) == (1, 1)
