@@ -16,9 +16,9 @@ from plain_workers import Plant, plant
 from proxy import proxied
 from support import until
 
+from waooaw_celery.app.celery_defaults import TRANSPORT_DEFAULTS
 from waooaw_celery.broker.redis.scripts import TOUCH
 from waooaw_celery.embedded import valkey
-from waooaw_celery.app.celery_defaults import TRANSPORT_DEFAULTS
 
 POOLS = ("prefork", "threads", "solo")
 #: Seconds that a busy computer may add to the promised time.

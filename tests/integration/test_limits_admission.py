@@ -24,7 +24,6 @@ from waooaw_celery import (
     RequestResponseHandler,
 )
 from waooaw_celery.agents import aio
-from waooaw_celery.app import publisher as door
 from waooaw_celery.embedded import end_all
 from waooaw_celery.errors import InvalidMessage, NoHandler, StoreUnavailable, UnknownAgent
 from waooaw_celery.ledger import refusals as refusals_module
@@ -142,7 +141,7 @@ def test_a_batch_passes_as_a_whole(
     limited: Limited, broker: Broker, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Four messages exceed a limit of three: none is recorded, published or counted, even in a split batch."""
-    monkeypatch.setattr(door, "MAX_BATCH", 2)
+    monkeypatch.setattr(publisher, "MAX_BATCH_SIZE", 2)
     names = [broker.name() for _ in range(4)]
     app = limited(waooaw_agents=names)
     bus = MessageBus(app)
@@ -351,7 +350,7 @@ def test_refusals_are_recorded_in_few_rows(limited: Limited, probe: str, monkeyp
     assert rows(app, name) == 4
     assert len(trail.query(from_agent=name).records) == 1
     assert name not in [refusal.agent for refusal in trail.refusals("somebody-else")]
-    monkeypatch.setattr(refusals_module, "MOST", 1)
+    monkeypatch.setattr(refusals_module, "MAX_ROWS", 1)
     app.ledger.refused("yet-another", "1/hour", 5)
     assert [refusal.count for refusal in trail.refusals("yet-another")] == []
 
