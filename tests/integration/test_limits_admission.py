@@ -24,6 +24,7 @@ from waooaw_celery import (
     RequestResponseHandler,
 )
 from waooaw_celery.agents import aio
+from waooaw_celery.app import publisher as publisher_module
 from waooaw_celery.embedded import end_all
 from waooaw_celery.errors import InvalidMessage, NoHandler, StoreUnavailable, UnknownAgent
 from waooaw_celery.ledger import refusals as refusals_module
@@ -141,7 +142,7 @@ def test_a_batch_passes_as_a_whole(
     limited: Limited, broker: Broker, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Four messages exceed a limit of three: none is recorded, published or counted, even in a split batch."""
-    monkeypatch.setattr(publisher, "MAX_BATCH_SIZE", 2)
+    monkeypatch.setattr(publisher_module, "MAX_BATCH_SIZE", 2)
     names = [broker.name() for _ in range(4)]
     app = limited(waooaw_agents=names)
     bus = MessageBus(app)

@@ -24,7 +24,7 @@ def verbs(face: type) -> set[str]:
         (waooaw_celery.RequestResponseHandler, aio.RequestResponseHandler, set()),
         (waooaw_celery.MessageAuditTrail, aio.MessageAuditTrail, set()),
         # What the publisher calls, and what closes the storage.
-        (waooaw_celery.RateLimiter, aio.RateLimiter, {"charge", "check", "close"}),
+        (waooaw_celery.RateLimiter, aio.RateLimiter, {"acquire_demands", "check_demands", "close"}),
         (AgentClient, aio.Agent, set()),
     ],
 )

@@ -22,7 +22,9 @@ from waooaw_celery.settings import WaooawSettings
 def test_more_messages_than_the_limit_never_pass() -> None:
     """Eleven messages at once never pass ten per second, so the call does not wait."""
     limits = limiter_at(Clock(), "10/second")
-    with pytest.raises(RateLimitExceeded, match="11 messages at once are more than 10/second ever lets") as caught:
+    with pytest.raises(
+        RateLimitExceeded, match="10/second never allows 'a' to send 11 messages at once"
+    ) as caught:
         limits.acquire("a", 11, wait=math.inf)
     assert math.isinf(caught.value.retry_after)
     assert limits.status("a")[0].used == 0
@@ -124,7 +126,7 @@ def test_the_error_keeps_its_attributes_when_pickled() -> None:
     again = pickle.loads(pickle.dumps(error))  # noqa: S301
     assert (again.agent, again.rule, again.retry_after, again.n) == ("a", "100/hour burst 20", 12.5, 3)
     assert again.message_ids == ("m",)
-    assert str(again) == "'a' has sent as much as 100/hour burst 20 lets it: try again in 12.500 s"
+    assert str(again) == "'a' has reached its rate limit 100/hour burst 20: try again in 12.500 s"
 
 
 class UnavailableStorage(MemoryStorage):

@@ -142,7 +142,7 @@ def test_statistics_compare_every_format_and_codec() -> None:
     assert stats["msgpack", "none"].ratio < 0.8
     assert stats["json", "zlib"].ratio < 0.3
     assert all(one.encode_us > 0 and one.decode_us > 0 for one in stats.values())
-    with pytest.raises(InvalidMessage, match="which cannot travel"):
+    with pytest.raises(InvalidMessage, match="which cannot be sent"):
         MessageSerializer().stats({1, 2})
 
 
