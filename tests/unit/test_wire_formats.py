@@ -174,7 +174,8 @@ def test_kombu_decodes_within_the_caps_of_this_process() -> None:
 _PLAIN_PROGRAM = """
 import sys
 from kombu import compression, serialization
-assert not [name for name in sys.modules if name.startswith("waooaw_celery")]
+loaded = {name for name in sys.modules if name.startswith("waooaw_celery")}
+assert loaded == {"waooaw_celery", "waooaw_celery.wire", "waooaw_celery.wire.entry_points"}, loaded
 body = serialization.dumps({"a": [1, b"x"]}, "protobuf")
 assert serialization.loads(body[2], body[0], body[1], accept={"application/x-protobuf"}) == {"a": [1, b"x"]}
 import waooaw_celery.cli
