@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from celery import Task
-from sqlalchemy.orm import Session
 
 from waooaw_celery.agents.client import AgentClient
 from waooaw_celery.agents.events.catch_up import CatchUp
@@ -25,8 +24,10 @@ from waooaw_celery.messages.topics.patterns import check_pattern
 from waooaw_celery.messages.validation import JSON, check_agent_name, check_tags
 from waooaw_celery.store.subscriptions import Subscription
 from waooaw_celery.worker.execution.completion import as_plain_function
-from waooaw_celery.worker.execution.exactly_once import current_session
 from waooaw_celery.worker.task import AgentTask
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
 
 
 class Agent(AgentClient):
@@ -243,6 +244,8 @@ class Agent(AgentClient):
         Raises:
             ConfigurationError: no handler with ``once=True`` runs in this thread.
         """
+        from waooaw_celery.worker.execution.exactly_once import current_session
+
         return current_session()
 
 

@@ -19,8 +19,6 @@ from waooaw_celery.agents.requests.stream import AsyncStream
 from waooaw_celery.agents.requests.verbs import RequestVerbs, awaited, direct, in_thread
 from waooaw_celery.app.app import AgentApp
 from waooaw_celery.broker.application import refuse_app
-from waooaw_celery.ledger.ledger import Ledger
-from waooaw_celery.ledger.trail import MessageAuditTrail as Trail
 from waooaw_celery.limits.limiter import RateLimiter as Limiter
 from waooaw_celery.limits.waiting import AsyncLimitWait, RetryAfter
 from waooaw_celery.worker.execution.threads import run_in_thread
@@ -117,26 +115,6 @@ class Agent:
     request = awaited(AgentVerbs.request)
     request_later = in_thread(AgentVerbs.request_later)
     stream = direct(AgentVerbs[AsyncStream].stream)
-
-
-class MessageAuditTrail:
-    """The ledger and its questions: ``waooaw_celery.MessageAuditTrail``, awaited.
-
-    Args:
-        ledger: the ledger, such as ``app.ledger``.
-    """
-
-    def __init__(self, ledger: Ledger) -> None:
-        self.verbs = Trail(ledger)
-
-    query = in_thread(Trail.query)
-    conversation = in_thread(Trail.conversation)
-    history = in_thread(Trail.history)
-    refusals = in_thread(Trail.refusals)
-    statistics = in_thread(Trail.statistics)
-    receipt = in_thread(Trail.receipt)
-    log_message = in_thread(Trail.log_message)
-    update_status = in_thread(Trail.update_status)
 
 
 class RateLimiter:

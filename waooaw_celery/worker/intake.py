@@ -10,14 +10,15 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from celery import bootsteps
 
 from waooaw_celery.broker.redis.leases.worker_requests import unacknowledged
 from waooaw_celery.errors import AuditUnavailable
-from waooaw_celery.ledger.ledger import Ledger
-from waooaw_celery.ledger.write.recording import Recording
+
+if TYPE_CHECKING:
+    from waooaw_celery.ledger.write.recording import Recording
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +37,10 @@ def recording_of(app: Any) -> Recording | None:
     Args:
         app: the application, an AgentApp.
     """
-    receipts = app.receipts
-    return receipts.recording if isinstance(receipts, Ledger) else None
+    if not app.components.has_ledger:
+        return None
+    recording: Recording = app.ledger.recording
+    return recording
 
 
 class Intake:

@@ -16,7 +16,6 @@ from waooaw_celery.messages.reply_to import REPLY_TO_HEADER, ReplyTo
 from waooaw_celery.worker.admission import check_admitted
 from waooaw_celery.worker.attempt import attempt_of, message_of
 from waooaw_celery.worker.execution.completion import complete, running_coroutine
-from waooaw_celery.worker.execution.exactly_once import run_once
 from waooaw_celery.worker.execution.interruptions import describe, ends_greenlet, ends_worker
 from waooaw_celery.worker.outcomes.follow_up_context import message_that_ended
 from waooaw_celery.worker.outcomes.retries import check_expiry, publish_next_attempt, retry_if_wanted
@@ -78,7 +77,7 @@ class AgentTask(Task):  # type: ignore[type-arg]
         failed = True
         try:
             once = self.once and outermost and not self.request.called_directly
-            result = run_once(self, call) if once else call()
+            result = _run_once(self, call) if once else call()
             failed = False
         except MemoryError as error:  # Celery would end the worker, and then each worker that gets the message
             raise HandlerExited(f"{self.name} ran out of memory: {error}") from error
@@ -193,3 +192,10 @@ class AgentTask(Task):  # type: ignore[type-arg]
     def was_stopped(self) -> bool:
         """Return whether the handler was stopped because its message was cancelled."""
         return attempt_of(self.request).is_stopped
+
+
+def _run_once(task: AgentTask, call: Callable[[], Any]) -> Any:
+    # Imported when a handler with ``once=True`` runs: without one, no process needs SQLAlchemy for it.
+    from waooaw_celery.worker.execution.exactly_once import run_once
+
+    return run_once(task, call)

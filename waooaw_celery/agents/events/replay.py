@@ -7,19 +7,21 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from itertools import islice
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from waooaw_celery.agents.events.delivery import delivery_id
 from waooaw_celery.app.app import AgentApp
 from waooaw_celery.errors import InvalidMessage, WaooawError
-from waooaw_celery.ledger.event_log import EventLog
-from waooaw_celery.ledger.read.records import AuditRecord
 from waooaw_celery.messages.enums import MessageType, Priority
 from waooaw_celery.messages.message import Message
 from waooaw_celery.messages.queues import HandlerName
 from waooaw_celery.messages.topics.filters import Filter
 from waooaw_celery.messages.topics.patterns import matches
 from waooaw_celery.store.subscriptions import Subscription
+
+if TYPE_CHECKING:
+    from waooaw_celery.ledger.read.records import AuditRecord
 
 #: Number of events that are published together if no pace is set.
 BATCH_SIZE = 100
@@ -96,6 +98,8 @@ class EventReplayer:
 
     def __init__(self, app: AgentApp) -> None:
         self._app = app
+        from waooaw_celery.ledger.event_log import EventLog
+
         self._log = EventLog(app.ledger)
 
     def replay(

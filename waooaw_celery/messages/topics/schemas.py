@@ -8,22 +8,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from jsonschema.exceptions import SchemaError
-from jsonschema.protocols import Validator
-from jsonschema.validators import Draft202012Validator, validator_for
-from referencing.exceptions import Unresolvable
-
-from waooaw_celery.errors import ConfigurationError, InvalidMessage, InvalidSchema, SchemaViolation
+from waooaw_celery.errors import ConfigurationError, InvalidMessage
 from waooaw_celery.messages.topics.patterns import check_topic
-from waooaw_celery.messages.topics.plain_json import as_json, unchanged
-from waooaw_celery.messages.topics.regular_expressions import UnsafePattern
-from waooaw_celery.messages.topics.schema_validation import (
-    EndlessReference,
-    UnsafeSchema,
-    ValidationTimeout,
-    first_violation,
-    make_validator,
-)
+from waooaw_celery.messages.topics.plain_json import as_json
 from waooaw_celery.messages.validation import JSON, json_copy
 
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}")
@@ -75,26 +62,10 @@ class TopicSchema:
             InvalidSchema: the schema refers to another document or to itself without end, or has a regular
                 expression that cannot be searched in linear time.
         """
-        try:
-            error = first_violation(_validator(self), as_json(payload, unchanged))
-        except Unresolvable as unresolved:
-            raise self._invalid(
-                f"refers to a schema outside of it: {unresolved}. Schemas are not fetched: put it under $defs"
-            ) from unresolved
-        except EndlessReference as endless:
-            raise self._invalid(_ENDLESS) from endless
-        except (UnsafePattern, UnsafeSchema) as unsafe:
-            raise self._invalid(f"cannot be used: {unsafe}") from unsafe
-        except ValidationTimeout as late:
-            raise SchemaViolation(self.topic, self.version, "$", f"{late}: simplify the schema") from late
-        except RecursionError as deep:
-            raise SchemaViolation(self.topic, self.version, "$", "it is nested too deeply") from deep
-        except Exception as broken:  # a value that jsonschema does not expect, such as a Decimal that is NaN
-            raise SchemaViolation(
-                self.topic, self.version, "$", f"it cannot be validated: {broken!r:.200}"
-            ) from broken
-        if error is not None:
-            raise SchemaViolation(self.topic, self.version, error.json_path, error.message[:500])
+        # Imported when an event is validated: a process without schemas does not load jsonschema.
+        from waooaw_celery.messages.topics.payload_validation import NamedSchema, validate_payload
+
+        validate_payload(NamedSchema(self.topic, self.version, self.schema), payload)
 
     def check_itself(self) -> None:
         """Check that the schema is a JSON Schema, and that validation against it ends.
@@ -102,31 +73,9 @@ class TopicSchema:
         Raises:
             InvalidSchema: it is not; the error gives the reason.
         """
-        try:
-            validator_for(self.schema, default=Draft202012Validator).check_schema(self.schema)
-            first_violation(_validator(self), None)
-        except SchemaError as error:
-            raise InvalidSchema(
-                f"the schema of {self.topic} in version {self.version} is not a JSON Schema: "
-                f"{error.message:.500} at {error.json_path}"
-            ) from error
-        except EndlessReference as endless:
-            raise self._invalid(_ENDLESS) from endless
-        except ValidationTimeout as late:
-            raise self._invalid(f"is too complex: {late}") from late
-        except Unresolvable:  # reported when an event needs that part of the schema
-            return
-        except RecursionError as deep:
-            raise self._invalid("is nested too deeply") from deep
-        except Exception as error:
-            raise self._invalid(f"cannot be used: {error!s:.300}") from error
+        from waooaw_celery.messages.topics.payload_validation import NamedSchema, check_schema
 
-    def _invalid(self, problem: str) -> InvalidSchema:
-        return InvalidSchema(f"the schema of {self.topic} in version {self.version} {problem}")
-
-
-#: What is wrong with a schema whose reference leads back to itself.
-_ENDLESS = "refers to itself without end: each reference must lead deeper into the payload"
+        check_schema(NamedSchema(self.topic, self.version, self.schema))
 
 
 class SchemaRegistry:
@@ -199,16 +148,3 @@ def select_schema(known: Iterable[TopicSchema], topic: str, version: str | None)
             "register it with app.schemas.register()"
         )
     return versions[version]
-
-
-#: The validator of each schema, and the schema that it was made of, by topic and version.
-_validators: dict[tuple[str, str], tuple[JSON, Validator]] = {}
-
-
-def _validator(schema: TopicSchema) -> Validator:
-    key = schema.topic, schema.version
-    made, validator = _validators.get(key, (None, None))
-    if validator is None or made != schema.schema:
-        validator = make_validator(schema.schema)
-        _validators[key] = schema.schema, validator
-    return validator

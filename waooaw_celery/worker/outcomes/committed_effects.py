@@ -9,7 +9,6 @@ from celery.app.task import Context
 
 from waooaw_celery.broker.incoming.delivery import DELIVERY_COUNT
 from waooaw_celery.errors import AuditUnavailable
-from waooaw_celery.ledger.inbox import has_effect
 from waooaw_celery.messages.publish_options import RECOVERED_HEADER
 
 logger = logging.getLogger(__name__)
@@ -33,6 +32,8 @@ def is_committed(task: Any, message_id: str) -> bool:
     """
     if not task.once:
         return False
+    from waooaw_celery.ledger.inbox import has_effect
+
     try:
         return has_effect(task.app.database, message_id, task.handler)
     except AuditUnavailable as error:

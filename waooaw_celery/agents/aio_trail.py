@@ -1,0 +1,27 @@
+"""The ledger's questions as coroutines: apart from the other verbs, so that these load no SQLAlchemy."""
+
+from __future__ import annotations
+
+from waooaw_celery.agents.requests.verbs import in_thread
+from waooaw_celery.ledger.ledger import Ledger
+from waooaw_celery.ledger.trail import MessageAuditTrail as Trail
+
+
+class MessageAuditTrail:
+    """The ledger and its questions: ``waooaw_celery.MessageAuditTrail``, awaited.
+
+    Args:
+        ledger: the ledger, such as ``app.ledger``.
+    """
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.verbs = Trail(ledger)
+
+    query = in_thread(Trail.query)
+    conversation = in_thread(Trail.conversation)
+    history = in_thread(Trail.history)
+    refusals = in_thread(Trail.refusals)
+    statistics = in_thread(Trail.statistics)
+    receipt = in_thread(Trail.receipt)
+    log_message = in_thread(Trail.log_message)
+    update_status = in_thread(Trail.update_status)
