@@ -11,8 +11,7 @@ from typing import Any, TypeVar
 import pytest
 from support import Broker, settled, until
 
-from waooaw_celery import AgentApp, Message, MessageStatus, MessageType
-from waooaw_celery.agents import aio
+from waooaw_celery import AgentApp, Message, MessageStatus, MessageType, aio
 from waooaw_celery.embedded import end
 from waooaw_celery.errors import RemoteError, UnknownAgent, UnknownMessage
 from waooaw_celery.store.connection import connect, store_url

@@ -25,8 +25,8 @@ from waooaw_celery import (
     Priority,
     RequestResponseHandler,
     RetentionPolicy,
+    aio,
 )
-from waooaw_celery.agents import aio
 from waooaw_celery.agents.bus import Everyone
 from waooaw_celery.embedded import end_all
 from waooaw_celery.errors import InvalidMessage, SchemaViolation, UnknownAgent, UnknownSubscription

@@ -22,8 +22,8 @@ from waooaw_celery import (
     Priority,
     RateLimitExceeded,
     RequestResponseHandler,
+    aio,
 )
-from waooaw_celery.agents import aio
 from waooaw_celery.app import publisher as publisher_module
 from waooaw_celery.embedded import end_all
 from waooaw_celery.errors import InvalidMessage, NoHandler, StoreUnavailable, UnknownAgent

@@ -15,9 +15,8 @@ import pytest
 from faults.servers import Valkey, lone_valkey
 from support import Broker, until
 
-from waooaw_celery import AgentApp, Message, MessageBus
+from waooaw_celery import AgentApp, Message, MessageBus, aio
 from waooaw_celery import RequestResponseHandler as Requests
-from waooaw_celery.agents import aio
 from waooaw_celery.embedded import end
 from waooaw_celery.errors import BackendUnavailable, RequestTimeout
 from waooaw_celery.results import collector

@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 from support import Broker
 
-from waooaw_celery import AgentApp
+from waooaw_celery import AgentApp, aio
 from waooaw_celery import RequestResponseHandler as Requests
-from waooaw_celery.agents import aio
 from waooaw_celery.embedded import end_all
 from waooaw_celery.errors import RemoteError, RequestTimeout, StreamBroken, UnknownMethod
 

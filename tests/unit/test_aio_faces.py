@@ -7,7 +7,7 @@ import inspect
 import pytest
 
 import waooaw_celery
-from waooaw_celery.agents import aio
+from waooaw_celery import aio
 from waooaw_celery.agents.client import AgentClient
 
 

@@ -18,9 +18,9 @@ from waooaw_celery import (
     MessageStatus,
     RateLimiter,
     RequestResponseHandler,
+    aio,
     create_app,
 )
-from waooaw_celery.agents import aio
 from waooaw_celery.agents.client import AgentClient
 from waooaw_celery.errors import ConfigurationError
 from waooaw_celery.ledger.database import upgrade as schema
