@@ -8,6 +8,7 @@ import pytest
 
 import waooaw_celery
 from waooaw_celery import aio
+from waooaw_celery.agents.aio import Agent as AsyncAgent
 from waooaw_celery.agents.client import AgentClient
 
 
@@ -25,7 +26,7 @@ def verbs(face: type) -> set[str]:
         (waooaw_celery.MessageAuditTrail, aio.MessageAuditTrail, set()),
         # What the publisher calls, and what closes the storage.
         (waooaw_celery.RateLimiter, aio.RateLimiter, {"acquire_demands", "check_demands", "close"}),
-        (AgentClient, aio.Agent, set()),
+        (AgentClient, AsyncAgent, set()),
     ],
 )
 def test_every_verb_can_be_awaited(blocking: type, awaited: type, blocking_only: set[str]) -> None:
@@ -36,6 +37,6 @@ def test_every_verb_can_be_awaited(blocking: type, awaited: type, blocking_only:
 def test_an_awaited_verb_has_the_signature_and_docstring_of_the_verb() -> None:
     """help() shows the same for both."""
     for name in verbs(AgentClient):
-        blocking, awaited = getattr(AgentClient, name), getattr(aio.Agent, name)
+        blocking, awaited = getattr(AgentClient, name), getattr(AsyncAgent, name)
         assert inspect.signature(blocking) == inspect.signature(awaited)
         assert blocking.__doc__ == awaited.__doc__
