@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from waooaw_celery.worker.health.progress import Snapshot
 
-#: The longest regular turn of Celery's event loop, in seconds; without a hub it waits as long for a message.
-MAX_TURN_SECONDS = 2.0
+#: The longest regular turn of Celery's event loop, in seconds. Without a hub it waits 2 s for a message. While it
+#: connects again it waits for a connection and an answer: 2 s and 3 s are the deadlines of both.
+MAX_TURN_SECONDS = 5.0
 #: Celery's longest pause between two attempts to connect to the broker, in seconds.
 MAX_RECONNECT_SECONDS = 32.0
 #: How often, at most, the broker is asked within ``waooaw_stall_seconds``.
