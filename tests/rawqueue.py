@@ -11,7 +11,7 @@ from amqp import basic_message
 from amqp.exceptions import FrameSyntaxError
 
 from waooaw_celery import AgentApp, Message, MessageBus
-from waooaw_celery.broker.incoming.delivery import as_item
+from waooaw_celery.broker.incoming.delivery import to_redis_item
 from waooaw_celery.messages.queues import agent_queue
 
 
@@ -26,7 +26,7 @@ def real_messages(app: AgentApp, name: str, count: int) -> list[dict[str, Any]]:
             properties = {**message.properties, "delivery_info": message.delivery_info}
             properties.pop("application_headers", None)
             content = message.content_type, message.content_encoding
-            found.append(json.loads(as_item(message.body, *content, message.headers, properties)))
+            found.append(json.loads(to_redis_item(message.body, *content, message.headers, properties)))
     assert len(found) == count
     return found
 

@@ -32,7 +32,7 @@ from waooaw_celery.errors import UnknownAgent
 from waooaw_celery.ledger.database.engine import database_url
 from waooaw_celery.ledger.database.version import check_version
 from waooaw_celery.ledger.trail import MessageAuditTrail
-from waooaw_celery.messages.message import NOBODY
+from waooaw_celery.messages.message import NO_RECIPIENT
 from waooaw_celery.store.connection import connect, store_url
 
 ROOT = Path(__file__).parents[2]
@@ -324,7 +324,7 @@ def test_the_ledger_has_the_messages_of_the_services(fleet: Fleet, tmp_path: Pat
         ("orchestrator", "analyst-1", "handled"),
         ("analyst-1", "archivist", "handled"),
         ("analyst-1", "orchestrator", "handled"),
-        ("analyst-1", NOBODY, "published"),
+        ("analyst-1", NO_RECIPIENT, "published"),
         ("analyst-1", "dashboard", "handled"),
     }
     until(lambda: seen() == expected, "the end of the conversation")

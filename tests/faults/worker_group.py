@@ -28,7 +28,7 @@ from redis import RedisError
 
 from faults.app import QUEUE, WORK, make_app
 from faults.servers import Valkey, lone_valkey
-from waooaw_celery.broker.redis.dead_lettering import DEAD_KEY
+from waooaw_celery.broker.redis.dead_lettering import DEAD_LETTERS_KEY
 from waooaw_celery.embedded import end
 
 ROOT = Path(__file__).parents[2]
@@ -291,7 +291,7 @@ class WorkerGroup:
 
     def dead(self) -> set[str]:
         """Return the ids of the dead letters."""
-        found = self.server.client.xrange(DEAD_KEY)
+        found = self.server.client.xrange(DEAD_LETTERS_KEY)
         return {json.loads(letter[b"raw"])["headers"]["id"] for _, letter in found}
 
     def drain(self, patience: float = PATIENCE) -> None:

@@ -16,7 +16,7 @@ from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus
 from waooaw_celery import RequestResponseHandler as Requests
 from waooaw_celery.broker.dead_letters.amqp import AmqpDeadLetterStorage
 from waooaw_celery.broker.dead_letters.storage import DeadLetterFilter
-from waooaw_celery.broker.redis.dead_lettering import DEAD_KEY
+from waooaw_celery.broker.redis.dead_lettering import DEAD_LETTERS_KEY
 from waooaw_celery.embedded import end, valkey
 from waooaw_celery.errors import BrokerUnavailable
 from waooaw_celery.messages.queues import agent_queue
@@ -51,14 +51,14 @@ def test_oldest_dead_letters_make_room_on_redis(own_broker: Broker) -> None:
     ):
         for number in range(350):
             app.dead_letters.add("agent.x", f"number {number}", b"raw")
-        assert 100 <= client.xlen(DEAD_KEY) < 250
+        assert 100 <= client.xlen(DEAD_LETTERS_KEY) < 250
         assert app.dead_letters.list(limit=1)[0].reason == "number 349"
         queue = agent_queue("x")
         for _ in range(300):
             client.lpush(queue.name, b"garbage")
         with app.connection_for_read() as connection, connection.channel() as channel:
             assert queue(channel).get() is None
-        assert 100 <= client.xlen(DEAD_KEY) < 250
+        assert 100 <= client.xlen(DEAD_LETTERS_KEY) < 250
         assert app.dead_letters.list(limit=1)[0].reason == "it is not a message"
 
 
@@ -79,13 +79,13 @@ def test_dead_letter_queue_keeps_its_limit_on_rabbitmq(amqp_url: str, redis_url:
             bound = {"x-max-length": 50}
             refused = pytest.raises(connection.channel_errors, match="x-max-length")
             with refused:
-                channel.queue_declare(DEAD_KEY, durable=True, arguments=bound, auto_delete=False)
+                channel.queue_declare(DEAD_LETTERS_KEY, durable=True, arguments=bound, auto_delete=False)
 
 
 def test_failure_is_recorded_without_a_dead_letter(own_broker: Broker) -> None:
     """The receipt is FAILED, the log names the dead letter that could not be stored, and the worker continues."""
     with closing(own_broker.app()) as app, Redis.from_url(store_url(own_broker.url)) as client:
-        client.set(DEAD_KEY, "not a stream")
+        client.set(DEAD_LETTERS_KEY, "not a stream")
         with running_agent(own_broker, app) as name:
             message = Message(from_agent="tests", to_agent=name, payload={"fail": "never"})
             MessageBus(app).send(message)
@@ -120,7 +120,7 @@ def test_message_is_acknowledged_after_its_dead_letter_is_stored(own_broker: Bro
         Redis.from_url(store_url(own_broker.url)) as client,
         running_agent(own_broker, app, **settings) as name,
     ):
-        client.set(DEAD_KEY, "not a stream")
+        client.set(DEAD_LETTERS_KEY, "not a stream")
         with app.connection_for_write() as connection, connection.channel() as channel:
             headers = {"task": f"{name}.command", "id": "early", "eta": "tomorrow"}
             message = channel.prepare_message("[[1],{},{}]", 3, "application/json", "utf-8", headers, {})
@@ -128,7 +128,7 @@ def test_message_is_acknowledged_after_its_dead_letter_is_stored(own_broker: Bro
         log = own_broker.folder / f"{name}.log"
         until(lambda: "stays unacknowledged until its dead letter is stored" in log.read_text(), "the warning")
         assert any(b"early" in entry for entry in client.hvals("unacked"))
-        client.delete(DEAD_KEY)
+        client.delete(DEAD_LETTERS_KEY)
         until(lambda: app.dead_letters.list(agent=name), "the dead letter")
         until(lambda: not client.hvals("unacked"), "the acknowledgement")
         [dead_letter] = app.dead_letters.list(agent=name)

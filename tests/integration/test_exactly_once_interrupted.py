@@ -26,7 +26,7 @@ from waooaw_celery import (
 )
 from waooaw_celery.embedded import end_all
 from waooaw_celery.errors import AuditUnavailable
-from waooaw_celery.ledger.inbox import has_effect
+from waooaw_celery.ledger.inbox import is_effect_committed
 from waooaw_celery.messages.receipt import MessageEvent
 
 
@@ -203,7 +203,7 @@ def test_has_effect_waits_for_a_pending_commit(app: AgentApp, end: str | None) -
     with app.database.handlers.connect() as connection, ThreadPoolExecutor(1) as thread:
         note = text("INSERT INTO waooaw_inbox VALUES (:id, 'command', now(), NULL)")
         connection.execute(note, {"id": message_id})
-        effect = thread.submit(has_effect, app.database, message_id, "command")
+        effect = thread.submit(is_effect_committed, app.database, message_id, "command")
         until(lambda: _waits_for_lock(app), "the wait")
         if end is None:
             with pytest.raises(AuditUnavailable, match="lock timeout"):

@@ -12,7 +12,7 @@ from redis import Redis
 from support import Broker, settled, until
 
 from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus
-from waooaw_celery.broker.redis.dead_lettering import DEAD_KEY
+from waooaw_celery.broker.redis.dead_lettering import DEAD_LETTERS_KEY
 from waooaw_celery.embedded import end
 from waooaw_celery.messages.queues import agent_queue
 from waooaw_celery.store.connection import store_url
@@ -82,7 +82,7 @@ def first_pid(corpus: Corpus, app: AgentApp) -> int:
 
 def dead_letter_of(server: Any, item: bytes) -> dict[bytes, bytes] | None:
     """Return the dead letter that holds an item."""
-    for _, fields in server.xrevrange(DEAD_KEY, count=5):
+    for _, fields in server.xrevrange(DEAD_LETTERS_KEY, count=5):
         if fields[b"raw"] == item:
             found: dict[bytes, bytes] = fields
             return found

@@ -19,7 +19,7 @@ from redis import Redis
 from support import Broker, settled, until
 
 from waooaw_celery import Message, MessageBus, MessageStatus
-from waooaw_celery.broker.redis.dead_lettering import DEAD_KEY
+from waooaw_celery.broker.redis.dead_lettering import DEAD_LETTERS_KEY
 from waooaw_celery.embedded import end_all
 from waooaw_celery.messages.queues import agent_queue
 from waooaw_celery.store.connection import store_url
@@ -109,7 +109,7 @@ def test_message_that_kills_its_workers_becomes_a_dead_letter(ledger_broker: Bro
     assert settled(app, sent.message_id) is MessageStatus.DEAD
     assert bus.receipt(sent.message_id).error == "2 consumers died with it"
     with Redis.from_url(store_url(ledger_broker.redis_url)) as server:
-        letters = [fields for _, fields in server.xrevrange(DEAD_KEY, count=100)]
+        letters = [fields for _, fields in server.xrevrange(DEAD_LETTERS_KEY, count=100)]
         [letter] = [each for each in letters if each[b"queue"].decode() == agent_queue(name).name]
     raw = json.loads(letter[b"raw"])
     assert raw["headers"]["id"] == sent.message_id

@@ -155,7 +155,7 @@ class LedgerModel(RuleBasedStateMachine):
         )
         if spooled:
             self.ledger.spool.append([message_row(message, type_.value, RetentionPolicy.DAYS_90)])
-            self.ledger._the_writer()._drainer.drain()
+            self.ledger._get_writer()._drainer.drain()
         else:
             assert self.ledger.pending([(message, type_.value)])() == {id_}
         self.model[id_] = ModelMessage(message)

@@ -216,8 +216,8 @@ def test_a_broken_spool_does_not_stop_strict_sends(url: str, folder: Path) -> No
         for _ in range(3):
             message = new_message()
             assert ledger.pending([(message, "command")])() == {message.message_id}
-            ledger._the_writer()._drainer.drain()
-        assert not ledger._the_writer()._outage.active
+            ledger._get_writer()._drainer.drain()
+        assert not ledger._get_writer()._outage.active
 
 
 def test_the_fast_row_of_sent_equals_the_general_one() -> None:
@@ -252,7 +252,7 @@ def test_callers_wait_while_the_buffer_is_full(url: str, ledger: Ledger, monkeyp
     """While the database is locked, the buffer grows to its bound; afterwards everything is written."""
     monkeypatch.setattr(buffer, "MAX_QUEUED", 1000)
     schema.upgrade(ledger.database)
-    writer = ledger._the_writer()
+    writer = ledger._get_writer()
     most = 0
 
     def send() -> None:
@@ -278,7 +278,7 @@ def test_the_buffer_bounds_characters_too(ledger: Ledger, monkeypatch: pytest.Mo
     """The buffer holds at most its bound of characters, and a batch fits into one statement."""
     monkeypatch.setattr(buffer, "MAX_QUEUED_CHARACTERS", 8_000_000)
     schema.upgrade(ledger.database)
-    writer = ledger._the_writer()
+    writer = ledger._get_writer()
     large = "x" * 1_000_000
     sizes = []
     for _ in range(20):

@@ -236,7 +236,7 @@ def test_cancellations_are_stored_until_the_message_expires(store_app: AgentApp)
     receipts = store_app.receipts
     first, second, past = message(store_app), message(store_app, ttl_seconds=None), message(store_app)
     for sent, running in ((first, False), (second, True), (second, False)):
-        receipts.request_cancel(receipts.get(sent.message_id), running, "tests")
+        receipts.request_cancellation(receipts.get(sent.message_id), running, "tests")
     known = receipts.cancellations(["nobody-there", "nobody-else"])
     assert {id_: known.get(id_) for id_ in (first.message_id, second.message_id, past.message_id)} == {
         first.message_id: False,
@@ -254,6 +254,6 @@ def test_a_cancellation_does_not_let_the_sweep_expire_a_begun_message(store_app:
     past = datetime.now(UTC) - timedelta(seconds=60)
     sent = message(store_app, sent_at=past, ttl_seconds=1)
     note(store_app.receipts, sent, MessageEvent.DELIVERED)
-    store_app.receipts.request_cancel(store_app.receipts.get(sent.message_id), False, "tests")
+    store_app.receipts.request_cancellation(store_app.receipts.get(sent.message_id), False, "tests")
     assert sent.message_id not in store_app.receipts.sweep()
     assert store_app.receipts.get(sent.message_id).status is MessageStatus.DELIVERED

@@ -15,7 +15,7 @@ CELERY_DEFAULTS: dict[str, Any] = {
     "task_acks_on_timeout": True,
     # With more than one message fetched ahead, an URGENT one would wait behind LOW ones already fetched.
     "worker_prefetch_multiplier": 1,
-    # JSON is written; what carries data only is read. Pickle would let whoever writes to a queue run code.
+    # Write JSON, and read formats that carry only data. With pickle, a writer to a queue could run code here.
     "task_serializer": "json",
     "result_serializer": "json",
     "event_serializer": "json",

@@ -1,4 +1,4 @@
-"""What is published: messages to agents, each with what its publish carries besides the message."""
+"""What is published: messages to agents, each with its publish options."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Publication(Protocol):
         """
 
     def options(self) -> Mapping[str, PublishOptions]:
-        """Return, by message id, what each publish carries besides its message, where it carries anything."""
+        """Return the publish options of each message that has any, by message id."""
 
     def parts(self, size: int) -> Iterator[Publication]:
         """Split the publication into parts of at most this many messages."""
@@ -79,7 +79,7 @@ def routing_options(target: HandlerName, message: Message, driver: str) -> dict[
 
 
 def envelope_headers(message: Message, expires_at: datetime | None) -> dict[str, Any]:
-    """Return the headers that a message has besides Celery's own.
+    """Return this package's headers of a message.
 
     Args:
         message: the message.

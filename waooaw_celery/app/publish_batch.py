@@ -51,7 +51,7 @@ class PublishBatch:
             self._bodies = list(self._write_bodies()) if self.batch else []
 
     def options(self) -> Mapping[str, PublishOptions]:
-        """Return what each publish carries besides its message."""
+        """Return the publish options of each message that has any."""
         return options_of_messages((message for _, message in self.batch), self._reply_to)
 
     def parts(self, size: int) -> Iterator[PublishBatch]:

@@ -46,7 +46,7 @@ from waooaw_celery.store.agents import AgentRegistry
 from waooaw_celery.worker.current_task import current_task, is_sent_by_finished_handler
 from waooaw_celery.worker.execution.event_loop import is_on_event_loop
 from waooaw_celery.worker.outcomes.committed_effects import is_redelivered
-from waooaw_celery.worker.record import MAX_ERROR
+from waooaw_celery.worker.record import MAX_ERROR_CHARACTERS
 
 logger = logging.getLogger(__name__)
 
@@ -194,7 +194,7 @@ class Publisher:
         self._check(publication, session)
         self._admit(publication, event, wait)
         if session is not None:
-            self._components.outbox.entrust(publication.batch, session)
+            self._components.outbox.add_to_outbox(publication.batch, session)
             return
         if not publication.batch:  # an event without a subscriber
             self.record(publication, event)()
@@ -359,7 +359,10 @@ class Publisher:
     def _withdraw(self, messages: Sequence[Message], error: Exception) -> None:
         """End messages that were recorded and are not published; recovery would publish them otherwise."""
         if messages:
-            about: dict[str, Any] = {"event": MessageEvent.FAILED, "error": f"not published: {error}"[:MAX_ERROR]}
+            about: dict[str, Any] = {
+                "event": MessageEvent.FAILED,
+                "error": f"not published: {error}"[:MAX_ERROR_CHARACTERS],
+            }
             facts = (MessageFact(message_id=each.message_id, message=each, **about) for each in messages)
             self._components.receipts.note(*facts)
 

@@ -53,7 +53,7 @@ class TaskPublication:
         self._app.packer.check((self._args or (), self._kwargs or {}), *self._wire_format(target, message))
 
     def options(self) -> Mapping[str, PublishOptions]:
-        """Return what the publish carries besides its message: callbacks, the rest of a chain, an ETA."""
+        """Return the publish options of the task: callbacks, the rest of a chain, an ETA."""
         [(target, message)] = self.batch
         app, arguments = self._app, (self._args, self._options)
         options = options_of_task(target.handler, message, *arguments, app.timezone, self._default_serializer)

@@ -13,7 +13,7 @@ from waooaw_celery.cli.output import ago, console, json_option, print_json, show
 from waooaw_celery.errors import BrokerUnavailable
 from waooaw_celery.messages.enums import Priority
 from waooaw_celery.messages.queues import QueueDepth, agent_queue, queue_depth, system_queue
-from waooaw_celery.worker.health.heartbeat import MISSED_BEATS
+from waooaw_celery.worker.health.heartbeat import MAX_MISSED_HEARTBEATS
 
 
 @click.command()
@@ -24,7 +24,7 @@ def agents(ctx: click.Context, as_json: bool) -> None:
     app = current_app(ctx)
     records = app.registry.all()
     depths = _depths(app, [record.name for record in records])
-    within = timedelta(seconds=app.settings.heartbeat_seconds * MISSED_BEATS)
+    within = timedelta(seconds=app.settings.heartbeat_seconds * MAX_MISSED_HEARTBEATS)
     if as_json:
         print_json(
             [

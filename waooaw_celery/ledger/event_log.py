@@ -16,7 +16,7 @@ from waooaw_celery.ledger.ledger import Ledger
 from waooaw_celery.ledger.read.reader import force_index_scans, read_records
 from waooaw_celery.ledger.read.records import AuditRecord
 from waooaw_celery.ledger.read.scan import same_message, sent_between
-from waooaw_celery.messages.message import NOBODY
+from waooaw_celery.messages.message import NO_RECIPIENT
 from waooaw_celery.messages.queues import EVENT_HANDLERS, HandlerName
 from waooaw_celery.messages.receipt import MessageEvent
 from waooaw_celery.messages.validation import check_id
@@ -104,7 +104,7 @@ class EventLog:
             InvalidMessage: a time has no time zone, or this is not a valid id.
         """
         conditions = [
-            MessageRow.to_agent == NOBODY,
+            MessageRow.to_agent == NO_RECIPIENT,
             MessageRow.topic.is_not(None),
             *sent_between(MessageRow, since, until),
             *self._in_conversation(conversation),
@@ -196,7 +196,7 @@ def _count_progress(connection: Connection, in_period: list[ColumnElement[bool]]
     query = (
         select(*_SUBSCRIBER, MessageEventRow.event, func.count(MessageRow.message_id.distinct()))
         .join(MessageEventRow, same_message(MessageEventRow))
-        .where(*in_period, MessageRow.to_agent != NOBODY, MessageEventRow.event != MessageEvent.SENT.value)
+        .where(*in_period, MessageRow.to_agent != NO_RECIPIENT, MessageEventRow.event != MessageEvent.SENT.value)
     )
     return list(connection.execute(query.group_by(*_SUBSCRIBER, MessageEventRow.event)))
 
@@ -226,7 +226,7 @@ def _statistics(
     subscribers: dict[str, list[SubscriberStatistics]] = {}
     for topic, agent, handler, number, newest in sorted(sent):
         of_topic = subscribers.setdefault(topic, [])
-        if agent == NOBODY:
+        if agent == NO_RECIPIENT:
             published[topic] = number, newest
             continue
         key = topic, agent, handler

@@ -22,7 +22,7 @@ from waooaw_celery.ledger.database.engine import DEADLINE_SECONDS, Database, dat
 from waooaw_celery.ledger.database.models import InboxRow
 from waooaw_celery.messages.validation import JSON
 
-#: Seconds that ``has_effect`` waits for another transaction's commit: its caller may serve a whole worker.
+#: Seconds that ``is_effect_committed`` waits for the commit of another transaction, for a whole worker perhaps.
 COMMIT_SECONDS = 2
 #: A key in a session's ``info``: it is part of a larger transaction, whose owner publishes its messages.
 PUBLISHED_BY_OUTER = "waooaw_published_by_outer"
@@ -120,7 +120,7 @@ def handle_once(database: Database, message_id: str, handler: str, patience: flo
                 raise InboxUnavailable(f"the commit of message {message_id} was interrupted: {error}") from error
 
 
-def has_effect(database: Database, message_id: str, handler: str) -> bool:
+def is_effect_committed(database: Database, message_id: str, handler: str) -> bool:
     """Whether the effect of a message is committed. It waits for a transaction that may still commit it.
 
     It inserts the same note and rolls back. PostgreSQL lets the insert wait for another transaction that inserted

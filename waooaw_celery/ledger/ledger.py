@@ -89,11 +89,11 @@ class Ledger(ReceiptStore):
         self,
         messages: Sequence[tuple[Message, str]],
         record: Message | None = None,
-        besides: Mapping[str, PublishOptions] | None = None,
+        publish_options: Mapping[str, PublishOptions] | None = None,
         *,
         follows: bool = False,
     ) -> Callable[[], set[str]]:
-        rows = message_rows(messages, self.retention, besides)
+        rows = message_rows(messages, self.retention, publish_options)
         if record is not None:
             rows += published_event_rows(record, self.retention, self._clock.now())
         if self._is_strict:
@@ -118,19 +118,19 @@ class Ledger(ReceiptStore):
         """
         self._get_writer().check()
 
-    def begin(self, fact: MessageFact, *, doubtful: bool) -> bool:
+    def begin(self, fact: MessageFact, *, may_be_redelivered: bool) -> bool:
         if self._is_strict:
             # The insert, whose commit is waited for anyway, also returns whether the message has ended.
             row = delivery_row(self._with_corrected_time(fact), self.retention)
             return not self._get_writer().put([row], wait=True, keep=False)
-        is_duplicate = doubtful and self._has_ended(fact.message_id)
+        is_duplicate = may_be_redelivered and self._has_ended(fact.message_id)
         recorded = replace(fact, event=MessageEvent.DUPLICATE, seconds=None) if is_duplicate else fact
         if self.recording.fails:
             row = event_row(self._with_corrected_time(recorded), self.retention)
             self._get_writer().put([row], wait=True, keep=False)
         else:
             self.note(recorded)
-        if doubtful:  # so that the delivery is known even if this worker dies too
+        if may_be_redelivered:  # so that the delivery is known even if this worker dies too
             self.flush()
         return not is_duplicate
 
@@ -194,7 +194,7 @@ class Ledger(ReceiptStore):
         """
         return open_messages.fail_lost(self.database, self._lost_after, recovered=recovered)
 
-    def request_cancel(self, receipt: DeliveryReceipt, running: bool, by: str) -> None:
+    def request_cancellation(self, receipt: DeliveryReceipt, running: bool, by: str) -> None:
         requester = f"by {by}" + (", also when its handler runs" if running else "")
         fact = MessageFact(message_id=receipt.message_id, event=MessageEvent.CANCEL_REQUESTED, error=requester)
         with self.database.begin(f"record the cancellation of {receipt.message_id}") as connection:

@@ -48,7 +48,7 @@ class Outbox:
         #: Engines of the user's that are known to reach the ledger's database.
         self._same_database: weakref.WeakSet[Engine] = weakref.WeakSet()
 
-    def entrust(self, batch: Batch, session: Any) -> None:
+    def add_to_outbox(self, batch: Batch, session: Any) -> None:
         """Write messages in the transaction of a session, and publish them after its commit.
 
         Args:

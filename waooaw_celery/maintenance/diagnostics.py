@@ -16,7 +16,7 @@ from redis.exceptions import RedisError
 
 from waooaw_celery.app.app import AgentApp
 from waooaw_celery.errors import BrokerUnavailable, WaooawError
-from waooaw_celery.store.clock_reading import MOST_SKEW, WARN_SECONDS, difference, read, redis_time
+from waooaw_celery.store.clock_reading import MAX_SKEW_SECONDS, WARN_SECONDS, difference, read, redis_time
 
 #: How to correct a wrong clock.
 _REMEDY = "Check that NTP (chrony, systemd-timesyncd, w32time) runs on both computers"
@@ -139,8 +139,8 @@ CHECKS: list[Check] = [clock_of_this_computer, clock_of_the_broker, clocks_of_th
 def _clock_finding(name: str, owner: str, ahead: float, error: float, reference: str) -> Finding:
     sentence = f"the clock of {owner} is {difference(ahead)} that of {reference} (give or take {error:.3f} s)"
     certain = abs(ahead) - error
-    if certain > MOST_SKEW:
-        consequence = f"Nothing is purged while clocks disagree by more than {MOST_SKEW:.0f} s"
+    if certain > MAX_SKEW_SECONDS:
+        consequence = f"Nothing is purged while clocks disagree by more than {MAX_SKEW_SECONDS:.0f} s"
         return Finding(name=name, state=State.FAIL, sentence=f"{sentence}. {consequence}. {_REMEDY}")
     if certain > WARN_SECONDS:
         return Finding(name=name, state=State.WARN, sentence=f"{sentence}. {_REMEDY}")

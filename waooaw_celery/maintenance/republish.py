@@ -27,7 +27,7 @@ def republish(app: AgentApp, producer: Any, lost: LostMessage) -> None:
     Raises:
         EncodingFailed: the message cannot be encoded in its format.
     """
-    message, options = lost.message, lost.besides
+    message, options = lost.message, lost.publish_options
     target = HandlerName(message.to_agent, lost.handler)
     task = dict(options.task)
     has_no_result = takes_message(target.handler) or options.call is not None  # its answer is a message, if any
@@ -72,4 +72,4 @@ def _arguments(lost: LostMessage) -> tuple[Any, Any]:
     payload: Any = lost.message.payload
     if takes_message(lost.handler):
         return (payload,), {}
-    return (payload["args"], payload["kwargs"]) if lost.besides.positional else ((), payload)
+    return (payload["args"], payload["kwargs"]) if lost.publish_options.positional else ((), payload)

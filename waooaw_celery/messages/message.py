@@ -20,7 +20,7 @@ ENVELOPE_VERSION = 1
 #: Sender of a message without an envelope, which something other than an agent published.
 FOREIGN_SENDER = "unknown"
 #: Recipient of the record of an event. No agent can have this name.
-NOBODY = ""
+NO_RECIPIENT = ""
 
 
 #: Fields in which the sender may choose how the message is encoded.

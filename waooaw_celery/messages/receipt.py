@@ -149,7 +149,7 @@ class ReceiptStore(ABC):
         self,
         messages: Sequence[tuple[Message, str]],
         record: Message | None = None,
-        besides: Mapping[str, PublishOptions] | None = None,
+        publish_options: Mapping[str, PublishOptions] | None = None,
         *,
         follows: bool = False,
     ) -> Callable[[], set[str]]:
@@ -158,7 +158,7 @@ class ReceiptStore(ABC):
         Args:
             messages: the messages, each with the name of its handler.
             record: the record of the event that the messages deliver; only a ledger stores it.
-            besides: their publish options, by message id; only a ledger stores them.
+            publish_options: their publish options, by message id; only a ledger stores them.
             follows: whether a finished handler sends them. A ledger does not refuse these while its database is
                 down; it spools them on this computer.
 
@@ -172,12 +172,12 @@ class ReceiptStore(ABC):
         """Record facts about messages."""
 
     @abstractmethod
-    def begin(self, fact: MessageFact, *, doubtful: bool) -> bool:
+    def begin(self, fact: MessageFact, *, may_be_redelivered: bool) -> bool:
         """Record that a worker begins to handle a message; if the message has ended, record a duplicate instead.
 
         Args:
             fact: the fact, with the event DELIVERED.
-            doubtful: whether the message may have been delivered before.
+            may_be_redelivered: whether the message may have been delivered before.
 
         Returns:
             False if the message is known to have ended and must not be handled; True otherwise.
@@ -235,7 +235,7 @@ class ReceiptStore(ABC):
         """
 
     @abstractmethod
-    def request_cancel(self, receipt: DeliveryReceipt, running: bool, by: str) -> None:
+    def request_cancellation(self, receipt: DeliveryReceipt, running: bool, by: str) -> None:
         """Record a request to cancel a message, for all present and future workers of its agent.
 
         Args:

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 #: Difference in seconds from which a wrong clock is logged.
 WARN_SECONDS = 2.0
 #: Difference in seconds above which a purge does not run, because it cannot be undone.
-MOST_SKEW = 60.0
+MAX_SKEW_SECONDS = 60.0
 #: Round trips of one reading; a round trip shorter than QUICK_SECONDS ends it.
 ATTEMPTS, QUICK_SECONDS = 3, 0.02
 

@@ -41,7 +41,7 @@ class RedisReceipts(ReceiptStore):
         self,
         messages: Sequence[tuple[Message, str]],
         record: Message | None = None,
-        besides: Mapping[str, PublishOptions] | None = None,
+        publish_options: Mapping[str, PublishOptions] | None = None,
         *,
         follows: bool = False,
     ) -> Callable[[], set[str]]:
@@ -72,7 +72,7 @@ class RedisReceipts(ReceiptStore):
                 self._add(pipeline, fact)
             pipeline.execute()
 
-    def begin(self, fact: MessageFact, *, doubtful: bool) -> bool:
+    def begin(self, fact: MessageFact, *, may_be_redelivered: bool) -> bool:
         key = _RECORD + fact.message_id
         with store_errors("record facts about messages"), self._client.pipeline() as pipeline:
             pipeline.hexists(key, "outcome")
@@ -129,7 +129,7 @@ class RedisReceipts(ReceiptStore):
             self.note(MessageFact(message_id=id_, event=MessageEvent.EXPIRED))
         return ids
 
-    def request_cancel(self, receipt: DeliveryReceipt, running: bool, by: str) -> None:
+    def request_cancellation(self, receipt: DeliveryReceipt, running: bool, by: str) -> None:
         key = _RECORD + receipt.message_id
         with store_errors(f"record the cancellation of {receipt.message_id}"):
             now = self._now()

@@ -14,9 +14,9 @@ from waooaw_celery.wire.formats import Format, encode, find_format
 #: The codec that the package chooses: every program that uses Kombu can decompress it.
 AUTOMATIC_CODEC = "zlib"
 #: Levels of nesting that Celery adds around the payload of a message.
-ENVELOPE_BYTES = 3
+ENVELOPE_DEPTH = 3
 #: A compressed body is used only if it is at most this share of the plain one.
-MIN_SAVING = 0.9
+MAX_COMPRESSED_RATIO = 0.9
 
 
 class PackedBody(NamedTuple):
@@ -45,7 +45,7 @@ class Packer:
 
     def __init__(self, caps: Caps, compress_above: int = 1024) -> None:
         self.caps, self.compress_above = caps, compress_above
-        self._allows_any_payload_depth = caps.max_depth >= MAX_DEPTH + ENVELOPE_BYTES
+        self._allows_any_payload_depth = caps.max_depth >= MAX_DEPTH + ENVELOPE_DEPTH
 
     def pack(
         self, body: Any, serializer: str | None, compression: str | None, *, of_message: bool = False
@@ -80,7 +80,7 @@ class Packer:
         if len(body) <= self.compress_above:
             return None
         compressed = codec.compress(body)
-        return compressed if len(compressed) <= MIN_SAVING * len(body) else None
+        return compressed if len(compressed) <= MAX_COMPRESSED_RATIO * len(body) else None
 
     def check(self, body: Any, serializer: str | None, compression: str | None) -> None:
         """Check that the body of a message can be sent, before anything is recorded.

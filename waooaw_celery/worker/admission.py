@@ -143,7 +143,7 @@ def _admit_delivery(task: Any, fact: MessageFact) -> None:
         if lost_workers > int(task.app.transport_options.get("delivery_limit", DELIVERY_LIMIT)):
             attempt.lost_workers = lost_workers
             return
-    if not task.app.receipts.begin(fact, doubtful=is_redelivered(task.request)):
+    if not task.app.receipts.begin(fact, may_be_redelivered=is_redelivered(task.request)):
         attempt.is_checked, attempt.skipped_as = True, MessageEvent.DUPLICATE
 
 

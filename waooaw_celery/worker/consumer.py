@@ -11,8 +11,13 @@ from celery import signals
 from celery.worker.consumer import Consumer
 
 from waooaw_celery.broker.dead_letters.dead_letter import CALLBACK_FIELDS, FOREIGN_CALLBACKS, printable
-from waooaw_celery.broker.incoming.delivery import as_item
-from waooaw_celery.broker.incoming.guard import check_old_task, check_task_body, check_task_headers, uncheckable
+from waooaw_celery.broker.incoming.delivery import to_redis_item
+from waooaw_celery.broker.incoming.guard import (
+    check_failed,
+    check_protocol_1_task,
+    check_task_body,
+    check_task_headers,
+)
 from waooaw_celery.broker.redis.dead_lettering import dead_letter
 from waooaw_celery.errors import BrokerUnavailable, DecodingFailed
 from waooaw_celery.messages.message import ENVELOPE_HEADER
@@ -47,7 +52,7 @@ class AgentConsumer(Consumer):
         except DecodingFailed as error:
             return self._dead_letter(message, str(error))
         except Exception as error:  # noqa: BLE001 - a message that makes a check fail must not end the worker
-            return self._dead_letter(message, str(uncheckable(error)), error)
+            return self._dead_letter(message, str(check_failed(error)), error)
         return receive(message)
 
     def on_decode_error(self, message: Any, exc: BaseException) -> None:
@@ -80,7 +85,7 @@ class AgentConsumer(Consumer):
         headers, guarded = _headers(message), getattr(message, "guarded", False)
         if "task" not in headers:
             body = _decoded(message)
-            check_old_task(body)
+            check_protocol_1_task(body)
             name, callbacks = body["task"], body
         else:
             if not guarded:
@@ -182,6 +187,6 @@ def _item(message: Any) -> bytes:
     if isinstance(item, bytes):
         return item
     encoding = message.content_type, message.content_encoding
-    return as_item(
+    return to_redis_item(
         message.body, *encoding, message.headers, {**message.properties, "delivery_info": message.delivery_info}
     )

@@ -14,7 +14,7 @@ from waooaw_celery.worker.attempt import attempt_of
 from waooaw_celery.worker.intake import recording_of
 
 #: The longest error text that is recorded, in characters.
-MAX_ERROR = 2000
+MAX_ERROR_CHARACTERS = 2000
 
 
 def record(
@@ -26,7 +26,7 @@ def record(
         task: its handler, an AgentTask.
         event: what happened.
         request: Celery's request; None: the one that the task handles.
-        error: why, where the event is a failure or a retry; cut at ``MAX_ERROR`` characters.
+        error: why, where the event is a failure or a retry; cut at ``MAX_ERROR_CHARACTERS`` characters.
         facts: fields of MessageFact that differ from those of the request.
 
     Raises:
@@ -67,7 +67,7 @@ def fact_of(
     admitted_at = attempt_of(request).admitted_at
     known: dict[str, Any] = {
         "seconds": None if admitted_at is None else time.monotonic() - admitted_at,
-        "error": error and error[:MAX_ERROR],
+        "error": error and error[:MAX_ERROR_CHARACTERS],
         "message": readable_message(task, request),
         "handler": task.handler,
         "worker": request.hostname,

@@ -16,8 +16,8 @@ from waooaw_celery.worker.admission import admit, is_requeued, reason_to_skip, s
 from waooaw_celery.worker.cancellation import CANCELLED, cancellations_of
 from waooaw_celery.worker.execution.pools import retry_behind
 from waooaw_celery.worker.outcomes.committed_effects import is_committed
-from waooaw_celery.worker.outcomes.dead_lettering import keep_dead_letter, request_of
-from waooaw_celery.worker.record import MAX_ERROR, record, record_fact
+from waooaw_celery.worker.outcomes.dead_lettering import add_dead_letter, request_of
+from waooaw_celery.worker.record import MAX_ERROR_CHARACTERS, record, record_fact
 from waooaw_celery.worker.task import AgentTask
 
 #: The text of the ``Ignore`` that Celery raises in a task that replaces itself.
@@ -69,7 +69,7 @@ def on_postrun(sender: Any, state: str | None = None, retval: Any = None, **_: A
     elif state == "REJECTED":
         error = f"Reject: {retval.reason}"
         if not retval.requeue:
-            keep_dead_letter(sender, sender.request, error[:MAX_ERROR])
+            add_dead_letter(sender, sender.request, error[:MAX_ERROR_CHARACTERS])
         record(sender, MessageEvent.RETRIED if retval.requeue else MessageEvent.FAILED, error=error)
 
 
@@ -92,14 +92,14 @@ def on_failure(sender: Any, task_id: str, exception: BaseException, **_: Any) ->
         return
     error = _describe(exception)
     # The pool process has made the dead letter of a rejected message.
-    is_dead_letter = not isinstance(exception, Reject) and keep_dead_letter(
-        sender, request_of(sender, task_id), error[:MAX_ERROR]
+    is_dead_letter = not isinstance(exception, Reject) and add_dead_letter(
+        sender, request_of(sender, task_id), error[:MAX_ERROR_CHARACTERS]
     )
     event = MessageEvent.DEAD if is_dead_letter and isinstance(exception, _DEADLY) else MessageEvent.FAILED
     if sender.request.id == task_id:
         record(sender, event, error=error)
     else:  # Celery does not always make the request current
-        record_fact(sender.app, MessageFact(message_id=task_id, event=event, error=error[:MAX_ERROR]))
+        record_fact(sender.app, MessageFact(message_id=task_id, event=event, error=error[:MAX_ERROR_CHARACTERS]))
 
 
 def on_internal_error(sender: Any, request: Any, exception: BaseException, **_: Any) -> None:

@@ -183,7 +183,7 @@ class AgentTask(Task):  # type: ignore[type-arg]
         """
         return ReplyTo.from_header((self.request.headers or {}).get(REPLY_TO_HEADER))
 
-    def awaited_until(self) -> datetime | None:
+    def caller_deadline(self) -> datetime | None:
         """Return when the caller of the request stops waiting, or None when it does not wait with a deadline."""
         call = self.call
         has_deadline = call is not None and not call.stream and call.on_reply is None

@@ -76,7 +76,8 @@ def test_admission_returns_whether_a_message_has_ended(any_ledger: AgentApp) -> 
     def admit(attempt: int) -> bool:
         details: dict[str, Any] = {"message": message, "handler": "command", "worker": "w@h", "attempt": attempt}
         return any_ledger.receipts.begin(
-            MessageFact(message_id=message.message_id, event=MessageEvent.DELIVERED, **details), doubtful=False
+            MessageFact(message_id=message.message_id, event=MessageEvent.DELIVERED, **details),
+            may_be_redelivered=False,
         )
 
     assert admit(1)
@@ -130,5 +131,5 @@ def test_a_message_is_handled_while_the_ledger_is_down(broker: Broker, tmp_path:
                 message_id=message.message_id, event=MessageEvent.DELIVERED, message=message, handler="command"
             )
             began = time.monotonic()
-            assert app.receipts.begin(fact, doubtful=True)
+            assert app.receipts.begin(fact, may_be_redelivered=True)
             assert time.monotonic() - began < 10

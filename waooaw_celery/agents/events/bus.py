@@ -14,7 +14,7 @@ from waooaw_celery.broker.application import require_agent_app
 from waooaw_celery.errors import UnknownMessage
 from waooaw_celery.limits.waiting import Wait
 from waooaw_celery.messages.enums import MessageStatus, MessageType, Priority, RetentionPolicy
-from waooaw_celery.messages.message import NOBODY, Message
+from waooaw_celery.messages.message import NO_RECIPIENT, Message
 from waooaw_celery.messages.queues import HandlerName
 from waooaw_celery.messages.receipt import DeliveryReceipt, receipt_of
 from waooaw_celery.messages.topics.attributes import EventAttributes
@@ -120,7 +120,7 @@ class EventBus:
         if schema is not None and schema.check is SchemaCheck.PUBLISH:
             schema.validate(message.payload)
         completed = self.app.message_factory.complete(HandlerName("#", message.message_type.value), message)
-        record = completed.filled_in(to_agent=NOBODY)
+        record = completed.filled_in(to_agent=NO_RECIPIENT)
         subscribers = known.subscribers(topic, record.payload)
         earlier = {} if event_id is None else self._earlier_receipts(event_id, subscribers)
         batch = subscriber_messages(record, [each for each in subscribers if each.subscriber not in earlier])

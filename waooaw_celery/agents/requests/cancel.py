@@ -38,7 +38,7 @@ def cancel(
     receipt = app.receipts.get(message_id)
     if receipt.status.final:
         return receipt
-    app.receipts.request_cancel(receipt, running, by or _current_sender(app))
+    app.receipts.request_cancellation(receipt, running, by or _current_sender(app))
     workers = _living_workers(app, receipt.to_agent)
     answers = _notify(app, workers, message_id, running, timeout)
     receipt = app.receipts.get(message_id)

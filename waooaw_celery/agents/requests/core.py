@@ -189,7 +189,7 @@ class RequestSender:
         reply_to = ReplyTo(waiting=(*(task.call.waiting if task.call else ()), task.agent), stream=stream)
         for target in targets:
             reply_to.check(target.agent)
-        until = task.awaited_until()
+        until = task.caller_deadline()
         if until is None:
             return reply_to, timeout
         left = (until - self.app.reference_clock.now()).total_seconds()

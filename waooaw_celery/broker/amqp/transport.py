@@ -16,7 +16,7 @@ from amqp import basic_message, method_framing
 from amqp.exceptions import IrrecoverableConnectionError
 from kombu.transport import base, pyamqp
 
-from waooaw_celery.broker.incoming.delivery import as_item, without_compression
+from waooaw_celery.broker.incoming.delivery import to_redis_item, without_compression
 from waooaw_celery.broker.incoming.guard import check_task_headers, decode_task
 from waooaw_celery.errors import DecodingFailed
 from waooaw_celery.wire.caps import Caps, header_bytes
@@ -66,7 +66,7 @@ class Message(pyamqp.Message):
     def item(self) -> bytes:
         """The message as it arrived, in the form in which messages travel on Redis."""
         properties = self._arrived.properties
-        return as_item(
+        return to_redis_item(
             self._arrived.body,
             properties.get("content_type"),
             properties.get("content_encoding"),

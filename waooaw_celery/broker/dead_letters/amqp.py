@@ -21,7 +21,7 @@ from kombu import Exchange, Queue
 
 from waooaw_celery.broker.dead_letters.dead_letter import DeadLetter
 from waooaw_celery.broker.dead_letters.storage import DeadLetterFilter, DeadLetterStorage
-from waooaw_celery.broker.redis.dead_lettering import DEAD_KEY
+from waooaw_celery.broker.redis.dead_lettering import DEAD_LETTERS_KEY
 
 logger = logging.getLogger(__name__)
 
@@ -62,9 +62,9 @@ class AmqpDeadLetterStorage(DeadLetterStorage):
                 )
                 if connection.transport.driver_type == "amqp":
                     options = {"mandatory": True, "confirm_timeout": CONFIRM_SECONDS, "timeout": CONFIRM_SECONDS}
-                    channel.basic_publish_confirm(message, exchange="", routing_key=DEAD_KEY, **options)
+                    channel.basic_publish_confirm(message, exchange="", routing_key=DEAD_LETTERS_KEY, **options)
                 else:
-                    channel.basic_publish(message, exchange="", routing_key=DEAD_KEY)
+                    channel.basic_publish(message, exchange="", routing_key=DEAD_LETTERS_KEY)
 
         self._with_connection("store a dead letter", publish)
 
@@ -106,8 +106,8 @@ class AmqpDeadLetterStorage(DeadLetterStorage):
         """Yield the dead letters that exist now, the oldest first, each with its delivery tag."""
         self._declare(connection)
         # The count excludes dead letters that arrive meanwhile.
-        for _ in range(channel.queue_declare(DEAD_KEY, passive=True).message_count):
-            message = channel.basic_get(DEAD_KEY, no_ack=False)
+        for _ in range(channel.queue_declare(DEAD_LETTERS_KEY, passive=True).message_count):
+            message = channel.basic_get(DEAD_LETTERS_KEY, no_ack=False)
             if message is None:
                 return
             dead_letter = _parse(message)
@@ -115,19 +115,21 @@ class AmqpDeadLetterStorage(DeadLetterStorage):
                 yield dead_letter, message.delivery_tag
 
     def _declare(self, connection: Any) -> None:
-        queue = Queue(DEAD_KEY, Exchange(""), routing_key=DEAD_KEY, durable=True, max_length=self._max_count)
+        queue = Queue(
+            DEAD_LETTERS_KEY, Exchange(""), routing_key=DEAD_LETTERS_KEY, durable=True, max_length=self._max_count
+        )
         try:
             with connection.channel() as channel:
                 queue(channel).declare()
         except connection.channel_errors as error:
             # The queue exists with another limit. To change the limit would lose its dead letters.
             with connection.channel() as channel:
-                channel.queue_declare(DEAD_KEY, passive=True)
+                channel.queue_declare(DEAD_LETTERS_KEY, passive=True)
             if not self._warned:
                 self._warned = True
                 logger.warning(
                     "the queue %s keeps the limit that it was created with, not waooaw_dead_letters_max: %s",
-                    DEAD_KEY,
+                    DEAD_LETTERS_KEY,
                     error,
                     extra={"action": "dead_letter_limit_kept"},
                 )
@@ -150,7 +152,7 @@ def _parse(message: Any) -> DeadLetter | None:
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         logger.warning(
             "a message in the queue %s is not a dead letter: %a",
-            DEAD_KEY,
+            DEAD_LETTERS_KEY,
             error,
             extra={"action": "not_a_dead_letter"},
         )

@@ -11,7 +11,7 @@ from redis import Redis
 
 from waooaw_celery.broker.dead_letters.dead_letter import DeadLetter
 from waooaw_celery.broker.dead_letters.storage import DeadLetterFilter, DeadLetterStorage
-from waooaw_celery.broker.redis.dead_lettering import DEAD_KEY
+from waooaw_celery.broker.redis.dead_lettering import DEAD_LETTERS_KEY
 
 T = TypeVar("T")
 
@@ -47,7 +47,7 @@ class RedisDeadLetterStorage(DeadLetterStorage):
             channel = connection.default_channel
             # Its own client, because the channel's adds the key prefix to some commands only.
             with Redis(connection_pool=channel.pool) as client:
-                return do(client, f"{channel.global_keyprefix}{DEAD_KEY}")
+                return do(client, f"{channel.global_keyprefix}{DEAD_LETTERS_KEY}")
 
         return self._with_connection(what, use)
 

@@ -90,7 +90,7 @@ def to_text(message: Any) -> str:
         return str(kombu_dumps(message))
 
 
-def as_item(
+def to_redis_item(
     body: Any, content_type: Any, content_encoding: Any, headers: Any, properties: Mapping[str, Any]
 ) -> bytes:
     """Return a message of another broker in the form in which it would travel on Redis.

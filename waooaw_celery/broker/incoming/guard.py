@@ -71,10 +71,10 @@ def read_item(raw: bytes, caps: Caps) -> Delivery:
     except DecodingFailed:
         raise
     except Exception as error:  # no check may end the worker, so a failed check refuses the message
-        raise uncheckable(error) from error
+        raise check_failed(error) from error
 
 
-def uncheckable(error: Exception) -> DecodingFailed:
+def check_failed(error: Exception) -> DecodingFailed:
     """Return the error for a message whose check itself failed."""
     return DecodingFailed(f"it cannot be checked: {error!r:.200}")
 
@@ -106,7 +106,7 @@ def check_message(message: Any, caps: Caps) -> Delivery:
     except DecodingFailed:
         raise
     except Exception as error:
-        raise uncheckable(error) from error
+        raise check_failed(error) from error
 
 
 def _check_message(message: Any, caps: Caps) -> Delivery:
@@ -185,7 +185,7 @@ def decode_task(body: Any, content_type: Any, content_encoding: Any, caps: Caps)
     return decoded
 
 
-def check_old_task(fields: Any) -> None:
+def check_protocol_1_task(fields: Any) -> None:
     """Check the decoded body of a task of Celery's protocol 1, which has headers and arguments in one mapping.
 
     Raises:

@@ -13,7 +13,7 @@ from waooaw_celery.broker.redis.scripts import DEAD_LETTER
 logger = logging.getLogger(__name__)
 
 #: The name of the stream, and of the queue on other brokers.
-DEAD_KEY = "waooaw.dead"
+DEAD_LETTERS_KEY = "waooaw.dead"
 
 #: Sent after a message became a dead letter. ``sender`` is what made it one, ``queue`` the queue's name, ``raw``
 #: the message's bytes, ``message_id`` the id of its task or None, ``reason`` a sentence, ``worker`` a node name or

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from waooaw_celery.broker.redis.dead_lettering import DEAD_KEY
+from waooaw_celery.broker.redis.dead_lettering import DEAD_LETTERS_KEY
 
 #: The most pairs of queue and priority whose keys are cached: there may be as many reply queues as callers.
 MAX_CACHED_KEYS = 1000
@@ -31,7 +31,7 @@ class Keys:
         self._cache: dict[tuple[str, int], tuple[str, str]] = {}
         self.noted = self.prefixed(channel.unacked_key), self.prefixed(channel.unacked_index_key)
         self.index = self.noted[1]
-        self.dead_letters = self.prefixed(DEAD_KEY)
+        self.dead_letters = self.prefixed(DEAD_LETTERS_KEY)
 
     def prefixed(self, name: str) -> str:
         """Return a name with the channel's key prefix."""

@@ -71,7 +71,7 @@ class LostMessage:
     Attributes:
         message: the message, as it was sent.
         handler: the name of its handler.
-        besides: the options that it was published with.
+        publish_options: the options that it was published with.
         retries: how many retries its handler had requested.
         recoveries: how often it was recovered, including this time.
         reason: why it counts as lost.
@@ -80,7 +80,7 @@ class LostMessage:
 
     message: Message
     handler: str
-    besides: PublishOptions
+    publish_options: PublishOptions
     retries: int
     recoveries: int
     reason: str
@@ -271,7 +271,7 @@ def _lost_message(record: AuditRecord, options: PublishOptions, reason: str, *, 
     return LostMessage(
         message=message,
         handler=receipt.handler,
-        besides=options,
+        publish_options=options,
         retries=max(retries, 0),
         recoveries=sum(event.event == MessageEvent.RECOVERED for event in record.events) + (not given_up),
         reason=reason,

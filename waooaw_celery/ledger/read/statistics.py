@@ -14,7 +14,7 @@ from waooaw_celery.ledger.database.models import MessageEventRow, MessageRow, Op
 from waooaw_celery.ledger.read.records import Durations, Statistics
 from waooaw_celery.ledger.read.scan import PROGRESS, progress, sent_between
 from waooaw_celery.messages.enums import MessageStatus
-from waooaw_celery.messages.message import NOBODY
+from waooaw_celery.messages.message import NO_RECIPIENT
 from waooaw_celery.messages.receipt import MessageEvent
 
 PERCENTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
@@ -60,7 +60,7 @@ def _count_messages(connection: Connection, in_period: Sequence[ColumnElement[bo
     for *values, number in connection.execute(query):
         for counter, value in zip(counts.values(), values, strict=True):
             counter[value] += number
-    del counts["to_agent"][NOBODY]
+    del counts["to_agent"][NO_RECIPIENT]
     return counts
 
 

@@ -26,7 +26,7 @@ from waooaw_celery.ledger.retention.removal import (
     removing,
 )
 from waooaw_celery.ledger.write.statements import close_ended
-from waooaw_celery.store.clock_reading import MOST_SKEW, Source, difference, read
+from waooaw_celery.store.clock_reading import MAX_SKEW_SECONDS, Source, difference, read
 
 #: Seconds that a whole purge may take, and hold its lock.
 PURGE_DEADLINE_SECONDS = 86_400.0
@@ -92,7 +92,7 @@ class Purge:
         offsets = [(0.0, 0.0, local), *((-each.ahead, each.error, each.name) for each in readings)]
         fastest, slowest = max(offsets), min(offsets)
         skew = fastest[0] - slowest[0]
-        if skew - fastest[1] - slowest[1] > MOST_SKEW:
+        if skew - fastest[1] - slowest[1] > MAX_SKEW_SECONDS:
             authority = local if source is None else database_clock.NAME
             raise ClockSkew(
                 f"nothing was purged: the clock of {fastest[2]} is {difference(skew)} that of {slowest[2]}, and "

@@ -20,7 +20,7 @@ from waooaw_celery.worker.remote_control import read_cancellations
 logger = logging.getLogger(__name__)
 
 #: Missed heartbeats after which a worker counts as dead.
-MISSED_BEATS = 3
+MAX_MISSED_HEARTBEATS = 3
 #: Seconds for which a worker waits at its start until its agents are declared.
 START_SECONDS = 5.0
 
@@ -119,7 +119,7 @@ class Heartbeat(bootsteps.StartStopStep):
     def _declare(self, worker: Any, registry: Any, report: dict[str, Any], name: str) -> None:
         app = worker.app
         self._started_at = self._started_at or app.reference_clock.now()
-        lifetime = app.settings.heartbeat_seconds * MISSED_BEATS
+        lifetime = app.settings.heartbeat_seconds * MAX_MISSED_HEARTBEATS
         capabilities = app.capabilities.get(name, ())
         registry.declare(name, app.agents[name], worker.hostname, lifetime, capabilities, self._started_at, report)
 

@@ -32,10 +32,10 @@ def is_committed(task: Any, message_id: str) -> bool:
     """
     if not task.once:
         return False
-    from waooaw_celery.ledger.inbox import has_effect
+    from waooaw_celery.ledger.inbox import is_effect_committed
 
     try:
-        return has_effect(task.app.database, message_id, task.handler)
+        return is_effect_committed(task.app.database, message_id, task.handler)
     except AuditUnavailable as error:
         logger.warning(
             "cannot read whether the effect of %s is committed: %s",

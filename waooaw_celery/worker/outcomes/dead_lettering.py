@@ -42,7 +42,7 @@ def request_of(task: AgentTask, task_id: str) -> Context | None:
     return None if known is None else Context(known.request_dict)
 
 
-def keep_dead_letter(task: AgentTask, request: Context | None, reason: str) -> bool:
+def add_dead_letter(task: AgentTask, request: Context | None, reason: str) -> bool:
     """Make a dead letter of a message whose handler has failed, and return whether there is one. Never raises.
 
     A request gets no dead letter: its caller, or the handler of its reply, gets the error. While the broker does
