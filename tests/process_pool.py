@@ -52,7 +52,7 @@ MODULES = (
     "waooaw_celery.broker.redis.transport",
 )
 #: Longest time that a fork or a command may take, in seconds.
-PATIENCE = 60.0
+WAIT_SECONDS = 60.0
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # Linux, prctl(2)
 
@@ -78,17 +78,17 @@ def waooaw(*arguments: str, env: Mapping[str, str], stdin: str = "") -> subproce
     command, whole = [sys.executable, "-m", "waooaw_celery", *arguments], dict(os.environ) | dict(env)
     if not _forkable(command, whole):
         return subprocess.run(
-            command, input=stdin, capture_output=True, text=True, timeout=PATIENCE, check=False, env=whole
+            command, input=stdin, capture_output=True, text=True, timeout=WAIT_SECONDS, check=False, env=whole
         )
     with TemporaryDirectory() as folder:
         files = tuple(Path(folder, name) for name in ("in", "out", "err"))
         files[0].write_text(stdin)
         process = _process_pool().child(command, whole, Path.cwd(), tuple(map(str, files)))
         try:
-            code = process.wait(PATIENCE)
+            code = process.wait(WAIT_SECONDS)
         finally:
             process.kill()
-            process.wait(PATIENCE)
+            process.wait(WAIT_SECONDS)
         return subprocess.CompletedProcess(command, code, files[1].read_text(), files[2].read_text())
 
 
@@ -171,11 +171,11 @@ class ProcessPool:
             try:
                 self._process.stdin.write(json.dumps(order) + "\n")
                 self._process.stdin.flush()
-                ready, _, _ = select.select([self._process.stdout], [], [], PATIENCE)
+                ready, _, _ = select.select([self._process.stdout], [], [], WAIT_SECONDS)
                 answer = self._process.stdout.readline() if ready else ""
             finally:
                 self._libc.prctl(_PR_SET_CHILD_SUBREAPER, 0)
-        assert answer, f"no process was forked within {PATIENCE:g} s: exit code {self._process.poll()}"
+        assert answer, f"no process was forked within {WAIT_SECONDS:g} s: exit code {self._process.poll()}"
         return Forked(int(answer), command)
 
     def close(self) -> None:
@@ -214,7 +214,7 @@ def serve() -> dict[str, Any] | None:
 
 
 def _wait_for_parent(pid: int) -> None:
-    ends_at = time.monotonic() + PATIENCE
+    ends_at = time.monotonic() + WAIT_SECONDS
     while os.getppid() != pid:
         if time.monotonic() > ends_at:
             os._exit(1)

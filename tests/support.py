@@ -26,10 +26,10 @@ from waooaw_celery.messages.queues import agent_queue
 from waooaw_celery.messages.receipt import MessageEvent, MessageFact, ReceiptStore
 
 #: Longest time that a test waits for another process, in seconds.
-PATIENCE = 30.0
+WAIT_SECONDS = 30.0
 
 
-def until(condition: Callable[[], object], what: str = "the condition", seconds: float = PATIENCE) -> None:
+def until(condition: Callable[[], object], what: str = "the condition", seconds: float = WAIT_SECONDS) -> None:
     """Wait until a condition holds, and fail the test if it does not in time."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -128,28 +128,28 @@ def spawn(
         )
 
 
-def end(process: subprocess.Popen[bytes], patience: float = DEADLINE_SECONDS) -> None:
+def end(process: subprocess.Popen[bytes], timeout: float = DEADLINE_SECONDS) -> None:
     """End a process and its children: SIGTERM to the process, then SIGKILL to its process group.
 
     Args:
         process: the process.
-        patience: seconds to wait between the two signals.
+        timeout: seconds to wait between the two signals.
     """
-    end_all([process], patience)
+    end_all([process], timeout)
 
 
-def end_all(processes: Iterable[subprocess.Popen[bytes]], patience: float = DEADLINE_SECONDS) -> None:
+def end_all(processes: Iterable[subprocess.Popen[bytes]], timeout: float = DEADLINE_SECONDS) -> None:
     """End several processes at once, as ``end`` does.
 
     Args:
         processes: the processes.
-        patience: seconds to wait between the two signals, for all of them together.
+        timeout: seconds to wait between the two signals, for all of them together.
     """
     living = list(processes)
     for process in living:
         if process.poll() is None:
             process.terminate()
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + timeout
     for process in living:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(max(deadline - time.monotonic(), 0))

@@ -21,7 +21,7 @@ import celery
 from celery import Celery
 from pytest_celery import CeleryTestContainer, CeleryTestSetup
 from pytest_docker_tools.exceptions import ContainerFailed
-from support import PATIENCE, until
+from support import WAIT_SECONDS, until
 
 from waooaw_celery import create_app
 from waooaw_celery.embedded import _valkey_binary, end, spawn
@@ -55,7 +55,7 @@ class Process:
     def reload(self) -> None:
         """Do nothing: ``status`` is always current."""
 
-    def restart(self, timeout: float = PATIENCE) -> None:
+    def restart(self, timeout: float = WAIT_SECONDS) -> None:
         """End the process if it is running, and start it."""
         self.stop(timeout)
         self._log.unlink(missing_ok=True)
@@ -70,14 +70,14 @@ class Process:
             self._process.send_signal(number)
             return
         os.killpg(self._process.pid, SIGKILL)
-        self._process.wait(PATIENCE)
+        self._process.wait(WAIT_SECONDS)
 
     def wait(self, timeout: float) -> int:
         """Wait for the end, and return the exit code."""
         assert self._process is not None
         return self._process.wait(timeout)
 
-    def stop(self, timeout: float = PATIENCE) -> None:
+    def stop(self, timeout: float = WAIT_SECONDS) -> None:
         """End the process, and print its log, which pytest shows if the test fails."""
         if self._process is None:
             return
@@ -104,7 +104,7 @@ class ProcessContainer(CeleryTestContainer):
         finally:
             self.teardown()
 
-    def wait(self, timeout: float = PATIENCE) -> int:
+    def wait(self, timeout: float = WAIT_SECONDS) -> int:
         """Wait for the end, and return the exit code."""
         return self._container.wait(timeout)
 
@@ -113,7 +113,7 @@ class ProcessContainer(CeleryTestContainer):
         self._container.kill()
         self._container.stop()
 
-    def _wait_ready(self, timeout: float = PATIENCE) -> bool:
+    def _wait_ready(self, timeout: float = WAIT_SECONDS) -> bool:
         # pytest-celery's method polls once a second, and waits two minutes even if the process has ended.
         until(self._has_started_or_ended, f"{self.name} is ready", timeout)
         if self.status == "exited":

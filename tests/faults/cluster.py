@@ -33,7 +33,7 @@ from waooaw_celery.embedded import end
 from waooaw_celery.ledger.database.engine import database_url
 
 #: Seconds that anything in another process may take on a busy computer.
-PATIENCE = 60.0
+WAIT_SECONDS = 60.0
 #: Messages that the load sends per second.
 RATE = 50.0
 #: Seconds that the load's handlers take, in turns, so that faults meet idle and busy workers.
@@ -171,7 +171,7 @@ class Cluster:
             yield
         finally:
             over.set()
-            thread.join(PATIENCE)
+            thread.join(WAIT_SECONDS)
             assert not thread.is_alive(), "a driver hangs"
 
     # --- workers
@@ -231,7 +231,7 @@ class Cluster:
         worker.process.kill()
         return self.reap(worker)
 
-    def reap(self, worker: Worker, patience: float = PATIENCE) -> Worker:
+    def reap(self, worker: Worker, patience: float = WAIT_SECONDS) -> Worker:
         """Wait for the end of a worker, and record the messages that it held."""
         worker.process.wait(patience)
         worker.died = time.monotonic()
@@ -272,7 +272,7 @@ class Cluster:
         Raises:
             AssertionError: the condition was still false at the end.
         """
-        seconds = seconds or (PATIENCE if self.is_product else PATIENCE / 4)
+        seconds = seconds or (WAIT_SECONDS if self.is_product else WAIT_SECONDS / 4)
         deadline = time.monotonic() + seconds
         while not condition():
             if time.monotonic() > deadline:
@@ -347,7 +347,7 @@ class Cluster:
 
     def drain(self, patience: float | None = None) -> None:
         """Wait until no message waits or runs and all have a final event, but at most for ``patience`` seconds."""
-        deadline = time.monotonic() + (patience or (PATIENCE if self.is_product else PATIENCE / 4))
+        deadline = time.monotonic() + (patience or (WAIT_SECONDS if self.is_product else WAIT_SECONDS / 4))
         quiet_since, maintained_at, seen = time.monotonic(), 0.0, -1
         while time.monotonic() < deadline:
             found = self.effects()

@@ -34,7 +34,7 @@ from waooaw_celery.embedded import end
 ROOT = Path(__file__).parents[2]
 
 #: Seconds that anything in another process may take.
-PATIENCE = 60.0
+WAIT_SECONDS = 60.0
 #: Messages that the load publishes per second.
 RATE = 50.0
 #: Seconds that the load's handlers take, in turns, so that faults meet idle and busy workers.
@@ -185,7 +185,7 @@ class WorkerGroup:
             yield
         finally:
             over.set()
-            thread.join(PATIENCE)
+            thread.join(WAIT_SECONDS)
             assert not thread.is_alive(), "a publisher hangs"
 
     # --- the worker
@@ -219,11 +219,11 @@ class WorkerGroup:
         """Wait for the end of the worker, and record the messages that it held."""
         assert self.worker is not None
         worker, self.worker = self.worker, None
-        worker.wait(PATIENCE)
+        worker.wait(WAIT_SECONDS)
         end(worker)  # and its process group
         self._deaths.append((time.monotonic(), self.held()))
 
-    def until(self, condition: Callable[[], object], what: str, seconds: float = PATIENCE) -> None:
+    def until(self, condition: Callable[[], object], what: str, seconds: float = WAIT_SECONDS) -> None:
         """Wait until a condition is true.
 
         Raises:
@@ -294,7 +294,7 @@ class WorkerGroup:
         found = self.server.client.xrange(DEAD_LETTERS_KEY)
         return {json.loads(letter[b"raw"])["headers"]["id"] for _, letter in found}
 
-    def drain(self, patience: float = PATIENCE) -> None:
+    def drain(self, patience: float = WAIT_SECONDS) -> None:
         """Wait until no message waits or is unacknowledged for half a second."""
         empty_since: list[float] = []
 

@@ -105,7 +105,7 @@ def test_a_process_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
     log = tmp_path / "log"
     process = spawn([sys.executable, "-c", code], log=log)
     until(lambda: "up" in log.read_text(), "the process to be up")
-    end(process, patience=0.2)
+    end(process, timeout=0.2)
     assert process.returncode == -signal.SIGKILL
 
 

@@ -13,7 +13,7 @@ from uuid import uuid4
 
 import pytest
 from sqlalchemy import text
-from support import PATIENCE, Broker, note, settled, until
+from support import WAIT_SECONDS, Broker, note, settled, until
 
 from waooaw_celery import (
     AgentApp,
@@ -207,10 +207,10 @@ def test_has_effect_waits_for_a_pending_commit(app: AgentApp, end: str | None) -
         until(lambda: _waits_for_lock(app), "the wait")
         if end is None:
             with pytest.raises(AuditUnavailable, match="lock timeout"):
-                effect.result(PATIENCE)
+                effect.result(WAIT_SECONDS)
         else:
             getattr(connection, end)()
-            assert effect.result(PATIENCE) is (end == "commit")
+            assert effect.result(WAIT_SECONDS) is (end == "commit")
     with app.database.begin("look for the note") as other:
         count = text("SELECT count(*) FROM waooaw_inbox WHERE message_id = :id")
         assert other.scalar(count, {"id": message_id}) == (end == "commit")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from redis import Redis
-from support import PATIENCE, PROBE_FOLDER
+from support import PROBE_FOLDER, WAIT_SECONDS
 
 from waooaw_celery import Agent, create_app
 from waooaw_celery.embedded import valkey
@@ -116,7 +116,7 @@ def test_a_worker_does_not_start_on_a_redis_that_evicts_queues(server: str, redi
         env={"PATH": "", "CELERY_BROKER_URL": server, "PYTHONPATH": f"{tmp_path}:{PROBE_FOLDER}"},
         capture_output=True,
         text=True,
-        timeout=PATIENCE,
+        timeout=WAIT_SECONDS,
         check=False,
     )
     assert ended.returncode != 0

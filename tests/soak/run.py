@@ -37,7 +37,7 @@ PAUSE_RANGE = 3.0, 9.0
 #: Seconds between two measurements.
 SAMPLE = 1.0
 #: Seconds that workers may take to start, and all messages to end after the load has stopped.
-PATIENCE = 90.0
+WAIT_SECONDS = 90.0
 #: Seconds for which results are stored: few, so that the number of keys becomes constant soon.
 RESULT_SECONDS = 15
 
@@ -119,7 +119,7 @@ class _Soak:
         """Start the workers, the load and the faults; wait until all messages have ended; account for them."""
         self.fleet.start()
         result = Result()
-        if not self._until(lambda: all(record.workers for record in self._records()), PATIENCE):
+        if not self._until(lambda: all(record.workers for record in self._records()), WAIT_SECONDS):
             result.violations.append("the workers did not start")
         self.began = time.monotonic()
         over = threading.Event()
@@ -131,9 +131,9 @@ class _Soak:
                 self.series.sample(at, self._measures())
             time.sleep(SAMPLE)
         over.set()
-        chaos.join(PATIENCE)
+        chaos.join(WAIT_SECONDS)
         result.violations += [f"{name} hangs" for name in self.load.close()]
-        drained = self._until(self._quiet, PATIENCE)
+        drained = self._until(self._quiet, WAIT_SECONDS)
         took = time.monotonic() - self.began - self.seconds
         if not drained:
             result.violations.append(

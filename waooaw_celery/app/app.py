@@ -303,10 +303,12 @@ class AgentApp(Celery):
         return {**kwargs, "transport_options": {**self._transport_options(url, publishes=publishes), **given}}
 
     def _transport_options(self, url: str | None, *, publishes: bool = False) -> dict[str, Any]:
-        caps, letters = Caps(), None
+        caps, max_dead_letters = Caps(), None
         with suppress(ConfigurationError):  # Celery prints the broker before the worker's check reports it
-            caps, letters = self.packer.caps, self.settings.dead_letters_max
-        return transport_options(self.conf, self.claims, caps, url, publishes=publishes, letters=letters)
+            caps, max_dead_letters = self.packer.caps, self.settings.dead_letters_max
+        return transport_options(
+            self.conf, self.claims, caps, url, publishes=publishes, max_dead_letters=max_dead_letters
+        )
 
     # --- start and end
 

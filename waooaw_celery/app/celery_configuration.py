@@ -1,4 +1,4 @@
-"""How Celery is set up for agents, below whatever a project sets itself: defaults, queues, transport options."""
+"""Configure Celery for agents: defaults, queues, producers, transport options. A project overrides each."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from waooaw_celery.wire.producer import PackingProducer, producer_class, produce
 
 
 class AgentAMQP(AMQP):
-    """Celery's queues, and those of the application's agents whatever a project sets itself; its connections."""
+    """Celery's AMQP object, with the queues of the application's agents and with producers that use its packer."""
 
     @property
     def Connection(self) -> type[Connection]:  # type: ignore[override]  # noqa: N802 - Celery's own name
@@ -43,43 +43,43 @@ class AgentAMQP(AMQP):
 
     @property
     def producer_pool(self) -> Any:
-        """The producers of the application, which write bodies as its packer does."""
+        """The application's pool of producers. They encode bodies with its packer."""
         if self._producer_pool is None:
-            patience = self.app.conf.broker_pool_acquire_timeout
-            self._producer_pool = producer_pool(self.app.pool, self.packer, patience)
+            timeout = self.app.conf.broker_pool_acquire_timeout
+            self._producer_pool = producer_pool(self.app.pool, self.packer, timeout)
         return self._producer_pool
 
     @property
     def Producer(self) -> type[PackingProducer]:  # type: ignore[override]  # noqa: N802 - Celery's own name
-        """The class of producers over a connection that a caller brings."""
+        """The class of producers for a connection that the caller passes."""
         return producer_class(self.packer)
 
     @property
     def packer(self) -> Packer:
-        """What writes the bodies of the application."""
+        """The packer that encodes the bodies of the application."""
         packer: Packer = self.app.packer  # type: ignore[attr-defined]  # an AgentApp
         return packer
 
     def Queues(self, queues: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N802 - Celery's own name
-        """Return the queues that the worker consumes and that names stand for."""
+        """Return the queues that the worker consumes, and that Celery finds by name."""
         given = list(queues.values() if isinstance(queues, Mapping) else queues or ())
         agents: dict[str, list[str]] = self.app.agents  # type: ignore[attr-defined]  # an AgentApp
         # Copies: Celery changes the exchange of a queue, and the whole process shares the queues of agents.
-        every: Any = [*given, *(copy(agent_queue(name)) for name in agents)] or None
-        return super().Queues(every, *args, **kwargs)
+        all_queues: Any = [*given, *(copy(agent_queue(name)) for name in agents)] or None
+        return super().Queues(all_queues, *args, **kwargs)
 
 
 def add_defaults(sender: Any, source: Any, **_: Any) -> None:
-    """Put our defaults just above Celery's own, so that whatever a project sets itself wins.
+    """Insert our defaults just above Celery's own, so that a project's settings override them.
 
-    (``Celery.add_defaults`` would put them above a configuration object's.)
+    (``Celery.add_defaults`` would put them above a configuration object.)
     """
     defaults = dict(CELERY_DEFAULTS)
     sender.loader.override_backends = BACKENDS | sender.loader.override_backends
     source.defaults.insert(-1, defaults)
     source.maps.insert(-1, defaults)
     if sender.agents:
-        # Ordinary tasks, and Celery's own for chords, are run by the worker too, which consumes only this queue.
+        # The worker consumes only this queue. It must also run ordinary tasks, and Celery's own tasks for chords.
         defaults["task_default_queue"] = agent_queue(next(iter(sender.agents))).name
     url = first_url(source.broker_url)
     if url is not None and url.startswith("redis"):
@@ -87,14 +87,14 @@ def add_defaults(sender: Any, source: Any, **_: Any) -> None:
 
 
 def make_packer(conf: Any, settings: WaooawSettings) -> Packer:
-    """Return what writes the bodies of an application, and have this process accept what the application does.
+    """Return the packer of an application, and make this process accept the application's formats and sizes.
 
     Args:
         conf: Celery's configuration.
-        settings: ours.
+        settings: the settings of the library.
 
     Raises:
-        ConfigurationError: there is no such codec, or a key is none.
+        ConfigurationError: a codec does not exist, or an encryption key is not valid.
     """
     encryption.enable(settings.encryption_keys)
     names = [*settings.accept_codecs, *([encryption.NAME] if settings.encryption_keys else [])]
@@ -119,17 +119,17 @@ def transport_options(
     url: str | None = None,
     *,
     publishes: bool = False,
-    letters: int | None = None,
+    max_dead_letters: int | None = None,
 ) -> dict[str, Any]:
-    """Return the options of a broker's transport: a project's own, and ours for what it does not say.
+    """Return the options of a broker's transport: the project's own, and our defaults for the others.
 
     Args:
         conf: Celery's configuration.
-        claims: whether our transport carries messages on Redis, and not Kombu's.
-        caps: what is accepted.
+        claims: whether our own transport carries messages on Redis. False: Kombu's does.
+        caps: the formats and sizes that are accepted.
         url: the broker's URL; None: the configured one.
-        publishes: whether they are for a connection over which messages are published.
-        letters: how many dead letters are kept; None: the transport's default.
+        publishes: whether the connection publishes messages.
+        max_dead_letters: how many dead letters Redis keeps. None: the transport's default.
     """
     driver = ""
     with suppress(ConfigurationError):  # Celery prints the broker before the worker's check can refuse it
@@ -141,6 +141,6 @@ def transport_options(
         ours |= KOMBU_REDIS_DEFAULTS
     else:
         ours |= {name: getattr(caps, name) for name in CAP_NAMES}
-        if driver == "redis" and letters is not None:
-            ours["dead_letters_max"] = letters
+        if driver == "redis" and max_dead_letters is not None:
+            ours["dead_letters_max"] = max_dead_letters
     return {**ours, **(conf.broker_transport_options or {})}

@@ -21,7 +21,7 @@ CELERY_DEFAULTS: dict[str, Any] = {
     "event_serializer": "json",
     "accept_content": ["json", "msgpack", "protobuf"],
     "result_accept_content": ["json", "msgpack", "protobuf"],
-    # What cannot be read is told to the ledger, and not to the log only.
+    # A message that cannot be decoded gets a ledger record as well as a log line.
     "worker_consumer": "waooaw_celery.worker.consumer:AgentConsumer",
     # Answers are kept an hour for callers that fetch them late.
     "result_expires": 3600,
@@ -38,11 +38,11 @@ CELERY_DEFAULTS: dict[str, Any] = {
     "broker_connection_timeout": 2.0,
     "broker_connection_retry_on_startup": True,
     "broker_connection_max_retries": None,
-    # What Redis refuses for a while, when its disk is full or it became a replica, does not end the worker.
+    # Redis refuses writes while its disk is full or it is a replica. The worker retries and does not stop.
     "broker_channel_error_retry": True,
     "broker_pool_acquire_timeout": 5.0,
-    # A handler that hangs is ended; a longer one says so with its own time_limit. There is no soft limit: with
-    # one, Celery would not look at a hard limit that is shorter.
+    # Celery ends a handler that hangs; a handler that needs longer sets its own time_limit. There is no soft
+    # limit: with one, Celery would ignore a shorter hard limit.
     "task_time_limit": 300,
     "timezone": "UTC",
 }
@@ -50,32 +50,31 @@ CELERY_DEFAULTS: dict[str, Any] = {
 #: Options of the broker's transport, by the driver type that Kombu gives it.
 TRANSPORT_DEFAULTS: dict[str, dict[str, Any]] = {
     "redis": {
-        # A worker renews its leases every 3 s, so one that stands still for 10 s keeps what it holds. The messages
-        # of a killed worker are delivered again after the timeout.
+        # A worker renews its leases every 3 s, so a pause of 10 s does not end them. The messages of a killed
+        # worker are delivered again after the timeout.
         "visibility_timeout": 13.5,
-        # Seconds between two looks for leases that have ended.
+        # Seconds between two checks for expired leases.
         "unacked_restore_interval": 1,
         "unacked_restore_throttle": 1,
-        # A broker that froze is noticed: without these a publish would block for ever.
+        # Without these timeouts, a publish to a broker that froze would block for ever.
         "socket_timeout": 3.0,
         "socket_connect_timeout": 2.0,
         "socket_keepalive": True,
         "health_check_interval": 10,
     },
     "amqp": {
-        # Without confirms, RabbitMQ drops what it cannot take and the publish still returns. (The door asks for
-        # the return of what has no queue as well.)
+        # Without confirms, RabbitMQ drops what it cannot store and the publish still returns. (The publisher also
+        # sets `mandatory`, so that RabbitMQ returns a message that no queue takes.)
         "confirm_publish": True,
     },
 }
 
-#: The same for connections over which messages are published, and no others: a consumer waits for the next message
-#: however long that takes.
+#: Options for publishing connections only. A consumer waits for the next message without a timeout.
 PUBLISH_DEFAULTS: dict[str, dict[str, Any]] = {
-    # A broker that froze, or that blocks publishers since its memory is full, is noticed.
+    # The timeouts end a publish to a broker that froze, or that blocks publishers because its memory is full.
     "amqp": {"read_timeout": 3.0, "write_timeout": 3.0},
 }
 
-#: What is different where Kombu's own transport carries messages on Redis: it renews nothing, so the timeout is
-#: above the hard time limit (300) plus the longest pause before a retry (600, Celery's retry_backoff_max).
+#: Options for Kombu's own Redis transport. It does not renew leases, so the timeout exceeds the hard time limit
+#: (300) plus the longest pause before a retry (600, Celery's retry_backoff_max).
 KOMBU_REDIS_DEFAULTS: dict[str, Any] = {"visibility_timeout": 960, "unacked_restore_interval": 5}

@@ -64,7 +64,7 @@ class InboxEntry:
 
 
 @contextmanager
-def handle_once(database: Database, message_id: str, handler: str, patience: float) -> Iterator[InboxEntry]:
+def handle_once(database: Database, message_id: str, handler: str, timeout: float) -> Iterator[InboxEntry]:
     """Open a transaction that contains the note that a message was handled, and commit it after the block.
 
     If the block raises, everything is rolled back. ``commit()`` on the session releases a savepoint only.
@@ -73,7 +73,7 @@ def handle_once(database: Database, message_id: str, handler: str, patience: flo
         database: the ledger's database, on PostgreSQL.
         message_id: the id of the message.
         handler: the name of its handler.
-        patience: seconds that the whole transaction may take.
+        timeout: seconds that the whole transaction may take.
 
     Yields:
         The attempt. If ``is_done`` is set, do not handle the message again: return ``result``.
@@ -84,7 +84,7 @@ def handle_once(database: Database, message_id: str, handler: str, patience: flo
     """
     with database_errors_as(f"begin with message {message_id}", InboxUnavailable):
         connection = database.handlers.connect()
-    with connection, database.watched(connection, patience):
+    with connection, database.watched(connection, timeout):
         with (
             database.watched(connection, DEADLINE_SECONDS),
             database_errors_as(f"begin with {message_id}", InboxUnavailable),

@@ -59,30 +59,30 @@ def _for_redis_py(url: str) -> str:
     return f"unix://{parts.netloc}{parts.path}?{urlencode(query)}"
 
 
-def connect(url: str, patience: float = COMMAND_TIMEOUT, *, once: bool = False) -> Client:
+def connect(url: str, timeout: float = COMMAND_TIMEOUT, *, once: bool = False) -> Client:
     """Return a client whose commands time out, even if Redis is frozen.
 
     Args:
         url: as ``store_url`` returns it.
-        patience: timeout of one command, in seconds.
+        timeout: time limit of one command, in seconds.
         once: do not repeat a command that timed out, because Redis may have executed it.
 
     Raises:
         ConfigurationError: the URL is invalid.
     """
     try:
-        return _client(url, patience, once)
+        return _client(url, timeout, once)
     except ValueError as error:
         raise ConfigurationError(f"the URL of the Redis for agents and receipts is invalid: {error}") from error
 
 
-def _client(url: str, patience: float, once: bool) -> Client:
+def _client(url: str, timeout: float, once: bool) -> Client:
     faults = {"supported_errors": (redis.ConnectionError,)} if once else {}
     return redis.Redis.from_url(
         url,
         decode_responses=True,
-        socket_timeout=patience,
-        socket_connect_timeout=patience,
+        socket_timeout=timeout,
+        socket_connect_timeout=timeout,
         # redis-py 8 retries ten times with a growing pause; one quick retry is enough for a restarted connection.
         retry=Retry(ExponentialBackoff(cap=0.1, base=0.05), 1, **faults),
         health_check_interval=10,

@@ -94,15 +94,15 @@ class PackingProducerPool(ProducerPool):
 
     Args:
         connections: the pool of connections.
-        patience: seconds for which a producer waits for a connection; None: for ever.
+        timeout: seconds for which a producer waits for a connection; None: for ever.
     """
 
-    def __init__(self, connections: Any, patience: float | None, **options: Any) -> None:
-        self._patience = patience
+    def __init__(self, connections: Any, timeout: float | None, **options: Any) -> None:
+        self._timeout = timeout
         super().__init__(connections, **options)
 
     def _acquire_connection(self) -> Any:
-        return self.connections.acquire(block=True, timeout=self._patience)
+        return self.connections.acquire(block=True, timeout=self._timeout)
 
     def release(self, resource: Any) -> None:
         """Take a producer back, and then its connection: from then on it is another thread's."""
@@ -114,12 +114,12 @@ class PackingProducerPool(ProducerPool):
                 connection.release()
 
 
-def producer_pool(connections: Any, packer: Packer, patience: float | None = None) -> ProducerPool:
+def producer_pool(connections: Any, packer: Packer, timeout: float | None = None) -> ProducerPool:
     """Return a pool of producers over a pool of connections.
 
     Args:
         connections: the pool of connections.
         packer: writes the bodies.
-        patience: seconds for which a producer waits for a connection; None: for ever.
+        timeout: seconds for which a producer waits for a connection; None: for ever.
     """
-    return PackingProducerPool(connections, patience, limit=connections.limit, Producer=producer_class(packer))
+    return PackingProducerPool(connections, timeout, limit=connections.limit, Producer=producer_class(packer))

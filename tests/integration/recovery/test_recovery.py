@@ -30,7 +30,7 @@ from lost_messages import (
 )
 from process_pool import spawn
 from proxy import proxied
-from support import PATIENCE, Broker, settled, until
+from support import WAIT_SECONDS, Broker, settled, until
 
 from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus, Priority
 from waooaw_celery.broker.redis.scripts import PUBLISH
@@ -216,7 +216,7 @@ def test_a_frozen_broker_does_not_block_the_recovery(rabbitmq: Broker) -> None:
             until(lambda: proxy.connections, "its connection")
             time.sleep(1.0)  # between the passes
             proxy.freeze(also_new=True)
-            result = run.result(PATIENCE)
+            result = run.result(WAIT_SECONDS)
     assert "the broker does not answer" in str(result.error)
 
 
