@@ -42,7 +42,7 @@ def print_purges(console: Console, database: Database, ledger: Ledger, now: date
     """Purge while another thread writes: a month in batches, because of a hold, then months by dropping them."""
     retention = Retention(database)
     held = Message(from_agent="agent-1", to_agent="agent-2", retention=RetentionPolicy.DAYS_30, sent_at=now)
-    ledger.pending([(held, "command")])()
+    ledger.begin_recording([(held, "command")])()
     retention.hold(HoldKind.MESSAGE, held.message_id, "its month must not be dropped")
     with database.begin("close the open messages") as connection:
         connection.exec_driver_sql("DELETE FROM waooaw_open_messages")
@@ -114,7 +114,7 @@ def writing(database: Database) -> Iterator[list[float]]:
 
     def write_message() -> None:
         message = Message(from_agent="agent-1", to_agent="agent-2", payload=PAYLOAD)
-        ledger.pending([(message, "command")])()
+        ledger.begin_recording([(message, "command")])()
 
     def write() -> None:
         while not stop.is_set():

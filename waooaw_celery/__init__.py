@@ -1,7 +1,7 @@
 """Messaging between AI agents over Celery: Celery and Kombu carry, PostgreSQL remembers.
 
 Each name is imported when it is first used, so that ``import waooaw_celery`` costs no more than ``import celery``.
-``waooaw_celery.agents`` offers these names and all other public ones. ``waooaw_celery.aio`` has the verbs as
+``waooaw_celery.agents`` offers these names and all other public ones. ``waooaw_celery.aio`` has the operations as
 coroutines.
 """
 

@@ -1,4 +1,4 @@
-"""The verbs as coroutines, for programs that run on asyncio and for ``async def`` handlers."""
+"""The operations as coroutines, for programs that run on asyncio and for ``async def`` handlers."""
 
 from __future__ import annotations
 

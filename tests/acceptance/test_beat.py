@@ -47,12 +47,12 @@ def test_two_beats_purge_once(broker: Broker, app: AgentApp) -> None:
     for start in range(0, OLD, 1000):
         times = [began + timedelta(microseconds=number) for number in range(start, start + 1000)]
         old = [Message(from_agent="tests", to_agent="archive", sent_at=sent_at) for sent_at in times]
-        app.receipts.pending([(message, "command") for message in old])()
+        app.receipts.begin_recording([(message, "command") for message in old])()
         app.receipts.note(
             *(MessageFact(message_id=message.message_id, event=MessageEvent.HANDLED) for message in old)
         )
     new = Message(from_agent="tests", to_agent="archive")
-    app.receipts.pending([(new, "command")])()
+    app.receipts.begin_recording([(new, "command")])()
     note(app.receipts, new, MessageEvent.HANDLED)
     env = os.environ | {"CELERY_BROKER_URL": broker.url, "WAOOAW_DATABASE_URL": str(broker.database_url)}
     command = [sys.executable, "-m", "celery", "-A", "beat_schedule", "worker", "-c", "1", "--without-mingle"]

@@ -61,7 +61,7 @@ def open_message(app: AgentApp, **fields: Any) -> Message:
         app.target("nobody-here.command"),  # type: ignore[arg-type]  # this is a handler's name
         Message(from_agent="tests", to_agent="nobody-here", **fields),
     )
-    app.receipts.pending([(message, "command")])()
+    app.receipts.begin_recording([(message, "command")])()
     note(app.receipts, message, MessageEvent.SENT)
     return message
 

@@ -186,7 +186,7 @@ def test_a_message_that_expires_between_commit_and_report_is_handled(
 def test_the_ledger_records_only_handled_after_a_commit(app: AgentApp, final_event: MessageEvent) -> None:
     """Another final event is not recorded, whether it comes from a sweep, a recovery or the spool."""
     message = Message(from_agent="tests", to_agent="nobody")
-    app.receipts.pending([(message, "command")])()
+    app.receipts.begin_recording([(message, "command")])()
     with app.database.begin("insert a note") as connection:
         connection.execute(
             text("INSERT INTO waooaw_inbox VALUES (:id, 'command', now(), NULL)"), {"id": message.message_id}

@@ -96,7 +96,7 @@ def test_payloads_are_stored_unchanged(ledger: Ledger, trail: MessageAuditTrail,
         ledger.start()
         until(lambda: ledger.spool.counts() == (0, 0), "an empty spool")
     else:
-        assert len(ledger.pending(entries)()) == len(entries)
+        assert len(ledger.begin_recording(entries)()) == len(entries)
     for message in messages:
         found = trail.receipt(message.message_id).payload
         assert found == message.payload
@@ -129,7 +129,7 @@ def test_error_texts_are_stored(ledger: Ledger, trail: MessageAuditTrail) -> Non
     """Characters that no database accepts are replaced, and all others stored unchanged."""
     for text in TEXTS:
         message = Message(from_agent="boss", to_agent=agent())
-        ledger.pending([(message, "command")])()
+        ledger.begin_recording([(message, "command")])()
         note(ledger, message, MessageEvent.FAILED, error=text)
         record = trail.receipt(message.message_id)
         assert record.receipt.status is MessageStatus.FAILED
@@ -144,7 +144,7 @@ def test_text_search_is_literal(trail: MessageAuditTrail, ledger: Ledger, text: 
     with_it = Message(from_agent="boss", to_agent=to, payload={"said": f"before {text} after"})
     without = Message(from_agent="boss", to_agent=to, payload={"said": "before x after, 100 percent"})
     mixed = Message(from_agent="boss", to_agent=to, payload=[f"{text}", "\ud800"])
-    ledger.pending([(message, "command") for message in (with_it, without, mixed)])()
+    ledger.begin_recording([(message, "command") for message in (with_it, without, mixed)])()
     found = {record.receipt.message_id for record in trail.query(to_agent=to, text=text).records}
     assert found == {with_it.message_id, mixed.message_id}
 
@@ -153,7 +153,7 @@ def test_text_search_ignores_case_in_all_languages(trail: MessageAuditTrail, led
     """On SQLite too, whose own comparison ignores the case of a to z only."""
     to = agent()
     message = Message(from_agent="boss", to_agent=to, payload={"said": "Äpfel ПРИВЕТ"})
-    ledger.pending([(message, "command")])()
+    ledger.begin_recording([(message, "command")])()
     assert len(trail.query(to_agent=to, text="ÄPFEL привет").records) == 1
 
 
@@ -197,7 +197,7 @@ def test_erasing_by_text_is_literal(ledger: Ledger, trail: MessageAuditTrail) ->
     to, mark = agent(), uuid4().hex
     named = Message(from_agent="boss", to_agent=to, payload=f"{mark} 100%_' \x00")
     other = Message(from_agent="boss", to_agent=to, payload=f"{mark} 100x ' ")
-    ledger.pending([(named, "command"), (other, "command")])()
+    ledger.begin_recording([(named, "command"), (other, "command")])()
     assert Retention(ledger.database).erase(containing=f"{mark} 100%_' \x00").messages == 1
     assert trail.receipt(named.message_id).payload is None
     assert trail.receipt(other.message_id).payload == other.payload

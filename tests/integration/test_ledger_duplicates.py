@@ -117,7 +117,7 @@ def test_events_of_a_copy_belong_to_its_message(broker: Broker, app: AgentApp) -
     message = app.message_factory.complete(
         HandlerName("nobody", "command"), Message(from_agent="tests", to_agent="nobody")
     )
-    app.receipts.pending([(message, "command")])()
+    app.receipts.begin_recording([(message, "command")])()
     copy = message.evolve(retention=RetentionPolicy.FOREVER)
     note(app.receipts, copy, MessageEvent.DELIVERED, MessageEvent.RETRIED, MessageEvent.HANDLED)
     note(app.receipts, message, MessageEvent.FAILED)
@@ -147,7 +147,7 @@ def test_concurrent_ends_of_one_message_are_written_once(broker: Broker, app: Ag
     messages = [
         app.message_factory.complete(target, Message(from_agent="tests", to_agent="nobody")) for _ in range(20)
     ]
-    app.receipts.pending([(message, "command") for message in messages])()
+    app.receipts.begin_recording([(message, "command") for message in messages])()
 
     def note_end(which: AgentApp, retention: RetentionPolicy) -> None:
         for message in messages:

@@ -157,7 +157,7 @@ class LedgerModel(RuleBasedStateMachine):
             self.ledger.spool.append([message_row(message, type_.value, RetentionPolicy.DAYS_90)])
             self.ledger._get_writer()._drainer.drain()
         else:
-            assert self.ledger.pending([(message, type_.value)])() == {id_}
+            assert self.ledger.begin_recording([(message, type_.value)])() == {id_}
         self.model[id_] = ModelMessage(message)
         for event in events:  # so that most messages have several events
             self._note_event(id_, event, late=False, repeated=False, error="at once", stray=False)
@@ -168,7 +168,7 @@ class LedgerModel(RuleBasedStateMachine):
         """A message that is in the ledger is not new."""
         if message_id in self.model:
             known = self.model[message_id].message
-            assert self.ledger.pending([(known, known.message_type.value)])() == set()
+            assert self.ledger.begin_recording([(known, known.message_type.value)])() == set()
 
     @rule(target=messages, to=st.sampled_from(AGENTS))
     def receive_from_another_program(self, to: str) -> Any:

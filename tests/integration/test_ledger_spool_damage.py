@@ -214,7 +214,7 @@ def test_a_broken_spool_does_not_keep_the_ledger_down(
         schema.upgrade(ledger.database)
         until(lambda: "ledger_up" in actions(caplog), "the end of the outage in the log")
         message = new_message()
-        assert ledger.pending([(message, "command")])() == {message.message_id}
+        assert ledger.begin_recording([(message, "command")])() == {message.message_id}
         ledger.note(MessageFact(message_id=message.message_id, event=MessageEvent.HANDLED, message=message))
         assert ledger.get(message.message_id).status == "handled"
         assert actions(caplog).count("ledger_up") == 1

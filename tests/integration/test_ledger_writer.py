@@ -47,7 +47,7 @@ from waooaw_celery.settings import AuditMode
 ledger = Ledger(Database(database_url(sys.argv[1])), RetentionPolicy.DAYS_90, AuditMode.BATCHED, sys.argv[2])
 def send():
     message = Message(from_agent="boss", to_agent=sys.argv[3])
-    ledger.pending([(message, "command")])()
+    ledger.begin_recording([(message, "command")])()
     return message.message_id
 """
 
@@ -159,7 +159,7 @@ def test_facts_that_no_driver_can_encode_are_refused(
     with open_ledger(url if kind == "sqlite" else request.getfixturevalue("postgres_url"), folder) as ledger:
         schema.upgrade(ledger.database)
         message = new_message()
-        ledger.pending([(message, "command")])()
+        ledger.begin_recording([(message, "command")])()
         for id_ in ("\x00", "\ud800", "'; DROP TABLE waooaw_messages; --", "x" * 5000):
             ledger.note(MessageFact(message_id=id_, event=MessageEvent.FAILED, error="\x00 \ud800"))
         note(ledger, message, MessageEvent.DELIVERED, attempt=10**30)
@@ -181,7 +181,7 @@ def test_a_stray_fact_waits_for_its_message_for_a_limited_time(
     ledger.note(MessageFact(message_id="never-sent", event=MessageEvent.FAILED, at=old))
     ledger.flush()
     until(lambda: ledger.spool.counts() == (1, 1), "the old fact to be refused")
-    ledger.pending([(message, "command")])()
+    ledger.begin_recording([(message, "command")])()
     wait_until_drained(ledger, refused=1)
     assert ledger.get(message.message_id).error == "early"
 
@@ -215,7 +215,7 @@ def test_a_broken_spool_does_not_stop_strict_sends(url: str, folder: Path) -> No
         folder.write_text("no folder")
         for _ in range(3):
             message = new_message()
-            assert ledger.pending([(message, "command")])() == {message.message_id}
+            assert ledger.begin_recording([(message, "command")])() == {message.message_id}
             ledger._get_writer()._drainer.drain()
         assert not ledger._get_writer()._outage.active
 
@@ -258,7 +258,7 @@ def test_callers_wait_while_the_buffer_is_full(url: str, ledger: Ledger, monkeyp
     def send() -> None:
         nonlocal most
         for _ in range(40):
-            ledger.pending([(new_message(), "command") for _ in range(20)])()
+            ledger.begin_recording([(new_message(), "command") for _ in range(20)])()
             most = max(most, writer._buffer.row_count)
 
     with ThreadPoolExecutor(3) as threads:
@@ -282,7 +282,7 @@ def test_the_buffer_bounds_characters_too(ledger: Ledger, monkeypatch: pytest.Mo
     large = "x" * 1_000_000
     sizes = []
     for _ in range(20):
-        ledger.pending([(new_message().evolve(payload=large), "command")])()
+        ledger.begin_recording([(new_message().evolve(payload=large), "command")])()
         sizes.append(writer._buffer.size)
     assert max(sizes) <= 8_000_000
     ledger.flush()
@@ -299,8 +299,8 @@ def test_threads_share_one_writer(folder: Path, postgres_url: str) -> None:
         def send(_: int) -> tuple[set[str], int]:
             begin.wait()
             mine = {message.message_id: message for message in (new_message() for _ in range(50))}
-            new = {id_ for message in mine.values() for id_ in ledger.pending([(message, "command")])()}
-            first = len(ledger.pending([(shared, "command")])())
+            new = {id_ for message in mine.values() for id_ in ledger.begin_recording([(message, "command")])()}
+            first = len(ledger.begin_recording([(shared, "command")])())
             for message in mine.values():
                 note(ledger, message, MessageEvent.DELIVERED, MessageEvent.HANDLED)
             assert new == set(mine)
@@ -320,7 +320,7 @@ def test_flush_does_not_wait_for_later_writes(folder: Path, postgres_url: str) -
 
         def send() -> None:
             while not done.is_set():
-                ledger.pending([(new_message(), "command")])()
+                ledger.begin_recording([(new_message(), "command")])()
 
         running = [threads.submit(send) for _ in range(4)]
         began = time.monotonic()

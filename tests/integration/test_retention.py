@@ -77,7 +77,7 @@ def retention(database: Database) -> Retention:
 def record_handled(ledger: Ledger, **fields: Any) -> Message:
     """Record a message that was sent 91 days ago, unless the fields name another time, and handled."""
     message = Message(**({"from_agent": "boss", "to_agent": "worker-1", "sent_at": NOW - DAYS_91} | fields))
-    ledger.pending([(message, "command")])()
+    ledger.begin_recording([(message, "command")])()
     note(ledger, message, MessageEvent.DELIVERED, MessageEvent.HANDLED)
     return message
 
@@ -140,7 +140,7 @@ def test_a_dry_run_only_counts(database: Database, ledger: Ledger, retention: Re
 def test_an_open_message_is_not_purged(database: Database, ledger: Ledger, retention: Retention) -> None:
     """A message without a final event is never purged, however old it is."""
     open_ = Message(from_agent="boss", to_agent="worker-1", sent_at=NOW - timedelta(days=5000), ttl_seconds=None)
-    ledger.pending([(open_, "command")])()
+    ledger.begin_recording([(open_, "command")])()
     note(ledger, open_, MessageEvent.DELIVERED)
     record_handled(ledger, sent_at=open_.sent_at)
     assert retention.purge(NOW).messages == 1
@@ -182,7 +182,7 @@ def test_erasing_an_agent_keeps_the_facts(database: Database, ledger: Ledger, re
     trail = MessageAuditTrail(ledger)
     received = record_handled(ledger, payload={"name": "Ada"})
     failed = Message(from_agent="worker-1", to_agent="boss", payload={"name": "Ada"})
-    ledger.pending([(failed, "command")])()
+    ledger.begin_recording([(failed, "command")])()
     note(ledger, failed, MessageEvent.FAILED, error="ValueError: Ada is unknown")
     other = record_handled(ledger, to_agent="worker-2", payload={"name": "Ada"})
     before = trail.receipt(received.message_id)

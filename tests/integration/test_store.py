@@ -115,7 +115,7 @@ def test_a_worker_reports_about_itself(store_app: AgentApp) -> None:
 def message(app: AgentApp, **fields: object) -> Message:
     """Record a message that no worker will receive."""
     sent = Message(from_agent="tests", to_agent="nobody-there", **fields)  # type: ignore[arg-type]
-    app.receipts.pending([(sent, "command")])()
+    app.receipts.begin_recording([(sent, "command")])()
     return sent
 
 

@@ -60,7 +60,7 @@ def unique_agent() -> str:
 def record_sent(ledger: Ledger, to: str, **fields: Any) -> Message:
     """Record a message as the publisher does, and return it."""
     message = Message(**({"from_agent": "boss", "to_agent": to} | fields))
-    ledger.pending([(message, message.message_type.value)])()
+    ledger.begin_recording([(message, message.message_type.value)])()
     return message
 
 
@@ -106,7 +106,7 @@ def test_the_digest_is_of_canonical_json(ledger: Ledger, trail: MessageAuditTrai
 def test_writing_twice_changes_nothing(ledger: Ledger, trail: MessageAuditTrail) -> None:
     """The same message, the same event and a second final event are not recorded."""
     message = record_sent(ledger, unique_agent())
-    assert ledger.pending([(message, "command")])() == set()
+    assert ledger.begin_recording([(message, "command")])() == set()
     record_handled(ledger, message)
     delivered = trail.receipt(message.message_id).events[1]
     note(ledger, message, MessageEvent.DELIVERED, at=delivered.at)

@@ -305,7 +305,7 @@ def test_hostile_bodies_are_recorded_and_take_little_memory(broker: Broker, app:
     before = peak_memory(stats["pid"])
     for label, (body, content_type, codec) in HOSTILE.items():
         message = Message(from_agent="tests", to_agent=probe, payload=label)
-        app.receipts.pending([(message, "command")])()
+        app.receipts.begin_recording([(message, "command")])()
         with app.producer_or_acquire() as producer:
             producer.publish(
                 body,

@@ -1,4 +1,4 @@
-"""The house: imports go down only, the public face is small, nothing is asserted by mocks."""
+"""The house: imports go down only, the public API is small, nothing is asserted by mocks."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 )
 #: The limits of the house.
 MAX_ROOMS, MAX_FLOORS, MAX_FLAT_FILES = 22, 12, 12
-#: The public face; nothing below the command line imports it.
-FACE = ("__init__", "aio")
+#: The public API; nothing below the command line imports it.
+PUBLIC_API = ("__init__", "aio")
 
 
 def modules() -> dict[str, Path]:
@@ -69,16 +69,16 @@ def floor(name: str) -> int:
 
 def test_every_room_has_a_floor() -> None:
     """A new room is put on a floor on purpose."""
-    assert {room(module) for module in modules()} - {*FACE} == {name for rooms in FLOORS for name in rooms}
+    assert {room(module) for module in modules()} - {*PUBLIC_API} == {name for rooms in FLOORS for name in rooms}
 
 
-@pytest.mark.parametrize("module", [module for module in modules() if room(module) not in FACE])
+@pytest.mark.parametrize("module", [module for module in modules() if room(module) not in PUBLIC_API])
 def test_imports_go_down_only(module: str) -> None:
-    """No module imports from a floor above its own; the public face is for those above the library."""
+    """No module imports from a floor above its own; the public API is for those above the library."""
     here = room(module)
     for target in imported(modules()[module]):
-        if room(target) in FACE:
-            assert floor(here) <= floor("cli"), f"{module} imports the public face"
+        if room(target) in PUBLIC_API:
+            assert floor(here) <= floor("cli"), f"{module} imports the public API"
         elif room(target) != here:
             assert floor(room(target)) >= floor(here), f"{module} imports {target} from above"
 
@@ -87,8 +87,8 @@ def test_the_house_stays_within_its_limits() -> None:
     """The package has at most 22 rooms on 12 floors; a failure prints the rooms of each floor."""
     below: dict[str, set[str]] = {}
     for module, path in modules().items():
-        if module.startswith(f"{PACKAGE}.") and room(module) not in (*FACE, "__main__"):
-            targets = {room(target) for target in imported(path)} - {room(module), *FACE}
+        if module.startswith(f"{PACKAGE}.") and room(module) not in (*PUBLIC_API, "__main__"):
+            targets = {room(target) for target in imported(path)} - {room(module), *PUBLIC_API}
             below.setdefault(room(module), set()).update(targets)
     heights: dict[str, int] = {}
 
@@ -114,9 +114,9 @@ def test_no_folder_is_crowded() -> None:
 def test_there_is_no_circle() -> None:
     """Following imports never comes back to where it began."""
     graph = {
-        module: {target for target in imported(path) if room(target) not in FACE and target != module}
+        module: {target for target in imported(path) if room(target) not in PUBLIC_API and target != module}
         for module, path in modules().items()
-        if room(module) not in FACE
+        if room(module) not in PUBLIC_API
     }
     done: set[str] = set()
 

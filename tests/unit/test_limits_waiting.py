@@ -12,7 +12,7 @@ from limit_helpers import Clock, limiter_at
 from waooaw_celery import Message, Priority, RateLimiter, RateLimitExceeded
 from waooaw_celery.errors import InvalidMessage, StoreUnavailable
 from waooaw_celery.limits import waiting as waiting_module
-from waooaw_celery.limits.gate import AdmissionControl
+from waooaw_celery.limits.admission_control import AdmissionControl
 from waooaw_celery.limits.memory import MemoryStorage
 from waooaw_celery.limits.waiting import AsyncLimitWait, LimitWait, limit_wait
 

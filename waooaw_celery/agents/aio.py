@@ -1,8 +1,8 @@
-"""The same verbs as coroutines, for programs that run on asyncio and for ``async def`` handlers.
+"""The same operations as coroutines, for programs that run on asyncio and for ``async def`` handlers.
 
 A thread of a small pool sends. One thread of the process collects all answers, so that waiting for one holds no
-thread. A coroutine that is cancelled drops its requests. Each class is a face of the class of the same name in
-``waooaw_celery``, where each verb is written and documented.
+thread. A coroutine that is cancelled drops its requests. Each class has the operations of the class of the
+same name in ``waooaw_celery``, which documents them.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from collections.abc import Callable, Coroutine
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from waooaw_celery.agents.agent_verbs import AgentVerbs
+from waooaw_celery.agents.agent_operations import AgentOperations
 from waooaw_celery.agents.bus import MessageBus as Bus
 from waooaw_celery.agents.events.bus import EventBus as Events
+from waooaw_celery.agents.requests.operations import RequestOperations, awaited, direct, in_thread
 from waooaw_celery.agents.requests.stream import AsyncStream
-from waooaw_celery.agents.requests.verbs import RequestVerbs, awaited, direct, in_thread
 from waooaw_celery.app.app import AgentApp
 from waooaw_celery.broker.application import refuse_app
 from waooaw_celery.limits.limiter import RateLimiter as Limiter
@@ -28,17 +28,17 @@ T = TypeVar("T")
 S = TypeVar("S")
 
 
-def _limited(verb: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[Any, P], Coroutine[Any, Any, T]]:
-    """Return a coroutine that runs a verb in a thread, and holds no thread while it waits at the rate limit."""
+def _limited(operation: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[Any, P], Coroutine[Any, Any, T]]:
+    """Return a coroutine that runs an operation in a thread, and holds no thread while the rate limit refuses."""
 
-    @wraps(verb)
+    @wraps(operation)
     async def call(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> T:
         wait: Any = kwargs.get("wait")
         if wait is not None:
             kwargs["wait"] = AsyncLimitWait(wait)
         while True:
             try:
-                return await asyncio.wrap_future(run_in_thread(verb, self.verbs, *args, **kwargs))
+                return await asyncio.wrap_future(run_in_thread(operation, self.operations, *args, **kwargs))
             except RetryAfter as later:
                 await asyncio.sleep(later.seconds)
 
@@ -53,7 +53,7 @@ class MessageBus:
     """
 
     def __init__(self, app: AgentApp) -> None:
-        self.verbs = Bus(app)
+        self.operations = Bus(app)
 
     send = _limited(Bus.send)
     send_message = send
@@ -71,7 +71,7 @@ class EventBus:
     """
 
     def __init__(self, app: AgentApp) -> None:
-        self.verbs = Events(app)
+        self.operations = Events(app)
 
     publish = _limited(Events.publish)
     replay = in_thread(Events.replay)
@@ -90,13 +90,13 @@ class RequestResponseHandler:
     """
 
     def __init__(self, app: AgentApp) -> None:
-        self.verbs = RequestVerbs(app, AsyncStream)
+        self.operations = RequestOperations(app, AsyncStream)
 
-    request = awaited(RequestVerbs.request)
-    send_request = awaited(RequestVerbs.send_request)
-    broadcast_request = awaited(RequestVerbs.broadcast_request)
-    request_later = in_thread(RequestVerbs.request_later)
-    stream = direct(RequestVerbs[AsyncStream].stream)
+    request = awaited(RequestOperations.request)
+    send_request = awaited(RequestOperations.send_request)
+    broadcast_request = awaited(RequestOperations.broadcast_request)
+    request_later = in_thread(RequestOperations.request_later)
+    stream = direct(RequestOperations[AsyncStream].stream)
 
 
 class Agent:
@@ -108,13 +108,13 @@ class Agent:
     """
 
     def __init__(self, name: str, app: AgentApp) -> None:
-        self.verbs = AgentVerbs(name, app, AsyncStream)
+        self.operations = AgentOperations(name, app, AsyncStream)
 
-    send = _limited(AgentVerbs.send)
-    publish = _limited(AgentVerbs.publish)
-    request = awaited(AgentVerbs.request)
-    request_later = in_thread(AgentVerbs.request_later)
-    stream = direct(AgentVerbs[AsyncStream].stream)
+    send = _limited(AgentOperations.send)
+    publish = _limited(AgentOperations.publish)
+    request = awaited(AgentOperations.request)
+    request_later = in_thread(AgentOperations.request_later)
+    stream = direct(AgentOperations[AsyncStream].stream)
 
 
 class RateLimiter:
@@ -125,7 +125,7 @@ class RateLimiter:
     """
 
     def __init__(self, limiter: Limiter) -> None:
-        self.verbs = refuse_app(limiter, "RateLimiter", "limiter")
+        self.operations = refuse_app(limiter, "RateLimiter", "limiter")
 
     acquire = _limited(Limiter.acquire)
     check_limit = in_thread(Limiter.check_limit)

@@ -1,8 +1,8 @@
-"""The ledger's questions as coroutines: apart from the other verbs, so that these load no SQLAlchemy."""
+"""The ledger's questions as coroutines: apart from the other operations, so that these load no SQLAlchemy."""
 
 from __future__ import annotations
 
-from waooaw_celery.agents.requests.verbs import in_thread
+from waooaw_celery.agents.requests.operations import in_thread
 from waooaw_celery.ledger.ledger import Ledger
 from waooaw_celery.ledger.trail import MessageAuditTrail as Trail
 
@@ -15,7 +15,7 @@ class MessageAuditTrail:
     """
 
     def __init__(self, ledger: Ledger) -> None:
-        self.verbs = Trail(ledger)
+        self.operations = Trail(ledger)
 
     query = in_thread(Trail.query)
     conversation = in_thread(Trail.conversation)

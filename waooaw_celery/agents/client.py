@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from waooaw_celery.agents.agent_verbs import AgentVerbs
+from waooaw_celery.agents.agent_operations import AgentOperations
 from waooaw_celery.agents.aio import Agent as AsyncAgent
+from waooaw_celery.agents.requests.operations import blocking, direct
 from waooaw_celery.agents.requests.stream import Stream
-from waooaw_celery.agents.requests.verbs import blocking, direct
 from waooaw_celery.app.app import AgentApp
 from waooaw_celery.broker.application import require_agent_app
 
@@ -21,12 +21,12 @@ class AgentClient:
     def __init__(self, name: str, app: AgentApp) -> None:
         self.name = name
         self.app = require_agent_app(app, type(self).__name__)
-        self.verbs = AgentVerbs(name, app, Stream)
-        #: The same verbs as coroutines: ``await agent.aio.request(...)``, in an ``async def`` handler.
+        self.operations = AgentOperations(name, app, Stream)
+        #: The same operations as coroutines: ``await agent.aio.request(...)``, in an ``async def`` handler.
         self.aio = AsyncAgent(name, app)
 
-    send = direct(AgentVerbs.send)
-    publish = direct(AgentVerbs.publish)
-    request = blocking(AgentVerbs.request)
-    request_later = direct(AgentVerbs.request_later)
-    stream = direct(AgentVerbs[Stream].stream)
+    send = direct(AgentOperations.send)
+    publish = direct(AgentOperations.publish)
+    request = blocking(AgentOperations.request)
+    request_later = direct(AgentOperations.request_later)
+    stream = direct(AgentOperations[Stream].stream)

@@ -20,7 +20,7 @@ from waooaw_celery.broker.circuit_breaker import CircuitBreaker
 from waooaw_celery.broker.dead_letters.queue import DeadLetterQueue
 from waooaw_celery.broker.redis.dead_lettering import dead_lettered
 from waooaw_celery.errors import ConfigurationError
-from waooaw_celery.limits.gate import AdmissionControl
+from waooaw_celery.limits.admission_control import AdmissionControl
 from waooaw_celery.limits.limiter import RateLimiter
 from waooaw_celery.messages.enums import Priority
 from waooaw_celery.messages.message import Message

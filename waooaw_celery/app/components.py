@@ -11,8 +11,8 @@ from waooaw_celery.app.publisher import Publisher
 from waooaw_celery.broker.circuit_breaker import CircuitBreaker
 from waooaw_celery.broker.dead_letters.queue import DeadLetterQueue
 from waooaw_celery.errors import ConfigurationError
+from waooaw_celery.limits.admission_control import AdmissionControl
 from waooaw_celery.limits.configured import configured_limiter
-from waooaw_celery.limits.gate import AdmissionControl
 from waooaw_celery.limits.limiter import RateLimiter
 from waooaw_celery.messages.queues import check_ordered, driver_type, first_url
 from waooaw_celery.messages.receipt import ReceiptStore

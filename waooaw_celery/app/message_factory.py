@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from waooaw_celery.errors import InvalidMessage, UnknownSender
-from waooaw_celery.messages.headers import check_delay, message_of_delay, message_of_retry, with_thread_ids
+from waooaw_celery.messages.headers import check_delay, message_of_delay, message_of_retry, with_conversation_ids
 from waooaw_celery.messages.message import Message
 from waooaw_celery.messages.queues import HandlerName
 from waooaw_celery.worker.current_task import current_message, current_task
@@ -59,7 +59,7 @@ class MessageFactory:
         settings = self._app.settings
         retention = None if settings.database_url is None else message.retention or settings.retention
         sent_at = self._app.reference_clock.corrected(message.sent_at)
-        return with_thread_ids(target, message, current_message(), retention, sent_at)
+        return with_conversation_ids(target, message, current_message(), retention, sent_at)
 
     def of_task(
         self,

@@ -23,8 +23,8 @@ class Publication(Protocol):
 
     batch: Batch
 
-    def check(self) -> None:
-        """Write the bodies, before anything is recorded or published.
+    def check_bodies(self) -> None:
+        """Encode the bodies to check them, before anything is recorded or published.
 
         Raises:
             EncodingFailed: a body cannot be written in its format, or exceeds a cap.

@@ -1,4 +1,4 @@
-"""Messages and requests that are published as the Celery tasks that they are, many with few commands."""
+"""Publishes messages and requests as Celery tasks, many of them with few broker commands."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ class PublishBatch:
         self._origin = anon_nodename()
         self._wire_format = lru_cache(maxsize=None)(app.wire_format)
 
-    def check(self) -> None:
-        """Write the bodies. See `Publication.check`."""
+    def check_bodies(self) -> None:
+        """Encode the bodies to check them. See `Publication.check_bodies`."""
         if self._bodies is None:
             self._bodies = list(self._write_bodies()) if self.batch else []
 
@@ -56,7 +56,7 @@ class PublishBatch:
 
     def parts(self, size: int) -> Iterator[PublishBatch]:
         """Split the batch."""
-        self.check()
+        self.check_bodies()
         if len(self.batch) <= size:
             yield self
             return

@@ -36,7 +36,7 @@ from waooaw_celery.errors import (
     UnknownMessage,
     WaooawError,
 )
-from waooaw_celery.limits.gate import AdmissionControl
+from waooaw_celery.limits.admission_control import AdmissionControl
 from waooaw_celery.limits.waiting import Wait
 from waooaw_celery.messages.enums import MessageStatus, MessageType
 from waooaw_celery.messages.message import Message
@@ -180,11 +180,13 @@ class Publisher:
         messages = [(message, target.handler) for target, message in publication.batch]
         # The end of a handler and an answer were accepted with their message: they are recorded in the spool when
         # the ledger is unavailable.
-        follows = bool(messages) and (
+        is_follow_up = bool(messages) and (
             is_sent_by_finished_handler()
             or all(message.message_type is MessageType.RESPONSE for message, _ in messages)
         )
-        return self._components.receipts.pending(messages, event, publication.options(), follows=follows)
+        return self._components.receipts.begin_recording(
+            messages, event, publication.options(), is_follow_up=is_follow_up
+        )
 
     # --- the pipeline
 
@@ -215,7 +217,7 @@ class Publisher:
         # Answers, and what follows a handler's end, were accepted already: they are recorded in any case.
         if session is None and not answers and not is_sent_by_finished_handler():
             self._components.circuit_breaker.check()
-        publication.check()
+        publication.check_bodies()
 
     def _admit(self, publication: Publication, event: Message | None, wait: Wait) -> None:
         """Count messages against their senders' rate limits, or refuse all of them.
@@ -262,7 +264,7 @@ class Publisher:
         notes: list[Callable[[], None]] = []
 
         def when_ready() -> None:
-            notes.append(self._components.receipts.sent([message for _, message in batch]))
+            notes.append(self._components.receipts.prepare_sent([message for _, message in batch]))
             self._check_not_sent_before(batch, recorded())
 
         try:
@@ -397,7 +399,7 @@ class Publisher:
         if not messages:
             return
         try:
-            (note or self._components.receipts.sent(messages))()
+            (note or self._components.receipts.prepare_sent(messages))()
         except StoreUnavailable as error:  # the messages are published: raising would deny that
             logger.warning("%s; a receipt stays PENDING", error, extra={"action": "receipt_stays_pending"})
 

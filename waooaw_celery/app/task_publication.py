@@ -47,8 +47,8 @@ class TaskPublication:
         #: The serializer that Celery names for every task that does not choose one.
         self._default_serializer = str(app.conf.task_serializer)
 
-    def check(self) -> None:
-        """Check the body. See `Publication.check`."""
+    def check_bodies(self) -> None:
+        """Check that the body can be encoded. See `Publication.check_bodies`."""
         [(target, message)] = self.batch
         self._app.packer.check((self._args or (), self._kwargs or {}), *self._wire_format(target, message))
 

@@ -85,19 +85,19 @@ class Ledger(ReceiptStore):
         """Start the writer's thread, which also drains the spool."""
         self._get_writer().start()
 
-    def pending(
+    def begin_recording(
         self,
         messages: Sequence[tuple[Message, str]],
         record: Message | None = None,
         publish_options: Mapping[str, PublishOptions] | None = None,
         *,
-        follows: bool = False,
+        is_follow_up: bool = False,
     ) -> Callable[[], set[str]]:
         rows = message_rows(messages, self.retention, publish_options)
         if record is not None:
             rows += published_event_rows(record, self.retention, self._clock.now())
         if self._is_strict:
-            return self._get_writer().begin(rows, may_spool=follows)
+            return self._get_writer().begin(rows, may_spool=is_follow_up)
         self._get_writer().put(rows, wait=False)
         return lambda: {row.message_id for row in rows}
 
@@ -145,7 +145,7 @@ class Ledger(ReceiptStore):
             logger.warning("%s: the message may be handled twice", error, extra=extra)
             return False
 
-    def sent(self, messages: Sequence[Message]) -> Callable[[], None]:
+    def prepare_sent(self, messages: Sequence[Message]) -> Callable[[], None]:
         # The messages themselves are recorded already: SENT events may be written without waiting.
         now = self._clock.now()
         rows = [sent_row(message, now, self.retention) for message in messages]

@@ -225,7 +225,9 @@ class MessageAuditTrail:
             False if the ledger had the message already.
         """
         options = {message.message_id: PublishOptions(repeatable=False)}
-        return bool(self._ledger.pending([(message, message.message_type.value)], publish_options=options)())
+        return bool(
+            self._ledger.begin_recording([(message, message.message_type.value)], publish_options=options)()
+        )
 
     def update_status(self, message_id: str, status: MessageStatus, error: str | None = None) -> DeliveryReceipt:
         """Record a status of a message that was handled by other means; workers record it by themselves.

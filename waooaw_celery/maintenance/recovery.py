@@ -229,7 +229,7 @@ class Recovery:
         finally:
             result.recovered += [message.message_id for message in published]
             if published:
-                self._app.receipts.sent(published)()
+                self._app.receipts.prepare_sent(published)()
 
     @contextmanager
     def _lock(self) -> Iterator[bool]:

@@ -84,7 +84,7 @@ def message_of_retry(target: HandlerName, args: Any, kwargs: Any, options: Publi
     return Message.from_headers(headers, target.agent, payload_of(target.handler, args or (), kwargs or {}))
 
 
-def with_thread_ids(
+def with_conversation_ids(
     target: HandlerName,
     message: Message,
     cause: Message | None,

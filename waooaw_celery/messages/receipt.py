@@ -145,13 +145,13 @@ class ReceiptStore(ABC):
     """
 
     @abstractmethod
-    def pending(
+    def begin_recording(
         self,
         messages: Sequence[tuple[Message, str]],
         record: Message | None = None,
         publish_options: Mapping[str, PublishOptions] | None = None,
         *,
-        follows: bool = False,
+        is_follow_up: bool = False,
     ) -> Callable[[], set[str]]:
         """Begin to record messages before they are published.
 
@@ -159,8 +159,8 @@ class ReceiptStore(ABC):
             messages: the messages, each with the name of its handler.
             record: the record of the event that the messages deliver; only a ledger stores it.
             publish_options: their publish options, by message id; only a ledger stores them.
-            follows: whether a finished handler sends them. A ledger does not refuse these while its database is
-                down; it spools them on this computer.
+            is_follow_up: whether a finished handler sends them. A ledger does not refuse these while its database
+                is down; it spools them on this computer.
 
         Returns:
             A function to call before the publish. It waits until the messages are recorded, and returns the ids of
@@ -183,7 +183,7 @@ class ReceiptStore(ABC):
             False if the message is known to have ended and must not be handled; True otherwise.
         """
 
-    def sent(self, messages: Sequence[Message]) -> Callable[[], None]:
+    def prepare_sent(self, messages: Sequence[Message]) -> Callable[[], None]:
         """Prepare to record that the broker has messages.
 
         Returns:

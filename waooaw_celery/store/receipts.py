@@ -37,13 +37,13 @@ class RedisReceipts(ReceiptStore):
         self._clock = clock or ReferenceClock()
         self._keep = timedelta(seconds=keep_seconds)
 
-    def pending(
+    def begin_recording(
         self,
         messages: Sequence[tuple[Message, str]],
         record: Message | None = None,
         publish_options: Mapping[str, PublishOptions] | None = None,
         *,
-        follows: bool = False,
+        is_follow_up: bool = False,
     ) -> Callable[[], set[str]]:
         if not messages:
             return set

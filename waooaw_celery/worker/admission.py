@@ -1,6 +1,7 @@
 """Decides whether the handler of a message runs.
 
-It does not when the message has expired, was cancelled, has ended before, or has ended too many workers.
+The handler does not run when the message has expired, was cancelled, was already handled, or has killed too many
+workers.
 """
 
 from __future__ import annotations

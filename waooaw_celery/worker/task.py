@@ -18,7 +18,7 @@ from waooaw_celery.worker.attempt import attempt_of, message_of
 from waooaw_celery.worker.execution.completion import complete, running_coroutine
 from waooaw_celery.worker.execution.interruptions import describe, ends_greenlet, ends_worker
 from waooaw_celery.worker.outcomes.follow_up_context import message_that_ended
-from waooaw_celery.worker.outcomes.retries import check_expiry, publish_next_attempt, retry_if_wanted
+from waooaw_celery.worker.outcomes.retries import check_expiry, publish_next_attempt, retry_if_allowed
 from waooaw_celery.worker.outcomes.retry_policy import Retries
 
 
@@ -83,7 +83,7 @@ class AgentTask(Task):  # type: ignore[type-arg]
             raise HandlerExited(f"{self.name} ran out of memory: {error}") from error
         except Exception as error:
             if outermost:
-                retry_if_wanted(self, error)
+                retry_if_allowed(self, error)
             raise
         except BaseException as error:
             if self._is_interruption(error):

@@ -71,7 +71,7 @@ def test_admission_returns_whether_a_message_has_ended(any_ledger: AgentApp) -> 
     """A retry is admitted, a delivery after the end is not. An event that is recorded late is kept as it is."""
     agent = "w-1"
     message = Message(from_agent="tests", to_agent=agent, retention=any_ledger.settings.retention)
-    any_ledger.receipts.pending([(message, "command")])()
+    any_ledger.receipts.begin_recording([(message, "command")])()
 
     def admit(attempt: int) -> bool:
         details: dict[str, Any] = {"message": message, "handler": "command", "worker": "w@h", "attempt": attempt}

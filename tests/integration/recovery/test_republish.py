@@ -177,7 +177,7 @@ def test_a_recorded_reply_that_was_not_published_arrives(
         payload=payload,
         retention=RetentionPolicy.DAYS_90,
     )
-    app.receipts.pending([(reply, "replied")])()
+    app.receipts.begin_recording([(reply, "replied")])()
     assert recover(app, agent).recovered == [reply.message_id]
     assert settled(app, reply.message_id) is MessageStatus.HANDLED
     [received] = Requests(app).request(agent, "replies", timeout=20)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from waooaw_celery.agents.requests.operations import RequestOperations, blocking, direct
 from waooaw_celery.agents.requests.stream import Stream
-from waooaw_celery.agents.requests.verbs import RequestVerbs, blocking, direct
 from waooaw_celery.app.app import AgentApp
 
 
@@ -25,10 +25,10 @@ class RequestResponseHandler:
 
     def __init__(self, app: AgentApp) -> None:
         self.app = app
-        self.verbs = RequestVerbs(app, Stream)
+        self.operations = RequestOperations(app, Stream)
 
-    request = blocking(RequestVerbs.request)
-    send_request = blocking(RequestVerbs.send_request)
-    broadcast_request = blocking(RequestVerbs.broadcast_request)
-    stream = direct(RequestVerbs[Stream].stream)
-    request_later = direct(RequestVerbs.request_later)
+    request = blocking(RequestOperations.request)
+    send_request = blocking(RequestOperations.send_request)
+    broadcast_request = blocking(RequestOperations.broadcast_request)
+    stream = direct(RequestOperations[Stream].stream)
+    request_later = direct(RequestOperations.request_later)

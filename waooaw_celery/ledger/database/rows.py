@@ -39,8 +39,7 @@ class LedgerRow:
             - ``message``: a message.
             - ``fact``: an event of a message whose sender uses a ledger.
             - ``stray``: an event of a message whose envelope does not name its partition. The message's row must
-            be
-              looked up before the event is written.
+              be looked up before the event is written.
             - ``refusal``: a count of messages that a rate limit refused.
             - ``withdrawal``: a message was not published, but the database may have written it without confirming.
         message_id: the message; for a refusal, the agent.

@@ -16,8 +16,8 @@ from waooaw_celery.worker.outcomes.requeue import ReturnedToQueue, pause_for_out
 from waooaw_celery.worker.outcomes.retry_policy import Retries
 
 
-def retry_if_wanted(task: Any, error: Exception) -> None:
-    """Have a message tried again after an error of its handler, where its retry policy wants that.
+def retry_if_allowed(task: Any, error: Exception) -> None:
+    """Retry a message after an error of its handler, if its retry policy allows it.
 
     Args:
         task: the handler, an AgentTask.

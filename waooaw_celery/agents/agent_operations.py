@@ -1,4 +1,4 @@
-"""The verbs with an agent as sender, each written once for the face that blocks and the face that is awaited."""
+"""The operations with an agent as sender, each written once for the blocking and the asyncio classes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from waooaw_celery.agents.bus import MessageBus
 from waooaw_celery.agents.events.bus import EventBus
 from waooaw_celery.agents.events.delivery import Published
 from waooaw_celery.agents.requests.core import Params
-from waooaw_celery.agents.requests.verbs import AnyStream, RequestSteps, RequestVerbs
+from waooaw_celery.agents.requests.operations import AnyStream, RequestOperations, RequestSteps
 from waooaw_celery.app.app import AgentApp
 from waooaw_celery.messages.enums import MessageType, Priority
 from waooaw_celery.messages.message import Message
@@ -19,8 +19,8 @@ from waooaw_celery.messages.receipt import DeliveryReceipt
 from waooaw_celery.messages.validation import JSON
 
 
-class AgentVerbs(Generic[AnyStream]):
-    """The verbs with an agent as sender.
+class AgentOperations(Generic[AnyStream]):
+    """The operations with an agent as sender.
 
     Args:
         name: the agent.
@@ -32,7 +32,7 @@ class AgentVerbs(Generic[AnyStream]):
         self._name = name
         self._bus = MessageBus(app)
         self._events = EventBus(app)
-        self._requests = RequestVerbs(app, stream_type)
+        self._requests = RequestOperations(app, stream_type)
 
     def send(
         self,

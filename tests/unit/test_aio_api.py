@@ -1,4 +1,4 @@
-"""The blocking and the awaited classes have the same verbs."""
+"""The blocking and the awaited classes have the same operations."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from waooaw_celery.agents.aio import Agent as AsyncAgent
 from waooaw_celery.agents.client import AgentClient
 
 
-def verbs(face: type) -> set[str]:
+def operations(cls: type) -> set[str]:
     """Return the names of the public methods of a class."""
-    return {name for name, value in vars(face).items() if not name.startswith("_") and callable(value)}
+    return {name for name, value in vars(cls).items() if not name.startswith("_") and callable(value)}
 
 
 @pytest.mark.parametrize(
@@ -29,14 +29,14 @@ def verbs(face: type) -> set[str]:
         (AgentClient, AsyncAgent, set()),
     ],
 )
-def test_every_verb_can_be_awaited(blocking: type, awaited: type, blocking_only: set[str]) -> None:
-    """A new verb needs one line in aio."""
-    assert verbs(blocking) - blocking_only == verbs(awaited) - {"send_message"}
+def test_every_operation_can_be_awaited(blocking: type, awaited: type, blocking_only: set[str]) -> None:
+    """A new operation needs one line in aio."""
+    assert operations(blocking) - blocking_only == operations(awaited) - {"send_message"}
 
 
-def test_an_awaited_verb_has_the_signature_and_docstring_of_the_verb() -> None:
+def test_an_awaited_operation_has_the_signature_and_docstring_of_the_blocking_one() -> None:
     """help() shows the same for both."""
-    for name in verbs(AgentClient):
+    for name in operations(AgentClient):
         blocking, awaited = getattr(AgentClient, name), getattr(AsyncAgent, name)
         assert inspect.signature(blocking) == inspect.signature(awaited)
         assert blocking.__doc__ == awaited.__doc__

@@ -1,10 +1,10 @@
-"""The verbs of a request, each written once, for the face that blocks and the face that is awaited.
+"""The operations of a request, each written once, for the blocking and the asyncio classes.
 
-A verb that waits is a generator. It sends its requests and yields them. The face waits until the answers have
-arrived or the time is over, and resumes the verb, which returns its result. A face that no longer waits closes the
-verb, which drops its requests.
+An operation that waits is a generator. It sends its requests and yields them. The caller's class waits until the
+answers have arrived or the time is over, and resumes the operation, which returns its result. When the caller no
+longer waits, the class closes the operation, which drops its requests.
 
-A face is a class with the attribute ``verbs``: `RequestResponseHandler` and `AgentClient` block, the classes of
+Each such class has the attribute ``operations``: `RequestResponseHandler` and `AgentClient` block, the classes of
 `aio` are awaited.
 """
 
@@ -33,27 +33,27 @@ T = TypeVar("T")
 S = TypeVar("S")
 AnyStream = TypeVar("AnyStream")
 
-#: A verb that waits: it yields the requests that it sent, and returns its result.
+#: An operation that waits: it yields the requests that it sent, and returns its result.
 RequestSteps: TypeAlias = Generator[Sequence[PendingRequest], None, T]
 
 
-def direct(verb: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[Any, P], T]:
-    """Return a face's method that calls a verb which waits for no answer."""
+def direct(operation: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[Any, P], T]:
+    """Return a method that calls an operation which waits for no answer."""
 
-    @wraps(verb)
+    @wraps(operation)
     def call(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return verb(self.verbs, *args, **kwargs)
+        return operation(self.operations, *args, **kwargs)
 
     return call
 
 
-def blocking(verb: Callable[Concatenate[S, P], RequestSteps[T]]) -> Callable[Concatenate[Any, P], T]:
-    """Return a face's method that blocks its thread until a verb's answers have arrived or its time is over."""
+def blocking(operation: Callable[Concatenate[S, P], RequestSteps[T]]) -> Callable[Concatenate[Any, P], T]:
+    """Return a method that blocks its thread until an operation's answers have arrived or its time is over."""
 
-    @wraps(verb)
+    @wraps(operation)
     def call(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> T:
         check_may_block()
-        steps = verb(self.verbs, *args, **kwargs)
+        steps = operation(self.operations, *args, **kwargs)
         requests = next(steps)
         try:
             concurrent.futures.wait([each.answer for each in requests], requests[0].left)
@@ -65,24 +65,24 @@ def blocking(verb: Callable[Concatenate[S, P], RequestSteps[T]]) -> Callable[Con
     return call
 
 
-def in_thread(verb: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[Any, P], Coroutine[Any, Any, T]]:
-    """Return a face's coroutine that runs a verb in a thread, for a verb that waits for no answer."""
+def in_thread(operation: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[Any, P], Coroutine[Any, Any, T]]:
+    """Return a coroutine that runs an operation in a thread, for an operation that waits for no answer."""
 
-    @wraps(verb)
+    @wraps(operation)
     async def call(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return await asyncio.wrap_future(run_in_thread(verb, self.verbs, *args, **kwargs))
+        return await asyncio.wrap_future(run_in_thread(operation, self.operations, *args, **kwargs))
 
     return call
 
 
 def awaited(
-    verb: Callable[Concatenate[S, P], RequestSteps[T]],
+    operation: Callable[Concatenate[S, P], RequestSteps[T]],
 ) -> Callable[Concatenate[Any, P], Coroutine[Any, Any, T]]:
-    """Return a face's coroutine that sends in a thread, and holds no thread while the answers are awaited."""
+    """Return a coroutine that sends in a thread, and holds no thread while the answers are awaited."""
 
-    @wraps(verb)
+    @wraps(operation)
     async def call(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        steps = verb(self.verbs, *args, **kwargs)
+        steps = operation(self.operations, *args, **kwargs)
         sending = run_in_thread(next, steps)
         try:
             requests = await asyncio.wrap_future(sending)
@@ -93,30 +93,30 @@ def awaited(
             sending.add_done_callback(partial(_close, steps))
             raise
         for each in done:
-            each.exception()  # the verb reads it from the request; asyncio would log that nobody did
+            each.exception()  # the operation reads it from the request; asyncio would log that nobody did
         return _result(steps)
 
     return call
 
 
 def _result(steps: RequestSteps[T]) -> T:
-    """Resume a verb, and return its result."""
+    """Resume an operation, and return its result."""
     try:
         next(steps)
     except StopIteration as end:
         result: T = end.value
         return result
-    raise RuntimeError("a verb waits once")
+    raise RuntimeError("an operation waits once")
 
 
 def _close(steps: RequestSteps[Any], sending: Future[Any]) -> None:
-    """Close a verb that nobody awaits any more, once its requests were sent."""
+    """Close an operation that nobody awaits any more, once its requests were sent."""
     if not sending.cancelled() and sending.exception() is None:
         steps.close()
 
 
-class RequestVerbs(Generic[AnyStream]):
-    """The verbs of a request.
+class RequestOperations(Generic[AnyStream]):
+    """The operations of a request.
 
     Args:
         app: the application whose broker and result backend carry the requests.
