@@ -28,8 +28,9 @@ app.conf.update(
 
 
 def ours() -> list[str]:
-    """Return which modules of the package this process has."""
-    return [name for name in sys.modules if name.startswith("waooaw_celery")]
+    """Return which modules of the package this process has, except those that Kombu's entry point loads."""
+    entry_point = {"waooaw_celery", "waooaw_celery.wire", "waooaw_celery.wire.entry_points"}
+    return [name for name in sys.modules if name.startswith("waooaw_celery") and name not in entry_point]
 
 
 @app.task(name=f"{NAME}.command", bind=True)

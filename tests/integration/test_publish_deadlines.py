@@ -128,8 +128,8 @@ def test_response_is_recorded_while_the_breaker_is_open(proxy: Proxy, proxied_ap
     failure_of(calls(proxied_app, agent)["send"])
     assert not failure_of(calls(proxied_app, agent)["send"])[1].uncertain
     target = HandlerName(agent, "command")
-    answer = proxied_app.complete(target, message(agent).evolve(message_type=MessageType.RESPONSE))
-    _, failure = failure_of(lambda: proxied_app.send_messages([(target, answer)]))
+    answer = proxied_app.message_factory.complete(target, message(agent).evolve(message_type=MessageType.RESPONSE))
+    _, failure = failure_of(lambda: proxied_app.publisher.publish([(target, answer)]))
     assert failure.uncertain
     assert MessageBus(proxied_app).receipt(answer.message_id).status is MessageStatus.PENDING
 
