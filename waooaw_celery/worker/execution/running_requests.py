@@ -71,7 +71,8 @@ def requests_with_running_handler(
 
 def calls_handler(frame: FrameType | None) -> bool:
     """Return whether a thread with this frame is calling a handler."""
-    while frame is not None:
+    # The thread runs on meanwhile. Python 3.11 was seen to give an object that is no frame as the next one.
+    while isinstance(frame, FrameType):
         if frame.f_code.co_filename in _CALLERS:
             return True
         frame = frame.f_back
