@@ -41,6 +41,7 @@ def app(broker: Broker) -> Iterator[AgentApp]:
     app.close()
 
 
+@pytest.mark.slow
 def test_two_beats_purge_once(broker: Broker, app: AgentApp) -> None:
     """Each old message is removed and counted by exactly one of the two purges; a new message stays."""
     began = datetime.now(UTC) - timedelta(days=91)

@@ -154,6 +154,7 @@ def test_a_mistake_is_one_sentence_on_standard_error(
     assert done.stdout == ""
 
 
+@pytest.mark.slow
 def test_limits_are_shown_set_and_reset(cli: Cli, agent: str) -> None:
     """A quota that is set counts in the next process; `near` lists the sender, and `reset` frees it."""
     env = {"WAOOAW_RATE_LIMIT": "100/hour burst 20", "WAOOAW_RATE_LIMITS": '{"quiet": "1/day"}'}

@@ -65,6 +65,7 @@ def send_to_failing_handler(app: AgentApp, agent: str, payload: Any) -> str:
     return message.message_id
 
 
+@pytest.mark.slow
 def test_dead_letters_are_listed_shown_retried_and_discarded(
     app: AgentApp, agent: str, cli: Cli, tmp_path: Path
 ) -> None:

@@ -94,6 +94,7 @@ def test_stats_counts_and_measures(cli: Cli, agent: str, app: AgentApp) -> None:
     assert json.loads(cli("stats", "--until", "2001-01-01", "--json"))["total"] == 0
 
 
+@pytest.mark.slow
 def test_a_held_message_is_not_erased(cli: Cli, app: AgentApp, agent: str) -> None:
     """A hold keeps a payload from being erased until it is released; a purge prints what it removed."""
     secret = Message(from_agent="tests", to_agent=agent, payload={"name": "Ada"})

@@ -305,6 +305,7 @@ def test_redis_takes_its_flags() -> None:
     assert accepted == asked == {"maxmemory-policy": "noeviction", "appendonly": "yes"}
 
 
+@pytest.mark.slow
 def test_the_ledger_has_the_messages_of_the_services(fleet: Fleet, tmp_path: Path) -> None:
     """A document that an operator sends is measured and stored, and the ledger has every message."""
     (tmp_path / "harbour.txt").write_text("Ships lie in the harbour.")

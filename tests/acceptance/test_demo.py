@@ -124,6 +124,7 @@ def test_the_demo_does_the_whole_job_and_leaves_nothing(waooaw: Start, documents
     assert_nothing_is_left(tmp_path)
 
 
+@pytest.mark.slow
 def test_the_demo_tells_a_story_in_80_columns(waooaw: Start, documents: Path) -> None:
     """It introduces the agents, shows what happened with whole ids and no warning, and ends with a command."""
     demo = waooaw("demo", "--input", str(documents))
@@ -155,6 +156,7 @@ def test_the_demo_tells_a_story_in_80_columns(waooaw: Start, documents: Path) ->
     assert Path(program[0]).resolve() == (script if script.exists() else Path(sys.executable)).resolve()
 
 
+@pytest.mark.slow
 def test_a_folder_without_documents_is_an_error(waooaw: Start, tmp_path: Path) -> None:
     """With an empty folder, the demo ends with an error of one sentence and stops all processes."""
     (tmp_path / "empty").mkdir()
@@ -177,6 +179,7 @@ def up(waooaw: Start, *arguments: str) -> tuple[subprocess.Popen[str], str]:
     pytest.fail(f"waooaw up ended: {output}{process.stderr and process.stderr.read()}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_up_runs_until_a_signal(waooaw: Start, tmp_path: Path, number: signal.Signals) -> None:
     """The broker and Flower answer at the printed addresses; Ctrl-C and a closed terminal stop all processes."""
@@ -209,6 +212,7 @@ def test_up_runs_until_a_signal(waooaw: Start, tmp_path: Path, number: signal.Si
     assert_nothing_is_left(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_ends_all_with_its_output(waooaw: Start, tmp_path: Path) -> None:
     """When a worker is killed, the error of `up` names it, and all processes are stopped."""
     process, _ = up(waooaw)

@@ -99,6 +99,7 @@ def test_the_listener_prints_what_the_guide_says(newcomer: tuple[Path, dict[str,
     assert run("python listener.py", *newcomer).strip() == expected
 
 
+@pytest.mark.slow
 def test_the_planner_hears_what_the_publisher_publishes(newcomer: tuple[Path, dict[str, str]]) -> None:
     """publisher.py reaches the subscriber, as soon as that has started once."""
     folder, env = newcomer

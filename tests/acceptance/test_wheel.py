@@ -70,6 +70,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(INSTALL_SECONDS + DEMO_SECONDS)
 @pytest.mark.parametrize("version", VERSIONS)
 def test_the_wheel_installs_one_package_that_runs_the_demo(wheel: Path, tmp_path: Path, version: str) -> None:

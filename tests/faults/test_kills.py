@@ -6,12 +6,15 @@ import random
 import time
 from pathlib import Path
 
+import pytest
+
 from faults.worker_group import LEASE, WAIT_SECONDS, own_worker_group
 
 #: Maximum of seconds between a worker's first message and its kill.
 KILL_WITHIN_SECONDS = 1.0
 
 
+@pytest.mark.slow
 def test_a_kill_of_a_worker_that_holds_many_loses_nothing(tmp_path: Path) -> None:
     """A worker with sixteen prefetched messages is killed five times under load."""
     rng = random.Random(1)  # noqa: S311 - no secret

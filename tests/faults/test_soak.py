@@ -12,6 +12,7 @@ from soak.run import soak
 SECONDS = 90.0 if ALL else 40.0
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(360)
 def test_a_short_soak_loses_nothing_and_leaves_nothing_stuck(tmp_path: Path) -> None:
     """Workers are killed and connections cut; each message has one final event, and nothing grows."""

@@ -94,6 +94,7 @@ def test_a_sweep_with_a_wrong_clock_expires_only_overdue_messages(
         assert abs((finished_at - datetime.now(UTC)).total_seconds()) < TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "ahead", "pool"),
     [
@@ -145,6 +146,7 @@ def test_a_worker_with_a_wrong_clock_drops_only_expired_messages(
         assert log.count("Set the clock") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "ahead"), [("ledger", HOUR), ("ledger", -HOUR), ("valkey", -HOUR)])
 def test_a_sender_with_a_wrong_clock_sends_by_the_reference_clock(
     kind: str, ahead: float, request: pytest.FixtureRequest, tmp_path: Path
@@ -168,6 +170,7 @@ def test_a_sender_with_a_wrong_clock_sends_by_the_reference_clock(
         assert sender.stderr.count("Set the clock") == 1
 
 
+@pytest.mark.slow
 def test_a_purge_with_a_clock_far_ahead_is_refused(ledger: Broker, tmp_path: Path) -> None:
     """On a computer 120 days ahead, neither the command nor the periodic task removes anything."""
     app = ledger.app()
@@ -228,6 +231,7 @@ def test_a_purge_compares_all_clocks(ledger: Broker) -> None:
     app.close()
 
 
+@pytest.mark.slow
 def test_the_doctor_checks_every_clock(ledger: Broker, tmp_path: Path) -> None:
     """It checks the clocks of this computer, the broker and each worker, and fails if one is a minute off."""
     app = ledger.app()

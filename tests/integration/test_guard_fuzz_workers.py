@@ -85,6 +85,7 @@ def test_worker_on_redis_survives_mutated_messages(own_broker: Broker) -> None:
         app.close()
 
 
+@pytest.mark.slow
 @pytest.mark.rabbitmq
 def test_worker_on_rabbitmq_survives_mutated_messages(amqp_url: str, own_broker: Broker) -> None:
     """The same, as far as RabbitMQ accepts them."""

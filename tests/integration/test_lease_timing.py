@@ -78,6 +78,7 @@ def test_message_of_a_terminated_worker_is_started_again_within_5_seconds(worker
     assert max(seconds_until_started_again(workers, killed_at, 5 + TOLERANCE)) < 5 + TOLERANCE
 
 
+@pytest.mark.slow
 def test_worker_paused_for_ten_seconds_keeps_its_messages(workers: Plant) -> None:
     """No other worker starts its messages during the pause or afterwards."""
     send_signal(workers, signal.SIGSTOP)
@@ -105,6 +106,7 @@ def test_server_pause_longer_than_a_lease_redelivers_nothing(url: str, tmp_path:
         assert workers.labels("began") == ["long"]
 
 
+@pytest.mark.slow
 def test_leases_are_renewed_with_one_command(url: str, tmp_path: Path) -> None:
     """A worker that holds 40 messages renews them with one command, and at most every 3 s."""
     settings = {"worker_prefetch_multiplier": 40}

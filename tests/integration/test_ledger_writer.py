@@ -333,6 +333,7 @@ def test_flush_does_not_wait_for_later_writes(folder: Path, postgres_url: str) -
         assert took < 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
 def test_a_forked_child_writes_only_its_own_rows(
     kind: str, url: str, folder: Path, request: pytest.FixtureRequest

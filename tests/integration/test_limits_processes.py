@@ -69,6 +69,7 @@ def max_in_window(passed: list[tuple[float, float]], seconds: float) -> int:
     return most
 
 
+@pytest.mark.slow
 def test_a_window_is_never_exceeded_and_fully_used(redis_url: str) -> None:
     """40 a second: no second holds 41, and each of the six seconds that begin in 5.3 s holds 40."""
     tries, passed, first, last = run_hammers(store_url(redis_url), "40/second")
@@ -78,6 +79,7 @@ def test_a_window_is_never_exceeded_and_fully_used(redis_url: str) -> None:
     assert tries > 10 * len(passed)
 
 
+@pytest.mark.slow
 def test_a_burst_is_followed_by_the_rate(redis_url: str) -> None:
     """20 at once, then 10 a second, and never more than 45 in four seconds."""
     tries, passed, first, last = run_hammers(store_url(redis_url), "100/10 seconds burst 20; 45/4 seconds")

@@ -261,6 +261,7 @@ def test_a_message_of_a_killed_worker_is_handled_by_the_next(
     app.close()
 
 
+@pytest.mark.slow
 def test_periodic_tasks_end_messages_of_lost_workers(
     broker: Broker, app: AgentApp, start: Start, tmp_path: Path
 ) -> None:

@@ -51,6 +51,7 @@ def broker(url: str, proxy: Proxy) -> Iterator[Broker]:
     broker.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pool", ["solo", "prefork"])
 def test_idle_worker_replaces_a_half_open_connection(url: str, proxy: Proxy, tmp_path: Path, pool: str) -> None:
     """An idle worker replaces a connection that went dead without an event, and loses nothing."""
@@ -68,6 +69,7 @@ def test_idle_worker_replaces_a_half_open_connection(url: str, proxy: Proxy, tmp
         assert set(made.labels()) == {0, 1, "after"}
 
 
+@pytest.mark.slow
 def test_connections_that_die_under_load(url: str, proxy: Proxy, tmp_path: Path) -> None:
     """Connections die twice while messages are handled: each message is handled and acknowledged."""
     with plant(url, tmp_path, transport_options=SHORT_LEASES) as made:
@@ -122,6 +124,7 @@ def test_publish_is_repeated_after_a_lost_reply(broker: Broker, proxy: Proxy) ->
     assert broker.unacked_count() == 0
 
 
+@pytest.mark.slow
 def test_slow_connection_is_not_closed(broker: Broker, proxy: Proxy) -> None:
     """With half a second for each round trip no connection is closed, and no message is delivered twice."""
     queue = new_queue()

@@ -91,6 +91,7 @@ def test_a_message_that_would_expire_fails_at_once(agent: tuple[AgentApp, str]) 
     assert receipt.error == "RequeueLimitExceeded: the handler requeued the message 2 times: not mine"
 
 
+@pytest.mark.slow
 def test_returns_during_an_outage_are_paused_and_not_counted(ledger_broker: Broker) -> None:
     """While no attempt can be published, the message is delivered once a second, beyond the limit."""
     app, name = ledger_broker.app(), ledger_broker.name()

@@ -227,6 +227,7 @@ def test_result_with_a_lost_notification_is_fetched(app: AgentApp, server: Valke
     assert future.result(10).value == 7
 
 
+@pytest.mark.slow
 def test_thousands_of_requests_leave_nothing_behind(app: AgentApp, agent: str, server: Valkey) -> None:
     """No keys or subscriptions stay in the backend, and the caller's memory does not grow."""
     requests = aio.RequestResponseHandler(app)

@@ -148,6 +148,7 @@ def test_a_worker_that_claims_nothing_exits(broker: Broker, pool: tuple[str, ...
     app.close()
 
 
+@pytest.mark.slow
 def test_a_stalled_worker_releases_messages_without_a_handler(valkey_broker: Broker, on_valkey: AgentApp) -> None:
     """With waooaw_on_stall = "log", another worker handles its lost message, and not the one that it runs."""
     options = {"visibility_timeout": 4, "unacked_restore_interval": 1}
@@ -174,6 +175,7 @@ def test_a_stalled_worker_releases_messages_without_a_handler(valkey_broker: Bro
         end(each)
 
 
+@pytest.mark.slow
 def test_a_worker_that_recovers_logs_it(valkey_broker: Broker, on_valkey: AgentApp) -> None:
     """With waooaw_on_stall = "log", it is STALLED while its event loop is blocked, and alive afterwards."""
     name, process = start(valkey_broker, on_valkey, *PREFORK, waooaw_on_stall="log")

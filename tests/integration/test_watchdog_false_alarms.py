@@ -114,6 +114,7 @@ def pass_time(seconds: float = WAIT) -> None:
     until(lambda: time.monotonic() > ends_at, "some seconds", seconds + 60)
 
 
+@pytest.mark.slow
 def test_long_handlers_and_waiting_messages(fleet: Fleet) -> None:
     """Every slot runs a long handler while messages wait in the queue. Then the queue is empty."""
     ids = [id_ for seconds in (WAIT, WAIT, 0, 0) for id_ in fleet.send({"sleep": seconds})]
@@ -136,6 +137,7 @@ def test_a_paused_agent(fleet: Fleet) -> None:
     fleet.assert_handled(ids)
 
 
+@pytest.mark.slow
 def test_a_rate_limit_and_countdowns(fleet: Fleet) -> None:
     """A task is limited to one message in six seconds, which fill all slots. Others wait until they are due."""
     ids = [id_ for _ in range(3) for id_ in fleet.send({}, MessageType.ACK)]
@@ -145,6 +147,7 @@ def test_a_rate_limit_and_countdowns(fleet: Fleet) -> None:
     fleet.assert_healthy()
 
 
+@pytest.mark.slow
 def test_a_coroutine_that_blocks_its_event_loop(fleet: Fleet) -> None:
     """A handler runs, so it is no stall. The log warns of it."""
     requests = RequestResponseHandler(fleet.app)
@@ -184,6 +187,7 @@ def test_an_outage_of_the_broker(fleet: Fleet, outage: str) -> None:
     fleet.assert_healthy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("outage", ["stopped", "frozen"])
 def test_an_outage_of_the_ledger(fleet: Fleet, outage: str) -> None:
     """Its database is stopped or frozen while messages are handled and wait."""
@@ -202,6 +206,7 @@ def test_an_outage_of_the_ledger(fleet: Fleet, outage: str) -> None:
     fleet.assert_healthy()
 
 
+@pytest.mark.slow
 def test_a_warm_shutdown(fleet: Fleet) -> None:
     """The workers get SIGTERM while long handlers run, which come to their end."""
     ids = fleet.send({"sleep": WAIT})

@@ -242,6 +242,7 @@ def test_a_worker_that_can_record_nowhere_stops_consuming(
             assert "takes messages again" in probe.log
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("broker", ["valkey"], indirect=True)
 def test_the_pause_is_reported_and_a_writable_spool_ends_it(server: Server, broker: Broker, app: AgentApp) -> None:
     """The worker's heartbeat has the reason of the pause. It resumes once the spool can be written."""
@@ -285,6 +286,7 @@ def environment(broker: Broker) -> dict[str, str]:
     return {"CELERY_BROKER_URL": broker.url, "WAOOAW_DATABASE_URL": str(broker.database_url)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("broker", "killed"),
     [("valkey", True), pytest.param("rabbitmq", False, marks=RABBITMQ)],

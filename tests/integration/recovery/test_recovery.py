@@ -157,6 +157,7 @@ def test_two_runs_at_once_publish_once(any_ledger: AgentApp, broker: Broker) -> 
     assert recover(any_ledger, agent).recovered == []
 
 
+@pytest.mark.slow
 def test_a_healthy_broker_is_left_alone_under_load(
     broker: Broker, app: AgentApp, start: Callable[..., Process]
 ) -> None:
@@ -233,6 +234,7 @@ def test_a_message_in_the_spool_is_not_lost(broker: Broker, app: AgentApp) -> No
         assert recover(other, agent, dry_run=True).recovered == [lost]
 
 
+@pytest.mark.slow
 def test_beat_and_the_command_recover(broker: Broker, app: AgentApp, tmp_path: Path) -> None:
     """The system's worker runs the recovery periodically, and `waooaw recover` runs it at once."""
     agent = declare_agent(broker, app)
