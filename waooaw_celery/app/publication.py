@@ -89,3 +89,8 @@ def envelope_headers(message: Message, expires_at: datetime | None) -> dict[str,
         ENVELOPE_HEADER: message.to_envelope(),
         "expires": expires_at.isoformat() if expires_at else None,
     }
+
+
+def ids_of(batch: Batch) -> set[str]:
+    """Return the ids of the messages of a batch."""
+    return {message.message_id for _, message in batch}

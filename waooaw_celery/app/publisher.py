@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, NoReturn, Protocol
+from typing import Any, Protocol
 
 from amqp.exceptions import AMQPError
 from celery.result import AsyncResult
@@ -23,8 +23,10 @@ from kombu.exceptions import (  # type: ignore[attr-defined]  # its stubs are ol
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from waooaw_celery.app.publication import Batch, Publication
+from waooaw_celery.app.already_sent import check_not_sent_before, is_sent, was_sent_by_earlier_attempt
+from waooaw_celery.app.publication import Batch, Publication, ids_of
 from waooaw_celery.app.publish_batch import PublishBatch
+from waooaw_celery.app.publish_failures import no_connection, not_confirmed, refuse, withdraw
 from waooaw_celery.app.task_publication import TaskPublication
 from waooaw_celery.broker.circuit_breaker import CircuitBreaker
 from waooaw_celery.broker.redis.batch import BatchRefused
@@ -33,20 +35,17 @@ from waooaw_celery.errors import (
     BrokerUnavailable,
     InvalidMessage,
     StoreUnavailable,
-    UnknownMessage,
     WaooawError,
 )
 from waooaw_celery.limits.admission_control import AdmissionControl
 from waooaw_celery.limits.waiting import Wait
-from waooaw_celery.messages.enums import MessageStatus, MessageType
+from waooaw_celery.messages.enums import MessageType
 from waooaw_celery.messages.message import Message
-from waooaw_celery.messages.receipt import MessageEvent, MessageFact, ReceiptStore
+from waooaw_celery.messages.receipt import ReceiptStore
 from waooaw_celery.messages.reply_to import ReplyTo
 from waooaw_celery.store.agents import AgentRegistry
-from waooaw_celery.worker.current_task import current_task, is_sent_by_finished_handler
+from waooaw_celery.worker.current_task import is_sent_by_finished_handler
 from waooaw_celery.worker.execution.event_loop import is_on_event_loop
-from waooaw_celery.worker.outcomes.committed_effects import is_redelivered
-from waooaw_celery.worker.record import MAX_ERROR_CHARACTERS
 
 logger = logging.getLogger(__name__)
 
@@ -134,13 +133,13 @@ class Publisher:
             WaooawError: as ``AgentApp.send_task``.
         """
         [(target, message)] = task.batch
-        if self._was_sent_by_earlier_attempt(message.message_id):
+        if was_sent_by_earlier_attempt(self._components.receipts, message.message_id):
             return AsyncResult(message.message_id, app=self._app)
         self._components.registry.check_handler(target)
         try:
             self._publish(task, wait)
         except InvalidMessage as error:
-            if not (is_sent_by_finished_handler() and self._is_sent(message.message_id)):
+            if not (is_sent_by_finished_handler() and is_sent(self._components.receipts, message.message_id)):
                 raise
             # Two workers had the same message at once, and one of them has sent what follows it.
             logger.info("%s", error, extra={"action": "sent_on_before", "message_id": message.message_id})
@@ -260,26 +259,26 @@ class Publisher:
         """
         batch = part.batch
         belongs_to_accepted = is_recorded or event is not None or is_sent_by_finished_handler()
-        recorded: Callable[[], set[str]] = partial(_ids, batch) if is_recorded else self.record(part, event)
+        recorded: Callable[[], set[str]] = partial(ids_of, batch) if is_recorded else self.record(part, event)
         notes: list[Callable[[], None]] = []
 
         def when_ready() -> None:
             notes.append(self._components.receipts.prepare_sent([message for _, message in batch]))
-            self._check_not_sent_before(batch, recorded())
+            check_not_sent_before(self._components.receipts, batch, recorded())
 
         try:
             if part.publish_together(producer, when_ready):
                 published.extend(message for _, message in batch)
                 return notes[0]
         except BatchRefused as error:
-            self._refuse(batch, recorded(), belongs_to_accepted, error)
+            refuse(self._components.receipts, batch, recorded(), belongs_to_accepted, error)
         except BatchPublishError as error:
             # Kombu meets a dead connection here. Celery would publish again, and so do we, where it is safe.
             if len(batch) > 1 or isinstance(error.__cause__, RedisTimeoutError):
                 raise
         finally:
             new = recorded()  # nothing stays on its way
-        self._check_not_sent_before(batch, new)
+        check_not_sent_before(self._components.receipts, batch, new)
         for target, message in batch:
             try:
                 part.publish_one(producer, target, message)
@@ -288,7 +287,7 @@ class Publisher:
                 TypeError,
                 ValueError,
             ) as error:  # its options cannot be written: it was not sent
-                self._withdraw([message] if message.message_id in new else [], error)
+                withdraw(self._components.receipts, [message] if message.message_id in new else [], error)
                 raise
             published.append(message)
         return None
@@ -305,94 +304,12 @@ class Publisher:
             raise
         except (OperationalError, AMQPError, BatchPublishError, RedisConnectionError) as error:
             if isinstance(error.__cause__, LimitExceeded):
-                failure = self._no_connection(error.__cause__)
+                failure = no_connection(error.__cause__, self._app.conf.broker_pool_acquire_timeout)
                 # Celery's own ``send_task`` may have tried before it ran out of connections.
                 failure.uncertain = isinstance(part, TaskPublication)
                 raise failure from error
             self._note_sent(published)
-            raise _not_confirmed(part.batch, published, error) from error
-
-    def _no_connection(self, limit: BaseException) -> BrokerUnavailable:
-        return BrokerUnavailable(
-            f"all {limit} connections to the broker were in use for "
-            f"{self._app.conf.broker_pool_acquire_timeout:g} s: "
-            "does it answer slowly, or is broker_pool_limit lower than the number of threads that send?"
-        )
-
-    def _was_sent_by_earlier_attempt(self, message_id: str) -> bool:
-        """Whether an earlier attempt of the finished handler has sent this, such as a chain's next step."""
-        task = current_task()
-        if task is None or not is_sent_by_finished_handler() or not is_redelivered(task.request):
-            return False
-        return self._is_sent(message_id)
-
-    def _is_sent(self, message_id: str) -> bool:
-        try:
-            return self._components.receipts.get(message_id).status is not MessageStatus.PENDING
-        except UnknownMessage:
-            return False
-
-    def _check_not_sent_before(self, batch: Batch, new: set[str]) -> None:
-        """Check that the broker cannot have any of the messages that were recorded before.
-
-        Raises:
-            InvalidMessage: it may have one. The new messages are withdrawn, because none is published.
-        """
-        for _, message in batch:
-            if message.message_id not in new:
-                try:
-                    self._check_may_be_sent_again(message)
-                except InvalidMessage as error:
-                    self._withdraw([each for _, each in batch if each.message_id in new], error)
-                    raise
-
-    def _check_may_be_sent_again(self, message: Message) -> None:
-        """Let a message be sent again only when the broker may not have it, or its own handler replaces it."""
-        task = current_task()
-        if task is not None and task.request.id == message.message_id:
-            return
-        status = self._components.receipts.get(message.message_id).status
-        if status is not MessageStatus.PENDING:
-            raise InvalidMessage(
-                f"message {message.message_id} was sent already and is {status}: "
-                "to send the same content again, send a new Message"
-            )
-
-    def _withdraw(self, messages: Sequence[Message], error: Exception) -> None:
-        """End messages that were recorded and are not published; recovery would publish them otherwise."""
-        if messages:
-            about: dict[str, Any] = {
-                "event": MessageEvent.FAILED,
-                "error": f"not published: {error}"[:MAX_ERROR_CHARACTERS],
-            }
-            facts = (MessageFact(message_id=each.message_id, message=each, **about) for each in messages)
-            self._components.receipts.note(*facts)
-
-    def _refuse(self, batch: Batch, new: set[str], belongs_to_accepted: bool, error: Exception) -> NoReturn:
-        """End messages that the broker refused, unless it may have one or recovery is to publish them.
-
-        Args:
-            batch: the messages.
-            new: ids of those that were recorded for this call: no other call can have published them.
-            belongs_to_accepted: whether they belong to what was accepted: an outbox, an event, a finished handler.
-            error: the refusal.
-
-        Raises:
-            BrokerUnavailable: always.
-        """
-        messages = [message for _, message in batch]
-        failure = BrokerUnavailable(f"{len(messages)} messages were not published: {error}")
-        answers = any(message.message_type is MessageType.RESPONSE for message in messages)
-        if not belongs_to_accepted and not answers and _ids(batch) <= new:
-            try:
-                self._withdraw(messages, error)
-            except StoreUnavailable as unavailable:  # recovery may find them, and publish them
-                logger.warning(
-                    "refused messages stay PENDING: %s", unavailable, extra={"action": "receipt_stays_pending"}
-                )
-            else:
-                failure.uncertain = False
-        raise failure from error
+            raise not_confirmed(part.batch, published, error) from error
 
     def _note_sent(self, messages: Sequence[Message], note: Callable[[], None] | None = None) -> None:
         """Note that the broker has messages."""
@@ -404,24 +321,5 @@ class Publisher:
             logger.warning("%s; a receipt stays PENDING", error, extra={"action": "receipt_stays_pending"})
 
 
-def _ids(batch: Batch) -> set[str]:
-    return {message.message_id for _, message in batch}
-
-
 def _is_replay(message: Message) -> bool:
     return message.event is not None and message.event.replay
-
-
-def _not_confirmed(batch: Batch, published: Sequence[Message], error: Exception) -> BrokerUnavailable:
-    missing = [message for _, message in batch[len(published) :]]
-    first, cause = missing[0], error.__cause__ or error
-    if len(batch) == 1:
-        what = f"message {first.message_id} to {first.to_agent!r} was"
-    else:
-        what = (
-            f"{len(missing)} of {len(batch)} messages, the first of them {first.message_id} to "
-            f"{first.to_agent!r}, were"
-        )
-    failure = BrokerUnavailable(f"{what} not confirmed by the broker: {cause}")
-    failure.message_ids = tuple(message.message_id for message in published)
-    return failure
