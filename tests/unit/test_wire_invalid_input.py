@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from wire_values import FORMATS, decoded, encoded
@@ -12,6 +13,7 @@ from waooaw_celery.wire.caps import (
     MIB,
     Caps,
     check_json_nodes,
+    check_shape,
 )
 
 
@@ -82,6 +84,21 @@ def test_the_declared_length_of_a_list_is_not_trusted() -> None:
     body = b"\xdd\x00\x0f\x42\x40" * 900 + b"\x01" * 200_000
     with pytest.raises(DecodingFailed):
         decoded(body, "msgpack")
+
+
+@pytest.mark.parametrize("value", [[[], {}, ""] * 4, {"a": [{}] * 3, "b": []}, [[" "], ["[]"], []], [[[[]]]], {}])
+def test_both_ends_count_the_same_values(value: Any) -> None:
+    """What the sender's check accepts, the receiver's accepts too, also with empty lists, objects and strings."""
+    text = json.dumps(value).encode()
+    for nodes in range(1, 20):
+        caps, results = Caps(max_nodes=nodes), []
+        for check, given in ((check_shape, value), (check_json_nodes, text)):
+            try:
+                check(given, caps)
+                results.append("accepted")
+            except DecodingFailed:
+                results.append("refused")
+        assert len(set(results)) == 1, (nodes, results)
 
 
 def test_a_string_counts_as_one_value() -> None:

@@ -16,6 +16,8 @@ _ITEM_OVERHEAD = 4096
 #: A JSON string with its quotes. A string without an end also matches: searching for the end from each of its
 #: quotes would take quadratic time.
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
+#: A list or an object without values, outside of strings.
+_EMPTY = re.compile(rb"\[\s*\]|\{\s*\}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,10 +95,11 @@ def check_json_nodes(text: bytes, caps: Caps) -> None:
     Raises:
         DecodingFailed: There are more than ``max_nodes``.
     """
-    # Each value except the first comes with at least one character of its own: a comma or a bracket.
+    # Each value except the first follows a comma, or is the first of a list or an object.
     if len(text) <= caps.max_nodes or _separators(text) < caps.max_nodes:
         return
-    if _separators(_STRING.sub(b"", text)) >= caps.max_nodes:  # without those inside strings
+    without_strings = _STRING.sub(b"0", text)
+    if _separators(without_strings) - len(_EMPTY.findall(without_strings)) >= caps.max_nodes:
         raise DecodingFailed(f"it contains more than {caps.max_nodes} values")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from celery.utils.collections import LimitedSet
 
 #: How many started messages a worker remembers.
-MAX_REMEMBERED = 50_000
+MAX_STARTED = 50_000
 #: The reason that the result backend stores for a request that was cancelled.
 CANCELLED = "cancelled"
 
@@ -37,7 +37,7 @@ class CancellationRegistry:
         #: By message id: whether a running handler is stopped too, and when the cancellation was learnt.
         self._known: dict[str, tuple[bool, float]] = {}
         #: Messages whose outcome this worker may not have recorded yet.
-        self._taken: Any = LimitedSet(maxlen=MAX_REMEMBERED)
+        self._taken: Any = LimitedSet(maxlen=MAX_STARTED)
 
     def add(self, message_id: str, running: bool) -> None:
         """Add a cancellation.
@@ -80,7 +80,7 @@ class CancellationRegistry:
             self._taken.add(message_id)
 
     def has_taken(self, message_id: str) -> bool:
-        """Return whether this worker has started a message, among the last ``MAX_REMEMBERED``."""
+        """Return whether this worker has started a message, among the last ``MAX_STARTED``."""
         return message_id in self._taken
 
 

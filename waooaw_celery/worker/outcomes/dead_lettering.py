@@ -23,7 +23,7 @@ from waooaw_celery.worker.task import AgentTask
 logger = logging.getLogger(__name__)
 
 #: How many dead letters a process remembers, because Celery reports some failures twice.
-_MAX_REMEMBERED = 1000
+_MAX_RECENT = 1000
 _dead_lettered: OrderedDict[str, None] = OrderedDict()
 
 
@@ -72,7 +72,7 @@ def add_dead_letter(task: AgentTask, request: Context | None, reason: str) -> bo
         _log_refused(message_id, error)
         return False
     _dead_lettered[message_id] = None
-    while len(_dead_lettered) > _MAX_REMEMBERED:
+    while len(_dead_lettered) > _MAX_RECENT:
         _dead_lettered.popitem(last=False)
     return True
 
