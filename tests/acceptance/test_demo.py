@@ -208,7 +208,7 @@ def test_up_runs_until_a_signal(waooaw: Start, tmp_path: Path, number: signal.Si
     )
     assert json.loads(done.stdout)["archivist"]["status"] == {"stored": 0}
     process.send_signal(number)
-    process.wait(30)
+    process.wait(60)
     assert_nothing_is_left(tmp_path)
 
 

@@ -73,7 +73,7 @@ def test_a_batch_sends_the_same_messages_as_celery(app: AgentApp, client: Any, s
     batch = [(TARGET, app.message_factory.complete(TARGET, message)) for message in messages()]
     with app.producer_or_acquire() as producer:
         publication = PublishBatch(app, batch)
-        publication.check()
+        publication.check_bodies()
         assert publication._may_bypass_celery(producer)
         assert publication.publish_together(producer, lambda: None)
         directly = take_waiting(client)
@@ -116,7 +116,7 @@ def test_a_refused_batch_publishes_nothing(app: AgentApp, client: Any) -> None:
     batch = [(TARGET, messages()[0])]
     with app.producer_or_acquire() as producer:
         publication = PublishBatch(app, batch)
-        publication.check()
+        publication.check_bodies()
         with pytest.raises(PermissionError):
             publication.publish_together(producer, refuse)
     assert take_waiting(client) == []
