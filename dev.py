@@ -2,8 +2,9 @@
 
 Needs only Python 3.11 or newer. Creates the virtual environment `.venv`, installs the project with what the
 command needs, and runs it. Further arguments go to the command: `python3 dev.py test -k priority`,
-`python3 dev.py bench sending --rounds 7`, `python3 dev.py faults --rounds 10 --write`.
-`python3 dev.py mutants limits` shows which random changes of a room no quick test notices; it is not part of CI.
+`python3 dev.py bench --quick`, `python3 dev.py bench questions`, `python3 dev.py faults --rounds 10 --write`.
+`python3 dev.py mutants limits` shows which random changes of a subpackage no unit test notices. It is not part of
+CI.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ PYTHON = VENV / "bin" / "python"
 #: What each command needs: extras of the project, and dependency groups of pyproject.toml.
 NEEDS = {
     "demo": ("embedded", ()),
-    "test": ("embedded,flower,protobuf,zstd,crypto", ("test",)),
-    "lint": ("embedded,flower,protobuf,zstd,crypto", ("test", "lint")),
+    "test": ("embedded,flower,protobuf,zstd,crypto,pydantic-ai", ("test",)),
+    "lint": ("embedded,flower,protobuf,zstd,crypto,pydantic-ai", ("test", "lint")),
     "bench": ("embedded,protobuf,zstd", ("peers",)),
     "faults": ("embedded,protobuf,zstd,crypto", ("test",)),
     "soak": ("embedded,protobuf,zstd,crypto", ("test",)),
-    "mutants": ("embedded,flower,protobuf,zstd,crypto", ("test", "mutants")),
+    "mutants": ("embedded,flower,protobuf,zstd,crypto,pydantic-ai", ("test", "mutants")),
 }
 
 
@@ -75,27 +76,33 @@ def lint(arguments: list[str]) -> int:
 
 
 def bench(arguments: list[str]) -> int:
-    """Run one benchmark, such as `bench sending --rounds 7`, or all of them."""
-    names = arguments[:1] or ["sending", "handling", "asking", "transport", "ledger", "limits", "wire"]
-    return max([run([str(PYTHON), "-m", f"benchmarks.{name}", *arguments[1:]]) for name in names])
+    """Compare with plain Celery and other projects: `bench --quick`; or run one benchmark: `bench ledger`."""
+    if arguments and not arguments[0].startswith("-"):
+        name, *rest = arguments
+        if name == "questions":
+            name, rest = "ledger", ["--only", "queries", *rest]
+        if (ROOT / "benchmarks" / f"{name}.py").exists():
+            return run([str(PYTHON), "-m", f"benchmarks.{name}", *rest])
+        arguments = ["--only", name, *rest]
+    return run([str(PYTHON), "-m", "benchmarks.suite", *arguments])
 
 
 def faults(arguments: list[str]) -> int:
-    """Cause every fault many times, on each broker, also with plain Celery, and account for every message."""
+    """Cause every fault many times, on each broker and with plain Celery, and account for every message."""
     os.chdir(ROOT)
     os.environ["PYTHONPATH"] = str(ROOT / "tests")
     return become([str(PYTHON), "-m", "faults", *arguments])
 
 
 def soak(arguments: list[str]) -> int:
-    """Let agents work for long while processes are killed and connections are cut: `soak --minutes 30`."""
+    """Run agents under load while processes are killed and connections are cut: `soak --minutes 30`."""
     os.chdir(ROOT)
     os.environ["PYTHONPATH"] = str(ROOT / "tests")
     return become([str(PYTHON), "-m", "soak", *arguments])
 
 
 def mutants(arguments: list[str]) -> int:
-    """Change the code of rooms, such as `limits`, or modules, such as `wire.caps`, and run their quick tests."""
+    """Mutate subpackages, such as `limits`, or modules, such as `wire.caps`, and run their unit tests."""
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     return become([str(PYTHON), str(ROOT / "tests" / "mutation_testing.py"), *arguments])
 

@@ -1,22 +1,31 @@
-"""The agent of the benchmark: it does nothing with what it gets."""
+"""The agent of the benchmarks: it does nothing with what it gets.
+
+BENCH_AGENT is its name. BENCH_BATCH is how many commands its handler gets at once; left out: one.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator
+from typing import Any
 
 from waooaw_celery import Agent, Message, MessageType, create_app
+from waooaw_celery.agents import MessageBatch
 
 app = create_app("agent_worker")
-agent = Agent("receiver", app)
+agent = Agent(os.environ.get("BENCH_AGENT", "receiver"), app)
 
 
-@agent.on(MessageType.COMMAND)
-def command(message: Message) -> None:
+def command(message: Message | MessageBatch) -> None:
     """Do nothing."""
 
 
+BATCH = int(os.environ.get("BENCH_BATCH", "0"))
+agent.on(MessageType.COMMAND, **({"batch": BATCH, "within": 0.05} if BATCH else {}))(command)
+
+
 @agent.method
-def echo(value: int) -> int:
+def echo(value: Any) -> Any:
     """Answer."""
     return value
 

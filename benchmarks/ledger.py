@@ -55,6 +55,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--messages", type=int, default=1_000_000)
     parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--only", choices=("queries", "purge"), default=None)
     options = parser.parse_args()
     console = Console()
     with postgres() as url:
@@ -66,9 +67,12 @@ def main() -> None:
         console.print(f"{options.messages:,} messages written in {time.perf_counter() - began:.0f} s")
         print_sizes(console, database, options.messages)
         ledger = Ledger(database, RetentionPolicy.DAYS_90)
-        cases = query_cases(MessageAuditTrail(ledger), ledger, options.messages, now)
-        goals = print_times(console, cases, options.rounds)
-        goals += print_purges(console, database, ledger, now)
+        goals: list[Goal] = []
+        if options.only != "purge":
+            cases = query_cases(MessageAuditTrail(ledger), ledger, options.messages, now)
+            goals += print_times(console, cases, options.rounds)
+        if options.only != "queries":
+            goals += print_purges(console, database, ledger, now)
         console.print(
             f"peak memory of this process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10} MiB"
         )

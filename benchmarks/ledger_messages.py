@@ -11,7 +11,7 @@ from uuid import UUID
 from sqlalchemy import PrimaryKeyConstraint, text
 from sqlalchemy.schema import AddConstraint, DropConstraint
 
-from benchmarks.sending import PAYLOAD
+from benchmarks.payload import PAYLOAD
 from waooaw_celery.ledger.database.engine import Database
 from waooaw_celery.ledger.database.models import MessageEventRow, MessageRow
 

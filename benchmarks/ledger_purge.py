@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.table import Table
 from sqlalchemy import event
 
+from benchmarks.payload import PAYLOAD
 from benchmarks.report import Goal
-from benchmarks.sending import PAYLOAD
 from waooaw_celery import Message
 from waooaw_celery.ledger.database.engine import Database
 from waooaw_celery.ledger.database.partitions import Month

@@ -21,8 +21,9 @@ from typing import Any
 
 from rich.console import Console
 
+from benchmarks.payload import PAYLOAD
 from benchmarks.report import Goal, print_goals, report
-from benchmarks.sending import PAYLOAD, measure
+from benchmarks.turns import measure
 from waooaw_celery import Message, MessageBus, RateLimiter, RateLimitExceeded, create_app
 from waooaw_celery.embedded import free_port, valkey
 from waooaw_celery.limits.grammar import parse_quota

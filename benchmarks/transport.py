@@ -28,8 +28,8 @@ from redis import Redis
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.payload import PAYLOAD
 from benchmarks.report import Goal, print_goals
-from benchmarks.sending import PAYLOAD
 from benchmarks.transport_worker import make_app
 from waooaw_celery.embedded import end, spawn, valkey
 

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import redis
+from hypothesis import settings
 from selection import pytest_addoption as pytest_addoption
 from selection import pytest_collection_modifyitems as pytest_collection_modifyitems
 
@@ -22,6 +23,11 @@ from waooaw_celery.embedded import postgres, valkey
 for _name in [name for name in os.environ if name.startswith(("CELERY_", "WAOOAW_", "FLOWER_"))]:
     if not _name.startswith("WAOOAW_TEST_"):
         del os.environ[_name]  # each test sets what it needs
+
+
+# An example may wait for the processor: no test is about the time of one.
+settings.register_profile("tests", deadline=None)
+settings.load_profile("tests")
 
 
 @pytest.fixture(scope="session")
@@ -60,11 +66,32 @@ def postgres_url() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def dead_letters_alone() -> Iterator[None]:
+def dead_letters_alone(request: pytest.FixtureRequest) -> Iterator[None]:
     """Lock the dead-letter queues of the shared RabbitMQ against other test processes of this computer.
 
-    A reader of a queue holds its messages for a short time, and others do not see them.
+    A reader of a queue holds its messages for a short time, and others do not see them. A file of which no test
+    of RabbitMQ was selected waits for nobody.
     """
+    selected = [item for item in request.session.items if item.path == request.path]
+    if not any(item.get_closest_marker("rabbitmq") for item in selected):
+        yield
+        return
+    with _dead_letters_locked():
+        yield
+
+
+@pytest.fixture
+def dead_letters_alone_once(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The same lock for a single test, in a file whose other tests read no dead letters."""
+    if request.node.get_closest_marker("rabbitmq") is None:
+        yield
+        return
+    with _dead_letters_locked():
+        yield
+
+
+@contextmanager
+def _dead_letters_locked() -> Iterator[None]:
     path = Path(tempfile.gettempdir()) / f"waooaw-tests-dead-letters-{os.getuid()}"
     with path.open("w") as lock:
         deadline = time.monotonic() + 600

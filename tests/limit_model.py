@@ -1,7 +1,8 @@
 """A reference model of rate limits, written independently of the package: it stores every message.
 
 A rule divides its window into 25,000 steps. A message counts until more than 25,000 steps have passed after its
-own. A token bucket holds a fraction of messages. Nothing is optimised, packed or pruned.
+own. A token bucket holds a fraction of messages, and refills in each microsecond. Nothing is optimised, packed or
+pruned.
 """
 
 from __future__ import annotations
@@ -106,8 +107,7 @@ class Model:
         full = Fraction(rule.burst or 0)
         if record.bucket is None or scope.last is None:
             return full
-        step = rule.period * 1_000_000 // STEPS
-        return min(full, record.bucket + Fraction((now // step - scope.last // step) * rule.limit, STEPS))
+        return min(full, record.bucket + Fraction((now - scope.last) * rule.limit, rule.period * 1_000_000))
 
 
 def rules_of(quota: Quota, scope: str) -> list[Rule]:

@@ -12,7 +12,7 @@ from waooaw_celery import AgentApp, Message, MessageBus
 from waooaw_celery.ledger.read.records import AuditRecord
 from waooaw_celery.ledger.trail import MessageAuditTrail
 from waooaw_celery.maintenance.recovery import Recovery, RecoveryResult
-from waooaw_celery.messages.queues import agent_queue, queue_depth
+from waooaw_celery.messages.queues import agent_queue
 from waooaw_celery.store.connection import store_url
 
 
@@ -55,12 +55,6 @@ def read_record(app: AgentApp, message_id: str) -> AuditRecord:
 def event_names(app: AgentApp, message_id: str) -> list[str]:
     """Return the events of a message, in order."""
     return [event.event for event in read_record(app, message_id).events]
-
-
-def queue_length(app: AgentApp, agent: str) -> int:
-    """Return how many messages are in an agent's queue."""
-    with app.connection_for_read() as connection:
-        return queue_depth(connection, agent_queue(agent)).total
 
 
 def raw_messages(broker: Broker, agent: str) -> list[tuple[str, dict[str, Any]]]:

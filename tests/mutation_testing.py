@@ -1,11 +1,11 @@
-"""Mutation testing: how many random changes of a room's code make its own quick tests fail.
+"""Mutation testing: how many random changes of a subpackage make its own unit tests fail.
 
-python3 dev.py mutants [room or module ...] [--sample 60] [--seed 1]
+python3 dev.py mutants [subpackage or module ...] [--sample 60] [--seed 1]
 
-A room such as `limits`, and any module of it such as `limits.grammar`, is tested by the files in tests/unit that
-are named after the room. They must need no server. Cosmic Ray changes the code. Each mutant is tested in a forked
-process that imports the changed source from memory, so that no file is written. A mutant that survives is shown
-with its line: either a test is missing, or the change does not matter. A random sample of each room is tested;
+The files in tests/unit that are named after a subpackage, such as `limits`, test it and its modules, such as
+`limits.grammar`. They must need no server. Cosmic Ray changes the code. Each mutant is tested in a forked process
+that imports the changed source from memory, so that no file is written. A mutant that survives is shown with its
+line: either a test is missing, or the change does not matter. A random sample of each subpackage is tested;
 `--sample 0` tests all.
 """
 
@@ -38,8 +38,8 @@ from cosmic_ray.plugins import get_operator, operator_names
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "waooaw_celery"
-#: Rooms that are tested if none is named, and the share of mutants that their tests must kill.
-ROOMS = ("limits", "wire")
+#: Subpackages that are tested if none is named, and the share of mutants that their tests must kill.
+SUBPACKAGES = ("limits", "wire")
 MIN_KILLED = 0.85
 #: Third-party modules that every mutant needs: imported once, before the processes are forked.
 PRELOADED = (
@@ -103,24 +103,27 @@ class Mutant:
 def main() -> int:
     """Test mutants, print those that survive, and return 1 if too many do."""
     parser = argparse.ArgumentParser(prog="dev.py mutants", description=__doc__.partition("\n")[0])
-    parser.add_argument("names", nargs="*", default=ROOMS, help="rooms or modules, such as limits or wire.caps")
-    parser.add_argument("--sample", type=int, default=60, help="mutants per room, 0 for all (default: 60)")
+    parser.add_argument(
+        "names", nargs="*", default=SUBPACKAGES, help="subpackages or modules, such as limits or wire.caps"
+    )
+    parser.add_argument("--sample", type=int, default=60, help="mutants per subpackage, 0 for all (default: 60)")
     parser.add_argument("--seed", type=int, default=1, help="of the sample (default: 1)")
     options = parser.parse_args()
     preload()
-    scores = [test_room(name, options.sample, options.seed) for name in options.names]
+    scores = [test_mutants(name, options.sample, options.seed) for name in options.names]
     return int(min(scores) < MIN_KILLED)
 
 
 def preload() -> None:
-    """Import what all mutants need, but not the package."""
+    """Import what all mutants need, and forget the package: Kombu has imported it for its serializer."""
     for name in PRELOADED:
         importlib.import_module(name)
-    assert PACKAGE not in sys.modules
+    for name in [each for each in sys.modules if each.partition(".")[0] == PACKAGE]:
+        del sys.modules[name]
 
 
-def test_room(name: str, sample: int, seed: int) -> float:
-    """Test the mutants of a room or module, and return the share that is killed."""
+def test_mutants(name: str, sample: int, seed: int) -> float:
+    """Test the mutants of a subpackage or module, and return the share that is killed."""
     tests = tests_of(name)
     duration = baseline(tests)
     rng = random.Random(seed)  # noqa: S311 - nothing here is secret
@@ -144,7 +147,7 @@ def test_room(name: str, sample: int, seed: int) -> float:
 
 
 def tests_of(name: str) -> list[Path]:
-    """Return the unit tests of a room or of a module's room: test_wire*.py for wire and for wire.caps."""
+    """Return the unit tests of a subpackage or module: test_wire*.py for both wire and wire.caps."""
     parts = name.split(".")
     if len(parts) > 1 and not (ROOT / PACKAGE / Path(*parts)).is_dir():
         parts.pop()
@@ -155,11 +158,11 @@ def tests_of(name: str) -> list[Path]:
 
 
 def modules_of(name: str) -> list[Path]:
-    """Return the source files of a room or a module."""
+    """Return the source files of a subpackage or a module."""
     place = ROOT / PACKAGE / name.replace(".", "/")
     found = sorted(place.glob("*.py")) if place.is_dir() else [place.with_suffix(".py")]
     if not all(path.exists() for path in found) or not found:
-        raise SystemExit(f"there is no room or module {name!r}")
+        raise SystemExit(f"there is no subpackage or module {name!r}")
     return found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,8 @@ class Server:
     def thaw(self) -> None:
         """Resume the processes of the server."""
         for process in self._frozen:
-            process.resume()
+            with suppress(psutil.NoSuchProcess):  # it ended when the server resumed
+                process.resume()
         self._frozen = []
 
     @property

@@ -9,9 +9,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 _CHUNK = 65536
+_DEFAULT_PORTS = {"redis": 6379, "amqp": 5672}
 
 
 @dataclass(eq=False)
@@ -52,6 +53,17 @@ class Proxy:
         self.lost = threading.Event()  #: set when a reply was lost
 
         threading.Thread(target=self._accept, daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        """The server's URL with the host and port of the proxy; the database and the user are the server's."""
+        server = self._server
+        if server.hostname is None:  # the path is that of a socket
+            query = parse_qs(server.query)
+            [database] = query.get("virtual_host") or query.get("db") or ["0"]
+            return f"redis://127.0.0.1:{self.port}/{database.lstrip('/')}"
+        user, at, _ = server.netloc.rpartition("@")
+        return server._replace(netloc=f"{user}{at}127.0.0.1:{self.port}").geturl()
 
     @property
     def connections(self) -> int:
@@ -122,8 +134,9 @@ class Proxy:
             threading.Thread(target=self._pass_on, args=(connection, from_client), daemon=True).start()
 
     def _dial(self) -> socket.socket:
-        if self._server.port is not None:
-            return socket.create_connection((str(self._server.hostname), self._server.port), timeout=None)
+        if self._server.hostname is not None:
+            port = self._server.port or _DEFAULT_PORTS[self._server.scheme]
+            return socket.create_connection((self._server.hostname, port), timeout=None)
         server = socket.socket(socket.AF_UNIX)
         server.connect(self._server.path)
         return server

@@ -18,7 +18,9 @@ from waooaw_celery.messages.queues import agent_queue
 def real_messages(app: AgentApp, name: str, count: int) -> list[dict[str, Any]]:
     """Send messages to an agent without a worker, and return them as they travelled."""
     for number in range(count):
-        MessageBus(app).send(Message(from_agent="tests", to_agent=name, payload={"number": number}))
+        # On a busy computer a whole corpus takes more than the usual five minutes.
+        sent = Message(from_agent="tests", to_agent=name, payload={"number": number}, ttl_seconds=3600)
+        MessageBus(app).send(sent)
     found = []
     with app.connection_for_write() as connection, connection.channel() as channel:
         queue = agent_queue(name)(channel)

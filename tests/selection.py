@@ -1,7 +1,7 @@
-"""Which tests run: quickly, for people; all of them, with ``--all``; the longest, with WAOOAW_TEST_ALL=1.
+"""Which tests run: the quick ones by default, all of them with ``--all``, the longest with WAOOAW_TEST_ALL=1.
 
 The quick run holds every unit test, and every other test once, with the first of its parameters, unless it is
-marked ``slow``. So each room and each guarantee is in it.
+marked ``slow``. So it covers each subpackage and each guarantee.
 """
 
 from __future__ import annotations

@@ -19,10 +19,11 @@ import psycopg2  # type: ignore[import-untyped]
 import pytest
 from process_pool import spawn
 
-from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus, create_app
-from waooaw_celery.errors import UnknownAgent
+from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus, RequestResponseHandler, create_app
+from waooaw_celery.embedded import end
+from waooaw_celery.errors import StoreUnavailable, UnknownAgent
 from waooaw_celery.ledger.database.engine import database_url
-from waooaw_celery.messages.queues import agent_queue
+from waooaw_celery.messages.queues import agent_queue, queue_depth
 from waooaw_celery.messages.receipt import MessageEvent, MessageFact, ReceiptStore
 
 #: Longest time that a test waits for another process, in seconds.
@@ -36,6 +37,12 @@ def until(condition: Callable[[], object], what: str = "the condition", seconds:
         if time.monotonic() > deadline:
             pytest.fail(f"timed out after {seconds:g} s waiting for {what}")
         time.sleep(0.05)
+
+
+def pass_time(seconds: float) -> None:
+    """Let some seconds pass in which nothing may happen; only for claims about time itself."""
+    ends_at = time.monotonic() + seconds
+    until(lambda: time.monotonic() > ends_at, "some seconds", seconds + 60)
 
 
 @contextmanager
@@ -133,14 +140,30 @@ class Broker:
         process = spawn(command, log=log, env=env, cwd=PROBE_FOLDER)
 
         def declared() -> bool:
-            with suppress(UnknownAgent):
+            # A connection of the pool may be older than a restart of its server.
+            with suppress(UnknownAgent, StoreUnavailable):
                 if node in app.registry.get(name).workers:
                     return True
             assert process.poll() is None, log.read_text()
             return False
 
-        until(declared, f"the start of {name}")
+        try:
+            until(declared, f"the start of {name}")
+        except BaseException:
+            end(process)
+            raise
         return process
+
+    @contextmanager
+    def running(
+        self, name: str, app: AgentApp, *options: str, **arguments: Any
+    ) -> Iterator[subprocess.Popen[bytes]]:
+        """Run a worker of the probe agent during the block. The arguments are those of ``start``."""
+        process = self.start(name, app, *options, **arguments)
+        try:
+            yield process
+        finally:
+            end(process)
 
     def clean(self) -> None:
         """Delete the queues of this run, because the broker may outlive it."""
@@ -154,6 +177,19 @@ def settled(app: AgentApp, message_id: str) -> MessageStatus:
     bus = MessageBus(app)
     until(lambda: bus.receipt(message_id).status.final, f"the end of {message_id}")
     return bus.receipt(message_id).status
+
+
+def pid_of(app: AgentApp, name: str) -> int:
+    """Ask an agent for the process id of its worker's main process."""
+    pid = RequestResponseHandler(app).request(name, "parent", timeout=20)
+    assert isinstance(pid, int)
+    return pid
+
+
+def queue_length(app: AgentApp, agent: str) -> int:
+    """Return how many messages are in an agent's queue."""
+    with app.connection_for_read() as connection:
+        return queue_depth(connection, agent_queue(agent)).total
 
 
 def note(receipts: ReceiptStore, message: Message, *events: MessageEvent, **facts: object) -> None:

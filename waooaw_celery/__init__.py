@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from waooaw_celery.messages.message import Message
     from waooaw_celery.wire.serializer import MessageSerializer
     from waooaw_celery.worker.current_task import current_message
-    from waooaw_celery.worker.outcomes.retry_policy import Retries
+    from waooaw_celery.worker.retries.retry_policy import RetryPolicy
 
 #: Each public name, and the module that defines it.
 _MODULES = {
@@ -43,7 +43,7 @@ _MODULES = {
     "RequestResponseHandler": "waooaw_celery.agents.requests.handler",
     "RequestTimeout": "waooaw_celery.errors",
     "RetentionPolicy": "waooaw_celery.messages.enums",
-    "Retries": "waooaw_celery.worker.outcomes.retry_policy",
+    "RetryPolicy": "waooaw_celery.worker.retries.retry_policy",
     "WaooawError": "waooaw_celery.errors",
     "create_app": "waooaw_celery.app.app",
     "current_message": "waooaw_celery.worker.current_task",
@@ -66,7 +66,7 @@ __all__ = [
     "RequestResponseHandler",
     "RequestTimeout",
     "RetentionPolicy",
-    "Retries",
+    "RetryPolicy",
     "WaooawError",
     "create_app",
     "current_message",

@@ -2,20 +2,42 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from waooaw_celery.agents.aio import EventBus, MessageBus, RateLimiter, RequestResponseHandler
+from waooaw_celery.agents.aio import (
+    AgentPool,
+    EventBus,
+    MessageBus,
+    RateLimiter,
+    Registry,
+    RequestResponseHandler,
+)
 
 if TYPE_CHECKING:
     from waooaw_celery.agents.aio_trail import MessageAuditTrail
+    from waooaw_celery.agents.aio_workflows import Workflows
 
-__all__ = ["EventBus", "MessageAuditTrail", "MessageBus", "RateLimiter", "RequestResponseHandler"]
+__all__ = [
+    "AgentPool",
+    "EventBus",
+    "MessageAuditTrail",
+    "MessageBus",
+    "RateLimiter",
+    "Registry",
+    "RequestResponseHandler",
+    "Workflows",
+]
+
+#: The names that load SQLAlchemy, each with its module: they are imported when they are first used.
+_MODULES = {
+    "MessageAuditTrail": "waooaw_celery.agents.aio_trail",
+    "Workflows": "waooaw_celery.agents.aio_workflows",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Import ``MessageAuditTrail`` when it is first used: it loads SQLAlchemy."""
-    if name != "MessageAuditTrail":
+    """Import a name that loads SQLAlchemy when it is first used."""
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from waooaw_celery.agents.aio_trail import MessageAuditTrail
-
-    return MessageAuditTrail
+    return getattr(import_module(_MODULES[name]), name)

@@ -184,7 +184,8 @@ def check_port_free(port: int, what: str) -> None:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
             raise ConfigurationError(
-                f"port {port} for {what} cannot be used ({error.strerror}): choose another, or stop its user"
+                f"port {port} for {what} cannot be used ({error.strerror}): choose another, "
+                "or stop the program that uses it"
             ) from error
 
 

@@ -3,24 +3,35 @@
 * WaooawError
     * ConfigurationError        a setting is missing, misspelt or invalid
         * InvalidSchema         the JSON Schema of a topic is invalid
+        * SchemaConflict        a version of a topic's JSON Schema is registered with another text
     * InvalidMessage            a message or an argument is invalid
         * SchemaViolation       an event does not match the schema of its topic
         * EncodingFailed        a value cannot be encoded, or is too large
+        * WorkflowConflict      a workflow of this id has another function or input
+        * InvalidArguments      a handler cannot be called with the arguments of a message
     * DecodingFailed            received data cannot be decoded, or is too large
     * UnknownSender             no sender is known
     * UnknownAgent              the recipient is not known
         * NoHandler             the recipient has no handler for this type of message
         * UnknownMethod         the recipient has no such method
+        * LedgerMismatch        the recipient's workers write to another ledger, or to none
+        * NoAgentAvailable      no agent that may get the message has the capability
     * UnknownMessage            there is no receipt for this id
+    * PayloadNotLoaded          a record was read without its payload
     * UnknownDeadLetter         there is no such dead letter
     * UnknownSubscription       there is no such subscription
+    * UnknownReplay             there is no such replay
     * BrokerUnavailable         the message could not be published
     * StoreUnavailable          the ledger's database, or the Redis for agents and receipts, does not answer
         * AuditUnavailable      the ledger does not answer, so nothing is published
     * ClockSkew                 the clocks of two computers differ too much
     * NotStoppable              the handler to cancel runs where it cannot be stopped
+    * NoWorker                  no worker of the agent runs, or one does not answer
+    * NotScalable               the pool of a worker cannot be given another size
     * RateLimitExceeded         the sender has reached its rate limit
+    * SenderPaused              an operator has paused the sender
     * HandlerExited             a handler called sys.exit() or ran out of memory
+    * DeadlineExceeded          a handler was stopped, because the caller of its request no longer waits
     * RequeueLimitExceeded      a handler requeued a message too often
     * DeliveryLimitExceeded     too many workers died while they handled the message
     * BlockingCall              a coroutine made a call that blocks its event loop
@@ -32,14 +43,31 @@
         * RemoteError           the handler of the other agent failed
         * BackendUnavailable    the result backend does not answer
         * StreamBroken          a part of a streamed answer was lost
+    * UnknownWorkflow           there is no such workflow
+    * WorkflowEnded             the workflow has ended, and takes no more signals and commands
+    * WorkflowChanged           the function of a workflow makes other steps than it has recorded
+    * WorkflowFailed            a workflow has no result
+    * StepFailed                a step of a workflow raised an error
+        * StepTimeout           a step of a workflow took too long
+    * SignalTimeout             a workflow waited too long for a signal
+
+SettingOverridden is a warning: the environment and the code give one setting different values.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
 
 from kombu.exceptions import DecodeError, EncodeError, OperationalError
+
+#: The beginning of the note (PEP 678) that an error of a handler has when its message was tried often enough. The
+#: note is a line of the traceback, which every result backend carries.
+RETRIED_OUT = "Retried out: "
+#: The failures of a message that ended its worker each time.
+_DEADLY = ("WorkerLostError", "DeliveryLimitExceeded")
 
 
 class WaooawError(Exception):
@@ -64,8 +92,24 @@ class InvalidSchema(ConfigurationError):
     """The JSON Schema of a topic is invalid, or validation against it might not end."""
 
 
+class SchemaConflict(ConfigurationError):
+    """A version of a topic's JSON Schema is already registered with another text."""
+
+
 class InvalidMessage(WaooawError, ValueError):
     """A message or an argument is invalid."""
+
+
+class SchemaProblem(NamedTuple):
+    """One reason why an event does not match the schema of its topic.
+
+    Attributes:
+        path: the part of the payload that is invalid, as a JSONPath such as ``$.order.total``.
+        problem: what is wrong with it.
+    """
+
+    path: str
+    problem: str
 
 
 class SchemaViolation(InvalidMessage):
@@ -74,19 +118,31 @@ class SchemaViolation(InvalidMessage):
     Attributes:
         topic: topic of the event.
         version: version of the schema.
-        path: the part of the payload that is invalid, as a JSONPath such as ``$.order.total``.
-        problem: what is wrong with it.
+        problems: what is wrong with the payload, the most relevant problem first: at most 20.
+        more: how many more problems were found. The search ends after 100.
     """
 
-    def __init__(self, topic: str, version: str, path: str, problem: str) -> None:
-        super().__init__(f"the event breaks the schema of {topic} in version {version} at {path}: {problem}")
+    def __init__(self, topic: str, version: str, problems: Sequence[SchemaProblem], more: int = 0) -> None:
+        told = "; ".join(f"at {each.path}: {each.problem}" for each in problems)
+        rest = f"; and {more} more" if more else ""
+        super().__init__(f"the event breaks the schema of {topic} in version {version} {told}{rest}")
         self.topic = topic
         self.version = version
-        self.path = path
-        self.problem = problem
+        self.problems = tuple(problems)
+        self.more = more
 
-    def __reduce__(self) -> tuple[type[SchemaViolation], tuple[str, str, str, str]]:
-        return SchemaViolation, (self.topic, self.version, self.path, self.problem)
+    @property
+    def path(self) -> str:
+        """The path of the most relevant problem."""
+        return self.problems[0].path
+
+    @property
+    def problem(self) -> str:
+        """The most relevant problem."""
+        return self.problems[0].problem
+
+    def __reduce__(self) -> tuple[type[SchemaViolation], tuple[str, str, tuple[SchemaProblem, ...], int]]:
+        return SchemaViolation, (self.topic, self.version, self.problems, self.more)
 
 
 class EncodingFailed(InvalidMessage, EncodeError):
@@ -94,6 +150,10 @@ class EncodingFailed(InvalidMessage, EncodeError):
 
     It is also a Kombu ``EncodeError``: Celery then fails a task whose result cannot be encoded.
     """
+
+
+class InvalidArguments(InvalidMessage, TypeError):
+    """A handler cannot be called with the arguments of a message: one is missing, or one is too many."""
 
 
 class DecodingFailed(WaooawError, DecodeError):
@@ -108,7 +168,7 @@ class UnknownSender(WaooawError, LookupError):
 
 
 class UnknownAgent(WaooawError, LookupError):
-    """The agent is not known: no worker of it has ever started."""
+    """The agent is not known: none of its workers has ever started, and ``waooaw_agents`` does not name it."""
 
 
 class NoHandler(UnknownAgent):
@@ -119,8 +179,37 @@ class UnknownMethod(UnknownAgent):
     """The agent has no method of this name."""
 
 
+class LedgerMismatch(UnknownAgent):
+    """The recipient is not known to this ledger, but its workers live: they write to another ledger or to none."""
+
+
+class NoAgentAvailable(UnknownAgent):
+    """No agent with a capability may get the message.
+
+    Attributes:
+        capability: the address, such as ``capability:summarise@>=2``.
+        considered: each agent with the capability, and why it does not get the message.
+    """
+
+    def __init__(self, capability: str, considered: Mapping[str, str]) -> None:
+        told = "; ".join(f"{name}: {reason}" for name, reason in sorted(considered.items()))
+        super().__init__(
+            f"no agent is available for {capability}: "
+            + (told or "no known agent declares it. `waooaw find` lists the agents with a capability")
+        )
+        self.capability = capability
+        self.considered = dict(considered)
+
+    def __reduce__(self) -> tuple[type[NoAgentAvailable], tuple[str, dict[str, str]]]:
+        return NoAgentAvailable, (self.capability, self.considered)
+
+
 class UnknownMessage(WaooawError, LookupError):
     """There is no receipt for this message."""
+
+
+class PayloadNotLoaded(WaooawError, LookupError):
+    """The record of a message was read without its payload. ``trail.receipt`` of its id reads it."""
 
 
 class UnknownDeadLetter(WaooawError, LookupError):
@@ -129,6 +218,10 @@ class UnknownDeadLetter(WaooawError, LookupError):
 
 class UnknownSubscription(WaooawError, LookupError):
     """There is no subscription of this name."""
+
+
+class UnknownReplay(WaooawError, LookupError):
+    """There is no replay with this id."""
 
 
 class BrokerUnavailable(WaooawError, OperationalError):
@@ -166,6 +259,14 @@ class NotStoppable(WaooawError, RuntimeError):
     """The handler to cancel cannot be stopped: it is not a coroutine and runs in a thread."""
 
 
+class NoWorker(WaooawError, LookupError):
+    """No worker of the agent runs, or a worker does not answer."""
+
+
+class NotScalable(WaooawError, RuntimeError):
+    """The pool of a worker cannot be given another size while it runs."""
+
+
 class RateLimitExceeded(WaooawError):
     """The sender has reached its rate limit; no message of this call was sent.
 
@@ -191,8 +292,37 @@ class RateLimitExceeded(WaooawError):
         return RateLimitExceeded, (self.agent, self.rule, self.retry_after, self.n), self.__dict__
 
 
+class SenderPaused(WaooawError):
+    """An operator has paused the sender; no message of this call was sent.
+
+    Attributes:
+        agent: the sender.
+        by: who paused it.
+        since: when, aware UTC.
+        reason: why, or None.
+    """
+
+    def __init__(self, agent: str, by: str, since: datetime, reason: str | None = None) -> None:
+        because = f" ({reason})" if reason else ""
+        super().__init__(
+            f"{agent!r} may not send: {by} paused it at {since:%Y-%m-%d %H:%M:%S} UTC{because}. "
+            f"`waooaw limits resume {agent}` lets it send again"
+        )
+        self.agent = agent
+        self.by = by
+        self.since = since
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return SenderPaused, (self.agent, self.by, self.since, self.reason), self.__dict__
+
+
 class HandlerExited(WaooawError):
     """A handler called sys.exit() or ran out of memory. Its worker goes on."""
+
+
+class DeadlineExceeded(WaooawError):
+    """A handler was stopped at its deadline, because the caller of its request no longer waits."""
 
 
 class RequeueLimitExceeded(WaooawError):
@@ -252,5 +382,88 @@ class RemoteError(RequestError):
         self.message = message
         self.traceback = traceback
 
+    @property
+    def retried_out(self) -> bool:
+        """Whether the request was tried as often as its agent, or an agent that this one requested, tries it.
+
+        A handler that fails because of such an error is not tried again.
+        """
+        lines = (self.traceback or "").splitlines()
+        # The lines of an ExceptionGroup are indented.
+        lines += getattr(self, "__notes__", ())  # of a caller that has sent the request again
+        return self.type in _DEADLY or any(line.lstrip(" |").startswith(RETRIED_OUT) for line in lines)
+
     def __reduce__(self) -> tuple[type[RemoteError], tuple[str, str, str, str | None]]:
         return RemoteError, (self.agent, self.type, self.message, self.traceback)
+
+
+class UnknownWorkflow(WaooawError, LookupError):
+    """There is no workflow with this id, or no agent has a workflow of this name."""
+
+
+class WorkflowConflict(InvalidMessage):
+    """A workflow with this id exists, and has another function or another input."""
+
+
+class WorkflowEnded(WaooawError, RuntimeError):
+    """The workflow has ended: it takes no more signals and commands."""
+
+
+class WorkflowChanged(WaooawError, RuntimeError):
+    """The function of a workflow makes another step than the one that was recorded."""
+
+
+class WorkflowFailed(WaooawError):
+    """A workflow ended without a result.
+
+    Attributes:
+        workflow_id: id of the workflow.
+        status: how it ended: ``failed``, ``compensated``, ``cancelled`` or ``timed out``.
+        type: class name of the error, such as ``ValueError``.
+        message: text of the error.
+    """
+
+    def __init__(self, workflow_id: str, status: str, type_: str, message: str) -> None:
+        super().__init__(f"workflow {workflow_id} is {status}: {type_}: {message}")
+        self.workflow_id = workflow_id
+        self.status = status
+        self.type = type_
+        self.message = message
+
+    def __reduce__(self) -> tuple[type[WorkflowFailed], tuple[str, str, str, str]]:
+        return WorkflowFailed, (self.workflow_id, self.status, self.type, self.message)
+
+
+class StepFailed(WaooawError):
+    """A step of a workflow raised an error that is not one of this package.
+
+    The journal has the name of its class and not the class: the process that reads the journal may not have it.
+
+    Attributes:
+        step: which step.
+        type: class name of the error, such as ``ValueError``.
+        message: text of the error.
+        traceback: its traceback as text, or None.
+    """
+
+    def __init__(self, step: str, type_: str = "", message: str = "", traceback: str | None = None) -> None:
+        super().__init__(f"step {step} raised {type_}: {message}" if type_ else step)
+        self.step = step
+        self.type = type_
+        self.message = message
+        self.traceback = traceback
+
+    def __reduce__(self) -> tuple[type[StepFailed], tuple[str, str, str, str | None]]:
+        return type(self), (self.step, self.type, self.message, self.traceback)
+
+
+class StepTimeout(StepFailed, TimeoutError):
+    """A step of a workflow took longer than its timeout."""
+
+
+class SignalTimeout(WaooawError, TimeoutError):
+    """A workflow waited for a signal longer than its timeout."""
+
+
+class SettingOverridden(UserWarning):
+    """The environment and the code give one setting different values. The environment wins."""

@@ -10,15 +10,17 @@ import json
 import math
 import os
 import re
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
-from functools import partial
+from functools import cache, partial
 from typing import Annotated, Any, Self, get_type_hints
 
-from waooaw_celery.errors import ConfigurationError
+from waooaw_celery.errors import ConfigurationError, SettingOverridden
 from waooaw_celery.messages.enums import RetentionPolicy
-from waooaw_celery.messages.validation import check_agent_name
+from waooaw_celery.messages.urls import check_url, shown_url
+from waooaw_celery.messages.validation import check_agent_name, check_identity
 from waooaw_celery.wire.caps import MIB
 
 PREFIX = "waooaw_"
@@ -26,7 +28,7 @@ PREFIX = "waooaw_"
 _OTHER_VARIABLES = ("WAOOAW_APP", "WAOOAW_TEST_")
 
 #: Settings whose values never appear in an error.
-_SECRETS = frozenset({"encryption_keys"})
+_SECRETS = frozenset({"encryption_keys", "redis_url", "database_url"})
 #: Kubernetes sets such variables for every service, and a service may be called waooaw-something.
 _KUBERNETES = re.compile(r"_(SERVICE_HOST|SERVICE_PORT|PORT)(_|$)")
 
@@ -52,6 +54,14 @@ class RateLimitStorage(StrEnum):
     MEMORY = "memory"
 
 
+class ArgumentChecks(StrEnum):
+    """Where the arguments of a request are checked against the types of the method's parameters."""
+
+    BOTH = "both"
+    ARRIVAL = "arrival"
+    OFF = "off"
+
+
 class OnStall(StrEnum):
     """What a stalled worker does."""
 
@@ -65,7 +75,7 @@ class OnStall(StrEnum):
 def _text(value: object) -> str:
     if isinstance(value, str):
         return value
-    raise ValueError("it must be a text")
+    raise ValueError("it must be a string")
 
 
 def _flag(value: object) -> bool:
@@ -108,11 +118,15 @@ def _names(value: object) -> tuple[str, ...]:
         return tuple(name.strip() for name in value.split(",") if name.strip())
     if isinstance(value, list | tuple | set | frozenset):
         return tuple(_text(name) for name in value)
-    raise ValueError("it must be a list of texts")
+    raise ValueError("it must be a list of strings")
 
 
 def _agent_name(value: object) -> str:
     return check_agent_name(_text(value))
+
+
+def _identity(value: object) -> str:
+    return check_identity(_text(value))
 
 
 def _agent_names(value: object) -> tuple[str, ...]:
@@ -125,7 +139,7 @@ def _pairs(value: object) -> dict[str, str]:
         return dict(name.partition("=")[::2] for name in _names(value))
     if isinstance(value, Mapping):
         return {_text(name): _text(choice) for name, choice in value.items()}
-    raise ValueError("it must be a mapping of texts")
+    raise ValueError("it must be a mapping of strings to strings")
 
 
 def _quotas(value: object) -> dict[str, Any]:
@@ -134,16 +148,16 @@ def _quotas(value: object) -> dict[str, Any]:
         try:
             value = json.loads(value)
         except ValueError as error:
-            raise ValueError(f'it is written as JSON, such as {{"worker-1": "10/second"}} ({error})') from error
+            raise ValueError(f'it must be a JSON object, such as {{"worker-1": "10/second"}} ({error})') from error
     if isinstance(value, Mapping):
         return {_agent_name(name): quota for name, quota in value.items()}
-    raise ValueError("it must be a mapping from the name of an agent to its limit")
+    raise ValueError("it must be a mapping of agent names to limits")
 
 
 def _crontab(value: object) -> str:
     if len(_text(value).split()) == 5:
         return _text(value)
-    raise ValueError("a crontab has five fields, such as 17 3 * * *")
+    raise ValueError("it must be a crontab of five fields, such as 17 3 * * *")
 
 
 def _one_of(kind: type[StrEnum]) -> Callable[[object], StrEnum]:
@@ -164,6 +178,7 @@ Text = Annotated[str | None, _or_none(_text)]
 Flag = Annotated[bool, _flag]
 Seconds = Annotated[float, partial(_number, above=0)]
 SecondsOrNever = Annotated[float | None, _or_none(partial(_number, above=0))]
+ShareOrUnlimited = Annotated[float | None, _or_none(partial(_number, least=0))]
 Count = Annotated[int, _whole]
 CountOrZero = Annotated[int, partial(_whole, least=0)]
 Names = Annotated[tuple[str, ...], _names]
@@ -174,17 +189,22 @@ Pairs = Annotated[dict[str, str], _pairs]
 class WaooawSettings:
     """Every setting. Each field is the key ``waooaw_<field>`` and the environment variable ``WAOOAW_<FIELD>``.
 
-    The environment wins over ``app.conf``, as it does for Celery's own ``CELERY_BROKER_URL``.
+    The environment wins over ``app.conf``, as it does for Celery's own ``CELERY_BROKER_URL``. A
+    ``SettingOverridden`` warning names both values where they differ.
     """
 
     #: Agents that are known before their worker first starts; comma-separated in the environment.
     agents: Annotated[tuple[str, ...], _agent_names] = ()
     #: Sender of the messages that no agent sends: those of a script, a web application or beat.
     sender: Annotated[str | None, _or_none(_agent_name)] = None
+    #: The identity of this sender, such as a DID or an e-mail address; None: it has none.
+    sender_identity: Annotated[str | None, _or_none(_identity)] = None
     #: Seconds until a message that no worker has begun expires, unless the message sets its own; None: never.
     ttl_seconds: SecondsOrNever = 300.0
     #: Seconds until an event expires for a subscriber that has not begun it; None: never.
     event_ttl_seconds: SecondsOrNever = None
+    #: Refuse to publish an event whose topic has no schema.
+    require_schemas: Flag = False
     #: Seconds that a request waits for its result, unless the request sets its own timeout.
     request_timeout: Seconds = 30.0
     #: Redis that stores agents and receipts; None: the result backend or the broker, whichever is a Redis.
@@ -197,6 +217,11 @@ class WaooawSettings:
     #: ``strict``: a message is committed to the ledger before it is published, and its outcome before it is
     #: acknowledged. ``batched``: a background writer commits both, for throughput.
     audit_mode: Annotated[AuditMode, _one_of(AuditMode)] = AuditMode.STRICT
+    #: Whether the ledger records the answers of requests; without them it keeps only that they were answered.
+    record_answers: Flag = True
+    #: Whether a recorded answer includes the parts of a stream, up to ``max_body_bytes``; otherwise it has their
+    #: number and their digest.
+    record_stream_parts: Flag = False
     #: Folder of the spool, which holds rows while the ledger's database is away; None: a temporary folder.
     spool_folder: Text = None
     #: Seconds until a message whose handler began and never reported its outcome counts as lost.
@@ -207,10 +232,18 @@ class WaooawSettings:
     receipt_seconds: Seconds = 86_400.0
     #: Seconds between two heartbeats of an agent's worker.
     heartbeat_seconds: Seconds = 5.0
+    #: Which of several agents with a capability gets a message: ``power_of_two``, ``least_loaded``,
+    #: ``round_robin``, ``weighted``, ``random`` or ``sticky``.
+    routing_policy: Annotated[str, _text] = "power_of_two"
+    #: Where the arguments of a request are checked against the type hints of the method: ``both``, where it is
+    #: sent and where it arrives; ``arrival``; or ``off``.
+    check_arguments: Annotated[ArgumentChecks, _one_of(ArgumentChecks)] = ArgumentChecks.BOTH
     #: Seconds without progress, while there is work, after which a worker counts as stalled; at least 1.
     stall_seconds: Annotated[float, partial(_number, least=1)] = 60.0
     #: What a stalled worker does: ``exit``, so that its supervisor starts a new one, or ``log``.
     on_stall: Annotated[OnStall, _one_of(OnStall)] = OnStall.EXIT
+    #: Seconds that messages may wait before a worker that is scaled automatically grows its pool for them.
+    autoscale_age: Seconds = 1.0
     #: Seconds between two sweeps of expired messages.
     sweep_seconds: Seconds = 30.0
     #: Seconds between two runs of the recovery of messages that the broker lost.
@@ -221,8 +254,11 @@ class WaooawSettings:
     redis_transport: Annotated[RedisTransport, _one_of(RedisTransport)] = RedisTransport.WAOOAW
     #: Approximate number of dead letters that the broker keeps; the oldest are removed first.
     dead_letters_max: Count = 100_000
-    #: Retries of a handler that does not set its own.
+    #: RetryPolicy of a handler that does not set its own.
     retries: CountOrZero = 0
+    #: Retries of requests that a worker process may make for each request that it handles, and a hundred more in
+    #: ten seconds; None: as many as the retry policies of its handlers allow.
+    retry_budget: ShareOrUnlimited = 0.2
     #: How often a handler may give a message back with ``Reject(requeue=True)``; the next time, the message fails.
     requeue_limit: CountOrZero = 8
     #: Limit of each agent, such as ``10/second; 100/hour burst 20``; ``unlimited``: only agents with a quota of
@@ -257,6 +293,17 @@ class WaooawSettings:
     max_depth: Annotated[int, partial(_whole, least=8, most=90)] = 80
     #: Most values in a body.
     max_nodes: Count = 250_000
+    #: Workflows that one process runs at the same time; those that only wait do not count.
+    workflow_concurrency: Count = 100
+    #: Seconds for which a workflow that waits stays in memory.
+    workflow_idle_seconds: Seconds = 5.0
+    #: Seconds after which another process takes over the workflows of a process that was lost; at least 1.
+    workflow_lease_seconds: Annotated[float, partial(_number, least=1)] = 15.0
+    #: Seconds between two looks for workflows that are due.
+    workflow_poll_seconds: Seconds = 1.0
+    #: Show arguments, results and the texts of errors in the worker's log, in Celery's events (Flower) and in
+    #: ``celery inspect``. Only for development.
+    log_payloads: Flag = False
     #: Accept a Redis broker that evicts keys when its memory is full.
     allow_eviction: Flag = False
     #: Accept a broker that ignores priority.
@@ -293,17 +340,63 @@ class WaooawSettings:
             and not _KUBERNETES.search(name)
         }
         _check_names(variables, "environment variable", PREFIX.upper())
-        types, given = get_type_hints(cls, include_extras=True), {}
-        for name, value in (values | variables).items():
-            try:
-                for read in getattr(types[name], "__metadata__", ()):
-                    value = read(value)
-                given[name] = value
-            except ValueError as error:
-                key = f"{PREFIX.upper()}{name.upper()}" if name in variables else f"{PREFIX}{name}"
-                shown = "a secret" if name in _SECRETS else f"{value!r:.80}"
-                raise ConfigurationError(f"{key}: {error} (it is {shown})") from error
+        given = {
+            name: _value(name, f"{PREFIX}{name}", value) for name, value in values.items() if name not in variables
+        }
+        for name, value in variables.items():
+            variable = f"{PREFIX.upper()}{name.upper()}"
+            given[name] = _value(name, variable, value)
+            if name in values:
+                warn_of_override(
+                    variable, given[name], f"{PREFIX}{name}", _value(name, f"{PREFIX}{name}", values[name])
+                )
         return cls(**given)
+
+
+def warn_of_override(variable: str, wins: object, setting: str, loses: object) -> None:
+    """Warn that the environment and the code give one setting different values. The environment wins.
+
+    Args:
+        variable: the environment variable.
+        wins: its value.
+        setting: the setting in the code.
+        loses: its value.
+
+    Warns:
+        SettingOverridden: the values differ. The text names both, without passwords and keys.
+    """
+    if wins == loses:
+        return
+    shown = [_shown(setting.removeprefix(PREFIX), value) for value in (wins, loses)]
+    warnings.warn(
+        f"{variable} in the environment ({shown[0]}) wins over {setting} in the code ({shown[1]}): "
+        "remove one of them",
+        SettingOverridden,
+        stacklevel=2,
+    )
+
+
+def _shown(name: str, value: object) -> str:
+    if name.endswith("_url") or name == "result_backend":
+        return shown_url(value)
+    return "not shown" if name in _SECRETS else f"{value!r:.80}"
+
+
+@cache
+def _readers() -> dict[str, tuple[Callable[[Any], Any], ...]]:
+    hints = get_type_hints(WaooawSettings, include_extras=True)
+    return {name: getattr(hint, "__metadata__", ()) for name, hint in hints.items()}
+
+
+def _value(name: str, key: str, value: Any) -> Any:
+    """Return the value of a setting that is given under a key, the setting's or the variable's name."""
+    try:
+        for read in _readers()[name]:
+            value = read(value)
+    except ValueError as error:
+        shown = "invalid" if name in _SECRETS else f"{value!r:.80}"
+        raise ConfigurationError(f"{key} is {shown}: {error}") from error
+    return check_url(key, value) if name.endswith("_url") and value is not None else value
 
 
 def _check_names(names: Iterable[str], what: str, prefix: str) -> None:
@@ -312,5 +405,5 @@ def _check_names(names: Iterable[str], what: str, prefix: str) -> None:
         if name not in known:
             near = [key for key in known if name in key] or difflib.get_close_matches(name, known, cutoff=0.5)
             shown = [name.upper() if prefix.isupper() else name for name in (name, *(near[:1] or known))]
-            hint = f"did you mean {prefix}{shown[1]}?" if near else f"known are {', '.join(sorted(shown[1:]))}"
+            hint = f"did you mean {prefix}{shown[1]}?" if near else f"known: {', '.join(sorted(shown[1:]))}"
             raise ConfigurationError(f"unknown {what} {prefix}{shown[0]}: {hint}")

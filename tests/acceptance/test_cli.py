@@ -113,6 +113,32 @@ def test_queues_counts_waiting_messages(cli: Cli, broker: Broker) -> None:
     depths = json.loads(cli("queues", "--json", WAOOAW_AGENTS=absent).stdout)
     [depth] = [one for one in depths if one["queue"] == f"agent.{absent}"]
     assert (depth["total"], depth["by_priority"]["URGENT"], depth["by_priority"]["LOW"]) == (3, 1, 2)
+    assert depth["by_sender"] == {"operator": 3}
+    [row] = [line for line in cli("queues", WAOOAW_AGENTS=absent).stdout.splitlines() if absent in line]
+    assert row.split() == [f"agent.{absent}", "1", "0", "0", "2", "3", "operator", "3"]
+
+
+@pytest.mark.slow
+def test_messages_of_one_sender_are_dropped(cli: Cli, broker: Broker) -> None:
+    """Without --yes they are only counted; with it, `queues drop` makes dead letters of them or discards them."""
+    absent = broker.name()
+    for sender in ("boss", "bully", "bully"):
+        assert cli("send", absent, "{}", "--from", sender, WAOOAW_AGENTS=absent).returncode == 0
+    dry = cli("queues", "drop", absent, "--from", "bully")
+    assert dry.stdout == (
+        f"2 messages (2 NORMAL) from bully in the queue of {absent}. Nothing was dropped: use --yes.\n"
+    )
+    done = cli("queues", "drop", absent, "--from", "bully", "--yes", "--by", "ada", "--because", "a circle")
+    assert done.stdout == f"Made dead letters of 2 messages (2 NORMAL) from bully to {absent}.\n"
+    letters = json.loads(cli("dead", "list", "--agent", absent, "--json").stdout)
+    assert [letter["reason"] for letter in letters] == 2 * ["dropped from the queue by ada: a circle"]
+    dead = cli("receipt", letters[0]["message_id"], COLUMNS="80").stdout
+    assert [line.split()[1] for line in dead.splitlines() if line.startswith("status")] == ["dead"]
+    assert f"waooaw dead list --message {letters[0]['message_id']}" in dead
+    discarded = json.loads(cli("queues", "drop", absent, "--from", "boss", "--discard", "--yes", "--json").stdout)
+    assert (discarded["total"], discarded["into"], discarded["dry_run"]) == (1, "nothing", False)
+    assert cli("queues", "drop", absent, "--from", "boss").stdout.startswith("0 messages from boss")
+    assert cli("queues", "drop", absent).returncode == 2
 
 
 @pytest.mark.parametrize(
@@ -177,9 +203,8 @@ def test_limits_are_shown_set_and_reset(cli: Cli, agent: str) -> None:
     assert cli("send", agent, "{}", "--from", sender, **env).returncode == 0
     assert cli("limits", "set", sender, "--default", **env).stdout == f"{sender}: 100/hour burst 20\n"
     assert sender not in cli("limits", "show", **env).stdout
-    off = cli("limits", "show")
-    assert off.returncode == 0
-    assert "count nothing: set waooaw_rate_limit" in off.stderr
+    alone = cli("limits", "set", sender, "3/minute", WAOOAW_RATE_LIMIT_STORAGE="memory")
+    assert "applies to no other process" in alone.stderr
 
 
 def test_refused_messages_are_listed(cli: Cli, broker: Broker, agent: str, tmp_path: Path) -> None:
@@ -232,3 +257,21 @@ def test_a_worker_does_not_start_with_a_wrong_setting(broker: Broker, env: dict[
     assert done.returncode == 1
     assert sentence in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_sender_is_paused_and_resumed(cli: Cli, agent: str) -> None:
+    """`limits pause` refuses the next send with who, when and why; `limits resume` ends that. No limit is set."""
+    sender = f"paused-{agent}"
+    done = cli("limits", "pause", sender, "--because", "it sends in a circle", "--by", "ada")
+    assert done.stdout == f"{sender} may not send. `waooaw limits resume {sender}` lets it send again.\n"
+    refused = cli("send", agent, "{}", "--from", sender)
+    assert refused.returncode == 1
+    assert f"Error: '{sender}' may not send: ada paused it at " in refused.stderr
+    assert "(it sends in a circle)" in refused.stderr
+    assert sender in cli("limits", "paused").stdout
+    assert f"{sender} is paused: by ada, since" in cli("limits", "show", sender).stderr
+    [pause] = [one for one in json.loads(cli("limits", "paused", "--json").stdout) if one["agent"] == sender]
+    assert pause["by"] == "ada"
+    assert cli("limits", "resume", sender).stdout == f"{sender} may send again.\n"
+    assert cli("send", agent, "{}", "--from", sender).returncode == 0
+    assert f"{sender} is not paused" in cli("limits", "resume", sender).stderr

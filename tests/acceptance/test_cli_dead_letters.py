@@ -49,10 +49,10 @@ def agent(broker: Broker, app: AgentApp) -> Iterator[str]:
 def cli(broker: Broker) -> Cli:
     """Run `waooaw dead` with these arguments."""
 
-    def run(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    def run(*arguments: str, stdin: str = "", columns: int = 250) -> subprocess.CompletedProcess[str]:
         assert broker.database_url is not None
-        settings = {"CELERY_BROKER_URL": broker.url, "WAOOAW_DATABASE_URL": broker.database_url, "COLUMNS": "250"}
-        return waooaw("dead", *arguments, env=settings, stdin=stdin)
+        settings = {"CELERY_BROKER_URL": broker.url, "WAOOAW_DATABASE_URL": broker.database_url}
+        return waooaw("dead", *arguments, env=settings | {"COLUMNS": str(columns)}, stdin=stdin)
 
     return run
 
@@ -81,6 +81,14 @@ def test_dead_letters_are_listed_shown_retried_and_discarded(
     table = cli("list")
     assert "Dead letters (4)" in table.stdout
     assert "\x1b" not in table.stdout
+
+    narrow = cli("list", "--message", broken, columns=80)
+    assert "Dead letters (1)" in narrow.stdout
+    assert max(map(len, narrow.stdout.splitlines())) <= 80
+    facts = (listed[1]["id"], broken, f"{agent}.command", "ValueError: for ever")
+    assert [fact for fact in facts if fact not in narrow.stdout] == []
+    [*_, row] = cli("list", "--message", broken, "--wide", columns=80).stdout.splitlines()
+    assert [fact for fact in facts if fact not in row] == []
 
     shown = json.loads(cli("show", listed[3]["id"], "--json").stdout)
     assert (shown["payload"], shown["unreadable"]) == ({"needs": str(needed), "n": 1}, None)

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from process_pool import waooaw
 from support import Broker, until
 
-from waooaw_celery.embedded import end_all
+from waooaw_celery.embedded import end_all, running
 from waooaw_celery.ledger.database import upgrade as schema
+
+ROOT = Path(__file__).parents[2]
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -59,6 +64,7 @@ def run_json(cli: Cli) -> Callable[..., Any]:
     return run
 
 
+@pytest.mark.slow
 def test_events_are_published_counted_and_replayed(agent: str, cli: Cli, run_json: Callable[..., Any]) -> None:
     """Events are published and counted; a subscription is removed, restored, and gets a replay."""
     topic = f"{agent}.happened"
@@ -96,6 +102,32 @@ def test_events_are_published_counted_and_replayed(agent: str, cli: Cli, run_jso
     until(lambda: counts() == (3, 8), "the replays")
 
 
+@pytest.mark.slow
+def test_the_systems_worker_replays(agent: str, broker: Broker, cli: Cli, run_json: Callable[..., Any]) -> None:
+    """`replay --no-wait` returns at once; `replays`, `replay-progress` and `cancel-replay` follow and end it."""
+    topic = f"{agent}.replayed"
+    ids = [run_json("events", "publish", topic, f'{{"n": {n}}}')["event_id"] for n in range(3)]
+    options = ("--id", ids[2], "--id", ids[0], "--limit", "1")
+    told = cli("events", "replay", f"{agent}.one", *options, "--no-wait").stdout
+    id_ = told.partition(" ")[0]
+    assert f"{id_} waits for the system's worker" in told
+    slow = run_json("events", "replay", f"{agent}.one", "--id", ids[1], "--no-wait")
+    cancelled = cli("events", "cancel-replay", slow["replay_id"])
+    assert f"cancelled: 0 events sent to {agent}.one" in cancelled.stdout
+    assert "no replay 'nothing'" in cli("events", "replay-progress", "nothing").stderr
+    env = os.environ | {"CELERY_BROKER_URL": broker.url, "WAOOAW_DATABASE_URL": str(broker.database_url)}
+    command = [sys.executable, "-m", "celery", "-A", "beat_schedule", "worker", "-c", "1", "--without-mingle"]
+    log = broker.folder / "system.log"
+    with running([*command, "-n", f"{broker.name()}@%h"], log=log, env=env, cwd=ROOT):
+        until(lambda: run_json("events", "replay-progress", id_)["state"] == "finished", "the replay")
+    assert f"finished: 1 event sent to {agent}.one, up to 20" in cli("events", "replay-progress", id_).stdout
+    found = {each["replay_id"]: each["state"] for each in run_json("events", "replays")}
+    assert found == {id_: "finished", slow["replay_id"]: "cancelled"}
+    assert id_ in cli("events", "replays").stdout
+    replayed = [each for each in run_json("log", "--topic", topic) if (each["event"] or {}).get("replay")]
+    assert [each["payload"] for each in replayed] == [{"n": 0}]
+
+
 def test_topics_and_schemas_are_shown_as_tables(agent: str, cli: Cli) -> None:
     """`events topics` shows the topics with their subscribers, `events schemas` the schemas."""
     cli("events", "publish", f"{agent}.retry.now", "1")
@@ -125,13 +157,13 @@ def test_broadcast_goes_to_agents_or_a_capability(agent: str, cli: Cli, run_json
         (("publish", "{agent}.checked", '{"n": 1}', "--schema-version", "9"), "known: 1, 2"),
         (("unsubscribe", "nobody.there"), "there is no subscription 'nobody.there'"),
         (("replay", "nobody.there", "--since", "2026-01-01"), "there is no subscription"),
-        (("replay", "{agent}.one"), "a replay needs since or conversation"),
+        (("replay", "{agent}.one"), "neither since nor conversation"),
         (("replay", "{agent}.one", "--conversation", "no-such"), "no message, thread or conversation"),
         (("replay", "{agent}.one", "--since", "2026-01-01", "--topic", "a..b"), "empty word"),
         (("replay", "{agent}.one", "--since", "2026-01-01", "--where", "[]"), "a filter must be a mapping"),
         (
             ("replay", "{agent}.one", "--since", "2026-01-01", "--speed", "1", "--per-second", "1"),
-            "set per_second or speed, not both",
+            "per_second and speed are both set",
         ),
     ],
 )

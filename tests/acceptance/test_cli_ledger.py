@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -108,6 +109,42 @@ def test_a_held_message_is_not_erased(cli: Cli, app: AgentApp, agent: str) -> No
     assert json.loads(cli("log", "--text", "Ada", "--json")) == []
     assert json.loads(cli("purge", "--dry-run", "--json"))["messages"] == 0
     assert "removed 0 messages" in cli("purge")
+
+
+@pytest.mark.slow
+def test_commands_print_no_forged_line(cli: Cli, app: AgentApp, agent: str) -> None:
+    """A payload and an error with line breaks and escape sequences are printed as escapes by every command."""
+    text = "first\n[forged] line \x1b[2J\x9b31m\u202e"
+    message = Message(from_agent="tests", to_agent=agent, payload={"fail": text})
+    MessageBus(app).send(message)
+    assert settled(app, message.message_id) is MessageStatus.FAILED
+    [letter] = json.loads(cli("dead", "list", "--agent", agent, "--reason", "forged", "--json"))
+    commands = (
+        ("log", "--to", agent, "--text", "forged"),
+        ("conversation", message.message_id),
+        ("receipt", message.message_id),
+        ("dead", "list", "--agent", agent),
+        ("dead", "show", letter["id"]),
+    )
+    for command in (*commands, *((*each, "--json") for each in commands)):
+        printed = cli(*command)
+        assert "forged" in printed, command
+        assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]|^ *\\[forged]", printed, re.MULTILINE), command
+    [record] = json.loads(cli("log", "--to", agent, "--text", "forged", "--json"))
+    assert record["payload"] == {"fail": text}
+
+
+@pytest.mark.slow
+def test_erase_counts_each_place_and_names_what_remains(cli: Cli, app: AgentApp, agent: str) -> None:
+    """The tables have the number of messages and dead letters, and what no erasure reaches."""
+    message = Message(from_agent="eva", to_agent=agent, payload={"fail": "no such person"})
+    MessageBus(app).send(message)
+    assert settled(app, message.message_id) is MessageStatus.FAILED
+    printed = cli("erase", "--agent", "eva", "--yes")
+    assert re.search(r"messages +1 *\n", printed)
+    assert re.search(r"dead letters +1 *\n", printed)
+    assert "Not reached" in printed
+    assert "backups" in printed
 
 
 def test_a_worker_needs_the_schema(broker: Broker, tmp_path: Path) -> None:

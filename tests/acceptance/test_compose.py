@@ -333,6 +333,7 @@ def test_the_ledger_has_the_messages_of_the_services(fleet: Fleet, tmp_path: Pat
     assert stored["payload"]["path"] == "harbour.txt"
 
 
+@pytest.mark.slow
 def test_migrate_may_run_again(fleet: Fleet) -> None:
     """`migrate` creates the schema, and can run again while the services run, as `up` and `run` do."""
     check_version(fleet.app.database)
@@ -341,6 +342,7 @@ def test_migrate_may_run_again(fleet: Fleet) -> None:
 
 
 @pytest.mark.parametrize("name", LASTING)
+@pytest.mark.slow
 def test_service_works_and_ends(fleet: Fleet, name: str) -> None:
     """The service's own command starts it and it works; SIGTERM, which `docker stop` sends, ends it."""
     service = fleet.services[name]

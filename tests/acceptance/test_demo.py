@@ -20,7 +20,13 @@ from support import Broker, until
 from waooaw_celery import Message, MessageBus, MessageStatus
 from waooaw_celery.embedded import end_all, free_port
 
+pytestmark = pytest.mark.timeout(400)  # the demo takes half a minute, and minutes on a busy computer
+
 Start = Callable[..., "subprocess.Popen[str]"]
+
+
+def _obey_ctrl_c() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.fixture
@@ -40,6 +46,8 @@ def waooaw(tmp_path: Path) -> Iterator[Start]:
             | {"CELERY_BROKER_URL": "redis://127.0.0.1:1/0", "CELERY_RESULT_BACKEND": "redis://127.0.0.1:1/0"}
             | {"TMPDIR": str(tmp_path / "tmp"), "COLUMNS": "80"},
             start_new_session=True,
+            # A shell that runs the tests in the background has them ignore Ctrl-C, and they would pass that on.
+            preexec_fn=_obey_ctrl_c,
         )
         started.append(process)
         return process
@@ -92,7 +100,7 @@ def documents(tmp_path: Path) -> Path:
 def test_the_demo_does_the_whole_job_and_leaves_nothing(waooaw: Start, documents: Path, tmp_path: Path) -> None:
     """Every document is measured, URGENT overtakes LOW, all agents answer, all messages are handled."""
     demo = waooaw("demo", "--input", str(documents), "--json")
-    output, errors = demo.communicate(timeout=100)
+    output, errors = demo.communicate(timeout=300)
     assert demo.returncode == 0, errors
     result = json.loads(output)
     assert [report["path"] for report in result["documents"]] == sorted(
@@ -103,24 +111,31 @@ def test_the_demo_does_the_whole_job_and_leaves_nothing(waooaw: Start, documents
     assert overtaking["path"] == "README.md"
     assert overtaking["overtaken"] >= 1
     assert overtaking["begun_as"] == overtaking["sent_as"] - overtaking["overtaken"]
-    assert overtaking["receipt"]["priority"] == "URGENT"
+    assert overtaking["receipt"]["status"] == "handled"
     assert {"analyst-1", "analyst-2", "archivist", "orchestrator"} <= set(result["survey"])
     assert all(answer["error"] is None for answer in result["survey"].values())
     failures = result["failures"]
     assert (failures["rate_limit"]["answered"], failures["rate_limit"]["refused"]) == (3, 5)
     assert 0 < failures["rate_limit"]["retry_after"] <= 12.01
     assert failures["invalid_document"]["reason"] == "KeyError: 'text'"
+    killed = failures["killed_workflow"]
+    assert killed["recorded"] >= 10
+    assert killed["documents"] == killed["asked"] == 40
+    assert killed["result"] == {"title": "A report", "words": 20_000, "documents": 40, "approved_by": "Ada"}
+    assert killed["refused"] == "compensated: Ada refused 'Another report'"
+    assert killed["filed"] == ["A report"]
     lost = failures["lost_messages"]
-    assert 0 < lost["republished"] <= lost["sent"] == lost["handled"]
+    assert lost["republished"] > 0
+    assert lost["sent"] == lost["handled"] == 60
     assert lost["begun_twice"] == 0
     assert all(set(statuses) == {"handled"} for statuses in result["messages"].values())
     [topic] = result["topics"]
     subscribers = {each["subscriber"]: each for each in topic["subscribers"]}
-    long = sum(document["words"] >= 1000 for document in result["documents"])
-    assert (topic["topic"], topic["published"]) == ("document.measured", len(result["documents"]))
-    assert subscribers["dashboard.count"]["handled"] == topic["published"]
-    assert subscribers["dashboard.note_long"]["handled"] == subscribers["dashboard.note_long"]["messages"] == long
-    assert result["messages"]["archivist"]["handled"] >= len(result["documents"])
+    # Thirty texts are long; the two twins and the README are not.
+    assert (topic["topic"], topic["published"]) == ("document.measured", 33)
+    assert subscribers["dashboard.count"]["handled"] == 33
+    assert subscribers["dashboard.note_long"]["handled"] == subscribers["dashboard.note_long"]["messages"] == 30
+    assert result["messages"]["archivist"]["handled"] >= 33
     assert_nothing_is_left(tmp_path)
 
 
@@ -128,7 +143,7 @@ def test_the_demo_does_the_whole_job_and_leaves_nothing(waooaw: Start, documents
 def test_the_demo_tells_a_story_in_80_columns(waooaw: Start, documents: Path) -> None:
     """It introduces the agents, shows what happened with whole ids and no warning, and ends with a command."""
     demo = waooaw("demo", "--input", str(documents))
-    output, errors = demo.communicate(timeout=100)
+    output, errors = demo.communicate(timeout=300)
     assert demo.returncode == 0, errors
     for part in (
         "archivist     stores the analysts' reports",
@@ -138,14 +153,15 @@ def test_the_demo_tells_a_story_in_80_columns(waooaw: Start, documents: Path) ->
         "URGENT README.md overtook",
         "(subscribers)",
         "dashboard.note_long",
-        "answered requests      3",
+        "answered requests     3",
         "KeyError: 'text'",
+        "reports that stay filed",
         "published again",
     ):
         assert part in output
     assert re.search(r"begun +\d\d:\d\d:\d\d\.\d{3} +number \d+ of \d+", output)
     assert re.search(r"message +[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\n", re.sub(" +\n", "\n", output))
-    assert re.search(r"dead letter +\d+-\d+ ", output)
+    assert re.search(r"dead letter +\d+-\d+\n", output)
     assert errors == ""
     *story, command = output.splitlines()
     assert max(map(len, story)) <= 80
@@ -161,7 +177,7 @@ def test_a_folder_without_documents_is_an_error(waooaw: Start, tmp_path: Path) -
     """With an empty folder, the demo ends with an error of one sentence and stops all processes."""
     (tmp_path / "empty").mkdir()
     demo = waooaw("demo", "--input", str(tmp_path / "empty"))
-    _, errors = demo.communicate(timeout=100)
+    _, errors = demo.communicate(timeout=300)
     assert demo.returncode == 1
     assert "there are no text documents in" in errors
     assert_nothing_is_left(tmp_path)
@@ -240,12 +256,13 @@ def test_a_port_in_use_is_an_error_before_anything_starts(waooaw: Start, tmp_pat
     assert_nothing_is_left(tmp_path)
 
 
+@pytest.mark.slow
 def test_beat_and_the_system_worker_expire_messages(redis_url: str, tmp_path: Path) -> None:
     """With real beat and worker processes, a message to an agent without a worker becomes EXPIRED."""
     broker = Broker(redis_url, redis_url, tmp_path)
     absent = broker.name()
     app = broker.app(waooaw_agents=[absent])
-    message = Message(from_agent="tests", to_agent=absent, ttl_seconds=0.1)
+    message = Message(from_agent="tests", to_agent=absent, ttl_seconds=1)
     MessageBus(app).send(message)
     env = os.environ | {"CELERY_BROKER_URL": redis_url, "WAOOAW_SWEEP_SECONDS": "1"}
     root = Path(__file__).parents[2]

@@ -64,8 +64,10 @@ def test_message_to_a_killed_worker_is_handled_after_its_restart(celery_setup: A
 def test_sigterm_finishes_the_message_and_ends_the_worker(celery_setup: AgentSetup) -> None:
     """After SIGTERM a worker finishes its message, is no longer alive and exits with 0 within 15 s."""
     bus = MessageBus(celery_setup.app)
-    receipt = bus.send(_order("last", seconds=1.0))
-    _wait_for(MessageStatus.DELIVERED, receipt.message_id, bus)
+    receipt = bus.send(_order("last", seconds=3.0))
+    node = celery_setup.worker.hostname()
+    inspect = celery_setup.app.control.inspect(destination=[node], timeout=5)
+    until(lambda: (inspect.active() or {}).get(node), "the handler to begin")
 
     celery_setup.worker.kill("SIGTERM")
 

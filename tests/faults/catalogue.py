@@ -14,7 +14,7 @@ from postgres_server import Server as Postgres
 from postgres_server import lone_server as lone_postgres
 from selection import ALL
 
-from faults import message_faults, mixed_faults, server_faults, worker_faults
+from faults import message_faults, mixed_faults, server_faults, worker_faults, workflow_faults
 from faults.account import Account
 from faults.cluster import Cluster
 from faults.servers import Server, lone_rabbitmq, lone_valkey
@@ -71,7 +71,7 @@ class Fault:
 
     @property
     def kind(self) -> str:
-        """Return what is faulty: ``workers``, ``servers``, ``messages``, or ``mixed``."""
+        """Return what is faulty: ``workers``, ``servers``, ``messages``, ``workflows`` or ``mixed``."""
         return f"{self.run.__module__.removeprefix('faults.').removesuffix('_faults')}s"
 
 
@@ -97,7 +97,7 @@ FAULTS = (
         plain=True,
         gate=(VALKEY,),
     ),
-    Fault("T3", "process of the pool killed", worker_faults.kill_child, 2, plain=True),
+    Fault("T3", "pool process killed", worker_faults.kill_child, 2, plain=True),
     Fault(
         "T4",
         "messages that kill their process",
@@ -115,8 +115,8 @@ FAULTS = (
         max_rounds=5,
         duplicates=2,
     ),
-    Fault("T5", "worker ends in order, with a backlog", worker_faults.end_in_order, 2, plain=True),
-    Fault("T6", "worker ends cold", worker_faults.end_cold, 2, duplicates=2),
+    Fault("T5", "warm shutdown of a worker, with a backlog", worker_faults.end_in_order, 2, plain=True),
+    Fault("T6", "cold shutdown of a worker", worker_faults.end_cold, 2, duplicates=2),
     Fault(
         "T7",
         "broker killed, with a log on disk",
@@ -130,17 +130,19 @@ FAULTS = (
         "T7b", "broker killed, nothing on disk", server_faults.broker_loses_data, brokers=(VALKEY,), durable=False
     ),
     Fault("T8", "broker frozen", server_faults.broker_frozen, 1, deadline=5.0, duplicates=None),
-    Fault("T9", "lines cut", server_faults.connections_cut, 2, lines=True, duplicates=None, plain=True),
+    Fault("T9", "connections cut", server_faults.connections_cut, 2, lines=True, duplicates=None, plain=True),
     Fault(
         "T9c",
-        "lines cut, processes of the pool killed",
+        "connections cut, pool processes killed",
         server_faults.connections_cut_and_child_killed,
         2,
         brokers=(VALKEY,),
         lines=True,
         duplicates=None,
     ),
-    Fault("T9b", "the worker's line goes dead", server_faults.connection_dead, 1, lines=True, duplicates=None),
+    Fault(
+        "T9b", "the worker's connection goes dead", server_faults.connection_dead, 1, lines=True, duplicates=None
+    ),
     Fault("T10", "answer to the sender lost", server_faults.reply_lost, 3, lines=True, duplicates=1, gate=BOTH),
     Fault(
         "T11",
@@ -152,13 +154,13 @@ FAULTS = (
         duplicates=None,
         plain=True,
     ),
-    Fault("T13", "to an agent that nobody declared", message_faults.unroutable, 2, max_rounds=5),
+    Fault("T13", "to an undeclared agent", message_faults.unroutable, 2, max_rounds=5),
     Fault("T13b", "queue deleted", message_faults.queue_deleted, 1, max_rounds=10, brokers=(RABBITMQ,)),
     Fault("T14", "malformed messages", message_faults.malformed, 1, max_rounds=3, plain=True),
-    Fault("T16", "what cannot travel, hostile texts", message_faults.unserializable, 1, max_rounds=3),
+    Fault("T16", "unserializable values, hostile texts", message_faults.unserializable, 1, max_rounds=3),
     Fault("T19", "database killed", server_faults.database_killed, 1, duplicates=0, plain=True, gate=BOTH),
     Fault("T20", "database frozen", server_faults.database_frozen, 1, deadline=6.0, duplicates=0, plain=True),
-    Fault("T22", "an end that Celery tells twice", worker_faults.hard_limit, 1, max_rounds=5),
+    Fault("T22", "an end that Celery reports twice", worker_faults.hard_limit, 1, max_rounds=5),
     Fault(
         "T24",
         "workers' clocks an hour ahead and behind",
@@ -176,8 +178,32 @@ FAULTS = (
     Fault("T30", "dead letters sent again", message_faults.retry_dead_letters, 1, max_rounds=20),
     Fault("T31", "envelopes of other versions", message_faults.other_versions, 1, max_rounds=20),
     Fault(
+        "W1", "workflows run, workers killed", workflow_faults.workers_killed, 2, duplicates=None, gate=(VALKEY,)
+    ),
+    Fault(
+        "W2",
+        "workflows run, the database restarts and a worker is killed",
+        workflow_faults.database_restarts,
+        1,
+        max_rounds=5,
+        deadline=6.0,
+        duplicates=None,
+        gate=(VALKEY,),
+    ),
+    Fault(
+        "W3",
+        "workflows run, the broker loses its data and a worker is killed",
+        workflow_faults.broker_loses_data,
+        1,
+        max_rounds=5,
+        brokers=(VALKEY,),
+        durable=False,
+        deadline=6.0,
+        duplicates=None,
+    ),
+    Fault(
         "T32",
-        "all kinds in turns",
+        "faults of all kinds in turn",
         mixed_faults.chaos,
         10,
         rounds_factor=2,

@@ -91,7 +91,7 @@ def _compared(row: Row) -> str:
     if account.duplicates > row.account.duplicates * rounds / row.rounds + 1:
         differences.append(f"{account.duplicates} twice")
     if any(math.isinf(probe) for probe in account.probes):
-        differences.append("stands still")
+        differences.append("stops working")
     elif any(sentence.startswith("stuck") for sentence in violations):
         differences.append("gets stuck")
     if account.broken and not any(sentence.startswith("stuck") for sentence in account.broken):

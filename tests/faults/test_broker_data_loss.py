@@ -13,7 +13,7 @@ from faults.servers import lone_valkey
 from waooaw_celery import Message, MessageBus, create_app
 
 
-@pytest.mark.parametrize("fault", chosen(VALKEY, "servers", durable=False), ids=str)
+@pytest.mark.parametrize("fault", chosen(VALKEY, "servers", "workflows", durable=False), ids=str)
 def test_nothing_is_lost(fault: Fault, tmp_path: Path) -> None:
     """The system's worker publishes the messages that the broker lost once more, from the ledger."""
     with servers(VALKEY, durable=False) as on:

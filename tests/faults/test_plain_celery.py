@@ -29,6 +29,7 @@ def test_kills_under_load_lose_messages(on_valkey: Servers, tmp_path: Path) -> N
     assert any(plain("T1", on_valkey, tmp_path, 6, seed).lost for seed in range(ATTEMPTS))
 
 
+@pytest.mark.slow
 def test_a_frozen_worker_that_is_killed_loses_messages(on_valkey: Servers, tmp_path: Path) -> None:
     """A message that the broker delivers to a frozen worker is lost when the worker is killed."""
     assert plain("T2", on_valkey, tmp_path, 3).lost
@@ -48,6 +49,7 @@ def test_malformed_messages_end_workers(on_valkey: Servers, tmp_path: Path) -> N
     assert any("ended the worker" in sentence or sentence.startswith("stuck") for sentence in account.broken)
 
 
+@pytest.mark.slow
 def test_a_database_outage_leaves_gaps_in_the_audit(on_valkey: Servers, tmp_path: Path) -> None:
     """Messages that are handled during the outage are missing in the audit."""
     assert plain("T19", on_valkey, tmp_path, 1).audit_errors

@@ -11,7 +11,8 @@ from faults.catalogue import Fault, Servers, check, chosen
 pytestmark = pytest.mark.rabbitmq
 
 
-@pytest.mark.parametrize("fault", chosen("rabbitmq", "servers"), ids=str)
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", chosen("rabbitmq", "servers", "workflows"), ids=str)
 def test_nothing_is_lost(fault: Fault, on_rabbitmq: Servers, tmp_path: Path) -> None:
     """Each accepted message has one final event in the ledger; errors are true, and calls keep their deadline."""
     check(fault, on_rabbitmq, tmp_path)

@@ -14,6 +14,7 @@ from faults.worker_group import own_worker_group
 PREFETCH = 16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pool", ["prefork", "solo"])
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGQUIT])
 def test_a_shutdown_returns_prefetched_messages(pool: str, how: signal.Signals, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from waooaw_celery.agents import Response
 from waooaw_celery.agents.requests.stream import Final
 
 app = create_app("async-probe", **json.loads(os.environ.get("PROBE_SETTINGS", "{}")))
-agent = Agent(os.environ["PROBE_NAME"], app)
+agent = Agent(os.environ["PROBE_NAME"], app, identity="mailto:probe@example.org")
 
 _seen: list[Any] = []
 _background: set[asyncio.Task[None]] = set()
@@ -69,7 +69,18 @@ async def wait_and_note(path: str) -> None:
 
 
 @agent.method
+async def echo(value: Any) -> Any:
+    return value
+
+
+@agent.method
 async def nap(seconds: float) -> float:
+    await asyncio.sleep(seconds)
+    return seconds
+
+
+@agent.method(deadline="ignore")
+async def nap_past_the_deadline(seconds: float) -> float:
     await asyncio.sleep(seconds)
     return seconds
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TypeAlias
 
 import pytest
+from postgres_server import Server, lone_server
+from sqlalchemy import text
 from support import Broker
 
 from waooaw_celery import AgentApp
-from waooaw_celery.embedded import end_all
+from waooaw_celery.embedded import end_all, valkey
 from waooaw_celery.ledger.database import upgrade as schema
+from waooaw_celery.ledger.database.engine import Database, database_url
 
 Process: TypeAlias = subprocess.Popen[bytes]
 
@@ -60,6 +64,47 @@ def ledgered_broker(
     broker = Broker(url, redis_url, tmp_path_factory.mktemp("ledgered"), ledger_broker.database_url)
     yield broker
     broker.clean()
+
+
+@pytest.fixture(scope="module")
+def own_broker(ledger_broker: Broker) -> Iterator[Broker]:
+    """A Valkey that only the tests of one file use: they close its connections, or limit its memory."""
+    with valkey() as url:
+        yield Broker(url, ledger_broker.redis_url, ledger_broker.folder, ledger_broker.database_url)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    """A PostgreSQL server that only the tests of one file use: they stop and freeze it."""
+    with lone_server() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
+    """The database of a ledger, with its schema."""
+    if request.param == "sqlite":
+        url = f"sqlite:///{tmp_path / 'ledger.sqlite'}"
+    else:
+        url = request.getfixturevalue("postgres_url")
+    database = Database(database_url(url))
+    schema.upgrade(database)
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def count_effects(app: AgentApp) -> Callable[[str], int]:
+    """Return a function that counts the effects with a label in the ledger's database."""
+    with app.database.begin("make a table") as connection:
+        connection.execute(text("CREATE TABLE IF NOT EXISTS effects (label text, pid int)"))
+
+    def count(label: str) -> int:
+        with app.database.begin("count effects") as connection:
+            found = connection.scalar(text("SELECT count(*) FROM effects WHERE label = :label"), {"label": label})
+            return int(found or 0)
+
+    return count
 
 
 @pytest.fixture

@@ -9,11 +9,12 @@ import asyncio
 import json
 import os
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 
 import django
 from asgiref.sync import sync_to_async
-from django.db import connection, models
+from django.db import connection, models, transaction
 
 from waooaw_celery import Agent, Message, MessageType, create_app
 
@@ -43,6 +44,16 @@ async def command(message: Message) -> None:
 @agent.method
 def plain() -> int:
     return int(Note.objects.count())
+
+
+@agent.method
+def note_on_commit(fail: bool) -> None:
+    """Send two messages in a transaction, which is committed or rolled back."""
+    with suppress(ZeroDivisionError), transaction.atomic():
+        command.delay_on_commit("on commit")
+        command.apply_async_on_commit(("on commit",))
+        if fail:
+            raise ZeroDivisionError
 
 
 @agent.method

@@ -99,6 +99,13 @@ def book(label: str) -> dict[str, Any]:
     return {"booked": label, "pid": os.getpid()}
 
 
+@agent.method(once=True)
+def nap_and_book(label: str, pause: float) -> None:
+    """Sleep in the transaction, perhaps until the caller has gone."""
+    _effect(label)
+    time.sleep(pause)
+
+
 @agent.method
 def carelessly() -> str:
     try:

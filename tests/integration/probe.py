@@ -18,7 +18,7 @@ from waooaw_celery import Agent, Message, MessageType, create_app, current_messa
 from waooaw_celery.agents import Response
 
 app = create_app("probe", **json.loads(os.environ.get("PROBE_SETTINGS", "{}")))
-agent = Agent(os.environ["PROBE_NAME"], app)
+agent = Agent(os.environ["PROBE_NAME"], app, identity="mailto:probe@example.org")
 
 _seen: list[dict[str, Any]] = []
 

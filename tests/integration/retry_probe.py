@@ -14,13 +14,13 @@ from typing import Any
 from celery.exceptions import Reject
 
 from waooaw_celery import Agent, Message, MessageType, create_app
-from waooaw_celery.worker.outcomes.retry_policy import Retries
+from waooaw_celery.worker.retries.retry_policy import RetryPolicy
 
 app = create_app("probe", **json.loads(os.environ.get("PROBE_SETTINGS", "{}")))
 agent = Agent(os.environ["PROBE_NAME"], app)
 
 _times: dict[str, list[float]] = {}
-QUICK = Retries(
+QUICK = RetryPolicy(
     attempts=3, first_delay=0.2, factor=2, jitter=False, on=(ConnectionError,), never=(BrokenPipeError,)
 )
 
@@ -47,7 +47,7 @@ def command(message: Message) -> None:
     _do(message)
 
 
-@agent.on(MessageType.QUERY, retries=Retries(attempts=3, first_delay=0.1))
+@agent.on(MessageType.QUERY, retries=RetryPolicy(attempts=3, first_delay=0.1))
 async def query(message: Message) -> None:
     _do(message)
 
@@ -63,13 +63,13 @@ def noticed(message: Message) -> None:
     _do(message)
 
 
-@agent.method(retries=Retries(attempts=2, first_delay=0.1))
+@agent.method(retries=RetryPolicy(attempts=2, first_delay=0.1))
 def answer(key: str, times: int = 0) -> str:
     _fail(key, "lost", times)
     return "answer"
 
 
-@agent.method(retries=Retries(attempts=2, first_delay=0.1))
+@agent.method(retries=RetryPolicy(attempts=2, first_delay=0.1))
 def count(key: str, times: int = 0) -> Iterator[int]:
     _fail(key, "lost", times)
     yield from range(3)

@@ -129,6 +129,7 @@ def test_a_message_behind_a_busy_handler_is_cancelled_at_once(
     assert bus.receipt(waiting) == receipt
 
 
+@pytest.mark.slow
 def test_a_message_to_a_stopped_agent_is_dropped_when_it_starts(
     broker: Broker, app: AgentApp, bus: MessageBus
 ) -> None:
@@ -151,6 +152,7 @@ def test_a_message_to_a_stopped_agent_is_dropped_when_it_starts(
         end(worker)
 
 
+@pytest.mark.slow
 def test_a_worker_that_restarts_drops_what_was_cancelled_before(
     broker: Broker, app: AgentApp, bus: MessageBus, gate: Path
 ) -> None:
@@ -174,6 +176,7 @@ def test_a_worker_that_restarts_drops_what_was_cancelled_before(
         end(worker)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pool", POOLS)
 def test_a_message_with_a_countdown_is_dropped_at_once(
     app: AgentApp, bus: MessageBus, agent_in: AgentIn, pool: str
@@ -246,13 +249,14 @@ def test_a_plain_handler_in_a_thread_cannot_be_stopped(
 ) -> None:
     """``cancel`` raises NotStoppable, and the handler comes to its end."""
     message_id = start_command(bus, agent_in("threads"), {"gate": str(gate)})
-    with pytest.raises(NotStoppable, match="async def"):
+    with pytest.raises(NotStoppable, match="cannot be stopped"):
         bus.cancel(message_id, running=True, timeout=20)
     assert bus.receipt(message_id).status is MessageStatus.DELIVERED
     gate.touch()
     assert settled(app, message_id) is MessageStatus.HANDLED
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pool", POOLS)
 def test_the_next_attempt_of_a_cancelled_message_is_dropped(
     app: AgentApp, bus: MessageBus, agent_in: AgentIn, pool: str

@@ -22,7 +22,7 @@ from waooaw_celery.errors import ClockSkew, StoreUnavailable, UnknownMessage
 from waooaw_celery.ledger.database import upgrade as schema
 from waooaw_celery.ledger.retention.retention import Retention
 from waooaw_celery.maintenance.tasks import PURGE, RECONCILE, SWEEP
-from waooaw_celery.messages.queues import system_queue
+from waooaw_celery.messages.queues import HandlerName, system_queue
 from waooaw_celery.messages.receipt import MessageEvent
 from waooaw_celery.store.clock_reading import read, redis_source
 from waooaw_celery.store.connection import connect, store_url
@@ -58,7 +58,7 @@ def broker_and_app(request: pytest.FixtureRequest, kind: str) -> Iterator[tuple[
 def open_message(app: AgentApp, **fields: Any) -> Message:
     """Record a message that is in its queue, and return it."""
     message = app.message_factory.complete(
-        app.target("nobody-here.command"),  # type: ignore[arg-type]  # this is a handler's name
+        HandlerName("nobody-here", "command"),
         Message(from_agent="tests", to_agent="nobody-here", **fields),
     )
     app.receipts.begin_recording([(message, "command")])()

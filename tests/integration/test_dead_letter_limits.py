@@ -112,6 +112,7 @@ def test_kombu_transport_uses_the_same_stream(own_broker: Broker) -> None:
         assert Requests(app).request(name, "echo", {"value": 1}) == 1
 
 
+@pytest.mark.slow
 def test_message_is_acknowledged_after_its_dead_letter_is_stored(own_broker: Broker) -> None:
     """While the broker accepts no dead letter, the message stays and the worker continues."""
     settings: dict[str, Any] = {"waooaw_redis_transport": "kombu"}

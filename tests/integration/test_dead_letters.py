@@ -16,6 +16,7 @@ from support import Broker, settled, until
 from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus, MessageType, Priority
 from waooaw_celery import RequestResponseHandler as Requests
 from waooaw_celery.broker.dead_letters.dead_letter import DeadLetter
+from waooaw_celery.broker.dead_letters.queue import UNKNOWN
 from waooaw_celery.errors import InvalidMessage, RemoteError, UnknownDeadLetter
 from waooaw_celery.ledger.trail import MessageAuditTrail
 
@@ -170,7 +171,7 @@ def test_retry_continues_a_chain(app: AgentApp, probe: str, tmp_path: Path) -> N
     until(lambda: list(mark.iterdir()), "the next step")
 
 
-def test_list_filters(app: AgentApp, probe: str) -> None:
+def test_dead_letters_can_be_filtered(app: AgentApp, probe: str) -> None:
     """By agent, queue, reason and time, the newest first, up to the limit; and each by its id."""
     made = [fail(app, probe, {"fail": f"no {word}"})[1] for word in ("apple", "Pear", "pear")]
     assert [each.id for each in dead_letters_of(app, probe)] == [each.id for each in reversed(made)]
@@ -188,14 +189,14 @@ def test_list_filters(app: AgentApp, probe: str) -> None:
             app.dead_letters.list(**impossible)  # type: ignore[arg-type]
 
 
-def test_discard(app: AgentApp, broker: Broker, probe: str) -> None:
+def test_discard_removes_a_dead_letter(app: AgentApp, broker: Broker, probe: str) -> None:
     """The dead letter is removed, and the ledger records by whom and why."""
     old, letter = fail(app, probe, {"fail": "never"})
     [done, unknown] = sorted(
         app.dead_letters.discard([letter.id, "1-1"], reason="a duplicate", by="ada"),
         key=lambda each: each.id == "1-1",
     )
-    assert (done.refused, unknown.refused) == (None, "there is no such dead letter")
+    assert (done.refused, unknown.refused) == (None, UNKNOWN)
     assert not dead_letters_of(app, probe)
     if broker.database_url is not None:
         last = MessageAuditTrail(app.ledger).receipt(old.message_id).events[-1]
@@ -203,7 +204,7 @@ def test_discard(app: AgentApp, broker: Broker, probe: str) -> None:
     assert MessageBus(app).receipt(old.message_id).status is MessageStatus.FAILED
 
 
-def test_retry_of_unreadable_dead_letters(app: AgentApp, probe: str) -> None:
+def test_retry_leaves_unreadable_dead_letters(app: AgentApp, probe: str) -> None:
     """Garbage, a task of no agent, a newer envelope: each stays, with its reason."""
     task: dict[str, Any] = {
         "body": "[[1],{},{}]",

@@ -54,6 +54,7 @@ def start(mode: str | None, broker: Broker, app: AgentApp) -> Iterator[Start]:
     end_all(processes)
 
 
+@pytest.mark.slow
 def test_message_that_ends_its_workers_becomes_a_dead_letter(
     mode: str | None, broker: Broker, app: AgentApp, start: Start
 ) -> None:
@@ -77,7 +78,7 @@ def test_message_that_ends_its_workers_becomes_a_dead_letter(
     assert settled(app, after) is MessageStatus.HANDLED
     receipt = bus.receipt(poison)
     assert receipt.attempts == LIMIT + 1
-    assert receipt.error == f"DeliveryLimitExceeded: {LIMIT + 1} workers ended with it"
+    assert receipt.error == f"DeliveryLimitExceeded: its worker died {LIMIT + 1} times"
     [dead_letter] = app.dead_letters.list(agent=name)
     assert (dead_letter.message_id, dead_letter.reason) == (poison, receipt.error)
     assert worker.poll() is None
@@ -94,6 +95,6 @@ def test_request_that_ends_its_workers_is_answered(broker: Broker, app: AgentApp
         for _ in range(LIMIT + 1):
             until(lambda worker=worker: worker.poll() is not None, "the end of the worker")  # type: ignore[misc]
             worker = start(name)
-        with pytest.raises(RemoteError, match=f"{LIMIT + 1} workers ended with it"):
+        with pytest.raises(RemoteError, match=f"its worker died {LIMIT + 1} times"):
             asked.result(timeout=60)
     assert not app.dead_letters.list(agent=name)

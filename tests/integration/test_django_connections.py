@@ -111,9 +111,26 @@ def test_a_handler_does_not_close_connections_of_others(project: Project) -> Non
     assert all(count >= len(TEXTS) for count in counted)
 
 
+@pytest.mark.slow
 def test_a_query_that_outlives_its_handler_blocks_no_other(project: Project) -> None:
     """The handler ends at its time limit, the next one is handled, and the connection is closed later."""
     with pytest.raises(RemoteError, match="TimeLimitExceeded"):
         project.ask("slow")
     assert project.ask("awaited") >= len(TEXTS)
     until(lambda: project.connections() == 0, "the end of all connections")
+
+
+def test_a_handler_is_sent_when_djangos_transaction_is_committed(project: Project) -> None:
+    """``delay_on_commit`` and ``apply_async_on_commit`` send after the commit, and nothing after a rollback."""
+
+    def notes() -> int:
+        with project.database.cursor() as cursor:
+            cursor.execute("SELECT count(*) FROM notes_note WHERE text = 'on commit'")
+            return int(cursor.fetchone()[0])
+
+    before = notes()
+    project.ask("note_on_commit", fail=True)
+    project.ask("note_on_commit", fail=False)
+    until(lambda: notes() == before + 2, "the two messages")
+    assert project.write_note() is MessageStatus.HANDLED  # it comes after whatever was sent before
+    assert notes() == before + 2

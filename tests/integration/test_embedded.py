@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import psycopg2
 import pytest
@@ -66,6 +67,7 @@ def test_an_invalid_port_is_refused() -> None:
         check_port_free(70_000, "Flower")
 
 
+@pytest.mark.slow
 def test_an_option_that_valkey_refuses_is_an_error() -> None:
     """The error has the output of the server."""
     with pytest.raises(ConfigurationError, match="no-such-option"), valkey(options=["--no-such-option", "1"]):
@@ -85,15 +87,16 @@ def test_a_missing_wheel_is_an_error_that_says_what_to_install(tmp_path: Path) -
 
 def test_postgres_runs_and_is_gone_afterwards() -> None:
     """An embedded PostgreSQL answers through psycopg2, and its folder is removed."""
-    before = set(Path(tempfile.gettempdir()).glob("waooaw-postgres-*"))
     with postgres() as url:
+        folder = Path(parse_qs(urlsplit(url).query)["host"][0])
+        assert folder.is_relative_to(tempfile.gettempdir())
         assert url.startswith("postgresql+psycopg2://")
         connection = psycopg2.connect(url.replace("+psycopg2", ""))
         with connection.cursor() as cursor:
             cursor.execute("select 1")
             assert cursor.fetchone() == (1,)
         connection.close()
-    assert set(Path(tempfile.gettempdir()).glob("waooaw-postgres-*")) <= before
+    assert not folder.parent.exists()
 
 
 def test_a_process_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from waooaw_celery import (
     MessageStatus,
     RequestResponseHandler,
 )
-from waooaw_celery.embedded import end, end_all
+from waooaw_celery.embedded import end_all
 from waooaw_celery.errors import RemoteError
 
 POOLS = {
@@ -110,11 +110,15 @@ def test_errors_of_a_coroutine_reach_the_caller(agent: str, requests: RequestRes
     assert "in fail" in (told["fail"].traceback or "")
 
 
-def test_a_background_task_that_exits_does_not_end_the_loop(agent: str, requests: RequestResponseHandler) -> None:
+def test_a_background_task_that_exits_does_not_end_the_loop(
+    broker: Broker, agent: str, requests: RequestResponseHandler
+) -> None:
     """The SystemExit of a background task is logged, and handlers run on."""
-    for _ in range(3):
-        requests.request(agent, "leave_behind", {"what": "gone"})
+    for number in range(3):
+        requests.request(agent, "leave_behind", {"what": f"gone-{number}"})
     assert requests.request(agent, "nap", {"seconds": 0.01}) == 0.01
+    log, warning = broker.folder / f"{agent}.log", "a background task of a handler raised SystemExit"
+    until(lambda: log.read_text().count(warning) >= 3, "three log lines")
 
 
 def test_the_soft_limit_cancels_the_coroutine(agent: str, requests: RequestResponseHandler) -> None:
@@ -155,13 +159,13 @@ def test_a_thread_of_a_coroutine_sends_as_its_agent(app: AgentApp, agent: str, p
     assert [(each.receipt.from_agent, each.causation_id) for each in thread][1:] == [(agent, sent.message_id)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pool", POOLS)
 def test_a_warm_shutdown_waits_for_coroutines(app: AgentApp, broker: Broker, pool: str) -> None:
     """After SIGTERM, a running handler comes to its end before the worker exits."""
     name = broker.name()
-    worker = broker.start(name, app, *POOLS[pool], module="async_probe")
     bus = MessageBus(app)
-    sent = bus.send(Message(from_agent="tests", to_agent=name, payload={"sleep": 2}))
-    until(lambda: bus.receipt(sent.message_id).status is MessageStatus.DELIVERED, "the handler to begin")
-    end(worker)
+    with broker.running(name, app, *POOLS[pool], module="async_probe"):
+        sent = bus.send(Message(from_agent="tests", to_agent=name, payload={"sleep": 2}))
+        until(lambda: bus.receipt(sent.message_id).status is MessageStatus.DELIVERED, "the handler to begin")
     assert bus.receipt(sent.message_id).status is MessageStatus.HANDLED

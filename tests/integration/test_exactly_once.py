@@ -10,35 +10,23 @@ from uuid import uuid4
 
 import pytest
 from sqlalchemy import text
-from support import Broker, settled, until
+from support import Broker, queue_length, settled, until
 
 from waooaw_celery import Agent, AgentApp, Message, MessageBus, MessageStatus, MessageType, RequestResponseHandler
 from waooaw_celery.embedded import end_all
 from waooaw_celery.errors import ConfigurationError
-from waooaw_celery.messages.queues import HandlerName, agent_queue, queue_depth
+from waooaw_celery.messages.queues import HandlerName
 from waooaw_celery.worker.health.startup_checks import check_once
 
 Start = Callable[..., str]
+
+pytestmark = pytest.mark.usefixtures("count_effects")
 
 
 @pytest.fixture
 def broker(ledgered_broker: Broker) -> Broker:
     """Each broker in turn, both with the ledger."""
     return ledgered_broker
-
-
-@pytest.fixture(autouse=True)
-def count_effects(app: AgentApp) -> Callable[[str], int]:
-    """Return a function that counts the effects with a label."""
-    with app.database.begin("make a table") as connection:
-        connection.execute(text("CREATE TABLE IF NOT EXISTS effects (label text, pid int)"))
-
-    def count(label: str) -> int:
-        with app.database.begin("count effects") as connection:
-            found = connection.scalar(text("SELECT count(*) FROM effects WHERE label = :label"), {"label": label})
-            return int(found or 0)
-
-    return count
 
 
 @pytest.fixture
@@ -97,11 +85,7 @@ def test_two_workers_with_the_same_message_have_one_effect(
     until(lambda: Path(f"{gate}.begun").exists(), "the first attempt")
     publish_again(app, message)
 
-    def queue_length() -> int:
-        with app.connection_for_write() as connection:
-            return queue_depth(connection, agent_queue(name)).total
-
-    until(lambda: queue_length() == 0, "the second delivery")
+    until(lambda: queue_length(app, name) == 0, "the second delivery")
     gate.touch()
     assert settled(app, message.message_id) is MessageStatus.HANDLED
     next_message = command(name)

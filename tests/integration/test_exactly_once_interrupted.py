@@ -29,6 +29,9 @@ from waooaw_celery.errors import AuditUnavailable
 from waooaw_celery.ledger.inbox import is_effect_committed
 from waooaw_celery.messages.receipt import MessageEvent
 
+#: Its tests list dead letters: those of RabbitMQ are shared.
+pytestmark = pytest.mark.usefixtures("dead_letters_alone")
+
 
 @pytest.fixture(scope="module")
 def broker(ledgered_broker: Broker) -> Broker:

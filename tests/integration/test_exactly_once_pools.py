@@ -19,25 +19,13 @@ from waooaw_celery.messages.receipt import MessageEvent
 #: Worker options: more concurrent handlers than database connections.
 POOLS = {"threads": ("-P", "threads", "-c", "20"), "gevent": ("-P", "gevent", "-c", "20"), "prefork": ("-c", "2")}
 
+pytestmark = pytest.mark.usefixtures("count_effects")
+
 
 @pytest.fixture
 def broker(ledgered_broker: Broker) -> Broker:
     """Each broker in turn, both with the ledger."""
     return ledgered_broker
-
-
-@pytest.fixture(autouse=True)
-def count_effects(app: AgentApp) -> Callable[[str], int]:
-    """Return a function that counts the effects with a label."""
-    with app.database.begin("make a table") as connection:
-        connection.execute(text("CREATE TABLE IF NOT EXISTS effects (label text, pid int)"))
-
-    def count(label: str) -> int:
-        with app.database.begin("count effects") as connection:
-            found = connection.scalar(text("SELECT count(*) FROM effects WHERE label = :label"), {"label": label})
-            return int(found or 0)
-
-    return count
 
 
 @pytest.fixture
@@ -55,6 +43,7 @@ def start(broker: Broker, app: AgentApp, tmp_path: Path) -> Iterator[Callable[..
     end_all(processes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pool", POOLS)
 def test_more_handlers_than_connections_send_in_their_transactions(
     pool: str, app: AgentApp, start: Callable[..., str], count_effects: Callable[[str], int]

@@ -16,7 +16,7 @@ import pytest
 from mutated_messages import mutate_bytes, mutate_fields
 from rawqueue import publishable, put, real_messages
 from redis import Redis
-from support import Broker, until
+from support import Broker, pid_of, until
 
 from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus, RequestResponseHandler
 from waooaw_celery.embedded import end, valkey
@@ -60,12 +60,7 @@ def assert_worker_survived(app: AgentApp, name: str, pid: int) -> None:
     assert RequestResponseHandler(app).request(name, "parent", timeout=30) == pid
 
 
-def pid_of(app: AgentApp, name: str) -> int:
-    pid = RequestResponseHandler(app).request(name, "parent", timeout=20)
-    assert isinstance(pid, int)
-    return pid
-
-
+@pytest.mark.slow
 def test_worker_on_redis_survives_mutated_messages(own_broker: Broker) -> None:
     """Items of its queue, with mutated fields and bytes."""
     name = own_broker.name()

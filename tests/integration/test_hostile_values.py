@@ -17,6 +17,7 @@ from waooaw_celery.ledger.database import upgrade as schema
 from waooaw_celery.ledger.database.engine import Database, database_url
 from waooaw_celery.ledger.database.rows import message_row
 from waooaw_celery.ledger.ledger import Ledger
+from waooaw_celery.ledger.retention.erasure import erase_rows
 from waooaw_celery.ledger.retention.holds import HoldKind
 from waooaw_celery.ledger.retention.retention import Retention
 from waooaw_celery.ledger.trail import MessageAuditTrail
@@ -198,7 +199,7 @@ def test_erasing_by_text_is_literal(ledger: Ledger, trail: MessageAuditTrail) ->
     named = Message(from_agent="boss", to_agent=to, payload=f"{mark} 100%_' \x00")
     other = Message(from_agent="boss", to_agent=to, payload=f"{mark} 100x ' ")
     ledger.begin_recording([(named, "command"), (other, "command")])()
-    assert Retention(ledger.database).erase(containing=f"{mark} 100%_' \x00").messages == 1
+    assert erase_rows(ledger.database, containing=f"{mark} 100%_' \x00").messages == 1
     assert trail.receipt(named.message_id).payload is None
     assert trail.receipt(other.message_id).payload == other.payload
 

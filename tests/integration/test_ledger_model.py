@@ -5,19 +5,19 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections import Counter
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar
 from uuid import uuid4
 
-import psycopg2
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, rule
 from hypothesis.stateful import run_state_machine_as_test as run
 from sqlalchemy import text as sql
-from support import note
+from support import lone_database, note
 
 from waooaw_celery import Message, MessageStatus, MessageType, Priority
 from waooaw_celery.errors import UnknownMessage
@@ -25,6 +25,7 @@ from waooaw_celery.ledger.database import upgrade as schema
 from waooaw_celery.ledger.database.engine import Database, database_url
 from waooaw_celery.ledger.database.rows import message_row
 from waooaw_celery.ledger.ledger import Ledger
+from waooaw_celery.ledger.retention.erasure import erase_rows
 from waooaw_celery.ledger.retention.holds import HoldKind
 from waooaw_celery.ledger.retention.retention import Retention
 from waooaw_celery.ledger.trail import MessageAuditTrail
@@ -38,8 +39,8 @@ LOST_SECONDS = 60.0
 NOW = datetime.now(UTC)
 OLD = timedelta(days=40)
 
-#: The events that a test may record. PUBLISHED is written together with the record of a published event.
-EVENTS = [event for event in MessageEvent if event is not MessageEvent.PUBLISHED]
+#: The events that a test may record. PUBLISHED and ANSWERED are written together with the records that they end.
+EVENTS = [event for event in MessageEvent if event not in (MessageEvent.PUBLISHED, MessageEvent.ANSWERED)]
 
 
 @dataclass
@@ -56,15 +57,20 @@ class ModelMessage:
 
     @property
     def status(self) -> str:
-        events = [event for event, _, _ in self.facts if event not in ("cancel_requested", "recovered")]
+        events = [event for event, _, _ in self.facts if event not in ("cancel_requested", "recovered", "logged")]
         if self.end:
             return self.end
         return "delivered" if "delivered" in events else "sent" if events else "pending"
 
     @property
+    def over(self) -> bool:
+        """Whether a purge may remove it: it has ended, or was only logged, so that nobody reports its end."""
+        return bool(self.end) or any(event == "logged" for event, _, _ in self.facts)
+
+    @property
     def running(self) -> bool:
         """Whether the newest fact is DELIVERED, apart from facts that are no progress."""
-        no_progress = ("sent", "cancel_requested", "duplicate", "resent", "discarded")
+        no_progress = ("sent", "cancel_requested", "duplicate", "resent", "discarded", "logged")
         recorded = sorted((at, event) for event, at, _ in self.facts if event not in no_progress)
         return bool(recorded) and recorded[-1][1] == "delivered"
 
@@ -264,11 +270,11 @@ class LedgerModel(RuleBasedStateMachine):
 
     @rule()
     def purge(self) -> None:
-        """A purge removes messages that have ended, are past their retention and are not held."""
+        """A purge removes messages that have ended or were logged, are past their retention and are not held."""
         purged = [
             id_
             for id_, entry in self.model.items()
-            if entry.end
+            if entry.over
             and (entry.message.retention or RetentionPolicy.DAYS_90).until(entry.message.sent_at) <= NOW
             and not self._is_held(entry.message)
         ]
@@ -280,18 +286,31 @@ class LedgerModel(RuleBasedStateMachine):
 
     @rule(agent=st.sampled_from(AGENTS))
     def erase(self, agent: str) -> None:
-        """An erasure blanks payloads and errors of an agent, unless they are held. The facts stay."""
-        affected = [
-            entry
-            for entry in self.model.values()
-            if agent in (entry.message.from_agent, entry.message.to_agent)
-            and not entry.erased
-            and not self._is_held(entry.message)
-        ]
-        assert self.retention.erase(agent=agent).messages == len(affected)
-        for entry in affected:
-            entry.erased = True
-            entry.facts = [(event, at, None) for event, at, _ in entry.facts]
+        """An erasure blanks payloads and errors of an agent, and copies of them, unless they are held."""
+        free = {id_: entry for id_, entry in self.model.items() if not self._is_held(entry.message)}
+        matching = {id_ for id_, entry in free.items() if self._is_of(agent, entry) and not entry.erased}
+        targets = matching | {id_ for id_, entry in free.items() if entry.erased}
+        while copies := {
+            id_
+            for id_, entry in free.items()
+            if id_ not in targets and any(self._is_copy(entry, free[target]) for target in targets)
+        }:
+            targets |= copies
+        new = {id_ for id_ in targets if not free[id_].erased}
+        erased = erase_rows(self.ledger.database, agent=agent)
+        assert (erased.messages, erased.copies) == (len(matching), len(new - matching))
+        causes = {str(free[id_].message.causation_id) for id_ in targets} & set(free)
+        for id_ in new:
+            free[id_].erased = True
+        for id_ in targets | causes:  # the error of a cause quotes the error of what it caused
+            free[id_].facts = [(event, at, None) for event, at, _ in free[id_].facts]
+
+    def _is_of(self, agent: str, entry: ModelMessage) -> bool:
+        return agent in (entry.message.from_agent, entry.message.to_agent)
+
+    def _is_copy(self, entry: ModelMessage, other: ModelMessage) -> bool:
+        threads = [{each.message.conversation_id, each.message.correlation_id} for each in (entry, other)]
+        return entry.message.payload == other.message.payload and bool(threads[0] & threads[1])
 
     @rule()
     def check_every_query(self) -> None:
@@ -360,19 +379,17 @@ class LedgerModel(RuleBasedStateMachine):
         assert receipt == record.receipt
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize(("kind", "examples"), [("sqlite", 6), ("postgresql", 6)])
 def test_the_ledger_returns_what_the_model_returns(
     kind: str, examples: int, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After sends, events in any order, sweeps, holds, purges and erasures, every query equals the model's."""
-    name = f"waooaw_{uuid4().hex}"
-    server = None
-    if kind == "postgresql":
-        server = request.getfixturevalue("postgres_url")
-        _administer(server, f"CREATE DATABASE {name}")
-        url = database_url(server).set(database=name).render_as_string(hide_password=False)
-        monkeypatch.setattr(LedgerModel, "url", url)
-    try:
+    with ExitStack() as stack:
+        if kind == "postgresql":
+            url = stack.enter_context(lone_database(request.getfixturevalue("postgres_url")))
+            monkeypatch.setattr(LedgerModel, "url", url)
         run(
             LedgerModel,
             settings=settings(
@@ -384,14 +401,3 @@ def test_the_ledger_returns_what_the_model_returns(
                 suppress_health_check=list(HealthCheck),
             ),
         )
-    finally:
-        if server is not None:
-            _administer(server, f"DROP DATABASE {name} WITH (FORCE)")
-
-
-def _administer(url: str, command: str) -> None:
-    connection = psycopg2.connect(url.replace("+psycopg2", ""))
-    connection.autocommit = True
-    with connection.cursor() as cursor:
-        cursor.execute(command)
-    connection.close()

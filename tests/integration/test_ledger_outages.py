@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 
 import pytest
-from postgres_server import Server, lone_server
-from support import Broker, until
+from postgres_server import Server
+from support import Broker, queue_length, until
 
 from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus, RequestResponseHandler
 from waooaw_celery.embedded import end
@@ -20,13 +20,6 @@ from waooaw_celery.ledger.trail import MessageAuditTrail
 from waooaw_celery.ledger.write import spool_drain
 from waooaw_celery.maintenance.recovery import Recovery
 from waooaw_celery.messages.enums import RetentionPolicy
-from waooaw_celery.messages.queues import agent_queue, queue_depth
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with lone_server() as server:
-        yield server
 
 
 @pytest.fixture(scope="module")
@@ -116,8 +109,8 @@ OUTAGES = [stopped, read_only, without_a_table, without_the_function]
 
 def queued(broker: Broker, name: str) -> int:
     """Return how many messages are in the queue of an agent that does not run."""
-    with closing(broker.app()) as app, app.connection_for_read() as connection:
-        return queue_depth(connection, agent_queue(name)).total
+    with closing(broker.app()) as app:
+        return queue_length(app, name)
 
 
 def seconds_until_refused(call: Callable[[], object]) -> float:
@@ -177,6 +170,7 @@ def test_an_outage_loses_nothing_and_is_logged_once(
     assert (logged(caplog, "ledger_down"), logged(caplog, "ledger_up")) == (1, 1)
 
 
+@pytest.mark.slow
 def test_calls_to_a_frozen_database_have_deadlines(
     server: Server, broker: Broker, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -202,6 +196,7 @@ def test_calls_to_a_frozen_database_have_deadlines(
     app.close()
 
 
+@pytest.mark.slow
 def test_a_refused_message_is_never_published(server: Server, broker: Broker) -> None:
     """A server that was frozen writes the message when it continues. The message is then withdrawn."""
     app, name = broker.app(), broker.name()
@@ -242,6 +237,7 @@ def test_a_withdrawal_of_an_unknown_message_expires(
     app.close()
 
 
+@pytest.mark.slow
 def test_a_worker_continues_while_the_database_is_frozen(server: Server, broker: Broker, worker: str) -> None:
     """After its first deadline it spools facts at once. They are in the ledger afterwards."""
     app = broker.app(waooaw_audit_mode="batched")
@@ -270,7 +266,8 @@ def test_a_worker_continues_while_the_database_is_frozen(server: Server, broker:
     trail = MessageAuditTrail(app.ledger)
     for message_id in ids:
         events = [event.event for event in trail.receipt(message_id).events]
-        assert events == ["sent", "delivered", "handled"]
+        # On a busy computer, a lease may end while the database is frozen: a second delivery is a duplicate.
+        assert [event for event in events if event != "duplicate"] == ["sent", "delivered", "handled"]
 
     def lines() -> str:
         return log.read_text()[len(lines_before) :]
@@ -278,10 +275,14 @@ def test_a_worker_continues_while_the_database_is_frozen(server: Server, broker:
     def lines_of_child() -> str:
         return "\n".join(line for line in lines().splitlines() if "/ForkPoolWorker-" in line)
 
-    until(lambda: "the ledger is back" in lines_of_child(), "the end of the outage in the log")
-    assert lines_of_child().count("Until it is back") == lines_of_child().count("the ledger is back") == 1
+    until(lambda: "the ledger's database answers again" in lines_of_child(), "the end of the outage in the log")
+    assert (
+        lines_of_child().count("Until it answers")
+        == lines_of_child().count("the ledger's database answers again")
+        == 1
+    )
     # The parent process writes no facts, but it may notice the outage when it drains the spool.
-    assert lines().count("Until it is back") <= 2
+    assert lines().count("Until it answers") <= 2
     app.close()
 
 
@@ -360,18 +361,16 @@ def _records(app: AgentApp, name: str) -> Iterator:  # type: ignore[type-arg]
             return
 
 
+@pytest.mark.slow
 def test_pool_children_write_their_facts_before_they_exit(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
     """A warm shutdown in batched mode leaves no message that the worker handled without its end."""
     monkeypatch.setenv("WAOOAW_AUDIT_MODE", "batched")
     app = broker.app()
     name, bus = broker.name(), MessageBus(app)
-    process = broker.start(name, app)
-    ids = [
-        receipt.message_id
-        for receipt in bus.send_many([Message(from_agent="tests", to_agent=name) for _ in range(30)])
-    ]
-    until(lambda: queued(broker, name) == 0, "an empty queue")
-    end(process)
+    with broker.running(name, app) as process:
+        messages = [Message(from_agent="tests", to_agent=name) for _ in range(30)]
+        ids = [receipt.message_id for receipt in bus.send_many(messages)]
+        until(lambda: queued(broker, name) == 0, "an empty queue")
     assert process.returncode == 0
     statuses = [app.receipts.get(message_id).status for message_id in ids]
     assert set(statuses) <= {MessageStatus.HANDLED, MessageStatus.SENT}

@@ -7,41 +7,35 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from tempfile import mkdtemp
 
 import pytest
-from postgres_server import Server, lone_server
+from postgres_server import Server
 from process_pool import waooaw
+from spooled_ledger import DAYS_90, new_message, open_ledger
 from sqlalchemy import select
 from support import Broker, settled, until
 
 from waooaw_celery import Message, MessageBus, MessageStatus
-from waooaw_celery.embedded import end, spawn
+from waooaw_celery.embedded import running
 from waooaw_celery.ledger.database import upgrade as schema
 from waooaw_celery.ledger.database.engine import Database, database_url
 from waooaw_celery.ledger.database.models import MessageEventRow
 from waooaw_celery.ledger.database.rows import LedgerRow, message_row
-from waooaw_celery.ledger.ledger import Ledger
 from waooaw_celery.ledger.write.spool import damage
 from waooaw_celery.ledger.write.spool.file_lock import FileLock
 from waooaw_celery.ledger.write.spool.spool import Spool, SpoolUnavailable
-from waooaw_celery.messages.enums import RetentionPolicy
 from waooaw_celery.messages.receipt import MessageEvent, MessageFact
 from waooaw_celery.settings import AuditMode
 
-DAYS_90 = RetentionPolicy.DAYS_90
 PAGE = 4096
 #: Rows in a spool before it is damaged: about twenty pages.
 ROW_COUNT = 400
 
 Damage = Callable[[Path], None]
-
-
-def new_message() -> Message:
-    return Message(from_agent="boss", to_agent="worker-1", retention=DAYS_90)
 
 
 def write_random_bytes(path: Path, start: int = 0, stop: int | None = None) -> None:
@@ -113,13 +107,6 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "spool"
 
 
-@contextmanager
-def open_ledger(url: str, folder: Path) -> Iterator[Ledger]:
-    ledger = Ledger(Database(database_url(url)), DAYS_90, AuditMode.STRICT, str(folder))
-    yield ledger
-    ledger.close()
-
-
 def actions(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [getattr(record, "action", "") for record in caplog.records]
 
@@ -159,7 +146,7 @@ def test_a_damaged_file_is_moved_aside_and_salvaged(
 
 def test_invalid_rows_of_a_damaged_file_are_refused(url: str, folder: Path) -> None:
     """Rows that SQLite can read but that are not rows of the ledger are refused, and block no others."""
-    with open_ledger(url, folder) as ledger:
+    with open_ledger(url, folder, AuditMode.STRICT) as ledger:
         good, lost = new_message(), new_message()
         ledger.spool.append([message_row(message, "command", DAYS_90) for message in (good, lost)])
         with closing(sqlite3.connect(ledger.spool.path)) as connection, connection:
@@ -206,7 +193,7 @@ def test_a_broken_spool_does_not_keep_the_ledger_down(
     damage_file: Damage, url: str, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The database is retried although the spool cannot be used, and later facts are in the ledger."""
-    with open_ledger(url, folder) as ledger:
+    with open_ledger(url, folder, AuditMode.STRICT) as ledger:
         ledger.note(
             MessageFact(message_id="x", event=MessageEvent.FAILED)
         )  # the database is down, so the fact is spooled
@@ -273,24 +260,25 @@ while True:
             break
     time.sleep(0.05)
 """
-        process = spawn(program(code, url, folder, "nobody"), log=log, cwd=tmp_path)
-        until(lambda: "spooled" in log.read_text(), "a spooled fact")
-        folder.chmod(0)
-        until(lambda: "refused" in log.read_text(), "a refused fact")
-        database = Database(database_url(url))
-        schema.upgrade(database)
-        database.close()
-        if os.getuid() == 0:
-            for path in base.glob("ledger*"):
-                os.chown(path, 65534, 65534)
-        until(lambda: process.poll() is not None, "a written fact and the end of the program")
+        with running(program(code, url, folder, "nobody"), log=log, cwd=tmp_path) as process:
+            until(lambda: "spooled" in log.read_text(), "a spooled fact")
+            folder.chmod(0)
+            until(lambda: "refused" in log.read_text(), "a refused fact")
+            database = Database(database_url(url))
+            schema.upgrade(database)
+            database.close()
+            if os.getuid() == 0:
+                for path in base.glob("ledger*"):
+                    os.chown(path, 65534, 65534)
+            until(lambda: process.poll() is not None, "a written fact and the end of the program")
         assert process.returncode == 0, log.read_text()
-        assert "the ledger is back" in log.read_text()
+        assert "the ledger's database answers again" in log.read_text()
     finally:
         (base / "spool").chmod(0o700)
         shutil.rmtree(base)
 
 
+@pytest.mark.slow
 def test_processes_that_share_a_damaged_spool_lose_no_later_rows(url: str, folder: Path, tmp_path: Path) -> None:
     """Three processes write while the file is damaged: one moves it aside, and all continue in the new one."""
     code = """
@@ -303,24 +291,25 @@ while not os.path.exists(sys.argv[3]):
 """
     stop = tmp_path / "stop"
     logs = [tmp_path / f"log-{number}" for number in range(3)]
-    processes = [spawn(program(code, url, folder, stop), log=log) for log in logs]
     spool = Spool(str(folder), url)
-    until(lambda: all(log.exists() and log.read_text().count("\n") > 20 for log in logs), "sixty facts")
-    for number in (1, 2):
-        with FileLock(spool.path.with_suffix(".lock"), 10).held(exclusive=True):  # no process has it open
-            write_random_bytes(spool.path, 0, PAGE)
-        until(lambda number=number: len(spool.damaged()) >= number, "a file that was moved aside")
-        lengths = [log.read_text().count("\n") for log in logs]
-        until(
-            lambda lengths=lengths: all(
-                log.read_text().count("\n") > length + 10 for log, length in zip(logs, lengths, strict=True)
-            ),
-            "facts in the new file",
-        )
-    stop.touch()
-    for process in processes:
-        assert process.wait(60) == 0
-    with open_ledger(url, folder) as ledger:
+    with ExitStack() as programs:
+        processes = [programs.enter_context(running(program(code, url, folder, stop), log=log)) for log in logs]
+        until(lambda: all(log.exists() and log.read_text().count("\n") > 20 for log in logs), "sixty facts")
+        for number in (1, 2):
+            with FileLock(spool.path.with_suffix(".lock"), 10).held(exclusive=True):  # no process has it open
+                write_random_bytes(spool.path, 0, PAGE)
+            until(lambda number=number: len(spool.damaged()) >= number, "a file that was moved aside")
+            lengths = [log.read_text().count("\n") for log in logs]
+            until(
+                lambda lengths=lengths: all(
+                    log.read_text().count("\n") > length + 10 for log, length in zip(logs, lengths, strict=True)
+                ),
+                "facts in the new file",
+            )
+        stop.touch()
+        for process in processes:
+            assert process.wait(60) == 0
+    with open_ledger(url, folder, AuditMode.STRICT) as ledger:
         schema.upgrade(ledger.database)
         ledger.start()
         until(lambda: all(file.salvaged for file in spool.damaged()), "salvaged files")
@@ -342,7 +331,7 @@ def test_a_spool_on_a_full_disk_is_drained(url: str, folder: Path, size: str, ot
     if subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("only root can mount a file system")
     try:
-        with open_ledger(url, folder) as ledger:
+        with open_ledger(url, folder, AuditMode.STRICT) as ledger:
             sent = []
             with suppress(SpoolUnavailable):
                 while True:
@@ -363,12 +352,7 @@ def test_a_spool_on_a_full_disk_is_drained(url: str, folder: Path, size: str, ot
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with lone_server() as server:
-        yield server
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("pool", "damage_file"),
     [("solo", random_bytes), ("prefork", truncated), ("threads", random_bytes)],
@@ -379,33 +363,33 @@ def test_a_worker_survives_a_damaged_spool(
 ) -> None:
     """The database stops, the spool is damaged, the database starts: later facts are in the ledger."""
     broker = Broker(redis_url, redis_url, tmp_path, server.url)
-    app = broker.app()
-    schema.upgrade(app.database)
-    name, bus = broker.name(), MessageBus(app)
-    process = broker.start(name, app, "-P", pool)
-    ids = [
-        bus.send(Message(from_agent="tests", to_agent=name, payload={"sleep": 0.2})).message_id for _ in range(12)
-    ]
-    app.receipts.flush()
-    server.stop()
-    try:
-        until(lambda: app.ledger.spool.counts()[0] >= 2, "facts in the spool")
-        damage_file(app.ledger.spool.path)
-        until(lambda: app.ledger.spool.damaged(), "the damaged file to be moved aside")
-        until(lambda: app.ledger.spool.counts()[0] >= 2, "facts in the new spool")
-        end(process)
-        app.ledger.spool.path.write_bytes(b"\x00\x01" * 3000)
-    finally:
-        server.start()
-    process = broker.start(name, app, "-P", pool)
-    sender = broker.app()
-    sender.check()
-    ids.append(MessageBus(sender).send(Message(from_agent="tests", to_agent=name)).message_id)
-    sender.close()
-    assert settled(app, ids[-1]) is MessageStatus.HANDLED
-    until(lambda: app.ledger.spool.counts()[0] == 0, "an empty spool")
-    end(process)
+    name = broker.name()
+    with closing(broker.app()) as app:
+        schema.upgrade(app.database)
+        bus = MessageBus(app)
+        messages = [Message(from_agent="tests", to_agent=name, payload={"sleep": 0.2}) for _ in range(12)]
+        with broker.running(name, app, "-P", pool):
+            ids = [bus.send(message).message_id for message in messages]
+            app.receipts.flush()
+            server.stop()
+            try:
+                until(lambda: app.ledger.spool.counts()[0] >= 2, "facts in the spool")
+                damage_file(app.ledger.spool.path)
+                until(lambda: app.ledger.spool.damaged(), "the damaged file to be moved aside")
+                until(lambda: app.ledger.spool.counts()[0] >= 2, "facts in the new spool")
+            except BaseException:
+                server.start()
+                raise
+        try:
+            app.ledger.spool.path.write_bytes(b"\x00\x01" * 3000)
+        finally:
+            server.start()
+        with broker.running(name, app, "-P", pool):
+            with closing(broker.app()) as sender:
+                sender.check()
+                ids.append(MessageBus(sender).send(Message(from_agent="tests", to_agent=name)).message_id)
+            assert settled(app, ids[-1]) is MessageStatus.HANDLED
+            until(lambda: app.ledger.spool.counts()[0] == 0, "an empty spool")
     log = (broker.folder / f"{name}.log").read_text()
     assert "is damaged" in log
     assert "not recorded" not in log
-    app.close()

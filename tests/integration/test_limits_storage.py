@@ -10,8 +10,9 @@ from typing import Any
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from limit_helpers import Clock, check_pace, paced_rules
 from limit_model import Model, is_exact, rules_of
 from redis import Redis
 from redis.exceptions import ResponseError
@@ -23,7 +24,7 @@ from waooaw_celery.errors import StoreUnavailable
 from waooaw_celery.limits.grammar import parse_quota
 from waooaw_celery.limits.memory import MemoryStorage
 from waooaw_celery.limits.redis import DEADLINE_SECONDS, PAUSE_SECONDS, RedisStorage
-from waooaw_celery.limits.rules import demands_by_scope
+from waooaw_celery.limits.rules import MAX_PERIOD, Demand, Quota, Rule, demands_by_scope
 from waooaw_celery.limits.storage import LimitStorage
 from waooaw_celery.store.connection import connect, store_url
 
@@ -57,6 +58,7 @@ def _server() -> Iterator[None]:
 @pytest.fixture
 def client() -> Iterator[Any]:
     client = connect(_url)
+    client.flushall()
     yield client
     client.flushall()
     client.close()
@@ -204,6 +206,34 @@ TestLimits.settings = settings(
 )
 
 
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(limit=paced_rules(), gaps=st.lists(st.floats(0, 3) | st.floats(0, 1e5), min_size=1, max_size=15))
+def test_the_pace_holds_for_every_limit_and_burst_on_redis(limit: Rule, gaps: list[float]) -> None:
+    """The script computes with doubles, and is exact to the microsecond up to the largest limit and window."""
+    clock, client = Clock(), connect(_url)
+    client.flushall()
+    check_pace(RedisStorage(client, clock), clock, limit, gaps)
+    client.close()
+
+
+def test_the_largest_burst_refills_to_the_microsecond(client: Any) -> None:
+    """A wait that is longer than a whole number of microseconds by a billionth of one is rounded up."""
+    limit, period_us = 999_999_937, MAX_PERIOD * 1_000_000  # a prime number, so that every remainder occurs
+    inverse = pow(period_us, -1, limit)
+    n = next(n for n in (inverse * rest % limit for rest in range(1, 1000)) if n <= limit // 2)
+    clock, quota, demands = Clock(), Quota((Rule(limit, MAX_PERIOD, n),)), [Demand("", n, 0)]
+    for storage in (MemoryStorage(clock), RedisStorage(client, clock)):
+        assert storage.decide("a", demands, quota, 0, charge=True) is None
+        refusal = storage.decide("a", demands, quota, 0, charge=True)
+        assert refusal is not None
+        assert refusal.wait_us == n * period_us // limit + 1
+        clock.now += refusal.wait_us - 1
+        assert storage.decide("a", demands, quota, 0, charge=True) is not None
+        clock.now += 1
+        assert storage.decide("a", demands, quota, 0, charge=True) is None
+
+
+@pytest.mark.slow
 def test_retry_after_is_exact_on_a_real_clock(storage: LimitStorage) -> None:
     """After retry_after the next message passes; 5 % earlier it is refused. Five times in a row."""
     limits = RateLimiter(storage, "2/second; 90/minute burst 10")
@@ -379,6 +409,7 @@ def make_limits(client: Any) -> Callable[..., RateLimiter]:
     return lambda *quota: RateLimiter(RedisStorage(client), *quota)
 
 
+@pytest.mark.slow
 def test_limits_follow_a_failover(make_limits: Callable[..., RateLimiter], tmp_path: Any) -> None:
     """A promoted replica has the counts, and receives the script that it lacks."""
     port, replica_port = free_port(), free_port()

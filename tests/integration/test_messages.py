@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from celery import signals
 from support import Broker, settled, until
 
 from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus, MessageType, Priority
 from waooaw_celery import RequestResponseHandler as Requests
 from waooaw_celery.errors import BrokerUnavailable, InvalidMessage, NoHandler, UnknownAgent, UnknownMessage
-from waooaw_celery.messages.queues import agent_queue
+from waooaw_celery.messages.queues import agent_queue, queue_depth
 from waooaw_celery.store.connection import connect, store_url
+from waooaw_celery.store.reference_clock import ReferenceClock
+
+#: Its tests list dead letters: those of RabbitMQ are shared.
+pytestmark = pytest.mark.usefixtures("dead_letters_alone")
 
 
 def seen(app: AgentApp, agent: str, message_id: str) -> dict[str, object]:
@@ -181,12 +189,25 @@ def test_send_many_refuses_expired_and_repeated_messages(app: AgentApp, probe: s
         MessageBus(app).receipt(good.message_id)
 
 
-def test_a_message_is_sent_once(app: AgentApp, probe: str) -> None:
+@pytest.mark.parametrize("ahead", [0.0, 60.0], ids=["right clock", "wrong clock"])
+def test_a_message_is_sent_once(broker: Broker, probe: str, ahead: float) -> None:
     """Sending the same Message again is refused, because two messages would share one receipt."""
-    message = Message(from_agent="tests", to_agent=probe)
-    MessageBus(app).send(message)
-    with pytest.raises(InvalidMessage, match=f"{message.message_id} was sent already"):
+    errors = itertools.count(0.0, 0.001)  # no two readings are equal
+
+    @contextmanager
+    def reference() -> Iterator[Callable[[], float]]:
+        yield lambda: time.time() - ahead - next(errors)
+
+    with closing(broker.app()) as app:
+        app.components.reference_clock = ReferenceClock("a reference", reference)
+        app.reference_clock.measure()
+        message = Message(from_agent="tests", to_agent=probe)
         MessageBus(app).send(message)
+        assert settled(app, message.message_id) is MessageStatus.HANDLED
+        for _ in range(10):
+            app.reference_clock.measure()
+            with pytest.raises(InvalidMessage, match=f"{message.message_id} was sent already"):
+                MessageBus(app).send(message)
 
 
 def test_a_projects_routes_do_not_divert_messages(broker: Broker, probe: str) -> None:
@@ -200,15 +221,28 @@ def test_a_projects_routes_do_not_divert_messages(broker: Broker, probe: str) ->
 
 @pytest.mark.rabbitmq
 @pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True)
-def test_a_deleted_queue_is_an_error_on_rabbitmq(broker: Broker) -> None:
-    """If an agent's queue was deleted, the next send raises because the broker did not take the message."""
+@pytest.mark.parametrize("has_listener", [False, True])
+def test_a_queue_that_was_deleted_is_declared_again_on_rabbitmq(broker: Broker, has_listener: bool) -> None:
+    """The next send puts its message into a new queue; while Celery's signals have receivers, the one after it."""
     absent = broker.name()
     app = broker.app(waooaw_agents=[absent])
-    MessageBus(app).send(Message(from_agent="tests", to_agent=absent))
+    bus = MessageBus(app)
+
+    def listen(**_: object) -> None:
+        """Listen to Celery's signal, so that each message is published as a task of its own."""
+
+    if has_listener:
+        signals.after_task_publish.connect(listen)
+    bus.send(Message(from_agent="tests", to_agent=absent))
     with app.connection_for_write() as connection, connection.channel() as channel:
         agent_queue(absent)(channel).delete()
-    with pytest.raises(BrokerUnavailable, match="NO_ROUTE"):
-        MessageBus(app).send(Message(from_agent="tests", to_agent=absent))
+    if has_listener:
+        with pytest.raises(BrokerUnavailable, match="NO_ROUTE"):
+            bus.send(Message(from_agent="tests", to_agent=absent))
+    bus.send_many(Message(from_agent="tests", to_agent=absent) for _ in range(3))
+    with app.connection_for_write() as connection:
+        assert queue_depth(connection, agent_queue(absent)).total == 3
+    signals.after_task_publish.disconnect(listen)
     app.close()
 
 
@@ -230,5 +264,5 @@ def test_a_type_without_handler_is_refused(app: AgentApp, probe: str) -> None:
 @pytest.mark.parametrize("message_type", [MessageType.EVENT, MessageType.RESPONSE])
 def test_send_refuses_events_and_responses(app: AgentApp, probe: str, message_type: MessageType) -> None:
     """The error names the types that can be sent."""
-    with pytest.raises(InvalidMessage, match="send takes COMMAND, QUERY, ACK"):
+    with pytest.raises(InvalidMessage, match=r"send\(\) takes COMMAND, QUERY, ACK"):
         MessageBus(app).send(Message(from_agent="tests", to_agent=probe, message_type=message_type))

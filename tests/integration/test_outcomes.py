@@ -125,7 +125,7 @@ OUTCOMES = {
         [*TWO_ATTEMPTS, ("handled", 2)], payload={"kill_times": 1, "signal": signal.SIGTERM}
     ),
     "a result that cannot be encoded": Outcome(
-        FAILED, r"EncodeError: .*set is not JSON serializable.*", handler="answer_with_a_set"
+        FAILED, "InvalidMessage: the result is a set, which cannot be sent.*", handler="answer_with_a_set"
     ),
     "a retry after the expiry": Outcome(
         FAILED,

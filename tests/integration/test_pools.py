@@ -64,7 +64,7 @@ def test_an_error_that_is_no_exception_fails_only_its_message(worker: PoolWorker
         response = worker.requests.send_request(worker.name, form, {"kind": kind}, timeout=SECONDS)
         assert isinstance(response.error, RemoteError), (kind, response.error)
         assert response.error.type == "HandlerExited", kind
-        assert kind in response.error.message or response.error.message.endswith("cancelled from within"), kind
+        assert kind in response.error.message or response.error.message.endswith("cancelled its coroutine"), kind
         assert settled(worker.app, response.message_id) is MessageStatus.FAILED
         events = MessageAuditTrail(worker.app.ledger).receipt(response.message_id).events
         assert [event.event for event in events] == ["sent", "delivered", "failed"], kind
@@ -105,6 +105,7 @@ def test_an_error_of_a_hook_ends_its_message(worker: PoolWorker) -> None:
         until(lambda: not unacknowledged(), "the acknowledgements")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("worker", ["gevent"], indirect=True)
 def test_errors_that_end_greenlets_are_told_apart(worker: PoolWorker) -> None:
     """``GreenletExit`` and ``Timeout`` of a handler are its failures; those of the pool are not."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,19 +16,35 @@ from waooaw_celery.embedded import end, valkey
 OPTIONS = {"visibility_timeout": 2, "unacked_restore_interval": 0.5}
 
 
-@pytest.fixture
-def own_broker(ledger_broker: Broker) -> Iterator[Broker]:
-    """A server that only this test uses: it closes all its connections."""
-    with valkey() as url:
-        yield Broker(url, ledger_broker.redis_url, ledger_broker.folder, ledger_broker.database_url)
-
-
 def waiting_count(client: Any, name: str) -> int:
     """Return how many messages wait for an agent."""
     return sum(client.llen(key) for key in client.keys(f"agent.{name}*") if not key.endswith(b"bell"))
 
 
+@pytest.mark.parametrize("count", [1, 5])
+@pytest.mark.parametrize("has_ledger", [True, False])
+def test_the_first_send_after_a_restart_of_the_broker_succeeds(
+    own_broker: Broker, has_ledger: bool, count: int
+) -> None:
+    """The connections that the broker closed while nobody used them are opened again: each message waits once."""
+    name = own_broker.name()
+    settings: dict[str, Any] = {} if has_ledger else {"waooaw_database_url": None}
+    with (
+        closing(own_broker.app(waooaw_agents=[name], **settings)) as app,
+        closing(Redis.from_url(own_broker.url.replace("redis+socket://", "unix://"))) as opened,
+    ):
+        client: Any = opened
+        for sends in (1, 2, 3):
+            messages = [Message(from_agent="tests", to_agent=name, payload=None) for _ in range(count)]
+            receipts = MessageBus(app).send_many(messages)
+            assert [receipt.status for receipt in receipts] == [MessageStatus.SENT] * count
+            assert waiting_count(client, name) == sends * count
+            client.client_kill_filter(_type="normal", skipme=True)
+        client.delete(*client.keys(f"agent.{name}*"))
+
+
 @pytest.mark.parametrize("pool", [("prefork", "2"), ("threads", "2")])
+@pytest.mark.slow
 def test_running_handlers_are_not_repeated_after_a_reconnect(own_broker: Broker, pool: tuple[str, str]) -> None:
     """Their leases are renewed until they end. Messages that were not started, and later ones, are handled too."""
     with closing(own_broker.app()) as app:
@@ -55,6 +71,7 @@ def test_running_handlers_are_not_repeated_after_a_reconnect(own_broker: Broker,
             end(worker)
 
 
+@pytest.mark.slow
 def test_acknowledgement_is_not_delayed_by_a_large_prefetch(
     own_broker: Broker,
 ) -> None:
@@ -72,5 +89,34 @@ def test_acknowledgement_is_not_delayed_by_a_large_prefetch(
             until(lambda: client.hlen("unacked") == 32 - 1, "the first acknowledgement")
             begun = [bus.receipt(receipt.message_id) for receipt in sent]
             assert sum(receipt.attempts for receipt in begun) <= 3  # long before a quarter of them is handled
+        finally:
+            end(worker)
+
+
+@pytest.mark.slow
+def test_a_queue_is_consumed_when_the_broker_accepts_it_again(tmp_path: Path) -> None:
+    """A worker that is told to consume during an outage does so afterwards, and not only says that it lives."""
+    with valkey() as url:
+        own_broker = Broker(url, url, tmp_path)
+        consume_again(own_broker)
+
+
+def consume_again(own_broker: Broker) -> None:
+    """Cancel the queue of a worker, have it consumed during an outage, and wait for a message to be handled."""
+    with closing(own_broker.app()) as app:
+        name = own_broker.name()
+        worker = own_broker.start(name, app, broker_transport_options=OPTIONS)
+        try:
+            client: Any = Redis.from_url(own_broker.url.replace("redis+socket://", "unix://"))
+            queue = app.amqp.queues[f"agent.{name}"].name
+            log = own_broker.folder / f"{name}.log"
+            until(lambda: app.control.cancel_consumer(queue, reply=True), "the reply of the worker")
+            client.acl_setuser("default", enabled=True, commands=["-llen"])
+            app.control.add_consumer(queue)
+            until(lambda: "cannot be consumed yet" in log.read_text(), "the first attempt")
+            client.acl_setuser("default", enabled=True, commands=["+llen"])
+            message = Message(from_agent="tests", to_agent=name, payload={})
+            assert settled(app, MessageBus(app).send(message).message_id) is MessageStatus.HANDLED
+            assert worker.poll() is None
         finally:
             end(worker)

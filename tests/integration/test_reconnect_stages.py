@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -15,20 +14,13 @@ from redis import Redis
 from support import Broker, until
 
 from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus
-from waooaw_celery.embedded import end, valkey
+from waooaw_celery.embedded import end
 
 OPTIONS = {"visibility_timeout": 2, "unacked_restore_interval": 0.5}
 #: The countdown of delayed messages in seconds: longer than a lease.
 WAIT = 5.0
 #: The pools, and how many messages each handles at once.
 POOLS = {"prefork": 2, "threads": 2, "solo": 1, "gevent": 10}
-
-
-@pytest.fixture(scope="module")
-def own_broker(ledger_broker: Broker) -> Iterator[Broker]:
-    """A server that only these tests use: they close all its connections."""
-    with valkey() as url:
-        yield Broker(url, ledger_broker.redis_url, ledger_broker.folder, ledger_broker.database_url)
 
 
 class Sender:

@@ -56,7 +56,7 @@ def broker(url: str, proxy: Proxy) -> Iterator[Broker]:
 def test_idle_worker_replaces_a_half_open_connection(url: str, proxy: Proxy, tmp_path: Path, pool: str) -> None:
     """An idle worker replaces a connection that went dead without an event, and loses nothing."""
     with plant(url, tmp_path, transport_options=SHORT_LEASES) as made:
-        made.start("-P", pool, env={"CELERY_BROKER_URL": proxied_url(proxy)})
+        made.start("-P", pool, env={"CELERY_BROKER_URL": proxy.url})
         for number in range(2):
             made.send(number)
             made.wait(number)
@@ -70,13 +70,13 @@ def test_idle_worker_replaces_a_half_open_connection(url: str, proxy: Proxy, tmp
 
 
 @pytest.mark.slow
-def test_connections_that_die_under_load(url: str, proxy: Proxy, tmp_path: Path) -> None:
+def test_connections_that_die_under_load_lose_nothing(url: str, proxy: Proxy, tmp_path: Path) -> None:
     """Connections die twice while messages are handled: each message is handled and acknowledged."""
     with plant(url, tmp_path, transport_options=SHORT_LEASES) as made:
         labels = list(range(60))
         for label in labels:
             made.send(label, 0.05)
-        made.start("-P", "threads", "-c", "2", env={"CELERY_BROKER_URL": proxied_url(proxy)})
+        made.start("-P", "threads", "-c", "2", env={"CELERY_BROKER_URL": proxy.url})
         for bound in (10, 30):
             until(lambda bound=bound: len(set(made.labels())) > bound, "some of them")  # type: ignore[misc]
             proxy.freeze()
@@ -84,10 +84,11 @@ def test_connections_that_die_under_load(url: str, proxy: Proxy, tmp_path: Path)
         until(lambda: (made.waiting(), made.held()) == ([], 0), "acknowledging")
 
 
+@pytest.mark.slow
 def test_consumer_without_event_loop_replaces_a_half_open_connection(broker: Broker, proxy: Proxy) -> None:
     """A consumer without an event loop replaces a dead connection too."""
     queue = new_queue()
-    reader = Reader(broker.connect(url=proxied_url(proxy), **SHORT_LEASES), queue, prefetch=1)
+    reader = Reader(broker.connect(url=proxy.url, **SHORT_LEASES), queue, prefetch=1)
     reader.drain(0.3)
     proxy.freeze()
     send(broker.connect(), queue, "after")
@@ -97,7 +98,7 @@ def test_consumer_without_event_loop_replaces_a_half_open_connection(broker: Bro
 def test_messages_of_a_lost_claim_reply_are_redelivered(broker: Broker, proxy: Proxy) -> None:
     """If the reply to a claim is lost, its messages are redelivered, as if the consumer had died."""
     queue = new_queue()
-    reader = Reader(broker.connect(url=proxied_url(proxy), **SHORT_LEASES), queue, prefetch=3)
+    reader = Reader(broker.connect(url=proxy.url, **SHORT_LEASES), queue, prefetch=3)
     reader.drain(0.3)
     proxy.lose_answer(CLAIM.digest.encode())  # not one of the thread that renews the leases
     send(broker.connect(), queue, *range(3))
@@ -111,7 +112,7 @@ def test_messages_of_a_lost_claim_reply_are_redelivered(broker: Broker, proxy: P
 
 def test_publish_is_repeated_after_a_lost_reply(broker: Broker, proxy: Proxy) -> None:
     """Both copies arrive, and acknowledging one does not acknowledge the other."""
-    queue, connection = new_queue(), broker.connect(url=proxied_url(proxy), **TIMEOUTS)
+    queue, connection = new_queue(), broker.connect(url=proxy.url, **TIMEOUTS)
     connection.ensure_connection()
     proxy.lose_answer(PUBLISH.digest.encode())
     send(connection, queue, "twice", retry=True, retry_policy={"max_retries": 2})
@@ -130,7 +131,7 @@ def test_slow_connection_is_not_closed(broker: Broker, proxy: Proxy) -> None:
     queue = new_queue()
     send(broker.connect(), queue, *range(10))
     proxy.delay(0.25)
-    reader = Reader(broker.connect(url=proxied_url(proxy), **SHORT_LEASES | {"visibility_timeout": 6}), queue)
+    reader = Reader(broker.connect(url=proxy.url, **SHORT_LEASES | {"visibility_timeout": 6}), queue)
     assert reader.take(10) == list(range(10))
     for message in reader.messages:
         message.ack()
@@ -209,7 +210,7 @@ def test_certificate_of_an_unknown_authority_is_refused(tls_server: tuple[str, s
         send(broker.connect(url=f"{tls_url}?ssl_cert_reqs=required"), new_queue(), "secret")
 
 
-def test_worker_over_tls(tls_server: tuple[str, str, str], tmp_path: Path) -> None:
+def test_worker_consumes_over_tls(tls_server: tuple[str, str, str], tmp_path: Path) -> None:
     """A worker consumes over TLS."""
     tls_url, plain, authority = tls_server
     with plant(plain, tmp_path, transport_options=TIMEOUTS) as made:
@@ -262,8 +263,3 @@ def test_redis_6_is_refused(redis_6: str) -> None:
     assert not connection.transport.channels
     assert not connection.transport._avail_channels
     broker.close()
-
-
-def proxied_url(proxy: Proxy) -> str:
-    """Return the URL of the server behind a proxy."""
-    return f"redis://127.0.0.1:{proxy.port}/0"

@@ -59,12 +59,11 @@ def test_foreign_descriptor_does_not_end_the_wait_for_a_message(url: str, kind: 
                 os.close(ours)
 
 
+@pytest.mark.slow
 def test_pool_process_dies_while_the_connections_are_lost(url: str, proxy: Proxy, tmp_path: Path) -> None:
     """The new pool process reports itself while the worker reconnects and searches for its neighbours."""
     with plant(url, tmp_path) as made:
-        node = made.start(
-            "-P", "prefork", "-c", "2", env={"CELERY_BROKER_URL": f"redis://127.0.0.1:{proxy.port}"}, mingles=True
-        )
+        node = made.start("-P", "prefork", "-c", "2", env={"CELERY_BROKER_URL": proxy.url}, mingles=True)
         made.send("before")
         made.wait("before")
         [before] = made.effects("ended")

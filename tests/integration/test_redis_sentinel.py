@@ -58,6 +58,7 @@ def is_replicated(server: Any) -> bool:
     return bool(replicas == 1)
 
 
+@pytest.mark.slow
 def test_messages_follow_a_failover(watched: tuple[str, Any, int]) -> None:
     """Messages from before a failover are read from the new master, and new messages go there."""
     url, sentinel, replica_port = watched

@@ -72,20 +72,21 @@ def test_remote_control_reaches_a_worker(worker: tuple[Plant, str]) -> None:
     until(lambda: (made.waiting(), made.held()) == ([], 0), "the end of both")
 
 
+@pytest.mark.slow
 def test_tasks_with_a_countdown_do_not_block_others(worker: tuple[Plant, str]) -> None:
     """More tasks with a countdown than the prefetch count block no other task, and run when they are due."""
     made, _ = worker
     sent_at = time.monotonic()
     for number in range(5):
-        made.send(["due", number], countdown=1.5)
+        made.send(["due", number], countdown=5)
     made.send("at once")
-    made.wait("at once")
-    assert time.monotonic() - sent_at < 1.4
     made.wait(["due", 4])
+    first_due = min(at for at, label in enumerate(made.labels()) if label[0] == "due")
+    assert made.labels().index("at once") < first_due
     until(lambda: made.held() == 0, "acknowledging")
     due = [fact for fact in made.effects("ended") if fact["label"][0] == "due"]
     assert sorted(fact["label"][1] for fact in due) == list(range(5))
-    assert all(fact["at"] - sent_at > 1.3 for fact in due)
+    assert all(fact["at"] - sent_at > 4.8 for fact in due)
 
 
 def test_pool_process_publishes_while_its_parent_consumes(worker: tuple[Plant, str]) -> None:
@@ -110,8 +111,9 @@ def test_worker_reconnects_after_client_kill(worker: tuple[Plant, str]) -> None:
     until(lambda: (made.waiting(), made.held()) == ([], 0), "acknowledging")
 
 
+@pytest.mark.slow
 @both
-def test_warm_shutdown(url: str, tmp_path: Path, kind: str) -> None:
+def test_warm_shutdown_returns_prefetched_messages(url: str, tmp_path: Path, kind: str) -> None:
     """SIGTERM lets the running handler finish. Prefetched messages go back to the front of the queue."""
     with plant(url, tmp_path, kind, {"worker_prefetch_multiplier": 4}) as made:
         sent = [made.send(number, 4 if number == 0 else 0).id for number in range(8)]
@@ -133,7 +135,7 @@ def test_warm_shutdown(url: str, tmp_path: Path, kind: str) -> None:
 
 
 @both
-def test_cold_shutdown(url: str, tmp_path: Path, kind: str) -> None:
+def test_cold_shutdown_returns_every_message(url: str, tmp_path: Path, kind: str) -> None:
     """SIGQUIT ends the handler. Its message goes back, marked as redelivered, and so do all others."""
     with plant(url, tmp_path, kind) as made:
         sent = [made.send(number, 60).id for number in range(3)]
@@ -214,6 +216,7 @@ def test_worker_survives_a_restart_of_its_server(tmp_path: Path, kind: str) -> N
         assert made.processes[node].poll() is None
 
 
+@pytest.mark.slow
 def test_workers_of_both_transports_share_a_queue(url: str, tmp_path: Path) -> None:
     """A worker on each transport run each task exactly once, whichever transport published it."""
     with plant(url, tmp_path, "ours") as made:
@@ -228,6 +231,7 @@ def test_workers_of_both_transports_share_a_queue(url: str, tmp_path: Path) -> N
         stock.close()
 
 
+@pytest.mark.slow
 def test_idle_worker_sends_few_commands(tmp_path: Path) -> None:
     """An idle worker sends its server less than four commands a second."""
     with valkey() as url, plant(url, tmp_path, "ours") as made:

@@ -13,17 +13,10 @@ from redis import Redis
 from support import Broker, settled, until
 
 from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus, RequestResponseHandler
-from waooaw_celery.embedded import end, valkey
+from waooaw_celery.embedded import end
 from waooaw_celery.errors import BrokerUnavailable, UnknownMessage
 
 THREADS = 20
-
-
-@pytest.fixture(scope="module")
-def own_broker(ledger_broker: Broker) -> Iterator[Broker]:
-    """A server that only these tests use: they limit its memory."""
-    with valkey() as url:
-        yield Broker(url, ledger_broker.redis_url, ledger_broker.folder, ledger_broker.database_url)
 
 
 @pytest.fixture(scope="module")
@@ -117,14 +110,13 @@ def proxy(own_broker: Broker) -> Iterator[Proxy]:
 
 
 @pytest.mark.parametrize("verb", ["send", "send_many", "request", "delay"])
-def test_connection_lost_while_a_queue_is_declared(own_broker: Broker, proxy: Proxy, verb: str) -> None:
+def test_connection_lost_during_a_declaration_is_replaced(own_broker: Broker, proxy: Proxy, verb: str) -> None:
     """The producer continues over a new connection, with a new channel."""
     with closing(own_broker.app()) as app:
         name = own_broker.name()
         worker = own_broker.start(name, app)
-        address = f"redis://127.0.0.1:{proxy.port}"
         try:
-            with closing(own_broker.app(broker_url=address)) as sender:
+            with closing(own_broker.app(broker_url=proxy.url)) as sender:
                 call = calls(sender, name)[verb]
                 proxy.lose_answer(b"LLEN")  # the command of the declaration
                 call()
@@ -134,7 +126,7 @@ def test_connection_lost_while_a_queue_is_declared(own_broker: Broker, proxy: Pr
             end(worker)
 
 
-def test_exhausted_connection_pool(own_broker: Broker) -> None:
+def test_exhausted_connection_pool_refuses_a_message(own_broker: Broker) -> None:
     """The error names the setting, and the message was not recorded."""
     with closing(own_broker.app(broker_pool_limit=1, broker_pool_acquire_timeout=0.2)) as app:
         name = own_broker.name()
@@ -156,13 +148,15 @@ def test_connection_pool_never_shares_a_connection(own_broker: Broker, server: A
         call = calls(app, name)["send"]
         server.config_set("maxmemory", 1)
         try:
-            assert {type(error) for error in errors_of_threads(call)} == {BrokerUnavailable}
+            errors = errors_of_threads(call)
             with app.pool.acquire(), app.pool.acquire(), app.pool.acquire():
-                assert {type(error) for error in errors_of_threads(call, 3)} == {BrokerUnavailable}
+                errors += errors_of_threads(call, 3)
+            assert [error for error in errors if not isinstance(error, BrokerUnavailable)] == []
+            assert len(errors) == (THREADS + 3) * 5
         finally:
             server.config_set("maxmemory", 0)
         until(lambda: not app.pool._dirty, "the connections")
         free = [connection for connection in app.pool._resource.queue if not callable(connection)]
-        # Kombu may create one more connection than the limit when threads meet in its check of the limit.
+        assert free
         assert len(free) == len({id(connection) for connection in free})
         call()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from itertools import pairwise
 from typing import Any
 
@@ -97,26 +98,23 @@ def test_returns_during_an_outage_are_paused_and_not_counted(ledger_broker: Brok
     app, name = ledger_broker.app(), ledger_broker.name()
     bus, requests = MessageBus(app), Requests(app)
     options: dict[str, Any] = {"module": "requeue_probe", "waooaw_requeue_limit": 1}
-    with proxied(ledger_broker.url) as proxy:
-        write_url = f"redis://127.0.0.1:{proxy.port}/0"
-        process = ledger_broker.start(
-            name, app, "-P", "threads", "--without-heartbeat", broker_write_url=write_url, **options
-        )
-        assert requests.request(name, "plain", {"times": 0}) == "answer"
-    # Now the proxy refuses the worker's connections for publishing. It consumes over another URL.
-    sent = send(app, name, MessageType.COMMAND, 1)
 
     def times() -> Any:
         return requests.request(name, "times", {"message_id": sent})
 
-    until(lambda: len(times()) >= 4, "the fourth attempt", 60)
-    started_at = times()
-    assert all(later - earlier > 0.9 for earlier, later in pairwise(started_at))
-    assert not bus.receipt(sent).status.final
-    end(process)
-    process = ledger_broker.start(name, app, "-P", "threads", **options)
-    until(lambda: bus.receipt(sent).status.final, "the end")
-    assert bus.receipt(sent).status is MessageStatus.HANDLED
-    assert app.dead_letters.list(agent=name) == []
-    end(process)
-    app.close()
+    with closing(app), ExitStack() as worker:
+        with proxied(ledger_broker.url) as proxy:
+            celery = ("-P", "threads", "--without-heartbeat")
+            worker.enter_context(ledger_broker.running(name, app, *celery, broker_write_url=proxy.url, **options))
+            assert requests.request(name, "plain", {"times": 0}) == "answer"
+        # Now the proxy refuses the worker's connections for publishing. It consumes over another URL.
+        sent = send(app, name, MessageType.COMMAND, 1)
+        until(lambda: len(times()) >= 4, "the fourth attempt", 60)
+        started_at = times()
+        assert all(later - earlier > 0.9 for earlier, later in pairwise(started_at))
+        assert not bus.receipt(sent).status.final
+        worker.close()
+        worker.enter_context(ledger_broker.running(name, app, "-P", "threads", **options))
+        until(lambda: bus.receipt(sent).status.final, "the end")
+        assert bus.receipt(sent).status is MessageStatus.HANDLED
+        assert app.dead_letters.list(agent=name) == []

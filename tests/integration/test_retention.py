@@ -16,10 +16,11 @@ from waooaw_celery.errors import InvalidMessage
 from waooaw_celery.ledger.database import engine, partitions
 from waooaw_celery.ledger.database import upgrade as schema
 from waooaw_celery.ledger.database.engine import Database, database_url
-from waooaw_celery.ledger.database.models import MessageEventRow, MessageRow, PurgeRow
+from waooaw_celery.ledger.database.models import MessageEventRow, MessageRow, OpenMessageRow, PurgeRow
 from waooaw_celery.ledger.database.partitions import Month
 from waooaw_celery.ledger.ledger import Ledger
 from waooaw_celery.ledger.retention import purge as purge_module
+from waooaw_celery.ledger.retention.erasure import erase_rows
 from waooaw_celery.ledger.retention.holds import HoldKind
 from waooaw_celery.ledger.retention.purge import Purge
 from waooaw_celery.ledger.retention.removal import Removal, removing
@@ -147,6 +148,33 @@ def test_an_open_message_is_not_purged(database: Database, ledger: Ledger, reten
     assert counts(database) == (1, 1)
 
 
+@pytest.mark.parametrize("status", [None, MessageStatus.SENT, MessageStatus.DELIVERED])
+def test_a_message_that_was_only_logged_is_purged_by_its_age(
+    database: Database, ledger: Ledger, retention: Retention, status: MessageStatus | None
+) -> None:
+    """It need not have ended. One on hold stays, and so does one whose retention is not over."""
+    trail = MessageAuditTrail(ledger)
+    over, held, fresh = (
+        Message(from_agent="boss", to_agent="by-mail", sent_at=sent_at, ttl_seconds=None)
+        for sent_at in (NOW - DAYS_91, NOW - DAYS_91, NOW)
+    )
+    for message in (over, held, fresh):
+        assert trail.log_message(message)
+        if status is not None:
+            assert trail.update_status(message.message_id, status).status is status
+    retention.hold(HoldKind.MESSAGE, held.message_id, "why")
+    counted = retention.purge(NOW, dry_run=True)
+    removed = retention.purge(NOW)
+    assert (counted.messages, counted.events) == (removed.messages, removed.events) == (1, 1 if not status else 2)
+    assert {record.receipt.message_id for record in trail.query().records} == {held.message_id, fresh.message_id}
+    is_open = MessageStatus.PENDING if status is None else status
+    assert len(trail.query(status=is_open).records) == 2
+    retention.release(HoldKind.MESSAGE, held.message_id)
+    assert retention.purge(NOW).messages == 1
+    with database.begin("read") as connection:
+        assert connection.scalar(select(func.count()).select_from(OpenMessageRow)) == 1
+
+
 @pytest.mark.parametrize("kind", list(HoldKind))
 def test_a_hold_prevents_purge_and_erasure_until_it_is_released(
     database: Database, ledger: Ledger, retention: Retention, kind: HoldKind
@@ -163,7 +191,7 @@ def test_a_hold_prevents_purge_and_erasure_until_it_is_released(
     assert [(hold.kind, hold.value, hold.reason) for hold in retention.holds()] == [(kind, value, "lawsuit 12/26")]
     assert retention.purge(NOW).messages == 1
     assert counts(database)[0] == 1
-    assert retention.erase(agent="suspect").messages == 0
+    assert erase_rows(database, agent="suspect").messages == 0
     assert retention.release(kind, value)
     assert not retention.release(kind, value)
     assert retention.purge(NOW).messages == 1
@@ -177,7 +205,7 @@ def test_a_hold_needs_a_reason_and_a_valid_name(retention: Retention) -> None:
         retention.hold(HoldKind.AGENT, "Not A Name", "why")
 
 
-def test_erasing_an_agent_keeps_the_facts(database: Database, ledger: Ledger, retention: Retention) -> None:
+def test_erasing_an_agent_keeps_the_facts(database: Database, ledger: Ledger) -> None:
     """Payloads and error texts of its messages are blanked; agents, times, events and digests stay."""
     trail = MessageAuditTrail(ledger)
     received = record_handled(ledger, payload={"name": "Ada"})
@@ -186,7 +214,7 @@ def test_erasing_an_agent_keeps_the_facts(database: Database, ledger: Ledger, re
     note(ledger, failed, MessageEvent.FAILED, error="ValueError: Ada is unknown")
     other = record_handled(ledger, to_agent="worker-2", payload={"name": "Ada"})
     before = trail.receipt(received.message_id)
-    assert retention.erase(agent="worker-1").messages == 2
+    assert erase_rows(database, agent="worker-1").messages == 2
     after = trail.receipt(received.message_id)
     assert (after.payload, after.payload_digest) == (None, before.payload_digest)
     assert after.receipt == before.receipt
@@ -196,13 +224,11 @@ def test_erasing_an_agent_keeps_the_facts(database: Database, ledger: Ledger, re
     assert trail.receipt(other.message_id).payload == {"name": "Ada"}
 
 
-def test_erasing_by_text_finds_payloads_that_contain_it(
-    database: Database, ledger: Ledger, retention: Retention
-) -> None:
+def test_erasing_by_text_finds_payloads_that_contain_it(database: Database, ledger: Ledger) -> None:
     """Every payload that contains the text is blanked, and the text itself is not recorded."""
     found = record_handled(ledger, payload={"to": "ada@example.org"})
     kept = record_handled(ledger, payload={"to": "bob@example.org"})
-    assert retention.erase(containing="ADA@example.org").messages == 1
+    assert erase_rows(database, containing="ADA@example.org").messages == 1
     trail = MessageAuditTrail(ledger)
     assert trail.receipt(found.message_id).payload is None
     assert trail.receipt(kept.message_id).payload == {"to": "bob@example.org"}
@@ -211,10 +237,10 @@ def test_erasing_by_text_finds_payloads_that_contain_it(
 
 
 @pytest.mark.parametrize("arguments", [{}, {"agent": "a", "containing": "b"}, {"containing": ""}])
-def test_an_erasure_takes_one_criterion(retention: Retention, arguments: dict[str, str]) -> None:
+def test_an_erasure_takes_one_criterion(database: Database, arguments: dict[str, str]) -> None:
     """None, both, and an empty text, which every payload contains, are refused."""
     with pytest.raises(InvalidMessage, match="erase takes an agent, or a text"):
-        retention.erase(**arguments)
+        erase_rows(database, **arguments)
 
 
 postgresql_only = pytest.mark.parametrize("database", ["postgresql"], indirect=True)
@@ -233,6 +259,19 @@ def test_a_past_month_is_dropped(database: Database, ledger: Ledger, retention: 
     assert removal.partitions >= 1
     with database.begin("look") as connection:
         assert month not in partitions.existing(connection)
+    assert counts(database) == (0, 0)
+
+
+@postgresql_only
+def test_the_month_of_a_logged_message_is_dropped(
+    ledger: Ledger, database: Database, retention: Retention
+) -> None:
+    """Its partition is dropped although the message has not ended."""
+    message = Message(from_agent="boss", to_agent="by-mail", sent_at=NOW, ttl_seconds=None)
+    assert MessageAuditTrail(ledger).log_message(message)
+    removal = retention.purge(Month.of(NOW + timedelta(days=90)).end)
+    assert (removal.messages, removal.events) == (1, 1)
+    assert removal.partitions >= 1
     assert counts(database) == (0, 0)
 
 

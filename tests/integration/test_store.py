@@ -56,14 +56,17 @@ def test_an_agent_declares_itself_when_its_worker_starts(app: AgentApp, probe: s
 def test_a_stopped_agent_stays_known_without_a_worker(broker: Broker, app: AgentApp) -> None:
     """After SIGTERM the worker no longer counts; the agent and its handlers stay."""
     name = broker.name()
-    process = broker.start(name, app)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == 0
+    with broker.running(name, app) as process:
+        handlers = app.registry.get(name).handlers
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
     record = app.registry.get(name)
     assert record.workers == ()
-    assert record.handlers is not None
+    assert record.handlers == handlers
+    assert "command" in (handlers or ())
 
 
+@pytest.mark.slow
 def test_a_running_agent_sends_heartbeats(broker: Broker, app: AgentApp, start: Callable[..., str]) -> None:
     """last_seen becomes newer."""
     name = start()
@@ -102,14 +105,31 @@ def test_a_worker_reports_about_itself(store_app: AgentApp) -> None:
     registry, within = store_app.registry, timedelta(seconds=60)
     registry.declare("reports", ["command"], "reports@h", 60, report={"clock": {"offset": 0.25}})
     registry.declare("reports", ["command"], "other@h", 60)
-    assert registry.get("reports").reports == {"reports@h": {"clock": {"offset": 0.25}}}
+    record = registry.get("reports")
+    assert record.reports["reports@h"]["clock"] == {"offset": 0.25}
+    assert "clock" not in record.reports.get("other@h", {})
+    assert record.ledgers == dict.fromkeys(["other@h", "reports@h"], store_app.ledger_id)
     assert registry.get("reports").state(within) == "alive"
     registry.declare(
         "reports", ["command"], "reports@h", 60, report={"not_taking": "disk full", "stalled": {"for": 61}}
     )
     assert registry.get("reports").state(within) == "STALLED"
     registry.retire("reports", "reports@h")
-    assert registry.get("reports").reports == {}
+    assert "reports@h" not in registry.get("reports").reports
+
+
+def test_an_agent_has_the_handlers_of_all_its_living_workers(store_app: AgentApp) -> None:
+    """Whichever declared itself last; a handler is gone when no living worker has it."""
+    registry = store_app.registry
+    registry.declare("mixed", ["command", "added"], "mixed@green", 60)
+    registry.declare("mixed", ["command"], "mixed@blue", 60)
+    record = registry.get("mixed")
+    assert record.handlers == ("added", "command")
+    assert record.worker_handlers == {"mixed@green": ("added", "command"), "mixed@blue": ("command",)}
+    registry.retire("mixed", "mixed@green")
+    assert registry.get("mixed").handlers == ("command",)
+    registry.retire("mixed", "mixed@blue")
+    assert registry.get("mixed").handlers == ("command",)
 
 
 def message(app: AgentApp, **fields: object) -> Message:
@@ -196,6 +216,7 @@ def freeze(own_server: str) -> Iterator[Callable[[], None]]:
     os.kill(server, signal.SIGCONT)
 
 
+@pytest.mark.slow
 def test_a_frozen_store_is_an_error_in_seconds_and_nothing_is_sent(
     broker: Broker, own_server: str, freeze: Callable[[], None]
 ) -> None:

@@ -154,6 +154,6 @@ def test_an_unknown_method_is_refused_before_a_stream_is_sent(app: AgentApp, age
 def test_a_stream_whose_agent_began_again_is_broken(backend_broker: Broker, probe: str) -> None:
     """After its process was killed, the agent answers anew; parts of two answers are not mixed."""
     taken: list[Any] = []
-    with closing(backend_broker.app()) as app, pytest.raises(StreamBroken, match="began its answer again"):
+    with closing(backend_broker.app()) as app, pytest.raises(StreamBroken, match="its handler was started again"):
         taken.extend(Requests(app).stream(probe, "count_and_die", timeout=30))
     assert taken == [0, 1]

@@ -7,12 +7,11 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, text
 from support import lone_database, note
 
 from waooaw_celery import Message, MessageStatus, MessageType, Priority
@@ -25,19 +24,6 @@ from waooaw_celery.ledger.read.records import Durations
 from waooaw_celery.ledger.trail import MessageAuditTrail
 from waooaw_celery.messages.enums import KEPT_FOREVER, RetentionPolicy
 from waooaw_celery.messages.receipt import MessageEvent
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
-    """The database of a ledger, with its schema."""
-    if request.param == "sqlite":
-        url = f"sqlite:///{tmp_path / 'ledger.sqlite'}"
-    else:
-        url = request.getfixturevalue("postgres_url")
-    database = Database(database_url(url))
-    schema.upgrade(database)
-    yield database
-    database.close()
 
 
 @pytest.fixture
@@ -236,6 +222,67 @@ def test_statistics_count_and_measure(ledger: Ledger, trail: MessageAuditTrail) 
     assert (empty.total, empty.error_rate, empty.delivery.p50) == (0, None, None)
 
 
+def answered(ledger: Ledger, request: Message, event: MessageEvent, result: object) -> None:
+    """Record the end of a request with its answer, as workers do."""
+    reply = Message(
+        from_agent=request.to_agent,
+        to_agent=request.from_agent,
+        message_type=MessageType.RESPONSE,
+        payload={"result": result},
+        ttl_seconds=None,
+        message_id=f"answer-to-{request.message_id}",
+        conversation_id=request.message_id,
+        sent_at=request.sent_at + timedelta(microseconds=1 if event is MessageEvent.FAILED else 2),
+    )
+    note(ledger, request, event, answer=reply)
+
+
+def test_an_answer_counts_by_type_and_status_and_not_in_the_error_rate(
+    ledger: Ledger, trail: MessageAuditTrail
+) -> None:
+    """One of one requests failed, although its answer is a second message that has ended."""
+    since = datetime.now(UTC) - timedelta(days=4000, seconds=uuid4().int % 10**7)
+    request = record_sent(ledger, unique_agent(), message_type=MessageType.QUERY, sent_at=since, ttl_seconds=None)
+    answered(ledger, request, MessageEvent.FAILED, None)
+    statistics = trail.statistics(since, since + timedelta(seconds=1))
+    assert statistics.by_status == {"answered": 1, "failed": 1}
+    assert statistics.by_type == {"query": 1, "response": 1}
+    assert statistics.error_rate == 1
+
+
+def test_the_first_answer_of_a_request_counts(ledger: Ledger, trail: MessageAuditTrail) -> None:
+    """A request that two workers handled, because one of them lost its lease, has one end and one answer."""
+    request = record_sent(ledger, unique_agent(), message_type=MessageType.QUERY)
+    answered(ledger, request, MessageEvent.FAILED, "first")
+    answered(ledger, request, MessageEvent.HANDLED, "second")
+    ended, answer = trail.conversation(request.message_id)
+    assert ended.receipt.status is MessageStatus.FAILED
+    assert (answer.receipt.status, answer.payload) == (MessageStatus.ANSWERED, {"result": "first"})
+    assert [event.event for event in answer.events] == ["answered"]
+
+
+def test_statistics_agree_while_messages_are_recorded(ledger: Ledger, trail: MessageAuditTrail) -> None:
+    """A message that is recorded between two of the queries is in all counts or in none."""
+    since = datetime.now(UTC) - timedelta(days=4000, seconds=uuid4().int % 10**7)
+    record_sent(ledger, unique_agent(), sent_at=since, ttl_seconds=None)
+    meanwhile: list[str] = []
+
+    def record_another(*arguments: Any) -> None:
+        if "SELECT" in arguments[2] and "message_type" in arguments[2] and not meanwhile:
+            meanwhile.append(arguments[2])
+            with ThreadPoolExecutor(1) as threads:
+                threads.submit(record_sent, ledger, unique_agent(), sent_at=since, ttl_seconds=None).result(30)
+
+    event.listen(ledger.database.engine, "after_cursor_execute", record_another)
+    try:
+        statistics = trail.statistics(since, since + timedelta(seconds=1))
+    finally:
+        event.remove(ledger.database.engine, "after_cursor_execute", record_another)
+    assert meanwhile
+    assert statistics.total == sum(statistics.by_status.values()) == 1
+    assert trail.statistics(since, since + timedelta(seconds=1)).total == 2
+
+
 def test_forever_is_the_last_storable_day(ledger: Ledger, trail: MessageAuditTrail) -> None:
     """The retention FOREVER ends on the last day that the database can store."""
     message = record_sent(ledger, unique_agent(), retention=RetentionPolicy.FOREVER)
@@ -255,6 +302,7 @@ def test_invalid_queries_are_refused(trail: MessageAuditTrail, arguments: dict[s
         trail.query(**arguments)
 
 
+@pytest.mark.slow
 def test_statistics_have_a_longer_deadline_than_other_queries(
     postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

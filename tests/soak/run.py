@@ -30,7 +30,7 @@ from waooaw_celery.errors import WaooawError
 from waooaw_celery.ledger.database import upgrade as schema
 from waooaw_celery.ledger.database.engine import database_url
 from waooaw_celery.messages.queues import agent_queue, queue_depth
-from waooaw_celery.store.agents import AgentRecord
+from waooaw_celery.store.agents.record import AgentRecord
 
 #: Minimum and maximum of seconds between two faults.
 PAUSE_RANGE = 3.0, 9.0
@@ -101,7 +101,7 @@ class _Soak:
         schema.upgrade(self.app.database)
         self.ask("CREATE TABLE soak_effects (id text)")
         slots = [
-            WorkerSlot(node, agent, exits.enter_context(proxied(valkey.url.replace("redis+socket", "unix"))))
+            WorkerSlot(node, agent, exits.enter_context(proxied(valkey.url)))
             for node, agent in (
                 ("one", self.agents[0]),
                 ("two", self.agents[0]),

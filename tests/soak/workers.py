@@ -146,7 +146,7 @@ class Fleet:
         command = [sys.executable, "-W", "ignore", "-m", "celery", "-A", "soak.agents", "worker", "-l", "INFO"]
         # Mingle is on, because a worker can hang in it.
         command += ["-n", f"{slot.node}@soak", "-c", "2" if slot.agent else "1", "--without-gossip"]
-        broker = f"redis://127.0.0.1:{slot.line.port}/0"
+        broker = slot.line.url
         env = os.environ | {
             "PYTHONPATH": f"{ROOT / 'tests'}{os.pathsep}{ROOT}",
             "CELERY_BROKER_URL": broker,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import socket
 import time
 from collections.abc import Callable
 
@@ -10,7 +12,7 @@ import pytest
 from amqp.exceptions import MessageNacked, NotFound
 from kombu.exceptions import BatchPublishError, OperationalError
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import OutOfMemoryError
+from redis.exceptions import NoPermissionError, OutOfMemoryError, ReadOnlyError, ResponseError
 from support import until
 
 from waooaw_celery.broker.circuit_breaker import CircuitBreaker
@@ -53,6 +55,12 @@ def breaker() -> CircuitBreaker:
         TimeoutError(),
         with_cause(OperationalError("x"), RedisConnectionError("gone")),
         with_cause(BatchPublishError("x"), with_cause(OSError(), OSError())),
+        OSError(errno.EHOSTUNREACH, "no route"),
+        socket.gaierror(socket.EAI_NONAME, "no such name"),
+        OSError("Server unexpectedly closed connection"),  # py-amqp's own
+        with_cause(OperationalError("x"), ReadOnlyError("x")),
+        ReadOnlyError("x"),
+        with_cause(OperationalError("x"), ResponseError("MISCONF Redis is configured to save RDB snapshots")),
     ],
     ids=repr,
 )
@@ -72,6 +80,11 @@ def test_opens_if_the_broker_does_not_answer(breaker: CircuitBreaker, error: Exc
         with_cause(OperationalError("x"), OutOfMemoryError("x")),
         with_cause(OperationalError("x"), MessageNacked()),
         NotFound("no queue"),
+        with_cause(OperationalError("x"), NoPermissionError("x")),
+        OSError(errno.ENOSPC, "the disk is full"),
+        OSError(errno.EROFS, "read-only"),
+        FileNotFoundError(errno.ENOENT, "no such folder"),
+        with_cause(OperationalError("x"), PermissionError(errno.EACCES, "not yours")),
         ValueError(),
     ],
     ids=repr,
@@ -80,6 +93,34 @@ def test_stays_closed_if_the_broker_refuses_a_message(breaker: CircuitBreaker, e
     """A refusal shows that the broker answers."""
     fail(breaker, error)
     assert not is_open(breaker)
+
+
+def test_reason_of_a_refusal_is_said(breaker: CircuitBreaker, caplog: pytest.LogCaptureFixture) -> None:
+    """A server that answers need not be checked for whether it runs."""
+    for _ in range(2):
+        fail(breaker, ReadOnlyError("x"))
+    with pytest.raises(BrokerUnavailable, match="takes no writes") as refused:
+        breaker.check()
+    assert "Check that it runs" not in str(refused.value)
+    assert [record.__dict__["action"] for record in caplog.records] == ["broker_refuses"]
+
+
+def test_question_before_the_attempt_leaves_the_attempt_to_the_sender(breaker: CircuitBreaker) -> None:
+    """A sender that asks twice is not refused the second time."""
+    fail(breaker, TimeoutError())
+    until(lambda: not is_paused(breaker), "the end of the pause", 5)
+    breaker.check(tries=False)
+    breaker.check()
+    assert is_open(breaker)
+
+
+def is_paused(breaker: CircuitBreaker) -> bool:
+    """Whether a sender would be refused."""
+    try:
+        breaker.check(tries=False)
+    except BrokerUnavailable:
+        return True
+    return False
 
 
 def test_one_sender_tries_after_the_pause(breaker: CircuitBreaker) -> None:

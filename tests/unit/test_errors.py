@@ -15,7 +15,16 @@ classes = [
     value for value in vars(errors).values() if inspect.isclass(value) and issubclass(value, errors.WaooawError)
 ]
 #: Their sentences are made from their parts.
-_BUILT = (errors.RemoteError, errors.RateLimitExceeded, errors.SchemaViolation)
+_BUILT = (
+    errors.NoAgentAvailable,
+    errors.RemoteError,
+    errors.RateLimitExceeded,
+    errors.SchemaViolation,
+    errors.SenderPaused,
+    errors.StepFailed,
+    errors.StepTimeout,
+    errors.WorkflowFailed,
+)
 
 
 def test_the_tree_in_the_docstring_is_complete() -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import random
 import threading
 
+import hypothesis.strategies as st
 import pytest
-from limit_helpers import START, Clock, limiter_at, passing
+from hypothesis import given, settings
+from limit_helpers import START, Clock, check_pace, limiter_at, paced_rules, passing
 from limit_model import Model, rules_of
 
 from waooaw_celery import MessageType, Priority, RateLimitExceeded
@@ -257,15 +259,41 @@ def test_a_window_is_regrouped_when_the_limit_is_raised() -> None:
     assert (window.used, window.group_size, window.slots) == (0, 1, [])
 
 
-def test_a_bucket_refills_in_steps() -> None:
+def test_a_bucket_refills_at_the_rate() -> None:
     """A burst of three at ten an hour: each six minutes bring one message, and never more than three are held."""
     clock = Clock()
     limits = limiter_at(clock, "10/hour burst 3")
     limits.acquire("a", 3)
     with pytest.raises(RateLimitExceeded) as caught:
         limits.acquire("a")
-    assert caught.value.retry_after == pytest.approx(360, abs=0.2)
-    clock.now += 720_300_000
+    assert caught.value.retry_after == 360
+    clock.now += 719_999_999
+    assert limits.status("a")[0].remaining == 1
+    clock.now += 1
     assert limits.status("a")[0].remaining == 2
     clock.now += 7_200_000_000
     assert limits.status("a")[0].remaining == 3
+
+
+@pytest.mark.parametrize(("quota", "rate"), [("864000/day burst 10", 10), ("86400/day burst 1", 1)])
+def test_a_small_burst_of_a_long_window_does_not_slow_the_pace(quota: str, rate: int) -> None:
+    """A sender that waits as long as it is told sends at the rate of the rule."""
+    clock = Clock()
+    limits = limiter_at(clock, quota)
+    passing(limits, "a")
+    start = clock.now
+    for _ in range(100 * rate):
+        with pytest.raises(RateLimitExceeded) as caught:
+            limits.acquire("a")
+        assert caught.value.retry_after <= 1 / rate
+        clock.advance(caught.value.retry_after)
+        limits.acquire("a")
+    assert clock.now - start == 100_000_000
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(rule=paced_rules(), gaps=st.lists(st.floats(0, 3) | st.floats(0, 1e5), min_size=1, max_size=15))
+def test_the_pace_holds_for_every_limit_and_burst(rule: Rule, gaps: list[float]) -> None:
+    """However the sender pauses, each message passes at the microsecond at which the rate allows it."""
+    clock = Clock()
+    check_pace(MemoryStorage(clock), clock, rule, gaps)

@@ -108,7 +108,7 @@ def test_a_refusal_names_the_rule_and_the_wait(reply: list[int], refusal: Refusa
 
 def test_the_status_asks_for_all_messages_first_and_returns_what_was_asked() -> None:
     """The script needs the scope of all messages; its status is left out unless it is asked for."""
-    replies = [[1, 10, 40, 0, 3, 0, 0], [2, 100, 144_000, 20, 4, 50_000, -1], [2, 5, 2400, 0, 5, 0, 1_500_000]]
+    replies = [[1, 10, 40, 0, 3, 0, 0], [2, 100, 144_000, 20, 4, 2, -1], [2, 5, 2400, 0, 5, 0, 1_500_000]]
     client = ScriptedRedis(replies, replies)
     found = storage_on(client).status("a", ["to:x"], Quota(), 0)
     assert [(one.scope, one.rule, one.used, one.remaining, one.retry_after) for one in found] == [

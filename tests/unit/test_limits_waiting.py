@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from limit_helpers import Clock, limiter_at
+from limit_helpers import Clock, MemoryRestrictions, limiter_at
 
 from waooaw_celery import Message, Priority, RateLimiter, RateLimitExceeded
 from waooaw_celery.errors import InvalidMessage, StoreUnavailable
@@ -25,6 +25,11 @@ class RefusalLog:
 
     def refused(self, agent: str, rule: str, count: int) -> None:
         self.refusals.append((agent, rule, count))
+
+
+def admission_control(limiter: RateLimiter, receipts: Any, **options: Any) -> AdmissionControl:
+    """Return an admission control without restrictions."""
+    return AdmissionControl(lambda: limiter, receipts, MemoryRestrictions(), **options)
 
 
 def test_a_caller_waits_for_the_limit_only_if_the_wait_is_long_enough() -> None:
@@ -46,7 +51,7 @@ def test_a_batch_of_several_senders_passes_as_a_whole() -> None:
     """When the second sender is at its limit, nothing is counted for the first; the refusal is recorded."""
     limits = limiter_at(Clock(), "3/hour", {"b": "1/hour"})
     receipts: Any = RefusalLog()
-    gate = AdmissionControl(limits, receipts)
+    gate = admission_control(limits, receipts)
 
     def messages(*senders: str) -> list[Message]:
         return [Message(from_agent=sender, to_agent="c") for sender in senders]
@@ -70,15 +75,15 @@ def test_urgent_messages_of_a_batch_use_the_reserve() -> None:
         return [Message(from_agent="a", to_agent="b", priority=priority) for priority in priorities]
 
     with pytest.raises(RateLimitExceeded):
-        AdmissionControl(limiter_at(Clock(), "10/hour", urgent_reserve=0.2), receipts).admit(batch(9, 1))
-    AdmissionControl(limiter_at(Clock(), "10/hour", urgent_reserve=0.2), receipts).admit(batch(7, 3))
+        admission_control(limiter_at(Clock(), "10/hour", urgent_reserve=0.2), receipts).admit(batch(9, 1))
+    admission_control(limiter_at(Clock(), "10/hour", urgent_reserve=0.2), receipts).admit(batch(7, 3))
 
 
 def test_no_message_waits_longer_than_its_expiry() -> None:
     """When the message would expire before the limit lets it pass, the call raises at once."""
     limits = RateLimiter(MemoryStorage(), "1/minute")
     receipts: Any = RefusalLog()
-    gate = AdmissionControl(limits, receipts)
+    gate = admission_control(limits, receipts)
     gate.admit([Message(from_agent="a", to_agent="b")])
     with pytest.raises(RateLimitExceeded):
         gate.admit([Message(from_agent="a", to_agent="b", ttl_seconds=5)], wait=3600)
@@ -143,7 +148,7 @@ class Receipts:
 def test_a_message_that_waited_is_not_recorded_as_refused() -> None:
     """Admission control sleeps and tries again; only the final refusal is recorded."""
     receipts: Any = Receipts()
-    control = AdmissionControl(RateLimiter(MemoryStorage(), "10/second burst 1"), receipts)
+    control = admission_control(RateLimiter(MemoryStorage(), "10/second burst 1"), receipts)
     for _ in range(3):
         control.admit([Message(from_agent="a", to_agent="b")], wait=5)
     assert receipts.refusals == 0
@@ -155,7 +160,7 @@ def test_a_message_that_waited_is_not_recorded_as_refused() -> None:
 def test_a_refusal_that_cannot_be_recorded_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     """The sender gets the refusal, not the error of the store."""
     receipts: Any = Receipts(StoreUnavailable("away"))
-    control = AdmissionControl(RateLimiter(MemoryStorage(), "1/hour"), receipts)
+    control = admission_control(RateLimiter(MemoryStorage(), "1/hour"), receipts)
     control.admit([Message(from_agent="a", to_agent="b")])
     with pytest.raises(RateLimitExceeded):
         control.admit([Message(from_agent="a", to_agent="b")])
@@ -165,7 +170,7 @@ def test_a_refusal_that_cannot_be_recorded_is_logged(caplog: pytest.LogCaptureFi
 def test_the_first_message_to_expire_ends_the_wait() -> None:
     """Messages without an expiry do not shorten it."""
     receipts: Any = Receipts()
-    control = AdmissionControl(RateLimiter(MemoryStorage(), "4/minute"), receipts)
+    control = admission_control(RateLimiter(MemoryStorage(), "4/minute"), receipts)
     control.admit([Message(from_agent="a", to_agent="b")] * 4)
     batch = [Message(from_agent="a", to_agent="b", ttl_seconds=ttl) for ttl in (None, 3600, 5)]
     with pytest.raises(RateLimitExceeded):

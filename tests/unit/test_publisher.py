@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from kombu.exceptions import OperationalError
 
-from waooaw_celery import Message, MessageStatus, RateLimitExceeded
-from waooaw_celery.app.publication import Batch
-from waooaw_celery.app.publisher import MAX_BATCH_SIZE, Publisher
+from waooaw_celery import Message, MessageStatus, MessageType, RateLimitExceeded
+from waooaw_celery.app.publishing.publication import Batch
+from waooaw_celery.app.publishing.publisher import MAX_BATCH_SIZE, Publisher
 from waooaw_celery.broker.circuit_breaker import CircuitBreaker
 from waooaw_celery.broker.redis.batch import BatchRefused
 from waooaw_celery.errors import BrokerUnavailable, InvalidMessage, StoreUnavailable, UnknownMessage
@@ -29,7 +29,7 @@ class Store:
     """A receipt store in memory, which writes each call to the log of the test."""
 
     def __init__(self, log: list[str]) -> None:
-        self._log, self.is_available = log, True
+        self._log, self.is_available, self.accepts_facts = log, True, True
         self.receipts: dict[str, Receipt] = {}
         self.errors: dict[str, str] = {}
 
@@ -50,6 +50,8 @@ class Store:
         return note
 
     def note(self, *facts: Any) -> None:
+        if not self.accepts_facts:
+            raise StoreUnavailable("the store is away")
         for fact in facts:
             self._log.append(f"note {fact.event.value}")
             self.errors[fact.message_id] = fact.error
@@ -66,10 +68,18 @@ class Limit:
     def __init__(self, log: list[str], allowed: int) -> None:
         self._log, self._allowed = log, allowed
 
-    def admit(self, messages: Sequence[Message], wait: Any) -> None:
+    def admit(self, messages: Sequence[Message], wait: Any, send: Any) -> bool:
         self._log.append(f"admit {len(messages)}")
         if len(messages) > self._allowed:
             raise RateLimitExceeded(messages[0].from_agent, "1/second", 1.0)
+        return False
+
+
+class Unlimited:
+    """Admission control that admits everything."""
+
+    def admit(self, messages: Sequence[Message], wait: Any, send: Any) -> bool:
+        return False
 
 
 class Components:
@@ -78,7 +88,7 @@ class Components:
     def __init__(self, log: list[str], allowed: int | None) -> None:
         self.circuit_breaker = CircuitBreaker()
         self.receipts: Any = Store(log)
-        self.admission_control: Any = None if allowed is None else Limit(log, allowed)
+        self.admission_control: Any = Unlimited() if allowed is None else Limit(log, allowed)
         self.registry: Any = None
         self.outbox: Any = None
 
@@ -93,6 +103,9 @@ class FakePublication:
 
     def check_bodies(self) -> None:
         self._log.append("check")
+
+    def payload_texts(self) -> Mapping[str, str]:
+        return {}
 
     def options(self) -> Mapping[str, Any]:
         return {}
@@ -129,10 +142,15 @@ class Pipeline:
         self.publisher = Publisher(None, self.components)
 
     def publish(
-        self, batch: Batch, together: BaseException | bool = True, fails_at: int | None = None, session: Any = None
+        self,
+        batch: Batch,
+        together: BaseException | bool = True,
+        fails_at: int | None = None,
+        event: Message | None = None,
+        session: Any = None,
     ) -> None:
         publication = FakePublication(self.log, batch, together, fails_at)
-        self.publisher._publish(publication, None, session=session)
+        self.publisher._publish(publication, None, event, session)
 
 
 def batch_of(count: int) -> Batch:
@@ -203,7 +221,48 @@ def test_messages_that_the_broker_refuses_are_ended() -> None:
         pipeline.publish(batch, together=BatchRefused("OOM"))
     assert not caught.value.uncertain
     assert pipeline.log == ["check", "record", "note failed", "note failed"]
-    assert all("not published" in error for error in pipeline.components.receipts.errors.values())
+    assert pipeline.components.receipts.errors == {
+        message.message_id: "not published: OOM" for _, message in batch
+    }
+
+
+def test_a_long_refusal_is_recorded_in_part() -> None:
+    """The ledger keeps 2000 characters of it, and the caller gets all of them."""
+    pipeline, batch = Pipeline(), batch_of(1)
+    with pytest.raises(BrokerUnavailable, match="x" * 5000):
+        pipeline.publish(batch, together=BatchRefused("x" * 5000))
+    [error] = pipeline.components.receipts.errors.values()
+    assert error == "not published: " + "x" * 1985
+
+
+@pytest.mark.parametrize("why", ["it was recorded before", "it is an answer", "it delivers an event"])
+def test_a_refused_message_that_may_still_be_published_stays_pending(why: str) -> None:
+    """An earlier call may have published it, or recovery publishes it. So the refusal is uncertain."""
+    pipeline, [(target, message)] = Pipeline(), batch_of(1)
+    event = None
+    if why == "it was recorded before":
+        pipeline.components.receipts.receipts[message.message_id] = Receipt()
+    elif why == "it is an answer":
+        message = message.evolve(message_type=MessageType.RESPONSE)
+    else:
+        event = message
+    with pytest.raises(BrokerUnavailable, match="1 message not published: OOM") as caught:
+        pipeline.publish([(target, message)], together=BatchRefused("OOM"), event=event)
+    assert caught.value.uncertain
+    assert pipeline.log == ["check", "record"]
+    assert pipeline.components.receipts.get(message.message_id).status is MessageStatus.PENDING
+
+
+def test_a_refusal_that_cannot_be_recorded_is_uncertain(caplog: pytest.LogCaptureFixture) -> None:
+    """The store is away too: the messages stay PENDING, recovery may publish them, and a warning says so."""
+    pipeline, batch = Pipeline(), batch_of(2)
+    pipeline.components.receipts.accepts_facts = False
+    with pytest.raises(BrokerUnavailable, match="2 messages not published: OOM") as caught:
+        pipeline.publish(batch, together=BatchRefused("OOM"))
+    assert caught.value.uncertain
+    assert pipeline.log == ["check", "record"]
+    assert {pipeline.components.receipts.get(each.message_id).status for _, each in batch} == {"pending"}
+    assert [record.__dict__.get("action") for record in caplog.records] == ["receipt_stays_pending"]
 
 
 def test_a_message_that_was_sent_already_is_refused_and_its_batch_withdrawn() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ import pytest
 
 from waooaw_celery.errors import StoreUnavailable
 from waooaw_celery.messages.validation import LocalTime
-from waooaw_celery.store.clock_reading import read
+from waooaw_celery.store.clock_reading import local_and_steady, read
 from waooaw_celery.store.reference_clock import ReferenceClock
 
 HOUR = 3600.0
@@ -46,6 +47,30 @@ def test_the_reference_is_not_asked_for_each_message() -> None:
     clock = ReferenceClock("a reference", reference)
     assert all(abs(offset(clock) - HOUR) < 1 for _ in range(1000))
     assert reference.readings <= 3
+
+
+def test_a_reading_that_fails_late_corrects_nothing() -> None:
+    """The seconds for which the first use waited are no difference between clocks."""
+    ended = threading.Event()
+
+    @contextmanager
+    def slow() -> Iterator[Callable[[], float]]:
+        ended.wait(0.3)
+        raise StoreUnavailable("it is down")
+        yield time.time
+
+    clock = ReferenceClock("a reference", slow)
+    local = LocalTime.read()
+    assert clock.corrected(local) == local
+
+
+def test_clocks_are_read_again_when_the_thread_was_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy computer seconds may pass between two lines."""
+    readings = iter([10.0, 15.0, 15.1, 15.1001])
+    monkeypatch.setattr("waooaw_celery.store.clock_reading.steady", lambda: next(readings))
+    local, now = local_and_steady()
+    assert now == pytest.approx(15.1, abs=0.001)
+    assert local == pytest.approx(time.time(), abs=60)
 
 
 def test_a_right_clock_is_not_corrected() -> None:

@@ -8,16 +8,55 @@ from typing import Any
 import pytest
 
 from waooaw_celery import AgentApp, create_app
-from waooaw_celery.app.celery_defaults import CELERY_DEFAULTS
-from waooaw_celery.errors import ConfigurationError
+from waooaw_celery.errors import ConfigurationError, SettingOverridden
 from waooaw_celery.settings import WaooawSettings
 
 
 def test_the_environment_wins_over_the_configuration() -> None:
     """WAOOAW_SENDER wins over waooaw_sender, as Celery's own variables do."""
     conf = {"waooaw_sender": "conf", "waooaw_ttl_seconds": 60}
-    settings = WaooawSettings.read(conf, environ={"WAOOAW_SENDER": "env", "WAOOAW_AGENTS": "a, b"})
+    with pytest.warns(SettingOverridden, match=r"WAOOAW_SENDER .*'env'.* wins over waooaw_sender .*'conf'"):
+        settings = WaooawSettings.read(conf, environ={"WAOOAW_SENDER": "env", "WAOOAW_AGENTS": "a, b"})
     assert (settings.sender, settings.ttl_seconds, settings.agents) == ("env", 60, ("a", "b"))
+
+
+def test_equal_values_in_environment_and_code_are_no_conflict() -> None:
+    """Values are compared as they are read: ``60`` in the environment is 60 in the code."""
+    WaooawSettings.read({"waooaw_ttl_seconds": 60}, environ={"WAOOAW_TTL_SECONDS": "60.0"})
+
+
+@pytest.mark.parametrize(
+    ("variable", "setting"),
+    [
+        ("CELERY_BROKER_URL", "broker_url"),
+        ("CELERY_BROKER_READ_URL", "broker_read_url"),
+        ("CELERY_BROKER_WRITE_URL", "broker_write_url"),
+        ("CELERY_RESULT_BACKEND", "result_backend"),
+        ("WAOOAW_REDIS_URL", "waooaw_redis_url"),
+        ("WAOOAW_DATABASE_URL", "waooaw_database_url"),
+    ],
+)
+def test_an_overridden_url_is_warned_of(variable: str, setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first use warns which server wins over which, and shows no password."""
+    monkeypatch.setenv(variable, "redis://:hidden@production:6379/0")
+    code = {"broker_url": "memory://", "waooaw_allow_unordered": True} | {setting: "redis://:own@tests/1"}
+    with closing(create_app(**code)) as app, pytest.warns(SettingOverridden) as warned:
+        _ = app.settings
+    [text] = [str(each.message) for each in warned]
+    wanted = f"{variable} in the environment (redis://production:6379/0) wins over {setting} in the code"
+    assert text.startswith(f"{wanted} (redis://tests/1)")
+    assert "hidden" not in text
+    assert "own@" not in text
+
+
+@pytest.mark.parametrize("variable", ["CELERY_BROKER_URL", "CELERY_RESULT_BACKEND"])
+def test_a_variable_alone_is_no_conflict(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This package's own defaults, such as a result backend on the broker's Redis, are not the project's code."""
+    monkeypatch.setenv(variable, "redis://production:6379/0")
+    code = {} if variable == "CELERY_BROKER_URL" else {"broker_url": "redis://tests/1"}
+    with closing(create_app(**code)) as app:
+        assert getattr(app.conf, variable.lower()[7:]) == "redis://production:6379/0"
+        _ = app.settings  # a warning would be an error here
 
 
 def test_other_variables_are_not_settings() -> None:
@@ -33,16 +72,16 @@ def test_other_variables_are_not_settings() -> None:
         (
             {"waooaw_zzz": 1},
             {},
-            "unknown setting waooaw_zzz: known are accept_codecs, .*, agents, allow_eviction, allow_unordered",
+            "unknown setting waooaw_zzz: known: accept_codecs, .*, agents, allow_eviction, allow_unordered",
         ),
-        ({"waooaw_ttl_seconds": "soon"}, {}, "waooaw_ttl_seconds: .*number.*'soon'"),
-        ({}, {"WAOOAW_REQUEST_TIMEOUT": "-1"}, "WAOOAW_REQUEST_TIMEOUT: .*greater than 0"),
-        ({"waooaw_agents": ["ok", "Not Ok"]}, {}, "waooaw_agents: .*1 to 63 characters"),
-        ({"waooaw_sender": "celery"}, {}, "waooaw_sender: .*reserved"),
+        ({"waooaw_ttl_seconds": "soon"}, {}, "waooaw_ttl_seconds is 'soon': it must be a number"),
+        ({}, {"WAOOAW_REQUEST_TIMEOUT": "-1"}, "WAOOAW_REQUEST_TIMEOUT is '-1': it must be greater than 0"),
+        ({"waooaw_agents": ["ok", "Not Ok"]}, {}, "waooaw_agents is .*: .*1 to 63 characters"),
+        ({"waooaw_sender": "celery"}, {}, "waooaw_sender is 'celery': .*reserved"),
     ],
 )
-def test_the_error_for_a_wrong_setting(conf: dict[str, Any], environ: dict[str, str], error: str) -> None:
-    """It names the key as it was written, and either the nearest known key or what is wrong with the value."""
+def test_a_wrong_setting_is_refused(conf: dict[str, Any], environ: dict[str, str], error: str) -> None:
+    """The error names the key as written, and either the nearest known key or what is wrong with the value."""
     with pytest.raises(ConfigurationError, match=error):
         WaooawSettings.read(conf, environ=environ)
 
@@ -55,15 +94,21 @@ def test_settings_may_come_from_a_namespaced_object() -> None:
     app.close()
 
 
-@pytest.mark.parametrize("key", ["worker_prefetch_multiplier", "task_acks_late", "broker_transport_options"])
-def test_a_projects_own_configuration_wins_over_our_defaults(key: str) -> None:
+@pytest.mark.parametrize(
+    ("key", "default", "own"),
+    [
+        ("worker_prefetch_multiplier", 1, 7),
+        ("task_acks_late", True, False),
+        ("broker_transport_options", {}, {"socket_timeout": 9}),
+    ],
+)
+def test_a_projects_own_configuration_wins_over_our_defaults(key: str, default: Any, own: Any) -> None:
     """A project can set a key in any of Celery's ways."""
-    own: Any = {"socket_timeout": 9} if key == "broker_transport_options" else 7
     plain = create_app(broker_url="redis://h")
     by_keyword = create_app(broker_url="redis://h", **{key: own})
     by_object = create_app(broker_url="redis://h")
     by_object.config_from_object({key: own, "broker_url": "redis://h"})
-    assert plain.conf[key] == CELERY_DEFAULTS.get(key, plain.conf[key]) != own
+    assert plain.conf[key] == default
     assert by_keyword.conf[key] == by_object.conf[key] == own
     for app in (plain, by_keyword, by_object):
         app.close()
@@ -108,7 +153,7 @@ def test_one_url_is_enough_on_redis() -> None:
             "'memory' does not order messages by priority.*waooaw_allow_unordered = True",
         ),
         ({"broker_url": "carrier-pigeon://h"}, "Kombu cannot use the broker URL"),
-        ({"broker_url": "localhost"}, "Kombu cannot use the broker URL"),
+        ({"broker_url": "localhost"}, "broker_url cannot be read: it must begin with a scheme"),
         ({"broker_url": "amqp://h"}, "no Redis is configured .* set waooaw_redis_url"),
         ({"broker_url": "redis://h", "waooaw_redis_url": "http://h"}, "waooaw_redis_url must begin with redis://"),
         ({"broker_url": "redis://h", "waooaw_tt": 1}, "did you mean waooaw_ttl_seconds"),
@@ -148,7 +193,7 @@ def test_a_mapping_is_read_from_the_environment() -> None:
 
 def test_a_secret_is_not_shown() -> None:
     """The error for a setting that holds keys does not show its value."""
-    with pytest.raises(ConfigurationError, match=r"waooaw_encryption_keys: .*it is a secret") as refused:
+    with pytest.raises(ConfigurationError, match="waooaw_encryption_keys is invalid: it must be") as refused:
         WaooawSettings.read({"waooaw_encryption_keys": {"2026": "c2VjcmV0"}}, environ={})
     assert "c2Vj" not in str(refused.value)
 

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from waooaw_celery.errors import ConfigurationError, InvalidMessage, SchemaViolation
+from waooaw_celery.errors import ConfigurationError, InvalidMessage, SchemaConflict, SchemaViolation
 from waooaw_celery.messages.topics.attributes import EventAttributes
 from waooaw_celery.messages.topics.filters import Filter
 from waooaw_celery.messages.topics.patterns import check_pattern, check_topic, matches
@@ -223,8 +223,19 @@ def test_an_invalid_schema_is_refused_when_registered() -> None:
         schemas.register("a.b", {}, version="one two")
     schemas.register("a.b", {"required": ["x"]})
     schemas.register("a.b", {"required": ["x"]})
-    with pytest.raises(ConfigurationError, match="another schema in version 1"):
+    with pytest.raises(SchemaConflict, match=r"a\.b already has another schema in version 1 in this application"):
         schemas.register("a.b", {"required": ["y"]})
+    with pytest.raises(ConfigurationError, match="already registered with check=PUBLISH"):
+        schemas.register("a.b", {"required": ["x"]}, check=SchemaCheck.RECEIPT)
+
+
+def test_the_text_of_a_schema_decides() -> None:
+    """The order of keys makes no difference, but 1 and true, which are equal in Python, do."""
+    schemas = SchemaRegistry()
+    schemas.register("a.b", {"const": 1, "title": "x"})
+    schemas.register("a.b", {"title": "x", "const": 1})
+    with pytest.raises(SchemaConflict):
+        schemas.register("a.b", {"const": True, "title": "x"})
 
 
 def test_a_schema_is_never_fetched() -> None:
@@ -234,7 +245,7 @@ def test_a_schema_is_never_fetched() -> None:
         schema = SchemaRegistry().register("a.c", {"$ref": f"http://127.0.0.1:{port}/schema.json"})
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            with pytest.raises(ConfigurationError, match="Schemas are not fetched"):
+            with pytest.raises(ConfigurationError, match="never fetched"):
                 schema.validate({})
         server.setblocking(False)
         with pytest.raises(BlockingIOError):  # nobody came

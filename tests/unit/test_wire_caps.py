@@ -7,7 +7,6 @@ import pytest
 from waooaw_celery.errors import DecodingFailed
 from waooaw_celery.wire.caps import (
     CAP_NAMES,
-    ActiveCaps,
     Caps,
     check_json_nodes,
     check_shape,
@@ -16,16 +15,7 @@ from waooaw_celery.wire.caps import (
 )
 
 
-def test_the_caps_of_a_process_are_the_widest_of_its_applications() -> None:
-    """The caps of the first application replace the defaults; those of others widen them."""
-    process = ActiveCaps()
-    process.widen(Caps(max_nodes=10, max_depth=50))
-    assert (process.caps.max_nodes, process.caps.max_depth) == (10, 50)
-    process.widen(Caps(max_nodes=5, max_depth=60))
-    assert (process.caps.max_nodes, process.caps.max_depth) == (10, 60)
-
-
-def test_the_default_caps() -> None:
+def test_the_caps_have_defaults() -> None:
     """16 MiB, 64 KiB of headers, 80 levels, 250,000 values; all of them are options of the transports."""
     assert Caps() == Caps(
         max_body_bytes=16_777_216,
@@ -39,15 +29,6 @@ def test_the_default_caps() -> None:
     assert Caps.of({"max_depth": 3, "codecs": (), "socket_timeout": 1}) == Caps(max_depth=3, codecs=())
     assert set(CAP_NAMES) >= {"max_body_bytes", "codecs"}
     assert Caps(max_body_bytes=1000, max_header_bytes=100).max_item_bytes == 2 * 1100 + 4096
-
-
-def test_the_caps_of_a_process_concern_sizes_only() -> None:
-    """Formats and codecs are not restricted for Kombu: it checks them itself."""
-    process = ActiveCaps()
-    process.widen(Caps(max_body_bytes=1, content_types=("x",), codecs=("y",)))
-    assert process.caps == Caps(max_body_bytes=1)
-    process.widen(Caps(max_body_bytes=2, max_nodes=3))
-    assert process.caps == Caps(max_body_bytes=2)
 
 
 def test_a_body_may_have_exactly_the_largest_size() -> None:

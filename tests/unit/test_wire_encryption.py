@@ -110,7 +110,7 @@ def test_an_application_takes_its_keys_from_its_settings() -> None:
         assert app.packer.pack("x", None, NAME).codec == CONTENT_TYPE
 
 
-def test_the_bytes_of_an_encrypted_body() -> None:
+def test_an_encrypted_body_has_six_parts() -> None:
     """Version, length of the id, id, nonce of 12 bytes, ciphertext, tag of 16 bytes."""
     keyring = Keyring()
     with pytest.raises(ConfigurationError, match="there is no encryption key"):

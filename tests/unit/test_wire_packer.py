@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import zlib
+from base64 import b64encode
 from itertools import product
 from typing import Any
 
@@ -13,14 +14,12 @@ from wire_values import CODECS, FORMATS, nested_list
 
 from waooaw_celery.errors import ConfigurationError, EncodingFailed
 from waooaw_celery.messages.message import ENVELOPE_HEADER
+from waooaw_celery.wire import codecs
 from waooaw_celery.wire.caps import (
     Caps,
 )
-from waooaw_celery.wire.codecs import (
-    Codec,
-    find_codec,
-)
-from waooaw_celery.wire.packer import Packer, find_codec_choice
+from waooaw_celery.wire.codecs import LARGE_BYTES, Codec, add_codec, find_codec
+from waooaw_celery.wire.packer import SAMPLE_BYTES, SAMPLES, Packer, find_codec_choice
 from waooaw_celery.wire.producer import PackingProducer, producer_class
 
 
@@ -100,6 +99,63 @@ def test_a_body_is_compressed_if_it_becomes_a_tenth_smaller() -> None:
     assert packer.compress(b"x", always) == b"xx"
 
 
+def test_a_large_body_is_compressed_only_if_its_parts_can_be() -> None:
+    """Eight parts of 8 KiB decide: what they do not save, nobody tries with the whole body."""
+    sizes: list[int] = []
+
+    def compress(body: bytes) -> bytes:
+        sizes.append(len(body))
+        return zlib.compress(body)
+
+    codec = Codec(name="x", content_type="x", compress=compress, decompress=lambda body, _: body)
+    noise = random.Random(1).randbytes(LARGE_BYTES)  # noqa: S311 - data to compress, not a secret
+    assert Packer(Caps()).compress(noise + b"x", codec) is None
+    assert sizes == [SAMPLES * SAMPLE_BYTES]
+    assert Packer(Caps()).compress(b"x" * LARGE_BYTES + b"x", codec) is not None
+    assert sizes[1:] == [SAMPLES * SAMPLE_BYTES, LARGE_BYTES + 1]
+    assert Packer(Caps()).compress(noise, codec) is None
+    assert sizes[3:] == [LARGE_BYTES]
+
+
+def test_a_large_text_at_the_end_of_noise_is_found() -> None:
+    """The parts are from everywhere in the body."""
+    noise = random.Random(1).randbytes(LARGE_BYTES)  # noqa: S311 - data to compress, not a secret
+    assert Packer(Caps()).compress(noise + b"x" * LARGE_BYTES, find_codec("zlib")) is not None
+
+
+def test_compressed_text_counts_as_base64_where_it_becomes_that() -> None:
+    """Base64 of noise shrinks by a quarter, and grows by a third when bytes become base64: that saves nothing."""
+    text = b64encode(random.Random(1).randbytes(3000)).decode()  # noqa: S311 - data to compress, not a secret
+    on_redis = Packer(Caps(), bytes_become_base64=True)
+    assert Packer(Caps()).pack(text, "json", None).codec is not None
+    assert on_redis.pack(text, "json", None).codec is None
+    assert on_redis.pack(text, "msgpack", None).codec is not None  # uncompressed, it would become base64 too
+    assert on_redis.pack("x" * 3000, "json", None).codec is not None
+    too_large = Packer(Caps(max_body_bytes=len(text) - 1), bytes_become_base64=True)
+    assert too_large.pack(text, "json", None).codec is not None
+
+
+def test_only_a_codec_that_cannot_fail_compresses_later() -> None:
+    """What may raise does so before a message is recorded; zlib takes its time while the ledger writes."""
+
+    def fail(body: bytes) -> bytes:
+        raise PermissionError("no key")
+
+    add_codec(
+        Codec(name="failing", content_type="application/x-failing", compress=fail, decompress=lambda b, _: b)
+    )
+    try:
+        with pytest.raises(PermissionError):
+            Packer(Caps()).encode("x" * 2000, "json", "failing")
+    finally:
+        for name in ("failing", "application/x-failing"):
+            del codecs._codecs[name]
+    later = Packer(Caps()).encode("x" * 2000, "json", "zlib")
+    assert later._packed is None
+    assert later.packed is later.packed
+    assert later.packed.codec == "application/x-gzip"
+
+
 @pytest.mark.parametrize("compression", ["none", "zlib", None, "auto"])
 def test_the_size_of_a_body_is_checked_exactly(compression: str | None) -> None:
     """Before compression against one cap, as it travels against the other."""
@@ -118,10 +174,10 @@ def test_the_size_of_a_body_is_checked_exactly(compression: str | None) -> None:
 def test_values_and_depth_are_checked_before_sending() -> None:
     """The receiver would refuse the body; a message's own depth is already checked if the cap allows for it."""
     Packer(Caps(max_nodes=10)).pack([1] * 9, None, None)
-    with pytest.raises(EncodingFailed, match=r"^it contains more than 10 values: its receiver would refuse it$"):
+    with pytest.raises(EncodingFailed, match=r"^it contains more than 10 values: the receiver would refuse it$"):
         Packer(Caps(max_nodes=10)).pack([1] * 10, None, None)
     Packer(Caps(max_depth=5)).pack(nested_list(5), None, None)
-    with pytest.raises(EncodingFailed, match=r"^it is nested deeper than 5 levels: its receiver would refuse it$"):
+    with pytest.raises(EncodingFailed, match=r"^it is nested deeper than 5 levels: the receiver would refuse it$"):
         Packer(Caps(max_depth=5)).pack(nested_list(6), None, None)
     with pytest.raises(EncodingFailed, match="deeper than 66"):
         Packer(Caps(max_depth=66)).pack(nested_list(67), None, None, of_message=True)
@@ -153,7 +209,7 @@ def test_headers_may_have_exactly_the_largest_size() -> None:
         packer.check_headers({"id": "abcde"})
 
 
-def test_a_choice_of_a_codec() -> None:
+def test_a_codec_is_chosen_by_its_name() -> None:
     """None and ``auto`` are zlib, ``none`` is no codec."""
     assert find_codec_choice("none") is None
     assert find_codec_choice(None) is find_codec_choice("auto") is find_codec("zlib")

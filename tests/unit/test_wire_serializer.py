@@ -168,7 +168,7 @@ def test_a_custom_format_is_always_checked(monkeypatch: pytest.MonkeyPatch) -> N
     ("data", "reason"),
     [
         ("text", "serialized data must be bytes, not str"),
-        (b"\0waooaw\0application/json\0", "ends too early"),
+        (b"\0waooaw\0application/json\0", "is truncated"),
         (b"\0waooaw\0x-none\0\0[]", "'x-none', which is not registered"),
         (b"\0waooaw\0application/json\0x-none\0[]", "'x-none', which is not accepted"),
     ],

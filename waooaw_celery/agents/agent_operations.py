@@ -9,10 +9,13 @@ from celery import Task
 
 from waooaw_celery.agents.bus import MessageBus
 from waooaw_celery.agents.events.bus import EventBus
-from waooaw_celery.agents.events.delivery import Published
-from waooaw_celery.agents.requests.core import Params
-from waooaw_celery.agents.requests.operations import AnyStream, RequestOperations, RequestSteps
+from waooaw_celery.agents.requests.operations import AnyStream, RequestOperations
+from waooaw_celery.agents.requests.request_retries import Retry
+from waooaw_celery.agents.requests.request_sender import Params
+from waooaw_celery.agents.waiting import RequestSteps
 from waooaw_celery.app.app import AgentApp
+from waooaw_celery.app.events.delivery import Published
+from waooaw_celery.discovery.address import CapabilityAddress
 from waooaw_celery.messages.enums import MessageType, Priority
 from waooaw_celery.messages.message import Message
 from waooaw_celery.messages.receipt import DeliveryReceipt
@@ -37,7 +40,7 @@ class AgentOperations(Generic[AnyStream]):
     def send(
         self,
         /,
-        to_agent: str,
+        to_agent: str | CapabilityAddress,
         payload: JSON,
         *,
         message_type: MessageType = MessageType.COMMAND,
@@ -48,7 +51,7 @@ class AgentOperations(Generic[AnyStream]):
         """Send a message to another agent.
 
         Args:
-            to_agent: the recipient.
+            to_agent: the recipient: the name of an agent, or a capability such as ``capability:summarise@>=2``.
             payload: any JSON value.
             message_type: COMMAND, QUERY or ACK.
             wait: seconds to wait at the rate limit instead of raising.
@@ -58,7 +61,18 @@ class AgentOperations(Generic[AnyStream]):
         Raises:
             InvalidMessage, UnknownAgent, RateLimitExceeded, BrokerUnavailable, StoreUnavailable: as
                 MessageBus.send.
+            NoAgentAvailable: no agent with the capability may get it.
         """
+        if type(to_agent) is not str or ":" in to_agent:
+            return self._bus.send_to(
+                self._name,
+                to_agent,
+                payload,
+                message_type=message_type,
+                wait=wait,
+                session=session,
+                **fields,
+            )
         message = Message(
             from_agent=self._name, to_agent=to_agent, payload=payload, message_type=message_type, **fields
         )
@@ -79,26 +93,29 @@ class AgentOperations(Generic[AnyStream]):
 
     def request(
         self,
-        to_agent: str,
-        method: str,
+        to_agent: str | CapabilityAddress,
+        method: str | None = None,
         params: Params = None,
         *,
         timeout: float | None = None,
         priority: Priority = Priority.NORMAL,
+        retry: Retry = None,
     ) -> RequestSteps[JSON]:
         """Request a method of another agent and return its result.
+
+        The arguments are those of RequestResponseHandler.request.
 
         Raises:
             RequestError: no result arrived; its classes say why. The rest as RequestResponseHandler.request.
         """
         return self._requests.request(
-            to_agent, method, params, from_agent=self._name, timeout=timeout, priority=priority
+            to_agent, method, params, from_agent=self._name, timeout=timeout, priority=priority, retry=retry
         )
 
     def request_later(
         self,
-        to_agent: str,
-        method: str,
+        to_agent: str | CapabilityAddress,
+        method: str | None = None,
         params: Params = None,
         *,
         on_reply: Task[Any, Any] | str,
@@ -122,8 +139,8 @@ class AgentOperations(Generic[AnyStream]):
 
     def stream(
         self,
-        to_agent: str,
-        method: str,
+        to_agent: str | CapabilityAddress,
+        method: str | None = None,
         params: Params = None,
         *,
         timeout: float | None = None,

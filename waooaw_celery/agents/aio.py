@@ -15,10 +15,13 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from waooaw_celery.agents.agent_operations import AgentOperations
 from waooaw_celery.agents.bus import MessageBus as Bus
 from waooaw_celery.agents.events.bus import EventBus as Events
-from waooaw_celery.agents.requests.operations import RequestOperations, awaited, direct, in_thread
+from waooaw_celery.agents.requests.operations import RequestOperations
 from waooaw_celery.agents.requests.stream import AsyncStream
+from waooaw_celery.agents.scaling.agent_pool import AgentPool as Pool
+from waooaw_celery.agents.waiting import awaited, direct, in_thread
 from waooaw_celery.app.app import AgentApp
 from waooaw_celery.broker.application import refuse_app
+from waooaw_celery.discovery.registry import Registry as Agents
 from waooaw_celery.limits.limiter import RateLimiter as Limiter
 from waooaw_celery.limits.waiting import AsyncLimitWait, RetryAfter
 from waooaw_celery.worker.execution.threads import run_in_thread
@@ -57,9 +60,11 @@ class MessageBus:
 
     send = _limited(Bus.send)
     send_message = send
+    send_to = _limited(Bus.send_to)
     send_many = _limited(Bus.send_many)
     broadcast = _limited(Bus.broadcast)
     receipt = in_thread(Bus.receipt)
+    waiting = in_thread(Bus.waiting)
     cancel = in_thread(Bus.cancel)
 
 
@@ -75,6 +80,9 @@ class EventBus:
 
     publish = _limited(Events.publish)
     replay = in_thread(Events.replay)
+    replays = in_thread(Events.replays)
+    replay_progress = in_thread(Events.replay_progress)
+    cancel_replay = in_thread(Events.cancel_replay)
     subscriptions = in_thread(Events.subscriptions)
     unsubscribe = in_thread(Events.unsubscribe)
     resubscribe = in_thread(Events.resubscribe)
@@ -117,6 +125,28 @@ class Agent:
     stream = direct(AgentOperations[AsyncStream].stream)
 
 
+class Registry:
+    """The known agents: ``waooaw_celery.agents.Registry``, awaited.
+
+    Args:
+        app: the application.
+    """
+
+    def __init__(self, app: AgentApp) -> None:
+        self.operations = Agents(app)
+
+    list = in_thread(Agents.list)
+    get = in_thread(Agents.get)
+    find = in_thread(Agents.find)
+    counts = in_thread(Agents.counts)
+    register = in_thread(Agents.register)
+    deregister = in_thread(Agents.deregister)
+    set_status = in_thread(Agents.set_status)
+    set_weights = in_thread(Agents.set_weights)
+
+    watch = direct(Agents.watch)
+
+
 class RateLimiter:
     """Counts what agents send: ``waooaw_celery.RateLimiter``, awaited.
 
@@ -135,3 +165,22 @@ class RateLimiter:
     quota = in_thread(Limiter.quota)
     set_quota = in_thread(Limiter.set_quota)
     quotas = in_thread(Limiter.quotas)
+
+
+class AgentPool:
+    """How many messages the workers of an agent handle at once: ``waooaw_celery.agents.AgentPool``, awaited.
+
+    Args:
+        app: the application whose broker the workers use.
+        agent: the agent.
+        timeout: seconds to wait for the answers of the workers.
+    """
+
+    def __init__(self, app: AgentApp, agent: str, *, timeout: float = 5.0) -> None:
+        self.operations = Pool(app, agent, timeout=timeout)
+
+    size = in_thread(Pool.size)
+    grow = in_thread(Pool.grow)
+    shrink = in_thread(Pool.shrink)
+    resize = in_thread(Pool.resize)
+    autoscale = in_thread(Pool.autoscale)

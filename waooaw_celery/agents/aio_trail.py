@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from waooaw_celery.agents.requests.operations import in_thread
+from waooaw_celery.agents.waiting import in_thread
 from waooaw_celery.ledger.ledger import Ledger
 from waooaw_celery.ledger.trail import MessageAuditTrail as Trail
 

@@ -9,12 +9,14 @@ from typing import Any
 
 from waooaw_celery.agents.requests.cancel import cancel
 from waooaw_celery.app.app import AgentApp
+from waooaw_celery.app.waiting import queue_depths
 from waooaw_celery.broker.application import require_agent_app
+from waooaw_celery.discovery.address import CapabilityAddress, is_capability
 from waooaw_celery.errors import InvalidMessage, UnknownAgent
 from waooaw_celery.limits.waiting import Wait
 from waooaw_celery.messages.enums import SENDABLE, MessageStatus, MessageType
 from waooaw_celery.messages.message import Message
-from waooaw_celery.messages.queues import HandlerName
+from waooaw_celery.messages.queues import HandlerName, QueueDepth, agent_queue
 from waooaw_celery.messages.receipt import DeliveryReceipt, receipt_of
 from waooaw_celery.messages.validation import JSON, check_agent_name, check_tags
 
@@ -62,13 +64,58 @@ class MessageBus:
         Raises:
             InvalidMessage: the type cannot be sent, or the message has expired.
             UnknownAgent: the recipient is not known; NoHandler: it has no handler for this type.
-            BrokerUnavailable: the broker did not confirm the message; its receipt stays PENDING.
+            BrokerUnavailable: the broker did not confirm the message. Nothing was published if ``uncertain`` is
+                False. Otherwise its receipt is PENDING, or there is none: read it with ``receipt``.
             StoreUnavailable: the ledger or the Redis for agents and receipts does not answer; nothing was
                 published.
             RateLimitExceeded: the sender has reached its rate limit; nothing was published.
             ConfigurationError: the session is on a database other than the ledger's, or there is no ledger.
         """
         return self.send_many([message], wait=wait, session=session)[0]
+
+    def send_to(
+        self,
+        /,
+        from_agent: str,
+        to: str | CapabilityAddress,
+        payload: JSON,
+        *,
+        message_type: MessageType = MessageType.COMMAND,
+        wait: Wait = None,
+        session: Any = None,
+        **fields: object,
+    ) -> DeliveryReceipt:
+        """Send one message to an agent that has a capability.
+
+        Args:
+            from_agent: the sender.
+            to: the capability, such as ``capability:summarise@>=2``, or the name of an agent.
+            payload: any JSON value.
+            message_type: COMMAND, QUERY or ACK.
+            wait: as for ``send``.
+            session: as for ``send``.
+            fields: other fields of Message, such as ``priority`` and ``ttl_seconds``.
+
+        Returns:
+            The receipt, which names the agent that was chosen.
+
+        Raises:
+            NoAgentAvailable: no agent may get it; the error says who was considered, and why not.
+            InvalidMessage: the address is invalid. The rest as ``send``.
+        """
+        name, capability = to, None
+        if is_capability(to):
+            choice = self.app.selector.choose(to, handler=message_type.value)
+            name, capability = choice.agent, choice.recorded
+        message = Message(
+            from_agent=from_agent,
+            to_agent=name,  # type: ignore[arg-type]  # it is checked
+            payload=payload,
+            message_type=message_type,
+            capability=capability,
+            **fields,  # type: ignore[arg-type]
+        )
+        return self.send(message, wait=wait, session=session)
 
     def send_many(
         self, messages: Iterable[Message], *, wait: Wait = None, session: Any = None
@@ -90,10 +137,10 @@ class MessageBus:
                 were published.
         """
         batch = [(message, _target(message)) for message in messages]
-        ids = Counter(message.message_id for message, _ in batch)
-        if repeated := [message_id for message_id, count in ids.items() if count > 1]:
-            raise InvalidMessage(f"message {repeated[0]} occurs {ids[repeated[0]]} times: send each Message once")
-        completed = [(target, self.app.message_factory.complete(target, message)) for message, target in batch]
+        if len({message.message_id for message, _ in batch}) < len(batch):
+            [(repeated, count)] = Counter(message.message_id for message, _ in batch).most_common(1)
+            raise InvalidMessage(f"message {repeated} occurs {count} times: send each Message once")
+        completed = self.app.message_factory.complete_all((target, message) for message, target in batch)
         now = self.app.reference_clock.now()
         for _, message in completed:
             message.check_in_time(now)
@@ -164,6 +211,34 @@ class MessageBus:
         """
         return self.app.receipts.get(message_id)
 
+    def waiting(self, agent: str, *, read: bool | None = None) -> QueueDepth:
+        """Return how many messages wait for an agent, by priority and by sender, as ``waooaw queues`` shows it.
+
+        Messages that a worker holds are not counted.
+
+        Args:
+            agent: the agent's name.
+            read: whether to read the messages, to count their senders and, on RabbitMQ, their priorities. On
+                RabbitMQ, this takes the messages out of their queue for a moment, and they are marked as
+                redelivered. None: read them on Redis only. False: only count, which costs one round trip.
+
+        Returns:
+            The numbers; ``by_priority`` and ``by_sender`` are None where they are not known.
+
+        Raises:
+            UnknownAgent: the agent is not known. InvalidMessage: this is not a valid name.
+            BrokerUnavailable: the broker does not answer.
+            StoreUnavailable: the ledger or the Redis for agents does not answer.
+            ConfigurationError: ``read`` is True, and the broker is neither Redis nor RabbitMQ.
+
+        Example:
+            >>> depth = bus.waiting("worker-1")
+            >>> depth.total, depth.by_priority[Priority.URGENT], depth.by_sender
+            (3, 1, {'orchestrator': 2, 'operator': 1})
+        """
+        record = self.app.registry.get(check_agent_name(agent))
+        return queue_depths(self.app, [agent_queue(record.name)], read=read)[0]
+
     def cancel(
         self, message_id: str, *, running: bool = False, timeout: float = 1.0, from_agent: str | None = None
     ) -> DeliveryReceipt:
@@ -225,8 +300,8 @@ def _target(message: Message) -> HandlerName:
     """
     if message.message_type not in SENDABLE:
         rule = {
-            MessageType.EVENT: "publish an EVENT with EventBus.publish",
+            MessageType.EVENT: "publish an EVENT with EventBus.publish()",
             MessageType.RESPONSE: "a RESPONSE is the return value of a requested method",
         }[message.message_type]
-        raise InvalidMessage(f"send takes {', '.join(type_.name for type_ in SENDABLE)}: {rule}")
+        raise InvalidMessage(f"send() takes {', '.join(type_.name for type_ in SENDABLE)}: {rule}")
     return HandlerName(message.to_agent, message.message_type.value)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from waooaw_celery.agents.agent_operations import AgentOperations
 from waooaw_celery.agents.aio import Agent as AsyncAgent
-from waooaw_celery.agents.requests.operations import blocking, direct
 from waooaw_celery.agents.requests.stream import Stream
+from waooaw_celery.agents.waiting import blocking, direct
 from waooaw_celery.app.app import AgentApp
 from waooaw_celery.broker.application import require_agent_app
 

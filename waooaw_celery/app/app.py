@@ -5,88 +5,90 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 from celery import Celery
 from celery.result import AsyncResult
-from celery.signals import worker_process_shutdown, worker_shutdown
+from celery.signals import (
+    after_setup_logger,
+    after_setup_task_logger,
+    celeryd_init,
+    worker_process_shutdown,
+    worker_shutdown,
+)
 
-from waooaw_celery.app.celery_configuration import AgentAMQP, add_defaults, transport_options
+from waooaw_celery.app.celery_configuration import AgentAMQP, add_defaults, check_worker_urls, transport_options
 from waooaw_celery.app.components import Components
-from waooaw_celery.app.message_factory import MessageFactory
-from waooaw_celery.app.publisher import Publisher
-from waooaw_celery.app.task_publication import TaskPublication
+from waooaw_celery.app.part import Part
+from waooaw_celery.app.publishing.message_factory import MessageFactory
+from waooaw_celery.app.publishing.publisher import Publisher
+from waooaw_celery.app.publishing.task_publication import handler_of
+from waooaw_celery.app.publishing.task_publisher import TaskPublisher
 from waooaw_celery.broker.circuit_breaker import CircuitBreaker
 from waooaw_celery.broker.dead_letters.queue import DeadLetterQueue
 from waooaw_celery.broker.redis.dead_lettering import dead_lettered
+from waooaw_celery.discovery.cache import DirectoryCache
+from waooaw_celery.discovery.contracts.known import KnownContracts
+from waooaw_celery.discovery.declaration import Declaration
+from waooaw_celery.discovery.health.outcomes import Outcomes
+from waooaw_celery.discovery.selector import Selector
 from waooaw_celery.errors import ConfigurationError
 from waooaw_celery.limits.admission_control import AdmissionControl
 from waooaw_celery.limits.limiter import RateLimiter
-from waooaw_celery.messages.enums import Priority
+from waooaw_celery.log.loggers import escape_log
 from waooaw_celery.messages.message import Message
-from waooaw_celery.messages.queues import AGENT_QUEUES, HandlerName, agent_queue, broker_priority
+from waooaw_celery.messages.queues import AGENT_QUEUES, HandlerName, agent_queue
 from waooaw_celery.messages.receipt import MessageEvent, MessageFact, ReceiptStore
 from waooaw_celery.messages.topics.schemas import SchemaRegistry
+from waooaw_celery.messages.urls import check_urls
 from waooaw_celery.results.collector import ResultCollector
 from waooaw_celery.settings import RedisTransport, WaooawSettings
-from waooaw_celery.store.agents import AgentRegistry
+from waooaw_celery.store.agents.registry import AgentRegistry
 from waooaw_celery.store.reference_clock import ReferenceClock
+from waooaw_celery.store.restrictions import Restrictions
 from waooaw_celery.store.subscriptions import Subscription, Subscriptions
 from waooaw_celery.wire.caps import Caps
-from waooaw_celery.wire.codecs import install_codecs
-from waooaw_celery.wire.formats import install_formats
+from waooaw_celery.wire.entry_points import register_protobuf
 from waooaw_celery.wire.packer import Packer
 from waooaw_celery.worker import signals
 from waooaw_celery.worker.cancellation import CancellationRegistry
-from waooaw_celery.worker.current_task import is_sent_by_finished_handler
+from waooaw_celery.worker.discovery.agent_health import WatchHealth
+from waooaw_celery.worker.discovery.drain import DrainAgents
 from waooaw_celery.worker.execution.event_loop import close_event_loop
 from waooaw_celery.worker.execution.pools import SafePool
 from waooaw_celery.worker.health.clock import ReportClock
 from waooaw_celery.worker.health.heartbeat import Heartbeat
+from waooaw_celery.worker.health.late_handlers import TakeLateHandlers
 from waooaw_celery.worker.health.watchdog import Watchdog
 from waooaw_celery.worker.intake import Intake, WatchIntake
 from waooaw_celery.worker.outcomes import replies
-from waooaw_celery.worker.outcomes.follow_up_sender import FollowUpRequest, send_follow_up, send_ordinary_follow_up
 from waooaw_celery.worker.outcomes.follow_ups import FollowUps
-from waooaw_celery.worker.remote_control import CancelListener
-from waooaw_celery.worker.task import AgentTask
+from waooaw_celery.worker.outcomes.hidden_payloads import hide_in_log
+from waooaw_celery.worker.remote_control import CancelListener, broadcast_beat
+from waooaw_celery.worker.retries.retry_budget import RetryBudget
+from waooaw_celery.worker.scaling.pool_scaling import PoolScaling
 
 if TYPE_CHECKING:
     from waooaw_celery.ledger.database.engine import Database
     from waooaw_celery.ledger.ledger import Ledger
     from waooaw_celery.ledger.outbox import Outbox
 
-T = TypeVar("T")
-
-
-class Part(Generic[T]):
-    """An attribute of an application that is a part of its components."""
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self._name = name
-
-    @overload
-    def __get__(self, app: None, owner: type) -> Part[T]: ...
-    @overload
-    def __get__(self, app: AgentApp, owner: type) -> T: ...
-    def __get__(self, app: AgentApp | None, owner: type) -> Part[T] | T:
-        if app is None:
-            return self
-        part: T = getattr(app.components, self._name)
-        return part
-
 
 class AgentApp(Celery):
     """A Celery application through which agents talk.
 
-    Everything that Celery can do, it does. It adds components, of which the publisher is one: ``send_task``, which
-    ``.delay``, ``apply_async``, canvas, retries and beat all call, gives a task that is an agent's handler its
-    envelope, queue, priority and expiry, and refuses what no agent would receive. Ordinary tasks stay ordinary.
+    It does everything that Celery does. ``send_task``, which ``.delay``, ``apply_async``, canvas, retries and beat
+    all call, gives a task that is an agent's handler its envelope, queue, priority and expiry, and refuses a
+    message without a possible recipient. Ordinary tasks are published as Celery publishes them.
 
     Attributes:
         agents: the agents whose handlers are in this application, each with the names of its handlers.
         capabilities: the capabilities of these agents.
+        declarations: what the code of these agents declares about them.
+        identities: the identities of those that have one, such as a DID.
         subscribed: their subscriptions.
+        workflows: the functions of their workflows, by name and version.
         schemas: the JSON Schemas of topics that this application's code registers.
         components: the parts that the application is composed of.
     """
@@ -96,42 +98,56 @@ class AgentApp(Celery):
     settings: Part[WaooawSettings] = Part()
     driver: Part[str] = Part()
     publisher: Part[Publisher] = Part()
+    task_publisher: Part[TaskPublisher] = Part()
     message_factory: Part[MessageFactory] = Part()
     packer: Part[Packer] = Part()
     limiter: Part[RateLimiter] = Part()
-    admission_control: Part[AdmissionControl | None] = Part()
+    admission_control: Part[AdmissionControl] = Part()
     result_collector: Part[ResultCollector] = Part()
     dead_letters: Part[DeadLetterQueue] = Part()
     registry: Part[AgentRegistry] = Part()
+    directory: Part[DirectoryCache] = Part()
+    selector: Part[Selector] = Part()
+    contracts: Part[KnownContracts] = Part()
     subscriptions: Part[Subscriptions] = Part()
+    restrictions: Part[Restrictions] = Part()
     receipts: Part[ReceiptStore] = Part()
     reference_clock: Part[ReferenceClock] = Part()
     database: Part[Database] = Part()
+    ledger_id: Part[str | None] = Part()
     ledger: Part[Ledger] = Part()
     outbox: Part[Outbox] = Part()
     cancellations: Part[CancellationRegistry] = Part()
     intake: Part[Intake] = Part()
+    outcomes: Part[Outcomes] = Part()
     circuit_breaker: Part[CircuitBreaker] = Part()
     follow_ups: Part[FollowUps] = Part()
+    retry_budget: Part[RetryBudget] = Part()
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.agents: dict[str, list[str]] = {}
         self.capabilities: dict[str, tuple[str, ...]] = {}
+        self.identities: dict[str, str] = {}
+        self.declarations: dict[str, Declaration] = {}
         self.subscribed: list[Subscription] = []
+        self.workflows: dict[str, dict[int, Any]] = {}
         self.schemas = SchemaRegistry()
         self.components = Components(self)
-        install_formats()
-        install_codecs()
+        register_protobuf()
         super().__init__(*args, **kwargs)
         self.on_after_configure.connect(add_defaults, weak=False)
-        self.steps["worker"].update((SafePool, Heartbeat, ReportClock, Watchdog, WatchIntake))
+        self.steps["worker"].update((SafePool, Heartbeat, TakeLateHandlers, ReportClock, Watchdog, WatchIntake))
+        self.steps["worker"].update((PoolScaling, WatchHealth, DrainAgents))
         self.steps["consumer"].add(CancelListener)
         replies.connect()
         signals.connect()
+        hide_in_log()
+        for set_up in (after_setup_logger, after_setup_task_logger):
+            set_up.connect(escape_log, weak=False, dispatch_uid="waooaw.escape_log")
+        celeryd_init.connect(check_worker_urls, weak=False, dispatch_uid="waooaw.check_worker_urls")
         dead_lettered.connect(self._note_dead_letter)
         for ended in (worker_process_shutdown, worker_shutdown):
             ended.connect(self._finish)
-            ended.connect(close_event_loop)
 
     def send_task(  # type: ignore[override]
         self,
@@ -147,7 +163,7 @@ class AgentApp(Celery):
         """Publish a task.
 
         Args:
-            name: an agent's handler, such as ``worker-1.get_status``, or any other task.
+            name: an agent's handler, such as ``worker-1.get_status``, or any other task. ``target`` says which.
             args: positional arguments; a message's payload is the only one.
             kwargs: keyword arguments.
             countdown: seconds until the task may be handled.
@@ -158,9 +174,11 @@ class AgentApp(Celery):
 
         Raises:
             RateLimitExceeded: the sender has reached its rate limit.
+            SenderPaused: an operator has paused the sender.
             InvalidMessage: an argument cannot be written or is too large, or an option breaks a rule.
             UnknownSender: no agent sends.
-            UnknownAgent: the recipient was never declared; NoHandler, UnknownMethod: it has no such handler.
+            UnknownAgent: the queue is that of an agent that was never declared; NoHandler, UnknownMethod: the
+                agent has no such handler.
             BrokerUnavailable: the broker refused or did not answer. It is not known whether it has the message,
                 unless ``uncertain`` is False: then it does not.
             StoreUnavailable: the store does not answer; nothing was published.
@@ -168,75 +186,19 @@ class AgentApp(Celery):
         """
         wait = options.pop("wait", None)
         options |= {"countdown": countdown, "eta": eta}
-        target = self.target(name)
-        if target is None:
-            return self._send_ordinary_task(name, args, kwargs, options)
-        if options.get("retries"):
-            message = self.message_factory.of_retry(target, args, kwargs, options)
-            return self.publisher.publish_retry(self._publication(target, message, args, kwargs, options))
-        if is_sent_by_finished_handler():
-            return send_follow_up(self, FollowUpRequest(target, args, kwargs, options, message))
-        self.circuit_breaker.check()
-        message = self.message_factory.of_task(target, args, kwargs, options, message)
-        return self.publish_task(target, message, args, kwargs, options, wait)
+        return self.task_publisher.send(name, args, kwargs, options, message, wait)
 
-    def publish_task(
-        self,
-        target: HandlerName,
-        message: Message,
-        args: Any,
-        kwargs: Any,
-        options: dict[str, Any],
-        wait: Any = None,
-    ) -> AsyncResult[Any]:
-        """Publish a task whose message is complete.
+    def target(self, task_name: str, options: Mapping[str, Any] = MappingProxyType({})) -> HandlerName | None:
+        """Return whose handler a task is, or None for an ordinary Celery task.
 
         Args:
-            target: the handler that the task is.
-            message: its message.
-            args: its positional arguments.
-            kwargs: its keyword arguments.
-            options: the options of ``send_task``.
-            wait: seconds to wait at the sender's rate limit.
+            task_name: name of the task.
+            options: the options of ``send_task``: a queue, exchange or routing key says what the task is.
 
         Raises:
-            WaooawError: as ``send_task``.
+            StoreUnavailable: the store, which knows the agents, does not answer.
         """
-        return self.publisher.publish_task(self._publication(target, message, args, kwargs, options), wait)
-
-    def record_task(
-        self, target: HandlerName, message: Message, args: Any, options: Mapping[str, Any]
-    ) -> set[str]:
-        """Record a task's message without publishing it, and return its id if it is new.
-
-        Raises:
-            StoreUnavailable: the message could not be recorded.
-        """
-        return self.publisher.record(self._publication(target, message, args, None, dict(options)))()
-
-    def _publication(
-        self, target: HandlerName, message: Message, args: Any, kwargs: Any, options: dict[str, Any]
-    ) -> TaskPublication:
-        return TaskPublication(self, target, message, args, kwargs, options, super().send_task)
-
-    def _send_ordinary_task(self, name: str, args: Any, kwargs: Any, options: dict[str, Any]) -> AsyncResult[Any]:
-        if options.get("priority") is None:
-            # On Redis a message without priority would be the most urgent of all.
-            options["priority"] = broker_priority(Priority.NORMAL, self.driver)
-
-        # Celery may change the options when the send is repeated later.
-        def send() -> AsyncResult[Any]:
-            return super(AgentApp, self).send_task(name, args, kwargs, **options)
-
-        return send_ordinary_follow_up(self, name, options, send) if is_sent_by_finished_handler() else send()
-
-    def target(self, task_name: str) -> HandlerName | None:
-        """Return whose handler a task is, or None for an ordinary Celery task of this application."""
-        name = HandlerName.parse(task_name)
-        if name is None:
-            return None
-        task = self.tasks.get(task_name)
-        return name if task is None or isinstance(task, AgentTask) else None
+        return handler_of(self, task_name, options)
 
     def now(self) -> datetime:
         """Return the time of the reference clock. Celery computes ETAs with it."""
@@ -260,10 +222,10 @@ class AgentApp(Celery):
         Returns:
             The message's choice, or else the setting for the agent, or else the application's.
         """
-        settings = self.settings
+        settings, celery = self.settings, self.components.publish_settings.read()
         return (
-            serializer or settings.agent_serializers.get(agent) or self.conf.task_serializer,
-            compression or settings.agent_compressions.get(agent) or self.conf.task_compression,
+            serializer or settings.agent_serializers.get(agent) or celery.serializer,
+            compression or settings.agent_compressions.get(agent) or celery.compression,
         )
 
     # --- connections
@@ -291,7 +253,7 @@ class AgentApp(Celery):
 
     @property
     def visibility_timeout(self) -> float | None:
-        """Seconds until the broker redelivers what a worker holds; None where the worker renews its leases."""
+        """Seconds until the broker redelivers an unacknowledged message; None if the worker renews leases."""
         if self.driver != "redis" or self.claims:
             return None
         return float(self.transport_options["visibility_timeout"])
@@ -299,6 +261,7 @@ class AgentApp(Celery):
     def _with_transport_options(
         self, url: str | None, kwargs: dict[str, Any], *, publishes: bool = False
     ) -> dict[str, Any]:
+        check_urls("broker_url", url or (self.conf.broker_write_url if publishes else self.conf.broker_read_url))
         given = kwargs.get("transport_options") or {}
         return {**kwargs, "transport_options": {**self._transport_options(url, publishes=publishes), **given}}
 
@@ -331,6 +294,10 @@ class AgentApp(Celery):
         """Return the known agents over a connection of their own, for use in another thread."""
         return self.components.open_registry()
 
+    def announce_order(self) -> None:
+        """Have all workers read at once what operators have ordered. Without it, they read it with a heartbeat."""
+        broadcast_beat(self)
+
     def open_subscriptions(self) -> Subscriptions:
         """Return the subscriptions over a connection of their own, for use in another thread."""
         return self.components.open_subscriptions()
@@ -343,9 +310,17 @@ class AgentApp(Celery):
             fact = MessageFact(message_id=message_id, event=MessageEvent.DEAD, error=reason, worker=worker)
             self.receipts.note(fact)
 
-    def _finish(self, **_: Any) -> None:
-        """Let no process of a worker end with something of its own still to be sent or recorded."""
+    def _finish(self, sender: Any = None, **_: Any) -> None:
+        """Let no process of a worker end with something of its own still to be sent or recorded.
+
+        Celery tells every application of the process when a worker ends. The worker of another one may run in a
+        thread, and this application's goes on.
+        """
+        if getattr(sender, "app", self) is not self:
+            self.components.flush()
+            return
         self.components.finish()
+        close_event_loop()
 
 
 def create_app(main: str | None = None, **config: Any) -> AgentApp:
@@ -355,7 +330,7 @@ def create_app(main: str | None = None, **config: Any) -> AgentApp:
         main: name of the application, or None.
         config: Celery's settings in lower case, and this package's: ``broker_url``, ``result_backend``,
             ``waooaw_sender``, … The variables ``CELERY_BROKER_URL``, ``CELERY_RESULT_BACKEND`` and ``WAOOAW_*``
-            win over them.
+            win over them, and a ``SettingOverridden`` warning names both values where they differ.
 
     Example:
         >>> app = create_app(broker_url="redis://localhost:6379/0")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from contextlib import suppress
 from copy import copy
 from typing import Any
 
-from celery.app.amqp import AMQP
+from celery.app.amqp import AMQP, Queues
+from celery.utils.collections import ConfigurationView
 from kombu import Connection
 from kombu.serialization import prepare_accept_content
 
@@ -17,27 +19,55 @@ from waooaw_celery.app.celery_defaults import (
     PUBLISH_DEFAULTS,
     TRANSPORT_DEFAULTS,
 )
-from waooaw_celery.broker.connection import ClaimConnection
+from waooaw_celery.broker.connection import BoundedConnection, ClaimConnection
 from waooaw_celery.errors import ConfigurationError
 from waooaw_celery.messages.queues import agent_queue, driver_type, first_url
+from waooaw_celery.messages.urls import check_urls
 from waooaw_celery.results.backend import BACKENDS
-from waooaw_celery.settings import WaooawSettings
+from waooaw_celery.settings import WaooawSettings, warn_of_override
 from waooaw_celery.wire import encryption
-from waooaw_celery.wire.caps import CAP_NAMES, Caps, active_caps
+from waooaw_celery.wire.caps import CAP_NAMES, Caps
 from waooaw_celery.wire.codecs import find_codec, has_codec
 from waooaw_celery.wire.packer import Packer
 from waooaw_celery.wire.producer import PackingProducer, producer_class, producer_pool
 
+#: Settings with URLs of servers. Each has a variable of Celery's, ``CELERY_<SETTING>``.
+URL_SETTINGS = ("broker_url", "broker_read_url", "broker_write_url", "result_backend")
+#: Other names in the code for the same settings, which Celery still reads.
+_OTHER_NAMES = {
+    "broker_url": ("BROKER_URL", "broker_host", "BROKER_HOST"),
+    "broker_read_url": (),
+    "broker_write_url": (),
+    "result_backend": ("CELERY_RESULT_BACKEND",),
+}
+
+
+class SelectableQueues(Queues):
+    """Celery's queues of an application, which know whether some of them were selected.
+
+    Attributes:
+        is_selected: whether the worker's option ``-Q`` says which queues it reads.
+    """
+
+    is_selected = False
+
+    def select(self, include: Any) -> None:
+        """Read only some of the queues."""
+        self.is_selected = self.is_selected or bool(include)
+        super().select(include)
+
 
 class AgentAMQP(AMQP):
     """Celery's AMQP object, with the queues of the application's agents and with producers that use its packer."""
+
+    queues_cls = SelectableQueues
 
     @property
     def Connection(self) -> type[Connection]:  # type: ignore[override]  # noqa: N802 - Celery's own name
         """The class of connections to the broker."""
         claims: bool = self.app.claims  # type: ignore[attr-defined]  # an AgentApp
         redis = (first_url(self.app.conf.broker_url) or "").startswith(("redis", "sentinel"))
-        return Connection if redis and not claims else ClaimConnection
+        return BoundedConnection if redis and not claims else ClaimConnection
 
     _producer_pool: Any = None
 
@@ -86,12 +116,59 @@ def add_defaults(sender: Any, source: Any, **_: Any) -> None:
         defaults["result_backend"] = url
 
 
-def make_packer(conf: Any, settings: WaooawSettings) -> Packer:
-    """Return the packer of an application, and make this process accept the application's formats and sizes.
+def check_server_urls(conf: Any) -> None:
+    """Check the URLs of broker and result backend, which Celery and the drivers would read each in their own way.
+
+    Args:
+        conf: Celery's configuration.
+
+    Raises:
+        ConfigurationError: one of them cannot be read.
+    """
+    for setting in URL_SETTINGS:
+        value = getattr(conf, setting)
+        if setting != "result_backend" or (isinstance(value, str) and "://" in value):
+            check_urls(setting, value)
+
+
+def check_worker_urls(instance: Any, conf: Any, **_: Any) -> None:
+    """Check the URLs before a worker connects (receiver of ``celeryd_init``).
+
+    Raises:
+        SystemExit: one of them cannot be read. It ends ``celery worker`` without a traceback.
+    """
+    if isinstance(instance.app.amqp, AgentAMQP):
+        try:
+            check_server_urls(conf)
+        except ConfigurationError as error:
+            raise SystemExit(f"Error: {error}") from None
+
+
+def warn_of_overrides(conf: Any) -> None:
+    """Warn of each of Celery's environment variables that wins over another value in the code.
+
+    Args:
+        conf: Celery's configuration.
+
+    Warns:
+        SettingOverridden: the two differ.
+    """
+    # Without the last two maps, which are this package's defaults and Celery's.
+    code = ConfigurationView({}, conf.maps[:-2], prefix=conf.prefix)
+    for setting in URL_SETTINGS:
+        variable = f"CELERY_{setting.upper()}"
+        wins, loses = os.environ.get(variable), code.first(setting, *_OTHER_NAMES[setting])
+        if wins and loses:
+            warn_of_override(variable, wins, setting, loses)
+
+
+def make_packer(conf: Any, settings: WaooawSettings, *, bytes_become_base64: bool = False) -> Packer:
+    """Return the packer of an application, and give this process its encryption keys.
 
     Args:
         conf: Celery's configuration.
         settings: the settings of the library.
+        bytes_become_base64: whether the broker's transport writes bytes as base64, and text as it is.
 
     Raises:
         ConfigurationError: a codec does not exist, or an encryption key is not valid.
@@ -108,8 +185,7 @@ def make_packer(conf: Any, settings: WaooawSettings) -> Packer:
         # zstd is accepted where it is installed.
         codecs=tuple(sorted(find_codec(name).content_type for name in names if name != "zstd" or has_codec(name))),
     )
-    active_caps.widen(caps)
-    return Packer(caps, settings.compress_above)
+    return Packer(caps, settings.compress_above, bytes_become_base64=bytes_become_base64)
 
 
 def transport_options(
@@ -137,10 +213,9 @@ def transport_options(
     ours = dict(TRANSPORT_DEFAULTS.get(driver, {}))
     if publishes:
         ours |= PUBLISH_DEFAULTS.get(driver, {})
+    ours |= {name: getattr(caps, name) for name in CAP_NAMES}
     if driver == "redis" and not claims:
         ours |= KOMBU_REDIS_DEFAULTS
-    else:
-        ours |= {name: getattr(caps, name) for name in CAP_NAMES}
-        if driver == "redis" and max_dead_letters is not None:
-            ours["dead_letters_max"] = max_dead_letters
+    elif driver == "redis" and max_dead_letters is not None:
+        ours["dead_letters_max"] = max_dead_letters
     return {**ours, **(conf.broker_transport_options or {})}

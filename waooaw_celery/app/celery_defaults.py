@@ -23,6 +23,8 @@ CELERY_DEFAULTS: dict[str, Any] = {
     "result_accept_content": ["json", "msgpack", "protobuf"],
     # A message that cannot be decoded gets a ledger record as well as a log line.
     "worker_consumer": "waooaw_celery.worker.consumer:AgentConsumer",
+    # With --autoscale, a worker's pool grows by what waits in its queues, and fetches no more than it can handle.
+    "worker_autoscaler": "waooaw_celery.worker.scaling.autoscaler:BacklogAutoscaler",
     # Answers are kept an hour for callers that fetch them late.
     "result_expires": 3600,
     # Bounded waiting: Celery's own defaults retry a dead result backend for 20 s, and wait for ever for a pool.
@@ -51,7 +53,7 @@ CELERY_DEFAULTS: dict[str, Any] = {
 TRANSPORT_DEFAULTS: dict[str, dict[str, Any]] = {
     "redis": {
         # A worker renews its leases every 3 s, so a pause of 10 s does not end them. The messages of a killed
-        # worker are delivered again after the timeout.
+        # worker are redelivered after the timeout.
         "visibility_timeout": 13.5,
         # Seconds between two checks for expired leases.
         "unacked_restore_interval": 1,

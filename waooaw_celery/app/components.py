@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
-from waooaw_celery.app.celery_configuration import make_packer
-from waooaw_celery.app.message_factory import MessageFactory
-from waooaw_celery.app.publisher import Publisher
+from waooaw_celery.app.celery_configuration import check_server_urls, make_packer, warn_of_overrides
+from waooaw_celery.app.publishing.message_factory import MessageFactory
+from waooaw_celery.app.publishing.publish_settings import SettingsReader
+from waooaw_celery.app.publishing.publisher import Publisher
+from waooaw_celery.app.publishing.task_publisher import TaskPublisher
+from waooaw_celery.app.publishing.task_templates import TaskTemplates
 from waooaw_celery.broker.circuit_breaker import CircuitBreaker
 from waooaw_celery.broker.dead_letters.queue import DeadLetterQueue
+from waooaw_celery.discovery.cache import DirectoryCache
+from waooaw_celery.discovery.contracts.known import KnownContracts
+from waooaw_celery.discovery.health.outcomes import Outcomes
+from waooaw_celery.discovery.loads import waiting_counts
+from waooaw_celery.discovery.selector import Selector
 from waooaw_celery.errors import ConfigurationError
 from waooaw_celery.limits.admission_control import AdmissionControl
 from waooaw_celery.limits.configured import configured_limiter
@@ -18,16 +28,22 @@ from waooaw_celery.messages.queues import check_ordered, driver_type, first_url
 from waooaw_celery.messages.receipt import ReceiptStore
 from waooaw_celery.results.collector import ResultCollector
 from waooaw_celery.settings import WaooawSettings
-from waooaw_celery.store.agents import AgentRegistry, RedisAgentRegistry
+from waooaw_celery.store.agents.redis import RedisAgentRegistry
+from waooaw_celery.store.agents.registry import AgentRegistry
+from waooaw_celery.store.agents.shared_declarations import SharedDeclarations
 from waooaw_celery.store.clock_reading import Source, redis_source
-from waooaw_celery.store.connection import Client, connect, store_url
+from waooaw_celery.store.connection import Client, connect, is_redis, store_url
+from waooaw_celery.store.keys import key_prefix
 from waooaw_celery.store.receipts import RedisReceipts
 from waooaw_celery.store.reference_clock import ReferenceClock
+from waooaw_celery.store.restrictions import RedisRestrictions, Restrictions
 from waooaw_celery.store.subscriptions import RedisSubscriptions, Subscriptions
 from waooaw_celery.wire.packer import Packer
 from waooaw_celery.worker.cancellation import CancellationRegistry
+from waooaw_celery.worker.health.late_handlers import LateHandlers
 from waooaw_celery.worker.intake import Intake
 from waooaw_celery.worker.outcomes.follow_ups import FollowUps
+from waooaw_celery.worker.retries.retry_budget import RetryBudget
 
 if TYPE_CHECKING:
     from waooaw_celery.ledger.database.engine import Database
@@ -47,7 +63,12 @@ class Components:
     Attributes:
         cancellations: the cancelled messages that this process, when it is a worker, knows of.
         intake: whether this process, when it is a worker, takes messages, and which it acknowledges later.
+        outcomes: how the messages of the last minute ended in this process, when it is a worker.
         circuit_breaker: whether the broker is worth trying.
+        late_handlers: gives handlers to this process, when it is a worker, that are registered while it runs.
+        publish_settings: the settings of Celery that each publish needs.
+        task_templates: what the task messages to one handler share.
+        before_finish: called before ``finish``, such as to give workflows back.
         follow_ups: messages that follow a handler's end and could not be sent yet.
     """
 
@@ -55,7 +76,12 @@ class Components:
         self._app = app
         self.cancellations = CancellationRegistry()
         self.intake = Intake(app)
+        self.outcomes = Outcomes()
         self.circuit_breaker = CircuitBreaker()
+        self.late_handlers = LateHandlers(app)
+        self.task_templates = TaskTemplates()
+        self.publish_settings = SettingsReader(app)
+        self.before_finish: list[Callable[[], None]] = []
         self.follow_ups = FollowUps(lambda: self.reference_clock.now())
 
     @cached_property
@@ -65,6 +91,8 @@ class Components:
         Raises:
             ConfigurationError: a setting is unknown or wrong.
         """
+        check_server_urls(self._app.conf)
+        warn_of_overrides(self._app.conf)
         return WaooawSettings.read(self._app.conf, getattr(self._app, "namespace", None))
 
     @cached_property
@@ -91,6 +119,11 @@ class Components:
         return Publisher(self._app, self)
 
     @cached_property
+    def task_publisher(self) -> TaskPublisher:
+        """The publisher's entrance for Celery tasks."""
+        return TaskPublisher(self._app)
+
+    @cached_property
     def message_factory(self) -> MessageFactory:
         """Makes messages complete."""
         return MessageFactory(self._app)
@@ -102,25 +135,47 @@ class Components:
         Raises:
             ConfigurationError: a codec is not installed, or an encryption key is malformed.
         """
-        return make_packer(self._app.conf, self.settings)
+        claims_from_redis = False
+        with suppress(ConfigurationError):  # the broker's URL: what connects to it reports that
+            claims_from_redis = self._app.driver == "redis" and self._app.claims
+        return make_packer(self._app.conf, self.settings, bytes_become_base64=claims_from_redis)
 
     @cached_property
     def limiter(self) -> RateLimiter:
-        """The rate limiter. Messages are counted when ``waooaw_rate_limit`` is set.
+        """The rate limiter. It counts all messages when ``waooaw_rate_limit`` is set.
+
+        Otherwise it counts the messages of agents whose quota was set at run time.
 
         Raises:
             ConfigurationError: a limit is malformed, or there is no Redis to count in.
         """
         return configured_limiter(
-            self.settings, self._app.conf.result_backend, first_url(self._app.conf.broker_url)
+            *(self.settings, self._app.conf.result_backend, first_url(self._app.conf.broker_url)),
+            prefix=key_prefix(self._app.conf),
+            restrictions=lambda: self.restrictions,
         )
 
     @cached_property
-    def admission_control(self) -> AdmissionControl | None:
-        """The rate limit of the publishing pipeline; None when no agent is limited."""
-        if not self.settings.limited:
-            return None
-        return AdmissionControl(self.limiter, self.receipts, self.reference_clock.now)
+    def admission_control(self) -> AdmissionControl:
+        """Refuses paused senders, and counts messages.
+
+        Raises:
+            ConfigurationError: a limit is malformed, or there is no Redis to count in.
+        """
+        if self.settings.limited:
+            _ = self.limiter  # so that a wrong setting is found at the start
+        return AdmissionControl(
+            lambda: self.limiter,
+            self.receipts,
+            self.restrictions,
+            self.reference_clock.now,
+            counts_all=self.settings.limited,
+        )
+
+    @cached_property
+    def retry_budget(self) -> RetryBudget:
+        """The retries of requests that this process, when it is a worker, still may make."""
+        return RetryBudget(self.settings.retry_budget)
 
     @cached_property
     def result_collector(self) -> ResultCollector:
@@ -144,8 +199,27 @@ class Components:
         if self.has_ledger:
             from waooaw_celery.ledger.agents import LedgerAgentRegistry
 
-            return LedgerAgentRegistry(self._open_database(), self.settings.agents)
-        return RedisAgentRegistry(self._connect(), self.settings.agents)
+            shared = SharedDeclarations(self._redis_registry()) if self.has_redis else None
+            return LedgerAgentRegistry(self._open_database(), self.settings.agents, lambda: self.ledger_id, shared)
+        return self._redis_registry()
+
+    def _redis_registry(self) -> RedisAgentRegistry:
+        return RedisAgentRegistry(self._connect(), self.settings.agents, key_prefix(self._app.conf))
+
+    @cached_property
+    def directory(self) -> DirectoryCache:
+        """The agents as this process knows them, at most one second old."""
+        return DirectoryCache(self.open_registry, partial(waiting_counts, self._app))
+
+    @cached_property
+    def selector(self) -> Selector:
+        """Chooses the agent that gets a message to a capability."""
+        return Selector(self.directory, self.settings.routing_policy)
+
+    @cached_property
+    def contracts(self) -> KnownContracts:
+        """The contracts of other agents' methods, by which requests are checked."""
+        return KnownContracts(lambda: self.registry)
 
     @cached_property
     def subscriptions(self) -> Subscriptions:
@@ -158,14 +232,25 @@ class Components:
             from waooaw_celery.ledger.subscriptions import LedgerSubscriptions
 
             return LedgerSubscriptions(self._open_database())
-        return RedisSubscriptions(self._connect())
+        return RedisSubscriptions(self._connect(), key_prefix(self._app.conf))
+
+    @cached_property
+    def restrictions(self) -> Restrictions:
+        """Which senders are paused, and which have a quota that was set at run time."""
+        if self.has_ledger:
+            from waooaw_celery.ledger.restrictions import LedgerRestrictions
+
+            return LedgerRestrictions(self.database)
+        return RedisRestrictions(self._connect(), key_prefix(self._app.conf))
 
     @cached_property
     def receipts(self) -> ReceiptStore:
         """The receipts of messages."""
-        if self.has_ledger:
-            return self.ledger
-        return RedisReceipts(self._connect(), self.settings.receipt_seconds, self.reference_clock)
+        return self.ledger if self.has_ledger else self._redis_receipts()
+
+    def _redis_receipts(self) -> RedisReceipts:
+        keep_seconds, prefix = self.settings.receipt_seconds, key_prefix(self._app.conf)
+        return RedisReceipts(self._connect(), keep_seconds, self.reference_clock, prefix)
 
     @cached_property
     def reference_clock(self) -> ReferenceClock:
@@ -197,6 +282,29 @@ class Components:
         """Whether the setting ``waooaw_database_url`` names a ledger."""
         return self.settings.database_url is not None
 
+    @property
+    def has_store(self) -> bool:
+        """Whether the settings name a store of agents and receipts: a ledger, or a Redis."""
+        return self.has_ledger or self.has_redis
+
+    @property
+    def has_redis(self) -> bool:
+        """Whether the settings name a Redis, in which processes without a ledger store agents and receipts."""
+        return any(is_redis(url) for url in self._redis_urls())
+
+    @cached_property
+    def ledger_id(self) -> str | None:
+        """The id of this process's ledger; None: it has none.
+
+        Raises:
+            AuditUnavailable: it was not read yet, and the database does not answer.
+        """
+        if not self.has_ledger:
+            return None
+        from waooaw_celery.ledger.database.identity import ledger_id
+
+        return ledger_id(self.database)
+
     @cached_property
     def database(self) -> Database:
         """The ledger's database.
@@ -211,19 +319,23 @@ class Components:
         """The ledger: ``MessageAuditTrail(app.ledger)`` answers questions.
 
         Raises:
-            ConfigurationError: no ledger is set.
+            ConfigurationError: no ledger is set, or its spool cannot be written.
         """
         from waooaw_celery.ledger.ledger import Ledger
+        from waooaw_celery.ledger.sender_receipts import SenderReceipts
 
         settings = self.settings
-        return Ledger(
+        ledger = Ledger(
             self.database,
             settings.retention,
             settings.audit_mode,
             settings.spool_folder,
             settings.lost_seconds,
             self.reference_clock,
+            SenderReceipts(self._redis_receipts) if self.has_redis else None,
         )
+        ledger.spool.check()
+        return ledger
 
     @cached_property
     def outbox(self) -> Outbox:
@@ -244,22 +356,43 @@ class Components:
         Raises:
             ConfigurationError: a setting is missing, misspelt or impossible.
         """
+        had_ledger = "ledger" in self.__dict__
         _ = self.settings, self.driver, self.receipts, self.admission_control, self.packer
+        _ = self.selector.default_policy
         if self.has_ledger:
             from waooaw_celery.ledger.database.version import check_version
 
             check_version(self.database)
-            self.ledger.spool.check()
+            _ = self.ledger_id  # read before the pool forks
+            if had_ledger:  # a new one has just been checked
+                self.ledger.spool.check()
+
+    def flush(self) -> None:
+        """Write what this process has recorded and not written yet; it may do more afterwards."""
+        if "receipts" in self.__dict__:
+            self.receipts.flush()
 
     def finish(self) -> None:
         """Send and record what this process still holds, before it ends."""
+        for call in self.before_finish:
+            call()
         self.follow_ups.close()
         if "receipts" in self.__dict__:
             self.receipts.finish()
 
     def close(self) -> None:
         """Close every part that was made."""
-        for name in ("result_collector", "registry", "subscriptions", "receipts", "limiter", "ledger", "database"):
+        for name in (
+            "result_collector",
+            "directory",
+            "registry",
+            "subscriptions",
+            "restrictions",
+            "receipts",
+            "limiter",
+            "ledger",
+            "database",
+        ):
             if name in self.__dict__:
                 getattr(self, name).close()
 
@@ -278,5 +411,8 @@ class Components:
         return connect(self._store_url())
 
     def _store_url(self) -> str:
-        others = self._app.conf.result_backend, first_url(self._app.conf.broker_url)
-        return store_url(self.settings.redis_url, *others)
+        return store_url(*self._redis_urls())
+
+    def _redis_urls(self) -> tuple[str | None, str | None, str | None]:
+        conf = self._app.conf
+        return self.settings.redis_url, conf.result_backend, first_url(conf.broker_url)

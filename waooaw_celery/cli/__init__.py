@@ -9,27 +9,48 @@ __all__ = ["main", "waooaw"]
 #: Each command: the module that defines it, and its line in ``waooaw --help``.
 waooaw.lazy_commands.update(
     {
-        "agents": LazyCommand("waooaw_celery.cli.overview", "List the known agents and what waits for each."),
+        "agent": LazyCommand(
+            "waooaw_celery.cli.agents.commands", "Show one agent: status, health, capabilities, workers."
+        ),
+        "agents": LazyCommand(
+            "waooaw_celery.cli.agents.overview", "List the known agents and what waits for each."
+        ),
         "broadcast": LazyCommand("waooaw_celery.cli.messages", "Send one message to each of several agents."),
         "cancel": LazyCommand("waooaw_celery.cli.messages", "Cancel a message or request."),
+        "contracts": LazyCommand(
+            "waooaw_celery.cli.agents.contracts", "Print or compare the contracts of methods; AsyncAPI."
+        ),
         "conversation": LazyCommand("waooaw_celery.cli.ledger", "Show a conversation in causal order."),
         "db": LazyCommand("waooaw_celery.cli.database", "Create or upgrade the ledger's tables."),
         "dead": LazyCommand("waooaw_celery.cli.dead_letters", "List, show, retry and discard dead letters."),
         "demo": LazyCommand("waooaw_celery.demo.command", "Run the demo: agents measure a folder of documents."),
         "doctor": LazyCommand("waooaw_celery.cli.doctor", "Check the clocks of all processes."),
-        "erase": LazyCommand("waooaw_celery.cli.ledger", "Blank the payloads and errors of messages."),
+        "drain": LazyCommand("waooaw_celery.cli.agents.commands", "Let an agent end what it has, and stop."),
+        "erase": LazyCommand("waooaw_celery.cli.ledger", "Erase payloads, results and error texts."),
         "events": LazyCommand("waooaw_celery.cli.events", "Publish and replay events, manage subscriptions."),
+        "find": LazyCommand("waooaw_celery.cli.agents.commands", "List the agents with a capability."),
         "hold": LazyCommand("waooaw_celery.cli.ledger", "Place, release and list legal holds."),
-        "limits": LazyCommand("waooaw_celery.cli.limits", "Show and set the rate limits of agents."),
+        "limits": LazyCommand("waooaw_celery.cli.limits", "Show and set rate limits, pause and resume senders."),
         "log": LazyCommand("waooaw_celery.cli.ledger", "List the messages in the ledger, newest first."),
+        "maintenance": LazyCommand("waooaw_celery.cli.agents.commands", "Give an agent no message by capability."),
         "purge": LazyCommand("waooaw_celery.cli.ledger", "Remove messages whose retention is over."),
-        "queues": LazyCommand("waooaw_celery.cli.overview", "List the queues and what waits in each."),
+        "queues": LazyCommand(
+            "waooaw_celery.cli.queues", "List the queues and what waits in each; drop messages."
+        ),
         "receipt": LazyCommand("waooaw_celery.cli.messages", "Show the receipt of a message."),
         "recover": LazyCommand("waooaw_celery.cli.recover", "Publish messages again that the broker lost."),
         "request": LazyCommand("waooaw_celery.cli.messages", "Call a method of an agent and print its result."),
+        "resume": LazyCommand("waooaw_celery.cli.agents.commands", "End the draining or maintenance of an agent."),
+        "scale": LazyCommand(
+            "waooaw_celery.cli.workers.scale", "Show and set how many messages an agent handles at once."
+        ),
         "send": LazyCommand("waooaw_celery.cli.messages", "Send a message to an agent."),
         "spool": LazyCommand("waooaw_celery.cli.ledger", "Show what waits on this computer for the database."),
         "stats": LazyCommand("waooaw_celery.cli.ledger", "Show the ledger's statistics, or compare wire formats."),
+        "traffic": LazyCommand("waooaw_celery.cli.agents.commands", "Set the weights of agents, to move traffic."),
+        "workflow": LazyCommand(
+            "waooaw_celery.cli.workflows", "Start, list, show, signal, cancel and pause workflows."
+        ),
         "up": LazyCommand("waooaw_celery.demo.up", "Run the demo's agents until Ctrl-C."),
     }
 )

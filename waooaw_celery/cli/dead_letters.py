@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import sys
 from base64 import b64encode
 from collections import Counter
@@ -15,17 +14,20 @@ import click
 from waooaw_celery.app.app import AgentApp
 from waooaw_celery.broker.dead_letters.dead_letter import DeadLetter, read_content
 from waooaw_celery.broker.dead_letters.queue import DEFAULT_LIMIT, Outcome
-from waooaw_celery.cli.group import OPERATOR, current_app
+from waooaw_celery.cli.group import by_option, current_app, requester
 from waooaw_celery.cli.ledger import TimeParam
-from waooaw_celery.cli.output import ago, console, json_option, print_json, show_table
+from waooaw_celery.cli.output import ago, echo, print_json, table_options
+from waooaw_celery.cli.output.table import show_facts, show_table
 from waooaw_celery.errors import WaooawError
 from waooaw_celery.messages.validation import JSON
+from waooaw_celery.messages.wording import counted
 
 _FILTERS = (
     click.option("--agent", help="Dead letters that were sent to this agent."),
     click.option("--queue", help="Dead letters from this queue."),
     click.option("--reason", metavar="TEXT", help="Dead letters whose reason contains TEXT (case-insensitive)."),
     click.option("--since", type=TimeParam(), help="Dead letters from this time on."),
+    click.option("--message", "message_id", metavar="ID", help="The dead letter of this message."),
 )
 _limit = click.option(
     "--limit",
@@ -37,9 +39,6 @@ _limit = click.option(
 _ids = click.argument("ids", metavar="[ID]...", nargs=-1)
 _all = click.option("--all", "every", is_flag=True, help="All dead letters, up to the limit.")
 _yes = click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
-_by = click.option(
-    "--by", metavar="NAME", help="Your name, for the record.  [default: waooaw_sender, or your login name]"
-)
 
 
 def _filters(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -50,13 +49,13 @@ def _filters(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @click.group()
 def dead() -> None:
-    """Manage dead letters: messages that were unreadable, had no handler, or whose handler rejected them."""
+    """Manage dead letters: messages that were unreadable, had no handler, or whose handler failed."""
 
 
 @dead.command("list")
 @_filters
 @_limit
-@json_option
+@table_options
 @click.pass_context
 def list_(ctx: click.Context, /, limit: int, as_json: bool, **filters: Any) -> None:
     """List dead letters, newest first."""
@@ -66,29 +65,30 @@ def list_(ctx: click.Context, /, limit: int, as_json: bool, **filters: Any) -> N
         return
     _show_dead_letters(found)
     if len(found) == limit:
-        click.echo(f"There may be more: use --limit {2 * limit}.")
+        echo(f"There may be more: use --limit {2 * limit}.")
 
 
 @dead.command()
 @click.argument("id_", metavar="ID")
 @click.option("--raw", is_flag=True, help="Write only the bytes of the message.")
-@json_option
+@table_options
 @click.pass_context
 def show(ctx: click.Context, id_: str, raw: bool, as_json: bool) -> None:
     """Show the dead letter ID: its facts, its payload, and why its payload cannot be read, if so."""
     app = current_app(ctx)
     letter = app.dead_letters.get(id_)
     if raw:
+        if sys.stdout.isatty():
+            raise click.UsageError("--raw writes bytes that may command a terminal: add > FILE")
         sys.stdout.buffer.write(letter.raw)
         return
     payload, unreadable = _payload(app, letter)
     if as_json:
         print_json({**_plain(letter), "payload": payload, "unreadable": unreadable, "raw": _base64(letter)})
         return
-    facts = [(name, value) for name, value in _plain(letter).items() if value is not None]
     content = ("unreadable", unreadable) if unreadable is not None else ("payload", f"{payload!a}")
-    rows = [(name.replace("_", " "), value) for name, value in [*facts, content]]
-    show_table(console(), f"Dead letter {letter.id}", ("fact", "value"), [*rows, ("raw", f"{letter.raw!a:.2000}")])
+    facts = [*_plain(letter).items(), content, ("raw", f"{letter.raw!a:.2000}")]
+    show_facts(f"Dead letter {letter.id}", [(name.replace("_", " "), value) for name, value in facts])
 
 
 @dead.command()
@@ -98,8 +98,8 @@ def show(ctx: click.Context, id_: str, raw: bool, as_json: bool) -> None:
 @_limit
 @click.option("--again", is_flag=True, help="Also dead letters that were retried three times already.")
 @_yes
-@_by
-@json_option
+@by_option
+@table_options
 @click.pass_context
 def retry(
     ctx: click.Context,
@@ -121,7 +121,7 @@ def retry(
     chosen = _chosen(app, ids, every, limit, filters)
     _confirm(chosen, "Send again", yes)
     letters = _with_missing(ids, chosen)
-    _report(ctx, app.dead_letters.retry(letters, by=_requester(app, by), again=again), as_json)
+    _report(ctx, app.dead_letters.retry(letters, by=requester(app, by), again=again), as_json)
 
 
 @dead.command()
@@ -131,8 +131,8 @@ def retry(
 @_limit
 @click.option("--because", metavar="TEXT", required=True, help="The reason, which is recorded in the receipts.")
 @_yes
-@_by
-@json_option
+@by_option
+@table_options
 @click.pass_context
 def discard(
     ctx: click.Context,
@@ -151,7 +151,7 @@ def discard(
     chosen = _chosen(app, ids, every, limit, filters)
     _confirm(chosen, "Discard", yes)
     letters = _with_missing(ids, chosen)
-    _report(ctx, app.dead_letters.discard(letters, reason=because, by=_requester(app, by)), as_json)
+    _report(ctx, app.dead_letters.discard(letters, reason=because, by=requester(app, by)), as_json)
 
 
 def _chosen(
@@ -159,7 +159,9 @@ def _chosen(
 ) -> Sequence[DeadLetter]:
     has_filter = any(value is not None for value in filters.values())
     if bool(ids) + every + has_filter != 1:
-        raise click.UsageError("choose dead letters: IDs, or --agent, --queue, --reason, --since, or --all")
+        raise click.UsageError(
+            "choose dead letters: IDs, or --agent, --queue, --reason, --since, --message, or --all"
+        )
     if ids:
         return app.dead_letters.list(ids=ids, limit=len(ids))
     return app.dead_letters.list(limit=limit, **filters)
@@ -174,8 +176,8 @@ def _confirm(letters: Sequence[DeadLetter], what: str, yes: bool) -> None:
     if not letters or yes:
         return
     for (agent, reason), count in Counter((letter.agent, letter.reason) for letter in letters).most_common(10):
-        click.echo(f"{count:6}  to {agent or 'an unknown agent'}: {reason:.100}", err=True)
-    click.confirm(f"{what} {len(letters)} dead letters?", abort=True, err=True)
+        echo(f"{count:6}  to {agent or 'an unknown agent'}: {reason:.100}", err=True)
+    click.confirm(f"{what} {counted(len(letters), 'dead letter')}?", abort=True, err=True)
 
 
 def _report(ctx: click.Context, outcomes: Sequence[Outcome], as_json: bool) -> None:
@@ -184,13 +186,13 @@ def _report(ctx: click.Context, outcomes: Sequence[Outcome], as_json: bool) -> N
         print_json(list(outcomes))
     elif outcomes:
         rows = [
-            (each.id, each.message_id, each.new_id or ("unchanged" if each.refused else "deleted"), each.refused)
+            (each.id, each.new_id or ("unchanged" if each.refused else "deleted"), each.message_id, each.refused)
             for each in outcomes
         ]
         title = f"{len(outcomes) - refused} done, {refused} refused"
-        show_table(console(), title, ("dead letter", "message", "new message", "why refused"), rows)
+        show_table(title, ("dead letter", "new message", "message", "why refused"), rows)
     else:
-        click.echo("No dead letter matches.")
+        echo("No dead letter matches.")
     if refused:
         ctx.exit(1)
 
@@ -201,7 +203,7 @@ def _show_dead_letters(letters: Sequence[DeadLetter]) -> None:
         for each in letters
     ]
     columns = ("dead letter", "died", "from", "to handler", "message", "reason")
-    show_table(console(), f"Dead letters ({len(rows)})", columns, rows)
+    show_table(f"Dead letters ({len(rows)})", columns, rows)
 
 
 def _plain(letter: DeadLetter) -> dict[str, JSON]:
@@ -219,12 +221,3 @@ def _payload(app: AgentApp, letter: DeadLetter) -> tuple[JSON, str | None]:
 
 def _base64(letter: DeadLetter) -> str:
     return b64encode(letter.raw).decode()
-
-
-def _requester(app: AgentApp, by: str | None) -> str:
-    if by or app.settings.sender:
-        return by or str(app.settings.sender)
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):  # in a container, the user may have no name
-        return OPERATOR

@@ -5,15 +5,16 @@ from __future__ import annotations
 import click
 
 from waooaw_celery.cli.group import current_app
-from waooaw_celery.cli.output import console, json_option, print_json, show_table
+from waooaw_celery.cli.output import print_json, table_options
+from waooaw_celery.cli.output.table import show_table
 from waooaw_celery.maintenance.diagnostics import State, examine
 
 
 @click.command()
-@json_option
+@table_options
 @click.pass_context
 def doctor(ctx: click.Context, as_json: bool) -> None:
-    """Check the system: the clocks of this computer, the broker and each live worker.
+    """Check the system: the clocks of this computer, the broker and each live worker, and the workers' ledgers.
 
     The exit code is 1 if a check fails.
     """
@@ -22,6 +23,6 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
         print_json(findings)
     else:
         rows = [(finding.state, finding.name, finding.sentence) for finding in findings]
-        show_table(console(), f"Checks ({len(rows)})", ("state", "check", "finding"), rows)
+        show_table(f"Checks ({len(rows)})", ("state", "check", "finding"), rows)
     if any(finding.state is State.FAIL for finding in findings):
         ctx.exit(1)

@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
+import getpass
 import os
+import socket
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
 from waooaw_celery.errors import ConfigurationError, WaooawError
+from waooaw_celery.log.escaping import escaped
 
 if TYPE_CHECKING:
     from waooaw_celery.app.app import AgentApp
 
 #: The sender of messages that a person sends, unless the setting ``waooaw_sender`` names another.
 OPERATOR = "operator"
+
+by_option = click.option(
+    "--by", metavar="NAME", help="Your name, for the record.  [default: waooaw_sender, or your login name]"
+)
+
+
+#: What failed, by the package whose exception says so.
+_SERVERS = {
+    "amqp": "RabbitMQ",
+    "kombu": "the broker",
+    "redis": "Redis",
+    "sqlalchemy": "the ledger's database",
+    "psycopg2": "the ledger's database",
+}
 
 
 class LazyCommand(NamedTuple):
@@ -58,7 +75,22 @@ class Group(click.Group):
         try:
             return super().invoke(ctx)
         except WaooawError as error:
-            raise click.ClickException(str(error)) from error
+            raise click.ClickException(escaped(str(error))) from error
+        except Exception as error:
+            name = type(error).__module__.partition(".")[0]
+            server = _SERVERS.get(name) or (_SERVERS["kombu"] if _is_of_network(error) else None)
+            if server is None:  # a defect, whose traceback is needed
+                raise
+            text = " ".join(
+                str(getattr(error, "reply_text", None) or getattr(error, "orig", None) or error).split()
+            )
+            raise click.ClickException(escaped(f"{server} failed: {text or type(error).__name__}")) from error
+
+
+def _is_of_network(error: Exception) -> bool:
+    """Return whether an error of the operating system comes from a connection, not from a file or the output."""
+    is_output = isinstance(error, BrokenPipeError)  # click ends a command whose output nobody reads any more
+    return isinstance(error, ConnectionError | TimeoutError | socket.gaierror) and not is_output
 
 
 @click.group(cls=Group)
@@ -125,3 +157,13 @@ def _load(name: str) -> Any:
     except Exception as error:
         cause = f"{type(error).__name__}: {error}"
         raise ConfigurationError(f"application {name!r} cannot be loaded ({cause})") from error
+
+
+def requester(app: AgentApp, by: str | None) -> str:
+    """Return who runs a command: what ``--by`` says, or else waooaw_sender, or else the login name."""
+    if by or app.settings.sender:
+        return by or str(app.settings.sender)
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # in a container, the user may have no name
+        return OPERATOR

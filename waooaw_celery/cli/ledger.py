@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import IO, Any
 
 import click
 
-from waooaw_celery.cli.formats import show_formats
 from waooaw_celery.cli.group import current_app, named_app
-from waooaw_celery.cli.output import console, json_option, print_json, show_table
+from waooaw_celery.cli.output import echo, json_option, print_json, table_options
+from waooaw_celery.cli.output.formats import show_formats
+from waooaw_celery.cli.output.table import show_facts, show_table
 from waooaw_celery.ledger.read.records import AuditRecord, Durations
 from waooaw_celery.ledger.retention.holds import HoldKind
 from waooaw_celery.ledger.retention.removal import Removal
 from waooaw_celery.ledger.retention.retention import Retention
 from waooaw_celery.ledger.trail import MessageAuditTrail
 from waooaw_celery.messages.enums import MessageStatus, MessageType, Priority
+from waooaw_celery.messages.wording import counted
 
 
 class TimeParam(click.ParamType[datetime]):
@@ -45,46 +48,55 @@ _until = click.option("--until", type=TimeParam(), help="Sent before this time."
 @click.option("--status", type=click.Choice([member.value for member in MessageStatus]))
 @click.option("--priority", type=click.Choice([member.name.lower() for member in Priority]))
 @click.option("--correlation-id")
-@click.option("--topic", help="Events of this topic, and the messages to their subscribers.")
+@click.option("--topic", help="Events of this topic or pattern (order.*), and the messages to their subscribers.")
 @click.option("--text", help="The payload contains this text (case-insensitive).")
 @_since
 @_until
 @click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True)
-@json_option
+@table_options
 @click.pass_context
 def log(ctx: click.Context, /, as_json: bool, priority: str | None, **filters: Any) -> None:
     """List the messages in the ledger that match all filters, newest first."""
     trail = MessageAuditTrail(current_app(ctx).ledger)
     limit = filters.pop("limit")
     filters["priority"] = None if priority is None else Priority.of(priority)
-    page = trail.query(limit=limit, **filters)
+    page = trail.query(limit=limit, payloads=as_json, **filters)
     records = page.records
     while page.after is not None and len(records) < limit:  # one query examines a limited number of rows
-        page = trail.query(limit=limit - len(records), after=page.after, **filters)
+        page = trail.query(limit=limit - len(records), after=page.after, payloads=as_json, **filters)
         records += page.records
-    _show(records, "Messages, newest first", as_json)
-    if page.after is not None and not as_json:
-        click.echo(f"There are more: use --until {page.after[0].isoformat()}")
+    if as_json:
+        print_json(records)
+        return
+    rows = [(*_facts(record), record.receipt.error) for record in records]
+    show_table("Messages, newest first", (*_FACTS, "error"), rows)
+    if page.after is not None:
+        echo(f"There are more messages: use --until {page.after[0].isoformat()}")
 
 
 @click.command()
 @click.argument("id_", metavar="ID")
-@json_option
+@table_options
 @click.pass_context
 def conversation(ctx: click.Context, id_: str, as_json: bool) -> None:
     """Show the conversation that ID belongs to, in causal order.
 
     ID is a message id, a correlation id or a conversation id.
     """
-    records = MessageAuditTrail(current_app(ctx).ledger).conversation(id_)
-    _show(records, f"Conversation {records[0].conversation_id}", as_json)
+    records = MessageAuditTrail(current_app(ctx).ledger).conversation(id_, payloads=as_json)
+    if as_json:
+        print_json(records)
+        return
+    rows = [(*_facts(each), each.causation_id, each.receipt.error, _events(each)) for each in records]
+    title = f"Conversation {records[0].conversation_id}, in causal order"
+    show_table(title, (*_FACTS, "cause", "error", "events"), rows)
 
 
 @click.command()
 @click.argument("file", required=False, type=click.File("rb"))
 @_since
 @_until
-@json_option
+@table_options
 @click.pass_context
 def stats(
     ctx: click.Context, file: IO[bytes] | None, since: datetime | None, until: datetime | None, as_json: bool
@@ -101,7 +113,7 @@ def stats(
         print_json(facts)
         return
     error_rate = "no message has ended" if facts.error_rate is None else f"{facts.error_rate:.1%}"
-    rows = [
+    measures = [
         ("messages", facts.total),
         ("by status", _listed(facts.by_status.items())),
         ("by type", _listed(facts.by_type.items())),
@@ -111,12 +123,12 @@ def stats(
         ("handling, p50 / p95 / p99", _milliseconds(facts.handling)),
         ("error rate", error_rate),
     ]
-    show_table(console(), "Statistics", ("measure", "value"), rows)
+    show_facts("Statistics", measures)
 
 
 @click.command()
 @click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True)
-@json_option
+@table_options
 @click.pass_context
 def spool(ctx: click.Context, limit: int, as_json: bool) -> None:
     """Show this computer's spool: rows that wait for the database, rows it refused, and damaged files."""
@@ -130,13 +142,15 @@ def spool(ctx: click.Context, limit: int, as_json: bool) -> None:
         counts = {"path": str(spool.path), "waiting": waiting, "refused": refused}
         print_json({**counts, "refusals": refusals, "damaged": damaged})
         return
-    click.echo(f"{spool.path}: {waiting} rows wait, {refused} were refused.")
+    wait = "waits" if waiting == 1 else "wait"
+    be = "was" if refused == 1 else "were"
+    echo(f"{spool.path}: {counted(waiting, 'row')} {wait}, {refused} {be} refused.")
     if damaged:
         rows = [(file.size, "yes" if file.salvaged else "not yet", file.path) for file in damaged]
-        show_table(console(), "Damaged files that were moved aside", ("bytes", "salvaged", "file"), rows)
+        show_table("Damaged files that were moved aside", ("bytes", "salvaged", "file"), rows)
     if refusals:
         columns = ("message", "kind", "reason")
-        show_table(console(), "Refused rows, newest first", columns, [tuple(one.values()) for one in refusals])
+        show_table("Refused rows, newest first", columns, [tuple(one.values()) for one in refusals])
 
 
 @click.command()
@@ -162,9 +176,21 @@ def purge(ctx: click.Context, dry_run: bool, despite_skew: bool, as_json: bool) 
 @json_option
 @click.pass_context
 def erase(ctx: click.Context, agent: str | None, containing: str | None, as_json: bool) -> None:
-    """Blank the payloads and error texts of messages. Their other facts and the payloads' digests stay."""
-    removal = Retention(current_app(ctx).database).erase(agent=agent, containing=containing)
-    _show_removal(removal, "blanked", as_json)
+    """Erase payloads, results and error texts from every place where the system keeps a copy.
+
+    Agents, times, statuses and the digests of payloads stay. What is on legal hold stays. The output counts what
+    was erased in each place, and names what was not reached.
+    """
+    from waooaw_celery.maintenance.erasure import erase as erase_everywhere
+
+    erasure = erase_everywhere(current_app(ctx), agent=agent, containing=containing)
+    if as_json:
+        print_json(erasure)
+        return
+    facts = {name: value for name, value in asdict(erasure).items() if name not in ("rule", "remains")}
+    rows = [(name.replace("_", " "), count) for name, count in facts.items()]
+    show_table(f"Erased ({erasure.rule})", ("what", "count"), rows)
+    show_table("Not reached", ("what",), [(each,) for each in erasure.remains])
 
 
 @click.group()
@@ -183,7 +209,7 @@ _kind = click.argument("kind", type=click.Choice([kind.value for kind in HoldKin
 def add(ctx: click.Context, kind: str, value: str, reason: str) -> None:
     """Place a hold on a message, a conversation or an agent's messages."""
     Retention(current_app(ctx).database).hold(HoldKind(kind), value, reason)
-    click.echo(f"Placed a hold on {kind} {value}.")
+    echo(f"Placed a hold on {kind} {value}.")
 
 
 @hold.command("release")
@@ -194,11 +220,11 @@ def release(ctx: click.Context, kind: str, value: str) -> None:
     """Release a hold."""
     if not Retention(current_app(ctx).database).release(HoldKind(kind), value):
         raise click.ClickException(f"there is no hold on {kind} {value}")
-    click.echo(f"Released the hold on {kind} {value}.")
+    echo(f"Released the hold on {kind} {value}.")
 
 
 @hold.command("list")
-@json_option
+@table_options
 @click.pass_context
 def list_(ctx: click.Context, as_json: bool) -> None:
     """List the holds that are in force."""
@@ -207,38 +233,39 @@ def list_(ctx: click.Context, as_json: bool) -> None:
         print_json(holds)
         return
     rows = [(each.kind, each.value, f"{each.placed_at:%Y-%m-%d %H:%M}", each.reason) for each in holds]
-    show_table(console(), f"Legal holds ({len(rows)})", ("kind", "value", "placed (UTC)", "reason"), rows)
+    show_table(f"Legal holds ({len(rows)})", ("kind", "value", "placed (UTC)", "reason"), rows)
 
 
-def _show(records: list[AuditRecord], title: str, as_json: bool) -> None:
-    if as_json:
-        print_json(records)
-        return
-    rows = []
-    for record in records:
-        receipt = record.receipt
-        rows.append(
-            (
-                f"{receipt.sent_at:%m-%d %H:%M:%S}",
-                receipt.from_agent,
-                receipt.to_agent,
-                receipt.handler,
-                receipt.priority.name,
-                receipt.status,
-                receipt.error or receipt.message_id,
-            )
-        )
-    columns = ("sent (UTC)", "from", "to", "handler", "priority", "status", "id or error")
-    show_table(console(), title, columns, rows)
+#: The columns that every list of messages has.
+_FACTS = ("sent (UTC)", "status", "priority", "from", "to", "id")
+
+
+def _facts(record: AuditRecord) -> tuple[object, ...]:
+    """Return the cells of a message for the columns ``_FACTS``."""
+    receipt = record.receipt
+    return (
+        f"{receipt.sent_at:%m-%d %H:%M:%S}",
+        receipt.status.value,
+        receipt.priority.name,
+        receipt.from_agent,
+        f"{receipt.to_agent}.{receipt.handler}" if receipt.to_agent else f"topic {receipt.handler}",
+        receipt.message_id,
+    )
+
+
+def _events(record: AuditRecord) -> str:
+    return ", ".join(f"{each.event} {each.at:%H:%M:%S.%f}"[:-3] for each in record.events)
 
 
 def _show_removal(removal: Removal, verb: str, as_json: bool) -> None:
     if as_json:
         print_json(removal)
     elif removal.busy:
-        click.echo("Another purge is running. Nothing was removed.")
+        echo("Another purge is running. Nothing was removed.")
     else:
-        click.echo(f"{removal.rule}: {verb} {removal.messages} messages, {removal.events} events.")
+        messages, events = counted(removal.messages, "message"), counted(removal.events, "event")
+        workflows = f", {counted(removal.workflows, 'workflow')}" if removal.workflows else ""
+        echo(f"{removal.rule}: {verb} {messages}, {events}{workflows}.")
 
 
 def _listed(counts: Any) -> str:

@@ -1,4 +1,4 @@
-"""`limits`: show, set and reset rate limits, and list refused messages."""
+"""`limits`: show, set and reset rate limits, list refused messages, pause and resume senders."""
 
 from __future__ import annotations
 
@@ -8,27 +8,32 @@ from datetime import datetime
 import click
 
 from waooaw_celery.app.app import AgentApp
-from waooaw_celery.cli.group import current_app
+from waooaw_celery.cli.group import by_option, current_app, requester
 from waooaw_celery.cli.ledger import TimeParam
-from waooaw_celery.cli.output import console, json_option, print_json, show_table
+from waooaw_celery.cli.output import echo, print_json, table_options
+from waooaw_celery.cli.output.table import show_table
 from waooaw_celery.ledger.trail import MessageAuditTrail
 from waooaw_celery.limits.storage import RuleStatus
 from waooaw_celery.settings import RateLimitStorage
+from waooaw_celery.store.restrictions import Pause
 
 
 @click.group()
 def limits() -> None:
-    """Manage rate limits: what agents may send, and what they have sent."""
+    """Manage rate limits: what agents may send, and what they have sent. Pause senders."""
 
 
 @limits.command()
 @click.argument("agent", required=False)
-@json_option
+@table_options
 @click.pass_context
 def show(ctx: click.Context, agent: str | None, as_json: bool) -> None:
     """Show all quotas, or how much of its quota AGENT has used. This does not count as a message."""
     app = _app(ctx)
     if agent is not None:
+        for each in app.restrictions.pauses():
+            if each.agent == agent:
+                echo(f"{agent} is paused: {_described(each)}.", err=True)
         _show_statuses(f"{agent}: {app.limiter.quota(agent)}", app.limiter.status(agent), as_json)
         return
     quotas = app.limiter.quotas()
@@ -36,23 +41,25 @@ def show(ctx: click.Context, agent: str | None, as_json: bool) -> None:
         print_json({name: {"quota": str(quota), "from": source} for name, (quota, source) in quotas.items()})
         return
     rows = [(name, source, str(quota)) for name, (quota, source) in quotas.items()]
-    show_table(console(), "Quotas (* applies to agents without their own)", ("agent", "from", "quota"), rows)
+    show_table("Quotas (* applies to agents without their own)", ("agent", "from", "quota"), rows)
 
 
 @limits.command("set")
 @click.argument("agent")
 @click.argument("quota", required=False)
-@click.option("--default", "use_configured", is_flag=True, help="Return to the configured quota.")
+@click.option(
+    "--default", "use_configured", is_flag=True, help="Remove the quota, so that the configured one applies."
+)
 @click.pass_context
 def set_(ctx: click.Context, agent: str, quota: str | None, use_configured: bool) -> None:
-    """Set the quota of AGENT for all processes, from now on.
+    """Set the quota of AGENT for all processes, within a second, also for those without a rate limit.
 
     A QUOTA is, for example, "10/second; 100/hour burst 20; 5/minute to boss; 20/hour of query" or "unlimited".
     """
     if (quota is None) != use_configured:
         raise click.UsageError("give a QUOTA, or --default")
     app = _app(ctx)
-    click.echo(f"{agent}: {app.limiter.set_quota(agent, quota)}")
+    echo(f"{agent}: {app.limiter.set_quota(agent, quota)}")
 
 
 @limits.command()
@@ -61,7 +68,46 @@ def set_(ctx: click.Context, agent: str, quota: str | None, use_configured: bool
 def reset(ctx: click.Context, agent: str) -> None:
     """Reset the count of what AGENT has sent, so that it may send at once. Its quota stays."""
     _app(ctx).limiter.reset(agent)
-    click.echo(f"{agent} may send again.")
+    echo(f"{agent} may send again.")
+
+
+@limits.command()
+@click.argument("sender")
+@click.option("--because", "reason", metavar="TEXT", help="The reason, for the error that the sender gets.")
+@by_option
+@click.pass_context
+def pause(ctx: click.Context, sender: str, reason: str | None, by: str | None) -> None:
+    """Refuse every send of SENDER, in all processes, within a second.
+
+    What was accepted before is still delivered: what waits in queues, answers, retries. Each refused send gets an
+    error that says who paused the sender, since when and why.
+    """
+    app = current_app(ctx)
+    app.restrictions.pause(sender, by=requester(app, by), reason=reason)
+    echo(f"{sender} may not send. `waooaw limits resume {sender}` lets it send again.")
+
+
+@limits.command()
+@click.argument("sender")
+@click.pass_context
+def resume(ctx: click.Context, sender: str) -> None:
+    """Let a paused SENDER send again, in all processes, within a second."""
+    if not current_app(ctx).restrictions.resume(sender):
+        raise click.ClickException(f"{sender} is not paused: `waooaw limits paused` lists the paused senders")
+    echo(f"{sender} may send again.")
+
+
+@limits.command()
+@table_options
+@click.pass_context
+def paused(ctx: click.Context, as_json: bool) -> None:
+    """List the paused senders."""
+    found = current_app(ctx).restrictions.pauses()
+    if as_json:
+        print_json(found)
+        return
+    rows = [(each.agent, each.by, f"{each.since:%Y-%m-%d %H:%M:%S}", each.reason) for each in found]
+    show_table(f"Paused senders ({len(rows)})", ("sender", "paused by", "since (UTC)", "reason"), rows)
 
 
 @limits.command()
@@ -70,9 +116,9 @@ def reset(ctx: click.Context, agent: str) -> None:
     type=click.FloatRange(0, 1),
     default=0.8,
     show_default=True,
-    help="Smallest share of the limit that is used.",
+    help="Show limits of which at least this share is used.",
 )
-@json_option
+@table_options
 @click.pass_context
 def near(ctx: click.Context, share: float, as_json: bool) -> None:
     """List the agents that are near a limit, nearest first."""
@@ -83,7 +129,7 @@ def near(ctx: click.Context, share: float, as_json: bool) -> None:
 @click.argument("agent", required=False)
 @click.option("--since", type=TimeParam(), help="Refused in the minute of this time or later.")
 @click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True)
-@json_option
+@table_options
 @click.pass_context
 def refused(ctx: click.Context, agent: str | None, since: datetime | None, limit: int, as_json: bool) -> None:
     """Count the refused messages of AGENT, or of all agents, by minute, newest first. Needs a ledger."""
@@ -92,26 +138,25 @@ def refused(ctx: click.Context, agent: str | None, since: datetime | None, limit
         print_json(found)
         return
     rows = [(f"{one.minute:%Y-%m-%d %H:%M}", one.agent, one.count, one.rule) for one in found]
-    show_table(
-        console(), "Refused by rate limits, newest first", ("minute (UTC)", "sender", "messages", "rule"), rows
-    )
+    show_table("Refused by rate limits, newest first", ("minute (UTC)", "sender", "messages", "rule"), rows)
 
 
 def _app(ctx: click.Context) -> AgentApp:
     """Return the application, and warn if its settings make this command useless."""
     app = current_app(ctx)
     if app.settings.rate_limit_storage is RateLimitStorage.MEMORY:
-        click.echo(
-            "Each process counts in its own memory (waooaw_rate_limit_storage); this process has counted nothing.",
-            err=True,
-        )
-    elif app.admission_control is None:
-        click.echo(
-            "With these settings, processes count nothing: set waooaw_rate_limit (or WAOOAW_RATE_LIMIT) for all "
-            "of them, for example to unlimited.",
+        echo(
+            "Each process counts in its own memory (waooaw_rate_limit_storage): this process has counted nothing, "
+            "and a quota that is set here applies to no other process. Set waooaw_rate_limits in each of them "
+            "instead, or waooaw_rate_limit_storage = 'redis'.",
             err=True,
         )
     return app
+
+
+def _described(pause: Pause) -> str:
+    because = f", because {pause.reason}" if pause.reason else ""
+    return f"by {pause.by}, since {pause.since:%Y-%m-%d %H:%M:%S} UTC{because}"
 
 
 def _show_statuses(title: str, statuses: Sequence[RuleStatus], as_json: bool) -> None:
@@ -130,4 +175,4 @@ def _show_statuses(title: str, statuses: Sequence[RuleStatus], as_json: bool) ->
         for one in statuses
     ]
     columns = ("agent", "used", "limit", "left", "next allowed", "rule")
-    show_table(console(), title, columns, rows)
+    show_table(title, columns, rows)

@@ -13,12 +13,14 @@ from waooaw_celery.agents.bus import Everyone, MessageBus
 from waooaw_celery.agents.requests.handler import RequestResponseHandler
 from waooaw_celery.app.app import AgentApp
 from waooaw_celery.cli.group import OPERATOR, current_app
-from waooaw_celery.cli.output import console, json_option, print_json, show_table
+from waooaw_celery.cli.output import echo_lines, json_option, print_json, table_options
+from waooaw_celery.cli.output.table import show_facts, show_table
 from waooaw_celery.errors import RemoteError
-from waooaw_celery.messages.enums import SENDABLE, MessageType, Priority
-from waooaw_celery.messages.message import Message
+from waooaw_celery.messages.enums import SENDABLE, MessageStatus, MessageType, Priority
+from waooaw_celery.messages.queues import takes_message
 from waooaw_celery.messages.receipt import DeliveryReceipt
 from waooaw_celery.messages.validation import JSON
+from waooaw_celery.messages.wording import counted
 
 _from = click.option(
     "--from", "from_agent", metavar="AGENT", help="The sender.  [default: waooaw_sender, or operator]"
@@ -51,7 +53,7 @@ class JsonParam(click.ParamType[JSON]):
         try:
             return json.loads(text)
         except (ValueError, RecursionError) as error:
-            self.fail(f"{text:.60} is not JSON ({error}); write a string as '\"text\"'", param, ctx)
+            self.fail(f"{text:.60} is not JSON ({error}): write a string as '\"text\"'", param, ctx)
 
 
 @click.command()
@@ -64,7 +66,7 @@ class JsonParam(click.ParamType[JSON]):
     "--ttl", type=float, help="Seconds until the message expires; 0: never.  [default: waooaw_ttl_seconds]"
 )
 @click.option("--correlation-id", help="Id that ties this message to others.")
-@json_option
+@table_options
 @click.pass_context
 def send(
     ctx: click.Context,
@@ -77,33 +79,38 @@ def send(
     correlation_id: str | None,
     as_json: bool,
 ) -> None:
-    """Send PAYLOAD to the agent TO_AGENT. PAYLOAD is a JSON value, or - for standard input."""
+    """Send PAYLOAD to the agent TO_AGENT. PAYLOAD is a JSON value, or - for standard input.
+
+    TO_AGENT may be a capability, such as 'capability:summarise@>=2': one of the agents with it gets the message.
+    """
     app = current_app(ctx)
     default_ttl = app.settings.ttl_seconds
-    message = Message(
-        from_agent=from_agent or _sender(app),
-        to_agent=to_agent,
+    receipt = MessageBus(app).send_to(
+        from_agent or _sender(app),
+        to_agent,
+        payload,
         message_type=MessageType(message_type),
-        payload=payload,
         priority=Priority.of(priority),
         ttl_seconds=default_ttl if ttl is None else ttl or None,
         correlation_id=correlation_id,
     )
-    _show(MessageBus(app).send(message), as_json)
+    _show(receipt, as_json)
 
 
 @click.command()
 @click.argument("payload", type=JsonParam())
 @click.option("--to", "to_agents", metavar="AGENT", multiple=True, help="A recipient; repeat it for several.")
 @click.option("--all", "everyone", is_flag=True, help="Send to all agents that handle this type.")
-@click.option("--capability", metavar="TAG", help="Send to those of them with this capability.")
+@click.option(
+    "--capability", metavar="TAG", help="Send to all agents that handle this type and have this capability."
+)
 @_from
 @_priority
 @_type
 @click.option(
     "--ttl", type=float, help="Seconds until the message expires; 0: never.  [default: waooaw_ttl_seconds]"
 )
-@json_option
+@table_options
 @click.pass_context
 def broadcast(
     ctx: click.Context,
@@ -134,7 +141,7 @@ def broadcast(
         print_json(receipts)
         return
     rows = [(agent, receipt.status, receipt.message_id) for agent, receipt in receipts.items()]
-    show_table(console(), f"Sent to {len(rows)} agents", ("agent", "status", "id"), rows)
+    show_table(f"Sent to {counted(len(rows), 'agent')}", ("agent", "status", "id"), rows)
 
 
 @click.command()
@@ -171,22 +178,18 @@ def request(
         priority=Priority.of(priority),
     )
     if as_json:
-        error = response.error
-        print_json(
-            asdict(response)
-            | {"ok": response.ok, "error": error and {"type": type(error).__name__, "message": str(error)}}
-        )
+        print_json({**response.to_dict(), "ok": response.ok})
         ctx.exit(0 if response.ok else 1)
     if response.error is not None:
         if isinstance(response.error, RemoteError) and response.error.traceback:
-            click.echo(response.error.traceback, err=True)
+            echo_lines(response.error.traceback, err=True)
         raise response.error
     print_json(response.result)
 
 
 @click.command()
 @click.argument("message_id")
-@json_option
+@table_options
 @click.pass_context
 def receipt(ctx: click.Context, message_id: str, as_json: bool) -> None:
     """Show the receipt of the message MESSAGE_ID."""
@@ -200,7 +203,7 @@ def receipt(ctx: click.Context, message_id: str, as_json: bool) -> None:
     "--timeout", type=float, default=1.0, show_default=True, help="Seconds to wait for the workers' replies."
 )
 @_from
-@json_option
+@table_options
 @click.pass_context
 def cancel(
     ctx: click.Context, message_id: str, running: bool, timeout: float, from_agent: str | None, as_json: bool
@@ -220,5 +223,7 @@ def _show(receipt: DeliveryReceipt, as_json: bool) -> None:
         print_json(receipt)
         return
     facts = asdict(receipt)
-    rows = [(name.replace("_", " "), value) for name, value in facts.items() if value is not None]
-    show_table(console(), f"Message {receipt.message_id}", ("fact", "value"), rows[1:])
+    del facts["message_id"]
+    if receipt.status in (MessageStatus.FAILED, MessageStatus.DEAD) and takes_message(receipt.handler):
+        facts["dead letter"] = f"waooaw dead list --message {receipt.message_id}"
+    show_facts(f"Message {receipt.message_id}", [(name.replace("_", " "), value) for name, value in facts.items()])

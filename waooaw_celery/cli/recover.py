@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from waooaw_celery.cli.group import current_app
-from waooaw_celery.cli.output import json_option, print_json
+from waooaw_celery.cli.output import echo, json_option, print_json
 from waooaw_celery.maintenance.recovery import MAX_MESSAGES, Recovery
 
 
@@ -23,16 +23,16 @@ def recover(ctx: click.Context, dry_run: bool, agent: str | None, limit: int, as
     if as_json:
         print_json(done)
     elif done.busy:
-        click.echo("Another recovery is running. Nothing was published.")
+        echo("Another recovery is running. Nothing was published.")
     else:
-        be = "would be" if dry_run else "were"
-        click.echo(
-            f"Of {done.looked_for} open messages, {len(done.recovered)} {be} published again, "
-            f"{len(done.given_up)} {be} given up, {len(done.failed)} could not be published."
+        done_or_not = "to publish again" if dry_run else "published again"
+        echo(
+            f"Open messages: {done.looked_for}; {done_or_not}: {len(done.recovered)}; "
+            f"given up: {len(done.given_up)}; could not be published: {len(done.failed)}."
         )
         for message_id in done.recovered if dry_run else ():
-            click.echo(message_id)
+            echo(message_id)
         if done.unfinished:
-            click.echo("There may be more: run the command again.")
+            echo("There may be more: run the command again.")
     if done.error is not None:
         raise click.ClickException(done.error)

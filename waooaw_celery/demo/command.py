@@ -11,7 +11,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from waooaw_celery.cli.output import console, json_option, print_json
+from waooaw_celery.cli.output import json_option, print_json
 from waooaw_celery.demo.failures import run_failures
 from waooaw_celery.demo.processes import AGENTS, ROOT, Stack, running_stack
 from waooaw_celery.demo.program import program
@@ -32,7 +32,7 @@ def demo(folder: Path | None, as_json: bool) -> None:
 
     Starts a Valkey server, a Celery worker for each agent, and beat. Stops all of them and leaves no files.
     """
-    screen = Console(stderr=True) if as_json else console()
+    screen = Console(stderr=True) if as_json else Console()
     began = time.monotonic()
     _silence_recovery()
     show_introduction(screen)
@@ -40,7 +40,7 @@ def demo(folder: Path | None, as_json: bool) -> None:
     with running_stack() as stack:
         screen.print(f"Ready after {time.monotonic() - began:.1f} s.")
         job = _run_job(stack, [folder] if folder else _own_documents(), screen)
-        screen.print("Causing three failures on purpose …")
+        screen.print("Causing four failures on purpose …")
         failures = run_failures(stack)
         screen.print("Stopping all processes …")
     if as_json:

@@ -1,4 +1,4 @@
-"""The failure scenarios of the demo: a rate limit, an invalid document, and a broker that loses its messages."""
+"""The demo's failure scenarios: a rate limit, an invalid document, a killed workflow, and an emptied broker."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from waooaw_celery.agents.bus import MessageBus
 from waooaw_celery.agents.requests.handler import RequestResponseHandler
 from waooaw_celery.broker.dead_letters.dead_letter import DeadLetter
+from waooaw_celery.demo.killed_workflow import WorkflowKilled, kill_workflow
 from waooaw_celery.demo.processes import Stack
 from waooaw_celery.errors import RateLimitExceeded
 from waooaw_celery.ledger.trail import MessageAuditTrail
@@ -27,7 +28,7 @@ DOCUMENTS = 60
 #: Both are shorter than the defaults, so that the demo takes seconds and not a minute.
 RECOVERY_AFTER, RECOVERY_PAUSE = 1.0, 0.5
 #: Seconds after which a scenario counts as stuck.
-STUCK_SECONDS = 60.0
+STUCK_SECONDS = 180.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +94,7 @@ class Failures:
 
     rate_limit: RateLimitReached
     invalid_document: DocumentRejected
+    killed_workflow: WorkflowKilled
     lost_messages: MessagesRecovered
 
 
@@ -105,6 +107,7 @@ def run_failures(stack: Stack) -> Failures:
     return Failures(
         rate_limit=exceed_rate_limit(stack),
         invalid_document=send_invalid_document(stack),
+        killed_workflow=kill_workflow(stack),
         lost_messages=lose_messages(stack),
     )
 

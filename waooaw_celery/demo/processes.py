@@ -17,7 +17,7 @@ from types import FrameType
 import waooaw_celery
 from waooaw_celery.app.app import AgentApp, create_app
 from waooaw_celery.cli.group import OPERATOR
-from waooaw_celery.embedded import end_all, spawn, valkey
+from waooaw_celery.embedded import end, end_all, spawn, valkey
 from waooaw_celery.errors import WaooawError
 
 #: Seconds after which the agents must have started.
@@ -72,11 +72,19 @@ class Stack:
             env=os.environ
             | {"CELERY_BROKER_URL": self.url, "CELERY_RESULT_BACKEND": self.url}
             | {"WAOOAW_DATABASE_URL": self.database_url, "TMPDIR": str(self.folder)}
-            # No agent is limited, but `waooaw limits set` has an effect.
-            | {"WAOOAW_RATE_LIMIT": "unlimited"}
+            # No agent is limited, but `waooaw limits set` has an effect. A killed worker's workflows go on soon.
+            | {"WAOOAW_RATE_LIMIT": "unlimited", "WAOOAW_WORKFLOW_LEASE_SECONDS": "2"}
             | dict(env or {}),
             cwd=ROOT,
         )
+
+    def kill(self, name: str) -> None:
+        """Kill an agent's worker with SIGKILL, and start another one."""
+        process = self.processes[name]
+        process.kill()
+        end(process)  # its children too
+        [(module, env)] = [(module, env) for agent, module, env in AGENTS if agent == name]
+        self.start(name, _worker(module, name), env)
 
     def log(self, name: str) -> Path:
         """Return the file with the output of a process."""
@@ -132,7 +140,7 @@ def running_stack(port: int | None = None) -> Iterator[Stack]:
         app = create_app(broker_url=url, waooaw_sender=OPERATOR, waooaw_rate_limit="unlimited")
         cleanup.callback(app.close)
         stack = Stack(url=url, app=app, folder=folder)
-        app.conf.waooaw_database_url = stack.database_url
+        app.conf.update(waooaw_database_url=stack.database_url, waooaw_spool_folder=str(folder / "spool"))
         from waooaw_celery.ledger.database.upgrade import upgrade  # Alembic is slow to import
 
         upgrade(app.database)

@@ -13,16 +13,16 @@ from waooaw_celery.agents.requests.handler import RequestResponseHandler
 from waooaw_celery.cli.group import OPERATOR
 from waooaw_celery.demo.processes import Stack
 from waooaw_celery.errors import WaooawError
-from waooaw_celery.ledger.event_log import EventLog, TopicStatistics
+from waooaw_celery.ledger.events.event_log import EventLog, TopicStatistics
 from waooaw_celery.ledger.read.records import Statistics
 from waooaw_celery.ledger.trail import MessageAuditTrail
-from waooaw_celery.messages.enums import MessageStatus, MessageType, Priority
+from waooaw_celery.messages.enums import RECORDS, MessageStatus, MessageType, Priority
 from waooaw_celery.messages.message import Message
 from waooaw_celery.messages.receipt import DeliveryReceipt
 from waooaw_celery.messages.validation import JSON
 
 #: Seconds without any progress after which the job counts as stuck.
-STUCK_SECONDS = 60.0
+STUCK_SECONDS = 180.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,8 +173,8 @@ def _thread(trail: MessageAuditTrail, message_id: str) -> list[DeliveryReceipt]:
 
 
 def _by_agent_and_status(receipts: Sequence[DeliveryReceipt]) -> dict[str, dict[str, int]]:
-    # The ledger's record of an event has no recipient: the messages to its subscribers are counted.
-    messages = [receipt for receipt in receipts if receipt.status is not MessageStatus.PUBLISHED]
+    # Of an event, the messages to its subscribers are counted; of a request, not its answer.
+    messages = [receipt for receipt in receipts if receipt.status not in RECORDS]
     counts = Counter((receipt.to_agent, receipt.status.value) for receipt in messages)
     table: dict[str, dict[str, int]] = {}
     for (agent, status), count in sorted(counts.items()):

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 
 from rich.console import Console
 from rich.text import Text
 
-from waooaw_celery.cli.output import show_table
+from waooaw_celery.cli.output.table import show_table
 from waooaw_celery.demo.failures import DocumentRejected, Failures, MessagesRecovered, RateLimitReached
+from waooaw_celery.demo.killed_workflow import WorkflowKilled
 from waooaw_celery.demo.scenario import JobResult, Overtaking
+from waooaw_celery.log.escaping import escaped
 from waooaw_celery.messages.enums import MessageStatus
 
 #: Documents and key terms that are shown; the JSON has all of them.
 SHOWN_DOCUMENTS, SHOWN_TERMS = 8, 3
+#: Characters in a line.
+WIDTH = 80
 #: Characters of a document's path that are shown.
 PATH_WIDTH = 36
 
@@ -31,7 +36,7 @@ Look at these things below:
 
   - an URGENT message overtakes LOW ones in the same queue;
   - the ledger knows each message, and what it led to;
-  - three failures that the demo causes on purpose lose nothing.
+  - four failures that the demo causes on purpose lose nothing.
 """
 
 
@@ -54,6 +59,7 @@ def show_failures(failures: Failures, screen: Console) -> None:
     """Print what happened in the failure scenarios."""
     _show_rate_limit(failures.rate_limit, screen)
     _show_invalid_document(failures.invalid_document, screen)
+    _show_killed_workflow(failures.killed_workflow, screen)
     _show_lost_messages(failures.lost_messages, screen)
 
 
@@ -68,7 +74,7 @@ def _show_documents(job: JobResult, screen: Console) -> None:
         )
         for report in longest[:SHOWN_DOCUMENTS]
     ]
-    show_table(screen, _heading(1, "The result"), ("longest documents", "words", "ease", "key terms"), rows)
+    _show_table(_heading(1, "The result"), ("longest documents", "words", "ease", "key terms"), rows)
     _say(
         screen,
         f"The analysts measured {len(longest)} documents in {job.seconds:.0f} s. Ease is the Flesch reading ease: "
@@ -88,7 +94,7 @@ def _show_messages(job: JobResult, screen: Console) -> None:
         for agent, counts in job.messages.items()
     ]
     columns = ("messages to", *(str(status) for status in statuses), "all")
-    show_table(screen, _heading(2, "Every message has a status"), columns, rows)
+    _show_table(_heading(2, "Every message has a status"), columns, rows)
     waiting = job.statistics.delivery
     _say(
         screen,
@@ -105,7 +111,7 @@ def _show_overtaking(overtaking: Overtaking, screen: Console) -> None:
         ("handled", _time(receipt.finished_at), ""),
     ]
     columns = (overtaking.path, "time (UTC)", f"among {overtaking.agent}'s documents")
-    show_table(screen, _heading(3, "An URGENT message overtakes LOW ones"), columns, rows)
+    _show_table(_heading(3, "An URGENT message overtakes LOW ones"), columns, rows)
     _say(
         screen,
         f"URGENT {overtaking.path} overtook {overtaking.overtaken} LOW documents that were sent before it.",
@@ -124,7 +130,7 @@ def _show_thread(job: JobResult, screen: Console) -> None:
         for receipt in job.thread
     ]
     columns = ("sent (UTC)", "from", "to", "type or topic", "status")
-    show_table(screen, _heading(4, "The ledger knows what a message led to"), columns, rows)
+    _show_table(_heading(4, "The ledger knows what a message led to"), columns, rows)
     _say(
         screen,
         "The first row is the URGENT message. Its handler sent a report and an acknowledgement, and "
@@ -139,7 +145,7 @@ def _show_topics(job: JobResult, screen: Console) -> None:
         for each in topic.subscribers
     ]
     columns = ("topic", "published", "subscriber", "received", "handled")
-    show_table(screen, _heading(5, "Events go to the subscribers they match"), columns, rows)
+    _show_table(_heading(5, "Events go to the subscribers they match"), columns, rows)
     _say(screen, "dashboard.note_long subscribes only to documents of 1000 words or more.")
 
 
@@ -147,12 +153,12 @@ def _show_survey(job: JobResult, screen: Console) -> None:
     rows = [
         (
             agent,
-            answer["error"] or ", ".join(f"{name}: {value}" for name, value in answer["status"].items()),
             f"{answer['seconds']:.2f} s",
+            answer["error"] or ", ".join(f"{name}: {value}" for name, value in answer["status"].items()),
         )
         for agent, answer in job.survey.items()
     ]
-    show_table(screen, _heading(6, "Agents answer requests"), ("agent", "answer", "after"), rows)
+    _show_table(_heading(6, "Agents answer requests"), ("agent", "after", "answer"), rows)
     _say(screen, "The dashboard asked all agents at once while they were measuring, at priority HIGH.")
 
 
@@ -163,7 +169,7 @@ def _show_rate_limit(reached: RateLimitReached, screen: Console) -> None:
         ("refused requests", str(reached.refused)),
         ("next request allowed", f"in {reached.retry_after:.1f} s"),
     ]
-    show_table(screen, _heading(7, "Failure on purpose: a rate limit"), (f"sender: {reached.sender}", ""), rows)
+    _show_table(_heading(7, "Failure on purpose: a rate limit"), (f"sender: {reached.sender}", ""), rows)
     _say(
         screen,
         "The quota was set while everything was running. A refused sender gets an error that says when to retry.",
@@ -177,11 +183,30 @@ def _show_invalid_document(rejected: DocumentRejected, screen: Console) -> None:
         ("dead letter", rejected.dead_letter_id),
     ]
     title = _heading(8, "Failure on purpose: an invalid document")
-    show_table(screen, title, (f"sent to {rejected.agent}", ""), rows)
+    _show_table(title, (f"sent to {rejected.agent}", ""), rows)
     _say(
         screen,
         "The document had no text. A message that its handler rejects becomes a dead letter: "
         "`waooaw dead list` shows it, `dead retry` sends it again, `dead discard` removes it.",
+    )
+
+
+def _show_killed_workflow(killed: WorkflowKilled, screen: Console) -> None:
+    rows = [
+        ("workflow", killed.workflow_id),
+        ("steps recorded before the kill", killed.recorded),
+        ("documents, requests to analysts", f"{killed.documents}, {killed.asked}"),
+        ("published", f"{killed.result['title']}, approved by {killed.result['approved_by']}"),
+        ("not approved", killed.refused),
+        ("reports that stay filed", ", ".join(killed.filed)),
+    ]
+    title = _heading(9, "Failure on purpose: a workflow is killed")
+    _show_table(title, ("run by the orchestrator", ""), rows)
+    _say(
+        screen,
+        "The demo killed the process (SIGKILL) that ran two workflows. A new one went on with what was recorded, "
+        "and asked for no document twice. A person approved one report and refused the other, which was undone. "
+        "`waooaw workflow show ID` shows the steps.",
     )
 
 
@@ -192,8 +217,8 @@ def _show_lost_messages(recovered: MessagesRecovered, screen: Console) -> None:
         ("handled", recovered.handled),
         ("handled twice", recovered.begun_twice),
     ]
-    title = _heading(9, "Failure on purpose: the broker is emptied")
-    show_table(screen, title, (f"messages to {recovered.agent}", "count"), rows)
+    title = _heading(10, "Failure on purpose: the broker is emptied")
+    _show_table(title, (f"messages to {recovered.agent}", "count"), rows)
     _say(
         screen,
         "The demo deleted everything in the broker while the messages waited. The ledger still had them. All but "
@@ -202,12 +227,16 @@ def _show_lost_messages(recovered: MessagesRecovered, screen: Console) -> None:
     )
 
 
+def _show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    show_table(title, columns, rows, WIDTH)
+
+
 def _heading(number: int, text: str) -> str:
     return f"{number}. {text}"
 
 
 def _say(screen: Console, sentence: str) -> None:
-    screen.print(Text(sentence))
+    screen.print(Text(escaped(sentence)))
 
 
 def _time(at: datetime | None) -> str:

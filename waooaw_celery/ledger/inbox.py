@@ -18,8 +18,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from waooaw_celery.errors import AuditUnavailable
-from waooaw_celery.ledger.database.engine import DEADLINE_SECONDS, Database, database_errors_as, lacks_connection
+from waooaw_celery.ledger.database.engine import Database, database_errors_as, lacks_connection
 from waooaw_celery.ledger.database.models import InboxRow
+from waooaw_celery.ledger.database.timeouts import DEADLINE_SECONDS
 from waooaw_celery.messages.validation import JSON
 
 #: Seconds that ``is_effect_committed`` waits for the commit of another transaction, for a whole worker perhaps.

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import atexit
-import logging
 import os
 import threading
+import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -21,17 +21,20 @@ from waooaw_celery.ledger.database.engine import Database
 from waooaw_celery.ledger.database.models import MessageEventRow, MessageRow
 from waooaw_celery.ledger.database.rows import (
     LedgerRow,
+    answer_rows,
     delivery_row,
     event_row,
     message_rows,
     published_event_rows,
     sent_row,
 )
-from waooaw_celery.ledger.read.reader import read_record, read_records
+from waooaw_celery.ledger.read.reader import message_columns, read_record, read_records
 from waooaw_celery.ledger.refusals import RefusalCounter
+from waooaw_celery.ledger.sender_receipts import SenderReceipts, facts_of_end
 from waooaw_celery.ledger.write.recording import Recording
 from waooaw_celery.ledger.write.spool.spool import Spool
 from waooaw_celery.ledger.write.writer import LedgerWriter
+from waooaw_celery.log.loggers import get_logger
 from waooaw_celery.messages.enums import RetentionPolicy
 from waooaw_celery.messages.message import Message
 from waooaw_celery.messages.publish_options import PublishOptions
@@ -40,7 +43,10 @@ from waooaw_celery.messages.validation import check_id
 from waooaw_celery.settings import AuditMode
 from waooaw_celery.store.reference_clock import ReferenceClock
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
+
+#: Seconds between two looks at the spool while it is drained.
+_POLL_SECONDS = 0.05
 
 
 class Ledger(ReceiptStore):
@@ -55,6 +61,7 @@ class Ledger(ReceiptStore):
         spool_folder: the folder where rows wait while the database is down; None: the system's temporary folder.
         lost_seconds: seconds after a delivery until a message without a final event counts as lost.
         clock: the clock that dates what this process records; None: this computer's clock.
+        sender_receipts: the receipts of senders without a ledger; None: there is no Redis that has them.
     """
 
     def __init__(
@@ -65,7 +72,9 @@ class Ledger(ReceiptStore):
         spool_folder: str | None = None,
         lost_seconds: float = 3600.0,
         clock: ReferenceClock | None = None,
+        sender_receipts: SenderReceipts | None = None,
     ) -> None:
+        self._sender_receipts = sender_receipts
         self._clock = clock or ReferenceClock()
         self.database = database
         self.spool = Spool(spool_folder, database.url.render_as_string(hide_password=False))
@@ -92,8 +101,9 @@ class Ledger(ReceiptStore):
         publish_options: Mapping[str, PublishOptions] | None = None,
         *,
         is_follow_up: bool = False,
+        payload_texts: Mapping[str, str] | None = None,
     ) -> Callable[[], set[str]]:
-        rows = message_rows(messages, self.retention, publish_options)
+        rows = message_rows(messages, self.retention, publish_options, payload_texts)
         if record is not None:
             rows += published_event_rows(record, self.retention, self._clock.now())
         if self._is_strict:
@@ -103,7 +113,14 @@ class Ledger(ReceiptStore):
 
     def note(self, *facts: MessageFact) -> None:
         rows = [event_row(self._with_corrected_time(fact), self.retention) for fact in facts]
-        self._get_writer().put(rows, wait=self._waits_for_facts)
+        for fact in facts:
+            if fact.answer is not None:
+                rows += answer_rows(fact.answer, self.retention)
+        try:
+            self._get_writer().put(rows, wait=self._waits_for_facts)
+        finally:  # what cannot be written now is kept, and written later
+            if self._sender_receipts is not None:
+                self._sender_receipts.note(facts)
 
     @property
     def _waits_for_facts(self) -> bool:
@@ -119,6 +136,13 @@ class Ledger(ReceiptStore):
         self._get_writer().check()
 
     def begin(self, fact: MessageFact, *, may_be_redelivered: bool) -> bool:
+        ended = self._sender_receipts.begin(fact) if self._sender_receipts is not None else None
+        if ended is not None:
+            self.note(*facts_of_end(fact, ended))
+            return False
+        return self._begin(fact, may_be_redelivered)
+
+    def _begin(self, fact: MessageFact, may_be_redelivered: bool) -> bool:
         if self._is_strict:
             # The insert, whose commit is waited for anyway, also returns whether the message has ended.
             row = delivery_row(self._with_corrected_time(fact), self.retention)
@@ -134,6 +158,26 @@ class Ledger(ReceiptStore):
             self.flush()
         return not is_duplicate
 
+    def begin_all(self, deliveries: Sequence[tuple[MessageFact, bool]]) -> list[bool]:
+        alone: dict[str, bool] = {}
+        together: list[MessageFact] = []
+        for fact, redelivered in deliveries:
+            ended = self._sender_receipts.begin(fact) if self._sender_receipts is not None else None
+            if ended is not None:
+                self.note(*facts_of_end(fact, ended))
+                alone[fact.message_id] = False
+            elif not self._is_strict and (redelivered or self.recording.fails):
+                alone[fact.message_id] = self._begin(fact, redelivered)
+            else:
+                together.append(fact)
+        ended_before: set[str] = set()
+        if together and self._is_strict:  # one insert of many rows, which also returns which messages have ended
+            rows = [delivery_row(self._with_corrected_time(fact), self.retention) for fact in together]
+            ended_before = self._get_writer().put(rows, wait=True, keep=False)
+        elif together:
+            self.note(*together)
+        return [alone.get(fact.message_id, fact.message_id not in ended_before) for fact, _ in deliveries]
+
     def _has_ended(self, message_id: str) -> bool:
         has_final_event = exists().where(MessageEventRow.message_id == message_id, MessageEventRow.terminal)
         try:
@@ -142,7 +186,7 @@ class Ledger(ReceiptStore):
                 return bool(connection.scalar(select(has_final_event)))
         except AuditUnavailable as error:  # handling a message twice is better than never
             extra = {"action": "duplicate_not_known", "message_id": message_id}
-            logger.warning("%s: the message may be handled twice", error, extra=extra)
+            logger.warning("%s. The message may be handled twice", error, extra=extra)
             return False
 
     def prepare_sent(self, messages: Sequence[Message]) -> Callable[[], None]:
@@ -162,13 +206,31 @@ class Ledger(ReceiptStore):
         check_id(message_id, "message_id")
         self.flush()
         with self.database.begin(f"read the receipt of {message_id}") as connection:
-            record = read_record(connection, message_id)
+            record = read_record(connection, message_id, payloads=False)
         if record is None:
             raise UnknownMessage(f"the ledger has no message {message_id!r}: it was never sent, or was purged")
         return record.receipt
 
+    def is_erased(self, message_id: str) -> bool:
+        is_erased = exists().where(MessageRow.message_id == message_id, MessageRow.erased_at.is_not(None))
+        with self.database.begin(f"look up whether {message_id} was erased") as connection:
+            return bool(connection.scalar(select(is_erased)))
+
+    def drain_spool(self, seconds: float) -> bool:
+        """Have the spool of this computer written to the ledger, and return whether nothing waits in it.
+
+        Args:
+            seconds: how long to wait.
+        """
+        self.start()
+        deadline = time.monotonic() + seconds
+        while self.spool.counts()[0] and time.monotonic() < deadline:
+            time.sleep(_POLL_SECONDS)
+        return not self.spool.counts()[0]
+
     def recent(self, *, since: datetime | None = None, limit: int = 1000) -> list[DeliveryReceipt]:
-        query = select(MessageRow.__table__).order_by(MessageRow.sent_at.desc(), MessageRow.message_id.desc())
+        columns = message_columns(payloads=False)
+        query = select(*columns).order_by(MessageRow.sent_at.desc(), MessageRow.message_id.desc())
         if since is not None:
             query = query.where(MessageRow.sent_at >= since)
         self.flush()
@@ -178,13 +240,13 @@ class Ledger(ReceiptStore):
     def sweep(self) -> list[str]:
         with self.database.begin("delete cancellations that are over") as connection:
             cancellations.delete_finished(connection)
-        return open_messages.expire_overdue(self.database)
+        return self._note_ended(open_messages.expire_overdue(self.database), MessageEvent.EXPIRED)
 
     def reconcile(self, *, recovered: bool = False) -> list[str]:
         """Mark as FAILED the messages that count as lost, and return their ids.
 
         A message is lost if a worker began to handle it more than ``lost_seconds`` ago and nothing was recorded of
-        it since. A killed worker records nothing. If the broker redelivers the message, the time counts anew.
+        it since. A killed worker records nothing. If the broker redelivers the message, the time starts again.
 
         Args:
             recovered: whether a recovery runs, which publishes repeatable messages again: those are left to it.
@@ -192,7 +254,14 @@ class Ledger(ReceiptStore):
         Raises:
             AuditUnavailable: the database does not answer.
         """
-        return open_messages.fail_lost(self.database, self._lost_after, recovered=recovered)
+        ended = open_messages.fail_lost(self.database, self._lost_after, recovered=recovered)
+        return self._note_ended(ended, MessageEvent.FAILED, open_messages.lost_error(self._lost_after))
+
+    def _note_ended(self, ids: list[str], event: MessageEvent, error: str | None = None) -> list[str]:
+        """Record in the receipts of senders without a ledger what has been recorded here, and return the ids."""
+        if self._sender_receipts is not None and ids:
+            self._sender_receipts.note([MessageFact(message_id=id_, event=event, error=error) for id_ in ids])
+        return ids
 
     def request_cancellation(self, receipt: DeliveryReceipt, running: bool, by: str) -> None:
         requester = f"by {by}" + (", also when its handler runs" if running else "")
@@ -201,8 +270,9 @@ class Ledger(ReceiptStore):
             cancellations.request(connection, replace(fact, at=now_in(connection)), running)
 
     def cancellations(self, agents: Sequence[str]) -> dict[str, bool]:
+        senders = self._sender_receipts.cancellations(agents) if self._sender_receipts is not None else {}
         with self.database.begin("read the cancellations") as connection:
-            return cancellations.requested(connection, agents)
+            return senders | cancellations.requested(connection, agents)
 
     def flush(self) -> None:
         self._refusals.flush()
@@ -243,6 +313,8 @@ class Ledger(ReceiptStore):
     def _forget_writer(self) -> None:
         """Start without rows in a forked child: its parent writes what is in the write buffer."""
         self._writer = None
+        if self._sender_receipts is not None:
+            self._sender_receipts.forget()
         self._lock = threading.Lock()
         self._refusals = RefusalCounter(self._write_later, self._timestamp)
 

@@ -50,8 +50,12 @@ def fail_lost(database: Database, lost_after: timedelta, *, recovered: bool) -> 
     has_expired = OpenMessageRow.expires_at.is_not(None) & (OpenMessageRow.expires_at < now)
     is_ours = OpenMessageRow.unrepeatable | has_expired if recovered else true()
     is_lost = _is_running() & is_ours & (delivered_at.scalar_subquery() < now - lost_after)
-    error = f"lost: begun more than {lost_after.total_seconds():g} s ago, and no worker reported its end"
-    return _end_messages(database, "look for lost messages", is_lost, MessageEvent.FAILED, error)
+    return _end_messages(database, "look for lost messages", is_lost, MessageEvent.FAILED, lost_error(lost_after))
+
+
+def lost_error(lost_after: timedelta) -> str:
+    """Return why a message that ``fail_lost`` marks has failed."""
+    return f"lost: begun more than {lost_after.total_seconds():g} s ago, and no worker reported its end"
 
 
 def _end_messages(

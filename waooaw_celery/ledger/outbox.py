@@ -7,7 +7,6 @@ publishes.
 
 from __future__ import annotations
 
-import logging
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
@@ -22,11 +21,12 @@ from waooaw_celery.ledger.database.rows import message_rows
 from waooaw_celery.ledger.inbox import PUBLISHED_BY_OUTER
 from waooaw_celery.ledger.ledger import Ledger
 from waooaw_celery.ledger.write.statements import write
+from waooaw_celery.log.loggers import get_logger
 from waooaw_celery.messages.message import Message
 from waooaw_celery.messages.publish_options import options_of_messages
 from waooaw_celery.messages.queues import HandlerName
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 Batch: TypeAlias = Sequence[tuple[HandlerName, Message]]
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import Connection, select, update
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
@@ -15,7 +15,7 @@ from waooaw_celery.ledger.database.engine import Database
 from waooaw_celery.ledger.database.models import SchemaRow, SubscriptionRow
 from waooaw_celery.messages.topics.filters import Filter
 from waooaw_celery.messages.topics.schemas import SchemaCheck, TopicSchema
-from waooaw_celery.store.subscriptions import KnownSubscriptions, Subscription, Subscriptions
+from waooaw_celery.store.subscriptions import IN_STORE, KnownSubscriptions, Subscription, Subscriptions
 
 
 class LedgerSubscriptions(Subscriptions):
@@ -61,9 +61,20 @@ class LedgerSubscriptions(Subscriptions):
                     "topic": schema.topic,
                     "version": schema.version,
                     "registered_at": now + timedelta(microseconds=number),  # keeps their order
+                    "json_schema": schema.schema,
+                    "checked_at": schema.check.value,
                 }
-                updated = {"json_schema": schema.schema, "checked_at": schema.check.value}
-                upsert(connection, SchemaRow, ["topic", "version"], fixed, updated)
+                connection.execute(insert(SchemaRow).values(**fixed).on_conflict_do_nothing())
+                self._check_same(connection, schema, renew)
+
+    @staticmethod
+    def _check_same(connection: Connection, schema: TopicSchema, renew: bool) -> None:
+        """Check that a schema has its recorded text, and record where it is checked if ``renew`` is True."""
+        is_same = (SchemaRow.topic == schema.topic, SchemaRow.version == schema.version)
+        known = _schema_of(connection.execute(select(SchemaRow.__table__).where(*is_same)).one())
+        schema.check_same(known, IN_STORE)
+        if renew and known.check is not schema.check:
+            connection.execute(update(SchemaRow).where(*is_same).values(checked_at=schema.check.value))
 
     def caught_up(self, subscription: Subscription) -> None:
         self._update(f"record that {subscription.subscriber} has caught up", subscription, catch_up_from=None)
@@ -98,13 +109,11 @@ class LedgerSubscriptions(Subscriptions):
                 )
                 for row in subscriptions
             ),
-            schemas=tuple(
-                TopicSchema(
-                    topic=row.topic,
-                    version=row.version,
-                    schema=row.json_schema,
-                    check=SchemaCheck(row.checked_at),
-                )
-                for row in schemas
-            ),
+            schemas=tuple(_schema_of(row) for row in schemas),
         )
+
+
+def _schema_of(row: Any) -> TopicSchema:
+    return TopicSchema(
+        topic=row.topic, version=row.version, schema=row.json_schema, check=SchemaCheck(row.checked_at)
+    )

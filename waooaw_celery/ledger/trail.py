@@ -18,11 +18,12 @@ from waooaw_celery.ledger.read.reader import force_index_scans, read_record, rea
 from waooaw_celery.ledger.read.records import AuditRecord, Page, Refusal, Statistics
 from waooaw_celery.ledger.read.scan import KeysetScan
 from waooaw_celery.ledger.read.statistics import read_statistics
+from waooaw_celery.ledger.read.topics import filter_by_pattern, has_wildcard
 from waooaw_celery.messages.enums import MessageStatus, MessageType, Priority
 from waooaw_celery.messages.message import Message
 from waooaw_celery.messages.publish_options import PublishOptions
 from waooaw_celery.messages.receipt import DeliveryReceipt, MessageEvent, MessageFact
-from waooaw_celery.messages.topics.patterns import check_topic
+from waooaw_celery.messages.topics.patterns import check_pattern
 from waooaw_celery.messages.validation import check_agent_name, check_id
 
 #: Most messages on one page of a query.
@@ -65,12 +66,14 @@ class MessageAuditTrail:
         text: str | None = None,
         limit: int = 100,
         after: tuple[datetime, str] | None = None,
+        payloads: bool = True,
     ) -> Page:
         """Return the messages that match all filters, newest first.
 
-        Filters without an index are type, priority, text, a status that is not final, and all but the first of
-        several filters. With such a filter, a page scans at most 5,000 messages: it may hold fewer messages than
-        the limit. Pass its ``after`` to continue.
+        Filters without an index are type, priority, text, a status that is not final, a pattern of topics that
+        matches more than 20 topics or stands beside another filter, and all but the first of several filters. With
+        such a filter, a page scans at most 5,000 messages: it may hold fewer messages than the limit. Pass its
+        ``after`` to continue.
 
         Args:
             from_agent: the sender.
@@ -79,12 +82,15 @@ class MessageAuditTrail:
             status: the status.
             priority: the priority.
             correlation_id: the correlation id.
-            topic: the topic of events: matches their records and the messages to their subscribers.
+            topic: the topic of events, or a pattern as subscriptions have it, such as ``order.*``: matches their
+                records and the messages to their subscribers.
             since: only messages sent at this time or later.
             until: only messages sent before this time.
             text: a text that the payload, as JSON text, contains, in any case.
             limit: how many messages at most, 1 to 1000.
             after: continue after this page: its ``after``.
+            payloads: whether to read the payloads, which may have megabytes. Without them, ``record.payload``
+                raises PayloadNotLoaded; ``receipt`` reads the payload of one message.
 
         Returns:
             The page; its ``after`` is None at the end.
@@ -103,8 +109,9 @@ class MessageAuditTrail:
         if correlation_id is not None:
             check_id(correlation_id, "correlation_id")
         scan = KeysetScan(since, until, after)
-        if topic is not None:
-            check_topic(topic)
+        pattern = None
+        if topic is not None and has_wildcard(check_pattern(topic)):
+            topic, pattern = None, topic
         # The first filter with a value selects the index: the most selective come first. Few messages are open,
         # while most messages have one of the final statuses.
         is_final = status is not None and MessageStatus(status).final
@@ -120,13 +127,16 @@ class MessageAuditTrail:
         scan.filter(MessageRow.priority, None if priority is None else Priority.of(priority).rank)
         scan.filter_text(text)
         with self._reading("query the ledger") as connection:
-            return _read_page(connection, scan, limit)
+            if pattern is not None:
+                filter_by_pattern(scan, connection, pattern)
+            return _read_page(connection, scan, limit, payloads)
 
-    def conversation(self, id_: str) -> list[AuditRecord]:
+    def conversation(self, id_: str, *, payloads: bool = True) -> list[AuditRecord]:
         """Return all messages of a conversation in causal order: each one after the message that caused it.
 
         Args:
             id_: the id of any message in it, its correlation id, or its conversation id.
+            payloads: whether to read the payloads, as for ``query``.
 
         Raises:
             UnknownMessage: the ledger has no message with this id.
@@ -134,18 +144,21 @@ class MessageAuditTrail:
         """
         check_id(id_, "id")
         with self._reading("read a conversation") as connection:
-            records = read_conversation(connection, id_)
+            records = read_conversation(connection, id_, payloads=payloads)
         if not records:
             raise UnknownMessage(f"the ledger has no message, thread or conversation {id_!r}")
         return records
 
-    def history(self, agent: str, days: float = 7, *, limit: int = 100) -> list[AuditRecord]:
+    def history(
+        self, agent: str, days: float = 7, *, limit: int = 100, payloads: bool = True
+    ) -> list[AuditRecord]:
         """Return what an agent sent and received in the last days, newest first.
 
         Args:
             agent: the agent's name.
             days: how many days to go back, at most 36,500.
             limit: how many messages at most, 1 to 1000.
+            payloads: whether to read the payloads, as for ``query``.
 
         Raises:
             InvalidMessage: this is not a valid agent name, or the days or the limit are out of range.
@@ -155,7 +168,8 @@ class MessageAuditTrail:
         if not 0 < days <= MAX_DAYS:
             raise InvalidMessage(f"days must be more than 0 and at most {MAX_DAYS}, not {days}")
         with self._reading(f"read the history of {agent!r}") as connection:
-            return read_history(connection, agent, now_in(connection) - timedelta(days=days), limit)
+            since = now_in(connection) - timedelta(days=days)
+            return read_history(connection, agent, since, limit, payloads=payloads)
 
     def refusals(
         self, agent: str | None = None, *, since: datetime | None = None, limit: int = 100
@@ -209,25 +223,24 @@ class MessageAuditTrail:
             UnknownMessage: the ledger does not have the message.
             InvalidMessage: this is not a valid id.
         """
-        check_id(message_id, "message_id")
-        with self._reading("read a message") as connection:
-            record = read_record(connection, message_id)
-        if record is None:
-            raise UnknownMessage(f"the ledger has no message {message_id!r}: it was never sent, or was purged")
-        return record
+        return self._record(message_id, payloads=True)
 
     def log_message(self, message: Message) -> bool:
         """Record a message that was sent by other means; sending with this package records it by itself.
 
-        The recovery never publishes such a message again, because its publish options are unknown.
+        The recovery never publishes such a message again, because its publish options are unknown. Its end is
+        what you record with ``update_status``, or its expiry; but a purge removes it after its retention also if
+        it has not ended, because nobody else reports its end.
 
         Returns:
             False if the ledger had the message already.
         """
         options = {message.message_id: PublishOptions(repeatable=False)}
-        return bool(
-            self._ledger.begin_recording([(message, message.message_type.value)], publish_options=options)()
-        )
+        recorded = self._ledger.begin_recording([(message, message.message_type.value)], publish_options=options)
+        if not recorded():
+            return False
+        self._ledger.note(MessageFact(message_id=message.message_id, event=MessageEvent.LOGGED, message=message))
+        return True
 
     def update_status(self, message_id: str, status: MessageStatus, error: str | None = None) -> DeliveryReceipt:
         """Record a status of a message that was handled by other means; workers record it by themselves.
@@ -245,7 +258,7 @@ class MessageAuditTrail:
         Raises:
             UnknownMessage: the ledger does not have the message.
         """
-        record = self.receipt(message_id)
+        record = self._record(message_id, payloads=False)
         new = MessageStatus(status)
         recorded = {MessageStatus.PENDING.value, *(event.event for event in record.events)}
         if not record.receipt.status.final and new.value not in recorded:
@@ -253,6 +266,14 @@ class MessageAuditTrail:
             fact = MessageFact(message_id=message_id, event=MessageEvent(new.value), attempt=attempt, error=error)
             self._ledger.note(fact)
         return self._ledger.get(message_id)
+
+    def _record(self, message_id: str, *, payloads: bool) -> AuditRecord:
+        check_id(message_id, "message_id")
+        with self._reading("read a message") as connection:
+            record = read_record(connection, message_id, payloads=payloads)
+        if record is None:
+            raise UnknownMessage(f"the ledger has no message {message_id!r}: it was never sent, or was purged")
+        return record
 
     @contextmanager
     def _reading(self, operation: str, deadline_seconds: float | None = None) -> Iterator[Connection]:
@@ -267,10 +288,10 @@ def _check_limit(limit: int) -> None:
         raise InvalidMessage(f"limit must be 1 to {MAX_PAGE_SIZE}, not {limit}")
 
 
-def _read_page(connection: Connection, scan: KeysetScan, limit: int) -> Page:
+def _read_page(connection: Connection, scan: KeysetScan, limit: int, payloads: bool) -> Page:
     if scan.may_end_early:
         force_index_scans(connection)
-    records = read_records(connection, scan.query(limit + 1))
+    records = read_records(connection, scan.query(limit + 1, payloads=payloads))
     if len(records) > limit:
         last = records[limit - 1].receipt
         return Page(records=records[:limit], after=(last.sent_at, last.message_id))

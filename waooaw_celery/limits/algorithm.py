@@ -3,7 +3,8 @@
 Times are in microseconds. Each rule divides its window into ``STEPS`` steps, and messages of one step count as
 simultaneous. A message counts for the length of its window plus the rest of its step. No window of that length
 therefore ever holds more messages than the limit, wherever the window begins. A burst is a token bucket: it holds
-``burst`` messages, each message takes one, and the bucket refills at the rate of the rule.
+``burst`` messages, each message takes one, and the bucket refills at the rate of the rule. The bucket does not use
+steps: a step of a day is longer than a small bucket takes to refill, and what does not fit into it would be lost.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ class Window:
         slots: Timestamps in steps, oldest first. Each stands for a group of messages and is that of its newest.
         group_size: Messages in each group except the newest.
         newest_group: Messages in the newest group.
-        level: Level of the token bucket: a message takes ``STEPS``, each step adds ``limit``.
+        level: Level of the token bucket: a message takes ``period_us``, each microsecond adds ``limit``.
     """
 
     slots: list[int]
@@ -75,19 +76,18 @@ class RateCounter:
         self.counted_at, self.windows = snapshot.now, {}
         for rule, window in snapshot.windows:
             window.count(snapshot.now // rule.step_us, n)
-            window.level -= n * STEPS if rule.burst else 0
+            window.level -= n * rule.period_us if rule.burst else 0
             self.windows[rule.step_us] = window
 
     def _window(self, rule: Rule, now: int) -> Window:
-        full = (rule.burst or 0) * STEPS
+        full = (rule.burst or 0) * rule.period_us
         old = self.windows.get(rule.step_us)
         if old is None:
             return Window([], rule.group_size, 0, full)
-        step, last_step = now // rule.step_us, self.counted_at // rule.step_us
-        first = 0
+        step, first = now // rule.step_us, 0
         while first < len(old.slots) and step - old.slots[first] > STEPS:
             first += 1
-        level = min(full, old.level + (step - last_step) * rule.limit)
+        level = min(full, old.level + (now - self.counted_at) * rule.limit)
         if first == len(old.slots):
             return Window([], rule.group_size, 0, level)
         if rule.group_size <= old.group_size:  # smaller groups begin when the window is empty
@@ -137,8 +137,6 @@ class Snapshot:
         if excess > 0:
             wait = (window.slots[-(-excess // window.group_size) - 1] + STEPS + 1) * rule.step_us - self.now
         if rule.burst:
-            missing = (n + reserved) * STEPS - window.level
-            if missing > 0:
-                refilled = self.now // rule.step_us - (-missing // rule.limit)
-                wait = max(wait, refilled * rule.step_us - self.now)
+            missing = (n + reserved) * rule.period_us - window.level
+            wait = max(wait, -(-missing // rule.limit))
         return wait

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from waooaw_celery.limits.grammar import parse_quota_setting
 from waooaw_celery.limits.limiter import RateLimiter
 from waooaw_celery.limits.memory import MemoryStorage
 from waooaw_celery.limits.redis import DEADLINE_SECONDS, RedisStorage
 from waooaw_celery.settings import RateLimitStorage, WaooawSettings
 from waooaw_celery.store.connection import connect, store_url
+from waooaw_celery.store.restrictions import Restrictions
 
 #: What to do where there is no Redis.
-_WITHOUT = "to count for one process only, set waooaw_rate_limit_storage = 'memory'"
+_WITHOUT = "or count in each process instead: set waooaw_rate_limit_storage = 'memory'"
 
 
-def configured_limiter(settings: WaooawSettings, *fallback_urls: str | None) -> RateLimiter:
+def configured_limiter(
+    settings: WaooawSettings,
+    *fallback_urls: str | None,
+    prefix: str = "",
+    restrictions: Callable[[], Restrictions] | None = None,
+) -> RateLimiter:
     """Return the rate limiter of an application.
 
     Args:
         settings: The application's settings.
         fallback_urls: URLs of its result backend and broker. The first Redis among them stores the counts when
             ``waooaw_redis_url`` is not set.
+        prefix: What stands before every key of the counts.
+        restrictions: Returns where to note the agents whose quota is set for all processes; None: nowhere.
 
     Raises:
         ConfigurationError: A limit is invalid, or no Redis is configured to store the counts.
@@ -30,7 +40,8 @@ def configured_limiter(settings: WaooawSettings, *fallback_urls: str | None) -> 
         MemoryStorage()
         if in_memory
         else RedisStorage(
-            connect(store_url(settings.redis_url, *fallback_urls, without=_WITHOUT), DEADLINE_SECONDS, once=True)
+            connect(store_url(settings.redis_url, *fallback_urls, without=_WITHOUT), DEADLINE_SECONDS, once=True),
+            prefix=prefix,
         ),
         parse_quota_setting("waooaw_rate_limit", default),
         {
@@ -39,4 +50,5 @@ def configured_limiter(settings: WaooawSettings, *fallback_urls: str | None) -> 
         },
         urgent_reserve=settings.urgent_reserve,
         fail_open=settings.rate_limit_fail_open,
+        restrictions=None if in_memory or restrictions is None else restrictions(),
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,12 +18,14 @@ from waooaw_celery.limits.rules import (
     recipient_scope,
     to_seconds,
 )
-from waooaw_celery.limits.storage import LimitStorage, RuleStatus
+from waooaw_celery.limits.storage import LimitStorage, Refusal, RuleStatus
 from waooaw_celery.limits.waiting import Wait, limit_wait
+from waooaw_celery.log.loggers import get_logger
 from waooaw_celery.messages.enums import MessageType, Priority
 from waooaw_celery.messages.validation import check_agent_name
+from waooaw_celery.store.restrictions import Restrictions
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: Seconds between two warnings that limits are not checked.
 _WARNING_INTERVAL = 60.0
@@ -42,6 +43,7 @@ class RateLimiter:
         quotas: Quotas by agent.
         urgent_reserve: Share of each limit that only URGENT messages may use, 0 to 0.9.
         fail_open: Let messages pass when the storage does not answer, instead of refusing them.
+        restrictions: Where to note which agents have a quota set at run time, for processes without a rate limit.
 
     Raises:
         ConfigurationError: A quota is invalid.
@@ -61,7 +63,9 @@ class RateLimiter:
         *,
         urgent_reserve: float = 0.0,
         fail_open: bool = False,
+        restrictions: Restrictions | None = None,
     ) -> None:
+        self._restrictions = restrictions
         self.storage = refuse_app(storage, "RateLimiter", "limiter")
         self._default = parse_quota(default)
         self._quotas = {agent: parse_quota(quota) for agent, quota in (quotas or {}).items()}
@@ -132,6 +136,26 @@ class RateLimiter:
         """Check the messages of each scope without counting them. See ``check_limit``."""
         self._decide(agent, demands, charge=False)
 
+    def charge_arguments(self, agent: str, demands: Sequence[Demand]) -> tuple[list[str], list[Any]]:
+        """Return the KEYS and ARGV with which ``lua/decide.lua`` counts messages, inside of another script.
+
+        Args:
+            agent: The sender.
+            demands: Its messages.
+        """
+        storage: Any = self.storage
+        keys, args = storage.script_arguments("charge", agent, demands, self._configured(agent), self._reserve)
+        return keys, args
+
+    def check_reply(self, agent: str, demands: Sequence[Demand], reply: Sequence[Any]) -> None:
+        """Check the reply of ``lua/decide.lua`` to ``charge_arguments``.
+
+        Raises:
+            RateLimitExceeded: The agent must wait ``retry_after`` seconds.
+        """
+        storage: Any = self.storage
+        self._raise(agent, demands, storage.refusal(demands, reply))
+
     def status(self, agent: str, *, to: str | None = None) -> list[RuleStatus]:
         """Return the status of each rule of an agent, without counting anything.
 
@@ -183,7 +207,10 @@ class RateLimiter:
         return self.storage.quota(check_agent_name(agent)) or self._configured(agent)
 
     def set_quota(self, agent: str, quota: Any) -> Quota:
-        """Set the quota of an agent. It applies to the next decision of every process; counts are kept.
+        """Set the quota of an agent, and keep its counts.
+
+        It applies to the next send of every process that has a rate limit, and within about a second in the
+        others.
 
         Args:
             agent: The agent.
@@ -197,7 +224,13 @@ class RateLimiter:
             StoreUnavailable: Redis does not answer.
         """
         parsed = None if quota is None else parse_quota(quota)
-        self.storage.set_quota(check_agent_name(agent), parsed)
+        check_agent_name(agent)
+        # Noted before it is set, and until it is removed: a process without a rate limit counts only noted agents.
+        if self._restrictions is not None and parsed is not None:
+            self._restrictions.set_limited(agent, True)
+        self.storage.set_quota(agent, parsed)
+        if self._restrictions is not None and parsed is None:
+            self._restrictions.set_limited(agent, False)
         return self._configured(agent) if parsed is None else parsed
 
     def quotas(self) -> dict[str, tuple[Quota, str]]:
@@ -233,6 +266,9 @@ class RateLimiter:
                 self._next_warning_at = time.monotonic() + _WARNING_INTERVAL
                 logger.warning("sent without a limit: %s", error, extra={"action": "limit_not_checked"})
             return
+        self._raise(agent, demands, refusal)
+
+    def _raise(self, agent: str, demands: Sequence[Demand], refusal: Refusal | None) -> None:
         if refusal is not None:
             raise RateLimitExceeded(agent, str(refusal.rule), to_seconds(refusal.wait_us), demands[0].n)
 

@@ -65,7 +65,8 @@ class MemoryStorage(LimitStorage):
                 waits = snapshot.waits(Demand(scope, 1, 1), reserve)
                 for (rule, window), wait in zip(snapshot.windows, waits, strict=True):
                     named = _with_recipient(scope, rule)
-                    statuses.append(rule_status(agent, scope, named, window.used, window.level, wait))
+                    level = window.level // rule.period_us
+                    statuses.append(rule_status(agent, scope, named, window.used, level, wait))
             return statuses
 
     def counted_scopes(self) -> Iterator[tuple[str, str]]:
@@ -117,12 +118,12 @@ def rule_status(agent: str, scope: str, rule: Rule, used: int, level: int, wait:
         scope: The name of the counter.
         rule: The rule.
         used: Messages counted in the window.
-        level: Level of the token bucket; a message takes ``STEPS``.
+        level: Whole messages in the token bucket.
         wait: Microseconds until the next message passes; None: never.
     """
     remaining = rule.limit - used
     if rule.burst:
-        remaining = min(remaining, level // STEPS)
+        remaining = min(remaining, level)
     return RuleStatus(
         agent=agent,
         scope=scope,

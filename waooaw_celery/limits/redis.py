@@ -21,13 +21,13 @@ from waooaw_celery.limits.memory import rule_status
 from waooaw_celery.limits.rules import ALL_MESSAGES, STEPS, Demand, Quota, Rule, rule_for_scope
 from waooaw_celery.limits.storage import LimitStorage, Refusal, RuleStatus
 from waooaw_celery.store.connection import Client, store_errors
+from waooaw_celery.store.keys import StoreKeys
 
-_COUNTER_PREFIX = "waooaw:limit:"
-_QUOTA_PREFIX = "waooaw:quota:"
 #: The field of a quota's hash with its text; the other fields are its scopes.
 _TEXT = "text"
 _RULE = struct.Struct(">III")
-_SCRIPT = files(__package__).joinpath("lua", "decide.lua").read_text(encoding="utf-8")
+#: The script, which ``lua/decide.lua`` describes.
+DECIDE = files(__package__).joinpath("lua", "decide.lua").read_text(encoding="utf-8")
 #: Seconds that one decision may take.
 DEADLINE_SECONDS = 1.0
 #: Seconds during which a Redis that did not answer is not asked again.
@@ -42,19 +42,36 @@ class RedisStorage(LimitStorage):
     Args:
         client: Connection to Redis.
         clock: Returns the time in microseconds; None: the server's clock.
+        prefix: What stands before every key.
     """
 
-    def __init__(self, client: Client, clock: Callable[[], int] | None = None) -> None:
+    def __init__(self, client: Client, clock: Callable[[], int] | None = None, prefix: str = "") -> None:
         self._client = client
+        self._keys = StoreKeys(prefix)
         self._clock = clock
-        self._script = client.register_script(_SCRIPT)
+        self._script = client.register_script(DECIDE)
         self._packed_rules: dict[tuple[Rule, ...], bytes] = {}
         self._paused_until = 0.0
+
+    @property
+    def client(self) -> Client:
+        """The connection to Redis."""
+        return self._client
 
     def decide(
         self, agent: str, demands: Sequence[Demand], default: Quota, reserve: int, *, charge: bool
     ) -> Refusal | None:
-        reply = self._run_script("charge" if charge else "check", agent, demands, default, reserve)
+        return self.refusal(
+            demands, self._run_script("charge" if charge else "check", agent, demands, default, reserve)
+        )
+
+    def refusal(self, demands: Sequence[Demand], reply: Sequence[Any]) -> Refusal | None:
+        """Return the refusal that a reply of the script says, or None: the messages pass.
+
+        Args:
+            demands: The messages of the call.
+            reply: The script's reply to "charge" or "check".
+        """
         if not reply:
             return None
         wait, number, *rule = reply
@@ -73,32 +90,30 @@ class RedisStorage(LimitStorage):
         return statuses
 
     def counted_scopes(self) -> Iterator[tuple[str, str]]:
-        for key in self._keys(f"{_COUNTER_PREFIX}{{*"):
-            agent, _, scope = key.removeprefix(f"{_COUNTER_PREFIX}{{").partition("}:")
-            yield agent, scope
+        for key in self._scan(self._keys.every_counter()):
+            yield self._keys.agent_and_scope(key)
 
     def reset(self, agent: str) -> None:
-        for key in self._keys(_counter_key(agent, "*")):
+        for key in self._scan(self._keys.every_counter(agent)):
             with store_errors(f"reset the rate limit of {agent!r}"):
                 self._client.delete(key)
 
     def quota(self, agent: str) -> Quota | None:
         with store_errors(f"read the quota of {agent!r}"):
-            text = self._client.hget(_quota_key(agent), _TEXT)
+            text = self._client.hget(self._keys.quota(agent), _TEXT)
         return None if text is None else parse_quota(text)
 
     def quotas(self) -> dict[str, Quota]:
-        keys = self._keys(f"{_QUOTA_PREFIX}{{*")
-        agents = [key.removeprefix(f"{_QUOTA_PREFIX}{{").removesuffix("}") for key in keys]
+        agents = [self._keys.agent_of_quota(key) for key in self._scan(self._keys.every_quota())]
         quotas = {agent: self.quota(agent) for agent in sorted(agents)}
         return {agent: quota for agent, quota in quotas.items() if quota is not None}
 
     def set_quota(self, agent: str, quota: Quota | None) -> None:
         with store_errors(f"set the quota of {agent!r}"), self._client.pipeline() as pipeline:
-            pipeline.delete(_quota_key(agent))
+            pipeline.delete(self._keys.quota(agent))
             if quota is not None:
                 rules = {scope: self._pack(rules) for scope, rules in quota.rules_by_scope.items()}
-                pipeline.hset(_quota_key(agent), mapping={_TEXT: str(quota), **rules})
+                pipeline.hset(self._keys.quota(agent), mapping={_TEXT: str(quota), **rules})
             pipeline.execute()
 
     def close(self) -> None:
@@ -108,11 +123,11 @@ class RedisStorage(LimitStorage):
         self, mode: str, agent: str, demands: Sequence[Demand], default: Quota, reserve: int
     ) -> tuple[list[str], list[Any]]:
         """Return the keys and the arguments of a call of the script; ``lua/decide.lua`` describes them."""
-        keys = [_quota_key(agent)]
+        keys = [self._keys.quota(agent)]
         args: list[Any] = [mode, self._clock() if self._clock else "", reserve]
         for demand in demands:
             rules = self._pack(default.rules_for(demand.scope))
-            keys.append(_counter_key(agent, demand.scope))
+            keys.append(self._keys.counter(agent, demand.scope))
             args.append(b"%d %d %b" % (demand.n, demand.non_urgent, rules))
         return keys, args
 
@@ -129,7 +144,7 @@ class RedisStorage(LimitStorage):
                 self._paused_until = time.monotonic() + PAUSE_SECONDS
                 raise
 
-    def _keys(self, pattern: str) -> Iterator[str]:
+    def _scan(self, pattern: str) -> Iterator[str]:
         with store_errors("list the rate limits"):
             yield from self._client.scan_iter(match=pattern, count=_SCAN_COUNT)
 
@@ -144,11 +159,3 @@ class RedisStorage(LimitStorage):
 
 def _rule(scope: str, limit: int, step_us: int, burst: int) -> Rule:
     return rule_for_scope(scope, limit, step_us * STEPS // 1_000_000, burst or None)
-
-
-def _quota_key(agent: str) -> str:
-    return f"{_QUOTA_PREFIX}{{{agent}}}"
-
-
-def _counter_key(agent: str, scope: str) -> str:
-    return f"{_COUNTER_PREFIX}{{{agent}}}:{scope}"

@@ -63,9 +63,14 @@ class Rule:
             raise ConfigurationError(f"of must be a MessageType, not {self.of!r}")
 
     @property
+    def period_us(self) -> int:
+        """Microseconds in the window."""
+        return self.period * 1_000_000
+
+    @property
     def step_us(self) -> int:
         """Microseconds in one step of the window."""
-        return self.period * 1_000_000 // STEPS
+        return self.period_us // STEPS
 
     @property
     def group_size(self) -> int:

@@ -16,10 +16,15 @@ from redis.exceptions import RedisError
 
 from waooaw_celery.app.app import AgentApp
 from waooaw_celery.errors import BrokerUnavailable, WaooawError
+from waooaw_celery.messages.wording import ledger_name
+from waooaw_celery.store.agents.worker_handlers import partial_handlers
 from waooaw_celery.store.clock_reading import MAX_SKEW_SECONDS, WARN_SECONDS, difference, read, redis_time
+from waooaw_celery.store.redis_refusals import explained
 
 #: How to correct a wrong clock.
 _REMEDY = "Check that NTP (chrony, systemd-timesyncd, w32time) runs on both computers"
+#: How to correct processes with different ledgers.
+_SAME_LEDGER = "Set the same waooaw_database_url (or WAOOAW_DATABASE_URL) for all processes"
 
 
 class State(StrEnum):
@@ -96,14 +101,14 @@ def clock_of_the_broker(app: AgentApp) -> Iterator[Finding]:
     """
     name = "clock of the broker"
     if app.driver != "redis":
-        sentence = f"a broker of the kind {app.driver!r} neither returns nor uses the time"
+        sentence = f"the broker {app.driver!r} has no clock that messages depend on"
         yield Finding(name=name, state=State.OK, sentence=sentence)
         return
     try:
         with app.connection_for_write() as connection, connection.channel() as channel:
             broker = read("the broker", _clock_source(channel))
     except (OperationalError, RedisError, OSError) as error:
-        raise BrokerUnavailable(f"the broker does not answer: {error}") from error
+        raise BrokerUnavailable(f"the broker does not answer: {explained(error)}") from error
     reference = app.reference_clock.measure()
     error_seconds = broker.error + (reference.error if reference is not None else 0.0)
     reference_name = reference.name if reference is not None else "this computer"
@@ -118,7 +123,7 @@ def clocks_of_the_workers(app: AgentApp) -> Iterator[Finding]:
         StoreUnavailable: the agent registry does not answer.
     """
     clocks: dict[str, dict[str, Any] | None] = {}
-    for record in app.registry.all():
+    for record in app.registry.everywhere():
         for worker in record.workers:
             clocks[worker] = record.reports.get(worker, {}).get("clock") or clocks.get(worker)
     for worker, clock in sorted(clocks.items()):
@@ -126,14 +131,61 @@ def clocks_of_the_workers(app: AgentApp) -> Iterator[Finding]:
         if clock is not None:
             yield _clock_finding(name, worker, clock["ahead"], clock["error"], clock["reference"])
         elif app.reference_clock.has_source:
-            sentence = f"{worker} has not compared its clock yet: try again in a minute"
+            sentence = f"{worker} has not reported its clock yet: try again in a minute"
             yield Finding(name=name, state=State.WARN, sentence=sentence)
         else:
             yield Finding(name=name, state=State.OK, sentence=f"the clock of {worker} is the reference")
 
 
+def handlers_of_the_workers(app: AgentApp) -> Iterator[Finding]:
+    """Find the agents of which two versions run: some of their workers lack handlers that others have.
+
+    Raises:
+        StoreUnavailable: the agent registry does not answer.
+    """
+    for record in app.registry.all():
+        partial = partial_handlers(record.worker_handlers)
+        if not partial:
+            continue
+        owners = "; ".join(f"only {', '.join(workers)} has {name}" for name, workers in partial.items())
+        sentence = (
+            f"the workers of {record.name} have different handlers: {owners}. The others hand its messages back. "
+            "Stop the workers of the old version when the new one runs"
+        )
+        yield Finding(name=f"handlers of {record.name}", state=State.WARN, sentence=sentence)
+
+
+def ledgers_of_the_workers(app: AgentApp) -> Iterator[Finding]:
+    """Compare the ledger that each living worker writes to with that of this process.
+
+    Raises:
+        StoreUnavailable: the agent registry does not answer.
+    """
+    own = app.ledger_id
+    yield Finding(name="ledger", state=State.OK, sentence=f"this process writes to {ledger_name(own)}")
+    records = app.registry.everywhere()
+    ledgers = {worker: ledger for record in records for worker, ledger in record.ledgers.items()}
+    for worker, ledger in sorted(ledgers.items()):
+        sentence = f"{worker} writes to {ledger_name(ledger)}"
+        if ledger != own:
+            sentence += f", and this process to {ledger_name(own)}. {_SAME_LEDGER}"
+        state = State.OK if ledger == own else State.WARN
+        yield Finding(name=f"ledger of {worker}", state=state, sentence=sentence)
+    refused = {worker: report.get("refused") for record in records for worker, report in record.reports.items()}
+    for worker, queues in sorted(refused.items()):
+        for queue, reason in (queues or {}).items():
+            sentence = f"{worker} leaves messages in {queue}: {reason}"
+            yield Finding(name=f"queue {queue}", state=State.FAIL, sentence=sentence)
+
+
 #: The checks of ``waooaw doctor``, in the order in which they are shown.
-CHECKS: list[Check] = [clock_of_this_computer, clock_of_the_broker, clocks_of_the_workers]
+CHECKS: list[Check] = [
+    clock_of_this_computer,
+    clock_of_the_broker,
+    clocks_of_the_workers,
+    handlers_of_the_workers,
+    ledgers_of_the_workers,
+]
 
 
 def _clock_finding(name: str, owner: str, ahead: float, error: float, reference: str) -> Finding:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,11 +26,13 @@ from waooaw_celery.ledger.read.lost import (
     find_lost,
     record_recoveries,
 )
+from waooaw_celery.log.loggers import get_logger
 from waooaw_celery.maintenance.broker_inventory import BrokerInventory, OutOfTime, WantedMessages, broker_inventory
 from waooaw_celery.maintenance.republish import republish
 from waooaw_celery.messages.validation import check_agent_name
+from waooaw_celery.messages.wording import counted
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: Seconds after which a run starts nothing more; the next run continues.
 RUN_SECONDS = 25.0
@@ -57,6 +58,7 @@ class RecoveryResult:
         recovered: the ids of the messages that were published again.
         given_up: the ids of the messages that were lost too often, and have failed.
         failed: the ids of the messages that could not be published.
+        left: how many were left alone, because a living worker of their agent writes to another ledger or to none.
         busy: whether another run was active, so that this one did nothing.
         unfinished: whether the time or the limit was too small for all messages.
         error: why the broker could not be asked or could not take a message, or None.
@@ -66,6 +68,7 @@ class RecoveryResult:
     recovered: list[str] = field(default_factory=list)
     given_up: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
+    left: int = 0
     busy: bool = False
     unfinished: bool = False
     error: str | None = None
@@ -120,7 +123,8 @@ class Recovery:
                 with broker_inventory(self._app) as inventory:
                     if inventory is None:
                         result.error = (
-                            f"a broker of the kind {self._app.driver!r} cannot be asked for its messages"
+                            f"the broker {self._app.driver!r} cannot list its messages: "
+                            "use Redis, Valkey or RabbitMQ"
                         )
                     else:
                         self._run(inventory, result, dry_run, agent, limit, deadline)
@@ -146,8 +150,11 @@ class Recovery:
         rules = LostMessageRules(
             min_silence=self._min_silence, max_handling=self._max_handling, exact=inventory.exact
         )
-        for candidates in self._candidates(rules, agent):
+        outside = self._outside()
+        for every_candidate in self._candidates(rules, agent):
+            candidates = [each for each in every_candidate if each.agent not in outside]
             result.looked_for += len(candidates)
+            result.left += len(every_candidate) - len(candidates)
             with self._database.begin("read the database's time") as connection:
                 looked_at = now_in(connection)
             missing = self._missing(inventory, candidates, deadline)
@@ -159,6 +166,15 @@ class Recovery:
                 self._recover(batch, rules, looked_at, result, dry_run)
                 if len(batch) < len(missing[start : start + PUBLISH_BATCH]):
                     raise OutOfTime
+
+    def _outside(self) -> set[str]:
+        """Return the agents with a living worker that does not write to this ledger.
+
+        It may have handled a message of which this ledger knows nothing: a worker of an older version does not
+        refuse it.
+        """
+        own = self._app.ledger_id
+        return {each.name for each in self._app.registry.everywhere() if set(each.ledgers.values()) - {own}}
 
     def _candidates(self, rules: LostMessageRules, agent: str | None) -> Iterator[list[LostMessageCandidate]]:
         """Yield batches of candidates from a random id on, so that runs out of time cover all of them in turn."""
@@ -223,7 +239,9 @@ class Recovery:
                     except (WaooawError, ValueError, TypeError) as error:  # only this message cannot be encoded
                         result.failed.append(message_id)
                         extra = {"action": "not_recovered", "message_id": message_id}
-                        logger.warning("message %s cannot be published again: %s", message_id, error, extra=extra)
+                        logger.warning(
+                            "the lost message %s could not be republished: %s", message_id, error, extra=extra
+                        )
                     else:
                         published.append(each.message)
         finally:
@@ -249,13 +267,20 @@ def _log_result(result: RecoveryResult) -> None:
     counts = {"recovered": len(result.recovered), "given_up": len(result.given_up), "failed": len(result.failed)}
     action = "recovered" if result.error is None else "not_recovered"
     ids = result.recovered[:PUBLISH_BATCH]
+    if result.left:
+        logger.warning(
+            "%s not recovered: a living worker of the recipient writes to another ledger or to none, and may have "
+            "handled them. `waooaw agents` shows which; set the same waooaw_database_url for all processes",
+            counted(result.left, "open message"),
+            extra={"action": "not_recovered_other_ledger", "left": result.left},
+        )
     extra = {"action": action, "looked_for": result.looked_for, **counts, "message_ids": ids}
     if result.error is not None:
         logger.warning("lost messages cannot be recovered: %s", result.error, extra=extra)
     elif any(counts.values()):
         logger.warning(
-            "recovered %d messages that the broker had lost; %d were given up and %d could not be published "
-            "(%d open messages checked)",
+            "recovered messages that the broker had lost: %d; given up: %d; could not be published: %d "
+            "(open messages checked: %d)",
             *counts.values(),
             result.looked_for,
             extra=extra,

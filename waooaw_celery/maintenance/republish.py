@@ -7,7 +7,7 @@ from typing import Any
 from celery.utils.nodenames import anon_nodename
 
 from waooaw_celery.app.app import AgentApp
-from waooaw_celery.app.publication import HIDDEN_ARGUMENTS, envelope_headers, routing_options
+from waooaw_celery.app.publishing.publication import envelope_headers, routing_options, shown_arguments
 from waooaw_celery.ledger.read.lost import LostMessage
 from waooaw_celery.messages.publish_options import RECOVERED_HEADER
 from waooaw_celery.messages.queues import HandlerName, takes_message
@@ -27,7 +27,7 @@ def republish(app: AgentApp, producer: Any, lost: LostMessage) -> None:
     Raises:
         EncodingFailed: the message cannot be encoded in its format.
     """
-    message, options = lost.message, lost.publish_options
+    message, options = lost.message.filled_in(ledger=app.ledger_id), lost.publish_options
     target = HandlerName(message.to_agent, lost.handler)
     task = dict(options.task)
     has_no_result = takes_message(target.handler) or options.call is not None  # its answer is a message, if any
@@ -53,8 +53,8 @@ def republish(app: AgentApp, producer: Any, lost: LostMessage) -> None:
             retries=lost.retries,
             root_id=message.conversation_id,
             parent_id=message.causation_id,
-            argsrepr=HIDDEN_ARGUMENTS,
-            kwargsrepr=HIDDEN_ARGUMENTS,
+            argsrepr=shown_arguments(app),
+            kwargsrepr=shown_arguments(app),
             ignore_result=ignore_result,
             create_sent_event=app.conf.task_send_sent_event,
             origin=anon_nodename(),

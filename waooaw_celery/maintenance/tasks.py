@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 from datetime import timedelta
 from typing import Any
 
 from celery.schedules import BaseSchedule, crontab, schedule
 
 from waooaw_celery.app.app import AgentApp
+from waooaw_celery.app.events.replay import REPLAY_TASK as REPLAY
 from waooaw_celery.errors import ClockSkew
 from waooaw_celery.ledger.retention.retention import Retention
+from waooaw_celery.log.loggers import get_logger
 from waooaw_celery.maintenance.recovery import Recovery
 from waooaw_celery.messages.queues import system_queue
+from waooaw_celery.messages.wording import counted
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 SWEEP = "waooaw.sweep"
 RECONCILE = "waooaw.reconcile"
 RECOVER = "waooaw.recover"
 PURGE = "waooaw.purge"
+#: Longest time in seconds until a worker looks again for a replay that is not due yet.
+_REPLAY_SECONDS = 60.0
 #: Options of all tasks. TimedRequest expires them by the reference clock: a worker whose own clock is ahead would
 #: drop them.
 _COMMON: dict[str, Any] = {
@@ -54,7 +58,9 @@ def _register_sweep(app: AgentApp) -> None:
         """Mark as EXPIRED the messages that expired before a worker began them."""
         expired = app.receipts.sweep()
         if expired:
-            logger.info("%d messages expired", len(expired), extra={"action": "swept", "message_ids": expired})
+            logger.info(
+                "%s expired", counted(len(expired), "message"), extra={"action": "swept", "message_ids": expired}
+            )
 
 
 def _register_ledger_tasks(app: AgentApp) -> None:
@@ -63,12 +69,26 @@ def _register_ledger_tasks(app: AgentApp) -> None:
         """Mark as FAILED the messages whose workers stopped reporting, and that the recovery cannot publish."""
         lost = app.ledger.reconcile(recovered=True)
         if lost:
-            logger.warning("%d messages were lost", len(lost), extra={"action": "lost", "message_ids": lost})
+            logger.warning(
+                "marked %s as FAILED",
+                counted(len(lost), "lost message"),
+                extra={"action": "lost", "message_ids": lost},
+            )
 
     @app.task(name=RECOVER, **_COMMON)
     def recover() -> None:
         """Publish again the open messages that the broker no longer has."""
         Recovery(app).run()  # logs its result itself
+
+    @app.task(name=REPLAY, **_COMMON)
+    def replay() -> None:
+        """Send events of the replays that nobody waits for, for some seconds; the next task goes on."""
+        # Imported here, because a process without a ledger does not load SQLAlchemy.
+        from waooaw_celery.app.events.replay_runner import run_replays
+
+        seconds = run_replays(app)
+        if seconds is not None and seconds < _REPLAY_SECONDS:
+            replay.apply_async(countdown=seconds, expires=seconds + _REPLAY_SECONDS)
 
     @app.task(name=PURGE, **_COMMON, time_limit=7200, soft_time_limit=7000)
     def purge() -> None:
@@ -81,8 +101,8 @@ def _register_ledger_tasks(app: AgentApp) -> None:
             logger.error("%s", error, extra={"action": "purge_refused"})  # noqa: TRY400 - no traceback needed
             return
         logger.info(
-            "purged %d messages",
-            removal.messages,
+            "purged %s",
+            counted(removal.messages, "message"),
             extra={"action": "purged", "removal": dataclasses.asdict(removal)},
         )
 
@@ -93,12 +113,14 @@ def _configure_beat(app: AgentApp) -> None:
     schedules: dict[str, BaseSchedule] = {SWEEP: schedule(timedelta(seconds=settings.sweep_seconds))}
     if settings.database_url is not None:
         schedules[RECONCILE] = schedule(timedelta(seconds=settings.sweep_seconds))
+        schedules[REPLAY] = schedule(timedelta(seconds=settings.sweep_seconds))
         schedules[RECOVER] = schedule(timedelta(seconds=settings.recover_seconds))
         schedules[PURGE] = crontab.from_string(settings.purge_at)
     # A task expires when its successor is due, which does the same work.
     expires = {
         SWEEP: settings.sweep_seconds,
         RECONCILE: settings.sweep_seconds,
+        REPLAY: settings.sweep_seconds,
         RECOVER: settings.recover_seconds,
         PURGE: 3600,
     }

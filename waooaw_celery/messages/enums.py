@@ -100,6 +100,7 @@ class MessageStatus(StrEnum):
     DEAD = "dead"  #: it is a dead letter: it could not be read or handled, or it ended its workers
     CANCELLED = "cancelled"  #: it was cancelled: it was never begun, or its handler was stopped
     PUBLISHED = "published"  #: it is the record of an event; each subscriber gets a message of its own
+    ANSWERED = "answered"  #: it is the record of an answer, which its caller reads from the result backend
 
     @property
     def final(self) -> bool:
@@ -108,3 +109,5 @@ class MessageStatus(StrEnum):
 
 
 FINAL = frozenset(MessageStatus) - {MessageStatus.PENDING, MessageStatus.SENT, MessageStatus.DELIVERED}
+#: The statuses of records of the ledger that are no message on a queue, so that no handler gets them.
+RECORDS = frozenset({MessageStatus.PUBLISHED, MessageStatus.ANSWERED})

@@ -90,8 +90,9 @@ def with_conversation_ids(
     cause: Message | None,
     retention: RetentionPolicy | None,
     sent_at: datetime,
+    ledger: str | None = None,
 ) -> Message:
-    """Return a message with its time of sending, its retention, and the ids that link it to its cause.
+    """Return a message with its time of sending, its retention, its ledger, and the ids that link it to its cause.
 
     Args:
         target: the handler that the message is for. A request's correlation id is its own id.
@@ -99,10 +100,12 @@ def with_conversation_ids(
         cause: the message whose handler sends this one, or None outside of handlers.
         retention: how long the ledger keeps the message, or None without a ledger.
         sent_at: the time of sending.
+        ledger: id of the ledger that records the message, or None without a ledger.
     """
     inherited = cause.correlation_id if cause and takes_message(target.handler) else None
     return message.filled_in(
         retention=retention,
+        ledger=ledger,
         sent_at=sent_at,
         correlation_id=message.correlation_id or inherited or message.message_id,
         conversation_id=message.conversation_id or (cause.conversation_id if cause else message.message_id),
@@ -145,7 +148,7 @@ def check_delay(
     if wait > 0 and wait + run_seconds >= visibility_timeout:
         raise InvalidMessage(
             f"a message that is due in {wait:g} s and may run for {run_seconds:g} s would be redelivered "
-            f"after {visibility_timeout:g} s: send it later, or raise "
+            f"after {visibility_timeout:g} s: shorten its delay, or raise "
             "broker_transport_options['visibility_timeout']"
         )
 

@@ -49,6 +49,7 @@ class PublishOptions:
         positional: whether a method was called with positional arguments.
         serializer, compression: the message's own choice of format and codec.
         resent: how often the message was retried from the dead-letter queue.
+        capability: the capability that the sender named as recipient; None: it named the agent.
         repeatable: whether these options are complete, so that the message can be published again unchanged.
     """
 
@@ -59,6 +60,7 @@ class PublishOptions:
     serializer: str | None = None
     compression: str | None = None
     resent: int = 0
+    capability: str | None = None
     repeatable: bool = True
 
     @property
@@ -76,6 +78,7 @@ class PublishOptions:
             "serializer": self.serializer,
             "compression": self.compression,
             "resent": self.resent,
+            "capability": self.capability,
             "unrepeatable": not self.repeatable,
         }
         return {name: value for name, value in options.items() if value}
@@ -96,6 +99,7 @@ class PublishOptions:
             serializer=stored.get("serializer"),
             compression=stored.get("compression"),
             resent=stored.get("resent", 0),
+            capability=stored.get("capability"),
             repeatable=not stored.get("unrepeatable", False),
         )
 
@@ -105,13 +109,22 @@ def options_of_messages(messages: Iterable[Message], call: ReplyTo | None) -> di
     return {
         message.message_id: PublishOptions(call=call, **_of_envelope(message))
         for message in messages
-        if call is not None or message.serializer is not None or message.compression is not None or message.resent
+        if call is not None
+        or message.serializer is not None
+        or message.compression is not None
+        or message.resent
+        or message.capability is not None
     }
 
 
 def _of_envelope(message: Message) -> dict[str, Any]:
     """Return the envelope's fields for which the ledger has no column."""
-    return {"serializer": message.serializer, "compression": message.compression, "resent": message.resent}
+    return {
+        "serializer": message.serializer,
+        "compression": message.compression,
+        "resent": message.resent,
+        "capability": message.capability,
+    }
 
 
 def options_of_task(

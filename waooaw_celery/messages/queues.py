@@ -9,10 +9,11 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from kombu import Connection, Exchange, Queue
-from kombu.utils.url import maybe_sanitize_url
 
 from waooaw_celery.errors import ConfigurationError
 from waooaw_celery.messages.enums import TYPE_NAMES, MessageType, Priority
+from waooaw_celery.messages.json_form import JsonForm
+from waooaw_celery.messages.urls import check_url, separated_urls, shown_url
 from waooaw_celery.messages.validation import AGENT_NAME, RESERVED_NAMES
 
 #: Prefix of the names of agents' queues.
@@ -87,11 +88,23 @@ def broker_priority(priority: Priority, driver: str) -> int:
     return AMQP_MAX_PRIORITY - priority.rank if driver == "amqp" else priority.rank
 
 
+def priority_of_number(number: int, driver: str) -> Priority:
+    """Return the priority that a number stands for on a kind of broker, as Celery and Kombu read it.
+
+    Redis delivers 0 first, and Kombu rounds a number down to 0, 3, 6 or 9. RabbitMQ delivers the highest first. A
+    number above 9 counts as 9.
+
+    Args:
+        number: the number, from 0.
+        driver: Kombu's driver type, such as ``redis`` or ``amqp``.
+    """
+    step = min(number, AMQP_MAX_PRIORITY) // 3 * 3
+    return Priority.of_rank(AMQP_MAX_PRIORITY - step if driver == "amqp" else step)
+
+
 def first_url(urls: str | Sequence[str] | None) -> str | None:
     """Return the first of a broker's URLs; Celery accepts one, a list, or several separated by ``;``."""
-    if isinstance(urls, list | tuple):
-        urls = urls[0] if urls else None
-    return urls.partition(";")[0] if isinstance(urls, str) else None
+    return next(iter(separated_urls(urls)), None)
 
 
 def driver_type(broker_url: str) -> str:
@@ -100,14 +113,13 @@ def driver_type(broker_url: str) -> str:
     Raises:
         ConfigurationError: Kombu has no transport for the URL, or its client library is not installed.
     """
+    check_url("broker_url", broker_url)
     try:
-        if "://" not in broker_url:  # Kombu would read it as a host name
-            raise ValueError("it has no ://")
         return str(Connection(broker_url).transport.driver_type)
     except (KeyError, ImportError, ValueError) as error:
         raise ConfigurationError(
-            f"Kombu cannot use the broker URL {maybe_sanitize_url(broker_url)!r} ({error}): "
-            "it must begin with redis://, rediss://, redis+socket:// or amqp://"
+            f"Kombu cannot use the broker URL {shown_url(broker_url)} ({error}): "
+            "use a URL such as redis://localhost:6379/0 or amqp://guest:guest@localhost:5672//"
         ) from error
 
 
@@ -124,24 +136,29 @@ def check_ordered(driver: str, allow_unordered: bool) -> None:
     if driver not in _ORDERED_DRIVERS and not allow_unordered:
         raise ConfigurationError(
             f"the broker {driver!r} does not order messages by priority: use Redis, Valkey or RabbitMQ, "
-            "or set waooaw_allow_unordered = True if order does not matter. Without Redis, a ledger stores agents "
-            "and receipts, in SQLite too: set waooaw_database_url, such as sqlite:///waooaw.db"
+            "or set waooaw_allow_unordered = True if order does not matter, and set waooaw_database_url, such as "
+            "sqlite:///waooaw.db, or waooaw_redis_url to store agents and receipts"
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class QueueDepth:
+class QueueDepth(JsonForm):
     """The number of messages that wait in a queue.
 
     Attributes:
         queue: name of the queue.
         total: number of waiting messages; those that workers hold are not counted.
-        by_priority: the number for each priority, or None if the broker does not report it (RabbitMQ).
+        by_priority: the number for each priority; None if it is not known, as on RabbitMQ unless the messages were
+            read.
+        by_sender: how many of them each agent sent, the largest number first; None if the messages were not read.
+            ``?`` stands for messages that do not name their sender. At most 10,000 messages of a queue are read:
+            of each priority the newest on Redis, the first on RabbitMQ.
     """
 
     queue: str
     total: int
     by_priority: dict[Priority, int] | None
+    by_sender: dict[str, int] | None = None
 
 
 def queue_depth(connection: Connection, queue: Queue) -> QueueDepth:
@@ -157,12 +174,28 @@ def queue_depth(connection: Connection, queue: Queue) -> QueueDepth:
         return QueueDepth(queue=queue.name, total=total, by_priority=None)
 
 
+def queue_depths(connection: Connection, queues: Sequence[Queue]) -> list[QueueDepth]:
+    """Return the number of messages that wait in each of several queues: on Redis, in one round trip."""
+    if connection.transport.driver_type != "redis":
+        return [queue_depth(connection, queue) for queue in queues]
+    with connection.channel() as opened:
+        return _redis_depths(opened, [queue.name for queue in queues])
+
+
 def _redis_depth(channel: Any, name: str) -> QueueDepth:
+    return _redis_depths(channel, [name])[0]
+
+
+def _redis_depths(channel: Any, names: Sequence[str]) -> list[QueueDepth]:
     # Kombu stores each priority in its own list. Its key is the name of the queue; for all but the first priority,
     # a separator and the rank follow.
-    keys = [f"{name}{channel.sep}{each.rank}" if each.rank else name for each in Priority]
     pipeline = channel.client.pipeline(transaction=False)
-    for key in keys:
-        pipeline.llen(key)
-    counts = dict(zip(Priority, pipeline.execute(), strict=True))
-    return QueueDepth(queue=name, total=sum(counts.values()), by_priority=counts)
+    for name in names:
+        for each in Priority:
+            pipeline.llen(f"{name}{channel.sep}{each.rank}" if each.rank else name)
+    lengths = iter(pipeline.execute())
+    counts = [{each: next(lengths) for each in Priority} for _ in names]
+    return [
+        QueueDepth(queue=name, total=sum(count.values()), by_priority=count)
+        for name, count in zip(names, counts, strict=True)
+    ]

@@ -9,6 +9,7 @@ from datetime import datetime
 from enum import StrEnum
 
 from waooaw_celery.messages.enums import FINAL, MessageStatus, MessageType, Priority
+from waooaw_celery.messages.json_form import JsonForm
 from waooaw_celery.messages.message import Message
 from waooaw_celery.messages.publish_options import PublishOptions
 from waooaw_celery.messages.validation import LocalTime
@@ -17,8 +18,8 @@ from waooaw_celery.messages.validation import LocalTime
 SWEEP_GRACE = 5.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeliveryReceipt:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class DeliveryReceipt(JsonForm):
     """The newest known fact about one message.
 
     Attributes:
@@ -53,6 +54,16 @@ class DeliveryReceipt:
     error: str | None
     cancel_requested_at: datetime | None = None
 
+    def __repr__(self) -> str:
+        """Return what fits on a line: the id, the route and the status."""
+        return f"<DeliveryReceipt {self.message_id}: {self.summary}>"
+
+    @property
+    def summary(self) -> str:
+        """The route and the status, such as ``boss to worker-1.command, handled``."""
+        target = f"{self.to_agent}.{self.handler}" if self.to_agent else f"topic {self.handler}"
+        return f"{self.from_agent} to {target}, {self.status.value}"
+
 
 def receipt_of(message: Message, handler: str, status: MessageStatus = MessageStatus.SENT) -> DeliveryReceipt:
     """Return the receipt of a message that was just sent, or just recorded (status PENDING)."""
@@ -86,9 +97,11 @@ class MessageEvent(StrEnum):
     CANCEL_REQUESTED = "cancel_requested"  #: somebody asked to cancel it
     CANCELLED = "cancelled"  #: a cancellation dropped it or stopped its handler
     PUBLISHED = "published"  #: it is the record of an event
+    ANSWERED = "answered"  #: it is the record of an answer
     RESENT = "resent"  #: its dead letter was retried, as a new message
     DISCARDED = "discarded"  #: its dead letter was removed
     RECOVERED = "recovered"  #: the broker had lost it, and it is published again
+    LOGGED = "logged"  #: it was recorded with ``log_message``: no publisher and no worker of this package has it
     DUPLICATE = "duplicate"  #: it reached a worker again after it had ended, and was skipped
 
     @property
@@ -105,6 +118,7 @@ NO_PROGRESS = (
     MessageEvent.DUPLICATE,
     MessageEvent.RESENT,
     MessageEvent.DISCARDED,
+    MessageEvent.LOGGED,
 )
 
 
@@ -124,6 +138,7 @@ class MessageFact:
         seconds: for DELIVERED, how long the message waited; for the end of an attempt, how long the handler ran.
         error: the reason, for RETRIED, FAILED, DEAD and RECOVERED; who did it, for CANCEL_REQUESTED, RESENT and
             DISCARDED.
+        answer: for the end of a request, its answer, which a ledger records; None: there is none.
     """
 
     message_id: str
@@ -135,6 +150,7 @@ class MessageFact:
     attempt: int = 0
     seconds: float | None = None
     error: str | None = None
+    answer: Message | None = None
 
 
 class ReceiptStore(ABC):
@@ -152,6 +168,7 @@ class ReceiptStore(ABC):
         publish_options: Mapping[str, PublishOptions] | None = None,
         *,
         is_follow_up: bool = False,
+        payload_texts: Mapping[str, str] | None = None,
     ) -> Callable[[], set[str]]:
         """Begin to record messages before they are published.
 
@@ -161,6 +178,7 @@ class ReceiptStore(ABC):
             publish_options: their publish options, by message id; only a ledger stores them.
             is_follow_up: whether a finished handler sends them. A ledger does not refuse these while its database
                 is down; it spools them on this computer.
+            payload_texts: payloads that are encoded as JSON already, by message id; only a ledger stores them.
 
         Returns:
             A function to call before the publish. It waits until the messages are recorded, and returns the ids of
@@ -182,6 +200,19 @@ class ReceiptStore(ABC):
         Returns:
             False if the message is known to have ended and must not be handled; True otherwise.
         """
+
+    def begin_all(self, deliveries: Sequence[tuple[MessageFact, bool]]) -> list[bool]:
+        """Record that a worker begins to handle several messages, with as few writes as the store allows.
+
+        Args:
+            deliveries: for each message the arguments of ``begin``: the fact, and whether the message may have
+                been delivered before.
+
+        Returns:
+            For each message what ``begin`` returns. If it raises, nothing or a part of it is recorded, and the
+            call may be repeated.
+        """
+        return [self.begin(fact, may_be_redelivered=redelivered) for fact, redelivered in deliveries]
 
     def prepare_sent(self, messages: Sequence[Message]) -> Callable[[], None]:
         """Prepare to record that the broker has messages.
@@ -217,6 +248,10 @@ class ReceiptStore(ABC):
             UnknownMessage: the store has no receipt for this id.
             InvalidMessage: the id is invalid.
         """
+
+    def is_erased(self, message_id: str) -> bool:
+        """Return whether the payload of a message was erased. Only a ledger erases payloads."""
+        return False
 
     @abstractmethod
     def recent(self, *, since: datetime | None = None, limit: int = 1000) -> list[DeliveryReceipt]:

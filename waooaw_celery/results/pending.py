@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -15,12 +14,18 @@ from celery.result import AsyncResult
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
-logger = logging.getLogger(__name__)
+from waooaw_celery.log.loggers import get_logger
+
+logger = get_logger(__name__)
 
 #: Seconds until a result is first fetched, in case its notification was lost. Each further pause is twice as long.
 FETCH_AFTER_SECONDS = 1.0
+#: Seconds before the deadline of a request at which its result is fetched once more.
+LAST_FETCH_SECONDS = 0.4
 #: What the result backends raise if they do not answer.
 BACKEND_ERRORS = (RedisError, OperationalError, OSError, RuntimeError)
+#: The state of a request while its answer arrives in chunks: one of Celery's custom states.
+CHUNK = "CHUNK"
 
 
 class ResultMessage(NamedTuple):
@@ -30,19 +35,64 @@ class ResultMessage(NamedTuple):
     value: Any  #: the result, or the exception
     traceback: str | None
 
+    @classmethod
+    def of(cls, meta: Mapping[str, Any]) -> ResultMessage:
+        """Return the record that a backend has decoded."""
+        traceback = meta.get("traceback")
+        return cls(str(meta["status"]), meta["result"], traceback and str(traceback))
+
 
 @dataclass(slots=True)
 class PendingResult:
-    """A request whose result has not arrived yet."""
+    """A request whose result has not arrived yet.
 
-    result: AsyncResult[Any]
-    on_chunk: Callable[[Any], None] | None
+    Attributes:
+        message_id: The id of the request.
+        on_chunk: Called with each chunk of a streamed answer; None: the answer is one result.
+        deadline: When its caller stops waiting, by the monotonic clock.
+        future: The result.
+        fetch_after: Seconds until it is fetched the next time.
+        fetch_at: When that is, by the monotonic clock.
+        seen_at: When its result was seen in the backend, and left there because a notice of it may still arrive.
+        celery_result: What Celery's own consumer completes, where that receives the results.
+    """
+
+    message_id: str
+    on_chunk: Callable[[Any], None] | None = None
+    deadline: float = float("inf")
     future: Future[ResultMessage] = field(default_factory=Future)
-    #: Seconds until it is fetched the next time, and when that is by the monotonic clock.
     fetch_after: float = FETCH_AFTER_SECONDS
-    fetch_at: float = field(default_factory=lambda: time.monotonic() + FETCH_AFTER_SECONDS)
-    #: When its result was seen in the backend, and left there because chunks may still arrive.
+    fetch_at: float = 0.0
     seen_at: float | None = None
+    celery_result: AsyncResult[Any] | None = None
+
+    def __post_init__(self) -> None:
+        self._set_fetch_at(time.monotonic())
+
+    def plan_next_fetch(self, now: float) -> None:
+        """Note that the result is being fetched: the next pause is twice as long.
+
+        Args:
+            now: The time by the monotonic clock.
+        """
+        self.fetch_after *= 2
+        self._set_fetch_at(now)
+
+    def _set_fetch_at(self, now: float) -> None:
+        self.fetch_at = now + self.fetch_after
+        last = self.deadline - LAST_FETCH_SECONDS
+        if now < last < self.fetch_at:
+            self.fetch_at = last
+
+    def give(self, message: ResultMessage) -> None:
+        """Give the result to whoever waits for it."""
+        if self.future.set_running_or_notify_cancel():
+            self.future.set_result(message)
+
+    def fail(self, error: BaseException) -> None:
+        """Raise an error where the result is awaited."""
+        if self.future.set_running_or_notify_cancel():
+            self.future.set_exception(error)
 
 
 class PendingResults:
@@ -51,32 +101,33 @@ class PendingResults:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._by_id: dict[str, PendingResult] = {}
-        self._to_forget: deque[AsyncResult[Any]] = deque()
+        self._ended: deque[PendingResult] = deque()
 
     def __len__(self) -> int:
         return len(self._by_id)
 
-    def add(self, message_id: str, pending: PendingResult) -> None:
+    def add(self, pending: PendingResult) -> None:
         """Add a request."""
         with self._lock:
-            self._by_id[message_id] = pending
+            self._by_id[pending.message_id] = pending
 
     def get(self, message_id: str) -> PendingResult | None:
         """Return a request, or None if no result is pending."""
         return self._by_id.get(message_id)
 
+    def all(self) -> list[PendingResult]:
+        """Return all requests."""
+        with self._lock:
+            return list(self._by_id.values())
+
     def drop(self, message_id: str) -> bool:
         """Remove a request whose result is no longer wanted, and return whether there was one."""
-        with self._lock:
-            pending = self._by_id.pop(message_id, None)
-            if pending is not None:
-                self._to_forget.append(pending.result)
-        return pending is not None
+        return self._pop(message_id) is not None
 
-    def due(self, before: float) -> list[tuple[str, PendingResult]]:
+    def due(self, before: float) -> list[PendingResult]:
         """Return the requests whose results are to be fetched before a time of the monotonic clock."""
         with self._lock:
-            return [(id_, pending) for id_, pending in self._by_id.items() if pending.fetch_at <= before]
+            return [pending for pending in self._by_id.values() if pending.fetch_at <= before]
 
     def fetch_all_now(self) -> None:
         """Make all requests due."""
@@ -84,52 +135,71 @@ class PendingResults:
             for pending in self._by_id.values():
                 pending.fetch_at = 0.0
 
-    def resolve(self, result: AsyncResult[Any]) -> None:
-        """End the request of a result: its future returns the result."""
-        with self._lock:
-            pending = self._by_id.pop(str(result.id), None)
+    def resolve(self, message_id: str, meta: Mapping[str, Any]) -> None:
+        """End a request: its future returns the result.
+
+        Args:
+            message_id: The id of the request.
+            meta: What the result backend stores for it, decoded.
+        """
+        pending = self._pop(message_id)
         if pending is None:
             return
-        self._to_forget.append(result)
         try:
-            value: Any = result.result
-            message = ResultMessage(str(result.state), value, result.traceback and str(result.traceback))
+            message = ResultMessage.of(meta)
         except Exception as error:  # noqa: BLE001 - a damaged result: its future raises the error
-            _set_exception(pending.future, error)
+            pending.fail(error)
         else:
-            if pending.future.set_running_or_notify_cancel():
-                pending.future.set_result(message)
+            pending.give(message)
+
+    def pass_chunk(self, pending: PendingResult, chunk: Any) -> None:
+        """Give a chunk of a streamed answer to its caller. If that raises, only this request fails.
+
+        Args:
+            pending: The request.
+            chunk: The chunk.
+        """
+        if pending.on_chunk is None:
+            return
+        try:
+            pending.on_chunk(chunk)
+        except Exception as error:  # in the thread that receives the answers of all requests
+            logger.exception(
+                "a part of the answer to request %s could not be passed on; the request fails",
+                pending.message_id,
+                extra={"action": "chunk_not_passed", "message_id": pending.message_id},
+            )
+            self.fail(error, pending.message_id)
 
     def fail(self, error: BaseException, *message_ids: str) -> None:
         """End these requests, or all: their futures raise an error."""
         with self._lock:
             ids = message_ids or tuple(self._by_id)
-            failed = [self._by_id.pop(id_) for id_ in ids if id_ in self._by_id]
-        for pending in failed:
-            self._to_forget.append(pending.result)
-            _set_exception(pending.future, error)
+        for message_id in ids:
+            if (pending := self._pop(message_id)) is not None:
+                pending.fail(error)
 
-    def forget_ended(self) -> None:
-        """Remove the results of ended requests from the backend."""
-        while self._to_forget:
-            result = self._to_forget.popleft()
-            try:
-                result.forget()
-            except BACKEND_ERRORS as error:  # harmless: the result expires by itself
-                logger.warning(
-                    "the result of request %s was not forgotten: %s",
-                    result.id,
-                    error,
-                    extra={"action": "result_not_removed"},
-                )
+    def take_ended(self) -> list[PendingResult]:
+        """Take the requests that have ended since the last call. Their results are to be removed."""
+        ended: list[PendingResult] = []
+        while self._ended:  # only one thread takes
+            ended.append(self._ended.popleft())
+        return ended
+
+    @property
+    def ended_count(self) -> int:
+        """How many requests have ended whose results are to be removed."""
+        return len(self._ended)
 
     def clear_if_idle(self, event: threading.Event) -> None:
         """Clear an event if there is nothing to wait for and nothing to forget."""
         with self._lock:
-            if not self._by_id and not self._to_forget:
+            if not self._by_id and not self._ended:
                 event.clear()
 
-
-def _set_exception(future: Future[ResultMessage], error: BaseException) -> None:
-    if future.set_running_or_notify_cancel():
-        future.set_exception(error)
+    def _pop(self, message_id: str) -> PendingResult | None:
+        with self._lock:
+            pending = self._by_id.pop(message_id, None)
+            if pending is not None:
+                self._ended.append(pending)
+            return pending

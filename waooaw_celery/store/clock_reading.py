@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, TypeAlias
 
 #: Difference in seconds from which a wrong clock is logged.
@@ -15,6 +16,9 @@ WARN_SECONDS = 2.0
 MAX_SKEW_SECONDS = 60.0
 #: Round trips of one reading; a round trip shorter than QUICK_SECONDS ends it.
 ATTEMPTS, QUICK_SECONDS = 3, 0.02
+
+#: How often both of this computer's clocks are read until they are read within so many seconds.
+_CLOCK_ATTEMPTS, _SAME_INSTANT_SECONDS = 10, 0.001
 
 #: Whether the system has a clock that cannot be set and that runs while the computer sleeps.
 _COUNTS_SLEEP = hasattr(time, "CLOCK_BOOTTIME")
@@ -28,12 +32,23 @@ def local_now() -> datetime:
     return datetime.now(UTC)
 
 
-def steady() -> float:
-    """Return the seconds of a clock that cannot be set; only differences between two calls are meaningful.
+#: Returns the seconds of a clock that cannot be set; only differences between two calls are meaningful. Where the
+#: system has such a clock, it also runs while the computer sleeps. It is read several times for each message, so
+#: no function of Python stands around it.
+steady: Callable[[], float] = partial(time.clock_gettime, time.CLOCK_BOOTTIME) if _COUNTS_SLEEP else time.monotonic
 
-    Where the system has such a clock, it also runs while the computer sleeps.
+
+def local_and_steady() -> tuple[float, float]:
+    """Return this computer's time in seconds since 1970, and the steady clock's, of the same instant.
+
+    A thread can be interrupted between two readings. On a busy computer the difference would look like a wrong
+    clock, so the readings are then repeated.
     """
-    return time.clock_gettime(time.CLOCK_BOOTTIME) if _COUNTS_SLEEP else time.monotonic()
+    for _ in range(_CLOCK_ATTEMPTS):
+        before, local, after = steady(), time.time(), steady()
+        if after - before < _SAME_INSTANT_SECONDS:
+            break
+    return local, (before + after) / 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +103,7 @@ def read(name: str, source: Source) -> Reading:
     readings: list[Reading] = []
     with source() as ask:
         while len(readings) < ATTEMPTS and not any(2 * each.error < QUICK_SECONDS for each in readings):
-            local, before = time.time(), steady()
+            local, before = local_and_steady()
             reference = ask()
             half = (steady() - before) / 2
             readings.append(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -15,12 +15,10 @@ from waooaw_celery.messages.receipt import SWEEP_GRACE, DeliveryReceipt, Message
 from waooaw_celery.messages.validation import check_id
 from waooaw_celery.store.clock_reading import redis_time
 from waooaw_celery.store.connection import Client, store_errors
+from waooaw_celery.store.keys import StoreKeys
+from waooaw_celery.store.pipelined_writes import PipelinedWrites
+from waooaw_celery.store.receipt_scripts import ReceiptScripts, facts_of, outcome_text
 from waooaw_celery.store.reference_clock import ReferenceClock
-
-_RECORD = "waooaw:message:"
-_BY_TIME = "waooaw:messages"
-_EXPIRING = "waooaw:expiring"
-_CANCELS = "waooaw:cancels:"
 
 
 class RedisReceipts(ReceiptStore):
@@ -30,12 +28,21 @@ class RedisReceipts(ReceiptStore):
         client: client of the Redis.
         keep_seconds: seconds until a receipt is removed.
         clock: the reference clock; None: this computer's clock.
+        prefix: what stands before every key.
+
+    Attributes:
+        keys: the names of the keys.
     """
 
-    def __init__(self, client: Client, keep_seconds: float, clock: ReferenceClock | None = None) -> None:
+    def __init__(
+        self, client: Client, keep_seconds: float, clock: ReferenceClock | None = None, prefix: str = ""
+    ) -> None:
         self._client = client
+        self.keys = StoreKeys(prefix)
         self._clock = clock or ReferenceClock()
         self._keep = timedelta(seconds=keep_seconds)
+        self._scripts = ReceiptScripts(client, self.keys)
+        self._writes = PipelinedWrites(client, "record that messages were sent")
 
     def begin_recording(
         self,
@@ -44,93 +51,200 @@ class RedisReceipts(ReceiptStore):
         publish_options: Mapping[str, PublishOptions] | None = None,
         *,
         is_follow_up: bool = False,
+        payload_texts: Mapping[str, str] | None = None,
     ) -> Callable[[], set[str]]:
         if not messages:
             return set
         removed_before = (self._clock.now() - self._keep).timestamp()
-        with store_errors(f"record message {messages[0][0].message_id}"), self._client.pipeline() as pipeline:
-            for message, handler in messages:
-                key = _RECORD + message.message_id
-                pipeline.hset(key, mapping=_facts(message, handler))
-                pipeline.expire(key, self._keep + timedelta(seconds=message.ttl_seconds or 0))
-                if message.expires_at is not None:
-                    pipeline.zadd(_EXPIRING, {message.message_id: message.expires_at.timestamp()})
-            for index in (_BY_TIME, _EXPIRING):
-                pipeline.zremrangebyscore(index, "-inf", removed_before)
-            for message, _ in messages:
-                pipeline.zadd(_BY_TIME, {message.message_id: message.sent_at.timestamp()}, nx=True)
-            added = pipeline.execute()[-len(messages) :]
-        new_ids = {message.message_id for (message, _), new in zip(messages, added, strict=True) if new}
+        with store_errors(f"record message {messages[0][0].message_id}"):
+            new_ids = self._scripts.record(messages, removed_before, self.keep_seconds)
         return lambda: new_ids
+
+    @property
+    def client(self) -> Client:
+        """The client of the Redis."""
+        return self._client
+
+    def send_arguments(self, messages: Iterable[Message]) -> tuple[list[str], list[Any], list[tuple[Any, ...]]]:
+        """Return what a script needs to record messages as sent, in place of ``begin_recording`` and ``note``.
+
+        Args:
+            messages: the messages.
+
+        Returns:
+            The first KEYS and ARGV of ``broker/redis/lua/send.lua``, and what it records of each message.
+        """
+        keep = self._keep.total_seconds()
+        facts = []
+        time, sent_at, sent_at_text = None, 0.0, ""
+        for message in messages:
+            if message.sent_at is not time:  # the messages of an event share it
+                time = message.sent_at
+                sent_at, sent_at_text = time.timestamp(), time.isoformat()
+            ttl = message.ttl_seconds
+            facts.append(
+                (
+                    message.message_id,
+                    message.correlation_id or message.message_id,
+                    sent_at_text,
+                    sent_at,
+                    None if ttl is None else sent_at + ttl,
+                    int(keep + (ttl or 0)),
+                )
+            )
+        removed_before = self._clock.now().timestamp() - keep
+        return [self.keys.messages, self.keys.expiring], [self.keys.message(""), removed_before], facts
 
     def refused(self, agent: str, rule: str, count: int) -> None:
         """Do nothing: only a ledger records refusals."""
 
     def note(self, *facts: MessageFact) -> None:
-        with store_errors("record facts about messages"), self._client.pipeline() as pipeline:
-            for fact in facts:
-                self._add(pipeline, fact)
-            pipeline.execute()
+        with store_errors("record facts about messages"):
+            if all(fact.event is MessageEvent.SENT for fact in facts):
+                self._scripts.sent([fact.message_id for fact in facts])
+                return
+            if len(facts) == 1 and facts[0].event.terminal:
+                [fact] = facts
+                self._scripts.end(fact, self._clock.corrected(fact.at), self.keep_seconds)
+                return
+            if all(fact.event.terminal and fact.error is None and fact.event is facts[0].event for fact in facts):
+                ids, at = (
+                    [fact.message_id for fact in facts],
+                    max(self._clock.corrected(fact.at) for fact in facts),
+                )
+                self._scripts.end_all(ids, facts[0].event, at, self.keep_seconds)
+                return
+            with self._client.pipeline() as pipeline:
+                for fact in facts:
+                    self._add(pipeline, fact)
+                pipeline.execute()
+
+    def prepare_sent(self, messages: Sequence[Message]) -> Callable[[], None]:
+        if len(messages) != 1:
+            return super().prepare_sent(messages)
+        key = self.keys.message(messages[0].message_id)
+
+        def note() -> None:
+            # SENT is information only: a sender does not wait for it.
+            with store_errors("record facts about messages"):
+                self._writes.send("HSET", key, "published", "1")
+
+        return note
 
     def begin(self, fact: MessageFact, *, may_be_redelivered: bool) -> bool:
-        key = _RECORD + fact.message_id
+        with store_errors("record facts about messages"):
+            at = self._clock.corrected(fact.at)
+            return self._scripts.begin(fact, at, self.keep_seconds)
+
+    def begin_all(self, deliveries: Sequence[tuple[MessageFact, bool]]) -> list[bool]:
+        with store_errors("record facts about messages"):
+            at = max(self._clock.corrected(fact.at) for fact, _ in deliveries)
+            return self._scripts.begin_all([fact for fact, _ in deliveries], at, self.keep_seconds)
+
+    @property
+    def keep_seconds(self) -> int:
+        """Seconds until a receipt is removed."""
+        return int(self._keep.total_seconds())
+
+    def now(self) -> datetime:
+        """Return the time of the reference clock."""
+        return self._clock.now()
+
+    def outcome_commands(self, fact: MessageFact) -> tuple[tuple[str | int, ...], ...]:
+        """Return the commands that record the outcome of a message. Executing them twice changes nothing.
+
+        Args:
+            fact: how the message ended.
+        """
+        key = self.keys.message(fact.message_id)
+        outcome = outcome_text(fact.event, self._clock.corrected(fact.at), fact.error)
+        return (
+            ("HSETNX", key, "outcome", outcome),
+            ("ZREM", self.keys.expiring, fact.message_id),
+            ("EXPIRE", key, self.keep_seconds),
+        )
+
+    def withdraw_delivery(self, message_id: str, expires_at: datetime | None) -> None:
+        """Take back that a message was delivered, because its handler does not begin.
+
+        Args:
+            message_id: the message.
+            expires_at: when it expires; None: it does not.
+
+        Raises:
+            StoreUnavailable: Redis does not answer.
+        """
+        key = self.keys.message(message_id)
         with store_errors("record facts about messages"), self._client.pipeline() as pipeline:
-            pipeline.hexists(key, "outcome")
-            self._add(pipeline, fact)
-            ended = bool(pipeline.execute()[0])
-            if ended:
-                self._client.hincrby(key, "attempts", -1)  # a duplicate is not an attempt
-        return not ended
+            pipeline.hincrby(key, "attempts", -1)
+            if expires_at is not None:  # so that the sweep sees it again
+                pipeline.zadd(self.keys.expiring, {message_id: expires_at.timestamp()})
+            if pipeline.execute()[0] <= 0:
+                self._client.hdel(key, "delivered_at")
 
     def _add(self, pipeline: Any, fact: MessageFact) -> None:
-        key = _RECORD + fact.message_id
+        key = self.keys.message(fact.message_id)
         at = self._clock.corrected(fact.at).isoformat()
         if fact.event is MessageEvent.SENT:
             pipeline.hset(key, "published", "1")
         elif fact.event is MessageEvent.DELIVERED:
             if fact.message is not None:  # a message that this package did not publish is not recorded yet
-                pipeline.hset(key, mapping=_facts(fact.message, fact.handler))
-                pipeline.zadd(_BY_TIME, {fact.message_id: fact.message.sent_at.timestamp()}, nx=True)
+                pipeline.hset(key, mapping=facts_of(fact.message, fact.handler))
+                pipeline.zadd(self.keys.messages, {fact.message_id: fact.message.sent_at.timestamp()}, nx=True)
             pipeline.hsetnx(key, "delivered_at", at)
             pipeline.hincrby(key, "attempts", 1)
-            pipeline.zrem(_EXPIRING, fact.message_id)
+            pipeline.zrem(self.keys.expiring, fact.message_id)
             pipeline.expire(key, self._keep)
         elif fact.event.terminal:
-            outcome = {"status": fact.event.value, "at": at, "error": fact.error}
-            pipeline.hsetnx(key, "outcome", json.dumps(outcome))
-            pipeline.zrem(_EXPIRING, fact.message_id)
-            pipeline.expire(key, self._keep)
+            for command in self.outcome_commands(fact):
+                pipeline.execute_command(*command)
 
     def get(self, message_id: str) -> DeliveryReceipt:
         check_id(message_id, "message_id")
+        self._writes.settle()
         with store_errors(f"read the receipt of {message_id}"):
-            fields = self._client.hgetall(_RECORD + message_id)
+            fields = self._client.hgetall(self.keys.message(message_id))
         if "from" not in fields:
             raise UnknownMessage(
                 f"no receipt of message {message_id!r}: it was never sent, or was sent more than {self._keep} ago"
             )
         return _receipt(message_id, fields)
 
+    def known(self, message_ids: Iterable[str]) -> set[str]:
+        """Return those of the ids that have a receipt."""
+        ids = list(message_ids)
+        if not ids:
+            return set()
+        with store_errors("look up receipts"), self._client.pipeline(transaction=False) as pipeline:
+            for id_ in ids:
+                pipeline.hexists(self.keys.message(id_), "from")
+            return {id_ for id_, found in zip(ids, pipeline.execute(), strict=True) if found}
+
     def recent(self, *, since: datetime | None = None, limit: int = 1000) -> list[DeliveryReceipt]:
+        self._writes.settle()
         lowest = since.timestamp() if since else "-inf"
         with store_errors("read the receipts"), self._client.pipeline(transaction=False) as pipeline:
-            newest = self._client.zrange(_BY_TIME, "+inf", lowest, desc=True, byscore=True, offset=0, num=limit)
+            newest = self._client.zrange(
+                self.keys.messages, "+inf", lowest, desc=True, byscore=True, offset=0, num=limit
+            )
             ids = newest[::-1]
             for message_id in ids:
-                pipeline.hgetall(_RECORD + message_id)
+                pipeline.hgetall(self.keys.message(message_id))
             records = pipeline.execute()
         return [_receipt(id_, fields) for id_, fields in zip(ids, records, strict=True) if "from" in fields]
 
     def sweep(self) -> list[str]:
         with store_errors("sweep expired messages"):
             now = self._now()
-            ids: list[str] = self._client.zrange(_EXPIRING, "-inf", now.timestamp() - SWEEP_GRACE, byscore=True)
+            ids: list[str] = self._client.zrange(
+                self.keys.expiring, "-inf", now.timestamp() - SWEEP_GRACE, byscore=True
+            )
         for id_ in ids:
             self.note(MessageFact(message_id=id_, event=MessageEvent.EXPIRED))
         return ids
 
     def request_cancellation(self, receipt: DeliveryReceipt, running: bool, by: str) -> None:
-        key = _RECORD + receipt.message_id
+        key = self.keys.message(receipt.message_id)
         with store_errors(f"record the cancellation of {receipt.message_id}"):
             now = self._now()
             # It is stored as long as the receipt: no worker begins the message after that.
@@ -138,7 +252,7 @@ class RedisReceipts(ReceiptStore):
             with self._client.pipeline() as pipeline:
                 pipeline.hsetnx(key, "cancel_requested_at", now.isoformat())
                 pipeline.hsetnx(key, "cancel_requested_by", by)
-                requests = _CANCELS + receipt.to_agent
+                requests = self.keys.cancels(receipt.to_agent)
                 pipeline.zadd(requests, {f"{receipt.message_id} {int(running)}": until.timestamp()})
                 pipeline.zremrangebyscore(requests, "-inf", now.timestamp())
                 pipeline.execute()
@@ -148,7 +262,7 @@ class RedisReceipts(ReceiptStore):
         with store_errors("read the cancellations"):
             now = self._now().timestamp()
             for agent in agents:
-                for request in self._client.zrange(_CANCELS + agent, now, "+inf", byscore=True):
+                for request in self._client.zrange(self.keys.cancels(agent), now, "+inf", byscore=True):
                     message_id, _, running = request.rpartition(" ")
                     found[message_id] = found.get(message_id, False) or running == "1"
         return found
@@ -161,22 +275,11 @@ class RedisReceipts(ReceiptStore):
         pass  # it has no background threads
 
     def flush(self) -> None:
-        pass  # facts are recorded at once
+        self._writes.settle()
 
     def close(self) -> None:
+        self._writes.close()
         self._client.close()
-
-
-def _facts(message: Message, handler: str) -> dict[str, str]:
-    return {
-        "from": message.from_agent,
-        "to": message.to_agent,
-        "handler": handler,
-        "type": message.message_type.value,
-        "priority": message.priority.name,
-        "sent_at": message.sent_at.isoformat(),
-        "correlation_id": message.correlation_id or message.message_id,
-    }
 
 
 def _receipt(message_id: str, fields: Mapping[str, str]) -> DeliveryReceipt:

@@ -10,19 +10,21 @@ of the computer's own clock, by NTP or an operator, therefore changes nothing.
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 from billiard import current_process
 
 from waooaw_celery.errors import WaooawError
+from waooaw_celery.log.loggers import get_logger
 from waooaw_celery.messages.validation import LocalTime
-from waooaw_celery.store.clock_reading import WARN_SECONDS, Reading, Source, read, steady
+from waooaw_celery.store.clock_reading import WARN_SECONDS, Reading, Source, local_and_steady, read, steady
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: Error in seconds up to which a computer's clock is used unchanged. The times that one computer records are then
 #: in exact order, which does not depend on round trips.
@@ -68,11 +70,11 @@ class ReferenceClock:
 
     def corrected(self, time_: datetime) -> datetime:
         """Return the reference's time for a ``LocalTime``; any other datetime is returned unchanged."""
-        if not isinstance(time_, LocalTime):
-            return time_
-        plain = datetime.combine(time_, time_.time(), UTC)
-        ahead = self._ahead()
-        return plain - timedelta(seconds=ahead) if ahead else plain
+        return self.correction()(time_) if isinstance(time_, LocalTime) else time_
+
+    def correction(self) -> Callable[[datetime], datetime]:
+        """Return a function that does what ``corrected`` does, for many times at once."""
+        return partial(_corrected, self._ahead())
 
     def to_local(self, time_: datetime) -> datetime:
         """Return the time that this computer's clock shows at a time of the reference, for a local timer."""
@@ -106,36 +108,46 @@ class ReferenceClock:
         return {
             "reference": reading.name,
             # Computed now, because the computer's clock may have been set after the reading.
-            "ahead": round(time.time() - self._anchored(reading), 3),
+            "ahead": round(_ahead_of(reading), 3),
             "error": round(reading.error, 6),
             "age": round(steady() - reading.steady, 3),
         }
 
     def _now(self) -> float:
-        local = time.time()
-        self._refresh(wait=True)
-        reading = self._reading
-        if reading is None:
-            return local
-        anchored = self._anchored(reading)
-        return local if abs(anchored - local) <= TOLERANCE + reading.error else anchored
+        return time.time() - self._ahead()
 
     def _ahead(self) -> float:
         """Return the seconds by which this computer's clock is wrong, or 0 within the tolerance."""
-        now = self._now()
-        ahead = time.time() - now
-        return ahead if abs(ahead) > TOLERANCE / 2 else 0.0
+        if self._source is None:
+            return 0.0
+        local, now = local_and_steady()  # the same pair answers all that follows: this is asked for each message
+        if self._is_due(local, now):
+            self._refresh(wait=True)
+            local, now = local_and_steady()
+        reading = self._reading
+        if reading is None:
+            return 0.0
+        ahead = local - (reading.reference + now - reading.steady)
+        return ahead if abs(ahead) > TOLERANCE + reading.error else 0.0
 
-    def _anchored(self, reading: Reading) -> float:
-        return reading.reference + steady() - reading.steady
+    def _is_due(self, local: float, now: float) -> bool:
+        """Whether to read the reference: it was long ago, or this computer's clock was set after the reading."""
+        due, reading = self._due, self._reading
+        if due is None:
+            return True
+        if now < self._not_before:
+            return False
+        was_set = reading is not None and abs((local - now) - (reading.local - reading.steady)) > TOLERANCE
+        return now >= due or was_set
 
     def _refresh(self, *, wait: bool) -> None:
         """Start a reading in a thread if one is due, or if this computer's clock was set."""
         if self._source is None:
             return
-        now, due = steady(), self._due
-        if due is not None and (now < self._not_before or (now < due and not self._was_set())):
+        local, now = local_and_steady()
+        if not self._is_due(local, now):
             return
+        due = self._due
         # Two threads may pass here at once; then the reference is read twice, which is harmless.
         self._due, self._not_before = now + RETRY_SECONDS, now + PAUSE_SECONDS
         thread = threading.Thread(target=self._measure_quietly, name="waooaw-clock", daemon=True)
@@ -146,13 +158,6 @@ class ReferenceClock:
         if wait and due is None:
             self._first.wait(FIRST_SECONDS)
 
-    def _was_set(self) -> bool:
-        """Whether this computer's clock was set after the reading."""
-        reading = self._reading
-        if reading is None:
-            return False
-        return abs((time.time() - steady()) - (reading.local - reading.steady)) > TOLERANCE
-
     def _measure_quietly(self) -> None:
         try:
             self.measure()
@@ -160,10 +165,9 @@ class ReferenceClock:
         except WaooawError as error:  # the next reading is due in a few seconds
             if not self._failed and _is_main_process():  # one line for each outage
                 logger.warning(
-                    "could not read the time of %s: %s. Until it can be read, the last reading is used, or else "
-                    "this computer's clock",
-                    self._name,
+                    "%s. Until the time of %s can be read, its last reading applies, or this computer's clock",
                     error,
+                    self._name,
                     extra={"action": "clock_not_read"},
                 )
             self._failed = True
@@ -184,10 +188,23 @@ class ReferenceClock:
                 extra={"action": "clock_wrong", "ahead": round(reading.ahead, 3)},
             )
         elif self._warned and not wrong and _is_main_process():
-            logger.warning("this computer's clock is right again", extra={"action": "clock_right"})
+            logger.warning("this computer's clock is correct again", extra={"action": "clock_right"})
         self._warned = wrong
+
+
+def _corrected(ahead: float, time_: datetime) -> datetime:
+    if not isinstance(time_, LocalTime):
+        return time_
+    plain = datetime.combine(time_, time_.time(), UTC)
+    return plain - timedelta(seconds=ahead) if ahead else plain
 
 
 def _is_main_process() -> bool:
     """Whether this process logs; the pool processes of a worker do not, or each would log the same line."""
     return str(current_process().name) == "MainProcess"
+
+
+def _ahead_of(reading: Reading) -> float:
+    """Return the seconds by which this computer's clock is ahead of the reference now, by its last reading."""
+    local, now = local_and_steady()
+    return local - (reading.reference + now - reading.steady)

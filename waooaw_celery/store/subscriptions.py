@@ -18,18 +18,15 @@ from waooaw_celery.messages.topics.schemas import SchemaCheck, TopicSchema
 from waooaw_celery.messages.validation import JSON
 from waooaw_celery.store.clock_reading import redis_time
 from waooaw_celery.store.connection import Client, store_errors
+from waooaw_celery.store.keys import StoreKeys
 
 #: Seconds for which a publisher caches what it read; after that, all publishers know a new subscription.
 CACHE_SECONDS = 1.0
 #: Number of topics whose subscriptions are cached.
 _MAX_CACHED_TOPICS = 10_000
 
-_SUBSCRIPTIONS = "waooaw:subscriptions"
-_SINCE = f"{_SUBSCRIPTIONS}:since"
-_CAUGHT_UP = f"{_SUBSCRIPTIONS}:caught_up"
-_REMOVED = f"{_SUBSCRIPTIONS}:removed"
-_SCHEMAS = "waooaw:schemas"
-_VERSIONS = f"{_SCHEMAS}:since"
+#: Where a conflicting schema is known, for the error.
+IN_STORE = "in the store that all processes share"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,12 +123,16 @@ class Subscriptions(ABC):
         """Record the subscriptions and schemas of an agent's code.
 
         A removed subscription stays removed. Its ``catch_up_from`` takes effect only when it is first declared.
+        A version of a schema keeps the text with which it was first recorded.
 
         Args:
             subscriptions: the subscriptions.
             schemas: the schemas.
             renew: True, at a worker's start: replace those with the same names. False: only add new ones, so that
                 workers with older and newer code do not overwrite each other's in turn.
+
+        Raises:
+            SchemaConflict: a schema is recorded with another text. No subscription was recorded.
         """
 
     @abstractmethod
@@ -201,34 +202,71 @@ class RedisSubscriptions(Subscriptions):
 
     Args:
         client: client of the Redis.
+        prefix: what stands before every key.
     """
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, prefix: str = "") -> None:
         super().__init__()
         self._client = client
+        self._keys = StoreKeys(prefix)
 
     def declare(
         self, subscriptions: Sequence[Subscription], schemas: Sequence[TopicSchema] = (), *, renew: bool = True
     ) -> None:
         if not subscriptions and not schemas:
             return
-        with store_errors("declare subscriptions"), self._client.pipeline() as pipeline:
+        with store_errors("declare subscriptions"):
             now = datetime.fromtimestamp(redis_time(self._client.time()), UTC)
+            self._declare_schemas(schemas, now, renew)
+            if subscriptions:
+                self._declare_subscriptions(subscriptions, now, renew)
+
+    def _declare_subscriptions(self, subscriptions: Sequence[Subscription], now: datetime, renew: bool) -> None:
+        with self._client.pipeline() as pipeline:
             write = pipeline.hset if renew else pipeline.hsetnx
             for each in subscriptions:
                 since = {"subscribed_at": now.isoformat(), "catch_up_from": _to_text(each.catch_up_from)}
-                pipeline.hsetnx(_SINCE, each.subscriber, json.dumps(since))
+                pipeline.hsetnx(self._keys.since, each.subscriber, json.dumps(since))
                 subscription = {"patterns": each.patterns, "where": each.where and each.where.where}
-                write(_SUBSCRIPTIONS, each.subscriber, json.dumps(subscription))
-            for number, schema in enumerate(schemas):
-                key = f"{schema.topic} {schema.version}"
-                pipeline.hsetnx(_VERSIONS, key, f"{now.isoformat()} {number:06}")
-                write(_SCHEMAS, key, json.dumps({"schema": schema.schema, "check": schema.check}))
+                write(self._keys.subscriptions, each.subscriber, json.dumps(subscription))
             pipeline.execute()
+
+    def _declare_schemas(self, schemas: Sequence[TopicSchema], now: datetime, renew: bool) -> None:
+        if not schemas:
+            return
+        known = self._recorded(schemas)  # so that a conflict leaves nothing behind
+        with self._client.pipeline() as pipeline:
+            for number, schema in enumerate(schemas):
+                pipeline.hsetnx(self._keys.versions, _schema_key(schema), f"{now.isoformat()} {number:06}")
+                pipeline.hsetnx(self._keys.schemas, _schema_key(schema), _schema_record(schema))
+            pipeline.execute()
+        if len(known) < len(schemas):
+            known = self._recorded(schemas)  # two processes may have recorded the first text at once
+        changed = {
+            _schema_key(schema): _schema_record(schema)
+            for schema in schemas
+            if known[_schema_key(schema)].check is not schema.check
+        }
+        if renew and changed:
+            self._client.hset(self._keys.schemas, mapping=changed)
+
+    def _recorded(self, schemas: Sequence[TopicSchema]) -> dict[str, TopicSchema]:
+        """Return the recorded schemas among these.
+
+        Raises:
+            SchemaConflict: one is recorded with another text.
+        """
+        texts = self._client.hmget(self._keys.schemas, [_schema_key(schema) for schema in schemas])
+        found = {}
+        for schema, text in zip(schemas, texts, strict=True):
+            if text is not None:
+                found[_schema_key(schema)] = known = _schema_of(_schema_key(schema), text)
+                schema.check_same(known, IN_STORE)
+        return found
 
     def caught_up(self, subscription: Subscription) -> None:
         with store_errors(f"record that {subscription.subscriber} has caught up"):
-            self._client.hset(_CAUGHT_UP, subscription.subscriber, datetime.now(UTC).isoformat())
+            self._client.hset(self._keys.caught_up, subscription.subscriber, datetime.now(UTC).isoformat())
 
     def close(self) -> None:
         self._client.close()
@@ -236,13 +274,18 @@ class RedisSubscriptions(Subscriptions):
     def _mark(self, subscription: Subscription, removed_at: datetime | None) -> None:
         with store_errors(f"change the subscription {subscription.subscriber}"):
             if removed_at is None:
-                self._client.hdel(_REMOVED, subscription.subscriber)
+                self._client.hdel(self._keys.removed, subscription.subscriber)
             else:
-                self._client.hset(_REMOVED, subscription.subscriber, removed_at.isoformat())
+                self._client.hset(self._keys.removed, subscription.subscriber, removed_at.isoformat())
 
     def _read(self) -> KnownSubscriptions:
         with store_errors("read the subscriptions"), self._client.pipeline() as pipeline:
-            for key in (_SUBSCRIPTIONS, _SINCE, _CAUGHT_UP, _REMOVED, _SCHEMAS, _VERSIONS):
+            keys = self._keys
+            for key in (
+                *(keys.subscriptions, keys.since, keys.caught_up, keys.removed),
+                keys.schemas,
+                keys.versions,
+            ):
                 pipeline.hgetall(key)
             stored, since, caught_up, removed, schemas, versions = pipeline.execute()
         subscriptions = []
@@ -265,11 +308,21 @@ class RedisSubscriptions(Subscriptions):
 
 def _schemas(stored: dict[str, str], since: dict[str, str]) -> Iterable[TopicSchema]:
     for key in sorted(stored, key=since.__getitem__):
-        topic, _, version = key.partition(" ")
-        fields = json.loads(stored[key])
-        yield TopicSchema(
-            topic=topic, version=version, schema=fields["schema"], check=SchemaCheck(fields["check"])
-        )
+        yield _schema_of(key, stored[key])
+
+
+def _schema_key(schema: TopicSchema) -> str:
+    return f"{schema.topic} {schema.version}"
+
+
+def _schema_record(schema: TopicSchema) -> str:
+    return json.dumps({"schema": schema.schema, "check": schema.check})
+
+
+def _schema_of(key: str, record: str) -> TopicSchema:
+    topic, _, version = key.partition(" ")
+    fields = json.loads(record)
+    return TopicSchema(topic=topic, version=version, schema=fields["schema"], check=SchemaCheck(fields["check"]))
 
 
 def _to_text(time_: datetime | None) -> str | None:

@@ -57,28 +57,6 @@ class Caps:
 CAP_NAMES = tuple(field.name for field in fields(Caps))
 
 
-class ActiveCaps:
-    """The caps of this process, for what Kombu decodes and decompresses without an application.
-
-    They are the widest of the caps of all its applications; each application uses its own caps on its own
-    connections. Kombu checks itself which formats are accepted.
-    """
-
-    def __init__(self) -> None:
-        self.caps = Caps()
-        self._set = False
-
-    def widen(self, caps: Caps) -> None:
-        """Add the caps of an application. Those of the first application replace the defaults."""
-        all_caps = (caps, self.caps) if self._set else (caps,)
-        names = [name for name in CAP_NAMES if name.startswith("max_")]
-        self.caps = Caps(**{name: max(getattr(each, name) for each in all_caps) for name in names})
-        self._set = True
-
-
-active_caps = ActiveCaps()
-
-
 def check_size(body: bytes, caps: Caps) -> None:
     """Check the size of a decompressed body.
 

@@ -62,7 +62,7 @@ class Keyring:
             ConfigurationError: There is no key.
         """
         if self._encryption_id is None:
-            raise ConfigurationError("there is no encryption key")
+            raise ConfigurationError("there is no encryption key: set waooaw_encryption_keys")
         from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
         compressed = zlib.compress(body) if len(body) > _COMPRESS_ABOVE else body

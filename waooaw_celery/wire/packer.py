@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple, Self
 
 from waooaw_celery.errors import DecodingFailed, EncodingFailed
 from waooaw_celery.messages.validation import MAX_DEPTH
 from waooaw_celery.wire.caps import Caps, check_shape, header_bytes
-from waooaw_celery.wire.codecs import AUTO, NONE, Codec, find_codec
+from waooaw_celery.wire.codecs import AUTO, LARGE_BYTES, NONE, Codec, cannot_fail, find_codec
 from waooaw_celery.wire.formats import Format, encode, find_format
 
 #: The codec that the package chooses: every program that uses Kombu can decompress it.
 AUTOMATIC_CODEC = "zlib"
 #: Levels of nesting that Celery adds around the payload of a message.
 ENVELOPE_DEPTH = 3
-#: A compressed body is used only if it is at most this share of the plain one.
+#: A compressed body is used only if it is at most this share of the plain one, as both travel.
 MAX_COMPRESSED_RATIO = 0.9
+#: The size of bytes, as a share of their size in base64.
+BASE64_RATIO = 3 / 4
+#: How many parts of a large body are compressed to find out whether it can be compressed, and their size in bytes.
+SAMPLES, SAMPLE_BYTES = 8, 8 * 1024
 
 
 class PackedBody(NamedTuple):
@@ -35,16 +40,61 @@ class PackedBody(NamedTuple):
     codec: str | None
 
 
+class EncodedBody:
+    """A body that was encoded and checked. It is compressed when ``packed`` is first read.
+
+    Args:
+        text: The encoded body, text or bytes.
+        format_: Its format.
+        pack: Returns the body as it travels.
+    """
+
+    __slots__ = ("_pack", "_packed", "format", "text")
+
+    def __init__(self, text: str | bytes, format_: Format, pack: Callable[[], PackedBody]) -> None:
+        self.text, self.format = text, format_
+        self._pack = pack
+        self._packed: PackedBody | None = None
+
+    @property
+    def packed(self) -> PackedBody:
+        """The body as it travels."""
+        if self._packed is None:
+            self._packed = self._pack()
+        return self._packed
+
+
+class EncodedTask(tuple[Any, ...]):
+    """A task's arguments, keyword arguments and options, as Celery publishes them, with the encoded body.
+
+    The producer then encodes them no second time.
+
+    Attributes:
+        encoded: The body.
+    """
+
+    encoded: EncodedBody
+
+    @classmethod
+    def of(cls, body: tuple[Any, ...], encoded: EncodedBody) -> Self:
+        """Return a body of Celery's with what it was encoded to."""
+        task = cls(body)
+        task.encoded = encoded
+        return task
+
+
 class Packer:
     """Encodes the bodies of one application.
 
     Args:
         caps: The limits.
         compress_above: Bodies of more bytes than this are compressed if that makes them at least a tenth smaller.
+        bytes_become_base64: Whether bytes travel as base64, a third larger, and text as it is: on Redis.
     """
 
-    def __init__(self, caps: Caps, compress_above: int = 1024) -> None:
+    def __init__(self, caps: Caps, compress_above: int = 1024, *, bytes_become_base64: bool = False) -> None:
         self.caps, self.compress_above = caps, compress_above
+        self._max_text_ratio = MAX_COMPRESSED_RATIO * (BASE64_RATIO if bytes_become_base64 else 1)
         self._allows_any_payload_depth = caps.max_depth >= MAX_DEPTH + ENVELOPE_DEPTH
 
     def pack(
@@ -62,25 +112,52 @@ class Packer:
             EncodingFailed: The format cannot encode the value, or the body exceeds a cap.
             ConfigurationError: There is no such format or codec.
         """
+        return self.encode(body, serializer, compression, of_message=of_message).packed
+
+    def encode(
+        self, body: Any, serializer: str | None, compression: str | None, *, of_message: bool = False
+    ) -> EncodedBody:
+        """Encode and check a body; compress it when it is needed, which takes longest, if that cannot fail.
+
+        The arguments and errors are those of ``pack``.
+        """
         format_ = find_format(serializer or "json")
         codec = find_codec_choice(compression)
         encoded = self._encode(body, format_, of_message)
+        result = EncodedBody(encoded, format_, partial(self._pack, encoded, format_, codec))
+        if len(encoded) > self.caps.max_body_bytes or (codec is not None and not cannot_fail(codec)):
+            _ = result.packed
+        return result
+
+    def _pack(self, encoded: str | bytes, format_: Format, codec: Codec | None) -> PackedBody:
         if codec is not None:
-            compressed = self.compress(encoded.encode() if isinstance(encoded, str) else encoded, codec)
+            # A body that is too large may be sent if it is compressed at all.
+            is_text = isinstance(encoded, str) and len(encoded) <= self.caps.max_body_bytes
+            ratio = self._max_text_ratio if is_text else MAX_COMPRESSED_RATIO
+            compressed = self.compress(encoded.encode() if isinstance(encoded, str) else encoded, codec, ratio)
             if compressed is not None:
                 self._check_size(compressed)
                 return PackedBody(compressed, format_.content_type, format_.content_encoding, codec.content_type)
         self._check_size(encoded)
         return PackedBody(encoded, format_.content_type, format_.content_encoding, None)
 
-    def compress(self, body: bytes, codec: Codec) -> bytes | None:
-        """Return the compressed body, or None if compressing it does not save enough."""
+    def compress(self, body: bytes, codec: Codec, max_ratio: float = MAX_COMPRESSED_RATIO) -> bytes | None:
+        """Return the compressed body, or None if compressing it does not save enough.
+
+        Args:
+            body: The body.
+            codec: The codec.
+            max_ratio: The largest share of the body that the compressed one may have.
+        """
         if codec.always:
             return codec.compress(body)
         if len(body) <= self.compress_above:
             return None
+        is_large = LARGE_BYTES < len(body) <= self.caps.max_body_bytes
+        if is_large and len(codec.compress(sample := _sample(body))) > max_ratio * len(sample):
+            return None  # to find that out with the whole body would take a third of a second for 10 MB
         compressed = codec.compress(body)
-        return compressed if len(compressed) <= MAX_COMPRESSED_RATIO * len(body) else None
+        return compressed if len(compressed) <= max_ratio * len(body) else None
 
     def check(self, body: Any, serializer: str | None, compression: str | None) -> None:
         """Check that the body of a message can be sent, before anything is recorded.
@@ -120,7 +197,7 @@ class Packer:
             try:
                 check_shape(body, self.caps)
             except DecodingFailed as error:
-                raise EncodingFailed(f"{error}: its receiver would refuse it") from error
+                raise EncodingFailed(f"{error}: the receiver would refuse it") from error
         return encoded
 
     def _check_size(self, body: str | bytes) -> None:
@@ -140,6 +217,13 @@ def find_codec_choice(compression: str | None) -> Codec | None:
     if compression == NONE:
         return None
     return find_codec(AUTOMATIC_CODEC if compression in (None, AUTO) else str(compression))
+
+
+def _sample(body: bytes) -> bytes:
+    """Return parts of a large body, at equal distances."""
+    step = len(body) // SAMPLES
+    view = memoryview(body)
+    return b"".join(view[start : start + SAMPLE_BYTES] for start in range(0, step * SAMPLES, step))
 
 
 def _too_large(size: int, setting: str, cap: int) -> str:

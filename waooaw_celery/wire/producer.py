@@ -9,13 +9,14 @@ from kombu.pools import ProducerPool
 
 from waooaw_celery.messages.message import ENVELOPE_HEADER
 from waooaw_celery.wire.codecs import AUTO, NONE
-from waooaw_celery.wire.packer import Packer
+from waooaw_celery.wire.formats import has_format
+from waooaw_celery.wire.packer import EncodedTask, Packer
 
 
 class PackingProducer(Producer):
     """Publishes task bodies compressed when that saves space, and refuses what a receiver would refuse.
 
-    Messages that are not tasks, such as remote control commands, are published as Kombu does.
+    Other messages, such as remote control commands, are compressed only if the caller says so.
 
     Attributes:
         packer: Encodes the bodies. Each application has a subclass with its own packer.
@@ -67,15 +68,21 @@ class PackingProducer(Producer):
         headers: dict[str, Any] | None = None,
     ) -> tuple[Any, str, str]:
         """Encode a body, and set the header ``compression`` if it is compressed."""
-        if content_type or headers is None or "task" not in headers:
+        name = serializer or self.serializer
+        is_task = headers is not None and "task" in headers
+        if headers is None or content_type or not (is_task or has_format(name)):
             codec = None if compression in (NONE, AUTO) else compression
             prepared: tuple[Any, str, str] = super()._prepare(
                 body, serializer, content_type, content_encoding, codec, headers
             )
             return prepared
         self.packer.check_headers(headers)
-        of_message = ENVELOPE_HEADER in headers
-        packed = self.packer.pack(body, serializer or self.serializer, compression, of_message=of_message)
+        if not is_task and compression in (None, AUTO):
+            compression = NONE
+        if isinstance(body, EncodedTask):
+            packed = body.encoded.packed
+        else:
+            packed = self.packer.pack(body, name, compression, of_message=ENVELOPE_HEADER in headers)
         if packed.codec is not None:
             headers["compression"] = packed.codec
         return packed.body, packed.content_type, packed.content_encoding

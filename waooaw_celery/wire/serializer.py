@@ -8,14 +8,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from kombu.exceptions import SerializerNotInstalled
-from kombu.serialization import registry  # type: ignore[attr-defined]  # missing from its stubs
 
 from waooaw_celery.errors import DecodingFailed
 from waooaw_celery.messages.message import Message
 from waooaw_celery.messages.validation import JSON, json_copy
 from waooaw_celery.wire.caps import Caps
 from waooaw_celery.wire.codecs import NONE, Codec, codec_names, expand, find_codec, register_codec
-from waooaw_celery.wire.formats import Format, decode, encode, find_format, format_names, register_format
+from waooaw_celery.wire.formats import (
+    Format,
+    decode,
+    encode,
+    find_format,
+    format_names,
+    is_known,
+    register_format,
+)
 from waooaw_celery.wire.packer import Packer
 
 #: The first bytes of serialized data; its format and codec follow.
@@ -110,9 +117,9 @@ class MessageSerializer:
         if body.startswith(_MAGIC):
             names = body[len(_MAGIC) :].split(b"\0", 2)
             if len(names) != 3:
-                raise DecodingFailed("it ends too early")
+                raise DecodingFailed("it is truncated")
             content_type, codec, body = names[0].decode("ascii", "replace"), names[1], names[2]
-        if content_type not in registry.type_to_name:
+        if not is_known(content_type):
             raise DecodingFailed(f"its content type is {content_type!r:.80}, which is not registered")
         caps = self._packer.caps
         if codec:

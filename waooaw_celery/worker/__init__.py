@@ -10,6 +10,6 @@ A message passes five steps:
    follows: retries, dead letters, replies, follow-ups.
 5. acknowledge: ``AgentRequest.acknowledge`` lets the broker forget the message.
 
-``attempt.py`` holds what is known of a message meanwhile. ``health/`` checks that the worker can start, lives and
+``attempt.py`` holds the facts about a message. ``health/`` checks that the worker can start, is alive and
 makes progress.
 """

@@ -23,6 +23,8 @@ class Attempt:
 
     Attributes:
         message: the message, once it was decoded; a large one is decoded once.
+        is_admitted: whether admission has decided, and has recorded the delivery. A message of a batch is admitted
+            before Celery traces it.
         is_checked: whether admission has looked at the message's expiry and at cancellations.
         skipped_as: the event with which the message ends without its handler; None: the handler runs.
         lost_workers: how many workers died with the message, when they are more than the delivery limit allows.
@@ -32,10 +34,16 @@ class Attempt:
         handler_ended: whether the handler has returned or raised, or never runs. What Celery sends from then on is
             a follow-up.
         has_failed: whether the message has failed, so that a follow-up is an errback.
+        is_over_budget: whether it is not tried again because the retry budget of the process is spent.
         is_stopped: whether the handler was stopped because the message was cancelled.
+        is_final: whether the message is not tried again, whatever the retry policy of its handler says.
+        is_batch: whether this is the call of a handler with several messages, and no message.
+        verdict: what a handler of batches decided about the message, a Verdict; None: nothing yet.
+        sent_parts: the parts of its stream that were sent, where the ledger records them; or None.
     """
 
     message: Message | None = None
+    is_admitted: bool = False
     is_checked: bool = False
     skipped_as: MessageEvent | None = None
     lost_workers: int = 0
@@ -44,7 +52,12 @@ class Attempt:
     handler_started: bool = False
     handler_ended: bool = False
     has_failed: bool = False
+    is_over_budget: bool = False
     is_stopped: bool = False
+    is_final: bool = False
+    is_batch: bool = False
+    verdict: Any = None
+    sent_parts: Any = None
 
     def end(self, *, failed: bool) -> None:
         """Note that the handler has ended, or never runs.
@@ -63,6 +76,11 @@ def attempt_of(request: Context) -> Attempt:
         if request.id is not None:  # direct calls of a handler, as in unit tests, share one request without an id
             request.update({_KEY: attempt})
     return attempt
+
+
+def as_fact(attempt: Attempt) -> dict[str, Any]:
+    """Return what gives a Celery request this attempt, in place of a new one."""
+    return {_KEY: attempt}
 
 
 def message_of(task: Any, request: Context) -> Message:

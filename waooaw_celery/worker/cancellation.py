@@ -8,10 +8,13 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any
 
-from celery.utils.collections import LimitedSet
+from waooaw_celery.errors import BackendUnavailable
+from waooaw_celery.log.loggers import get_logger
 
-#: How many started messages a worker remembers.
-MAX_STARTED = 50_000
+logger = get_logger(__name__)
+
+#: How many started messages a worker remembers at least; it remembers at most twice as many.
+MIN_STARTED = 10_000
 #: The reason that the result backend stores for a request that was cancelled.
 CANCELLED = "cancelled"
 
@@ -36,8 +39,9 @@ class CancellationRegistry:
         self._lock = threading.Lock()
         #: By message id: whether a running handler is stopped too, and when the cancellation was learnt.
         self._known: dict[str, tuple[bool, float]] = {}
-        #: Messages whose outcome this worker may not have recorded yet.
-        self._taken: Any = LimitedSet(maxlen=MAX_STARTED)
+        #: Messages whose outcome this worker may not have recorded yet: the newest, and those before them.
+        self._taken: set[str] = set()
+        self._taken_before: set[str] = set()
 
     def add(self, message_id: str, running: bool) -> None:
         """Add a cancellation.
@@ -77,14 +81,35 @@ class CancellationRegistry:
     def take(self, message_id: str) -> None:
         """Remember that this worker starts a message."""
         with self._lock:
+            if len(self._taken) >= MIN_STARTED:
+                self._taken_before, self._taken = self._taken, set()
             self._taken.add(message_id)
 
     def has_taken(self, message_id: str) -> bool:
-        """Return whether this worker has started a message, among the last ``MAX_STARTED``."""
-        return message_id in self._taken
+        """Return whether this worker has started a message, among the last ``MIN_STARTED``."""
+        # In this order: meanwhile another thread may turn the newest into those before them.
+        return message_id in self._taken or message_id in self._taken_before
 
 
 def cancellations_of(app: Any) -> CancellationRegistry:
     """Return the cancellations that the worker of an AgentApp knows."""
     cancellations: CancellationRegistry = app.cancellations
     return cancellations
+
+
+def notify_caller(app: Any, message_id: str) -> None:
+    """Store the result of a request as cancelled, for the caller that waits. An outage is logged.
+
+    Args:
+        app: the application, an AgentApp.
+        message_id: id of the request.
+    """
+    try:
+        app.result_collector.revoke(message_id, CANCELLED)
+    except BackendUnavailable as error:
+        logger.warning(
+            "could not notify the caller of %s that it is cancelled: %s",
+            message_id,
+            error,
+            extra={"action": "caller_not_told", "message_id": message_id},
+        )

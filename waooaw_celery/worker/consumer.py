@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import logging
+import threading
+import time
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from celery import signals
 from celery.worker.consumer import Consumer
 
-from waooaw_celery.broker.dead_letters.dead_letter import CALLBACK_FIELDS, FOREIGN_CALLBACKS, printable
+from waooaw_celery.broker.dead_letters.dead_letter import CALLBACK_FIELDS, FOREIGN_CALLBACKS
 from waooaw_celery.broker.incoming.delivery import to_redis_item
 from waooaw_celery.broker.incoming.guard import (
     check_failed,
@@ -19,26 +20,66 @@ from waooaw_celery.broker.incoming.guard import (
     check_task_headers,
 )
 from waooaw_celery.broker.redis.dead_lettering import dead_letter
+from waooaw_celery.broker.redis.leases.restore import withdraw_delivery
+from waooaw_celery.broker.redis.leases.worker_requests import is_ending
 from waooaw_celery.errors import BrokerUnavailable, DecodingFailed
+from waooaw_celery.log.escaping import escaped
+from waooaw_celery.log.loggers import get_logger
 from waooaw_celery.messages.message import ENVELOPE_HEADER
+from waooaw_celery.store.redis_refusals import refusal_in, remedy
+from waooaw_celery.worker.batches.collector import Batches
+from waooaw_celery.worker.hand_back.hand_back import HandBack
+from waooaw_celery.worker.health.ledgers import is_expired, reason_to_refuse
+from waooaw_celery.worker.outcomes.acknowledged_outcomes import install
 from waooaw_celery.worker.task import AgentTask
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: Seconds between two attempts to keep a dead letter. Its message stays unacknowledged meanwhile.
 RETRY_SECONDS = 5.0
+#: Seconds for which a message that another ledger records is held before it goes back to its queue, and how many
+#: of them a worker holds beside its other messages.
+HOLD_SECONDS, MAX_HELD = 3.0, 100
 
 
 class AgentConsumer(Consumer):
     """Receives the messages of a worker.
 
-    A message that cannot be read, is no task, or has no handler here becomes a dead letter. The message is
-    acknowledged when the dead letter is stored. On Redis, the transport of this package has checked it before.
+    A message that cannot be read, is no task, or has no handler becomes a dead letter. The message is acknowledged
+    when the dead letter is stored. On Redis, the transport of this package has checked it before.
     """
+
+    #: The thread of the event loop, if that acknowledges messages at once.
+    _acknowledging_thread: int | None = None
 
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], Any]:
         """Return the function that receives each message."""
+        install(self)
+        self.batches.open()
+        connection: Any = self.connection
+        if connection.transport.driver_type == "amqp":
+            self._acknowledging_thread = threading.get_ident()
         return partial(self.consume, super().create_task_handler(*args, **kwargs))
+
+    def call_soon_ack(self, p: Any, *args: Any, **kwargs: Any) -> Any:
+        """Acknowledge or reject a message: on RabbitMQ at once, if this is the thread of the event loop.
+
+        Celery does it in the next turn of the loop. Kombu also reads messages just before a turn waits for events.
+        Then RabbitMQ waits for the acknowledgement before it sends the next message, and the loop waits for that
+        message before it acknowledges, until one of its timers wakes it.
+
+        Args:
+            p: acknowledges or rejects the message.
+            args, kwargs: its arguments.
+        """
+        # The end of a worker interrupts a handler, and Celery acknowledges its message in a turn that never comes.
+        if is_ending() or threading.get_ident() != self._acknowledging_thread:
+            return super().call_soon_ack(p, *args, **kwargs)  # type: ignore[misc]  # newer than its stubs
+        try:
+            p(*args, **kwargs)
+        except Exception:
+            logger.exception("a message could not be acknowledged", extra={"action": "not_acknowledged"})
+        return p
 
     def consume(self, receive: Callable[[Any], Any], message: Any) -> Any:
         """Check a message, and give it to Celery or make a dead letter of it.
@@ -53,7 +94,68 @@ class AgentConsumer(Consumer):
             return self._dead_letter(message, str(error))
         except Exception as error:  # noqa: BLE001 - a message that makes a check fail must not end the worker
             return self._dead_letter(message, str(check_failed(error)), error)
-        return receive(message)
+        refusal = reason_to_refuse(self.app, _headers(message))
+        return receive(message) if refusal is None else self._refuse(message, refusal)
+
+    def add_task_queue(  # type: ignore[override]  # its stubs promise a result; Celery returns none
+        self, queue: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        """Begin to consume a queue; try again while the broker does not answer.
+
+        Celery calls it from its event loop or from a remote command, and gives up after the first error: the
+        worker would live and never consume the queue.
+
+        Args:
+            queue: name of the queue.
+            args: further arguments of Celery's method.
+            kwargs: further arguments of Celery's method.
+        """
+        errors: Any = (*self.connection_errors, *self.channel_errors)  # type: ignore[attr-defined]
+        try:
+            super().add_task_queue(queue, *args, **kwargs)
+        except errors as error:
+            logger.warning(
+                "the queue %s cannot be consumed yet; next attempt in %g s: %s",
+                queue,
+                RETRY_SECONDS,
+                error,
+                extra={"action": "consume_failed"},
+            )
+
+            def again() -> None:
+                if queue in self.app.amqp.queues.consume_from:  # or else it was cancelled meanwhile
+                    self.add_task_queue(queue, *args, **kwargs)
+
+            self.timer.call_after(RETRY_SECONDS, self.call_soon, (again,))
+
+    def connection_for_write(self, url: str | None = None, heartbeat: float | None = None) -> Any:
+        """Return the connection over which Celery's own events are published: without publisher confirms.
+
+        With gevent and eventlet, one greenlet sends heartbeats while another reads the same connection: Celery
+        looks there for its end. If both read, the connection breaks, and all running messages are delivered again.
+        """
+        options = {"confirm_publish": False}
+        connection = self.app.connection_for_write(url=url, heartbeat=heartbeat, transport_options=options)
+        return self.ensure_connected(connection)
+
+    def on_connection_error_after_connected(self, exc: Exception) -> None:
+        """Prepare to connect again; pause first when the broker refused a command.
+
+        A broker that refuses answers at once: Celery would connect again many times a second, and log each time.
+        """
+        super().on_connection_error_after_connected(exc)
+        refusal = refusal_in(exc)
+        if refusal is None:
+            return
+        logger.error(
+            "the broker refuses what this worker needs, the next attempt is in %g s: %s",
+            RETRY_SECONDS,
+            remedy(refusal) or refusal,
+            extra={"action": "broker_refuses"},
+        )
+        ends_at = time.monotonic() + RETRY_SECONDS
+        while time.monotonic() < ends_at and not is_ending():
+            time.sleep(0.1)
 
     def on_decode_error(self, message: Any, exc: BaseException) -> None:
         """Make a dead letter of a message that cannot be decompressed or decoded.
@@ -64,17 +166,31 @@ class AgentConsumer(Consumer):
 
     def on_unknown_message(self, body: Any, message: Any) -> None:
         """Make a dead letter of a message that is no task."""
-        self._dead_letter(message, "it is no task")
+        self._dead_letter(message, "it is not a task")
 
     def on_invalid_task(self, body: Any, message: Any, exc: BaseException) -> None:
         """Make a dead letter of a message of which Celery cannot make a request."""
+        withdraw_delivery(message.channel, _claim_of(message))
         self._dead_letter(message, str(exc), exc)
 
     def on_unknown_task(self, body: Any, message: Any, exc: Any) -> None:
-        """Make a dead letter of a message that has no handler here, and send the error to its caller."""
-        name = _headers(message).get("task") or exc.args[0]
+        """Hand back a message whose handler only another worker has.
+
+        If none has it, make a dead letter of the message, and send the error to its caller.
+        """
+        withdraw_delivery(message.channel, _claim_of(message))
         reject = partial(super().on_unknown_task, body, message, exc)
-        self._dead_letter(message, f"the worker has no handler {name!r:.300}", exc, reject)
+        give_up = partial(self._dead_letter, message, error=exc, reject=reject)
+        self._hand_back.take(message, exc.args[0], self._queue_of(message), give_up)
+
+    @cached_property
+    def batches(self) -> Batches:
+        """The batches that are being collected."""
+        return Batches(self)
+
+    @cached_property
+    def _hand_back(self) -> HandBack:
+        return HandBack(self)
 
     def _check(self, message: Any) -> None:
         """Check what Celery takes for granted.
@@ -100,6 +216,40 @@ class AgentConsumer(Consumer):
         if foreign and any(callbacks.get(part) for part in CALLBACK_FIELDS):
             raise DecodingFailed(FOREIGN_CALLBACKS)
 
+    def _refuse(self, message: Any, reason: str) -> None:
+        """Give a message that another ledger records back to its queue, after a while.
+
+        Meanwhile the worker takes other messages: one such message must not end its work.
+        """
+        app: Any = self.app  # an AgentApp
+        withdraw_delivery(message.channel, _claim_of(message))
+        queue, id_ = self._queue_of(message), _headers(message).get("id")
+        errors: Any = self.connection_errors  # type: ignore[attr-defined]  # newer than its stubs
+        if app.intake.refuse(queue, reason):
+            logger.critical(
+                "this worker leaves message %s, and others like it, in the queue %s: %s",
+                id_,
+                queue,
+                reason,
+                extra={"action": "ledger_refused", "queue": queue, "message_id": id_},
+            )
+        if is_expired(app, _headers(message)):  # its ledger's sweep records that
+            message.ack_log_error(logger, errors)
+            signals.task_rejected.send(sender=self, message=message, exc=None)
+            return
+        qos: Any = self.qos  # type: ignore[attr-defined]
+        has_room = qos.value < self.initial_prefetch_count + MAX_HELD  # type: ignore[attr-defined]
+        if has_room:  # as for a message that is not due yet
+            qos.increment_eventually()
+
+        def give_back() -> None:
+            if has_room:
+                qos.decrement_eventually()
+            message.reject_log_error(logger, errors, requeue=True)
+            signals.task_rejected.send(sender=self, message=message, exc=None)
+
+        self.timer.call_after(HOLD_SECONDS, self.call_soon, (give_back,))
+
     def _dead_letter(
         self,
         message: Any,
@@ -115,7 +265,7 @@ class AgentConsumer(Consumer):
             error: the exception that says so.
             reject: has Celery reject the message and store the error for its caller; None: there is no caller.
         """
-        reason = printable(reason)  # it may quote the message, and must be one line of the log
+        reason = escaped(reason)  # it may quote the message, and must be one line of the log
         try:
             self._store(message, reason)
         except BrokerUnavailable as away:
@@ -140,7 +290,7 @@ class AgentConsumer(Consumer):
         Raises:
             BrokerUnavailable: the broker does not answer.
         """
-        claim = getattr(getattr(message, "_raw", None), "claim", None)
+        claim = _claim_of(message)
         if claim is None:
             app: Any = self.app  # an AgentApp
             app.dead_letters.bury(self._queue_of(message), reason, _item(message), self.hostname)
@@ -157,7 +307,7 @@ class AgentConsumer(Consumer):
             reject()
         except Exception:
             logger.exception(
-                "the caller of a message that became a dead letter gets no answer: the result backend failed",
+                "a request became a dead letter, and its caller gets no answer: the result backend failed",
                 extra={"action": "caller_not_told"},
             )
             if not message.acknowledged:
@@ -172,6 +322,10 @@ class AgentConsumer(Consumer):
 
 def _headers(message: Any) -> Any:
     return message.headers if isinstance(message.headers, dict) else {}
+
+
+def _claim_of(message: Any) -> Any:
+    return getattr(getattr(message, "_raw", None), "claim", None)
 
 
 def _decoded(message: Any) -> Any:

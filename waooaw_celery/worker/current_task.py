@@ -23,13 +23,16 @@ def current_task() -> AgentTask | None:
 
 
 def current_message() -> Message | None:
-    """Return the message that is being handled in this thread or coroutine, or None outside of handlers.
+    """Return the message that is being handled in this thread or coroutine.
+
+    Returns:
+        None outside of handlers, and in a handler of batches, which handles several messages at once.
 
     Raises:
         InvalidMessage: this version cannot read the message's envelope.
     """
     task = current_task()
-    return task.message if task is not None else None
+    return task.message if task is not None and not attempt_of(task.request).is_batch else None
 
 
 def is_sent_by_finished_handler() -> bool:

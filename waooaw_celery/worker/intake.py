@@ -6,21 +6,20 @@ their end, and their messages are acknowledged when the outcome is recorded.
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from celery import bootsteps
-
 from waooaw_celery.broker.redis.leases.worker_requests import unacknowledged
 from waooaw_celery.errors import AuditUnavailable
+from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.worker.health.periodic_step import PeriodicStep
 
 if TYPE_CHECKING:
     from waooaw_celery.ledger.write.recording import Recording
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: Seconds between two checks of the worker's main process, and between two attempts to write.
 CHECK_SECONDS, WRITE_SECONDS = 0.25, 1.0
@@ -29,6 +28,8 @@ CHECK_SECONDS, WRITE_SECONDS = 0.25, 1.0
 WRITES_NEEDED = 2
 #: Seconds, once facts can be recorded again, after which a process that still has not recorded one has died.
 LOST_SECONDS = 15.0
+#: Seconds after a refused message for which the worker reports it. It comes back earlier if it is still there.
+REFUSED_SECONDS = 30.0
 
 
 def recording_of(app: Any) -> Recording | None:
@@ -56,9 +57,11 @@ class Intake:
     def __init__(self, app: Any) -> None:
         self._app = app
         self._lock = threading.Lock()
-        #: By message id, a request and the call that acknowledges it.
-        self._deferred: dict[str, tuple[Any, Callable[[], None]]] = {}
+        #: By message id, a request, the call that acknowledges it, and since when it is deferred.
+        self._deferred: dict[str, tuple[Any, Callable[[], None], float]] = {}
         self.not_taking: str | None = None
+        #: When a message was last refused because another ledger records it, by queue and reason.
+        self._refused: dict[tuple[str, str], float] = {}
         self._stopped_at = self._write_at = self._writable_since = 0.0
         self._successful_writes = 0
 
@@ -73,9 +76,33 @@ class Intake:
         if recording is None or not recording.holds(request.id):
             return False
         with self._lock:
-            self._deferred[request.id] = request, settle
+            self._deferred[request.id] = request, settle, time.monotonic()
             unacknowledged.add(request)  # a lost connection must not end its lease
         return True
+
+    def refuse(self, queue: str, reason: str) -> bool:
+        """Note that a message is refused because another ledger records it.
+
+        Args:
+            queue: its queue.
+            reason: a sentence.
+
+        Returns:
+            Whether it is the first for a while, with this reason.
+        """
+        is_first = reason not in self.refused().get(queue, "")
+        self._refused[queue, reason] = time.monotonic()
+        return is_first
+
+    def refused(self) -> dict[str, str]:
+        """Return why messages were refused in the last seconds, by queue."""
+        found: dict[str, str] = {}
+        for (queue, reason), at in tuple(self._refused.items()):
+            if time.monotonic() - at < REFUSED_SECONDS:
+                found[queue] = f"{found[queue]}; {reason}" if queue in found else reason
+            else:
+                self._refused.pop((queue, reason), None)
+        return found
 
     def check(self, consumer: Any) -> None:
         """Stop or start to consume, and settle the messages whose outcome is recorded by now.
@@ -98,7 +125,7 @@ class Intake:
         self._stopped_at, self._write_at, self._successful_writes = time.monotonic(), 0.0, 0
         self.not_taking = "the outcomes of messages can be recorded neither in the ledger nor in the spool"
         logger.error(
-            "this worker takes no more messages: %s. Bring back the database, or make room for %s",
+            "this worker takes no more messages: %s. Restart the database, or free disk space for %s",
             self.not_taking,
             self._app.ledger.spool.path,
             extra={"action": "intake_stopped"},
@@ -130,13 +157,14 @@ class Intake:
     def _settle(self, recording: Recording, consumer: Any) -> None:
         with self._lock:
             deferred = dict(self._deferred)
-        for id_, (request, settle) in deferred.items():
+        for id_, (request, settle, since) in deferred.items():
+            since = max(since, self._writable_since)
             if not recording.holds(id_):
                 consumer.call_soon(settle)
-            elif self.not_taking is None and time.monotonic() - self._writable_since > LOST_SECONDS:
+            elif self.not_taking is None and time.monotonic() - since > LOST_SECONDS:
                 recording.release(id_)
                 logger.warning(
-                    "the process that handled %s died before it recorded the outcome: it is delivered again",
+                    "the process that handled %s died before it recorded the outcome; the message is redelivered",
                     id_,
                     extra={"action": "end_lost", "message_id": id_},
                 )
@@ -148,47 +176,31 @@ class Intake:
                 unacknowledged.discard(request)
 
 
-class WatchIntake(bootsteps.StartStopStep):
-    """Bootstep of the worker: a thread of its main process that checks the intake."""
+class WatchIntake(PeriodicStep):
+    """Bootstep of the worker: a thread of its main process that checks the intake.
 
-    requires = ("waooaw_celery.worker.health.heartbeat:Heartbeat",)
+    What is not acknowledged when the thread ends is redelivered.
+    """
 
-    def __init__(self, parent: Any, **kwargs: Any) -> None:
-        super().__init__(parent, **kwargs)
-        self._ended = threading.Event()
-        self._thread: threading.Thread | None = None
+    seconds, thread_name = CHECK_SECONDS, "waooaw-intake"
+    failure = ("the check whether outcomes can be recorded failed", "intake_failed")
 
     def create(self, parent: Any) -> None:
-        """Add to the heartbeat's report why the worker does not consume."""
+        """Add to the heartbeat's report why the worker does not consume, and which messages it refuses."""
+        parent.heartbeat_report.add("refused", lambda: parent.app.intake.refused() or None)
         parent.heartbeat_report.add("not_taking", lambda: parent.app.intake.not_taking)
 
-    def start(self, parent: Any) -> None:
-        """Start the thread, if the application has a ledger."""
-        if recording_of(parent.app) is not None:
-            self._thread = threading.Thread(target=self._run, args=(parent,), name="waooaw-intake", daemon=True)
-            self._thread.start()
+    def is_needed(self, parent: Any) -> bool:
+        """Whether the application has a ledger."""
+        return recording_of(parent.app) is not None
 
-    def stop(self, parent: Any) -> None:
-        """End the thread. Messages that are not acknowledged by then are delivered again."""
-        self._ended.set()
-        if self._thread is not None:
-            self._thread.join(timeout=5.0)
-            self._thread = None
-
-    def terminate(self, parent: Any) -> None:
-        """End the thread in a cold shutdown too."""
-        self.stop(parent)
+    def look(self, parent: Any) -> None:
+        """Check the intake once."""
+        parent.app.intake.check(getattr(parent, "consumer", None))
 
     def info(self, parent: Any) -> Any:
-        """Return, for ``celery inspect stats``, why the worker does not consume; None: it does."""
-        return {"not_taking": parent.app.intake.not_taking}
-
-    def _run(self, worker: Any) -> None:
-        while not self._ended.wait(CHECK_SECONDS):
-            try:
-                worker.app.intake.check(getattr(worker, "consumer", None))
-            except Exception:
-                logger.exception("the check of the intake failed", extra={"action": "intake_failed"})
+        """Return, for ``celery inspect stats``, why the worker does not consume, and what it refuses."""
+        return {"not_taking": parent.app.intake.not_taking, "refused": parent.app.intake.refused()}
 
 
 def _cancel(consumer: Any) -> None:
@@ -212,4 +224,8 @@ def _send(consumer: Any, command: Callable[[], Any]) -> None:
     try:
         command()
     except consumer.connection_errors as error:  # a new connection consumes by itself
-        logger.warning("cannot reach the broker: %s", error, extra={"action": "intake_not_told"})
+        logger.warning(
+            "could not start or stop consuming; the worker does so when it reconnects: %s",
+            error,
+            extra={"action": "intake_not_told"},
+        )

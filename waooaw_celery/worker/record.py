@@ -12,6 +12,7 @@ from waooaw_celery.messages.message import Message
 from waooaw_celery.messages.receipt import MessageEvent, MessageFact, ReceiptStore
 from waooaw_celery.worker.attempt import attempt_of
 from waooaw_celery.worker.intake import recording_of
+from waooaw_celery.worker.outcomes.acknowledged_outcomes import carry
 
 #: The longest error text that is recorded, in characters.
 MAX_ERROR_CHARACTERS = 2000
@@ -46,6 +47,8 @@ def record_fact(app: Any, fact: MessageFact) -> None:
     Raises:
         AuditUnavailable: neither is possible.
     """
+    if carry(app, fact):
+        return
     receipts: ReceiptStore = app.receipts
     try:
         receipts.note(fact)

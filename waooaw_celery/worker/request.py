@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import datetime
 from signal import SIGKILL, SIGTERM
 from typing import Any
 
@@ -20,6 +21,9 @@ from celery.platforms import signals as signal_numbers
 from celery.worker import state
 from kombu.exceptions import ContentDisallowed, DecodeError
 
+from waooaw_celery.errors import DeadlineExceeded, InvalidArguments
+from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.message import ENVELOPE_HEADER
 from waooaw_celery.worker.cancellation import CancelAnswer, cancellations_of
 from waooaw_celery.worker.execution.event_loop import cancel_handler
 from waooaw_celery.worker.execution.interruptions import ends_worker
@@ -27,19 +31,23 @@ from waooaw_celery.worker.execution.pools import settle
 from waooaw_celery.worker.execution.running_requests import Place
 from waooaw_celery.worker.health.clock import clock_of
 from waooaw_celery.worker.intake import Intake
+from waooaw_celery.worker.outcomes.acknowledged_outcomes import mark
 from waooaw_celery.worker.outcomes.committed_effects import is_committed, was_committed_before
 from waooaw_celery.worker.outcomes.follow_up_context import sending_follow_ups
-from waooaw_celery.worker.timed_request import TimedRequest
+from waooaw_celery.worker.outcomes.hidden_payloads import HidingRequest, reporting
+from waooaw_celery.worker.timed_request import TimedRequest, as_datetime
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: How often, and every how many seconds, the pool checks whether a process that got SIGTERM has ended.
 CHECKS, CHECK_SECONDS = 40, 0.05
+#: The errors of a message that say nothing about the health of its agent.
+_NOT_A_FAULT = (Ignore, Reject, InvalidArguments, DeadlineExceeded)
 #: The errors that Celery reports when the process of a handler has ended, or is about to be ended.
 _PROCESS_ENDED = (Terminated, WorkerLostError, TimeLimitExceeded, SystemExit, KeyboardInterrupt)
 
 
-class AgentRequest(TimedRequest):
+class AgentRequest(HidingRequest, TimedRequest):
     """A request that can be cancelled: dropped before its handler starts, or stopped while the handler runs.
 
     Attributes:
@@ -50,21 +58,26 @@ class AgentRequest(TimedRequest):
         InvalidTaskError: Celery cannot make a request of the message. The consumer makes a dead letter of it.
     """
 
+    #: Whether the pool reports its outcome alone, and not with those of a batch.
+    ends_alone = True
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         try:
-            super().__init__(*args, **kwargs)
+            super().__init__(*args, **{"maybe_iso8601": as_datetime, **kwargs})
         except (InvalidTaskError, ContentDisallowed, DecodeError):
             raise
         except Exception as error:  # a header that no check covers must not end the worker
-            raise InvalidTaskError(f"Celery cannot make a request of it: {error!r:.200}") from error
+            raise InvalidTaskError(f"Celery cannot create a request from it: {error!r:.200}") from error
+        mark(self)
         self.taken = False
         self.place: Place | None = None
+        self._is_noted = False
         self._lock = threading.RLock()  # a timer's thread may give it to the pool
         #: The pool in which its handler is to be stopped.
         self._stopping_pool: Any = None
         #: Whether its effect is committed; None: not asked yet.
         self._committed: bool | None = None
-        #: Whether its process ended after the commit, so that the message is delivered again.
+        #: Whether its process ended after the commit, so that the message is redelivered.
         self._requeued = False
         self._cancellations = cancellations_of(self.app)
         app: Any = self.app
@@ -85,7 +98,7 @@ class AgentRequest(TimedRequest):
             return False
 
     def _is_committed(self) -> bool:
-        """Return whether it would be dropped, but its effect is committed: then its handler runs all the same."""
+        """Return whether it would be dropped, but its effect is committed: then its handler still runs."""
         if not getattr(self.task, "once", False) or self.taken:
             return False
         expired = self.expires is not None and self.expires <= clock_of(self.app).now()
@@ -97,8 +110,34 @@ class AgentRequest(TimedRequest):
 
     def acknowledge(self) -> None:
         """Acknowledge its message, once its outcome is recorded."""
+        if self.time_start and not self._is_noted and self.task.acks_late:
+            self._note_outcome()
         if self.acknowledged or not self._intake.defer(self, self.acknowledge):
             super().acknowledge()
+
+    def _note_outcome(self) -> None:
+        """Note for the agent's health how the message ended."""
+        self._is_noted = True
+        app: Any = self.app
+        app.outcomes.note(
+            self.task.agent,  # type: ignore[attr-defined]  # an AgentTask
+            time.time() - (self.time_start or 0.0),
+            failed=self.ended_by is not None and not isinstance(self.ended_by, _NOT_A_FAULT),
+            waited=self._waited(),
+        )
+
+    def _waited(self) -> float | None:
+        """Return how long the message waited in its queue, in seconds; None for a retry or a delayed one."""
+        headers = self.request_dict
+        envelope = headers.get(ENVELOPE_HEADER)
+        sent_at = envelope.get("sent_at") if isinstance(envelope, dict) else None
+        if sent_at is None or headers.get("retries") or headers.get("eta") or not self.time_start:
+            return None
+        try:
+            sent = clock_of(self.app).to_local(datetime.fromisoformat(sent_at))
+            return max(self.time_start - sent.timestamp(), 0.0)
+        except (ValueError, TypeError, OverflowError):  # another program wrote the envelope
+            return None
 
     def reject(self, requeue: bool = False) -> None:
         """Requeue its message at once, or discard it, once its outcome is recorded."""
@@ -197,14 +236,15 @@ class AgentRequest(TimedRequest):
             error: what ended the message.
             failed: whether the message has failed although there is no report.
         """
+        self.ended_by = error
         try:
-            with sending_follow_ups(self.task, self._facts):
+            with reporting(self.task), sending_follow_ups(self.task, self._facts):
                 end_in_celery()
         except BaseException as wrong:
             if ends_worker(wrong):
                 raise
             logger.exception(
-                "Celery could not end %s: its message is acknowledged",
+                "Celery failed to record the end of %s; its message is acknowledged",
                 self,
                 extra={"action": "end_not_noted", "message_id": self.id},
             )

@@ -12,9 +12,12 @@ from celery.states import UNREADY_STATES
 
 from waooaw_celery.errors import DeliveryLimitExceeded, InvalidMessage, UnknownAgent, UnknownSender
 from waooaw_celery.messages.receipt import MessageEvent, MessageFact
-from waooaw_celery.worker.admission import admit, is_requeued, reason_to_skip, store_revoked
+from waooaw_celery.worker.admission import admit, reason_to_skip, store_revoked
+from waooaw_celery.worker.attempt import attempt_of
 from waooaw_celery.worker.cancellation import CANCELLED, cancellations_of
 from waooaw_celery.worker.execution.pools import retry_behind
+from waooaw_celery.worker.outcomes.acknowledged_outcomes import ends_with_acknowledgement, withdraw
+from waooaw_celery.worker.outcomes.answers import failed, recorded_answer, succeeded
 from waooaw_celery.worker.outcomes.committed_effects import is_committed
 from waooaw_celery.worker.outcomes.dead_lettering import add_dead_letter, request_of
 from waooaw_celery.worker.record import MAX_ERROR_CHARACTERS, record, record_fact
@@ -46,10 +49,14 @@ def on_prerun(sender: Any, **_: Any) -> None:
         admit(sender)
 
 
-def on_success(sender: Any, **_: Any) -> None:
-    """Record that the handler returned (in the pool process)."""
-    if isinstance(sender, AgentTask):
-        record(sender, MessageEvent.HANDLED)
+def on_success(sender: Any, result: Any = None, **_: Any) -> None:
+    """Record that the handler returned, and what (in the pool process). The result backend has the result."""
+    if not isinstance(sender, AgentTask):
+        return
+    request = sender.request
+    if not ends_with_acknowledgement(request):
+        answer = recorded_answer(sender, request, succeeded(result))
+        record(sender, MessageEvent.HANDLED, request, answer=answer)
 
 
 def on_postrun(sender: Any, state: str | None = None, retval: Any = None, **_: Any) -> None:
@@ -58,9 +65,13 @@ def on_postrun(sender: Any, state: str | None = None, retval: Any = None, **_: A
     A task that replaces itself raises ``Ignore`` too, but the replacement ends its message. A message that was not
     admitted has ended already.
     """
-    if not isinstance(sender, AgentTask) or reason_to_skip(sender) is not None or is_requeued(sender):
+    if not isinstance(sender, AgentTask):
         return
-    if sender.was_stopped():
+    request = sender.request
+    attempt = attempt_of(request)
+    if reason_to_skip(sender, request) is not None or attempt.requeue_reason:
+        return
+    if attempt.is_stopped:
         record(sender, MessageEvent.CANCELLED)
         store_revoked(sender, CANCELLED)
     elif state == "IGNORED" and str(retval) != REPLACED:
@@ -79,27 +90,31 @@ def on_retry(sender: Any, request: Any, reason: Any = None, **_: Any) -> None:
         record(sender, MessageEvent.RETRIED, request, error=reason and str(reason))
 
 
-def on_failure(sender: Any, task_id: str, exception: BaseException, **_: Any) -> None:
+def on_failure(sender: Any, task_id: str, exception: BaseException, einfo: Any = None, **_: Any) -> None:
     """Record that the handler failed, ran too long or lost its process (in the pool or the main process).
 
     A message that ended its process or its worker each time is DEAD, if a dead letter of it is kept. A message
-    whose effect is committed (``once=True``) is HANDLED all the same.
+    whose effect is committed (``once=True``) is still HANDLED.
     """
     if not isinstance(sender, AgentTask):
         return
+    request = request_of(sender, task_id)
+    told = failed(class_name(exception), str(exception), getattr(einfo, "traceback", None))
+    answer = recorded_answer(sender, request, told)
     if is_committed(sender, task_id):  # nothing is left to retry by hand
-        sender.app.receipts.note(MessageFact(message_id=task_id, event=MessageEvent.HANDLED))  # type: ignore[attr-defined]  # an AgentApp
+        record_fact(sender.app, MessageFact(message_id=task_id, event=MessageEvent.HANDLED, answer=answer))
         return
     error = _describe(exception)
     # The pool process has made the dead letter of a rejected message.
     is_dead_letter = not isinstance(exception, Reject) and add_dead_letter(
-        sender, request_of(sender, task_id), error[:MAX_ERROR_CHARACTERS]
+        sender, request, error[:MAX_ERROR_CHARACTERS]
     )
     event = MessageEvent.DEAD if is_dead_letter and isinstance(exception, _DEADLY) else MessageEvent.FAILED
     if sender.request.id == task_id:
-        record(sender, event, error=error)
+        record(sender, event, error=error, answer=answer)
     else:  # Celery does not always make the request current
-        record_fact(sender.app, MessageFact(message_id=task_id, event=event, error=error[:MAX_ERROR_CHARACTERS]))
+        text = error[:MAX_ERROR_CHARACTERS]
+        record_fact(sender.app, MessageFact(message_id=task_id, event=event, error=text, answer=answer))
 
 
 def on_internal_error(sender: Any, request: Any, exception: BaseException, **_: Any) -> None:
@@ -108,7 +123,7 @@ def on_internal_error(sender: Any, request: Any, exception: BaseException, **_: 
         # Celery publishes a retry before it stores its state.
         event = MessageEvent.RETRIED if retry_behind(exception) is not None else MessageEvent.FAILED
         is_unsent = isinstance(exception, UnknownAgent | UnknownSender | InvalidMessage)
-        what = "what follows it could not be sent" if is_unsent else "its outcome could not be stored"
+        what = "its follow-up could not be sent" if is_unsent else "its outcome could not be stored"
         record(sender, event, Context(request), error=f"{what}: {exception}")
 
 
@@ -118,6 +133,8 @@ def on_revoked(sender: Any, request: Any, terminated: bool = False, expired: boo
         event, error = (MessageEvent.EXPIRED, None) if expired else (MessageEvent.FAILED, "revoked by an operator")
         if not expired and request.id in cancellations_of(sender.app):
             event, error = MessageEvent.CANCELLED, None
+        if not terminated:
+            withdraw(sender.app, request)
         record(sender, event, request, error=error, attempt=request.retries + 1 if terminated else 0)
 
 

@@ -15,11 +15,20 @@ from waooaw_celery.messages.message import Message
 from waooaw_celery.messages.reply_to import REPLY_TO_HEADER, ReplyTo
 from waooaw_celery.worker.admission import check_admitted
 from waooaw_celery.worker.attempt import attempt_of, message_of
+from waooaw_celery.worker.execution.arguments import answer_of, by_position, check_arguments
 from waooaw_celery.worker.execution.completion import complete, running_coroutine
-from waooaw_celery.worker.execution.interruptions import describe, ends_greenlet, ends_worker
+from waooaw_celery.worker.execution.deadline import deadline_of, ignore_soft_limit, raise_if_at_deadline
+from waooaw_celery.worker.execution.interruptions import describe, ends_greenlet, ends_worker, portable_group
 from waooaw_celery.worker.outcomes.follow_up_context import message_that_ended
-from waooaw_celery.worker.outcomes.retries import check_expiry, publish_next_attempt, retry_if_allowed
-from waooaw_celery.worker.outcomes.retry_policy import Retries
+from waooaw_celery.worker.outcomes.hidden_payloads import ShownResult
+from waooaw_celery.worker.retries.retries import (
+    check_expiry,
+    check_may_retry,
+    count_request,
+    publish_next_attempt,
+    retry_if_allowed,
+)
+from waooaw_celery.worker.retries.retry_policy import RetryPolicy
 
 
 class AgentTask(Task):  # type: ignore[type-arg]
@@ -31,6 +40,7 @@ class AgentTask(Task):  # type: ignore[type-arg]
         stoppable: whether it can be stopped while it runs: an ``async def``, or a generator between two parts.
         once: whether its effect, in ``agent.session``, is committed together with the note that it happened.
         retries: when it is tried again after an error; None: the setting ``waooaw_retries`` decides.
+        deadline: ``ignore`` if it is not stopped when the caller of its request no longer waits; None: it is.
     """
 
     abstract = True
@@ -39,22 +49,44 @@ class AgentTask(Task):  # type: ignore[type-arg]
     handler: str = ""
     stoppable: bool = False
     once: bool = False
-    retries: Retries | None = None
+    retries: RetryPolicy | None = None
+    #: The longest text of a result in Celery's log and events. A handler may set its own.
+    resultrepr_maxsize = ShownResult()
+    deadline: str | None = None
     # A message whose handler kills its process is published again this often. Then it has failed.
     max_retries = 3
     default_retry_delay = 1
 
     def before_start(self, task_id: str, args: Any, kwargs: Any) -> None:
-        """Raise what ends a message that was not admitted; Celery calls it before the handler."""
+        """Raise what ends a message without its handler: it was not admitted, or has wrong arguments.
+
+        Celery calls it before the handler. Nothing that it raises is retried.
+        """
         try:
             check_admitted(self)
+            check_arguments(self, args, kwargs)
         except Exception:
             attempt_of(self.request).end(failed=True)
             raise
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    # A handler may have a parameter ``self``: these methods leave the name free.
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         """Run the handler; see ``handle``."""
-        return self.handle(partial(super().__call__, *args, **kwargs))
+        positional, named = by_position(self, args, kwargs)
+        return self.handle(partial(super().__call__, *positional, **named))
+
+    def delay(self, /, *args: Any, **kwargs: Any) -> Any:
+        """Publish the task with these arguments, like ``delay`` of Celery's ``Task``."""
+        return self.apply_async(args, kwargs)
+
+    def s(self, /, *args: Any, **kwargs: Any) -> Any:
+        """Return a signature with these arguments, like ``s`` of Celery's ``Task``."""
+        return self.signature(args, kwargs)
+
+    def si(self, /, *args: Any, **kwargs: Any) -> Any:
+        """Return an immutable signature with these arguments, like ``si`` of Celery's ``Task``."""
+        return self.signature(args, kwargs, immutable=True)
 
     def handle(self, call: Callable[[], Any]) -> Any:
         """Run the handler, and decide what an error of it means for the message.
@@ -67,23 +99,37 @@ class AgentTask(Task):  # type: ignore[type-arg]
 
         Raises:
             Retry: the message is tried again.
+            DeadlineExceeded: the caller of the request no longer waits, and the handler was stopped.
+            InvalidMessage: the result cannot be sent; its error names the part.
             HandlerExited: the handler called ``sys.exit()``, ran out of memory, or raised another error that is no
                 ``Exception``. It would otherwise end or block its worker.
         """
-        attempt = attempt_of(self.request)
+        request = self.request
+        attempt = attempt_of(request)
         outermost = not (attempt.handler_started or attempt.handler_ended)  # a handler may call itself
         if outermost:
             attempt.handler_started = True
-        failed = True
+            count_request(self, request)
+        failed, returned = True, False
         try:
-            once = self.once and outermost and not self.request.called_directly
+            once = self.once and outermost and not request.called_directly
             result = _run_once(self, call) if once else call()
+            returned = True
+            if outermost:
+                ignore_soft_limit(request)  # the handler has ended before its deadline
+            if outermost and not once:  # run_once has copied it before the commit
+                result = answer_of(self, request, result)
             failed = False
         except MemoryError as error:  # Celery would end the worker, and then each worker that gets the message
             raise HandlerExited(f"{self.name} ran out of memory: {error}") from error
         except Exception as error:
             if outermost:
+                ignore_soft_limit(self.request)  # nothing may interrupt the publish of the next attempt
+                raise_if_at_deadline(self, error)
+            if outermost and not returned:  # another attempt would have its effect again
                 retry_if_allowed(self, error)
+            if outermost and isinstance(error, ExceptionGroup) and not self.request.called_directly:
+                raise portable_group(error) from error
             raise
         except BaseException as error:
             if self._is_interruption(error):
@@ -96,7 +142,10 @@ class AgentTask(Task):  # type: ignore[type-arg]
             return result
         finally:
             if outermost:
-                attempt.end(failed=failed)
+                try:
+                    ignore_soft_limit(request)
+                finally:
+                    attempt.end(failed=failed)
 
     def _is_interruption(self, error: BaseException) -> bool:
         """Return whether Celery, and not the handler's own code, raised an exception that is no ``Exception``.
@@ -127,16 +176,21 @@ class AgentTask(Task):  # type: ignore[type-arg]
         """Publish another attempt, like ``retry`` of Celery's ``Task``.
 
         Without ``eta`` and ``countdown``, the pause is that of ``retries``. When the message would expire before
-        the next attempt, it fails at once with the handler's error.
+        the next attempt, it fails at once with the handler's error. It does so too when ``exc`` comes from a
+        request that was retried out, or when the retry budget of the process is spent.
 
         Raises:
             Retry: the next attempt is published.
             Reject: it cannot be published. When the broker does not answer, it is ReturnedToQueue: the message
-                stays unacknowledged, and is delivered again when the broker is back.
+                stays unacknowledged, and is redelivered when the broker answers again.
         """
         if eta is None and countdown is None and self.retries is not None:
             countdown = self.retries.delay(self.request.retries)
         check_expiry(self, exc, eta, self.default_retry_delay if countdown is None else countdown)
+        limit = self.max_retries if max_retries is None else max_retries
+        # With throw=False, whoever calls this has decided already, such as a message that is requeued.
+        if throw and exc is not None and (limit is None or self.request.retries < limit):
+            check_may_retry(self, exc)
         publish = partial(super().retry, args, kwargs, exc, throw, eta=eta, countdown=countdown)
         return publish_next_attempt(partial(publish, max_retries=max_retries, **options))
 
@@ -147,10 +201,12 @@ class AgentTask(Task):  # type: ignore[type-arg]
         if running is not None and running[0] is self:
             return running[1]
         # The stack first: to find the current task, ``message_that_ended`` asks tasks for their requests.
-        if self.request_stack.top is None:
-            ended = message_that_ended()
-            if ended is not None and ended[0] is self:
-                return ended[1]
+        current: Context | None = self.request_stack.top
+        if current is not None:
+            return current
+        ended = message_that_ended()
+        if ended is not None and ended[0] is self:
+            return ended[1]
         request: Context = super().request
         return request
 
@@ -184,10 +240,8 @@ class AgentTask(Task):  # type: ignore[type-arg]
         return ReplyTo.from_header((self.request.headers or {}).get(REPLY_TO_HEADER))
 
     def caller_deadline(self) -> datetime | None:
-        """Return when the caller of the request stops waiting, or None when it does not wait with a deadline."""
-        call = self.call
-        has_deadline = call is not None and not call.stream and call.on_reply is None
-        return self.message.expires_at if has_deadline else None
+        """Return when the caller of the request stops waiting, or None; see ``deadline_of``."""
+        return deadline_of(self, self.request)
 
     def was_stopped(self) -> bool:
         """Return whether the handler was stopped because its message was cancelled."""

@@ -15,12 +15,11 @@ from lost_messages import (
     declare_agent,
     event_names,
     lose_everything,
-    queue_length,
     recover,
     redis_client,
     send,
 )
-from support import Broker, settled, until
+from support import Broker, queue_length, settled, until
 
 from waooaw_celery import AgentApp, MessageStatus, Priority
 from waooaw_celery.maintenance import broker_inventory as inventory_module
@@ -50,6 +49,7 @@ def test_the_messages_of_a_purged_or_deleted_rabbitmq_queue_are_recovered(
         assert {Counter(event_names(app, id_))["handled"] for id_ in ids} == {1}
 
 
+@pytest.mark.slow
 @pytest.mark.rabbitmq
 def test_a_wrong_guess_on_rabbitmq_is_skipped_as_a_duplicate(
     rabbitmq: Broker, start: Callable[..., Process], tmp_path: Path

@@ -15,11 +15,10 @@ import pytest
 from lost_messages import (
     declare_agent,
     event_names,
-    queue_length,
     redis_client,
     send,
 )
-from support import Broker, note, settled, until
+from support import Broker, note, queue_length, settled, until
 
 from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus
 from waooaw_celery import RequestResponseHandler as Requests
@@ -108,6 +107,7 @@ def test_a_copy_of_a_request_keeps_its_result(
     assert (result.state, str(result.result)) == answer
 
 
+@pytest.mark.slow
 def test_a_replaced_task_is_not_a_duplicate(broker: Broker, app: AgentApp, start: Callable[..., Process]) -> None:
     """A task that replaces a handler has the same id, and runs."""
     agent = broker.name()

@@ -10,13 +10,12 @@ import pytest
 from lost_messages import (
     declare_agent,
     lose_everything,
-    queue_length,
     raw_messages,
     rebuild_message,
     recover,
     send,
 )
-from support import Broker, note
+from support import Broker, note, queue_length
 
 from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus
 from waooaw_celery import RequestResponseHandler as Requests

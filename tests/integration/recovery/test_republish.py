@@ -11,18 +11,18 @@ from pathlib import Path
 from typing import TypeAlias
 from uuid import UUID
 
+import pytest
 from celery import chain, chord
 from lost_messages import (
     declare_agent,
     event_names,
     lose_everything,
-    queue_length,
     raw_messages,
     read_record,
     recover,
     redis_client,
 )
-from support import Broker, settled, until
+from support import Broker, queue_length, settled, until
 
 from waooaw_celery import AgentApp, EventBus, Message, MessageBus, MessageStatus, MessageType, Priority
 from waooaw_celery import RequestResponseHandler as Requests
@@ -124,6 +124,7 @@ def test_a_chain_continues_after_its_lost_first_step(
     assert [path.name for path in tmp_path.iterdir()] == [result.id]
 
 
+@pytest.mark.slow
 def test_a_chain_whose_first_step_runs_twice_continues_once(
     broker: Broker, app: AgentApp, start: Callable[..., Process]
 ) -> None:

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 from uuid import uuid4
 
-from waooaw_celery.agents.events.delivery import Published, delivery_id, subscriber_messages
-from waooaw_celery.agents.events.replay import EventReplayer, Pace, ReplayResult
+from waooaw_celery.agents.events.replay_operations import ReplayOperations
 from waooaw_celery.app.app import AgentApp
-from waooaw_celery.broker.application import require_agent_app
-from waooaw_celery.errors import UnknownMessage
+from waooaw_celery.app.events.delivery import Published, delivery_id, subscriber_messages
+from waooaw_celery.errors import InvalidMessage, UnknownMessage
 from waooaw_celery.limits.waiting import Wait
 from waooaw_celery.messages.enums import MessageStatus, MessageType, Priority, RetentionPolicy
 from waooaw_celery.messages.message import NO_RECIPIENT, Message
 from waooaw_celery.messages.queues import HandlerName
 from waooaw_celery.messages.receipt import DeliveryReceipt, receipt_of
 from waooaw_celery.messages.topics.attributes import EventAttributes
-from waooaw_celery.messages.topics.filters import Filter
-from waooaw_celery.messages.topics.patterns import check_pattern, check_topic
-from waooaw_celery.messages.topics.schemas import SchemaCheck, select_schema
+from waooaw_celery.messages.topics.patterns import check_topic
+from waooaw_celery.messages.topics.schemas import SchemaCheck, TopicSchema, select_schema
 from waooaw_celery.messages.validation import JSON
 from waooaw_celery.store.subscriptions import KnownSubscriptions, Subscription
 
@@ -28,7 +25,7 @@ from waooaw_celery.store.subscriptions import KnownSubscriptions, Subscription
 AS_SET: Any = object()
 
 
-class EventBus:
+class EventBus(ReplayOperations):
     """Publishes and replays events, and manages subscriptions.
 
     Args:
@@ -39,8 +36,8 @@ class EventBus:
     """
 
     def __init__(self, app: AgentApp) -> None:
-        self.app = require_agent_app(app, "EventBus")
-        self._declared = False
+        super().__init__(app)
+        self._declared: tuple[TopicSchema, ...] = ()
 
     def publish(
         self,
@@ -62,7 +59,7 @@ class EventBus:
         """Publish an event to all subscriptions that match it.
 
         Each subscriber gets its own message in its agent's queue, where the message waits until a worker runs. A
-        ledger also records the event itself, even if nobody has subscribed yet.
+        ledger also records the event itself, even if it has no subscriber yet.
 
         Args:
             topic: what happened: words separated by dots, such as ``task.created``.
@@ -86,8 +83,11 @@ class EventBus:
             The id of the event, and the receipts of the messages by subscriber.
 
         Raises:
-            InvalidMessage: the topic is invalid or has a wildcard, or another argument is invalid.
+            InvalidMessage: the topic is invalid or has a wildcard, it has no schema and ``waooaw_require_schemas``
+                is set, or another argument is invalid.
             SchemaViolation: the event does not match the schema of its topic.
+            SchemaConflict: this application and another process have registered different schemas for one version
+                of a topic; nothing was published.
             UnknownSender: no handler runs, and neither ``from_agent`` nor ``waooaw_sender`` is set.
             RateLimitExceeded: the publisher has reached its rate limit; nothing was published.
             BrokerUnavailable: the broker did not confirm all messages; it confirmed the error's ``message_ids``.
@@ -97,7 +97,7 @@ class EventBus:
         sender = from_agent or self.app.message_factory.sender_of(HandlerName("#", topic))
         id_ = str(uuid4()) if event_id is None else event_id
         known = self._known()
-        schema = select_schema([*known.schemas, *self.app.schemas.all()], topic, schema_version)
+        schema = self._schema(known, topic, schema_version)
         message = Message(
             from_agent=sender,
             to_agent=sender,  # replaced below: the record has no recipient
@@ -120,20 +120,15 @@ class EventBus:
         if schema is not None and schema.check is SchemaCheck.PUBLISH:
             schema.validate(message.payload)
         completed = self.app.message_factory.complete(HandlerName("#", message.message_type.value), message)
-        record = completed.filled_in(to_agent=NO_RECIPIENT)
+        is_new = event_id is None and completed.sent_at == message.sent_at
+        record = completed.filled_in(to_agent=NO_RECIPIENT, has_new_id=is_new)
         subscribers = known.subscribers(topic, record.payload)
         earlier = {} if event_id is None else self._earlier_receipts(event_id, subscribers)
         batch = subscriber_messages(record, [each for each in subscribers if each.subscriber not in earlier])
         self.app.publisher.publish(batch, wait=wait, record=record)
-        new = {target: receipt_of(message, target.handler) for target, message in batch}
-        return Published(
-            event_id=record.message_id,
-            topic=topic,
-            receipts={
-                each.subscriber: earlier[each.subscriber] if each.subscriber in earlier else new[each.target]
-                for each in subscribers
-            },
-        )
+        new = (receipt_of(message, target.handler) for target, message in batch)
+        receipts = {name: earlier.get(name) or next(new) for name in (each.subscriber for each in subscribers)}
+        return Published(event_id=record.message_id, topic=topic, receipts=receipts)
 
     def subscriptions(self) -> list[Subscription]:
         """Return all subscriptions, also the removed ones, sorted by subscriber.
@@ -166,72 +161,27 @@ class EventBus:
         """
         return self.app.subscriptions.restore(subscriber)
 
-    def replay(
-        self,
-        subscriber: str,
-        *,
-        since: datetime | None = None,
-        until: datetime | None = None,
-        conversation: str | None = None,
-        topic: str = "#",
-        where: Mapping[str, JSON] | None = None,
-        per_second: float | None = None,
-        speed: float | None = None,
-        from_agent: str | None = None,
-        priority: Priority = Priority.LOW,
-        dry_run: bool = False,
-    ) -> ReplayResult:
-        """Send recorded events that match a subscription to its subscriber again, the oldest first.
-
-        They are new messages, with the same event attributes except that ``event.replay`` is true. Give ``since``
-        or ``conversation``, or both.
-
-        Args:
-            subscriber: name of the subscription, ``<agent>.<name>``.
-            since: only events that were published at this time or later.
-            until: only events that were published before this time; None: before this call.
-            conversation: only events of this conversation: the id of one of its messages, its correlation id or
-                its conversation id.
-            topic: only events on topics that match this pattern.
-            where: only events whose payload matches this filter (see ``Filter``).
-            per_second: number of events per second; None: from ``speed``.
-            speed: factor by which the replay is faster than the events were published. If both are None, it is as
-                fast as the broker.
-            from_agent: the sender; None: as for ``publish``.
-            priority: priority of the messages. With LOW, new events overtake them.
-            dry_run: only count the events; send nothing.
-
-        Returns:
-            The number of events, and the ids of the messages.
-
-        Raises:
-            UnknownSubscription: there is no such subscription.
-            InvalidMessage: ``since`` and ``conversation`` are both None, another argument is invalid, or the
-                subscription was removed.
-            UnknownMessage: the ledger has no such conversation.
-            ConfigurationError: there is no ledger.
-            StoreUnavailable, BrokerUnavailable: a server failed; the error's ``message_ids`` were sent.
-        """
-        sender = from_agent or self.app.message_factory.sender_of(HandlerName("#", "replay"))
-        return EventReplayer(self.app).replay(
-            self.app.subscriptions.read().get(subscriber),
-            since=since,
-            until=until,
-            conversation=conversation,
-            pattern=check_pattern(topic),
-            where=None if where is None else Filter.of(where),
-            pace=Pace(per_second=per_second, speed=speed),
-            from_agent=sender,
-            priority=priority,
-            dry_run=dry_run,
-        )
-
     def _known(self) -> KnownSubscriptions:
-        """Return the known subscriptions and schemas, after announcing this application's schemas once."""
-        if not self._declared:
-            self.app.subscriptions.declare([], self.app.schemas.all(), renew=False)
-            self._declared = True
+        """Return the known subscriptions and schemas, after announcing each of this application's schemas once."""
+        schemas = self.app.schemas.all()
+        if self._declared != schemas:
+            self.app.subscriptions.declare([], schemas, renew=False)
+            self._declared = schemas
         return self.app.subscriptions.known()
+
+    def _schema(self, known: KnownSubscriptions, topic: str, version: str | None) -> TopicSchema | None:
+        """Return the schema for an event, or None if its topic has none and needs none."""
+        own = self.app.schemas.all()
+        schema = select_schema([*known.schemas, *own], topic, version)
+        if schema is None and self.app.settings.require_schemas:
+            # Another process may have registered one since the cache was filled.
+            schema = select_schema([*self.app.subscriptions.read().schemas, *own], topic, version)
+            if schema is None:
+                raise InvalidMessage(
+                    f"{topic} has no schema, and waooaw_require_schemas is set: register one with "
+                    "app.schemas.register()"
+                )
+        return schema
 
     def _earlier_receipts(self, event_id: str, subscribers: list[Subscription]) -> dict[str, DeliveryReceipt]:
         """Return the receipts of the subscribers that already got an event, by subscriber."""

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from datetime import timedelta
 from typing import Any
 
 from celery import bootsteps
 
-from waooaw_celery.agents.events.replay import EventReplayer
+from waooaw_celery.app.events.replay import EventReplayer
 from waooaw_celery.errors import BrokerUnavailable, StoreUnavailable, UnknownSubscription
+from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.wording import counted
 from waooaw_celery.store.subscriptions import CACHE_SECONDS, Subscription, Subscriptions
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: Time after which all publishers know a new subscription, even those whose clocks are slightly behind.
 _SETTLING_TIME = timedelta(seconds=CACHE_SECONDS + 1.0)
@@ -79,7 +80,7 @@ class CatchUp(bootsteps.StartStopStep):
             except (StoreUnavailable, BrokerUnavailable) as error:
                 if not logged:  # one line for each outage
                     logger.warning(
-                        "%s; the catch-up of %s is tried again",
+                        "%s; the catch-up of %s is retried",
                         error,
                         declared.subscriber,
                         extra={"action": "catch_up_failed"},
@@ -100,4 +101,6 @@ class CatchUp(bootsteps.StartStopStep):
             return
         count += replayer.catch_up(stored, stored.subscribed_at - _SETTLING_TIME, settled)
         subscriptions.caught_up(stored)
-        logger.info("%s caught up with %d events", stored.subscriber, count, extra={"action": "caught_up"})
+        logger.info(
+            "%s caught up with %s", stored.subscriber, counted(count, "event"), extra={"action": "caught_up"}
+        )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from contextlib import suppress
 from typing import Any
@@ -12,15 +11,16 @@ from kombu.exceptions import KombuError, OperationalError
 from redis.exceptions import RedisError
 
 from waooaw_celery.app.app import AgentApp
-from waooaw_celery.errors import BackendUnavailable, InvalidMessage, NotStoppable, UnknownAgent
+from waooaw_celery.errors import InvalidMessage, NotStoppable, UnknownAgent
+from waooaw_celery.log.loggers import get_logger
 from waooaw_celery.messages.enums import MessageStatus
 from waooaw_celery.messages.queues import takes_message
 from waooaw_celery.messages.receipt import DeliveryReceipt, MessageEvent, MessageFact
-from waooaw_celery.worker.cancellation import CANCELLED, CancelAnswer
+from waooaw_celery.worker.cancellation import CancelAnswer, notify_caller
 from waooaw_celery.worker.current_task import current_task
 from waooaw_celery.worker.remote_control import CANCEL
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: Seconds between two reads of the receipt of a message that a worker is about to end.
 _POLL_SECONDS = 0.02
@@ -45,12 +45,13 @@ def cancel(
     if workers and answers == [CancelAnswer.PROMISED] * len(workers) and _is_not_begun(receipt):
         # No worker has it, and none will begin it: a worker that starts later reads the cancellations first.
         app.receipts.note(MessageFact(message_id=message_id, event=MessageEvent.CANCELLED))
-        _revoke_result(app, receipt)
+        if not takes_message(receipt.handler):
+            notify_caller(app, message_id)
         return app.receipts.get(message_id)
     if not receipt.status.final and CancelAnswer.NOT_STOPPABLE in answers:
         raise NotStoppable(
-            f"the handler of {message_id} runs in a thread of {receipt.to_agent!r}, where only an async def can "
-            "be stopped (a worker with -P prefork can stop every handler); it is not tried again"
+            f"the handler of {message_id} cannot be stopped: it is a plain def in a thread of "
+            f"{receipt.to_agent!r}. It is not retried. To stop such handlers, run their worker with -P prefork"
         )
     is_ending = {CancelAnswer.DROPPED, CancelAnswer.STOPPING} & set(answers)
     while is_ending and not receipt.status.final and time.monotonic() < deadline:
@@ -96,18 +97,3 @@ def _notify(
         return []
     answers = [answer for reply in replies or () for answer in reply.values()]
     return [CancelAnswer(answer) for answer in answers if answer in list(CancelAnswer)]
-
-
-def _revoke_result(app: AgentApp, receipt: DeliveryReceipt) -> None:
-    """If the message is a request, store its result as cancelled, for the caller that waits."""
-    if takes_message(receipt.handler):
-        return
-    try:
-        app.result_collector.revoke(receipt.message_id, CANCELLED)
-    except BackendUnavailable as error:
-        logger.warning(
-            "could not notify the caller of %s that it is cancelled: %s",
-            receipt.message_id,
-            error,
-            extra={"action": "caller_not_told", "message_id": receipt.message_id},
-        )

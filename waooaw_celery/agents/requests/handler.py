@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from waooaw_celery.agents.requests.operations import RequestOperations, blocking, direct
+from waooaw_celery.agents.requests.operations import RequestOperations
 from waooaw_celery.agents.requests.stream import Stream
+from waooaw_celery.agents.waiting import blocking, direct
 from waooaw_celery.app.app import AgentApp
 
 

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from waooaw_celery.errors import Cancelled, Expired, RemoteError, UnknownMethod, WaooawError
+from waooaw_celery.agents.requests.error_form import ERROR_CODEC
+from waooaw_celery.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    Expired,
+    InvalidArguments,
+    RemoteError,
+    RequestTimeout,
+    UnknownMethod,
+    WaooawError,
+)
+from waooaw_celery.messages.json_form import CODEC, JsonForm
 from waooaw_celery.messages.validation import JSON
 from waooaw_celery.results.pending import ResultMessage
 from waooaw_celery.worker.cancellation import CANCELLED
@@ -21,22 +32,22 @@ _CANCELLED = frozenset({CANCELLED, "revoked", "terminated"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Response:
+class Response(JsonForm):
     """The result of a request, or its error.
 
     Attributes:
         agent: the requested agent.
         message_id: id of the request, which is also its correlation id.
         result: the result, a JSON value; None if there is an error.
-        error: RemoteError, RequestTimeout, Expired, Cancelled, UnknownMethod or BackendUnavailable; None if there
-            is a result.
+        error: RemoteError, InvalidArguments, RequestTimeout, Expired, Cancelled, UnknownMethod or
+            BackendUnavailable; None if there is a result.
         seconds: seconds from the request to the response.
     """
 
     agent: str
     message_id: str
     result: JSON
-    error: WaooawError | None
+    error: WaooawError | None = field(metadata={CODEC: ERROR_CODEC})
     seconds: float
 
     @property
@@ -61,7 +72,7 @@ def response_of_reply(agent: str, reply: Mapping[str, Any], now: datetime) -> Re
     elif error is not None and error["type"] == "Cancelled":
         problem = _cancelled(agent, message_id)
     elif error is not None:
-        problem = RemoteError(agent, error["type"], error["message"], error["traceback"])
+        problem = _remote_error(agent, error["type"], error["message"], error["traceback"])
     return Response(
         agent=agent,
         message_id=message_id,
@@ -100,7 +111,16 @@ def outcome_of(agent: str, message_id: str, answered: ResultMessage) -> tuple[JS
         return None, UnknownMethod(
             f"the worker of {agent!r} has no handler {value}: restart it if it runs older code"
         )
-    return None, RemoteError(agent, name, text, traceback)
+    if isinstance(value, DeadlineExceeded):  # the agent's clock was a moment ahead of the caller's
+        return None, RequestTimeout(f"{agent!r} did not answer request {message_id} in time: it was stopped")
+    return None, _remote_error(agent, name, text, traceback)
+
+
+def _remote_error(agent: str, type_: str, text: str, traceback: str | None) -> WaooawError:
+    # Another agent's name is in the text if the handler itself sent a request with wrong arguments.
+    if type_ == InvalidArguments.__name__ and text.startswith(f"{agent}."):
+        return InvalidArguments(text)
+    return RemoteError(agent, type_, text, traceback)
 
 
 def _expired(agent: str, message_id: str) -> Expired:

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from enum import Enum, auto
 from functools import partial
 from typing import Any, Self
 
 from waooaw_celery.agents.requests.cancel import cancel
-from waooaw_celery.agents.requests.core import PendingRequest, RequestSender, check_may_block
+from waooaw_celery.agents.requests.request_sender import PendingRequest, RequestSender, check_may_block
 from waooaw_celery.agents.requests.stream_buffer import StreamBuffer
 from waooaw_celery.app.app import AgentApp
 from waooaw_celery.errors import RequestTimeout, StreamBroken, WaooawError
+from waooaw_celery.log.loggers import get_logger
 from waooaw_celery.messages.validation import JSON
 from waooaw_celery.worker.execution.streaming import Final as Final  # users import it from here
 from waooaw_celery.worker.execution.threads import run_in_thread
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: Seconds that closing a stream waits for the worker that sends it.
 CANCEL_SECONDS = 1.0
@@ -225,7 +226,8 @@ class AsyncStream(_Stream):
 
     def _wake(self) -> None:
         if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._changed.set)
+            with suppress(RuntimeError):  # it was closed meanwhile: nobody awaits the next part
+                self._loop.call_soon_threadsafe(self._changed.set)
 
 
 def _cancel(app: AgentApp, pending: PendingRequest) -> None:

@@ -41,12 +41,17 @@ class StreamBuffer:
         if self.broken is not None:
             pass  # parts after a gap are dropped
         elif run != self._run:
-            self.broken = "the agent began its answer again, after its worker died or it asked for a retry"
+            self.broken = (
+                "its handler was started again, after a retry or the death of its worker; request it again"
+            )
         elif number > self._next:
-            self.broken = f"parts {self._next} to {number - 1} were lost with the connection to the result backend"
+            self.broken = (
+                f"parts {self._next} to {number - 1} were lost with the connection to the result backend; "
+                "request it again"
+            )
         elif len(self._parts) >= MAX_BUFFERED_PARTS:
             self.broken = (
-                f"{MAX_BUFFERED_PARTS} parts wait to be read: read faster, or let the agent send larger ones"
+                f"{MAX_BUFFERED_PARTS} parts are unread: read them faster, or send fewer and larger parts"
             )
         elif number == self._next:
             self._parts.append(part["chunk"])

@@ -7,28 +7,31 @@ message that breaks a rule is passed on unchanged together with its error. Kombu
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 from amqp import basic_message, method_framing
-from amqp.exceptions import IrrecoverableConnectionError
 from kombu.transport import base, pyamqp
 
-from waooaw_celery.broker.incoming.delivery import to_redis_item, without_compression
+from waooaw_celery.broker.amqp.batch import AmqpPublishBatch, PartlyPublished
+from waooaw_celery.broker.amqp.confirms import Confirms, check_connection
+from waooaw_celery.broker.incoming.bounded import BoundedDecoding, without_compression
+from waooaw_celery.broker.incoming.delivery import to_redis_item
 from waooaw_celery.broker.incoming.guard import check_task_headers, decode_task
 from waooaw_celery.errors import DecodingFailed
+from waooaw_celery.log.loggers import get_logger
 from waooaw_celery.wire.caps import Caps, header_bytes
 from waooaw_celery.wire.codecs import expand
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: The type of the frame that carries a message's properties, and the length in bytes of what precedes them in it.
 _HEADER_FRAME, _PROPERTIES_OFFSET = 2, 12
 
 
-class Message(pyamqp.Message):
+class Message(BoundedDecoding, pyamqp.Message):
     """A message that was checked, unpacked and, for a task, decoded when it arrived.
 
     Attributes:
@@ -76,24 +79,59 @@ class Message(pyamqp.Message):
 
 
 class Channel(pyamqp.Channel):
-    """A channel with limits for what arrives, and a timeout for publishes."""
+    """A channel with limits for what arrives, and with pipelined confirms for what is published.
+
+    Attributes:
+        declared_agents: the agents whose queues were declared over this channel.
+    """
 
     Message = Message
 
-    def basic_publish_confirm(self, *args: Any, **kwargs: Any) -> Any:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.declared_agents: set[str] = set()
+        super().__init__(*args, **kwargs)
+
+    def basic_publish_confirm(self, msg: Any, *args: Any, **kwargs: Any) -> None:
         """Publish a message, and wait until RabbitMQ confirms it.
 
         Raises:
+            ChannelError: no queue takes the message, which is ``mandatory``.
+            MessageNacked: RabbitMQ refused the message.
             IrrecoverableConnectionError: RabbitMQ did not confirm the message in time: it hangs, or its memory is
                 full and it reads nothing. Kombu would wait for an answer to its close and then publish again, so
                 that RabbitMQ would have the message several times.
+            RecoverableConnectionError: the connection was lost.
         """
-        connection = self.connection
+        batch = AmqpPublishBatch(self, max_size=2)
         try:
-            return super().basic_publish_confirm(*args, **kwargs)
-        except TimeoutError as error:
-            connection.collect()
-            raise IrrecoverableConnectionError(f"RabbitMQ did not confirm the publish in time: {error}") from error
+            batch.publish(msg, *args, **kwargs)
+            batch.flush()
+        except PartlyPublished as error:
+            cause = error.__cause__ or error
+            raise cause from None
+
+    @property
+    def supports_batch_publish(self) -> bool:
+        """Whether the messages of a batch are confirmed: ``confirm_publish`` is the default."""
+        return self.connection is not None and bool(self.connection.confirm_publish)
+
+    def create_publish_batch(self, max_size: int) -> AmqpPublishBatch:
+        """Return a batch for Kombu's ``Producer.batch``.
+
+        Args:
+            max_size: how many messages are published at the latest.
+        """
+        return AmqpPublishBatch(self, max_size)
+
+    @cached_property
+    def confirms(self) -> Confirms:
+        """The confirms of this channel, which is in confirm mode from the first use on."""
+        return Confirms(self)
+
+    def check_connection(self) -> None:
+        """Close a connection that the server has closed while it was not used, so that a new one is opened."""
+        if self.connection is not None:
+            check_connection(self.connection)
 
     @property
     def caps(self) -> Caps:
@@ -119,6 +157,7 @@ class Transport(pyamqp.Transport):
     """A transport with such connections."""
 
     Connection = Connection
+    implements = pyamqp.Transport.implements.extend(batch_publish=True)
 
 
 class SSLTransport(Transport, pyamqp.SSLTransport):
@@ -146,7 +185,9 @@ def frame_handler(connection: Any, callback: Callable[..., Any]) -> Callable[[An
             if frame_type != _HEADER_FRAME or _can_read(buffer):
                 raise
             logger.warning(
-                "the properties of a message cannot be read: %a", error, extra={"action": "properties_unreadable"}
+                "a message has unreadable properties and becomes a dead letter: %a",
+                error,
+                extra={"action": "properties_unreadable"},
             )
             return read_frame((frame_type, channel, bytes(buffer[:_PROPERTIES_OFFSET]) + b"\0\0"))
 

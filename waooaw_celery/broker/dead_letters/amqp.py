@@ -7,7 +7,6 @@ another reader finds fewer dead letters, or none.
 from __future__ import annotations
 
 import json
-import logging
 import time
 from base64 import b64decode, b64encode
 from collections import deque
@@ -22,8 +21,9 @@ from kombu import Exchange, Queue
 from waooaw_celery.broker.dead_letters.dead_letter import DeadLetter
 from waooaw_celery.broker.dead_letters.storage import DeadLetterFilter, DeadLetterStorage
 from waooaw_celery.broker.redis.dead_lettering import DEAD_LETTERS_KEY
+from waooaw_celery.log.loggers import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: Seconds within which the broker must confirm a dead letter.
 CONFIRM_SECONDS = 5.0
@@ -39,32 +39,20 @@ class AmqpDeadLetterStorage(DeadLetterStorage):
         super().__init__(app, max_count)
         self._warned = False
 
-    def add(self, queue: str, reason: str, raw: bytes) -> None:
-        id_ = uuid4().hex
-        document = {
-            "id": id_,
-            "queue": queue,
-            "reason": reason,
-            "at": self._app.reference_clock.now().isoformat(),
-            **_encode(raw),
-        }
-        body = json.dumps(document).encode()
+    def add(self, queue: str, reason: str, *raw: bytes) -> None:
+        at = self._app.reference_clock.now().isoformat()
+        documents = [
+            {"id": uuid4().hex, "queue": queue, "reason": reason, "at": at, **_encode(each)} for each in raw
+        ]
 
         def publish(connection: Any) -> None:
             self._declare(connection)
             with connection.channel() as channel:
-                message = channel.prepare_message(
-                    body,
-                    content_type="application/json",
-                    content_encoding="utf-8",
-                    headers={},
-                    properties={"delivery_mode": _PERSISTENT, "message_id": id_},
-                )
-                if connection.transport.driver_type == "amqp":
-                    options = {"mandatory": True, "confirm_timeout": CONFIRM_SECONDS, "timeout": CONFIRM_SECONDS}
-                    channel.basic_publish_confirm(message, exchange="", routing_key=DEAD_LETTERS_KEY, **options)
+                if len(documents) > 1 and connection.transport.driver_type == "amqp":
+                    _publish_together(channel, documents)
                 else:
-                    channel.basic_publish(message, exchange="", routing_key=DEAD_LETTERS_KEY)
+                    for document in documents:
+                        _publish(connection, channel, document)
 
         self._with_connection("store a dead letter", publish)
 
@@ -133,6 +121,40 @@ class AmqpDeadLetterStorage(DeadLetterStorage):
                     error,
                     extra={"action": "dead_letter_limit_kept"},
                 )
+
+
+def _publish(connection: Any, channel: Any, document: dict[str, str]) -> None:
+    message = _prepare(channel, document)
+    if connection.transport.driver_type == "amqp":
+        options = {"mandatory": True, "confirm_timeout": CONFIRM_SECONDS, "timeout": CONFIRM_SECONDS}
+        channel.basic_publish_confirm(message, exchange="", routing_key=DEAD_LETTERS_KEY, **options)
+    else:
+        channel.basic_publish(message, exchange="", routing_key=DEAD_LETTERS_KEY)
+
+
+def _publish_together(channel: Any, documents: Sequence[dict[str, str]]) -> None:
+    """Publish dead letters in a transaction: one round trip for all, and RabbitMQ confirms its commit."""
+    channel.tx_select()
+    for document in documents:
+        # The class's own method: that of the channel waits for a confirmation, which a transaction excludes.
+        type(channel).basic_publish(
+            channel,
+            _prepare(channel, document),
+            exchange="",
+            routing_key=DEAD_LETTERS_KEY,
+            timeout=CONFIRM_SECONDS,
+        )
+    channel.tx_commit()
+
+
+def _prepare(channel: Any, document: dict[str, str]) -> Any:
+    return channel.prepare_message(
+        json.dumps(document).encode(),
+        content_type="application/json",
+        content_encoding="utf-8",
+        headers={},
+        properties={"delivery_mode": _PERSISTENT, "message_id": document["id"]},
+    )
 
 
 def _encode(raw: bytes) -> dict[str, str]:

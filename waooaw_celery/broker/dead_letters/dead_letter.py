@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Self
 
 from waooaw_celery.broker.incoming.guard import read_item
 from waooaw_celery.errors import DecodingFailed, InvalidMessage, UnknownAgent
+from waooaw_celery.log.escaping import escaped
 from waooaw_celery.messages.headers import payload_of
 from waooaw_celery.messages.message import ENVELOPE_HEADER, Message
 from waooaw_celery.messages.queues import AGENT_QUEUES, HandlerName
@@ -20,10 +21,10 @@ _CALLBACK_OPTIONS = {"link": "callbacks", "link_error": "errbacks", "chain": "ch
 #: The parts of a task's body that make Celery call other tasks.
 CALLBACK_FIELDS = ("callbacks", "errbacks", "chain", "chord")
 #: The reason for refusing a message to an agent that has one of them without an agent's envelope.
-FOREIGN_CALLBACKS = "no agent sent it, and it names tasks to call afterwards, which only agents may do"
+FOREIGN_CALLBACKS = "no agent sent it, but it names callbacks, errbacks, a chain or a chord"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class DeadLetter:
     """A message that could not be handled.
 
@@ -53,6 +54,10 @@ class DeadLetter:
     from_agent: str | None
     resent: int
 
+    def __repr__(self) -> str:
+        """Return what fits on a line: the id, the route and the reason, without the message's bytes."""
+        return f"<DeadLetter {self.id}: {self.from_agent} to {self.task or self.queue}, {self.reason:.80}>"
+
     @classmethod
     def of(cls, id_: str, queue: str, reason: str, at: datetime, raw: bytes) -> Self:
         """Return a stored dead letter, with everything that can be read of its message.
@@ -71,8 +76,8 @@ class DeadLetter:
         resent = envelope.get("resent")
         return cls(
             id=id_,
-            queue=printable(queue),
-            reason=printable(reason),
+            queue=escaped(queue),
+            reason=escaped(reason),
             at=at,
             raw=raw,
             message_id=_as_text(headers.get("id")),
@@ -128,11 +133,6 @@ def read_content(dead_letter: DeadLetter, caps: Caps) -> DeadLetterContent:
         raise InvalidMessage(FOREIGN_CALLBACKS)
     message = Message.from_headers(headers, target.agent, payload_of(target.handler, args, kwargs))
     return DeadLetterContent(target, message, list(args), kwargs, callbacks)
-
-
-def printable(text: str) -> str:
-    """Return a text that is safe to show on one line of a terminal or a log."""
-    return text if text.isprintable() else ascii(text)
 
 
 def _parse_message(raw: bytes) -> Mapping[str, Any]:

@@ -5,7 +5,7 @@ The receipts of their messages record each retry and discard.
 
 from __future__ import annotations
 
-import logging
+import sys
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,20 +13,25 @@ from typing import Any
 from uuid import NAMESPACE_OID, uuid5
 
 from waooaw_celery.broker.dead_letters.amqp import AmqpDeadLetterStorage
-from waooaw_celery.broker.dead_letters.dead_letter import DeadLetter, DeadLetterContent, printable, read_content
+from waooaw_celery.broker.dead_letters.dead_letter import DeadLetter, DeadLetterContent, read_content
 from waooaw_celery.broker.dead_letters.redis import RedisDeadLetterStorage
 from waooaw_celery.broker.dead_letters.storage import DeadLetterFilter, DeadLetterStorage
 from waooaw_celery.broker.redis.dead_lettering import notify_dead_lettered
 from waooaw_celery.errors import InvalidMessage, StoreUnavailable, UnknownDeadLetter, UnknownMessage, WaooawError
+from waooaw_celery.log.escaping import escaped
+from waooaw_celery.log.loggers import get_logger
 from waooaw_celery.messages.enums import MessageStatus
 from waooaw_celery.messages.message import Message
 from waooaw_celery.messages.receipt import MessageEvent, MessageFact
 from waooaw_celery.messages.validation import LocalTime
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: How often a message is retried from the dead letters without ``again=True``. Its copies count together.
 MAX_RETRIES = 3
+#: Why an id has no dead letter, and why one is not retried.
+UNKNOWN = "there is no such dead letter: it was retried, discarded or erased, or newer ones took its place"
+ERASED = "its message was erased, and a retry would bring the payload back: discard it with `waooaw dead discard`"
 #: The default maximum of dead letters that one call lists or works on.
 DEFAULT_LIMIT = 100
 
@@ -69,15 +74,15 @@ class DeadLetterQueue:
         )
         self._storage = storage(app, app.settings.dead_letters_max)
 
-    def add(self, queue: str, reason: str, raw: bytes) -> None:
-        """Store a dead letter. When this returns, the broker has it.
+    def add(self, queue: str, reason: str, *raw: bytes) -> None:
+        """Store dead letters. When this returns, the broker has them.
 
         Args:
             queue: The queue that the message came from.
             reason: Why it died, a sentence.
-            raw: The message's bytes, in the form in which messages travel on Redis.
+            raw: The bytes of each message, in the form in which messages travel on Redis.
         """
-        self._storage.add(queue, reason, raw)
+        self._storage.add(queue, reason, *raw)
 
     def bury(self, queue: str, reason: str, raw: bytes, worker: str | None = None) -> None:
         """Store a dead letter, log it, and record it in the message's receipt.
@@ -99,6 +104,7 @@ class DeadLetterQueue:
         reason: str | None = None,
         since: datetime | None = None,
         ids: Collection[str] | None = None,
+        message_id: str | None = None,
         limit: int = DEFAULT_LIMIT,
     ) -> Sequence[DeadLetter]:
         """Return the dead letters that match all given arguments, the newest first.
@@ -109,6 +115,7 @@ class DeadLetterQueue:
             reason: A part of the reason; upper and lower case are the same.
             since: The earliest time of death, an aware datetime.
             ids: The ids of the dead letters.
+            message_id: The id of the message.
             limit: The maximum to return.
 
         Raises:
@@ -118,7 +125,9 @@ class DeadLetterQueue:
             raise InvalidMessage(f"limit must be a positive number, not {limit!r:.80}")
         if since is not None and since.tzinfo is None:
             raise InvalidMessage("since must be an aware datetime, such as datetime.now(UTC)")
-        selected = DeadLetterFilter(agent=agent, queue=queue, reason=reason, since=since, ids=ids)
+        selected = DeadLetterFilter(
+            agent=agent, queue=queue, reason=reason, since=since, ids=ids, message_id=message_id
+        )
         return self._storage.list(selected, limit)
 
     def get(self, id_: str) -> DeadLetter:
@@ -174,6 +183,20 @@ class DeadLetterQueue:
             dead_letters, lambda dead_letter: self._discard(dead_letter, f"by {caller}: {reason}")
         )
 
+    def find(self, where: Callable[[DeadLetter], bool]) -> Sequence[DeadLetter]:
+        """Return all dead letters that match a condition, the newest first."""
+        return self._storage.list(DeadLetterFilter(where=where), sys.maxsize)
+
+    def erase(self, dead_letters: Sequence[DeadLetter]) -> int:
+        """Remove dead letters because their messages were erased. Their receipts get the event DISCARDED.
+
+        Returns:
+            How many were removed. Fewer than given: another reader had the others.
+        """
+        for dead_letter in dead_letters:
+            self._discard(dead_letter, None)
+        return len(self._storage.remove([dead_letter.id for dead_letter in dead_letters]))
+
     def _default_caller(self) -> str:
         return self._app.settings.sender or "somebody"
 
@@ -187,7 +210,7 @@ class DeadLetterQueue:
         if ids:
             found |= {each.id: each for each in self.list(ids=ids, limit=len(ids))}
         outcomes = [
-            Outcome(id=printable(id_), message_id=None, refused="there is no such dead letter")
+            Outcome(id=escaped(id_), message_id=None, refused=UNKNOWN)
             for id_ in dict.fromkeys(ids)
             if id_ not in found
         ]
@@ -207,14 +230,16 @@ class DeadLetterQueue:
             content = read_content(dead_letter, self._app.packer.caps)
             if content.message.resent >= MAX_RETRIES and not again:
                 raise InvalidMessage(
-                    f"it was already retried {content.message.resent} times: correct its handler, then retry it "
-                    "with --again, or again=True"
+                    f"it was already retried {content.message.resent} times: correct its handler, then use "
+                    "--again (again=True)"
                 )
+            if self._app.receipts.is_erased(content.message.message_id):
+                raise InvalidMessage(ERASED)
             new_id = self._send(dead_letter, content)
         except StoreUnavailable:
             raise
         except WaooawError as error:
-            return Outcome(id=dead_letter.id, message_id=dead_letter.message_id, refused=printable(str(error)))
+            return Outcome(id=dead_letter.id, message_id=dead_letter.message_id, refused=escaped(str(error)))
         self._app.receipts.note(
             MessageFact(
                 message_id=content.message.message_id,
@@ -256,11 +281,14 @@ class DeadLetterQueue:
             return False
         return status is not MessageStatus.PENDING
 
-    def _discard(self, dead_letter: DeadLetter, note: str) -> Outcome:
+    def _discard(self, dead_letter: DeadLetter, note: str | None) -> Outcome:
         if dead_letter.message_id is not None and dead_letter.agent is not None:
             fact = MessageFact(message_id=dead_letter.message_id, event=MessageEvent.DISCARDED, error=note)
             self._app.receipts.note(fact)
         logger.info(
-            "dead letter %s was discarded %a", dead_letter.id, note, extra={"action": "dead_letter_discarded"}
+            "dead letter %s was discarded: %a",
+            dead_letter.id,
+            note or "by an erasure",
+            extra={"action": "dead_letter_discarded"},
         )
         return Outcome(id=dead_letter.id, message_id=dead_letter.message_id)

@@ -22,11 +22,14 @@ PAGE_SIZE = 20
 class RedisDeadLetterStorage(DeadLetterStorage):
     """The dead letters in the stream ``waooaw.dead``."""
 
-    def add(self, queue: str, reason: str, raw: bytes) -> None:
-        fields: Any = {"queue": queue, "reason": reason, "raw": raw}
-        self._with_client(
-            "store a dead letter", lambda client, key: client.xadd(key, fields, maxlen=self._max_count)
-        )
+    def add(self, queue: str, reason: str, *raw: bytes) -> None:
+        def add(client: Any, key: str) -> None:
+            pipeline = client.pipeline(transaction=False)
+            for each in raw:
+                pipeline.xadd(key, {"queue": queue, "reason": reason, "raw": each}, maxlen=self._max_count)
+            pipeline.execute()
+
+        self._with_client("store a dead letter", add)
 
     def list(self, selected: DeadLetterFilter, limit: int) -> Sequence[DeadLetter]:
         return self._with_client("read the dead letters", partial(_select, selected, limit))

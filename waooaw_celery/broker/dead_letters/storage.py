@@ -15,6 +15,7 @@ from redis.exceptions import RedisError
 
 from waooaw_celery.broker.dead_letters.dead_letter import DeadLetter
 from waooaw_celery.errors import BrokerUnavailable
+from waooaw_celery.store.redis_refusals import explained
 
 #: Seconds to wait for a connection of the application's pool.
 DEADLINE_SECONDS = 5.0
@@ -34,6 +35,8 @@ class DeadLetterFilter:
         reason: A part of the reason; upper and lower case are the same.
         since: The earliest time of death, aware.
         ids: The ids of the dead letters.
+        where: A condition on the dead letter.
+        message_id: The id of the message.
     """
 
     agent: str | None = None
@@ -41,6 +44,8 @@ class DeadLetterFilter:
     reason: str | None = None
     since: datetime | None = None
     ids: Collection[str] | None = None
+    where: Callable[[DeadLetter], bool] | None = None
+    message_id: str | None = None
 
     def matches(self, dead_letter: DeadLetter) -> bool:
         """Return whether a dead letter is selected."""
@@ -50,6 +55,8 @@ class DeadLetterFilter:
             and (self.reason is None or self.reason.casefold() in dead_letter.reason.casefold())
             and (self.since is None or dead_letter.at >= self.since)
             and (self.ids is None or dead_letter.id in self.ids)
+            and (self.where is None or self.where(dead_letter))
+            and (self.message_id is None or dead_letter.message_id == self.message_id)
         )
 
 
@@ -67,13 +74,13 @@ class DeadLetterStorage(ABC):
         self._app, self._max_count = app, max_count
 
     @abstractmethod
-    def add(self, queue: str, reason: str, raw: bytes) -> None:
-        """Store a dead letter. When this returns, the broker has it.
+    def add(self, queue: str, reason: str, *raw: bytes) -> None:
+        """Store dead letters. When this returns, the broker has them.
 
         Args:
             queue: The queue that the message came from.
             reason: Why it died, a sentence.
-            raw: The message's bytes.
+            raw: The bytes of each message.
         """
 
     @abstractmethod
@@ -110,4 +117,5 @@ class DeadLetterStorage(ABC):
                 error = failed
                 if isinstance(failed, IrrecoverableConnectionError | LimitExceeded):
                     break  # the broker hangs: another attempt would only take as long again
-        raise BrokerUnavailable(f"could not {what}: {error}") from error
+        reason = "" if error is None else explained(error)
+        raise BrokerUnavailable(f"could not {what}: {reason}") from error

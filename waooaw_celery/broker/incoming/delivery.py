@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from kombu.transport import virtual
 from kombu.utils.json import dumps as kombu_dumps
 
+from waooaw_celery.broker.incoming.bounded import BoundedMessage, without_compression
 from waooaw_celery.broker.incoming.guard import Delivery
 
 #: The header that counts how often a message was redelivered after its consumer died. RabbitMQ uses the same name.
@@ -43,15 +44,17 @@ class Claim(NamedTuple):
         queue: The name of its queue.
         list: The key of the list that it was in.
         raw: Its bytes.
+        is_recorded: Whether the claim has recorded its delivery in its receipt.
     """
 
     tag: str
     queue: str
     list: str
     raw: bytes
+    is_recorded: bool = False
 
 
-class Message(virtual.Message):
+class Message(BoundedMessage):
     """A message that the guard has checked, unpacked and, for a task, decoded.
 
     Attributes:
@@ -135,10 +138,3 @@ def mark_redelivered(message: Any) -> None:
     properties = message.get("properties")
     if isinstance(properties, dict) and isinstance(properties.get("delivery_info"), dict):
         properties["delivery_info"]["redelivered"] = True
-
-
-def without_compression(headers: dict[str, Any]) -> dict[str, Any]:
-    """Return headers without ``compression``, for a message whose body is unpacked."""
-    if "compression" not in headers:
-        return headers
-    return {name: value for name, value in headers.items() if name != "compression"}

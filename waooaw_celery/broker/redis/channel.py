@@ -5,7 +5,7 @@ Keys and messages are Kombu's: its own consumers and producers can use the same 
 
 from __future__ import annotations
 
-import logging
+import threading
 from queue import Empty
 from typing import Any
 from uuid import uuid4
@@ -18,9 +18,9 @@ from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from waooaw_celery.broker.incoming.delivery import DELIVERY_LIMIT, Message, to_text
-from waooaw_celery.broker.incoming.guard import check_message
-from waooaw_celery.broker.redis.acks import Acknowledgements, remove_unacked
+from waooaw_celery.broker.redis.acks import Acknowledgements, Batches, Deliveries
 from waooaw_celery.broker.redis.batch import RedisPublishBatch
+from waooaw_celery.broker.redis.broadcasts import Broadcasts
 from waooaw_celery.broker.redis.claim import Claimer
 from waooaw_celery.broker.redis.consume import deliver_claimed, read_claim
 from waooaw_celery.broker.redis.keys import Keys
@@ -29,10 +29,10 @@ from waooaw_celery.broker.redis.leases.restore import requeue_delivered, requeue
 from waooaw_celery.broker.redis.leases.worker_requests import is_ending, running_messages
 from waooaw_celery.broker.redis.qos import QoS
 from waooaw_celery.broker.redis.scripts import PUBLISH
-from waooaw_celery.errors import DecodingFailed
+from waooaw_celery.log.loggers import get_logger
 from waooaw_celery.wire.caps import Caps
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: Transport options in addition to Kombu's. Each is explained at its default.
 _OPTIONS = ("foreign_visibility_timeout", "delivery_limit", "dead_letters_max")
@@ -40,7 +40,7 @@ _OPTIONS = ("foreign_visibility_timeout", "delivery_limit", "dead_letters_max")
 _CLOSE_ATTEMPTS = 3
 
 
-class Channel(redis.Channel):
+class Channel(Broadcasts):
     """A channel to a Redis server."""
 
     QoS = QoS
@@ -55,6 +55,10 @@ class Channel(redis.Channel):
     delivery_limit = DELIVERY_LIMIT
     #: The approximate maximum of dead letters. The oldest make room for new ones.
     dead_letters_max = 100_000
+    #: Records in receipts that claimed messages are delivered; None: claims do not.
+    deliveries: Deliveries | None = None
+    #: The batches that its consumer collects; None: it collects none.
+    batches: Batches | None = None
 
     from_transport_options: tuple[str, ...] = (*redis.Channel.from_transport_options, *_OPTIONS)
 
@@ -67,6 +71,8 @@ class Channel(redis.Channel):
         self._lease_renewer: LeaseRenewer | None = None
         self._scripts_client: Any = None
         self._commands_client: Any = None
+        #: The agents whose queues were declared over this channel.
+        self.declared_agents: set[str] = set()
         super().__init__(connection, **kwargs)
         if not self.ack_emulation:
             raise ValueError(
@@ -89,9 +95,17 @@ class Channel(redis.Channel):
         """Return a batch for a producer."""
         return RedisPublishBatch(self, max_size)
 
+    def next_delivery_tag(self) -> str:
+        """Return a new delivery tag."""
+        return f"{self._tag_prefix}{next(self._delivery_tags)}"
+
+    def complete_message(self, message: dict[str, Any], exchange: str, routing_key: str) -> None:
+        """Put into a prepared message what Kombu adds when it publishes it."""
+        self._inplace_augment_message(message, exchange, routing_key)
+
     def _next_delivery_tag(self) -> str:
         # Only Kombu's own consumers use it. It must be unique; a random one would cost a system call each.
-        return f"{self._tag_prefix}{next(self._delivery_tags)}"
+        return self.next_delivery_tag()
 
     def _put(self, queue: str, message: Any, _publish_batch: Any = None, **kwargs: Any) -> None:
         list_, bell = self.keys.list_and_bell(queue, message)
@@ -134,18 +148,6 @@ class Channel(redis.Channel):
             if delivery is not None:
                 return delivery
 
-    def _deliver_fanout_message(self, message: Any, exchange: str) -> bool:
-        """Deliver a broadcast, such as Celery's remote control. Broadcasts are stored nowhere."""
-        try:
-            delivery = check_message(message, self.caps)
-        except DecodingFailed as error:
-            logger.warning(
-                "a broadcast to %a was dropped: %s", exchange, error, extra={"action": "broadcast_dropped"}
-            )
-            return False
-        delivery["properties"].setdefault("delivery_tag", self._next_delivery_tag())
-        return bool(super()._deliver_fanout_message(delivery, exchange))
-
     def basic_get(self, queue: str, no_ack: bool = False, **kwargs: Any) -> Any:
         """Return the next message of a queue, or None."""
         message = super().basic_get(queue, no_ack=no_ack, **kwargs)
@@ -184,15 +186,18 @@ class Channel(redis.Channel):
 
     def acknowledge(self, tag: str) -> None:
         """Acknowledge a message: with the next claim if there will be one, else now."""
+        carries = tag in self.acks.carried
         self.acks.add(tag)
         self.notify_capacity()
         if self.closed or not self.connection.in_event_loop or not self.active_queues:
             self.acks.flush()
+        elif carries and self.connection.loop_thread != threading.get_ident():
+            self.acks.try_to_flush()  # the event loop may sleep, and a caller waits for the result
 
     def acknowledge_adopted(self, tag: str) -> None:
         """Acknowledge a message whose handler was running when this channel lost its connection."""
-        if self._lease_renewer is not None and self._lease_renewer.release(tag):
-            remove_unacked(self, self._lease_renewer.client, tag)
+        if self._lease_renewer is not None:
+            self._lease_renewer.acknowledge(tag)
 
     def release_adopted(self, tag: str) -> None:
         """Stop renewing the lease of such a message. It is redelivered when the lease ends."""
@@ -240,6 +245,10 @@ class Channel(redis.Channel):
             self._commands_client = super()._create_client()
         return self._commands_client
 
+    def _has_queue(self, queue: str, **kwargs: Any) -> bool:
+        # Kombu's client does not prefix the keys of EXISTS.
+        return bool(self.scripts_client.exists(*self.keys.lists((queue,))))
+
     def _delete(self, queue: str, *args: Any, **kwargs: Any) -> None:
         super()._delete(queue, *args, **kwargs)
         self.scripts_client.delete(self.keys.bell(queue))
@@ -253,17 +262,27 @@ class Channel(redis.Channel):
         try:
             self._settle_messages()
         except (RedisError, OSError) as error:
-            # The messages are redelivered when their leases end.
-            logger.warning("a channel closed without its server: %s", error, extra={"action": "channel_lost"})
+            logger.warning(
+                "a channel was closed without Redis; messages that no handler runs are redelivered when their "
+                "leases end: %s",
+                error,
+                extra={"action": "channel_lost"},
+            )
         self._in_poll = None
-        renewer = self._lease_renewer
+        renewer, adopter = self._lease_renewer, None
         if renewer is not None and not is_ending():
-            # To put back the messages of running handlers would have them handled twice.
-            running = self.qos.pop_held(running_messages(self.qos.held()))
-            if running:
-                renewer.adopt(running)
-                renewer = None
+            # Messages whose handlers run or have ended would be handled twice if they were put back. Threads of a
+            # pool acknowledge meanwhile, so each message is always known to the channel or to the renewer.
+            running = running_messages(self.qos.held())
+            renewer.adopt(running)
+            self.qos.pop_held(running)
+            handled = self.acks.take_unsent()
+            if running or handled:
+                renewer.adopt({}, handled)
+                renewer, adopter = None, renewer
         super().close()
+        if adopter is not None:
+            adopter.adopt({}, self.acks.take_unsent())
         if renewer is not None:
             renewer.close()
 

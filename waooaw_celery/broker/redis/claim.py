@@ -11,9 +11,9 @@ from kombu.transport import redis
 from redis.exceptions import NoScriptError
 
 from waooaw_celery.broker.incoming.delivery import LEASE_TAG_PREFIX, Claim
-from waooaw_celery.broker.redis.acks import Acknowledgements
+from waooaw_celery.broker.redis.acks import Acknowledgements, claim_args, log_failed
 from waooaw_celery.broker.redis.dead_lettering import notify_dead_lettered
-from waooaw_celery.broker.redis.scripts import CLAIM, TOUCH
+from waooaw_celery.broker.redis.scripts import CLAIM, TOUCH, packed
 
 #: Seconds between two claims of a consumer with a large prefetch count that is three quarters full. The results of
 #: a pool arrive one by one, and without this delay each would cost a round trip.
@@ -30,6 +30,7 @@ class ClaimRequest(NamedTuple):
     lists: list[str]
     tag_prefix: str
     keys: list[str]
+    packed_keys: bytes
     args: list[Any]
 
 
@@ -38,7 +39,7 @@ class Claimer:
 
     The polling connection waits for one reply at a time::
 
-        "" ── start() ──> "claim", or "bell" if the last claim was empty
+        "" ── start() ──> "claim", or "bell" if the last claim was empty, or "look" if no doorbell was rung since
         ^                             │
         └── read(), finish(), or the connection is lost
 
@@ -56,13 +57,15 @@ class Claimer:
         self._acks = acks
         self.claimed: deque[Claim] = deque()
         self.last_was_empty = False
-        self._awaiting: Literal["", "claim", "bell"] = ""
+        self._awaiting: Literal["", "claim", "bell", "look"] = ""
+        #: Whether the last wait for a doorbell ended without one. Kombu's own producers ring none.
+        self._was_silent = False
         self._sent_at = 0.0
         self._request: ClaimRequest | None = None
         self._script_is_loaded = True
         self._tag_prefix = f"{LEASE_TAG_PREFIX}{uuid4().hex}:"
         self._count = 0
-        self._last_keys: tuple[tuple[str, ...], list[str], list[str]] = (), [], []
+        self._last_keys: tuple[tuple[str, ...], list[str], list[str], bytes] = (), [], [], b""
 
     # --- over the polling connection
 
@@ -76,16 +79,21 @@ class Claimer:
         channel = self._channel
         connection = channel.client.connection
         if self.last_was_empty and not self._acks and not self.claimed:
-            self._awaiting = "bell"
-            command = ["BLPOP", *map(channel.keys.bell, queues), bell_seconds]
+            self._awaiting = "look" if self._was_silent else "bell"
+            if self._was_silent:
+                parts: list[Any] = ["EXISTS", *self._keys_of(queues)[0]]
+            else:
+                parts = ["BLPOP", *map(channel.keys.bell, queues), bell_seconds]
+            command = b"*%d\r\n%b" % (len(parts), packed(*parts))
         else:
             self._awaiting = "claim"
             self._request = self._new_request(queues, max(channel.qos.window(), 0))
-            args = [*self._request.args, *self._acks.take_for_claim()]
-            command = CLAIM.command(self._request.keys, args, is_loaded=self._script_is_loaded)
+            args = self._request.args + self._acks.take_for_claim()
+            count, keys = len(self._request.keys), self._request.packed_keys
+            command = CLAIM.packed(count, keys, args, is_loaded=self._script_is_loaded)
         channel._in_poll = connection
         channel._brpop_sent_at = self._sent_at = time.monotonic()
-        connection.send_command(*command)
+        connection.send_packed_command([command])
 
     def read(self, **options: Any) -> None:
         """Read the reply, and store the claimed messages.
@@ -94,26 +102,28 @@ class Claimer:
             RedisError: The connection was lost, or the server refused the command.
         """
         channel = self._channel
+        client = channel.client
         awaited, self._awaiting = self._awaiting, ""
         try:
-            reply = channel.client.parse_response(channel.client.connection, "EVALSHA", **options)
+            reply = client.parse_response(client.connection, "EVALSHA", **options)
         except NoScriptError:
             self._script_is_loaded = False  # the next claim sends the script's text
             return
         except channel.connection_errors:
-            channel.client.connection.disconnect()
+            client.connection.disconnect()
             raise
         finally:
             channel._in_poll = None
             channel._flush_brpop_reauth()
-        if awaited == "bell":
-            self.last_was_empty = False
+        if awaited in {"bell", "look"}:
+            self._was_silent = awaited == "bell" and not reply
+            self.last_was_empty = not reply
             return
         self._script_is_loaded = True
         self._acks.confirm_claim()
         if self._request is not None:
-            self.last_was_empty = not reply and self._request.window > 0
-            self._store(reply, self._request)
+            found = self._store(reply, self._request)
+            self.last_was_empty = not found and self._request.window > 0
             if time.monotonic() - self._sent_at > channel.visibility_timeout / 2:
                 self._drop_expired()
 
@@ -147,12 +157,11 @@ class Claimer:
     def should_delay(self) -> bool:
         """Whether to wait before the next claim, so that it takes several acknowledgements along."""
         channel = self._channel
+        if self.last_was_empty or self.claimed or channel._in_poll:  # the event loop asks in each of its turns
+            return False
         prefetch = channel.qos.prefetch_count
         return bool(
             prefetch >= MIN_DELAYED_PREFETCH
-            and not channel._in_poll
-            and not self.last_was_empty
-            and not self.claimed
             and channel.connection.in_event_loop
             and channel.active_queues
             and channel.qos.window() * 4 < prefetch
@@ -163,39 +172,67 @@ class Claimer:
 
     def claim_one(self, queue: str) -> Claim | None:
         """Claim one message of a queue, and return it, or None if the queue is empty."""
-        request = self._new_request((queue,), 1)
+        request = self._new_request((queue,), 1, records=False)
         before = len(self.claimed)
-        self._store(CLAIM(self._channel.scripts_client, request.keys, request.args), request)
+        self._store(CLAIM(self._channel.scripts_client, request.keys, [*request.args, 0]), request)
         return self.claimed.pop() if len(self.claimed) > before else None
 
     # --- requests and replies
 
-    def _new_request(self, queues: tuple[str, ...], window: int) -> ClaimRequest:
+    def _new_request(self, queues: tuple[str, ...], window: int, *, records: bool = True) -> ClaimRequest:
         self._count += 1
-        lists, keys = self._keys_of(queues)
+        lists, keys, packed_keys = self._keys_of(queues)
         tag_prefix = f"{self._tag_prefix}{self._count}."
-        args = [window, tag_prefix, len(queues), self._channel.dead_letters_max, *queues]
-        return ClaimRequest(window, queues, lists, tag_prefix, keys, args)
+        channel = self._channel
+        args = claim_args(
+            *(window, tag_prefix, queues, channel.dead_letters_max),
+            deliveries=channel.deliveries if records else None,
+            rooms=self._rooms() if records and window else (),
+        )
+        return ClaimRequest(window, queues, lists, tag_prefix, keys, packed_keys, args)
 
-    def _keys_of(self, queues: tuple[str, ...]) -> tuple[list[str], list[str]]:
-        """Return the lists of queues, and all keys of a claim. Most claims repeat the queues of the last one."""
+    def _rooms(self) -> list[tuple[str, int]]:
+        """Return how many messages to claim for each handler of batches."""
+        batches = self._channel.batches
+        if batches is None:
+            return []
+        # What waits here may be for the same batch.
+        return [(name, 0 if self.claimed else room) for name, room in batches.rooms()]
+
+    def _keys_of(self, queues: tuple[str, ...]) -> tuple[list[str], list[str], bytes]:
+        """Return the lists of queues, and all keys of a claim, also packed.
+
+        Most claims repeat the queues of the last one.
+        """
         if self._last_keys[0] != queues:
             keys = self._channel.keys
             lists = keys.lists(queues)
-            self._last_keys = queues, lists, [*keys.noted, keys.dead_letters, *map(keys.bell, queues), *lists]
-        return self._last_keys[1], self._last_keys[2]
+            every = [*keys.noted, keys.dead_letters, *map(keys.bell, queues), *lists]
+            self._last_keys = queues, lists, every, packed(*every)
+        return self._last_keys[1:]
 
-    def _store(self, reply: list[Any], request: ClaimRequest) -> None:
-        """Store the claimed messages in order, and report those that the script made dead letters."""
-        number = 0
-        for position, raw in zip(reply[::2], reply[1::2], strict=True):
+    def _store(self, reply: list[Any], request: ClaimRequest) -> bool:
+        """Store the claimed messages in order, and report those that the script made dead letters.
+
+        Returns:
+            Whether there was an item.
+        """
+        number, found = 0, False
+        for position, recorded, raw in zip(reply[::3], reply[1::3], reply[2::3], strict=True):
+            if position == 0:
+                log_failed(raw)
+                continue
+            found = True
             list_ = abs(position) - 1
             queue = request.queues[list_ % len(request.queues)]
             if position > 0:
                 number += 1
-                self.claimed.append(Claim(f"{request.tag_prefix}{number}", queue, request.lists[list_], raw))
+                self.claimed.append(
+                    Claim(f"{request.tag_prefix}{number}", queue, request.lists[list_], raw, bool(recorded))
+                )
             else:
                 notify_dead_lettered(self._channel, queue, raw, "it is not a message")
+        return found
 
     def _drop_expired(self) -> None:
         """Drop claimed messages whose lease has ended: the reply was read so late that they were redelivered."""

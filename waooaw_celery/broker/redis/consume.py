@@ -8,7 +8,7 @@ from typing import Any
 from waooaw_celery.broker.incoming.delivery import Claim
 from waooaw_celery.broker.incoming.guard import Delivery, read_item
 from waooaw_celery.broker.redis.dead_lettering import dead_letter
-from waooaw_celery.broker.redis.leases.restore import requeue_undelivered
+from waooaw_celery.broker.redis.leases.restore import requeue_undelivered, withdraw_delivery
 from waooaw_celery.errors import DecodingFailed
 
 #: Seconds for which one call delivers messages before it returns to the event loop.
@@ -57,6 +57,7 @@ def read_claim(channel: Any, claim: Claim) -> Delivery | None:
     try:
         delivery = read_item(claim.raw, channel.caps)
     except DecodingFailed as error:
+        withdraw_delivery(channel, claim)
         dead_letter(channel, channel.scripts_client, claim.tag, claim.queue, claim.raw, str(error))
         return None
     delivery["properties"]["delivery_tag"] = claim.tag

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import logging
 from typing import Any
 
 from celery.utils.dispatch import Signal
 
 from waooaw_celery.broker.redis.scripts import DEAD_LETTER
+from waooaw_celery.log.loggers import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: The name of the stream, and of the queue on other brokers.
 DEAD_LETTERS_KEY = "waooaw.dead"

@@ -8,6 +8,7 @@ from waooaw_celery.broker.redis.dead_lettering import DEAD_LETTERS_KEY
 
 #: The most pairs of queue and priority whose keys are cached: there may be as many reply queues as callers.
 MAX_CACHED_KEYS = 1000
+PROBE_KEY = "waooaw.probe"
 
 
 class Keys:
@@ -20,6 +21,7 @@ class Keys:
         noted: The key of the unacknowledged messages (a hash), and of the times of their claims (a sorted set).
         index: The second of the two.
         dead_letters: The key of the dead letters (a stream).
+        probe: A key that does not exist, to find out whether the server takes writes.
     """
 
     def __init__(self, channel: Any) -> None:
@@ -32,6 +34,7 @@ class Keys:
         self.noted = self.prefixed(channel.unacked_key), self.prefixed(channel.unacked_index_key)
         self.index = self.noted[1]
         self.dead_letters = self.prefixed(DEAD_LETTERS_KEY)
+        self.probe = self.prefixed(PROBE_KEY)
 
     def prefixed(self, name: str) -> str:
         """Return a name with the channel's key prefix."""
@@ -51,7 +54,11 @@ class Keys:
 
     def list_and_bell(self, queue: str, message: Any) -> tuple[str, str]:
         """Return the key of the list that a message of this priority goes to, and of the queue's doorbell."""
-        queue_and_priority = queue, self._priority_of(message, reverse=False)
+        return self.of_priority(queue, self._priority_of(message, reverse=False))
+
+    def of_priority(self, queue: str, priority: int) -> tuple[str, str]:
+        """Return the key of the list that messages of this priority go to, and of the queue's doorbell."""
+        queue_and_priority = queue, priority
         cached = self._cache.get(queue_and_priority)
         if cached is None:
             cached = self.prefixed(self._name_of_list(*queue_and_priority)), self.bell(queue)

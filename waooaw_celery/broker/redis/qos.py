@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from typing import Any
 
 from kombu.transport import redis, virtual
 from redis.exceptions import RedisError
 
-from waooaw_celery.broker.redis.leases.restore import requeue_delivered
+from waooaw_celery.broker.redis.leases.restore import requeue_delivered, requeue_undelivered, withdraw_delivery
+from waooaw_celery.broker.redis.leases.worker_requests import not_begun
+from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.wording import counted
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: The most messages that are claimed at once for a consumer without a prefetch count.
 MAX_PREFETCH = 500
@@ -40,7 +42,13 @@ class QoS(redis.QoS):
         """Return how many messages the channel may claim at once."""
         claimed = len(self.channel.claimed)
         limit: int = MAX_PREFETCH - claimed
-        return min(limit, self.prefetch_count - len(self._delivered) - claimed) if self.prefetch_count else limit
+        if not self.prefetch_count:
+            return limit
+        held, batches = len(self._delivered) + claimed, self.channel.batches
+        # After that: a thread of the pool may acknowledge messages of a batch meanwhile.
+        uncounted = batches.uncounted() if batches is not None else 0
+        free: int = self.prefetch_count - held + uncounted
+        return min(limit, free)
 
     def append(self, message: virtual.Message, delivery_tag: str) -> None:
         """Hold a delivered message."""
@@ -57,13 +65,26 @@ class QoS(redis.QoS):
         """Remove a message, or put it back to the end of its queue."""
         message = self._delivered.get(delivery_tag)
         if message is not None and requeue:
-            requeue_delivered(self.channel, message, front=False)
-            self._delivered.pop(delivery_tag, None)
-            self.channel.notify_capacity()
+            try:
+                requeue_delivered(self.channel, message, front=False)
+            finally:  # a message that could not be put back comes back when its lease ends
+                self._delivered.pop(delivery_tag, None)
+                self.channel.notify_capacity()
         elif requeue:
             self.channel.release_adopted(delivery_tag)
         else:
             self.ack(delivery_tag)
+
+    def hand_back(self, delivery_tag: str) -> None:
+        """Put a message back to the front of its queue, unchanged: it does not count as redelivered."""
+        message = self._delivered.get(delivery_tag)
+        if message is None:
+            return
+        try:
+            requeue_undelivered(self.channel, message._raw.claim)
+        finally:  # a message that could not be put back comes back when its lease ends
+            self._delivered.pop(delivery_tag, None)
+            self.channel.notify_capacity()
 
     def restore_unacked(self, client: Any = None) -> list[Any]:
         """Put all messages that the channel holds back to the front of their queues.
@@ -74,12 +95,15 @@ class QoS(redis.QoS):
         """
         errors: list[Exception] = []
         server_failures = 0
+        waiting = not_begun(self._delivered)
         for tag, message in reversed(list(self._delivered.items())):
             self._delivered.pop(tag, None)
             if server_failures == MAX_FAILURES:  # each further attempt would wait for a timeout
                 errors.append(errors[-1])
                 continue
             try:
+                if tag in waiting:
+                    withdraw_delivery(self.channel, getattr(message._raw, "claim", None))
                 requeue_delivered(self.channel, message, front=True)
             except (RedisError, OSError) as error:
                 errors.append(error)
@@ -88,8 +112,8 @@ class QoS(redis.QoS):
                 errors.append(error)
         if errors:
             logger.warning(
-                "%d messages come back when their leases end: %s",
-                len(errors),
+                "could not requeue %s, to be redelivered at the end of the lease: %s",
+                counted(len(errors), "message"),
                 errors[0],
                 extra={"action": "left_behind"},
             )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from functools import partial
@@ -17,11 +16,23 @@ from waooaw_celery.broker.redis.channel import Channel, SentinelChannel
 from waooaw_celery.broker.redis.claim import CLAIM_DELAY_SECONDS
 from waooaw_celery.broker.redis.consume import deliver_claimed
 from waooaw_celery.broker.redis.scripts import CLAIM
+from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.store.redis_refusals import RedisRefuses, remedy
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: Seconds between two checks for overdue replies.
 CHECK_SECONDS = 1.0
+
+
+def _refusal(error: ResponseError, key: str) -> Exception:
+    """Return the error of a connection whose server refused its first commands."""
+    if "ompil" in str(error):  # "Error compiling script"
+        return VersionMismatch(
+            "this transport needs Redis 7 or Valkey; for an older server set waooaw_redis_transport='kombu'"
+        )
+    reason = remedy(error, [key])
+    return error if reason is None else RedisRefuses(reason)
 
 
 def _wake_up() -> None:
@@ -73,16 +84,23 @@ class Poller(redis.MultiChannelPoller):
             for channel in self._channels
         )
 
-    def on_poll_start(self) -> None:
-        """Let each channel claim or wait, and send its acknowledgements."""
+    def on_poll_start(self) -> bool:
+        """Let each channel claim or wait, and send its acknowledgements.
+
+        Returns:
+            Whether a channel delays its claim.
+        """
+        is_delayed = False
         for channel in self._channels:
             if channel.active_fanout_queues:
                 self._register_LISTEN(channel)
             if channel.claimer.should_delay():
+                is_delayed = True
                 continue
             if channel.active_queues and (channel.claimed or channel.qos.can_consume()):
                 self._register_BRPOP(channel)
             channel.flush_pending_acks()
+        return is_delayed
 
     def maybe_check_brpop_health(self) -> None:
         """Close connections whose reply is overdue: a dead network connection causes no event."""
@@ -129,6 +147,8 @@ class Transport(redis.Transport):
 
     #: Whether an event loop drives the channels, as in most Celery workers.
     in_event_loop = False
+    #: The thread of the event loop.
+    loop_thread = 0
     #: When the timer that wakes the event loop for a delayed claim fires, by the monotonic clock.
     _wakes_at = 0.0
 
@@ -143,22 +163,23 @@ class Transport(redis.Transport):
 
         Raises:
             VersionMismatch: The server is older than Redis 7.
+            RedisRefuses: It takes no writes, or its user may not do what each message needs.
         """
         connection = super().establish_connection()
-        try:
-            self._avail_channels[-1].scripts_client.script_load(CLAIM.text)
-        except ResponseError as error:
-            if "ompil" not in str(error):  # "Error compiling script"
-                raise
-            self.close_connection(connection)
-            raise VersionMismatch(
-                "this transport needs Redis 7 or Valkey; for an older server set waooaw_redis_transport='kombu'"
-            ) from error
+        channel = self._avail_channels[-1]
+        with channel.scripts_client.pipeline(transaction=False) as pipeline:
+            pipeline.script_load(CLAIM.text)
+            pipeline.expire(channel.keys.probe, 1)  # a write that changes nothing, as there is no such key
+            replies = pipeline.execute(raise_on_error=False)
+        for error in replies:
+            if isinstance(error, ResponseError):
+                self.close_connection(connection)
+                raise _refusal(error, channel.keys.probe) from error
         return connection
 
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:
         """Let an event loop, such as a Celery worker's, drive the channels."""
-        self.in_event_loop = True
+        self.in_event_loop, self.loop_thread = True, threading.get_ident()
         before = set(loop.on_tick)
         super().register_with_event_loop(connection, loop)
         # Kombu checks every 25 s. It cancels the timer under this name when it reconnects.
@@ -169,9 +190,7 @@ class Transport(redis.Transport):
         loop.on_tick.add(partial(self._on_tick, loop))
 
     def _on_tick(self, loop: Any) -> None:
-        self.cycle.on_poll_start()
-        now = time.monotonic()
-        if now >= self._wakes_at and any(channel.claimer.should_delay() for channel in self.cycle._channels):
+        if self.cycle.on_poll_start() and (now := time.monotonic()) >= self._wakes_at:
             self._wakes_at = now + CLAIM_DELAY_SECONDS
             loop.call_later(CLAIM_DELAY_SECONDS, _wake_up)
         for fileno in self.cycle._fd_to_chan:

@@ -32,6 +32,12 @@ def analyse(message: Message) -> None:
 
 
 @agent.method
+def words(text: str) -> int:
+    """Return how many words a document has, and store nothing."""
+    return measure(text).words
+
+
+@agent.method
 def get_status() -> dict[str, object]:
     """Return how many documents this analyst has measured."""
     return {"measured": len(_fingerprints)}

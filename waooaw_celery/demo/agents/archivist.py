@@ -21,6 +21,8 @@ def _load() -> dict[str, dict[str, object]]:
 
 
 _reports = _load()
+#: The words of each report that was filed, by its title.
+_filed: dict[str, int] = {}
 
 
 @agent.on(MessageType.COMMAND)
@@ -38,6 +40,24 @@ def results() -> Iterator[dict[str, object]]:
     """Yield all reports, sorted by path: the caller gets each one while the next is looked up."""
     for path in sorted(_reports):
         yield _reports[path]
+
+
+@agent.method
+def file(title: str, words: int) -> None:
+    """File a report on several documents."""
+    _filed[title] = words
+
+
+@agent.method
+def withdraw(title: str) -> None:
+    """Remove a report on several documents."""
+    _filed.pop(title, None)
+
+
+@agent.method
+def filed() -> list[str]:
+    """Return the titles of the reports on several documents."""
+    return sorted(_filed)
 
 
 @agent.method

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from waooaw_celery import Agent, Message, MessageType, Priority, create_app
+from waooaw_celery.demo.agents.report import report
 
 SUFFIXES = frozenset({".txt", ".md", ".rst", ".py"})
 #: Largest document in bytes: a document travels whole in one message.
@@ -14,8 +15,12 @@ MAX_BYTES = 256 * 1024
 SKIPPED_FOLDERS = frozenset({"node_modules", "site-packages", "venv", "build", "dist", "__pycache__"})
 SKIPPED_FOLDER_SUFFIXES = frozenset({".egg-info", ".dist-info"})
 
+#: The agents that can measure a document, each in its turn. Which ones there are, the registry knows.
+ANALYSTS = "capability:measure?policy=round_robin"
+
 app = create_app("orchestrator")
 agent = Agent("orchestrator", app)
+agent.workflow(report)
 
 _sent: set[str] = set()
 _measured: set[str] = set()
@@ -28,12 +33,11 @@ def analyse(message: Message) -> None:
     """Send every document below ``paths`` to an analyst as LOW; the last one, the README, is sent as URGENT."""
     global _urgent
     documents = dict(_documents([Path(path) for path in message.payload["paths"]]))
-    analysts = [record.name for record in app.registry.all() if record.name.startswith("analyst")]
     order = sorted(documents, key=_readme_last)
     for number, name in enumerate(order):
         urgent = number == len(order) - 1
         agent.send(
-            analysts[number % len(analysts)],
+            ANALYSTS,
             {"path": name, "text": documents[name]},
             priority=Priority.URGENT if urgent else Priority.LOW,
             ttl_seconds=None,  # however long the queue is

@@ -29,6 +29,12 @@ class UtcDateTime(TypeDecorator[datetime]):
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
+class EncodedJson(str):
+    """JSON text as ``payload_text`` writes it, for SQLite: it is stored without being decoded."""
+
+    __slots__ = ()
+
+
 class JsonText(TypeDecorator[Any]):
     """A JSON value that is stored exactly as it was sent.
 
@@ -45,8 +51,25 @@ class JsonText(TypeDecorator[Any]):
 
     def process_bind_param(self, value: Any, dialect: Dialect) -> Any:
         """Serialize a value for SQLite."""
+        if isinstance(value, EncodedJson):
+            return str(value)
         return payload_text(value) if dialect.name == "sqlite" else value
 
     def process_result_value(self, value: Any, dialect: Dialect) -> Any:
         """Return a stored value as it was sent."""
         return restored(json.loads(value) if dialect.name == "sqlite" and value is not None else value)
+
+
+class PayloadText(TypeDecorator[Any]):
+    """A JSON value that is stored as its text, the same in PostgreSQL and in SQLite. None is NULL."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:
+        """Serialize a value."""
+        return None if value is None else payload_text(value)
+
+    def process_result_value(self, value: str | None, dialect: Dialect) -> Any:
+        """Return a stored value as it was written."""
+        return None if value is None else restored(json.loads(value))

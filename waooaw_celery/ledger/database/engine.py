@@ -16,10 +16,12 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from waooaw_celery.errors import AuditUnavailable, ConfigurationError
 from waooaw_celery.ledger.database.rows import payload_text
+from waooaw_celery.ledger.database.sqlite.connection import SafeConnection
+from waooaw_celery.ledger.database.timeouts import DEADLINE_SECONDS, STATEMENT_SECONDS, limit_transactions
 from waooaw_celery.ledger.database.watchdog import watchdog
+from waooaw_celery.messages.topics.patterns import matches
+from waooaw_celery.messages.urls import check_url
 
-#: Seconds that one statement may take, and that it may wait for a lock.
-DEADLINE_SECONDS = 5
 #: Seconds that connecting, or checking that a connection is alive, may take.
 CONNECT_SECONDS = 3
 #: A connection that was idle for this many seconds is checked before it is used again.
@@ -41,12 +43,13 @@ def database_url(text: str) -> URL:
         ConfigurationError: the text is not a URL, names a database other than PostgreSQL and SQLite, or names an
             SQLite without a file.
     """
+    check_url("waooaw_database_url", text)
     try:
         url = make_url(text)
-    except ArgumentError as error:
+    except (ArgumentError, ValueError):  # its text quotes the URL
         raise ConfigurationError(
             "waooaw_database_url is not a URL. Write postgresql://user:password@host/name or sqlite:////path"
-        ) from error
+        ) from None
     if url.drivername in ("postgres", "postgresql"):
         url = url.set(drivername="postgresql+psycopg2")
     if url.get_backend_name() not in ("postgresql", "sqlite"):
@@ -142,12 +145,10 @@ class Database:
         # The watchdog covers the commit too: a server may freeze just before it.
         with (
             database_errors_as(what),
-            self.engine.connect() as connection,
+            self.engine.connect().execution_options(**{STATEMENT_SECONDS: timeout}) as connection,
             self.watched(connection, timeout or DEADLINE_SECONDS),
             connection.begin(),
         ):
-            if timeout is not None and self.is_postgresql:
-                connection.exec_driver_sql(f"SET LOCAL statement_timeout = '{timeout:.0f}s'")
             yield connection
 
     def watched(self, connection: Connection, timeout: float) -> AbstractContextManager[None]:
@@ -208,6 +209,8 @@ def lacks_connection(error: BaseException | None) -> bool:
     driver: Any = getattr(cause, "orig", cause)
     code = getattr(driver, "pgcode", None) or getattr(driver, "sqlstate", None)
     if code is None:
+        if type(driver).__module__.startswith("psycopg2") and type(driver).__name__ == "DatabaseError":
+            return True  # the connection was lost within a text of several statements
         names = {kind.__name__ for kind in type(driver).__mro__}
         return bool(names & {"OperationalError", "InterfaceError"})
     return str(code)[:2] in _NO_CONNECTION_CODES or str(code) in _NO_CONNECTION_CODES
@@ -234,10 +237,18 @@ def unavailable(what: str, error: Exception, kind: type[AuditUnavailable] = Audi
     )
 
 
-def connect_options() -> dict[str, Any]:
-    """Return psycopg2's arguments for a connection to PostgreSQL, in addition to the URL."""
-    options = f"-c statement_timeout={DEADLINE_SECONDS}s -c lock_timeout={DEADLINE_SECONDS}s -c timezone=UTC"
-    return {"connect_timeout": CONNECT_SECONDS, "options": options}
+def connect_options(driver: str = "psycopg2") -> dict[str, Any]:
+    """Return a driver's arguments for a connection to PostgreSQL, in addition to the URL.
+
+    None of them is a setting of the session: behind a pooler, the next transaction may have another session.
+
+    Args:
+        driver: SQLAlchemy's name of the driver.
+    """
+    options: dict[str, Any] = {"connect_timeout": CONNECT_SECONDS}
+    if driver == "psycopg":  # it would prepare statements in one session, and use them in another
+        options["prepare_threshold"] = None
+    return options
 
 
 def _make_engine(url: URL) -> Engine:
@@ -247,12 +258,15 @@ def _make_engine(url: URL) -> Engine:
             pool_size=2,
             max_overflow=8,
             pool_timeout=DEADLINE_SECONDS,
-            connect_args=connect_options(),
+            connect_args=connect_options(url.get_driver_name()),
         )
+        limit_transactions(engine)
         event.listen(engine, "checkout", _check_alive)
         event.listen(engine, "checkin", _note_use)
         return engine
-    engine = create_engine(url, connect_args={"timeout": DEADLINE_SECONDS}, json_serializer=payload_text)
+    engine = create_engine(
+        url, connect_args={"timeout": DEADLINE_SECONDS, "factory": SafeConnection}, json_serializer=payload_text
+    )
     event.listen(engine, "connect", _prepare_sqlite)
     return engine
 
@@ -280,6 +294,9 @@ def _prepare_sqlite(connection: Any, _: Any) -> None:
     # WAL: readers and the one writer do not block each other. FULL: each commit is on the disk.
     cursor.execute("PRAGMA journal_mode=WAL")
     cursor.execute("PRAGMA synchronous=FULL")
+    # What a purge deletes is overwritten, and not only marked as free.
+    cursor.execute("PRAGMA secure_delete=ON")
     cursor.close()
+    connection.create_function("waooaw_topic_matches", 2, lambda pattern, topic: topic and matches(pattern, topic))
     # SQLite's own lower() converts only A to Z.
     connection.create_function("lower", 1, lambda text: text and text.lower(), deterministic=True)

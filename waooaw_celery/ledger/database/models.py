@@ -30,6 +30,14 @@ class Base(DeclarativeBase):
     }
 
 
+class IdentityRow(Base):
+    """The one row with the ledger's id, which travels with each message that the ledger records."""
+
+    __tablename__ = "waooaw_identity"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+
+
 class AgentRow(Base):
     """An agent that was declared at least once."""
 
@@ -40,6 +48,8 @@ class AgentRow(Base):
     capabilities: Mapped[Any]
     declared_at: Mapped[datetime]
     last_seen: Mapped[datetime]
+    #: What an operator has ordered about it, such as to drain it. NULL: nothing.
+    agent_order: Mapped[Any | None] = mapped_column(JSON(none_as_null=True))
 
 
 class WorkerRow(Base):
@@ -54,6 +64,8 @@ class WorkerRow(Base):
     started_at: Mapped[datetime | None]
     #: What the worker reports about itself with each heartbeat.
     report: Mapped[Any]
+    #: What the worker's code declares about the agent. NULL: a version of the code that declares nothing.
+    profile: Mapped[Any | None] = mapped_column(JSON(none_as_null=True))
 
 
 class SubscriptionRow(Base):
@@ -122,6 +134,8 @@ class MessageRow(Base):
     correlation_id: Mapped[str]
     conversation_id: Mapped[str]
     causation_id: Mapped[str | None]
+    #: Who the sender says it is, such as a DID.
+    identity: Mapped[str | None]
     sent_at: Mapped[datetime]
     expires_at: Mapped[datetime | None]
     #: JSON's null after an erasure.
@@ -220,6 +234,20 @@ class CancellationRow(Base):
     retain_until: Mapped[datetime]
 
 
+class RestrictionRow(Base):
+    """What operators decided about a sender at run time."""
+
+    __tablename__ = "waooaw_restrictions"
+
+    agent: Mapped[str] = mapped_column(primary_key=True)
+    #: Whether it has a quota of its own, which the Redis of the rate limits stores.
+    is_limited: Mapped[bool] = mapped_column(server_default=false())
+    #: Since when its sends are refused, by whom and why; NULL: it is not paused.
+    paused_at: Mapped[datetime | None]
+    paused_by: Mapped[str | None]
+    reason: Mapped[str | None]
+
+
 class InboxRow(Base):
     """A message that a handler with ``once=True`` has handled. The row is written in the handler's transaction."""
 
@@ -229,7 +257,7 @@ class InboxRow(Base):
     message_id: Mapped[str] = mapped_column(primary_key=True)
     handler: Mapped[str]
     handled_at: Mapped[datetime]
-    #: What the handler returned, to answer a request that is delivered again.
+    #: What the handler returned, to answer a request that is redelivered.
     result: Mapped[Any | None] = mapped_column(JsonText)
 
 
@@ -245,6 +273,34 @@ class RefusalRow(Base):
     process: Mapped[str] = mapped_column(primary_key=True)
     part: Mapped[int] = mapped_column(primary_key=True)
     count: Mapped[int]
+
+
+class ReplayRow(Base):
+    """A replay of events that the system's worker carries out."""
+
+    __tablename__ = "waooaw_replays"
+
+    replay_id: Mapped[str] = mapped_column(primary_key=True)
+    subscriber: Mapped[str]
+    #: Which events it selects.
+    selection: Mapped[Any] = mapped_column(JsonText)
+    per_second: Mapped[float | None]
+    speed: Mapped[float | None]
+    from_agent: Mapped[str]
+    priority: Mapped[int]
+    state: Mapped[str]
+    #: How many events were sent, and the last of them.
+    events: Mapped[int]
+    position_at: Mapped[datetime | None]
+    position_id: Mapped[str | None]
+    created_at: Mapped[datetime]
+    started_at: Mapped[datetime | None]
+    ended_at: Mapped[datetime | None]
+    #: The worker that carries it out, and until when it does without news; when the next worker may begin.
+    claim: Mapped[str | None]
+    claimed_until: Mapped[datetime | None]
+    due_at: Mapped[datetime | None]
+    error: Mapped[str | None]
 
 
 class HoldRow(Base):

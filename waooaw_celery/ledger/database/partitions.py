@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -10,7 +9,9 @@ from datetime import UTC, datetime
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError, OperationalError
 
-logger = logging.getLogger(__name__)
+from waooaw_celery.log.loggers import get_logger
+
+logger = get_logger(__name__)
 
 #: Months ahead for which partitions are created: one year of retention, and two months to notice that the periodic
 #: task does not run.
@@ -95,7 +96,7 @@ def make_ahead(connection: Connection, now: datetime, months: int = MONTHS_AHEAD
                     )
         except DBAPIError as error:
             logger.warning(
-                "could not create the partition for %s: %s",
+                "could not create the partition for %s, so its rows go to the default partition: %s",
                 month,
                 error.orig,
                 extra={"action": "partition_skipped"},

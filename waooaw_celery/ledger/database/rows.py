@@ -70,6 +70,7 @@ def message_rows(
     messages: Sequence[tuple[Message, str]],
     retention: RetentionPolicy,
     options_by_id: Mapping[str, PublishOptions] | None = None,
+    payload_texts: Mapping[str, str] | None = None,
 ) -> list[LedgerRow]:
     """Return the rows of several messages. Messages of the same event share the encoded payload.
 
@@ -77,13 +78,15 @@ def message_rows(
         messages: each message with the name of the handler that receives it.
         retention: how long to keep a message that has no retention of its own.
         options_by_id: the publish options of messages that have some, by message id.
+        payload_texts: payloads that are encoded as JSON in ASCII already, by message id.
     """
     rows: list[LedgerRow] = []
     shared: dict[str, Any] | None = None  # the event of the last message, and its encoded columns
     for message, handler in messages:
         event = message.event
         same_event = shared if shared and event is shared["of"] else None
-        columns = _message_columns(message, handler, retention, same_event)
+        text = payload_texts.get(message.message_id) if payload_texts else None
+        columns = _message_columns(message, handler, retention, same_event, text)
         shared = None if event is None else {"of": event} | {name: columns[name] for name in _EVENT_COLUMNS}
         if options_by_id and message.message_id in options_by_id:
             columns |= _option_columns(options_by_id[message.message_id])
@@ -104,13 +107,25 @@ def published_event_rows(record: Message, retention: RetentionPolicy, at: dateti
         retention: how long to keep the record if it has no retention of its own.
         at: when the event was published.
     """
-    columns = _message_columns(record, record.topic or "", retention)
-    fact = MessageFact(message_id=record.message_id, event=MessageEvent.PUBLISHED, at=at)
-    retain_until = (record.retention or retention).until(record.sent_at)
-    return [
-        LedgerRow("message", record.message_id, _encode(columns)),
-        keyed_event_row(fact, retain_until, record.sent_at),
-    ]
+    return _ended_rows(record, record.topic or "", MessageEvent.PUBLISHED, retention, at)
+
+
+def answer_rows(answer: Message, retention: RetentionPolicy) -> list[LedgerRow]:
+    """Return the two rows that record an answer: the RESPONSE, and the fact ANSWERED, which is terminal.
+
+    Args:
+        answer: the answer, from the agent that was asked to the one that asked.
+        retention: how long to keep the answer if it has no retention of its own.
+    """
+    return _ended_rows(answer, answer.message_type.value, MessageEvent.ANSWERED, retention, answer.sent_at)
+
+
+def _ended_rows(
+    message: Message, handler: str, event: MessageEvent, retention: RetentionPolicy, at: datetime
+) -> list[LedgerRow]:
+    fact = MessageFact(message_id=message.message_id, event=event, at=at)
+    retain_until = (message.retention or retention).until(message.sent_at)
+    return [message_row(message, handler, retention), keyed_event_row(fact, retain_until, message.sent_at)]
 
 
 def event_row(fact: MessageFact, retention: RetentionPolicy) -> LedgerRow:
@@ -204,7 +219,11 @@ _EVENT_COLUMNS = ("payload", "payload_digest", "event")
 
 
 def _message_columns(
-    message: Message, handler: str, retention: RetentionPolicy, shared: dict[str, Any] | None = None
+    message: Message,
+    handler: str,
+    retention: RetentionPolicy,
+    shared: dict[str, Any] | None = None,
+    text: str | None = None,
 ) -> dict[str, Any]:
     columns = {
         "message_id": message.message_id,
@@ -217,6 +236,7 @@ def _message_columns(
         "correlation_id": message.correlation_id or message.message_id,
         "conversation_id": message.conversation_id or message.message_id,
         "causation_id": message.causation_id,
+        "identity": message.identity and storable(message.identity),
         "sent_at": _iso(message.sent_at),
         "expires_at": message.expires_at and _iso(message.expires_at),
         "topic": message.topic,
@@ -226,9 +246,11 @@ def _message_columns(
         columns["check_known"] = True
     if shared is not None:
         return columns | {name: shared[name] for name in _EVENT_COLUMNS}
+    if text is None or "\\u" in text:  # an escaped character: the ledger's text is to be readable
+        text = payload_text(message.payload)
     return columns | {
         # Encoded twice: PostgreSQL does not accept every JSON string as text, but stores it in a JSON column.
-        "payload": payload_text(message.payload),
+        "payload": text,
         "payload_digest": digest(message.payload),
         "event": message.event and _encode(message.event.to_envelope()),
     }
@@ -246,7 +268,12 @@ def payload_text(payload: JSON) -> str:
 
 def digest(payload: JSON) -> str:
     """Return the SHA-256 of a payload's canonical JSON (sorted keys, no spaces, ASCII), in hexadecimal."""
-    return hashlib.sha256(_encode_canonical(payload).encode()).hexdigest()
+    return hashlib.sha256(canonical_json(payload).encode()).hexdigest()
+
+
+def canonical_json(value: JSON) -> str:
+    """Return the one JSON text of a value: with sorted keys, without spaces, in ASCII."""
+    return _encode_canonical(value)
 
 
 def _iso(time: datetime) -> str:

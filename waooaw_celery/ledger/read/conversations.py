@@ -10,28 +10,33 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Integer, Select, and_, bindparam, select, union, union_all
 
 from waooaw_celery.ledger.database.models import MessageRow
-from waooaw_celery.ledger.read.reader import read_records
+from waooaw_celery.ledger.read.reader import message_columns, read_records
 from waooaw_celery.ledger.read.records import AuditRecord
 from waooaw_celery.ledger.read.scan import newest_first
 
 
-def read_conversation(connection: Connection, id_: str) -> list[AuditRecord]:
+def read_conversation(connection: Connection, id_: str, *, payloads: bool) -> list[AuditRecord]:
     """Return the messages of a conversation in causal order; none if the ledger does not have it.
 
     Args:
         connection: a connection in a transaction.
         id_: the id of any message in it, its correlation id, or its conversation id.
+        payloads: whether to read the payloads.
     """
     # Three queries, each answered by an index; a query with OR is not.
     conversations = [
         select(MessageRow.conversation_id).where(column == id_)
         for column in (MessageRow.message_id, MessageRow.correlation_id, MessageRow.conversation_id)
     ]
-    query = select(MessageRow.__table__).where(MessageRow.conversation_id.in_(union(*conversations)))
+    query = select(*message_columns(payloads=payloads)).where(
+        MessageRow.conversation_id.in_(union(*conversations))
+    )
     return _in_causal_order(read_records(connection, query.order_by(MessageRow.sent_at, MessageRow.message_id)))
 
 
-def read_history(connection: Connection, agent: str, since: datetime, limit: int) -> list[AuditRecord]:
+def read_history(
+    connection: Connection, agent: str, since: datetime, limit: int, *, payloads: bool
+) -> list[AuditRecord]:
     """Return what an agent sent and received since a time, newest first.
 
     Args:
@@ -39,19 +44,21 @@ def read_history(connection: Connection, agent: str, since: datetime, limit: int
         agent: the agent's name.
         since: the earliest time of sending.
         limit: how many messages at most.
+        payloads: whether to read the payloads.
     """
-    return read_records(connection, _history_query(), {"agent": agent, "since": since, "limit": limit})
+    return read_records(connection, _history_query(payloads), {"agent": agent, "since": since, "limit": limit})
 
 
 @cache
-def _history_query() -> Select[Any]:
+def _history_query(payloads: bool) -> Select[Any]:
     """Return the query for what an agent sent and received. It is cached: building it takes a while."""
     agent: ColumnElement[str] = bindparam("agent")
     since: ColumnElement[datetime] = bindparam("since")
     limit = bindparam("limit", type_=Integer)
     # Two queries, each answered in order by an index; a query with OR is not.
+    columns = message_columns(payloads=payloads)
     directions = [
-        newest_first(select(MessageRow.__table__).where(condition, MessageRow.sent_at >= since), limit).subquery()
+        newest_first(select(*columns).where(condition, MessageRow.sent_at >= since), limit).subquery()
         for condition in (
             MessageRow.from_agent == agent,
             and_(MessageRow.to_agent == agent, MessageRow.from_agent != agent),

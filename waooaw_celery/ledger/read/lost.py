@@ -15,13 +15,20 @@ from waooaw_celery.ledger.database.clock import now_in
 from waooaw_celery.ledger.database.engine import Database
 from waooaw_celery.ledger.database.models import MessageRow, OpenMessageRow, WorkerRow
 from waooaw_celery.ledger.database.rows import LedgerRow, keyed_event_row
-from waooaw_celery.ledger.read.reader import group_by_month, in_partition, read_records
+from waooaw_celery.ledger.read.reader import (
+    group_by_month,
+    in_partition,
+    message_columns,
+    read_payloads,
+    read_records,
+)
 from waooaw_celery.ledger.read.records import AuditEvent, AuditRecord
 from waooaw_celery.ledger.write.statements import write
 from waooaw_celery.messages.enums import RetentionPolicy
 from waooaw_celery.messages.message import Message
 from waooaw_celery.messages.publish_options import PublishOptions, due_at
 from waooaw_celery.messages.receipt import NO_PROGRESS, MessageEvent, MessageFact
+from waooaw_celery.messages.validation import JSON
 
 #: How often a message is recovered before it fails.
 MAX_RECOVERIES = 5
@@ -146,12 +153,19 @@ def find_lost(
     found = _read_with_options(connection, ids)
     now = now_in(connection)
     living = _living_workers(connection, now, {record.receipt.to_agent for record, _ in found})
-    lost = []
-    for record, options in sorted(found, key=lambda pair: pair[0].receipt.sent_at):
-        verdict, reason = _verdict(record, options, living, rules, looked_at, now)
-        if verdict is not Verdict.LEAVE:
-            lost.append(_lost_message(record, options, reason, given_up=verdict is Verdict.GIVE_UP))
-    return lost
+    judged = (
+        (record, options, *_verdict(record, options, living, rules, looked_at, now)) for record, options in found
+    )
+    lost = sorted(
+        (each for each in judged if each[2] is not Verdict.LEAVE), key=lambda each: each[0].receipt.sent_at
+    )
+    payloads = read_payloads(connection, [record for record, *_ in lost])
+    return [
+        _lost_message(
+            record, payloads[record.receipt.message_id], options, reason, given_up=verdict is Verdict.GIVE_UP
+        )
+        for record, options, verdict, reason in lost
+    ]
 
 
 def record_recoveries(connection: Connection, lost: Iterable[LostMessage]) -> None:
@@ -169,7 +183,7 @@ def _read_with_options(connection: Connection, ids: Sequence[str]) -> list[tuple
         is_wanted = in_partition(MessageRow, month)
         query = select(MessageRow.message_id, MessageRow.options).where(is_wanted)
         options: dict[str, Any] = {row.message_id: row.options for row in connection.execute(query)}
-        for record in read_records(connection, select(MessageRow.__table__).where(is_wanted)):
+        for record in read_records(connection, select(*message_columns(payloads=False)).where(is_wanted)):
             found.append((record, PublishOptions.from_json(options.get(record.receipt.message_id))))
     return found
 
@@ -244,7 +258,9 @@ def _is_same_worker_alive(event: AuditEvent, agent: str, living: LivingWorkers) 
     return started_at is None or started_at <= event.at
 
 
-def _lost_message(record: AuditRecord, options: PublishOptions, reason: str, *, given_up: bool) -> LostMessage:
+def _lost_message(
+    record: AuditRecord, payload: JSON, options: PublishOptions, reason: str, *, given_up: bool
+) -> LostMessage:
     receipt = record.receipt
     attempts = [event for event in record.events if event.event in (MessageEvent.DELIVERED, MessageEvent.RETRIED)]
     last = max(attempts, key=lambda event: event.at, default=None)
@@ -254,7 +270,7 @@ def _lost_message(record: AuditRecord, options: PublishOptions, reason: str, *, 
         from_agent=receipt.from_agent,
         to_agent=receipt.to_agent,
         message_type=receipt.message_type,
-        payload=record.payload,
+        payload=payload,
         priority=receipt.priority,
         ttl_seconds=None if record.expires_at is None else (record.expires_at - receipt.sent_at).total_seconds(),
         message_id=receipt.message_id,
@@ -266,7 +282,9 @@ def _lost_message(record: AuditRecord, options: PublishOptions, reason: str, *, 
         serializer=options.serializer,
         compression=options.compression,
         resent=options.resent,
+        capability=options.capability,
         event=record.event,
+        identity=record.identity,
     )
     return LostMessage(
         message=message,

@@ -10,6 +10,7 @@ from itertools import groupby
 from typing import Any
 
 from sqlalchemy import (
+    Boolean,
     ColumnElement,
     CompoundSelect,
     Connection,
@@ -19,24 +20,32 @@ from sqlalchemy import (
     and_,
     bindparam,
     cast,
+    literal,
     or_,
     select,
     union_all,
 )
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.functions import FunctionElement
 
 from waooaw_celery.ledger.database.models import MessageEventRow, MessageRow
 from waooaw_celery.ledger.database.partitions import Month
 from waooaw_celery.ledger.database.rows import payload_text
-from waooaw_celery.ledger.read.records import AuditEvent, AuditRecord
+from waooaw_celery.ledger.read.records import NOT_LOADED, AuditEvent, AuditRecord
 from waooaw_celery.messages.enums import MessageStatus, MessageType, Priority
 from waooaw_celery.messages.receipt import DeliveryReceipt, MessageEvent
 from waooaw_celery.messages.topics.attributes import EventAttributes
+from waooaw_celery.messages.validation import JSON
 
 #: Most messages whose events one statement reads.
 _BATCH_SIZE = 1000
 _FINAL_EVENTS = frozenset(event.value for event in MessageEvent if event.terminal)
 #: Events that do not prove that the message was published.
-UNPUBLISHED_EVENTS = (MessageEvent.CANCEL_REQUESTED.value, MessageEvent.RECOVERED.value)
+UNPUBLISHED_EVENTS = (
+    MessageEvent.CANCEL_REQUESTED.value,
+    MessageEvent.RECOVERED.value,
+    MessageEvent.LOGGED.value,
+)
 
 #: The primary key of a message: its id, and the end of its retention.
 MessageKey = tuple[str, datetime]
@@ -49,7 +58,8 @@ def read_records(
 
     Args:
         connection: a connection in a transaction.
-        query: selects the rows of the messages, with all columns.
+        query: selects the rows of the messages, with the columns of ``message_columns``. The records of rows
+            without a payload have none.
         parameters: the query's bind parameters.
     """
     rows = connection.execute(query, parameters).all()
@@ -67,10 +77,30 @@ def read_records(
     return [_record(row, events[row.message_id]) for row in rows]
 
 
-def read_record(connection: Connection, message_id: str) -> AuditRecord | None:
+def message_columns(*, payloads: bool, of: Any = MessageRow.__table__.columns) -> list[ColumnElement[Any]]:
+    """Return the columns of messages that a record needs. A payload may have megabytes: read it only to show it.
+
+    Args:
+        payloads: whether to read the payloads.
+        of: the columns of the table of messages, or of a subquery with its columns.
+    """
+    left_out = set() if payloads else {"payload"}
+    return [column for column in of if column.key not in left_out]
+
+
+def read_record(connection: Connection, message_id: str, *, payloads: bool = True) -> AuditRecord | None:
     """Return the record of one message, or None if the ledger does not have it."""
-    query = select(MessageRow.__table__).where(MessageRow.message_id == message_id)
+    query = select(*message_columns(payloads=payloads)).where(MessageRow.message_id == message_id)
     return next(iter(read_records(connection, query)), None)
+
+
+def read_payloads(connection: Connection, records: Iterable[AuditRecord]) -> dict[str, JSON]:
+    """Return the payloads of messages whose records were read without them, by message id."""
+    payloads: dict[str, JSON] = {}
+    for month in group_by_month((record.receipt.message_id, record.retain_until) for record in records):
+        query = select(MessageRow.message_id, MessageRow.payload).where(in_partition(MessageRow, month))
+        payloads |= {row.message_id: row.payload for row in connection.execute(query)}
+    return payloads
 
 
 @cache
@@ -125,10 +155,47 @@ def in_partition(table: Any, month: Sequence[MessageKey]) -> ColumnElement[bool]
 
 def contains_text(message: Any, text: str) -> ColumnElement[bool]:
     """Return the condition that a message's payload, as JSON text, contains a text, in any case."""
-    payload = cast(message.payload, String)
-    # The second spelling is for payloads with unpaired surrogates, which are stored as pure ASCII.
-    spellings = dict.fromkeys((payload_text(text)[1:-1], json.dumps(text)[1:-1]))
-    return or_(*(payload.icontains(spelling, autoescape=True) for spelling in spellings))
+    return column_contains(message.payload, text)
+
+
+def column_contains(column: Any, text: str) -> ColumnElement[bool]:
+    """Return the condition that a JSON column, as text, contains a text, in any case."""
+    written = cast(column, String)
+    return or_(
+        *(
+            _ContainsAscii(written, literal(each.lower()))
+            if each.isascii()
+            else written.icontains(each, autoescape=True)
+            for each in json_spellings(text)
+        )
+    )
+
+
+class _ContainsAscii(FunctionElement[bool]):
+    """Whether a text contains another one, of ASCII characters in lower case, in any case."""
+
+    type = Boolean()
+    inherit_cache = True
+
+
+@compiles(_ContainsAscii)
+def _compile_contains(element: _ContainsAscii, compiler: Any, **options: Any) -> str:
+    return "instr(lower({}), {}) > 0".format(*(compiler.process(each, **options) for each in element.clauses))
+
+
+@compiles(_ContainsAscii, "postgresql")
+def _compile_contains_for_postgresql(element: _ContainsAscii, compiler: Any, **options: Any) -> str:
+    # ILIKE takes more than twice the time: it folds the case of every character by the rules of a language.
+    parts = (compiler.process(each, **options) for each in element.clauses)
+    return 'strpos(lower({} COLLATE "C"), {}) > 0'.format(*parts)
+
+
+def json_spellings(text: str) -> tuple[str, ...]:
+    """Return how a text may be written within JSON text.
+
+    The second spelling is for values with unpaired surrogates, which are stored as pure ASCII.
+    """
+    return tuple(dict.fromkeys((payload_text(text)[1:-1], json.dumps(text)[1:-1])))
 
 
 def _event(
@@ -140,7 +207,7 @@ def _event(
 def _record(row: Row[Any], events: Sequence[AuditEvent]) -> AuditRecord:
     return AuditRecord(
         receipt=_receipt(row, events),
-        payload=row.payload,
+        payload=getattr(row, "payload", NOT_LOADED),
         payload_digest=row.payload_digest,
         conversation_id=row.conversation_id,
         causation_id=row.causation_id,
@@ -149,6 +216,8 @@ def _record(row: Row[Any], events: Sequence[AuditEvent]) -> AuditRecord:
         erased_at=row.erased_at,
         events=tuple(events),
         event=EventAttributes.from_envelope(row.event),
+        identity=row.identity,
+        capability=(row.options or {}).get("capability"),
     )
 
 

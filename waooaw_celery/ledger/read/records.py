@@ -4,19 +4,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any, Final
 
+from waooaw_celery.errors import PayloadNotLoaded
+from waooaw_celery.messages.json_form import JsonForm
 from waooaw_celery.messages.receipt import DeliveryReceipt
 from waooaw_celery.messages.topics.attributes import EventAttributes
 from waooaw_celery.messages.validation import JSON
+from waooaw_celery.messages.wording import counted
+
+#: In place of the payload of a record that is read without it.
+NOT_LOADED: Final = object()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AuditEvent:
+class AuditEvent(JsonForm):
     """An event of a message, as recorded.
 
     Attributes:
         event: sent, delivered, retried, recovered, duplicate, handled, failed, expired, dead, cancel_requested,
-            cancelled, resent or discarded.
+            cancelled, published, resent, discarded or logged.
         attempt: the number of the attempt, from 1; 0 for an event before the first.
         at: when it happened, aware UTC.
         worker: the node name of the worker that recorded it, or None.
@@ -35,7 +42,7 @@ class AuditEvent:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Refusal:
+class Refusal(JsonForm):
     """Messages that a rate limit refused within one minute.
 
     Attributes:
@@ -51,16 +58,20 @@ class Refusal:
     count: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AuditRecord:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class AuditRecord(JsonForm):
     """A message in the ledger, with its events.
 
     Attributes:
         receipt: sender, recipient, status and times.
-        payload: the payload; None if it was erased.
+        payload: the payload; None if it was erased. A record that was read without its payload
+            (``payloads=False``) raises PayloadNotLoaded.
         payload_digest: the SHA-256 of the payload; an erasure keeps it.
         conversation_id: the id of the message that began the conversation.
         causation_id: the id of the message whose handler sent this one, or None.
+        identity: who the sender said it is, such as a DID; None: it said nothing.
+        capability: the capability that the sender named as recipient, such as ``summarise@>=2``; the recipient in
+            the receipt is the agent that was chosen. None: the sender named the agent.
         expires_at: the expiry, or None.
         retain_until: the time from which a purge may remove the message.
         erased_at: when the payload was erased, or None.
@@ -78,10 +89,30 @@ class AuditRecord:
     erased_at: datetime | None
     events: tuple[AuditEvent, ...]
     event: EventAttributes | None = None
+    identity: str | None = None
+    capability: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.payload is NOT_LOADED:
+            object.__delattr__(self, "payload")  # so that it cannot be taken for a payload
+
+    def __getattr__(self, name: str) -> Any:
+        """Raise PayloadNotLoaded for a payload that was not loaded; Python asks only for what is missing."""
+        if name == "payload":
+            raise PayloadNotLoaded(
+                f"the record of {self.receipt.message_id} was read without its payload: read it with "
+                "trail.receipt(message_id), or query with payloads=True"
+            )
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def __repr__(self) -> str:
+        """Return what fits on a line: the receipt's facts and the number of events, without the payload."""
+        events = counted(len(self.events), "event")
+        return f"<AuditRecord {self.receipt.message_id}: {self.receipt.summary}, {events}>"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Page:
+class Page(JsonForm):
     """A page of a query's result.
 
     Attributes:
@@ -94,7 +125,7 @@ class Page:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Durations:
+class Durations(JsonForm):
     """Percentiles of durations, in seconds; None if nothing was measured."""
 
     p50: float | None
@@ -103,7 +134,7 @@ class Durations:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Statistics:
+class Statistics(JsonForm):
     """Statistics of the messages that were sent within a period.
 
     Attributes:

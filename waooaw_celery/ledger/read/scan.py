@@ -6,11 +6,11 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any, TypeAlias
 
-from sqlalchemy import ColumnElement, Select, and_, case, func, select, true, tuple_
+from sqlalchemy import ColumnElement, Select, and_, case, false, func, select, true, tuple_, union_all
 
 from waooaw_celery.errors import InvalidMessage
 from waooaw_celery.ledger.database.models import MessageEventRow, MessageRow, OpenMessageRow
-from waooaw_celery.ledger.read.reader import UNPUBLISHED_EVENTS, contains_text
+from waooaw_celery.ledger.read.reader import UNPUBLISHED_EVENTS, contains_text, message_columns
 from waooaw_celery.messages.enums import MessageStatus
 from waooaw_celery.messages.receipt import MessageEvent
 
@@ -46,9 +46,13 @@ class KeysetScan:
         #: The table whose index is scanned, and the conditions that the index answers.
         self._table: Any = MessageRow
         self._index_conditions: list[ColumnElement[bool]] = []
+        #: The topics that are scanned one by one, each along the index of topics; None: there is one scan.
+        self._topics: list[str] | None = None
         #: The conditions to check on a scanned row, and on the message that it belongs to.
         self._row_filters: list[Condition] = []
         self._message_filters: list[Condition] = []
+        #: Whether a filter reads payloads.
+        self._reads_payloads = False
 
     def seek(self, column: Any, value: str | None) -> None:
         """Filter by an indexed column: along its index if no other index was selected."""
@@ -79,31 +83,61 @@ class KeysetScan:
     def filter_text(self, text: str | None) -> None:
         """Filter by a text that payloads contain."""
         if text is not None:
+            self._reads_payloads = True
             filters = self._row_filters if self._table is MessageRow else self._message_filters
             filters.append(lambda message: contains_text(message, text))
+
+    def filter_topic(self, topics: list[str] | None, condition: Condition) -> None:
+        """Filter by a pattern of topics. Call it last: along the index of topics if there is no other filter.
+
+        Args:
+            topics: the topics that the pattern matches; None: they are too many.
+            condition: whether a message matches the pattern.
+        """
+        is_only_filter = self._table is MessageRow and not self._index_conditions and not self.may_end_early
+        if is_only_filter and topics is not None:
+            self._topics = topics
+        else:
+            filters = self._row_filters if self._table is MessageRow else self._message_filters
+            filters.append(condition)
 
     @property
     def may_end_early(self) -> bool:
         """Whether the scan ends after ``MAX_SCANNED_ROWS`` rows: it has filters that no index answers."""
         return bool(self._row_filters or self._message_filters)
 
-    def query(self, limit: int) -> Select[Any]:
-        """Return the query for the newest messages that match."""
-        found = self._scan(*self._table.__table__.columns).limit(limit)
+    def query(self, limit: int, *, payloads: bool) -> Select[Any]:
+        """Return the query for the newest messages that match.
+
+        Args:
+            limit: how many messages at most.
+            payloads: whether to read their payloads.
+        """
+        found = self._scan(*message_columns(payloads=payloads, of=self._table.__table__.columns)).limit(limit)
+        if self._topics is not None:
+            if not self._topics:
+                return found.where(false())
+            scans = [found.where(MessageRow.topic == topic).subquery() for topic in self._topics]
+            union = union_all(*(select(scan) for scan in scans)).subquery()
+            return newest_first(select(union), limit, union.c)
         if self.may_end_early:
             # The subquery bounds what is scanned before the filters apply.
-            scanned = self._scan(*self._table.__table__.columns).limit(MAX_SCANNED_ROWS).subquery()
+            needed = message_columns(payloads=payloads or self._reads_payloads, of=self._table.__table__.columns)
+            scanned = self._scan(*needed).limit(MAX_SCANNED_ROWS).subquery()
             filters = [condition(scanned.c) for condition in self._row_filters]
             if self._message_filters:
                 # A scalar subquery: PostgreSQL may start a join with all messages.
                 matches = [condition(MessageRow) for condition in self._message_filters]
                 message = select(true()).where(same_message(scanned.c), *matches)
                 filters.append(message.correlate(scanned).scalar_subquery())
-            found = newest_first(select(scanned).where(*filters), limit, scanned.c)
+            found = newest_first(
+                select(*message_columns(payloads=payloads, of=scanned.c)).where(*filters), limit, scanned.c
+            )
         if self._table is MessageRow:
             return found
         keys = found.subquery()
-        return newest_first(select(MessageRow.__table__).join(keys, same_message(keys.c)), limit, keys.c)
+        messages = select(*message_columns(payloads=payloads)).join(keys, same_message(keys.c))
+        return newest_first(messages, limit, keys.c)
 
     def last_scanned(self) -> Select[Any]:
         """Return the query for the message at which the scan ended early; it has no row if it did not."""

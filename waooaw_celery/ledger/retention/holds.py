@@ -7,7 +7,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, delete, exists, insert, or_, select
+from sqlalchemy import ColumnElement, Connection, and_, case, delete, exists, insert, or_, select
 
 from waooaw_celery.errors import InvalidMessage
 from waooaw_celery.ledger.database.clock import now_in
@@ -15,6 +15,7 @@ from waooaw_celery.ledger.database.engine import Database
 from waooaw_celery.ledger.database.models import HoldRow, MessageRow
 from waooaw_celery.ledger.database.partitions import Month
 from waooaw_celery.ledger.database.rows import storable
+from waooaw_celery.messages.enums import MessageType
 from waooaw_celery.messages.validation import check_agent_name, check_id
 
 
@@ -26,9 +27,11 @@ class HoldKind(StrEnum):
     AGENT = "agent"
 
 
-#: The columns of a message that a hold of each kind is compared with.
+#: The message that a RESPONSE answers.
+_ANSWERED = case((MessageRow.message_type == MessageType.RESPONSE.value, MessageRow.causation_id))
+#: The columns of a message that a hold of each kind is compared with. A hold on a request keeps its answer too.
 _COLUMNS: dict[HoldKind, tuple[Any, ...]] = {
-    HoldKind.MESSAGE: (MessageRow.message_id,),
+    HoldKind.MESSAGE: (MessageRow.message_id, _ANSWERED),
     HoldKind.CONVERSATION: (MessageRow.conversation_id,),
     HoldKind.AGENT: (MessageRow.from_agent, MessageRow.to_agent),
 }

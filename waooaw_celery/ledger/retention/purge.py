@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, delete, exists, func, select, text
+from sqlalchemy import ColumnElement, Connection, and_, delete, exists, func, or_, select, text
+from sqlalchemy.orm import aliased
 
 from waooaw_celery.errors import ClockSkew
 from waooaw_celery.ledger.database import clock as database_clock
@@ -25,7 +26,9 @@ from waooaw_celery.ledger.retention.removal import (
     record_removal,
     removing,
 )
+from waooaw_celery.ledger.retention.workflows import count_expired_workflows, purge_workflows
 from waooaw_celery.ledger.write.statements import close_ended
+from waooaw_celery.messages.receipt import MessageEvent
 from waooaw_celery.store.clock_reading import MAX_SKEW_SECONDS, Source, difference, read
 
 #: Seconds that a whole purge may take, and hold its lock.
@@ -66,11 +69,13 @@ class Purge:
             dropped = self._drop_months(at)
             messages, events = self._delete_messages(at)
             events += self._delete_refusals(at) + self._delete_inbox(at)
+            workflows = purge_workflows(self._database, at)
             removal = Removal(
                 rule=rule,
                 messages=sum(count for count, _ in dropped) + messages,
                 events=sum(count for _, count in dropped) + events,
                 partitions=len(dropped),
+                workflows=workflows,
             )
             record_removal(self._database, removal, at)
             return removal
@@ -102,13 +107,15 @@ class Purge:
 
     def _count(self, rule: str, at: datetime) -> Removal:
         """Return what a purge would remove."""
-        is_over = and_(MessageRow.retain_until <= at, _is_purgeable())
+        # A purge first removes the logged messages from the open ones.
+        is_over = and_(MessageRow.retain_until <= at, or_(_has_ended(), _was_logged(MessageRow)), ~is_held())
         events = select(func.count()).select_from(MessageEventRow).join(MessageRow, same_message(MessageEventRow))
         with removing(self._database, "count what a purge would remove") as connection:
             return Removal(
                 rule=rule,
                 messages=connection.scalar(select(func.count()).where(is_over)) or 0,
                 events=connection.scalar(events.where(is_over)) or 0,
+                workflows=count_expired_workflows(connection, at),
             )
 
     def _drop_months(self, at: datetime) -> list[tuple[int, int]]:
@@ -121,7 +128,7 @@ class Purge:
         for month in months:
             # Counting takes longer than the drop, which locks the tables: so it comes first.
             with removing(self._database, f"count the rows of {month}") as connection:
-                close_ended(connection)
+                _close(connection, at)
                 if _must_stay(connection, month):
                     continue
                 counts = [
@@ -149,12 +156,12 @@ class Purge:
         messages = events = 0
         last_id = ""
         with removing(self._database, "look for messages to purge") as connection:
-            close_ended(connection)
+            _close(connection, at)
         while True:
             with removing(self._database, "purge messages") as connection:
                 # Starting after the last id skips the dead rows that earlier batches left.
                 query = select(MessageRow.message_id, MessageRow.retain_until).where(
-                    MessageRow.retain_until <= at, _is_purgeable(), MessageRow.message_id > last_id
+                    MessageRow.retain_until <= at, _has_ended(), ~is_held(), MessageRow.message_id > last_id
                 )
                 batch = connection.execute(query.order_by(MessageRow.message_id).limit(BATCH_SIZE))
                 keys = [(key.message_id, key.retain_until) for key in batch]
@@ -191,12 +198,30 @@ def _delete(connection: Connection, table: Any, condition: ColumnElement[bool]) 
     return connection.execute(delete(table).where(condition)).rowcount
 
 
+def _close(connection: Connection, at: datetime) -> None:
+    """Remove from the open messages what a purge may remove: messages that have ended, and logged ones.
+
+    Nobody reports the end of a message that was only logged, so that it may never end.
+    """
+    close_ended(connection)
+    is_over = select(MessageRow.message_id).where(
+        same_message(MessageRow, OpenMessageRow), MessageRow.retain_until <= at, ~is_held()
+    )
+    connection.execute(delete(OpenMessageRow).where(_was_logged(OpenMessageRow), is_over.exists()))
+
+
+def _was_logged(message: Any) -> ColumnElement[bool]:
+    """Whether a message was recorded with ``log_message``."""
+    events = aliased(MessageEventRow)  # the query around it may read the events too
+    return exists().where(same_message(events, message), events.event == MessageEvent.LOGGED.value)
+
+
 def _must_stay(connection: Connection, month: partitions.Month) -> bool:
     """Whether a month contains a message that is open or on hold."""
     is_open = and_(OpenMessageRow.retain_until >= month.begin, OpenMessageRow.retain_until < month.end)
     return bool(connection.scalar(select(exists().where(is_open)))) or has_held_message(connection, month)
 
 
-def _is_purgeable() -> ColumnElement[bool]:
-    """Whether a message is neither open nor on hold."""
-    return and_(~exists().where(OpenMessageRow.message_id == MessageRow.message_id), ~is_held())
+def _has_ended() -> ColumnElement[bool]:
+    """Whether a message is not open."""
+    return ~exists().where(OpenMessageRow.message_id == MessageRow.message_id)

@@ -26,6 +26,7 @@ class Removal:
         rule: the rule that it followed, in words.
         messages: how many messages it removed or erased.
         events: how many events it removed, or whose error text it erased.
+        workflows: how many workflows it removed or erased.
         partitions: how many monthly partitions it dropped.
         busy: whether another purge was running, so that this one did nothing.
     """
@@ -34,6 +35,7 @@ class Removal:
     messages: int = 0
     events: int = 0
     partitions: int = 0
+    workflows: int = 0
     busy: bool = False
 
 

@@ -1,4 +1,4 @@
-"""The operations on the ledger's contents: prepare, purge, hold, release, erase. Removals are recorded."""
+"""The operations on the ledger's contents: prepare, purge, hold, release. Removals are recorded."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from datetime import datetime
 from waooaw_celery.ledger.database import partitions
 from waooaw_celery.ledger.database.clock import now_in
 from waooaw_celery.ledger.database.engine import Database
-from waooaw_celery.ledger.retention.erasure import erase
 from waooaw_celery.ledger.retention.holds import Hold, HoldKind, list_holds, place_hold, release_hold
 from waooaw_celery.ledger.retention.purge import Purge
 from waooaw_celery.ledger.retention.removal import Removal
@@ -16,7 +15,7 @@ from waooaw_celery.store.clock_reading import Source
 
 
 class Retention:
-    """Purges the ledger, holds messages, and erases payloads.
+    """Purges the ledger, and holds messages.
 
     Every method raises AuditUnavailable if the database does not answer.
 
@@ -90,18 +89,3 @@ class Retention:
     def holds(self) -> list[Hold]:
         """Return all holds, the oldest first."""
         return list_holds(self._database)
-
-    def erase(self, *, agent: str | None = None, containing: str | None = None) -> Removal:
-        """Blank payloads and error texts; the other facts and the digests stay. Messages on hold are left alone.
-
-        Args:
-            agent: erase all messages that this agent sent or received.
-            containing: erase all messages whose payload, as JSON text, contains this text, such as a name.
-
-        Returns:
-            How many messages and error texts were erased.
-
-        Raises:
-            InvalidMessage: neither or both are given.
-        """
-        return erase(self._database, agent=agent, containing=containing)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -11,14 +10,15 @@ from functools import partial
 from typing import Any, TypeAlias
 
 from waooaw_celery.errors import AuditUnavailable
-from waooaw_celery.ledger.database.engine import DEADLINE_SECONDS
 from waooaw_celery.ledger.database.rows import LedgerRow
+from waooaw_celery.ledger.database.timeouts import DEADLINE_SECONDS
 from waooaw_celery.ledger.write.buffer import PendingWrite, WriteBuffer
 from waooaw_celery.ledger.write.fallback import Fallback
 from waooaw_celery.ledger.write.inserter import RowInserter, WriteOutcome, is_permanent_error
 from waooaw_celery.ledger.write.outage import Outage
+from waooaw_celery.log.loggers import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: Seconds that a caller waits. A thread that writes has reached each of its own deadlines by then.
 WAIT_SECONDS = 3 * DEADLINE_SECONDS
@@ -102,7 +102,10 @@ class BatchWriter:
         try:
             self._try_write(batch, commit or self._inserter.write)
         except BaseException as bug:
-            logger.exception("the ledger's writer failed", extra={"action": "writer_failed"})
+            logger.exception(
+                "the ledger's writer raised; its rows go to the spool, or their senders get AuditUnavailable",
+                extra={"action": "writer_failed"},
+            )
             remaining = [pending for pending in batch if not pending.done]
             self._fallback.withdraw(remaining)
             self.spool_or_refuse(remaining, AuditUnavailable(repr(bug)))
@@ -188,6 +191,6 @@ def _raise(error: Exception, _: Sequence[LedgerRow]) -> Any:
 def no_answer() -> AuditUnavailable:
     """Return the error of a write for which the database did not answer in time."""
     return AuditUnavailable(
-        "the ledger's database does not answer, and a message that cannot be recorded is not published. "
+        "nothing was published: the ledger's database does not answer. "
         "Check that it runs and that waooaw_database_url is correct"
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Sequence
 
@@ -14,8 +13,9 @@ from waooaw_celery.ledger.write.outage import Outage
 from waooaw_celery.ledger.write.pending_facts import PendingFacts, log_lost
 from waooaw_celery.ledger.write.recording import Recording
 from waooaw_celery.ledger.write.spool.spool import Spool
+from waooaw_celery.log.loggers import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 class Fallback:
@@ -82,4 +82,9 @@ class Fallback:
                 self._spool.append(withdrawals)
         except AuditUnavailable as failure:
             for row in withdrawals:
-                logger.critical("%s: not recorded: %s", failure, row.text, extra={"action": "row_lost"})
+                logger.critical(
+                    "%s. The withdrawal of a refused message was not recorded: %s",
+                    failure,
+                    row.text,
+                    extra={"action": "row_lost"},
+                )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from pathlib import Path
 
 from waooaw_celery.errors import AuditUnavailable
+from waooaw_celery.log.loggers import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: Seconds between two attempts to reach a database that is down.
 RETRY_SECONDS = 1.0
@@ -37,7 +37,7 @@ class Outage:
         if not self.active:  # one warning for each outage
             self._started_at = time.monotonic()
             logger.warning(
-                "%s. Until it is back, rows wait in the spool %s",
+                "%s. Until it answers, rows wait in the spool %s",
                 error,
                 self._spool,
                 extra={"action": "ledger_down"},
@@ -51,5 +51,5 @@ class Outage:
     def end(self) -> None:
         """Record that the database answers again."""
         duration = time.monotonic() - self._started_at
-        logger.warning("the ledger is back after %.1f s", duration, extra={"action": "ledger_up"})
+        logger.warning("the ledger's database answers again after %.1f s", duration, extra={"action": "ledger_up"})
         self.retry_at = None

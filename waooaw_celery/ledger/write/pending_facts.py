@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import deque
 from collections.abc import Sequence
 
 from waooaw_celery.ledger.write.buffer import MAX_QUEUED, MAX_QUEUED_CHARACTERS, PendingWrite
 from waooaw_celery.ledger.write.recording import Recording
+from waooaw_celery.log.loggers import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: Seconds between two attempts.
 RETRY_SECONDS = 1.0
@@ -52,7 +52,7 @@ class PendingFacts:
             log_lost([self._pop()])
         if self._writes and not self._is_logged:  # one line for each incident
             logger.error(
-                "facts can be written neither to the ledger nor to the spool, and wait in memory: %s",
+                "neither the ledger nor the spool can be written, so facts wait in memory: %s",
                 error,
                 extra={"action": "nothing_recorded"},
             )
@@ -75,4 +75,4 @@ def log_lost(writes: Sequence[PendingWrite]) -> None:
     """Write rows to the log, as the last resort."""
     for pending in writes:
         for row in pending.rows:
-            logger.critical("not recorded: %s", row.text, extra={"action": "row_lost"})
+            logger.critical("a fact was not recorded and is lost: %s", row.text, extra={"action": "row_lost"})

@@ -16,13 +16,15 @@ from psycopg2 import extensions
 
 from waooaw_celery.ledger.database.engine import (
     CONNECT_SECONDS,
-    DEADLINE_SECONDS,
     Database,
     connect_options,
     unavailable,
 )
+from waooaw_celery.ledger.database.timeouts import DEADLINE_SECONDS, limits
 
 Rows = list[Sequence[Any]]
+_LIMITS = limits()
+_CLOSED_EVENTS = select.POLLIN | select.POLLHUP | select.POLLERR
 
 
 class PipelinedConnection:
@@ -36,6 +38,10 @@ class PipelinedConnection:
         self._database = database
         self._connection: Any = None
         self._cursor: Any = None
+        #: Waits for what the server sends.
+        self._incoming = select.poll()
+        #: What psycopg2 waits for: ``POLL_READ`` for the answer, ``POLL_OK`` for nothing.
+        self._state = extensions.POLL_OK
 
     def send(self, what: str, statement: str, parameters: Mapping[str, Any]) -> None:
         """Send a statement, and connect first if necessary.
@@ -50,13 +56,15 @@ class PipelinedConnection:
             ValueError: psycopg2 cannot encode a parameter.
         """
         try:
-            if self._connection is not None and _is_closed(self._connection):
+            if self._connection is not None and self._is_closed():
                 self.close()
             if self._connection is None:
                 self._connection = self._connect()
                 self._cursor = self._connection.cursor()
-            self._cursor.execute(statement, parameters)
-            _wait(self._connection, DEADLINE_SECONDS + 1, until=extensions.POLL_READ)
+                self._incoming = select.poll()
+                self._incoming.register(self._connection.fileno(), _CLOSED_EVENTS)
+            self._cursor.execute(_LIMITS + statement, parameters)
+            self._state = _wait(self._connection, DEADLINE_SECONDS + 1, until=extensions.POLL_READ)
         except psycopg2.Error as error:
             self.close()
             raise unavailable(what, error) from error
@@ -77,6 +85,8 @@ class PipelinedConnection:
                 ``uncertain`` is true: the database may have run it.
         """
         try:
+            if self._state == extensions.POLL_READ and not self._incoming.poll((DEADLINE_SECONDS + 1) * 1000):
+                raise _no_answer(DEADLINE_SECONDS + 1)
             _wait(self._connection, DEADLINE_SECONDS + 1)
             rows: Rows = self._cursor.fetchall()
         except psycopg2.Error as error:
@@ -96,6 +106,10 @@ class PipelinedConnection:
         if connection is not None:
             connection.close()
 
+    def _is_closed(self) -> bool:
+        """Whether the idle connection was closed. The server sends nothing on it except its end."""
+        return bool(self._connection.closed) or bool(self._incoming.poll(0))
+
     def _connect(self) -> Any:
         args, kwargs = self._database.engine.dialect.create_connect_args(self._database.url)
         connection = psycopg2.connect(*args, **{**kwargs, **connect_options()}, async_=True)
@@ -107,15 +121,15 @@ class PipelinedConnection:
         return connection
 
 
-def _is_closed(connection: Any) -> bool:
-    """Whether an idle connection was closed. The server sends nothing on it except its end."""
-    poll = select.poll()
-    poll.register(connection.fileno(), select.POLLIN | select.POLLHUP | select.POLLERR)
-    return bool(connection.closed) or bool(poll.poll(0))
+def _no_answer(seconds: float) -> psycopg2.OperationalError:
+    return psycopg2.OperationalError(f"no answer within {seconds:g} s")
 
 
-def _wait(connection: Any, seconds: float, until: int = extensions.POLL_OK) -> None:
+def _wait(connection: Any, seconds: float, until: int = extensions.POLL_OK) -> int:
     """Wait until a connection has finished its operation, or raise psycopg2's ``OperationalError``.
+
+    Returns:
+        The last state: ``POLL_OK``, or ``until``.
 
     Args:
         connection: the connection.
@@ -127,4 +141,5 @@ def _wait(connection: Any, seconds: float, until: int = extensions.POLL_OK) -> N
         poll = select.poll()
         poll.register(connection.fileno(), select.POLLIN if state == extensions.POLL_READ else select.POLLOUT)
         if not poll.poll(max(deadline - time.monotonic(), 0.0) * 1000):
-            raise psycopg2.OperationalError(f"no answer within {seconds:g} s")
+            raise _no_answer(seconds)
+    return int(state)

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
 
 from waooaw_celery.errors import AuditUnavailable
-from waooaw_celery.ledger.database.engine import DEADLINE_SECONDS
 from waooaw_celery.ledger.database.rows import LedgerRow
+from waooaw_celery.ledger.database.timeouts import DEADLINE_SECONDS
 from waooaw_celery.ledger.write.buffer import BATCH, BATCH_CHARACTERS
 from waooaw_celery.ledger.write.inserter import RowInserter, is_permanent_error
 from waooaw_celery.ledger.write.outage import Outage
 from waooaw_celery.ledger.write.spool.spool import Spool, SpoolUnavailable
+from waooaw_celery.log.loggers import get_logger
 from waooaw_celery.store.clock_reading import local_now
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: Seconds between two reads of the spool, which other processes fill too.
 SPOOL_SECONDS = 5.0
@@ -100,11 +100,14 @@ class SpoolDrainer:
                 rows = self._read(rows[-1][0]) if rows else []
             self._failed_before = self._failed
         except Exception:
-            logger.exception("the ledger's writer failed", extra={"action": "writer_failed"})
+            logger.exception(
+                "draining the spool failed; rows that are not in the ledger stay in the spool",
+                extra={"action": "writer_failed"},
+            )
         if self._outage.active:
             self._outage.postpone_retry()
         if written:
-            logger.warning("%d spooled rows are in the ledger", written, extra={"action": "spool_drained"})
+            logger.warning("wrote %d spooled rows to the ledger", written, extra={"action": "spool_drained"})
 
     def _read(self, after: int) -> list[tuple[int, LedgerRow]]:
         """Return the next rows after a row id. Without a readable spool, return none."""
@@ -146,7 +149,11 @@ class SpoolDrainer:
                 raise
             if len(rows) > 1:
                 return sum(self._drain_batch([one]) for one in rows)
-            logger.warning("the ledger never accepts a row: %s", error, extra={"action": "row_refused"})
+            logger.warning(
+                "the ledger refused a row, which stays in the spool (see `waooaw spool`): %s",
+                error,
+                extra={"action": "row_refused"},
+            )
             self._spool.refuse(rows[0][0], str(error) or repr(error))
             return 0
         return self._remove_written(rows, unknown)

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Table, delete, exists, select
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
-from waooaw_celery.ledger.database.column_types import UtcDateTime
+from waooaw_celery.ledger.database.column_types import EncodedJson, UtcDateTime
 from waooaw_celery.ledger.database.models import MessageEventRow, MessageRow, OpenMessageRow, RefusalRow
 from waooaw_celery.ledger.database.rows import LedgerRow, keyed_event_row, message_row
 from waooaw_celery.messages.enums import RetentionPolicy
@@ -241,5 +241,5 @@ def _values(table: Table, columns: dict[str, Any]) -> dict[str, Any]:
     # These columns of a message are encoded twice. (In the table of events, `event` is plain text.)
     for name in ("payload", "event", "options"):
         if table is _MESSAGES and values.get(name) is not None:
-            values[name] = json.loads(values[name])
+            values[name] = EncodedJson(values[name])
     return values

@@ -205,7 +205,8 @@ class LedgerWriter:
             if self._outage.active:  # only the thread waits for the database to come back
                 return False
             self._buffer.add(pending, queue)
-            self._wake()
+            if queue is self._buffer.deferred:  # a caller writes the urgent rows: to wake the thread costs more
+                self._wake()
         return True
 
     def _wait_for(self, pending: PendingWrite) -> set[str]:

@@ -12,17 +12,35 @@
 --
 -- A rule takes 12 bytes: limit, microseconds in a step, burst (0: none).
 -- A counter starts with two doubles: the time of its last count, and by how much the clock was set back. For each rule
--- follow the microseconds in a step, the group size, the messages in the newest group, the level of the token bucket,
--- the number of slots, and the slots: two bytes each, the step modulo 65536. No slot is older than two windows when
--- it is read.
+-- follow the microseconds in a step, the group size, the messages in the newest group, the level of the token bucket
+-- in whole messages and the rest of it, the number of slots, and the slots: two bytes each, the step modulo 65536. No
+-- slot is older than two windows when it is read. The rest of the level is in parts: a window's microseconds of them
+-- make one message, and each microsecond adds as many as the limit.
 --
 -- Returns {} if the messages pass, or {wait in microseconds or -1 for never, scope, limit, step, burst} of the rule
 -- with the longest wait; for "status" {scope, limit, step, burst, used, level, wait} of each rule.
 
 local STEPS, SLOT_RANGE, NEVER = 25000, 65536, 2 ^ 53
-local HEADER, FIXED_ARGS = '>dd', 3
+local HEADER, WINDOW, FIXED_ARGS = '>dd', '>I4I4I4I4I6H', 3
 local floor, ceil, min, max, byte, char = math.floor, math.ceil, math.min, math.max, string.byte, string.char
 local pack, unpack_struct = struct.pack, struct.unpack
+
+-- Returns floor(a * b / divisor) and the remainder, exactly, for a and divisor up to 2^45 and b up to 2^30. A double
+-- does not hold every such product exactly: a large one is computed digit by digit of b, to the base 128.
+local function multiply_and_divide(a, b, divisor)
+    local product = a * b
+    if product < 2 ^ 52 then
+        local quotient = floor(product / divisor)
+        return quotient, product - quotient * divisor
+    end
+    local quotient, rest = 0, 0
+    for shift = 28, 0, -7 do
+        local part = rest * 128 + a * (floor(b / 2 ^ shift) % 128)
+        local digit = floor(part / divisor)
+        quotient, rest = quotient * 128 + digit, part - digit * divisor
+    end
+    return quotient, rest
+end
 
 local function age(slots, number, step)
     local high, low = byte(slots, 2 * number - 1, 2 * number)
@@ -55,21 +73,38 @@ end
 local function read_windows(raw)
     local windows, at = {}, 17
     while at <= #raw do
-        local step_us, group, newest, level, slots
-        step_us, group, newest, level, slots, at = unpack_struct('>I4I4I4dH', raw, at)
-        windows[step_us] = { group = group, newest = newest, level = level, slots = raw:sub(at, at + 2 * slots - 1) }
+        local step_us, group, newest, level, rest, slots
+        step_us, group, newest, level, rest, slots, at = unpack_struct(WINDOW, raw, at)
+        windows[step_us] =
+            { group = group, newest = newest, level = level, rest = rest, slots = raw:sub(at, at + 2 * slots - 1) }
         at = at + 2 * slots
     end
     return windows
 end
 
+local function refill(old, limit, step_us, burst, elapsed)
+    local period_us = step_us * STEPS
+    if burst == 0 or elapsed >= period_us then -- the burst is never larger than the limit
+        return burst, 0
+    end
+    local level, rest = multiply_and_divide(elapsed, limit, period_us)
+    level, rest = old.level + level, old.rest + rest
+    if rest >= period_us then
+        level, rest = level + 1, rest - period_us
+    end
+    if level >= burst then
+        return burst, 0
+    end
+    return level, rest
+end
+
 local function window_of(old, limit, step_us, burst, counted_at, now)
-    local group, full = ceil(limit / 100), burst * STEPS
+    local group = ceil(limit / 100)
     if not old then
-        return { slots = '', group = group, newest = 0, level = full }
+        return { slots = '', group = group, newest = 0, level = burst, rest = 0 }
     end
     local step, last_step = floor(now / step_us), floor(counted_at / step_us)
-    local level = min(full, old.level + (step - last_step) * limit)
+    local level, rest = refill(old, limit, step_us, burst, now - counted_at)
     local first, slots = 1, #old.slots / 2
     if step - last_step > STEPS then
         first = slots + 1
@@ -78,13 +113,13 @@ local function window_of(old, limit, step_us, burst, counted_at, now)
         first = first + 1
     end
     if first > slots then
-        return { slots = '', group = group, newest = 0, level = level }
+        return { slots = '', group = group, newest = 0, level = level, rest = rest }
     end
     local left = old.slots:sub(2 * first - 1)
     if group <= old.group then
-        return { slots = left, group = old.group, newest = old.newest, level = level }
+        return { slots = left, group = old.group, newest = old.newest, level = level, rest = rest }
     end
-    local fresh = { slots = '', group = group, newest = 0, level = level }
+    local fresh = { slots = '', group = group, newest = 0, level = level, rest = rest }
     for number = first, slots do
         count(fresh, step - age(old.slots, number, step), number == slots and old.newest or old.group)
     end
@@ -101,9 +136,10 @@ local function wait_for(window, n, limit, reserved, rate, step_us, burst, now)
         wait = (step - age(window.slots, ceil(excess / window.group), step) + STEPS + 1) * step_us - now
     end
     if burst > 0 then
-        local missing = (n + reserved) * STEPS - window.level
+        local missing = n + reserved - window.level
         if missing > 0 then
-            wait = max(wait, (step + ceil(missing / rate)) * step_us - now)
+            local refill_us, parts = multiply_and_divide(step_us * STEPS, missing, rate)
+            wait = max(wait, refill_us + ceil((parts - window.rest) / rate))
         end
     end
     return wait
@@ -188,9 +224,9 @@ for _, counter in ipairs(counters) do
     local parts = { pack(HEADER, counter.now, counter.skew) }
     for _, window in ipairs(counter.windows) do
         count(window, floor(counter.now / window.step_us), counter.n)
-        local level = window.burst > 0 and window.level - counter.n * STEPS or 0
-        parts[#parts + 1] =
-            pack('>I4I4I4dH', window.step_us, window.group, window.newest, level, #window.slots / 2) .. window.slots
+        local level = window.burst > 0 and window.level - counter.n or 0
+        local fields = { window.step_us, window.group, window.newest, level, window.rest, #window.slots / 2 }
+        parts[#parts + 1] = pack(WINDOW, unpack(fields)) .. window.slots
     end
     -- After the longest window all counts are zero and every bucket is full.
     local ttl = ceil(counter.longest * (STEPS + 1) / 1000)

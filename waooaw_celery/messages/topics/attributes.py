@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any, Self
 
 from waooaw_celery.errors import InvalidMessage
+from waooaw_celery.messages.json_form import JsonForm
 from waooaw_celery.messages.topics.patterns import check_topic
 from waooaw_celery.messages.validation import JSON, check_id
 
@@ -18,7 +19,7 @@ MAX_TEXT = 500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EventAttributes:
+class EventAttributes(JsonForm):
     """The attributes of an event: those of CloudEvents 1.0, and ``schema_version`` and ``replay``.
 
     Attributes:
@@ -50,7 +51,9 @@ class EventAttributes:
             if getattr(self, name) is not None:
                 _check_text(getattr(self, name), name)
         if not isinstance(self.time, datetime) or self.time.tzinfo is None:
-            raise InvalidMessage("the time of an event must be an aware datetime, such as datetime.now(UTC)")
+            raise InvalidMessage(
+                f"the time of an event must be an aware datetime, such as datetime.now(UTC), not {self.time!r:.80}"
+            )
         if not isinstance(self.replay, bool):
             raise InvalidMessage(f"replay must be true or false, not {self.replay!r:.80}")
         object.__setattr__(self, "time", self.time.astimezone(UTC))

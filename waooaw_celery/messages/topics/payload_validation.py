@@ -9,17 +9,21 @@ from jsonschema.protocols import Validator
 from jsonschema.validators import Draft202012Validator, validator_for
 from referencing.exceptions import Unresolvable
 
-from waooaw_celery.errors import InvalidSchema, SchemaViolation
+from waooaw_celery.errors import InvalidSchema, SchemaProblem, SchemaViolation
 from waooaw_celery.messages.topics.plain_json import as_json, unchanged
 from waooaw_celery.messages.topics.regular_expressions import UnsafePattern
 from waooaw_celery.messages.topics.schema_validation import (
     EndlessReference,
     UnsafeSchema,
     ValidationTimeout,
-    first_violation,
     make_validator,
+    violations,
 )
 from waooaw_celery.messages.validation import JSON
+
+#: Most problems of one payload that are told, and the most characters of the path and the text of each.
+MAX_PROBLEMS = 20
+MAX_CHARACTERS = 500
 
 
 class NamedSchema(NamedTuple):
@@ -31,38 +35,40 @@ class NamedSchema(NamedTuple):
 
 
 #: What is wrong with a schema whose reference leads back to itself.
-_ENDLESS = "refers to itself without end: each reference must lead deeper into the payload"
+_ENDLESS = "has an endless $ref to itself: each $ref must lead deeper into the payload"
 
 
 def validate_payload(schema: NamedSchema, payload: JSON) -> None:
     """Validate the payload of an event: see ``TopicSchema.validate``."""
     try:
-        error = first_violation(_validator(schema), as_json(payload, unchanged))
+        found = violations(_validator(schema), as_json(payload, unchanged))
     except Unresolvable as unresolved:
         raise _invalid(
-            schema, f"refers to a schema outside of it: {unresolved}. Schemas are not fetched: put it under $defs"
+            schema,
+            f"has a $ref to another document, which is never fetched: {unresolved}. Put that schema under $defs",
         ) from unresolved
     except EndlessReference as endless:
         raise _invalid(schema, _ENDLESS) from endless
     except (UnsafePattern, UnsafeSchema) as unsafe:
         raise _invalid(schema, f"cannot be used: {unsafe}") from unsafe
     except ValidationTimeout as late:
-        raise SchemaViolation(schema.topic, schema.version, "$", f"{late}: simplify the schema") from late
+        raise _violation(schema, f"{late}: simplify the schema") from late
     except RecursionError as deep:
-        raise SchemaViolation(schema.topic, schema.version, "$", "it is nested too deeply") from deep
+        raise _violation(schema, "it is nested too deeply") from deep
     except Exception as broken:  # a value that jsonschema does not expect, such as a Decimal that is NaN
-        raise SchemaViolation(
-            schema.topic, schema.version, "$", f"it cannot be validated: {broken!r:.200}"
-        ) from broken
-    if error is not None:
-        raise SchemaViolation(schema.topic, schema.version, error.json_path, error.message[:500])
+        raise _violation(schema, f"it cannot be validated: {broken!r:.200}") from broken
+    if found:
+        problems = [
+            SchemaProblem(_shortened(each.json_path), _shortened(each.message)) for each in found[:MAX_PROBLEMS]
+        ]
+        raise SchemaViolation(schema.topic, schema.version, problems, max(len(found) - MAX_PROBLEMS, 0))
 
 
 def check_schema(schema: NamedSchema) -> None:
     """Check a schema itself: see ``TopicSchema.check_itself``."""
     try:
         validator_for(schema.document, default=Draft202012Validator).check_schema(schema.document)
-        first_violation(_validator(schema), None)
+        violations(_validator(schema), None)
     except SchemaError as error:
         raise InvalidSchema(
             f"the schema of {schema.topic} in version {schema.version} is not a JSON Schema: "
@@ -78,6 +84,14 @@ def check_schema(schema: NamedSchema) -> None:
         raise _invalid(schema, "is nested too deeply") from deep
     except Exception as error:
         raise _invalid(schema, f"cannot be used: {error!s:.300}") from error
+
+
+def _violation(schema: NamedSchema, problem: str) -> SchemaViolation:
+    return SchemaViolation(schema.topic, schema.version, [SchemaProblem("$", problem)])
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= MAX_CHARACTERS else f"{text[: MAX_CHARACTERS - 1]}…"
 
 
 def _invalid(schema: NamedSchema, problem: str) -> InvalidSchema:

@@ -127,7 +127,7 @@ class LinearPattern:
 
     def _add(self, test: Any, asserts: Any, *targets: int) -> int:
         if len(self._states) >= MAX_STATES:
-            raise UnsafePattern(f"has more than {MAX_STATES} states: repeat less")
+            raise UnsafePattern(f"needs more than {MAX_STATES} states: use smaller repeats")
         self._states.append((test, asserts, targets))
         return len(self._states) - 1
 
@@ -152,7 +152,7 @@ class LinearPattern:
             return self._sequence(inner, (flags | added) & ~removed, after)
         if kind in _REPEATS:
             return self._repeat(arguments, flags, after)
-        raise UnsafePattern(f"has {str(kind).lower()}, which takes more than linear time to search: leave it out")
+        raise UnsafePattern(f"uses {str(kind).lower()}, which cannot be searched in linear time: remove it")
 
     def _repeat(self, arguments: Any, flags: int, after: int) -> int:
         least, most, inner = arguments

@@ -27,8 +27,8 @@ from waooaw_celery.messages.topics.regular_expressions import linear_pattern
 MAX_SECONDS = 5.0
 #: Longest string that is checked against a ``format``, in characters. Dates and addresses are far shorter.
 MAX_FORMAT = 10_000
-#: Number of violations from which the reported one is chosen.
-_MAX_ERRORS = 100
+#: Number of violations after which the search for more ends.
+MAX_VIOLATIONS = 100
 #: Precision of the division of Decimals, in digits. A longer quotient does not count as a multiple.
 _DIGITS = 1000
 #: Keywords that refer to another part of the schema, and may form a circle.
@@ -105,8 +105,10 @@ def make_validator(schema: Any) -> Validator:
     return made
 
 
-def first_violation(validator: Validator, payload: Any, seconds: float = MAX_SECONDS) -> ValidationError | None:
-    """Return the most relevant violation of a schema by a payload, or None if the payload is valid.
+def violations(validator: Validator, payload: Any, seconds: float = MAX_SECONDS) -> list[ValidationError]:
+    """Return the violations of a schema by a payload, the most relevant first; none if the payload is valid.
+
+    The search ends after ``MAX_VIOLATIONS``. Of the alternatives of an ``anyOf``, the nearest one is told.
 
     Args:
         validator: as ``make_validator`` returns it.
@@ -120,10 +122,13 @@ def first_violation(validator: Validator, payload: Any, seconds: float = MAX_SEC
     """
     token = _run.set(ValidationRun(seconds))
     try:
-        found: ValidationError | None = best_match(islice(validator.iter_errors(payload), _MAX_ERRORS))
+        found = list(islice(validator.iter_errors(payload), MAX_VIOLATIONS))
     finally:
         _run.reset(token)
-    return found
+    most_relevant = best_match(found)
+    # With one error, best_match selects among the alternatives of that error.
+    told: list[ValidationError] = [best_match([error]) for error in found]
+    return sorted(told, key=lambda error: error is not most_relevant)
 
 
 def _check_parts(schema: Any) -> None:

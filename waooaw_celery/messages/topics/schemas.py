@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from waooaw_celery.errors import ConfigurationError, InvalidMessage
+from waooaw_celery.errors import ConfigurationError, InvalidMessage, SchemaConflict
 from waooaw_celery.messages.topics.patterns import check_topic
 from waooaw_celery.messages.topics.plain_json import as_json
 from waooaw_celery.messages.validation import JSON, json_copy
@@ -67,6 +68,27 @@ class TopicSchema:
 
         validate_payload(NamedSchema(self.topic, self.version, self.schema), payload)
 
+    @property
+    def text(self) -> str:
+        """The schema as text in which the order of keys makes no difference, but 1 and true do."""
+        return json.dumps(self.schema, sort_keys=True, ensure_ascii=False)
+
+    def check_same(self, known: TopicSchema, where: str) -> None:
+        """Check that this schema has the text with which its version is known.
+
+        Args:
+            known: the known schema of the same topic and version.
+            where: where it is known, for the error.
+
+        Raises:
+            SchemaConflict: the texts differ.
+        """
+        if self.text != known.text:
+            raise SchemaConflict(
+                f"{self.topic} already has another schema in version {self.version} {where}: events were checked "
+                "against it. Register the changed schema under a new version"
+            )
+
     def check_itself(self) -> None:
         """Check that the schema is a JSON Schema, and that validation against it ends.
 
@@ -99,13 +121,15 @@ class SchemaRegistry:
         Args:
             topic: the topic, without wildcards.
             schema: the JSON Schema.
-            version: name of the version. Do not change the schema of a version that is in use.
+            version: name of the version. A changed schema needs a new version.
             check: where events are validated.
 
         Raises:
             InvalidMessage: the topic or the version is invalid.
             InvalidSchema: the schema is invalid, or validation against it might not end.
-            ConfigurationError: another schema is registered for this version.
+            SchemaConflict: another schema is registered for this version. A schema that another process has
+                registered is found when this one publishes, or starts as a worker.
+            ConfigurationError: the same schema is registered with another ``check``.
 
         Example:
             >>> app.schemas.register("order.paid", {"type": "object", "required": ["order_id"]})
@@ -117,11 +141,14 @@ class SchemaRegistry:
             check=SchemaCheck(check),
         )
         made.check_itself()
-        if self._known.setdefault((topic, version), made) != made:
+        known = self._known.setdefault((topic, version), made)
+        made.check_same(known, "in this application")
+        if known.check is not made.check:
             raise ConfigurationError(
-                f"{topic} already has another schema in version {version}: choose a new version"
+                f"the schema of {topic} in version {version} is already registered with check={known.check.name}: "
+                "use one check"
             )
-        return made
+        return known
 
     def all(self) -> tuple[TopicSchema, ...]:
         """Return all schemas, in the order of their registration."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import sys
 import time
 import traceback
 
+from waooaw_celery.log.loggers import get_logger
 from waooaw_celery.worker.health import native_thread as native
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: Checks within the time for which a handler may block the event loop.
 CHECKS = 4
@@ -56,12 +56,12 @@ class LoopWatch:
     def _warn(self) -> None:
         frames = sys._current_frames()
         found = [frames[thread] for thread in self._threads if thread in frames]
+        stack = "".join(traceback.format_stack(found[0])) if found else "unknown"
         logger.warning(
             "a handler has blocked the event loop of its process for %.0f s: use await in place of "
-            "blocking calls, or make it a plain def. It is here:\n%s",
+            "blocking calls, or make it a plain def. Its stack:",
             self._seconds,
-            "".join(traceback.format_stack(found[0])) if found else "unknown",
-            extra={"action": "handler_loop_blocked"},
+            extra={"action": "handler_loop_blocked", "stacks": stack},
         )
 
     def _answer(self) -> None:

@@ -14,9 +14,11 @@ from celery.exceptions import Ignore
 
 from waooaw_celery.worker.attempt import attempt_of
 from waooaw_celery.worker.cancellation import CANCELLED, cancellations_of
+from waooaw_celery.worker.execution.deadline import check_deadline, seconds_left, soft_limit_within
 from waooaw_celery.worker.execution.django_connections import django_is_used, with_own_connections
 from waooaw_celery.worker.execution.event_loop import HandlerCancelled, handler_event_loop
 from waooaw_celery.worker.execution.streaming import StreamWriter, consume_async_generator, consume_generator
+from waooaw_celery.worker.outcomes.sent_parts import sent_parts
 
 #: The handler whose coroutine runs, and its request. Celery keeps both by thread, and coroutines share a thread.
 running_coroutine: ContextVar[tuple[Any, Context] | None] = ContextVar("waooaw_running_coroutine", default=None)
@@ -33,25 +35,46 @@ def complete(task: Any, returned: Any) -> Any:
 
     Raises:
         Ignore: the message was cancelled, and its handler was stopped.
+        DeadlineExceeded: the caller no longer waits, and the generator was stopped between two parts.
     """
+    if not is_pending(returned):
+        return returned
     request = task.request
     if request.called_directly:
         return returned
     is_cancelled = partial(cancellations_of(task.app).stops, str(request.id))
     try:
         if inspect.isgenerator(returned):
-            return consume_generator(returned, _stream_writer(task, request), is_cancelled)
+            return consume_generator(returned, _stream_writer(task, request), partial(_stops, task, request))
         if inspect.isasyncgen(returned):
             returned = consume_async_generator(returned, _stream_writer(task, request))
-        return _await(task, request, returned, is_cancelled) if inspect.iscoroutine(returned) else returned
+        return _await(task, request, returned, is_cancelled)
     except HandlerCancelled as error:
         attempt_of(request).is_stopped = True
         raise Ignore(CANCELLED) from error
 
 
+def is_pending(returned: Any) -> bool:
+    """Return whether what a handler returned is a coroutine or a generator: it has not run yet."""
+    return inspect.iscoroutine(returned) or inspect.isgenerator(returned) or inspect.isasyncgen(returned)
+
+
+def _stops(task: Any, request: Context) -> bool:
+    """Return whether a generator is to be stopped because its message was cancelled.
+
+    Raises:
+        DeadlineExceeded: its caller no longer waits.
+    """
+    check_deadline(task, request)
+    return cancellations_of(task.app).stops(str(request.id))
+
+
 def _stream_writer(task: Any, request: Context) -> StreamWriter:
     call = task.call
-    return StreamWriter(lambda: task.backend, request, streamed=call is not None and call.stream)
+    streamed = call is not None and call.stream
+    sent = sent_parts(task.app) if streamed else None
+    attempt_of(request).sent_parts = sent
+    return StreamWriter(lambda: task.backend, request, streamed, None if sent is None else sent.add)
 
 
 def _await(task: Any, request: Context, coroutine: Any, is_cancelled: Callable[[], bool]) -> Any:
@@ -71,7 +94,8 @@ def _time_limits(task: Any, request: Context) -> tuple[float | None, float | Non
     if current_process().name != "MainProcess":  # the prefork pool does
         return None, None
     hard, soft = request.timelimit or (None, None)
-    return soft or task.soft_time_limit, hard or task.time_limit
+    soft, hard = soft or task.soft_time_limit, hard or task.time_limit
+    return soft_limit_within(seconds_left(task, request), soft, hard), hard
 
 
 def as_plain_function(function: Callable[..., Any], bind: bool) -> Callable[..., Any]:
@@ -87,7 +111,10 @@ def as_plain_function(function: Callable[..., Any], bind: bool) -> Callable[...,
         return complete(task, function(task, *args, **kwargs) if bind else function(*args, **kwargs))
 
     own = inspect.signature(function)
-    first = () if bind else (inspect.Parameter("task", inspect.Parameter.POSITIONAL_ONLY),)
+    name = "task"
+    while name in own.parameters:
+        name += "_"
+    first = () if bind else (inspect.Parameter(name, inspect.Parameter.POSITIONAL_ONLY),)
     # Celery checks the arguments of a call against this signature.
     run.__signature__ = own.replace(parameters=(*first, *own.parameters.values()))  # type: ignore[attr-defined]
     return run

@@ -8,7 +8,6 @@ each handler runs in its own thread-sensitive context, like each request in Djan
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import sys
 from collections.abc import Coroutine
@@ -16,7 +15,9 @@ from concurrent.futures import Future
 from importlib import import_module
 from typing import Any, TypeVar
 
-logger = logging.getLogger(__name__)
+from waooaw_celery.log.loggers import get_logger
+
+logger = get_logger(__name__)
 
 T = TypeVar("T")
 
@@ -59,7 +60,7 @@ def _close_connections() -> None:
             connection.close()
         except Exception as error:  # noqa: BLE001 - the handler has ended: the connection must not change its outcome
             logger.warning(
-                "Django's connection %r of a handler was not closed: %r",
+                "could not close the Django connection %r of a handler: %r",
                 connection.alias,
                 error,
                 extra={"action": "django_connection_not_closed"},

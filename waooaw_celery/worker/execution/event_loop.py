@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import threading
 import time
@@ -14,9 +13,11 @@ from typing import Any, Generic, TypeVar
 from celery.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded
 
 from waooaw_celery.errors import HandlerExited
+from waooaw_celery.log.hiding import hidden_error
+from waooaw_celery.log.loggers import get_logger
 from waooaw_celery.worker.execution.blocked_loop import LoopWatch
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 T = TypeVar("T")
 
@@ -81,6 +82,15 @@ class HandlerEventLoop:
             if self._running.get(message_id) is handler:
                 del self._running[message_id]
 
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The event loop."""
+        return self._loop
+
+    def spawn(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+        """Run a coroutine on the loop that belongs to no message, and return the future of its result."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+
     def cancel(self, message_id: str) -> bool:
         """Cancel the handler of a message, and return whether one was running."""
         handler = self._running.get(message_id)
@@ -106,7 +116,11 @@ class HandlerEventLoop:
             try:
                 self._loop.run_forever()
             except (SystemExit, KeyboardInterrupt) as error:  # of a background task of a handler
-                logger.warning("a background task raised %r", error, extra={"action": "background_task_exited"})
+                logger.warning(
+                    "a background task of a handler raised %s; the event loop continues",
+                    hidden_error(error),
+                    extra={"action": "background_task_exited"},
+                )
         self._loop.run_until_complete(self._clean_up())
         self._loop.close()
 
@@ -176,7 +190,9 @@ class RunningHandler(Generic[T]):
 
     def _finish(self, task: asyncio.Task[T]) -> None:
         if task.cancelled():
-            self._done.set_exception(self._cause or HandlerExited("the handler was cancelled from within"))
+            self._done.set_exception(
+                self._cause or HandlerExited("the handler's own code cancelled its coroutine")
+            )
         elif (error := task.exception()) is not None:
             self._done.set_exception(error)
         else:

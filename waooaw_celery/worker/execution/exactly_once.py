@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
@@ -13,9 +12,10 @@ from sqlalchemy.orm import Session
 
 from waooaw_celery.errors import ConfigurationError
 from waooaw_celery.ledger.inbox import HandlerDisconnected, InboxEntry, InboxUnavailable, handle_once
+from waooaw_celery.log.loggers import get_logger
 from waooaw_celery.messages.validation import json_copy
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: The longest pause before another attempt at a message whose transaction failed, in seconds; pauses double.
 MAX_PAUSE_SECONDS = 60
@@ -59,8 +59,8 @@ def run_once(task: Any, call: Callable[[], Any]) -> Any:
         if entry is None or not entry.is_committed:
             raise
         logger.warning(
-            "the effect of message %s is committed, and what came after it failed: %r; committed messages are "
-            "published by the ledger's recovery",
+            "message %s is HANDLED, but a step after its commit failed: %r; the ledger's recovery publishes the "
+            "messages that it committed",
             request.id,
             error,
             exc_info=error,
@@ -94,7 +94,7 @@ def current_session() -> Session:
     session = _session.get()
     if session is None:
         raise ConfigurationError(
-            "no session is open: it exists only while a handler runs that was registered with once=True, in the "
+            "there is no session here: use it only in a handler that is registered with once=True, and in the "
             "handler's own thread"
         )
     return session

@@ -9,8 +9,11 @@ from contextvars import ContextVar
 
 from billiard.common import terminate_handler_fired  # type: ignore[attr-defined]  # newer than its stubs
 from celery.exceptions import WorkerShutdown, WorkerTerminate
+from celery.utils.serialization import UnpickleableExceptionWrapper
 from celery.worker import state
 
+#: Members of a group of exceptions that its text tells.
+MAX_MEMBERS = 10
 #: The hard time limit, in seconds, at which a green pool ends the handler that runs here.
 _time_limit: ContextVar[float | None] = ContextVar("waooaw_time_limit", default=None)
 
@@ -68,7 +71,22 @@ def ends_greenlet(error: BaseException, message_id: str) -> bool:
 
 
 def describe(error: BaseException) -> str:
-    """Return the name and the text of an exception, in one line."""
-    text = str(error)
+    """Return the name and the text of an exception, in one line; those of its members too if it is a group."""
+    text = _text_of_group(error) if isinstance(error, BaseExceptionGroup) else str(error)
     name = type(error).__name__
     return f"{name}: {text}" if text else name
+
+
+def portable_group(group: ExceptionGroup[Exception]) -> UnpickleableExceptionWrapper:
+    """Return a group of exceptions in the form in which Celery carries exceptions that it cannot rebuild.
+
+    Its text tells the members; the text of a group is only their number.
+    """
+    text = _text_of_group(group)
+    return UnpickleableExceptionWrapper(type(group).__module__, type(group).__name__, (text,), text)
+
+
+def _text_of_group(group: BaseExceptionGroup[BaseException]) -> str:
+    shown = [describe(each) for each in group.exceptions[:MAX_MEMBERS]]
+    more = len(group.exceptions) - len(shown)
+    return f"{group}: {'; '.join(shown)}{f'; and {more} more' if more else ''}"

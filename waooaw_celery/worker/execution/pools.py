@@ -7,8 +7,7 @@ that nobody reads, and its message is never acknowledged. In the solo pool, it e
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import Any
 
@@ -19,15 +18,22 @@ from celery.concurrency.base import BasePool
 from celery.concurrency.prefork import TaskPool as ProcessPool
 from celery.exceptions import Retry
 from celery.worker import state
+from celery.worker.request import Request
 
 from waooaw_celery.errors import HandlerExited
+from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.queues import takes_message
+from waooaw_celery.wire.formats import decode_again
+from waooaw_celery.worker.execution.deadline import allow_soft_limit, pool_options
 from waooaw_celery.worker.execution.interruptions import describe, ends_worker, is_green, limited
+from waooaw_celery.worker.outcomes.acknowledged_outcomes import (
+    end_with_acknowledgement,
+    ends_with_acknowledgement,
+)
 from waooaw_celery.worker.outcomes.follow_up_context import sending_follow_ups
+from waooaw_celery.worker.scaling.process_pool import PromptProcessPool
 
-logger = logging.getLogger(__name__)
-
-#: How often, and every how many seconds, a prefork pool is checked when one of its processes may have ended.
-CHECKS, CHECK_SECONDS = 20, 0.05
+logger = get_logger(__name__)
 
 
 class SafePool(bootsteps.Step):
@@ -58,14 +64,15 @@ def run_trace(trace: Callable[..., Any], name: str, message_id: str, request: di
         name: name of the task.
         message_id: its id.
         request: its headers, to which Celery adds its arguments.
-        body: the further arguments of Celery's function.
+        body: the body of the message, its content type and content encoding, and further arguments.
 
     Raises:
         HandlerExited: something raised an exception that is no ``Exception``.
     """
     try:
+        allow_soft_limit()
         with sending_follow_ups(current_app.tasks.get(name), request):
-            return trace(name, message_id, request, *body)
+            return trace(name, message_id, request, *_decoded(*body))
     except Exception as error:
         retry = retry_behind(error)
         if retry is None:
@@ -78,6 +85,26 @@ def run_trace(trace: Callable[..., Any], name: str, message_id: str, request: di
         raise HandlerExited(f"{name} ended with {describe(error)}") from error
 
 
+def _decoded(body: Any, content_type: Any, content_encoding: Any, *further: Any) -> tuple[Any, ...]:
+    """Return the arguments of Celery's trace with the body decoded; the trace itself would use Kombu's formats.
+
+    The consumer has decoded it before, to check it.
+
+    Args:
+        body: the body of the task's message.
+        content_type: its format; None: Celery has decoded it.
+        content_encoding: its content encoding.
+        further: the further arguments.
+
+    Raises:
+        DecodingFailed: it cannot be decoded.
+    """
+    packer = getattr(current_app, "packer", None)  # None: the current application is not an AgentApp
+    if content_type is None or packer is None:
+        return body, content_type, content_encoding, *further
+    return decode_again(body, content_type, content_encoding, packer.caps), None, None, *further
+
+
 def retry_behind(error: BaseException | None) -> Retry | None:
     """Return the ``Retry`` of a handler that was being handled when an error was raised, or None."""
     while error is not None and not isinstance(error, Retry):
@@ -85,46 +112,28 @@ def retry_behind(error: BaseException | None) -> Retry | None:
     return error
 
 
-class PromptProcessPool(AsynPool):
-    """A process pool that replaces a dead process at once.
-
-    The event loop hears when a process closes its last file, just before it ends. Celery's pool checks once, finds
-    a living process, and checks again at its next regular time, up to 5 s later. This one checks repeatedly.
-    """
-
-    _hub: Any = None
-    _checks_left = 0
-
-    def register_with_event_loop(self, hub: Any) -> None:
-        """Note the event loop, whose timer calls the further checks."""
-        self._hub = hub
-        super().register_with_event_loop(hub)
-
-    @property
-    def timers(self) -> dict[Any, float]:
-        """The functions that the event loop calls regularly, with the seconds between two calls: one check."""
-        return {super().maintain_pool: 5.0}
-
-    def maintain_pool(self) -> None:
-        """Replace processes that have ended, now and a few times more."""
-        is_checking = self._checks_left > 0
-        self._checks_left = CHECKS
-        super().maintain_pool()
-        if not is_checking and self._hub is not None:
-            self._hub.call_later(CHECK_SECONDS, self._check_again)
-
-    def _check_again(self) -> None:
-        self._checks_left -= 1
-        if self._checks_left > 0:
-            self._hub.call_later(CHECK_SECONDS, self._check_again)
-        super().maintain_pool()
-
-
 class _SafeProcessPool(BasePool):
     """A pool of processes, which itself reports what a process raises."""
 
     def apply_async(self, target: Any, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
+        request = getattr(options.get("callback"), "__self__", None)
+        options = pool_options(request, options, self.options)
+        if isinstance(request, Request) and ends_with_acknowledgement(request):
+            options = {**options, "callback": partial(_end, request, options["callback"])}
         return super().apply_async(run_trace, (target, *args), kwargs, **options)
+
+
+def _end(request: Any, end_in_celery: Callable[[Any], object], outcome: Any) -> None:
+    """End a message that a process of the pool has handled.
+
+    Args:
+        request: an AgentRequest, whose acknowledgement records the outcome.
+        end_in_celery: Celery's callback.
+        outcome: whether it failed, what it returned, and how long it took.
+    """
+    if not outcome[0]:
+        end_with_acknowledgement(request)
+    end_in_celery(outcome)
 
 
 class _SafeThreadPool(BasePool):
@@ -137,7 +146,9 @@ class _SafeThreadPool(BasePool):
             "accept_callback": job.accept,
             "timeout_callback": job.time_out,
         }
-        return super().apply_async(partial(job.run, target), args, kwargs, **(options | safe_callbacks))
+        return super().apply_async(
+            partial(job.run, target), job.decoded(args), kwargs, **(options | safe_callbacks)
+        )
 
 
 class _TraceFailed:
@@ -158,6 +169,21 @@ class _Job:
     def __init__(self, options: dict[str, Any], limit: float | None) -> None:
         self._options, self._limit = options, limit
         self._request = getattr(options["callback"], "__self__", None)
+
+    def decoded(self, args: Sequence[Any]) -> Sequence[Any]:
+        """Return the arguments of the trace, with the body as the guard has decoded it, where that is safe.
+
+        A handler that takes a Message gets a copy of its payload. Another one may change its arguments, which
+        Celery still shows afterwards.
+
+        Args:
+            args: name of the task, its id, its headers, its body, content type and content encoding.
+        """
+        request: Any = self._request
+        message = getattr(request, "message", None)
+        if not getattr(message, "guarded", False) or not takes_message(getattr(request.task, "handler", "")):
+            return args
+        return *args[:3], request.message.payload, None, None
 
     def run(self, target: Callable[..., Any], *args: Any) -> Any:
         """Run the trace."""
@@ -180,7 +206,7 @@ class _Job:
             self._options["accept_callback"](*args)
         except Exception:
             logger.exception(
-                "Celery could not note the start of %s; it is handled all the same",
+                "Celery failed to record the start of %s; its handler runs anyway",
                 self._request,
                 extra={"action": "not_accepted"},
             )
@@ -194,7 +220,7 @@ class _Job:
             self._options[callback](*args)
         except Exception:
             logger.exception(
-                "Celery could not end %s: its message is acknowledged",
+                "Celery failed to record the end of %s; its message is acknowledged",
                 self._request,
                 extra={"action": "end_not_noted"},
             )
@@ -207,4 +233,6 @@ def settle(request: Any) -> None:
     try:
         request.acknowledge()
     except Exception:
-        logger.exception("%s was not acknowledged", request, extra={"action": "not_acknowledged"})
+        logger.exception(
+            "%s could not be acknowledged, and may be redelivered", request, extra={"action": "not_acknowledged"}
+        )

@@ -13,7 +13,7 @@ from celery.app.task import Context
 
 from waooaw_celery.errors import InvalidMessage
 from waooaw_celery.messages.validation import JSON, json_copy
-from waooaw_celery.results.collector import CHUNK
+from waooaw_celery.results.pending import CHUNK
 from waooaw_celery.worker.execution.event_loop import HandlerCancelled
 from waooaw_celery.worker.execution.threads import run_in_thread
 
@@ -42,10 +42,17 @@ class StreamWriter:
         backend: returns the result backend of the calling thread.
         request: the attempt that is being handled.
         streamed: whether the caller wants parts.
+        record: is told each part that was sent; or None.
     """
 
-    def __init__(self, backend: Callable[[], Any], request: Context, streamed: bool) -> None:
-        self._backend, self._request, self._streamed = backend, request, streamed
+    def __init__(
+        self,
+        backend: Callable[[], Any],
+        request: Context,
+        streamed: bool,
+        record: Callable[[JSON], None] | None = None,
+    ) -> None:
+        self._backend, self._request, self._streamed, self._record = backend, request, streamed, record
         self._run = uuid4().hex  # tells the parts of one attempt from those of another
         self._count = 0
         self._collected: list[JSON] = []
@@ -61,7 +68,7 @@ class StreamWriter:
             InvalidMessage: it is no JSON value, or comes after the Final result.
         """
         if self._final is not None:
-            raise InvalidMessage("a stream ends with its Final result: nothing may be yielded after it")
+            raise InvalidMessage("a value was yielded after Final(...): a stream ends with its Final result")
         if isinstance(value, Final):
             self._final = value
             return
@@ -69,6 +76,8 @@ class StreamWriter:
         if self._streamed:
             part = {"run": self._run, "number": self._count, "chunk": chunk}
             self._backend().store_result(self._request.id, part, CHUNK, request=self._request)
+            if self._record is not None:
+                self._record(chunk)
         else:
             self._collected.append(chunk)
         self._count += 1

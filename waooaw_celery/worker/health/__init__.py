@@ -1,1 +1,1 @@
-"""Whether a worker can start, lives and makes progress."""
+"""Checks whether a worker can start, is alive and makes progress."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import Any
 
-logger = logging.getLogger(__name__)
+from waooaw_celery.log.loggers import get_logger
+
+logger = get_logger(__name__)
 
 
 class HeartbeatReport:
@@ -40,7 +41,11 @@ class HeartbeatReport:
                 value = fact()
             except Exception:
                 if name not in self._failed:
-                    logger.exception("the heartbeat cannot report %r", name, extra={"action": "report_failed"})
+                    logger.exception(
+                        "the heartbeat cannot report %r, and leaves it out",
+                        name,
+                        extra={"action": "report_failed"},
+                    )
                 self._failed.add(name)
                 continue
             if value is not None:

@@ -10,6 +10,8 @@ from waooaw_celery.worker.health.progress import Snapshot
 #: The longest regular turn of Celery's event loop, in seconds. Without a hub it waits 2 s for a message. While it
 #: connects again it waits for a connection and an answer: 2 s and 3 s are the deadlines of both.
 MAX_TURN_SECONDS = 5.0
+#: The longest turn in which a loop without a hub only waits for a message, in seconds.
+IDLE_TURN_SECONDS = 2.0
 #: Celery's longest pause between two attempts to connect to the broker, in seconds.
 MAX_RECONNECT_SECONDS = 32.0
 #: How often, at most, the broker is asked within ``waooaw_stall_seconds``.
@@ -22,7 +24,7 @@ class LoopState:
 
     Attributes:
         silent: seconds for which it has owed a callback; 0 when it has made it.
-        connected: whether the consumer is connected. Without a connection it may pause before the next attempt.
+        connected: whether the consumer has all its connections. Until then it may pause before the next attempt.
         handles: whether a handler runs in its thread, as with the solo pool. It turns after that has ended.
     """
 
@@ -54,11 +56,13 @@ class StallDetector:
         self._ask_every = seconds / MAX_QUESTIONS
         self._asked_at = float("-inf")
         self._excused_until = float("-inf")
+        self._unconnected_at = float("-inf")
         self._orphaned_at: dict[str, float] = {}
         self._waiting_at: float | None = None
         self._queued_at: float | None = None
         self._queue_reason: str | None = None
         self._last: Snapshot | None = None
+        self._silent = self._paused = 0.0
 
     def reset(self) -> None:
         """Forget earlier snapshots, because the worker ends or does not consume."""
@@ -73,22 +77,39 @@ class StallDetector:
             loop: the event loop.
             snapshot: what the worker holds.
         """
+        turned = self._time_of_turns(now, loop)
         if loop.silent > MAX_TURN_SECONDS:
             # The worker cannot change what it holds before the loop turns.
             self.reset()
             return self._check_loop(now, loop)
         return (
-            self._check_orphaned(now, snapshot)
-            or self._check_waiting(now, snapshot)
-            or self._check_queue(now, snapshot)
+            self._check_orphaned(turned, snapshot)
+            or self._check_waiting(turned, snapshot)
+            or self._check_queue(now, turned, snapshot)
         )
+
+    def _time_of_turns(self, now: float, loop: LoopState) -> float:
+        """Return the time without the seconds in which the loop did not turn: no message could be taken in them.
+
+        With gevent, Celery's pause before it connects again blocks the loop: gevent has Celery imported before it
+        replaces ``time.sleep``.
+        """
+        if loop.silent < self._silent and self._silent > IDLE_TURN_SECONDS:
+            self._paused += self._silent
+        self._silent = loop.silent
+        return now - self._paused - loop.silent
 
     def _check_loop(self, now: float, loop: LoopState) -> str | None:
         if loop.handles:
             self._excused_until = now
             return None
-        limit = self._seconds + MAX_TURN_SECONDS + (0.0 if loop.connected else MAX_RECONNECT_SECONDS)
+        limit = self._seconds + MAX_TURN_SECONDS
         silent_since = max(now - loop.silent, self._excused_until)
+        if loop.connected:  # a new connection has its whole time, however long it took to get it
+            silent_since = max(silent_since, self._unconnected_at)
+        else:
+            self._unconnected_at = now
+            limit += MAX_RECONNECT_SECONDS
         if now - silent_since < limit / 2 or not self._may_ask(now):
             return None
         if not self._answers():  # the worker may be waiting for that
@@ -96,7 +117,7 @@ class StallDetector:
             return None
         if now - silent_since < limit:
             return None
-        return f"the event loop has not turned for {now - silent_since:.0f} s"
+        return f"the event loop has not responded for {now - silent_since:.0f} s"
 
     def _check_orphaned(self, now: float, snapshot: Snapshot) -> str | None:
         before = self._orphaned_at
@@ -110,7 +131,7 @@ class StallDetector:
         )
 
     def _check_waiting(self, now: float, snapshot: Snapshot) -> str | None:
-        last, free = self._last, snapshot.slots - len(snapshot.running)
+        last, free = self._last, snapshot.slots - snapshot.busy
         has_progress = last is None or (last.started, last.ended) != (snapshot.started, snapshot.ended)
         if has_progress or free <= 0 or not snapshot.waiting:
             self._waiting_at = None
@@ -119,13 +140,14 @@ class StallDetector:
         if now - self._waiting_at < self._seconds:
             return None
         return (
-            f"{len(snapshot.waiting)} messages wait for the pool, {free} of whose {snapshot.slots} slots are free"
+            f"messages wait for the pool: {len(snapshot.waiting)}, although {free} of its {snapshot.slots} slots "
+            "are free"
         )
 
-    def _check_queue(self, now: float, snapshot: Snapshot) -> str | None:
+    def _check_queue(self, now: float, turned: float, snapshot: Snapshot) -> str | None:
         last, self._last = self._last, snapshot
         has_progress = last is None or (last.claimed, last.started) != (snapshot.claimed, snapshot.started)
-        free = snapshot.slots - len(snapshot.running) - len(snapshot.waiting) - len(snapshot.orphaned)
+        free = snapshot.slots - snapshot.taken
         if has_progress or free <= 0 or not self._consumes(snapshot):
             self._queued_at = self._queue_reason = None
             return None
@@ -135,11 +157,11 @@ class StallDetector:
         if not depth:
             self._queued_at = self._queue_reason = None
             return None
-        self._queued_at = now if self._queued_at is None else self._queued_at
-        if now - self._queued_at >= self._seconds:
+        self._queued_at = turned if self._queued_at is None else self._queued_at
+        if turned - self._queued_at >= self._seconds:
             self._queue_reason = (
                 f"{depth} messages wait in the queue, {free} of {snapshot.slots} slots are free, and none was "
-                f"claimed for {now - self._queued_at:.0f} s"
+                f"claimed for {turned - self._queued_at:.0f} s"
             )
         return self._queue_reason
 

@@ -16,9 +16,10 @@ from billiard import active_children
 from celery.worker import state
 
 from waooaw_celery.broker.redis.leases import renewal as lease
+from waooaw_celery.log.loggers import get_logger
 from waooaw_celery.worker.health import native_thread as native
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: The exit code of a stalled worker: EX_SOFTWARE of sysexits.h. Celery's own are 0, 1, 64, 69 and 73.
 EXIT_STALLED = 70
@@ -54,11 +55,10 @@ def log_stall(reason: str, consequence: str, consumer_thread: int) -> None:
     text = stacks(consumer_thread)
     run_with_timeout(
         lambda: logger.critical(
-            "the worker has stalled: %s. %s. Its threads:\n%s",
+            "the worker has stalled: %s. %s. Its threads:",
             reason,
             consequence,
-            text,
-            extra={"action": "worker_stalled", "reason": reason},
+            extra={"action": "worker_stalled", "reason": reason, "stacks": text},
         )
     )
 
@@ -88,11 +88,9 @@ def exit_now(app: Any) -> None:
     """End this process and its children at once with ``EXIT_STALLED``. Does not return.
 
     Args:
-        app: the application, an AgentApp; its ledger is flushed before.
+        app: the application, an AgentApp; what it has recorded is flushed before.
     """
-    receipts = app.__dict__.get("receipts")
-    if receipts is not None:
-        run_with_timeout(receipts.flush)
+    run_with_timeout(app.components.flush)
     run_with_timeout(_flush_logs)
     for child in active_children():  # the pool's processes, and an embedded beat
         if child.pid is not None:
@@ -116,7 +114,10 @@ def run_with_timeout(step: Callable[[], object], timeout: float = STEP_SECONDS) 
         try:
             step()
         except Exception:
-            logger.exception("a step of ending a stalled worker failed", extra={"action": "ending_failed"})
+            logger.exception(
+                "a step failed while a stalled worker was ended; the next step follows",
+                extra={"action": "ending_failed"},
+            )
         finally:
             ended.append(True)
 

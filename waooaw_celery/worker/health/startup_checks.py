@@ -1,21 +1,28 @@
-"""Checks before a worker starts: settings, of the worker and of its broker, that would lose messages."""
+"""Checks before a worker starts: settings, of the worker and of its broker, that would lose or delay messages."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from amqp.exceptions import AccessRefused, AMQPError, NotAllowed
+from celery.app.routes import MapRoute
+from kombu import Queue
 from kombu.exceptions import KombuError
-from redis.exceptions import RedisError
+from redis.exceptions import AuthenticationError, RedisError
 
 from waooaw_celery.errors import ConfigurationError
+from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.queues import AGENT_QUEUES, SYSTEM_QUEUE, queue_depth
+from waooaw_celery.worker.batches.task import BatchTask
 from waooaw_celery.worker.task import AgentTask
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: RabbitMQ's default ``consumer_timeout``, in seconds: how long a consumer may hold a message.
 CONSUMER_TIMEOUT = 1800.0
+#: Celery's default queue. Programs that know nothing of agents send to it.
+CELERY_QUEUE = "celery"
 
 
 def check_time_limits(app: Any) -> None:
@@ -34,7 +41,7 @@ def check_time_limits(app: Any) -> None:
     deadlines = (
         (
             app.visibility_timeout,
-            "Redis hands its message to another worker",
+            "Redis redelivers its message to another worker",
             "broker_transport_options['visibility_timeout']",
         ),
         (lost_seconds, "the ledger marks its message as lost", "waooaw_lost_seconds"),
@@ -62,8 +69,26 @@ def check_once(app: Any) -> None:
     for name, task in app.tasks.items():
         if getattr(task, "once", False) and not (app.settings.database_url and app.database.is_postgresql):
             raise ConfigurationError(
-                f"{name} has once=True: that takes a ledger in PostgreSQL, where its effect and the note of it "
-                "are committed together (in SQLite nobody else could write meanwhile): set waooaw_database_url"
+                f"{name} has once=True, which needs a ledger in PostgreSQL: set waooaw_database_url to "
+                "postgresql://..."
+            )
+
+
+def check_batches(app: Any, worker: Any) -> None:
+    """Check that a worker can collect batches for the handlers that take them.
+
+    Args:
+        app: the application, an AgentApp.
+        worker: Celery's worker, which knows its pool's class.
+
+    Raises:
+        ConfigurationError: there is such a handler, and the worker has no event loop or a pool of greenlets.
+    """
+    for name, task in app.tasks.items():
+        if isinstance(task, BatchTask) and (worker.pool_cls.is_green or not worker.use_eventloop):
+            raise ConfigurationError(
+                f"{name} has batch=, which this pool cannot collect: start the worker with --pool prefork, "
+                "threads or solo, on Redis or RabbitMQ"
             )
 
 
@@ -77,7 +102,7 @@ def check_broker(app: Any) -> None:
         app: the application, an AgentApp.
 
     Raises:
-        ConfigurationError: the broker removes messages when its memory is full.
+        ConfigurationError: the broker removes messages when its memory is full, or refuses the login.
     """
     try:
         with app.connection_for_write() as connection:
@@ -86,8 +111,68 @@ def check_broker(app: Any) -> None:
                 _check_redis(connection.default_channel.client.info(), app.settings)
             elif app.driver == "amqp":
                 _check_consumer_timeout(app)
+    except (AccessRefused, NotAllowed, AuthenticationError) as error:
+        reason = str(getattr(error, "reply_text", error)).rstrip(".")
+        raise ConfigurationError(
+            f"the broker refused the login ({reason}): check the user name, the password and the virtual host in "
+            "broker_url (or CELERY_BROKER_URL)"
+        ) from error
+    except (KombuError, RedisError, AMQPError, OSError) as error:
+        logger.info(
+            "the broker's settings could not be checked for message loss: %s",
+            error,
+            extra={"action": "broker_unchecked"},
+        )
+
+
+def check_queues(app: Any) -> None:
+    """Log a warning of queues for ordinary tasks that this worker does not read.
+
+    A worker of an application with agents reads their queues only. A queue counts if messages wait in it, or if
+    ``task_default_queue`` or ``task_routes`` names it and ``-Q`` does not say which queues this worker reads.
+
+    Args:
+        app: the application, an AgentApp, after the worker has selected its queues.
+    """
+    queues = app.amqp.queues
+    consumed = list(queues.consume_from)
+    if not app.agents or not consumed:
+        return
+    named = {} if queues.is_selected else dict(_queues_of_settings(app))
+    unread: dict[str, str] = {}
+    try:
+        with app.connection_for_write() as connection:
+            for name in dict(_queues_of_settings(app)) | {CELERY_QUEUE: ""}:
+                if name in consumed or name.startswith(AGENT_QUEUES) or name == SYSTEM_QUEUE:
+                    continue
+                waiting = queue_depth(connection, Queue(name)).total
+                if waiting:
+                    unread[name] = f"{name} holds {waiting} message{'s' if waiting > 1 else ''}"
+                elif name in named:
+                    unread[name] = f"{named[name]} names {name}"
     except (KombuError, RedisError, OSError) as error:
-        logger.info("the broker's settings were not checked: %s", error, extra={"action": "broker_unchecked"})
+        logger.info("the queues could not be checked: %s", error, extra={"action": "queues_unchecked"})
+    if unread:
+        logger.warning(
+            "this worker reads only %s, but %s: these tasks wait for ever unless another worker reads them. "
+            "To read them here, start this worker with -Q %s",
+            ", ".join(consumed),
+            ", ".join(unread.values()),
+            ",".join([*consumed, *unread]),
+            extra={"action": "queues_unread"},
+        )
+
+
+def _queues_of_settings(app: Any) -> Iterator[tuple[str, str]]:
+    """Yield the names of the queues that the settings name, each with its setting."""
+    for route in app.amqp.routes or ():
+        if isinstance(route, MapRoute):
+            for target in (*route.map.values(), *route.patterns.values()):  # type: ignore[attr-defined]  # stubs
+                queue = target.get("queue") if isinstance(target, Mapping) else target
+                if isinstance(queue, str | Queue):
+                    yield queue.name if isinstance(queue, Queue) else queue, "task_routes"
+    if app.conf.task_default_queue:
+        yield app.conf.task_default_queue, "task_default_queue"
 
 
 def _check_redis(info: Mapping[str, Any], settings: Any) -> None:
@@ -95,7 +180,7 @@ def _check_redis(info: Mapping[str, Any], settings: Any) -> None:
     if policy.startswith("allkeys") and bounded and not settings.allow_eviction:
         raise ConfigurationError(
             f"the broker's Redis removes whole queues when its memory is full (maxmemory-policy {policy}): set it "
-            "to noeviction, give the broker a Redis of its own, or set waooaw_allow_eviction and lose messages"
+            "to noeviction, give the broker a Redis of its own, or accept the loss with waooaw_allow_eviction"
         )
     if policy != "noeviction" and bounded:
         logger.warning(
@@ -119,8 +204,8 @@ def _check_consumer_timeout(app: Any) -> None:
     for name, limit in limits.items():
         if limit is None or limit >= CONSUMER_TIMEOUT:
             logger.warning(
-                "%s may run %s, and RabbitMQ takes a message from a worker that holds it for longer than its "
-                "consumer_timeout, by default %g s: raise that, or give the handler a shorter time_limit",
+                "%s may run %s, and RabbitMQ requeues a message that is not acknowledged within its "
+                "consumer_timeout (default: %g s): raise that, or give the handler a shorter time_limit",
                 name,
                 _for_seconds(limit),
                 CONSUMER_TIMEOUT,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 import threading
 import time
@@ -15,6 +14,7 @@ from celery.worker import state
 from kombu import Queue
 
 from waooaw_celery.broker.redis.leases import renewal as lease
+from waooaw_celery.log.loggers import get_logger
 from waooaw_celery.messages.queues import queue_depth
 from waooaw_celery.settings import OnStall
 from waooaw_celery.worker.execution.running_requests import calls_handler
@@ -24,7 +24,7 @@ from waooaw_celery.worker.health.heartbeat import Heartbeat
 from waooaw_celery.worker.health.progress import Progress, Snapshot
 from waooaw_celery.worker.health.stall import MAX_TURN_SECONDS, LoopState, StallDetector
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: The longest time between two checks, in seconds.
 CHECK_SECONDS = 1.0
@@ -119,9 +119,13 @@ class Watchdog(bootsteps.StartStopStep):
                 return
             try:
                 self._check(now)
+                self._failed = False
             except Exception:
-                if not self._failed:  # one line, not one per second
-                    logger.exception("a check of the worker failed", extra={"action": "watchdog_failed"})
+                if not self._failed:  # one line per failure, not one per second
+                    logger.exception(
+                        "a check of the watchdog failed; it is repeated",
+                        extra={"action": "watchdog_failed"},
+                    )
                 self._failed = True
 
     def _check(self, now: float) -> None:
@@ -131,14 +135,15 @@ class Watchdog(bootsteps.StartStopStep):
             return
         silent = self._beat.silent_seconds(now, worker.consumer)
         handles = silent > 0 and calls_handler(sys._current_frames().get(self._thread))
-        loop = LoopState(silent=silent, connected=worker.consumer.connection is not None, handles=handles)
+        loop = LoopState(silent=silent, connected=_has_connected(worker.consumer), handles=handles)
         snapshot = self._progress.snapshot()
         reason = self._detector.check(now, loop, snapshot)
-        if reason is None or not self._is_up():
-            if self._reason is not None and loop.silent <= MAX_TURN_SECONDS:
+        if self._reason is not None:
+            if reason is None and loop.silent <= MAX_TURN_SECONDS:
                 self._recover()
-            return
-        if self._reason is None:
+            else:  # waooaw_on_stall is "log": handlers may have begun or ended since the last check
+                stall_exit.release_other_leases(list(snapshot.running))
+        elif reason is not None and self._is_up():
             self._reason = reason
             self._act(reason, loop, snapshot)
 
@@ -154,27 +159,34 @@ class Watchdog(bootsteps.StartStopStep):
 
     def _act(self, reason: str, loop: LoopState, snapshot: Snapshot) -> None:
         """Log the stall, release what the worker does not run, and end the worker if that is set."""
-        consequence = "It continues, because waooaw_on_stall is 'log' or a program runs it"
+        consequence = "It continues, because waooaw_on_stall is 'log' or it runs in a thread of a program"
         if self._exits:
             consequence = (
                 f"It ends with exit code {stall_exit.EXIT_STALLED}, so that its supervisor starts a new one"
             )
-        stall_exit.log_stall(reason, consequence, self._thread)
-        stall_exit.release_other_leases(list(snapshot.running))
-        stall_exit.run_with_timeout(partial(self._worker.heartbeat.beat, self._worker))
-        if not self._exits:
-            return
-        if loop.silent <= MAX_TURN_SECONDS:
-            self._shut_down_warm()
-        stall_exit.exit_now(self._worker.app)
+        try:
+            stall_exit.log_stall(reason, consequence, self._thread)
+            stall_exit.release_other_leases(list(snapshot.running))
+            stall_exit.run_with_timeout(partial(self._worker.heartbeat.beat, self._worker))
+            if self._exits and loop.silent <= MAX_TURN_SECONDS:
+                self._shut_down_warm()
+        finally:
+            if self._exits:  # also when one of the steps failed
+                stall_exit.exit_now(self._worker.app)
 
     def _shut_down_warm(self) -> None:
         stall_exit.request_warm_shutdown(self._worker)
         deadline = time.monotonic() + self._seconds
-        while time.monotonic() < deadline and self._progress.snapshot().running:
+        while time.monotonic() < deadline and self._runs_handlers():
             native.sleep(self._interval)
         # Celery needs some time after the last handler to end the process.
         native.sleep(stall_exit.STEP_SECONDS)
+
+    def _runs_handlers(self) -> bool:
+        try:
+            return bool(self._progress.snapshot().running)
+        except AttributeError:  # the shutdown has removed the consumer or the pool
+            return False
 
     def _recover(self) -> None:
         self._reason = None
@@ -191,7 +203,8 @@ class Watchdog(bootsteps.StartStopStep):
     def _consumes(self, snapshot: Snapshot) -> bool:
         """Return whether the consumer consumes a queue and may hold another message."""
         qos = self._worker.consumer.qos
-        has_room = qos is not None and (not qos.value or snapshot.held < qos.value)
+        counted = snapshot.taken + snapshot.scheduled + snapshot.limited
+        has_room = qos is not None and (not qos.value or counted < qos.value)
         return has_room and self._worker.consumer.connection is not None and bool(self._consumed_queues())
 
     def _answers(self) -> bool:
@@ -226,3 +239,11 @@ class Watchdog(bootsteps.StartStopStep):
             if connection is not None:
                 stall_exit.run_with_timeout(connection.collect)
             return None
+
+
+def _has_connected(consumer: Any) -> bool:
+    """Return whether a consumer has all its connections: for events and remote control it has further ones.
+
+    Until its last step has started, it may pause before the next attempt to connect one of them.
+    """
+    return consumer.connection is not None and consumer.blueprint.started == len(consumer.steps)

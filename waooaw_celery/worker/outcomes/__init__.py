@@ -1,1 +1,1 @@
-"""What happens after a handler: retry, requeue, dead letter, reply, follow-ups."""
+"""What happens after a handler: answer, reply, dead letter, follow-ups."""

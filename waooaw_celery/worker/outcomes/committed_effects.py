@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 from celery.app.task import Context
 
 from waooaw_celery.broker.incoming.delivery import DELIVERY_COUNT
 from waooaw_celery.errors import AuditUnavailable
+from waooaw_celery.log.loggers import get_logger
 from waooaw_celery.messages.publish_options import RECOVERED_HEADER
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: Headers of a message that was redelivered, or published again by the ledger's recovery.
 _REDELIVERY_HEADERS = (DELIVERY_COUNT, RECOVERED_HEADER)
@@ -38,7 +38,7 @@ def is_committed(task: Any, message_id: str) -> bool:
         return is_effect_committed(task.app.database, message_id, task.handler)
     except AuditUnavailable as error:
         logger.warning(
-            "cannot read whether the effect of %s is committed: %s",
+            "cannot read whether the effect of %s is committed; the ledger checks it with the outcome: %s",
             message_id,
             error,
             extra={"action": "effect_not_known", "message_id": message_id},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from base64 import b64encode
 from collections import OrderedDict
 from functools import partial
@@ -14,13 +13,14 @@ from celery.worker import state as worker_state
 
 from waooaw_celery.broker.dead_letters.dead_letter import CALLBACK_FIELDS
 from waooaw_celery.errors import WaooawError
+from waooaw_celery.log.loggers import get_logger
 from waooaw_celery.messages.message import ENVELOPE_HEADER, Message
 from waooaw_celery.messages.queues import agent_queue
 from waooaw_celery.messages.reply_to import REPLY_TO_HEADER
 from waooaw_celery.worker.outcomes.follow_ups import TEMPORARY_ERRORS, FollowUp
 from waooaw_celery.worker.task import AgentTask
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: How many dead letters a process remembers, because Celery reports some failures twice.
 _MAX_RECENT = 1000
@@ -79,7 +79,7 @@ def add_dead_letter(task: AgentTask, request: Context | None, reason: str) -> bo
 
 def _log_refused(message_id: str, error: Exception) -> None:
     logger.warning(
-        "no dead letter is kept of %s, whose handler gave up: %s",
+        "no dead letter is kept of %s, whose handler failed: %s",
         message_id,
         error,
         extra={"action": "letter_not_kept", "message_id": message_id},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,6 +10,7 @@ from typing import Any
 from celery.result import AsyncResult
 
 from waooaw_celery.errors import AuditUnavailable, InvalidMessage, StoreUnavailable, UnknownMessage
+from waooaw_celery.log.loggers import get_logger
 from waooaw_celery.messages.enums import MessageStatus
 from waooaw_celery.messages.message import Message
 from waooaw_celery.messages.queues import HandlerName, agent_queue
@@ -18,7 +18,7 @@ from waooaw_celery.worker.current_task import is_errback, note_failed
 from waooaw_celery.worker.outcomes.dead_lettering import item_of
 from waooaw_celery.worker.outcomes.follow_ups import TEMPORARY_ERRORS, FollowUp
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: Options of ``send_task`` that are of no use later.
 _CONNECTION_OPTIONS = ("producer", "connection", "publisher")
@@ -48,7 +48,7 @@ class FollowUpRequest:
             InvalidMessage: no message could be made.
         """
         if self.message is None:
-            raise InvalidMessage(f"no message to {self.target} could be made")
+            raise InvalidMessage(f"no message to {self.target} could be created")
         return self.message
 
 
@@ -72,7 +72,7 @@ def send_follow_up(app: Any, request: FollowUpRequest) -> AsyncResult[Any]:
         )
         options["task_id"] = request.message.message_id
         app.circuit_breaker.check()
-        result: AsyncResult[Any] = app.publish_task(
+        result: AsyncResult[Any] = app.task_publisher.publish(
             target, request.message, request.args, request.kwargs, dict(options)
         )
     except TEMPORARY_ERRORS as error:
@@ -95,7 +95,7 @@ def _keep(app: Any, request: FollowUpRequest, error: Exception) -> None:
     message = request.complete_message
     follow_up = FollowUp(
         message_id=message.message_id,
-        what=f"the message {message.message_id} to {request.target}",
+        what=f"message {message.message_id} to {request.target}",
         send=partial(_send_later, app, request),
         refuse=partial(_refuse, app, request),
         expires_at=message.expires_at,
@@ -151,7 +151,8 @@ def send_unless_sent(app: Any, message_id: str, send: Callable[[], object]) -> N
 
 def _send_later(app: Any, request: FollowUpRequest) -> None:
     message = request.complete_message
-    send = partial(app.publish_task, request.target, message, request.args, request.kwargs, dict(request.options))
+    task = request.target, message, request.args, request.kwargs, dict(request.options)
+    send = partial(app.task_publisher.publish_kept, *task)
     send_unless_sent(app, message.message_id, send)
 
 
@@ -159,10 +160,15 @@ def _record(app: Any, request: FollowUpRequest) -> bool:
     """Record a follow-up in the ledger or its spool, and return whether that was possible."""
     try:
         if not _is_spooled(app, request.complete_message.message_id):
-            app.record_task(request.target, request.message, request.args, request.options)
+            app.task_publisher.record(request.target, request.message, request.args, request.options)
     except StoreUnavailable as error:
         extra = {"action": "follow_up_not_recorded"}
-        logger.warning("a message to %s is only kept in memory: %s", request.target, error, extra=extra)
+        logger.warning(
+            "a message to %s is kept only in memory, and is lost if this process ends: %s",
+            request.target,
+            error,
+            extra=extra,
+        )
         return False
     return True
 
@@ -194,7 +200,7 @@ def _refuse(app: Any, request: FollowUpRequest, error: Exception) -> None:
 
 def _dead_letter(app: Any, request: FollowUpRequest, reason: str) -> None:
     message, options = request.complete_message, request.options
-    app.record_task(request.target, message, request.args, options)
+    app.task_publisher.record(request.target, message, request.args, options)
     callbacks = {name: options[option] for option, name in _CALLBACK_FIELDS.items() if options.get(option)}
     item = item_of(app, str(request.target), message, (request.args, request.kwargs, callbacks))
     app.dead_letters.bury(agent_queue(request.target.agent).name, reason, item)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -17,9 +17,10 @@ from kombu.exceptions import LimitExceeded, OperationalError
 from redis.exceptions import RedisError
 
 from waooaw_celery.errors import StoreUnavailable
+from waooaw_celery.log.loggers import get_logger
 from waooaw_celery.worker.outcomes.follow_up_context import resending_follow_up
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: Errors after which a send is tried again: broker, ledger or store does not answer, or accepts nothing for now.
 TEMPORARY_ERRORS = (OperationalError, StoreUnavailable, LimitExceeded, AMQPError, RedisError, OSError)
@@ -76,7 +77,7 @@ class FollowUps:
     def keep(self, follow_up: FollowUp, error: BaseException) -> None:
         """Keep a follow-up that could not be sent, and send it later. Never raises.
 
-        When ``MAX_FOLLOW_UPS`` are kept already, this one is dropped, with a line in the log.
+        It is dropped, with a line in the log, when ``MAX_FOLLOW_UPS`` are kept already or the process ends.
 
         Args:
             follow_up: what to send.
@@ -85,21 +86,25 @@ class FollowUps:
         if self._pid != os.getpid():  # forked: the parent sends what it keeps
             self._reset()
         with self._changed:
-            has_room = len(self._kept) < MAX_FOLLOW_UPS
-            if has_room:
+            refusal = None
+            if self._closed:
+                refusal = f"this process ends: {error}"
+            elif len(self._kept) >= MAX_FOLLOW_UPS:
+                refusal = f"{MAX_FOLLOW_UPS} follow-ups wait already: {error}"
+            else:
                 self._kept.append(follow_up)
-            if has_room and self._thread is None and not self._closed:
-                self._thread = threading.Thread(target=self._run, name="waooaw-follow-ups", daemon=True)
-                self._thread.start()
-        if has_room:
-            logger.warning(
-                "%s is kept and sent when that is possible: %s",
-                follow_up.what,
-                error,
-                extra={"action": "follow_up_kept", "message_id": follow_up.message_id},
-            )
-        else:
-            _drop(follow_up, f"{MAX_FOLLOW_UPS} others wait already")
+                if self._thread is None:
+                    self._thread = threading.Thread(target=self._run, name="waooaw-follow-ups", daemon=True)
+                    self._thread.start()
+        if refusal is not None:
+            _drop(follow_up, refusal)
+            return
+        logger.warning(
+            "%s could not be sent; it is kept and retried: %s",
+            follow_up.what,
+            error,
+            extra={"action": "follow_up_kept", "message_id": follow_up.message_id},
+        )
 
     def close(self) -> None:
         """Try for up to ``LAST_SECONDS`` to send all follow-ups, and log those that remain."""
@@ -107,15 +112,21 @@ class FollowUps:
             return
         with self._changed:
             self._closed = True
-            thread, self._thread = self._thread, None
+            thread = self._thread
             self._changed.notify_all()
+        deadline = time.monotonic() + LAST_SECONDS
         if thread is not None and thread is not threading.current_thread():
             thread.join(LAST_SECONDS)
-        deadline = time.monotonic() + LAST_SECONDS
-        while self._kept and time.monotonic() < deadline and self._try_first():
-            pass
+        # A thread that still sends the first one must not see it sent a second time.
+        if thread is None or not thread.is_alive():
+            while self._kept and time.monotonic() < deadline and self._try_first():
+                pass
         while self._kept:
-            _drop(self._kept.popleft(), "this process ends")
+            try:
+                follow_up = self._kept.popleft()
+            except IndexError:  # the thread has sent the last one
+                return
+            _drop(follow_up, "this process ends")
 
     def _run(self) -> None:
         pause = FIRST_PAUSE
@@ -147,7 +158,9 @@ class FollowUps:
             else:
                 with resending_follow_up():
                     follow_up.send()
-                logger.info("%s is sent", follow_up.what, extra={"action": "follow_up_sent"} | extra)
+                logger.info(
+                    "%s was sent after an outage", follow_up.what, extra={"action": "follow_up_sent"} | extra
+                )
         except TEMPORARY_ERRORS:
             self._kept.rotate(-1)
             return False
@@ -156,13 +169,16 @@ class FollowUps:
                 follow_up.refuse(error)
             except Exception:
                 logger.exception("%s is lost", follow_up.what, extra={"action": "follow_up_lost"} | extra)
-        self._kept.popleft()
+        with suppress(ValueError):  # `close` did not wait for it any longer, and has dropped it
+            self._kept.remove(follow_up)
         return True
 
 
 def _drop(follow_up: FollowUp, why: str) -> None:
     extra: dict[str, Any] = {"action": "follow_up_left", "message_id": follow_up.message_id}
     if follow_up.recorded:
-        logger.warning("%s is left to the ledger's recovery: %s", follow_up.what, why, extra=extra)
+        logger.warning(
+            "%s was not sent; the ledger's recovery will publish it: %s", follow_up.what, why, extra=extra
+        )
     else:
-        logger.error("%s is lost because it could not be sent: %s", follow_up.what, why, extra=extra)
+        logger.error("%s was not sent and is lost: %s", follow_up.what, why, extra=extra)

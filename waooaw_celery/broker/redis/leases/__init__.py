@@ -1,1 +1,1 @@
-"""Leases: renewed while a worker lives, and restored after it died."""
+"""Leases: renewed while a worker is alive, and restored after it has died."""

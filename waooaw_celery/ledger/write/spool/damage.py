@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import logging
 import os
 import shutil
 import sqlite3
@@ -17,8 +16,10 @@ from pathlib import Path
 from waooaw_celery.ledger.write.spool.file_lock import FileLock, try_lock
 from waooaw_celery.ledger.write.spool.salvage import readable_rows, sibling
 from waooaw_celery.ledger.write.spool.table import SpoolRow
+from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.wording import counted
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: Damaged files that are kept. If there are more, the cause is one that a new file does not repair.
 MAX_KEPT = 100
@@ -143,8 +144,8 @@ class DamagedFiles:
         finally:
             os.close(descriptor)
         logger.warning(
-            "%d rows of the damaged spool were salvaged. The file is now %s: delete it when you do not need it",
-            count,
+            "salvaged %s of the damaged spool. The file is now %s: delete it when you do not need it",
+            counted(count, "row"),
             salvaged,
             extra={"action": "spool_salvaged"},
         )

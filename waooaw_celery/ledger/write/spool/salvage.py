@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from waooaw_celery.ledger.database.rows import RowKind
+from waooaw_celery.ledger.database.sqlite.connection import SafeConnection
 from waooaw_celery.ledger.write.spool.table import SpoolRow, create_table
 
 #: Row ids that are tried one by one between damaged pages.
@@ -29,7 +30,7 @@ def readable_rows(path: Path) -> Iterator[SpoolRow]:
     """
     if not _can_open(path):
         _repair_first_page(path)
-    with closing(sqlite3.connect(path)) as connection:
+    with closing(sqlite3.connect(path, factory=SafeConnection)) as connection:
         connection.text_factory = lambda raw: raw.decode("utf-8", "replace")
         # First from both ends up to the damage, then row by row between: there may be more than one damaged page.
         ascending = _Scan(connection, f"{_SELECT} ORDER BY id")
@@ -65,7 +66,7 @@ class _Scan:
 
 def _can_open(path: Path) -> bool:
     try:
-        with closing(sqlite3.connect(path)) as connection:
+        with closing(sqlite3.connect(path, factory=SafeConnection)) as connection:
             connection.execute("SELECT id FROM spool LIMIT 1").fetchone()
     except sqlite3.Error:
         return False
@@ -78,7 +79,7 @@ def _repair_first_page(path: Path) -> None:
         return
     sibling(path, "-wal").unlink(missing_ok=True)
     template = path.with_name("template.sqlite3")
-    with closing(sqlite3.connect(template)) as connection:
+    with closing(sqlite3.connect(template, factory=SafeConnection)) as connection:
         create_table(connection)
     with path.open("r+b") as file:
         page = bytearray(template.read_bytes()[:_PAGE_BYTES])

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from waooaw_celery.errors import AuditUnavailable, ConfigurationError
 from waooaw_celery.ledger.database.rows import LedgerRow
+from waooaw_celery.ledger.database.sqlite.connection import SafeConnection
 from waooaw_celery.ledger.write.spool.damage import (
     DamagedFile,
     DamagedFiles,
@@ -21,15 +22,13 @@ from waooaw_celery.ledger.write.spool.damage import (
     inode_of,
     is_damage,
 )
+from waooaw_celery.ledger.write.spool.erasure import SpoolErasure, erase_rows
 from waooaw_celery.ledger.write.spool.file_lock import FileLock
-from waooaw_celery.ledger.write.spool.table import SpoolRow, insert_rows, prepare_file
+from waooaw_celery.ledger.write.spool.folder import default_folder, unusable_folder
+from waooaw_celery.ledger.write.spool.table import SpoolRow, insert_rows, prepare_file, probe_room
 
 #: Seconds to wait for another process that uses the file.
 _TIMEOUT = 5.0
-#: Characters that are written and removed again, to find out whether the disk has room.
-_PROBE_CHARACTERS = 256 * 1024
-#: A row id that no row has.
-_PROBE_ID = -1
 
 Result = TypeVar("Result")
 
@@ -46,10 +45,13 @@ class Spool:
     Args:
         folder: the folder of the file. None: a folder of this user in the system's temporary folder.
         database_url: the URL of the ledger's database. Each database has its own spool.
+
+    Raises:
+        ConfigurationError: there is no temporary folder to write to.
     """
 
     def __init__(self, folder: str | None, database_url: str) -> None:
-        self._folder = Path(folder or Path(tempfile.gettempdir()) / f"waooaw-spool-{os.getuid()}")
+        self._folder = Path(folder) if folder else default_folder()
         name = hashlib.sha256(database_url.encode()).hexdigest()[:16]
         self.path = self._folder / f"{name}.sqlite3"
         self._lock = FileLock(self._folder / f"{name}.lock", _TIMEOUT)
@@ -59,23 +61,22 @@ class Spool:
         """Check that the file can be written. A damaged file is moved aside.
 
         Raises:
-            ConfigurationError: the folder cannot be created, belongs to another user, or is not writable.
+            ConfigurationError: the folder cannot be created, belongs to another user, is not writable, or is full.
         """
         try:
             self._check_folder()
-            self._run("write to", lambda connection: connection.execute("BEGIN IMMEDIATE"))
+            self.check_room()
         except (OSError, SpoolUnavailable) as error:
-            raise ConfigurationError(f"the spool cannot be used: {error}") from error
+            raise unusable_folder(self._folder, error) from error
 
     def _check_folder(self) -> None:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = self._folder.stat()
         # The rows contain payloads, so no other user may replace the folder or a file in it.
-        if (
-            status.st_uid != os.getuid()
-            or stat.S_IMODE(status.st_mode) & 0o022
-            or not os.access(self._folder, os.W_OK)
-        ):
+        if not os.access(self._folder, os.W_OK):
+            with tempfile.TemporaryFile(dir=self._folder):  # raises the reason
+                pass
+        if status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) & 0o022:
             raise ConfigurationError(
                 f"the spool's folder {self._folder} must belong to this user, and only this user may write to it: "
                 "set waooaw_spool_folder to such a folder"
@@ -96,16 +97,15 @@ class Spool:
         Raises:
             SpoolUnavailable: they cannot be written.
         """
+        self._run("write to", probe_room)
 
-        def probe(connection: sqlite3.Connection) -> None:
-            connection.execute(
-                "INSERT OR REPLACE INTO spool VALUES (?, 'probe', '', ?, 'a probe')",
-                (_PROBE_ID, " " * _PROBE_CHARACTERS),
-            )
-            connection.commit()
-            connection.execute("DELETE FROM spool WHERE id = ?", (_PROBE_ID,))
+    def erase(self, is_selected: Callable[[LedgerRow], bool]) -> SpoolErasure:
+        """Blank selected rows, and remove from the file what earlier rows have left in it.
 
-        self._run("write to", probe)
+        Raises:
+            SpoolUnavailable: the file cannot be written.
+        """
+        return self._read(lambda connection: erase_rows(connection, is_selected), SpoolErasure())
 
     def damaged(self) -> list[DamagedFile]:
         """Return the damaged files that were moved aside, the oldest first.
@@ -162,14 +162,16 @@ class Spool:
 
         return self._read(read, [])
 
-    def message_ids(self) -> set[str]:
-        """Return the ids of the messages that have rows in the spool.
+    def message_ids(self, *, refused: bool = False) -> set[str]:
+        """Return the ids of the messages that have rows in the spool that wait, or also of refused rows.
 
         Raises:
             SpoolUnavailable: the file cannot be read.
         """
-        query = "SELECT DISTINCT message_id FROM spool WHERE refused IS NULL"
-        return self._read(lambda connection: {message_id for (message_id,) in connection.execute(query)}, set())
+        query = "SELECT DISTINCT message_id FROM spool WHERE refused IS NULL OR ?"
+        return self._read(
+            lambda connection: {message_id for (message_id,) in connection.execute(query, (refused,))}, set()
+        )
 
     def remove(self, row_ids: Sequence[int]) -> None:
         """Remove rows that are in the ledger now.
@@ -198,7 +200,7 @@ class Spool:
         """
         try:
             with self._lock.held(exclusive=True):
-                with closing(sqlite3.connect(self.path, timeout=_TIMEOUT)) as connection:
+                with closing(sqlite3.connect(self.path, timeout=_TIMEOUT, factory=SafeConnection)) as connection:
                     present = {row_id for (row_id,) in connection.execute("SELECT id FROM spool WHERE id > 0")}
                 if present <= row_ids:
                     for suffix in ("-wal", "-shm", ""):
@@ -286,7 +288,7 @@ class Spool:
                     raise NotARegularFile(f"{self.path} is not a regular file")
             except FileNotFoundError:  # SQLite would create a file that other users can read
                 os.close(os.open(self.path, os.O_CREAT | os.O_WRONLY, 0o600))
-            with closing(sqlite3.connect(self.path, timeout=_TIMEOUT)) as connection:
+            with closing(sqlite3.connect(self.path, timeout=_TIMEOUT, factory=SafeConnection)) as connection:
                 connection.text_factory = _decode
                 prepare_file(connection, _TIMEOUT)
                 with connection:

@@ -11,6 +11,11 @@ from typing import TypeAlias
 #: The columns kind, message_id, text and refused: the reason why the database never accepts the row, or None.
 SpoolRow: TypeAlias = tuple[str, str, str, str | None]
 
+#: Characters that are written and removed again, to find out whether the disk has room.
+_PROBE_CHARACTERS = 256 * 1024
+#: A row id that no row has.
+_PROBE_ID = -1
+
 
 def create_table(connection: sqlite3.Connection) -> None:
     """Create the table if it does not exist."""
@@ -31,6 +36,15 @@ def create_table(connection: sqlite3.Connection) -> None:
 def insert_rows(connection: sqlite3.Connection, rows: Sequence[SpoolRow]) -> None:
     """Append rows."""
     connection.executemany("INSERT INTO spool (kind, message_id, text, refused) VALUES (?, ?, ?, ?)", rows)
+
+
+def probe_room(connection: sqlite3.Connection) -> None:
+    """Write some characters and remove them again, to find out whether the disk has room."""
+    connection.execute(
+        "INSERT OR REPLACE INTO spool VALUES (?, 'probe', '', ?, 'a probe')", (_PROBE_ID, " " * _PROBE_CHARACTERS)
+    )
+    connection.commit()
+    connection.execute("DELETE FROM spool WHERE id = ?", (_PROBE_ID,))
 
 
 def prepare_file(connection: sqlite3.Connection, timeout: float) -> None:

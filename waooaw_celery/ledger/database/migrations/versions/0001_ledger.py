@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from typing import Any
+from uuid import uuid4
 
 import sqlalchemy as sa
 from alembic import op
 
-from waooaw_celery.ledger.database.migrations.functions_0001 import ONLY_ENDS, WRITE
+from waooaw_celery.ledger.database.migrations.functions_0001 import ONLY_ENDS, WRITE, WRITE_FACT
+from waooaw_celery.ledger.database.migrations.workflows_0001 import create_workflow_tables
 
 revision = "0001"
 down_revision = None
@@ -22,7 +24,9 @@ _PARTITIONED: Any = {"postgresql_partition_by": "RANGE (retain_until)"}
 
 
 def upgrade() -> None:
-    """Create the tables. On PostgreSQL, messages and their events are partitioned."""
+    """Create the tables, and the ledger's id. On PostgreSQL, messages and their events are partitioned."""
+    identity = op.create_table("waooaw_identity", sa.Column("id", sa.String, primary_key=True))
+    op.bulk_insert(identity, [{"id": str(uuid4())}])
     op.create_table(
         "waooaw_agents",
         sa.Column("name", sa.String, primary_key=True),
@@ -30,6 +34,7 @@ def upgrade() -> None:
         sa.Column("capabilities", _JSON, nullable=False),
         sa.Column("declared_at", _TIME, nullable=False),
         sa.Column("last_seen", _TIME, nullable=False),
+        sa.Column("agent_order", sa.JSON(none_as_null=True)),
     )
     op.create_table(
         "waooaw_agent_workers",
@@ -38,6 +43,7 @@ def upgrade() -> None:
         sa.Column("alive_until", _TIME, nullable=False),
         sa.Column("started_at", _TIME),
         sa.Column("report", sa.JSON, nullable=False),
+        sa.Column("profile", sa.JSON(none_as_null=True)),
     )
     op.create_table(
         "waooaw_subscriptions",
@@ -69,6 +75,7 @@ def upgrade() -> None:
         sa.Column("correlation_id", sa.String, nullable=False),
         sa.Column("conversation_id", sa.String, nullable=False),
         sa.Column("causation_id", sa.String),
+        sa.Column("identity", sa.String),
         sa.Column("sent_at", _TIME, nullable=False),
         sa.Column("expires_at", _TIME),
         sa.Column("payload", _JSON_TEXT),
@@ -171,6 +178,35 @@ def upgrade() -> None:
     )
     op.create_index("waooaw_refusals_minute", "waooaw_refusals", ["minute"])
     op.create_table(
+        "waooaw_restrictions",
+        sa.Column("agent", sa.String, primary_key=True),
+        sa.Column("is_limited", sa.Boolean, nullable=False, server_default=sa.false()),
+        sa.Column("paused_at", _TIME),
+        sa.Column("paused_by", sa.String),
+        sa.Column("reason", sa.String),
+    )
+    op.create_table(
+        "waooaw_replays",
+        sa.Column("replay_id", sa.String, primary_key=True),
+        sa.Column("subscriber", sa.String, nullable=False),
+        sa.Column("selection", _JSON_TEXT, nullable=False),
+        sa.Column("per_second", sa.Double),
+        sa.Column("speed", sa.Double),
+        sa.Column("from_agent", sa.String, nullable=False),
+        sa.Column("priority", sa.Integer, nullable=False),
+        sa.Column("state", sa.String, nullable=False),
+        sa.Column("events", sa.Integer, nullable=False),
+        sa.Column("position_at", _TIME),
+        sa.Column("position_id", sa.String),
+        sa.Column("created_at", _TIME, nullable=False),
+        sa.Column("started_at", _TIME),
+        sa.Column("ended_at", _TIME),
+        sa.Column("claim", sa.String),
+        sa.Column("claimed_until", _TIME),
+        sa.Column("due_at", _TIME),
+        sa.Column("error", sa.String),
+    )
+    op.create_table(
         "waooaw_holds",
         sa.Column("kind", sa.String, primary_key=True),
         sa.Column("value", sa.String, primary_key=True),
@@ -185,11 +221,13 @@ def upgrade() -> None:
         sa.Column("messages", sa.Integer, nullable=False),
         sa.Column("events", sa.Integer, nullable=False),
     )
+    create_workflow_tables()
     if op.get_bind().dialect.name == "postgresql":
         # For rows outside of every monthly partition. The monthly partitions are created later.
         for table in ("waooaw_messages", "waooaw_message_events"):
             op.execute(f"CREATE TABLE {table}_default PARTITION OF {table} DEFAULT")
         op.execute(ONLY_ENDS)
+        op.execute(WRITE_FACT)
         op.execute(WRITE)
 
 
@@ -197,10 +235,16 @@ def downgrade() -> None:
     """Drop the ledger with all its rows."""
     if op.get_bind().dialect.name == "postgresql":
         op.execute("DROP FUNCTION waooaw_write")
+        op.execute("DROP FUNCTION waooaw_write_fact")
         op.execute("DROP FUNCTION waooaw_only_ends")
     for table in (
+        "workflow_inputs",
+        "workflow_steps",
+        "workflows",
         "purges",
         "holds",
+        "replays",
+        "restrictions",
         "refusals",
         "cancels",
         "inbox",
@@ -211,5 +255,6 @@ def downgrade() -> None:
         "subscriptions",
         "agent_workers",
         "agents",
+        "identity",
     ):
         op.drop_table(f"waooaw_{table}")

@@ -1,0 +1,51 @@
+"""The operations on workflows as coroutines: apart from the others, so that these load no SQLAlchemy."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from functools import wraps
+
+from waooaw_celery.agents.waiting import in_thread
+from waooaw_celery.app.app import AgentApp
+from waooaw_celery.messages.validation import JSON
+from waooaw_celery.workflows.flow import seconds_of
+from waooaw_celery.workflows.workflows import LOOKS, result_of, still_runs
+from waooaw_celery.workflows.workflows import Workflows as BlockingWorkflows
+
+
+class Workflows:
+    """Starts workflows, waits for their results, and manages them: ``waooaw_celery.agents.Workflows``, awaited.
+
+    Args:
+        app: the application, with a ledger.
+    """
+
+    def __init__(self, app: AgentApp) -> None:
+        self.operations = BlockingWorkflows(app)
+
+    start = in_thread(BlockingWorkflows.start)
+    get = in_thread(BlockingWorkflows.get)
+    list = in_thread(BlockingWorkflows.list)
+    steps = in_thread(BlockingWorkflows.steps)
+    statistics = in_thread(BlockingWorkflows.statistics)
+    signal = in_thread(BlockingWorkflows.signal)
+    cancel = in_thread(BlockingWorkflows.cancel)
+    pause = in_thread(BlockingWorkflows.pause)
+    resume = in_thread(BlockingWorkflows.resume)
+    retry = in_thread(BlockingWorkflows.retry)
+    fork = in_thread(BlockingWorkflows.fork)
+
+    @wraps(BlockingWorkflows.result)
+    async def result(self, workflow_id: str, timeout: float = 30.0) -> JSON:
+        deadline = time.monotonic() + (seconds_of(timeout) or 0.0)
+        number = 0
+        while True:
+            found = await self.get(workflow_id)
+            if found.status.final:
+                return result_of(found)
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise still_runs(found, timeout)
+            await asyncio.sleep(min(LOOKS[min(number, len(LOOKS) - 1)], left))
+            number += 1

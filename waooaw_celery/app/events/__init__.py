@@ -1,0 +1,1 @@
+"""Delivers events to subscribers: new ones, and recorded ones again."""

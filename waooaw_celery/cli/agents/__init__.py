@@ -1,0 +1,1 @@
+"""Commands about agents: which there are, what they can do, how they are, and their contracts."""

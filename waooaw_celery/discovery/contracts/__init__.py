@@ -1,0 +1,1 @@
+"""Contracts: the JSON Schemas of the parameters and the results of methods."""

@@ -1,0 +1,1 @@
+"""Health: what a worker knows about its agents, and what others conclude from it."""

@@ -1,0 +1,1 @@
+"""Handlers that are given several messages at once: how a worker collects, runs and ends a batch."""

@@ -1,0 +1,403 @@
+"""The engine of a process: it claims workflows, runs them, renews their leases, and puts those down that wait."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import socket
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
+from datetime import datetime
+from functools import partial
+from typing import Any, TypeVar
+from uuid import uuid4
+
+from waooaw_celery.errors import StoreUnavailable
+from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.worker.execution.event_loop import handler_event_loop
+from waooaw_celery.workflows.definition import Definitions, WorkflowDefinition
+from waooaw_celery.workflows.engine.parked import is_parked, take_command
+from waooaw_celery.workflows.engine.publisher import WorkflowPublisher
+from waooaw_celery.workflows.engine.run import WorkflowRun
+from waooaw_celery.workflows.journal.journal import NO_WORKER, Journal
+from waooaw_celery.workflows.journal.records import Claim, Loaded
+from waooaw_celery.workflows.journal.writer import TurnWriter
+from waooaw_celery.workflows.states import WorkflowStatus
+
+logger = get_logger(__name__)
+
+T = TypeVar("T")
+
+#: Threads for local steps that are plain functions.
+_THREADS = 32
+#: Seconds between two searches for due workflows while more are due than this process may run at once.
+_MORE_SECONDS = 0.02
+#: Seconds between two looks for inputs of workflows whose local steps run.
+_LOOK_SECONDS = 0.25
+#: Seconds that running local steps have to end when the process ends.
+_CLOSE_SECONDS = 5.0
+#: Seconds between two searches for workflows whose version no worker has.
+_MARK_SECONDS = 5.0
+
+
+class WorkflowEngine:
+    """Runs the workflows of an application's agents in this process.
+
+    Args:
+        app: the application, an AgentApp with a ledger.
+        definitions: the functions of its workflows.
+    """
+
+    def __init__(self, app: Any, definitions: Definitions) -> None:
+        self.app, self.definitions = app, definitions
+        self.journal = Journal(app.database, app.settings.workflow_lease_seconds)
+        self._renew_seconds: float = app.settings.workflow_lease_seconds / 4
+        self.owner = f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:8]}"
+        self.writer = TurnWriter(self.journal)
+        self.publisher = WorkflowPublisher(app)
+        self.threads = ThreadPoolExecutor(_THREADS, "waooaw-workflow-step")
+        self._reads = ThreadPoolExecutor(2, "waooaw-workflow-read")
+        settings = app.settings
+        self._idle_seconds: float = settings.workflow_idle_seconds
+        self._poll_seconds: float = settings.workflow_poll_seconds
+        self._capacity: int = settings.workflow_concurrency
+        self._runs: dict[str, WorkflowRun] = {}
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._arming: set[str] = set()
+        self._wanted: dict[str, None] = {}
+        self._claiming: asyncio.Task[None] | None = None
+        self._main_task: Future[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._failed = self._closing = False
+        self._lock = threading.Lock()
+
+    # --- for any thread
+
+    def start(self) -> None:
+        """Start to look for workflows that are due. Another call changes nothing."""
+        with self._lock:
+            if self._main_task is None and not self._closing:
+                events = handler_event_loop(self.app.settings.stall_seconds)
+                self._loop = events.loop
+                self._main_task = events.spawn(self._main())
+
+    def wake(self, workflow_id: str) -> None:
+        """Look at a workflow now: something has arrived for it."""
+        self.start()
+        loop = self._loop
+        if loop is not None and not self._closing:
+            with suppress(RuntimeError):  # the loop has just been closed: another process looks at it
+                loop.call_soon_threadsafe(self._want, workflow_id)
+
+    def close(self) -> None:
+        """Give all workflows back: this process ends. Local steps that run have some seconds to end."""
+        with self._lock:
+            self._closing = True
+            main, self._main_task = self._main_task, None
+        if main is None or self._loop is None:
+            return
+        main.cancel()
+        closed = asyncio.run_coroutine_threadsafe(self._close(), self._loop)
+        try:
+            closed.result(_CLOSE_SECONDS + 5)
+        except TimeoutError:
+            logger.warning(
+                "workflows could not be given back in time; other processes take them over when their leases end",
+                extra={"action": "workflows_not_given_back"},
+            )
+        for pool in (self.writer, self.publisher):
+            pool.close()
+        self.threads.shutdown(wait=False, cancel_futures=True)
+        self._reads.shutdown(wait=False)
+
+    def now(self) -> datetime:
+        """Return the time by the reference clock."""
+        found: datetime = self.app.reference_clock.now()
+        return found
+
+    # --- for the event loop
+
+    async def in_thread(self, function: Callable[..., T], *args: Any) -> T:
+        """Call a function that blocks, in a thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._reads, partial(function, *args))
+
+    async def load(self, claim: Claim, after: int, after_input: int = 0) -> Loaded:
+        """Return what the journal has of a workflow after a change, and after an input."""
+        return await self.in_thread(self.journal.load, claim.workflow_id, claim.run, after, after_input)
+
+    async def load_inputs(self, claim: Claim, after_input: int) -> Loaded:
+        """Return the inputs of a workflow after one of them."""
+        return await self.in_thread(self.journal.load_inputs, claim.workflow_id, after_input)
+
+    def arm(self, run: WorkflowRun) -> None:
+        """Set the timer for when a workflow must be looked at without an input."""
+        if run.workflow_id not in self._arming:
+            self._arming.add(run.workflow_id)
+            asyncio.get_running_loop().call_soon(self._arm, run)
+
+    def _arm(self, run: WorkflowRun) -> None:
+        self._arming.discard(run.workflow_id)
+        handle = self._timers.pop(run.workflow_id, None)
+        if handle is not None:
+            handle.cancel()
+        due = run.next_due()
+        if due is not None and not run.closed:
+            delay = max((due - self.now()).total_seconds(), 0.0)
+            if delay < 86_400:
+                loop = asyncio.get_running_loop()
+                self._timers[run.workflow_id] = loop.call_later(delay + 0.001, self._fire, run)
+
+    def put_down(self, run: WorkflowRun) -> None:
+        """Keep a workflow that waits in memory for a moment only."""
+        run.dormant_since = time.monotonic()
+        self.arm(run)
+
+    def forget(self, run: WorkflowRun) -> None:
+        """Remove a workflow from this process."""
+        if self._runs.get(run.workflow_id) is run:
+            del self._runs[run.workflow_id]
+        handle = self._timers.pop(run.workflow_id, None)
+        if handle is not None:
+            handle.cancel()
+
+    def note_end(self, run: WorkflowRun, status: WorkflowStatus) -> None:
+        """Log the end of a workflow, and look at its parent."""
+        logger.info(
+            "workflow %s is %s",
+            run.workflow_id,
+            status.value,
+            extra={"action": "workflow_ended", "workflow_id": run.workflow_id, "status": status.value},
+        )
+        if run.claim.parent_id is not None:
+            self.wake(run.claim.parent_id)
+
+    def log_defect(self, run: WorkflowRun, error: BaseException) -> None:
+        """Log an error that no workflow should cause."""
+        logger.error(
+            "workflow %s was put down after an error of the engine, and is tried again when its lease ends",
+            run.workflow_id,
+            exc_info=error,
+            extra={"action": "workflow_engine_failed", "workflow_id": run.workflow_id},
+        )
+
+    def _fire(self, run: WorkflowRun) -> None:
+        self._timers.pop(run.workflow_id, None)
+        if run.closed:
+            return
+        if run.owned:
+            run.process()
+            run.touch()
+        else:
+            self._want(run.workflow_id)
+
+    def _want(self, workflow_id: str) -> None:
+        self._wanted[workflow_id] = None
+        if self._claiming is None and not self._closing:
+            self._claiming = asyncio.ensure_future(self._claim_wanted())
+            self._claiming.add_done_callback(self._end_claiming)
+
+    def _end_claiming(self, task: asyncio.Task[None]) -> None:
+        self._claiming = None
+        if not task.cancelled() and (error := task.exception()) is not None:
+            if not isinstance(error, StoreUnavailable):
+                logger.error(
+                    "workflows could not be claimed", exc_info=error, extra={"action": "workflows_not_claimed"}
+                )
+            self._wanted.clear()  # the next search finds them
+        elif self._wanted:
+            self._want(next(iter(self._wanted)))
+
+    async def _claim_wanted(self) -> None:
+        await asyncio.sleep(0)  # so that those of this round are claimed together
+        ids, self._wanted = list(self._wanted)[:100], dict.fromkeys(list(self._wanted)[100:])
+        to_claim = []
+        for workflow_id in ids:
+            run = self._runs.get(workflow_id)
+            if run is not None and run.owned:
+                await run.read_inputs()
+                run.process()
+            else:
+                to_claim.append(workflow_id)
+        if to_claim and self._room() > 0:
+            await self._begin_all(await self._claim(to_claim))
+
+    def _room(self) -> int:
+        return self._capacity - sum(run.owned for run in self._runs.values())
+
+    async def _claim(self, ids: list[str] | None) -> list[Claim]:
+        known = self._known()
+        if not known:
+            return []
+        held = [run.workflow_id for run in self._runs.values() if run.dormant_since is None]
+        return await self.in_thread(
+            partial(self.journal.claim, self.owner, known, ids=ids, held=held, limit=max(self._room(), 1))
+        )
+
+    def _known(self) -> dict[str, tuple[int, ...]]:
+        """Return the functions that this process runs: those of the agents whose queues its worker consumes."""
+        agents = set(self.app.consumed_agents())
+        return {
+            name: tuple(versions)
+            for name, versions in self.definitions.items()
+            if name.partition(".")[0] in agents
+        }
+
+    async def _begin_all(self, claims: list[Claim]) -> None:
+        for claim in claims:
+            await self._begin(claim)
+
+    async def _begin(self, claim: Claim) -> None:
+        run = self._runs.get(claim.workflow_id)
+        is_fresh = run is None or run.claim.run != claim.run or run.closed or run.stopped
+        if run is not None and claim.status is WorkflowStatus.COMPENSATING and not run.ending.begun:
+            is_fresh = True  # another process has stopped the function, and this one still waits in it
+        if claim.status in (WorkflowStatus.PAUSED, WorkflowStatus.STUCK):
+            is_fresh = True  # its function may have been mended meanwhile
+        if is_fresh and run is not None:
+            run.abandon()
+        known = 0 if is_fresh or run is None else run.changes.last_change
+        loaded = Loaded([], [], 0)
+        if claim.last_change > known or claim.inputs:
+            loaded = await self.load(claim, known)
+        if is_parked(claim):
+            await self._load_all_inputs(claim, loaded)
+            if not await take_command(self, claim, loaded.inputs):
+                return
+            claim = replace(claim, takeovers=min(claim.takeovers, 1))
+        if is_fresh or run is None:
+            definition = self._definition(claim)
+            run = self._runs[claim.workflow_id] = WorkflowRun(self, definition, claim)
+            if claim.version is None:
+                run.changes.set_later(version=definition.version)
+        if claim.status is WorkflowStatus.STUCK or is_parked(claim):
+            run.changes.set(status=WorkflowStatus.RUNNING.value, error=None)
+        run.take(claim, loaded.changed, loaded.inputs)
+
+    async def _load_all_inputs(self, claim: Claim, loaded: Loaded) -> None:
+        """Read the inputs that were too many to be read at once: the command may be among them."""
+        known = loaded.known_inputs
+        while loaded.inputs and known < claim.inputs:
+            more = await self.load_inputs(claim, loaded.inputs[-1].number)
+            if not more.inputs:
+                return
+            loaded.inputs.extend(more.inputs)
+            known = more.known_inputs
+
+    def _definition(self, claim: Claim) -> WorkflowDefinition:
+        versions = self.definitions[claim.name]
+        # Only compensations are carried out without the right version, and they do not need the function.
+        newest = versions[max(versions)]
+        return newest if claim.version is None else versions.get(claim.version, newest)
+
+    async def _main(self) -> None:
+        """Look for due workflows, renew leases, and put down what waits, until the process ends."""
+        renewed_at = marked_at = looked_at = 0.0
+        polled_at = float("-inf")
+        are_more_due = False
+        while True:
+            now = time.monotonic()
+            try:
+                room = self._room()
+                if room > 0 and (are_more_due or now - polled_at >= self._poll_seconds):
+                    polled_at = now
+                    are_more_due = False
+                    claims = await self._claim(None)
+                    are_more_due = len(claims) >= room
+                    await self._begin_all(claims)
+                if now - renewed_at >= self._renew_seconds:
+                    renewed_at = now
+                    await self._renew()
+                if now - looked_at >= _LOOK_SECONDS:
+                    looked_at = now
+                    await self._look_at_busy()
+                if now - marked_at >= _MARK_SECONDS:
+                    marked_at = now
+                    await self._mark_without_worker()
+                self._evict(now)
+                self._failed = False
+            except StoreUnavailable as error:
+                if not self._failed:  # one line for each outage
+                    logger.warning("%s; workflows wait", error, extra={"action": "workflows_wait"})
+                self._failed = True
+            except Exception:
+                logger.exception("the search for workflows failed", extra={"action": "workflow_search_failed"})
+            pause = _MORE_SECONDS if are_more_due else min(_LOOK_SECONDS, self._poll_seconds)
+            await asyncio.sleep(pause * random.uniform(0.9, 1.1))  # noqa: S311
+
+    async def _renew(self) -> None:
+        owned = [run.workflow_id for run in self._runs.values() if run.owned]
+        if owned:
+            await self.in_thread(self.journal.renew, self.owner, owned)
+
+    async def _look_at_busy(self) -> None:
+        known = {run.workflow_id: run.known_inputs for run in self._runs.values() if run.owned and run.busy}
+        if not known:
+            return
+        for workflow_id in await self.in_thread(self.journal.with_new_inputs, known):
+            run = self._runs.get(workflow_id)
+            if run is not None and run.owned:
+                await run.read_inputs()
+                run.process()
+
+    async def _mark_without_worker(self) -> None:
+        known = self._known()
+        if not known:
+            return
+        error = {
+            "type": NO_WORKER,
+            "message": f"no running worker has its version of the function; {self.owner} has others. "
+            "Start a worker with that version, or fork it under another one",
+        }
+        for workflow_id in await self.in_thread(self.journal.mark_without_worker, known, error):
+            logger.error(
+                "workflow %s is stuck: no running worker has its version of the function",
+                workflow_id,
+                extra={"action": "workflow_stuck", "workflow_id": workflow_id},
+            )
+
+    def _evict(self, now: float) -> None:
+        for run in list(self._runs.values()):
+            if run.dormant_since is not None and now - run.dormant_since > self._idle_seconds:
+                run.abandon()
+
+    async def _close(self) -> None:
+        deadline = time.monotonic() + _CLOSE_SECONDS
+        for run in self._runs.values():
+            run.stopped = True  # no further step begins
+        while any(run.working or run.changes.writing for run in self._runs.values()):
+            if time.monotonic() > deadline:
+                break
+            await asyncio.sleep(0.02)
+        for run in list(self._runs.values()):
+            run.abandon()
+        with suppress(StoreUnavailable):  # the leases end by themselves
+            await self.in_thread(self.journal.give_back, self.owner)
+
+
+_engines_lock = threading.Lock()
+_engines: dict[int, tuple[int, WorkflowEngine]] = {}
+
+
+def engine_of(app: Any) -> WorkflowEngine:
+    """Return the engine of an application in this process; the first call makes it, after the pool has forked."""
+    with _engines_lock:
+        pid, engine = _engines.get(id(app), (0, None))
+        if engine is None or pid != os.getpid() or engine.app is not app:
+            engine = WorkflowEngine(app, app.workflows)
+            _engines[id(app)] = os.getpid(), engine
+            app.components.before_finish.append(engine.close)
+        return engine
+
+
+def _forget_engines() -> None:
+    global _engines_lock
+    _engines_lock = threading.Lock()
+    _engines.clear()
+
+
+os.register_at_fork(after_in_child=_forget_engines)

@@ -1,0 +1,1 @@
+"""Workflows that are described as tasks with dependencies."""
