@@ -72,13 +72,13 @@ def plain_race_goes_on(flow: Any) -> int:
     """The branch that loses has another step, and the function computes for a while."""
 
     def loses() -> None:
-        flow.sleep(0.6)
+        flow.sleep(2)
         flow.step(effect, "the loser went on")
 
     first = flow.race(loses, lambda: flow.sleep(0.05))
     time.sleep(0.3)
     flow.step(effect, "after the race")
-    flow.sleep(1)
+    flow.sleep(2.5)
     return int(first.branch)
 
 

@@ -12,6 +12,7 @@ from support import until
 from waooaw_celery.discovery.declaration import Declaration
 from waooaw_celery.discovery.health.outcomes import Outcomes
 from waooaw_celery.errors import StoreUnavailable
+from waooaw_celery.worker.discovery.agent_health import AgentHealth
 from waooaw_celery.worker.health import heartbeat
 from waooaw_celery.worker.health.heartbeat import Heartbeat
 
@@ -86,6 +87,7 @@ def worker(store: Store, monkeypatch: pytest.MonkeyPatch) -> Any:
     )
     parent = SimpleNamespace(app=app, hostname="probe@host", pool=None)
     step = Heartbeat(parent)
+    step.agent_health = AgentHealth(app, 0.01, 0.03)
     yield SimpleNamespace(start=lambda: step.start(parent), stop=lambda: step.stop(parent))
     step.stop(parent)
 

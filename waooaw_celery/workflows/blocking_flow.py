@@ -130,29 +130,33 @@ class BlockingFlow:
         self._flow.continue_as_new(given, **more)
 
     def _on_loop(self, function: Callable[[], Any]) -> Any:
-        async def call() -> Any:
+        async def call(_: _Part) -> Any:
             return function()
 
-        return self._run(call())
+        return self._run(call)
 
     def _wait(self, make: Callable[[], Any]) -> Any:
         """Make a step on the event loop, and wait for its outcome."""
 
-        part = _part.get(self._main)
-
-        async def call() -> Any:
+        async def call(part: _Part) -> Any:
             part.uncount()
             try:
                 return await make()
             finally:
                 part.count()
 
-        return self._run(call())
+        return self._run(call)
 
-    def _run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
-        # The handle copies the context of this thread, with its branch.
-        wait = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+    def _run(self, call: Callable[[_Part], Coroutine[Any, Any, Any]]) -> Any:
         part = _part.get(self._main)
+
+        async def unless_stopped() -> Any:
+            if part.stopped:  # asked on the loop, as stop() is: the thread may have been slow since
+                raise asyncio.CancelledError
+            return await call(part)
+
+        # The handle copies the context of this thread, with its branch.
+        wait = asyncio.run_coroutine_threadsafe(unless_stopped(), self._loop)
         part.waits.add(wait)
         if part.stopped:  # after the wait was added: either this or stop() ends it
             wait.cancel()
