@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -182,6 +182,20 @@ def queue_depths(connection: Connection, queues: Sequence[Queue]) -> list[QueueD
         return _redis_depths(opened, [queue.name for queue in queues])
 
 
+def _add_grouped(channel: Any, lists: Iterable[bytes | str], count: dict[Priority, int]) -> None:
+    """Add the lengths of lists whose entries begin with the number of their priority."""
+    pipeline = channel.client.pipeline(transaction=False)
+    for each in lists:
+        name = (each.decode() if isinstance(each, bytes) else each).removeprefix(channel.global_keyprefix)
+        pipeline.llen(name)
+        pipeline.execute_command("LRANGE", f"{channel.global_keyprefix}{name}", -1, -1)
+    found = pipeline.execute()
+    for length, first in zip(found[::2], found[1::2], strict=True):
+        if first:
+            number = int((first[0].encode() if isinstance(first[0], str) else first[0]).partition(b":")[0])
+            count[list(Priority)[number]] += length
+
+
 def _redis_depth(channel: Any, name: str) -> QueueDepth:
     return _redis_depths(channel, [name])[0]
 
@@ -193,8 +207,15 @@ def _redis_depths(channel: Any, names: Sequence[str]) -> list[QueueDepth]:
     for name in names:
         for each in Priority:
             pipeline.llen(f"{name}{channel.sep}{each.rank}" if each.rank else name)
-    lengths = iter(pipeline.execute())
-    counts = [{each: next(lengths) for each in Priority} for _ in names]
+        pipeline.smembers(f"{name}{channel.sep}sublists")
+    found = iter(pipeline.execute())
+    counts, sublists = [], []
+    for _ in names:
+        counts.append({each: next(found) for each in Priority})
+        sublists.append(next(found))
+    for count, lists in zip(counts, sublists, strict=True):
+        if lists:  # its consumers group its messages
+            _add_grouped(channel, lists, count)
     return [
         QueueDepth(queue=name, total=sum(count.values()), by_priority=count)
         for name, count in zip(names, counts, strict=True)
