@@ -318,15 +318,24 @@ def test_the_ledger_has_the_messages_of_the_services(fleet: Fleet, tmp_path: Pat
 
     def seen() -> set[tuple[str, str, str]]:
         receipts = [record.receipt for record in trail.conversation(message_id)]
-        return {(receipt.from_agent, receipt.to_agent, receipt.status.value) for receipt in receipts}
+        # Either of the two analysts may get the only document.
+        names = {name: "an analyst" for name in AGENTS if name.startswith("analyst-")}
+        return {
+            (
+                names.get(each.from_agent, each.from_agent),
+                names.get(each.to_agent, each.to_agent),
+                each.status.value,
+            )
+            for each in receipts
+        }
 
     expected = {
         ("operator", "orchestrator", "handled"),
-        ("orchestrator", "analyst-1", "handled"),
-        ("analyst-1", "archivist", "handled"),
-        ("analyst-1", "orchestrator", "handled"),
-        ("analyst-1", NO_RECIPIENT, "published"),
-        ("analyst-1", "dashboard", "handled"),
+        ("orchestrator", "an analyst", "handled"),
+        ("an analyst", "archivist", "handled"),
+        ("an analyst", "orchestrator", "handled"),
+        ("an analyst", NO_RECIPIENT, "published"),
+        ("an analyst", "dashboard", "handled"),
     }
     until(lambda: seen() == expected, "the end of the conversation")
     [stored] = json.loads(fleet.exec("archivist", "waooaw", "log", "--to", "archivist", "--json"))
