@@ -48,14 +48,13 @@ end
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1000000
 
+local is_grouped = redis.call('EXISTS', unacked .. ':groups') == 1
 for first = next_word, #ARGV, 1000 do
-    local last = math.min(first + 999, #ARGV)
-    redis.call('HDEL', unacked, unpack(ARGV, first, last))
-    redis.call('ZREM', index, unpack(ARGV, first, last))
-end
-if redis.call('EXISTS', unacked .. ':groups') == 1 then
-    for position = next_word, #ARGV do
-        release(unacked, ARGV[position], now)
+    local tags = { unpack(ARGV, first, math.min(first + 999, #ARGV)) }
+    redis.call('HDEL', unacked, unpack(tags))
+    redis.call('ZREM', index, unpack(tags))
+    if is_grouped then
+        release(unacked, tags, now)
     end
 end
 

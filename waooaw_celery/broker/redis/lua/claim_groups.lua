@@ -14,10 +14,13 @@
 -- first is 0: 2 for a message whose key is needed before it and later ones are claimed; 3 for the id of a message that
 -- is to be cancelled.
 -- include
-local SORTED, PARKED, ASKED, CHECKED = 1000, 500, 100, 20
+local SORTED, PARKED, ASKED, CHECKED = 1000, 500, 250, 20
 local is_fair, weights, keyed, keys, is_reversed = unpack(cmsgpack.unpack(ARGV[10]))
 local priorities = (#KEYS - 3 - queues) / math.max(queues, 1)
-local texts = {}
+local texts, known = {}, 0
+for _ in pairs(keys) do
+    known = known + 1
+end
 for number, name in ipairs(keyed) do
     texts[number] = { '"task": "' .. name .. '"', '"task":"' .. name .. '"' }
 end
@@ -38,13 +41,15 @@ local function has_key(item)
 end
 
 local function sender_of(item)
-    return string.match(item, '"waooaw": ?{"from": ?"([^"\\]*)"') or header_of(item, 'from') or ''
+    local at = string.find(item, '"waooaw":', 1, true)
+    return at and string.match(item, '^"waooaw": ?{"from": ?"([^"\\]*)"', at) or header_of(item, 'from') or ''
 end
 
 -- Put a message that is tried again where its last attempt was, and return whether it was there.
 local function keeps_place(base, step, key, entry, item)
-    local id = header_of(item, 'id')
-    if not id or not string.find(item, '"retries": ?[1-9]') then
+    local at = string.find(item, '"retries":', 1, true)
+    local id = at and string.find(item, '^"retries": ?[1-9]', at) and header_of(item, 'id')
+    if not id then
         return false
     end
     local found = holders(base, unacked, key, now)
@@ -65,6 +70,17 @@ local function keeps_place(base, step, key, entry, item)
     return false
 end
 
+local function weight_of(flow)
+    return weights[flow] or 1
+end
+
+-- Begin to take turns with a flow that has messages, if it has none yet.
+local function begin_turns(base, step, flow)
+    if redis.call('HSETNX', base .. 'deficit:' .. step, flow, weight_of(flow)) == 1 then
+        redis.call('RPUSH', base .. 'new:' .. step, flow)
+    end
+end
+
 local function sort_item(base, step, note, item)
     local entry = step .. ':' .. note .. ':' .. item
     local key = string.match(note, ':(%x*)$')
@@ -73,14 +89,15 @@ local function sort_item(base, step, note, item)
     end
     local flow = is_fair and sender_of(item) or ''
     push(base, base .. 'flow:' .. step .. ':' .. flow, entry, 'LPUSH')
-    if redis.call('HSETNX', base .. 'deficit:' .. step, flow, weights[flow] or 1) == 1 then
-        redis.call('RPUSH', base .. 'new:' .. step, flow)
+    if is_fair then
+        begin_turns(base, step, flow)
     end
 end
 
 -- Move messages from a list to flows, and return whether some must wait for their keys.
 local function sort(position, list, name, base, step)
-    local items = redis.call('LRANGE', list, -SORTED, -1)
+    -- Without keys, no message beyond those that are asked for can be sorted.
+    local items = redis.call('LRANGE', list, #keyed > 0 and -known - ASKED or -SORTED, -1)
     local sorted, is_asking = 0, false
     for number = #items, 1, -1 do
         local item = items[number]
@@ -113,13 +130,11 @@ local function sort(position, list, name, base, step)
     return is_asking
 end
 
--- The next entry of a priority, the list that it is in, and its flow; nil if there is none.
-local function next_entry(base, step)
-    local resumed = base .. 'resumed:' .. step
-    local entry = redis.call('LINDEX', resumed, -1)
-    if entry then
-        return entry, resumed, nil
-    end
+-- Whether resumed messages may wait, by their list.
+local may_be_resumed = {}
+
+-- The flow whose turn it is, the list with its place, and its next entry; nil if there is none.
+local function next_flow(base, step)
     local new, old, deficits = base .. 'new:' .. step, base .. 'old:' .. step, base .. 'deficit:' .. step
     while true do
         local turns = new
@@ -130,22 +145,53 @@ local function next_entry(base, step)
         if not flow then
             return nil
         end
-        local list = base .. 'flow:' .. step .. ':' .. flow
-        local deficit = tonumber(redis.call('HGET', deficits, flow) or 0)
-        entry = redis.call('LINDEX', list, -1)
+        local entry = redis.call('LINDEX', base .. 'flow:' .. step .. ':' .. flow, -1)
+        local weight = weight_of(flow)
+        local deficit = entry and weight ~= 1 and tonumber(redis.call('HGET', deficits, flow) or weight) or 1
         if entry and deficit >= 1 then
-            return entry, list, flow
+            return flow, turns, entry
         end
         redis.call('LPOP', turns)
         if not entry and turns == old then
             redis.call('HDEL', deficits, flow)
-        else -- a new flow that is empty becomes an old one: else a sender of single messages would always come first
+        else -- also without messages: otherwise a sender of single ones would be new again, and always come first
             redis.call('RPUSH', old, flow)
             if entry then
-                redis.call('HSET', deficits, flow, deficit + (weights[flow] or 1))
+                redis.call('HSET', deficits, flow, deficit + weight)
             end
         end
     end
+end
+
+-- Count a message of a flow. One of weight 1, as most are, has used up its turn.
+local function end_turn(base, step, flow, turns)
+    if weight_of(flow) == 1 then
+        redis.call('LPOP', turns)
+        redis.call('RPUSH', base .. 'old:' .. step, flow)
+    else
+        redis.call('HINCRBYFLOAT', base .. 'deficit:' .. step, flow, -1)
+    end
+end
+
+-- The next entry of a priority, the list that it is in, its flow, and the list with the flow's place.
+local function next_entry(base, step)
+    local resumed = base .. 'resumed:' .. step
+    if may_be_resumed[resumed] == nil then
+        may_be_resumed[resumed] = redis.call('EXISTS', resumed) == 1
+    end
+    local entry = may_be_resumed[resumed] and redis.call('LINDEX', resumed, -1)
+    if entry then
+        return entry, resumed
+    end
+    if not is_fair then
+        local list = base .. 'flow:' .. step .. ':'
+        entry = redis.call('LINDEX', list, -1)
+        if entry then
+            return entry, list, ''
+        end -- there may be flows of other workers, which are fair
+    end
+    local flow, turns, first = next_flow(base, step)
+    return first, flow and base .. 'flow:' .. step .. ':' .. flow, flow, turns
 end
 
 local parked = 0
@@ -179,6 +225,7 @@ local function enter(base, entry, is_resumed, most, policy, key)
     end
     resume(base, key, found) -- if its holders were lost, nothing else lets its messages go on
     set_holders(base, key, found)
+    may_be_resumed = {}
     return false
 end
 
@@ -194,12 +241,16 @@ for position = 4 + queues, window > 0 and #KEYS or 0 do
     checked[base] = true
     local suffix = ',"",' .. cjson.encode(name) .. ']'
     local is_asking = sort(position, list, name, base, step)
+    if is_fair and redis.call('EXISTS', base .. 'flow:' .. step .. ':') == 1 then
+        begin_turns(base, step, '') -- workers that are not fair have sorted messages
+    end
     while not is_full and (singles < window or rooms > 0) do
-        local entry, from, flow = next_entry(base, step)
+        local entry, from, flow, turns = next_entry(base, step)
         if not entry then
             if is_asking or redis.call('EXISTS', list) == 0 then
                 break
             end
+            known = 0 -- all of them were sorted
             is_asking = sort(position, list, name, base, step)
         else
             local _, most, policy, key, item = read_entry(entry)
@@ -208,10 +259,9 @@ for position = 4 + queues, window > 0 and #KEYS or 0 do
                 is_full = true -- a later message must not overtake this one
                 break
             end
-            pop(base, from)
             local is_claimed, is_dropped, found = enter(base, entry, not flow, most, policy, key)
-            if flow and is_claimed then
-                redis.call('HINCRBYFLOAT', base .. 'deficit:' .. step, flow, -1)
+            if turns and is_claimed then
+                end_turn(base, step, flow, turns)
             end
             if is_claimed then
                 claimed = claimed + 1
@@ -223,7 +273,8 @@ for position = 4 + queues, window > 0 and #KEYS or 0 do
                 local tag = prefix .. claimed
                 redis.call('HSET', unacked, tag, '[' .. item .. suffix)
                 redis.call('ZADD', index, now, tag)
-                local place = { base, step, most, policy, found and key or '', header_of(item, 'id') or '' }
+                local id = found and header_of(item, 'id') or ''
+                local place = { base, step, most, policy, found and key or '', id }
                 redis.call('HSET', unacked .. ':groups', tag, cmsgpack.pack(place))
                 if found then
                     found[#found + 1] = tag
@@ -231,11 +282,13 @@ for position = 4 + queues, window > 0 and #KEYS or 0 do
                 end
                 report(position - 3 - queues, is_dropped and 2 or (batch and 0 or deliver(item)), item)
             end
+            pop(base, from) -- now that it is recorded, or waits in its group
         end
     end
     is_full = is_full or (singles >= window and rooms == 0)
     if is_full then
-        local rest = { list, base .. 'resumed:' .. step, base .. 'new:' .. step, base .. 'old:' .. step }
+        local rest = { list, base .. 'flow:' .. step .. ':', base .. 'new:' .. step, base .. 'old:' .. step }
+        rest[#rest + 1] = base .. 'resumed:' .. step
         if redis.call('EXISTS', unpack(rest)) > 0 then -- ring again for the messages that are left
             ring(base)
             break

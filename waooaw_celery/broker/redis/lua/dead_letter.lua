@@ -22,5 +22,5 @@ end
 redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[5], '*', 'queue', ARGV[2], 'reason', ARGV[3], 'raw', entry)
 redis.call('HDEL', KEYS[1], ARGV[1])
 redis.call('ZREM', KEYS[2], ARGV[1])
-release(KEYS[1], ARGV[1], redis.call('TIME')[1] + 0)
+release(KEYS[1], { ARGV[1] }, redis.call('TIME')[1] + 0)
 return 1

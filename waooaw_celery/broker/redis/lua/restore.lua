@@ -32,5 +32,5 @@ for number = 3, is_grouped and 0 or #KEYS, 2 do
 end
 redis.call('HDEL', KEYS[1], ARGV[1])
 redis.call('ZREM', KEYS[2], ARGV[1])
-release(KEYS[1], ARGV[1], time[1] + 0)
+release(KEYS[1], { ARGV[1] }, time[1] + 0)
 return 1
