@@ -189,6 +189,7 @@ Seconds = Annotated[float, partial(_number, above=0)]
 SecondsOrNever = Annotated[float | None, _or_none(partial(_number, above=0))]
 ShareOrUnlimited = Annotated[float | None, _or_none(partial(_number, least=0))]
 Count = Annotated[int, _whole]
+CountOrNone = Annotated[int | None, _or_none(_whole)]
 CountOrZero = Annotated[int, partial(_whole, least=0)]
 Names = Annotated[tuple[str, ...], _names]
 Pairs = Annotated[dict[str, str], _pairs]
@@ -263,6 +264,9 @@ class WaooawSettings:
     redis_transport: Annotated[RedisTransport, _one_of(RedisTransport)] = RedisTransport.WAOOAW
     #: Approximate number of dead letters that the broker keeps; the oldest are removed first.
     dead_letters_max: Count = 100_000
+    #: The most messages that may wait in an agent's queue, about; further ones are refused with QueueFull. None:
+    #: no limit.
+    max_waiting: CountOrNone = None
     #: Whether each sender's messages wait in a flow of their own, so that nobody waits for the many messages of
     #: another one. Only on Redis; Celery's own workers cannot consume such queues.
     fair_queues: Flag = False

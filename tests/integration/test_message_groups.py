@@ -17,6 +17,7 @@ from support import Broker, queue_length, settled, until
 
 from waooaw_celery import Message, MessageBus, MessageStatus, MessageType, Priority
 from waooaw_celery.embedded import end_all
+from waooaw_celery.errors import QueueFull
 from waooaw_celery.maintenance.queue_drop import drop
 
 Process: TypeAlias = subprocess.Popen[bytes]
@@ -270,3 +271,16 @@ def test_a_worker_that_does_not_group_gets_what_others_have_grouped(agent: Probe
     end_all([second])
     agent.start()
     until(lambda: set(agent.numbers()) >= set(range(1, 6)), "all messages", 60)
+
+
+def test_a_full_queue_refuses_messages_and_takes_them_when_it_has_room(agent: Probe, broker: Broker) -> None:
+    """A sender that may wait sends as soon as a worker has made room."""
+    with closing(broker.app(waooaw_agents=[agent.name], waooaw_max_waiting=5)) as limited:
+        bus = MessageBus(limited)
+        bus.send_many([agent.message(n=n) for n in range(5)])
+        with pytest.raises(QueueFull, match=f"5 messages wait for '{agent.name}'"):
+            bus.send(agent.message(n=5))
+        assert queue_length(agent.app, agent.name) == 5
+        agent.start()
+        bus.send(agent.message(n=6), wait=30)
+    until(lambda: sorted(agent.numbers()) == [0, 1, 2, 3, 4, 6], "all messages")
