@@ -89,9 +89,7 @@ local function sort_item(base, step, note, item)
     end
     local flow = is_fair and sender_of(item) or ''
     push(base, base .. 'flow:' .. step .. ':' .. flow, entry, 'LPUSH')
-    if is_fair then
-        begin_turns(base, step, flow)
-    end
+    begin_turns(base, step, flow)
 end
 
 -- Move messages from a list to flows, and return whether some must wait for their keys.
@@ -132,6 +130,13 @@ end
 
 -- Whether resumed messages may wait, by their list.
 local may_be_resumed = {}
+
+-- Forget a flow without messages: where workers are not fair, it takes no turns.
+local function forget_turns(base, step, flow)
+    redis.call('HDEL', base .. 'deficit:' .. step, flow)
+    redis.call('LREM', base .. 'new:' .. step, 0, flow)
+    redis.call('LREM', base .. 'old:' .. step, 0, flow)
+end
 
 -- The flow whose turn it is, the list with its place, and its next entry; nil if there is none.
 local function next_flow(base, step)
@@ -241,9 +246,6 @@ for position = 4 + queues, window > 0 and #KEYS or 0 do
     checked[base] = true
     local suffix = ',"",' .. cjson.encode(name) .. ']'
     local is_asking = sort(position, list, name, base, step)
-    if is_fair and redis.call('EXISTS', base .. 'flow:' .. step .. ':') == 1 then
-        begin_turns(base, step, '') -- workers that are not fair have sorted messages
-    end
     while not is_full and (singles < window or rooms > 0) do
         local entry, from, flow, turns = next_entry(base, step)
         if not entry then
@@ -282,13 +284,15 @@ for position = 4 + queues, window > 0 and #KEYS or 0 do
                 end
                 report(position - 3 - queues, is_dropped and 2 or (batch and 0 or deliver(item)), item)
             end
-            pop(base, from) -- now that it is recorded, or waits in its group
+            local is_empty = pop(base, from) -- now that it is recorded, or waits in its group
+            if is_empty and flow and not turns then
+                forget_turns(base, step, flow)
+            end
         end
     end
     is_full = is_full or (singles >= window and rooms == 0)
     if is_full then
-        local rest = { list, base .. 'flow:' .. step .. ':', base .. 'new:' .. step, base .. 'old:' .. step }
-        rest[#rest + 1] = base .. 'resumed:' .. step
+        local rest = { list, base .. 'new:' .. step, base .. 'old:' .. step, base .. 'resumed:' .. step }
         if redis.call('EXISTS', unpack(rest)) > 0 then -- ring again for the messages that are left
             ring(base)
             break

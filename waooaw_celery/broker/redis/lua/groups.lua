@@ -34,12 +34,14 @@ local function push(base, list, entry, command)
     redis.call('SADD', base .. 'sublists', list)
 end
 
+-- Remove the next entry of a list, and return whether the list is empty now.
 local function pop(base, list)
-    local entry = redis.call('RPOP', list)
-    if entry and redis.call('EXISTS', list) == 0 then
+    redis.call('RPOP', list)
+    local is_empty = redis.call('EXISTS', list) == 0
+    if is_empty then
         redis.call('SREM', base .. 'sublists', list)
     end
-    return entry
+    return is_empty
 end
 
 local function ring(base)
