@@ -254,6 +254,7 @@ def test_messages_that_wait_in_groups_are_counted_and_can_be_dropped(agent: Prob
     assert depth.total == 9
     assert depth.by_priority is not None
     assert depth.by_priority[Priority.NORMAL] == 9
+    assert depth.busy_keys == 1
     assert drop(agent.app, agent.name, "two", by="ada", discard=True).total == 4
     assert bus.waiting(agent.name).by_sender == {"one": 5}
 
