@@ -1,6 +1,7 @@
 """The agent of the benchmarks: it does nothing with what it gets.
 
 BENCH_AGENT is its name. BENCH_BATCH is how many commands its handler gets at once; left out: one.
+BENCH_KEY is the key of its commands; left out: they have none.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ def command(message: Message | MessageBatch) -> None:
 
 
 BATCH = int(os.environ.get("BENCH_BATCH", "0"))
-agent.on(MessageType.COMMAND, **({"batch": BATCH, "within": 0.05} if BATCH else {}))(command)
+OPTIONS: dict[str, Any] = {"batch": BATCH, "within": 0.05} if BATCH else {}
+if key := os.environ.get("BENCH_KEY"):
+    OPTIONS["key"] = key
+agent.on(MessageType.COMMAND, **OPTIONS)(command)
 
 
 @agent.method

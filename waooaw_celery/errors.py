@@ -292,6 +292,30 @@ class RateLimitExceeded(WaooawError):
         return RateLimitExceeded, (self.agent, self.rule, self.retry_after, self.n), self.__dict__
 
 
+class QueueFull(WaooawError):
+    """Too many messages wait for the recipient; no message of this call was sent.
+
+    Attributes:
+        agent: the recipient.
+        limit: the setting ``waooaw_max_waiting``.
+        waiting: how many messages wait.
+        retry_after: seconds after which there may be room, as far as the sender can tell.
+    """
+
+    def __init__(self, agent: str, limit: int, waiting: int, retry_after: float) -> None:
+        super().__init__(
+            f"{waiting} messages wait for {agent!r}, and waooaw_max_waiting is {limit}: try again in "
+            f"{retry_after:.1f} s, or start more workers of it"
+        )
+        self.agent = agent
+        self.limit = limit
+        self.waiting = waiting
+        self.retry_after = retry_after
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return QueueFull, (self.agent, self.limit, self.waiting, self.retry_after), self.__dict__
+
+
 class SenderPaused(WaooawError):
     """An operator has paused the sender; no message of this call was sent.
 

@@ -154,6 +154,15 @@ def _quotas(value: object) -> dict[str, Any]:
     raise ValueError("it must be a mapping of agent names to limits")
 
 
+def _weights(value: object) -> dict[str, float]:
+    """Read a mapping of agent names to numbers, or ``a=2, b=0.5`` from the environment."""
+    if isinstance(value, str):
+        value = _pairs(value)
+    if isinstance(value, Mapping):
+        return {_agent_name(name): _number(weight, least=0.01, most=1000) for name, weight in value.items()}
+    raise ValueError("it must be a mapping of agent names to numbers from 0.01 to 1000")
+
+
 def _crontab(value: object) -> str:
     if len(_text(value).split()) == 5:
         return _text(value)
@@ -180,6 +189,7 @@ Seconds = Annotated[float, partial(_number, above=0)]
 SecondsOrNever = Annotated[float | None, _or_none(partial(_number, above=0))]
 ShareOrUnlimited = Annotated[float | None, _or_none(partial(_number, least=0))]
 Count = Annotated[int, _whole]
+CountOrNone = Annotated[int | None, _or_none(_whole)]
 CountOrZero = Annotated[int, partial(_whole, least=0)]
 Names = Annotated[tuple[str, ...], _names]
 Pairs = Annotated[dict[str, str], _pairs]
@@ -254,6 +264,18 @@ class WaooawSettings:
     redis_transport: Annotated[RedisTransport, _one_of(RedisTransport)] = RedisTransport.WAOOAW
     #: Approximate number of dead letters that the broker keeps; the oldest are removed first.
     dead_letters_max: Count = 100_000
+    #: The most messages that may wait in an agent's queue, about; further ones are refused with QueueFull. None:
+    #: no limit.
+    max_waiting: CountOrNone = None
+    #: Whether each sender's messages wait in a flow of their own, so that nobody waits for the many messages of
+    #: another one. Only on Redis; Celery's own workers cannot consume such queues.
+    fair_queues: Flag = False
+    #: How many turns the messages of a sender get for each one of another, by name, such as ``planner=3``; 1 for
+    #: all others.
+    fair_weights: Annotated[dict[str, float], _weights] = field(default_factory=dict)
+    #: Share of a worker's claims that begin with the least urgent messages, from 0 to 0.5, so that URGENT ones
+    #: never hold up the others for ever. Only on Redis.
+    priority_share: Annotated[float, partial(_number, least=0, most=0.5)] = 0.0
     #: RetryPolicy of a handler that does not set its own.
     retries: CountOrZero = 0
     #: Retries of requests that a worker process may make for each request that it handles, and a hundred more in

@@ -24,6 +24,7 @@ from benchmarks.suite.groups.events import events
 from benchmarks.suite.groups.growth import growth
 from benchmarks.suite.groups.handling import handling, handling_batches, handling_solo
 from benchmarks.suite.groups.idle import idle
+from benchmarks.suite.groups.ordering import ordering
 from benchmarks.suite.groups.payloads import payloads
 from benchmarks.suite.groups.questions import questions
 from benchmarks.suite.groups.rabbitmq import rabbitmq
@@ -47,6 +48,7 @@ GROUPS: dict[str, MakeGroup] = {
     "batches": handling_batches,
     "requests": requests,
     "rabbitmq": rabbitmq,
+    "ordering": ordering,
     "workflows": workflows,
     "idle": idle,
     "payloads": payloads,
@@ -56,7 +58,7 @@ GROUPS: dict[str, MakeGroup] = {
 #: What runs without ``--only``.
 ALL = (
     *("sending", "events", "handling", "batches", "requests", "rabbitmq"),
-    *("workflows", "payloads", "questions", "idle", "growth"),
+    *("ordering", "workflows", "payloads", "questions", "idle", "growth"),
 )
 QUICK = ("sending", "events")
 

@@ -118,7 +118,9 @@ class Agent(AgentClient):
             options: ``retries``, a number or RetryPolicy: when the handler is tried again; ``once=True``: the
                 database changes that the handler makes with ``session`` are committed once, even if the message is
                 redelivered; ``batch=100, within=0.05``: the handler takes a MessageBatch of up to 100 messages,
-                which arrived within 0.05 seconds of the first; and the options of a Celery task, such as
+                which arrived within 0.05 seconds of the first; ``key="conversation_id"``: messages with the same
+                key are handled in order, ``max_running=1`` at a time, and ``on_busy="wait"`` says what becomes of
+                one whose key is busy (also ``drop`` and ``cancel``); and the options of a Celery task, such as
                 ``time_limit`` and ``bind``.
 
         Returns:
@@ -245,7 +247,8 @@ class Agent(AgentClient):
             capability: the capability that it is, such as ``summarise``: a request to ``capability:summarise``
                 goes to an agent that has it.
             version: version of this capability, such as ``2.1``; None: that of the agent, or else 1.
-            options: ``retries``, a number or RetryPolicy: when the method is tried again; ``deadline="ignore"``:
+            options: ``key="conversation_id"``, ``max_running`` and ``on_busy``: as for ``on``;
+                ``retries``, a number or RetryPolicy: when the method is tried again; ``deadline="ignore"``:
                 it is not stopped when its caller no longer waits; and the options of a Celery task, such as
                 ``time_limit`` and ``bind``.
 

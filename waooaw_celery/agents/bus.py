@@ -69,6 +69,7 @@ class MessageBus:
             StoreUnavailable: the ledger or the Redis for agents and receipts does not answer; nothing was
                 published.
             RateLimitExceeded: the sender has reached its rate limit; nothing was published.
+            QueueFull: too many messages wait for the recipient; nothing was published.
             ConfigurationError: the session is on a database other than the ledger's, or there is no ledger.
         """
         return self.send_many([message], wait=wait, session=session)[0]
@@ -132,6 +133,7 @@ class MessageBus:
 
         Raises:
             RateLimitExceeded: a sender may not send so many messages now; nothing was published.
+            QueueFull: too many messages wait for the recipient; nothing was published.
             InvalidMessage, UnknownAgent: as ``send``, or a message occurs twice; nothing was published.
             BrokerUnavailable, StoreUnavailable: a server failed; the error's ``message_ids`` are the messages that
                 were published.

@@ -23,6 +23,7 @@ from waooaw_celery.worker.batches.batch_policy import take_batch_policy
 from waooaw_celery.worker.batches.task import BatchTask
 from waooaw_celery.worker.execution.completion import as_plain_function
 from waooaw_celery.worker.execution.deadline import IGNORE_DEADLINE
+from waooaw_celery.worker.ordering.key_policy import take_key_policy
 from waooaw_celery.worker.retries.retry_policy import RetryPolicy
 from waooaw_celery.worker.task import AgentTask
 
@@ -70,6 +71,7 @@ def register_handler(
             f'{target} cannot have deadline={options["deadline"]!r}: leave it out, or use deadline="ignore" for a '
             "handler that is not stopped when its caller no longer waits"
         )
+    options["key_policy"] = take_key_policy(options, target)
     batch = take_batch_policy(options, target)
     if batch is not None:
         _check_takes_batches(target, function)

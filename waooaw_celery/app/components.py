@@ -18,12 +18,13 @@ from waooaw_celery.broker.dead_letters.queue import DeadLetterQueue
 from waooaw_celery.discovery.cache import DirectoryCache
 from waooaw_celery.discovery.contracts.known import KnownContracts
 from waooaw_celery.discovery.health.outcomes import Outcomes
-from waooaw_celery.discovery.loads import waiting_counts
+from waooaw_celery.discovery.loads import waiting_count, waiting_counts
 from waooaw_celery.discovery.selector import Selector
 from waooaw_celery.errors import ConfigurationError
 from waooaw_celery.limits.admission_control import AdmissionControl
 from waooaw_celery.limits.configured import configured_limiter
 from waooaw_celery.limits.limiter import RateLimiter
+from waooaw_celery.limits.queue_limit import QueueLimit
 from waooaw_celery.messages.queues import check_ordered, driver_type, first_url
 from waooaw_celery.messages.receipt import ReceiptStore
 from waooaw_celery.results.collector import ResultCollector
@@ -164,12 +165,14 @@ class Components:
         """
         if self.settings.limited:
             _ = self.limiter  # so that a wrong setting is found at the start
+        most = self.settings.max_waiting
         return AdmissionControl(
             lambda: self.limiter,
             self.receipts,
             self.restrictions,
             self.reference_clock.now,
             counts_all=self.settings.limited,
+            queue_limit=None if most is None else QueueLimit(most, partial(waiting_count, self._app)),
         )
 
     @cached_property

@@ -33,8 +33,11 @@ def queues(ctx: click.Context, read: bool, as_json: bool) -> None:
     if as_json:
         print_json(depths)
         return
-    rows = [(depth.queue, *_counts(depth), _listed(depth)) for depth in depths]
-    columns = ("queue", *(priority.name.lower() for priority in Priority), "all", "from")
+    rows: list[tuple[object, ...]] = [(depth.queue, *_counts(depth), _listed(depth)) for depth in depths]
+    columns: tuple[str, ...] = ("queue", *(priority.name.lower() for priority in Priority), "all", "from")
+    if any(depth.busy_keys for depth in depths):
+        columns = (*columns, "busy keys")
+        rows = [(*row, depth.busy_keys) for row, depth in zip(rows, depths, strict=True)]
     show_table("Waiting messages", columns, rows)
     if not read and app.driver == "amqp":
         echo("`waooaw queues --read` also counts priorities and senders.")

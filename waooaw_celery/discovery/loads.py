@@ -32,3 +32,16 @@ def waiting_counts(app: Any, names: list[str]) -> Mapping[str, int]:
         unavailable.uncertain = False  # nothing was sent
         raise unavailable from error
     return {name: depth.total for name, depth in zip(names, depths, strict=True)}
+
+
+def waiting_count(app: Any, name: str) -> int | None:
+    """Return how many messages wait for an agent; None if the broker does not answer.
+
+    Args:
+        app: the application, an AgentApp.
+        name: the agent.
+    """
+    try:
+        return waiting_counts(app, [name])[name]
+    except BrokerUnavailable:
+        return None

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import TypeAlias
 
-from waooaw_celery.errors import RateLimitExceeded, SenderPaused, StoreUnavailable, WaooawError
+from waooaw_celery.errors import QueueFull, RateLimitExceeded, SenderPaused, StoreUnavailable, WaooawError
 from waooaw_celery.limits.limiter import RateLimiter
+from waooaw_celery.limits.queue_limit import QueueLimit
 from waooaw_celery.limits.rules import Demand, demands_by_scope
-from waooaw_celery.limits.waiting import Wait, limit_wait
+from waooaw_celery.limits.waiting import LimitWait, Wait, limit_wait
 from waooaw_celery.log.loggers import get_logger
 from waooaw_celery.messages.message import Message
 from waooaw_celery.messages.receipt import ReceiptStore
@@ -32,6 +34,7 @@ class AdmissionControl:
         now: Returns the time by which messages expire.
         counts_all: Whether a rate limit is configured, so that every message is counted. Otherwise those of agents
             are counted whose quota was set at run time.
+        queue_limit: Refuses messages to full queues; None: queues have no limit.
     """
 
     def __init__(
@@ -42,7 +45,9 @@ class AdmissionControl:
         now: Callable[[], datetime] = local_now,
         *,
         counts_all: bool = True,
+        queue_limit: QueueLimit | None = None,
     ) -> None:
+        self._queue_limit = queue_limit
         self._limiter = limiter
         self._restrictions = restrictions
         self._counts_all = counts_all
@@ -65,6 +70,7 @@ class AdmissionControl:
 
         Raises:
             SenderPaused: A sender is paused.
+            QueueFull: The queue of a recipient has no room for them within ``wait``.
             RateLimitExceeded: The limit does not let them pass within ``wait``.
             StoreUnavailable: The limit cannot be checked, and ``waooaw_rate_limit_fail_open`` is not set.
             ConfigurationError: A sender has a quota that was set at run time, and there is no Redis to count in.
@@ -75,10 +81,31 @@ class AdmissionControl:
         except SenderPaused as error:
             self._record_refusal(error, error.agent, f"paused by {error.by}", len(messages))
             raise
+        if self._queue_limit is not None:
+            wait = self._wait_for_room(self._queue_limit, messages, wait)
         if not self._counts_all:
             counted = senders & self._restrictions.known().limited
             messages = [message for message in messages if message.from_agent in counted]
         return self._count(messages, wait, send) if messages else False
+
+    def _wait_for_room(self, limit: QueueLimit, messages: Sequence[Message], wait: Wait) -> LimitWait:
+        """Wait until the recipients' queues have room, and return the wait, which may go on."""
+        waiter = limit_wait(wait)
+        waiter.cap_at(_earliest_expiry(messages), self._now())
+        while True:
+            try:
+                limit.check(messages)
+            except QueueFull as error:
+                try:
+                    seconds = waiter.seconds_until_retry(error)
+                except QueueFull:
+                    rule = f"at most {error.limit} waiting for {error.agent}"
+                    for sender, sent in Counter(message.from_agent for message in messages).items():
+                        self._record_refusal(error, sender, rule, sent)
+                    raise
+            else:
+                return waiter
+            waiter.sleep(seconds)
 
     def _count(self, messages: Sequence[Message], wait: Wait, send: CountAndSend | None) -> bool:
         demands = _demands_by_sender(messages)

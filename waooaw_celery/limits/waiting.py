@@ -7,7 +7,7 @@ import time
 from datetime import datetime
 from typing import TypeAlias
 
-from waooaw_celery.errors import InvalidMessage, RateLimitExceeded
+from waooaw_celery.errors import InvalidMessage, QueueFull, RateLimitExceeded
 
 
 class LimitWait:
@@ -37,11 +37,11 @@ class LimitWait:
             left = (expiry - now).total_seconds()
             self._deadline = min(self._deadline, time.monotonic() + left)
 
-    def seconds_until_retry(self, error: RateLimitExceeded) -> float:
+    def seconds_until_retry(self, error: RateLimitExceeded | QueueFull) -> float:
         """Return the seconds to wait before the next attempt.
 
         Raises:
-            RateLimitExceeded: ``error`` itself, when the wait would end before that attempt.
+            RateLimitExceeded, QueueFull: ``error`` itself, when the wait would end before that attempt.
         """
         left = self._deadline - time.monotonic()
         if not self._may_wait or math.isinf(error.retry_after) or left < error.retry_after:

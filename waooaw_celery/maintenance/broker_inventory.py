@@ -12,6 +12,7 @@ from typing import Any
 
 from redis import Redis
 
+from waooaw_celery.broker.redis.groups.sublists import sublists
 from waooaw_celery.broker.redis.keys import Keys
 from waooaw_celery.messages.queues import agent_queue
 
@@ -80,9 +81,15 @@ class RedisInventory(BrokerInventory):
 
     def _remove_queued(self, missing: WantedMessages, deadline: float) -> None:
         for agent, ids in missing.items():
-            for key in self._keys.lists((agent_queue(agent).name,)):
-                for raw in self._items(key, deadline) if ids else ():
-                    ids.difference_update(_ids(raw))
+            queue = agent_queue(agent).name
+            for key in self._keys.lists((queue,)):
+                self._remove_listed(ids, key, deadline)
+            for key in sublists(self._client, self._keys, queue) if ids else ():
+                self._remove_listed(ids, key, deadline)
+
+    def _remove_listed(self, ids: set[str], key: str, deadline: float) -> None:
+        for raw in self._items(key, deadline) if ids else ():
+            ids.difference_update(_ids(raw))
 
     def _items(self, key: str, deadline: float) -> Iterator[bytes]:
         """Yield the items of a list, from the end where items are added: so no item that moves is skipped."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -153,12 +153,14 @@ class QueueDepth(JsonForm):
         by_sender: how many of them each agent sent, the largest number first; None if the messages were not read.
             ``?`` stands for messages that do not name their sender. At most 10,000 messages of a queue are read:
             of each priority the newest on Redis, the first on RabbitMQ.
+        busy_keys: how many keys have messages that wait until an earlier one of their key has ended.
     """
 
     queue: str
     total: int
     by_priority: dict[Priority, int] | None
     by_sender: dict[str, int] | None = None
+    busy_keys: int = 0
 
 
 def queue_depth(connection: Connection, queue: Queue) -> QueueDepth:
@@ -182,6 +184,27 @@ def queue_depths(connection: Connection, queues: Sequence[Queue]) -> list[QueueD
         return _redis_depths(opened, [queue.name for queue in queues])
 
 
+def _add_grouped(channel: Any, lists: Iterable[bytes | str], count: dict[Priority, int]) -> int:
+    """Add the lengths of lists whose entries begin with the number of their priority.
+
+    Returns:
+        How many of them have the messages of a key.
+    """
+    pipeline = channel.client.pipeline(transaction=False)
+    busy_keys = 0
+    for each in lists:
+        name = (each.decode() if isinstance(each, bytes) else each).removeprefix(channel.global_keyprefix)
+        busy_keys += f"{channel.sep}group:" in name
+        pipeline.llen(name)
+        pipeline.execute_command("LRANGE", f"{channel.global_keyprefix}{name}", -1, -1)
+    found = pipeline.execute()
+    for length, first in zip(found[::2], found[1::2], strict=True):
+        if first:
+            number = int((first[0].encode() if isinstance(first[0], str) else first[0]).partition(b":")[0])
+            count[list(Priority)[number]] += length
+    return busy_keys
+
+
 def _redis_depth(channel: Any, name: str) -> QueueDepth:
     return _redis_depths(channel, [name])[0]
 
@@ -193,9 +216,16 @@ def _redis_depths(channel: Any, names: Sequence[str]) -> list[QueueDepth]:
     for name in names:
         for each in Priority:
             pipeline.llen(f"{name}{channel.sep}{each.rank}" if each.rank else name)
-    lengths = iter(pipeline.execute())
-    counts = [{each: next(lengths) for each in Priority} for _ in names]
+        pipeline.smembers(f"{name}{channel.sep}sublists")
+    found = iter(pipeline.execute())
+    counts, sublists, busy_keys = [], [], dict.fromkeys(names, 0)
+    for _ in names:
+        counts.append({each: next(found) for each in Priority})
+        sublists.append(next(found))
+    for name, count, lists in zip(names, counts, sublists, strict=True):
+        if lists:  # its consumers group its messages
+            busy_keys[name] = _add_grouped(channel, lists, count)
     return [
-        QueueDepth(queue=name, total=sum(count.values()), by_priority=count)
+        QueueDepth(queue=name, total=sum(count.values()), by_priority=count, busy_keys=busy_keys[name])
         for name, count in zip(names, counts, strict=True)
     ]

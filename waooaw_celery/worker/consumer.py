@@ -30,6 +30,7 @@ from waooaw_celery.store.redis_refusals import refusal_in, remedy
 from waooaw_celery.worker.batches.collector import Batches
 from waooaw_celery.worker.hand_back.hand_back import HandBack
 from waooaw_celery.worker.health.ledgers import is_expired, reason_to_refuse
+from waooaw_celery.worker.ordering.message_groups import MessageGroups
 from waooaw_celery.worker.outcomes.acknowledged_outcomes import install
 from waooaw_celery.worker.task import AgentTask
 
@@ -55,6 +56,7 @@ class AgentConsumer(Consumer):
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], Any]:
         """Return the function that receives each message."""
         install(self)
+        self.groups.install(self)
         self.batches.open()
         connection: Any = self.connection
         if connection.transport.driver_type == "amqp":
@@ -90,12 +92,20 @@ class AgentConsumer(Consumer):
         """
         try:
             self._check(message)
+            self.groups.check(_headers(message), message)
         except DecodingFailed as error:
             return self._dead_letter(message, str(error))
         except Exception as error:  # noqa: BLE001 - a message that makes a check fail must not end the worker
             return self._dead_letter(message, str(check_failed(error)), error)
         refusal = reason_to_refuse(self.app, _headers(message))
         return receive(message) if refusal is None else self._refuse(message, refusal)
+
+    def apply_eta_task(self, task: Any) -> None:
+        """Give a delayed message that is due to the pool, or back to its queue, where its key has an order."""
+        if self.groups.returns_when_due(task):
+            self.qos.decrement_eventually()  # type: ignore[attr-defined]
+        else:
+            super().apply_eta_task(task)
 
     def add_task_queue(  # type: ignore[override]  # its stubs promise a result; Celery returns none
         self, queue: Any, *args: Any, **kwargs: Any
@@ -187,6 +197,11 @@ class AgentConsumer(Consumer):
     def batches(self) -> Batches:
         """The batches that are being collected."""
         return Batches(self)
+
+    @cached_property
+    def groups(self) -> MessageGroups:
+        """The keys of the messages, and how these are grouped by sender."""
+        return MessageGroups(self.app)
 
     @cached_property
     def _hand_back(self) -> HandBack:

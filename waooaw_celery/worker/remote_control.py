@@ -55,6 +55,24 @@ def broadcast_beat(app: Any) -> None:
         )
 
 
+def broadcast_cancel(app: Any, message_id: str) -> None:
+    """Have the worker that handles a message stop it. Workers also read the cancellations with heartbeats.
+
+    Args:
+        app: the application, an AgentApp.
+        message_id: the message.
+    """
+    try:
+        app.control.broadcast(CANCEL, arguments={"message_id": message_id, "running": True})
+    except BROKER_ERRORS as error:
+        logger.warning(
+            "the workers are not told at once that %s is cancelled: %s",
+            message_id,
+            error,
+            extra={"action": "cancel_not_told", "message_id": message_id},
+        )
+
+
 class CancelListener(bootsteps.StartStopStep):
     """Bootstep of the consumer: before it consumes, it reads the cancellations that it missed."""
 

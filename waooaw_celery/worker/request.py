@@ -31,6 +31,7 @@ from waooaw_celery.worker.execution.pools import settle
 from waooaw_celery.worker.execution.running_requests import Place
 from waooaw_celery.worker.health.clock import clock_of
 from waooaw_celery.worker.intake import Intake
+from waooaw_celery.worker.ordering.retries import keep_place
 from waooaw_celery.worker.outcomes.acknowledged_outcomes import mark
 from waooaw_celery.worker.outcomes.committed_effects import is_committed, was_committed_before
 from waooaw_celery.worker.outcomes.follow_up_context import sending_follow_ups
@@ -204,6 +205,8 @@ class AgentRequest(HidingRequest, TimedRequest):
         error = getattr(exc_info.exception, "exc", exc_info.exception)
         if isinstance(error, _PROCESS_ENDED) and self._requeue_if_committed(error):
             return
+        if isinstance(error, Retry) and getattr(self.task, "key_policy", None) is not None:
+            keep_place(self)
         is_reported = return_ok or isinstance(error, Ignore | Reject | Retry)
         report = None if is_reported else exc_info
         self._end(

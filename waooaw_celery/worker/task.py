@@ -19,6 +19,7 @@ from waooaw_celery.worker.execution.arguments import answer_of, by_position, che
 from waooaw_celery.worker.execution.completion import complete, running_coroutine
 from waooaw_celery.worker.execution.deadline import deadline_of, ignore_soft_limit, raise_if_at_deadline
 from waooaw_celery.worker.execution.interruptions import describe, ends_greenlet, ends_worker, portable_group
+from waooaw_celery.worker.ordering.key_policy import KeyPolicy
 from waooaw_celery.worker.outcomes.follow_up_context import message_that_ended
 from waooaw_celery.worker.outcomes.hidden_payloads import ShownResult
 from waooaw_celery.worker.retries.retries import (
@@ -53,6 +54,8 @@ class AgentTask(Task):  # type: ignore[type-arg]
     #: The longest text of a result in Celery's log and events. A handler may set its own.
     resultrepr_maxsize = ShownResult()
     deadline: str | None = None
+    #: Which of its messages are handled in order; None: they have no keys.
+    key_policy: KeyPolicy | None = None
     # A message whose handler kills its process is published again this often. Then it has failed.
     max_retries = 3
     default_retry_delay = 1

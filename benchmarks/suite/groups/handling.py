@@ -113,7 +113,7 @@ def worker_command(module: str, options: list[str]) -> list[str]:
 
 def emptied_by_agent(context: Context, broker_url: str, options: list[str], env: Mapping[str, str]) -> Subject:
     """Let a worker of this package empty its agent's queue."""
-    settings = {name.lower(): value for name, value in env.items()}
+    settings = {name.lower(): value for name, value in env.items() if not name.startswith("BENCH_")}
     # An agent's workers all write to the same ledger.
     agent = f"receiver-{time.monotonic_ns()}"
     bus = make_bus(context, broker_url, agent, **settings)

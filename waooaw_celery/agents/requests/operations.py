@@ -72,6 +72,7 @@ class RequestOperations(Generic[AnyStream]):
             CircularRequest: the agent itself waits for the handler that sends this request.
             BackendUnavailable: the result backend does not answer.
             RateLimitExceeded: the sender has reached its rate limit.
+            QueueFull: too many messages wait for the recipient; nothing was published.
             BrokerUnavailable, StoreUnavailable, InvalidMessage, ConfigurationError: the request was not sent.
         """
         response = yield from self.send_request(

@@ -45,6 +45,7 @@ class Claim(NamedTuple):
         list: The key of the list that it was in.
         raw: Its bytes.
         is_recorded: Whether the claim has recorded its delivery in its receipt.
+        is_dropped: Whether it is not to be handled: a message with its key is handled or waits already.
     """
 
     tag: str
@@ -52,6 +53,7 @@ class Claim(NamedTuple):
     list: str
     raw: bytes
     is_recorded: bool = False
+    is_dropped: bool = False
 
 
 class Message(BoundedMessage):

@@ -160,6 +160,7 @@ def claim_args(
     dead_letters_max: int,
     deliveries: Deliveries | None,
     rooms: Sequence[tuple[str, int]] = (),
+    groups: bytes = b"",
 ) -> list[Any]:
     """Return the first arguments of the claim script.
 
@@ -171,6 +172,7 @@ def claim_args(
         deliveries: Records deliveries; None: the claim records none.
         rooms: How many messages to claim for each handler of batches, by the name of its task. They do not count
             among the others.
+        groups: How the messages of the queues are grouped; empty: they are not.
     """
     recorded = (0, "", 0, "", "") if deliveries is None or not window else deliveries.claim_args()
     return [
@@ -179,6 +181,7 @@ def claim_args(
         len(queues),
         dead_letters_max,
         *recorded,
+        groups,
         *queues,
         len(rooms),
         *(word for room in rooms for word in room),

@@ -23,6 +23,8 @@ from waooaw_celery.broker.redis.batch import RedisPublishBatch
 from waooaw_celery.broker.redis.broadcasts import Broadcasts
 from waooaw_celery.broker.redis.claim import Claimer
 from waooaw_celery.broker.redis.consume import deliver_claimed, read_claim
+from waooaw_celery.broker.redis.groups.groups import Groups
+from waooaw_celery.broker.redis.groups.sublists import sublists, ungroup
 from waooaw_celery.broker.redis.keys import Keys
 from waooaw_celery.broker.redis.leases.renewal import LeaseRenewer
 from waooaw_celery.broker.redis.leases.restore import requeue_delivered, requeue_undelivered
@@ -59,6 +61,10 @@ class Channel(Broadcasts):
     deliveries: Deliveries | None = None
     #: The batches that its consumer collects; None: it collects none.
     batches: Batches | None = None
+    #: How its claims group messages by sender and by key; None: they do not.
+    groups: Groups | None = None
+    #: Share of its claims that begin with the least urgent priority.
+    least_urgent_share = 0.0
 
     from_transport_options: tuple[str, ...] = (*redis.Channel.from_transport_options, *_OPTIONS)
 
@@ -247,9 +253,19 @@ class Channel(Broadcasts):
 
     def _has_queue(self, queue: str, **kwargs: Any) -> bool:
         # Kombu's client does not prefix the keys of EXISTS.
-        return bool(self.scripts_client.exists(*self.keys.lists((queue,))))
+        return bool(self.scripts_client.exists(*self.keys.lists((queue,)), self.keys.sublists(queue)))
+
+    def _size(self, queue: str) -> int:
+        grouped = map(self.scripts_client.llen, sublists(self.scripts_client, self.keys, queue))
+        return int(super()._size(queue)) + int(sum(grouped))
+
+    def _purge(self, queue: str) -> int:
+        ungroup(self.scripts_client, self.keys, (queue,))
+        purged: int = super()._purge(queue)
+        return purged
 
     def _delete(self, queue: str, *args: Any, **kwargs: Any) -> None:
+        ungroup(self.scripts_client, self.keys, (queue,))
         super()._delete(queue, *args, **kwargs)
         self.scripts_client.delete(self.keys.bell(queue))
 

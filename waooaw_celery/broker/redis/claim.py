@@ -13,13 +13,16 @@ from redis.exceptions import NoScriptError
 from waooaw_celery.broker.incoming.delivery import LEASE_TAG_PREFIX, Claim
 from waooaw_celery.broker.redis.acks import Acknowledgements, claim_args, log_failed
 from waooaw_celery.broker.redis.dead_lettering import notify_dead_lettered
-from waooaw_celery.broker.redis.scripts import CLAIM, TOUCH, packed
+from waooaw_celery.broker.redis.scripts import CLAIM, CLAIM_GROUPS, TOUCH, Script, packed
 
 #: Seconds between two claims of a consumer with a large prefetch count that is three quarters full. The results of
 #: a pool arrive one by one, and without this delay each would cost a round trip.
 CLAIM_DELAY_SECONDS = 0.01
 #: The smallest prefetch count for which claims are delayed.
 MIN_DELAYED_PREFETCH = 16
+#: Values of the second part of a claimed item, beside 0 and 1: ``claim_groups.lua`` explains them.
+_DROPPED = _NEEDS_KEY = 2
+_CANCEL = 3
 
 
 class ClaimRequest(NamedTuple):
@@ -32,6 +35,7 @@ class ClaimRequest(NamedTuple):
     keys: list[str]
     packed_keys: bytes
     args: list[Any]
+    script: Script
 
 
 class Claimer:
@@ -65,7 +69,9 @@ class Claimer:
         self._script_is_loaded = True
         self._tag_prefix = f"{LEASE_TAG_PREFIX}{uuid4().hex}:"
         self._count = 0
-        self._last_keys: tuple[tuple[str, ...], list[str], list[str], bytes] = (), [], [], b""
+        self._last_keys: tuple[Any, list[str], list[str], bytes] = (), [], [], b""
+        #: How much of a claim that begins with the least urgent priority is due.
+        self._share = 0.0
 
     # --- over the polling connection
 
@@ -81,7 +87,7 @@ class Claimer:
         if self.last_was_empty and not self._acks and not self.claimed:
             self._awaiting = "look" if self._was_silent else "bell"
             if self._was_silent:
-                parts: list[Any] = ["EXISTS", *self._keys_of(queues)[0]]
+                parts: list[Any] = ["EXISTS", *self._keys_of(queues)[0], *self._sublists(queues)]
             else:
                 parts = ["BLPOP", *map(channel.keys.bell, queues), bell_seconds]
             command = b"*%d\r\n%b" % (len(parts), packed(*parts))
@@ -90,7 +96,7 @@ class Claimer:
             self._request = self._new_request(queues, max(channel.qos.window(), 0))
             args = self._request.args + self._acks.take_for_claim()
             count, keys = len(self._request.keys), self._request.packed_keys
-            command = CLAIM.packed(count, keys, args, is_loaded=self._script_is_loaded)
+            command = self._request.script.packed(count, keys, args, is_loaded=self._script_is_loaded)
         channel._in_poll = connection
         channel._brpop_sent_at = self._sent_at = time.monotonic()
         connection.send_packed_command([command])
@@ -174,22 +180,37 @@ class Claimer:
         """Claim one message of a queue, and return it, or None if the queue is empty."""
         request = self._new_request((queue,), 1, records=False)
         before = len(self.claimed)
-        self._store(CLAIM(self._channel.scripts_client, request.keys, [*request.args, 0]), request)
+        self._store(request.script(self._channel.scripts_client, request.keys, [*request.args, 0]), request)
         return self.claimed.pop() if len(self.claimed) > before else None
 
     # --- requests and replies
 
     def _new_request(self, queues: tuple[str, ...], window: int, *, records: bool = True) -> ClaimRequest:
         self._count += 1
-        lists, keys, packed_keys = self._keys_of(queues)
         tag_prefix = f"{self._tag_prefix}{self._count}."
-        channel = self._channel
+        channel, groups = self._channel, self._channel.groups
+        is_reversed = records and window > 0 and self._takes_least_urgent()
+        lists, keys, packed_keys = self._keys_of(queues, is_reversed)
         args = claim_args(
             *(window, tag_prefix, queues, channel.dead_letters_max),
             deliveries=channel.deliveries if records else None,
             rooms=self._rooms() if records and window else (),
+            groups=b"" if groups is None else groups.take_argument(is_reversed),
         )
-        return ClaimRequest(window, queues, lists, tag_prefix, keys, packed_keys, args)
+        script = CLAIM if groups is None else CLAIM_GROUPS
+        return ClaimRequest(window, queues, lists, tag_prefix, keys, packed_keys, args, script)
+
+    def _takes_least_urgent(self) -> bool:
+        """Whether the next claim begins with the least urgent priority, as a share of all claims does."""
+        self._share += self._channel.least_urgent_share
+        if self._share < 1.0:
+            return False
+        self._share -= 1.0
+        return True
+
+    def _sublists(self, queues: tuple[str, ...]) -> list[str]:
+        """Return the keys that exist while grouped messages of queues wait."""
+        return [] if self._channel.groups is None else list(map(self._channel.keys.sublists, queues))
 
     def _rooms(self) -> list[tuple[str, int]]:
         """Return how many messages to claim for each handler of batches."""
@@ -199,16 +220,20 @@ class Claimer:
         # What waits here may be for the same batch.
         return [(name, 0 if self.claimed else room) for name, room in batches.rooms()]
 
-    def _keys_of(self, queues: tuple[str, ...]) -> tuple[list[str], list[str], bytes]:
+    def _keys_of(self, queues: tuple[str, ...], is_reversed: bool = False) -> tuple[list[str], list[str], bytes]:
         """Return the lists of queues, and all keys of a claim, also packed.
 
         Most claims repeat the queues of the last one.
+
+        Args:
+            queues: The names of the queues.
+            is_reversed: Whether the lists of the least urgent priority come first.
         """
-        if self._last_keys[0] != queues:
+        if self._last_keys[0] != (queues, is_reversed):
             keys = self._channel.keys
-            lists = keys.lists(queues)
+            lists = keys.lists(queues, is_reversed)
             every = [*keys.noted, keys.dead_letters, *map(keys.bell, queues), *lists]
-            self._last_keys = queues, lists, every, packed(*every)
+            self._last_keys = (queues, is_reversed), lists, every, packed(*every)
         return self._last_keys[1:]
 
     def _store(self, reply: list[Any], request: ClaimRequest) -> bool:
@@ -219,16 +244,21 @@ class Claimer:
         """
         number, found = 0, False
         for position, recorded, raw in zip(reply[::3], reply[1::3], reply[2::3], strict=True):
+            if position == 0 and recorded == _NEEDS_KEY:
+                self._channel.groups.add_key(raw, self._channel.caps)
+                found = True  # the next claim has its key
+                continue
             if position == 0:
-                log_failed(raw)
+                self._channel.groups.cancel(raw) if recorded == _CANCEL else log_failed(raw)
                 continue
             found = True
             list_ = abs(position) - 1
             queue = request.queues[list_ % len(request.queues)]
             if position > 0:
                 number += 1
+                tag, is_recorded = f"{request.tag_prefix}{number}", recorded == 1
                 self.claimed.append(
-                    Claim(f"{request.tag_prefix}{number}", queue, request.lists[list_], raw, bool(recorded))
+                    Claim(tag, queue, request.lists[list_], raw, is_recorded, recorded == _DROPPED)
                 )
             else:
                 notify_dead_lettered(self._channel, queue, raw, "it is not a message")

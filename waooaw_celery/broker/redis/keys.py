@@ -48,9 +48,19 @@ class Keys:
         """
         return self.prefixed(f"{queue}{self._separator}bell")
 
-    def lists(self, queues: tuple[str, ...]) -> list[str]:
-        """Return the keys of the lists of queues: those of the most urgent priority first, then the next."""
-        return [self.prefixed(self._name_of_list(queue, step)) for step in self._steps for queue in queues]
+    def sublists(self, queue: str) -> str:
+        """Return the key of the lists into which the messages of a queue are grouped, a set."""
+        return self.prefixed(f"{queue}{self._separator}sublists")
+
+    def lists(self, queues: tuple[str, ...], is_reversed: bool = False) -> list[str]:
+        """Return the keys of the lists of queues: those of the most urgent priority first, then the next.
+
+        Args:
+            queues: The names of the queues.
+            is_reversed: Whether those of the least urgent priority come first.
+        """
+        steps = reversed(self._steps) if is_reversed else self._steps
+        return [self.prefixed(self._name_of_list(queue, step)) for step in steps for queue in queues]
 
     def list_and_bell(self, queue: str, message: Any) -> tuple[str, str]:
         """Return the key of the list that a message of this priority goes to, and of the queue's doorbell."""

@@ -27,13 +27,17 @@ class Script:
         self._call, self._first_call = packed("EVALSHA", self.digest), packed("EVAL", self.text)
 
     @classmethod
-    def named(cls, name: str) -> Self:
+    def named(cls, name: str, *includes: str) -> Self:
         """Return a script from its own file.
 
         Args:
             name: The file's name without ``.lua``.
+            includes: The names of the files that take the place of its line ``-- include``.
         """
-        return cls(files(__package__).joinpath("lua", f"{name}.lua").read_text(encoding="utf-8"))
+        text = _read(name)
+        if includes:
+            text = text.replace("-- include\n", "".join(map(_read, includes)), 1)
+        return cls(text)
 
     def __call__(self, client: Any, keys: Sequence[str], args: Sequence[Any]) -> Any:
         """Run the script and return its reply.
@@ -101,6 +105,10 @@ class Script:
             connection.send_packed_command([command])
 
 
+def _read(name: str) -> str:
+    return files(__package__).joinpath("lua", f"{name}.lua").read_text(encoding="utf-8")
+
+
 def reopen_if_closed(connection: Any) -> None:
     """Disconnect a connection that the server closed while nobody used it: the next command opens a new one.
 
@@ -161,10 +169,12 @@ def packed(*parts: str | bytes | float) -> bytes:
 
 PUBLISH = Script.named("publish")
 RING = Script.named("ring")
-CLAIM = Script.named("claim")
+CLAIM = Script.named("claim", "groups", "claim_begin")
+CLAIM_GROUPS = Script.named("claim_groups", "groups", "claim_begin")
 TOUCH = Script.named("touch")
 OVERDUE = Script.named("overdue")
-RESTORE = Script.named("restore")
+RESTORE = Script.named("restore", "groups")
 SEND = Script.named("send")
-DEAD_LETTER = Script.named("dead_letter")
-TAKE = Script.named("take")
+DEAD_LETTER = Script.named("dead_letter", "groups")
+TAKE = Script.named("take", "groups")
+UNGROUP = Script.named("ungroup", "groups")

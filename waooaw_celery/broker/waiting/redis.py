@@ -9,6 +9,7 @@ from uuid import uuid4
 from redis import Redis
 
 from waooaw_celery.broker.incoming.delivery import LEASE_TAG_PREFIX
+from waooaw_celery.broker.redis.groups.sublists import message_of, sublists
 from waooaw_celery.broker.redis.keys import Keys
 from waooaw_celery.broker.redis.scripts import DEAD_LETTER, TAKE
 from waooaw_celery.broker.waiting.waiting_message import BATCH_SIZE, WaitingMessage, WaitingMessages, parse_item
@@ -36,7 +37,7 @@ class RedisWaitingMessages(WaitingMessages):
             start = 0
             # From the end where items are added, so that no item that moves is skipped.
             while limit > 0 and (items := self._client.lrange(key, start, start + min(CHUNK, limit) - 1)):
-                yield from (parse_item(item, priority) for item in items)
+                yield from (parse_item(message_of(item), priority) for item in items)
                 start += len(items)
                 limit -= len(items)
 
@@ -46,7 +47,7 @@ class RedisWaitingMessages(WaitingMessages):
             while examined == BATCH_SIZE:
                 prefix = f"{LEASE_TAG_PREFIX}{uuid4().hex}:"
                 arguments = [start, BATCH_SIZE, prefix, queue, sender]
-                examined, *taken = TAKE(self._client, [*self._keys.noted, key], arguments)
+                examined, *taken = TAKE(self._client, [*self._keys.noted, key, self._keys.bell(queue)], arguments)
                 start += examined - len(taken)
                 if taken:
                     yield [
@@ -73,4 +74,9 @@ class RedisWaitingMessages(WaitingMessages):
             pipeline.execute()
 
     def _lists(self, queue: str) -> Iterator[tuple[Priority, str]]:
-        return zip(Priority, self._keys.lists((queue,)), strict=True)
+        """Yield the lists of a queue, each with the priority of its messages."""
+        yield from zip(Priority, self._keys.lists((queue,)), strict=True)
+        for key in sublists(self._client, self._keys, queue):
+            first = self._client.lindex(key, -1)
+            if first is not None:  # messages of one key may have several priorities
+                yield list(Priority)[int(first.partition(b":")[0])], key

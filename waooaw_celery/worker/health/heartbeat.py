@@ -21,6 +21,7 @@ from waooaw_celery.worker.health.ledgers import check_ledgers
 from waooaw_celery.worker.health.startup_checks import (
     check_batches,
     check_broker,
+    check_groups,
     check_once,
     check_queues,
     check_time_limits,
@@ -74,6 +75,7 @@ class Heartbeat(bootsteps.StartStopStep):
             check_time_limits(parent.app)
             check_once(parent.app)
             check_batches(parent.app, parent)
+            check_groups(parent.app)
             check_broker(parent.app)
             check_queues(parent.app)
             check_ledgers(parent.app, parent.hostname)

@@ -15,6 +15,7 @@ from waooaw_celery.errors import ConfigurationError
 from waooaw_celery.log.loggers import get_logger
 from waooaw_celery.messages.queues import AGENT_QUEUES, SYSTEM_QUEUE, queue_depth
 from waooaw_celery.worker.batches.task import BatchTask
+from waooaw_celery.worker.ordering.message_groups import key_policies
 from waooaw_celery.worker.task import AgentTask
 
 logger = get_logger(__name__)
@@ -90,6 +91,26 @@ def check_batches(app: Any, worker: Any) -> None:
                 f"{name} has batch=, which this pool cannot collect: start the worker with --pool prefork, "
                 "threads or solo, on Redis or RabbitMQ"
             )
+
+
+def check_groups(app: Any) -> None:
+    """Check that the broker can group messages, if the application wants it.
+
+    Args:
+        app: the application, an AgentApp.
+
+    Raises:
+        ConfigurationError: it cannot: it is no Redis, or Kombu's own transport carries the messages.
+    """
+    keyed = next(iter(key_policies(app)), None)
+    wanted = f"{keyed} has key=" if keyed else "waooaw_fair_queues is set" if app.settings.fair_queues else None
+    if wanted is None or (app.driver == "redis" and app.claims):
+        return
+    if app.driver == "redis":
+        raise ConfigurationError(f"{wanted}, which Kombu's transport cannot do: remove waooaw_redis_transport")
+    raise ConfigurationError(
+        f"{wanted}, which needs Redis or Valkey as the broker: RabbitMQ decides by itself which message is next"
+    )
 
 
 def check_broker(app: Any) -> None:

@@ -11,6 +11,7 @@ from uuid import NAMESPACE_OID, uuid5
 from waooaw_celery.discovery.address import CapabilityAddress
 from waooaw_celery.errors import (
     BrokerUnavailable,
+    QueueFull,
     RateLimitExceeded,
     RequestTimeout,
     SenderPaused,
@@ -31,7 +32,7 @@ from waooaw_celery.workflows.steps.step import RequestCall
 logger = get_logger(__name__)
 
 #: Errors after which the same message is published again: they pass.
-TEMPORARY = (BrokerUnavailable, StoreUnavailable, RateLimitExceeded, SenderPaused)
+TEMPORARY = (BrokerUnavailable, StoreUnavailable, RateLimitExceeded, QueueFull, SenderPaused)
 #: Seconds between two attempts to publish a message.
 PUBLISH_PAUSES = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 
@@ -166,6 +167,6 @@ def _message(run: Run, request_id: str, target: HandlerName, call: RequestCall) 
 def pause_after(error: Exception, number: int) -> float:
     """Return the seconds to wait before a message is published again."""
     pause = PUBLISH_PAUSES[min(number, len(PUBLISH_PAUSES) - 1)]
-    if isinstance(error, RateLimitExceeded):
+    if isinstance(error, RateLimitExceeded | QueueFull):
         return max(pause, min(error.retry_after, 60.0))
     return pause

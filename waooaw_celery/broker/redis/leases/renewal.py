@@ -15,6 +15,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from waooaw_celery.broker.redis.acks import ack_keys, remove_unacked
+from waooaw_celery.broker.redis.groups.sublists import MOVED, ungroup
 from waooaw_celery.broker.redis.leases.pause_detector import PauseDetector
 from waooaw_celery.broker.redis.leases.restore import restore_overdue
 from waooaw_celery.broker.redis.leases.worker_requests import is_ending
@@ -35,6 +36,8 @@ _only: frozenset[str] | None = None
 MIN_PAUSE_SECONDS = 0.1
 #: Acknowledgements that are sent together.
 ACK_BATCH = 1000
+#: Seconds between two looks for messages that earlier consumers of the same queues have grouped.
+UNGROUP_SECONDS = 5.0
 
 
 class LeaseRenewer:
@@ -68,6 +71,7 @@ class LeaseRenewer:
         #: The tags of adopted messages that are handled, and whose acknowledgement the server has not confirmed.
         self._handled: deque[str] = deque()
         self._ack_keys, self._carried = ack_keys(channel.keys), channel.acks.carried
+        self._ungroup_at = time.monotonic()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="waooaw-lease", daemon=True)
         self._thread.start()
@@ -135,6 +139,9 @@ class LeaseRenewer:
                     restore_at = now + self._restore_every
                     if not restore_overdue(channel, self.client, self._pauses.record_answer):
                         restore_at = now  # goes on after the leases are renewed
+                    if channel is not None and channel.groups is None and now >= self._ungroup_at:
+                        self._ungroup_at = now + UNGROUP_SECONDS
+                        ungroup(self.client, channel.keys, tuple(channel.active_queues), MOVED)
                     used_server = True
             except Exception as error:  # noqa: BLE001 - if this thread ended, all leases would end
                 if not failed:  # one log line for each incident

@@ -5,6 +5,9 @@
 -- ARGV: the message's tag; its queue's name; the reason; the time of its claim, or empty for a message that the
 --       caller holds; the maximum of dead letters.
 -- Returns 1 if it became a dead letter, else 0.
+--
+-- Includes groups.lua.
+-- include
 local entry = redis.call('HGET', KEYS[1], ARGV[1])
 if not entry then
     return 0
@@ -19,4 +22,5 @@ end
 redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[5], '*', 'queue', ARGV[2], 'reason', ARGV[3], 'raw', entry)
 redis.call('HDEL', KEYS[1], ARGV[1])
 redis.call('ZREM', KEYS[2], ARGV[1])
+release(KEYS[1], { ARGV[1] }, redis.call('TIME')[1] + 0)
 return 1

@@ -1,0 +1,287 @@
+"""Messages of one key are handled in order, and those of one sender hold up no others: with real workers."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pytest
+from support import Broker, queue_length, settled, until
+
+from waooaw_celery import Message, MessageBus, MessageStatus, MessageType, Priority
+from waooaw_celery.embedded import end_all
+from waooaw_celery.errors import QueueFull
+from waooaw_celery.maintenance.queue_drop import drop
+
+Process: TypeAlias = subprocess.Popen[bytes]
+KEYED = {"key": "payload.key"}
+#: Of the test with kills.
+MESSAGES = int(os.environ.get("WAOOAW_TEST_KEYED_MESSAGES", "2000"))
+KEYS, KILLS = min(MESSAGES // 20, 1000), min(max(MESSAGES // 1000, 2), 20)
+
+
+@pytest.fixture(params=["valkey", "ledger"])
+def broker(request: pytest.FixtureRequest) -> Broker:
+    """Valkey without a ledger, and with one."""
+    found: Broker = request.getfixturevalue(f"{request.param}_broker")
+    return found
+
+
+class Probe:
+    """An agent whose commands may have keys.
+
+    Attributes:
+        name: its name.
+        app: an application that sends to it.
+    """
+
+    def __init__(self, broker: Broker, folder: Path) -> None:
+        self.name = broker.name()
+        self.app = broker.app(waooaw_agents=[self.name])
+        self.processes: list[Process] = []
+        self._broker, self._calls = broker, folder / f"{self.name}.calls"
+
+    def start(self, *pool: str, options: dict[str, Any] | None = None, **settings: object) -> Process:
+        """Start a worker of it."""
+        process = self._broker.start(
+            *(self.name, self.app, *(pool or ("-P", "threads", "-c", "4"))),
+            node=f"{self.name}-{len(self.processes)}",
+            module="ordering_probe",
+            env={"PROBE_CALLS": str(self._calls)},
+            options=options or {},
+            **settings,
+        )
+        self.processes.append(process)
+        return process
+
+    def message(self, sender: str = "tests", **payload: Any) -> Message:
+        """Return a command for it."""
+        return Message(from_agent=sender, to_agent=self.name, message_type=MessageType.COMMAND, payload=payload)
+
+    def send(self, messages: Sequence[Message]) -> list[str]:
+        """Send messages, and return their ids."""
+        MessageBus(self.app).send_many(messages)
+        return [message.message_id for message in messages]
+
+    def calls(self, event: str | None = None) -> list[dict[str, Any]]:
+        """Return what its handlers noted."""
+        lines = self._calls.read_text().splitlines() if self._calls.exists() else []
+        return [call for call in map(json.loads, lines) if event in (None, call["event"])]
+
+    def numbers(self, event: str = "end") -> list[int]:
+        """Return the numbers of the messages, in the order of an event."""
+        return [call["n"] for call in self.calls(event)]
+
+    def check_order(self) -> None:
+        """Check that no two messages of a key ran at once, and that they were handled in the order of sending."""
+        running: dict[str, str] = {}
+        last: dict[str, int] = defaultdict(lambda: -1)
+        for call in self.calls():
+            key, id_ = call["key"], call["id"]
+            if call["event"] == "begin":
+                assert running.setdefault(key, id_) == id_, f"two of {key} at once: {call}"
+                assert call["n"] >= last[key], f"out of order: {call}"
+                last[key] = call["n"]
+            else:
+                running.pop(key, None)
+
+
+@pytest.fixture
+def agent(broker: Broker, tmp_path: Path) -> Iterator[Probe]:
+    probe = Probe(broker, tmp_path)
+    with closing(probe.app):
+        yield probe
+        end_all(probe.processes)
+
+
+def test_messages_of_a_key_are_handled_in_order_and_one_at_a_time(agent: Probe) -> None:
+    """By two workers of four threads; other keys go on meanwhile."""
+    agent.start(options=KEYED)
+    agent.start(options=KEYED)
+    agent.send([agent.message(key=f"k{n % 5}", n=n, seconds=0.02) for n in range(100)])
+    until(lambda: len(agent.numbers()) == 100, "all messages")
+    agent.check_order()
+    begins = agent.calls("begin")
+    assert len({call["pid"] for call in begins}) == 2
+    events = agent.calls()
+    most = running = 0
+    for call in events:
+        running += 1 if call["event"] == "begin" else -1
+        most = max(most, running)
+    assert most > 1  # of several keys
+    assert queue_length(agent.app, agent.name) == 0
+
+
+def test_some_messages_of_a_key_may_run_at_once(agent: Probe) -> None:
+    """As many as max_running says."""
+    agent.start(options={**KEYED, "max_running": 2})
+    agent.send([agent.message(key="k", n=n, seconds=0.1) for n in range(12)])
+    until(lambda: len(agent.numbers()) == 12, "all messages")
+    most = running = 0
+    for call in agent.calls():
+        running += 1 if call["event"] == "begin" else -1
+        most = max(most, running)
+    assert most == 2
+
+
+def test_a_message_that_is_tried_again_keeps_its_place(agent: Probe) -> None:
+    """Later messages of its key wait, those of another key do not."""
+    agent.start(options=KEYED)
+    agent.send([agent.message(key="k", n=0, fails=2)])
+    agent.send([agent.message(key="k", n=n) for n in (1, 2)] + [agent.message(key="other", n=9)])
+    until(lambda: len(agent.numbers()) == 4, "all messages")
+    assert agent.numbers() == [9, 0, 1, 2]
+    agent.check_order()
+
+
+def test_the_key_of_a_killed_worker_is_free_within_its_lease(agent: Probe) -> None:
+    """The message that it handled comes first again, then the others."""
+    killed = agent.start(options=KEYED)
+    agent.send(
+        [agent.message(key="k", n=0, seconds=1.5), agent.message(key="k", n=1), agent.message(key="k", n=2)]
+    )
+    until(lambda: agent.calls("begin"), "the first message")
+    killed.kill()
+    killed.wait(10)
+    agent.start(options=KEYED)
+    until(lambda: len(agent.numbers()) == 3, "all messages", 60)
+    assert agent.numbers() == [0, 1, 2]
+    assert [call["n"] for call in agent.calls("begin")] == [0, 0, 1, 2]
+
+
+@pytest.mark.slow
+def test_order_by_key_holds_while_workers_are_killed(agent: Probe) -> None:
+    """Each message is handled, no two of a key at once, and none before an earlier one."""
+    workers = [agent.start(options=KEYED) for _ in range(2)]
+    expected = set(range(MESSAGES))
+    for first in range(0, MESSAGES, 500):
+        agent.send([agent.message(key=f"k{n % KEYS}", n=n, seconds=0.005) for n in range(first, first + 500)])
+    for kill in range(KILLS):
+        due = len(expected) * (kill + 1) // (KILLS + 1)
+        until(lambda due=due: len(agent.numbers()) >= due, "some messages", 120)  # type: ignore[misc]
+        killed = workers.pop(0)
+        killed.kill()
+        killed.wait(10)
+        workers.append(agent.start(options=KEYED))
+    until(lambda: set(agent.numbers()) == expected, "all messages", 240)
+    agent.check_order()
+
+
+def test_a_message_whose_key_is_busy_may_be_dropped(agent: Probe) -> None:
+    """It ends as CANCELLED, and the running one goes on."""
+    agent.start(options={**KEYED, "on_busy": "drop"})
+    [first] = agent.send([agent.message(key="k", n=0, seconds=1)])
+    until(lambda: agent.calls("begin"), "the first message")
+    [second, other] = agent.send([agent.message(key="k", n=1), agent.message(key="other", n=2)])
+    assert settled(agent.app, second) is MessageStatus.CANCELLED
+    assert settled(agent.app, other) is MessageStatus.HANDLED
+    assert settled(agent.app, first) is MessageStatus.HANDLED
+    [third] = agent.send([agent.message(key="k", n=3)])
+    assert settled(agent.app, third) is MessageStatus.HANDLED
+
+
+def test_a_message_may_cancel_the_running_one_of_its_key(agent: Probe) -> None:
+    """Those that wait are dropped: only the newest is handled."""
+    agent.start(options={**KEYED, "on_busy": "cancel"})
+    [first] = agent.send([agent.message(key="k", n=0, seconds=60)])
+    until(lambda: agent.calls("begin"), "the first message")
+    [second, third] = agent.send([agent.message(key="k", n=1), agent.message(key="k", n=2)])
+    assert settled(agent.app, third) is MessageStatus.HANDLED
+    assert settled(agent.app, first) is MessageStatus.CANCELLED
+    assert settled(agent.app, second) is MessageStatus.CANCELLED
+    assert agent.numbers() == [2]
+
+
+def test_a_delayed_message_holds_no_key_before_it_is_due(agent: Probe) -> None:
+    """Then it waits for its turn."""
+    agent.start(options=KEYED)
+    at = datetime.now(UTC) + timedelta(seconds=1.5)
+    agent.app.send_task(f"{agent.name}.command", args=[{"key": "k", "n": 1}], eta=at)
+    agent.send([agent.message(key="k", n=0)])
+    until(lambda: agent.numbers() == [0], "the message that is not delayed")
+    agent.send([agent.message(key="k", n=2, seconds=2)])
+    until(lambda: len(agent.numbers()) == 3, "all messages")
+    assert agent.numbers() == [0, 2, 1]
+    assert datetime.fromtimestamp(agent.calls("begin")[-1]["at"], UTC) >= at
+
+
+def test_a_message_whose_key_cannot_be_found_is_a_dead_letter(agent: Probe) -> None:
+    """One without a key is handled."""
+    agent.start(options=KEYED)
+    [wrong, without] = agent.send([agent.message(key=["k"], n=0), agent.message(n=1)])
+    assert settled(agent.app, without) is MessageStatus.HANDLED
+
+    def letters() -> list[Any]:
+        return [each for each in agent.app.dead_letters.list() if each.message_id == wrong]
+
+    until(letters, "the dead letter")
+    assert "its key payload.key must be a text or a number, not list" in letters()[0].reason
+    assert agent.numbers("begin") == [1]
+
+
+def test_the_many_messages_of_a_sender_hold_up_no_other(agent: Probe) -> None:
+    """After 500 of one, another's is handled after at most two others. Plain queues would handle it last."""
+    agent.start("-P", "solo", waooaw_fair_queues=True)
+    flood = [agent.message("flood", n=n, seconds=0.01) for n in range(500)]
+    agent.send(flood)
+    until(lambda: len(agent.numbers()) > 10, "some messages")
+    before = len(agent.calls("begin"))
+    [other] = agent.send([agent.message("quiet", n=-1)])
+    assert settled(agent.app, other) is MessageStatus.HANDLED
+    position = agent.numbers("begin").index(-1)
+    assert position - before <= 6  # some were handled while it was on its way
+    until(lambda: len(agent.numbers()) == 501, "all messages")
+    assert [n for n in agent.numbers() if n >= 0] == list(range(500))
+
+
+def test_messages_that_wait_in_groups_are_counted_and_can_be_dropped(agent: Probe) -> None:
+    """By priority and by sender."""
+    agent.start(options=KEYED, waooaw_fair_queues=True)
+    agent.send([agent.message("one", key="k", n=0, seconds=60)])
+    until(lambda: agent.calls("begin"), "the first message")
+    agent.send([agent.message("one", key="k", n=n) for n in range(1, 6)])
+    agent.send([agent.message("two", key="k", n=n) for n in range(6, 10)])
+    bus = MessageBus(agent.app)
+    until(lambda: bus.waiting(agent.name).by_sender == {"one": 5, "two": 4}, "the waiting messages")
+    depth = bus.waiting(agent.name)
+    assert depth.total == 9
+    assert depth.by_priority is not None
+    assert depth.by_priority[Priority.NORMAL] == 9
+    assert depth.busy_keys == 1
+    assert drop(agent.app, agent.name, "two", by="ada", discard=True).total == 4
+    assert bus.waiting(agent.name).by_sender == {"one": 5}
+
+
+def test_a_worker_that_does_not_group_gets_what_others_have_grouped(agent: Probe) -> None:
+    """So switching it off loses nothing."""
+    first = agent.start("-P", "solo", options=KEYED, waooaw_fair_queues=True)
+    agent.send([agent.message("one", key="k", n=0, seconds=60)])
+    until(lambda: agent.calls("begin"), "the first message")
+    first.kill()
+    first.wait(10)
+    agent.send([agent.message("two", key="k", n=n) for n in range(1, 6)])
+    second = agent.start(options=KEYED)
+    until(lambda: queue_length(agent.app, agent.name) >= 5, "sorted messages")
+    end_all([second])
+    agent.start()
+    until(lambda: set(agent.numbers()) >= set(range(1, 6)), "all messages", 60)
+
+
+def test_a_full_queue_refuses_messages_and_takes_them_when_it_has_room(agent: Probe, broker: Broker) -> None:
+    """A sender that may wait sends as soon as a worker has made room."""
+    with closing(broker.app(waooaw_agents=[agent.name], waooaw_max_waiting=5)) as limited:
+        bus = MessageBus(limited)
+        bus.send_many([agent.message(n=n) for n in range(5)])
+        with pytest.raises(QueueFull, match=f"5 messages wait for '{agent.name}'"):
+            bus.send(agent.message(n=5))
+        assert queue_length(agent.app, agent.name) == 5
+        agent.start()
+        bus.send(agent.message(n=6), wait=30)
+    until(lambda: sorted(agent.numbers()) == [0, 1, 2, 3, 4, 6], "all messages")

@@ -1,0 +1,1 @@
+"""Messages of a queue grouped by sender and by key."""

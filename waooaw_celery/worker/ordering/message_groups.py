@@ -1,0 +1,162 @@
+"""Has the channel of a worker group the messages that it claims, and ends those that are not to be handled."""
+
+from __future__ import annotations
+
+import threading
+from datetime import UTC
+from typing import Any
+
+from waooaw_celery.broker.incoming.delivery import Claim, to_text
+from waooaw_celery.broker.incoming.guard import Delivery
+from waooaw_celery.broker.redis.channel import Channel
+from waooaw_celery.broker.redis.groups.groups import Groups
+from waooaw_celery.broker.redis.leases.restore import requeue
+from waooaw_celery.errors import DecodingFailed, StoreUnavailable, UnknownMessage
+from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.headers import parse_datetime, payload_of
+from waooaw_celery.messages.message import Message
+from waooaw_celery.worker.cancellation import cancellations_of
+from waooaw_celery.worker.health.clock import clock_of
+from waooaw_celery.worker.ordering.key_policy import KeyPolicy
+from waooaw_celery.worker.remote_control import broadcast_cancel
+
+logger = get_logger(__name__)
+
+#: Who cancels a message because a later one of its key has arrived.
+BY_KEY = "on_busy=cancel"
+
+
+class MessageGroups:
+    """The keys of the messages that one worker consumes.
+
+    Args:
+        app: the application, an AgentApp.
+    """
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+        self._policies = key_policies(app)
+
+    def install(self, consumer: Any) -> None:
+        """Have the channel that a worker consumes with group messages, if the application wants it.
+
+        Args:
+            consumer: the worker's consumer, which has just connected.
+        """
+        channel, settings = consumer.task_consumer.channel, self._app.settings
+        if not isinstance(channel, Channel):
+            return
+        channel.least_urgent_share = settings.priority_share
+        if settings.fair_queues or self._policies:
+            channel.groups = Groups(
+                is_fair=settings.fair_queues,
+                weights=settings.fair_weights,
+                tasks=self._policies,
+                key_of=self._group_of,
+                cancel=self._cancel,
+            )
+
+    def check(self, headers: Any, message: Any) -> None:
+        """Check a message that was claimed, and have it cancelled if it is not to be handled.
+
+        Args:
+            headers: its headers.
+            message: what Kombu delivered.
+
+        Raises:
+            DecodingFailed: its key cannot be found.
+        """
+        policy = self._policies.get(headers.get("task"))
+        if policy is None:
+            return
+        delivery = message._raw if isinstance(message._raw, Delivery) else None
+        if delivery is None:
+            return
+        self._key_of(delivery, policy)
+        claim: Claim | None = getattr(delivery, "claim", None)
+        if claim is not None and claim.is_dropped:
+            logger.info(
+                "message %s is not handled: its key is busy", headers["id"], extra={"action": "key_is_busy"}
+            )
+            cancellations_of(self._app).add(headers["id"], running=False)
+
+    def returns_when_due(self, request: Any) -> bool:
+        """Put a delayed message with a key back into its queue when it is due, and return whether it was.
+
+        Until then it had no place in its key. Now it waits for its turn.
+
+        Args:
+            request: an AgentRequest.
+        """
+        message = request.message
+        policy = self._policies.get(request.name)
+        if policy is None or not isinstance(message.channel, Channel) or request.request_dict.get("retries"):
+            return False
+        delivery = message._raw
+        delivery["headers"]["eta"] = None
+        claim: Claim = delivery.claim
+        requeue(
+            *(message.channel, message.channel.scripts_client, claim.tag, [(claim.queue, claim.list)]),
+            to_text(delivery),
+            front=False,
+        )
+        message.channel.qos.pop_held({claim.tag: message})
+        return True
+
+    def _group_of(self, delivery: Delivery) -> str | None:
+        """Return the group of a checked message; None if it is not due yet, or its key cannot be found."""
+        headers = delivery["headers"]
+        policy = self._policies.get(headers.get("task"))
+        if policy is None or delivery.decoded is None:
+            return None
+        eta = parse_datetime(headers.get("eta"), UTC)
+        if eta is not None and not headers.get("retries") and eta > clock_of(self._app).now():
+            return None
+        try:
+            return self._key_of(delivery, policy)
+        except DecodingFailed:  # the worker that claims it says so
+            return None
+
+    def _key_of(self, delivery: Delivery, policy: KeyPolicy) -> str | None:
+        headers = delivery["headers"]
+        args, kwargs, _ = delivery.decoded
+        task = self._app.tasks[headers["task"]]
+        try:
+            message = Message.from_headers(headers, task.agent, payload_of(task.handler, args, kwargs))
+            return policy.group_of(message)
+        except Exception as error:
+            raise DecodingFailed(f"its key {policy.name} cannot be found: {error!r:.200}") from error
+
+    def _cancel(self, message_id: str) -> None:
+        """Cancel a running message in a thread: the thread that consumes may not wait for the store."""
+        threading.Thread(target=self._cancel_now, args=(message_id,), name="waooaw-cancel", daemon=True).start()
+
+    def _cancel_now(self, message_id: str) -> None:
+        try:
+            receipt = self._app.receipts.get(message_id)
+            if receipt.status.final:
+                return
+            self._app.receipts.request_cancellation(receipt, True, BY_KEY)
+            broadcast_cancel(self._app, message_id)
+        except (StoreUnavailable, UnknownMessage) as error:
+            logger.warning(
+                "message %s runs on although a later one of its key has arrived: %s",
+                message_id,
+                error,
+                extra={"action": "key_not_cancelled", "message_id": message_id},
+            )
+        except Exception:
+            logger.exception(
+                "message %s could not be cancelled", message_id, extra={"action": "key_not_cancelled"}
+            )
+
+
+def key_policies(app: Any) -> dict[str, KeyPolicy]:
+    """Return the policies of handlers whose messages have keys, by the names of their tasks.
+
+    Args:
+        app: the application, an AgentApp.
+    """
+    return {
+        name: task.key_policy for name, task in app.tasks.items() if getattr(task, "key_policy", None) is not None
+    }
