@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from types import MappingProxyType
 from typing import NamedTuple
@@ -13,6 +13,9 @@ from waooaw_celery.discovery.declaration import Capability
 from waooaw_celery.discovery.policies import COMPARING, Chooser, Policy
 from waooaw_celery.discovery.snapshot import Candidates
 from waooaw_celery.errors import ConfigurationError, InvalidMessage, NoAgentAvailable
+
+#: Candidates that are remembered without those whose circuit breakers are open.
+MAX_NARROWED = 1000
 
 
 class Choice(NamedTuple):
@@ -42,13 +45,21 @@ class Selector:
     Args:
         cache: the known agents.
         default_policy: the policy of an address that names none.
+        refusing: returns the agents whose circuit breakers are open, each with the reason.
 
     Raises:
         ConfigurationError: there is no such policy.
     """
 
-    def __init__(self, cache: DirectoryCache, default_policy: str) -> None:
-        self._cache = cache
+    def __init__(
+        self,
+        cache: DirectoryCache,
+        default_policy: str,
+        refusing: Callable[[], Mapping[str, str]] = lambda: MappingProxyType({}),
+    ) -> None:
+        self._cache, self._refusing = cache, refusing
+        #: Candidates without those whose circuit breakers are open: policies count turns for such objects.
+        self._narrowed: dict[int, tuple[Candidates, frozenset[str], Candidates]] = {}
         try:
             self.default_policy = Policy.of(default_policy)
         except InvalidMessage as error:
@@ -63,6 +74,7 @@ class Selector:
         method: str | None = None,
         without: Mapping[str, str] = MappingProxyType({}),
         is_request: bool = False,
+        breaker: bool = True,
     ) -> Choice:
         """Return the agent that gets a message.
 
@@ -71,7 +83,10 @@ class Selector:
             handler: the handler that takes the message, such as ``command``; None: the capability's method.
             method: the method that is requested; None: whichever the capability is.
             without: agents that are not to be chosen, and why.
-            is_request: whether the caller notes when it has the answer: see ``DirectoryCache.begin_request``.
+            is_request: whether the caller notes when it has the answer: see ``DirectoryCache.begin_request``. A
+                request goes to no agent whose circuit breaker is open. A message, which waits in a queue, goes
+                there if there is no other.
+            breaker: whether agents whose circuit breakers are open are avoided.
 
         Raises:
             NoAgentAvailable: no agent may get it; the error says who was considered, and why not.
@@ -88,12 +103,31 @@ class Selector:
             candidates = _without(self._cache.refresh().candidates(address, handler, method), without)
         if not candidates.names:
             raise NoAgentAvailable(str(address), dict(candidates.refused))
+        if breaker and (refusing := self._refusing()):
+            narrowed = self._narrow(candidates, refusing)
+            if not narrowed.names and is_request:
+                raise NoAgentAvailable(str(address), dict(narrowed.refused))
+            candidates = narrowed if narrowed.names else candidates
         if policy in COMPARING and len(candidates.names) > 1:
             self._cache.need_loads(candidates.names)
         agent = self.chooser.choose(policy, candidates, (address, handler, method), address.key)
         if not is_request:
             self._cache.sent[agent] += 1
         return Choice(agent, candidates.capabilities[agent], address, policy)
+
+    def _narrow(self, candidates: Candidates, refusing: Mapping[str, str]) -> Candidates:
+        """Return candidates without some agents: the same object as for the last call that left out the same."""
+        left_out = frozenset(refusing).intersection(candidates.names)
+        if not left_out:
+            return candidates
+        known = self._narrowed.get(id(candidates))
+        if known is not None and known[0] is candidates and known[1] == left_out:
+            return known[2]
+        if len(self._narrowed) >= MAX_NARROWED:
+            self._narrowed.clear()
+        narrowed = _without(candidates, refusing)
+        self._narrowed[id(candidates)] = candidates, left_out, narrowed
+        return narrowed
 
 
 @lru_cache(maxsize=64)
