@@ -40,7 +40,7 @@ from waooaw_celery.store.resilience.breaker_rules import BreakerLimits
 from waooaw_celery.store.resilience.breakers import Breakers
 from waooaw_celery.store.resilience.failures import failure_rule
 from waooaw_celery.store.resilience.in_flight import InFlight
-from waooaw_celery.store.resilience.redis_breakers import RedisBreakers
+from waooaw_celery.store.resilience.redis_breaker_store import RedisBreakerStore
 from waooaw_celery.store.resilience.redis_in_flight import RedisInFlight
 from waooaw_celery.store.restrictions import RedisRestrictions, Restrictions
 from waooaw_celery.store.subscriptions import RedisSubscriptions, Subscriptions
@@ -255,10 +255,10 @@ class Components:
         settings = self.settings
         limits = BreakerLimits(settings.breaker_failures, settings.breaker_window, settings.breaker_open_seconds)
         if self.has_ledger:
-            from waooaw_celery.ledger.resilience.breakers import LedgerBreakers
+            from waooaw_celery.ledger.resilience.breaker_store import LedgerBreakerStore
 
-            return LedgerBreakers(self.database, limits)
-        return RedisBreakers(self._connect(), limits, key_prefix(self._app.conf))
+            return Breakers(LedgerBreakerStore(self.database, limits))
+        return Breakers(RedisBreakerStore(self._connect(), limits, key_prefix(self._app.conf)))
 
     @cached_property
     def is_target_failure(self) -> Callable[[BaseException], bool]:

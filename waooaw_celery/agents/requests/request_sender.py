@@ -11,11 +11,12 @@ from typing import Any, TypeAlias
 
 from celery import Task
 
+from waooaw_celery.agents.requests.request_targets import RequestTargets, Targets
 from waooaw_celery.agents.requests.response import Response, outcome_of
 from waooaw_celery.agents.requests.target_guard import Permit, TargetGuard
 from waooaw_celery.app.app import AgentApp
 from waooaw_celery.broker.application import require_agent_app
-from waooaw_celery.discovery.address import CapabilityAddress, is_capability
+from waooaw_celery.discovery.address import CapabilityAddress
 from waooaw_celery.errors import (
     BackendUnavailable,
     BlockingCall,
@@ -27,18 +28,16 @@ from waooaw_celery.errors import (
 )
 from waooaw_celery.messages.enums import MessageType, Priority
 from waooaw_celery.messages.message import Message
-from waooaw_celery.messages.queues import HandlerName, takes_message
+from waooaw_celery.messages.queues import HandlerName
 from waooaw_celery.messages.receipt import DeliveryReceipt, receipt_of
 from waooaw_celery.messages.reply_to import ReplyTo
-from waooaw_celery.messages.validation import JSON, check_agent_name, json_copy
+from waooaw_celery.messages.validation import JSON, json_copy
 from waooaw_celery.results.pending import ResultMessage
 from waooaw_celery.settings import ArgumentChecks
 from waooaw_celery.worker.current_task import current_task
 from waooaw_celery.worker.execution.event_loop import is_on_event_loop
 
 Params = Mapping[str, JSON] | None
-#: The methods that are requested, each with the capability that the sender named, or None.
-Targets: TypeAlias = dict[HandlerName, str | None]
 #: Requests, each with its method.
 Batch: TypeAlias = list[tuple[HandlerName, Message]]
 
@@ -81,7 +80,7 @@ class RequestSender:
 
     def __init__(self, app: AgentApp) -> None:
         self.app = require_agent_app(app, "RequestResponseHandler")
-        self._guard = TargetGuard(app)
+        self._targets, self._guard = RequestTargets(app), TargetGuard(app)
 
     def send(
         self,
@@ -216,7 +215,7 @@ class RequestSender:
         """
         refused = dict(without)
         while True:
-            targets = self._targets(to_agents, method, refused, breaker)
+            targets = self._targets.of(to_agents, method, refused, breaker)
             prepared = prepare(targets)
             try:
                 return prepared, self._guard.admit(prepared[2], prepared[1], breaker=breaker, waits=waits)
@@ -282,39 +281,6 @@ class RequestSender:
                 f"{task.name} may send no further request: the timeout of its own caller has passed"
             )
         return replace(reply_to, deadline=until if stream else None), min(timeout, left)
-
-    def _targets(
-        self,
-        to_agents: Sequence[str | CapabilityAddress],
-        method: str | None,
-        without: Mapping[str, str],
-        breaker: bool,
-    ) -> Targets:
-        """Return the methods that are requested, each with the capability that the sender named, or None."""
-        if isinstance(to_agents, str) or not to_agents:
-            raise InvalidMessage(f"to_agents must be a list of at least one agent, not {to_agents!r}")
-        targets: Targets = {}
-        for to in dict.fromkeys(to_agents):
-            if is_capability(to):
-                target, capability = self._chosen(to, method, without, breaker)
-                targets[target] = capability
-            else:
-                targets[_method(to, method)] = None
-        for target in targets:
-            self.app.registry.check_handler(target)
-        return targets
-
-    def _chosen(
-        self, to: str | CapabilityAddress, method: str | None, without: Mapping[str, str], breaker: bool
-    ) -> tuple[HandlerName, str]:
-        """Return the method of the agent that is chosen for a capability, and the capability."""
-        task = current_task()
-        waiting = () if task is None else (*(task.call.waiting if task.call else ()), task.agent)
-        circular = dict.fromkeys(waiting, "it waits for the handler that sends this request")
-        choice = self.app.selector.choose(
-            to, method=method, without={**without, **circular}, is_request=True, breaker=breaker
-        )
-        return HandlerName(choice.agent, str(choice.capability.method)), choice.recorded
 
     def _messages(
         self,
@@ -401,11 +367,3 @@ def check_may_block() -> None:
             "a blocking request would block all coroutines of this process: in an async def handler, "
             "await agent.aio.request(...) or waooaw_celery.agents.aio.RequestResponseHandler"
         )
-
-
-def _method(agent: Any, method: str | None) -> HandlerName:
-    check_agent_name(agent, "to_agent")
-    target = HandlerName.parse(f"{agent}.{method}") if isinstance(method, str) else None
-    if target is None or takes_message(target.handler):
-        raise InvalidMessage(f"method must be the name of a method of {agent!r}, not {method!r}")
-    return target

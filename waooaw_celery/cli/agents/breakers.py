@@ -11,7 +11,7 @@ from waooaw_celery.cli.group import by_option, current_app, requester
 from waooaw_celery.cli.output import echo, print_json, table_options
 from waooaw_celery.cli.output.table import show_table
 from waooaw_celery.errors import UnknownAgent
-from waooaw_celery.store.resilience.breakers import Breaker
+from waooaw_celery.store.resilience.breaker_store import Breaker
 
 
 @click.group(invoke_without_command=True)

@@ -20,7 +20,7 @@ from waooaw_celery.messages.wording import ledger_name
 from waooaw_celery.store.agents.record import AgentRecord
 from waooaw_celery.store.agents.worker_handlers import partial_handlers
 from waooaw_celery.store.resilience.breaker_rules import BreakerState
-from waooaw_celery.store.resilience.breakers import Breaker
+from waooaw_celery.store.resilience.breaker_store import Breaker
 from waooaw_celery.worker.health.heartbeat import MAX_MISSED_HEARTBEATS
 from waooaw_celery.worker.scaling.pool_scaling import pool_size
 

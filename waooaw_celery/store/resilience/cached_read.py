@@ -37,7 +37,6 @@ class CachedRead(Generic[T]):
         self._value = unknown
         self._read_at = self._read_again_at = -IDLE_SECONDS
         self._has_read = False
-        self._was_changed = False
         self._version = 0
         self._reading: threading.Thread | None = None
         #: Whether the store did not answer when it was asked last.
@@ -53,21 +52,17 @@ class CachedRead(Generic[T]):
         now = time.monotonic()
         if now >= self._read_again_at:
             self._read_again_at = now + CACHE_SECONDS  # one thread reads; meanwhile the others use what is known
-            if not self._has_read or self._was_changed:
-                self._has_read, self._was_changed = True, False
+            if not self._has_read:
+                self._has_read = True
                 self._refresh()
             else:
                 self._refresh_in_thread(WAIT_SECONDS if now - self._read_at > IDLE_SECONDS else 0.0)
         return self._value
 
-    def replace(self, change: Callable[[T], T]) -> None:
+    def replace(self, value: T) -> None:
         """Change the value as this process knows it. A read that has begun before does not undo that."""
         self._version += 1
-        self._value = change(self._value)
-
-    def forget(self) -> None:
-        """Have the next caller wait for the store, because this process has changed what is stored."""
-        self._was_changed, self._read_again_at = True, 0.0
+        self._value = value
 
     def note_failure(self, error: StoreUnavailable) -> None:
         """Ask the store less often, because it does not answer; log the first such error."""

@@ -14,10 +14,10 @@ from waooaw_celery.ledger.database.engine import Database
 from waooaw_celery.ledger.database.models import BreakerRow
 from waooaw_celery.store.resilience import breaker_rules as rules
 from waooaw_celery.store.resilience.breaker_rules import BreakerLimits, BreakerRecord, BreakerState
-from waooaw_celery.store.resilience.breakers import Breakers, Stored
+from waooaw_celery.store.resilience.breaker_store import BreakerStore, Stored
 
 
-class LedgerBreakers(Breakers):
+class LedgerBreakerStore(BreakerStore):
     """The circuit breakers in the ledger, one row for each that is open or counts failures.
 
     Args:
@@ -32,13 +32,13 @@ class LedgerBreakers(Breakers):
     def close(self) -> None:
         """Do nothing: who opened the database closes it."""
 
-    def _read(self) -> tuple[float, Mapping[str, BreakerRecord]]:
+    def read(self) -> tuple[float, Mapping[str, BreakerRecord]]:
         with self._database.begin("read the circuit breakers") as connection:
             rows = connection.execute(select(BreakerRow.__table__)).all()
             now = now_in(connection).timestamp()
         return now, {row.agent: BreakerRecord.from_dict(row.record) for row in rows}
 
-    def _change(self, operation: str, agent: str, **given: Any) -> Stored:
+    def change(self, operation: str, agent: str, **given: Any) -> Stored:
         with self._database.begin(f"change the circuit breaker of {agent!r}") as connection:
             found = self._locked(connection, agent)
             now = now_in(connection).timestamp()

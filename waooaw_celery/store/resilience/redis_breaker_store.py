@@ -12,10 +12,10 @@ from waooaw_celery.store.clock_reading import redis_time
 from waooaw_celery.store.connection import Client, store_errors
 from waooaw_celery.store.keys import StoreKeys
 from waooaw_celery.store.resilience.breaker_rules import BreakerLimits, BreakerRecord
-from waooaw_celery.store.resilience.breakers import Breakers, Stored
+from waooaw_celery.store.resilience.breaker_store import BreakerStore, Stored
 
 
-class RedisBreakers(Breakers):
+class RedisBreakerStore(BreakerStore):
     """The circuit breakers in Redis; a script changes a record in one step.
 
     Args:
@@ -33,7 +33,7 @@ class RedisBreakers(Breakers):
     def close(self) -> None:
         self._client.close()
 
-    def _read(self) -> tuple[float, Mapping[str, BreakerRecord]]:
+    def read(self) -> tuple[float, Mapping[str, BreakerRecord]]:
         with store_errors("read the circuit breakers"), self._client.pipeline(transaction=False) as pipeline:
             pipeline.time()
             pipeline.hgetall(self._key)
@@ -41,7 +41,7 @@ class RedisBreakers(Breakers):
         found = {agent: BreakerRecord.from_dict(json.loads(text)) for agent, text in records.items()}
         return redis_time(time), found
 
-    def _change(self, operation: str, agent: str, **given: Any) -> Stored:
+    def change(self, operation: str, agent: str, **given: Any) -> Stored:
         arguments = asdict(self.limits) | {name: value for name, value in given.items() if value is not None}
         with store_errors(f"change the circuit breaker of {agent!r}"):
             now, text, done = self._script([self._key], [operation, agent, json.dumps(arguments)])
