@@ -12,7 +12,8 @@ import sys
 import time
 from pathlib import Path
 
-from waooaw_celery import RequestResponseHandler, WaooawError, create_app
+from waooaw_celery import RequestResponseHandler, create_app
+from waooaw_celery.agents import CircuitOpen, RequestTimeout
 
 settings, agent, method, timeout, marks = sys.argv[1:]
 app = create_app("caller", **json.loads(settings))
@@ -22,7 +23,7 @@ with Path(marks).open("a", buffering=1) as file:
         began = time.time()
         try:
             requests.request(agent, method, timeout=float(timeout))
-        except WaooawError as error:
+        except (CircuitOpen, RequestTimeout) as error:
             outcome = type(error).__name__
         else:
             outcome = "ok"

@@ -91,7 +91,9 @@ def test_failures_of_several_processes_open_it_for_all(make: Callable[[], AgentA
     fail(one, 2)
     assert not is_refused(one)
     fail(two, 1)
-    with pytest.raises(CircuitOpen, match="too many of the last requests to it have failed; ask again in") as raised:
+    with pytest.raises(
+        CircuitOpen, match="too many of the last requests to it have failed; ask again in"
+    ) as raised:
         two.breakers.admit(agent_of(two), "request", 5.0)
     assert 0 < raised.value.retry_after <= 0.4
     assert raised.value.agent == agent_of(two)
@@ -173,7 +175,9 @@ def test_a_failed_probe_opens_it_again(make: Callable[[], AgentApp]) -> None:
     assert app.breakers.admit(agent, "second", 5.0)
 
 
-def test_a_killed_prober_frees_its_place(make: Callable[[], AgentApp], settings: dict[str, Any], valkey_broker: Broker) -> None:
+def test_a_killed_prober_frees_its_place(
+    make: Callable[[], AgentApp], settings: dict[str, Any], valkey_broker: Broker
+) -> None:
     """The place is kept for its request's timeout of two seconds and one more; then another is the probe."""
     app = make()
     agent = agent_of(app)
@@ -200,14 +204,21 @@ def test_it_is_opened_and_closed_by_hand(make: Callable[[], AgentApp]) -> None:
     assert not is_refused(app)
     operator.breakers.open_by_hand(agent, by="ada", reason="its model is down")
     until(lambda: is_refused(app), "the open breaker")
-    with pytest.raises(CircuitOpen, match=r"ada opened it \(its model is down\); `waooaw breakers close") as raised:
+    with pytest.raises(
+        CircuitOpen, match=r"ada opened it \(its model is down\); `waooaw breakers close"
+    ) as raised:
         app.breakers.admit(agent, "request", 5.0)
     assert math.isinf(raised.value.retry_after)
     fail(app, 3)
     app.breakers.end_probe(agent, "request", True)
     assert state(app) == "open"
     [breaker] = [each for each in app.breakers.states() if each.agent == agent]
-    assert (breaker.by, breaker.reason, breaker.until, breaker.retry_at) == ("ada", "its model is down", None, None)
+    assert (breaker.by, breaker.reason, breaker.until, breaker.retry_at) == (
+        "ada",
+        "its model is down",
+        None,
+        None,
+    )
     assert operator.breakers.close_by_hand(agent)
     until(lambda: not is_refused(app), "the closed breaker")
     assert not operator.breakers.close_by_hand(agent)
@@ -224,7 +235,9 @@ def test_it_is_opened_by_hand_for_a_time(make: Callable[[], AgentApp]) -> None:
     assert is_refused(app)
 
 
-def test_the_failures_of_a_window_are_forgotten_with_it(make: Callable[[], AgentApp], settings: dict[str, Any]) -> None:
+def test_the_failures_of_a_window_are_forgotten_with_it(
+    make: Callable[[], AgentApp], settings: dict[str, Any]
+) -> None:
     """Two failures, and one after the window, leave it closed."""
     settings["waooaw_breaker_window"] = 0.5
     app = make()
@@ -235,7 +248,9 @@ def test_the_failures_of_a_window_are_forgotten_with_it(make: Callable[[], Agent
     assert state(app) == "closed"
 
 
-def test_a_closed_breaker_costs_no_round_trip(make: Callable[[], AgentApp], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_closed_breaker_costs_no_round_trip(
+    make: Callable[[], AgentApp], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A thousand answered requests read the store once."""
     app = make()
     monkeypatch.setattr(cached_read, "CACHE_SECONDS", 60.0)
