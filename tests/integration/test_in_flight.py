@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from support import PROBE_FOLDER, Broker, until
 
-from waooaw_celery import AgentApp, RequestResponseHandler, aio
+from waooaw_celery import RequestResponseHandler, aio
 from waooaw_celery.agents import TooManyInFlight
 from waooaw_celery.ledger.database import upgrade as schema
 from waooaw_celery.ledger.database.engine import Database, database_url
@@ -198,9 +198,8 @@ def test_requests_that_end_otherwise_free_their_places(broker: Broker) -> None:
 
     asyncio.run(cancel())
     until(lambda: app.in_flight.counts().get(Pair("tests", agent)) is None, "the cancelled coroutine")
-    with requests.stream(agent, "work", timeout=30):
-        with pytest.raises(TooManyInFlight):
-            requests.request(agent, "work", timeout=30)
+    with requests.stream(agent, "work", timeout=30), pytest.raises(TooManyInFlight):
+        requests.request(agent, "work", timeout=30)
     with pytest.raises(Exception, match="is a set"):
         requests.request(agent, "work", {"value": {1}}, timeout=30)
     assert not requests.send_request(agent, "work", timeout=0.1).ok

@@ -36,6 +36,7 @@ class BreakerExchange:
             self._exchange, {}, "the circuit breakers of agents", "waooaw-breakers"
         )
         self._unsent = UnsentCounts(self._limits.part_seconds)
+        self._is_reporting = False
         self._begin_anew()
 
     def records(self) -> Mapping[str, BreakerRecord]:
