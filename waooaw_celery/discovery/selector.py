@@ -14,9 +14,6 @@ from waooaw_celery.discovery.policies import COMPARING, Chooser, Policy
 from waooaw_celery.discovery.snapshot import Candidates
 from waooaw_celery.errors import ConfigurationError, InvalidMessage, NoAgentAvailable
 
-#: Candidates that are remembered without those whose circuit breakers are open.
-MAX_NARROWED = 1000
-
 
 class Choice(NamedTuple):
     """The agent that gets a message.
@@ -58,8 +55,6 @@ class Selector:
         refusing: Callable[[], Mapping[str, str]] = lambda: MappingProxyType({}),
     ) -> None:
         self._cache, self._refusing = cache, refusing
-        #: Candidates without those whose circuit breakers are open: policies count turns for such objects.
-        self._narrowed: dict[int, tuple[Candidates, frozenset[str], Candidates]] = {}
         try:
             self.default_policy = Policy.of(default_policy)
         except InvalidMessage as error:
@@ -95,39 +90,25 @@ class Selector:
         """
         address = CapabilityAddress.of(to)
         policy = self.default_policy if address.policy is None else _policy(address.policy)
-        candidates = self._cache.snapshot().candidates(address, handler, method)
-        if without:
-            candidates = _without(candidates, without)
+        snapshot = self._cache.snapshot()
+        candidates = _without(snapshot.candidates(address, handler, method), without)
         if not candidates.names:
             # A worker may have started a moment ago: the store knows.
-            candidates = _without(self._cache.refresh().candidates(address, handler, method), without)
+            snapshot = self._cache.refresh()
+            candidates = _without(snapshot.candidates(address, handler, method), without)
         if not candidates.names:
             raise NoAgentAvailable(str(address), dict(candidates.refused))
         if breaker and (refusing := self._refusing()):
-            narrowed = self._narrow(candidates, refusing)
-            if not narrowed.names and is_request:
-                raise NoAgentAvailable(str(address), dict(narrowed.refused))
-            candidates = narrowed if narrowed.names else candidates
+            closed = _without(snapshot.candidates(address, handler, method, refusing), without)
+            if not closed.names and is_request:
+                raise NoAgentAvailable(str(address), dict(closed.refused))
+            candidates = closed if closed.names else candidates
         if policy in COMPARING and len(candidates.names) > 1:
             self._cache.need_loads(candidates.names)
         agent = self.chooser.choose(policy, candidates, (address, handler, method), address.key)
         if not is_request:
             self._cache.sent[agent] += 1
         return Choice(agent, candidates.capabilities[agent], address, policy)
-
-    def _narrow(self, candidates: Candidates, refusing: Mapping[str, str]) -> Candidates:
-        """Return candidates without some agents: the same object as for the last call that left out the same."""
-        left_out = frozenset(refusing).intersection(candidates.names)
-        if not left_out:
-            return candidates
-        known = self._narrowed.get(id(candidates))
-        if known is not None and known[0] is candidates and known[1] == left_out:
-            return known[2]
-        if len(self._narrowed) >= MAX_NARROWED:
-            self._narrowed.clear()
-        narrowed = _without(candidates, refusing)
-        self._narrowed[id(candidates)] = candidates, left_out, narrowed
-        return narrowed
 
 
 @lru_cache(maxsize=64)

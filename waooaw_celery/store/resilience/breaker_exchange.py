@@ -55,7 +55,7 @@ class BreakerExchange:
             failed: whether it failed.
         """
         self._unsent.add(agent, failed=failed)
-        if failed:
+        if failed and self._may_report():
             _run(self._report)
 
     def take_probe(self, agent: str, request: str, lease: float, known: BreakerRecord) -> Stored:
@@ -116,13 +116,17 @@ class BreakerExchange:
         self._offset = now - time.monotonic()
         return records
 
-    def _report(self) -> None:
-        """Report the failures that were counted; one thread of the process does it for all."""
+    def _may_report(self) -> bool:
+        """Return whether the caller reports now. A thread that does so already reports what is counted later too."""
         self._check_process()
         with self._lock:
-            if self._is_reporting or self._known.is_away:  # the next read reports them when the store is back
-                return
+            if self._is_reporting or self._known.is_away:  # the next read reports it when the store is back
+                return False
             self._is_reporting = True
+            return True
+
+    def _report(self) -> None:
+        """Report the failures that were counted, until there are no more."""
         try:
             while True:
                 with self._lock:
@@ -133,11 +137,12 @@ class BreakerExchange:
                 for agent in agents:
                     if (stored := self._send(agent)) is not None:
                         self._note(agent, stored)
-        except BaseException as error:
+        except StoreUnavailable as error:
             self._is_reporting = False
-            if not isinstance(error, StoreUnavailable):
-                raise
             self._known.note_failure(error)
+        except BaseException:
+            self._is_reporting = False
+            raise
 
     def _send(self, agent: str) -> Stored | None:
         """Report what this process has counted for an agent, if there is something."""
@@ -159,9 +164,11 @@ class BreakerExchange:
 
     def _note(self, agent: str, stored: Stored) -> None:
         self._offset = stored.now - time.monotonic()
-        others = {name: record for name, record in self._known.last.items() if name != agent}
         own = {} if stored.record is None else {agent: stored.record}
-        self._known.replace({**others, **own})
+        self._check_process()
+        with self._lock:
+            others = {name: record for name, record in self._known.last.items() if name != agent}
+            self._known.replace({**others, **own})
 
     def _check_process(self) -> None:
         if self._pid != os.getpid():
