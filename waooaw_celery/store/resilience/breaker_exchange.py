@@ -117,7 +117,7 @@ class BreakerExchange:
         return records
 
     def _may_report(self) -> bool:
-        """Return whether the caller reports now. A thread that does so already reports what is counted later too."""
+        """Return whether the caller reports now. Who does so already reports what is counted later too."""
         self._check_process()
         with self._lock:
             if self._is_reporting or self._known.is_away:  # the next read reports it when the store is back
