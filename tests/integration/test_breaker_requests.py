@@ -329,6 +329,8 @@ def test_routing_skips_agents_whose_breaker_is_open(make: Callable[..., AgentApp
     app.breakers.open_by_hand(pair[0], by="ada")
     assert {shorten(app, to, timeout=20) for _ in range(6)} == {pair[1]}
     assert pair[0] in {shorten(app, to, timeout=20, breaker=False) for _ in range(2)}
+    sent = [MessageBus(app).send_to("tests", to, {"file": "/dev/null"}) for _ in range(4)]
+    assert {receipt.to_agent for receipt in sent} == {pair[1]}
     app.breakers.open_by_hand(pair[1], by="ada")
     with pytest.raises(NoAgentAvailable) as raised:
         shorten(app, to, timeout=20)
