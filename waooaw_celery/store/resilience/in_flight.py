@@ -21,6 +21,8 @@ logger = get_logger(__name__)
 
 #: Seconds after which an entry that is not renewed no longer counts, and seconds between two renewals.
 LEASE_SECONDS, RENEW_SECONDS = 15.0, 4.0
+#: Seconds for which ended requests are collected before the store is told of them together.
+COLLECT_SECONDS = 0.005
 #: Seconds for which a store that did not answer is not asked again.
 FAILURE_SECONDS = 5.0
 #: What the error suggests as long as no request to the agent has ended, and the least, in seconds.
@@ -77,7 +79,7 @@ class InFlight(ABC):
         self._ended: dict[Pair, list[str]] = {}
         self._seconds: dict[str, float] = {}
         self._thread: threading.Thread | None = None
-        self._is_closed = False
+        self._closed = threading.Event()
 
     def enter(self, caller: str, target: str, request: str) -> Place | None:
         """Take a place for a request, which costs one round trip if the agent has a limit, and else nothing.
@@ -154,7 +156,7 @@ class InFlight(ABC):
 
     def close(self) -> None:
         """Free the places of requests that have ended, and close the connections of this process."""
-        self._is_closed = True
+        self._closed.set()
         self._woken.set()
         thread = self._thread
         if thread is not None and thread.is_alive() and thread is not threading.current_thread():
@@ -170,13 +172,14 @@ class InFlight(ABC):
         """Renew the leases of open requests, and free the places of others, as long as there are any."""
         renew_at = time.monotonic() + RENEW_SECONDS
         while True:
-            self._woken.wait(max(renew_at - time.monotonic(), 0.0))
+            if self._woken.wait(max(renew_at - time.monotonic(), 0.0)):
+                self._closed.wait(COLLECT_SECONDS)
             self._woken.clear()
             with self._lock:
                 ended, self._ended = self._ended, {}
                 is_due = time.monotonic() >= renew_at
                 renewed = {pair: sorted(requests) for pair, requests in self._open.items()} if is_due else {}
-                if not (ended or self._open) or (self._is_closed and not ended):
+                if not (ended or self._open) or (self._closed.is_set() and not ended):
                     self._thread = None
                     return
             if is_due:
