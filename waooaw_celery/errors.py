@@ -30,6 +30,8 @@
     * NotScalable               the pool of a worker cannot be given another size
     * RateLimitExceeded         the sender has reached its rate limit
     * SenderPaused              an operator has paused the sender
+    * CircuitOpen               the circuit breaker of the requested agent is open
+    * TooManyInFlight           the caller has too many open requests to the agent
     * HandlerExited             a handler called sys.exit() or ran out of memory
     * DeadlineExceeded          a handler was stopped, because the caller of its request no longer waits
     * RequeueLimitExceeded      a handler requeued a message too often
@@ -339,6 +341,59 @@ class SenderPaused(WaooawError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return SenderPaused, (self.agent, self.by, self.since, self.reason), self.__dict__
+
+
+class CircuitOpen(WaooawError):
+    """The circuit breaker of the requested agent is open; nothing was sent.
+
+    Attributes:
+        agent: the requested agent.
+        retry_after: seconds until a request may be let through again; infinite if an operator has opened the
+            breaker without an end.
+        by: who opened it by hand; None: the failures of earlier requests have.
+        reason: why it was opened by hand, or None.
+    """
+
+    def __init__(self, agent: str, retry_after: float, by: str | None = None, reason: str | None = None) -> None:
+        because = f" ({reason})" if reason else ""
+        why = f"{by} opened it{because}" if by is not None else "too many of the last requests to it have failed"
+        when = (
+            f"`waooaw breakers close {agent}` closes it"
+            if math.isinf(retry_after)
+            else f"ask again in {retry_after:.1f} s"
+        )
+        super().__init__(f"nothing was sent: the circuit breaker of {agent!r} is open, because {why}; {when}")
+        self.agent = agent
+        self.retry_after = retry_after
+        self.by = by
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return CircuitOpen, (self.agent, self.retry_after, self.by, self.reason), self.__dict__
+
+
+class TooManyInFlight(WaooawError):
+    """The caller has as many open requests to an agent as ``waooaw_max_in_flight`` allows; nothing was sent.
+
+    Attributes:
+        agent: the requested agent.
+        caller: the agent that requests it.
+        limit: how many requests of this caller to it may be open at once.
+        retry_after: seconds after which one of them has probably ended, from how long the last ones took.
+    """
+
+    def __init__(self, agent: str, caller: str, limit: int, retry_after: float) -> None:
+        super().__init__(
+            f"nothing was sent: {caller!r} has {limit} open requests to {agent!r}, as many as "
+            f"waooaw_max_in_flight allows; try again in {retry_after:.2f} s"
+        )
+        self.agent = agent
+        self.caller = caller
+        self.limit = limit
+        self.retry_after = retry_after
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return TooManyInFlight, (self.agent, self.caller, self.limit, self.retry_after), self.__dict__
 
 
 class HandlerExited(WaooawError):

@@ -31,6 +31,8 @@ _OTHER_VARIABLES = ("WAOOAW_APP", "WAOOAW_TEST_")
 _SECRETS = frozenset({"encryption_keys", "redis_url", "database_url"})
 #: Kubernetes sets such variables for every service, and a service may be called waooaw-something.
 _KUBERNETES = re.compile(r"_(SERVICE_HOST|SERVICE_PORT|PORT)(_|$)")
+#: The path of a function: a module, a colon or a point, and a name.
+_FUNCTION_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*[:.][^\W\d]\w*")
 
 
 class AuditMode(StrEnum):
@@ -163,6 +165,28 @@ def _weights(value: object) -> dict[str, float]:
     raise ValueError("it must be a mapping of agent names to numbers from 0.01 to 1000")
 
 
+def _limits_in_flight(value: object) -> dict[str, int]:
+    """Read a mapping of agents, or ``*``, to whole numbers from 1, or ``a=5, *=10`` from the environment."""
+    if isinstance(value, str):
+        value = dict(name.partition("=")[::2] for name in _names(value))
+    if isinstance(value, Mapping):
+        limits = {}
+        for name, limit in value.items():
+            try:
+                limits[name if name == "*" else _agent_name(name)] = _whole(limit)
+            except ValueError as error:
+                raise ValueError(f"the limit of {name!r:.80} is {limit!r:.80}: {error}") from error
+        return limits
+    raise ValueError("it must be a mapping of agents, or '*' for every other one, to numbers")
+
+
+def _function(value: object) -> object:
+    """Read a function, or the path of one, such as ``my_agents.rules:is_failure``."""
+    if callable(value) or (isinstance(value, str) and _FUNCTION_PATH.fullmatch(value)):
+        return value
+    raise ValueError("it must be a function, or the path of one, such as my_agents.rules:is_failure")
+
+
 def _crontab(value: object) -> str:
     if len(_text(value).split()) == 5:
         return _text(value)
@@ -281,6 +305,19 @@ class WaooawSettings:
     #: Retries of requests that a worker process may make for each request that it handles, and a hundred more in
     #: ten seconds; None: as many as the retry policies of its handlers allow.
     retry_budget: ShareOrUnlimited = 0.2
+    #: Failed requests to an agent, within ``breaker_window``, that open its circuit breaker, if at least half of
+    #: the requests failed; 0: there are no circuit breakers of agents.
+    breaker_failures: CountOrZero = 10
+    #: Seconds for which a circuit breaker counts requests.
+    breaker_window: Seconds = 30.0
+    #: Seconds for which a circuit breaker is open before one request is let through as a probe.
+    breaker_open_seconds: Seconds = 10.0
+    #: Function that returns whether an error of a request counts as a failure of its agent, or its path; None: see
+    #: ``store/resilience/failures.py``.
+    breaker_is_failure: Annotated[Any, _or_none(_function)] = None
+    #: How many requests of one agent to another may be open at once, by the requested agent; ``*`` stands for
+    #: every other one. ``worker-1=5, *=20`` in the environment.
+    max_in_flight: Annotated[dict[str, int], _limits_in_flight] = field(default_factory=dict)
     #: How often a handler may give a message back with ``Reject(requeue=True)``; the next time, the message fails.
     requeue_limit: CountOrZero = 8
     #: Limit of each agent, such as ``10/second; 100/hour burst 20``; ``unlimited``: only agents with a quota of

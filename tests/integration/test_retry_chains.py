@@ -174,3 +174,33 @@ def test_a_process_retries_no_more_requests_than_its_budget(app: AgentApp, broke
     assert all(isinstance(error, RemoteError) and error.retried_out for error in errors)
     # A computer that needs more than ten seconds tries a hundred more.
     assert 350 <= len(marks.read_text().split()) <= 450
+
+
+def test_a_spent_budget_holds_for_a_chain_of_four_agents(
+    app: AgentApp, broker: Broker, agents: list[str], marks: Path, tmp_path: Path
+) -> None:
+    """The last agent has spent its budget: its error is retried out at once, and nobody above tries again."""
+    name, spent = broker.name(), tmp_path / "spent"
+    process = broker.start(name, app, "-P", "threads", "-c", "20", module="chain_probe", waooaw_retry_budget=0)
+    chain = [*agents[:3], name]
+
+    async def spend() -> None:
+        requests = aio.RequestResponseHandler(app)
+        calls = [requests.send_request(name, "flop", {"marks": str(spent)}, timeout=60) for _ in range(120)]
+        await asyncio.gather(*calls)
+
+    try:
+        for _ in range(3):  # a computer that needs more than ten seconds for it has a new budget
+            asyncio.run(spend())
+            marks.unlink(missing_ok=True)
+            params = {"then": chain[1:], "marks": str(marks)}
+            with pytest.raises(RemoteError) as raised:
+                Requests(app).request(chain[0], "plain", params, timeout=60)
+            assert raised.value.retried_out
+            counts = attempts(marks, chain)
+            assert counts[:3] == [1, 1, 1]
+            if counts[3] == 1:
+                break
+        assert counts[3] == 1
+    finally:
+        end_all([process])

@@ -117,6 +117,17 @@ def test_a_busy_agent_is_a_candidate_only_beside_busy_ones() -> None:
     assert refusal(busy) == {}
 
 
+def test_a_busy_agent_is_a_candidate_beside_free_ones_that_refuse() -> None:
+    """Their circuit breakers are open. The candidates are remembered for each set of such agents."""
+    found = [info("busy", (facts(running=2), profile(max_in_flight=2))), info("free", (facts(), profile()))]
+    snapshot, address = Snapshot({each.name: each for each in found}, 0.0), CapabilityAddress.of("capability:sum")
+    refusing = {"free": "its circuit breaker is open", "another": "the same"}
+    candidates = snapshot.candidates(address, None, None, refusing)
+    assert (candidates.names, candidates.refused) == (("busy",), {"free": "its circuit breaker is open"})
+    assert snapshot.candidates(address, None, None, dict(refusing)) is candidates
+    assert snapshot.candidates(address, None).names == ("free",)
+
+
 def test_reasons_name_what_does_not_fit() -> None:
     """Version, tags, method and handler."""
     found = info("a", (facts(), profile(tags=["eu"])))

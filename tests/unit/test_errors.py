@@ -16,6 +16,7 @@ classes = [
 ]
 #: Their sentences are made from their parts.
 _BUILT = (
+    errors.CircuitOpen,
     errors.NoAgentAvailable,
     errors.RemoteError,
     errors.RateLimitExceeded,
@@ -23,6 +24,7 @@ _BUILT = (
     errors.SenderPaused,
     errors.StepFailed,
     errors.StepTimeout,
+    errors.TooManyInFlight,
     errors.WorkflowFailed,
 )
 
@@ -58,3 +60,17 @@ def test_a_remote_error_survives_pickling() -> None:
     """A RemoteError that passes through a process pool keeps its attributes."""
     error = pickle.loads(pickle.dumps(errors.RemoteError("b", "ValueError", "no", "tb")))  # noqa: S301
     assert (error.agent, error.type, error.message, error.traceback) == ("b", "ValueError", "no", "tb")
+
+
+@pytest.mark.parametrize(
+    ("error", "attributes"),
+    [
+        (errors.CircuitOpen("writer", 2.5, "ada", "down"), ("agent", "retry_after", "by", "reason")),
+        (errors.TooManyInFlight("writer", "boss", 3, 0.25), ("agent", "caller", "limit", "retry_after")),
+    ],
+)
+def test_refused_requests_survive_pickling(error: errors.WaooawError, attributes: tuple[str, ...]) -> None:
+    """They pass through a process pool with their attributes and their text."""
+    copy = pickle.loads(pickle.dumps(error))  # noqa: S301 - it was made here
+    assert [getattr(copy, name) for name in attributes] == [getattr(error, name) for name in attributes]
+    assert str(copy) == str(error)

@@ -78,6 +78,19 @@ def test_other_variables_are_not_settings() -> None:
         ({}, {"WAOOAW_REQUEST_TIMEOUT": "-1"}, "WAOOAW_REQUEST_TIMEOUT is '-1': it must be greater than 0"),
         ({"waooaw_agents": ["ok", "Not Ok"]}, {}, "waooaw_agents is .*: .*1 to 63 characters"),
         ({"waooaw_sender": "celery"}, {}, "waooaw_sender is 'celery': .*reserved"),
+        ({"waooaw_breaker_failures": -1}, {}, "waooaw_breaker_failures is -1: it must be at least 0"),
+        ({}, {"WAOOAW_BREAKER_WINDOW": "0"}, "WAOOAW_BREAKER_WINDOW is '0': it must be greater than 0"),
+        ({"waooaw_breaker_open_seconds": "x"}, {}, "waooaw_breaker_open_seconds is 'x': it must be a number"),
+        (
+            {"waooaw_breaker_is_failure": "no path"},
+            {},
+            "waooaw_breaker_is_failure is .*: it must be a function, or",
+        ),
+        ({"waooaw_max_in_flight": {"a": 0}}, {}, "waooaw_max_in_flight .*: the limit of 'a' is 0: .*at least 1"),
+        ({"waooaw_max_in_flight": {"a": 1.5}}, {}, "the limit of 'a' is 1.5: it must be a whole number"),
+        ({"waooaw_max_in_flight": {"Not Ok": 1}}, {}, "the limit of 'Not Ok' is 1: .*1 to 63 characters"),
+        ({"waooaw_max_in_flight": 5}, {}, "waooaw_max_in_flight is 5: it must be a mapping of agents"),
+        ({}, {"WAOOAW_MAX_IN_FLIGHT": "a=many"}, "the limit of 'a' is 'many': it must be a number"),
     ],
 )
 def test_a_wrong_setting_is_refused(conf: dict[str, Any], environ: dict[str, str], error: str) -> None:
@@ -219,3 +232,9 @@ def test_kombus_own_encoding_accepts_none_and_auto() -> None:
         producer = app.amqp.Producer(None)
         for word in ("none", "auto", None):
             assert producer._prepare("x", "json", None, None, word, {})[0] == '"x"'
+
+
+def test_limits_of_open_requests_are_read_from_text() -> None:
+    """``*`` stands for every agent that is not named."""
+    settings = WaooawSettings.read({}, environ={"WAOOAW_MAX_IN_FLIGHT": "writer=5, *=20"})
+    assert settings.max_in_flight == {"writer": 5, "*": 20}

@@ -100,6 +100,8 @@ class AgentOperations(Generic[AnyStream]):
         timeout: float | None = None,
         priority: Priority = Priority.NORMAL,
         retry: Retry = None,
+        alternatives: int = 0,
+        breaker: bool = True,
     ) -> RequestSteps[JSON]:
         """Request a method of another agent and return its result.
 
@@ -109,7 +111,15 @@ class AgentOperations(Generic[AnyStream]):
             RequestError: no result arrived; its classes say why. The rest as RequestResponseHandler.request.
         """
         return self._requests.request(
-            to_agent, method, params, from_agent=self._name, timeout=timeout, priority=priority, retry=retry
+            to_agent,
+            method,
+            params,
+            from_agent=self._name,
+            timeout=timeout,
+            priority=priority,
+            retry=retry,
+            alternatives=alternatives,
+            breaker=breaker,
         )
 
     def request_later(
@@ -121,6 +131,7 @@ class AgentOperations(Generic[AnyStream]):
         on_reply: Task[Any, Any] | str,
         timeout: float | None = None,
         priority: Priority = Priority.NORMAL,
+        breaker: bool = True,
     ) -> DeliveryReceipt:
         """Request a method of another agent; the Response goes to a handler registered with ``reply``.
 
@@ -135,6 +146,7 @@ class AgentOperations(Generic[AnyStream]):
             from_agent=self._name,
             timeout=timeout,
             priority=priority,
+            breaker=breaker,
         )
 
     def stream(
@@ -145,6 +157,7 @@ class AgentOperations(Generic[AnyStream]):
         *,
         timeout: float | None = None,
         priority: Priority = Priority.NORMAL,
+        breaker: bool = True,
     ) -> AnyStream:
         """Request a method of another agent and return its answer in parts.
 
@@ -152,5 +165,11 @@ class AgentOperations(Generic[AnyStream]):
             As RequestResponseHandler.stream.
         """
         return self._requests.stream(
-            to_agent, method, params, from_agent=self._name, timeout=timeout, priority=priority
+            to_agent,
+            method,
+            params,
+            from_agent=self._name,
+            timeout=timeout,
+            priority=priority,
+            breaker=breaker,
         )

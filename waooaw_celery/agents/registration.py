@@ -19,6 +19,7 @@ from waooaw_celery.messages.message import Message
 from waooaw_celery.messages.queues import EVENT_HANDLERS, HandlerName
 from waooaw_celery.messages.validation import JSON
 from waooaw_celery.messages.wording import with_article
+from waooaw_celery.store.resilience.failures import works
 from waooaw_celery.worker.batches.batch_policy import take_batch_policy
 from waooaw_celery.worker.batches.task import BatchTask
 from waooaw_celery.worker.execution.completion import as_plain_function
@@ -260,6 +261,8 @@ def reply_task(function: Callable[..., Any], bind: bool) -> Callable[..., Any]:
         app: Any = task.app
         now = app.reference_clock.now()
         response = response_of_reply(task.message.from_agent, reply, now)
+        has_worked = works(response.error, app.components.is_target_failure)
+        app.breakers.note_reply(response.agent, response.message_id, has_worked)
         return task.complete(function(task, response) if bind else function(response))
 
     return _described(run, function)

@@ -46,6 +46,8 @@ from waooaw_celery.results.collector import ResultCollector
 from waooaw_celery.settings import RedisTransport, WaooawSettings
 from waooaw_celery.store.agents.registry import AgentRegistry
 from waooaw_celery.store.reference_clock import ReferenceClock
+from waooaw_celery.store.resilience.breakers import Breakers
+from waooaw_celery.store.resilience.in_flight import InFlight
 from waooaw_celery.store.restrictions import Restrictions
 from waooaw_celery.store.subscriptions import Subscription, Subscriptions
 from waooaw_celery.wire.caps import Caps
@@ -111,6 +113,8 @@ class AgentApp(Celery):
     contracts: Part[KnownContracts] = Part()
     subscriptions: Part[Subscriptions] = Part()
     restrictions: Part[Restrictions] = Part()
+    breakers: Part[Breakers] = Part()
+    in_flight: Part[InFlight] = Part()
     receipts: Part[ReceiptStore] = Part()
     reference_clock: Part[ReferenceClock] = Part()
     database: Part[Database] = Part()

@@ -37,6 +37,12 @@ from waooaw_celery.store.connection import Client, connect, is_redis, store_url
 from waooaw_celery.store.keys import key_prefix
 from waooaw_celery.store.receipts import RedisReceipts
 from waooaw_celery.store.reference_clock import ReferenceClock
+from waooaw_celery.store.resilience.breaker_rules import BreakerLimits
+from waooaw_celery.store.resilience.breakers import Breakers
+from waooaw_celery.store.resilience.failures import failure_rule
+from waooaw_celery.store.resilience.in_flight import InFlight
+from waooaw_celery.store.resilience.redis_breaker_store import RedisBreakerStore
+from waooaw_celery.store.resilience.redis_in_flight import RedisInFlight
 from waooaw_celery.store.restrictions import RedisRestrictions, Restrictions
 from waooaw_celery.store.subscriptions import RedisSubscriptions, Subscriptions
 from waooaw_celery.wire.packer import Packer
@@ -217,7 +223,7 @@ class Components:
     @cached_property
     def selector(self) -> Selector:
         """Chooses the agent that gets a message to a capability."""
-        return Selector(self.directory, self.settings.routing_policy)
+        return Selector(self.directory, self.settings.routing_policy, lambda: self.breakers.refusing())
 
     @cached_property
     def contracts(self) -> KnownContracts:
@@ -245,6 +251,36 @@ class Components:
 
             return LedgerRestrictions(self.database)
         return RedisRestrictions(self._connect(), key_prefix(self._app.conf))
+
+    @cached_property
+    def breakers(self) -> Breakers:
+        """The circuit breakers of agents: whether requests to them are let through."""
+        settings = self.settings
+        limits = BreakerLimits(settings.breaker_failures, settings.breaker_window, settings.breaker_open_seconds)
+        if self.has_ledger:
+            from waooaw_celery.ledger.resilience.breaker_store import LedgerBreakerStore
+
+            return Breakers(LedgerBreakerStore(self.database, limits))
+        return Breakers(RedisBreakerStore(self._connect(), limits, key_prefix(self._app.conf)))
+
+    @cached_property
+    def is_target_failure(self) -> Callable[[BaseException], bool]:
+        """Tells whether an error of a request counts as a failure of its agent.
+
+        Raises:
+            ConfigurationError: the setting ``waooaw_breaker_is_failure`` names no function.
+        """
+        return failure_rule(self.settings.breaker_is_failure)
+
+    @cached_property
+    def in_flight(self) -> InFlight:
+        """The open requests of agents to those that have a limit: in Redis, or in the ledger if there is none."""
+        limits = self.settings.max_in_flight
+        if self.has_ledger and not self.has_redis:
+            from waooaw_celery.ledger.resilience.in_flight import LedgerInFlight
+
+            return LedgerInFlight(self.database, limits)
+        return RedisInFlight(self._connect(), limits, key_prefix(self._app.conf))
 
     @cached_property
     def receipts(self) -> ReceiptStore:
@@ -361,7 +397,7 @@ class Components:
         """
         had_ledger = "ledger" in self.__dict__
         _ = self.settings, self.driver, self.receipts, self.admission_control, self.packer
-        _ = self.selector.default_policy
+        _ = self.selector.default_policy, self.is_target_failure
         if self.has_ledger:
             from waooaw_celery.ledger.database.version import check_version
 
@@ -391,6 +427,8 @@ class Components:
             "registry",
             "subscriptions",
             "restrictions",
+            "breakers",
+            "in_flight",
             "receipts",
             "limiter",
             "ledger",

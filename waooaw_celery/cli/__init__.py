@@ -15,6 +15,9 @@ waooaw.lazy_commands.update(
         "agents": LazyCommand(
             "waooaw_celery.cli.agents.overview", "List the known agents and what waits for each."
         ),
+        "breakers": LazyCommand(
+            "waooaw_celery.cli.agents.breakers", "List, open and close the circuit breakers of agents."
+        ),
         "broadcast": LazyCommand("waooaw_celery.cli.messages", "Send one message to each of several agents."),
         "cancel": LazyCommand("waooaw_celery.cli.messages", "Cancel a message or request."),
         "contracts": LazyCommand(

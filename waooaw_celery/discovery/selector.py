@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from types import MappingProxyType
 from typing import NamedTuple
@@ -42,13 +42,19 @@ class Selector:
     Args:
         cache: the known agents.
         default_policy: the policy of an address that names none.
+        refusing: returns the agents whose circuit breakers are open, each with the reason.
 
     Raises:
         ConfigurationError: there is no such policy.
     """
 
-    def __init__(self, cache: DirectoryCache, default_policy: str) -> None:
-        self._cache = cache
+    def __init__(
+        self,
+        cache: DirectoryCache,
+        default_policy: str,
+        refusing: Callable[[], Mapping[str, str]] = lambda: MappingProxyType({}),
+    ) -> None:
+        self._cache, self._refusing = cache, refusing
         try:
             self.default_policy = Policy.of(default_policy)
         except InvalidMessage as error:
@@ -63,6 +69,7 @@ class Selector:
         method: str | None = None,
         without: Mapping[str, str] = MappingProxyType({}),
         is_request: bool = False,
+        breaker: bool = True,
     ) -> Choice:
         """Return the agent that gets a message.
 
@@ -71,7 +78,10 @@ class Selector:
             handler: the handler that takes the message, such as ``command``; None: the capability's method.
             method: the method that is requested; None: whichever the capability is.
             without: agents that are not to be chosen, and why.
-            is_request: whether the caller notes when it has the answer: see ``DirectoryCache.begin_request``.
+            is_request: whether the caller notes when it has the answer: see ``DirectoryCache.begin_request``. A
+                request goes to no agent whose circuit breaker is open. A message, which waits in a queue, goes
+                there if there is no other.
+            breaker: whether agents whose circuit breakers are open are avoided.
 
         Raises:
             NoAgentAvailable: no agent may get it; the error says who was considered, and why not.
@@ -80,14 +90,19 @@ class Selector:
         """
         address = CapabilityAddress.of(to)
         policy = self.default_policy if address.policy is None else _policy(address.policy)
-        candidates = self._cache.snapshot().candidates(address, handler, method)
-        if without:
-            candidates = _without(candidates, without)
+        snapshot = self._cache.snapshot()
+        candidates = _without(snapshot.candidates(address, handler, method), without)
         if not candidates.names:
             # A worker may have started a moment ago: the store knows.
-            candidates = _without(self._cache.refresh().candidates(address, handler, method), without)
+            snapshot = self._cache.refresh()
+            candidates = _without(snapshot.candidates(address, handler, method), without)
         if not candidates.names:
             raise NoAgentAvailable(str(address), dict(candidates.refused))
+        if breaker and (refusing := self._refusing()):
+            closed = _without(snapshot.candidates(address, handler, method, refusing), without)
+            if not closed.names and is_request:
+                raise NoAgentAvailable(str(address), dict(closed.refused))
+            candidates = closed if closed.names else candidates
         if policy in COMPARING and len(candidates.names) > 1:
             self._cache.need_loads(candidates.names)
         agent = self.chooser.choose(policy, candidates, (address, handler, method), address.key)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate
+from types import MappingProxyType
+from typing import Any
 
 from waooaw_celery.discovery.address import CapabilityAddress
 from waooaw_celery.discovery.agent_info import AgentInfo, AgentStatus
@@ -45,27 +47,34 @@ class Snapshot:
 
     agents: Mapping[str, AgentInfo]
     read_at: float
-    _candidates: dict[tuple[str, str | None, tuple[str, ...], str | None, str | None], Candidates] = field(
-        default_factory=dict
-    )
+    _candidates: dict[tuple[Any, ...], Candidates] = field(default_factory=dict)
 
-    def candidates(self, address: CapabilityAddress, handler: str | None, method: str | None = None) -> Candidates:
+    def candidates(
+        self,
+        address: CapabilityAddress,
+        handler: str | None,
+        method: str | None = None,
+        refusing: Mapping[str, str] = MappingProxyType({}),
+    ) -> Candidates:
         """Return the agents that may get a message.
 
         Args:
             address: the capability.
             handler: the handler that takes the message, such as ``command``; None: the capability's method.
             method: the method that is requested; None: whichever the capability is.
+            refusing: agents that let no request through now, each with the reason.
         """
-        key = address.name, address.version, address.tags, handler, method
+        key = address.name, address.version, address.tags, handler, method, frozenset(refusing)
         found = self._candidates.get(key)
         if found is None:
             if len(self._candidates) >= MAX_REMEMBERED:
                 self._candidates.clear()
-            found = self._candidates[key] = self._select(address, handler, method)
+            found = self._candidates[key] = self._select(address, handler, method, refusing)
         return found
 
-    def _select(self, address: CapabilityAddress, handler: str | None, method: str | None) -> Candidates:
+    def _select(
+        self, address: CapabilityAddress, handler: str | None, method: str | None, refusing: Mapping[str, str]
+    ) -> Candidates:
         accepted: dict[str, tuple[AgentInfo, Capability]] = {}
         refused: dict[str, str] = {}
         for name, info in sorted(self.agents.items()):
@@ -75,6 +84,8 @@ class Snapshot:
             found = _refusal(info, named, address, handler, method)
             if isinstance(found, str):
                 refused[name] = found
+            elif name in refusing:
+                refused[name] = refusing[name]
             else:
                 accepted[name] = info, found
         free = [name for name, (info, _) in accepted.items() if info.status is not AgentStatus.BUSY]

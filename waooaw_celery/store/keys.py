@@ -43,7 +43,7 @@ def key_prefix(conf: Mapping[str, Any]) -> str:
 
 
 class StoreKeys:
-    """The keys of agents, subscriptions, schemas, receipts, cancellations and rate limits.
+    """The keys of agents, subscriptions, schemas, receipts, cancellations, limits and circuit breakers.
 
     Those of one agent's limits have its name as their hash tag, so that Redis Cluster keeps them on one node.
 
@@ -61,6 +61,7 @@ class StoreKeys:
         removed: a hash: when each removed subscription was removed.
         schemas: a hash: the schemas by topic and version.
         versions: a hash: when each schema was first declared.
+        breakers: a hash: the circuit breakers of agents that are open or count failures, by agent.
     """
 
     def __init__(self, prefix: str = "") -> None:
@@ -75,6 +76,7 @@ class StoreKeys:
         self.removed = f"{root}subscriptions:removed"
         self.schemas = f"{root}schemas"
         self.versions = f"{root}schemas:since"
+        self.breakers = f"{root}breakers"
 
     def agent(self, name: str) -> str:
         """Return the key of what is known about an agent (a hash)."""
@@ -107,6 +109,19 @@ class StoreKeys:
     def counter(self, agent: str, scope: str) -> str:
         """Return the key of the messages that an agent has sent within a scope (a text)."""
         return f"{self._root}limit:{{{agent}}}:{scope}"
+
+    def in_flight(self, caller: str, target: str) -> str:
+        """Return the key of the open requests of one agent to another (a sorted set)."""
+        return f"{self._root}in_flight:{caller}:{target}"
+
+    def every_in_flight(self) -> str:
+        """Return a pattern that matches the keys of all open requests."""
+        return f"{_literally(self._root)}in_flight:*"
+
+    def caller_and_target(self, key: str) -> tuple[str, str]:
+        """Return the two agents whose open requests have this key."""
+        caller, _, target = key.removeprefix(f"{self._root}in_flight:").partition(":")
+        return caller, target
 
     def every_quota(self) -> str:
         """Return a pattern that matches the keys of all quotas."""

@@ -114,7 +114,7 @@ class RequestRetries:
         Args:
             error: why the last attempt has no result.
         """
-        if not isinstance(error, LASTING) and not is_retried_out(error):
+        if self._is_worth_repeating(error):
             spent = time.monotonic() - self._began
             if self._policy.may_retry(self._attempts, error, spent):
                 pause = self._policy.delay(self._attempts - 1)
@@ -130,6 +130,10 @@ class RequestRetries:
         if self._attempts > 1:
             error.add_note(f"{RETRIED_OUT}the request was sent {self._attempts} times")
         return None
+
+    def _is_worth_repeating(self, error: Exception) -> bool:
+        """Return whether another attempt may have a result, if the policy allows one."""
+        return not isinstance(error, LASTING) and not is_retried_out(error)
 
     def whole(self, response: Response) -> Response:
         """Return the last response with the seconds of all attempts."""

@@ -6,17 +6,21 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from typing import Any
+from types import MappingProxyType
+from typing import Any, TypeAlias
 
 from celery import Task
 
+from waooaw_celery.agents.requests.request_targets import RequestTargets, Targets
 from waooaw_celery.agents.requests.response import Response, outcome_of
+from waooaw_celery.agents.requests.target_guard import Permit, TargetGuard
 from waooaw_celery.app.app import AgentApp
 from waooaw_celery.broker.application import require_agent_app
-from waooaw_celery.discovery.address import CapabilityAddress, is_capability
+from waooaw_celery.discovery.address import CapabilityAddress
 from waooaw_celery.errors import (
     BackendUnavailable,
     BlockingCall,
+    CircuitOpen,
     ConfigurationError,
     InvalidMessage,
     RequestTimeout,
@@ -24,16 +28,18 @@ from waooaw_celery.errors import (
 )
 from waooaw_celery.messages.enums import MessageType, Priority
 from waooaw_celery.messages.message import Message
-from waooaw_celery.messages.queues import HandlerName, takes_message
+from waooaw_celery.messages.queues import HandlerName
 from waooaw_celery.messages.receipt import DeliveryReceipt, receipt_of
 from waooaw_celery.messages.reply_to import ReplyTo
-from waooaw_celery.messages.validation import JSON, check_agent_name, json_copy
+from waooaw_celery.messages.validation import JSON, json_copy
 from waooaw_celery.results.pending import ResultMessage
 from waooaw_celery.settings import ArgumentChecks
 from waooaw_celery.worker.current_task import current_task
 from waooaw_celery.worker.execution.event_loop import is_on_event_loop
 
 Params = Mapping[str, JSON] | None
+#: Requests, each with its method.
+Batch: TypeAlias = list[tuple[HandlerName, Message]]
 
 #: Seconds that preparing a request may take without being counted against its expiry.
 NOTICED_SECONDS = 0.01
@@ -49,6 +55,7 @@ class PendingRequest:
         answer: future of the answer, which the thread of the result collector completes.
         timeout: longest time that the caller waits, in seconds.
         began: when the caller began to wait, by the monotonic clock.
+        permit: notes how the request ends.
     """
 
     agent: str
@@ -56,6 +63,7 @@ class PendingRequest:
     answer: Future[ResultMessage]
     timeout: float
     began: float
+    permit: Permit
 
     @property
     def left(self) -> float:
@@ -72,6 +80,7 @@ class RequestSender:
 
     def __init__(self, app: AgentApp) -> None:
         self.app = require_agent_app(app, "RequestResponseHandler")
+        self._targets, self._guard = RequestTargets(app), TargetGuard(app)
 
     def send(
         self,
@@ -85,6 +94,8 @@ class RequestSender:
         stream: bool = False,
         on_chunk: Callable[[Any], None] | None = None,
         ids: Mapping[str, Any] | None = None,
+        breaker: bool = True,
+        without: Mapping[str, str] = MappingProxyType({}),
     ) -> list[PendingRequest]:
         """Send a request to each agent, without waiting for the answers.
 
@@ -98,18 +109,24 @@ class RequestSender:
             stream: whether the answer is sent in parts.
             on_chunk: called with each part, in the thread of the result collector.
             ids: ids of the message, for a request to one agent: ``message_id``, ``correlation_id``, …
+            breaker: whether the circuit breakers of the agents are asked, and told of the outcomes.
+            without: agents that are not to be chosen for a capability, and why.
 
         Raises:
-            UnknownAgent, UnknownMethod, NoAgentAvailable, CircularRequest, InvalidArguments: for one of the
-                agents; no request was sent.
+            UnknownAgent, UnknownMethod, NoAgentAvailable, CircularRequest, InvalidArguments, CircuitOpen,
+                TooManyInFlight: for one of the agents; no request was sent.
             BackendUnavailable, BrokerUnavailable, StoreUnavailable, RateLimitExceeded, InvalidMessage,
                 ConfigurationError: the requests were not sent.
         """
         began = time.monotonic()
         self._check_backend()
-        targets = self._targets(to_agents, method)
-        reply_to, limit = self._reply_to(list(targets), self.seconds(timeout), stream)
-        batch = self._messages(targets, params, from_agent, limit, priority, began, ids)
+        seconds = self.seconds(timeout)
+
+        def prepare(targets: Targets) -> tuple[ReplyTo, float, Batch]:
+            reply_to, limit = self._reply_to(list(targets), seconds, stream)
+            return reply_to, limit, self._messages(targets, params, from_agent, limit, priority, began, ids)
+
+        (reply_to, limit, batch), permits = self._admitted(to_agents, method, prepare, breaker, without)
         answers: dict[str, Future[ResultMessage]] = {}
         try:
             for _, message in batch:
@@ -119,14 +136,16 @@ class RequestSender:
                 if message.capability is not None:
                     self._count(message, answers[message.message_id], began + limit)
             self.app.publisher.publish(batch, reply_to)
-        except BaseException:
+        except BaseException as error:
+            for permit in permits:
+                permit.end(error)
             for message_id in answers:
                 self.app.result_collector.drop(message_id)
                 self.app.directory.end_request(message_id)
             raise
         return [
-            PendingRequest(message.to_agent, message.message_id, answers[message.message_id], limit, began)
-            for _, message in batch
+            PendingRequest(message.to_agent, message.message_id, answers[message.message_id], limit, began, permit)
+            for (_, message), permit in zip(batch, permits, strict=True)
         ]
 
     def send_for_reply(
@@ -139,6 +158,7 @@ class RequestSender:
         timeout: float | None,
         priority: Priority,
         on_reply: Task[Any, Any] | str,
+        breaker: bool = True,
     ) -> DeliveryReceipt:
         """Send a request that is answered with a message, and return its receipt.
 
@@ -146,18 +166,63 @@ class RequestSender:
             to_agent, method, params, from_agent, priority: as for ``send``.
             timeout: seconds until the request expires.
             on_reply: the sender's handler that gets the Response, or its name.
+            breaker: whether the circuit breaker of the agent is asked, and told of a failure to send.
 
         Raises:
             UnknownMethod: the sender has no such handler. The rest as ``send``.
         """
-        targets = self._targets([to_agent], method)
-        [(target, message)] = self._messages(targets, params, from_agent, self.seconds(timeout), priority)
-        handler = HandlerName(
-            message.from_agent, on_reply if isinstance(on_reply, str) else getattr(on_reply, "handler", "")
-        )
-        self.app.registry.check_handler(handler)
-        self.app.publisher.publish([(target, message)], ReplyTo(on_reply=str(handler)))
+        seconds = self.seconds(timeout)
+
+        def prepare(targets: Targets) -> tuple[ReplyTo, float, Batch]:
+            batch = self._messages(targets, params, from_agent, seconds, priority)
+            [(_, message)] = batch
+            handler = HandlerName(
+                message.from_agent, on_reply if isinstance(on_reply, str) else getattr(on_reply, "handler", "")
+            )
+            self.app.registry.check_handler(handler)
+            return ReplyTo(on_reply=str(handler)), seconds, batch
+
+        (reply_to, _, batch), [permit] = self._admitted([to_agent], method, prepare, breaker, waits=False)
+        try:
+            self.app.publisher.publish(batch, reply_to)
+        except BaseException as error:
+            permit.end(error)
+            raise
+        permit.hand_over()
+        [(target, message)] = batch
         return receipt_of(message, target.handler)
+
+    def _admitted(
+        self,
+        to_agents: Sequence[str | CapabilityAddress],
+        method: str | None,
+        prepare: Callable[[Targets], tuple[ReplyTo, float, Batch]],
+        breaker: bool,
+        without: Mapping[str, str] = MappingProxyType({}),
+        *,
+        waits: bool = True,
+    ) -> tuple[tuple[ReplyTo, float, Batch], list[Permit]]:
+        """Return prepared requests and their permits.
+
+        The circuit breaker of an agent that was chosen for a capability may have opened a moment ago: then another
+        agent is chosen.
+
+        Args:
+            to_agents, method, without: as for ``send``.
+            prepare: returns for the methods the reply-to, the seconds that their callers wait, and the requests.
+            breaker: whether the circuit breakers of the agents are asked, and told of the outcomes.
+            waits: whether a caller waits for the answers.
+        """
+        refused = dict(without)
+        while True:
+            targets = self._targets.of(to_agents, method, refused, breaker)
+            prepared = prepare(targets)
+            try:
+                return prepared, self._guard.admit(prepared[2], prepared[1], breaker=breaker, waits=waits)
+            except CircuitOpen as error:
+                if not any(each.agent == error.agent and capability for each, capability in targets.items()):
+                    raise
+                refused[error.agent] = "its circuit breaker is open"
 
     def _count(self, message: Message, answer: Future[ResultMessage], until: float) -> None:
         """Count a request as a load of the agent that was chosen for it, until it is answered or times out."""
@@ -185,6 +250,7 @@ class RequestSender:
             problem.__cause__ = cause
         else:
             result, problem = outcome_of(pending.agent, pending.message_id, pending.answer.result())
+        pending.permit.end(problem)
         return Response(
             agent=pending.agent,
             message_id=pending.message_id,
@@ -216,41 +282,16 @@ class RequestSender:
             )
         return replace(reply_to, deadline=until if stream else None), min(timeout, left)
 
-    def _targets(
-        self, to_agents: Sequence[str | CapabilityAddress], method: str | None
-    ) -> dict[HandlerName, str | None]:
-        """Return the methods that are requested, each with the capability that the sender named, or None."""
-        if isinstance(to_agents, str) or not to_agents:
-            raise InvalidMessage(f"to_agents must be a list of at least one agent, not {to_agents!r}")
-        targets: dict[HandlerName, str | None] = {}
-        for to in dict.fromkeys(to_agents):
-            if is_capability(to):
-                target, capability = self._chosen(to, method)
-                targets[target] = capability
-            else:
-                targets[_method(to, method)] = None
-        for target in targets:
-            self.app.registry.check_handler(target)
-        return targets
-
-    def _chosen(self, to: str | CapabilityAddress, method: str | None) -> tuple[HandlerName, str]:
-        """Return the method of the agent that is chosen for a capability, and the capability."""
-        task = current_task()
-        waiting = () if task is None else (*(task.call.waiting if task.call else ()), task.agent)
-        circular = dict.fromkeys(waiting, "it waits for the handler that sends this request")
-        choice = self.app.selector.choose(to, method=method, without=circular, is_request=True)
-        return HandlerName(choice.agent, str(choice.capability.method)), choice.recorded
-
     def _messages(
         self,
-        targets: Mapping[HandlerName, str | None],
+        targets: Targets,
         params: Params,
         from_agent: str | None,
         limit: float,
         priority: Priority,
         began: float | None = None,
         ids: Mapping[str, Any] | None = None,
-    ) -> list[tuple[HandlerName, Message]]:
+    ) -> Batch:
         """Return the request to each agent, ready to be sent.
 
         Args:
@@ -291,7 +332,7 @@ class RequestSender:
             )
             for target, capability in targets.items()
         ]
-        completed: list[tuple[HandlerName, Message]]
+        completed: Batch
         completed = self.app.message_factory.complete_all(zip(targets, messages, strict=True))
         return completed
 
@@ -326,11 +367,3 @@ def check_may_block() -> None:
             "a blocking request would block all coroutines of this process: in an async def handler, "
             "await agent.aio.request(...) or waooaw_celery.agents.aio.RequestResponseHandler"
         )
-
-
-def _method(agent: Any, method: str | None) -> HandlerName:
-    check_agent_name(agent, "to_agent")
-    target = HandlerName.parse(f"{agent}.{method}") if isinstance(method, str) else None
-    if target is None or takes_message(target.handler):
-        raise InvalidMessage(f"method must be the name of a method of {agent!r}, not {method!r}")
-    return target

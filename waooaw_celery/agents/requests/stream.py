@@ -60,10 +60,14 @@ class _Stream:
         """
         if self._ended or self._pending is None:
             return _NoPart.MORE
+        permit = self._pending.permit
         if (chunk := self._buffer.take()) is not None:
+            permit.begin_answer()
             return chunk
         if self._buffer.broken is not None:
-            raise StreamBroken(f"the stream of {self._pending.agent!r} is broken: {self._buffer.broken}")
+            broken = StreamBroken(f"the stream of {self._pending.agent!r} is broken: {self._buffer.broken}")
+            permit.end(broken)
+            raise broken
         if not self._pending.answer.done():
             return _NoPart.YET
         if (chunk := self._buffer.take()) is not None:  # it arrived just before the end
@@ -76,16 +80,19 @@ class _Stream:
         return _NoPart.MORE
 
     def _timed_out(self, pending: PendingRequest) -> RequestTimeout:
-        return RequestTimeout(
+        error = RequestTimeout(
             f"{pending.agent!r} sent no further part of its answer to {pending.message_id} "
             f"within {pending.timeout:g} s"
         )
+        pending.permit.end(error)
+        return error
 
     def _close(self) -> bool:
         """End the stream, and return whether its handler may still run."""
         runs = self._pending is not None and not self._ended and not self._pending.answer.done()
         self._ended = True
         if self._pending is not None:
+            self._pending.permit.drop()
             self._sender.app.result_collector.drop(self._pending.message_id)
         return runs
 
@@ -208,6 +215,7 @@ class AsyncStream(_Stream):
         """Cancel a request that was sent after the coroutine that sends it was cancelled."""
         if not sending.cancelled() and sending.exception() is None:
             [pending] = sending.result()
+            pending.permit.drop()
             self._sender.app.result_collector.drop(pending.message_id)
             _cancel(self._sender.app, pending)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from datetime import timedelta
 
 import click
 
+from waooaw_celery.app.app import AgentApp
 from waooaw_celery.app.waiting import queue_depths
 from waooaw_celery.cli.group import current_app
 from waooaw_celery.cli.output import ago, echo, print_json, table_options
@@ -17,6 +19,8 @@ from waooaw_celery.messages.queues import QueueDepth, agent_queue
 from waooaw_celery.messages.wording import ledger_name
 from waooaw_celery.store.agents.record import AgentRecord
 from waooaw_celery.store.agents.worker_handlers import partial_handlers
+from waooaw_celery.store.resilience.breaker_rules import BreakerState
+from waooaw_celery.store.resilience.breaker_store import Breaker
 from waooaw_celery.worker.health.heartbeat import MAX_MISSED_HEARTBEATS
 from waooaw_celery.worker.scaling.pool_scaling import pool_size
 
@@ -34,6 +38,8 @@ def agents(ctx: click.Context, as_json: bool) -> None:
     depths = queue_depths(app, [agent_queue(record.name) for record in records], read=False)
     known = {info.name: info for info in Registry(app).list()}
     infos = [known.get(record.name) or info_of(record, {}) for record in records]
+    breakers = {each.agent: each for each in app.breakers.states()}
+    in_flight = _in_flight(app)
     within = timedelta(seconds=app.settings.heartbeat_seconds * MAX_MISSED_HEARTBEATS)
     if as_json:
         print_json(
@@ -46,6 +52,8 @@ def agents(ctx: click.Context, as_json: bool) -> None:
                     "pool_size": _pool_size(record),
                     "ledgers": record.ledgers,
                     "info": info,
+                    "in_flight": in_flight.get(record.name, 0),
+                    "breaker": breakers.get(record.name),
                 }
                 for record, depth, info in zip(records, depths, infos, strict=True)
             ]
@@ -64,6 +72,8 @@ def agents(ctx: click.Context, as_json: bool) -> None:
             ", ".join(sorted({ledger_name(ledger) for ledger in record.ledgers.values()})),
             _waiting(depth),
             info.running,
+            in_flight.get(record.name, 0),
+            _breaker(breakers.get(record.name)),
             ", ".join(map(str, info.capabilities)),
             _handlers(record),
         )
@@ -82,6 +92,8 @@ def agents(ctx: click.Context, as_json: bool) -> None:
             "writes to",
             "waiting",
             "running",
+            "in flight",
+            "breaker",
         ),
         *("capabilities", "handlers"),
     )
@@ -94,6 +106,21 @@ def agents(ctx: click.Context, as_json: bool) -> None:
             "set the same waooaw_database_url for all of them. `waooaw doctor` shows which writes where",
             err=True,
         )
+
+
+def _in_flight(app: AgentApp) -> Counter[str]:
+    """Return the open requests to each agent that has a limit (``waooaw_max_in_flight``)."""
+    counts: Counter[str] = Counter()
+    for pair, count in app.in_flight.counts().items():
+        counts[pair.target] += count
+    return counts
+
+
+def _breaker(breaker: Breaker | None) -> str:
+    """Return the state of an agent's circuit breaker, and who opened it by hand."""
+    if breaker is None:
+        return BreakerState.CLOSED
+    return breaker.state if breaker.by is None else f"{breaker.state} by {breaker.by}"
 
 
 def _pool_size(record: AgentRecord) -> int:

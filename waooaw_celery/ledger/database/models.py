@@ -248,6 +248,27 @@ class RestrictionRow(Base):
     reason: Mapped[str | None]
 
 
+class BreakerRow(Base):
+    """The circuit breaker of an agent that is open or counts failures."""
+
+    __tablename__ = "waooaw_breakers"
+
+    agent: Mapped[str] = mapped_column(primary_key=True)
+    #: A BreakerRecord as JSON. A row lock guards it: each change reads and writes the whole.
+    record: Mapped[Any]
+
+
+class InFlightRow(Base):
+    """An open request of an agent to another one that has a limit. It counts until its lease ends."""
+
+    __tablename__ = "waooaw_in_flight"
+
+    caller: Mapped[str] = mapped_column(primary_key=True)
+    target: Mapped[str] = mapped_column(primary_key=True)
+    request: Mapped[str] = mapped_column(primary_key=True)
+    until: Mapped[datetime]
+
+
 class InboxRow(Base):
     """A message that a handler with ``once=True`` has handled. The row is written in the handler's transaction."""
 

@@ -186,6 +186,18 @@ def upgrade() -> None:
         sa.Column("reason", sa.String),
     )
     op.create_table(
+        "waooaw_breakers",
+        sa.Column("agent", sa.String, primary_key=True),
+        sa.Column("record", _JSON, nullable=False),
+    )
+    op.create_table(
+        "waooaw_in_flight",
+        sa.Column("caller", sa.String, primary_key=True),
+        sa.Column("target", sa.String, primary_key=True),
+        sa.Column("request", sa.String, primary_key=True),
+        sa.Column("until", _TIME, nullable=False),
+    )
+    op.create_table(
         "waooaw_replays",
         sa.Column("replay_id", sa.String, primary_key=True),
         sa.Column("subscriber", sa.String, nullable=False),
@@ -244,6 +256,8 @@ def downgrade() -> None:
         "purges",
         "holds",
         "replays",
+        "in_flight",
+        "breakers",
         "restrictions",
         "refusals",
         "cancels",
