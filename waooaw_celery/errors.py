@@ -29,6 +29,7 @@
     * NoWorker                  no worker of the agent runs, or one does not answer
     * NotScalable               the pool of a worker cannot be given another size
     * RateLimitExceeded         the sender has reached its rate limit
+    * QueueFull                 too many messages wait for the recipient
     * SenderPaused              an operator has paused the sender
     * CircuitOpen               the circuit breaker of the requested agent is open
     * TooManyInFlight           the caller has too many open requests to the agent

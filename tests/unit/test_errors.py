@@ -18,6 +18,7 @@ classes = [
 _BUILT = (
     errors.CircuitOpen,
     errors.NoAgentAvailable,
+    errors.QueueFull,
     errors.RemoteError,
     errors.RateLimitExceeded,
     errors.SchemaViolation,

@@ -43,8 +43,9 @@ class MessageGroups:
         Args:
             consumer: the worker's consumer, which has just connected.
         """
-        channel, settings = consumer.task_consumer.channel, self._app.settings
-        if not isinstance(channel, Channel):
+        channel = consumer.task_consumer.channel
+        settings = getattr(self._app, "settings", None)  # a plain Celery application may use this consumer
+        if not isinstance(channel, Channel) or settings is None:
             return
         channel.least_urgent_share = settings.priority_share
         if settings.fair_queues or self._policies:
