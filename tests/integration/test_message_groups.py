@@ -174,6 +174,15 @@ def test_order_by_key_holds_while_workers_are_killed(agent: Probe) -> None:
     agent.check_order()
 
 
+@pytest.mark.slow
+def test_a_worker_is_not_stalled_while_all_messages_wait_for_a_key(agent: Probe) -> None:
+    """Another worker handles the message before them: this one has nothing to do."""
+    workers = [agent.start(options=KEYED, waooaw_stall_seconds=2) for _ in range(2)]
+    agent.send([agent.message(key="k", n=0, seconds=8), *(agent.message(key="k", n=n) for n in range(1, 4))])
+    until(lambda: len(agent.numbers()) == 4, "all messages", 60)
+    assert [worker.poll() for worker in workers] == [None, None]
+
+
 def test_a_message_whose_key_is_busy_may_be_dropped(agent: Probe) -> None:
     """It ends as CANCELLED, and the running one goes on."""
     agent.start(options={**KEYED, "on_busy": "drop"})
@@ -254,7 +263,7 @@ def test_messages_that_wait_in_groups_are_counted_and_can_be_dropped(agent: Prob
     assert depth.total == 9
     assert depth.by_priority is not None
     assert depth.by_priority[Priority.NORMAL] == 9
-    assert depth.busy_keys == 1
+    assert (depth.busy_keys, depth.blocked) == (1, 9)
     assert drop(agent.app, agent.name, "two", by="ada", discard=True).total == 4
     assert bus.waiting(agent.name).by_sender == {"one": 5}
 

@@ -94,6 +94,7 @@ def test_the_command_and_the_bus_agree(waiting_app: AgentApp, absent: str, any_b
             "by_priority": depth.by_priority,
             "by_sender": depth.by_sender,
             "busy_keys": 0,
+            "blocked": 0,
         }
 
 

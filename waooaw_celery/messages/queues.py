@@ -154,6 +154,7 @@ class QueueDepth(JsonForm):
             ``?`` stands for messages that do not name their sender. At most 10,000 messages of a queue are read:
             of each priority the newest on Redis, the first on RabbitMQ.
         busy_keys: how many keys have messages that wait until an earlier one of their key has ended.
+        blocked: how many messages these are.
     """
 
     queue: str
@@ -161,6 +162,7 @@ class QueueDepth(JsonForm):
     by_priority: dict[Priority, int] | None
     by_sender: dict[str, int] | None = None
     busy_keys: int = 0
+    blocked: int = 0
 
 
 def queue_depth(connection: Connection, queue: Queue) -> QueueDepth:
@@ -184,17 +186,18 @@ def queue_depths(connection: Connection, queues: Sequence[Queue]) -> list[QueueD
         return _redis_depths(opened, [queue.name for queue in queues])
 
 
-def _add_grouped(channel: Any, lists: Iterable[bytes | str], count: dict[Priority, int]) -> int:
+def _add_grouped(channel: Any, lists: Iterable[bytes | str], count: dict[Priority, int]) -> list[int]:
     """Add the lengths of lists whose entries begin with the number of their priority.
 
     Returns:
-        How many of them have the messages of a key.
+        The lengths of those that have the messages of a key.
     """
     pipeline = channel.client.pipeline(transaction=False)
-    busy_keys = 0
-    for each in lists:
-        name = (each.decode() if isinstance(each, bytes) else each).removeprefix(channel.global_keyprefix)
-        busy_keys += f"{channel.sep}group:" in name
+    names = [
+        (each.decode() if isinstance(each, bytes) else each).removeprefix(channel.global_keyprefix)
+        for each in lists
+    ]
+    for name in names:
         pipeline.llen(name)
         pipeline.execute_command("LRANGE", f"{channel.global_keyprefix}{name}", -1, -1)
     found = pipeline.execute()
@@ -202,7 +205,7 @@ def _add_grouped(channel: Any, lists: Iterable[bytes | str], count: dict[Priorit
         if first:
             number = int((first[0].encode() if isinstance(first[0], str) else first[0]).partition(b":")[0])
             count[list(Priority)[number]] += length
-    return busy_keys
+    return [length for name, length in zip(names, found[::2], strict=True) if f"{channel.sep}group:" in name]
 
 
 def _redis_depth(channel: Any, name: str) -> QueueDepth:
@@ -218,14 +221,21 @@ def _redis_depths(channel: Any, names: Sequence[str]) -> list[QueueDepth]:
             pipeline.llen(f"{name}{channel.sep}{each.rank}" if each.rank else name)
         pipeline.smembers(f"{name}{channel.sep}sublists")
     found = iter(pipeline.execute())
-    counts, sublists, busy_keys = [], [], dict.fromkeys(names, 0)
+    counts, sublists = [], []
+    blocked: dict[str, list[int]] = {}
     for _ in names:
         counts.append({each: next(found) for each in Priority})
         sublists.append(next(found))
     for name, count, lists in zip(names, counts, sublists, strict=True):
         if lists:  # its consumers group its messages
-            busy_keys[name] = _add_grouped(channel, lists, count)
+            blocked[name] = _add_grouped(channel, lists, count)
     return [
-        QueueDepth(queue=name, total=sum(count.values()), by_priority=count, busy_keys=busy_keys[name])
+        QueueDepth(
+            queue=name,
+            total=sum(count.values()),
+            by_priority=count,
+            busy_keys=len(blocked.get(name, ())),
+            blocked=sum(blocked.get(name, ())),
+        )
         for name, count in zip(names, counts, strict=True)
     ]

@@ -232,7 +232,9 @@ class Watchdog(bootsteps.StartStopStep):
         try:
             if self._connection is None:
                 self._connection = app.connection_for_write(heartbeat=0)
-            return sum(queue_depth(self._connection, queue).total for queue in queues)
+            depths = [queue_depth(self._connection, queue) for queue in queues]
+            # A message whose key is busy waits for another worker, perhaps, and is no work for this one.
+            return sum(depth.total - depth.blocked for depth in depths)
         except Exception as error:  # noqa: BLE001 - on any error, the depth is unknown
             logger.debug("cannot read the depth of the queue: %r", error)
             connection, self._connection = self._connection, None

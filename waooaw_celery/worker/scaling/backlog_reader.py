@@ -74,7 +74,8 @@ class BacklogReader:
     def _depth(self, agent: str) -> int:
         if self._connection is None:
             self._connection = self._app.connection_for_write()
-        return queue_depth(self._connection, agent_queue(agent)).total
+        depth = queue_depth(self._connection, agent_queue(agent))
+        return depth.total - depth.blocked  # a larger pool does not handle those whose keys are busy
 
     def _waited(self) -> float:
         since_empty = time.monotonic() - self._empty_at
