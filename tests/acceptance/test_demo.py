@@ -124,6 +124,10 @@ def test_the_demo_does_the_whole_job_and_leaves_nothing(waooaw: Start, documents
     assert killed["result"] == {"title": "A report", "words": 20_000, "documents": 40, "approved_by": "Ada"}
     assert killed["refused"] == "compensated: Ada refused 'Another report'"
     assert killed["filed"] == ["A report"]
+    hung = failures["hanging_agent"]
+    assert hung["timed_out"] >= 3
+    assert hung["refused_after"] < 0.3  # it did not wait for its timeout
+    assert 0 < hung["retry_after"] <= 1
     lost = failures["lost_messages"]
     assert lost["republished"] > 0
     assert lost["sent"] == lost["handled"] == 60

@@ -40,7 +40,7 @@ def demo(folder: Path | None, as_json: bool) -> None:
     with running_stack() as stack:
         screen.print(f"Ready after {time.monotonic() - began:.1f} s.")
         job = _run_job(stack, [folder] if folder else _own_documents(), screen)
-        screen.print("Causing four failures on purpose …")
+        screen.print("Causing five failures on purpose …")
         failures = run_failures(stack)
         screen.print("Stopping all processes …")
     if as_json:

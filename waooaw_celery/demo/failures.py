@@ -1,4 +1,4 @@
-"""The demo's failure scenarios: a rate limit, an invalid document, a killed workflow, and an emptied broker."""
+"""The demo's failure scenarios: a rate limit, an invalid document, a kill, a hanging agent, and lost messages."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from waooaw_celery.agents.bus import MessageBus
 from waooaw_celery.agents.requests.handler import RequestResponseHandler
 from waooaw_celery.broker.dead_letters.dead_letter import DeadLetter
+from waooaw_celery.demo.hanging_agent import AgentHung, hang_agent
 from waooaw_celery.demo.killed_workflow import WorkflowKilled, kill_workflow
 from waooaw_celery.demo.processes import Stack
 from waooaw_celery.errors import RateLimitExceeded
@@ -95,6 +96,7 @@ class Failures:
     rate_limit: RateLimitReached
     invalid_document: DocumentRejected
     killed_workflow: WorkflowKilled
+    hanging_agent: AgentHung
     lost_messages: MessagesRecovered
 
 
@@ -108,6 +110,7 @@ def run_failures(stack: Stack) -> Failures:
         rate_limit=exceed_rate_limit(stack),
         invalid_document=send_invalid_document(stack),
         killed_workflow=kill_workflow(stack),
+        hanging_agent=hang_agent(stack),
         lost_messages=lose_messages(stack),
     )
 

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from waooaw_celery.cli.output.table import show_table
 from waooaw_celery.demo.failures import DocumentRejected, Failures, MessagesRecovered, RateLimitReached
+from waooaw_celery.demo.hanging_agent import AgentHung
 from waooaw_celery.demo.killed_workflow import WorkflowKilled
 from waooaw_celery.demo.scenario import JobResult, Overtaking
 from waooaw_celery.log.escaping import escaped
@@ -60,6 +61,7 @@ def show_failures(failures: Failures, screen: Console) -> None:
     _show_rate_limit(failures.rate_limit, screen)
     _show_invalid_document(failures.invalid_document, screen)
     _show_killed_workflow(failures.killed_workflow, screen)
+    _show_hanging_agent(failures.hanging_agent, screen)
     _show_lost_messages(failures.lost_messages, screen)
 
 
@@ -210,6 +212,22 @@ def _show_killed_workflow(killed: WorkflowKilled, screen: Console) -> None:
     )
 
 
+def _show_hanging_agent(hung: AgentHung, screen: Console) -> None:
+    rows = [
+        ("requests that timed out", hung.timed_out),
+        ("next request refused after", f"{hung.refused_after * 1000:.0f} ms"),
+        ("its error said to try again", f"in {hung.retry_after:.1f} s"),
+        ("first answer after its return", f"{hung.answered_after:.1f} s"),
+    ]
+    title = _heading(10, "Failure on purpose: an agent hangs")
+    _show_table(title, (f"requests to {hung.agent}", ""), rows)
+    _say(
+        screen,
+        "The demo stopped the agent's process (SIGSTOP). After some timeouts its circuit breaker opened, for all "
+        "processes: `waooaw breakers` shows it. When the agent went on, one request as a probe closed it.",
+    )
+
+
 def _show_lost_messages(recovered: MessagesRecovered, screen: Console) -> None:
     rows = [
         ("sent", recovered.sent),
@@ -217,7 +235,7 @@ def _show_lost_messages(recovered: MessagesRecovered, screen: Console) -> None:
         ("handled", recovered.handled),
         ("handled twice", recovered.begun_twice),
     ]
-    title = _heading(10, "Failure on purpose: the broker is emptied")
+    title = _heading(11, "Failure on purpose: the broker is emptied")
     _show_table(title, (f"messages to {recovered.agent}", "count"), rows)
     _say(
         screen,
