@@ -13,6 +13,22 @@ from waooaw_celery import Agent, Message, MessageType, RetryPolicy, create_app
 
 settings = json.loads(os.environ.get("PROBE_SETTINGS", "{}"))
 options = settings.pop("options", {})
+
+
+class Panic(BaseException):
+    """What a Rust extension raises."""
+
+
+def find_key(message: Message) -> Any:
+    """Return the key, or raise what the payload says."""
+    do: Any = message.payload
+    if "raises" in do:
+        raise {"panic": Panic, "exit": SystemExit, "error": ValueError}[do["raises"]]("no key")
+    return do.get("key")
+
+
+if options.get("key") == "find_key":
+    options["key"] = find_key
 app = create_app("ordering-probe", **settings)
 agent = Agent(os.environ["PROBE_NAME"], app)
 RETRIES = RetryPolicy(attempts=3, first_delay=0.3, jitter=False)

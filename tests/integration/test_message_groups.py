@@ -235,6 +235,16 @@ def test_a_message_whose_key_cannot_be_found_is_a_dead_letter(agent: Probe) -> N
     assert agent.numbers("begin") == [1]
 
 
+@pytest.mark.parametrize("raises", ["panic", "exit", "error"])
+def test_a_function_that_fails_to_find_a_key_does_not_end_its_worker(agent: Probe, raises: str) -> None:
+    """Its message becomes a dead letter, and the next one is handled."""
+    worker = agent.start(options={"key": "find_key"})
+    [wrong, right] = agent.send([agent.message(raises=raises, n=0), agent.message(key="k", n=1)])
+    assert settled(agent.app, right) is MessageStatus.HANDLED
+    until(lambda: [each for each in agent.app.dead_letters.list() if each.message_id == wrong], "the dead letter")
+    assert worker.poll() is None
+
+
 def test_the_many_messages_of_a_sender_hold_up_no_other(agent: Probe) -> None:
     """After 500 of one, another's is handled after at most two others. Plain queues would handle it last."""
     agent.start("-P", "solo", waooaw_fair_queues=True)

@@ -16,6 +16,7 @@ from waooaw_celery.log.loggers import get_logger
 from waooaw_celery.messages.headers import parse_datetime, payload_of
 from waooaw_celery.messages.message import Message
 from waooaw_celery.worker.cancellation import cancellations_of
+from waooaw_celery.worker.execution.interruptions import ends_worker
 from waooaw_celery.worker.health.clock import clock_of
 from waooaw_celery.worker.ordering.key_policy import KeyPolicy
 from waooaw_celery.worker.remote_control import broadcast_cancel
@@ -125,7 +126,9 @@ class MessageGroups:
         try:
             message = Message.from_headers(headers, task.agent, payload_of(task.handler, args, kwargs))
             return policy.group_of(message)
-        except Exception as error:
+        except BaseException as error:
+            if ends_worker(error):
+                raise
             raise DecodingFailed(f"its key {policy.name} cannot be found: {error!r:.200}") from error
 
     def _cancel(self, message_id: str) -> None:
