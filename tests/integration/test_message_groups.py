@@ -19,6 +19,7 @@ from waooaw_celery import Message, MessageBus, MessageStatus, MessageType, Prior
 from waooaw_celery.embedded import end_all
 from waooaw_celery.errors import QueueFull
 from waooaw_celery.maintenance.queue_drop import drop
+from waooaw_celery.maintenance.recovery import Recovery
 
 Process: TypeAlias = subprocess.Popen[bytes]
 KEYED = {"key": "payload.key"}
@@ -276,6 +277,20 @@ def test_messages_that_wait_in_groups_are_counted_and_can_be_dropped(agent: Prob
     assert (depth.busy_keys, depth.blocked) == (1, 9)
     assert drop(agent.app, agent.name, "two", by="ada", discard=True).total == 4
     assert bus.waiting(agent.name).by_sender == {"one": 5}
+
+
+def test_recovery_finds_the_messages_that_wait_in_groups(ledger_broker: Broker, tmp_path: Path) -> None:
+    """It publishes none of them again."""
+    agent = Probe(ledger_broker, tmp_path)
+    with closing(agent.app):
+        try:
+            agent.start(options=KEYED, waooaw_fair_queues=True)
+            agent.send([agent.message(key="k", n=n, seconds=2 if n == 0 else 0) for n in range(20)])
+            until(lambda: MessageBus(agent.app).waiting(agent.name).blocked == 19, "the messages that wait")
+            assert Recovery(agent.app, after=0.1, pause=0.2).run(agent=agent.name).recovered == []
+            until(lambda: agent.numbers() == list(range(20)), "all messages")
+        finally:
+            end_all(agent.processes)
 
 
 def test_a_worker_that_does_not_group_gets_what_others_have_grouped(agent: Probe) -> None:
