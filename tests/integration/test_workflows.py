@@ -325,6 +325,23 @@ def test_a_changed_function_is_stuck_and_named(probe: Probe) -> None:
         probe.workflows.result(id_)
 
 
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_a_branch_that_a_new_version_adds_is_run(probe: Probe, at: int) -> None:
+    """Wherever it stands, the recorded steps keep their outcomes, and none goes to another."""
+    id_ = probe.begin("gains_a_branch", at=at)
+    until(lambda: probe.workflows.get(id_).status is WorkflowStatus.WAITING, "the wait")
+    probe.workflows.pause(id_)  # takes it out of memory
+    until(lambda: probe.workflows.get(id_).status is WorkflowStatus.PAUSED, "the pause")
+    with probe.effects_file.open("a") as file:
+        file.write("changed\n")
+    probe.workflows.resume(id_)
+    probe.workflows.signal(id_, "go", "went")
+    expected = ["first", "went"]
+    expected.insert(at, "added")
+    assert probe.workflows.result(id_) == expected
+    assert probe.effects().count("first") == 1
+
+
 def test_statistics_count_by_status(probe: Probe) -> None:
     """And by function."""
     probe.run("timeouts")

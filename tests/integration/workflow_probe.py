@@ -243,6 +243,15 @@ async def changes(flow: Any) -> str:
 
 
 @agent.workflow
+async def gains_a_branch(flow: Any, at: int) -> list[Any]:
+    """Has a third branch at this place once the file of effects has the line ``changed``."""
+    branches: list[Any] = [flow.step(effect, "first"), flow.wait_for("go")]
+    if "changed" in Path(os.environ["PROBE_EFFECTS"]).read_text():
+        branches.insert(at, flow.step(effect, "added", key="added"))
+    return await flow.gather(*branches)
+
+
+@agent.workflow
 async def asks(flow: Any, to: str) -> Any:
     return await flow.request(to, "double", {"n": 21})
 
