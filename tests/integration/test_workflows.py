@@ -328,6 +328,7 @@ def test_a_changed_function_is_stuck_and_named(probe: Probe) -> None:
 @pytest.mark.parametrize("at", [0, 1, 2])
 def test_a_branch_that_a_new_version_adds_is_run(probe: Probe, at: int) -> None:
     """Wherever it stands, the recorded steps keep their outcomes, and none goes to another."""
+    probe.effects_file.write_text("")
     id_ = probe.begin("gains_a_branch", at=at)
     until(lambda: probe.workflows.get(id_).status is WorkflowStatus.WAITING, "the wait")
     probe.workflows.pause(id_)  # takes it out of memory
