@@ -19,14 +19,14 @@ for position = 4 + queues, last do
         local entries, scores, taken = {}, {}, 0
         for number = #items, 1, -1 do
             local item = items[number]
-            local is_message = string.byte(item, 1) == 123 and string.byte(item, -1) == 125 -- { and }
-            local batch = is_message and batch_of(item)
-            if is_message and ((batch and batch[1] < 1) or (not batch and singles >= window)) then
+            local is_whole = is_message(item)
+            local batch = is_whole and batch_of(item)
+            if is_whole and ((batch and batch[1] < 1) or (not batch and singles >= window)) then
                 is_full = true -- a later message must not overtake this one
                 break
             end
             taken = taken + 1
-            if is_message then
+            if is_whole then
                 claimed = claimed + 1
                 if batch then
                     batch[1], rooms = batch[1] - 1, rooms - 1
@@ -41,8 +41,7 @@ for position = 4 + queues, last do
                 reply[#reply + 1] = position - 3 - queues
                 reply[#reply + 1] = not batch and deliver(item) or 0
             else
-                redis.call('XADD', dead, 'MAXLEN', '~', max_dead, '*',
-                    'queue', name, 'reason', 'it is not a message', 'raw', item)
+                bury(name, item)
                 reply[#reply + 1] = -(position - 3 - queues)
                 reply[#reply + 1] = 0
             end

@@ -58,6 +58,16 @@ for first = next_word, #ARGV, 1000 do
     end
 end
 
+-- Whether an item is a message. One that is not becomes a dead letter.
+local function is_message(item)
+    return string.byte(item, 1) == 123 and string.byte(item, -1) == 125 -- { and }
+end
+
+local function bury(name, item)
+    redis.call('XADD', dead, 'MAXLEN', '~', max_dead, '*',
+        'queue', name, 'reason', 'it is not a message', 'raw', item)
+end
+
 local function is_absent(value)
     return value == nil or value == cjson.null or value == false
 end

@@ -100,9 +100,8 @@ local function sort(position, list, name, base, step)
     for number = #items, 1, -1 do
         local item = items[number]
         local note = '::'
-        if string.byte(item, 1) ~= 123 or string.byte(item, -1) ~= 125 then -- { and }
-            redis.call('XADD', dead, 'MAXLEN', '~', max_dead, '*',
-                'queue', name, 'reason', 'it is not a message', 'raw', item)
+        if not is_message(item) then
+            bury(name, item)
             report(-(position - 3 - queues), 0, item)
             note = nil
         elseif has_key(item) then
