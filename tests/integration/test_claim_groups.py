@@ -49,12 +49,14 @@ class Queue:
         self._texts: dict[str, bytes] = {}
         self.asked, self.cancelled = 0, list[str]()
 
-    def push(self, *ids: str, sender: str = "a", key: str = "", low: bool = False, **headers: Any) -> None:
+    def push(
+        self, *ids: str, sender: str = "a", key: str = "", low: bool = False, body: str = "", **headers: Any
+    ) -> None:
         """Add messages, as any producer does."""
         for id_ in ids:
             envelope = {"from": sender, "key": key}
             named = {"task": "work", "id": id_, "retries": 0, **headers, "waooaw": envelope}
-            self.client.lpush(self.lists[low], json.dumps({"body": "", "headers": named}))
+            self.client.lpush(self.lists[low], json.dumps({"body": body, "headers": named}))
 
     def claim(self, window: int = 1, *, reverse: bool = False, plain: bool = False) -> list[str]:
         """Claim messages, and return their ids; those of dropped ones begin with a minus."""
@@ -211,6 +213,16 @@ def test_each_key_is_asked_for_once(client: Redis) -> None:
     queue.push(*(f"a{n}" for n in range(600)), key="k")
     assert queue.handle(600) == [f"a{n}" for n in range(600)]
     assert queue.asked == 600
+
+
+def test_few_large_messages_are_read_at_once(client: Redis) -> None:
+    """The server does nothing else meanwhile, and the consumer gets them to find their keys."""
+    queue = Queue(client, keyed=True)
+    queue.push(*(f"a{n}" for n in range(40)), key="k", body="x" * 500_000)
+    assert queue.claim() == ["a0"]
+    assert queue.asked <= 8
+    queue.acknowledge("a0")
+    assert queue.handle(39) == [f"a{n}" for n in range(1, 40)]
 
 
 def test_a_restored_message_keeps_its_place_in_its_key(client: Redis) -> None:

@@ -14,13 +14,13 @@
 -- first is 0: 2 for a message whose key is needed before it and later ones are claimed; 3 for the id of a message that
 -- is to be cancelled.
 -- include
+-- The most messages that are sorted, put into groups, asked for, and looked at, and the bytes of those that are sorted
+-- and asked for, about.
 local SORTED, PARKED, ASKED, CHECKED = 1000, 500, 250, 20
+local SORTED_BYTES, ASKED_BYTES = 4 * 1024 * 1024, 1024 * 1024
 local is_fair, weights, keyed, keys, is_reversed = unpack(cmsgpack.unpack(ARGV[10]))
 local priorities = (#KEYS - 3 - queues) / math.max(queues, 1)
-local texts, known = {}, 0
-for _ in pairs(keys) do
-    known = known + 1
-end
+local texts = {}
 for number, name in ipairs(keyed) do
     texts[number] = { '"task": "' .. name .. '"', '"task":"' .. name .. '"' }
 end
@@ -92,39 +92,64 @@ local function sort_item(base, step, note, item)
     begin_turns(base, step, flow)
 end
 
--- Move messages from a list to flows, and return whether some must wait for their keys.
-local function sort(position, list, name, base, step)
-    -- Without keys, no message beyond those that are asked for can be sorted.
-    local items = redis.call('LRANGE', list, #keyed > 0 and -known - ASKED or -SORTED, -1)
-    local sorted, is_asking = 0, false
-    for number = #items, 1, -1 do
-        local item = items[number]
-        local note = '::'
-        if not is_message(item) then
-            bury(name, item)
-            report(-(position - 3 - queues), 0, item)
-            note = nil
-        elseif has_key(item) then
-            note = keys[redis.sha1hex(item)]
-            if not note then
-                for rest = number, math.max(number - ASKED + 1, 1), -1 do
-                    if has_key(items[rest]) then
-                        report(0, 2, items[rest])
-                    end
-                end
-                is_asking = true
-                break
+-- Report the next messages of a list whose keys are needed.
+local function ask(list)
+    local examined, bytes, chunk = 0, 0, 4
+    while examined < ASKED and bytes < ASKED_BYTES do
+        local items = redis.call('LRANGE', list, -examined - chunk, -examined - 1)
+        for number = #items, 1, -1 do
+            if has_key(items[number]) then
+                report(0, 2, items[number])
+                bytes = bytes + #items[number]
             end
         end
-        if note then
-            sort_item(base, step, note, item)
+        examined = examined + #items
+        if #items < chunk then
+            break
         end
-        sorted = sorted + 1
+        chunk = math.min(chunk * 2, ASKED - examined + 1)
     end
-    if sorted > 0 then
-        redis.call('LTRIM', list, 0, -sorted - 1)
+end
+
+-- Move messages from a list to flows, and return whether some must wait for their keys. What is read at once is
+-- bounded: messages may be large, and the server does nothing else meanwhile.
+local function sort(position, list, name, base, step)
+    local left, bytes, chunk = SORTED, 0, 4
+    while left > 0 and bytes < SORTED_BYTES do
+        local items = redis.call('LRANGE', list, -math.min(chunk, left), -1)
+        local sorted, is_asking = 0, false
+        for number = #items, 1, -1 do
+            local item = items[number]
+            local note = '::'
+            if not is_message(item) then
+                bury(name, item)
+                report(-(position - 3 - queues), 0, item)
+                note = nil
+            elseif has_key(item) then
+                note = keys[redis.sha1hex(item)]
+                is_asking = not note
+            end
+            if is_asking then
+                break
+            end
+            if note then
+                sort_item(base, step, note, item)
+            end
+            sorted, bytes = sorted + 1, bytes + #item
+        end
+        if sorted > 0 then
+            redis.call('LTRIM', list, 0, -sorted - 1)
+        end
+        if is_asking then
+            ask(list)
+            return true
+        end
+        if #items < chunk then
+            break
+        end
+        left, chunk = left - #items, math.min(chunk * 4, 250)
     end
-    return is_asking
+    return false
 end
 
 -- Whether resumed messages may wait, by their list.
@@ -251,7 +276,6 @@ for position = 4 + queues, window > 0 and #KEYS or 0 do
             if is_asking or redis.call('EXISTS', list) == 0 then
                 break
             end
-            known = 0 -- all of them were sorted
             is_asking = sort(position, list, name, base, step)
         else
             local _, most, policy, key, item = read_entry(entry)
