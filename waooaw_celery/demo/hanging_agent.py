@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import time
-from collections.abc import Mapping
-from contextlib import closing
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
 from waooaw_celery.agents.requests.handler import RequestResponseHandler
@@ -45,7 +46,7 @@ def hang_agent(stack: Stack) -> AgentHung:
     """Stop an agent's worker as a hanging computer does, request it until its breaker opens, and let it go on."""
     settings = {"waooaw_breaker_failures": FAILURES, "waooaw_breaker_open_seconds": OPEN_SECONDS}
     worker = stack.processes[AGENT]
-    with closing(_application(stack, settings)) as app:
+    with _unlogged(), closing(_application(stack, settings)) as app:
         requests = RequestResponseHandler(app)
         worker.send_signal(signal.SIGSTOP)
         try:
@@ -70,6 +71,17 @@ def hang_agent(stack: Stack) -> AgentHung:
             retry_after=retry_after,
             answered_after=time.monotonic() - back_at,
         )
+
+
+@contextmanager
+def _unlogged() -> Iterator[None]:
+    """Print no warnings of this process meanwhile: the story tells that the breaker opens and closes."""
+    logger, handler = logging.getLogger("waooaw_celery"), logging.NullHandler()
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 def _application(stack: Stack, settings: Mapping[str, object]) -> AgentApp:
