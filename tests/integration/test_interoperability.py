@@ -104,6 +104,6 @@ def test_a_database_can_be_the_result_backend(broker: Broker, postgres_url: str)
 
 def test_a_request_that_timed_out_gets_a_final_status(app: AgentApp, probe: str) -> None:
     """Its receipt becomes EXPIRED when it was not begun, and FAILED when its handler was stopped."""
-    response = RequestResponseHandler(app).send_request(probe, "sleep", {"seconds": 0.6}, timeout=0.2)
+    response = RequestResponseHandler(app).send_request(probe, "sleep", {"seconds": 4}, timeout=1.5)
     assert not response.ok
     assert settled(app, response.message_id) in (MessageStatus.EXPIRED, MessageStatus.FAILED)

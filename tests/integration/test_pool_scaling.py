@@ -143,11 +143,11 @@ def test_a_size_is_spread_over_the_workers(broker: Broker, app: AgentApp) -> Non
     try:
         for number in range(2):
             processes.append(broker.start(name, app, node=f"{name}-{number}", module="scaling_probe"))
-        pool = AgentPool(app, name)
+        pool = AgentPool(app, name, timeout=30)
         assert sorted(each.size for each in pool.resize(5).workers.values()) == [2, 3]
         assert sorted(each.size for each in pool.grow(2).workers.values()) == [3, 4]
         assert sorted(each.size for each in pool.shrink(3).workers.values()) == [2, 2]
-        assert pool.size().total == asyncio.run(aio.AgentPool(app, name).size()).total == 4
+        assert pool.size().total == asyncio.run(aio.AgentPool(app, name, timeout=30).size()).total == 4
         with pytest.raises(InvalidMessage, match="must be at least 2, not 1"):
             pool.resize(1)
         with pytest.raises(InvalidMessage, match="it can lose at most 2, not 3"):
@@ -163,7 +163,7 @@ def test_a_pool_that_cannot_change_its_size_is_refused(ledger_broker: Broker, ki
     """The error names the worker and its pool, and says what to do."""
     app, name = ledger_broker.app(), ledger_broker.name()
     with ledger_broker.running(name, app, "-P", kind, module="scaling_probe"):
-        pool = AgentPool(app, name)
+        pool = AgentPool(app, name, timeout=30)
         assert pool.size().total == 1
         for change in (pool.grow, pool.resize, lambda: pool.autoscale(1, 2)):
             with pytest.raises(NotScalable, match=f"has the pool '{kind}'.*start it with --pool prefork"):
@@ -177,7 +177,7 @@ def test_a_gevent_pool_grows_and_shrinks(ledger_broker: Broker, tmp_path: Path) 
     app, name = ledger_broker.app(), ledger_broker.name()
     gate = Gate(app, name, tmp_path)
     with ledger_broker.running(name, app, "-P", "gevent", "-c", "2", module="scaling_probe"):
-        pool = AgentPool(app, name)
+        pool = AgentPool(app, name, timeout=30)
         gate.send(4)
         gate.running(2)
         assert pool.grow(2).total == 4
@@ -193,7 +193,7 @@ def test_errors_say_what_to_do(ledger_broker: Broker) -> None:
     with pytest.raises(UnknownAgent):
         AgentPool(app, "nobody-at-all").size()
     process = ledger_broker.start(name, app, module="scaling_probe")
-    pool = AgentPool(app, name)
+    pool = AgentPool(app, name, timeout=30)
     for wrong in (0, -1, True, 1.5, "2"):
         with pytest.raises(InvalidMessage, match="must be a whole number from 1"):
             pool.resize(wrong)  # type: ignore[arg-type]
