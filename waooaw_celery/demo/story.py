@@ -37,7 +37,7 @@ Look at these things below:
 
   - an URGENT message overtakes LOW ones in the same queue;
   - the ledger knows each message, and what it led to;
-  - four failures that the demo causes on purpose lose nothing.
+  - five failures that the demo causes on purpose lose nothing.
 """
 
 

@@ -100,10 +100,16 @@ def check_groups(app: Any) -> None:
         app: the application, an AgentApp.
 
     Raises:
-        ConfigurationError: it cannot: it is no Redis, or Kombu's own transport carries the messages.
+        ConfigurationError: it cannot: it is no Redis, or Kombu's own transport carries the messages; or a setting
+            has no effect.
     """
+    settings = app.settings
+    if settings.fair_weights and not settings.fair_queues:
+        raise ConfigurationError("waooaw_fair_weights has no effect: set waooaw_fair_queues too")
     keyed = next(iter(key_policies(app)), None)
-    wanted = f"{keyed} has key=" if keyed else "waooaw_fair_queues is set" if app.settings.fair_queues else None
+    wanted = f"{keyed} has key=" if keyed else "waooaw_fair_queues is set" if settings.fair_queues else None
+    if wanted is None and settings.priority_share:
+        wanted = "waooaw_priority_share is set"
     if wanted is None or (app.driver == "redis" and app.claims):
         return
     if app.driver == "redis":

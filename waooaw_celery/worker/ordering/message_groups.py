@@ -6,6 +6,8 @@ import threading
 from datetime import UTC
 from typing import Any
 
+from redis.exceptions import RedisError
+
 from waooaw_celery.broker.incoming.delivery import Claim, to_text
 from waooaw_celery.broker.incoming.guard import Delivery
 from waooaw_celery.broker.redis.channel import Channel
@@ -37,6 +39,8 @@ class MessageGroups:
     def __init__(self, app: Any) -> None:
         self._app = app
         self._policies = key_policies(app)
+        #: The messages that threads are cancelling: each later message of a key asks for it again.
+        self._cancelling: set[str] = set()
 
     def install(self, consumer: Any) -> None:
         """Have the channel that a worker consumes with group messages, if the application wants it.
@@ -97,12 +101,21 @@ class MessageGroups:
         delivery = message._raw
         delivery["headers"]["eta"] = None
         claim: Claim = delivery.claim
-        requeue(
-            *(message.channel, message.channel.scripts_client, claim.tag, [(claim.queue, claim.list)]),
-            to_text(delivery),
-            front=False,
-        )
-        message.channel.qos.pop_held({claim.tag: message})
+        try:
+            requeue(
+                *(message.channel, message.channel.scripts_client, claim.tag, [(claim.queue, claim.list)]),
+                to_text(delivery),
+                front=False,
+            )
+        except (RedisError, OSError) as error:
+            logger.warning(
+                "message %s is due, and goes back to its queue when its lease ends: %s",
+                request.id,
+                error,
+                extra={"action": "due_message_waits", "message_id": request.id},
+            )
+        finally:  # whoever holds a message renews its lease
+            message.channel.qos.pop_held({claim.tag: message})
         return True
 
     def _group_of(self, delivery: Delivery) -> str | None:
@@ -133,6 +146,9 @@ class MessageGroups:
 
     def _cancel(self, message_id: str) -> None:
         """Cancel a running message in a thread: the thread that consumes may not wait for the store."""
+        if message_id in self._cancelling:
+            return
+        self._cancelling.add(message_id)
         threading.Thread(target=self._cancel_now, args=(message_id,), name="waooaw-cancel", daemon=True).start()
 
     def _cancel_now(self, message_id: str) -> None:
@@ -153,6 +169,8 @@ class MessageGroups:
             logger.exception(
                 "message %s could not be cancelled", message_id, extra={"action": "key_not_cancelled"}
             )
+        finally:
+            self._cancelling.discard(message_id)
 
 
 def key_policies(app: Any) -> dict[str, KeyPolicy]:

@@ -15,7 +15,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from waooaw_celery.broker.redis.acks import ack_keys, remove_unacked
-from waooaw_celery.broker.redis.groups.sublists import MOVED, ungroup
+from waooaw_celery.broker.redis.groups.sublists import ungroup
 from waooaw_celery.broker.redis.leases.pause_detector import PauseDetector
 from waooaw_celery.broker.redis.leases.restore import restore_overdue
 from waooaw_celery.broker.redis.leases.worker_requests import is_ending
@@ -38,6 +38,8 @@ MIN_PAUSE_SECONDS = 0.1
 ACK_BATCH = 1000
 #: Seconds between two looks for messages that earlier consumers of the same queues have grouped.
 UNGROUP_SECONDS = 5.0
+#: The most of them that are put back at once, about: the thread has leases to renew.
+UNGROUPED = 50_000
 
 
 class LeaseRenewer:
@@ -141,7 +143,7 @@ class LeaseRenewer:
                         restore_at = now  # goes on after the leases are renewed
                     if channel is not None and channel.groups is None and now >= self._ungroup_at:
                         self._ungroup_at = now + UNGROUP_SECONDS
-                        ungroup(self.client, channel.keys, tuple(channel.active_queues), MOVED)
+                        ungroup(self.client, channel.keys, tuple(channel.active_queues), UNGROUPED)
                     used_server = True
             except Exception as error:  # noqa: BLE001 - if this thread ended, all leases would end
                 if not failed:  # one log line for each incident

@@ -3,7 +3,8 @@
 --
 -- KEYS: the queue's doorbell; its lists, that of the most urgent priority first.
 -- ARGV: the maximum of messages to move.
--- Returns how many were moved.
+-- Returns how many were moved. The newest are moved first, each in front of those before it: what is left after the
+-- maximum is older, and the next call puts it in front of them.
 --
 -- Includes groups.lua.
 -- include
