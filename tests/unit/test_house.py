@@ -181,3 +181,9 @@ def test_every_test_has_a_docstring() -> None:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
                 assert ast.get_docstring(node), f"{path.name}::{node.name}"
+
+
+def test_every_test_module_has_its_own_name() -> None:
+    """Two test files of one name in two folders cannot be imported in one run."""
+    names = Counter(path.name for path in (ROOT / "tests").rglob("test_*.py"))
+    assert not [name for name, number in names.items() if number > 1]
