@@ -29,7 +29,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("worker",),
     ("discovery", "ledger", "limits"),
     ("broker", "results", "settings"),
-    ("store", "wire"),
+    ("store", "wire", "monitoring"),
     ("embedded", "messages"),
     ("errors", "log"),
 )
