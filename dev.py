@@ -66,7 +66,7 @@ def test(arguments: list[str]) -> int:
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     selection = [] if "--all" in arguments else ["--quick"]
     rest = [argument for argument in arguments if argument != "--all"]
-    return become([str(PYTHON), "-m", "pytest", "-n", "4", "--dist", "loadfile", *selection, *rest])
+    return become([str(PYTHON), "-m", "pytest", "-n", "4", "--dist", "loadfile", "--no-loadscope-reorder", *selection, *rest])
 
 
 def lint(arguments: list[str]) -> int:

@@ -19,7 +19,15 @@ import psycopg2  # type: ignore[import-untyped]
 import pytest
 from process_pool import spawn
 
-from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus, RequestResponseHandler, create_app
+from waooaw_celery import (
+    AgentApp,
+    Message,
+    MessageBus,
+    MessageStatus,
+    RequestResponseHandler,
+    create_app,
+    embedded,
+)
 from waooaw_celery.embedded import end
 from waooaw_celery.errors import StoreUnavailable, UnknownAgent
 from waooaw_celery.ledger.database.engine import database_url
@@ -115,9 +123,13 @@ class Broker:
         node: str | None = None,
         module: str = "probe",
         env: dict[str, str] | None = None,
+        new_interpreter: bool = False,
         **settings: object,
     ) -> subprocess.Popen[bytes]:
-        """Start a worker of the probe agent with this name, and return when the registry has it."""
+        """Start a worker of the probe agent with this name, and return when the registry has it.
+
+        With ``new_interpreter``, nothing of Celery is imported before the probe's module.
+        """
         self.names.add(name)
         node = f"{node or name}@{socket.gethostname()}"
         env = (
@@ -137,7 +149,8 @@ class Broker:
         # Mingle and gossip cost a second each, and a single worker does not need them.
         command += ["--without-mingle", "--without-gossip", *options]
         log = self.folder / f"{node.partition('@')[0]}.log"
-        process = spawn(command, log=log, env=env, cwd=PROBE_FOLDER)
+        start = embedded.spawn if new_interpreter else spawn
+        process = start(command, log=log, env=env, cwd=PROBE_FOLDER)
 
         def declared() -> bool:
             # A connection of the pool may be older than a restart of its server.

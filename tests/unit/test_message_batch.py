@@ -14,10 +14,10 @@ from celery.concurrency.base import BasePool
 from waooaw_celery import Agent, AgentApp, Message, MessageType, create_app
 from waooaw_celery.agents import MessageBatch
 from waooaw_celery.errors import ConfigurationError, InvalidMessage
-from waooaw_celery.messages.message_batch import Verdict, VerdictKind
 from waooaw_celery.worker.batches.batch_policy import BatchPolicy
 from waooaw_celery.worker.batches.collector import BatchCollector
 from waooaw_celery.worker.batches.job import BatchJob
+from waooaw_celery.worker.batches.message_batch import Verdict, VerdictKind
 from waooaw_celery.worker.health.startup_checks import check_batches
 
 

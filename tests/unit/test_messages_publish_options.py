@@ -138,7 +138,7 @@ def test_a_message_without_a_time_is_due_at_once() -> None:
 def test_headers_of_the_sender_are_recorded_without_those_of_the_publisher() -> None:
     """The publisher sets its own again."""
     own = {ENVELOPE_HEADER: {}, REPLY_TO_HEADER: {}, RECOVERED_HEADER: 1, "expires": "x"}
-    assert of_task(headers={**own, "traceparent": "00-1"}).headers == {"traceparent": "00-1"}
+    assert of_task(headers={**own, "tenant": "t1", "traceparent": "00-1"}).headers == {"tenant": "t1"}
     assert of_task(headers=own) is None
 
 

@@ -93,12 +93,12 @@ if TYPE_CHECKING:
     from waooaw_celery.maintenance.tasks import register_periodic_tasks
     from waooaw_celery.messages.enums import MessageStatus, MessageType, Priority, RetentionPolicy
     from waooaw_celery.messages.message import Message
-    from waooaw_celery.messages.message_batch import MessageBatch
     from waooaw_celery.messages.queues import QueueDepth
     from waooaw_celery.messages.receipt import DeliveryReceipt
     from waooaw_celery.messages.topics.attributes import EventAttributes
     from waooaw_celery.messages.topics.schemas import SchemaCheck, TopicSchema
     from waooaw_celery.wire.serializer import MessageSerializer
+    from waooaw_celery.worker.batches.message_batch import MessageBatch
     from waooaw_celery.worker.current_task import current_message
     from waooaw_celery.worker.execution.streaming import Final
     from waooaw_celery.worker.retries.retry_policy import RetryPolicy
@@ -158,7 +158,7 @@ _MODULES = {
     "MemoryStorage": "waooaw_celery.limits.memory",
     "Message": "waooaw_celery.messages.message",
     "MessageAuditTrail": "waooaw_celery.ledger.trail",
-    "MessageBatch": "waooaw_celery.messages.message_batch",
+    "MessageBatch": "waooaw_celery.worker.batches.message_batch",
     "MessageBus": "waooaw_celery.agents.bus",
     "MessageSerializer": "waooaw_celery.wire.serializer",
     "MessageStatus": "waooaw_celery.messages.enums",

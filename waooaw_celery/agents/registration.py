@@ -26,7 +26,7 @@ from waooaw_celery.worker.execution.completion import as_plain_function
 from waooaw_celery.worker.execution.deadline import IGNORE_DEADLINE
 from waooaw_celery.worker.ordering.key_policy import take_key_policy
 from waooaw_celery.worker.retries.retry_policy import RetryPolicy
-from waooaw_celery.worker.task import AgentTask
+from waooaw_celery.worker.task import AgentTask, HandlerCall
 
 #: Kinds of functions whose return value must be awaited or iterated.
 _DEFERRED = (inspect.iscoroutinefunction, inspect.isgeneratorfunction, inspect.isasyncgenfunction)
@@ -211,7 +211,9 @@ def method_task(function: Callable[..., Any], bind: bool) -> Callable[..., Any]:
         return function
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        return function(*args, **kwargs)
+        call = HandlerCall(function, args, kwargs)
+        del args, kwargs  # a report of an error shows the local variables of each frame
+        return call()
 
     # Celery checks the arguments of a call against this signature. That of a method has no ``self``.
     with suppress(ValueError):  # a callable without a signature
@@ -228,9 +230,10 @@ def message_task(function: Callable[..., Any], bind: bool) -> Callable[..., Any]
     check_takes(function, bind, "Message")
 
     def run(task: AgentTask, payload: JSON) -> Any:
-        # A unit test may call the handler directly, with a Message.
-        message = payload if isinstance(payload, Message) else task.message
-        return task.complete(function(task, message) if bind else function(message))
+        if isinstance(payload, Message):  # a unit test calls the handler directly
+            return task.complete(function(task, payload) if bind else function(payload))
+        del payload  # a report of an error shows the local variables of each frame
+        return task.complete(function(task, task.message) if bind else function(task.message))
 
     return _described(run, function)
 

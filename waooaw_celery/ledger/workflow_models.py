@@ -49,6 +49,8 @@ class WorkflowRow(Base):
     #: What it waits for, for people.
     waits_for: Mapped[str | None]
     conversation_id: Mapped[str]
+    #: The trace context in which it was started.
+    trace: Mapped[Any | None] = mapped_column(PayloadText)
     parent_id: Mapped[str | None]
     forked_from: Mapped[str | None]
     created_at: Mapped[datetime]

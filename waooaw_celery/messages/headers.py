@@ -10,6 +10,7 @@ from waooaw_celery.errors import InvalidMessage
 from waooaw_celery.messages.enums import MessageType, RetentionPolicy
 from waooaw_celery.messages.message import ENVELOPE_HEADER, Message
 from waooaw_celery.messages.queues import HandlerName, takes_message
+from waooaw_celery.messages.trace_context import trace_of
 from waooaw_celery.messages.validation import JSON
 
 #: The options of ``apply_async``, as Celery passes them on.
@@ -59,6 +60,7 @@ def message_of_delay(
         ttl_seconds=_ttl(options, default_ttl, zone, now),
         conversation_id=options.get("root_id"),
         causation_id=options.get("parent_id"),
+        trace=trace_of(options.get("headers") or {}),
         **fields,
     )
 
@@ -80,6 +82,7 @@ def message_of_retry(target: HandlerName, args: Any, kwargs: Any, options: Publi
         "root_id": options.get("root_id"),
         "parent_id": options.get("parent_id"),
         ENVELOPE_HEADER: (options.get("headers") or {}).get(ENVELOPE_HEADER),
+        **(trace_of(options.get("headers") or {}) or {}),
     }
     return Message.from_headers(headers, target.agent, payload_of(target.handler, args or (), kwargs or {}))
 
@@ -92,7 +95,7 @@ def with_conversation_ids(
     sent_at: datetime,
     ledger: str | None = None,
 ) -> Message:
-    """Return a message with its time of sending, its retention, its ledger, and the ids that link it to its cause.
+    """Return a message with its time of sending, its retention, its ledger, and what links it to its cause.
 
     Args:
         target: the handler that the message is for. A request's correlation id is its own id.
@@ -110,6 +113,8 @@ def with_conversation_ids(
         correlation_id=message.correlation_id or inherited or message.message_id,
         conversation_id=message.conversation_id or (cause.conversation_id if cause else message.message_id),
         causation_id=message.causation_id or (cause.message_id if cause else None),
+        # So a trace also goes on through an agent that does not trace.
+        trace=message.trace or (cause.trace if cause else None),
     )
 
 

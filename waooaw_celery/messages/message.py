@@ -11,6 +11,7 @@ from waooaw_celery.errors import InvalidMessage
 from waooaw_celery.messages.enums import MessageType, Priority, RetentionPolicy
 from waooaw_celery.messages.json_form import JsonForm
 from waooaw_celery.messages.topics.attributes import EventAttributes
+from waooaw_celery.messages.trace_context import TraceContext, check_trace, trace_of
 from waooaw_celery.messages.validation import (
     JSON,
     LocalTime,
@@ -72,6 +73,8 @@ class Message(JsonForm):
         ledger: id of the ledger that records it, filled in when it is sent; None: its sender has no ledger.
         capability: the capability that the sender named as recipient, such as ``summarise@>=2``; None: it named
             the agent.
+        trace: the trace context with which it is sent, such as ``{"traceparent": ...}``; None: it is filled in
+            from the current span, or from the message whose handler sends this one.
         resent: how often the message was retried from the dead-letter queue, each time as a new message.
         has_new_id: whether the id was generated with this message, so that no earlier message can have it.
 
@@ -101,6 +104,7 @@ class Message(JsonForm):
     resent: int = 0
     identity: str | None = None
     capability: str | None = None
+    trace: TraceContext | None = None
     has_new_id: bool = field(default=False, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -135,6 +139,8 @@ class Message(JsonForm):
             check_identity(self.identity)
         if self.capability is not None:
             check_identity(self.capability, "capability")
+        if self.trace is not None:
+            put(self, "trace", check_trace(self.trace))
         if self.event is not None and self.message_type is not MessageType.EVENT:
             raise InvalidMessage(f"only an EVENT has event attributes, not a {self.message_type.name}")
 
@@ -233,7 +239,7 @@ class Message(JsonForm):
         ``unknown``, and the fields that the headers do not give have defaults.
 
         Args:
-            headers: Celery's message headers: ``id``, ``root_id``, ``parent_id`` and the envelope.
+            headers: Celery's message headers: ``id``, ``root_id``, ``parent_id``, the envelope, and the trace.
             to_agent: the recipient of a message without an envelope.
             payload: the payload.
 
@@ -270,6 +276,7 @@ class Message(JsonForm):
             resent=envelope.get("resent", 0),
             identity=envelope.get("identity"),
             capability=envelope.get("capability"),
+            trace=trace_of(headers),
             **{name: envelope[name] for name in _ENCODING_FIELDS if name in envelope},
         )
 

@@ -16,6 +16,7 @@ from waooaw_celery.messages.headers import parse_datetime
 from waooaw_celery.messages.message import ENVELOPE_HEADER, Message
 from waooaw_celery.messages.queues import takes_message
 from waooaw_celery.messages.reply_to import REPLY_TO_HEADER, ReplyTo
+from waooaw_celery.messages.trace_context import TRACE_HEADERS, TraceContext
 from waooaw_celery.messages.validation import JSON, json_copy
 
 #: The Celery header that counts how often a message was recovered.
@@ -35,7 +36,7 @@ _RECORDED_OPTIONS = {
 }
 _LISTS = ("callbacks", "errbacks")
 #: Headers that the publisher sets itself.
-_PUBLISHER_HEADERS = (ENVELOPE_HEADER, REPLY_TO_HEADER, RECOVERED_HEADER, "expires")
+_PUBLISHER_HEADERS = (ENVELOPE_HEADER, REPLY_TO_HEADER, RECOVERED_HEADER, "expires", *TRACE_HEADERS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +51,7 @@ class PublishOptions:
         serializer, compression: the message's own choice of format and codec.
         resent: how often the message was retried from the dead-letter queue.
         capability: the capability that the sender named as recipient; None: it named the agent.
+        trace: the trace context with which it was sent; None: there was none.
         repeatable: whether these options are complete, so that the message can be published again unchanged.
     """
 
@@ -61,6 +63,7 @@ class PublishOptions:
     compression: str | None = None
     resent: int = 0
     capability: str | None = None
+    trace: TraceContext | None = None
     repeatable: bool = True
 
     @property
@@ -79,6 +82,7 @@ class PublishOptions:
             "compression": self.compression,
             "resent": self.resent,
             "capability": self.capability,
+            "trace": dict(self.trace or {}),
             "unrepeatable": not self.repeatable,
         }
         return {name: value for name, value in options.items() if value}
@@ -100,6 +104,7 @@ class PublishOptions:
             compression=stored.get("compression"),
             resent=stored.get("resent", 0),
             capability=stored.get("capability"),
+            trace=stored.get("trace"),
             repeatable=not stored.get("unrepeatable", False),
         )
 
@@ -114,6 +119,7 @@ def options_of_messages(messages: Iterable[Message], call: ReplyTo | None) -> di
         or message.compression is not None
         or message.resent
         or message.capability is not None
+        or message.trace is not None
     }
 
 
@@ -124,6 +130,7 @@ def _of_envelope(message: Message) -> dict[str, Any]:
         "compression": message.compression,
         "resent": message.resent,
         "capability": message.capability,
+        "trace": message.trace,
     }
 
 

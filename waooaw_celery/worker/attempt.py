@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from celery.app.task import Context
@@ -10,6 +10,7 @@ from celery.app.task import Context
 from waooaw_celery.messages.headers import payload_of
 from waooaw_celery.messages.message import ENVELOPE_HEADER, Message
 from waooaw_celery.messages.receipt import MessageEvent
+from waooaw_celery.messages.trace_context import TraceContext, trace_of
 from waooaw_celery.messages.validation import LocalTime
 from waooaw_celery.worker.health.clock import clock_of
 
@@ -38,11 +39,13 @@ class Attempt:
         is_stopped: whether the handler was stopped because the message was cancelled.
         is_final: whether the message is not tried again, whatever the retry policy of its handler says.
         is_batch: whether this is the call of a handler with several messages, and no message.
+        traces: the trace contexts of these messages; None for one without.
         verdict: what a handler of batches decided about the message, a Verdict; None: nothing yet.
         sent_parts: the parts of its stream that were sent, where the ledger records them; or None.
     """
 
-    message: Message | None = None
+    # No report of an error shows payloads with the local variables of a frame.
+    message: Message | None = field(default=None, repr=False)
     is_admitted: bool = False
     is_checked: bool = False
     skipped_as: MessageEvent | None = None
@@ -56,8 +59,9 @@ class Attempt:
     is_stopped: bool = False
     is_final: bool = False
     is_batch: bool = False
-    verdict: Any = None
-    sent_parts: Any = None
+    traces: tuple[TraceContext | None, ...] = ()
+    verdict: Any = field(default=None, repr=False)
+    sent_parts: Any = field(default=None, repr=False)
 
     def end(self, *, failed: bool) -> None:
         """Note that the handler has ended, or never runs.
@@ -105,6 +109,7 @@ def _decoded(task: Any, request: Context) -> Message:
         "root_id": request.root_id,
         "parent_id": request.parent_id,
         ENVELOPE_HEADER: (request.headers or {}).get(ENVELOPE_HEADER),
+        **(trace_of(request.headers or {}) or {}),
     }
     payload = payload_of(task.handler, request.args or (), request.kwargs or {})
     message = Message.from_headers(headers, task.agent, payload)

@@ -24,6 +24,7 @@ from kombu.exceptions import ContentDisallowed, DecodeError
 from waooaw_celery.errors import DeadlineExceeded, InvalidArguments
 from waooaw_celery.log.loggers import get_logger
 from waooaw_celery.messages.message import ENVELOPE_HEADER
+from waooaw_celery.monitoring.tracing.nested_headers import with_nested_headers
 from waooaw_celery.worker.cancellation import CancelAnswer, cancellations_of
 from waooaw_celery.worker.execution.event_loop import cancel_handler
 from waooaw_celery.worker.execution.interruptions import ends_worker
@@ -69,6 +70,7 @@ class AgentRequest(HidingRequest, TimedRequest):
             raise
         except Exception as error:  # a header that no check covers must not end the worker
             raise InvalidTaskError(f"Celery cannot create a request from it: {error!r:.200}") from error
+        self.request_dict.update(with_nested_headers(self.message.headers))
         mark(self)
         self.taken = False
         self.place: Place | None = None

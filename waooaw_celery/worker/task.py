@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -13,6 +13,8 @@ from celery.app.task import Context
 from waooaw_celery.errors import HandlerExited
 from waooaw_celery.messages.message import Message
 from waooaw_celery.messages.reply_to import REPLY_TO_HEADER, ReplyTo
+from waooaw_celery.monitoring.tracing.processing import processing_span
+from waooaw_celery.monitoring.tracing.sending import is_traced
 from waooaw_celery.worker.admission import check_admitted
 from waooaw_celery.worker.attempt import attempt_of, message_of
 from waooaw_celery.worker.execution.arguments import answer_of, by_position, check_arguments
@@ -30,6 +32,24 @@ from waooaw_celery.worker.retries.retries import (
     retry_if_allowed,
 )
 from waooaw_celery.worker.retries.retry_policy import RetryPolicy
+
+
+class HandlerCall:
+    """The call of a handler with its arguments, whose ``repr`` does not show them.
+
+    Args:
+        function: the handler.
+        positional, named: its arguments.
+    """
+
+    __slots__ = ("_function", "_named", "_positional")
+
+    def __init__(self, function: Callable[..., Any], positional: Sequence[Any], named: Mapping[str, Any]) -> None:
+        self._function, self._positional, self._named = function, positional, named
+
+    def __call__(self) -> Any:
+        """Call the handler."""
+        return self._function(*self._positional, **self._named)
 
 
 class AgentTask(Task):  # type: ignore[type-arg]
@@ -76,8 +96,9 @@ class AgentTask(Task):  # type: ignore[type-arg]
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         """Run the handler; see ``handle``."""
-        positional, named = by_position(self, args, kwargs)
-        return self.handle(partial(super().__call__, *positional, **named))
+        call = HandlerCall(super().__call__, *by_position(self, args, kwargs))
+        del args, kwargs  # a report of an error shows the local variables of each frame
+        return self.handle(call)
 
     def delay(self, /, *args: Any, **kwargs: Any) -> Any:
         """Publish the task with these arguments, like ``delay`` of Celery's ``Task``."""
@@ -107,21 +128,29 @@ class AgentTask(Task):  # type: ignore[type-arg]
             HandlerExited: the handler called ``sys.exit()``, ran out of memory, or raised another error that is no
                 ``Exception``. It would otherwise end or block its worker.
         """
-        request = self.request
-        attempt = attempt_of(request)
+        # The request is never a local variable here: a report of an error would show its arguments.
+        attempt = attempt_of(self.request)
         outermost = not (attempt.handler_started or attempt.handler_ended)  # a handler may call itself
+        # A message of a batch was handled with the others: only what was decided about it is carried out.
+        if not outermost or self.request.called_directly or attempt.verdict is not None or not is_traced():
+            return self._handle(call, outermost)
+        with processing_span(self, self.request, attempt.traces):
+            return self._handle(call, outermost)
+
+    def _handle(self, call: Callable[[], Any], outermost: bool) -> Any:
+        attempt = attempt_of(self.request)
         if outermost:
             attempt.handler_started = True
-            count_request(self, request)
+            count_request(self, self.request)
         failed, returned = True, False
         try:
-            once = self.once and outermost and not request.called_directly
+            once = self.once and outermost and not self.request.called_directly
             result = _run_once(self, call) if once else call()
             returned = True
             if outermost:
-                ignore_soft_limit(request)  # the handler has ended before its deadline
+                ignore_soft_limit(self.request)  # the handler has ended before its deadline
             if outermost and not once:  # run_once has copied it before the commit
-                result = answer_of(self, request, result)
+                result = answer_of(self, self.request, result)
             failed = False
         except MemoryError as error:  # Celery would end the worker, and then each worker that gets the message
             raise HandlerExited(f"{self.name} ran out of memory: {error}") from error
@@ -146,7 +175,7 @@ class AgentTask(Task):  # type: ignore[type-arg]
         finally:
             if outermost:
                 try:
-                    ignore_soft_limit(request)
+                    ignore_soft_limit(self.request)
                 finally:
                     attempt.end(failed=failed)
 

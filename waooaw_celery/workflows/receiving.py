@@ -36,6 +36,7 @@ def start_task(target: HandlerName) -> Callable[..., Any]:
             workflow_id=message.message_id,
             priority=message.priority,
             conversation_id=message.conversation_id,
+            trace=message.trace,
             retention=message.retention,
         )
         with app.database.begin(f"create workflow {message.message_id}") as connection:

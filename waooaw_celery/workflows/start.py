@@ -11,7 +11,9 @@ from waooaw_celery.ledger.database.rows import digest
 from waooaw_celery.messages.enums import MessageType, Priority, RetentionPolicy
 from waooaw_celery.messages.message import Message
 from waooaw_celery.messages.queues import HandlerName, takes_message
+from waooaw_celery.messages.trace_context import TraceContext
 from waooaw_celery.messages.validation import JSON, json_copy
+from waooaw_celery.monitoring.tracing.sending import running_trace
 from waooaw_celery.workflows.journal.rows import new_workflow
 
 #: The handlers that each agent with a workflow has: for answers, and for signals and commands.
@@ -57,6 +59,7 @@ def new_row(
     workflow_id: str,
     priority: Priority = Priority.NORMAL,
     conversation_id: str | None = None,
+    trace: TraceContext | None = None,
     retention: RetentionPolicy | None = None,
     deadline: datetime | None = None,
     parent_id: str | None = None,
@@ -74,6 +77,7 @@ def new_row(
         given=copy,
         input_digest=digest(copy),
         conversation_id=conversation_id or workflow_id,
+        trace=trace or running_trace(),
         created_at=app.reference_clock.now(),
         retention=retention or app.settings.retention,
         deadline=deadline,
@@ -94,6 +98,7 @@ def start_message(app: Any, target: HandlerName, row: Mapping[str, Any], from_ag
         message_id=row["workflow_id"],
         correlation_id=row["workflow_id"],
         conversation_id=row["conversation_id"],
+        trace=row["trace"],
         causation_id=row["parent_id"],
         retention=RetentionPolicy(row["retention"]),
     )

@@ -99,6 +99,7 @@ def envelope_headers(message: Message, expires_at: datetime | None) -> dict[str,
         expires_at: when it expires. A retry expires when its first attempt would have.
     """
     return {
+        **(message.trace or {}),
         ENVELOPE_HEADER: message.to_envelope(),
         "expires": expires_at.isoformat() if expires_at else None,
     }

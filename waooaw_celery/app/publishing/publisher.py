@@ -7,7 +7,7 @@ Two entrances lead into it: ``publish`` for messages and requests, ``publish_tas
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -46,6 +46,9 @@ from waooaw_celery.log.loggers import get_logger
 from waooaw_celery.messages.enums import MessageType
 from waooaw_celery.messages.message import Message
 from waooaw_celery.messages.reply_to import ReplyTo
+from waooaw_celery.monitoring.metrics.measured_send import MeasuredSend
+from waooaw_celery.monitoring.metrics.process_metrics import process_metrics
+from waooaw_celery.monitoring.tracing.sending import is_traced, sending_span
 from waooaw_celery.store.redis_refusals import refusal_in
 from waooaw_celery.worker.current_task import is_sent_by_finished_handler
 from waooaw_celery.worker.execution.event_loop import is_on_event_loop
@@ -181,6 +184,17 @@ class Publisher:
     def _publish(
         self, publication: Publication, wait: Wait, event: Message | None = None, session: Any = None
     ) -> None:
+        metrics = process_metrics()
+        if metrics is None and not is_traced():
+            self._pass_pipeline(publication, wait, event, session)
+            return
+        with (
+            nullcontext() if metrics is None else MeasuredSend(metrics, publication.batch),
+            sending_span(publication.batch, self._app) as publication.batch,
+        ):
+            self._pass_pipeline(publication, wait, event, session)
+
+    def _pass_pipeline(self, publication: Publication, wait: Wait, event: Message | None, session: Any) -> None:
         is_follow_up = is_sent_by_finished_handler()  # it does not change meanwhile
         self._check(publication, session, is_follow_up)
         is_small = session is None and len(publication.batch) <= MAX_BATCH_SIZE

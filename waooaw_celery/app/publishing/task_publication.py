@@ -15,6 +15,8 @@ from waooaw_celery.messages.message import Message
 from waooaw_celery.messages.publish_options import PublishOptions, options_of_task
 from waooaw_celery.messages.queues import HandlerName, agent_queue, takes_message
 from waooaw_celery.messages.reply_to import REPLY_TO_HEADER
+from waooaw_celery.monitoring.tracing.processing import previous_attempt
+from waooaw_celery.monitoring.tracing.sending import is_traced
 from waooaw_celery.worker.current_task import current_task
 from waooaw_celery.worker.task import AgentTask
 
@@ -168,7 +170,7 @@ class TaskPublication:
         """Return the caller's headers; only the same request keeps the header that names who waits."""
         headers = dict(self._options.get("headers") or {})
         if is_retry:
-            return headers
+            return {**headers, **previous_attempt()} if is_traced() else headers
         headers.pop(REPLY_TO_HEADER, None)
         task = current_task()
         if task is not None and task.request.id == message.message_id and task.call is not None:

@@ -19,19 +19,23 @@ from waooaw_celery.broker.incoming.delivery import to_text
 from waooaw_celery.messages.message import ENVELOPE_HEADER, Message
 from waooaw_celery.messages.queues import HandlerName
 from waooaw_celery.messages.reply_to import REPLY_TO_HEADER
+from waooaw_celery.messages.trace_context import TRACE_HEADERS, TraceContext
 from waooaw_celery.wire.packer import PackedBody
 
 #: The most templates of one application. The oldest makes room for a new one.
 MAX_TEMPLATES = 1024
 #: What stands in a template's text for a value. No name, id or header contains it.
 _MARK = f"mark of a value {uuid4().hex} "
-_MARKS = re.compile(f'"{_MARK}([a-z_]+)"')
+_MARKS = re.compile(f'"{_MARK}([a-z_-]+)"')
 #: The values of a message, in the order in which ``fill`` gives them.
-_VALUES = ("body", "id", "root", "parent", "expires", "ttl", "correlation", "sent_at", "reply_to", "tag")
+_VALUES = (
+    *("body", "id", "root", "parent", "expires", "ttl", "correlation", "sent_at", "reply_to", "tag"),
+    *TRACE_HEADERS,
+)
 #: The values in which the messages of one event differ, in the order in which the sender gives them.
 OWN_VALUES = ("task", "id", "to", "queue", "tag")
 #: Those that they share.
-_EVENT_VALUES = ("body", "root", "parent", "expires", "ttl", "correlation", "sent_at", "event")
+_EVENT_VALUES = ("body", "root", "parent", "expires", "ttl", "correlation", "sent_at", "event", *TRACE_HEADERS)
 #: Ends a piece of the text of an event. JSON writes it in another way.
 _END = "\0"
 _NULL = "null"
@@ -100,6 +104,7 @@ class TaskTemplates:
             message.capability,
             message.serializer,
             message.compression,
+            None if message.trace is None else tuple(message.trace),
             body[1:],
             reply_to is None,
             others,
@@ -147,6 +152,7 @@ class TaskTemplates:
             message.capability,
             message.serializer,
             message.compression,
+            None if message.trace is None else tuple(message.trace),
             type(body.body),
             body[1:],
             others,
@@ -159,7 +165,7 @@ class TaskTemplates:
         text, in_order, places = template
         values = _values(message, content, "", None)
         event = to_text(message.event.to_envelope())
-        shared = (values[0], *values[2:8], event)
+        shared = (values[0], *values[2:8], event, *values[10:])
         return (text % in_order(shared)).split(_END), places
 
 
@@ -185,7 +191,7 @@ def _names(target: HandlerName, to_agent: str, queue: str) -> tuple[str, str, st
 def _values(message: Message, body: str, tag: str, reply_to: str | None) -> tuple[str, ...]:
     """Return the values of a message as JSON. An id has no character that JSON writes in another way."""
     expires_at, parent, ttl = message.expires_at, message.causation_id, message.ttl_seconds
-    return (
+    values = (
         encode_basestring_ascii(body),
         f'"{message.message_id}"',
         f'"{message.conversation_id}"',
@@ -197,6 +203,12 @@ def _values(message: Message, body: str, tag: str, reply_to: str | None) -> tupl
         reply_to or _NULL,
         f'"{tag}"',
     )
+    return values if message.trace is None else (*values, *_trace_values(message.trace))
+
+
+def _trace_values(trace: TraceContext) -> tuple[str, ...]:
+    """Return the trace headers as JSON, in the order of ``TRACE_HEADERS``; those that are missing are not read."""
+    return tuple(encode_basestring_ascii(trace.get(name, "")) for name in TRACE_HEADERS)
 
 
 def _cut(message: dict[str, Any]) -> _Template:
@@ -226,6 +238,7 @@ def _marked(message: dict[str, Any]) -> list[str]:
     """Return the text of a message in parts: by turns what stays, and the name of a value."""
     headers, properties = message["headers"], message["properties"]
     own = {"expires": "expires", "id": "id", "root_id": "root", "parent_id": "parent", REPLY_TO_HEADER: "reply_to"}
+    own |= {name: name for name in TRACE_HEADERS}
     headers |= {name: _MARK + value for name, value in own.items() if name in headers}
     envelope = {"ttl_seconds": "ttl", "correlation_id": "correlation", "sent_at": "sent_at"}
     headers[ENVELOPE_HEADER] |= {name: _MARK + value for name, value in envelope.items()}

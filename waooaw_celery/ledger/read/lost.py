@@ -283,6 +283,7 @@ def _lost_message(
         compression=options.compression,
         resent=options.resent,
         capability=options.capability,
+        trace=options.trace,
         event=record.event,
         identity=record.identity,
     )

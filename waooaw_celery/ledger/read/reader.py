@@ -35,6 +35,7 @@ from waooaw_celery.ledger.read.records import NOT_LOADED, AuditEvent, AuditRecor
 from waooaw_celery.messages.enums import MessageStatus, MessageType, Priority
 from waooaw_celery.messages.receipt import DeliveryReceipt, MessageEvent
 from waooaw_celery.messages.topics.attributes import EventAttributes
+from waooaw_celery.messages.trace_context import trace_id
 from waooaw_celery.messages.validation import JSON
 
 #: Most messages whose events one statement reads.
@@ -218,6 +219,7 @@ def _record(row: Row[Any], events: Sequence[AuditEvent]) -> AuditRecord:
         event=EventAttributes.from_envelope(row.event),
         identity=row.identity,
         capability=(row.options or {}).get("capability"),
+        trace_id=trace_id((row.options or {}).get("trace")),
     )
 
 

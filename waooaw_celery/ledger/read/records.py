@@ -72,6 +72,7 @@ class AuditRecord(JsonForm):
         identity: who the sender said it is, such as a DID; None: it said nothing.
         capability: the capability that the sender named as recipient, such as ``summarise@>=2``; the recipient in
             the receipt is the agent that was chosen. None: the sender named the agent.
+        trace_id: the id of the trace in which it was sent, 32 hexadecimal digits; None: it was not traced.
         expires_at: the expiry, or None.
         retain_until: the time from which a purge may remove the message.
         erased_at: when the payload was erased, or None.
@@ -91,6 +92,7 @@ class AuditRecord(JsonForm):
     event: EventAttributes | None = None
     identity: str | None = None
     capability: str | None = None
+    trace_id: str | None = None
 
     def __post_init__(self) -> None:
         if self.payload is NOT_LOADED:

@@ -10,8 +10,8 @@ from celery import Task, signals
 
 from waooaw_celery.errors import AuditUnavailable, StoreUnavailable
 from waooaw_celery.log.loggers import get_logger
-from waooaw_celery.messages.message_batch import VerdictKind
 from waooaw_celery.messages.receipt import MessageEvent
+from waooaw_celery.worker.batches.message_batch import VerdictKind
 from waooaw_celery.worker.health.clock import clock_of
 from waooaw_celery.worker.intake import recording_of
 from waooaw_celery.worker.record import fact_of

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 from waooaw_celery.messages.message import Message
-from waooaw_celery.messages.message_batch import MessageBatch, Verdict, VerdictKind
 from waooaw_celery.messages.validation import JSON
 from waooaw_celery.worker.attempt import attempt_of
 from waooaw_celery.worker.batches.batch_policy import BatchPolicy
+from waooaw_celery.worker.batches.message_batch import MessageBatch, Verdict, VerdictKind
 from waooaw_celery.worker.task import AgentTask
 
 

@@ -23,9 +23,9 @@ from waooaw_celery.errors import HandlerExited
 from waooaw_celery.log.hiding import hidden_error
 from waooaw_celery.log.loggers import get_logger
 from waooaw_celery.messages.message import Message
-from waooaw_celery.messages.message_batch import MessageBatch, Verdict
 from waooaw_celery.worker.attempt import Attempt, as_fact, attempt_of
 from waooaw_celery.worker.batches.admission import admit_batch
+from waooaw_celery.worker.batches.message_batch import MessageBatch, Verdict
 from waooaw_celery.worker.batches.record import can_be_recorded_together, others_listen, record_handled
 from waooaw_celery.worker.execution.interruptions import describe, ends_worker
 from waooaw_celery.worker.outcomes.follow_up_context import sending_follow_ups
@@ -118,6 +118,7 @@ def _handle(task: Any, batch_id: str, members: Sequence[Member]) -> None:
     )
     attempt = attempt_of(request)
     attempt.is_batch = attempt.is_final = True
+    attempt.traces = tuple(message.trace for message in batch)
     for member in members:
         member.attempt.handler_started = True
     raised: Exception | None = None

@@ -39,18 +39,18 @@ def complete(task: Any, returned: Any) -> Any:
     """
     if not is_pending(returned):
         return returned
-    request = task.request
-    if request.called_directly:
+    # The request is never a local variable of these frames: a report of an error would show its arguments.
+    if task.request.called_directly:
         return returned
-    is_cancelled = partial(cancellations_of(task.app).stops, str(request.id))
+    is_cancelled = partial(cancellations_of(task.app).stops, str(task.request.id))
     try:
         if inspect.isgenerator(returned):
-            return consume_generator(returned, _stream_writer(task, request), partial(_stops, task, request))
+            return consume_generator(returned, _stream_writer(task, task.request), partial(_stops, task))
         if inspect.isasyncgen(returned):
-            returned = consume_async_generator(returned, _stream_writer(task, request))
-        return _await(task, request, returned, is_cancelled)
+            returned = consume_async_generator(returned, _stream_writer(task, task.request))
+        return _await(task, returned, is_cancelled)
     except HandlerCancelled as error:
-        attempt_of(request).is_stopped = True
+        attempt_of(task.request).is_stopped = True
         raise Ignore(CANCELLED) from error
 
 
@@ -59,14 +59,14 @@ def is_pending(returned: Any) -> bool:
     return inspect.iscoroutine(returned) or inspect.isgenerator(returned) or inspect.isasyncgen(returned)
 
 
-def _stops(task: Any, request: Context) -> bool:
+def _stops(task: Any) -> bool:
     """Return whether a generator is to be stopped because its message was cancelled.
 
     Raises:
         DeadlineExceeded: its caller no longer waits.
     """
-    check_deadline(task, request)
-    return cancellations_of(task.app).stops(str(request.id))
+    check_deadline(task, task.request)
+    return cancellations_of(task.app).stops(str(task.request.id))
 
 
 def _stream_writer(task: Any, request: Context) -> StreamWriter:
@@ -77,14 +77,15 @@ def _stream_writer(task: Any, request: Context) -> StreamWriter:
     return StreamWriter(lambda: task.backend, request, streamed, None if sent is None else sent.add)
 
 
-def _await(task: Any, request: Context, coroutine: Any, is_cancelled: Callable[[], bool]) -> Any:
+def _await(task: Any, coroutine: Any, is_cancelled: Callable[[], bool]) -> Any:
     """Run a coroutine on the event loop of the process, and wait for its result."""
-    token = running_coroutine.set((task, request))
+    token = running_coroutine.set((task, task.request))
     if django_is_used(task.app):
         coroutine = with_own_connections(coroutine)
     try:
         event_loop = handler_event_loop(task.app.settings.stall_seconds)
-        return event_loop.run(str(request.id), coroutine, *_time_limits(task, request), cancelled=is_cancelled)
+        limits = _time_limits(task, task.request)
+        return event_loop.run(str(task.request.id), coroutine, *limits, cancelled=is_cancelled)
     finally:
         running_coroutine.reset(token)
 
@@ -108,7 +109,9 @@ def as_plain_function(function: Callable[..., Any], bind: bool) -> Callable[...,
 
     @wraps(function)
     def run(task: Any, /, *args: Any, **kwargs: Any) -> Any:
-        return complete(task, function(task, *args, **kwargs) if bind else function(*args, **kwargs))
+        returned = function(task, *args, **kwargs) if bind else function(*args, **kwargs)
+        del args, kwargs  # a report of an error shows the local variables of each frame
+        return complete(task, returned)
 
     own = inspect.signature(function)
     name = "task"

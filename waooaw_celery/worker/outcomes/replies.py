@@ -143,6 +143,7 @@ def _reply_message(
         conversation_id=request.conversation_id,
         causation_id=request.message_id,
         retention=request.retention,
+        trace=request.trace,
     )
 
 

@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import Any, NamedTuple
 
 from waooaw_celery.messages.enums import Priority, RetentionPolicy
+from waooaw_celery.messages.trace_context import TraceContext
 from waooaw_celery.messages.validation import JSON
 from waooaw_celery.workflows.states import StepKind, StepStatus, WorkflowStatus
 
@@ -97,6 +98,7 @@ class Claim:
     input: JSON
     error: JSON
     conversation_id: str
+    trace: TraceContext | None
     parent_id: str | None
     created_at: datetime
     started_at: datetime | None

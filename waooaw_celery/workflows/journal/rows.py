@@ -12,6 +12,7 @@ from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from waooaw_celery.ledger.workflow_models import WorkflowInputRow, WorkflowRow, WorkflowStepRow
 from waooaw_celery.messages.enums import Priority, RetentionPolicy
+from waooaw_celery.messages.trace_context import TraceContext
 from waooaw_celery.messages.validation import JSON
 from waooaw_celery.workflows.journal.records import Claim, InputKind, StepRecord, WorkflowInput
 from waooaw_celery.workflows.states import FINAL, StepKind, StepStatus, WorkflowStatus
@@ -117,6 +118,7 @@ def new_workflow(
     given: JSON,
     input_digest: str,
     conversation_id: str,
+    trace: TraceContext | None = None,
     created_at: datetime,
     retention: RetentionPolicy,
     deadline: datetime | None = None,
@@ -136,6 +138,7 @@ def new_workflow(
         "input": given,
         "input_digest": input_digest,
         "conversation_id": conversation_id,
+        "trace": trace,
         "parent_id": parent_id,
         "forked_from": forked_from,
         "created_at": created_at,
@@ -153,7 +156,7 @@ CLAIM_COLUMNS = tuple(
     getattr(WorkflowRow, name)
     for name in (
         *("workflow_id", "name", "version", "agent", "status", "priority", "run", "input", "error"),
-        *("conversation_id", "parent_id", "created_at", "started_at", "deadline", "retention", "fence"),
+        *("conversation_id", "trace", "parent_id", "created_at", "started_at", "deadline", "retention", "fence"),
         *("takeovers", "last_change", "inputs"),
     )
 )

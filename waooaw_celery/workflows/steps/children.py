@@ -48,6 +48,7 @@ async def _begin(run: Run, record: StepRecord, call: ChildCall) -> None:
             workflow_id=child_id,
             priority=call.priority,
             conversation_id=run.claim.conversation_id,
+            trace=run.claim.trace,
             retention=run.claim.retention,
             parent_id=run.workflow_id,
         )

@@ -15,6 +15,7 @@ from waooaw_celery.messages.enums import SENDABLE, MessageType, Priority
 from waooaw_celery.messages.message import Message
 from waooaw_celery.messages.queues import HandlerName
 from waooaw_celery.messages.validation import JSON, json_copy
+from waooaw_celery.monitoring.tracing.sending import within_trace
 from waooaw_celery.worker.retries.retry_policy import RetryPolicy
 from waooaw_celery.workflows.engine.interface import Run
 from waooaw_celery.workflows.steps.requests import TEMPORARY, computed_id, pause_after
@@ -48,6 +49,7 @@ def message_call(
         message_id=computed_id(run.workflow_id, run.claim.run, path),
         correlation_id=run.workflow_id,
         conversation_id=run.claim.conversation_id,
+        trace=run.claim.trace,
         causation_id=run.workflow_id,
         retention=run.claim.retention,
     )
@@ -113,7 +115,8 @@ def _publish(run: Run, topic: str, event: JSON, fields: dict[str, Any]) -> str:
     publish = run.definition.publish_event
     if publish is None:
         raise ConfigurationError(f"{run.claim.name} has no event bus")
-    try:
-        return str(publish(topic, event, **fields).event_id)
-    except InvalidMessage:  # another process may have published it at the same time: then it is not sent again
-        return str(publish(topic, event, **fields).event_id)
+    with within_trace(run.claim.trace):
+        try:
+            return str(publish(topic, event, **fields).event_id)
+        except InvalidMessage:  # another process may have published it at the same time: then it is not sent again
+            return str(publish(topic, event, **fields).event_id)

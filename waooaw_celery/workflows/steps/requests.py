@@ -159,6 +159,7 @@ def _message(run: Run, request_id: str, target: HandlerName, call: RequestCall) 
         message_id=request_id,
         correlation_id=run.workflow_id,
         conversation_id=run.claim.conversation_id,
+        trace=run.claim.trace,
         causation_id=run.workflow_id,
         retention=run.claim.retention,
     )

@@ -26,6 +26,7 @@ def create_workflow_tables() -> None:
         sa.Column("progress", sa.Text),
         sa.Column("waits_for", sa.String),
         sa.Column("conversation_id", sa.String, nullable=False),
+        sa.Column("trace", sa.Text),
         sa.Column("parent_id", sa.String),
         sa.Column("forked_from", sa.String),
         sa.Column("created_at", _TIME, nullable=False),

@@ -1,0 +1,91 @@
+"""OpenTelemetry's API, where the process has loaded it and set up its SDK. This package never loads it by itself.
+
+Each span has the names of OpenTelemetry's semantic conventions for messaging
+(https://opentelemetry.io/docs/specs/semconv/messaging/messaging-spans/). Names of agents stand under ``waooaw.``.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, NamedTuple
+
+from waooaw_celery.messages.trace_context import TRACE_HEADERS, TraceContext
+
+#: Name and version of the instrumentation scope.
+SCOPE = "waooaw_celery"
+#: The broker as the conventions name it, by Kombu's name.
+SYSTEMS = {"redis": "redis", "amqp": "rabbitmq"}
+_INSTRUMENTATION = "opentelemetry.instrumentation.celery"
+
+
+class Api(NamedTuple):
+    """What spans are made with.
+
+    Attributes:
+        trace: the module ``opentelemetry.trace``.
+        propagate: the module ``opentelemetry.propagate``.
+        context: the module ``opentelemetry.context``.
+        tracer: the tracer of this package.
+        beside: whether ``opentelemetry-instrumentation-celery`` makes the spans, and we only add attributes.
+    """
+
+    trace: Any
+    propagate: Any
+    context: Any
+    tracer: Any
+    beside: bool
+
+
+#: The provider of the last call, and the tracer that it has given.
+_last: tuple[Any, Any] = (None, None)
+
+
+def api() -> Api | None:
+    """Return what spans are made with. None: the process has not set up an SDK of OpenTelemetry."""
+    global _last
+    trace = sys.modules.get("opentelemetry.trace")
+    if trace is None or not hasattr(trace, "ProxyTracerProvider"):  # it may be half imported by another thread
+        return None
+    provider = trace.get_tracer_provider()
+    if isinstance(provider, trace.ProxyTracerProvider | trace.NoOpTracerProvider):
+        return None
+    from opentelemetry import context, propagate
+
+    known, tracer = _last
+    if known is not provider:
+        tracer = provider.get_tracer(SCOPE)
+        _last = provider, tracer
+    return Api(trace, propagate, context, tracer, _is_instrumented())
+
+
+def current_trace(found: Api | None) -> dict[str, str]:
+    """Return the trace headers of what runs now: those of OpenTelemetry, of Sentry, or of both.
+
+    Args:
+        found: OpenTelemetry's API, or None.
+    """
+    headers: dict[str, str] = {}
+    if found is not None:
+        found.propagate.inject(headers)
+    sentry = sys.modules.get("sentry_sdk")
+    if sentry is not None and hasattr(sentry, "get_baggage") and sentry.is_initialized():
+        headers["sentry-trace"] = sentry.get_traceparent() or ""
+        headers["baggage"] = ",".join(filter(None, (headers.get("baggage"), sentry.get_baggage())))
+    return {name: headers[name] for name in TRACE_HEADERS if headers.get(name)}
+
+
+def extracted(found: Api, trace: TraceContext | None) -> Any:
+    """Return the context of OpenTelemetry, with span and baggage, that a message's trace headers carry."""
+    return found.propagate.extract(dict(trace or {}), context=found.context.Context())
+
+
+def span_context(found: Api, trace: TraceContext | None) -> Any:
+    """Return the span context in trace headers, or None."""
+    context = found.trace.get_current_span(extracted(found, trace)).get_span_context()
+    return context if context.is_valid else None
+
+
+def _is_instrumented() -> bool:
+    module = sys.modules.get(_INSTRUMENTATION)
+    instrumentor = getattr(module, "CeleryInstrumentor", None)
+    return instrumentor is not None and bool(instrumentor().is_instrumented_by_opentelemetry)
