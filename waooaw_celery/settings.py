@@ -276,6 +276,14 @@ class WaooawSettings:
     stall_seconds: Annotated[float, partial(_number, least=1)] = 60.0
     #: What a stalled worker does: ``exit``, so that its supervisor starts a new one, or ``log``.
     on_stall: Annotated[OnStall, _one_of(OnStall)] = OnStall.EXIT
+    #: Port on which a worker serves ``/health/live``, ``/health/ready`` and ``/metrics``, and beat its health;
+    #: 0: a free one; None: none is served.
+    health_port: Annotated[int | None, _or_none(partial(_whole, least=0, most=65535))] = None
+    #: Address on which it is served; ``0.0.0.0``: on all of this computer's.
+    health_host: Annotated[str, _text] = "0.0.0.0"  # noqa: S104 - a probe comes from another computer
+    #: URL of an OTLP/HTTP endpoint, such as ``http://collector:4318/v1/traces``, to which workers send spans;
+    #: None: a tracer provider that the program has set up gets them.
+    traces_endpoint: Text = None
     #: Seconds that messages may wait before a worker that is scaled automatically grows its pool for them.
     autoscale_age: Seconds = 1.0
     #: Seconds between two sweeps of expired messages.
@@ -396,7 +404,7 @@ class WaooawSettings:
             for name, value in environ.items()
             if name.startswith(PREFIX.upper())
             and not name.startswith(_OTHER_VARIABLES)
-            and not _KUBERNETES.search(name)
+            and not _is_of_kubernetes(name, value)
         }
         _check_names(variables, "environment variable", PREFIX.upper())
         given = {
@@ -410,6 +418,13 @@ class WaooawSettings:
                     variable, given[name], f"{PREFIX}{name}", _value(name, f"{PREFIX}{name}", values[name])
                 )
         return cls(**given)
+
+
+def _is_of_kubernetes(name: str, value: str) -> bool:
+    """Return whether Kubernetes has set a variable; a service may be called waooaw-health too."""
+    setting = name.removeprefix(PREFIX.upper()).lower()
+    is_setting = any(each.name == setting for each in fields(WaooawSettings))
+    return bool(_KUBERNETES.search(name)) and (not is_setting or "://" in value)
 
 
 def warn_of_override(variable: str, wins: object, setting: str, loses: object) -> None:

@@ -132,9 +132,10 @@ def test_some_messages_of_a_key_may_run_at_once(agent: Probe) -> None:
     assert most == 2
 
 
-def test_a_message_that_is_tried_again_keeps_its_place(agent: Probe) -> None:
+@pytest.mark.parametrize("pool", ["threads", "prefork"])
+def test_a_message_that_is_tried_again_keeps_its_place(agent: Probe, pool: str) -> None:
     """Later messages of its key wait, those of another key do not."""
-    agent.start(options=KEYED)
+    agent.start("-P", pool, "-c", "3", options=KEYED)
     agent.send([agent.message(key="k", n=0, fails=2)])
     agent.send([agent.message(key="k", n=n) for n in (1, 2)] + [agent.message(key="other", n=9)])
     until(lambda: len(agent.numbers()) == 4, "all messages")

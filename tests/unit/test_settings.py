@@ -148,6 +148,8 @@ def test_kubernetes_variables_are_ignored() -> None:
     """A service named waooaw-redis puts WAOOAW_REDIS_PORT and others into each container."""
     variables = ("SERVICE_HOST", "SERVICE_PORT", "PORT", "PORT_6379_TCP_ADDR", "SERVICE_PORT_HTTP")
     WaooawSettings.read({}, environ={f"WAOOAW_REDIS_{name}": "x" for name in variables})
+    assert WaooawSettings.read({}, environ={"WAOOAW_HEALTH_PORT": "tcp://10.0.0.1:80"}).health_port is None
+    assert WaooawSettings.read({}, environ={"WAOOAW_HEALTH_PORT": "8080"}).health_port == 8080
 
 
 def test_one_url_is_enough_on_redis() -> None:

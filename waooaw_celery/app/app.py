@@ -142,6 +142,9 @@ class AgentApp(Celery):
         self.on_after_configure.connect(add_defaults, weak=False)
         self.steps["worker"].update((SafePool, Heartbeat, TakeLateHandlers, ReportClock, Watchdog, WatchIntake))
         self.steps["worker"].update((PoolScaling, WatchHealth, DrainAgents))
+        # By name: only a worker loads what serves health and metrics.
+        self.steps["worker"].add("waooaw_celery.worker.health.health_endpoint:HealthEndpoint")
+        self.steps["worker"].add("waooaw_celery.worker.tracing:Tracing")
         self.steps["consumer"].add(CancelListener)
         replies.connect()
         signals.connect()

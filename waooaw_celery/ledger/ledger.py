@@ -216,6 +216,10 @@ class Ledger(ReceiptStore):
         with self.database.begin(f"look up whether {message_id} was erased") as connection:
             return bool(connection.scalar(select(is_erased)))
 
+    def outage_seconds(self) -> float:
+        """Return for how many seconds the database has not answered this process; 0: it answers."""
+        return 0.0 if self._writer is None else self._writer.outage_seconds()
+
     def drain_spool(self, seconds: float) -> bool:
         """Have the spool of this computer written to the ledger, and return whether nothing waits in it.
 

@@ -13,6 +13,7 @@ from waooaw_celery.app.events.replay import REPLAY_TASK as REPLAY
 from waooaw_celery.errors import ClockSkew
 from waooaw_celery.ledger.retention.retention import Retention
 from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.maintenance.beat_health import serve_health
 from waooaw_celery.maintenance.recovery import Recovery
 from waooaw_celery.messages.queues import system_queue
 from waooaw_celery.messages.wording import counted
@@ -50,6 +51,7 @@ def register_periodic_tasks(app: AgentApp) -> None:
     _register_sweep(app)
     _register_ledger_tasks(app)
     _configure_beat(app)
+    serve_health()
 
 
 def _register_sweep(app: AgentApp) -> None:

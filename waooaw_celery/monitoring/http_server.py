@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -30,6 +31,12 @@ class Reply(NamedTuple):
     status: int
     body: bytes
     content_type: str = "text/plain; charset=utf-8"
+
+
+def health_reply(problems: dict[str, str]) -> Reply:
+    """Return the answer of a health check: 200 without a problem, and 503 with the problems by name."""
+    body = {"status": "fail" if problems else "ok", "problems": problems}
+    return Reply(503 if problems else 200, json.dumps(body).encode() + b"\n", "application/json")
 
 
 class MonitoringServer:

@@ -24,6 +24,8 @@ from kombu.exceptions import ContentDisallowed, DecodeError
 from waooaw_celery.errors import DeadlineExceeded, InvalidArguments
 from waooaw_celery.log.loggers import get_logger
 from waooaw_celery.messages.message import ENVELOPE_HEADER
+from waooaw_celery.monitoring.metrics.measured_handling import note_processed, note_skipped
+from waooaw_celery.monitoring.metrics.process_metrics import process_metrics
 from waooaw_celery.monitoring.tracing.nested_headers import with_nested_headers
 from waooaw_celery.worker.cancellation import CancelAnswer, cancellations_of
 from waooaw_celery.worker.execution.event_loop import cancel_handler
@@ -94,6 +96,9 @@ class AgentRequest(HidingRequest, TimedRequest):
                     state.revoked.add(self.id)
                 if super().revoked():
                     state.task_ready(self)  # also one that was dropped before it was due
+                    metrics = process_metrics()
+                    if metrics is not None:
+                        note_skipped(metrics, self.task, cancelled=self.id in self._cancellations)
                     return True
             if self in state.reserved_requests:
                 self.taken = True
@@ -122,12 +127,16 @@ class AgentRequest(HidingRequest, TimedRequest):
         """Note for the agent's health how the message ended."""
         self._is_noted = True
         app: Any = self.app
+        seconds, waited = time.time() - (self.time_start or 0.0), self._waited()
         app.outcomes.note(
             self.task.agent,  # type: ignore[attr-defined]  # an AgentTask
-            time.time() - (self.time_start or 0.0),
+            seconds,
             failed=self.ended_by is not None and not isinstance(self.ended_by, _NOT_A_FAULT),
-            waited=self._waited(),
+            waited=waited,
         )
+        metrics = process_metrics()
+        if metrics is not None:
+            note_processed(metrics, self.task, self.request_dict, seconds, waited, self.ended_by)
 
     def _waited(self) -> float | None:
         """Return how long the message waited in its queue, in seconds; None for a retry or a delayed one."""
@@ -204,7 +213,10 @@ class AgentRequest(HidingRequest, TimedRequest):
 
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> None:
         """End the message: its handler raised, its process is gone, or Celery's tracing raised."""
-        error = getattr(exc_info.exception, "exc", exc_info.exception)
+        error = exc_info.exception
+        # Not ``Retry``, whose attribute of this name is the error for which the handler is tried again.
+        if not isinstance(error, Retry):
+            error = getattr(error, "exc", error)
         if isinstance(error, _PROCESS_ENDED) and self._requeue_if_committed(error):
             return
         if isinstance(error, Retry) and getattr(self.task, "key_policy", None) is not None:

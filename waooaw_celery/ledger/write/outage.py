@@ -32,6 +32,11 @@ class Outage:
         """Whether the last attempt to reach the database failed."""
         return self.retry_at is not None
 
+    @property
+    def seconds(self) -> float:
+        """For how many seconds the database has not answered; 0: it answers."""
+        return time.monotonic() - self._started_at if self.active else 0.0
+
     def start(self, error: AuditUnavailable) -> None:
         """Record that the database does not answer."""
         if not self.active:  # one warning for each outage

@@ -111,6 +111,10 @@ class LedgerWriter:
             self._wait_for(pending)
         return pending.duplicate
 
+    def outage_seconds(self) -> float:
+        """Return for how many seconds the database has not answered; 0: it answers."""
+        return self._outage.seconds
+
     def begin(self, rows: Sequence[LedgerRow], *, may_spool: bool = True) -> Callable[[], set[str]]:
         """Start to write rows, and return a function that waits until they are safe.
 

@@ -14,6 +14,8 @@ logger = get_logger(__name__)
 
 #: Checks within the time for which a handler may block the event loop.
 CHECKS = 4
+#: The longest time between two checks, in seconds: a health endpoint shows what they have found.
+MAX_PAUSE_SECONDS = 2.0
 
 
 class LoopWatch:
@@ -35,6 +37,11 @@ class LoopWatch:
         self._closed = False
         native.start_thread(self._run)
 
+    def blocked_seconds(self) -> float:
+        """Return for how many seconds the loop has owed a callback; 0: it has made the last one."""
+        asked_at = self._asked_at
+        return 0.0 if asked_at is None else time.monotonic() - asked_at
+
     def close(self) -> None:
         """Stop watching."""
         self._closed = True
@@ -51,7 +58,7 @@ class LoopWatch:
             elif not has_warned and time.monotonic() - self._asked_at > self._seconds:
                 has_warned = True
                 self._warn()
-            native.sleep(self._seconds / CHECKS)
+            native.sleep(min(self._seconds / CHECKS, MAX_PAUSE_SECONDS))
 
     def _warn(self) -> None:
         frames = sys._current_frames()

@@ -103,6 +103,10 @@ class HandlerEventLoop:
         """Return whether the calling code runs on this loop."""
         return threading.current_thread() is self._thread
 
+    def blocked_seconds(self) -> float:
+        """Return for how many seconds a handler has blocked the loop; 0: none does."""
+        return self._watch.blocked_seconds()
+
     def close(self) -> None:
         """Cancel the background tasks that handlers have left, and end the thread."""
         self._closing = True
@@ -266,6 +270,12 @@ def cancel_handler(message_id: str) -> bool:
 def is_on_event_loop() -> bool:
     """Return whether the calling code is an ``async def`` handler, or called by one."""
     return _loop is not None and _loop.runs_here()
+
+
+def blocked_seconds() -> float:
+    """Return for how many seconds a handler has blocked the event loop of this process; 0: none does."""
+    loop = _loop
+    return 0.0 if loop is None else loop.blocked_seconds()
 
 
 def close_event_loop(**_: Any) -> None:

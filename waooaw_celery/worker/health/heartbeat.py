@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime
@@ -58,6 +59,10 @@ class Heartbeat(bootsteps.StartStopStep):
         self._failed = False
         self._hurry = threading.Event()
         self._announce: set[str] = set()
+        #: When the last heartbeat that reached the store began, by the monotonic clock.
+        self._beat_at: float | None = None
+        #: Seconds after which the worker counts as dead without a heartbeat.
+        self.lifetime = 0.0
         #: The health of the worker's agents; it is made when the settings are checked.
         self.agent_health: AgentHealth
 
@@ -71,7 +76,8 @@ class Heartbeat(bootsteps.StartStopStep):
         try:
             parent.app.check()
             seconds = parent.app.settings.heartbeat_seconds
-            self.agent_health = AgentHealth(parent.app, seconds, seconds * MAX_MISSED_HEARTBEATS)
+            self.lifetime = seconds * MAX_MISSED_HEARTBEATS
+            self.agent_health = AgentHealth(parent.app, seconds, self.lifetime)
             check_time_limits(parent.app)
             check_once(parent.app)
             check_batches(parent.app, parent)
@@ -121,6 +127,10 @@ class Heartbeat(bootsteps.StartStopStep):
         """Withdraw this worker in a cold shutdown too."""
         self.stop(parent)
 
+    def silent_seconds(self) -> float | None:
+        """Return the seconds since the last heartbeat that reached the store; None: none has reached it yet."""
+        return None if self._beat_at is None else time.monotonic() - self._beat_at
+
     def hurry(self, announce: str | None = None) -> None:
         """Send the next heartbeat now; call it from any thread.
 
@@ -140,11 +150,14 @@ class Heartbeat(bootsteps.StartStopStep):
             self.agent_health.look(name)  # the first heartbeat must know it
         self._announce.update(agents)
         while True:
+            began = time.monotonic()
             report = worker.heartbeat_report.collect()
             # Subscriptions first: an agent that counts as living must get its events.
             subscribed = self._write(partial(self._subscribe, app, subscriptions, renew), agents)
             declared = self._write(partial(self._declare, worker, registry, report), agents)
             self._declared.set()
+            if declared is None:
+                self._beat_at = began
             read = self._write(lambda _: read_cancellations(app, worker.pool), agents[:1])
             read = read or self._write(lambda _: self._read_orders(worker, registry, agents), agents[:1])
             self._log_change(subscribed or declared or read or self._tell(registry))
@@ -178,13 +191,21 @@ class Heartbeat(bootsteps.StartStopStep):
     def _declare(self, worker: Any, registry: Any, report: dict[str, Any], name: str) -> None:
         app = worker.app
         self._started_at = self._started_at or app.reference_clock.now()
-        lifetime = app.settings.heartbeat_seconds * MAX_MISSED_HEARTBEATS
         capabilities = self.agent_health.capabilities(name)
         health = self.agent_health
         report = {**report, **health.facts(name, self._started_at)}
         profile = health.profile(name)
         registry.declare(
-            *(name, app.agents[name], worker.hostname, lifetime, capabilities, self._started_at, report, profile)
+            *(
+                name,
+                app.agents[name],
+                worker.hostname,
+                self.lifetime,
+                capabilities,
+                self._started_at,
+                report,
+                profile,
+            )
         )
 
     def _read_orders(self, worker: Any, registry: Any, agents: tuple[str, ...]) -> None:

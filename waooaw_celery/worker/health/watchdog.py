@@ -77,9 +77,12 @@ class Watchdog(bootsteps.StartStopStep):
         self._reason: str | None = None
         self._failed = False
         self._connection: Any = None
+        #: Seconds for which the event loop has not turned, although it should have.
+        self._silent = 0.0
 
     def create(self, parent: Any) -> None:
         """Add to the heartbeat's report why the worker has stalled."""
+        parent.watchdog = self
         parent.heartbeat_report.add("stalled", lambda: self._reason)
 
     def start(self, parent: Any) -> None:
@@ -108,6 +111,24 @@ class Watchdog(bootsteps.StartStopStep):
         """Stop watching in a cold shutdown too."""
         self.stop(parent)
 
+    def problems(self, seconds: float) -> dict[str, str]:
+        """Return what keeps the worker from making progress, by name; empty: nothing.
+
+        Args:
+            seconds: for which the event loop of the thread that consumes may not turn. While a handler runs in it,
+                or while it connects again, it need not turn.
+        """
+        found: dict[str, str] = {}
+        if self._reason is not None:
+            found["progress"] = self._reason
+        if self._silent > seconds:
+            found["consumer"] = f"the event loop has not responded for {self._silent:.0f} s"
+        return found
+
+    def is_ending(self) -> bool:
+        """Return whether the worker does not consume: it ends, or has not started yet."""
+        return not hasattr(self, "_worker") or self._stopped or not self._is_up()
+
     def _run(self) -> None:
         now, last = 0.0, time.monotonic()
         while True:
@@ -132,10 +153,12 @@ class Watchdog(bootsteps.StartStopStep):
         worker = self._worker
         if not self._is_up():
             self._detector.reset()
+            self._silent = 0.0
             return
         silent = self._beat.silent_seconds(now, worker.consumer)
         handles = silent > 0 and calls_handler(sys._current_frames().get(self._thread))
         loop = LoopState(silent=silent, connected=_has_connected(worker.consumer), handles=handles)
+        self._silent = silent if loop.connected and not loop.handles else 0.0
         snapshot = self._progress.snapshot()
         reason = self._detector.check(now, loop, snapshot)
         if self._reason is not None:
