@@ -88,6 +88,8 @@ class HealthEndpoint(bootsteps.StartStopStep):
     def _live(self, parent: Any) -> Callable[[], Reply]:
         def live() -> Reply:
             found = parent.watchdog.problems(MAX_SILENT_SECONDS)
+            if self._readiness is not None and self._readiness.broker_is_away():
+                found.pop("consumer", None)  # the loop waits for the broker, and a new worker would wait too
             blocked = blocked_seconds()
             if blocked > MAX_SILENT_SECONDS:
                 found["handlers"] = f"a handler has blocked the event loop of the handlers for {blocked:.0f} s"

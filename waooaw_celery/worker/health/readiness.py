@@ -87,6 +87,10 @@ class Readiness:
             found["draining"] = f"it takes no messages for {', '.join(drained)}"
         return found
 
+    def broker_is_away(self) -> bool:
+        """Return whether the broker does not answer."""
+        return self._probes[0].problem() is not None
+
     def end(self) -> None:
         """Stop the probes."""
         for probe in self._probes:
