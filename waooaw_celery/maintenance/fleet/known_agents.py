@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable
 
-#: Seconds that a source waits for the first list of names.
-_WAIT_SECONDS = 3.0
+#: Seconds that a source waits, once, for the first list of names.
+_WAIT_SECONDS = 1.0
 
 
 class KnownAgents:
@@ -19,6 +19,7 @@ class KnownAgents:
     def __init__(self, names: Iterable[str] = ()) -> None:
         self._names = tuple(sorted(set(names)))
         self._were_read = threading.Event()
+        self._has_waited = False
 
     def note(self, names: Iterable[str]) -> None:
         """Replace the names by those that were read."""
@@ -26,6 +27,8 @@ class KnownAgents:
         self._were_read.set()
 
     def names(self) -> tuple[str, ...]:
-        """Return the names, sorted; at the start, this waits a moment for them."""
-        self._were_read.wait(_WAIT_SECONDS)
+        """Return the names, sorted; the first call waits a moment for them."""
+        if not self._has_waited:
+            self._were_read.wait(_WAIT_SECONDS)
+            self._has_waited = True
         return self._names
