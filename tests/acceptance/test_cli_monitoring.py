@@ -93,13 +93,19 @@ def test_a_port_that_is_in_use(redis_url: str, tmp_path: Path) -> None:
 def test_without_prometheus_client(redis_url: str, tmp_path: Path) -> None:
     """The command says what to install; the package itself and its other commands do not need it."""
     (tmp_path / "prometheus_client.py").write_text("raise ImportError('not installed')")
-    env = {"CELERY_BROKER_URL": redis_url, "PYTHONPATH": f"{tmp_path}:{PACKAGE.parent}"}
-    done = waooaw("exporter", env=env)
+    env = os.environ | {"CELERY_BROKER_URL": redis_url, "PYTHONPATH": f"{tmp_path}:{PACKAGE.parent}"}
+
+    def run(*command: str) -> subprocess.CompletedProcess[str]:
+        # A new interpreter: a forked one has imported the library already.
+        words = [sys.executable, "-m", "waooaw_celery", *command]
+        return subprocess.run(words, capture_output=True, text=True, timeout=60, check=False, env=env)
+
+    done = run("exporter")
     assert done.returncode == 1
     assert "pip install 'waooaw-celery[prometheus]'" in done.stderr
     assert "Traceback" not in done.stderr
-    assert waooaw("monitoring", "rules", env=env).returncode == 0
-    assert waooaw("queues", env=env).returncode == 0
+    assert run("monitoring", "rules").returncode == 0
+    assert run("queues").returncode == 0
 
 
 def test_rules_are_printed_with_your_runbook() -> None:
