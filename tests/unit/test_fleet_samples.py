@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
@@ -109,3 +111,13 @@ def test_names_end_with_their_unit_and_have_a_text() -> None:
         assert metric.name.startswith("waooaw_")
         assert metric.text.endswith(".")
         assert not metric.name.endswith("_total"), "a gauge is no counter"
+
+
+def test_the_page_has_each_metric_with_its_labels() -> None:
+    """`docs/monitoring.md` lists them all, and no other metric of the exporter."""
+    page = (Path(__file__).parents[2] / "docs" / "monitoring.md").read_text()
+    table = page.partition("### Metrics of the fleet")[2].partition("\n### ")[0]
+    rows = re.findall(r"^\| `(waooaw_\w+)` \|([^|]*)\|", table, flags=re.MULTILINE)
+    assert {name: labels.strip() for name, labels in rows} == {
+        metric.name: ", ".join(metric.labels) for metric in metrics.ALL
+    }
