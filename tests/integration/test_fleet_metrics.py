@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
@@ -15,9 +16,10 @@ from support import Broker, lone_database, note, until
 from test_message_groups import KEYED, Probe
 
 from waooaw_celery import AgentApp, Message, MessageBus, Priority
-from waooaw_celery.embedded import end_all, valkey
+from waooaw_celery.embedded import end_all, free_port, valkey
 from waooaw_celery.ledger.database import partitions
 from waooaw_celery.ledger.database import upgrade as schema
+from waooaw_celery.ledger.database.engine import database_url
 from waooaw_celery.ledger.retention.removal import Removal, record_removal
 from waooaw_celery.ledger.workflow_models import WorkflowRow
 from waooaw_celery.maintenance.fleet import metrics
@@ -388,6 +390,39 @@ def test_a_ledger_in_sqlite_has_metrics_too(plain: Broker, tmp_path: Path) -> No
     assert found["waooaw_recent_messages"][("handled",)] == 1
     assert found["waooaw_ledger_size_bytes"][()] > 10_000
     assert "waooaw_ledger_partitions" not in found
+
+
+def test_a_user_who_may_only_read_is_enough(postgres_url: str, tmp_path: Path) -> None:
+    """In PostgreSQL, and in Redis with the permissions of `docs/operations.md`."""
+    page = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+    [rule] = re.findall(r"^ACL SETUSER lab-exporter (.*)$", page, flags=re.MULTILINE)
+    port, role = free_port(), f"reader_{uuid4().hex[:8]}"
+    with valkey(port=port) as url, lone_database(postgres_url) as database:
+        options = {"broker_transport_options": {"global_keyprefix": "lab:"}, "waooaw_agents": ["writer"]}
+        broker = Broker(url, url, tmp_path, database)
+        with closing(broker.app(**options)) as app:
+            schema.upgrade(app.database)
+            send(app, "writer", 2)
+            app.dead_letters.add("agent.writer", "ValueError: x", b"{}")
+            app.ledger.flush()
+            with app.connection_for_write() as connection, connection.channel() as channel:
+                channel.client.execute_command("ACL", "SETUSER", "lab-exporter", *rule.split())
+            with app.database.begin("make a user") as connection:
+                connection.exec_driver_sql(f"CREATE ROLE {role} LOGIN PASSWORD 'SECRET'")
+                connection.exec_driver_sql(f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}")
+            try:
+                reading = url.replace("redis://", "redis://lab-exporter:SECRET@")
+                user = database_url(database).set(username=role, password="SECRET")  # noqa: S106
+                own = Broker(reading, reading, tmp_path, user.render_as_string(hide_password=False))
+                with closing(own.app(**options)) as other, exporting(other) as exporter:
+                    until(lambda: all(state.up for state in exporter.states().values()), "all sources")
+                    found = scraped(exporter)
+            finally:
+                with app.database.begin("drop the user") as connection:
+                    connection.exec_driver_sql(f"DROP OWNED BY {role}; DROP ROLE {role}")
+    assert found["waooaw_queue_messages"]["writer", "normal"] == 2
+    assert found["waooaw_dead_letters_stored"][()] == 1
+    assert found["waooaw_open_messages"][("sent",)] == 2
 
 
 def test_the_number_of_series_is_bounded(plain: Broker, postgres_url: str, tmp_path: Path) -> None:
