@@ -7,10 +7,12 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import yaml
 from fleet_metrics import WORKER_METRICS, program
 
+from waooaw_celery.cli import waooaw
 from waooaw_celery.maintenance.fleet import metrics
 
 ROOT = Path(__file__).parents[2]
@@ -103,3 +105,24 @@ def test_an_alert_names_metrics_that_exist(name: str) -> None:
     named = named_metrics(ALERTS[name]["expr"])
     assert named
     assert named <= known_metrics()
+
+
+def runbook_commands() -> list[str]:
+    """Return the commands of this package that the runbook names."""
+    text = re.sub(r"\s+", " ", RUNBOOK.read_text())
+    return sorted(set(re.findall(r"`waooaw ([^`]+)`", text)))
+
+
+@pytest.mark.parametrize("command", runbook_commands())
+def test_a_command_of_the_runbook_exists(command: str) -> None:
+    """With its subcommand and each of its options."""
+    found: click.Command = waooaw
+    context = click.Context(waooaw)
+    words = command.split()
+    while words and isinstance(found, click.Group) and re.fullmatch(r"[a-z]+", words[0]):
+        name = words.pop(0)
+        subcommand = found.get_command(context, name)
+        assert subcommand is not None, f"there is no command {name}"
+        found = subcommand
+    options = {option for parameter in found.params for option in parameter.opts}
+    assert {word for word in words if word.startswith("--")} <= options
