@@ -8,16 +8,17 @@ import shutil
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from support import until
+from support import Broker, lone_database, until
 
-from waooaw_celery import AgentApp
-from waooaw_celery.embedded import free_port, running
+from waooaw_celery import AgentApp, Message, MessageBus
+from waooaw_celery.embedded import free_port, running, valkey
+from waooaw_celery.ledger.database import upgrade as schema
 from waooaw_celery.maintenance.fleet.exporter import Exporter
 from waooaw_celery.maintenance.fleet.samples import Metric, Samples
 
@@ -142,3 +143,29 @@ def prometheus(folder: Path, targets: Mapping[str, int], rules: Path | None = No
 
         until(answers, "Prometheus")
         yield server
+
+
+@contextmanager
+def alone(folder: Path, postgres_url: str | None = None) -> Iterator[Broker]:
+    """Run a Valkey of its own during the block, and make a ledger of its own if a PostgreSQL is given."""
+    with ExitStack() as stack:
+        url = stack.enter_context(valkey())
+        database = None if postgres_url is None else stack.enter_context(lone_database(postgres_url))
+        broker = Broker(url, url, folder, database)
+        if database is not None:
+            with closing(broker.app()) as app:
+                schema.upgrade(app.database)
+        yield broker
+
+
+def send(app: AgentApp, to: str, count: int = 1, **fields: object) -> list[str]:
+    """Send messages to an agent, and return their ids."""
+    message = {"from_agent": "tests", "to_agent": to} | fields
+    return [MessageBus(app).send(Message(**message)).message_id for _ in range(count)]  # type: ignore[arg-type]
+
+
+def record(app: AgentApp, **fields: object) -> Message:
+    """Record a message in the ledger as the publisher does, without sending it."""
+    message = Message(**({"from_agent": "tests", "to_agent": "writer"} | fields))  # type: ignore[arg-type]
+    app.ledger.begin_recording([(message, "command")])()
+    return message

@@ -58,7 +58,9 @@ def test_the_exporter_serves_the_fleet(redis_url: str, tmp_path: Path) -> None:
         assert found["waooaw_agent_workers"][("idle-agent",)] == 0
         assert not any(name.startswith(("python_", "process_")) for name in found)
         assert body(f"{url}/health/live") == "live\n"
-        until(lambda: "store: up" in body(f"{url}/health/ready"), "all sources")
+        up = {("store",): 1.0, ("broker",): 1.0, ("dead_letters",): 1.0}
+        until(lambda: parsed(body(f"{url}/metrics"))["waooaw_exporter_source_up"] == up, "all sources")
+        assert "store: up" in body(f"{url}/health/ready")
         with pytest.raises(urllib.error.HTTPError, match="404"):
             body(f"{url}/elsewhere")
         process.send_signal(signal.SIGTERM)
