@@ -1,10 +1,10 @@
-# One image for all agents, beat and Flower. The command in docker-compose.yml decides what a container runs.
+# One image for all agents, beat, Flower and the exporter. The command in docker-compose.yml decides what a container runs.
 FROM python:3.12-slim AS build
 WORKDIR /src
 RUN python -m venv /venv
 COPY pyproject.toml setup.cfg README.md LICENSE ./
 COPY waooaw_celery/ waooaw_celery/
-RUN /venv/bin/pip install --no-cache-dir ".[flower]"
+RUN /venv/bin/pip install --no-cache-dir ".[flower,prometheus]"
 
 # The stage above keeps the sources and pip's leftovers.
 FROM python:3.12-slim

@@ -59,15 +59,15 @@ def words(service: str) -> list[str]:
 
 
 def module(service: str) -> str:
-    """Return the module in a service's command."""
+    """Return the module in a service's command; empty if it names none, like the exporter's."""
     command = words(service)
-    return command[command.index("-A") + 1]
+    return command[command.index("-A") + 1] if "-A" in command else ""
 
 
 def kind(service: str) -> str:
-    """Return ``worker``, ``beat`` or ``flower``: what a service runs."""
+    """Return ``worker``, ``beat``, ``flower`` or ``exporter``: what a service runs."""
     command = words(service)
-    return command[command.index("-A") + 2]
+    return command[command.index("-A") + 2] if "-A" in command else command[1]
 
 
 #: The entry points of the agents.
@@ -231,7 +231,7 @@ def test_every_agent_has_a_service() -> None:
     assert set(AGENT_MODULES) <= {module(name) for name in LASTING}
 
 
-@pytest.mark.parametrize("name", LASTING)
+@pytest.mark.parametrize("name", [name for name in LASTING if module(name)])
 def test_command_names_a_module_of_the_image(name: str) -> None:
     """The module in a command exists, and the Dockerfile copies it into the image."""
     path = Path(*module(name).split(".")).with_suffix(".py")
@@ -355,7 +355,8 @@ def test_migrate_may_run_again(fleet: Fleet) -> None:
 def test_service_works_and_ends(fleet: Fleet, name: str) -> None:
     """The service's own command starts it and it works; SIGTERM, which `docker stop` sends, ends it."""
     service = fleet.services[name]
-    {"worker": check_worker, "beat": check_beat, "flower": check_flower}[kind(name)](fleet, service)
+    checks = {"worker": check_worker, "beat": check_beat, "flower": check_flower, "exporter": check_exporter}
+    checks[kind(name)](fleet, service)
     service.process.terminate()
     assert service.process.wait(STOP) == 0, service.printed()
 
@@ -387,3 +388,17 @@ def check_flower(_: Fleet, service: Service) -> None:
     assert status(service.port, "/", credentials="operator:wrong") == 401
     assert status(service.port, "/api/workers") == 401
     assert status(service.port, "/api/task/send-task/waooaw.sweep", method="POST", credentials=user) == 403
+
+
+def check_exporter(fleet: Fleet, service: Service) -> None:
+    """The exporter reads all servers, and has the agents of the other services."""
+    service.wait("its readings", lambda: status(service.port, "/health/ready") == 200)
+    wanted = [f'waooaw_agent_workers{{agent="{agent}"}}' for agent in AGENTS]
+    wanted += ['waooaw_exporter_source_up{source="broker"} 1', 'waooaw_exporter_source_up{source="ledger"} 1']
+
+    def metrics() -> str:
+        with closing(http.client.HTTPConnection("127.0.0.1", service.port, timeout=10)) as connection:
+            connection.request("GET", "/metrics")
+            return connection.getresponse().read().decode()
+
+    service.wait("the metrics of all agents", lambda: all(line in metrics() for line in wanted))

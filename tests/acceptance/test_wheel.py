@@ -95,6 +95,8 @@ def test_the_wheel_installs_one_package_that_runs_the_demo(wheel: Path, tmp_path
     encoded = "import kombu.serialization as s; print(s.dumps({'a': 1}, 'protobuf')[:2])"
     assert "application/x-protobuf" in run(programs / "python", "-c", encoded, cwd=tmp_path)
     assert "5." in run(programs / "celery", "--version", cwd=tmp_path)
+    assert "WaooawNoWorker" in run(programs / "waooaw", "monitoring", "rules", cwd=tmp_path)
+    assert "waooaw-agent" in run(programs / "waooaw", "monitoring", "dashboard", "agent", cwd=tmp_path)
 
     documents = site / "waooaw_celery" / "messages"  # a few, so that a busy computer has the time
     shown = run(programs / "waooaw", "demo", "--input", documents, cwd=tmp_path, timeout=DEMO_SECONDS)

@@ -31,12 +31,18 @@ waooaw.lazy_commands.update(
         "drain": LazyCommand("waooaw_celery.cli.agents.commands", "Let an agent end what it has, and stop."),
         "erase": LazyCommand("waooaw_celery.cli.ledger", "Erase payloads, results and error texts."),
         "events": LazyCommand("waooaw_celery.cli.events", "Publish and replay events, manage subscriptions."),
+        "exporter": LazyCommand(
+            "waooaw_celery.cli.monitoring.exporter", "Serve the metrics of the whole fleet for Prometheus."
+        ),
         "find": LazyCommand("waooaw_celery.cli.agents.commands", "List the agents with a capability."),
         "health": LazyCommand("waooaw_celery.cli.health", "Check whether a worker or beat is ready or live."),
         "hold": LazyCommand("waooaw_celery.cli.ledger", "Place, release and list legal holds."),
         "limits": LazyCommand("waooaw_celery.cli.limits", "Show and set rate limits, pause and resume senders."),
         "log": LazyCommand("waooaw_celery.cli.ledger", "List the messages in the ledger, newest first."),
         "maintenance": LazyCommand("waooaw_celery.cli.agents.commands", "Give an agent no message by capability."),
+        "monitoring": LazyCommand(
+            "waooaw_celery.cli.monitoring.files", "Print alert rules for Prometheus and dashboards for Grafana."
+        ),
         "purge": LazyCommand("waooaw_celery.cli.ledger", "Remove messages whose retention is over."),
         "queues": LazyCommand(
             "waooaw_celery.cli.queues", "List the queues and what waits in each; drop messages."

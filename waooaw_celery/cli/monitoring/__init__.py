@@ -1,0 +1,1 @@
+"""The commands of monitoring: the exporter, and the files for Prometheus and Grafana."""
