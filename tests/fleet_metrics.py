@@ -21,19 +21,14 @@ from waooaw_celery.embedded import free_port, running, valkey
 from waooaw_celery.ledger.database import upgrade as schema
 from waooaw_celery.maintenance.fleet.exporter import Exporter
 from waooaw_celery.maintenance.fleet.samples import Metric, Samples
+from waooaw_celery.monitoring.metrics.definitions import METRICS
+from waooaw_celery.worker.monitoring.worker_gauges import worker_gauges
 
 #: Metrics of the workers that rules and dashboards may name: each with its labels.
 WORKER_METRICS = {
-    "messaging_client_sent_messages_total": ("operation", "error_type"),
-    "messaging_client_consumed_messages_total": ("operation", "error_type"),
-    "messaging_client_operation_duration_seconds": ("operation", "error_type"),
-    "messaging_process_duration_seconds": ("agent", "handler", "error_type"),
-    "waooaw_outcomes_total": ("agent", "status"),
-    "waooaw_queue_wait_seconds": ("agent", "priority"),
-    "waooaw_worker_running": ("agent",),
-    "waooaw_ledger_spool_rows": (),
-    "waooaw_ledger_outage_seconds": (),
-    "waooaw_worker_ready": (),
+    **{f"{metric.name}_total": metric.labels for metric in METRICS if not metric.buckets},
+    **{metric.name: metric.labels for metric in METRICS if metric.buckets},
+    **{gauge.name: gauge.labels for gauge in worker_gauges(None, lambda: True)},
 }
 
 Values = dict[str, dict[tuple[str, ...], float]]

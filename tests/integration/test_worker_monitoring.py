@@ -131,7 +131,7 @@ def test_a_worker_counts_what_it_handles_and_sends(probe: Probe, pool: tuple[str
     assert probe.value(count, agent=name, handler="command", error_type="ValueError") == 3
     assert probe.value(count, agent=name, handler="ack", error_type="") == 5
     assert probe.value("messaging_client_consumed_messages_total", agent=name) == 14
-    assert probe.value("waooaw_queue_wait_seconds_count", agent=name, priority="NORMAL") == 12
+    assert probe.value("waooaw_queue_wait_seconds_count", agent=name, priority="normal") == 12
     until(lambda: probe.value("messaging_client_sent_messages_total", agent=name, operation="send") == 5, "sends")
     assert probe.value("messaging_client_operation_duration_seconds_count", operation="send") == 5
     assert probe.value("waooaw_worker_ready") == 1

@@ -143,8 +143,8 @@ class AgentApp(Celery):
         self.steps["worker"].update((SafePool, Heartbeat, TakeLateHandlers, ReportClock, Watchdog, WatchIntake))
         self.steps["worker"].update((PoolScaling, WatchHealth, DrainAgents))
         # By name: only a worker loads what serves health and metrics.
-        self.steps["worker"].add("waooaw_celery.worker.health.health_endpoint:HealthEndpoint")
-        self.steps["worker"].add("waooaw_celery.worker.tracing:Tracing")
+        self.steps["worker"].add("waooaw_celery.worker.monitoring.health_endpoint:HealthEndpoint")
+        self.steps["worker"].add("waooaw_celery.worker.monitoring.tracing:Tracing")
         self.steps["consumer"].add(CancelListener)
         replies.connect()
         signals.connect()

@@ -7,12 +7,13 @@ from typing import Any
 
 from celery.exceptions import Ignore, Retry
 
+from waooaw_celery.messages.enums import Priority
 from waooaw_celery.messages.message import ENVELOPE_HEADER
 from waooaw_celery.monitoring.metrics.definitions import CONSUMED, OUTCOMES, PROCESS_SECONDS, QUEUE_WAIT
 from waooaw_celery.monitoring.metrics.process_metrics import ProcessMetrics
 
-#: The values of the label ``priority``; a header of another program may have any text.
-_PRIORITIES = ("URGENT", "HIGH", "NORMAL", "LOW")
+#: The values of the label ``priority``, by the name in the envelope; another program may have written any text.
+_PRIORITIES = {priority.value: priority.value.lower() for priority in Priority}
 
 
 def note_processed(
@@ -39,8 +40,9 @@ def note_processed(
     metrics.observe(PROCESS_SECONDS, task.agent, task.handler, error_type, seconds=seconds)
     if waited is not None:
         envelope = headers.get(ENVELOPE_HEADER)
-        priority = envelope.get("priority") if isinstance(envelope, Mapping) else None
-        metrics.observe(QUEUE_WAIT, task.agent, priority if priority in _PRIORITIES else "NORMAL", seconds=waited)
+        name = str(envelope.get("priority")) if isinstance(envelope, Mapping) else ""
+        priority = _PRIORITIES.get(name, Priority.NORMAL.value.lower())
+        metrics.observe(QUEUE_WAIT, task.agent, priority, seconds=waited)
 
 
 def note_skipped(metrics: ProcessMetrics, task: Any, *, cancelled: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -141,6 +142,11 @@ class Progress:
             "begun_at": self._started_at and self._started_at.isoformat(timespec="seconds"),
             "ended_at": self._ended_at and self._ended_at.isoformat(timespec="seconds"),
         }
+
+    def running_by_agent(self) -> dict[str, int]:
+        """Return how many handlers of each agent ran at the last snapshot."""
+        running = () if self._last is None else self._last.running
+        return dict(Counter(getattr(request.task, "agent", "") for request in running))
 
     def _note_times(self, snapshot: Snapshot) -> None:
         # The times are those of the snapshots. That is exact enough, and costs nothing while messages are handled.

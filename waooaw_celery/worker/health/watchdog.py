@@ -125,6 +125,10 @@ class Watchdog(bootsteps.StartStopStep):
             found["consumer"] = f"the event loop has not responded for {self._silent:.0f} s"
         return found
 
+    def running_by_agent(self) -> dict[str, int]:
+        """Return how many handlers of each agent ran when the watchdog last looked."""
+        return self._progress.running_by_agent() if hasattr(self, "_progress") else {}
+
     def is_ending(self) -> bool:
         """Return whether the worker does not consume: it ends, or has not started yet."""
         return not hasattr(self, "_worker") or self._stopped or not self._is_up()

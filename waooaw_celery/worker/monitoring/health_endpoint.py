@@ -13,11 +13,11 @@ from waooaw_celery.errors import ConfigurationError
 from waooaw_celery.log.loggers import get_logger
 from waooaw_celery.monitoring.http_server import MonitoringServer, Reply, health_reply
 from waooaw_celery.monitoring.metrics.process_metrics import process_metrics, start_metrics
-from waooaw_celery.monitoring.metrics.prometheus import Gauge, has_library, text_of
+from waooaw_celery.monitoring.metrics.prometheus import has_library, text_of
 from waooaw_celery.worker.execution.event_loop import blocked_seconds
-from waooaw_celery.worker.health.readiness import Readiness
 from waooaw_celery.worker.health.watchdog import Watchdog
-from waooaw_celery.worker.health.worker_gauges import worker_gauges
+from waooaw_celery.worker.monitoring.readiness import Readiness
+from waooaw_celery.worker.monitoring.worker_gauges import worker_gauges
 
 logger = get_logger(__name__)
 
@@ -51,13 +51,8 @@ class HealthEndpoint(bootsteps.StartStopStep):
             task_postrun.connect(_send_metrics, weak=False, dispatch_uid="waooaw.send_metrics")
             worker_process_shutdown.connect(_send_metrics, weak=False, dispatch_uid="waooaw.send_metrics")
         if has_library():
-            ready = Gauge(
-                "waooaw_worker_ready",
-                "Whether this worker is ready to handle messages: 1, or 0.",
-                (),
-                lambda: {(): float(routes["/health/ready"]().status == 200)},
-            )
-            routes["/metrics"] = text_of(metrics, [ready, *worker_gauges(parent)])
+            ready = routes["/health/ready"]
+            routes["/metrics"] = text_of(metrics, worker_gauges(parent, lambda: ready().status == 200))
         try:
             self._server = MonitoringServer(routes, settings.health_port, settings.health_host)
         except ConfigurationError as error:

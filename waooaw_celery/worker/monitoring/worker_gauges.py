@@ -10,21 +10,32 @@ from waooaw_celery.monitoring.metrics.prometheus import Gauge
 Values = Mapping[tuple[str, ...], float]
 
 
-def worker_gauges(worker: Any) -> list[Gauge]:
+def worker_gauges(worker: Any, is_ready: Callable[[], bool]) -> list[Gauge]:
     """Return the gauges of a worker.
 
     Args:
         worker: Celery's worker, with its heartbeat's report.
+        is_ready: returns whether it is ready to handle messages.
     """
 
     def progress(key: str) -> Callable[[], Values]:
         return lambda: _value((worker.heartbeat_report.collect().get("progress") or {}).get(key))
 
+    def running() -> Values:
+        agents = {**dict.fromkeys(worker.app.consumed_agents(), 0), **worker.watchdog.running_by_agent()}
+        return {(agent,): float(number) for agent, number in agents.items()}
+
     def clock() -> Values:
         return _value((worker.heartbeat_report.collect().get("clock") or {}).get("ahead"))
 
     return [
-        Gauge("waooaw_worker_running", "Handlers that run in this worker now.", (), progress("running")),
+        Gauge(
+            "waooaw_worker_ready",
+            "Whether this worker is ready to handle messages: 1, or 0.",
+            (),
+            lambda: {(): float(is_ready())},
+        ),
+        Gauge("waooaw_worker_running", "Handlers that run in this worker now, by agent.", ("agent",), running),
         Gauge("waooaw_worker_slots", "Handlers that this worker can run at once.", (), progress("slots")),
         Gauge(
             "waooaw_worker_held", "Messages that this worker has and has not acknowledged.", (), progress("held")
