@@ -27,7 +27,7 @@ waooaw.lazy_commands.update(
         "db": LazyCommand("waooaw_celery.cli.database", "Create or upgrade the ledger's tables."),
         "dead": LazyCommand("waooaw_celery.cli.dead_letters", "List, show, retry and discard dead letters."),
         "demo": LazyCommand("waooaw_celery.demo.command", "Run the demo: agents measure a folder of documents."),
-        "doctor": LazyCommand("waooaw_celery.cli.doctor", "Check the clocks of all processes."),
+        "doctor": LazyCommand("waooaw_celery.cli.doctor", "Check servers, settings, permissions and workers."),
         "drain": LazyCommand("waooaw_celery.cli.agents.commands", "Let an agent end what it has, and stop."),
         "erase": LazyCommand("waooaw_celery.cli.ledger", "Erase payloads, results and error texts."),
         "events": LazyCommand("waooaw_celery.cli.events", "Publish and replay events, manage subscriptions."),
