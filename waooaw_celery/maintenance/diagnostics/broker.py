@@ -7,7 +7,7 @@ from typing import Any
 from uuid import uuid4
 
 from amqp import Message
-from amqp.exceptions import AccessRefused, NotAllowed, PreconditionFailed
+from amqp.exceptions import AccessRefused, IrrecoverableConnectionError, NotAllowed, PreconditionFailed
 from kombu.utils.encoding import safe_str
 
 from waooaw_celery.app.app import AgentApp
@@ -73,7 +73,9 @@ def publishing(app: AgentApp) -> Iterator[Finding]:
             yield fail(name, f"RabbitMQ refuses it ({_text(error)}). {_grant(app, step)}")
         except PreconditionFailed as error:
             yield fail(name, f"RabbitMQ refuses it ({_text(error)})")
-        except TimeoutError:
+        except (TimeoutError, IrrecoverableConnectionError):
+            if step != "write":
+                raise
             sentence = (
                 f"RabbitMQ has not confirmed a message within {CONFIRM_SECONDS:g} s, so sends fail. It does so "
                 "while its memory or its disk is full: see `rabbitmq-diagnostics alarms`, and free some"

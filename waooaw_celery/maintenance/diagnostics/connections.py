@@ -41,8 +41,7 @@ def redis_clients(app: AgentApp) -> list[tuple[str, Any]]:
     known: list[Any] = []
     if app.driver == "redis":
         found.append((BROKER, lambda: broker_client(app)))
-        url = app.conf.broker_write_url or app.conf.broker_url
-        known.append(_address(url))
+        known.append(_address(app.conf.broker_write_url or app.conf.broker_url))
     urls: list[tuple[str, str | None]] = [(STORE, app.settings.redis_url), (RESULTS, app.conf.result_backend)]
     if app.settings.redis_url is None and is_redis(app.conf.result_backend):
         urls = [(STORE, app.conf.result_backend)]

@@ -37,7 +37,7 @@ from waooaw_celery.maintenance.diagnostics.workers import (
     ledgers_of_the_workers,
     workers_for_what_waits,
 )
-from waooaw_celery.store.redis_refusals import explained
+from waooaw_celery.store.redis_refusals import explained, refusal_in
 
 #: Seconds after which a check that has not ended fails. The deadlines of the connections are shorter.
 CHECK_SECONDS = 20.0
@@ -125,6 +125,8 @@ class _Running:
             self._findings.append(fail(self._name, str(error)))
         except (KombuError, RedisError, AMQPError, OSError) as error:
             text = explained(error).rstrip(".") or type(error).__name__
-            self._findings.append(fail(self._name, f"the server does not answer: {text}. Check that it runs"))
+            if refusal_in(error) is None:
+                text = f"the server does not answer: {text}. Check that it runs"
+            self._findings.append(fail(self._name, text))
         except Exception as error:  # noqa: BLE001 - the other checks still run, and this one is shown as failed
             self._findings.append(fail(self._name, f"the check itself failed: {type(error).__name__}: {error}"))

@@ -28,7 +28,7 @@ def housekeeping(app: AgentApp) -> Iterator[Finding]:
         StoreUnavailable: Redis does not answer.
         BrokerUnavailable: the broker does not answer.
     """
-    name = "system's worker and beat"
+    name = "housekeeping"
     housekeeping = app.components.housekeeping
     if housekeeping is None:
         yield ok(name, "not known: the times of their tasks are kept in a Redis, and there is none")
@@ -49,7 +49,7 @@ def housekeeping(app: AgentApp) -> Iterator[Finding]:
         yield warn(name, f"{'; '.join(late)}. {_remedy(depth.total)}")
         return
     last = max(runs[task] for task in periods)
-    yield ok(name, f"they run: their last task ended {_ago(now - last)} ago")
+    yield ok(name, f"beat and the system's worker run: their last task ended {_ago(now - last)} ago")
     if app.components.has_ledger:
         yield from _purge(app, runs, housekeeping.since(), now)
 

@@ -20,7 +20,7 @@ def ledger_database(app: AgentApp) -> Iterator[Finding]:
     Raises:
         AuditUnavailable: it does not answer.
     """
-    name = "ledger's database"
+    name = "ledger database"
     if not app.components.has_ledger:
         yield ok(name, "there is no ledger: receipts are kept in Redis, and expire")
         return
@@ -56,9 +56,9 @@ def ledger_schema(app: AgentApp) -> Iterator[Finding]:
     try:
         check_version(app.database)
     except ConfigurationError as error:
-        yield fail("ledger's schema", str(error))
+        yield fail("ledger schema", str(error))
     else:
-        yield ok("ledger's schema", f"it is {NEWEST}, the one of this version")
+        yield ok("ledger schema", f"it is {NEWEST}, the one of this version")
 
 
 def ledger_permissions(app: AgentApp) -> Iterator[Finding]:
@@ -73,7 +73,7 @@ def ledger_permissions(app: AgentApp) -> Iterator[Finding]:
 
     from waooaw_celery.ledger.database.models import Base
 
-    name = "permissions on the ledger"
+    name = "ledger permissions"
     with app.database.begin("read the permissions on the ledger") as connection:
         role = connection.scalar(text("SELECT current_user"))
         present = set(inspect(connection).get_table_names())

@@ -11,7 +11,7 @@ from redis.exceptions import NoPermissionError
 from waooaw_celery.app.app import AgentApp
 from waooaw_celery.maintenance.diagnostics.connections import BROKER, RESULTS, redis_clients
 from waooaw_celery.maintenance.diagnostics.finding import Finding, fail, ok, warn
-from waooaw_celery.store.redis_refusals import explained
+from waooaw_celery.store.redis_refusals import explained, refusal_in
 from waooaw_celery.worker.health.startup_checks import redis_faults
 
 #: The oldest major version of Redis; Valkey reports a version of Redis that is newer.
@@ -33,8 +33,11 @@ def redis_servers(app: AgentApp) -> Iterator[Finding]:
                     yield warn(role, f"{sentence}: {explained(error)}")
                     continue
         except Exception as error:  # noqa: BLE001 - the other servers are still checked
-            sentence = f"it does not answer: {explained(error).rstrip('.') or type(error).__name__}"
-            yield fail(role, f"{sentence}. Check that it runs, and its URL in the settings")
+            text = explained(error).rstrip(".") or type(error).__name__
+            if refusal_in(error) is not None:  # such as a replica
+                yield fail(role, text)
+            else:
+                yield fail(role, f"it does not answer: {text}. Check that it runs, and its URL in the settings")
             continue
         yield from redis_findings(role, info, app.settings)
 

@@ -259,8 +259,8 @@ def consumer_timeout_faults(app: Any) -> Iterator[BrokerFault]:
             yield BrokerFault(
                 "consumer_timeout",
                 f"{name} may run {_for_seconds(limit)}, and RabbitMQ requeues a message that is not "
-                f"acknowledged within its consumer_timeout (default: {CONSUMER_TIMEOUT:g} s): raise that, or give the handler a "
-                "shorter time_limit",
+                f"acknowledged within its consumer_timeout (default: {CONSUMER_TIMEOUT:g} s): raise that, or give "
+                "the handler a shorter time_limit",
             )
 
 
