@@ -50,6 +50,7 @@ waooaw.lazy_commands.update(
         "send": LazyCommand("waooaw_celery.cli.messages", "Send a message to an agent."),
         "spool": LazyCommand("waooaw_celery.cli.ledger", "Show what waits on this computer for the database."),
         "stats": LazyCommand("waooaw_celery.cli.ledger", "Show the ledger's statistics, or compare wire formats."),
+        "top": LazyCommand("waooaw_celery.cli.monitoring.top", "Show all agents live, the urgent ones first."),
         "traffic": LazyCommand("waooaw_celery.cli.agents.commands", "Set the weights of agents, to move traffic."),
         "workflow": LazyCommand(
             "waooaw_celery.cli.workflows", "Start, list, show, signal, cancel and pause workflows."
