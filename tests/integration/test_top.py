@@ -135,7 +135,7 @@ def test_one_frame_without_a_terminal(app: AgentApp, redis: Valkey) -> None:
     """It is a table, or JSON; a store that is away is a warning."""
     declare(app, "writer", handled=3)
     env = {"CELERY_BROKER_URL": redis.url, "CELERY_RESULT_BACKEND": redis.url}
-    text = waooaw("top", env=env)
+    text = waooaw("top", "--wide", env=env)
     assert text.returncode == 0, text.stderr
     assert re.search(r"^writer +online +healthy +1 +0/2 +0 +3", text.stdout, re.MULTILINE), text.stdout
     found = json.loads(waooaw("top", "--json", env=env).stdout)

@@ -32,6 +32,7 @@ waooaw.lazy_commands.update(
         "erase": LazyCommand("waooaw_celery.cli.ledger", "Erase payloads, results and error texts."),
         "events": LazyCommand("waooaw_celery.cli.events", "Publish and replay events, manage subscriptions."),
         "find": LazyCommand("waooaw_celery.cli.agents.commands", "List the agents with a capability."),
+        "flower": LazyCommand("waooaw_celery.cli.monitoring.flower", "Run Flower with a password, read-only."),
         "hold": LazyCommand("waooaw_celery.cli.ledger", "Place, release and list legal holds."),
         "limits": LazyCommand("waooaw_celery.cli.limits", "Show and set rate limits, pause and resume senders."),
         "log": LazyCommand("waooaw_celery.cli.ledger", "List the messages in the ledger, newest first."),
