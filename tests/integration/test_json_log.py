@@ -207,6 +207,18 @@ def test_what_cannot_be_written_is_said() -> None:
     assert "ZeroDivisionError" in JsonFormatter(raising).format(record_of())
 
 
+def test_a_handler_without_the_filter_writes_safe_text_too() -> None:
+    """As one that a project has set up itself: the text is escaped, also where its arguments do not fit."""
+    assert json.loads(JsonFormatter().format(record_of(msg=HOSTILE)))["message"].startswith("first\\n{")
+    wrong = json.loads(JsonFormatter().format(record_of(msg="%d", args=("text",))))
+    assert "cannot be formatted" in wrong["message"]
+    try:
+        raise ValueError(HOSTILE)
+    except ValueError:
+        record = record_of(exc_info=sys.exc_info())
+    assert "\x1b" not in json.loads(JsonFormatter().format(record))["exception"]
+
+
 def test_facts_of_the_context_are_written() -> None:
     """What code notes of itself stands in its records, unless the record says otherwise."""
     import contextvars
