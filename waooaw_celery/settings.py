@@ -64,6 +64,13 @@ class ArgumentChecks(StrEnum):
     OFF = "off"
 
 
+class LogFormat(StrEnum):
+    """How the log of a process is written."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
 class OnStall(StrEnum):
     """What a stalled worker does."""
 
@@ -371,6 +378,8 @@ class WaooawSettings:
     #: Show arguments, results and the texts of errors in the worker's log, in Celery's events (Flower) and in
     #: ``celery inspect``. Only for development.
     log_payloads: Flag = False
+    #: How workers, beat and Celery's other commands write their log: ``text``, or ``json``, one object a line.
+    log_format: Annotated[LogFormat, _one_of(LogFormat)] = LogFormat.TEXT
     #: Accept a Redis broker that evicts keys when its memory is full.
     allow_eviction: Flag = False
     #: Accept a broker that ignores priority.

@@ -23,7 +23,9 @@ from waooaw_celery.embedded import end, end_all
 from waooaw_celery.errors import LedgerMismatch
 from waooaw_celery.ledger.database import upgrade as schema
 from waooaw_celery.ledger.trail import MessageAuditTrail
-from waooaw_celery.maintenance.diagnostics import State, examine, ledgers_of_the_workers
+from waooaw_celery.maintenance.diagnostics.examination import examine
+from waooaw_celery.maintenance.diagnostics.finding import State
+from waooaw_celery.maintenance.diagnostics.workers import ledgers_of_the_workers
 from waooaw_celery.maintenance.queue_drop import drop
 from waooaw_celery.maintenance.recovery import Recovery
 from waooaw_celery.messages.receipt import MessageEvent

@@ -20,6 +20,7 @@ from celery.signals import (
 
 from waooaw_celery.app.celery_configuration import AgentAMQP, add_defaults, check_worker_urls, transport_options
 from waooaw_celery.app.components import Components
+from waooaw_celery.app.log_format import set_log_format
 from waooaw_celery.app.part import Part
 from waooaw_celery.app.publishing.message_factory import MessageFactory
 from waooaw_celery.app.publishing.publisher import Publisher
@@ -151,6 +152,7 @@ class AgentApp(Celery):
         hide_in_log()
         for set_up in (after_setup_logger, after_setup_task_logger):
             set_up.connect(escape_log, weak=False, dispatch_uid="waooaw.escape_log")
+            set_up.connect(set_log_format, weak=False, dispatch_uid="waooaw.set_log_format")
         celeryd_init.connect(check_worker_urls, weak=False, dispatch_uid="waooaw.check_worker_urls")
         dead_lettered.connect(self._note_dead_letter)
         for ended in (worker_process_shutdown, worker_shutdown):

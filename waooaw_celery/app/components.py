@@ -34,6 +34,7 @@ from waooaw_celery.store.agents.registry import AgentRegistry
 from waooaw_celery.store.agents.shared_declarations import SharedDeclarations
 from waooaw_celery.store.clock_reading import Source, redis_source
 from waooaw_celery.store.connection import Client, connect, is_redis, store_url
+from waooaw_celery.store.housekeeping import Housekeeping
 from waooaw_celery.store.keys import key_prefix
 from waooaw_celery.store.receipts import RedisReceipts
 from waooaw_celery.store.reference_clock import ReferenceClock
@@ -314,6 +315,11 @@ class Components:
         except ConfigurationError:
             return {}
 
+    @cached_property
+    def housekeeping(self) -> Housekeeping | None:
+        """When each periodic task ran last, in Redis; None: there is none."""
+        return Housekeeping(self._connect(), key_prefix(self._app.conf)) if self.has_redis else None
+
     # --- the ledger
 
     @property
@@ -436,6 +442,8 @@ class Components:
         ):
             if name in self.__dict__:
                 getattr(self, name).close()
+        if (housekeeping := self.__dict__.get("housekeeping")) is not None:
+            housekeeping.close()
 
     def _open_database(self) -> Database:
         from waooaw_celery.ledger.database.engine import Database, database_url

@@ -27,7 +27,7 @@ waooaw.lazy_commands.update(
         "db": LazyCommand("waooaw_celery.cli.database", "Create or upgrade the ledger's tables."),
         "dead": LazyCommand("waooaw_celery.cli.dead_letters", "List, show, retry and discard dead letters."),
         "demo": LazyCommand("waooaw_celery.demo.command", "Run the demo: agents measure a folder of documents."),
-        "doctor": LazyCommand("waooaw_celery.cli.doctor", "Check the clocks of all processes."),
+        "doctor": LazyCommand("waooaw_celery.cli.doctor", "Check servers, settings, permissions and workers."),
         "drain": LazyCommand("waooaw_celery.cli.agents.commands", "Let an agent end what it has, and stop."),
         "erase": LazyCommand("waooaw_celery.cli.ledger", "Erase payloads, results and error texts."),
         "events": LazyCommand("waooaw_celery.cli.events", "Publish and replay events, manage subscriptions."),
@@ -35,6 +35,7 @@ waooaw.lazy_commands.update(
             "waooaw_celery.cli.monitoring.exporter", "Serve the metrics of the whole fleet for Prometheus."
         ),
         "find": LazyCommand("waooaw_celery.cli.agents.commands", "List the agents with a capability."),
+        "flower": LazyCommand("waooaw_celery.cli.monitoring.flower", "Run Flower with a password, read-only."),
         "health": LazyCommand("waooaw_celery.cli.health", "Check whether a worker or beat is ready or live."),
         "hold": LazyCommand("waooaw_celery.cli.ledger", "Place, release and list legal holds."),
         "limits": LazyCommand("waooaw_celery.cli.limits", "Show and set rate limits, pause and resume senders."),
@@ -57,6 +58,7 @@ waooaw.lazy_commands.update(
         "send": LazyCommand("waooaw_celery.cli.messages", "Send a message to an agent."),
         "spool": LazyCommand("waooaw_celery.cli.ledger", "Show what waits on this computer for the database."),
         "stats": LazyCommand("waooaw_celery.cli.ledger", "Show the ledger's statistics, or compare wire formats."),
+        "top": LazyCommand("waooaw_celery.cli.monitoring.top", "Show all agents live, the urgent ones first."),
         "traffic": LazyCommand("waooaw_celery.cli.agents.commands", "Set the weights of agents, to move traffic."),
         "workflow": LazyCommand(
             "waooaw_celery.cli.workflows", "Start, list, show, signal, cancel and pause workflows."

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import click
 
-from waooaw_celery.cli.group import current_app
+from waooaw_celery.cli.group import named_app
 from waooaw_celery.cli.output import print_json, table_options
 from waooaw_celery.cli.output.table import show_table
-from waooaw_celery.maintenance.diagnostics import State, examine
+from waooaw_celery.maintenance.diagnostics.examination import examine
+from waooaw_celery.maintenance.diagnostics.finding import State
 
 
 @click.command()
+@click.option("--strict", is_flag=True, help="End with the exit code 1 for warnings too.")
 @table_options
 @click.pass_context
-def doctor(ctx: click.Context, as_json: bool) -> None:
-    """Check the system: the clocks of this computer, the broker and each live worker, and the workers' ledgers.
+def doctor(ctx: click.Context, strict: bool, as_json: bool) -> None:
+    """Check the system: servers, settings, permissions, the ledger, clocks, workers, beat and its tasks.
 
-    The exit code is 1 if a check fails.
+    All checks run at the same time, for at most 20 s. Each finding says what to do. The exit code is 1 if a check
+    fails.
     """
-    findings = examine(current_app(ctx))
+    findings = examine(named_app(ctx))
     if as_json:
         print_json(findings)
     else:
         rows = [(finding.state, finding.name, finding.sentence) for finding in findings]
         show_table(f"Checks ({len(rows)})", ("state", "check", "finding"), rows)
-    if any(finding.state is State.FAIL for finding in findings):
+    bad = {State.FAIL, State.WARN} if strict else {State.FAIL}
+    if any(finding.state in bad for finding in findings):
         ctx.exit(1)

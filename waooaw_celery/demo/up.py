@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import secrets
 import time
 
 import click
 
+from waooaw_celery.cli.monitoring.flower import BASIC_AUTH_VARIABLE, USER
 from waooaw_celery.demo.processes import AGENTS, SYSTEM, Stack, running_stack
 from waooaw_celery.demo.program import program
 from waooaw_celery.embedded import check_port_free, free_port
@@ -30,9 +32,10 @@ def up(port: int | None, flower_port: int | None) -> None:
 
 
 def _start_flower(stack: Stack, port: int) -> str:
-    arguments = ["-A", SYSTEM, "flower", "--address=127.0.0.1", f"--port={port}", "--persistent=False"]
-    stack.start("flower", arguments)
-    return f"http://127.0.0.1:{port}"
+    password = secrets.token_urlsafe(9)
+    variables = {BASIC_AUTH_VARIABLE: f"{USER}:{password}"}
+    stack.start("flower", ["-A", SYSTEM, "waooaw", "flower", f"--port={port}"], variables)
+    return f"http://127.0.0.1:{port} (user {USER}, password {password})"
 
 
 def _next_steps(stack: Stack, page: str | None) -> str:

@@ -10,7 +10,7 @@ from celery.schedules import BaseSchedule, crontab, schedule
 
 from waooaw_celery.app.app import AgentApp
 from waooaw_celery.app.events.replay import REPLAY_TASK as REPLAY
-from waooaw_celery.errors import ClockSkew
+from waooaw_celery.errors import ClockSkew, StoreUnavailable
 from waooaw_celery.ledger.retention.retention import Retention
 from waooaw_celery.log.loggers import get_logger
 from waooaw_celery.maintenance.beat_health import serve_health
@@ -63,6 +63,7 @@ def _register_sweep(app: AgentApp) -> None:
             logger.info(
                 "%s expired", counted(len(expired), "message"), extra={"action": "swept", "message_ids": expired}
             )
+        _note_run(app, SWEEP)
 
 
 def _register_ledger_tasks(app: AgentApp) -> None:
@@ -81,6 +82,7 @@ def _register_ledger_tasks(app: AgentApp) -> None:
     def recover() -> None:
         """Publish again the open messages that the broker no longer has."""
         Recovery(app).run()  # logs its result itself
+        _note_run(app, RECOVER)
 
     @app.task(name=REPLAY, **_COMMON)
     def replay() -> None:
@@ -107,6 +109,17 @@ def _register_ledger_tasks(app: AgentApp) -> None:
             counted(removal.messages, "message"),
             extra={"action": "purged", "removal": dataclasses.asdict(removal)},
         )
+        _note_run(app, PURGE)
+
+
+def _note_run(app: AgentApp, task: str) -> None:
+    """Note that a task has run, for `waooaw doctor`. A Redis that does not answer changes nothing of its work."""
+    if app.components.housekeeping is None:
+        return
+    try:
+        app.components.housekeeping.note(task)
+    except StoreUnavailable as error:
+        logger.info("%s", error, extra={"action": "run_not_noted"})
 
 
 def _configure_beat(app: AgentApp) -> None:

@@ -62,6 +62,7 @@ class StoreKeys:
         schemas: a hash: the schemas by topic and version.
         versions: a hash: when each schema was first declared.
         breakers: a hash: the circuit breakers of agents that are open or count failures, by agent.
+        housekeeping: a hash: when each periodic task ended last, by its name.
     """
 
     def __init__(self, prefix: str = "") -> None:
@@ -77,6 +78,7 @@ class StoreKeys:
         self.schemas = f"{root}schemas"
         self.versions = f"{root}schemas:since"
         self.breakers = f"{root}breakers"
+        self.housekeeping = f"{root}housekeeping"
 
     def agent(self, name: str) -> str:
         """Return the key of what is known about an agent (a hash)."""

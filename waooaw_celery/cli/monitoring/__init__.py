@@ -1,1 +1,1 @@
-"""The commands of monitoring: the exporter, and the files for Prometheus and Grafana."""
+"""The commands of monitoring: the exporter, its files, `top`, and Flower with safe settings."""

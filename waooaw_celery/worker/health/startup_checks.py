@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 from amqp.exceptions import AccessRefused, AMQPError, NotAllowed
 from celery.app.routes import MapRoute
@@ -24,6 +24,20 @@ logger = get_logger(__name__)
 CONSUMER_TIMEOUT = 1800.0
 #: Celery's default queue. Programs that know nothing of agents send to it.
 CELERY_QUEUE = "celery"
+
+
+class BrokerFault(NamedTuple):
+    """Something with which a broker may lose or repeat messages.
+
+    Attributes:
+        action: its name in the log, for programs.
+        sentence: what it is, what follows, and what to change.
+        is_fatal: whether a worker does not start with it.
+    """
+
+    action: str
+    sentence: str
+    is_fatal: bool = False
 
 
 def check_time_limits(app: Any) -> None:
@@ -135,9 +149,9 @@ def check_broker(app: Any) -> None:
         with app.connection_for_write() as connection:
             connection.connect()
             if app.driver == "redis":
-                _check_redis(connection.default_channel.client.info(), app.settings)
+                _report(redis_faults(connection.default_channel.client.info(), app.settings))
             elif app.driver == "amqp":
-                _check_consumer_timeout(app)
+                _report(consumer_timeout_faults(app))
     except (AccessRefused, NotAllowed, AuthenticationError) as error:
         reason = str(getattr(error, "reply_text", error)).rstrip(".")
         raise ConfigurationError(
@@ -202,42 +216,59 @@ def _queues_of_settings(app: Any) -> Iterator[tuple[str, str]]:
         yield app.conf.task_default_queue, "task_default_queue"
 
 
-def _check_redis(info: Mapping[str, Any], settings: Any) -> None:
+def redis_faults(info: Mapping[str, Any], settings: Any) -> Iterator[BrokerFault]:
+    """Yield the settings of a Redis with which it may lose messages.
+
+    Args:
+        info: its reply to INFO.
+        settings: the application's `waooaw_*` settings.
+    """
     policy, bounded = str(info.get("maxmemory_policy", "noeviction")), int(info.get("maxmemory", 0)) > 0
     if policy.startswith("allkeys") and bounded and not settings.allow_eviction:
-        raise ConfigurationError(
+        yield BrokerFault(
+            "broker_evicts",
             f"the broker's Redis removes whole queues when its memory is full (maxmemory-policy {policy}): set it "
-            "to noeviction, give the broker a Redis of its own, or accept the loss with waooaw_allow_eviction"
+            "to noeviction, give the broker a Redis of its own, or accept the loss with waooaw_allow_eviction",
+            is_fatal=True,
         )
-    if policy != "noeviction" and bounded:
-        logger.warning(
-            "the broker's Redis removes keys when its memory is full (maxmemory-policy %s): set it to noeviction",
-            policy,
-            extra={"action": "broker_evicts"},
+    elif policy != "noeviction" and bounded:
+        yield BrokerFault(
+            "broker_evicts",
+            "the broker's Redis removes keys when its memory is full (maxmemory-policy "
+            f"{policy}): set it to noeviction",
         )
     if not int(info.get("aof_enabled", 0)):
         has_ledger = settings.database_url is not None
         consequence = "the ledger's recovery publishes them again" if has_ledger else "they are lost"
-        logger.warning(
-            "the broker's Redis does not store messages on disk (appendonly no): after a crash of its server %s. "
-            "Set appendonly yes",
-            consequence,
-            extra={"action": "broker_forgets"},
+        yield BrokerFault(
+            "broker_forgets",
+            "the broker's Redis does not store messages on disk (appendonly no): after a crash of its server "
+            f"{consequence}. Set appendonly yes",
         )
 
 
-def _check_consumer_timeout(app: Any) -> None:
+def consumer_timeout_faults(app: Any) -> Iterator[BrokerFault]:
+    """Yield the handlers that may hold a message for longer than RabbitMQ allows.
+
+    Args:
+        app: the application, an AgentApp.
+    """
     limits = {name: _time_limit(app, task) for name, task in app.tasks.items() if isinstance(task, AgentTask)}
     for name, limit in limits.items():
         if limit is None or limit >= CONSUMER_TIMEOUT:
-            logger.warning(
-                "%s may run %s, and RabbitMQ requeues a message that is not acknowledged within its "
-                "consumer_timeout (default: %g s): raise that, or give the handler a shorter time_limit",
-                name,
-                _for_seconds(limit),
-                CONSUMER_TIMEOUT,
-                extra={"action": "consumer_timeout"},
+            yield BrokerFault(
+                "consumer_timeout",
+                f"{name} may run {_for_seconds(limit)}, and RabbitMQ requeues a message that is not "
+                f"acknowledged within its consumer_timeout (default: {CONSUMER_TIMEOUT:g} s): raise that, or give "
+                "the handler a shorter time_limit",
             )
+
+
+def _report(faults: Iterable[BrokerFault]) -> None:
+    for fault in faults:
+        if fault.is_fatal:
+            raise ConfigurationError(fault.sentence)
+        logger.warning("%s", fault.sentence, extra={"action": fault.action})
 
 
 def _for_seconds(limit: float | None) -> str:

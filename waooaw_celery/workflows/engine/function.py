@@ -10,6 +10,7 @@ from threading import Thread
 from typing import Any
 
 from waooaw_celery.errors import HandlerExited
+from waooaw_celery.monitoring.json_log import note_facts
 from waooaw_celery.workflows.blocking_flow import BlockingFlow
 from waooaw_celery.workflows.engine.flow_control import WorkflowStopped
 from waooaw_celery.workflows.engine.interface import Run
@@ -24,6 +25,7 @@ async def run_function(run: Run) -> Any:
         ContinueAsNew: it is to begin again as a new run.
         HandlerExited: it called ``sys.exit()``.
     """
+    note_facts(workflow_id=run.workflow_id)
     arguments = run.definition.arguments(run.claim.input)
     flow = Flow(run)
     if run.definition.is_async:

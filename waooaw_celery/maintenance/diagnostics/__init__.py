@@ -1,0 +1,1 @@
+"""The checks of `waooaw doctor`: one module for each topic. ``examination.py`` runs them."""
