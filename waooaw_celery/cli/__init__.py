@@ -36,7 +36,7 @@ waooaw.lazy_commands.update(
         ),
         "find": LazyCommand("waooaw_celery.cli.agents.commands", "List the agents with a capability."),
         "flower": LazyCommand("waooaw_celery.cli.monitoring.flower", "Run Flower with a password, read-only."),
-        "health": LazyCommand("waooaw_celery.cli.monitoring.health", "Check whether a worker or beat is ready or live."),
+        "health": LazyCommand("waooaw_celery.cli.monitoring.health", "Check whether a process is ready or live."),
         "hold": LazyCommand("waooaw_celery.cli.ledger", "Place, release and list legal holds."),
         "limits": LazyCommand("waooaw_celery.cli.limits", "Show and set rate limits, pause and resume senders."),
         "log": LazyCommand("waooaw_celery.cli.ledger", "List the messages in the ledger, newest first."),
