@@ -10,9 +10,11 @@ import os
 from collections.abc import AsyncIterator
 from typing import Any
 
+from benchmarks import tracing
 from waooaw_celery import Agent, Message, MessageType, create_app
 from waooaw_celery.agents import MessageBatch
 
+tracing.set_up()
 app = create_app("agent_worker")
 agent = Agent(os.environ.get("BENCH_AGENT", "receiver"), app)
 

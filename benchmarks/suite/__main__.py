@@ -24,6 +24,7 @@ from benchmarks.suite.groups.events import events
 from benchmarks.suite.groups.growth import growth
 from benchmarks.suite.groups.handling import handling, handling_batches, handling_solo
 from benchmarks.suite.groups.idle import idle
+from benchmarks.suite.groups.monitoring import monitoring
 from benchmarks.suite.groups.ordering import ordering
 from benchmarks.suite.groups.payloads import payloads
 from benchmarks.suite.groups.questions import questions
@@ -49,6 +50,7 @@ GROUPS: dict[str, MakeGroup] = {
     "requests": requests,
     "rabbitmq": rabbitmq,
     "ordering": ordering,
+    "monitoring": monitoring,
     "workflows": workflows,
     "idle": idle,
     "payloads": payloads,
@@ -58,7 +60,7 @@ GROUPS: dict[str, MakeGroup] = {
 #: What runs without ``--only``.
 ALL = (
     *("sending", "events", "handling", "batches", "requests", "rabbitmq"),
-    *("ordering", "workflows", "payloads", "questions", "idle", "growth"),
+    *("ordering", "monitoring", "workflows", "payloads", "questions", "idle", "growth"),
 )
 QUICK = ("sending", "events")
 

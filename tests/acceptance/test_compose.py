@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -99,7 +100,14 @@ def environment(service: str, addresses: dict[str, str]) -> dict[str, str]:
     assert addresses.keys() <= values.keys()
     ours = ("CELERY_", "WAOOAW_", "FLOWER_")
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-    return inherited | values | addresses | {"WAOOAW_SWEEP_SECONDS": "1"}
+    own = {"WAOOAW_SWEEP_SECONDS": "1", "WAOOAW_HEALTH_PORT": str(health_port(service))}
+    return inherited | values | addresses | own
+
+
+@cache
+def health_port(service: str) -> int:
+    """Return a free port for the health of a service: in their containers, all have the same."""
+    return free_port()
 
 
 @dataclass(frozen=True)
@@ -153,6 +161,12 @@ class Fleet:
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
+
+    def succeeds(self, service: str, *command: str) -> bool:
+        """Return whether a command succeeds with a service's environment, such as its health check."""
+        env = environment(service, self.addresses)
+        done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, timeout=START, check=False)
+        return done.returncode == 0
 
 
 @pytest.fixture(scope="module")
@@ -355,6 +369,9 @@ def test_migrate_may_run_again(fleet: Fleet) -> None:
 def test_service_works_and_ends(fleet: Fleet, name: str) -> None:
     """The service's own command starts it and it works; SIGTERM, which `docker stop` sends, ends it."""
     service = fleet.services[name]
+    if (check := SERVICES[name].get("healthcheck")) is not None:
+        command = python(check["test"][1:])
+        service.wait("its health", lambda: fleet.succeeds(name, *command))
     checks = {"worker": check_worker, "beat": check_beat, "flower": check_flower, "exporter": check_exporter}
     checks[kind(name)](fleet, service)
     service.process.terminate()

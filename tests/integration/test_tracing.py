@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from support import Broker, until
 
 from waooaw_celery import MessageAuditTrail, MessageBus
@@ -95,6 +99,33 @@ class Probe:
         """Return what handlers noted, once there are as many notes."""
         until(lambda: len(self.lines(note=what)) >= number, f"{number} notes of {what}")
         return self.lines(note=what)
+
+
+@contextmanager
+def collector() -> Iterator[tuple[str, list[bytes]]]:
+    """Run a server that takes spans by OTLP over HTTP; return its URL and the bodies that it got."""
+    bodies: list[bytes] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            bodies.append(gzip.decompress(body) if self.headers.get("Content-Encoding") == "gzip" else body)
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/v1/traces", bodies
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 @pytest.fixture
@@ -199,6 +230,28 @@ def test_a_trace_goes_on_through_an_agent_that_does_not_trace(probe: Probe) -> N
     trail = MessageAuditTrail(probe.app.ledger)
     until(lambda: len(trail.query(to_agent=probe.name).records) == 2, "both messages")
     assert {record.trace_id for record in trail.query(to_agent=probe.name).records} == {own["trace"]}
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_a_worker_sends_its_spans_to_the_endpoint_of_a_setting(probe: Probe, pool: str) -> None:
+    """With prefork, each of its processes does, and sends the last ones when it ends."""
+    with collector() as (url, bodies):
+        probe.start("-P", pool, tracing="none", waooaw_traces_endpoint=url)
+        probe.send("send", "request")
+        probe.note(NOTES["send"])
+        probe.note(NOTES["request"])
+        end_all(probe.processes)
+    sent = [ExportTraceServiceRequest.FromString(body) for body in bodies]
+    resources = [spans for request in sent for spans in request.resource_spans]
+    names = {
+        attribute.value.string_value
+        for each in resources
+        for attribute in each.resource.attributes
+        if attribute.key == "service.name"
+    }
+    assert names == {"tracing-probe"}
+    found = [span.trace_id.hex() for each in resources for scope in each.scope_spans for span in scope.spans]
+    assert sorted(found) == sorted(probe.span(way)["trace"] for way in ("send", "request"))
 
 
 def test_nothing_is_exported_when_nothing_is_sampled(probe: Probe) -> None:

@@ -97,6 +97,7 @@ if TYPE_CHECKING:
     from waooaw_celery.messages.receipt import DeliveryReceipt
     from waooaw_celery.messages.topics.attributes import EventAttributes
     from waooaw_celery.messages.topics.schemas import SchemaCheck, TopicSchema
+    from waooaw_celery.monitoring.metrics.prometheus import register_metrics
     from waooaw_celery.wire.serializer import MessageSerializer
     from waooaw_celery.worker.batches.message_batch import MessageBatch
     from waooaw_celery.worker.current_task import current_message
@@ -232,6 +233,7 @@ _MODULES = {
     "current_message": "waooaw_celery.worker.current_task",
     "erase": "waooaw_celery.maintenance.erasure",
     "from_cloudevent": "waooaw_celery.agents.events.cloudevents",
+    "register_metrics": "waooaw_celery.monitoring.metrics.prometheus",
     "register_periodic_tasks": "waooaw_celery.maintenance.tasks",
     "result_of": "waooaw_celery.workflows.graph.references",
     "run_task_graph": "waooaw_celery.workflows.graph.running",
@@ -357,6 +359,7 @@ __all__ = [
     "current_message",
     "erase",
     "from_cloudevent",
+    "register_metrics",
     "register_periodic_tasks",
     "result_of",
     "run_task_graph",

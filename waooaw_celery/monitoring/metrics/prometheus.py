@@ -10,7 +10,7 @@ from waooaw_celery.errors import ConfigurationError
 from waooaw_celery.log.loggers import get_logger
 from waooaw_celery.monitoring.http_server import Reply
 from waooaw_celery.monitoring.metrics.definitions import METRICS, Metric
-from waooaw_celery.monitoring.metrics.process_metrics import ProcessMetrics
+from waooaw_celery.monitoring.metrics.process_metrics import ProcessMetrics, start_metrics
 
 logger = get_logger(__name__)
 
@@ -57,6 +57,27 @@ class MetricsCollector:
             for labels, value in values.items():
                 family.add_metric(labels, value)
             yield family
+
+
+def register_metrics(registry: Any) -> MetricsCollector:
+    """Measure the sends of this process, and add them to a registry of prometheus-client. Call it once.
+
+    Args:
+        registry: a ``prometheus_client.CollectorRegistry``, such as ``prometheus_client.REGISTRY``.
+
+    Returns:
+        The collector, which ``registry.unregister`` takes out again.
+
+    Raises:
+        ConfigurationError: prometheus-client is not installed.
+
+    Example:
+        >>> register_metrics(prometheus_client.REGISTRY)
+    """
+    _library()
+    collector = MetricsCollector(start_metrics())
+    registry.register(collector)
+    return collector
 
 
 def text_of(metrics: ProcessMetrics, gauges: Iterable[Gauge] = ()) -> Callable[[], Reply]:
