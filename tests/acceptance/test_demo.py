@@ -114,6 +114,8 @@ def test_the_demo_does_the_whole_job_and_leaves_nothing(waooaw: Start, documents
     assert overtaking["receipt"]["status"] == "handled"
     assert {"analyst-1", "analyst-2", "archivist", "orchestrator"} <= set(result["survey"])
     assert all(answer["error"] is None for answer in result["survey"].values())
+    checked = {check["agent"]: check["status"] for check in result["health"]}
+    assert checked == dict.fromkeys(("orchestrator", "analyst-1", "analyst-2", "archivist", "dashboard"), 200)
     failures = result["failures"]
     assert (failures["rate_limit"]["answered"], failures["rate_limit"]["refused"]) == (3, 5)
     assert 0 < failures["rate_limit"]["retry_after"] <= 12.01

@@ -13,10 +13,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from waooaw_celery.cli.output import json_option, print_json
 from waooaw_celery.demo.failures import run_failures
+from waooaw_celery.demo.health_checks import check_health
 from waooaw_celery.demo.processes import AGENTS, ROOT, Stack, running_stack
 from waooaw_celery.demo.program import program
 from waooaw_celery.demo.scenario import JobResult, run_job
-from waooaw_celery.demo.story import show_failures, show_introduction, show_job
+from waooaw_celery.demo.story import show_failures, show_health, show_introduction, show_job
 
 
 @click.command()
@@ -42,12 +43,14 @@ def demo(folder: Path | None, as_json: bool) -> None:
         job = _run_job(stack, [folder] if folder else _own_documents(), screen)
         screen.print("Causing five failures on purpose …")
         failures = run_failures(stack)
+        health = check_health(stack)
         screen.print("Stopping all processes …")
     if as_json:
-        print_json({**asdict(job), "failures": failures})
+        print_json({**asdict(job), "failures": failures, "health": health})
         return
     show_job(job, screen)
     show_failures(failures, screen)
+    show_health(health, screen)
     screen.print(f"\nThe demo took {time.monotonic() - began:.0f} s. All processes are stopped.")
     screen.print("To keep the agents running and send messages to them yourself, type:\n")
     screen.print(f"  {program()} up", markup=False, highlight=False, soft_wrap=True)

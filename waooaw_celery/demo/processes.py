@@ -74,6 +74,7 @@ class Stack:
             | {"WAOOAW_DATABASE_URL": self.database_url, "TMPDIR": str(self.folder)}
             # No agent is limited, but `waooaw limits set` has an effect. A killed worker's workflows go on soon.
             | {"WAOOAW_RATE_LIMIT": "unlimited", "WAOOAW_WORKFLOW_LEASE_SECONDS": "2"}
+            | {"WAOOAW_HEALTH_PORT": "0", "WAOOAW_HEALTH_HOST": "127.0.0.1"}  # each on a free port
             | dict(env or {}),
             cwd=ROOT,
         )

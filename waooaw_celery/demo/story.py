@@ -11,6 +11,7 @@ from rich.text import Text
 from waooaw_celery.cli.output.table import show_table
 from waooaw_celery.demo.failures import DocumentRejected, Failures, MessagesRecovered, RateLimitReached
 from waooaw_celery.demo.hanging_agent import AgentHung
+from waooaw_celery.demo.health_checks import HealthChecked
 from waooaw_celery.demo.killed_workflow import WorkflowKilled
 from waooaw_celery.demo.scenario import JobResult, Overtaking
 from waooaw_celery.log.escaping import escaped
@@ -63,6 +64,17 @@ def show_failures(failures: Failures, screen: Console) -> None:
     _show_killed_workflow(failures.killed_workflow, screen)
     _show_hanging_agent(failures.hanging_agent, screen)
     _show_lost_messages(failures.lost_messages, screen)
+
+
+def show_health(checked: Sequence[HealthChecked], screen: Console) -> None:
+    """Print what the agents answered to health checks after the failures."""
+    rows = [(check.agent, check.url, check.status) for check in checked]
+    _show_table(_heading(12, "All agents are ready again"), ("agent", "health check", "answer"), rows)
+    _say(
+        screen,
+        "Kubernetes and Docker ask for this. The same ports serve metrics for Prometheus, if prometheus-client is "
+        "installed.",
+    )
 
 
 def _show_documents(job: JobResult, screen: Console) -> None:
