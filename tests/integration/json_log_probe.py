@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from celery.utils.log import get_task_logger
-from waooaw_celery.messages.message_batch import MessageBatch
 
 from waooaw_celery import Agent, Message, MessageType, create_app
+from waooaw_celery.agents import MessageBatch
 
 app = create_app("json_log_probe", **json.loads(os.environ.get("PROBE_SETTINGS", "{}")))
 agent = Agent(os.environ["PROBE_NAME"], app)

@@ -156,7 +156,14 @@ def on_a_terminal(url: str, *options: str) -> Iterator[tuple[subprocess.Popen[by
     env = {name: value for name, value in env.items() if name not in ("COLUMNS", "LINES")}
     command = [sys.executable, "-m", "waooaw_celery", "top", "--interval", "0.5", *options]
     process = subprocess.Popen(
-        command, stdin=there, stdout=there, stderr=there, env=env, start_new_session=True, close_fds=True
+        command,
+        stdin=there,
+        stdout=there,
+        stderr=there,
+        env=env,
+        start_new_session=True,
+        # A program that a shell has started in the background ignores it, and so do those that it starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         yield process, here
