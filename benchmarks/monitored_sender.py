@@ -25,13 +25,16 @@ def main(url: str, agent: str, seconds: float) -> None:
     if os.environ.get("BENCH_METRICS"):
         start_metrics()
     bus = MessageBus(create_app(broker_url=url, result_backend=url, waooaw_sender="bench", waooaw_agents=[agent]))
-    sent, began, processor = 0, 0.0, 0.0
-    while sent < WARM_UP or time.perf_counter() - began < seconds:
-        if sent == WARM_UP:
-            began, processor = time.perf_counter(), time.process_time()
+
+    def send() -> None:
         bus.send(Message(from_agent="bench", to_agent=agent, payload=PAYLOAD))
+
+    for _ in range(WARM_UP):
+        send()
+    sent, began, processor = 0, time.perf_counter(), time.process_time()
+    while time.perf_counter() - began < seconds:
+        send()
         sent += 1
-    sent -= WARM_UP
     cpu = (time.process_time() - processor) / sent * 1e6
     print(json.dumps({"rate": sent / (time.perf_counter() - began), "cpu": cpu}))
 

@@ -131,13 +131,14 @@ def emptying(
     return Emptying(
         fill=lambda count: bus.send_many(message(agent) for _ in range(count)),
         depth=lambda: queue_depth(connection, queue).total,
-        clear=partial(_purge, queue, connection),
+        clear=partial(purge, queue, connection),
         command=command,
         env=env,
     )
 
 
-def _purge(queue: Queue, connection: Any) -> None:
+def purge(queue: Queue, connection: Any) -> None:
+    """Empty a queue."""
     with connection.channel() as channel:
         bound = queue(channel)
         bound.declare()

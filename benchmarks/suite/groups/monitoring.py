@@ -7,13 +7,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
-from contextlib import closing
 
-from redis import Redis
-
-from benchmarks.suite.groups.handling import emptied_by_agent
+from benchmarks.suite.groups.handling import emptied_by_agent, purge
+from benchmarks.suite.groups.sending import make_bus
 from benchmarks.suite.row import Context, Group, Row, Sample, Subject
 from benchmarks.suite.workers import DEADLINE_SECONDS, ROOT
+from waooaw_celery.messages.queues import agent_queue
 
 #: The least part of the rate without metrics and traces.
 TARGET = 0.97
@@ -48,6 +47,7 @@ def _handled(context: Context, options: list[str], env: Mapping[str, str]) -> Su
 
 def _sent(context: Context, env: Mapping[str, str]) -> Subject:
     agent = "monitored"
+    connection = context.stack.enter_context(make_bus(context, agent=agent).app.connection_for_write())
 
     def sample() -> Sample:
         command = [sys.executable, "-m", "benchmarks.monitored_sender", context.redis_url, agent]
@@ -60,8 +60,7 @@ def _sent(context: Context, env: Mapping[str, str]) -> Subject:
             check=True,
             timeout=DEADLINE_SECONDS,
         )
-        with closing(Redis.from_url(context.redis_url.replace("redis+socket", "unix"))) as client:
-            client.delete(f"agent.{agent}")
+        purge(agent_queue(agent), connection)
         found = json.loads(done.stdout)
         return Sample(found["rate"], found["cpu"])
 

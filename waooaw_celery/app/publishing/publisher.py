@@ -48,7 +48,7 @@ from waooaw_celery.messages.message import Message
 from waooaw_celery.messages.reply_to import ReplyTo
 from waooaw_celery.monitoring.metrics.measured_send import MeasuredSend
 from waooaw_celery.monitoring.metrics.process_metrics import process_metrics
-from waooaw_celery.monitoring.tracing.sending import is_traced, sending_span
+from waooaw_celery.monitoring.tracing.sending import SendingSpan, is_traced
 from waooaw_celery.store.redis_refusals import refusal_in
 from waooaw_celery.worker.current_task import is_sent_by_finished_handler
 from waooaw_celery.worker.execution.event_loop import is_on_event_loop
@@ -190,7 +190,7 @@ class Publisher:
             return
         with (
             nullcontext() if metrics is None else MeasuredSend(metrics, publication.batch),
-            sending_span(publication.batch, self._app) as publication.batch,
+            SendingSpan(publication.batch, self._app) as publication.batch,
         ):
             self._pass_pipeline(publication, wait, event, session)
 

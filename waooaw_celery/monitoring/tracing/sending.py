@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from types import TracebackType
 from typing import Any
 
 from waooaw_celery.messages.message import Message
@@ -45,9 +46,8 @@ def within_trace(trace: TraceContext | None) -> Iterator[None]:
         found.context.detach(token)
 
 
-@contextmanager
-def sending_span(batch: Batch, app: Any) -> Iterator[Batch]:
-    """Make the span of a send, and give its trace context to the messages.
+class SendingSpan:
+    """The span of a send, which gives its trace context to the messages.
 
     A message that has one already, from the ledger or from the message that caused it, gets the new one only where
     there is a span: the span is then its child.
@@ -56,52 +56,70 @@ def sending_span(batch: Batch, app: Any) -> Iterator[Batch]:
         batch: the messages, each with its handler.
         app: the application, an AgentApp.
 
-    Returns:
-        The messages with their trace context.
+    Example:
+        >>> with SendingSpan(batch, app) as traced:
+        ...     publish(traced)
     """
-    found = api()
-    if found is None or found.beside or not batch:
-        yield _with_trace(batch, current_trace(found))
-        return
-    earlier = None
-    if not found.trace.get_current_span().get_span_context().is_valid:
-        # What is sent outside of a span: an outbox after its commit, a workflow, a follow-up.
-        earlier = batch[0][1].trace
-    with within_trace(earlier), _span(found, batch, app.driver) as span:
-        try:
-            yield _with_trace(batch, current_trace(found))
-        except BaseException as error:
-            if span.is_recording():
-                span.set_attribute("error.type", type(error).__qualname__)
-                span.set_status(found.trace.StatusCode.ERROR)
-            raise
+
+    __slots__ = ("_app", "_batch", "_found", "_span", "_token")
+
+    def __init__(self, batch: Batch, app: Any) -> None:
+        self._batch, self._app = batch, app
+
+    def __enter__(self) -> Batch:
+        """Begin the span, and return the messages with its trace context."""
+        batch, found = self._batch, api()
+        self._found, self._span = found, None
+        if found is None or found.beside or not batch:
+            return _with_trace(batch, current_trace(found))
+        context = found.context.get_current()
+        if not found.trace.get_current_span(context).get_span_context().is_valid and batch[0][1].trace:
+            # What is sent outside of a span: an outbox after its commit, a workflow, a follow-up.
+            context = extracted(found, batch[0][1].trace)
+        span = _start(found, context, batch, self._app.driver)
+        self._token = found.context.attach(found.trace.set_span_in_context(span, context))
+        self._span = span
+        return _with_trace(batch, current_trace(found))
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, place: TracebackType | None
+    ) -> None:
+        """End the span. The text of an error may quote a payload: only its class is noted."""
+        found, span = self._found, self._span
+        if found is None or span is None:
+            return
+        found.context.detach(self._token)
+        if kind is not None and span.is_recording():
+            span.set_attribute("error.type", kind.__qualname__)
+            span.set_status(found.trace.StatusCode.ERROR)
+        span.end()
 
 
-def _span(found: Api, batch: Batch, driver: str) -> Any:
+def _start(found: Api, context: Any, batch: Batch, driver: str) -> Any:
     agents = {target.agent for target, _ in batch}
-    handler, first = batch[0][0].handler, batch[0][1]
-    # The conventions name a span after its destination, as long as there are few of those.
-    name = f"send {next(iter(agents))}" if len(agents) == 1 else f"send {len(batch)} messages"
-    if first.event is not None:
-        name = f"publish {first.event.topic}"
+    target, first = batch[0]
     attributes: dict[str, Any] = {
         "messaging.system": SYSTEMS.get(driver, driver),
         "messaging.operation.name": operation_of(batch),
         "messaging.operation.type": "send",
     }
+    # The conventions name a span after its destination, as long as there are few of those.
+    name = f"send {len(batch)} messages"
     if len(agents) == 1:
-        attributes["messaging.destination.name"] = agent_queue(next(iter(agents))).name
-    if len(batch) == 1:
-        attributes |= message_attributes(first, handler)
-    else:
-        attributes |= {"messaging.batch.message_count": len(batch), "waooaw.from_agent": first.from_agent}
-    return found.tracer.start_as_current_span(
-        name,
-        kind=found.trace.SpanKind.PRODUCER,
-        attributes=attributes,
-        record_exception=False,  # the text of an error may quote a payload
-        set_status_on_exception=False,
+        name = f"send {target.agent}"
+        attributes["messaging.destination.name"] = agent_queue(target.agent).name
+    if first.event is not None:
+        name = f"publish {first.event.topic}"
+    span = found.tracer.start_span(
+        name, context=context, kind=found.trace.SpanKind.PRODUCER, attributes=attributes
     )
+    if span.is_recording():  # the rest costs nothing where it is not sampled
+        if len(batch) == 1:
+            span.set_attributes(message_attributes(first, target.handler))
+        else:
+            span.set_attribute("messaging.batch.message_count", len(batch))
+            span.set_attribute("waooaw.from_agent", first.from_agent)
+    return span
 
 
 def _with_trace(batch: Batch, trace: dict[str, str]) -> Batch:
