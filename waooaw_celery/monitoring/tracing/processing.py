@@ -41,37 +41,55 @@ def processing_span(task: Any, request: Any, traces: Sequence[TraceContext | Non
         _describe(found, task, request, headers)
         yield
         return
-    trace = None if traces else trace_of(headers)
-    parent = extracted(found, trace)
+    parent = extracted(found, None if traces else trace_of(headers))
+    span = _start(found, parent, task, request, headers, traces)
+    token = found.context.attach(found.trace.set_span_in_context(span, parent))
+    try:
+        yield
+    except BaseException as error:
+        _end(found, span, error)
+        raise
+    finally:
+        found.context.detach(token)
+        span.end()
+
+
+def _start(
+    found: Api,
+    parent: Any,
+    task: Any,
+    request: Any,
+    headers: Mapping[str, Any],
+    traces: Sequence[TraceContext | None],
+) -> Any:
+    """Start the span. What is not sampled costs no more than the decision."""
     attributes: dict[str, Any] = {
         "messaging.system": SYSTEMS.get(task.app.driver, task.app.driver),
         "messaging.operation.name": "process",
         "messaging.operation.type": "process",
         "messaging.destination.name": agent_queue(task.agent).name,
     }
+    contexts = [span_context(found, trace) for trace in traces[:MAX_LINKS] if trace]
+    if not traces:
+        contexts = [found.trace.get_current_span(parent).get_span_context()]
+        if (previous := headers.get(PREVIOUS_ATTEMPT)) is not None:
+            contexts.append(span_context(found, {"traceparent": str(previous)}))
+    span = found.tracer.start_span(
+        f"process {task.agent}",
+        context=parent,
+        kind=found.trace.SpanKind.CONSUMER,
+        attributes=attributes,
+        links=[found.trace.Link(context) for context in contexts if context is not None and context.is_valid],
+    )
+    if not span.is_recording():
+        return span
     if traces:
-        attributes |= {"messaging.batch.message_count": len(traces), "waooaw.to_agent": task.agent}
-        attributes["waooaw.handler"] = task.handler
+        span.set_attribute("messaging.batch.message_count", len(traces))
+        span.set_attribute("waooaw.to_agent", task.agent)
+        span.set_attribute("waooaw.handler", task.handler)
     else:
-        attributes |= request_attributes(task, request, _envelope(headers))
-    token = found.context.attach(parent)
-    try:
-        with found.tracer.start_as_current_span(
-            f"process {task.agent}",
-            context=parent,
-            kind=found.trace.SpanKind.CONSUMER,
-            attributes=attributes,
-            links=_links(found, traces or [trace, _previous(headers)]),
-            record_exception=False,  # the text of an error may quote a payload
-            set_status_on_exception=False,
-        ) as span:
-            try:
-                yield
-            except BaseException as error:
-                _end(found, span, error)
-                raise
-    finally:
-        found.context.detach(token)
+        span.set_attributes(request_attributes(task, request, _envelope(headers)))
+    return span
 
 
 def previous_attempt() -> dict[str, str]:
@@ -82,16 +100,6 @@ def previous_attempt() -> dict[str, str]:
     headers: dict[str, str] = {}
     found.propagate.inject(headers)
     return {PREVIOUS_ATTEMPT: headers["traceparent"]} if "traceparent" in headers else {}
-
-
-def _previous(headers: Mapping[str, Any]) -> TraceContext | None:
-    previous = headers.get(PREVIOUS_ATTEMPT)
-    return {"traceparent": previous} if isinstance(previous, str) else None
-
-
-def _links(found: Api, traces: Sequence[TraceContext | None]) -> list[Any]:
-    contexts = [span_context(found, trace) for trace in traces[:MAX_LINKS] if trace]
-    return [found.trace.Link(context) for context in contexts if context is not None]
 
 
 def _end(found: Api, span: Any, error: BaseException) -> None:
