@@ -163,3 +163,21 @@ def _lasting_agent(
         name = broker.name()
         agents[key] = name, broker.start(name, app)
     return agents[key][0]
+
+
+@pytest.fixture
+def ledgered(postgres_url: str, tmp_path: Path) -> Iterator[Broker]:
+    """A Valkey and a ledger in PostgreSQL that only this test uses."""
+    from fleet_metrics import alone  # which needs prometheus-client
+
+    with alone(tmp_path, postgres_url) as broker:
+        yield broker
+
+
+@pytest.fixture
+def plain(tmp_path: Path) -> Iterator[Broker]:
+    """A Valkey that only this test uses, without a ledger."""
+    from fleet_metrics import alone
+
+    with alone(tmp_path) as broker:
+        yield broker

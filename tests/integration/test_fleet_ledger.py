@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import closing
 from datetime import datetime, timedelta
 from pathlib import Path
 from uuid import uuid4
 
-import pytest
-from fleet_metrics import alone, exporting, of, record, scraped, send
+from fleet_metrics import exporting, of, record, scraped, send
 from support import Broker, note, until
 
 from waooaw_celery.ledger.database import partitions
@@ -22,20 +20,6 @@ from waooaw_celery.maintenance.fleet.messages import MessageReader
 from waooaw_celery.maintenance.fleet.samples import OTHER
 from waooaw_celery.maintenance.fleet.workflows import MAX_GROUPS, WorkflowReader
 from waooaw_celery.messages.receipt import MessageEvent
-
-
-@pytest.fixture
-def ledgered(postgres_url: str, tmp_path: Path) -> Iterator[Broker]:
-    """A Valkey and a ledger in PostgreSQL that only this test uses."""
-    with alone(tmp_path, postgres_url) as broker:
-        yield broker
-
-
-@pytest.fixture
-def plain(tmp_path: Path) -> Iterator[Broker]:
-    """A Valkey that only this test uses, without a ledger."""
-    with alone(tmp_path) as broker:
-        yield broker
 
 
 def test_open_and_recent_messages(ledgered: Broker) -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from fleet_metrics import alone, exporting, scraped, send
+from fleet_metrics import exporting, scraped, send
 from support import Broker, lone_database, until
 
 from waooaw_celery.embedded import free_port, valkey
@@ -20,20 +19,6 @@ from waooaw_celery.maintenance.fleet import metrics
 from waooaw_celery.maintenance.fleet.agents import MAX_CLOCKS, AgentReader
 from waooaw_celery.maintenance.fleet.known_agents import KnownAgents
 from waooaw_celery.maintenance.fleet.queues import MAX_SENDERS
-
-
-@pytest.fixture
-def ledgered(postgres_url: str, tmp_path: Path) -> Iterator[Broker]:
-    """A Valkey and a ledger in PostgreSQL that only this test uses."""
-    with alone(tmp_path, postgres_url) as broker:
-        yield broker
-
-
-@pytest.fixture
-def plain(tmp_path: Path) -> Iterator[Broker]:
-    """A Valkey that only this test uses, without a ledger."""
-    with alone(tmp_path) as broker:
-        yield broker
 
 
 @pytest.mark.parametrize("kind", ["plain", "ledgered"])

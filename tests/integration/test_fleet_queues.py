@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from fleet_metrics import alone, of, send
+from fleet_metrics import of, send
 from support import Broker, lone_database, until
 from test_message_groups import KEYED, Probe
 
@@ -23,20 +22,6 @@ from waooaw_celery.maintenance.fleet.messages import MessageReader
 from waooaw_celery.maintenance.fleet.queues import UNKNOWN, QueueReader
 from waooaw_celery.maintenance.fleet.samples import INVALID, OTHER
 from waooaw_celery.messages.message import ENVELOPE_HEADER
-
-
-@pytest.fixture
-def ledgered(postgres_url: str, tmp_path: Path) -> Iterator[Broker]:
-    """A Valkey and a ledger in PostgreSQL that only this test uses."""
-    with alone(tmp_path, postgres_url) as broker:
-        yield broker
-
-
-@pytest.fixture
-def plain(tmp_path: Path) -> Iterator[Broker]:
-    """A Valkey that only this test uses, without a ledger."""
-    with alone(tmp_path) as broker:
-        yield broker
 
 
 def test_waiting_messages_by_agent_and_priority(ledgered: Broker) -> None:

@@ -254,6 +254,20 @@ def test_a_worker_sends_its_spans_to_the_endpoint_of_a_setting(probe: Probe, poo
     assert sorted(found) == sorted(probe.span(way)["trace"] for way in ("send", "request"))
 
 
+@pytest.mark.parametrize("where", ["start", "end"])
+def test_tracing_that_is_broken_fails_no_message(probe: Probe, where: str) -> None:
+    """A processor of spans that raises: messages are sent once, handled once, and answered."""
+    probe.start(env={"TRACING_BREAKS": where})
+    probe.send("send", "request", env={"TRACING_BREAKS": where})
+    probe.note("command send")
+    trail = MessageAuditTrail(probe.app.ledger)
+    until(
+        lambda: [each.receipt.status for each in trail.query(to_agent=probe.name).records] == ["handled"] * 2,
+        "both messages",
+    )
+    assert [len(probe.lines(note=what)) for what in ("command send", "double")] == [1, 1]
+
+
 def test_nothing_is_exported_when_nothing_is_sampled(probe: Probe) -> None:
     """The trace context travels nevertheless, with the flag that says so."""
     probe.start(env={"TRACING_SAMPLES": "none"})

@@ -113,7 +113,9 @@ def lone(tmp_path: Path) -> Iterator[tuple[Probe, Valkey, Server]]:
                 end_all(found.processes)
 
 
-@pytest.mark.parametrize("pool", [("prefork", "2"), ("threads", "2"), ("solo", "1")], ids=lambda pool: pool[0])
+@pytest.mark.parametrize(
+    "pool", [("prefork", "2"), ("threads", "2"), ("solo", "1"), ("gevent", "2")], ids=lambda pool: pool[0]
+)
 def test_a_worker_counts_what_it_handles_and_sends(probe: Probe, pool: tuple[str, str]) -> None:
     """Also what the processes of a pool send, which are recycled after each message."""
     recycled = {"worker_max_tasks_per_child": 1} if pool[0] == "prefork" else {}

@@ -71,7 +71,8 @@ for way in ways:
 
             token = context.attach(baggage.set_baggage("tenant", "t1"))
             stack.callback(context.detach, token)
-            stack.enter_context(trace.get_tracer("tests").start_as_current_span(way))
+            if not os.environ.get("TRACING_BREAKS"):
+                stack.enter_context(trace.get_tracer("tests").start_as_current_span(way))
         if "sentry" in tracing_setup.KINDS:
             import sentry_sdk
 

@@ -22,7 +22,7 @@ def write(line: dict[str, Any]) -> None:
 def set_up_opentelemetry() -> None:
     """Set up a tracer provider that writes spans to the file."""
     from opentelemetry import trace
-    from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+    from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
     from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, SpanExportResult
     from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON
 
@@ -53,6 +53,20 @@ def set_up_opentelemetry() -> None:
     sampler = ALWAYS_OFF if os.environ.get("TRACING_SAMPLES") == "none" else ALWAYS_ON
     provider = TracerProvider(sampler=sampler)
     provider.add_span_processor(SimpleSpanProcessor(FileExporter()))
+    if os.environ.get("TRACING_BREAKS"):
+
+        class Broken(SpanProcessor):
+            """Raises where the variable says."""
+
+            def on_start(self, span: Any, parent_context: Any = None) -> None:
+                if os.environ["TRACING_BREAKS"] == "start":
+                    raise RuntimeError("a processor of spans that is broken")
+
+            def on_end(self, span: Any) -> None:
+                if os.environ["TRACING_BREAKS"] == "end":
+                    raise RuntimeError("a processor of spans that is broken")
+
+        provider.add_span_processor(Broken())
     trace.set_tracer_provider(provider)
 
 

@@ -157,6 +157,24 @@ def test_the_server_answers_each_path_and_survives_errors(caplog: pytest.LogCapt
             MonitoringServer(routes, server.port, "127.0.0.1")
 
 
+def test_a_forked_process_does_not_hold_the_port() -> None:
+    """One that outlives the worker would keep the port from the next one."""
+    server = MonitoringServer({}, 0, "127.0.0.1")
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(writer)
+        os.read(reader, 1)  # until the test ends
+        os._exit(0)
+    try:
+        server.stop()
+        MonitoringServer({}, server.port, "127.0.0.1").stop()
+    finally:
+        os.close(writer)
+        os.waitpid(pid, 0)
+        os.close(reader)
+
+
 class _Stopping:
     def __init__(self, server: MonitoringServer) -> None:
         self.close = server.stop

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from waooaw_celery.errors import InvalidMessage
 from waooaw_celery.messages.publish_options import PublishOptions, options_of_messages
 from waooaw_celery.messages.trace_context import MAX_CHARACTERS, trace_id, trace_of
 from waooaw_celery.monitoring.tracing.nested_headers import with_nested_headers
+from waooaw_celery.monitoring.tracing.opentelemetry_api import current_trace
 
 TRACE = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}
 
@@ -82,3 +84,13 @@ def test_the_nested_headers_have_all_custom_headers() -> None:
     headers = {"id": "m-1", "task": "b.command", "waooaw": {"from": "a"}, **TRACE}
     nested = with_nested_headers({**headers, "headers": {"sentry-trace": "1"}})["headers"]
     assert nested == {"sentry-trace": "1", "waooaw": {"from": "a"}, **TRACE}
+
+
+def test_a_trace_context_that_a_receiver_would_refuse_is_not_sent() -> None:
+    """Baggage that is too long is left out: the message can be read again from the ledger, and is recovered."""
+
+    def inject(headers: dict[str, str]) -> None:
+        headers |= {**TRACE, "baggage": "a" * (MAX_CHARACTERS + 1)}
+
+    found: Any = SimpleNamespace(propagate=SimpleNamespace(inject=inject))
+    assert current_trace(found) == TRACE

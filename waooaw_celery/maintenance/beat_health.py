@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from celery import signals
@@ -11,14 +12,22 @@ from waooaw_celery.errors import ConfigurationError
 from waooaw_celery.messages.queues import queue_depth, system_queue
 from waooaw_celery.monitoring.http_server import MonitoringServer, health_reply
 
-#: Seconds by which a periodic task may be late before beat does not count as live.
+#: The longest pause between two looks at the schedule, in seconds, if the project sets none. Celery's is 300.
+MAX_LOOP_INTERVAL = 30
+#: Seconds that a look may be late before beat does not count as live.
 MAX_LATE_SECONDS = 60.0
 #: Seconds within which the broker must answer.
 BROKER_SECONDS = 3.0
 
 
-def serve_health() -> None:
-    """Have beat serve its health, if ``waooaw_health_port`` is set."""
+def serve_health(app: Any) -> None:
+    """Have beat serve its health, if ``waooaw_health_port`` is set.
+
+    Args:
+        app: the application, an AgentApp.
+    """
+    if not app.conf.beat_max_loop_interval:
+        app.conf.beat_max_loop_interval = MAX_LOOP_INTERVAL
     signals.beat_init.connect(_start, weak=False, dispatch_uid="waooaw.beat_health")
 
 
@@ -32,8 +41,8 @@ def _start(sender: Any, **_: Any) -> None:
     if settings is None or settings.health_port is None:
         return
     routes = {
-        "/health/live": lambda: health_reply(late_tasks(sender.scheduler)),
-        "/health/ready": lambda: health_reply(late_tasks(sender.scheduler) | broker_problem(sender.app)),
+        "/health/live": lambda: health_reply(live_problems(sender)),
+        "/health/ready": lambda: health_reply(late_look(sender) | broker_problem(sender.app)),
     }
     try:
         server = MonitoringServer(routes, settings.health_port, settings.health_host)
@@ -42,18 +51,29 @@ def _start(sender: Any, **_: Any) -> None:
     server.start()
 
 
-def late_tasks(scheduler: Any) -> dict[str, str]:
-    """Return the periodic tasks that beat should have sent by now; empty: it is in time.
+def live_problems(service: Any) -> dict[str, str]:
+    """Return why beat does not look at its schedule; empty: it does, or it waits for the broker."""
+    late = late_look(service)
+    # A new beat would wait for the broker too.
+    return {} if late and broker_problem(service.app) else late
+
+
+def late_look(service: Any) -> dict[str, str]:
+    """Return that beat has not looked at its schedule in time; empty: it has.
+
+    The schedule itself belongs to beat's thread: its file must not be read from another one. Celery keeps the time
+    of the last look for its own remote control.
 
     Args:
-        scheduler: beat's scheduler.
+        service: beat, a ``celery.beat.Service``.
     """
-    found = {}
-    for name, entry in dict(scheduler.schedule).items():
-        late = -entry.schedule.remaining_estimate(entry.last_run_at).total_seconds()
-        if late > MAX_LATE_SECONDS:
-            found[name] = f"it was due {late:.0f} s ago, and beat has not sent it"
-    return found
+    looked_at, interval = service._last_tick, service.effective_max_interval
+    if looked_at is None:  # it has just started
+        return {}
+    late = time.monotonic() - looked_at - (interval or MAX_LOOP_INTERVAL)
+    if late <= MAX_LATE_SECONDS:
+        return {}
+    return {"schedule": f"beat should have looked at its schedule {late:.0f} s ago"}
 
 
 def broker_problem(app: Any) -> dict[str, str]:

@@ -51,7 +51,7 @@ def register_periodic_tasks(app: AgentApp) -> None:
     _register_sweep(app)
     _register_ledger_tasks(app)
     _configure_beat(app)
-    serve_health()
+    serve_health(app)
 
 
 def _register_sweep(app: AgentApp) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 import threading
+import weakref
 from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
@@ -66,6 +69,7 @@ class MonitoringServer:
                 "Set another waooaw_health_port, or end the process that uses this one"
             ) from error
         self._server.routes = dict(routes)
+        _servers.add(self._server)
         self._thread = threading.Thread(target=self._server.serve_forever, name="waooaw-monitoring", daemon=True)
 
     @property
@@ -92,7 +96,21 @@ class _Server(ThreadingHTTPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Log the error of a connection, such as a client that went away, in one line."""
-        logger.info("a client of the monitoring port was not served", exc_info=True)
+        logger.info("a client of the monitoring port was not served: %r", sys.exception())
+
+
+#: The servers of this process.
+_servers: weakref.WeakSet[_Server] = weakref.WeakSet()
+
+
+def _close_in_child() -> None:
+    """Close the ports in a forked process: one that outlives a killed worker would keep them from the next."""
+    for server in list(_servers):
+        server.socket.close()
+    _servers.clear()
+
+
+os.register_at_fork(after_in_child=_close_in_child)
 
 
 class _Handler(BaseHTTPRequestHandler):

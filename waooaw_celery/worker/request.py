@@ -68,11 +68,11 @@ class AgentRequest(HidingRequest, TimedRequest):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         try:
             super().__init__(*args, **{"maybe_iso8601": as_datetime, **kwargs})
+            self.request_dict.update(with_nested_headers(self.message.headers))
         except (InvalidTaskError, ContentDisallowed, DecodeError):
             raise
         except Exception as error:  # a header that no check covers must not end the worker
             raise InvalidTaskError(f"Celery cannot create a request from it: {error!r:.200}") from error
-        self.request_dict.update(with_nested_headers(self.message.headers))
         mark(self)
         self.taken = False
         self.place: Place | None = None

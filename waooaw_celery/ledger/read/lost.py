@@ -28,6 +28,7 @@ from waooaw_celery.messages.enums import RetentionPolicy
 from waooaw_celery.messages.message import Message
 from waooaw_celery.messages.publish_options import PublishOptions, due_at
 from waooaw_celery.messages.receipt import NO_PROGRESS, MessageEvent, MessageFact
+from waooaw_celery.messages.trace_context import trace_of
 from waooaw_celery.messages.validation import JSON
 
 #: How often a message is recovered before it fails.
@@ -283,7 +284,7 @@ def _lost_message(
         compression=options.compression,
         resent=options.resent,
         capability=options.capability,
-        trace=options.trace,
+        trace=trace_of(options.trace or {}),
         event=record.event,
         identity=record.identity,
     )

@@ -27,8 +27,8 @@ from waooaw_celery.ledger.retention.holds import HoldKind
 from waooaw_celery.ledger.retention.removal import BATCH_SIZE, removing
 from waooaw_celery.ledger.workflow_models import WorkflowInputRow, WorkflowRow, WorkflowStepRow
 
-#: The columns with what a workflow was given, has made, or is told.
-_CONTENTS = ("input", "result", "error", "progress")
+#: The columns with what a workflow was given, has made, or is told. A trace context may have baggage.
+_CONTENTS = ("input", "result", "error", "progress", "trace")
 _STEP_CONTENTS = ("details", "outcome", "error")
 
 

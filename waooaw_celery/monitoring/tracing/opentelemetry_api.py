@@ -6,10 +6,14 @@ Each span has the names of OpenTelemetry's semantic conventions for messaging
 
 from __future__ import annotations
 
+import logging
 import sys
 from typing import Any, NamedTuple
 
-from waooaw_celery.messages.trace_context import TRACE_HEADERS, TraceContext
+from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.trace_context import TraceContext, trace_of
+
+logger = get_logger(__name__)
 
 #: Name and version of the instrumentation scope.
 SCOPE = "waooaw_celery"
@@ -36,6 +40,7 @@ class Api(NamedTuple):
     beside: bool
 
 
+_failed = False
 #: The provider of the last call, and the tracer that it has given.
 _last: tuple[Any, Any] = (None, None)
 
@@ -71,7 +76,7 @@ def current_trace(found: Api | None) -> dict[str, str]:
     if sentry is not None and hasattr(sentry, "get_baggage") and sentry.is_initialized():
         headers["sentry-trace"] = sentry.get_traceparent() or ""
         headers["baggage"] = ",".join(filter(None, (headers.get("baggage"), sentry.get_baggage())))
-    return {name: headers[name] for name in TRACE_HEADERS if headers.get(name)}
+    return trace_of(headers) or {}  # what a receiver would refuse is not sent
 
 
 def extracted(found: Api, trace: TraceContext | None) -> Any:
@@ -83,6 +88,21 @@ def span_context(found: Api, trace: TraceContext | None) -> Any:
     """Return the span context in trace headers, or None."""
     context = found.trace.get_current_span(extracted(found, trace)).get_span_context()
     return context if context.is_valid else None
+
+
+def report_failure() -> None:
+    """Log the error of OpenTelemetry, an exporter or a sampler that is being handled; with a traceback once.
+
+    What traces must never fail what is traced: a message that was sent would be sent again.
+    """
+    global _failed
+    logger.log(
+        logging.DEBUG if _failed else logging.ERROR,
+        "OpenTelemetry has raised an error: messages go on, and their spans may be missing",
+        exc_info=True,
+        extra={"action": "tracing_failed"},
+    )
+    _failed = True
 
 
 def _is_instrumented() -> bool:

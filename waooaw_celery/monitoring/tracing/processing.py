@@ -12,7 +12,14 @@ from waooaw_celery.messages.message import ENVELOPE_HEADER
 from waooaw_celery.messages.queues import agent_queue
 from waooaw_celery.messages.trace_context import TraceContext, trace_of
 from waooaw_celery.monitoring.tracing.attributes import request_attributes
-from waooaw_celery.monitoring.tracing.opentelemetry_api import SYSTEMS, Api, api, extracted, span_context
+from waooaw_celery.monitoring.tracing.opentelemetry_api import (
+    SYSTEMS,
+    Api,
+    api,
+    extracted,
+    report_failure,
+    span_context,
+)
 
 #: The header of a retry with the span of the attempt before it.
 PREVIOUS_ATTEMPT = "waooaw_previous_attempt"
@@ -32,26 +39,54 @@ def processing_span(task: Any, request: Any, traces: Sequence[TraceContext | Non
         request: Celery's request.
         traces: the trace contexts of the messages of a batch; empty: it is a single message.
     """
-    found = api()
-    if found is None:
-        yield
-        return
-    headers: Mapping[str, Any] = request.headers or {}
-    if found.beside:
-        _describe(found, task, request, headers)
-        yield
-        return
-    parent = extracted(found, None if traces else trace_of(headers))
-    span = _start(found, parent, task, request, headers, traces)
-    token = found.context.attach(found.trace.set_span_in_context(span, parent))
+    span = ProcessingSpan()
+    try:
+        span.begin(task, request, traces)
+    except Exception:  # noqa: BLE001 - it is logged, and the message is handled
+        report_failure()
+    error: BaseException | None = None
     try:
         yield
-    except BaseException as error:
-        _end(found, span, error)
+    except BaseException as raised:
+        error = raised
         raise
     finally:
-        found.context.detach(token)
-        span.end()
+        try:
+            span.end(error)
+        except Exception:  # noqa: BLE001 - it is logged, and the message was handled
+            report_failure()
+
+
+class ProcessingSpan:
+    """The span that ``processing_span`` begins and ends."""
+
+    def __init__(self) -> None:
+        self._found: Api | None = None
+        self._span: Any = None
+        self._token: Any = None
+
+    def begin(self, task: Any, request: Any, traces: Sequence[TraceContext | None]) -> None:
+        """Begin it, and make it current, unless nothing traces here."""
+        self._found = found = api()
+        if found is None:
+            return
+        headers: Mapping[str, Any] = request.headers or {}
+        if found.beside:
+            _describe(found, task, request, headers)
+            return
+        parent = extracted(found, None if traces else trace_of(headers))
+        self._span = span = _start(found, parent, task, request, headers, traces)
+        self._token = found.context.attach(found.trace.set_span_in_context(span, parent))
+
+    def end(self, error: BaseException | None) -> None:
+        """End it, and note what the handler raised."""
+        if self._found is None or self._span is None:
+            return
+        if self._token is not None:
+            self._found.context.detach(self._token)
+        if error is not None:
+            _note(self._found, self._span, error)
+        self._span.end()
 
 
 def _start(
@@ -102,7 +137,7 @@ def previous_attempt() -> dict[str, str]:
     return {PREVIOUS_ATTEMPT: headers["traceparent"]} if "traceparent" in headers else {}
 
 
-def _end(found: Api, span: Any, error: BaseException) -> None:
+def _note(found: Api, span: Any, error: BaseException) -> None:
     """Note how the attempt ended, without the text of its error."""
     if not span.is_recording():
         return

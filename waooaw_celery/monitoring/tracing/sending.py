@@ -13,7 +13,14 @@ from waooaw_celery.messages.queues import HandlerName, agent_queue
 from waooaw_celery.messages.trace_context import TraceContext
 from waooaw_celery.monitoring.metrics.measured_send import operation_of
 from waooaw_celery.monitoring.tracing.attributes import message_attributes
-from waooaw_celery.monitoring.tracing.opentelemetry_api import SYSTEMS, Api, api, current_trace, extracted
+from waooaw_celery.monitoring.tracing.opentelemetry_api import (
+    SYSTEMS,
+    Api,
+    api,
+    current_trace,
+    extracted,
+    report_failure,
+)
 
 Batch = Sequence[tuple[HandlerName, Message]]
 
@@ -65,30 +72,46 @@ class SendingSpan:
 
     def __init__(self, batch: Batch, app: Any) -> None:
         self._batch, self._app = batch, app
+        self._found: Api | None = None
+        self._span: Any = None
+        self._token: Any = None
 
     def __enter__(self) -> Batch:
         """Begin the span, and return the messages with its trace context."""
+        try:
+            return self._begin()
+        except Exception:  # noqa: BLE001 - it is logged, and the messages are sent
+            report_failure()
+            return self._batch
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, place: TracebackType | None
+    ) -> None:
+        """End the span. The text of an error may quote a payload: only its class is noted."""
+        try:
+            self._end(kind)
+        except Exception:  # noqa: BLE001 - it is logged, and the messages were sent
+            report_failure()
+
+    def _begin(self) -> Batch:
         batch, found = self._batch, api()
-        self._found, self._span = found, None
+        self._found = found
         if found is None or found.beside or not batch:
             return _with_trace(batch, current_trace(found))
         context = found.context.get_current()
         if not found.trace.get_current_span(context).get_span_context().is_valid and batch[0][1].trace:
             # What is sent outside of a span: an outbox after its commit, a workflow, a follow-up.
             context = extracted(found, batch[0][1].trace)
-        span = _start(found, context, batch, self._app.driver)
+        self._span = span = _start(found, context, batch, self._app.driver)
         self._token = found.context.attach(found.trace.set_span_in_context(span, context))
-        self._span = span
         return _with_trace(batch, current_trace(found))
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, place: TracebackType | None
-    ) -> None:
-        """End the span. The text of an error may quote a payload: only its class is noted."""
+    def _end(self, kind: type[BaseException] | None) -> None:
         found, span = self._found, self._span
         if found is None or span is None:
             return
-        found.context.detach(self._token)
+        if self._token is not None:
+            found.context.detach(self._token)
         if kind is not None and span.is_recording():
             span.set_attribute("error.type", kind.__qualname__)
             span.set_status(found.trace.StatusCode.ERROR)
