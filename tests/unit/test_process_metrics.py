@@ -161,18 +161,22 @@ def test_a_forked_process_does_not_hold_the_port() -> None:
     """One that outlives the worker would keep the port from the next one."""
     server = MonitoringServer({}, 0, "127.0.0.1")
     reader, writer = os.pipe()
+    started, forked = os.pipe()
     pid = os.fork()
     if pid == 0:
         os.close(writer)
+        os.write(forked, b"x")
         os.read(reader, 1)  # until the test ends
         os._exit(0)
     try:
+        assert os.read(started, 1) == b"x"  # before, the new process may not have closed the port yet
         server.stop()
         MonitoringServer({}, server.port, "127.0.0.1").stop()
     finally:
         os.close(writer)
         os.waitpid(pid, 0)
-        os.close(reader)
+        for end in (reader, started, forked):
+            os.close(end)
 
 
 class _Stopping:
