@@ -21,13 +21,13 @@ PYTHON = VENV / "bin" / "python"
 
 #: What each command needs: extras of the project, and dependency groups of pyproject.toml.
 NEEDS = {
-    "demo": ("embedded", ()),
-    "test": ("embedded,flower,protobuf,zstd,crypto,pydantic-ai,prometheus,otel", ("test",)),
-    "lint": ("embedded,flower,protobuf,zstd,crypto,pydantic-ai,prometheus,otel", ("test", "lint")),
-    "bench": ("embedded,protobuf,zstd,prometheus,otel", ("peers",)),
+    "demo": ("embedded,console", ()),
+    "test": ("embedded,flower,protobuf,zstd,crypto,pydantic-ai,prometheus,otel,console", ("test",)),
+    "lint": ("embedded,flower,protobuf,zstd,crypto,pydantic-ai,prometheus,otel,console", ("test", "lint")),
+    "bench": ("embedded,protobuf,zstd,prometheus,otel,console", ("peers",)),
     "faults": ("embedded,protobuf,zstd,crypto", ("test",)),
     "soak": ("embedded,protobuf,zstd,crypto", ("test",)),
-    "mutants": ("embedded,flower,protobuf,zstd,crypto,pydantic-ai,prometheus,otel", ("test", "mutants")),
+    "mutants": ("embedded,flower,protobuf,zstd,crypto,pydantic-ai,prometheus,otel,console", ("test", "mutants")),
 }
 
 

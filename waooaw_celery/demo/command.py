@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from waooaw_celery.cli.output import json_option, print_json
-from waooaw_celery.demo.failures import run_failures
+from waooaw_celery.demo.console import check_console, conversation_url, start_console
+from waooaw_celery.demo.failures import Failures, run_failures
 from waooaw_celery.demo.health_checks import check_health
 from waooaw_celery.demo.processes import AGENTS, ROOT, Stack, running_stack
 from waooaw_celery.demo.program import program
@@ -27,12 +28,17 @@ from waooaw_celery.demo.story import show_failures, show_health, show_introducti
     type=click.Path(exists=True, path_type=Path, resolve_path=True),
     help="File or folder with .txt, .md, .rst and .py documents.  [default: this project's own]",
 )
+@click.option(
+    "--console", "with_console", is_flag=True, help="Leave the web console open at the end, until Ctrl-C."
+)
 @json_option
-def demo(folder: Path | None, as_json: bool) -> None:
+def demo(folder: Path | None, with_console: bool, as_json: bool) -> None:
     """Let five agents measure the documents of a folder, and show how they communicated.
 
     Starts a Valkey server, a Celery worker for each agent, and beat. Stops all of them and leaves no files.
     """
+    if with_console:
+        check_console()
     screen = Console(stderr=True) if as_json else Console()
     began = time.monotonic()
     _silence_recovery()
@@ -44,6 +50,8 @@ def demo(folder: Path | None, as_json: bool) -> None:
         screen.print("Causing five failures on purpose …")
         failures = run_failures(stack)
         health = check_health(stack)
+        if with_console:
+            _leave_open(stack, job, failures, screen)
         screen.print("Stopping all processes …")
     if as_json:
         print_json({**asdict(job), "failures": failures, "health": health})
@@ -54,6 +62,28 @@ def demo(folder: Path | None, as_json: bool) -> None:
     screen.print(f"\nThe demo took {time.monotonic() - began:.0f} s. All processes are stopped.")
     screen.print("To keep the agents running and send messages to them yourself, type:\n")
     screen.print(f"  {program()} up", markup=False, highlight=False, soft_wrap=True)
+    if not with_console:
+        screen.print("\nTo look at what the agents did in a browser, type:\n")
+        screen.print(f"  {program()} demo --console", markup=False, highlight=False, soft_wrap=True)
+
+
+def _leave_open(stack: Stack, job: JobResult, failures: Failures, screen: Console) -> None:
+    """Serve the console until Ctrl-C."""
+    address = start_console(stack)
+    overtaking = job.overtaking.receipt
+    screen.print("\nThe console is open. Press Ctrl-C to end the demo.\n", highlight=False)
+    for what, url in (
+        ("All agents", address),
+        ("The conversation of the urgent document", conversation_url(address, overtaking.message_id)),
+        ("Why a document was rejected", f"{address}/dead-letters"),
+    ):
+        screen.print(f"  {what}: {url}", markup=False, highlight=False, soft_wrap=True)
+    try:
+        while True:
+            stack.check()
+            time.sleep(0.5)
+    except KeyboardInterrupt:
+        screen.print()
 
 
 def _silence_recovery() -> None:

@@ -9,6 +9,7 @@ import time
 import click
 
 from waooaw_celery.cli.monitoring.flower import BASIC_AUTH_VARIABLE, USER
+from waooaw_celery.demo.console import has_console, start_console
 from waooaw_celery.demo.processes import AGENTS, SYSTEM, Stack, running_stack
 from waooaw_celery.demo.program import program
 from waooaw_celery.embedded import check_port_free, free_port
@@ -18,14 +19,15 @@ from waooaw_celery.embedded import check_port_free, free_port
 @click.option("--port", type=int, help="Port of the broker on 127.0.0.1.  [default: a private socket]")
 @click.option("--flower-port", type=int, help="Port of Flower on 127.0.0.1.  [default: a free one]")
 def up(port: int | None, flower_port: int | None) -> None:
-    """Run the demo's agents until you press Ctrl-C, with Flower if it is installed."""
+    """Run the demo's agents until you press Ctrl-C, with the console and Flower if they are installed."""
     has_flower = importlib.util.find_spec("flower") is not None
     if flower_port is not None:
         check_port_free(flower_port, "Flower")
     click.echo(f"Starting a Valkey server, {len(AGENTS)} agents, the system's worker and beat …")
     with running_stack(port=port) as stack:
         page = _start_flower(stack, flower_port or free_port()) if has_flower else None
-        click.echo(_next_steps(stack, page))
+        console = start_console(stack) if has_console() else None
+        click.echo(_next_steps(stack, page, console))
         while True:
             stack.check()
             time.sleep(0.5)
@@ -38,7 +40,7 @@ def _start_flower(stack: Stack, port: int) -> str:
     return f"http://127.0.0.1:{port} (user {USER}, password {password})"
 
 
-def _next_steps(stack: Stack, page: str | None) -> str:
+def _next_steps(stack: Stack, page: str | None, console: str | None) -> str:
     waooaw = program()
     return f"""
 The agents are running. Press Ctrl-C to stop them. In another shell, type:
@@ -55,5 +57,6 @@ The agents are running. Press Ctrl-C to stop them. In another shell, type:
   {waooaw} log --limit 5
   {waooaw} stats
 
-Flower: {page or "not installed (pip install 'waooaw-celery[flower]')"}
-Logs:   {stack.folder}"""
+Console: {console or "not installed (pip install 'waooaw-celery[console]')"}
+Flower:  {page or "not installed (pip install 'waooaw-celery[flower]')"}
+Logs:    {stack.folder}"""

@@ -13,7 +13,8 @@ from waooaw_celery.errors import InvalidMessage, UnknownMessage
 from waooaw_celery.ledger.database.clock import now_in
 from waooaw_celery.ledger.database.models import MessageRow, RefusalRow
 from waooaw_celery.ledger.ledger import Ledger
-from waooaw_celery.ledger.read.conversations import read_conversation, read_history
+from waooaw_celery.ledger.read.conversations import read_consequences, read_conversation, read_history
+from waooaw_celery.ledger.read.flows import Flows, read_flows
 from waooaw_celery.ledger.read.reader import force_index_scans, read_record, read_records
 from waooaw_celery.ledger.read.records import AuditRecord, Page, Refusal, Statistics
 from waooaw_celery.ledger.read.scan import KeysetScan
@@ -24,7 +25,7 @@ from waooaw_celery.messages.message import Message
 from waooaw_celery.messages.publish_options import PublishOptions
 from waooaw_celery.messages.receipt import DeliveryReceipt, MessageEvent, MessageFact
 from waooaw_celery.messages.topics.patterns import check_pattern
-from waooaw_celery.messages.validation import check_agent_name, check_id
+from waooaw_celery.messages.validation import check_agent_name, check_id, check_searchable
 
 #: Most messages on one page of a query.
 MAX_PAGE_SIZE = 1000
@@ -32,6 +33,8 @@ MAX_PAGE_SIZE = 1000
 STATISTICS_DEADLINE_SECONDS = 60.0
 #: Most days that a history may go back: a hundred years.
 MAX_DAYS = 36_500
+#: Most messages that ``flows`` counts.
+MAX_FLOWS = 10_000
 
 
 class MessageAuditTrail:
@@ -60,6 +63,9 @@ class MessageAuditTrail:
         status: MessageStatus | None = None,
         priority: Priority | None = None,
         correlation_id: str | None = None,
+        conversation_id: str | None = None,
+        handler: str | None = None,
+        identity: str | None = None,
         topic: str | None = None,
         since: datetime | None = None,
         until: datetime | None = None,
@@ -70,10 +76,10 @@ class MessageAuditTrail:
     ) -> Page:
         """Return the messages that match all filters, newest first.
 
-        Filters without an index are type, priority, text, a status that is not final, a pattern of topics that
-        matches more than 20 topics or stands beside another filter, and all but the first of several filters. With
-        such a filter, a page scans at most 5,000 messages: it may hold fewer messages than the limit. Pass its
-        ``after`` to continue.
+        Filters without an index are type, handler, identity, priority, text, a status that is not final, a
+        pattern of topics that matches more than 20 topics or stands beside another filter, and all but the first
+        of several filters. With such a filter, a page scans at most 5,000 messages: it may hold fewer messages
+        than the limit. Pass its ``after`` to continue.
 
         Args:
             from_agent: the sender.
@@ -82,6 +88,9 @@ class MessageAuditTrail:
             status: the status.
             priority: the priority.
             correlation_id: the correlation id.
+            conversation_id: the conversation id.
+            handler: the name of the handler, such as ``command``, a method's name or ``event.<subscription>``.
+            identity: who the sender said it is.
             topic: the topic of events, or a pattern as subscriptions have it, such as ``order.*``: matches their
                 records and the messages to their subscribers.
             since: only messages sent at this time or later.
@@ -106,8 +115,14 @@ class MessageAuditTrail:
         for agent, argument in ((from_agent, "from_agent"), (to_agent, "to_agent")):
             if agent is not None:
                 check_agent_name(agent, argument)
-        if correlation_id is not None:
-            check_id(correlation_id, "correlation_id")
+        for id_, argument in ((correlation_id, "correlation_id"), (conversation_id, "conversation_id")):
+            if id_ is not None:
+                check_id(id_, argument)
+        for wanted, argument in ((handler, "handler"), (identity, "identity"), (text, "text")):
+            if wanted is not None:
+                check_searchable(wanted, argument)
+        if after is not None:
+            check_searchable(after[1], "after")
         scan = KeysetScan(since, until, after)
         pattern = None
         if topic is not None and has_wildcard(check_pattern(topic)):
@@ -116,6 +131,7 @@ class MessageAuditTrail:
         # while most messages have one of the final statuses.
         is_final = status is not None and MessageStatus(status).final
         scan.seek(MessageRow.correlation_id, correlation_id)
+        scan.seek(MessageRow.conversation_id, conversation_id)
         scan.seek(MessageRow.topic, topic)
         if status is not None and not is_final:
             scan.seek_status(MessageStatus(status))
@@ -125,6 +141,8 @@ class MessageAuditTrail:
             scan.seek_status(MessageStatus(status))
         scan.filter(MessageRow.message_type, message_type and MessageType(message_type).value)
         scan.filter(MessageRow.priority, None if priority is None else Priority.of(priority).rank)
+        scan.filter(MessageRow.handler, handler)
+        scan.filter(MessageRow.identity, identity)
         scan.filter_text(text)
         with self._reading("query the ledger") as connection:
             if pattern is not None:
@@ -148,6 +166,45 @@ class MessageAuditTrail:
         if not records:
             raise UnknownMessage(f"the ledger has no message, thread or conversation {id_!r}")
         return records
+
+    def consequences(self, record: AuditRecord, *, limit: int = 100) -> list[AuditRecord]:
+        """Return the messages that the handler of a message sent, the oldest first, without their payloads.
+
+        A message that a handler sent into another conversation is not among them.
+
+        Args:
+            record: the message, such as one of ``receipt``.
+            limit: how many messages at most, 1 to 1000.
+
+        Raises:
+            InvalidMessage: the limit is out of range.
+        """
+        _check_limit(limit)
+        with self._reading("read what a message caused") as connection:
+            return read_consequences(connection, record, limit)
+
+    def flows(self, seconds: float = 300.0, *, limit: int = 2000) -> Flows:
+        """Return who sent to whom lately, and how many of these messages failed.
+
+        Args:
+            seconds: only messages of the last seconds.
+            limit: how many messages are counted, the newest ones, 1 to 10,000.
+
+        Raises:
+            InvalidMessage: the seconds or the limit are out of range.
+
+        Example:
+            >>> flows = trail.flows(60)
+            >>> [(each.from_agent, each.to_agent, each.messages / flows.seconds) for each in flows.flows]
+            [('planner', 'writer', 12.5)]
+        """
+        if not 1 <= limit <= MAX_FLOWS:
+            raise InvalidMessage(f"limit must be 1 to {MAX_FLOWS}, not {limit}")
+        if not 0 < seconds <= MAX_DAYS * 86_400:
+            raise InvalidMessage(f"seconds must be more than 0 and at most {MAX_DAYS} days, not {seconds}")
+        with self._reading("count who sends to whom") as connection:
+            now = now_in(connection)
+            return read_flows(connection, now - timedelta(seconds=seconds), now, limit)
 
     def history(
         self, agent: str, days: float = 7, *, limit: int = 100, payloads: bool = True

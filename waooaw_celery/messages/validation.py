@@ -92,6 +92,21 @@ def _valid_name(name: object) -> str | None:
     return proposed if AGENT_NAME.fullmatch(proposed) and proposed not in RESERVED_NAMES else None
 
 
+def check_searchable(text: str, what: str) -> str:
+    """Return a text to search for, if a database can compare it with what it stores.
+
+    Args:
+        text: the text.
+        what: what the error calls it.
+
+    Raises:
+        InvalidMessage: it has a NUL character or an unpaired surrogate, which no stored text has.
+    """
+    if "\x00" in text or any("\ud800" <= char <= "\udfff" for char in text):
+        raise InvalidMessage(f"{what} has a NUL character or an unpaired surrogate, which no stored text has")
+    return text
+
+
 def check_identity(value: object, what: str = "identity") -> str:
     """Return the identity of an agent, such as a DID or an e-mail address, if it is one line of text.
 

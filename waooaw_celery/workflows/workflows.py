@@ -27,7 +27,7 @@ from waooaw_celery.ledger.database.clock import now_within
 from waooaw_celery.ledger.database.engine import database_errors_as
 from waooaw_celery.messages.enums import Priority, RetentionPolicy
 from waooaw_celery.messages.queues import HandlerName
-from waooaw_celery.messages.validation import JSON, check_id, json_copy, new_id
+from waooaw_celery.messages.validation import JSON, check_id, check_searchable, json_copy, new_id
 from waooaw_celery.worker.execution.event_loop import is_on_event_loop
 from waooaw_celery.workflows import queries
 from waooaw_celery.workflows.flow import check_signal, seconds_of
@@ -168,7 +168,9 @@ class Workflows:
 
         Raises:
             UnknownWorkflow: there is no such workflow.
+            InvalidMessage: this is not a valid id.
         """
+        check_id(workflow_id, "workflow_id")
         with self.app.database.begin(f"read workflow {workflow_id}") as connection:
             return queries.read_workflow(connection, workflow_id)
 
@@ -198,6 +200,10 @@ class Workflows:
         """
         if type(limit) is not int or not 1 <= limit <= 1000:
             raise InvalidMessage(f"limit must be a whole number from 1 to 1000, not {limit!r:.80}")
+        given = {"name": name, "agent": agent, "parent_id": parent_id, "text": text, "page": page}
+        for argument, wanted in given.items():
+            if wanted is not None:
+                check_searchable(wanted, argument)
         with self.app.database.begin("list workflows") as connection:
             return queries.read_page(
                 connection,
@@ -220,7 +226,9 @@ class Workflows:
 
         Raises:
             UnknownWorkflow: there is no such workflow.
+            InvalidMessage: this is not a valid id.
         """
+        check_id(workflow_id, "workflow_id")
         with self.app.database.begin(f"read the steps of {workflow_id}") as connection:
             found = queries.read_workflow(connection, workflow_id)
             return queries.read_steps(connection, workflow_id, found.run if run is None else run)

@@ -13,7 +13,8 @@ from waooaw_celery.errors import DecodingFailed, InvalidMessage, UnknownAgent
 from waooaw_celery.log.escaping import escaped
 from waooaw_celery.messages.headers import payload_of
 from waooaw_celery.messages.message import ENVELOPE_HEADER, Message
-from waooaw_celery.messages.queues import AGENT_QUEUES, HandlerName
+from waooaw_celery.messages.queues import AGENT_QUEUES, HandlerName, takes_message
+from waooaw_celery.messages.validation import JSON, json_copy
 from waooaw_celery.wire.caps import Caps
 
 #: The options of ``apply_async`` for tasks to call afterwards, and their names in the body of a task.
@@ -133,6 +134,26 @@ def read_content(dead_letter: DeadLetter, caps: Caps) -> DeadLetterContent:
         raise InvalidMessage(FOREIGN_CALLBACKS)
     message = Message.from_headers(headers, target.agent, payload_of(target.handler, args, kwargs))
     return DeadLetterContent(target, message, list(args), kwargs, callbacks)
+
+
+def with_payload(content: DeadLetterContent, payload: JSON) -> DeadLetterContent:
+    """Return the message of a dead letter with another payload.
+
+    Args:
+        content: The message.
+        payload: The payload of the new message; for a method, a JSON object of its parameters.
+
+    Raises:
+        InvalidMessage: A message cannot carry the payload, or it is no object of a method's parameters.
+    """
+    copied = json_copy(payload, "payload")
+    if takes_message(content.target.handler):
+        args, kwargs = [copied], {}
+    elif isinstance(copied, dict):
+        args, kwargs = [], copied
+    else:
+        raise InvalidMessage(f"the payload for the method {content.target} must be an object of its parameters")
+    return content._replace(message=content.message.evolve(payload=copied), args=args, kwargs=kwargs)
 
 
 def _parse_message(raw: bytes) -> Mapping[str, Any]:

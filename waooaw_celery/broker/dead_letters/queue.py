@@ -5,6 +5,7 @@ The receipts of their messages record each retry and discard.
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,12 @@ from typing import Any
 from uuid import NAMESPACE_OID, uuid5
 
 from waooaw_celery.broker.dead_letters.amqp import AmqpDeadLetterStorage
-from waooaw_celery.broker.dead_letters.dead_letter import DeadLetter, DeadLetterContent, read_content
+from waooaw_celery.broker.dead_letters.dead_letter import (
+    DeadLetter,
+    DeadLetterContent,
+    read_content,
+    with_payload,
+)
 from waooaw_celery.broker.dead_letters.redis import RedisDeadLetterStorage
 from waooaw_celery.broker.dead_letters.storage import DeadLetterFilter, DeadLetterStorage
 from waooaw_celery.broker.redis.dead_lettering import notify_dead_lettered
@@ -23,7 +29,7 @@ from waooaw_celery.log.loggers import get_logger
 from waooaw_celery.messages.enums import MessageStatus
 from waooaw_celery.messages.message import Message
 from waooaw_celery.messages.receipt import MessageEvent, MessageFact
-from waooaw_celery.messages.validation import LocalTime
+from waooaw_celery.messages.validation import JSON, LocalTime, tagged
 
 logger = get_logger(__name__)
 
@@ -145,7 +151,12 @@ class DeadLetterQueue:
         return found[0]
 
     def retry(
-        self, dead_letters: Iterable[DeadLetter | str], *, by: str | None = None, again: bool = False
+        self,
+        dead_letters: Iterable[DeadLetter | str],
+        *,
+        by: str | None = None,
+        again: bool = False,
+        edit: Callable[[JSON], JSON] | None = None,
     ) -> Sequence[Outcome]:
         """Send the messages of dead letters again, each as a new message, and remove the dead letters.
 
@@ -158,12 +169,16 @@ class DeadLetterQueue:
             dead_letters: The dead letters, or their ids.
             by: The name of the caller, for the receipt; None: the setting ``waooaw_sender``.
             again: Whether to retry also messages that were already retried three times.
+            edit: Returns the payload of the new message from that of the old one; None: it stays the same.
 
         Returns:
             An outcome for each. A dead letter that cannot be read or sent stays, and its outcome has the reason.
+
+        Example:
+            >>> app.dead_letters.retry([letter], by="ada", edit=lambda payload: {**payload, "currency": "EUR"})
         """
         caller = by or self._default_caller()
-        return self._for_each(dead_letters, lambda dead_letter: self._retry(dead_letter, caller, again))
+        return self._for_each(dead_letters, lambda dead_letter: self._retry(dead_letter, caller, again, edit))
 
     def discard(
         self, dead_letters: Iterable[DeadLetter | str], *, reason: str, by: str | None = None
@@ -225,9 +240,13 @@ class DeadLetterQueue:
             self._storage.remove(done)
         return outcomes
 
-    def _retry(self, dead_letter: DeadLetter, caller: str, again: bool) -> Outcome:
+    def _retry(
+        self, dead_letter: DeadLetter, caller: str, again: bool, edit: Callable[[JSON], JSON] | None
+    ) -> Outcome:
         try:
             content = read_content(dead_letter, self._app.packer.caps)
+            if edit is not None:
+                content = with_payload(content, edit(content.message.payload))
             if content.message.resent >= MAX_RETRIES and not again:
                 raise InvalidMessage(
                     f"it was already retried {content.message.resent} times: correct its handler, then use "
@@ -235,7 +254,7 @@ class DeadLetterQueue:
                 )
             if self._app.receipts.is_erased(content.message.message_id):
                 raise InvalidMessage(ERASED)
-            new_id = self._send(dead_letter, content)
+            new_id = self._send(dead_letter, content, is_edited=edit is not None)
         except StoreUnavailable:
             raise
         except WaooawError as error:
@@ -246,7 +265,7 @@ class DeadLetterQueue:
                 event=MessageEvent.RESENT,
                 message=content.message,
                 handler=content.target.handler,
-                error=f"as {new_id} by {caller}",
+                error=f"as {new_id} by {caller}{', with an edited payload' if edit is not None else ''}",
             )
         )
         logger.info(
@@ -258,10 +277,12 @@ class DeadLetterQueue:
         )
         return Outcome(id=dead_letter.id, message_id=dead_letter.message_id, new_id=new_id)
 
-    def _send(self, dead_letter: DeadLetter, content: DeadLetterContent) -> str:
+    def _send(self, dead_letter: DeadLetter, content: DeadLetterContent, *, is_edited: bool) -> str:
         """Send the new message of a dead letter, unless it was sent before, and return its id."""
         # The id is computed, so that of two callers who retry one dead letter the second sends nothing.
-        new_id = str(uuid5(NAMESPACE_OID, f"dead letter {dead_letter.id} of {content.message.message_id}"))
+        edition = f", edited to {_text(content.message.payload)}" if is_edited else ""
+        name = f"dead letter {dead_letter.id} of {content.message.message_id}{edition}"
+        new_id = str(uuid5(NAMESPACE_OID, name))
         if self._was_sent(new_id):
             return new_id
         message: Message = content.message.evolve(
@@ -292,3 +313,7 @@ class DeadLetterQueue:
             extra={"action": "dead_letter_discarded"},
         )
         return Outcome(id=dead_letter.id, message_id=dead_letter.message_id)
+
+
+def _text(payload: JSON) -> str:
+    return json.dumps(payload, sort_keys=True, default=tagged)

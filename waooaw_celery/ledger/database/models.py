@@ -336,6 +336,24 @@ class HoldRow(Base):
     placed_at: Mapped[datetime]
 
 
+class OperatorActionRow(Base):
+    """What a person changed by hand: recorded before it is carried out, and again with what came of it."""
+
+    __tablename__ = "waooaw_operator_actions"
+    __table_args__ = (Index("waooaw_operator_actions_at", "at", "action_id"),)
+
+    action_id: Mapped[str] = mapped_column(primary_key=True)
+    at: Mapped[datetime]
+    person: Mapped[str]
+    address: Mapped[str]
+    action: Mapped[str]
+    target: Mapped[str]
+    reason: Mapped[str]
+    outcome: Mapped[str]
+    details: Mapped[str | None]
+    ended_at: Mapped[datetime | None]
+
+
 class PurgeRow(Base):
     """A purge or an erasure: the rule, and how much it removed."""
 

@@ -34,6 +34,21 @@ def read_conversation(connection: Connection, id_: str, *, payloads: bool) -> li
     return _in_causal_order(read_records(connection, query.order_by(MessageRow.sent_at, MessageRow.message_id)))
 
 
+def read_consequences(connection: Connection, record: AuditRecord, limit: int) -> list[AuditRecord]:
+    """Return the messages that the handler of a message sent, the oldest first, without their payloads.
+
+    Args:
+        connection: a connection in a transaction.
+        record: the message.
+        limit: how many at most.
+    """
+    query = select(*message_columns(payloads=False)).where(
+        MessageRow.conversation_id == record.conversation_id,  # it has an index
+        MessageRow.causation_id == record.receipt.message_id,
+    )
+    return read_records(connection, query.order_by(MessageRow.sent_at, MessageRow.message_id).limit(limit))
+
+
 def read_history(
     connection: Connection, agent: str, since: datetime, limit: int, *, payloads: bool
 ) -> list[AuditRecord]:

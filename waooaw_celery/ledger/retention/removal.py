@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import Connection, insert, text
+from sqlalchemy import Connection, insert, select, text
 
 from waooaw_celery.ledger.database.engine import Database
 from waooaw_celery.ledger.database.models import PurgeRow
@@ -37,6 +37,30 @@ class Removal:
     partitions: int = 0
     workflows: int = 0
     busy: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordedRemoval:
+    """A purge or an erasure that was carried out.
+
+    Attributes:
+        at: when, aware UTC.
+        rule: the rule that it followed, in words.
+        messages: how many messages it removed or erased.
+        events: how many events it removed, or whose error text it erased.
+    """
+
+    at: datetime
+    rule: str
+    messages: int
+    events: int
+
+
+def list_removals(database: Database, limit: int) -> list[RecordedRemoval]:
+    """Return the purges and erasures that were carried out, the newest first."""
+    query = select(PurgeRow.at, PurgeRow.rule, PurgeRow.messages, PurgeRow.events).order_by(PurgeRow.id.desc())
+    with database.begin("list the purges and erasures") as connection:
+        return [RecordedRemoval(**row._mapping) for row in connection.execute(query.limit(limit))]
 
 
 def record_removal(database: Database, removal: Removal, at: datetime) -> None:

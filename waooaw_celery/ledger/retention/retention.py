@@ -10,7 +10,7 @@ from waooaw_celery.ledger.database.clock import now_in
 from waooaw_celery.ledger.database.engine import Database
 from waooaw_celery.ledger.retention.holds import Hold, HoldKind, list_holds, place_hold, release_hold
 from waooaw_celery.ledger.retention.purge import Purge
-from waooaw_celery.ledger.retention.removal import Removal
+from waooaw_celery.ledger.retention.removal import RecordedRemoval, Removal, list_removals
 from waooaw_celery.store.clock_reading import Source
 
 
@@ -89,3 +89,11 @@ class Retention:
     def holds(self) -> list[Hold]:
         """Return all holds, the oldest first."""
         return list_holds(self._database)
+
+    def removals(self, limit: int = 100) -> list[RecordedRemoval]:
+        """Return the purges and erasures that were carried out, the newest first.
+
+        Args:
+            limit: how many at most.
+        """
+        return list_removals(self._database, limit)

@@ -226,6 +226,20 @@ def upgrade() -> None:
         sa.Column("placed_at", _TIME, nullable=False),
     )
     op.create_table(
+        "waooaw_operator_actions",
+        sa.Column("action_id", sa.String, primary_key=True),
+        sa.Column("at", _TIME, nullable=False),
+        sa.Column("person", sa.String, nullable=False),
+        sa.Column("address", sa.String, nullable=False),
+        sa.Column("action", sa.String, nullable=False),
+        sa.Column("target", sa.String, nullable=False),
+        sa.Column("reason", sa.String, nullable=False),
+        sa.Column("outcome", sa.String, nullable=False),
+        sa.Column("details", sa.String),
+        sa.Column("ended_at", _TIME),
+    )
+    op.create_index("waooaw_operator_actions_at", "waooaw_operator_actions", ["at", "action_id"])
+    op.create_table(
         "waooaw_purges",
         sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
         sa.Column("at", _TIME, nullable=False),
@@ -254,6 +268,7 @@ def downgrade() -> None:
         "workflow_steps",
         "workflows",
         "purges",
+        "operator_actions",
         "holds",
         "replays",
         "in_flight",

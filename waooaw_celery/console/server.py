@@ -1,0 +1,92 @@
+"""Serves the console with uvicorn, until it is told to end."""
+
+from __future__ import annotations
+
+import signal
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import uvicorn
+
+from waooaw_celery.console.application import Console
+from waooaw_celery.errors import ConfigurationError
+
+#: Seconds that open answers may take once the console ends.
+STOP_SECONDS = 5
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket that listens.
+
+    Raises:
+        ConfigurationError: the port cannot be used.
+    """
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        listener = socket.create_server((host, port), family=family, backlog=128)
+    except OSError as error:
+        raise ConfigurationError(
+            f"port {port} of {host} cannot be used: {error}. Give another --port or --host"
+        ) from error
+    listener.setblocking(False)
+    return listener
+
+
+def serve(
+    console: Console,
+    listener: socket.socket,
+    *,
+    tls: tuple[str, str] | None = None,
+    ready: Callable[[], None] = lambda: None,
+) -> None:
+    """Serve the console until SIGTERM or Ctrl-C.
+
+    Args:
+        console: the console.
+        listener: the socket, of ``listen``.
+        tls: the files of the certificate and of its key; None: plain HTTP.
+        ready: is called once it answers.
+
+    Raises:
+        ConfigurationError: the certificate cannot be used.
+    """
+    certificate, key = tls or (None, None)
+    config = uvicorn.Config(
+        console.asgi,
+        log_config=None,
+        access_log=False,
+        # The client's address is that of the connection: a header could name any.
+        proxy_headers=False,
+        server_header=False,
+        timeout_graceful_shutdown=STOP_SECONDS,
+        ssl_certfile=certificate,
+        ssl_keyfile=key,
+    )
+    try:
+        config.load()
+    except OSError as error:
+        raise ConfigurationError(f"the certificate {certificate} cannot be used: {error}") from error
+    # uvicorn raises the signal again once it has stopped; by then there is nothing left to end.
+    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        _Server(config, console, ready).run(sockets=[listener])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, which ends the live pages first: they never end by themselves."""
+
+    def __init__(self, config: uvicorn.Config, console: Console, ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._console, self._ready = console, ready
+
+    async def startup(self, sockets: Any = None) -> None:
+        await super().startup(sockets)
+        self._ready()
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        self._console.stream.stop()
+        super().handle_exit(sig, frame)

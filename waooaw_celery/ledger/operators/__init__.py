@@ -1,0 +1,1 @@
+"""What people changed in the console: who, what, when and why."""
