@@ -21,7 +21,7 @@ PACKAGE = "waooaw_celery"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("workers", "beat_schedule"),
     ("__main__",),
-    ("demo",),
+    ("demo", "console"),
     ("cli",),
     ("agents", "maintenance"),
     ("workflows",),

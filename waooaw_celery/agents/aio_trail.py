@@ -19,6 +19,8 @@ class MessageAuditTrail:
 
     query = in_thread(Trail.query)
     conversation = in_thread(Trail.conversation)
+    consequences = in_thread(Trail.consequences)
+    flows = in_thread(Trail.flows)
     history = in_thread(Trail.history)
     refusals = in_thread(Trail.refusals)
     statistics = in_thread(Trail.statistics)

@@ -20,7 +20,7 @@ waooaw.lazy_commands.update(
         ),
         "broadcast": LazyCommand("waooaw_celery.cli.messages", "Send one message to each of several agents."),
         "cancel": LazyCommand("waooaw_celery.cli.messages", "Cancel a message or request."),
-        "console": LazyCommand("waooaw_celery.cli.console", "Serve the web console."),
+        "console": LazyCommand("waooaw_celery.console.command", "Serve the web console."),
         "contracts": LazyCommand(
             "waooaw_celery.cli.agents.contracts", "Print or compare the contracts of methods; AsyncAPI."
         ),

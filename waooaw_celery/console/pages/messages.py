@@ -21,7 +21,7 @@ from waooaw_celery.ledger.trail import MessageAuditTrail
 from waooaw_celery.messages.enums import MessageStatus, MessageType, Priority
 
 #: Messages on a page, and the seconds for which a search with rare matches goes on before it shows what it has.
-PAGE_SIZE, SEARCH_SECONDS = 50, 0.15
+PAGE_SIZE, SEARCH_SECONDS = 50, 0.06
 #: The fields of the search.
 FIELDS = (
     "from",
