@@ -442,6 +442,20 @@ def test_subscriptions_holds_and_erasures(open_console: Open, world: World) -> N
     assert "Erika" not in client.get("/changes").text
 
 
+def test_a_form_that_is_too_large_is_refused(open_console: Open) -> None:
+    """It is not read into memory."""
+    client = open_console(*Role)
+    answer = client.post("/changes/pause-sender", data={"csrf": token(client), "reason": "x" * (17 * 1024 * 1024)})
+    assert answer.status_code == 413
+
+
+def test_all_checks_are_run(open_console: Open, world: World) -> None:
+    """The page has the findings of `waooaw doctor`."""
+    text = open_console(Role.VIEWER).get("/ledger/checks").text
+    assert world.agent in text
+    assert text.count("<tr>") > 5
+
+
 def test_the_live_page_sends_events(open_console: Open, world: World) -> None:
     """An event has the whole live part."""
     client = open_console(Role.VIEWER)

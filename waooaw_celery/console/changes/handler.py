@@ -27,6 +27,8 @@ ACTIONS = {
 }
 #: Most fields of a form: more dead letters than these are not retried at once.
 MAX_FIELDS = 1100
+#: Most bytes of a form, which may have an edited payload.
+MAX_BYTES = 16 * 1024 * 1024
 
 
 class ChangeHandler:
@@ -44,6 +46,9 @@ class ChangeHandler:
 
     async def answer(self, request: Request) -> Response:
         """Carry out a change, and send the browser back to the page of the form."""
+        length = request.headers.get("content-length", "")
+        if not length.isdecimal() or int(length) > MAX_BYTES:
+            return self._pages.error(request, 413, f"The form is larger than {MAX_BYTES >> 20} MiB.")
         form = await request.form(max_files=0, max_fields=MAX_FIELDS)
         fields: dict[str, list[str]] = {}
         for name, value in form.multi_items():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Sequence
 
 from starlette.requests import Request
@@ -15,6 +17,7 @@ from waooaw_celery.ledger.operators.actions import list_actions
 from waooaw_celery.ledger.retention.holds import HoldKind
 from waooaw_celery.ledger.retention.retention import Retention
 from waooaw_celery.maintenance.diagnostics.examination import examine
+from waooaw_celery.maintenance.diagnostics.finding import Finding
 from waooaw_celery.maintenance.fleet import metrics
 from waooaw_celery.maintenance.fleet.ledger import LedgerReader
 
@@ -22,6 +25,8 @@ from waooaw_celery.maintenance.fleet.ledger import LedgerReader
 PAGE_SIZE = 100
 #: Seconds that all checks together may take.
 CHECK_SECONDS = 20.0
+#: Seconds for which their findings are shown to others who ask.
+KEEP_SECONDS = 5.0
 
 
 def routes(app: AgentApp, pages: Pages) -> Sequence[BaseRoute]:
@@ -60,8 +65,10 @@ def routes(app: AgentApp, pages: Pages) -> Sequence[BaseRoute]:
             damaged=spool.damaged(),
         )
 
+    examination = _Examination(app)
+
     def checks(request: Request) -> Response:
-        return pages.draw(request, "checks.html", findings=examine(app, seconds=CHECK_SECONDS))
+        return pages.draw(request, "checks.html", findings=examination.findings())
 
     def changes(request: Request) -> Response:
         at, _, id_ = request.query_params.get("after", "").partition("|")
@@ -77,3 +84,21 @@ def routes(app: AgentApp, pages: Pages) -> Sequence[BaseRoute]:
         Route("/ledger/checks", checks),
         Route("/changes", changes),
     )
+
+
+class _Examination:
+    """Runs all checks once at a time: they write to the servers, and each takes a thread."""
+
+    def __init__(self, app: AgentApp) -> None:
+        self._app = app
+        self._lock = threading.Lock()
+        self._findings: list[Finding] = []
+        self._at = float("-inf")
+
+    def findings(self) -> list[Finding]:
+        """Return the findings; those that somebody else has just asked for are good enough."""
+        with self._lock:
+            if time.monotonic() - self._at > KEEP_SECONDS:
+                self._findings = examine(self._app, seconds=CHECK_SECONDS)
+                self._at = time.monotonic()
+            return self._findings
