@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 from process_pool import waooaw
@@ -214,7 +213,7 @@ def top_until(environment: dict[str, str], what: str) -> str:
     process = subprocess.Popen(command, stdin=there, stdout=there, stderr=there, env=env, start_new_session=True)
     shown, ends_at = "", time.monotonic() + SECONDS
     try:
-        while f"{what} " not in shown:
+        while "q: end" not in shown.partition(what)[2]:
             assert time.monotonic() < ends_at, shown
             if select.select([here], [], [], 0.1)[0]:
                 shown += os.read(here, 65536).decode(errors="replace")
