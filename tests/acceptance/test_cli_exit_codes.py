@@ -61,6 +61,7 @@ def test_1_the_answer_is_no(run: Run, tmp_path: Path) -> None:
     refused = run("dead", "discard", "1-0", "--because", "it is gone", "--yes", "--json")
     assert (refused.returncode, len(json.loads(refused.stdout))) == (1, 1)
     check(run("erase", "--agent", "nobody", stdin="n\n"), 1, "Aborted!")
+    check(run("limits", "resume", "nobody"), 1, "nobody is not paused")
 
 
 @pytest.mark.parametrize(
@@ -108,7 +109,6 @@ def test_3_a_server_is_away(run: Run) -> None:
         (("events", "unsubscribe", "nobody.nothing"), "nobody.nothing"),
         (("workflow", "show", "no-such-id"), "no-such-id"),
         (("hold", "release", "agent", "nobody"), "there is no hold on agent nobody"),
-        (("limits", "resume", "nobody"), "nobody is not paused"),
     ],
 )
 def test_4_what_is_named_does_not_exist(run: Run, arguments: tuple[str, ...], sentence: str) -> None:

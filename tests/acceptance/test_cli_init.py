@@ -150,7 +150,7 @@ def test_its_code_passes_mypy(project: Path, tmp_path: Path) -> None:
 
 
 def test_its_compose_file_is_valid(project: Path) -> None:
-    """It conforms to the Compose specification, has the services that are promised, and names modules that exist."""
+    """It conforms to the Compose specification, has all services, and names modules that exist."""
     path = project / "docker-compose.yml"
     done = subprocess.run(
         [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", str(path)],

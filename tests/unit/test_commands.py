@@ -150,6 +150,7 @@ def test_the_page_names_every_exit_code() -> None:
         (errors.InvalidMessage("x"), ExitCode.FAILED),
         (errors.RequestTimeout("x"), ExitCode.FAILED),
         (errors.LedgerMismatch("x"), ExitCode.FAILED),
+        (errors.NoAgentAvailable("capability:x", {}), ExitCode.FAILED),
         (errors.BrokerUnavailable("x"), ExitCode.SERVER),
         (errors.AuditUnavailable("x"), ExitCode.SERVER),
         (errors.BackendUnavailable("x"), ExitCode.SERVER),

@@ -9,7 +9,7 @@ import click
 
 from waooaw_celery.app.app import AgentApp
 from waooaw_celery.cli.base.command import CommandGroup
-from waooaw_celery.cli.base.exit_codes import CommandError, ExitCode
+from waooaw_celery.cli.base.exit_codes import CommandError
 from waooaw_celery.cli.base.parameters import AGENT, TimeParam
 from waooaw_celery.cli.group import by_option, current_app, requester
 from waooaw_celery.cli.output import echo, json_option, print_json, report, table_options
@@ -111,7 +111,7 @@ def resume(ctx: click.Context, sender: str, as_json: bool) -> None:
     """Let a paused SENDER send again, in all processes, within a second."""
     if not current_app(ctx).restrictions.resume(sender):
         sentence = f"{sender} is not paused: `waooaw limits paused` lists the paused senders"
-        raise CommandError(escaped(sentence), ExitCode.NOT_FOUND)
+        raise CommandError(escaped(sentence))
     report(f"{sender} may send again.", {"agent": sender}, as_json)
 
 

@@ -6,7 +6,7 @@ import click
 
 from waooaw_celery.app.app import AgentApp
 from waooaw_celery.cli.base.command import CommandGroup
-from waooaw_celery.cli.base.exit_codes import CommandError, ExitCode
+from waooaw_celery.cli.base.exit_codes import CommandError
 from waooaw_celery.cli.base.parameters import AGENT
 from waooaw_celery.cli.group import by_option, current_app, requester
 from waooaw_celery.cli.output import echo, json_option, print_json, report, table_options
@@ -86,7 +86,7 @@ def close(ctx: click.Context, agent: str, as_json: bool) -> None:
     if not app.breakers.close_by_hand(agent):
         _check_known(app, agent)
         sentence = f"the circuit breaker of {agent} is closed: `waooaw breakers` lists the open ones"
-        raise CommandError(sentence, ExitCode.NOT_FOUND)
+        raise CommandError(sentence)
     report(f"Requests to {agent} are let through.", {"agent": agent}, as_json)
 
 

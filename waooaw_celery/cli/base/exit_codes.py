@@ -11,6 +11,7 @@ from waooaw_celery.errors import (
     BackendUnavailable,
     BrokerUnavailable,
     LedgerMismatch,
+    NoAgentAvailable,
     StoreUnavailable,
     UnknownAgent,
     UnknownDeadLetter,
@@ -30,8 +31,15 @@ _SERVERS = {
 }
 _AWAY = (BrokerUnavailable, StoreUnavailable, BackendUnavailable)
 _UNKNOWN = (
-    *(UnknownAgent, UnknownDeadLetter, UnknownMessage, UnknownReplay, UnknownSubscription, UnknownWorkflow),
+    UnknownAgent,
+    UnknownDeadLetter,
+    UnknownMessage,
+    UnknownReplay,
+    UnknownSubscription,
+    UnknownWorkflow,
 )
+#: Kinds of UnknownAgent in which the agents are known, but may not get the message.
+_KNOWN = (LedgerMismatch, NoAgentAvailable)
 
 
 class ExitCode(IntEnum):
@@ -73,7 +81,7 @@ def exit_code(error: BaseException) -> ExitCode:
     """
     if isinstance(error, _AWAY) or failed_server(error) is not None:
         return ExitCode.SERVER
-    if isinstance(error, _UNKNOWN) and not isinstance(error, LedgerMismatch):
+    if isinstance(error, _UNKNOWN) and not isinstance(error, _KNOWN):
         return ExitCode.NOT_FOUND
     return ExitCode.FAILED
 
