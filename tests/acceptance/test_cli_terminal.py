@@ -20,7 +20,7 @@ from process_pool import waooaw
 from support import until
 
 from waooaw_celery import AgentApp, EventBus, Message, MessageBus, create_app
-from waooaw_celery.embedded import valkey
+from waooaw_celery.embedded import end, free_port, valkey
 from waooaw_celery.ledger.database import upgrade as schema
 from waooaw_celery.ledger.retention.retention import Retention
 from waooaw_celery.maintenance.erasure import erase
@@ -199,27 +199,34 @@ def test_top_has_no_colors_with_no_color(app: AgentApp, environment: dict[str, s
     app.registry.declare("absent", ["command"], "absent@here", 0.2)
     MessageBus(app).send(message(9))
     until(lambda: not app.registry.get("absent").workers, "the end of its worker")
-    assert COLOR.search(top_until(environment, "absent"))
-    assert not COLOR.search(top_until(environment | {"NO_COLOR": "1"}, "absent"))
+    top = ("top", "--interval", "0.5")
+    assert COLOR.search(shown_until(environment, top, "absent", "q: end"))
+    assert not COLOR.search(shown_until(environment | {"NO_COLOR": "1"}, top, "absent", "q: end"))
 
 
-def top_until(environment: dict[str, str], what: str) -> str:
-    """Return what `waooaw top` shows on a terminal until it has a text, and end it."""
+def test_flower_has_no_colors_with_no_color(environment: dict[str, str]) -> None:
+    """The levels in its log have colours, but not with NO_COLOR."""
+    flower = ("flower", f"--port={free_port()}")
+    assert COLOR.search(shown_until(environment, flower, "Visit me at", "\n"))
+    assert not COLOR.search(shown_until(environment | {"NO_COLOR": "1"}, flower, "Visit me at", "\n"))
+
+
+def shown_until(environment: dict[str, str], command: tuple[str, ...], what: str, then: str) -> str:
+    """Return what a command shows on a terminal until it has shown a text and another one after it; end it."""
     here, there = pty.openpty()
     termios.tcsetwinsize(there, (30, 120))
     hidden = ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR")
     env = {name: value for name, value in os.environ.items() if name not in hidden} | environment
-    command = [sys.executable, "-m", "waooaw_celery", "top", "--interval", "0.5"]
-    process = subprocess.Popen(command, stdin=there, stdout=there, stderr=there, env=env, start_new_session=True)
+    words = [sys.executable, "-m", "waooaw_celery", *command]
+    process = subprocess.Popen(words, stdin=there, stdout=there, stderr=there, env=env, start_new_session=True)
     shown, ends_at = "", time.monotonic() + SECONDS
     try:
-        while "q: end" not in shown.partition(what)[2]:
+        while then not in shown.partition(what)[2]:
             assert time.monotonic() < ends_at, shown
             if select.select([here], [], [], 0.1)[0]:
                 shown += os.read(here, 65536).decode(errors="replace")
     finally:
-        os.write(here, b"q")
-        process.wait(SECONDS)
+        end(process)
         os.close(here)
         os.close(there)
     return shown

@@ -13,6 +13,7 @@ import click
 from waooaw_celery.cli.base.command import Command
 from waooaw_celery.cli.group import named_app
 from waooaw_celery.cli.output import echo
+from waooaw_celery.cli.output.colors import color_of_environment
 from waooaw_celery.errors import ConfigurationError
 from waooaw_celery.settings import LogFormat
 
@@ -76,6 +77,8 @@ def flower(
         *([f"--broker_api={broker_api}"] if broker_api else []),
     ]
     hide_results(app)
+    if color_of_environment() is False:
+        os.environ["TERM"] = "dumb"  # Flower's log asks the terminal whether it has colours, and reads no NO_COLOR
     if json_log:
         app.log.setup_logging_subsystem(loglevel="INFO")
     run(app, arguments)
