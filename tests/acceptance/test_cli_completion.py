@@ -13,9 +13,12 @@ from contextlib import closing
 from pathlib import Path
 from uuid import uuid4
 
+import click
 import pytest
 
 from waooaw_celery import create_app
+from waooaw_celery.cli import waooaw
+from waooaw_celery.cli.base.agent_names import known_agents
 from waooaw_celery.cli.base.completion import COMPLETE_VARIABLE, SHELLS
 
 #: Seconds that a completion may take on a busy computer: the deadline of a second, and the import of Celery.
@@ -106,6 +109,16 @@ def test_no_server_means_no_names_and_no_noise(shell: str) -> None:
             began = time.monotonic()
             assert complete(shell, "send", "a", CELERY_BROKER_URL=url) == ([], ""), url
             assert time.monotonic() - began < SECONDS / 2, url
+
+
+def test_a_silent_server_is_given_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own timeout is three seconds, and a person waits for the names of agents."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"redis://127.0.0.1:{silent.getsockname()[1]}/0"
+        monkeypatch.setenv("CELERY_BROKER_URL", url)
+        began = time.monotonic()
+        assert known_agents(click.Context(waooaw)) == []
+        assert 0.9 < time.monotonic() - began < 2.5
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")

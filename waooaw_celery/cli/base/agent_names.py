@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from contextlib import redirect_stderr, suppress
+from contextlib import closing, redirect_stderr, suppress
 from typing import TYPE_CHECKING
 
 import click
@@ -27,14 +27,18 @@ def known_agents(ctx: click.Context) -> list[str]:
 
     def look() -> None:
         # The shell would show an error, or a warning, in the middle of the line that is being typed.
-        with suppress(Exception):
-            found.extend(sorted(record.name for record in _app(ctx).registry.everywhere()))
+        with suppress(Exception), closing(_app(ctx)) as app:
+            found.extend(sorted(record.name for record in app.registry.everywhere()))
 
+    disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
-    with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stderr(nowhere):
-        reader = threading.Thread(target=look, daemon=True)  # it does not keep the process from ending
-        reader.start()
-        reader.join(SECONDS)
+    try:
+        with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stderr(nowhere):
+            reader = threading.Thread(target=look, daemon=True)  # it does not keep the process from ending
+            reader.start()
+            reader.join(SECONDS)
+    finally:
+        logging.disable(disabled)
     return list(found)
 
 
