@@ -24,22 +24,28 @@ def known_agents(ctx: click.Context) -> list[str]:
         ctx: the context of the command whose arguments are completed. Its group has not run.
     """
     found: list[str] = []
-
-    def look() -> None:
-        # The shell would show an error, or a warning, in the middle of the line that is being typed.
-        with suppress(Exception), closing(_app(ctx)) as app:
-            found.extend(sorted(record.name for record in app.registry.everywhere()))
-
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stderr(nowhere):
-            reader = threading.Thread(target=look, daemon=True)  # it does not keep the process from ending
-            reader.start()
+        # The shell would show an error, or a warning, in the middle of the line that is being typed.
+        with (
+            open(os.devnull, "w", encoding="utf-8") as nowhere,
+            redirect_stderr(nowhere),
+            suppress(Exception),
+            closing(_app(ctx)) as app,
+        ):
+            reader = threading.Thread(target=_read, args=(app, found), daemon=True)
+            reader.start()  # it does not keep the process from ending
             reader.join(SECONDS)
+            return list(found)
     finally:
         logging.disable(disabled)
-    return list(found)
+    return []
+
+
+def _read(app: AgentApp, found: list[str]) -> None:
+    with suppress(Exception):
+        found.extend(sorted(record.name for record in app.registry.everywhere()))
 
 
 def _app(ctx: click.Context) -> AgentApp:
