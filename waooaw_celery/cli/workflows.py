@@ -219,7 +219,9 @@ def resume(ctx: click.Context, workflow_id: str, by: str | None, as_json: bool) 
     report(f"{workflow_id} goes on.", {"workflow_id": workflow_id}, as_json)
 
 
-@workflow.command(examples=["waooaw workflow retry report-may", "waooaw workflow retry report-may --from-step 3"])
+@workflow.command(
+    examples=["waooaw workflow retry report-may", "waooaw workflow retry report-may --from-step 'planner.write#1'"]
+)
 @_id
 @click.option(
     "--from-step",
@@ -235,7 +237,7 @@ def retry(ctx: click.Context, workflow_id: str, from_step: str | None, as_json: 
     report(f"{workflow_id} runs again: run {found.run}.", facts, as_json)
 
 
-@workflow.command(examples=["waooaw workflow fork report-may --from-step 3 --id report-may-2"])
+@workflow.command(examples=["waooaw workflow fork report-may --from-step 'planner.write#1' --id report-june"])
 @_id
 @click.option(
     "--from-step", metavar="PATH", help="The first step to run anew, as `show` prints it.  [default: the first]"

@@ -122,7 +122,7 @@ def drain(ctx: click.Context, name: str, reason: str | None, wait: float, by: st
     registry = Registry(app)
     info = registry.set_status(name, AgentStatus.DRAINING, by=requester(app, by), reason=reason)
     nodes = {each.node for each in info.workers}
-    facts = {"agent": name, "status": info.status, "workers": sorted(nodes)}
+    facts = {"agent": name, "workers": sorted(nodes)}
     if not as_json:
         echo(f"{name}: its workers ({len(nodes)}) take nothing new, and stop when they have ended what they have.")
     ends_at = time.monotonic() + wait
