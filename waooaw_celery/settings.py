@@ -24,8 +24,8 @@ from waooaw_celery.messages.validation import check_agent_name, check_identity
 from waooaw_celery.wire.caps import MIB
 
 PREFIX = "waooaw_"
-#: Environment variables with our prefix that are not settings: the command line's application, the tests' servers.
-_OTHER_VARIABLES = ("WAOOAW_APP", "WAOOAW_TEST_")
+#: Environment variables with our prefix that are not settings: options of the command line, the tests' servers.
+_OTHER_VARIABLES = ("WAOOAW_APP", "WAOOAW_UTC", "WAOOAW_TEST_")
 
 #: Settings whose values never appear in an error.
 _SECRETS = frozenset({"encryption_keys", "redis_url", "database_url"})

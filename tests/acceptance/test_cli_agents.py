@@ -69,7 +69,7 @@ def test_agents_and_agent_show_status_health_and_version(shop: Shop) -> None:
     info = json.loads(shop.run("agent", "show", shop.name, "--json").stdout)
     assert info["workers"][0]["profile"]["contracts"]["tell"]["part"] == {"type": "integer"}
     failed = shop.run("agent", "show", "nobody-has-this-name", check=False)
-    assert failed.returncode == 1
+    assert failed.returncode == 4
     assert "is not known" in failed.stderr
 
 

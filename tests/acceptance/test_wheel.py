@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 
@@ -70,6 +71,15 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
+def test_the_wheel_has_the_templates_of_a_project(wheel: Path) -> None:
+    """`waooaw init` writes its files from the installed package."""
+    folder = "waooaw_celery/cli/project/templates"
+    with ZipFile(wheel) as archive:
+        packed = {name for name in archive.namelist() if name.startswith(f"{folder}/")}
+    assert packed == {f"{folder}/{path.name}" for path in (ROOT / folder).iterdir()}
+    assert f"{folder}/greeter.py.template" in packed
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(INSTALL_SECONDS + DEMO_SECONDS)
 @pytest.mark.parametrize("version", VERSIONS)
@@ -97,6 +107,14 @@ def test_the_wheel_installs_one_package_that_runs_the_demo(wheel: Path, tmp_path
     assert "5." in run(programs / "celery", "--version", cwd=tmp_path)
     assert "WaooawNoWorker" in run(programs / "waooaw", "monitoring", "rules", cwd=tmp_path)
     assert "waooaw-agent" in run(programs / "waooaw", "monitoring", "dashboard", "agent", cwd=tmp_path)
+
+    run(programs / "waooaw", "init", "my_agents", cwd=tmp_path)
+    assert "Hello, Ada!" in run(
+        programs / "python",
+        "-c",
+        "from my_agents.greeter import greet; print(greet(name='Ada'))",
+        cwd=tmp_path / "my_agents",
+    )
 
     documents = site / "waooaw_celery" / "messages"  # a few, so that a busy computer has the time
     shown = run(programs / "waooaw", "demo", "--input", documents, cwd=tmp_path, timeout=DEMO_SECONDS)

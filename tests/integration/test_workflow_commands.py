@@ -58,15 +58,17 @@ def test_a_workflow_is_started_and_steered_by_commands(probe: Probe) -> None:
     assert found["steps"][0]["kind"] == "signal"
     assert command(probe, "show", id_, "--mermaid").startswith("flowchart TD")
     assert id_ in command(probe, "list", "--agent", probe.name, "--status", "waiting")
-    command(probe, "pause", id_, "--by", "ada")
+    assert json.loads(command(probe, "pause", id_, "--by", "ada", "--json")) == {"workflow_id": id_}
     until(lambda: probe.workflows.get(id_).status is WorkflowStatus.PAUSED, "the pause")
-    command(probe, "resume", id_)
-    command(probe, "signal", id_, "approval", '{"ok": true}')
+    assert json.loads(command(probe, "resume", id_, "--json")) == {"workflow_id": id_}
+    sent = json.loads(command(probe, "signal", id_, "approval", '{"ok": true}', "--json"))
+    assert sent == {"workflow_id": id_, "signal": "approval"}
     assert json.loads(command(probe, "result", id_)) == {"ok": True}
-    fork = command(probe, "fork", id_).strip()
-    command(probe, "cancel", fork)
+    assert json.loads(command(probe, "result", id_, "--json")) == {"ok": True}
+    fork = json.loads(command(probe, "fork", id_, "--json"))["workflow_id"]
+    assert json.loads(command(probe, "cancel", fork, "--json")) == {"workflow_id": fork}
     until(lambda: probe.workflows.get(fork).status is WorkflowStatus.CANCELLED, "the cancellation")
-    assert "runs again: run 2" in command(probe, "retry", fork)
+    assert json.loads(command(probe, "retry", fork, "--json")) == {"workflow_id": fork, "run": 2}
     command(probe, "cancel", fork)
     stats = json.loads(command(probe, "stats", "--name", f"{probe.name}.approve", "--json"))
     assert stats["total"] == 2

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta, timezone
 
+import click
 import pytest
 from rich.cells import cell_len
 
 from waooaw_celery.cli.output.table import fact_lines, table_lines
+from waooaw_celery.cli.output.times import UTC_KEY
 from waooaw_celery.ledger.read.records import AuditEvent, AuditRecord
 from waooaw_celery.messages.enums import MessageStatus, MessageType, Priority
 from waooaw_celery.messages.receipt import DeliveryReceipt
@@ -88,10 +90,13 @@ def test_nothing_in_a_cell_controls_the_terminal() -> None:
 
 
 def test_facts_are_aligned_and_wrapped() -> None:
-    """Times are in UTC, statuses are words, and structures are JSON."""
+    """With --utc, times are in UTC; statuses are words, and structures are JSON."""
     at = datetime(2026, 11, 28, 14, 0, 0, 123456, tzinfo=timezone(timedelta(hours=2)))
     facts = [("at", at), ("status", MessageStatus.DEAD), ("payload", {"a": [1, "ü"]}), ("why", REASON)]
-    assert fact_lines(facts, 62) == [
+    with click.Context(click.Command("any")) as context:
+        context.meta[UTC_KEY] = True
+        lines = fact_lines(facts, 62)
+    assert lines == [
         "at       2026-11-28 12:00:00.123 UTC",
         "status   dead",
         'payload  {"a": [1, "ü"]}',

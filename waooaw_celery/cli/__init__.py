@@ -20,6 +20,9 @@ waooaw.lazy_commands.update(
         ),
         "broadcast": LazyCommand("waooaw_celery.cli.messages", "Send one message to each of several agents."),
         "cancel": LazyCommand("waooaw_celery.cli.messages", "Cancel a message or request."),
+        "completion": LazyCommand(
+            "waooaw_celery.cli.base.completion", "Print the completion script for bash, zsh or fish."
+        ),
         "console": LazyCommand("waooaw_celery.console.command", "Serve the web console."),
         "contracts": LazyCommand(
             "waooaw_celery.cli.agents.contracts", "Print or compare the contracts of methods; AsyncAPI."
@@ -39,6 +42,7 @@ waooaw.lazy_commands.update(
         "flower": LazyCommand("waooaw_celery.cli.monitoring.flower", "Run Flower with a password, read-only."),
         "health": LazyCommand("waooaw_celery.cli.monitoring.health", "Check whether a process is ready or live."),
         "hold": LazyCommand("waooaw_celery.cli.ledger", "Place, release and list legal holds."),
+        "init": LazyCommand("waooaw_celery.cli.project.init", "Write a new project: an agent and its test."),
         "limits": LazyCommand("waooaw_celery.cli.limits", "Show and set rate limits, pause and resume senders."),
         "log": LazyCommand("waooaw_celery.cli.ledger", "List the messages in the ledger, newest first."),
         "maintenance": LazyCommand("waooaw_celery.cli.agents.commands", "Give an agent no message by capability."),

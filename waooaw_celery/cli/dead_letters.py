@@ -14,16 +14,19 @@ import click
 from waooaw_celery.app.app import AgentApp
 from waooaw_celery.broker.dead_letters.dead_letter import DeadLetter, read_content
 from waooaw_celery.broker.dead_letters.queue import DEFAULT_LIMIT, Outcome
+from waooaw_celery.cli.base.command import CommandGroup
+from waooaw_celery.cli.base.exit_codes import ExitCode
+from waooaw_celery.cli.base.parameters import AGENT, TimeParam
 from waooaw_celery.cli.group import by_option, current_app, requester
-from waooaw_celery.cli.ledger import TimeParam
 from waooaw_celery.cli.output import ago, echo, print_json, table_options
+from waooaw_celery.cli.output.progress import progress
 from waooaw_celery.cli.output.table import show_facts, show_table
 from waooaw_celery.errors import WaooawError
 from waooaw_celery.messages.validation import JSON
 from waooaw_celery.messages.wording import counted
 
 _FILTERS = (
-    click.option("--agent", help="Dead letters that were sent to this agent."),
+    click.option("--agent", type=AGENT, help="Dead letters that were sent to this agent."),
     click.option("--queue", help="Dead letters from this queue."),
     click.option("--reason", metavar="TEXT", help="Dead letters whose reason contains TEXT (case-insensitive)."),
     click.option("--since", type=TimeParam(), help="Dead letters from this time on."),
@@ -47,12 +50,12 @@ def _filters(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def dead() -> None:
     """Manage dead letters: messages that were unreadable, had no handler, or whose handler failed."""
 
 
-@dead.command("list")
+@dead.command("list", examples=["waooaw dead list --agent greeter --since 2h"])
 @_filters
 @_limit
 @table_options
@@ -68,7 +71,7 @@ def list_(ctx: click.Context, /, limit: int, as_json: bool, **filters: Any) -> N
         echo(f"There may be more: use --limit {2 * limit}.")
 
 
-@dead.command()
+@dead.command(examples=["waooaw dead show 1795908851841-0"])
 @click.argument("id_", metavar="ID")
 @click.option("--raw", is_flag=True, help="Write only the bytes of the message.")
 @table_options
@@ -91,7 +94,7 @@ def show(ctx: click.Context, id_: str, raw: bool, as_json: bool) -> None:
     show_facts(f"Dead letter {letter.id}", [(name.replace("_", " "), value) for name, value in facts])
 
 
-@dead.command()
+@dead.command(examples=["waooaw dead retry 1795908851841-0", "waooaw dead retry --agent greeter --since 7d --yes"])
 @_ids
 @_filters
 @_all
@@ -121,10 +124,12 @@ def retry(
     chosen = _chosen(app, ids, every, limit, filters)
     _confirm(chosen, "Send again", yes)
     letters = _with_missing(ids, chosen)
-    _report(ctx, app.dead_letters.retry(letters, by=requester(app, by), again=again), as_json)
+    with progress("Sending dead letters", as_json=as_json) as on_progress:
+        outcomes = app.dead_letters.retry(letters, by=requester(app, by), again=again, on_progress=on_progress)
+    _report(ctx, outcomes, as_json)
 
 
-@dead.command()
+@dead.command(examples=["waooaw dead discard 1795908851841-0 --because 'sent by mistake'"])
 @_ids
 @_filters
 @_all
@@ -151,7 +156,11 @@ def discard(
     chosen = _chosen(app, ids, every, limit, filters)
     _confirm(chosen, "Discard", yes)
     letters = _with_missing(ids, chosen)
-    _report(ctx, app.dead_letters.discard(letters, reason=because, by=requester(app, by)), as_json)
+    with progress("Discarding dead letters", as_json=as_json) as on_progress:
+        outcomes = app.dead_letters.discard(
+            letters, reason=because, by=requester(app, by), on_progress=on_progress
+        )
+    _report(ctx, outcomes, as_json)
 
 
 def _chosen(
@@ -194,7 +203,7 @@ def _report(ctx: click.Context, outcomes: Sequence[Outcome], as_json: bool) -> N
     else:
         echo("No dead letter matches.")
     if refused:
-        ctx.exit(1)
+        ctx.exit(ExitCode.FAILED)
 
 
 def _show_dead_letters(letters: Sequence[DeadLetter]) -> None:

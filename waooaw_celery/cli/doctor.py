@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from waooaw_celery.cli.base.command import Command
+from waooaw_celery.cli.base.exit_codes import ExitCode
 from waooaw_celery.cli.group import named_app
 from waooaw_celery.cli.output import print_json, table_options
 from waooaw_celery.cli.output.table import show_table
@@ -11,7 +13,7 @@ from waooaw_celery.maintenance.diagnostics.examination import examine
 from waooaw_celery.maintenance.diagnostics.finding import State
 
 
-@click.command()
+@click.command(cls=Command, examples=["waooaw doctor", "waooaw doctor --strict --json"])
 @click.option("--strict", is_flag=True, help="End with the exit code 1 for warnings too.")
 @table_options
 @click.pass_context
@@ -29,4 +31,4 @@ def doctor(ctx: click.Context, strict: bool, as_json: bool) -> None:
         show_table(f"Checks ({len(rows)})", ("state", "check", "finding"), rows)
     bad = {State.FAIL, State.WARN} if strict else {State.FAIL}
     if any(finding.state in bad for finding in findings):
-        ctx.exit(1)
+        ctx.exit(ExitCode.FAILED)

@@ -10,11 +10,14 @@ import click
 
 from waooaw_celery.agents.events.bus import EventBus
 from waooaw_celery.app.app import AgentApp
+from waooaw_celery.cli.base.command import CommandGroup
+from waooaw_celery.cli.base.parameters import AGENT, TimeParam
 from waooaw_celery.cli.group import OPERATOR, current_app
-from waooaw_celery.cli.ledger import TimeParam
 from waooaw_celery.cli.messages import JsonParam
-from waooaw_celery.cli.output import ago, echo, json_option, print_json, table_options
+from waooaw_celery.cli.output import ago, echo, json_option, print_json, report, table_options
+from waooaw_celery.cli.output.progress import progress
 from waooaw_celery.cli.output.table import show_table
+from waooaw_celery.cli.output.times import time_text
 from waooaw_celery.ledger.events.event_log import EventLog, SubscriberStatistics
 from waooaw_celery.ledger.events.replays import Replay
 from waooaw_celery.messages.enums import Priority
@@ -22,20 +25,18 @@ from waooaw_celery.messages.validation import JSON
 from waooaw_celery.messages.wording import counted
 from waooaw_celery.store.subscriptions import Subscription
 
-_from = click.option(
-    "--from", "from_agent", metavar="AGENT", help="The sender.  [default: waooaw_sender, or operator]"
-)
+_from = click.option("--from", "from_agent", type=AGENT, help="The sender.  [default: waooaw_sender, or operator]")
 _since = click.option("--since", type=TimeParam(), help="Published at this time or later.")
 _until = click.option("--until", type=TimeParam(), help="Published before this time.")
 _subscriber = click.argument("subscriber", metavar="AGENT.NAME")
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def events() -> None:
     """Publish and replay events, and manage subscriptions."""
 
 
-@events.command()
+@events.command(examples=["waooaw events topics --since 7d"])
 @_since
 @_until
 @table_options
@@ -54,7 +55,7 @@ def topics(ctx: click.Context, since: datetime | None, until: datetime | None, a
     show_table(f"Topics ({len(found)})", columns, rows)
 
 
-@events.command()
+@events.command(examples=["waooaw events subscriptions"])
 @table_options
 @click.pass_context
 def subscriptions(ctx: click.Context, as_json: bool) -> None:
@@ -67,28 +68,34 @@ def subscriptions(ctx: click.Context, as_json: bool) -> None:
     show_table(f"Subscriptions ({len(rows)})", ("subscriber", "state", "topics", "where"), rows)
 
 
-@events.command()
+@events.command(examples=["waooaw events unsubscribe planner.plan"])
 @_subscriber
+@json_option
 @click.pass_context
-def unsubscribe(ctx: click.Context, subscriber: str) -> None:
+def unsubscribe(ctx: click.Context, subscriber: str, as_json: bool) -> None:
     """Remove a subscription. It stays removed when its agent starts again."""
     app = current_app(ctx)
     found = EventBus(app).unsubscribe(subscriber)
     waiting = EventLog(app.ledger).waiting(found.target) if app.settings.database_url is not None else None
     count = "" if waiting is None else f" ({counted(waiting, 'message')})"
-    echo(f"{subscriber} gets no more events after one second. It still handles what was sent before{count}.")
+    report(
+        f"{subscriber} gets no more events after one second. It still handles what was sent before{count}.",
+        {"subscriber": subscriber, "waiting": waiting},
+        as_json,
+    )
 
 
-@events.command()
+@events.command(examples=["waooaw events resubscribe planner.plan"])
 @_subscriber
+@json_option
 @click.pass_context
-def resubscribe(ctx: click.Context, subscriber: str) -> None:
+def resubscribe(ctx: click.Context, subscriber: str, as_json: bool) -> None:
     """Restore a removed subscription, for events from now on."""
     EventBus(current_app(ctx)).resubscribe(subscriber)
-    echo(f"{subscriber} gets events again, within one second.")
+    report(f"{subscriber} gets events again, within one second.", {"subscriber": subscriber}, as_json)
 
 
-@events.command()
+@events.command(examples=["waooaw events schemas --json"])
 @table_options
 @click.pass_context
 def schemas(ctx: click.Context, as_json: bool) -> None:
@@ -101,7 +108,7 @@ def schemas(ctx: click.Context, as_json: bool) -> None:
     show_table(f"Schemas ({len(rows)})", ("topic", "version", "checked at", "schema"), rows)
 
 
-@events.command()
+@events.command(examples=['waooaw events publish task.created \'{"task_id": "123"}\' --from planner'])
 @click.argument("topic")
 @click.argument("event", type=JsonParam())
 @_from
@@ -144,7 +151,12 @@ def publish(
     echo(f"{published.event_id} to {subscribers or 'nobody: no subscription matches'}")
 
 
-@events.command()
+@events.command(
+    examples=[
+        "waooaw events replay planner.plan --since 2h --dry-run",
+        "waooaw events replay planner.plan --since 2026-11-22 --topic 'task.*' --per-second 20",
+    ]
+)
 @_subscriber
 @_since
 @_until
@@ -187,18 +199,19 @@ def replay(
                 f"{asked.replay_id} waits for the system's worker. To follow it: waooaw events replay-progress ID"
             )
         return
-    done = EventBus(app).replay(subscriber, **selection)
+    with progress("Counting events" if dry_run else "Sending events", as_json=as_json) as on_progress:
+        done = EventBus(app).replay(subscriber, **selection, on_progress=on_progress)
     if as_json:
         print_json(done)
         return
     span = ""
     if done.first_at is not None and done.last_at is not None:
-        span = f" from {done.first_at:%F %T} to {done.last_at:%F %T} UTC"
+        span = f" from {time_text(done.first_at)} to {time_text(done.last_at)}"
     be = "would be" if dry_run else "was" if done.events == 1 else "were"
     echo(f"{counted(done.events, 'event')}{span} {be} sent to {done.subscriber} again.")
 
 
-@events.command()
+@events.command(examples=["waooaw events replays --limit 5"])
 @click.option("--limit", type=click.IntRange(1), default=20, show_default=True)
 @table_options
 @click.pass_context
@@ -216,7 +229,7 @@ def replays(ctx: click.Context, limit: int, as_json: bool) -> None:
     show_table(f"Replays ({len(rows)})", columns, rows)
 
 
-@events.command("replay-progress")
+@events.command("replay-progress", examples=["waooaw events replay-progress 0198c0f2-7a51-7d5e-8d8c-0d7f2f3f7a10"])
 @click.argument("replay_id", metavar="ID")
 @json_option
 @click.pass_context
@@ -225,7 +238,7 @@ def replay_progress(ctx: click.Context, replay_id: str, as_json: bool) -> None:
     _show(EventBus(current_app(ctx)).replay_progress(replay_id), as_json)
 
 
-@events.command("cancel-replay")
+@events.command("cancel-replay", examples=["waooaw events cancel-replay 0198c0f2-7a51-7d5e-8d8c-0d7f2f3f7a10"])
 @click.argument("replay_id", metavar="ID")
 @json_option
 @click.pass_context
@@ -238,7 +251,7 @@ def _show(each: Replay, as_json: bool) -> None:
     if as_json:
         print_json(each)
         return
-    span = "" if each.last_at is None else f", up to {each.last_at:%F %T} UTC"
+    span = "" if each.last_at is None else f", up to {time_text(each.last_at)}"
     error = "" if each.error is None else f": {each.error}"
     echo(f"{each.state}: {counted(each.events, 'event')} sent to {each.subscriber}{span}{error}")
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import getpass
 import os
-import socket
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
+from click.shell_completion import CompletionItem
 
+from waooaw_celery.cli.base.command import CommandGroup
+from waooaw_celery.cli.base.exit_codes import CommandError, exit_code, failed_server
+from waooaw_celery.cli.output.colors import color_of_environment
+from waooaw_celery.cli.output.times import UTC_KEY
 from waooaw_celery.errors import ConfigurationError, WaooawError
 from waooaw_celery.log.escaping import escaped
 
@@ -24,16 +28,6 @@ by_option = click.option(
 )
 
 
-#: What failed, by the package whose exception says so.
-_SERVERS = {
-    "amqp": "RabbitMQ",
-    "kombu": "the broker",
-    "redis": "Redis",
-    "sqlalchemy": "the ledger's database",
-    "psycopg2": "the ledger's database",
-}
-
-
 class LazyCommand(NamedTuple):
     """A command whose module is imported when the command runs.
 
@@ -46,8 +40,8 @@ class LazyCommand(NamedTuple):
     summary: str
 
 
-class Group(click.Group):
-    """Commands that are imported when they run. An error is one sentence on standard error, with exit code 1."""
+class Group(CommandGroup):
+    """Commands that are imported when they run. An error is one sentence on standard error, with an exit code."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -70,30 +64,33 @@ class Group(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, self.lazy_commands[name].summary) for name in sorted(self.lazy_commands)])
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Return the commands and options that begin so, without importing a command."""
+        names = [name for name in sorted(self.lazy_commands) if name.startswith(incomplete)]
+        items = [CompletionItem(name, help=self.lazy_commands[name].summary) for name in names]
+        return [*items, *click.Command.shell_complete(self, ctx, incomplete)]
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command."""
         try:
             return super().invoke(ctx)
         except WaooawError as error:
-            raise click.ClickException(escaped(str(error))) from error
+            raise CommandError(escaped(str(error)), exit_code(error)) from error
         except Exception as error:
-            name = type(error).__module__.partition(".")[0]
-            server = _SERVERS.get(name) or (_SERVERS["kombu"] if _is_of_network(error) else None)
+            server = failed_server(error)
             if server is None:  # a defect, whose traceback is needed
                 raise
             text = " ".join(
                 str(getattr(error, "reply_text", None) or getattr(error, "orig", None) or error).split()
             )
-            raise click.ClickException(escaped(f"{server} failed: {text or type(error).__name__}")) from error
+            sentence = escaped(f"{server} failed: {text or type(error).__name__}")
+            raise CommandError(sentence, exit_code(error)) from error
 
 
-def _is_of_network(error: Exception) -> bool:
-    """Return whether an error of the operating system comes from a connection, not from a file or the output."""
-    is_output = isinstance(error, BrokenPipeError)  # click ends a command whose output nobody reads any more
-    return isinstance(error, ConnectionError | TimeoutError | socket.gaierror) and not is_output
-
-
-@click.group(cls=Group)
+@click.group(
+    cls=Group,
+    examples=["waooaw agents", "waooaw -A my_agents.greeter --utc log --since 2h"],
+)
 @click.option(
     "-A",
     "--app",
@@ -102,14 +99,17 @@ def _is_of_network(error: Exception) -> bool:
     help="Your application, such as my_agents.greeter.  [env: WAOOAW_APP]",
 )
 @click.option("-b", "--broker", help="URL of the broker, if you give no application.  [env: CELERY_BROKER_URL]")
+@click.option("--utc", is_flag=True, envvar="WAOOAW_UTC", help="Show times in UTC.  [env: WAOOAW_UTC]")
 @click.pass_context
-def waooaw(ctx: click.Context, app_name: str | None, broker: str | None) -> None:
+def waooaw(ctx: click.Context, app_name: str | None, broker: str | None, utc: bool) -> None:
     """Send messages to agents over Celery, and see what became of them.
 
     You need no application: agents are addressed by name. Give the broker with -b or CELERY_BROKER_URL.
     """
     ctx.meta["waooaw.app_name"] = app_name
     ctx.meta["waooaw.broker"] = broker
+    ctx.meta[UTC_KEY] = utc
+    ctx.color = color_of_environment()
 
 
 def current_app(ctx: click.Context) -> AgentApp:
@@ -129,13 +129,26 @@ def named_app(ctx: click.Context) -> AgentApp:
     Raises:
         ConfigurationError: the named application was not made by ``create_app()``.
     """
+    return application(ctx, ctx.meta["waooaw.app_name"], ctx.meta["waooaw.broker"])
+
+
+def application(ctx: click.Context, name: str | None, broker: str | None) -> AgentApp:
+    """Return the application of a module, or of ``celery -A``, or a new one.
+
+    Args:
+        ctx: the context of the command.
+        name: the module, such as ``my_agents.greeter``; None: a new application.
+        broker: URL of a new application's broker; None: that of the environment.
+
+    Raises:
+        ConfigurationError: the named application was not made by ``create_app()``.
+    """
     # Imported here, so that `waooaw --help` does not wait for Celery.
     from celery.bin.base import CLIContext
 
     from waooaw_celery.app.app import AgentApp, create_app
 
     celery = ctx.find_object(CLIContext)
-    name, broker = ctx.meta["waooaw.app_name"], ctx.meta["waooaw.broker"]
     if celery is not None:  # run as `celery -A app waooaw`
         app = celery.app
     elif name is not None:

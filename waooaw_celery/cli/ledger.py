@@ -3,47 +3,39 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import IO, Any
 
 import click
 
+from waooaw_celery.cli.base.command import Command, CommandGroup
+from waooaw_celery.cli.base.exit_codes import CommandError, ExitCode
+from waooaw_celery.cli.base.parameters import AGENT, TimeParam
 from waooaw_celery.cli.group import current_app, named_app
-from waooaw_celery.cli.output import echo, json_option, print_json, table_options
+from waooaw_celery.cli.output import echo, json_option, print_json, report, table_options
 from waooaw_celery.cli.output.formats import show_formats
+from waooaw_celery.cli.output.progress import progress
 from waooaw_celery.cli.output.table import show_facts, show_table
+from waooaw_celery.cli.output.times import in_zone
 from waooaw_celery.ledger.read.records import AuditRecord, Durations
 from waooaw_celery.ledger.retention.holds import HoldKind
 from waooaw_celery.ledger.retention.removal import Removal
 from waooaw_celery.ledger.retention.retention import Retention
 from waooaw_celery.ledger.trail import MessageAuditTrail
+from waooaw_celery.log.escaping import escaped
 from waooaw_celery.messages.enums import MessageStatus, MessageType, Priority
 from waooaw_celery.messages.wording import counted
-
-
-class TimeParam(click.ParamType[datetime]):
-    """A command-line argument that is a date or time in ISO 8601; without a time zone it is UTC."""
-
-    name = "time"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
-        """Parse the value."""
-        if isinstance(value, datetime):
-            return value
-        try:
-            time = datetime.fromisoformat(value)
-        except ValueError:
-            self.fail(f"{value} is not a time, such as 2026-11-22 or 2026-11-22T13:57", param, ctx)
-        return time if time.tzinfo else time.replace(tzinfo=UTC)
-
 
 _since = click.option("--since", type=TimeParam(), help="Sent at this time or later.")
 _until = click.option("--until", type=TimeParam(), help="Sent before this time.")
 
 
-@click.command()
-@click.option("--from", "from_agent", metavar="AGENT", help="Sent by this agent.")
-@click.option("--to", "to_agent", metavar="AGENT", help="Sent to this agent.")
+@click.command(
+    cls=Command,
+    examples=["waooaw log --to greeter --status failed --since 2h", "waooaw log --topic 'order.*' --json"],
+)
+@click.option("--from", "from_agent", type=AGENT, help="Sent by this agent.")
+@click.option("--to", "to_agent", type=AGENT, help="Sent to this agent.")
 @click.option("--type", "message_type", type=click.Choice([member.value for member in MessageType]))
 @click.option("--status", type=click.Choice([member.value for member in MessageStatus]))
 @click.option("--priority", type=click.Choice([member.name.lower() for member in Priority]))
@@ -74,7 +66,7 @@ def log(ctx: click.Context, /, as_json: bool, priority: str | None, **filters: A
         echo(f"There are more messages: use --until {page.after[0].isoformat()}")
 
 
-@click.command()
+@click.command(cls=Command, examples=["waooaw conversation 0198c0f2-7a51-7d5e-8d8c-0d7f2f3f7a10"])
 @click.argument("id_", metavar="ID")
 @table_options
 @click.pass_context
@@ -92,7 +84,7 @@ def conversation(ctx: click.Context, id_: str, as_json: bool) -> None:
     show_table(title, (*_FACTS, "cause", "error", "events"), rows)
 
 
-@click.command()
+@click.command(cls=Command, examples=["waooaw stats --since 7d", "waooaw stats payload.json"])
 @click.argument("file", required=False, type=click.File("rb"))
 @_since
 @_until
@@ -126,7 +118,7 @@ def stats(
     show_facts("Statistics", measures)
 
 
-@click.command()
+@click.command(cls=Command, examples=["waooaw spool"])
 @click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True)
 @table_options
 @click.pass_context
@@ -153,7 +145,7 @@ def spool(ctx: click.Context, limit: int, as_json: bool) -> None:
         show_table("Refused rows, newest first", columns, [tuple(one.values()) for one in refusals])
 
 
-@click.command()
+@click.command(cls=Command, examples=["waooaw purge --dry-run", "waooaw purge"])
 @click.option("--dry-run", is_flag=True, help="Only count the messages.")
 @click.option("--despite-skew", is_flag=True, help="Purge by the database's clock even if the clocks disagree.")
 @json_option
@@ -165,12 +157,15 @@ def purge(ctx: click.Context, dry_run: bool, despite_skew: bool, as_json: bool) 
     """
     app = current_app(ctx)
     retention = Retention(app.database, app.components.witnesses())
-    removal = retention.purge(dry_run=dry_run, despite_skew=despite_skew)
+    with progress("Purging messages", as_json=as_json or dry_run) as on_progress:
+        removal = retention.purge(dry_run=dry_run, despite_skew=despite_skew, on_progress=on_progress)
     _show_removal(removal, "would remove" if dry_run else "removed", as_json)
 
 
-@click.command()
-@click.option("--agent", help="All messages that this agent sent or received.")
+@click.command(
+    cls=Command, examples=["waooaw erase --containing ada@example.org", "waooaw erase --agent greeter --yes"]
+)
+@click.option("--agent", type=AGENT, help="All messages that this agent sent or received.")
 @click.option("--containing", metavar="TEXT", help="All messages whose payload contains TEXT.")
 @click.confirmation_option(prompt="Erased data cannot be restored. Continue?")
 @json_option
@@ -183,7 +178,9 @@ def erase(ctx: click.Context, agent: str | None, containing: str | None, as_json
     """
     from waooaw_celery.maintenance.erasure import erase as erase_everywhere
 
-    erasure = erase_everywhere(current_app(ctx), agent=agent, containing=containing)
+    app = current_app(ctx)
+    with progress("Erasing messages", as_json=as_json) as on_progress:
+        erasure = erase_everywhere(app, agent=agent, containing=containing, on_progress=on_progress)
     if as_json:
         print_json(erasure)
         return
@@ -193,7 +190,7 @@ def erase(ctx: click.Context, agent: str | None, containing: str | None, as_json
     show_table("Not reached", ("what",), [(each,) for each in erasure.remains])
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def hold() -> None:
     """Manage legal holds, which keep messages from being purged or erased."""
 
@@ -201,29 +198,31 @@ def hold() -> None:
 _kind = click.argument("kind", type=click.Choice([kind.value for kind in HoldKind]))
 
 
-@hold.command("add")
+@hold.command("add", examples=["waooaw hold add agent supplier --reason 'lawsuit 12/26'"])
 @_kind
 @click.argument("value")
 @click.option("--reason", required=True, help="The reason, for the record.")
+@json_option
 @click.pass_context
-def add(ctx: click.Context, kind: str, value: str, reason: str) -> None:
+def add(ctx: click.Context, kind: str, value: str, reason: str, as_json: bool) -> None:
     """Place a hold on a message, a conversation or an agent's messages."""
     Retention(current_app(ctx).database).hold(HoldKind(kind), value, reason)
-    echo(f"Placed a hold on {kind} {value}.")
+    report(f"Placed a hold on {kind} {value}.", {"kind": kind, "value": value, "reason": reason}, as_json)
 
 
-@hold.command("release")
+@hold.command("release", examples=["waooaw hold release agent supplier"])
 @_kind
 @click.argument("value")
+@json_option
 @click.pass_context
-def release(ctx: click.Context, kind: str, value: str) -> None:
+def release(ctx: click.Context, kind: str, value: str, as_json: bool) -> None:
     """Release a hold."""
     if not Retention(current_app(ctx).database).release(HoldKind(kind), value):
-        raise click.ClickException(f"there is no hold on {kind} {value}")
-    echo(f"Released the hold on {kind} {value}.")
+        raise CommandError(escaped(f"there is no hold on {kind} {value}"), ExitCode.NOT_FOUND)
+    report(f"Released the hold on {kind} {value}.", {"kind": kind, "value": value}, as_json)
 
 
-@hold.command("list")
+@hold.command("list", examples=["waooaw hold list"])
 @table_options
 @click.pass_context
 def list_(ctx: click.Context, as_json: bool) -> None:
@@ -232,19 +231,19 @@ def list_(ctx: click.Context, as_json: bool) -> None:
     if as_json:
         print_json(holds)
         return
-    rows = [(each.kind, each.value, f"{each.placed_at:%Y-%m-%d %H:%M}", each.reason) for each in holds]
-    show_table(f"Legal holds ({len(rows)})", ("kind", "value", "placed (UTC)", "reason"), rows)
+    rows = [(each.kind, each.value, each.placed_at, each.reason) for each in holds]
+    show_table(f"Legal holds ({len(rows)})", ("kind", "value", "placed", "reason"), rows)
 
 
 #: The columns that every list of messages has.
-_FACTS = ("sent (UTC)", "status", "priority", "from", "to", "id")
+_FACTS = ("sent", "status", "priority", "from", "to", "id")
 
 
 def _facts(record: AuditRecord) -> tuple[object, ...]:
     """Return the cells of a message for the columns ``_FACTS``."""
     receipt = record.receipt
     return (
-        f"{receipt.sent_at:%m-%d %H:%M:%S}",
+        receipt.sent_at,
         receipt.status.value,
         receipt.priority.name,
         receipt.from_agent,
@@ -254,7 +253,7 @@ def _facts(record: AuditRecord) -> tuple[object, ...]:
 
 
 def _events(record: AuditRecord) -> str:
-    return ", ".join(f"{each.event} {each.at:%H:%M:%S.%f}"[:-3] for each in record.events)
+    return ", ".join(f"{each.event} {in_zone(each.at):%H:%M:%S.%f}"[:-3] for each in record.events)
 
 
 def _show_removal(removal: Removal, verb: str, as_json: bool) -> None:

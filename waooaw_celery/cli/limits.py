@@ -8,23 +8,27 @@ from datetime import datetime
 import click
 
 from waooaw_celery.app.app import AgentApp
+from waooaw_celery.cli.base.command import CommandGroup
+from waooaw_celery.cli.base.exit_codes import CommandError
+from waooaw_celery.cli.base.parameters import AGENT, TimeParam
 from waooaw_celery.cli.group import by_option, current_app, requester
-from waooaw_celery.cli.ledger import TimeParam
-from waooaw_celery.cli.output import echo, print_json, table_options
+from waooaw_celery.cli.output import echo, json_option, print_json, report, table_options
 from waooaw_celery.cli.output.table import show_table
+from waooaw_celery.cli.output.times import time_text
 from waooaw_celery.ledger.trail import MessageAuditTrail
 from waooaw_celery.limits.storage import RuleStatus
+from waooaw_celery.log.escaping import escaped
 from waooaw_celery.settings import RateLimitStorage
 from waooaw_celery.store.restrictions import Pause
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def limits() -> None:
     """Manage rate limits: what agents may send, and what they have sent. Pause senders."""
 
 
-@limits.command()
-@click.argument("agent", required=False)
+@limits.command(examples=["waooaw limits show", "waooaw limits show greeter"])
+@click.argument("agent", type=AGENT, required=False)
 @table_options
 @click.pass_context
 def show(ctx: click.Context, agent: str | None, as_json: bool) -> None:
@@ -44,14 +48,18 @@ def show(ctx: click.Context, agent: str | None, as_json: bool) -> None:
     show_table("Quotas (* applies to agents without their own)", ("agent", "from", "quota"), rows)
 
 
-@limits.command("set")
-@click.argument("agent")
+@limits.command(
+    "set",
+    examples=["waooaw limits set greeter '10/second; 100/hour burst 20'", "waooaw limits set greeter --default"],
+)
+@click.argument("agent", type=AGENT)
 @click.argument("quota", required=False)
 @click.option(
     "--default", "use_configured", is_flag=True, help="Remove the quota, so that the configured one applies."
 )
+@json_option
 @click.pass_context
-def set_(ctx: click.Context, agent: str, quota: str | None, use_configured: bool) -> None:
+def set_(ctx: click.Context, agent: str, quota: str | None, use_configured: bool, as_json: bool) -> None:
     """Set the quota of AGENT for all processes, within a second, also for those without a rate limit.
 
     A QUOTA is, for example, "10/second; 100/hour burst 20; 5/minute to boss; 20/hour of query" or "unlimited".
@@ -59,45 +67,55 @@ def set_(ctx: click.Context, agent: str, quota: str | None, use_configured: bool
     if (quota is None) != use_configured:
         raise click.UsageError("give a QUOTA, or --default")
     app = _app(ctx)
-    echo(f"{agent}: {app.limiter.set_quota(agent, quota)}")
+    found = app.limiter.set_quota(agent, quota)
+    report(f"{agent}: {found}", {"agent": agent, "quota": str(found)}, as_json)
 
 
-@limits.command()
-@click.argument("agent")
+@limits.command(examples=["waooaw limits reset greeter"])
+@click.argument("agent", type=AGENT)
+@json_option
 @click.pass_context
-def reset(ctx: click.Context, agent: str) -> None:
+def reset(ctx: click.Context, agent: str, as_json: bool) -> None:
     """Reset the count of what AGENT has sent, so that it may send at once. Its quota stays."""
     _app(ctx).limiter.reset(agent)
-    echo(f"{agent} may send again.")
+    report(f"{agent} may send again.", {"agent": agent}, as_json)
 
 
-@limits.command()
-@click.argument("sender")
+@limits.command(examples=["waooaw limits pause greeter --because 'it sends in a circle'"])
+@click.argument("sender", type=AGENT)
 @click.option("--because", "reason", metavar="TEXT", help="The reason, for the error that the sender gets.")
 @by_option
+@json_option
 @click.pass_context
-def pause(ctx: click.Context, sender: str, reason: str | None, by: str | None) -> None:
+def pause(ctx: click.Context, sender: str, reason: str | None, by: str | None, as_json: bool) -> None:
     """Refuse every send of SENDER, in all processes, within a second.
 
     What was accepted before is still delivered: what waits in queues, answers, retries. Each refused send gets an
     error that says who paused the sender, since when and why.
     """
     app = current_app(ctx)
-    app.restrictions.pause(sender, by=requester(app, by), reason=reason)
-    echo(f"{sender} may not send. `waooaw limits resume {sender}` lets it send again.")
+    who = requester(app, by)
+    app.restrictions.pause(sender, by=who, reason=reason)
+    report(
+        f"{sender} may not send. `waooaw limits resume {sender}` lets it send again.",
+        {"agent": sender, "by": who, "reason": reason},
+        as_json,
+    )
 
 
-@limits.command()
-@click.argument("sender")
+@limits.command(examples=["waooaw limits resume greeter"])
+@click.argument("sender", type=AGENT)
+@json_option
 @click.pass_context
-def resume(ctx: click.Context, sender: str) -> None:
+def resume(ctx: click.Context, sender: str, as_json: bool) -> None:
     """Let a paused SENDER send again, in all processes, within a second."""
     if not current_app(ctx).restrictions.resume(sender):
-        raise click.ClickException(f"{sender} is not paused: `waooaw limits paused` lists the paused senders")
-    echo(f"{sender} may send again.")
+        sentence = f"{sender} is not paused: `waooaw limits paused` lists the paused senders"
+        raise CommandError(escaped(sentence))
+    report(f"{sender} may send again.", {"agent": sender}, as_json)
 
 
-@limits.command()
+@limits.command(examples=["waooaw limits paused"])
 @table_options
 @click.pass_context
 def paused(ctx: click.Context, as_json: bool) -> None:
@@ -106,11 +124,11 @@ def paused(ctx: click.Context, as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
-    rows = [(each.agent, each.by, f"{each.since:%Y-%m-%d %H:%M:%S}", each.reason) for each in found]
-    show_table(f"Paused senders ({len(rows)})", ("sender", "paused by", "since (UTC)", "reason"), rows)
+    rows = [(each.agent, each.by, each.since, each.reason) for each in found]
+    show_table(f"Paused senders ({len(rows)})", ("sender", "paused by", "since", "reason"), rows)
 
 
-@limits.command()
+@limits.command(examples=["waooaw limits near --share 0.5"])
 @click.option(
     "--share",
     type=click.FloatRange(0, 1),
@@ -125,8 +143,8 @@ def near(ctx: click.Context, share: float, as_json: bool) -> None:
     _show_statuses("Near the limit", _app(ctx).limiter.near(share), as_json)
 
 
-@limits.command()
-@click.argument("agent", required=False)
+@limits.command(examples=["waooaw limits refused greeter --since 2h"])
+@click.argument("agent", type=AGENT, required=False)
 @click.option("--since", type=TimeParam(), help="Refused in the minute of this time or later.")
 @click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True)
 @table_options
@@ -137,8 +155,8 @@ def refused(ctx: click.Context, agent: str | None, since: datetime | None, limit
     if as_json:
         print_json(found)
         return
-    rows = [(f"{one.minute:%Y-%m-%d %H:%M}", one.agent, one.count, one.rule) for one in found]
-    show_table("Refused by rate limits, newest first", ("minute (UTC)", "sender", "messages", "rule"), rows)
+    rows = [(one.minute, one.agent, one.count, one.rule) for one in found]
+    show_table("Refused by rate limits, newest first", ("minute", "sender", "messages", "rule"), rows)
 
 
 def _app(ctx: click.Context) -> AgentApp:
@@ -156,7 +174,7 @@ def _app(ctx: click.Context) -> AgentApp:
 
 def _described(pause: Pause) -> str:
     because = f", because {pause.reason}" if pause.reason else ""
-    return f"by {pause.by}, since {pause.since:%Y-%m-%d %H:%M:%S} UTC{because}"
+    return f"by {pause.by}, since {time_text(pause.since)}{because}"
 
 
 def _show_statuses(title: str, statuses: Sequence[RuleStatus], as_json: bool) -> None:

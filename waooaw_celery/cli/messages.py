@@ -12,6 +12,9 @@ import click
 from waooaw_celery.agents.bus import Everyone, MessageBus
 from waooaw_celery.agents.requests.handler import RequestResponseHandler
 from waooaw_celery.app.app import AgentApp
+from waooaw_celery.cli.base.command import Command
+from waooaw_celery.cli.base.exit_codes import ExitCode, exit_code
+from waooaw_celery.cli.base.parameters import AGENT
 from waooaw_celery.cli.group import OPERATOR, current_app
 from waooaw_celery.cli.output import echo_lines, json_option, print_json, table_options
 from waooaw_celery.cli.output.table import show_facts, show_table
@@ -22,9 +25,7 @@ from waooaw_celery.messages.receipt import DeliveryReceipt
 from waooaw_celery.messages.validation import JSON
 from waooaw_celery.messages.wording import counted
 
-_from = click.option(
-    "--from", "from_agent", metavar="AGENT", help="The sender.  [default: waooaw_sender, or operator]"
-)
+_from = click.option("--from", "from_agent", type=AGENT, help="The sender.  [default: waooaw_sender, or operator]")
 _priority = click.option(
     "--priority",
     type=click.Choice([priority.name.lower() for priority in Priority], case_sensitive=False),
@@ -56,8 +57,14 @@ class JsonParam(click.ParamType[JSON]):
             self.fail(f"{text:.60} is not JSON ({error}): write a string as '\"text\"'", param, ctx)
 
 
-@click.command()
-@click.argument("to_agent")
+@click.command(
+    cls=Command,
+    examples=[
+        "waooaw send greeter '{\"task\": 8}' --priority high",
+        "waooaw send 'capability:summarise@>=2' - --from boss",
+    ],
+)
+@click.argument("to_agent", type=AGENT)
 @click.argument("payload", type=JsonParam())
 @_from
 @_priority
@@ -97,9 +104,15 @@ def send(
     _show(receipt, as_json)
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples=[
+        "waooaw broadcast '{\"task\": 8}' --to greeter --to planner",
+        "waooaw broadcast '{}' --capability summarise",
+    ],
+)
 @click.argument("payload", type=JsonParam())
-@click.option("--to", "to_agents", metavar="AGENT", multiple=True, help="A recipient; repeat it for several.")
+@click.option("--to", "to_agents", type=AGENT, multiple=True, help="A recipient; repeat it for several.")
 @click.option("--all", "everyone", is_flag=True, help="Send to all agents that handle this type.")
 @click.option(
     "--capability", metavar="TAG", help="Send to all agents that handle this type and have this capability."
@@ -144,8 +157,8 @@ def broadcast(
     show_table(f"Sent to {counted(len(rows), 'agent')}", ("agent", "status", "id"), rows)
 
 
-@click.command()
-@click.argument("to_agent")
+@click.command(cls=Command, examples=['waooaw request greeter greet \'{"name": "Ada"}\' --timeout 10'])
+@click.argument("to_agent", type=AGENT)
 @click.argument("method")
 @click.argument("params", type=JsonParam(), default="{}")
 @_from
@@ -179,7 +192,7 @@ def request(
     )
     if as_json:
         print_json({**response.to_dict(), "ok": response.ok})
-        ctx.exit(0 if response.ok else 1)
+        ctx.exit(ExitCode.DONE if response.error is None else exit_code(response.error))
     if response.error is not None:
         if isinstance(response.error, RemoteError) and response.error.traceback:
             echo_lines(response.error.traceback, err=True)
@@ -187,7 +200,7 @@ def request(
     print_json(response.result)
 
 
-@click.command()
+@click.command(cls=Command, examples=["waooaw receipt 0198c0f2-7a51-7d5e-8d8c-0d7f2f3f7a10"])
 @click.argument("message_id")
 @table_options
 @click.pass_context
@@ -196,7 +209,7 @@ def receipt(ctx: click.Context, message_id: str, as_json: bool) -> None:
     _show(MessageBus(current_app(ctx)).receipt(message_id), as_json)
 
 
-@click.command()
+@click.command(cls=Command, examples=["waooaw cancel 0198c0f2-7a51-7d5e-8d8c-0d7f2f3f7a10 --running"])
 @click.argument("message_id")
 @click.option("--running", is_flag=True, help="Also stop its handler if it is running.")
 @click.option(

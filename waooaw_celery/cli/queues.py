@@ -5,6 +5,8 @@ from __future__ import annotations
 import click
 
 from waooaw_celery.app.waiting import MAX_READ, queue_depths
+from waooaw_celery.cli.base.command import CommandGroup
+from waooaw_celery.cli.base.parameters import AGENT
 from waooaw_celery.cli.group import by_option, current_app, requester
 from waooaw_celery.cli.output import echo, print_json, table_options
 from waooaw_celery.cli.output.table import show_table
@@ -15,7 +17,11 @@ from waooaw_celery.messages.queues import QueueDepth, agent_queue, system_queue
 from waooaw_celery.messages.wording import counted
 
 
-@click.group(invoke_without_command=True)
+@click.group(
+    invoke_without_command=True,
+    cls=CommandGroup,
+    examples=["waooaw queues", "waooaw queues drop greeter --from boss --yes"],
+)
 @click.option(
     "--read",
     is_flag=True,
@@ -43,9 +49,16 @@ def queues(ctx: click.Context, read: bool, as_json: bool) -> None:
         echo("`waooaw queues --read` also counts priorities and senders.")
 
 
-@queues.command()
-@click.argument("agent")
-@click.option("--from", "sender", metavar="SENDER", required=True, help="The agent that sent the messages.")
+@queues.command(
+    examples=[
+        "waooaw queues drop greeter --from boss",
+        "waooaw queues drop greeter --from boss --yes --because 'sent in a circle'",
+    ]
+)
+@click.argument("agent", type=AGENT)
+@click.option(
+    "--from", "sender", type=AGENT, metavar="SENDER", required=True, help="The agent that sent the messages."
+)
 @click.option("--discard", is_flag=True, help="Delete the messages, instead of making dead letters of them.")
 @click.option("--because", "reason", metavar="TEXT", help="The reason, which is recorded for each message.")
 @click.option("--yes", is_flag=True, help="Drop the messages. Without it, they are only counted.")

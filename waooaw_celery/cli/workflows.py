@@ -7,11 +7,13 @@ from datetime import UTC, datetime, timedelta
 
 import click
 
+from waooaw_celery.cli.base.command import CommandGroup
+from waooaw_celery.cli.base.parameters import AGENT, TimeParam
 from waooaw_celery.cli.group import OPERATOR, by_option, current_app, requester
-from waooaw_celery.cli.ledger import TimeParam
 from waooaw_celery.cli.messages import JsonParam
-from waooaw_celery.cli.output import ago, echo, json_option, print_json, table_options
+from waooaw_celery.cli.output import ago, echo, json_option, print_json, report, table_options
 from waooaw_celery.cli.output.table import show_facts, show_table
+from waooaw_celery.cli.output.times import clock_text, time_text
 from waooaw_celery.messages.enums import Priority
 from waooaw_celery.messages.validation import JSON
 from waooaw_celery.workflows.flow import seconds_of
@@ -21,12 +23,10 @@ from waooaw_celery.workflows.states import StepKind, StepStatus, WorkflowStatus
 from waooaw_celery.workflows.workflows import Workflows
 
 _id = click.argument("workflow_id", metavar="ID")
-_from = click.option(
-    "--from", "from_agent", metavar="AGENT", help="The sender.  [default: waooaw_sender, or operator]"
-)
+_from = click.option("--from", "from_agent", type=AGENT, help="The sender.  [default: waooaw_sender, or operator]")
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def workflow() -> None:
     """Start workflows, see what they do, and steer them. Needs a ledger."""
 
@@ -39,7 +39,12 @@ def _sender(workflows: Workflows, from_agent: str | None) -> str:
     return from_agent or workflows.app.settings.sender or OPERATOR
 
 
-@workflow.command()
+@workflow.command(
+    examples=[
+        'waooaw workflow start planner.report \'{"title": "May"}\' --id report-may',
+        "waooaw workflow start planner.report --wait 60",
+    ]
+)
 @click.argument("name", metavar="AGENT.FUNCTION")
 @click.argument("given", metavar="INPUT", type=JsonParam(), default="{}")
 @click.option("--id", "workflow_id", help="Its id. Starting it again with the same id changes nothing.")
@@ -86,10 +91,10 @@ def start(
         echo(found.workflow_id)
 
 
-@workflow.command("list")
+@workflow.command("list", examples=["waooaw workflow list --status FAILED --since 7d"])
 @click.option("--name", metavar="AGENT.FUNCTION", help="Only workflows of this function.")
 @click.option("--status", help=f"Only those in this state: {', '.join(WorkflowStatus)}.")
-@click.option("--agent", help="Only those of this agent.")
+@click.option("--agent", type=AGENT, help="Only those of this agent.")
 @click.option("--since", type=TimeParam(), help="Started at this time or later.")
 @click.option("--text", help="Only those with this text in their input.")
 @click.option("--page", help="The next page, as the last one gave it.")
@@ -127,7 +132,7 @@ def list_workflows(
         echo(f"More: --page '{found.next_page}'")
 
 
-@workflow.command()
+@workflow.command(examples=["waooaw workflow show report-may"])
 @_id
 @click.option("--mermaid", is_flag=True, help="Print the steps as a Mermaid diagram.")
 @table_options
@@ -151,93 +156,113 @@ def show(ctx: click.Context, workflow_id: str, mermaid: bool, as_json: bool) -> 
     show_table(f"Steps ({len(rows)})", ("step", "kind", "status", "started", "seconds", "note"), rows)
 
 
-@workflow.command()
+@workflow.command(examples=["waooaw workflow result report-may --timeout 60"])
 @_id
 @click.option("--timeout", type=float, default=30.0, show_default=True, help="Seconds to wait for its end.")
+@click.option("--json", is_flag=True, expose_value=False, help="Print JSON. This is always so.")
 @click.pass_context
 def result(ctx: click.Context, workflow_id: str, timeout: float) -> None:
     """Wait for the end of a workflow, and print its result as JSON."""
     print_json(_workflows(ctx).result(workflow_id, timeout))
 
 
-@workflow.command()
+@workflow.command(examples=["waooaw workflow signal report-may review '{\"approved\": true}'"])
 @_id
 @click.argument("name")
 @click.argument("payload", type=JsonParam(), default="null")
 @_from
+@json_option
 @click.pass_context
-def signal(ctx: click.Context, workflow_id: str, name: str, payload: JSON, from_agent: str | None) -> None:
+def signal(
+    ctx: click.Context, workflow_id: str, name: str, payload: JSON, from_agent: str | None, as_json: bool
+) -> None:
     """Send the signal NAME with PAYLOAD, a JSON value, to a workflow. It is kept until it is waited for."""
     workflows = _workflows(ctx)
     workflows.signal(workflow_id, name, payload, from_agent=_sender(workflows, from_agent))
-    echo(f"Sent {name} to {workflow_id}.")
+    report(f"Sent {name} to {workflow_id}.", {"workflow_id": workflow_id, "signal": name}, as_json)
 
 
-@workflow.command()
+@workflow.command(examples=["waooaw workflow cancel report-may"])
 @_id
 @click.option("--no-compensation", is_flag=True, help="Do not undo what it has done.")
 @by_option
+@json_option
 @click.pass_context
-def cancel(ctx: click.Context, workflow_id: str, no_compensation: bool, by: str | None) -> None:
+def cancel(ctx: click.Context, workflow_id: str, no_compensation: bool, by: str | None, as_json: bool) -> None:
     """Cancel a workflow, and undo what it has done, the last step first."""
     workflows = _workflows(ctx)
     workflows.cancel(workflow_id, compensate=not no_compensation, by=requester(workflows.app, by))
-    echo(f"{workflow_id} is being cancelled.")
+    report(f"{workflow_id} is being cancelled.", {"workflow_id": workflow_id}, as_json)
 
 
-@workflow.command()
+@workflow.command(examples=["waooaw workflow pause report-may"])
 @_id
 @by_option
+@json_option
 @click.pass_context
-def pause(ctx: click.Context, workflow_id: str, by: str | None) -> None:
+def pause(ctx: click.Context, workflow_id: str, by: str | None, as_json: bool) -> None:
     """Pause a workflow: running steps end, no other begins, and what arrives for it waits."""
     workflows = _workflows(ctx)
     workflows.pause(workflow_id, by=requester(workflows.app, by))
-    echo(f"{workflow_id} is being paused.")
+    report(f"{workflow_id} is being paused.", {"workflow_id": workflow_id}, as_json)
 
 
-@workflow.command()
+@workflow.command(examples=["waooaw workflow resume report-may"])
 @_id
 @by_option
+@json_option
 @click.pass_context
-def resume(ctx: click.Context, workflow_id: str, by: str | None) -> None:
+def resume(ctx: click.Context, workflow_id: str, by: str | None, as_json: bool) -> None:
     """Let a workflow go on that is paused or stuck."""
     workflows = _workflows(ctx)
     workflows.resume(workflow_id, by=requester(workflows.app, by))
-    echo(f"{workflow_id} goes on.")
+    report(f"{workflow_id} goes on.", {"workflow_id": workflow_id}, as_json)
 
 
-@workflow.command()
+@workflow.command(
+    examples=["waooaw workflow retry report-may", "waooaw workflow retry report-may --from-step 'planner.write#1'"]
+)
 @_id
 @click.option(
     "--from-step",
     metavar="PATH",
     help="The first step to run again, as `show` prints it.  [default: the one that failed]",
 )
+@json_option
 @click.pass_context
-def retry(ctx: click.Context, workflow_id: str, from_step: str | None) -> None:
+def retry(ctx: click.Context, workflow_id: str, from_step: str | None, as_json: bool) -> None:
     """Run a workflow again that failed, was cancelled or timed out. Earlier steps keep their outcomes."""
     found = _workflows(ctx).retry(workflow_id, from_step)
-    echo(f"{workflow_id} runs again: run {found.run}.")
+    facts = {"workflow_id": workflow_id, "run": found.run}
+    report(f"{workflow_id} runs again: run {found.run}.", facts, as_json)
 
 
-@workflow.command()
+@workflow.command(examples=["waooaw workflow fork report-may --from-step 'planner.write#1' --id report-june"])
 @_id
 @click.option(
     "--from-step", metavar="PATH", help="The first step to run anew, as `show` prints it.  [default: the first]"
 )
 @click.option("--id", "new_id", help="Id of the new workflow.")
 @click.option("--version", type=int, help="Version of the function.  [default: the newest]")
+@json_option
 @click.pass_context
 def fork(
-    ctx: click.Context, workflow_id: str, from_step: str | None, new_id: str | None, version: int | None
+    ctx: click.Context,
+    workflow_id: str,
+    from_step: str | None,
+    new_id: str | None,
+    version: int | None,
+    as_json: bool,
 ) -> None:
     """Start another workflow with the input and the first steps of one, and print its id."""
     found = _workflows(ctx).fork(workflow_id, from_step, new_workflow_id=new_id, version=version)
-    echo(found.workflow_id)
+    if as_json:
+        print_json(found)
+    else:
+        echo(found.workflow_id)
 
 
-@workflow.command()
+@workflow.command(examples=["waooaw workflow stats --since 7d"])
 @click.option("--name", metavar="AGENT.FUNCTION", help="Only workflows of this function.")
 @click.option("--since", type=TimeParam(), help="Started at this time or later.")
 @table_options
@@ -275,9 +300,9 @@ def _facts(found: WorkflowInfo) -> list[tuple[str, object]]:
         ("input", found.input),
         ("result", found.result),
         ("error", found.error and f"{found.error.get('type')}: {found.error.get('message')}"),
-        ("started", f"{found.created_at:%Y-%m-%d %H:%M:%S} UTC, {ago(found.created_at)}"),
-        ("ended", found.ended_at and f"{found.ended_at:%Y-%m-%d %H:%M:%S} UTC"),
-        ("deadline", found.deadline and f"{found.deadline:%Y-%m-%d %H:%M:%S} UTC"),
+        ("started", f"{time_text(found.created_at)}, {ago(found.created_at)}"),
+        ("ended", found.ended_at and time_text(found.ended_at)),
+        ("deadline", found.deadline and time_text(found.deadline)),
         ("run", found.run if found.run > 1 else None),
         ("parent", found.parent_id),
         ("forked from", found.forked_from),
@@ -322,7 +347,7 @@ def _times(step: WorkflowStep, found: WorkflowInfo) -> tuple[object, ...]:
     if step.error:
         note = f"{step.error.get('type')}: {step.error.get('message')}"
     elif step.kind is StepKind.COMPENSATION and step.ended_at is not None:
-        note = f"undone at {step.ended_at:%H:%M:%S}"
+        note = f"undone at {clock_text(step.ended_at)}"
     elif step.due_at is not None:
-        note = f"until {step.due_at:%Y-%m-%d %H:%M:%S} UTC"
-    return f"{step.started_at:%H:%M:%S}", seconds, note
+        note = f"until {time_text(step.due_at)}"
+    return step.started_at, seconds, note

@@ -11,7 +11,8 @@ from typing import Any
 
 import click
 
-from waooaw_celery.cli.group import current_app
+from waooaw_celery.cli.base.command import Command
+from waooaw_celery.cli.group import named_app
 from waooaw_celery.cli.output import echo
 from waooaw_celery.errors import ConfigurationError
 
@@ -20,7 +21,7 @@ _NEEDED = ("starlette", "uvicorn", "jinja2", "authlib", "httpx", "itsdangerous",
 _ROLES = ("viewer", "operator", "officer")
 
 
-@click.command()
+@click.command(cls=Command, examples=["waooaw console", "waooaw console --port 8090 --allow-changes"])
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on; 0.0.0.0: all.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8090, show_default=True, help="0: a free port.")
 @click.option(
@@ -95,7 +96,8 @@ def console(
         raise click.UsageError("give both --tls-certificate and --tls-key")
     options = _access(host, has_tls=tls_certificate is not None, **access)
     authentication = authentication_of(options)
-    with closing(current_app(ctx)) as app:
+    with closing(named_app(ctx)) as app:  # not checked with the servers: the console must start in an outage
+        _ = app.settings, app.driver
         made = create_console(
             app,
             ConsoleOptions(

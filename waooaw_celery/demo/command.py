@@ -11,6 +11,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from waooaw_celery.cli.base.command import Command
 from waooaw_celery.cli.output import json_option, print_json
 from waooaw_celery.demo.console import check_console, conversation_url, start_console
 from waooaw_celery.demo.failures import Failures, run_failures
@@ -21,7 +22,7 @@ from waooaw_celery.demo.scenario import JobResult, run_job
 from waooaw_celery.demo.story import show_failures, show_health, show_introduction, show_job
 
 
-@click.command()
+@click.command(cls=Command, examples=["waooaw demo", "waooaw demo --input docs"])
 @click.option(
     "--input",
     "folder",

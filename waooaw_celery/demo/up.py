@@ -8,6 +8,7 @@ import time
 
 import click
 
+from waooaw_celery.cli.base.command import Command
 from waooaw_celery.cli.monitoring.flower import BASIC_AUTH_VARIABLE, USER
 from waooaw_celery.demo.console import has_console, start_console
 from waooaw_celery.demo.processes import AGENTS, SYSTEM, Stack, running_stack
@@ -15,7 +16,7 @@ from waooaw_celery.demo.program import program
 from waooaw_celery.embedded import check_port_free, free_port
 
 
-@click.command()
+@click.command(cls=Command, examples=["waooaw up", "waooaw up --port 6399"])
 @click.option("--port", type=int, help="Port of the broker on 127.0.0.1.  [default: a private socket]")
 @click.option("--flower-port", type=int, help="Port of Flower on 127.0.0.1.  [default: a free one]")
 def up(port: int | None, flower_port: int | None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Set
+from collections.abc import Callable, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -73,7 +73,13 @@ class Erasure:
     remains: tuple[str, ...] = ()
 
 
-def erase(app: AgentApp, *, agent: str | None = None, containing: str | None = None) -> Erasure:
+def erase(
+    app: AgentApp,
+    *,
+    agent: str | None = None,
+    containing: str | None = None,
+    on_progress: Callable[[int, int | None], None] | None = None,
+) -> Erasure:
     """Erase the payloads, results and error texts of an agent's messages, or of those that contain a text.
 
     Agents, times, statuses and the digests of payloads stay. What is on legal hold stays. If a server fails half
@@ -84,6 +90,8 @@ def erase(app: AgentApp, *, agent: str | None = None, containing: str | None = N
         agent: erase all messages that this agent sent or received.
         containing: erase all messages whose payload, as JSON text, contains this text, such as a name, and all
             results, error texts and dead letters that do.
+        on_progress: called with the number of messages of the ledger erased so far, and with that of all that are
+            to be.
 
     Returns:
         How much was erased in each place, and what was not reached.
@@ -100,7 +108,7 @@ def erase(app: AgentApp, *, agent: str | None = None, containing: str | None = N
     """
     app.ledger.flush()
     app.ledger.drain_spool(SPOOL_SECONDS)
-    rows = erase_rows(app.database, agent=agent, containing=containing)
+    rows = erase_rows(app.database, agent=agent, containing=containing, on_progress=on_progress)
     rule = ErasureRule(agent=agent, text=containing, ids=rows.ids, caps=app.packer.caps)
     remains = [*_left_in_ledger(rows)]
     dead_letters = _erase_dead_letters(app, rule, remains)

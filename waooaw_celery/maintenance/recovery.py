@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -96,13 +96,22 @@ class Recovery:
         self._min_silence = timedelta(seconds=seconds)
         self._max_handling = timedelta(seconds=app.settings.lost_seconds)
 
-    def run(self, *, dry_run: bool = False, agent: str | None = None, limit: int = MAX_MESSAGES) -> RecoveryResult:
+    def run(
+        self,
+        *,
+        dry_run: bool = False,
+        agent: str | None = None,
+        limit: int = MAX_MESSAGES,
+        on_progress: Callable[[int, int | None], None] | None = None,
+    ) -> RecoveryResult:
         """Look for lost messages once, and publish them.
 
         Args:
             dry_run: only return what would be published.
             agent: only messages to this agent; None: to all agents.
             limit: how many messages to publish at most.
+            on_progress: called with the number of open messages looked up so far, and with None: nobody has
+                counted them.
 
         Returns:
             What was done. A broker that does not answer is reported there and logged once, not raised.
@@ -127,7 +136,7 @@ class Recovery:
                             "use Redis, Valkey or RabbitMQ"
                         )
                     else:
-                        self._run(inventory, result, dry_run, agent, limit, deadline)
+                        self._run(inventory, result, dry_run, agent, limit, deadline, on_progress)
             except OutOfTime:
                 result.unfinished = True
             except _BROKER_ERRORS as error:
@@ -146,6 +155,7 @@ class Recovery:
         agent: str | None,
         limit: int,
         deadline: float,
+        on_progress: Callable[[int, int | None], None] | None,
     ) -> None:
         rules = LostMessageRules(
             min_silence=self._min_silence, max_handling=self._max_handling, exact=inventory.exact
@@ -155,6 +165,8 @@ class Recovery:
             candidates = [each for each in every_candidate if each.agent not in outside]
             result.looked_for += len(candidates)
             result.left += len(every_candidate) - len(candidates)
+            if on_progress is not None:
+                on_progress(result.looked_for, None)
             with self._database.begin("read the database's time") as connection:
                 looked_at = now_in(connection)
             missing = self._missing(inventory, candidates, deadline)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Literal, overload
 
@@ -56,6 +56,7 @@ class ReplayOperations:
         priority: Priority = Priority.LOW,
         dry_run: bool = False,
         wait: Literal[True] = True,
+        on_progress: Callable[[int, int | None], None] | None = None,
     ) -> ReplayResult: ...
 
     @overload
@@ -95,6 +96,7 @@ class ReplayOperations:
         priority: Priority = Priority.LOW,
         dry_run: bool = False,
         wait: bool = True,
+        on_progress: Callable[[int, int | None], None] | None = None,
     ) -> ReplayResult | Replay:
         """Send recorded events that match a subscription to its subscriber again, the oldest first.
 
@@ -119,6 +121,8 @@ class ReplayOperations:
             dry_run: only count the events; send nothing.
             wait: True: this call sends the events, and returns when all are sent. False: it returns at once, and
                 the system's worker sends them: the replay goes on when this process or that worker ends.
+            on_progress: called with the number of events sent so far, and with None: nobody has counted them. Not
+                with ``wait=False``.
 
         Returns:
             The number of events, and the ids of the messages. With ``wait=False``, the replay: follow it with
@@ -148,7 +152,7 @@ class ReplayOperations:
         if subscription.removed_at is not None:
             raise InvalidMessage(f"the subscription {subscriber} was removed: resubscribe first")
         if wait:
-            return replayer.replay(subscription, selection, pace, sender, priority, dry_run)
+            return replayer.replay(subscription, selection, pace, sender, priority, dry_run, on_progress)
         if dry_run:
             raise InvalidMessage("dry_run=True counts at once: leave out wait=False")
         if conversation is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from itertools import islice
@@ -111,6 +111,7 @@ class EventReplayer:
         from_agent: str,
         priority: Priority,
         dry_run: bool,
+        on_progress: Callable[[int, int | None], None] | None = None,
     ) -> ReplayResult:
         """Replay events to one subscriber, and return when all are sent; see ``EventBus.replay``."""
         selected = selection.events(self.log, subscription)
@@ -124,6 +125,8 @@ class EventReplayer:
                 self._wait(began + pace.due(events, last - first))
                 sent += self._send(subscription, records, sent, from_agent, priority)
             events += len(records)
+            if on_progress is not None:
+                on_progress(events, None)
         return ReplayResult(
             subscriber=subscription.subscriber,
             events=events,

@@ -157,6 +157,7 @@ class DeadLetterQueue:
         by: str | None = None,
         again: bool = False,
         edit: Callable[[JSON], JSON] | None = None,
+        on_progress: Callable[[int, int | None], None] | None = None,
     ) -> Sequence[Outcome]:
         """Send the messages of dead letters again, each as a new message, and remove the dead letters.
 
@@ -170,6 +171,7 @@ class DeadLetterQueue:
             by: The name of the caller, for the receipt; None: the setting ``waooaw_sender``.
             again: Whether to retry also messages that were already retried three times.
             edit: Returns the payload of the new message from that of the old one; None: it stays the same.
+            on_progress: Called with the number of dead letters done so far, and with that of all.
 
         Returns:
             An outcome for each. A dead letter that cannot be read or sent stays, and its outcome has the reason.
@@ -178,10 +180,17 @@ class DeadLetterQueue:
             >>> app.dead_letters.retry([letter], by="ada", edit=lambda payload: {**payload, "currency": "EUR"})
         """
         caller = by or self._default_caller()
-        return self._for_each(dead_letters, lambda dead_letter: self._retry(dead_letter, caller, again, edit))
+        return self._for_each(
+            dead_letters, lambda dead_letter: self._retry(dead_letter, caller, again, edit), on_progress
+        )
 
     def discard(
-        self, dead_letters: Iterable[DeadLetter | str], *, reason: str, by: str | None = None
+        self,
+        dead_letters: Iterable[DeadLetter | str],
+        *,
+        reason: str,
+        by: str | None = None,
+        on_progress: Callable[[int, int | None], None] | None = None,
     ) -> Sequence[Outcome]:
         """Remove dead letters permanently. The receipts of their messages get the event DISCARDED.
 
@@ -189,13 +198,14 @@ class DeadLetterQueue:
             dead_letters: The dead letters, or their ids.
             reason: Why they are discarded, for the receipt.
             by: The name of the caller, for the receipt; None: the setting ``waooaw_sender``.
+            on_progress: Called with the number of dead letters done so far, and with that of all.
 
         Returns:
             An outcome for each.
         """
         caller = by or self._default_caller()
         return self._for_each(
-            dead_letters, lambda dead_letter: self._discard(dead_letter, f"by {caller}: {reason}")
+            dead_letters, lambda dead_letter: self._discard(dead_letter, f"by {caller}: {reason}"), on_progress
         )
 
     def find(self, where: Callable[[DeadLetter], bool]) -> Sequence[DeadLetter]:
@@ -216,7 +226,10 @@ class DeadLetterQueue:
         return self._app.settings.sender or "somebody"
 
     def _for_each(
-        self, dead_letters: Iterable[DeadLetter | str], do: Callable[[DeadLetter], Outcome]
+        self,
+        dead_letters: Iterable[DeadLetter | str],
+        do: Callable[[DeadLetter], Outcome],
+        on_progress: Callable[[int, int | None], None] | None,
     ) -> Sequence[Outcome]:
         """Do something with each dead letter, and remove those for which it succeeded."""
         given = list(dead_letters)
@@ -231,11 +244,13 @@ class DeadLetterQueue:
         ]
         done: list[str] = []
         try:
-            for dead_letter in sorted(found.values(), key=lambda each: each.at):
+            for number, dead_letter in enumerate(sorted(found.values(), key=lambda each: each.at), 1):
                 outcome = do(dead_letter)
                 outcomes.append(outcome)
                 if outcome.refused is None:
                     done.append(dead_letter.id)
+                if on_progress is not None:
+                    on_progress(number, len(found))
         finally:  # also if the store fails half-way: what was sent stays sent
             self._storage.remove(done)
         return outcomes

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-
 import click
 
 from waooaw_celery.app.app import AgentApp
+from waooaw_celery.cli.base.command import CommandGroup
+from waooaw_celery.cli.base.exit_codes import CommandError
+from waooaw_celery.cli.base.parameters import AGENT
 from waooaw_celery.cli.group import by_option, current_app, requester
-from waooaw_celery.cli.output import echo, print_json, table_options
+from waooaw_celery.cli.output import echo, json_option, print_json, report, table_options
 from waooaw_celery.cli.output.table import show_table
+from waooaw_celery.cli.output.times import time_text
 from waooaw_celery.errors import UnknownAgent
 from waooaw_celery.store.resilience.breaker_store import Breaker
 
 
-@click.group(invoke_without_command=True)
+@click.group(
+    invoke_without_command=True,
+    cls=CommandGroup,
+    examples=["waooaw breakers", "waooaw breakers open greeter --for 600"],
+)
 @table_options
 @click.pass_context
 def breakers(ctx: click.Context, as_json: bool) -> None:
@@ -31,49 +37,57 @@ def breakers(ctx: click.Context, as_json: bool) -> None:
             each.agent,
             each.state,
             f"{each.failures} of {each.requests}" if each.requests else None,
-            _shown(each.since),
+            each.since,
             _next(each),
             each.by,
             each.reason,
         )
         for each in found
     ]
-    columns = ("agent", "breaker", "failed requests", "open since (UTC)", "next", "opened by", "reason")
+    columns = ("agent", "breaker", "failed requests", "open since", "next", "opened by", "reason")
     show_table(f"Circuit breakers ({len(rows)}); all others are closed, without a failure", columns, rows)
 
 
-@breakers.command("open")
-@click.argument("agent")
+@breakers.command("open", examples=["waooaw breakers open greeter --for 600 --reason 'its model is down'"])
+@click.argument("agent", type=AGENT)
 @click.option(
     "--for", "seconds", metavar="SECONDS", type=click.FloatRange(min=0, min_open=True), help="Close it after this."
 )
 @click.option("--reason", metavar="TEXT", help="The reason, for the error that callers get.")
 @by_option
+@json_option
 @click.pass_context
-def open_(ctx: click.Context, agent: str, seconds: float | None, reason: str | None, by: str | None) -> None:
+def open_(
+    ctx: click.Context, agent: str, seconds: float | None, reason: str | None, by: str | None, as_json: bool
+) -> None:
     """Refuse every request to AGENT, in all processes, within a second. Messages still go to its queue.
 
     No probe is sent. It stays open until `waooaw breakers close AGENT`, or for SECONDS.
     """
     app = _app(ctx)
     _check_known(app, agent)
-    app.breakers.open_by_hand(agent, by=requester(app, by), reason=reason, seconds=seconds)
+    who = requester(app, by)
+    app.breakers.open_by_hand(agent, by=who, reason=reason, seconds=seconds)
     ends = f"It closes after {seconds:g} s" if seconds is not None else "It stays open"
-    echo(f"Requests to {agent} are refused. {ends}; `waooaw breakers close {agent}` closes it.")
+    report(
+        f"Requests to {agent} are refused. {ends}; `waooaw breakers close {agent}` closes it.",
+        {"agent": agent, "by": who, "reason": reason, "seconds": seconds},
+        as_json,
+    )
 
 
-@breakers.command()
-@click.argument("agent")
+@breakers.command(examples=["waooaw breakers close greeter"])
+@click.argument("agent", type=AGENT)
+@json_option
 @click.pass_context
-def close(ctx: click.Context, agent: str) -> None:
+def close(ctx: click.Context, agent: str, as_json: bool) -> None:
     """Let requests to AGENT through again, in all processes, within a second."""
     app = _app(ctx)
     if not app.breakers.close_by_hand(agent):
         _check_known(app, agent)
-        raise click.ClickException(
-            f"the circuit breaker of {agent} is closed: `waooaw breakers` lists the open ones"
-        )
-    echo(f"Requests to {agent} are let through.")
+        sentence = f"the circuit breaker of {agent} is closed: `waooaw breakers` lists the open ones"
+        raise CommandError(sentence)
+    report(f"Requests to {agent} are let through.", {"agent": agent}, as_json)
 
 
 def _app(ctx: click.Context) -> AgentApp:
@@ -96,11 +110,7 @@ def _check_known(app: AgentApp, agent: str) -> None:
 
 def _next(breaker: Breaker) -> str | None:
     if breaker.by is not None:
-        return "stays open" if breaker.until is None else f"closes at {_shown(breaker.until)}"
+        return "stays open" if breaker.until is None else f"closes at {time_text(breaker.until)}"
     if breaker.probing:
         return "its probe is on its way"
-    return None if breaker.retry_at is None else f"a probe from {_shown(breaker.retry_at)}"
-
-
-def _shown(moment: datetime | None) -> str | None:
-    return None if moment is None else f"{moment:%Y-%m-%d %H:%M:%S}"
+    return None if breaker.retry_at is None else f"a probe from {time_text(breaker.retry_at)}"

@@ -7,8 +7,11 @@ import time
 
 import click
 
+from waooaw_celery.cli.base.command import Command, CommandGroup
+from waooaw_celery.cli.base.exit_codes import CommandError
+from waooaw_celery.cli.base.parameters import AGENT
 from waooaw_celery.cli.group import by_option, current_app, requester
-from waooaw_celery.cli.output import ago, echo, print_json, table_options
+from waooaw_celery.cli.output import ago, echo, json_option, print_json, report, table_options
 from waooaw_celery.cli.output.table import show_facts, show_table
 from waooaw_celery.discovery.agent_info import AgentStatus
 from waooaw_celery.discovery.registry import Registry
@@ -17,13 +20,13 @@ from waooaw_celery.discovery.registry import Registry
 LOOK_SECONDS = 0.5
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def agent() -> None:
     """Show one agent."""
 
 
-@agent.command()
-@click.argument("name")
+@agent.command(examples=["waooaw agent show greeter"])
+@click.argument("name", type=AGENT)
 @table_options
 @click.pass_context
 def show(ctx: click.Context, name: str, as_json: bool) -> None:
@@ -72,7 +75,7 @@ def show(ctx: click.Context, name: str, as_json: bool) -> None:
     show_table("Changes of health", ("at", "worker", "health", "reasons"), sorted(changes))
 
 
-@click.command()
+@click.command(cls=Command, examples=["waooaw find summarise --version '>=2' --healthy"])
 @click.argument("capability")
 @click.option("--version", metavar="CONDITION", help="Condition on its version, such as '>=2' or '2'.")
 @click.option(
@@ -106,55 +109,65 @@ def find(
     show_table(f"Agents with {capability} ({len(rows)})", columns, rows)
 
 
-@click.command()
-@click.argument("name", metavar="AGENT")
+@click.command(cls=Command, examples=["waooaw drain greeter --wait 60 --reason 'new version'"])
+@click.argument("name", metavar="AGENT", type=AGENT)
 @click.option("--reason", help="Why, for the record.")
 @click.option("--wait", type=float, default=0.0, help="Seconds to wait until its workers have stopped.")
 @by_option
+@json_option
 @click.pass_context
-def drain(ctx: click.Context, name: str, reason: str | None, wait: float, by: str | None) -> None:
+def drain(ctx: click.Context, name: str, reason: str | None, wait: float, by: str | None, as_json: bool) -> None:
     """Let the present workers of AGENT end what they have, take nothing new, and stop."""
     app = current_app(ctx)
     registry = Registry(app)
     info = registry.set_status(name, AgentStatus.DRAINING, by=requester(app, by), reason=reason)
     nodes = {each.node for each in info.workers}
-    echo(f"{name}: its workers ({len(nodes)}) take nothing new, and stop when they have ended what they have.")
+    facts = {"agent": name, "workers": sorted(nodes)}
+    if not as_json:
+        echo(f"{name}: its workers ({len(nodes)}) take nothing new, and stop when they have ended what they have.")
     ends_at = time.monotonic() + wait
     while wait and time.monotonic() < ends_at:
         left = nodes & {each.node for each in registry.get(name).workers if each.draining}
         if not left:
-            echo(f"{name}: all of them have stopped.")
+            report(f"{name}: all of them have stopped.", {**facts, "stopped": True}, as_json)
             return
         time.sleep(LOOK_SECONDS)
+    if as_json:
+        print_json({**facts, "stopped": False if wait else None})
     if wait:
-        raise click.ClickException(f"{name}: workers still run after {wait:g} s: {', '.join(sorted(nodes))}")
+        raise CommandError(f"{name}: workers still run after {wait:g} s: {', '.join(sorted(nodes))}")
 
 
-@click.command()
-@click.argument("name", metavar="AGENT")
+@click.command(cls=Command, examples=["waooaw resume greeter"])
+@click.argument("name", metavar="AGENT", type=AGENT)
+@json_option
 @click.pass_context
-def resume(ctx: click.Context, name: str) -> None:
+def resume(ctx: click.Context, name: str, as_json: bool) -> None:
     """Let AGENT get messages again, after `drain` or `maintenance`."""
     info = Registry(current_app(ctx)).set_status(name, AgentStatus.ONLINE)
-    echo(f"{name} is {info.status}.")
+    report(f"{name} is {info.status}.", {"agent": name, "status": info.status}, as_json)
 
 
-@click.command()
-@click.argument("name", metavar="AGENT")
+@click.command(cls=Command, examples=["waooaw maintenance greeter --reason 'new model'"])
+@click.argument("name", metavar="AGENT", type=AGENT)
 @click.option("--reason", help="Why, for the record.")
 @by_option
+@json_option
 @click.pass_context
-def maintenance(ctx: click.Context, name: str, reason: str | None, by: str | None) -> None:
+def maintenance(ctx: click.Context, name: str, reason: str | None, by: str | None, as_json: bool) -> None:
     """Give AGENT no message by capability until `resume`. Messages to its name still reach it."""
     app = current_app(ctx)
     info = Registry(app).set_status(name, AgentStatus.MAINTENANCE, by=requester(app, by), reason=reason)
-    echo(f"{name} is {info.status}.")
+    report(f"{name} is {info.status}.", {"agent": name, "status": info.status}, as_json)
 
 
-@click.command()
+@click.command(
+    cls=Command, examples=["waooaw traffic writer-blue=1 writer-green=9", "waooaw traffic writer-green=declared"]
+)
 @click.argument("weights", metavar="AGENT=WEIGHT...", nargs=-1, required=True)
+@json_option
 @click.pass_context
-def traffic(ctx: click.Context, weights: tuple[str, ...]) -> None:
+def traffic(ctx: click.Context, weights: tuple[str, ...], as_json: bool) -> None:
     """Set the weights by which agents with one capability share its messages, such as blue=1 green=9.
 
     The policies weighted and sticky choose by them. With 0, an agent gets none of them by any policy.
@@ -167,7 +180,11 @@ def traffic(ctx: click.Context, weights: tuple[str, ...]) -> None:
             wanted[name] = None if weight == "declared" else float(weight)
         except ValueError:
             raise click.BadParameter(f"{each!r} is not AGENT=WEIGHT, such as writer-blue=0.1") from None
-    for info in Registry(current_app(ctx)).set_weights(wanted):
+    found = Registry(current_app(ctx)).set_weights(wanted)
+    if as_json:
+        print_json({info.name: info.weight for info in found})
+        return
+    for info in found:
         echo(f"{info.name} has the weight {info.weight:g}.")
 
 

@@ -7,6 +7,9 @@ from typing import IO, Any
 
 import click
 
+from waooaw_celery.cli.base.command import Command
+from waooaw_celery.cli.base.exit_codes import CommandError, ExitCode
+from waooaw_celery.cli.base.parameters import AGENT
 from waooaw_celery.cli.group import current_app
 from waooaw_celery.cli.output import echo, print_json, table_options
 from waooaw_celery.cli.output.table import show_table
@@ -15,11 +18,12 @@ from waooaw_celery.discovery.contracts.asyncapi import asyncapi_document
 from waooaw_celery.discovery.contracts.compare import breaking_changes
 from waooaw_celery.discovery.contracts.documents import contracts_document
 from waooaw_celery.discovery.registry import Registry
+from waooaw_celery.log.escaping import escaped
 from waooaw_celery.messages.wording import counted
 
 
-@click.command()
-@click.argument("name", metavar="[AGENT]", required=False)
+@click.command(cls=Command, examples=["waooaw contracts greeter", "waooaw contracts --check old.json"])
+@click.argument("name", metavar="[AGENT]", type=AGENT, required=False)
 @click.option("--asyncapi", is_flag=True, help="Print an AsyncAPI 3 document of all agents, methods and topics.")
 @click.option(
     "--check",
@@ -52,7 +56,7 @@ def _check(document: dict[str, Any], check: IO[str], name: str | None, as_json: 
     try:
         old = json.load(check)
     except ValueError as error:
-        raise click.ClickException(f"{check.name} is not JSON: {error}") from error
+        raise CommandError(escaped(f"{check.name} is not JSON: {error}"), ExitCode.USAGE) from error
     if name is not None and isinstance(old, dict) and isinstance(old.get("agents"), dict):
         old = {**old, "agents": {agent: each for agent, each in old["agents"].items() if agent == name}}
     found = breaking_changes(old, document)
@@ -63,7 +67,7 @@ def _check(document: dict[str, Any], check: IO[str], name: str | None, as_json: 
             echo(str(each))
         echo(f"{counted(len(found), 'change')} would break callers." if found else "No change breaks callers.")
     if found:
-        raise SystemExit(1)
+        raise SystemExit(ExitCode.FAILED)
 
 
 def _show(agents: list[AgentInfo], document: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ import click
 
 from waooaw_celery.app.app import AgentApp
 from waooaw_celery.app.waiting import queue_depths
+from waooaw_celery.cli.base.command import Command
 from waooaw_celery.cli.group import current_app
 from waooaw_celery.cli.output import ago, echo, print_json, table_options
 from waooaw_celery.cli.output.table import show_table
@@ -25,7 +26,7 @@ from waooaw_celery.worker.health.heartbeat import MAX_MISSED_HEARTBEATS
 from waooaw_celery.worker.scaling.pool_scaling import pool_size
 
 
-@click.command()
+@click.command(cls=Command, examples=["waooaw agents", "waooaw agents --json"])
 @table_options
 @click.pass_context
 def agents(ctx: click.Context, as_json: bool) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from waooaw_celery.cli.base.command import Command
 from waooaw_celery.cli.group import named_app
 from waooaw_celery.cli.output import echo
 from waooaw_celery.errors import ConfigurationError
@@ -16,7 +17,7 @@ from waooaw_celery.maintenance.fleet.exporter import Exporter
 from waooaw_celery.monitoring.http_server import MonitoringServer
 
 
-@click.command()
+@click.command(cls=Command, examples=["waooaw exporter --port 9808"])
 @click.option("--port", type=click.IntRange(0, 65535), default=9808, show_default=True, help="0: a free port.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on; 0.0.0.0: all.")
 @click.option(

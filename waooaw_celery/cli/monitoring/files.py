@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from waooaw_celery.cli.base.command import CommandGroup
 from waooaw_celery.cli.output import echo
 from waooaw_celery.errors import ConfigurationError
 
@@ -20,12 +21,12 @@ _output = click.option(
 )
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def monitoring() -> None:
     """Print the alert rules for Prometheus and the dashboards for Grafana, which come with this package."""
 
 
-@monitoring.command()
+@monitoring.command(examples=["waooaw monitoring rules --output waooaw.rules.yml"])
 @click.option(
     "--runbook", metavar="URL", help="Where the runbook is, for the links: your copy of docs/runbook.md."
 )
@@ -38,7 +39,7 @@ def rules(runbook: str | None, output: Path | None) -> None:
     )
 
 
-@monitoring.command()
+@monitoring.command(examples=["waooaw monitoring dashboard fleet --output fleet.json"])
 @click.argument("name", type=click.Choice(["fleet", "agent"]))
 @_output
 def dashboard(name: str, output: Path | None) -> None:

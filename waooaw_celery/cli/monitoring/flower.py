@@ -10,8 +10,10 @@ from typing import Any
 
 import click
 
+from waooaw_celery.cli.base.command import Command
 from waooaw_celery.cli.group import named_app
 from waooaw_celery.cli.output import echo
+from waooaw_celery.cli.output.colors import color_of_environment
 from waooaw_celery.errors import ConfigurationError
 from waooaw_celery.settings import LogFormat
 
@@ -25,7 +27,7 @@ _OAUTH_VARIABLE = "FLOWER_AUTH"
 _UNSAFE_VARIABLES = ("FLOWER_UNAUTHENTICATED_API", "CELERY_RESULT_BACKEND")
 
 
-@click.command()
+@click.command(cls=Command, examples=["waooaw flower", "waooaw -A my_agents.greeter flower --port 5556"])
 @click.option("--address", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(1, 65535), default=5555, show_default=True, help="Port.")
 @click.option(
@@ -75,6 +77,8 @@ def flower(
         *([f"--broker_api={broker_api}"] if broker_api else []),
     ]
     hide_results(app)
+    if color_of_environment() is False:
+        os.environ["TERM"] = "dumb"  # Flower's log asks the terminal whether it has colours, and reads no NO_COLOR
     if json_log:
         app.log.setup_logging_subsystem(loglevel="INFO")
     run(app, arguments)

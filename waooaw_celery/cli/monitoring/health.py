@@ -9,26 +9,26 @@ from typing import Any
 
 import click
 
+from waooaw_celery.cli.base.command import Command
+from waooaw_celery.cli.base.exit_codes import ExitCode
 from waooaw_celery.cli.group import current_app
-from waooaw_celery.cli.output import echo, print_json
+from waooaw_celery.cli.output import echo, json_option, print_json
 
 #: Seconds within which the process must answer.
 SECONDS = 5.0
 
 
-@click.command()
+@click.command(cls=Command, examples=["waooaw health --worker planner@host-1", "waooaw health --live --port 9807"])
 @click.option("--worker", metavar="NAME", help="Ask the store about a worker, such as planner@host-1.")
 @click.option("--port", type=int, help="Port of the process on this computer.  [default: waooaw_health_port]")
 @click.option("--live", is_flag=True, help="Ask whether it is live, not whether it is ready.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 @click.pass_context
 def health(ctx: click.Context, worker: str | None, port: int | None, live: bool, as_json: bool) -> None:
     """Check whether a process is ready to handle messages. The exit code is 0 if it is, and 1 if not.
 
     With --worker, its last heartbeat answers, which any computer can read. Without, the process on this computer
     that serves waooaw_health_port is asked.
-
-    Example: waooaw health --worker planner@host-1
     """
     app = current_app(ctx)
     if worker is not None:
@@ -45,7 +45,7 @@ def health(ctx: click.Context, worker: str | None, port: int | None, live: bool,
     for name, problem in {} if as_json else problems.items():
         echo(f"{name}: {problem}")
     if problems:
-        ctx.exit(1)
+        ctx.exit(ExitCode.FAILED)
 
 
 def _of_worker(app: Any, worker: str) -> dict[str, str]:

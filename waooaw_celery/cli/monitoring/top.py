@@ -11,6 +11,7 @@ import click
 from rich.console import Console
 from rich.live import Live
 
+from waooaw_celery.cli.base.command import Command
 from waooaw_celery.cli.group import named_app
 from waooaw_celery.cli.monitoring.keyboard import Keyboard
 from waooaw_celery.cli.monitoring.top_screen import COLUMNS, row, screen, source_lines, totals
@@ -24,7 +25,7 @@ ONCE_SECONDS = 10.0
 _SHARE = 0.8
 
 
-@click.command()
+@click.command(cls=Command, examples=["waooaw top", "waooaw top --once --json"])
 @click.option(
     "--interval",
     type=click.FloatRange(min=0.2, max=3600),

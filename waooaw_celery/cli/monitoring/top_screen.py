@@ -10,6 +10,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from waooaw_celery.cli.output.times import clock_text
 from waooaw_celery.log.escaping import escaped
 from waooaw_celery.maintenance.top.frame import AgentLine, Attention, Frame
 from waooaw_celery.messages.enums import Priority
@@ -140,7 +141,7 @@ def totals(frame: Frame) -> str:
     """Return the time and the sums of a frame in one line."""
     waits = sum(line.waiting or 0 for line in frame.agents)
     parts = (
-        f"{frame.at:%H:%M:%S} UTC",
+        clock_text(frame.at),
         f"{len(frame.agents)} agents",
         f"{sum(line.workers or 0 for line in frame.agents)} workers",
         f"{sum(line.running or 0 for line in frame.agents)} running",

@@ -59,6 +59,20 @@ def echo(text: str, *, err: bool = False) -> None:
     click.echo(escaped(text), err=err)
 
 
+def report(sentence: str, facts: dict[str, Any], as_json: bool) -> None:
+    """Print what a command has done: a sentence for people, or its facts as JSON for programs.
+
+    Args:
+        sentence: what to print without ``--json``.
+        facts: what to print with it.
+        as_json: whether ``--json`` was given.
+    """
+    if as_json:
+        print_json(facts)
+    else:
+        echo(sentence)
+
+
 def echo_lines(text: str, *, err: bool = False) -> None:
     """Print a text of several lines, such as a traceback, escaped; all but the first are indented."""
     click.echo(escaped_lines(text), err=err)

@@ -2,7 +2,8 @@
 
 A value is broken between words only, so an id can be copied whole. The columns of a table stand in the order of
 their importance. The first ones that fit into the terminal share a line, of which the last one may be wrapped. The
-other ones follow below that line, each with its name.
+other ones follow below that line, each with its name. A time is shown as ``times.py`` says, with its zone in the
+heading of its column.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ import json
 import shutil
 import sys
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from enum import Enum
 
 import click
 from rich.cells import cell_len
 
 from waooaw_celery.cli.output import WIDE
+from waooaw_celery.cli.output.times import cell_text, common_zone, time_text
 from waooaw_celery.log.escaping import escaped
 
 #: Spaces between two columns, and before the names of the columns below a row.
@@ -62,6 +64,7 @@ def table_lines(columns: Sequence[str], rows: Sequence[Sequence[object]], width:
         rows: one value for each column.
         width: characters in a line; None: each row is one line, however long.
     """
+    columns, rows = _with_zones(columns, rows)
     cells = [[_text(cell) for cell in row] for row in rows]
     widths = _widths_that_fit(columns, cells, width)
     count = len(widths)
@@ -107,12 +110,32 @@ def _text(value: object) -> str:
     if value is None:
         return ""
     if isinstance(value, datetime):
-        return f"{value.astimezone(UTC):%Y-%m-%d %H:%M:%S.%f}"[:-3] + " UTC"
+        return time_text(value, fraction=True)
     if isinstance(value, Enum):
         value = value.value if isinstance(value, str) else value.name
     elif isinstance(value, dict | list | tuple):
         value = json.dumps(value, ensure_ascii=False, default=str)
     return escaped(str(value))
+
+
+def _with_zones(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> tuple[list[str], list[list[object]]]:
+    """Return headings that name the zone of a column of times, and rows with these times as texts.
+
+    Where the times of a column have different zones, each names its own.
+    """
+    headings, shown = list(columns), [list(row) for row in rows]
+    for number, heading in enumerate(headings):
+        times = [cell for row in rows if isinstance(cell := row[number], datetime)]
+        if not times:
+            continue
+        zone = common_zone(times)
+        if zone is not None:
+            headings[number] = f"{heading} ({zone})"
+        for row in shown:
+            cell = row[number]
+            if isinstance(cell, datetime):
+                row[number] = time_text(cell) if zone is None else cell_text(cell)
+    return headings, shown
 
 
 def _is_numeric(values: Sequence[object]) -> bool:

@@ -6,13 +6,15 @@ import click
 
 from waooaw_celery.agents.scaling.agent_pool import AgentPool
 from waooaw_celery.agents.scaling.pool_size import PoolSize
+from waooaw_celery.cli.base.command import Command
+from waooaw_celery.cli.base.parameters import AGENT
 from waooaw_celery.cli.group import current_app
 from waooaw_celery.cli.output import echo, print_json, table_options
 from waooaw_celery.cli.output.table import show_table
 
 
-@click.command()
-@click.argument("agent")
+@click.command(cls=Command, examples=["waooaw scale greeter", "waooaw scale greeter 8"])
+@click.argument("agent", type=AGENT)
 @click.argument("n", type=int, required=False)
 @click.option(
     "--min", "minimum", type=int, help="Let the workers scale themselves: the least size of all together."

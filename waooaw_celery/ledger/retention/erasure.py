@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import datetime
 from typing import TypeVar
@@ -71,7 +71,13 @@ _OTHERS = ("rule", "ids", "held", "open", "open_workflows")
 BLANKED = tuple(each.name for each in fields(ErasedRows) if each.name not in _OTHERS)
 
 
-def erase_rows(database: Database, *, agent: str | None = None, containing: str | None = None) -> ErasedRows:
+def erase_rows(
+    database: Database,
+    *,
+    agent: str | None = None,
+    containing: str | None = None,
+    on_progress: Callable[[int, int | None], None] | None = None,
+) -> ErasedRows:
     """Erase an agent's messages, or those that contain a text, in the ledger; not those on hold.
 
     Messages that were erased before are erased again, because a worker may have recorded an error since.
@@ -81,6 +87,7 @@ def erase_rows(database: Database, *, agent: str | None = None, containing: str 
         agent: erase all messages that this agent sent or received.
         containing: erase all messages whose payload, publish options or event attributes, as JSON text, contain
             this text, in any case, and all error texts and results that contain it.
+        on_progress: called with the number of messages blanked so far, and with that of all that are to be.
 
     Raises:
         InvalidMessage: neither or both are given, or this is not a valid agent name.
@@ -94,8 +101,12 @@ def erase_rows(database: Database, *, agent: str | None = None, containing: str 
         close_ended(connection)
         erased.held = connection.scalar(select(func.count()).where(condition, is_held(), _is_whole())) or 0
         targets = _targets(connection, condition, erased)
+        blanked = 0
         for batch in _batches(list(targets.values())):
             _blank(connection, [target.key for target in batch], at, erased)
+            blanked += len(batch)
+            if on_progress is not None:
+                on_progress(blanked, len(targets))
         _blank_causes(connection, targets, erased)
         if containing is not None:
             _blank_texts(connection, containing, erased)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any
@@ -55,7 +55,14 @@ class Purge:
     def __init__(self, database: Database, witnesses: Mapping[str, Source]) -> None:
         self._database, self._witnesses = database, witnesses
 
-    def run(self, now: datetime | None, *, dry_run: bool, despite_skew: bool) -> Removal:
+    def run(
+        self,
+        now: datetime | None,
+        *,
+        dry_run: bool,
+        despite_skew: bool,
+        on_progress: Callable[[int, int | None], None] | None = None,
+    ) -> Removal:
         """Remove what is over. See ``Retention.purge``."""
         if now is None and not dry_run and not despite_skew:
             self._check_clocks()
@@ -67,12 +74,18 @@ class Purge:
             if not is_locked:
                 return Removal(rule=rule, busy=True)
             dropped = self._drop_months(at)
-            messages, events = self._delete_messages(at)
+            before = sum(count for count, _ in dropped)
+
+            def told(deleted: int) -> None:
+                if on_progress is not None:
+                    on_progress(before + deleted, None)
+
+            messages, events = self._delete_messages(at, told)
             events += self._delete_refusals(at) + self._delete_inbox(at)
             workflows = purge_workflows(self._database, at)
             removal = Removal(
                 rule=rule,
-                messages=sum(count for count, _ in dropped) + messages,
+                messages=before + messages,
                 events=sum(count for _, count in dropped) + events,
                 partitions=len(dropped),
                 workflows=workflows,
@@ -151,7 +164,7 @@ class Purge:
                     return True
         return False
 
-    def _delete_messages(self, at: datetime) -> tuple[int, int]:
+    def _delete_messages(self, at: datetime, told: Callable[[int], None]) -> tuple[int, int]:
         """Delete messages and their events in batches; return how many of each."""
         messages = events = 0
         last_id = ""
@@ -171,6 +184,7 @@ class Purge:
                 for month in group_by_month(keys):
                     events += _delete(connection, MessageEventRow, in_partition(MessageEventRow, month))
                     messages += _delete(connection, MessageRow, in_partition(MessageRow, month))
+            told(messages)
 
     def _delete_inbox(self, at: datetime) -> int:
         with self._database.begin("purge the inbox", DEADLINE_SECONDS) as connection:

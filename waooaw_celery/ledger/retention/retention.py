@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 
 from waooaw_celery.ledger.database import partitions
@@ -48,7 +48,14 @@ class Retention:
         with self._database.begin("create partitions") as connection:
             return len(partitions.make_ahead(connection, now or now_in(connection)))
 
-    def purge(self, now: datetime | None = None, *, dry_run: bool = False, despite_skew: bool = False) -> Removal:
+    def purge(
+        self,
+        now: datetime | None = None,
+        *,
+        dry_run: bool = False,
+        despite_skew: bool = False,
+        on_progress: Callable[[int, int | None], None] | None = None,
+    ) -> Removal:
         """Remove the messages whose retention has ended, except those that are open or on hold.
 
         On PostgreSQL a monthly partition that contains none of these is dropped. All other messages are deleted in
@@ -58,6 +65,7 @@ class Retention:
             now: the time to compare with; None: the database's time.
             dry_run: only count what would be removed.
             despite_skew: purge even if the clocks disagree.
+            on_progress: called with the number of messages removed so far, and with None: nobody has counted them.
 
         Returns:
             What was removed.
@@ -67,7 +75,9 @@ class Retention:
                 disagree by more than a minute. One of them is wrong, and nothing was removed.
             StoreUnavailable: a witness does not answer; nothing was removed.
         """
-        return Purge(self._database, self._witnesses).run(now, dry_run=dry_run, despite_skew=despite_skew)
+        return Purge(self._database, self._witnesses).run(
+            now, dry_run=dry_run, despite_skew=despite_skew, on_progress=on_progress
+        )
 
     def hold(self, kind: HoldKind, value: str, reason: str) -> None:
         """Protect messages from purges and erasures until the hold is released.

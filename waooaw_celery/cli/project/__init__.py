@@ -1,0 +1,1 @@
+"""The command that begins a project, and the files that it writes."""
