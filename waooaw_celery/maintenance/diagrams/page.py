@@ -25,7 +25,6 @@ from waooaw_celery.maintenance.diagrams.text import (
     status_word,
 )
 from waooaw_celery.messages.validation import tagged
-from waooaw_celery.messages.wording import counted
 
 #: Most messages that the page describes one by one. The pictures show all of them.
 MAX_MESSAGES = 1000
@@ -119,13 +118,12 @@ def _chosen(records: Sequence[AuditRecord], limit: int) -> list[AuditRecord]:
 def _summary(diagram: ConversationDiagram) -> str:
     agents = [each.name for each in diagram.participants if each.kind is not ParticipantKind.TOPIC]
     states = ", ".join(f"{count} {status_word(status)}" for status, count in diagram.by_status)
-    failures = "none" if not diagram.failures else f"{counted(diagram.failures, 'message')} not handled"
-    if diagram.open:
-        failures += f", {diagram.open} not ended"
+    retries = "1 retry" if diagram.retries == 1 else f"{diagram.retries} retries"
+    others = f"not handled: failed, expired or a dead letter; {diagram.open} not ended; {retries}"
     facts = [
         ("Messages", f"{diagram.messages:,}", states),
         ("Duration", duration(diagram.seconds), f"{moment(diagram.began_at)} to {moment(diagram.ended_at)}"),
-        ("Failures", failures, counted(diagram.retries, "retry").replace("retrys", "retries")),
+        ("Failures", f"{diagram.failures:,}", others),
         ("Participants", f"{diagram.agents:,}", ", ".join(agents)),
     ]
     cards = "".join(

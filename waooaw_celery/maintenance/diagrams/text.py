@@ -69,6 +69,25 @@ def duration(seconds: float) -> str:
     return f"{whole} s"
 
 
+def offset(seconds: float) -> str:
+    """Return a time since the beginning; after a minute as days, hours, minutes and seconds, so that two differ.
+
+    Example:
+        >>> offset(0.06), offset(90_061.5)
+        ('+60 ms', '+1 d 01:01:01.5')
+    """
+    if seconds <= 0:
+        return "0"
+    if seconds < 59.95:
+        return f"+{duration(seconds)}"
+    tenths = round(seconds * 10)
+    days, rest = divmod(tenths, 864_000)
+    hours, rest = divmod(rest, 36_000)
+    minutes, rest = divmod(rest, 600)
+    clock = f"{hours:02}:{minutes:02}:{rest / 10:04.1f}" if days or hours else f"{minutes}:{rest / 10:04.1f}"
+    return f"+{days} d {clock}" if days else f"+{clock}"
+
+
 def moment(at: datetime) -> str:
     """Return a time in UTC, to the millisecond."""
     return f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S.%f}"[:-3] + " UTC"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from rich.cells import cell_len
+
 from waooaw_celery.maintenance.diagrams.model import (
     Arrow,
     ArrowKind,
@@ -11,19 +13,33 @@ from waooaw_celery.maintenance.diagrams.model import (
     Participant,
     ParticipantKind,
 )
-from waooaw_celery.maintenance.diagrams.svg.elements import Link, columns, document, element, linked, text, title
+from waooaw_celery.maintenance.diagrams.svg.elements import (
+    CHARACTER_WIDTH,
+    SIZES,
+    Link,
+    columns,
+    document,
+    element,
+    linked,
+    text,
+    title,
+)
 from waooaw_celery.maintenance.diagrams.text import (
     TIMES,
     duration,
+    offset,
     outcome,
+    printable,
     sentence,
     status_text,
 )
 from waooaw_celery.messages.enums import MessageStatus
 from waooaw_celery.messages.wording import counted
 
-#: Pixels: the column of times, between two lifelines, a row, a box with a name, and the margins.
-TIMES_WIDTH, MIN_LANE, MAX_LANE, ROW, BOX, MARGIN = 84, 172, 250, 50, 34, 12
+#: Pixels: the column of times, a row, a box with a name, the margins, and the space between two boxes.
+TIMES_WIDTH, ROW, BOX, MARGIN, GAP = 104, 50, 34, 12, 18
+#: Pixels: the widths of a box, the longest label that moves lifelines apart, and what a loop takes beside its label.
+MIN_BOX, MAX_BOX, MAX_LABEL, LOOP = 84.0, 236.0, 260.0, 56.0
 #: After so many rows the names are shown again.
 ROWS_BETWEEN_NAMES = 14
 #: The half width of the bar of a running handler.
@@ -63,16 +79,10 @@ class _Drawing:
     def __init__(self, diagram: ConversationDiagram, link: Link | None) -> None:
         self._diagram = diagram
         self._link = link
-        names = [_name(each) for each in diagram.participants]
-        longest = max(map(len, names))
-        room = longest * 8 + 36
-        widest = MAX_LANE if len(names) <= 8 else MIN_LANE + 20
-        self._lane = max(MIN_LANE, min(widest, room))
-        self._names = names
+        self._names = [_name(each) for each in diagram.participants]
+        self._box_widths = [min(max(_pixels(name, "wd-name") + 24, MIN_BOX), MAX_BOX) for name in self._names]
+        self._places, self._width = self._lifelines()
         self._rows, self._repeats, self._end = _rows(len(diagram.arrows))
-        self._width = (
-            TIMES_WIDTH + self._lane * len(names) + MARGIN + (self._lane // 2 if self._loops_last() else 0)
-        )
 
     def picture(self) -> str:
         """Return the whole picture."""
@@ -96,11 +106,26 @@ class _Drawing:
         )
 
     def _x(self, participant: int) -> float:
-        return TIMES_WIDTH + self._lane * (participant + 0.5)
+        return self._places[participant]
 
-    def _loops_last(self) -> bool:
-        last = len(self._diagram.participants) - 1
-        return any(arrow.source == arrow.target == last for arrow in self._diagram.arrows)
+    def _lifelines(self) -> tuple[list[float], float]:
+        """Return where each lifeline is, and the width of the picture: as close as names and labels allow."""
+        boxes = self._box_widths
+        # What is to the right of each lifeline: half of both boxes, a label to its neighbour, or that of a loop.
+        room = [one / 2 + GAP + other / 2 for one, other in zip(boxes, [*boxes[1:], 0.0], strict=True)]
+        room[-1] = boxes[-1] / 2 + MARGIN
+        for arrow in self._diagram.arrows:
+            label, note = _written(arrow)
+            needed = min(max(_pixels(label, "wd-label"), _pixels(note, "wd-note")), MAX_LABEL)
+            if arrow.source == arrow.target:
+                room[arrow.source] = max(room[arrow.source], needed + LOOP)
+            elif abs(arrow.source - arrow.target) == 1:
+                left = min(arrow.source, arrow.target)
+                room[left] = max(room[left], needed + 44)
+        places = [TIMES_WIDTH + boxes[0] / 2]
+        for width in room[:-1]:
+            places.append(places[-1] + width)
+        return places, places[-1] + room[-1]
 
     def _bands(self) -> list[str]:
         return [
@@ -115,15 +140,14 @@ class _Drawing:
 
     def _boxes(self, y: float) -> list[str]:
         boxes = []
-        width = self._lane - 16
         for number, participant in enumerate(self._diagram.participants):
-            x = self._x(number)
+            x, width = self._x(number), self._box_widths[number]
             kind = "" if participant.kind is ParticipantKind.AGENT else f" wd-{participant.kind.value}"
             round_ = BOX / 2 if participant.kind is ParticipantKind.TOPIC else 5
             rect = element(
                 "rect", x=x - width / 2, y=y, width=width, height=BOX, rx=round_, class_=f"wd-box{kind}"
             )
-            cells = columns(width - 14, "wd-name")
+            cells = columns(width - 20, "wd-name")
             label = text(self._names[number], x, y + 21.5, "wd-name", cells=cells, text_anchor="middle")
             boxes.append(element("g", title(self._names[number]), rect, label))
         return boxes
@@ -150,8 +174,8 @@ class _Drawing:
 
     def _row(self, number: int) -> str:
         arrow, y = self._diagram.arrows[number], self._rows[number]
-        offset = (arrow.sent_at - self._diagram.began_at).total_seconds()
-        time = text(_offset(offset), TIMES_WIDTH - 10, y + 4, "wd-time", text_anchor="end")
+        seconds = (arrow.sent_at - self._diagram.began_at).total_seconds()
+        time = text(offset(seconds), TIMES_WIDTH - 10, y + 4, "wd-time", text_anchor="end")
         parts = self._loop(arrow, y) if arrow.source == arrow.target else self._line(arrow, y)
         url = None if self._link is None else self._link(arrow.message_id)
         group = element(
@@ -171,7 +195,15 @@ class _Drawing:
         x = self._x(arrow.source) + _ACTIVE
         path = f"M{x:.1f} {y - 7}h22a7 7 0 0 1 0 14h-20"
         line = element("path", d=path, fill="none", class_=_arrow_class(arrow))
-        return [line, _head(arrow, x, y + 7, -1), *_texts(arrow, x + 36, y, self._lane - 52, "start")]
+        return [
+            line,
+            _head(arrow, x, y + 7, -1),
+            *_texts(arrow, x + 36, y, self._loop_room(arrow.source), "start"),
+        ]
+
+    def _loop_room(self, number: int) -> float:
+        right = self._places[number + 1] if number + 1 < len(self._places) else self._width
+        return right - self._places[number] - LOOP + 12
 
 
 def _rows(count: int) -> tuple[list[float], list[float], float]:
@@ -188,7 +220,12 @@ def _rows(count: int) -> tuple[list[float], list[float], float]:
     return rows, repeats, y - 14
 
 
-def _texts(arrow: Arrow, x: float, y: float, room: float, anchor: str) -> list[str]:
+def _pixels(content: str, class_: str) -> float:
+    return cell_len(printable(content)) * SIZES[class_] * CHARACTER_WIDTH
+
+
+def _written(arrow: Arrow) -> tuple[str, str]:
+    """Return what stands above an arrow, and what stands below it."""
     label = f"{arrow.label} {TIMES}{arrow.count}" if arrow.is_folded else arrow.label
     if arrow.kind is ArrowKind.WORKFLOW:
         label = f"workflow {label.removeprefix('workflow_')}"
@@ -197,6 +234,11 @@ def _texts(arrow: Arrow, x: float, y: float, room: float, anchor: str) -> list[s
         note += f" {duration(arrow.handling_seconds)}"
     if arrow.retries:
         note += f" \N{CLOCKWISE OPEN CIRCLE ARROW}{arrow.retries}"
+    return label, note
+
+
+def _texts(arrow: Arrow, x: float, y: float, room: float, anchor: str) -> list[str]:
+    label, note = _written(arrow)
     above = text(
         label,
         x,
@@ -231,7 +273,3 @@ def _head(arrow: Arrow, x: float, y: float, way: int) -> str:
 
 def _name(participant: Participant) -> str:
     return f"topic {participant.name}" if participant.kind is ParticipantKind.TOPIC else participant.name
-
-
-def _offset(seconds: float) -> str:
-    return f"+{duration(seconds)}" if seconds > 0 else "0"

@@ -21,6 +21,7 @@ from waooaw_celery.maintenance.diagrams.svg.time_scale import TimeScale
 from waooaw_celery.maintenance.diagrams.text import (
     TIMES,
     duration,
+    offset,
     route,
     sentence,
     status_text,
@@ -30,7 +31,7 @@ from waooaw_celery.messages.enums import MessageStatus
 from waooaw_celery.messages.wording import counted
 
 #: Pixels: the column of names, the bars, the column of outcomes, a row, the legend, the axis, the margin.
-NAMES, PLOT, OUTCOMES, ROW, LEGEND, AXIS, MARGIN = 290, 480, 340, 26, 30, 24, 12
+NAMES, PLOT, OUTCOMES, ROW, LEGEND, AXIS, MARGIN = 310, 450, 376, 26, 30, 24, 12
 #: Pixels of each level of the tree of causes, and how many levels are shown.
 _INDENT, _MAX_DEPTH = 10, 8
 #: The narrowest bar, and the least distance of two labels of the axis.
@@ -62,6 +63,7 @@ class _Drawing:
         self._scale = TimeScale(spans, PLOT)
         self._top = MARGIN + LEGEND + AXIS
         self._bottom = self._top + ROW * len(diagram.arrows)
+        self._has_long_axis = len(diagram.arrows) > 20
 
     def picture(self) -> str:
         """Return the whole picture."""
@@ -73,7 +75,7 @@ class _Drawing:
             f"{counted(diagram.messages, 'message')} in {duration(diagram.seconds)}, a row for each, in order of "
             f"time: a dashed bar while it waits, a full bar for each attempt.{folded}{cut}",
             NAMES + PLOT + OUTCOMES + 2 * MARGIN,
-            self._bottom + AXIS + MARGIN,
+            self._bottom + (AXIS if self._has_long_axis else 0) + MARGIN,
             *_legend(),
             *self._bands(),
             *self._axis(),
@@ -102,12 +104,12 @@ class _Drawing:
     def _axis(self) -> Iterator[str]:
         left = MARGIN + NAMES
         ends = [self._top - 8]
-        if len(self._diagram.arrows) > 20:
+        if self._has_long_axis:
             ends.append(self._bottom + 16)
         for tick in self._scale.ticks(_TICK):
             x = left + self._scale.place(tick)
             yield element("line", x1=x, y1=self._top, x2=x, y2=self._bottom, class_="wd-grid")
-            label = f"+{duration(tick)}" if tick > 0 else "0"
+            label = offset(tick)
             anchor = "start" if x < left + 20 else "end" if x > left + PLOT - 20 else "middle"
             for y in ends:
                 yield text(label, x, y, "wd-time", text_anchor=anchor)
