@@ -36,9 +36,9 @@ from waooaw_celery.maintenance.diagrams.text import (
 from waooaw_celery.messages.enums import MessageStatus
 from waooaw_celery.messages.wording import counted
 
-#: Pixels: the column of times, a row, a box with a name, the margins, and the space between two boxes.
-TIMES_WIDTH, ROW, BOX, MARGIN, GAP = 104, 50, 34, 12, 18
-#: Pixels: the widths of a box, the longest label that moves lifelines apart, and what a loop takes beside its label.
+#: Pixels: a row, a box with a name, the margins, and the space between two boxes.
+ROW, BOX, MARGIN, GAP = 50, 34, 12, 18
+#: Pixels: the widths of a box, the longest label that moves lifelines apart, and what a loop has beside its label.
 MIN_BOX, MAX_BOX, MAX_LABEL, LOOP = 84.0, 236.0, 260.0, 56.0
 #: After so many rows the names are shown again.
 ROWS_BETWEEN_NAMES = 14
@@ -81,6 +81,8 @@ class _Drawing:
         self._link = link
         self._names = [_name(each) for each in diagram.participants]
         self._box_widths = [min(max(_pixels(name, "wd-name") + 24, MIN_BOX), MAX_BOX) for name in self._names]
+        self._offsets = [offset((each.sent_at - diagram.began_at).total_seconds()) for each in diagram.arrows]
+        self._times_width = MARGIN + max(_pixels(each, "wd-time") for each in self._offsets) + 16
         self._places, self._width = self._lifelines()
         self._rows, self._repeats, self._end = _rows(len(diagram.arrows))
 
@@ -122,7 +124,7 @@ class _Drawing:
             elif abs(arrow.source - arrow.target) == 1:
                 left = min(arrow.source, arrow.target)
                 room[left] = max(room[left], needed + 44)
-        places = [TIMES_WIDTH + boxes[0] / 2]
+        places = [self._times_width + boxes[0] / 2]
         for width in room[:-1]:
             places.append(places[-1] + width)
         return places, places[-1] + room[-1]
@@ -174,13 +176,11 @@ class _Drawing:
 
     def _row(self, number: int) -> str:
         arrow, y = self._diagram.arrows[number], self._rows[number]
-        seconds = (arrow.sent_at - self._diagram.began_at).total_seconds()
-        time = text(offset(seconds), TIMES_WIDTH - 10, y + 4, "wd-time", text_anchor="end")
+        time = text(self._offsets[number], self._times_width - 16, y + 4, "wd-time", text_anchor="end")
         parts = self._loop(arrow, y) if arrow.source == arrow.target else self._line(arrow, y)
         url = None if self._link is None else self._link(arrow.message_id)
-        group = element(
-            "g", title(sentence(arrow, self._diagram)), time, *parts, class_=status_class(arrow.status)
-        )
+        class_ = f"{status_class(arrow.status)}{' wd-wrong' if arrow.went_wrong else ''}"
+        group = element("g", title(sentence(arrow, self._diagram)), time, *parts, class_=class_)
         return linked(group, url)
 
     def _line(self, arrow: Arrow, y: float) -> list[str]:
@@ -198,10 +198,11 @@ class _Drawing:
         return [
             line,
             _head(arrow, x, y + 7, -1),
-            *_texts(arrow, x + 36, y, self._loop_room(arrow.source), "start"),
+            *_texts(arrow, x + 36, y, self._loop_room(arrow), "start"),
         ]
 
-    def _loop_room(self, number: int) -> float:
+    def _loop_room(self, arrow: Arrow) -> float:
+        number = arrow.source
         right = self._places[number + 1] if number + 1 < len(self._places) else self._width
         return right - self._places[number] - LOOP + 12
 
@@ -231,7 +232,8 @@ def _written(arrow: Arrow) -> tuple[str, str]:
         label = f"workflow {label.removeprefix('workflow_')}"
     note = outcome(arrow) if arrow.is_folded and len(arrow.by_status) > 1 else status_text(arrow.status)
     if arrow.handling_seconds is not None:
-        note += f" {duration(arrow.handling_seconds)}"
+        at_most = "\N{LESS-THAN OR EQUAL TO}" if arrow.is_folded else ""
+        note += f" {at_most}{duration(arrow.handling_seconds)}"
     if arrow.retries:
         note += f" \N{CLOCKWISE OPEN CIRCLE ARROW}{arrow.retries}"
     return label, note
@@ -239,22 +241,10 @@ def _written(arrow: Arrow) -> tuple[str, str]:
 
 def _texts(arrow: Arrow, x: float, y: float, room: float, anchor: str) -> list[str]:
     label, note = _written(arrow)
-    above = text(
-        label,
-        x,
-        y - 7 if anchor == "middle" else y - 2,
-        "wd-label",
-        cells=columns(room, "wd-label"),
-        text_anchor=anchor,
-    )
-    below = text(
-        note,
-        x,
-        y + 15 if anchor == "middle" else y + 13,
-        "wd-note wd-status",
-        cells=columns(room, "wd-note"),
-        text_anchor=anchor,
-    )
+    up, down = (-7, 15) if anchor == "middle" else (-2, 13)
+    cells, note_cells = columns(room, "wd-label"), columns(room, "wd-note")
+    above = text(label, x, y + up, "wd-label wd-over", cells=cells, text_anchor=anchor)
+    below = text(note, x, y + down, "wd-note wd-status wd-over", cells=note_cells, text_anchor=anchor)
     return [above, below]
 
 

@@ -34,6 +34,8 @@ DIAGRAM_CSS: Final = f"""
 .wd text {{ fill: var(--wd-text); font-size: 12.5px; }}
 .wd .wd-name {{ font-size: 13px; font-weight: 600; }}
 .wd .wd-label {{ font-size: 12.5px; }}
+.wd .wd-over {{ paint-order: stroke; stroke: var(--wd-surface); stroke-width: 4px; stroke-linejoin: round; }}
+.wd .wd-wrong .wd-over {{ stroke: var(--wd-bad-band); }}
 .wd .wd-note, .wd .wd-time {{ font-size: 11px; fill: var(--wd-soft); }}
 .wd .wd-box {{ fill: var(--wd-box); stroke: var(--wd-edge); stroke-width: 1; }}
 .wd .wd-topic {{ stroke-dasharray: 4 3; }}

@@ -67,7 +67,7 @@ class TimeScale:
         begins = [self.first, *(end for _, end in self.cuts)]
         ends = [*(begin for begin, _ in self.cuts), self.last]
         for begin, end in zip(begins, ends, strict=True):
-            if begin != self.first and self.place(begin) - self.place(found[-1]) >= least_pixels:
+            if begin != self.first and self.place(begin) - self.place(found[-1]) >= least_pixels / 2:
                 found.append(begin)  # where a pause ends, which may be short before the next round time
             for number in range(math.ceil(begin / step - 1e-9), math.floor(end / step + 1e-9) + 1):
                 at = number * step

@@ -19,12 +19,13 @@ from waooaw_celery.maintenance.diagrams.svg.elements import (
 from waooaw_celery.maintenance.diagrams.svg.sequence import status_class
 from waooaw_celery.maintenance.diagrams.svg.time_scale import TimeScale
 from waooaw_celery.maintenance.diagrams.text import (
+    MARKS,
     TIMES,
     duration,
     offset,
     route,
     sentence,
-    status_text,
+    status_word,
     timing,
 )
 from waooaw_celery.messages.enums import MessageStatus
@@ -32,6 +33,8 @@ from waooaw_celery.messages.wording import counted
 
 #: Pixels: the column of names, the bars, the column of outcomes, a row, the legend, the axis, the margin.
 NAMES, PLOT, OUTCOMES, ROW, LEGEND, AXIS, MARGIN = 310, 450, 376, 26, 30, 24, 12
+#: Pixels of the mark of a status.
+MARK = 16
 #: Pixels of each level of the tree of causes, and how many levels are shown.
 _INDENT, _MAX_DEPTH = 10, 8
 #: The narrowest bar, and the least distance of two labels of the axis.
@@ -110,7 +113,8 @@ class _Drawing:
             x = left + self._scale.place(tick)
             yield element("line", x1=x, y1=self._top, x2=x, y2=self._bottom, class_="wd-grid")
             label = offset(tick)
-            anchor = "start" if x < left + 20 else "end" if x > left + PLOT - 20 else "middle"
+            is_after_cut = any(tick == end for _, end in self._scale.cuts)
+            anchor = "start" if is_after_cut or x < left + 20 else "end" if x > left + PLOT - 20 else "middle"
             for y in ends:
                 yield text(label, x, y, "wd-time", text_anchor=anchor)
         for begin, end in self._scale.cuts:
@@ -132,9 +136,10 @@ class _Drawing:
         y = self._top + ROW * number + ROW / 2
         shift = _INDENT * min(arrow.depth, _MAX_DEPTH)
         name = route(arrow, self._diagram) + (f" {TIMES}{arrow.count}" if arrow.is_folded else "")
-        cells = columns(NAMES - shift - 14, "wd-label")
-        label = text(name, MARGIN + shift, y + 4, "wd-label", cells=cells)
-        facts = [status_text(arrow.status), timing(arrow)]
+        cells = columns(NAMES - shift - MARK - 14, "wd-label")
+        mark = text(MARKS[arrow.status], MARGIN + shift, y + 4, "wd-label wd-status")
+        label = text(name, MARGIN + shift + MARK, y + 4, "wd-label", cells=cells)
+        facts = [status_word(arrow.status), timing(arrow)]
         if arrow.is_folded and len(arrow.by_status) > 1:
             facts[0] += f" {dict(arrow.by_status)[arrow.status]} of {arrow.count}"
         note = ", ".join(fact for fact in facts if fact)
@@ -143,6 +148,7 @@ class _Drawing:
         group = element(
             "g",
             title(sentence(arrow, self._diagram)),
+            mark,
             label,
             *self._bars(arrow, y),
             outcome,
