@@ -15,7 +15,7 @@ from waooaw_celery.app.app import AgentApp
 from waooaw_celery.broker.dead_letters.dead_letter import DeadLetter, read_content
 from waooaw_celery.broker.dead_letters.queue import DEFAULT_LIMIT, Outcome
 from waooaw_celery.cli.group import by_option, current_app, requester
-from waooaw_celery.cli.ledger import TimeParam
+from waooaw_celery.cli.ledger.times import TimeParam
 from waooaw_celery.cli.output import ago, echo, print_json, table_options
 from waooaw_celery.cli.output.table import show_facts, show_table
 from waooaw_celery.errors import WaooawError

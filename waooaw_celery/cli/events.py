@@ -11,7 +11,7 @@ import click
 from waooaw_celery.agents.events.bus import EventBus
 from waooaw_celery.app.app import AgentApp
 from waooaw_celery.cli.group import OPERATOR, current_app
-from waooaw_celery.cli.ledger import TimeParam
+from waooaw_celery.cli.ledger.times import TimeParam
 from waooaw_celery.cli.messages import JsonParam
 from waooaw_celery.cli.output import ago, echo, json_option, print_json, table_options
 from waooaw_celery.cli.output.table import show_table

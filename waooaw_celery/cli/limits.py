@@ -9,7 +9,7 @@ import click
 
 from waooaw_celery.app.app import AgentApp
 from waooaw_celery.cli.group import by_option, current_app, requester
-from waooaw_celery.cli.ledger import TimeParam
+from waooaw_celery.cli.ledger.times import TimeParam
 from waooaw_celery.cli.output import echo, print_json, table_options
 from waooaw_celery.cli.output.table import show_table
 from waooaw_celery.ledger.trail import MessageAuditTrail

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import click
 
 from waooaw_celery.cli.group import OPERATOR, by_option, current_app, requester
-from waooaw_celery.cli.ledger import TimeParam
+from waooaw_celery.cli.ledger.times import TimeParam
 from waooaw_celery.cli.messages import JsonParam
 from waooaw_celery.cli.output import ago, echo, json_option, print_json, table_options
 from waooaw_celery.cli.output.table import show_facts, show_table

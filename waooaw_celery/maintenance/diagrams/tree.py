@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from waooaw_celery.maintenance.diagrams.model import Arrow, ArrowKind, ConversationDiagram
 from waooaw_celery.maintenance.diagrams.text import (
+    ARROW,
     MARKS,
     TIMES,
     duration,
@@ -27,6 +28,8 @@ class _Strokes(NamedTuple):
 
 
 _UNICODE = _Strokes("\u251c\u2500 ", "\u2514\u2500 ", "\u2502  ", "   ")
+#: What a terminal must print for the tree of an ordinary conversation.
+STROKES = "".join((*_UNICODE, ARROW, TIMES, *MARKS.values()))
 _ASCII = _Strokes("|- ", "`- ", "|  ", "   ")
 
 
@@ -58,8 +61,9 @@ def tree(diagram: ConversationDiagram, *, ascii_only: bool = False) -> Iterator[
     while stack:
         arrow, indent, is_last = stack.pop()
         stroke = "" if is_last is None else strokes.last if is_last else strokes.branch
-        line = f"{indent}{stroke}{_line(arrow, diagram, arrow.answer_id in silent)}"
-        yield line.replace("\N{RIGHTWARDS ARROW}", "->").replace(TIMES, "x") if ascii_only else line
+        mark = "" if ascii_only else f"{MARKS[arrow.status]} "
+        line = f"{indent}{stroke}{mark}{_line(arrow, diagram, arrow.answer_id in silent)}"
+        yield line.replace(ARROW, "->").replace(TIMES, "x") if ascii_only else line
         below = shown.get(arrow.message_id, [])
         deeper = indent + ("" if is_last is None else strokes.space if is_last else strokes.through)
         stack += [(each, deeper, number == 0) for number, each in enumerate(reversed(below))]
@@ -91,8 +95,7 @@ def _is_silent(arrow: Arrow, arrows: dict[str, Arrow], children: dict[str | None
 
 
 def _line(arrow: Arrow, diagram: ConversationDiagram, is_answered: bool) -> str:
-    mark = MARKS[arrow.status]
     number = f" {TIMES}{arrow.count}" if arrow.is_folded else ""
     kind = "workflow " if arrow.kind is ArrowKind.WORKFLOW else ""
     facts = [outcome(arrow), "answered" if is_answered else "", timing(arrow), short_error(arrow.error)]
-    return f"{mark} {kind}{route(arrow, diagram)}{number}: {', '.join(x for x in facts if x)}  {arrow.message_id}"
+    return f"{kind}{route(arrow, diagram)}{number}: {', '.join(x for x in facts if x)}  {arrow.message_id}"
