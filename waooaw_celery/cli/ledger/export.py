@@ -76,7 +76,7 @@ def _export(
     app = current_app(ctx)
     signal.signal(signal.SIGTERM, _stop)
     done = export_messages(
-        app,
+        app.ledger,
         file,
         selection,
         by=requester(app, by),

@@ -9,9 +9,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from waooaw_celery.app.app import AgentApp
 from waooaw_celery.errors import UnknownMessage
 from waooaw_celery.ledger.database.rows import digest
+from waooaw_celery.ledger.ledger import Ledger
 from waooaw_celery.ledger.read.records import AuditRecord
 from waooaw_celery.ledger.trail import MessageAuditTrail
 from waooaw_celery.maintenance.diagrams.page import html_page
@@ -60,7 +60,7 @@ class Export:
 
 
 def export_messages(
-    app: AgentApp,
+    ledger: Ledger,
     path: str | os.PathLike[str],
     selection: Selection,
     *,
@@ -74,7 +74,7 @@ def export_messages(
     The messages are read a page at a time. The file has its name only when it is whole.
 
     Args:
-        app: the application, whose ledger is read.
+        ledger: the ledger, such as ``app.ledger``.
         path: the file.
         selection: which messages.
         by: who asks, for the manifest.
@@ -93,7 +93,7 @@ def export_messages(
         AuditUnavailable: the database does not answer.
 
     Example:
-        >>> export_messages(app, "case-7.zip", Selection(agent="billing"), by="ada")
+        >>> export_messages(app.ledger, "case-7.zip", Selection(agent="billing"), by="ada")
     """
     path = Path(path)
     with new_archive(path, overwrite=overwrite) as archive:
@@ -107,11 +107,11 @@ def export_messages(
         }
         messages = _Messages()
         with archive.file(MESSAGES) as out:
-            for record in selected_records(app.ledger, selection, payloads=payloads):
+            for record in selected_records(ledger, selection, payloads=payloads):
                 form = record_form(record, payload=payloads)
                 out.write(json.dumps(form, allow_nan=False, separators=(",", ":")) + "\n")
                 messages.count(record, payloads=payloads)
-        pictures = _draw(app, archive, list(messages.conversations), max_pictures)
+        pictures = _draw(ledger, archive, list(messages.conversations), max_pictures)
         manifest["counts"] = {
             "messages": messages.messages,
             "events": messages.events,
@@ -159,9 +159,9 @@ class _Messages:
             self.digests.add_differing(record.receipt.message_id)
 
 
-def _draw(app: AgentApp, archive: Archive, conversations: list[str], limit: int) -> dict[str, str]:
+def _draw(ledger: Ledger, archive: Archive, conversations: list[str], limit: int) -> dict[str, str]:
     """Write the pictures of the first conversations, and return their files by conversation id."""
-    trail = MessageAuditTrail(app.ledger)
+    trail = MessageAuditTrail(ledger)
     files: dict[str, str] = {}
     for conversation_id in conversations[:limit]:
         try:
@@ -171,6 +171,6 @@ def _draw(app: AgentApp, archive: Archive, conversations: list[str], limit: int)
         # The id of a conversation may be the correlation id of another one.
         records = [record for record in found if record.conversation_id == conversation_id]
         name = file_name(conversation_id)
-        archive.add(name, html_page(records, workflows=workflow_ids(app.database, [conversation_id])))
+        archive.add(name, html_page(records, workflows=workflow_ids(ledger.database, [conversation_id])))
         files[conversation_id] = name
     return files

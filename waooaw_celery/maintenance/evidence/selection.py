@@ -59,8 +59,8 @@ class Selection:
         return {
             "conversation": self.conversation,
             "agent": self.agent,
-            "since": self.since and self.since.isoformat(),
-            "until": self.until and self.until.isoformat(),
+            "since": None if self.since is None else self.since.isoformat(),
+            "until": None if self.until is None else self.until.isoformat(),
         }
 
 
