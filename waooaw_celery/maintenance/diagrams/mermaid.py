@@ -14,6 +14,7 @@ from waooaw_celery.maintenance.diagrams.model import (
 from waooaw_celery.maintenance.diagrams.text import (
     TIMES,
     duration,
+    label_of,
     outcome,
     printable,
     short_error,
@@ -76,7 +77,6 @@ def _line(arrow: Arrow) -> str:
     stroke = "--)" if arrow.kind is ArrowKind.ANSWER else "-)" if _is_event(arrow) else "->>"
     if arrow.went_wrong:
         stroke = "-x"
-    workflow = "workflow " if arrow.kind is ArrowKind.WORKFLOW else ""
     number = f" {TIMES}{arrow.count}" if arrow.is_folded else ""
     facts = [outcome(arrow)]
     if arrow.handling_seconds is not None:
@@ -84,7 +84,7 @@ def _line(arrow: Arrow) -> str:
     if arrow.retries:
         facts.append("1 retry" if arrow.retries == 1 else f"{arrow.retries} retries")
     facts.append(short_error(arrow.error, _MAX_ERROR))
-    label = f"{workflow}{shortened(arrow.label, _MAX_LABEL)}{number} ({', '.join(filter(None, facts))})"
+    label = f"{shortened(label_of(arrow), _MAX_LABEL)}{number} ({', '.join(filter(None, facts))})"
     return f"    p{arrow.source}{stroke}p{arrow.target}: {mermaid_escaped(label)}"
 
 

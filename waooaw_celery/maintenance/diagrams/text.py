@@ -106,6 +106,13 @@ def route(arrow: Arrow, diagram: ConversationDiagram) -> str:
     return f"{sender} {ARROW} {arrow.to_agent or target.name}.{arrow.label}"
 
 
+def label_of(arrow: Arrow) -> str:
+    """Return the handler, the topic or ``answer``; a message of a workflow says that it is one."""
+    if arrow.kind is ArrowKind.WORKFLOW:
+        return f"workflow {arrow.label.removeprefix('workflow_')}"
+    return arrow.label
+
+
 def timing(arrow: Arrow) -> str:
     """Return how long a message waited and was handled, and its retries; empty if nothing is known."""
     most = "up to " if arrow.is_folded else ""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import lzma
 import os
+import struct
 import zlib
 from collections import Counter
 from collections.abc import Iterator
@@ -23,6 +25,12 @@ MAX_MANIFEST, MAX_LINE = 64 * 1024**2, 256 * 1024**2
 #: Most differences that are reported.
 MAX_DIFFERENCES = 100
 _CHUNK = 1024**2
+#: What Python raises for a damaged or a hostile zip file: among others for a place before its beginning (OSError,
+#: ValueError), for a compression that it does not know (NotImplementedError), for an encrypted file (RuntimeError).
+_UNREADABLE = (
+    *(BadZipFile, EOFError, OSError, ValueError, NotImplementedError, RuntimeError),
+    *(zlib.error, lzma.LZMAError, struct.error),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,12 +69,12 @@ def check_export(path: str | os.PathLike[str]) -> ExportCheck:
     """
     path = Path(path)
     check = _Check()
-    try:
-        with ZipFile(path) as zip_file:
-            check.run(zip_file)
-    except (BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        # NotImplementedError: a compression or an encryption that Python does not know. RuntimeError: encrypted.
-        check.differences.append(f"it cannot be read as a zip file: {error}")
+    with path.open("rb") as file:
+        try:
+            with ZipFile(file) as zip_file:
+                check.run(zip_file)
+        except _UNREADABLE as error:
+            check.differences.append(f"it cannot be read as a zip file: {error}")
     return ExportCheck(
         path=str(path),
         manifest_sha256=check.manifest_sha256,

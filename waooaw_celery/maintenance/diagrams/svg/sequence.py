@@ -27,6 +27,7 @@ from waooaw_celery.maintenance.diagrams.svg.elements import (
 from waooaw_celery.maintenance.diagrams.text import (
     TIMES,
     duration,
+    label_of,
     offset,
     outcome,
     printable,
@@ -227,9 +228,7 @@ def _pixels(content: str, class_: str) -> float:
 
 def _written(arrow: Arrow) -> tuple[str, str]:
     """Return what stands above an arrow, and what stands below it."""
-    label = f"{arrow.label} {TIMES}{arrow.count}" if arrow.is_folded else arrow.label
-    if arrow.kind is ArrowKind.WORKFLOW:
-        label = f"workflow {label.removeprefix('workflow_')}"
+    label = label_of(arrow) + (f" {TIMES}{arrow.count}" if arrow.is_folded else "")
     note = outcome(arrow) if arrow.is_folded and len(arrow.by_status) > 1 else status_text(arrow.status)
     if arrow.handling_seconds is not None:
         at_most = "\N{LESS-THAN OR EQUAL TO}" if arrow.is_folded else ""
