@@ -144,9 +144,8 @@ def sentence(arrow: Arrow, diagram: ConversationDiagram) -> str:
 
 
 def short_error(error: str | None, limit: int = MAX_ERROR) -> str:
-    """Return the first line of an error, cut to some characters."""
-    lines = (error or "").strip().splitlines()
-    return shortened(lines[0], limit) if lines else ""
+    """Return an error as one line, cut to some characters."""
+    return shortened(" ".join((error or "").split()), limit)
 
 
 def shortened(text: str, cells: int) -> str:
