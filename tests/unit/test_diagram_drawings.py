@@ -127,6 +127,14 @@ def test_the_labels_of_neighbours_do_not_overlap() -> None:
             assert max(end for _, end in spans) <= float(str(root.get("width")))
 
 
+def test_ordinary_names_and_labels_are_whole() -> None:
+    """Lifelines stand as far apart as the texts between them need: nothing is cut in an ordinary conversation."""
+    written = texts(parsed(sequence_svg(diagram_of(every_kind(), workflows={"order-7"}))))
+    assert not [text for text in written if text.endswith("\N{HORIZONTAL ELLIPSIS}")]
+    assert "topic order.shipped" in written
+    assert "\u2020 dead letter 200 ms \u21bb1" in written
+
+
 def test_the_timeline_has_a_bar_for_each_attempt_and_a_mark_for_each_bad_end() -> None:
     """Attempts, waiting, and marks of the expired, the dead and the cancelled message are drawn in their row."""
     root = parsed(timeline_svg(diagram_of(every_kind())))

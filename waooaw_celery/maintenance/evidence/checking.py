@@ -25,8 +25,8 @@ MAX_MANIFEST, MAX_LINE = 64 * 1024**2, 256 * 1024**2
 #: Most differences that are reported.
 MAX_DIFFERENCES = 100
 _CHUNK = 1024**2
-#: What Python raises for a damaged or a hostile zip file, among others: OSError and ValueError for a place before its
-#: beginning, NotImplementedError for a compression that it does not know, RuntimeError for an encrypted file.
+#: What Python raises for a damaged or a hostile zip file, among others: OSError and ValueError for a place before
+#: its beginning, NotImplementedError for an unknown compression, RuntimeError for an encrypted file.
 _UNREADABLE = (
     *(BadZipFile, EOFError, OSError, ValueError, NotImplementedError, RuntimeError),
     *(zlib.error, lzma.LZMAError, struct.error),
