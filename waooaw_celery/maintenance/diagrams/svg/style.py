@@ -63,6 +63,7 @@ DIAGRAM_CSS: Final = f"""
 .wd .wd-bar-wait {{ fill: none; stroke: var(--wd-wait); stroke-width: 1.5; stroke-dasharray: 3 2; }}
 .wd .wd-bar-run {{ fill: var(--wd-run); stroke: var(--wd-surface); stroke-width: 1; }}
 .wd .wd-bar-bad {{ fill: var(--wd-bad); stroke: var(--wd-surface); stroke-width: 1; }}
+.wd .wd-bar-warn {{ fill: var(--wd-warn); stroke: var(--wd-surface); stroke-width: 1; }}
 .wd .wd-bar-fold {{ fill: var(--wd-run); fill-opacity: 0.45; stroke: var(--wd-run); stroke-width: 1; }}
 .wd .wd-bar-open {{ fill: var(--wd-open); }}
 .wd .wd-mark {{ stroke: var(--wd-text); stroke-width: 2; }}

@@ -40,7 +40,7 @@ _INDENT, _MAX_DEPTH = 10, 8
 #: The narrowest bar, and the least distance of two labels of the axis.
 _MIN_BAR, _TICK = 2.5, 84
 _PLAIN_KINDS = frozenset({MessageStatus.PUBLISHED, MessageStatus.ANSWERED})
-_BAD_OUTCOMES = frozenset({"retried", "failed", "dead", "lost", "cancelled"})
+_BAD_OUTCOMES = frozenset({"retried", "failed", "dead", "lost"})
 
 
 def timeline_svg(diagram: ConversationDiagram, *, link: Link | None = None) -> str:
@@ -169,8 +169,7 @@ class _Drawing:
             if waits_from is not None:
                 yield self._bar(waits_from, attempt.began_at, y, 6, "wd-bar-wait")
             ended_at = attempt.ended_at or self._diagram.ended_at
-            bad = "wd-bar-bad" if attempt.outcome in _BAD_OUTCOMES else "wd-bar-run"
-            class_ = bad if attempt.outcome else "wd-bar-open"
+            class_ = _bar_class(attempt.outcome)
             tip = f"attempt {attempt.number}: {attempt.outcome or 'running'}"
             seconds = f" after {duration(attempt.seconds)}" if attempt.seconds is not None else ""
             bar = self._bar(attempt.began_at, ended_at, y, 12, class_)
@@ -207,6 +206,14 @@ class _Drawing:
         if arrow.status is MessageStatus.CANCELLED:
             yield element("circle", cx=end, cy=y, r=6, fill="none", class_="wd-mark-warn")
             yield element("path", d=f"M{end - 4:.1f} {y + 4}l8 -8", fill="none", class_="wd-mark-warn")
+
+
+def _bar_class(outcome: str | None) -> str:
+    if outcome is None:
+        return "wd-bar-open"
+    if outcome == "cancelled":
+        return "wd-bar-warn"
+    return "wd-bar-bad" if outcome in _BAD_OUTCOMES else "wd-bar-run"
 
 
 def _legend() -> Iterator[str]:
