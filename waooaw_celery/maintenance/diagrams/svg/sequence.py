@@ -41,6 +41,8 @@ from waooaw_celery.messages.wording import counted
 ROW, BOX, MARGIN, GAP = 50, 34, 12, 18
 #: Pixels: the widths of a box, the longest label that moves lifelines apart, and what a loop has beside its label.
 MIN_BOX, MAX_BOX, MAX_LABEL, LOOP = 84.0, 236.0, 260.0, 56.0
+#: How far from the sender a label reaches at most, in pixels.
+LABEL_REACH = 330.0
 #: After so many rows the names are shown again.
 ROWS_BETWEEN_NAMES = 14
 #: The half width of the bar of a running handler.
@@ -189,7 +191,9 @@ class _Drawing:
         way = 1 if end > begin else -1
         begin, end = begin + way * _ACTIVE, end - way * _ACTIVE
         line = element("path", d=f"M{begin:.1f} {y}H{end - way * 2:.1f}", fill="none", class_=_arrow_class(arrow))
-        middle, room = (begin + end) / 2, abs(end - begin) - 20
+        # The label of a long arrow stands near its sender, where a reader who scrolls sees both.
+        length = min(abs(end - begin), LABEL_REACH)
+        middle, room = begin + way * length / 2, length - 20
         return [line, _head(arrow, end, y, way), *_texts(arrow, middle, y, room, "middle")]
 
     def _loop(self, arrow: Arrow, y: float) -> list[str]:
