@@ -84,7 +84,7 @@ class Protection:
             await send(message)
 
         refusal = self._refusal(connection)
-        if refusal is None and scope["path"] not in self._open_paths and not scope["path"].startswith("/static/"):
+        if refusal is None and scope["path"] not in self._open_paths and not _is_public(scope["path"]):
             found = await run_in_threadpool(self._authentication.identify, connection)
             if isinstance(found, Response):
                 refusal = found
@@ -119,13 +119,18 @@ class Protection:
     def _add_headers(self, headers: MutableHeaders, scope: Scope, nonce: str | None) -> None:
         for name, value in _HEADERS.items():
             headers[name] = value
-        if not scope["path"].startswith("/static/"):
+        if not _is_public(scope["path"]):
             headers["Cache-Control"] = "no-store"
         if self._is_secure:
             headers["Strict-Transport-Security"] = "max-age=31536000"
         if nonce is not None:
             secure = "; Secure" if self._is_secure else ""
             headers.append("Set-Cookie", f"{CSRF_COOKIE}={nonce}; Path=/; HttpOnly; SameSite=Lax{secure}")
+
+
+def _is_public(path: str) -> bool:
+    """Whether a path has only styles and scripts, without data."""
+    return path.startswith("/static/") or path == "/diagrams.css"
 
 
 def has_token(state: Any, form: Any) -> bool:

@@ -1,4 +1,4 @@
-"""`log`, `conversation`, `stats`, `spool`, `purge`, `hold` and `erase`: query and maintain the ledger."""
+"""`log`, `stats`, `spool`, `purge`, `hold` and `erase`: query and maintain the ledger."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ import click
 
 from waooaw_celery.cli.base.command import Command, CommandGroup
 from waooaw_celery.cli.base.exit_codes import CommandError, ExitCode
-from waooaw_celery.cli.base.parameters import AGENT, TimeParam
+from waooaw_celery.cli.base.parameters import AGENT
 from waooaw_celery.cli.group import current_app, named_app
+from waooaw_celery.cli.ledger.columns import FACTS, facts
+from waooaw_celery.cli.ledger.options import since_option, until_option
 from waooaw_celery.cli.output import echo, json_option, print_json, report, table_options
 from waooaw_celery.cli.output.formats import show_formats
 from waooaw_celery.cli.output.progress import progress
 from waooaw_celery.cli.output.table import show_facts, show_table
-from waooaw_celery.cli.output.times import in_zone
-from waooaw_celery.ledger.read.records import AuditRecord, Durations
+from waooaw_celery.ledger.read.records import Durations
 from waooaw_celery.ledger.retention.holds import HoldKind
 from waooaw_celery.ledger.retention.removal import Removal
 from waooaw_celery.ledger.retention.retention import Retention
@@ -25,9 +26,6 @@ from waooaw_celery.ledger.trail import MessageAuditTrail
 from waooaw_celery.log.escaping import escaped
 from waooaw_celery.messages.enums import MessageStatus, MessageType, Priority
 from waooaw_celery.messages.wording import counted
-
-_since = click.option("--since", type=TimeParam(), help="Sent at this time or later.")
-_until = click.option("--until", type=TimeParam(), help="Sent before this time.")
 
 
 @click.command(
@@ -39,11 +37,13 @@ _until = click.option("--until", type=TimeParam(), help="Sent before this time."
 @click.option("--type", "message_type", type=click.Choice([member.value for member in MessageType]))
 @click.option("--status", type=click.Choice([member.value for member in MessageStatus]))
 @click.option("--priority", type=click.Choice([member.name.lower() for member in Priority]))
+@click.option("--handler", help="For this handler, such as command, or a method's name.")
+@click.option("--identity", help="Sent by somebody with this identity.")
 @click.option("--correlation-id")
 @click.option("--topic", help="Events of this topic or pattern (order.*), and the messages to their subscribers.")
 @click.option("--text", help="The payload contains this text (case-insensitive).")
-@_since
-@_until
+@since_option
+@until_option
 @click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True)
 @table_options
 @click.pass_context
@@ -60,34 +60,16 @@ def log(ctx: click.Context, /, as_json: bool, priority: str | None, **filters: A
     if as_json:
         print_json(records)
         return
-    rows = [(*_facts(record), record.receipt.error) for record in records]
-    show_table("Messages, newest first", (*_FACTS, "error"), rows)
+    rows = [(*facts(record), record.receipt.error) for record in records]
+    show_table("Messages, newest first", (*FACTS, "error"), rows)
     if page.after is not None:
         echo(f"There are more messages: use --until {page.after[0].isoformat()}")
 
 
-@click.command(cls=Command, examples=["waooaw conversation 0198c0f2-7a51-7d5e-8d8c-0d7f2f3f7a10"])
-@click.argument("id_", metavar="ID")
-@table_options
-@click.pass_context
-def conversation(ctx: click.Context, id_: str, as_json: bool) -> None:
-    """Show the conversation that ID belongs to, in causal order.
-
-    ID is a message id, a correlation id or a conversation id.
-    """
-    records = MessageAuditTrail(current_app(ctx).ledger).conversation(id_, payloads=as_json)
-    if as_json:
-        print_json(records)
-        return
-    rows = [(*_facts(each), each.causation_id, each.receipt.error, _events(each)) for each in records]
-    title = f"Conversation {records[0].conversation_id}, in causal order"
-    show_table(title, (*_FACTS, "cause", "error", "events"), rows)
-
-
 @click.command(cls=Command, examples=["waooaw stats --since 7d", "waooaw stats payload.json"])
 @click.argument("file", required=False, type=click.File("rb"))
-@_since
-@_until
+@since_option
+@until_option
 @table_options
 @click.pass_context
 def stats(
@@ -100,19 +82,19 @@ def stats(
     if file is not None:
         show_formats(file, as_json)
         return
-    facts = MessageAuditTrail(current_app(ctx).ledger).statistics(since, until)
+    found = MessageAuditTrail(current_app(ctx).ledger).statistics(since, until)
     if as_json:
-        print_json(facts)
+        print_json(found)
         return
-    error_rate = "no message has ended" if facts.error_rate is None else f"{facts.error_rate:.1%}"
+    error_rate = "no message has ended" if found.error_rate is None else f"{found.error_rate:.1%}"
     measures = [
-        ("messages", facts.total),
-        ("by status", _listed(facts.by_status.items())),
-        ("by type", _listed(facts.by_type.items())),
-        ("top senders", _listed(facts.top_senders)),
-        ("top receivers", _listed(facts.top_receivers)),
-        ("waiting, p50 / p95 / p99", _milliseconds(facts.delivery)),
-        ("handling, p50 / p95 / p99", _milliseconds(facts.handling)),
+        ("messages", found.total),
+        ("by status", _listed(found.by_status.items())),
+        ("by type", _listed(found.by_type.items())),
+        ("top senders", _listed(found.top_senders)),
+        ("top receivers", _listed(found.top_receivers)),
+        ("waiting, p50 / p95 / p99", _milliseconds(found.delivery)),
+        ("handling, p50 / p95 / p99", _milliseconds(found.handling)),
         ("error rate", error_rate),
     ]
     show_facts("Statistics", measures)
@@ -184,8 +166,8 @@ def erase(ctx: click.Context, agent: str | None, containing: str | None, as_json
     if as_json:
         print_json(erasure)
         return
-    facts = {name: value for name, value in asdict(erasure).items() if name not in ("rule", "remains")}
-    rows = [(name.replace("_", " "), count) for name, count in facts.items()]
+    counts = {name: value for name, value in asdict(erasure).items() if name not in ("rule", "remains")}
+    rows = [(name.replace("_", " "), count) for name, count in counts.items()]
     show_table(f"Erased ({erasure.rule})", ("what", "count"), rows)
     show_table("Not reached", ("what",), [(each,) for each in erasure.remains])
 
@@ -233,27 +215,6 @@ def list_(ctx: click.Context, as_json: bool) -> None:
         return
     rows = [(each.kind, each.value, each.placed_at, each.reason) for each in holds]
     show_table(f"Legal holds ({len(rows)})", ("kind", "value", "placed", "reason"), rows)
-
-
-#: The columns that every list of messages has.
-_FACTS = ("sent", "status", "priority", "from", "to", "id")
-
-
-def _facts(record: AuditRecord) -> tuple[object, ...]:
-    """Return the cells of a message for the columns ``_FACTS``."""
-    receipt = record.receipt
-    return (
-        receipt.sent_at,
-        receipt.status.value,
-        receipt.priority.name,
-        receipt.from_agent,
-        f"{receipt.to_agent}.{receipt.handler}" if receipt.to_agent else f"topic {receipt.handler}",
-        receipt.message_id,
-    )
-
-
-def _events(record: AuditRecord) -> str:
-    return ", ".join(f"{each.event} {in_zone(each.at):%H:%M:%S.%f}"[:-3] for each in record.events)
 
 
 def _show_removal(removal: Removal, verb: str, as_json: bool) -> None:

@@ -1,0 +1,1 @@
+"""The pictures as SVG: ``sequence.py`` and ``timeline.py`` draw with ``elements.py``; colours: ``style.py``."""
