@@ -39,6 +39,7 @@ PATHS = (
     "/messages/{0.request}",
     "/conversations/{0.handled}",
     "/conversations/{0.request}",
+    "/conversations/{0.failed}?message={0.failed}",
     "/dead-letters",
     "/dead-letters?reason=script",
     "/dead-letters/{0.letter}",

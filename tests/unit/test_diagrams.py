@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 from conversation_records import at, event, every_kind, handled, large, record
 
-from waooaw_celery.errors import InvalidMessage
+from waooaw_celery.errors import InvalidMessage, UnknownMessage
 from waooaw_celery.maintenance.diagrams.building import diagram_of
 from waooaw_celery.maintenance.diagrams.folding import MAX_PARTICIPANTS
 from waooaw_celery.maintenance.diagrams.model import (
@@ -19,6 +19,7 @@ from waooaw_celery.maintenance.diagrams.model import (
 )
 from waooaw_celery.maintenance.diagrams.svg.time_scale import TimeScale
 from waooaw_celery.maintenance.diagrams.text import duration, offset, shortened
+from waooaw_celery.maintenance.diagrams.thread import thread_of
 from waooaw_celery.messages.enums import MessageStatus, MessageType
 
 
@@ -96,6 +97,22 @@ def test_no_message_precedes_its_cause() -> None:
     first = record("one", sent=10.0, events=handled(10.0))
     late = record("two", "worker", "other", sent=4.0, cause="one", events=handled(4.0))
     assert [arrow.message_id for arrow in diagram_of([first, late]).arrows] == ["one", "two"]
+
+
+def test_a_thread_has_the_causes_and_the_consequences_of_a_message() -> None:
+    """And nothing of its siblings; the order stays."""
+    records = [
+        record("first", sent=0),
+        record("asked", sent=1, cause="first"),
+        record("sibling", sent=2, cause="first"),
+        record("deeper", sent=3, cause="asked"),
+        record("deepest", sent=4, cause="deeper"),
+        record("of-sibling", sent=5, cause="sibling"),
+    ]
+    found = [each.receipt.message_id for each in thread_of(records, "asked")]
+    assert found == ["first", "asked", "deeper", "deepest"]
+    with pytest.raises(UnknownMessage, match="'lost'"):
+        thread_of(records, "lost")
 
 
 def test_nothing_to_draw_is_refused() -> None:

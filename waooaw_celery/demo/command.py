@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from waooaw_celery.cli.base.command import Command
 from waooaw_celery.cli.output import json_option, print_json
-from waooaw_celery.demo.console import check_console, conversation_url, start_console
+from waooaw_celery.demo.console import check_console, message_url, start_console, thread_url
 from waooaw_celery.demo.failures import Failures, run_failures
 from waooaw_celery.demo.health_checks import check_health
 from waooaw_celery.demo.processes import AGENTS, ROOT, Stack, running_stack
@@ -75,8 +75,8 @@ def _leave_open(stack: Stack, job: JobResult, failures: Failures, screen: Consol
     screen.print("\nThe console is open. Press Ctrl-C to end the demo.\n", highlight=False)
     for what, url in (
         ("All agents", address),
-        ("The conversation of the urgent document", conversation_url(address, overtaking.message_id)),
-        ("Why a document was rejected", f"{address}/dead-letters"),
+        ("What became of the urgent document, as a picture", thread_url(address, overtaking.message_id)),
+        ("Why a document was rejected", message_url(address, failures.invalid_document.message_id)),
     ):
         screen.print(f"  {what}: {url}", markup=False, highlight=False, soft_wrap=True)
     try:

@@ -43,6 +43,12 @@ def start_console(stack: Stack) -> str:
     return f"http://127.0.0.1:{port}"
 
 
-def conversation_url(address: str, id_: str) -> str:
-    """Return the address of a conversation's picture."""
-    return f"{address}/conversations/{quote(id_, safe='')}"
+def thread_url(address: str, id_: str) -> str:
+    """Return the address of the picture of a message, its causes and what it caused."""
+    name = quote(id_, safe="")
+    return f"{address}/conversations/{name}?message={name}"
+
+
+def message_url(address: str, id_: str) -> str:
+    """Return the address of a message's page."""
+    return f"{address}/messages/{quote(id_, safe='')}"

@@ -20,6 +20,7 @@ from waooaw_celery.ledger.trail import MessageAuditTrail
 from waooaw_celery.maintenance.diagrams.building import diagram_of
 from waooaw_celery.maintenance.diagrams.mermaid import mermaid
 from waooaw_celery.maintenance.diagrams.page import html_page
+from waooaw_celery.maintenance.diagrams.thread import thread_of
 from waooaw_celery.maintenance.diagrams.tree import STROKES, tree
 from waooaw_celery.maintenance.diagrams.workflow_ids import workflow_ids
 from waooaw_celery.maintenance.evidence.forms import record_form
@@ -42,6 +43,7 @@ from waooaw_celery.maintenance.evidence.forms import record_form
     type=click.File("wb", atomic=True),
     help="Write an HTML page with pictures and every message to FILE; - is standard output.",
 )
+@click.option("--thread", is_flag=True, help="Only the message ID, its causes, and what followed from it.")
 @click.option("--no-payloads", is_flag=True, help="Leave the payloads out of --html and --json.")
 @table_options
 @click.pass_context
@@ -51,6 +53,7 @@ def conversation(
     as_table: bool,
     as_mermaid: bool,
     page: IO[bytes] | None,
+    thread: bool,
     no_payloads: bool,
     as_json: bool,
 ) -> None:
@@ -63,6 +66,8 @@ def conversation(
     app = current_app(ctx)
     payloads = (as_json or page is not None) and not no_payloads
     records = MessageAuditTrail(app.ledger).conversation(id_, payloads=payloads)
+    if thread:
+        records = thread_of(records, id_)
     if as_json:
         print_json(records if payloads else [record_form(record, payload=False) for record in records])
     elif as_table:

@@ -17,6 +17,7 @@ from waooaw_celery.maintenance.diagrams.page import html_page
 from waooaw_celery.maintenance.diagrams.svg.sequence import sequence_svg
 from waooaw_celery.maintenance.diagrams.svg.style import DIAGRAM_CSS
 from waooaw_celery.maintenance.diagrams.svg.timeline import timeline_svg
+from waooaw_celery.maintenance.diagrams.thread import thread_of
 from waooaw_celery.maintenance.diagrams.workflow_ids import workflow_ids
 
 #: Messages in the table below the pictures, which have all of them.
@@ -28,12 +29,18 @@ def routes(app: AgentApp, pages: Pages) -> Sequence[BaseRoute]:
 
     def conversation(request: Request) -> Response:
         records = MessageAuditTrail(app.ledger).conversation(request.path_params["id"], payloads=False)
+        total = len(records)
+        message_id = request.query_params.get("message")
+        if message_id is not None:
+            records = thread_of(records, message_id)
         workflows = workflow_ids(app.database, {record.conversation_id for record in records})
         diagram = diagram_of(records, workflows=workflows)
         return pages.draw(
             request,
             "conversation.html",
             diagram=diagram,
+            message_id=message_id,
+            total=total,
             records=records[:MAX_LISTED],
             workflows=sorted(workflows),
             sequence=sequence_svg(diagram, link=_link),
