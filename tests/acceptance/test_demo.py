@@ -179,6 +179,30 @@ def test_the_demo_tells_a_story_in_80_columns(waooaw: Start, documents: Path) ->
 
 
 @pytest.mark.slow
+def test_the_console_stays_open_at_the_end(waooaw: Start, tmp_path: Path) -> None:
+    """With --console, each printed address answers until Ctrl-C, which ends all processes."""
+    documents = tmp_path / "documents"
+    documents.mkdir()
+    for number in range(12):
+        (documents / f"{number}.txt").write_text("some words " * 100)
+    demo = waooaw("demo", "--input", str(documents), "--console")
+    assert demo.stdout is not None
+    addresses: list[str] = []
+    for line in demo.stdout:
+        addresses += re.findall(r"http://\S+", line)
+        if len(addresses) == 3:
+            break
+    for address in addresses:
+        with urllib.request.urlopen(address, timeout=20) as answer:  # noqa: S310 - http
+            assert answer.status == 200
+    assert "conversations/" in addresses[1]
+    demo.send_signal(signal.SIGINT)
+    demo.communicate(timeout=60)
+    assert demo.returncode == 0
+    assert_nothing_is_left(tmp_path)
+
+
+@pytest.mark.slow
 def test_a_folder_without_documents_is_an_error(waooaw: Start, tmp_path: Path) -> None:
     """With an empty folder, the demo ends with an error of one sentence and stops all processes."""
     (tmp_path / "empty").mkdir()
@@ -204,13 +228,17 @@ def up(waooaw: Start, *arguments: str) -> tuple[subprocess.Popen[str], str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_up_runs_until_a_signal(waooaw: Start, tmp_path: Path, number: signal.Signals) -> None:
-    """The broker and Flower answer at the printed addresses; Ctrl-C and a closed terminal stop all processes."""
+    """The broker, the console and Flower answer at the printed addresses; Ctrl-C and a closed terminal stop all processes."""
     port = free_port()
     process, output = up(waooaw, "--port", str(port))
     socket.create_connection(("127.0.0.1", port), timeout=5).close()
     assert f"export CELERY_BROKER_URL=redis://127.0.0.1:{port}/0" in output
-    page = re.search(r"Flower: (http://\S+)", output)
+    page = re.search(r"Flower: +(http://\S+)", output)
     assert page is not None
+    console = re.search(r"Console: +(http://\S+)", output)
+    assert console is not None
+    with urllib.request.urlopen(console[1], timeout=20) as answer:  # noqa: S310 - http
+        assert "analyst-1" in answer.read().decode()
 
     def answers() -> bool:
         try:
