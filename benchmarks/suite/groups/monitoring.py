@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 import sys
+import time
 from collections.abc import Mapping
 
-from benchmarks.suite.groups.handling import emptied_by_agent, purge
+from benchmarks.suite.groups.handling import emptying, purge, worker_command
 from benchmarks.suite.groups.sending import make_bus
-from benchmarks.suite.row import Context, Group, Row, Sample, Subject
-from benchmarks.suite.workers import DEADLINE_SECONDS, ROOT
+from benchmarks.suite.row import Context, Group, Row
+from benchmarks.suite.slices import Handler, Sender, in_turns
 from waooaw_celery.messages.queues import agent_queue
 
 #: The least part of the rate without metrics and traces.
@@ -22,46 +20,40 @@ KINDS: dict[str, dict[str, str]] = {
     "traces, none sampled": {"BENCH_TRACES": "none"},
     "traces, all sampled": {"BENCH_TRACES": "all"},
 }
+#: How many times longer than other subjects each works in a round, and messages that wait for each second of it.
+LONGER, PER_SECOND = 5, 4000
 
 
 def monitoring(context: Context) -> Group:
     """Return the group."""
-    options = ["-P", "solo", "-c", "1"]
-    subjects: dict[str, Subject] = {}
     rows = []
-    for name, env in {"nothing": {}, **KINDS}.items():
-        subjects[f"send, {name}"] = _sent(context, env)
-        subjects[f"handle, {name}"] = _handled(context, options, env)
     for what in ("send", "handle"):
         for name in KINDS:
             target = None if name == "traces, all sampled" else TARGET
             rows.append(Row(f"{what}, {name}", f"{what}, {name}", f"{what}, nothing", target))
-    return Group("Monitoring", subjects, rows)
+    seconds = context.seconds * LONGER
+    kinds = {"nothing": {}, **KINDS}
+    senders = {f"send, {name}": _sender(context, env) for name, env in kinds.items()}
+    handlers = {f"handle, {name}": _handler(context, env, seconds) for name, env in kinds.items()}
+    return Group("Monitoring", in_turns(senders, seconds) | in_turns(handlers, seconds), rows)
 
 
-def _handled(context: Context, options: list[str], env: Mapping[str, str]) -> Subject:
+def _handler(context: Context, env: Mapping[str, str], seconds: float) -> Handler:
+    agent = f"monitored-{time.monotonic_ns()}"
+    urls = {"CELERY_BROKER_URL": context.redis_url, "WAOOAW_REDIS_URL": context.redis_url, "BENCH_AGENT": agent}
     # The port is a setting of the worker only, and the rest is for its environment.
     bench = {name: value for name, value in env.items() if name != "BENCH_METRICS"}
-    return emptied_by_agent(context, context.redis_url, options, bench)
+    bus = make_bus(context, context.redis_url, agent)
+    command = worker_command("benchmarks.agent_worker", ["-P", "solo", "-c", "1"])
+    worker = emptying(context, bus, agent, command, {**urls, **bench})
+    return Handler(worker, round(seconds * PER_SECOND), context.folder / f"{agent}.log")
 
 
-def _sent(context: Context, env: Mapping[str, str]) -> Subject:
-    agent = "monitored"
+def _sender(context: Context, env: Mapping[str, str]) -> Sender:
+    agent = f"monitored-{time.monotonic_ns()}"
     connection = context.stack.enter_context(make_bus(context, agent=agent).app.connection_for_write())
-
-    def sample() -> Sample:
-        command = [sys.executable, "-m", "benchmarks.monitored_sender", context.redis_url, agent]
-        done = subprocess.run(  # noqa: S603 - our own command
-            [*command, str(context.seconds)],
-            env={**os.environ, **{name: value for name, value in env.items() if name.startswith("BENCH_")}},
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=DEADLINE_SECONDS,
-        )
-        purge(agent_queue(agent), connection)
-        found = json.loads(done.stdout)
-        return Sample(found["rate"], found["cpu"])
-
-    return sample
+    return Sender(
+        [sys.executable, "-m", "benchmarks.monitored_sender", context.redis_url, agent],
+        {name: value for name, value in env.items() if name.startswith("BENCH_")},
+        lambda: purge(agent_queue(agent), connection),
+    )
