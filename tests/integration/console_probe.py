@@ -41,6 +41,11 @@ async def approve(flow: Any, text: str) -> Any:
 
 
 @agent.workflow
+async def parent(flow: Any, text: str) -> Any:
+    return await flow.child(f"{agent.name}.approve", {"text": text})
+
+
+@agent.workflow
 async def break_down(flow: Any, text: str) -> None:
     await flow.request(agent.name, "echo", {"value": text})
     raise ValueError(text)

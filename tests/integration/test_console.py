@@ -419,6 +419,11 @@ def test_workflows_are_steered(open_console: Open, world: World) -> None:
     assert "Not done" in change(client, "signal-workflow", workflow=id_, signal="approval")
     assert "run 2" in change(client, "retry-workflow", workflow=world.failed_workflow, from_step="")
     until(lambda: workflows.get(world.failed_workflow).status == "failed", "it fails again")
+    parent = workflows.start(f"{world.agent}.parent", {"text": "x"}).workflow_id
+    until(lambda: workflows.list(parent_id=parent).workflows, "its child")
+    [child] = workflows.list(parent_id=parent).workflows
+    assert f'href="/workflows/{child.workflow_id}"' in client.get(f"/workflows/{parent}").text
+    assert f'href="/workflows/{parent}"' in client.get(f"/workflows/{child.workflow_id}").text
     other = workflows.start(f"{world.agent}.approve", {"text": "x"}).workflow_id
     change(client, "cancel-workflow", workflow=other, compensate="1")
     until(lambda: workflows.get(other).status.final, "it is cancelled")

@@ -21,6 +21,8 @@ from waooaw_celery.workflows.workflows import Workflows
 
 #: Workflows on a page.
 PAGE_SIZE = 50
+#: Children of a workflow that its page lists, the newest ones.
+MAX_CHILDREN = 100
 #: Statuses from which a workflow can be run again.
 _RETRIABLE = (WorkflowStatus.FAILED, WorkflowStatus.CANCELLED, WorkflowStatus.TIMED_OUT)
 
@@ -62,6 +64,7 @@ def routes(app: AgentApp, pages: Pages) -> Sequence[BaseRoute]:
             "workflow.html",
             found=found,
             steps=[_shown(step, found) for step in steps],
+            children=all_.list(parent_id=found.workflow_id, limit=MAX_CHILDREN).workflows,
             is_retriable=found.status in _RETRIABLE,
         )
 
