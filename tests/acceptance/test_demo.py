@@ -228,7 +228,7 @@ def up(waooaw: Start, *arguments: str) -> tuple[subprocess.Popen[str], str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_up_runs_until_a_signal(waooaw: Start, tmp_path: Path, number: signal.Signals) -> None:
-    """The broker, the console and Flower answer at the printed addresses; Ctrl-C and a closed terminal stop all processes."""
+    """Broker, console and Flower answer at the printed addresses; Ctrl-C and a closed terminal stop everything."""
     port = free_port()
     process, output = up(waooaw, "--port", str(port))
     socket.create_connection(("127.0.0.1", port), timeout=5).close()
