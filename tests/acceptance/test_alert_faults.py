@@ -80,7 +80,7 @@ def fleet(postgres_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     """A healthy fleet: no alert fires."""
     program("prometheus")  # skips before anything else is started
     folder = tmp_path_factory.mktemp("faults")
-    rules = re.sub(r"^ +for: .*\n", "", RULES.read_text(), flags=re.MULTILINE).replace("offset 10m", "offset 5s")
+    rules = re.sub(r"^ +for: .*\n", "", RULES.read_text(), flags=re.MULTILINE).replace("[10m]", "[5s]")
     (folder / "rules.yml").write_text(rules)
     with ExitStack() as stack:
         url = stack.enter_context(valkey())

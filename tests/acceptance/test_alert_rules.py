@@ -124,5 +124,6 @@ def test_a_command_of_the_runbook_exists(command: str) -> None:
         subcommand = found.get_command(context, name)
         assert subcommand is not None, f"there is no command {name}"
         found = subcommand
+    assert not isinstance(found, click.Group) or found.invoke_without_command, "it needs a subcommand"
     options = {option for parameter in found.params for option in parameter.opts}
     assert {word for word in words if word.startswith("--")} <= options

@@ -113,8 +113,12 @@ def test_dead_letters_are_listed_shown_retried_and_discarded(
     assert "1 done, 1 refused" in refused.stdout
     until(lambda: len(app.dead_letters.list()) == 2, "the dead letter of the message that failed again")
 
+    gone = cli("discard", "--all", "--because", "seen", "--yes", "--limit", "1")
+    assert "1 done, 0 refused" in gone.stdout
+    assert "There may be more" in gone.stderr
     gone = cli("discard", "--all", "--because", "seen", "--yes")
-    assert "2 done, 0 refused" in gone.stdout
+    assert "1 done, 0 refused" in gone.stdout
+    assert "There may be more" not in gone.stderr
     assert "No dead letter matches." in cli("discard", "--all", "--because", "seen", "--yes").stdout
 
 

@@ -126,7 +126,7 @@ def retry(
     letters = _with_missing(ids, chosen)
     with progress("Sending dead letters", as_json=as_json) as on_progress:
         outcomes = app.dead_letters.retry(letters, by=requester(app, by), again=again, on_progress=on_progress)
-    _report(ctx, outcomes, as_json)
+    _report(ctx, outcomes, as_json, more=not ids and len(chosen) == limit)
 
 
 @dead.command(examples=["waooaw dead discard 1795908851841-0 --because 'sent by mistake'"])
@@ -160,7 +160,7 @@ def discard(
         outcomes = app.dead_letters.discard(
             letters, reason=because, by=requester(app, by), on_progress=on_progress
         )
-    _report(ctx, outcomes, as_json)
+    _report(ctx, outcomes, as_json, more=not ids and len(chosen) == limit)
 
 
 def _chosen(
@@ -189,7 +189,7 @@ def _confirm(letters: Sequence[DeadLetter], what: str, yes: bool) -> None:
     click.confirm(f"{what} {counted(len(letters), 'dead letter')}?", abort=True, err=True)
 
 
-def _report(ctx: click.Context, outcomes: Sequence[Outcome], as_json: bool) -> None:
+def _report(ctx: click.Context, outcomes: Sequence[Outcome], as_json: bool, *, more: bool) -> None:
     refused = sum(outcome.refused is not None for outcome in outcomes)
     if as_json:
         print_json(list(outcomes))
@@ -202,6 +202,8 @@ def _report(ctx: click.Context, outcomes: Sequence[Outcome], as_json: bool) -> N
         show_table(title, ("dead letter", "new message", "message", "why refused"), rows)
     else:
         echo("No dead letter matches.")
+    if more:
+        echo(f"There may be more: run the command again, or use --limit {2 * len(outcomes)}.", err=True)
     if refused:
         ctx.exit(ExitCode.FAILED)
 
