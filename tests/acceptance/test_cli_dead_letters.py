@@ -80,6 +80,7 @@ def test_dead_letters_are_listed_shown_retried_and_discarded(
     assert (listed[3]["from_agent"], listed[3]["task"]) == ("boss", f"{agent}.command")
     table = cli("list")
     assert "Dead letters (4)" in table.stdout
+    assert f"     2  to {agent}: FileNotFoundError: there is no needed" in table.stdout  # two died alike
     assert "\x1b" not in table.stdout
 
     narrow = cli("list", "--message", broken, columns=80)

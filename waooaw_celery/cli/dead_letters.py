@@ -25,6 +25,9 @@ from waooaw_celery.errors import WaooawError
 from waooaw_celery.messages.validation import JSON
 from waooaw_celery.messages.wording import counted
 
+#: Reasons that are counted.
+MAX_COUNTS = 10
+
 _FILTERS = (
     click.option("--agent", type=AGENT, help="Dead letters that were sent to this agent."),
     click.option("--queue", help="Dead letters from this queue."),
@@ -67,6 +70,9 @@ def list_(ctx: click.Context, /, limit: int, as_json: bool, **filters: Any) -> N
         print_json([_plain(letter) for letter in found])
         return
     _show_dead_letters(found)
+    if len({(letter.agent, letter.reason) for letter in found}) < len(found):  # some of them died alike
+        echo("By agent and reason:")
+        _show_counts(found)
     if len(found) == limit:
         echo(f"There may be more: use --limit {2 * limit}.")
 
@@ -184,9 +190,15 @@ def _with_missing(ids: tuple[str, ...], chosen: Sequence[DeadLetter]) -> list[De
 def _confirm(letters: Sequence[DeadLetter], what: str, yes: bool) -> None:
     if not letters or yes:
         return
-    for (agent, reason), count in Counter((letter.agent, letter.reason) for letter in letters).most_common(10):
-        echo(f"{count:6}  to {agent or 'an unknown agent'}: {reason:.100}", err=True)
+    _show_counts(letters, err=True)
     click.confirm(f"{what} {counted(len(letters), 'dead letter')}?", abort=True, err=True)
+
+
+def _show_counts(letters: Sequence[DeadLetter], *, err: bool = False) -> None:
+    """Print how many dead letters each agent has for each reason, the most frequent ones."""
+    counts = Counter((letter.agent, letter.reason) for letter in letters)
+    for (agent, reason), count in counts.most_common(MAX_COUNTS):
+        echo(f"{count:6}  to {agent or 'an unknown agent'}: {reason:.100}", err=err)
 
 
 def _report(ctx: click.Context, outcomes: Sequence[Outcome], as_json: bool, *, more: bool) -> None:
