@@ -38,7 +38,7 @@ OWN_VALUES = ("task", "id", "to", "queue", "tag")
 _EVENT_VALUES = ("body", "root", "parent", "expires", "ttl", "correlation", "sent_at", "event", *TRACE_HEADERS)
 #: Ends a piece of the text of an event. JSON writes it in another way.
 _END = "\0"
-_NULL = "null"
+_NULL, _EMPTY = "null", '""'
 
 #: The text of a template, and what puts the values of a message into its order.
 _Template: TypeAlias = "tuple[str, Callable[[tuple[str, ...]], tuple[str, ...]]]"
@@ -208,7 +208,7 @@ def _values(message: Message, body: str, tag: str, reply_to: str | None) -> tupl
 
 def _trace_values(trace: TraceContext) -> tuple[str, ...]:
     """Return the trace headers as JSON, in the order of ``TRACE_HEADERS``; those that are missing are not read."""
-    return tuple(encode_basestring_ascii(trace.get(name, "")) for name in TRACE_HEADERS)
+    return tuple([encode_basestring_ascii(trace[name]) if name in trace else _EMPTY for name in TRACE_HEADERS])
 
 
 def _cut(message: dict[str, Any]) -> _Template:

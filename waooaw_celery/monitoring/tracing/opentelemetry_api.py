@@ -41,8 +41,8 @@ class Api(NamedTuple):
 
 
 _failed = False
-#: The provider of the last call, and the tracer that it has given.
-_last: tuple[Any, Any] = (None, None)
+#: The provider of the last call, and what its spans are made with: each send asks for it.
+_last: tuple[Any, Api | None] = (None, None)
 
 
 def api() -> Api | None:
@@ -52,15 +52,23 @@ def api() -> Api | None:
     if trace is None or not hasattr(trace, "ProxyTracerProvider"):  # it may be half imported by another thread
         return None
     provider = trace.get_tracer_provider()
+    known, found = _last
+    if known is not provider:
+        found = _made_with(trace, provider)
+        _last = provider, found
+    if found is not None and found.beside != _is_instrumented():
+        found = found._replace(beside=not found.beside)
+        _last = provider, found
+    return found
+
+
+def _made_with(trace: Any, provider: Any) -> Api | None:
+    """Return what spans of a provider are made with; None: it makes none."""
     if isinstance(provider, trace.ProxyTracerProvider | trace.NoOpTracerProvider):
         return None
     from opentelemetry import context, propagate
 
-    known, tracer = _last
-    if known is not provider:
-        tracer = provider.get_tracer(SCOPE)
-        _last = provider, tracer
-    return Api(trace, propagate, context, tracer, _is_instrumented())
+    return Api(trace, propagate, context, provider.get_tracer(SCOPE), beside=False)
 
 
 def current_trace(found: Api | None) -> dict[str, str]:
@@ -107,5 +115,7 @@ def report_failure() -> None:
 
 def _is_instrumented() -> bool:
     module = sys.modules.get(_INSTRUMENTATION)
+    if module is None:
+        return False
     instrumentor = getattr(module, "CeleryInstrumentor", None)
     return instrumentor is not None and bool(instrumentor().is_instrumented_by_opentelemetry)
