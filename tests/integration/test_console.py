@@ -183,7 +183,8 @@ def test_a_search_finds_by_each_field(open_console: Open, world: World) -> None:
     assert client.get("/messages", params={"after": "2026-11-30T00:00|\x00"}).status_code == 400
     for name in ("name", "agent", "text", "page"):
         assert client.get("/workflows", params={name: "\x00"}).status_code == 400, name
-    for query in ("from=NOT VALID", "since=yesterday", "status=lost", "priority=very", "after=x|y", "topic=a..b"):
+    early, late = "0001-01-01T00:00%2B14:00", "9999-12-31T23:59-14:00"
+    for query in (f"since={early}", f"until={late}", f"after={early}|x", "from=NOT VALID", "since=yesterday", "status=lost", "priority=very", "after=x|y", "topic=a..b"):
         found = client.get(f"/messages?{query}")
         assert found.status_code == 400, query
         assert "note bad" in found.text
@@ -233,7 +234,10 @@ def test_what_is_unknown_is_a_page(open_console: Open) -> None:
         "/agents/nobody",
         "/dead-letters/1-1",
         "/nothing",
+        "/static/nothing",
         f"/changes?change={uuid4()}",
+        "/changes?change=%00",
+        "/changes?after=2026-11-30T00:00|%00",
     ):
         answer = client.get(path)
         assert answer.status_code == (200 if path.startswith("/changes") else 404), path
@@ -293,6 +297,10 @@ def test_a_change_needs_its_role(
         ({"Origin": "null"}, {}),
         ({"Sec-Fetch-Site": "cross-site"}, {}),
         ({"Host": "evil.example"}, {}),
+        ({"Host": "["}, {}),
+        ({"Host": "testserver/elsewhere?"}, {}),
+        ({"Host": "ada@testserver"}, {}),
+        ({"Origin": "http://["}, {}),
     ],
 )
 def test_a_form_of_another_site_is_refused(

@@ -146,9 +146,9 @@ def parse_time(text: str) -> datetime | None:
         return None
     try:
         moment = datetime.fromisoformat(text)
-    except ValueError:
+        return (moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)).astimezone(UTC)
+    except (ValueError, OverflowError):  # such as midnight of the year 1, east of Greenwich
         raise InvalidMessage(f"{text!r:.80} is no time, such as 2026-11-30T09:30") from None
-    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
 
 
 def _parse_after(text: str) -> tuple[datetime, str] | None:
