@@ -153,12 +153,24 @@ def test_only_an_officer_sees_payloads(open_console: Open, world: World, role: R
         assert "Only an officer sees payloads" in text
         assert "&#34;text&#34;" not in text
         assert "&#34;fail&#34;" not in text
+    [record] = MessageAuditTrail(world.app.ledger).conversation(world.handled)
+    for path in (f"/messages/{world.handled}", f"/conversations/{world.handled}/page"):
+        assert record.payload_digest not in client.get(path).text  # it confirms a guess
     assert client.get(f"/messages/{world.handled}/json").status_code == 403
     assert client.get("/messages?text=hacked").status_code == 403
     assert client.get("/workflows?text=hacked").status_code == 403
     officer = open_console(Role.OFFICER)
     assert officer.get(f"/messages/{world.handled}/json").json()["payload"]["text"] == HOSTILE
+    assert record.payload_digest in officer.get(f"/messages/{world.handled}").text
     assert world.handled in officer.get("/messages?text=hacked").text
+
+
+def test_half_a_surrogate_pair_in_a_payload_is_shown(open_console: Open, world: World) -> None:
+    """UTF-8 cannot write it, JSON can, as an escape."""
+    message_id = MessageBus(world.app).send_to("shop", world.agent, {"half": "\ud800"}).message_id
+    client = open_console(Role.OFFICER)
+    assert '"half": "\\ud800"' in unescape(client.get(f"/messages/{message_id}").text)
+    assert client.get(f"/messages/{message_id}/json").json()["payload"] == {"half": "\ud800"}
 
 
 def test_a_search_finds_by_each_field(open_console: Open, world: World) -> None:
