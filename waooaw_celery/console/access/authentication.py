@@ -140,9 +140,11 @@ class ProxyAuthentication(Authentication):
         names = connection.headers.getlist(self._user_header)
         if len(names) != 1 or not names[0].strip():
             return PlainTextResponse(f"The proxy did not send one {self._user_header}.", 401)
-        groups = connection.headers.get(self._groups_header, "") if self._groups_header is not None else ""
-        name = names[0].strip()
-        return granted(name, [each.strip() for each in groups.split(",") if each.strip()], self._grants)
+        groups = connection.headers.getlist(self._groups_header) if self._groups_header is not None else []
+        if len(groups) > 1:  # one of them may be the client's own
+            return PlainTextResponse(f"The proxy sent more than one {self._groups_header}.", 401)
+        name, listed = names[0].strip(), ",".join(groups).split(",")
+        return granted(name, [each.strip() for each in listed if each.strip()], self._grants)
 
     def _is_proxy(self, connection: HTTPConnection) -> bool:
         if connection.client is None:
