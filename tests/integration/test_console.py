@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from html import unescape
 from pathlib import Path
 from typing import TypeAlias
@@ -420,6 +421,26 @@ def test_dead_letters_are_retried_edited_and_discarded(open_console: Open, world
         action = "edit-dead-letter" if "payload" in fields else "retry-dead-letters"
         assert "Not done" in change(client, action, **fields)
     assert app.dead_letters.get(world.letter).message_id == world.failed
+
+
+def test_a_form_has_the_whole_payload_and_its_types(open_console: Open, world: World) -> None:
+    """Who edits one word of a large payload with a time and bytes sends the rest as it was."""
+    client, app = open_console(*Role), world.app
+    payload = {"fail": "edit", "long": "é" * 1_200_000, "at": datetime(2026, 11, 30, tzinfo=UTC), "raw": b"\xff"}
+    message_id = MessageBus(app).send_to("shop", world.agent, payload).message_id
+    assert settled(app, message_id) is MessageStatus.FAILED
+    [letter] = app.dead_letters.list(message_id=message_id)
+    form = re.search(r"<textarea[^>]*>(.*?)</textarea>", client.get(f"/dead-letters/{letter.id}").text, re.DOTALL)
+    assert form is not None
+    edited = unescape(form[1]).replace('"fail"', '"fixed"')
+    for wrong in ('{"__type__": "uuid", "__value__": 7}', '{"__type__": "datetime", "__value__": "x"}'):
+        assert "is not JSON" in change(client, "edit-dead-letter", id=letter.id, payload=wrong)
+    said = change(client, "edit-dead-letter", id=letter.id, payload=edited)
+    new_id = said.rpartition(" message ")[2].strip().removesuffix(".")
+    assert settled(app, new_id) is MessageStatus.HANDLED
+    assert MessageAuditTrail(app.ledger).receipt(new_id).payload == {
+        "fixed": "edit", **{name: value for name, value in payload.items() if name != "fail"}
+    }  # fmt: skip
 
 
 def test_workflows_are_steered(open_console: Open, world: World) -> None:

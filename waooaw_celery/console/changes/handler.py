@@ -49,7 +49,7 @@ class ChangeHandler:
         length = request.headers.get("content-length", "")
         if not length.isdecimal() or int(length) > MAX_BYTES:
             return self._pages.error(request, 413, f"The form is larger than {MAX_BYTES >> 20} MiB.")
-        form = await request.form(max_files=0, max_fields=MAX_FIELDS)
+        form = await request.form(max_files=0, max_fields=MAX_FIELDS, max_part_size=MAX_BYTES)
         fields: dict[str, list[str]] = {}
         for name, value in form.multi_items():
             fields.setdefault(name, []).append(str(value))
