@@ -66,6 +66,17 @@ def test_the_console_starts_read_only_and_ends_with_its_live_pages(redis_url: st
     assert "Traceback" not in (tmp_path / "console.log").read_text()
 
 
+@pytest.mark.parametrize("host", ["::1", "127.0.0.2"])
+def test_its_address_is_said_on_every_loopback(redis_url: str, tmp_path: Path, host: str) -> None:
+    """The address that it prints is the one at which it answers, also by IPv6."""
+    try:
+        socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError:
+        pytest.skip(f"this computer has no {host}")
+    with console(tmp_path, {"CELERY_BROKER_URL": redis_url}, "--host", host) as (_, url):
+        assert get(url)[0] == 200
+
+
 def test_ctrl_c_ends_it(redis_url: str, tmp_path: Path) -> None:
     """Without a traceback, with exit code 0."""
     with console(tmp_path, {"CELERY_BROKER_URL": redis_url}) as (process, url):

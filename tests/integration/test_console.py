@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from html import unescape
 from pathlib import Path
 from typing import TypeAlias
 from uuid import uuid4
 
+import psutil
 import pytest
+import redis
 from console_world import HOSTILE, IDENTITY, ORDER, World, console_world
+from sqlalchemy import text
 from starlette.requests import HTTPConnection
 from starlette.responses import PlainTextResponse, Response
 from starlette.testclient import TestClient
@@ -22,7 +26,9 @@ from waooaw_celery.agents import Workflows
 from waooaw_celery.console.access.authentication import Authentication
 from waooaw_celery.console.access.roles import Person, Role
 from waooaw_celery.console.application import ConsoleOptions, create_console
+from waooaw_celery.embedded import valkey
 from waooaw_celery.errors import ConfigurationError
+from waooaw_celery.ledger.database import upgrade as schema
 from waooaw_celery.ledger.operators.actions import ActionOutcome, list_actions
 from waooaw_celery.ledger.trail import MessageAuditTrail
 
@@ -366,6 +372,30 @@ def test_a_change_is_in_the_ledger(open_console: Open, world: World) -> None:
     assert len(list_actions(world.app.database)) == number
 
 
+def test_a_change_whose_end_cannot_be_recorded_says_that_it_was_made(open_console: Open, world: World) -> None:
+    """Or else the person makes it again."""
+    client, database = open_console(*Role), world.app.database
+    if database.engine.dialect.name == "sqlite":
+        break_ = "CREATE TRIGGER full BEFORE UPDATE ON waooaw_operator_actions BEGIN SELECT RAISE(FAIL, 'full'); END"
+        mend = "DROP TRIGGER full"
+    else:
+        break_ = "ALTER TABLE waooaw_operator_actions ADD CONSTRAINT broken CHECK (ended_at IS NULL) NOT VALID"
+        mend = "ALTER TABLE waooaw_operator_actions DROP CONSTRAINT broken"
+    given = {"csrf": token(client), "agent": "unsure", "reason": "r"}
+    with database.begin("break the table") as connection:
+        connection.execute(text(break_))
+    try:
+        answer = client.post("/changes/pause-sender", data=given)
+    finally:
+        with database.begin("mend the table") as connection:
+            connection.execute(text(mend))
+    assert answer.status_code == 503
+    assert "The change was made: unsure may not send." in answer.text
+    assert "unsure" in {pause.agent for pause in world.app.restrictions.pauses()}
+    assert list_actions(database)[0].outcome is ActionOutcome.BEGUN
+    assert "begun" in client.get("/changes").text
+
+
 def test_agents_are_steered(open_console: Open, world: World) -> None:
     """Status, weight, circuit breaker and quota."""
     client = open_console(Role.OPERATOR)
@@ -540,3 +570,29 @@ def test_servers_that_do_not_answer_are_named(tmp_path: Path) -> None:
                 answer = client.get(path)
                 assert answer.status_code == 503, (path, answer.text)
                 assert "A server does not answer" in answer.text
+
+
+def test_agents_that_are_not_current_are_not_shown_as_if_they_were(tmp_path: Path) -> None:
+    """The store goes away while people look: the overview and the page of the agents say so."""
+    with ExitStack() as servers:
+        url = servers.enter_context(valkey())
+        ledger = f"sqlite:///{tmp_path / 'ledger.sqlite'}"  # it knows the agents too, and answers
+        app = servers.enter_context(
+            create_app(
+                broker_url=url, result_backend=url, waooaw_spool_folder=str(tmp_path), waooaw_database_url=ledger
+            )
+        )
+        schema.upgrade(app.database)
+        options = ConsoleOptions(authentication=Named(*Role), hosts=["testserver"])
+        client = servers.enter_context(TestClient(create_console(app, options).asgi))
+        assert "not current" not in client.get("/agents").text
+        with redis.Redis.from_url(url.replace("redis+socket:", "unix:")) as connection:
+            process = psutil.Process(connection.info("server")["process_id"])
+        process.suspend()
+        try:
+            until(lambda: "agents are not current" in client.get("/").text, "the overview to say so")
+            answer = client.get("/agents")
+            assert answer.status_code == 200
+            assert "agents are not current" in answer.text
+        finally:
+            process.resume()

@@ -267,6 +267,7 @@ def test_the_console_knows_its_names() -> None:
     assert options.is_secure
     assert not AccessOptions(host="127.0.0.1", grants=NOBODY).is_secure
     assert set(AccessOptions(host="192.0.2.1", grants=NOBODY).hosts) == {"192.0.2.1"}
+    assert "127.0.0.2" in AccessOptions(host="127.0.0.2", grants=NOBODY).hosts
 
 
 def test_a_path_never_leaves_the_site() -> None:
