@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from html import unescape
@@ -451,6 +452,24 @@ def test_dead_letters_are_retried_edited_and_discarded(open_console: Open, world
         action = "edit-dead-letter" if "payload" in fields else "retry-dead-letters"
         assert "Not done" in change(client, action, **fields)
     assert app.dead_letters.get(world.letter).message_id == world.failed
+
+
+def test_two_people_edit_a_dead_letter(open_console: Open, world: World) -> None:
+    """At the same time, each in another way: it is sent once, and the other one is told."""
+    app, clients = world.app, [open_console(*Role) for _ in range(4)]
+    tokens = [token(client) for client in clients]
+    message_id = MessageBus(app).send_to("shop", world.agent, {"fail": "edit me"}).message_id
+    assert settled(app, message_id) is MessageStatus.FAILED
+    [letter] = app.dead_letters.list(message_id=message_id)
+
+    def edit(number: int) -> str:
+        given = {"csrf": tokens[number], "reason": "r", "back": "/agents", "id": letter.id}
+        return clients[number].post("/changes/edit-dead-letter", data={**given, "payload": f'{{"n": {number}}}'}).text
+
+    with ThreadPoolExecutor(len(clients)) as threads:
+        answers = list(threads.map(edit, range(len(clients))))
+    assert sum("Sent again with the edited payload" in each for each in answers) == 1
+    assert sum("there is no dead letter" in each for each in answers) == 3
 
 
 def test_a_form_has_the_whole_payload_and_its_types(open_console: Open, world: World) -> None:
