@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import base64
+from collections import Counter
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from ipaddress import ip_network
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 from starlette.requests import HTTPConnection
@@ -141,6 +144,21 @@ def test_who_guesses_passwords_must_wait(tmp_path: Path) -> None:
     assert isinstance(blocked, Response)
     assert (blocked.status_code, blocked.headers["Retry-After"]) == (429, "60")
     assert isinstance(access.identify(connection(basic("ada", PASSWORD), client="192.0.2.2")), Person)
+
+
+def test_who_guesses_many_passwords_at_once_must_wait_too(tmp_path: Path) -> None:
+    """Each guess takes a third of a second: those that wait for their turn are refused once ten were wrong."""
+    access = BasicAuthentication(read_users(users_file(tmp_path, user_line("ada", frozenset(Role), PASSWORD))))
+    barrier = Barrier(40)
+
+    def guess(number: int) -> int:
+        barrier.wait(10)
+        answer = access.identify(connection(basic("ada", f"wrong {number}")))
+        assert isinstance(answer, Response)
+        return answer.status_code
+
+    with ThreadPoolExecutor(40) as threads:
+        assert Counter(threads.map(guess, range(40))) == {401: 10, 429: 30}
 
 
 def test_only_a_trusted_proxy_names_people() -> None:
