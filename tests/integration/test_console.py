@@ -15,8 +15,8 @@ from uuid import uuid4
 import psutil
 import pytest
 import redis
+import sqlalchemy
 from console_world import HOSTILE, IDENTITY, ORDER, World, console_world
-from sqlalchemy import text
 from starlette.requests import HTTPConnection
 from starlette.responses import PlainTextResponse, Response
 from starlette.testclient import TestClient
@@ -204,7 +204,17 @@ def test_a_search_finds_by_each_field(open_console: Open, world: World) -> None:
     for name in ("name", "agent", "text", "page"):
         assert client.get("/workflows", params={name: "\x00"}).status_code == 400, name
     early, late = "0001-01-01T00:00%2B14:00", "9999-12-31T23:59-14:00"
-    for query in (f"since={early}", f"until={late}", f"after={early}|x", "from=NOT VALID", "since=yesterday", "status=lost", "priority=very", "after=x|y", "topic=a..b"):
+    for query in (
+        f"since={early}",
+        f"until={late}",
+        f"after={early}|x",
+        "from=NOT VALID",
+        "since=yesterday",
+        "status=lost",
+        "priority=very",
+        "after=x|y",
+        "topic=a..b",
+    ):
         found = client.get(f"/messages?{query}")
         assert found.status_code == 400, query
         assert "note bad" in found.text
@@ -377,19 +387,21 @@ def test_a_change_whose_end_cannot_be_recorded_says_that_it_was_made(open_consol
     """Or else the person makes it again."""
     client, database = open_console(*Role), world.app.database
     if database.engine.dialect.name == "sqlite":
-        break_ = "CREATE TRIGGER full BEFORE UPDATE ON waooaw_operator_actions BEGIN SELECT RAISE(FAIL, 'full'); END"
+        break_ = (
+            "CREATE TRIGGER full BEFORE UPDATE ON waooaw_operator_actions BEGIN SELECT RAISE(FAIL, 'full'); END"
+        )
         mend = "DROP TRIGGER full"
     else:
         break_ = "ALTER TABLE waooaw_operator_actions ADD CONSTRAINT broken CHECK (ended_at IS NULL) NOT VALID"
         mend = "ALTER TABLE waooaw_operator_actions DROP CONSTRAINT broken"
     given = {"csrf": token(client), "agent": "unsure", "reason": "r"}
     with database.begin("break the table") as connection:
-        connection.execute(text(break_))
+        connection.execute(sqlalchemy.text(break_))
     try:
         answer = client.post("/changes/pause-sender", data=given)
     finally:
         with database.begin("mend the table") as connection:
-            connection.execute(text(mend))
+            connection.execute(sqlalchemy.text(mend))
     assert answer.status_code == 503
     assert "The change was made: unsure may not send." in answer.text
     assert "unsure" in {pause.agent for pause in world.app.restrictions.pauses()}
@@ -464,7 +476,9 @@ def test_two_people_edit_a_dead_letter(open_console: Open, world: World) -> None
 
     def edit(number: int) -> str:
         given = {"csrf": tokens[number], "reason": "r", "back": "/agents", "id": letter.id}
-        return clients[number].post("/changes/edit-dead-letter", data={**given, "payload": f'{{"n": {number}}}'}).text
+        return (
+            clients[number].post("/changes/edit-dead-letter", data={**given, "payload": f'{{"n": {number}}}'}).text
+        )
 
     with ThreadPoolExecutor(len(clients)) as threads:
         answers = list(threads.map(edit, range(len(clients))))

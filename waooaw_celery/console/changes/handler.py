@@ -84,7 +84,7 @@ class ChangeHandler:
 
         Raises:
             InvalidMessage: the reason is empty; nothing was changed.
-            AuditUnavailable: the change cannot be recorded, and was not made; or its outcome cannot, which is said.
+            AuditUnavailable: the change cannot be recorded, and was not made; or only its outcome cannot.
         """
         given = Given(app=self._app, by=person.name, reason=(fields.get("reason") or [""])[0], fields=fields)
         target = " ".join(", ".join(filter(None, fields.get(field, []))) for field in action.target).strip()

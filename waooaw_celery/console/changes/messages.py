@@ -14,7 +14,6 @@ from waooaw_celery.console.changes.action import Action, Given
 from waooaw_celery.errors import InvalidMessage
 from waooaw_celery.messages.wording import counted
 
-
 #: Seconds for which a change of dead letters waits until another one has ended.
 TURN_SECONDS = 20.0
 _turn = threading.Lock()

@@ -108,7 +108,8 @@ def read_action(database: Database, action_id: str) -> OperatorAction:
     """
     with database.begin("read what a person changed") as connection:
         found = _read(
-            connection, select(OperatorActionRow.__table__).where(OperatorActionRow.action_id == storable(action_id))
+            connection,
+            select(OperatorActionRow.__table__).where(OperatorActionRow.action_id == storable(action_id)),
         )
     if not found:
         raise UnknownMessage(f"the ledger has no change {action_id!r:.80}")
