@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -136,6 +137,28 @@ def test_the_overview_is_live_and_can_be_paused(
     page.get_by_role("button", name="Go on").click()
     until(lambda: page.locator("[data-old]").count() == 0, "the next event")
     assert problems == []
+
+
+def test_a_live_page_that_gets_no_more_events_says_so(page: Any, world: World, tmp_path: Path) -> None:
+    """Old figures must not look like new ones. Once the console answers again, the note goes away."""
+    with console(tmp_path, world.env) as (_, url):
+        page.goto(url)
+        note = page.get_by_text("This page is not current")
+        assert not note.is_visible()
+    until(note.is_visible, "the note")
+    with console(tmp_path, world.env, "--port", url.rpartition(":")[2]):
+        until(lambda: not note.is_visible(), "the note to go")
+
+
+def test_without_scripts_no_button_does_nothing(browser: Any, address: str, world: World) -> None:
+    """What needs a script is shown by the script."""
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    for path in ("/", "/dead-letters"):
+        page.goto(address + path)
+        assert page.locator("h1").is_visible()
+        assert page.locator("[hidden]:visible").count() == 0, path
+    context.close()
 
 
 def test_times_are_in_the_zone_of_the_reader(page: Any, address: str, world: World) -> None:

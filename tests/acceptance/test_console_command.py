@@ -13,16 +13,19 @@ import urllib.error
 import urllib.request
 from base64 import b64encode
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trustme
+from clocks import HOUR, skewed
 from process_pool import spawn, waooaw
-from support import until
+from support import Broker, lone_database, until
 
+from waooaw_celery.agents import EventBus
 from waooaw_celery.embedded import end
+from waooaw_celery.ledger.database import upgrade as schema
 
 
 @contextmanager
@@ -64,6 +67,29 @@ def test_the_console_starts_read_only_and_ends_with_its_live_pages(redis_url: st
             process.send_signal(signal.SIGTERM)
             assert process.wait(10) == 0
     assert "Traceback" not in (tmp_path / "console.log").read_text()
+
+
+@pytest.mark.parametrize("host", ["::1", "127.0.0.2"])
+def test_its_address_is_said_on_every_loopback(redis_url: str, tmp_path: Path, host: str) -> None:
+    """The address that it prints is the one at which it answers, also by IPv6."""
+    try:
+        socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError:
+        pytest.skip(f"this computer has no {host}")
+    with console(tmp_path, {"CELERY_BROKER_URL": redis_url}, "--host", host) as (_, url):
+        assert get(url)[0] == 200
+
+
+def test_its_own_clock_may_be_wrong(redis_url: str, postgres_url: str, tmp_path: Path) -> None:
+    """The last minutes are those of the ledger's clock, though the console's computer is three hours ahead."""
+    with lone_database(postgres_url) as database:
+        broker = Broker(redis_url, redis_url, tmp_path, database)
+        with closing(broker.app()) as app:
+            schema.upgrade(app.database)
+            EventBus(app).publish("clocks.checked", {}, from_agent="shop")
+        env = {"CELERY_BROKER_URL": redis_url, "WAOOAW_DATABASE_URL": database, **skewed(tmp_path, 3 * HOUR)}
+        with console(tmp_path, env) as (_, url):
+            assert "clocks.checked" in get(f"{url}/topics")[1]
 
 
 def test_ctrl_c_ends_it(redis_url: str, tmp_path: Path) -> None:

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from datetime import UTC, datetime
 from html import unescape
 from pathlib import Path
 from typing import TypeAlias
 from uuid import uuid4
 
+import psutil
 import pytest
+import redis
+import sqlalchemy
 from console_world import HOSTILE, IDENTITY, ORDER, World, console_world
 from starlette.requests import HTTPConnection
 from starlette.responses import PlainTextResponse, Response
@@ -21,7 +27,9 @@ from waooaw_celery.agents import Workflows
 from waooaw_celery.console.access.authentication import Authentication
 from waooaw_celery.console.access.roles import Person, Role
 from waooaw_celery.console.application import ConsoleOptions, create_console
+from waooaw_celery.embedded import valkey
 from waooaw_celery.errors import ConfigurationError
+from waooaw_celery.ledger.database import upgrade as schema
 from waooaw_celery.ledger.operators.actions import ActionOutcome, list_actions
 from waooaw_celery.ledger.trail import MessageAuditTrail
 
@@ -154,12 +162,24 @@ def test_only_an_officer_sees_payloads(open_console: Open, world: World, role: R
         assert "Only an officer sees payloads" in text
         assert "&#34;text&#34;" not in text
         assert "&#34;fail&#34;" not in text
+    [record] = MessageAuditTrail(world.app.ledger).conversation(world.handled)
+    for path in (f"/messages/{world.handled}", f"/conversations/{world.handled}/page"):
+        assert record.payload_digest not in client.get(path).text  # it confirms a guess
     assert client.get(f"/messages/{world.handled}/json").status_code == 403
     assert client.get("/messages?text=hacked").status_code == 403
     assert client.get("/workflows?text=hacked").status_code == 403
     officer = open_console(Role.OFFICER)
     assert officer.get(f"/messages/{world.handled}/json").json()["payload"]["text"] == HOSTILE
+    assert record.payload_digest in officer.get(f"/messages/{world.handled}").text
     assert world.handled in officer.get("/messages?text=hacked").text
+
+
+def test_half_a_surrogate_pair_in_a_payload_is_shown(open_console: Open, world: World) -> None:
+    """UTF-8 cannot write it, JSON can, as an escape."""
+    message_id = MessageBus(world.app).send_to("shop", world.agent, {"half": "\ud800"}).message_id
+    client = open_console(Role.OFFICER)
+    assert '"half": "\\ud800"' in unescape(client.get(f"/messages/{message_id}").text)
+    assert client.get(f"/messages/{message_id}/json").json()["payload"] == {"half": "\ud800"}
 
 
 def test_a_search_finds_by_each_field(open_console: Open, world: World) -> None:
@@ -184,7 +204,18 @@ def test_a_search_finds_by_each_field(open_console: Open, world: World) -> None:
     assert client.get("/messages", params={"after": "2026-11-30T00:00|\x00"}).status_code == 400
     for name in ("name", "agent", "text", "page"):
         assert client.get("/workflows", params={name: "\x00"}).status_code == 400, name
-    for query in ("from=NOT VALID", "since=yesterday", "status=lost", "priority=very", "after=x|y", "topic=a..b"):
+    early, late = "0001-01-01T00:00%2B14:00", "9999-12-31T23:59-14:00"
+    for query in (
+        f"since={early}",
+        f"until={late}",
+        f"after={early}|x",
+        "from=NOT VALID",
+        "since=yesterday",
+        "status=lost",
+        "priority=very",
+        "after=x|y",
+        "topic=a..b",
+    ):
         found = client.get(f"/messages?{query}")
         assert found.status_code == 400, query
         assert "note bad" in found.text
@@ -234,7 +265,10 @@ def test_what_is_unknown_is_a_page(open_console: Open) -> None:
         "/agents/nobody",
         "/dead-letters/1-1",
         "/nothing",
+        "/static/nothing",
         f"/changes?change={uuid4()}",
+        "/changes?change=%00",
+        "/changes?after=2026-11-30T00:00|%00",
     ):
         answer = client.get(path)
         assert answer.status_code == (200 if path.startswith("/changes") else 404), path
@@ -294,6 +328,10 @@ def test_a_change_needs_its_role(
         ({"Origin": "null"}, {}),
         ({"Sec-Fetch-Site": "cross-site"}, {}),
         ({"Host": "evil.example"}, {}),
+        ({"Host": "["}, {}),
+        ({"Host": "testserver/elsewhere?"}, {}),
+        ({"Host": "ada@testserver"}, {}),
+        ({"Origin": "http://["}, {}),
     ],
 )
 def test_a_form_of_another_site_is_refused(
@@ -344,6 +382,32 @@ def test_a_change_is_in_the_ledger(open_console: Open, world: World) -> None:
     assert answer.status_code == 400
     assert "needs a reason" in answer.text
     assert len(list_actions(world.app.database)) == number
+
+
+def test_a_change_whose_end_cannot_be_recorded_says_that_it_was_made(open_console: Open, world: World) -> None:
+    """Or else the person makes it again."""
+    client, database = open_console(*Role), world.app.database
+    if database.engine.dialect.name == "sqlite":
+        break_ = (
+            "CREATE TRIGGER full BEFORE UPDATE ON waooaw_operator_actions BEGIN SELECT RAISE(FAIL, 'full'); END"
+        )
+        mend = "DROP TRIGGER full"
+    else:
+        break_ = "ALTER TABLE waooaw_operator_actions ADD CONSTRAINT broken CHECK (ended_at IS NULL) NOT VALID"
+        mend = "ALTER TABLE waooaw_operator_actions DROP CONSTRAINT broken"
+    given = {"csrf": token(client), "agent": "unsure", "reason": "r"}
+    with database.begin("break the table") as connection:
+        connection.execute(sqlalchemy.text(break_))
+    try:
+        answer = client.post("/changes/pause-sender", data=given)
+    finally:
+        with database.begin("mend the table") as connection:
+            connection.execute(sqlalchemy.text(mend))
+    assert answer.status_code == 503
+    assert "The change was made: unsure may not send." in answer.text
+    assert "unsure" in {pause.agent for pause in world.app.restrictions.pauses()}
+    assert list_actions(database)[0].outcome is ActionOutcome.BEGUN
+    assert "begun" in client.get("/changes").text
 
 
 def test_agents_are_steered(open_console: Open, world: World) -> None:
@@ -401,6 +465,46 @@ def test_dead_letters_are_retried_edited_and_discarded(open_console: Open, world
         action = "edit-dead-letter" if "payload" in fields else "retry-dead-letters"
         assert "Not done" in change(client, action, **fields)
     assert app.dead_letters.get(world.letter).message_id == world.failed
+
+
+def test_two_people_edit_a_dead_letter(open_console: Open, world: World) -> None:
+    """At the same time, each in another way: it is sent once, and the other one is told."""
+    app, clients = world.app, [open_console(*Role) for _ in range(4)]
+    tokens = [token(client) for client in clients]
+    message_id = MessageBus(app).send_to("shop", world.agent, {"fail": "edit me"}).message_id
+    assert settled(app, message_id) is MessageStatus.FAILED
+    [letter] = app.dead_letters.list(message_id=message_id)
+
+    def edit(number: int) -> str:
+        given = {"csrf": tokens[number], "reason": "r", "back": "/agents", "id": letter.id}
+        return (
+            clients[number].post("/changes/edit-dead-letter", data={**given, "payload": f'{{"n": {number}}}'}).text
+        )
+
+    with ThreadPoolExecutor(len(clients)) as threads:
+        answers = list(threads.map(edit, range(len(clients))))
+    assert sum("Sent again with the edited payload" in each for each in answers) == 1
+    assert sum("there is no dead letter" in each for each in answers) == 3
+
+
+def test_a_form_has_the_whole_payload_and_its_types(open_console: Open, world: World) -> None:
+    """Who edits one word of a large payload with a time and bytes sends the rest as it was."""
+    client, app = open_console(*Role), world.app
+    payload = {"fail": "edit", "long": "é" * 1_200_000, "at": datetime(2026, 11, 30, tzinfo=UTC), "raw": b"\xff"}
+    message_id = MessageBus(app).send_to("shop", world.agent, payload).message_id
+    assert settled(app, message_id) is MessageStatus.FAILED
+    [letter] = app.dead_letters.list(message_id=message_id)
+    form = re.search(r"<textarea[^>]*>(.*?)</textarea>", client.get(f"/dead-letters/{letter.id}").text, re.DOTALL)
+    assert form is not None
+    edited = unescape(form[1]).replace('"fail"', '"fixed"')
+    for wrong in ('{"__type__": "uuid", "__value__": 7}', '{"__type__": "datetime", "__value__": "x"}'):
+        assert "is not JSON" in change(client, "edit-dead-letter", id=letter.id, payload=wrong)
+    said = change(client, "edit-dead-letter", id=letter.id, payload=edited)
+    new_id = said.rpartition(" message ")[2].strip().removesuffix(".")
+    assert settled(app, new_id) is MessageStatus.HANDLED
+    assert MessageAuditTrail(app.ledger).receipt(new_id).payload == {
+        "fixed": "edit", **{name: value for name, value in payload.items() if name != "fail"}
+    }  # fmt: skip
 
 
 def test_workflows_are_steered(open_console: Open, world: World) -> None:
@@ -505,3 +609,29 @@ def test_servers_that_do_not_answer_are_named(tmp_path: Path) -> None:
                 answer = client.get(path)
                 assert answer.status_code == 503, (path, answer.text)
                 assert "A server does not answer" in answer.text
+
+
+def test_agents_that_are_not_current_are_not_shown_as_if_they_were(tmp_path: Path) -> None:
+    """The store goes away while people look: the overview and the page of the agents say so."""
+    with ExitStack() as servers:
+        url = servers.enter_context(valkey())
+        ledger = f"sqlite:///{tmp_path / 'ledger.sqlite'}"  # it knows the agents too, and answers
+        app = servers.enter_context(
+            create_app(
+                broker_url=url, result_backend=url, waooaw_spool_folder=str(tmp_path), waooaw_database_url=ledger
+            )
+        )
+        schema.upgrade(app.database)
+        options = ConsoleOptions(authentication=Named(*Role), hosts=["testserver"])
+        client = servers.enter_context(TestClient(create_console(app, options).asgi))
+        assert "not current" not in client.get("/agents").text
+        with redis.Redis.from_url(url.replace("redis+socket:", "unix:")) as connection:
+            process = psutil.Process(connection.info("server")["process_id"])
+        process.suspend()
+        try:
+            until(lambda: "agents are not current" in client.get("/").text, "the overview to say so")
+            answer = client.get("/agents")
+            assert answer.status_code == 200
+            assert "agents are not current" in answer.text
+        finally:
+            process.resume()

@@ -72,6 +72,22 @@ def test_a_person_without_a_role_is_refused(client: TestClient, provider: Provid
     assert "eve has no role" in answer.text
 
 
+def test_the_search_of_an_address_outlives_the_login(client: TestClient, provider: Provider) -> None:
+    """Who is sent the address of a search sees the search, and not the whole list."""
+    answer = log_in(client, provider, "/messages?from=shop&status=failed")
+    assert answer.headers["Location"] == "/messages?from=shop&status=failed"
+    client.cookies.clear()
+    assert log_in(client, provider, f"/messages?from={'x' * 5000}").headers["Location"] == "/messages"
+
+
+def test_a_person_of_many_groups_logs_in(client: TestClient, provider: Provider) -> None:
+    """A browser drops a cookie of more than 4 KiB: the session has only groups that give a role."""
+    groups = [*(f"department-{number:032}" for number in range(300)), "sre", 7, ["sre"]]
+    provider.claims = {"preferred_username": "eve", "groups": groups}
+    assert len(log_in(client, provider).headers["Set-Cookie"]) < 4096
+    assert 'title="viewer">eve</span>' in client.get("/agents").text
+
+
 @pytest.mark.parametrize(
     "changes",
     [

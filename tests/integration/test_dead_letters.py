@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,14 @@ def fail(app: AgentApp, agent: str, payload: Any, **fields: Any) -> tuple[Messag
     assert settled(app, message.message_id) is MessageStatus.FAILED
     [letter] = [each for each in dead_letters_of(app, agent) if each.message_id == message.message_id]
     return message, letter
+
+
+def test_many_look_at_the_same_time(app: AgentApp, probe: str) -> None:
+    """Each thread sees all dead letters, though on RabbitMQ a reader holds them for a moment."""
+    app.dead_letters.add(f"agent.{probe}", "made by the test", *(b"raw" for _ in range(30)))
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda _: len(dead_letters_of(app, probe)), range(24)))
+    assert found == [30] * 24
 
 
 def test_retry_sends_a_new_message(app: AgentApp, broker: Broker, probe: str, tmp_path: Path) -> None:

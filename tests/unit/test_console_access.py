@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import base64
+from collections import Counter
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from ipaddress import ip_network
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 from starlette.requests import HTTPConnection
@@ -143,6 +146,21 @@ def test_who_guesses_passwords_must_wait(tmp_path: Path) -> None:
     assert isinstance(access.identify(connection(basic("ada", PASSWORD), client="192.0.2.2")), Person)
 
 
+def test_who_guesses_many_passwords_at_once_must_wait_too(tmp_path: Path) -> None:
+    """Each guess takes a third of a second: those that wait for their turn are refused once ten were wrong."""
+    access = BasicAuthentication(read_users(users_file(tmp_path, user_line("ada", frozenset(Role), PASSWORD))))
+    barrier = Barrier(40)
+
+    def guess(number: int) -> int:
+        barrier.wait(10)
+        answer = access.identify(connection(basic("ada", f"wrong {number}")))
+        assert isinstance(answer, Response)
+        return answer.status_code
+
+    with ThreadPoolExecutor(40) as threads:
+        assert Counter(threads.map(guess, range(40))) == {401: 10, 429: 30}
+
+
 def test_only_a_trusted_proxy_names_people() -> None:
     """From elsewhere the header is refused; with two of them nobody knows which is right."""
     grants = {Role.VIEWER: ["*"], Role.OPERATOR: ["sre"], Role.OFFICER: ["ada"]}
@@ -164,6 +182,10 @@ def test_only_a_trusted_proxy_names_people() -> None:
         assert answer.status_code == status
     twice = connection({"X-User": "bob"})
     twice.scope["headers"].append((b"x-user", b"ada"))
+    answer = access.identify(HTTPConnection(twice.scope))
+    assert isinstance(answer, Response)
+    twice = connection({"X-User": "bob", "X-Groups": "sre"})
+    twice.scope["headers"].append((b"x-groups", b"dev"))  # the first may be the client's, before the proxy's
     answer = access.identify(HTTPConnection(twice.scope))
     assert isinstance(answer, Response)
     strict = ProxyAuthentication([ip_network("192.0.2.1")], "X-User", None, {Role.OFFICER: ["ada"]})
@@ -263,6 +285,7 @@ def test_the_console_knows_its_names() -> None:
     assert options.is_secure
     assert not AccessOptions(host="127.0.0.1", grants=NOBODY).is_secure
     assert set(AccessOptions(host="192.0.2.1", grants=NOBODY).hosts) == {"192.0.2.1"}
+    assert "127.0.0.2" in AccessOptions(host="127.0.0.2", grants=NOBODY).hosts
 
 
 def test_a_path_never_leaves_the_site() -> None:

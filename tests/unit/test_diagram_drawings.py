@@ -300,7 +300,6 @@ def test_the_page_has_every_fact_of_every_message() -> None:
     assert "1 dead letter, 1 failed, 1 expired, 1 cancelled" in shown
     for each in every_kind():
         assert each.receipt.message_id in shown
-        assert each.payload_digest in shown
     for text in (
         "TimeoutError: the warehouse does not answer",
         "worker@host",
@@ -315,7 +314,9 @@ def test_payloads_are_shown_only_when_asked() -> None:
     payload = {"name": "<b>Ada & Eva</b>", "long": "x" * 100_000}
     records = [record("one", payload=payload), record("two", payload=None, erased_at=at(60))]
     assert "Ada" not in html_page(records)
+    assert records[0].payload_digest not in html_page(records)  # it would confirm who guesses the payload
     text = html_page(records, payloads=True)
+    assert records[0].payload_digest in text
     assert "&lt;b&gt;Ada &amp; Eva&lt;/b&gt;" in text
     assert "xx" * (MAX_PAYLOAD // 4) in text
     assert "x" * MAX_PAYLOAD not in text

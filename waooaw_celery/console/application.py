@@ -12,7 +12,7 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.sessions import SessionMiddleware
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ExceptionHandler
@@ -163,6 +163,8 @@ def _error_pages(pages: Pages) -> dict[int | type[Exception], ExceptionHandler]:
         return pages.error(request, status, str(error))
 
     def not_found(request: Request, _: Exception) -> Response:
+        if not hasattr(request.state, "person"):  # a public path, which is open without a login
+            return PlainTextResponse("There is no such page.", 404)
         return pages.error(request, 404, "There is no such page.")
 
     def server_failed(request: Request, error: Exception) -> Response:

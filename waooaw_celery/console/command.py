@@ -109,7 +109,7 @@ def console(
             ),
         )
         with closing(listen(host, port)) as listener:
-            address = f"{host}:{listener.getsockname()[1]}" if ":" not in host else f"[{host}]:{port}"
+            address = f"{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
             url = options.public_url or f"{'https' if tls_certificate else 'http'}://{address}/"
 
             def ready() -> None:

@@ -161,13 +161,21 @@ def percent(part: float | None, whole: float | None) -> str:
     return UNKNOWN if not whole or part is None else f"{100 * part / whole:.2g} %" if part < whole else "100 %"
 
 
-def pretty(value: Any) -> str:
-    """Return a JSON value as text on several lines, cut where it is too long for a page."""
+def pretty(value: Any, *, whole: bool = False) -> str:
+    """Return a JSON value as text on several lines.
+
+    Args:
+        value: the value.
+        whole: whether it is kept whole, as in a form; otherwise it is cut where it is too long for a page.
+    """
     text = json.dumps(value, indent=2, ensure_ascii=False, default=tagged)
+    length = len(text)
+    if not whole:
+        text = text[:MAX_PAYLOAD]
     text = "\n".join(_UNPRINTABLE.sub(_json_escape, line) for line in text.split("\n"))
-    if len(text) <= MAX_PAYLOAD:
+    if whole or length <= MAX_PAYLOAD:
         return text
-    return f"{text[:MAX_PAYLOAD]}\n… cut: {len(text):,} characters in all. The message's JSON has the rest."
+    return f"{text}\n… cut: {length:,} characters in all. The message's JSON has the rest."
 
 
 def _json_escape(found: re.Match[str]) -> str:

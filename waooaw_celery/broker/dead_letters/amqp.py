@@ -1,17 +1,18 @@
 """Dead letters on RabbitMQ: a durable queue in which each message is one dead letter, a JSON document.
 
 To list them, one channel gets all messages, acknowledges none, and closes: they return to their places. Meanwhile
-another reader finds fewer dead letters, or none.
+another reader finds fewer dead letters, or none. Threads of one process, such as those of the console, take turns.
 """
 
 from __future__ import annotations
 
 import json
+import threading
 import time
 from base64 import b64decode, b64encode
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from typing import Any
 from uuid import uuid4
@@ -27,6 +28,8 @@ logger = get_logger(__name__)
 
 #: Seconds within which the broker must confirm a dead letter.
 CONFIRM_SECONDS = 5.0
+#: Seconds for which a thread waits for its turn to read.
+TURN_SECONDS = 3.0
 _PERSISTENT = 2
 #: How often to look for dead letters that are to be removed, and the seconds between two attempts.
 REMOVE_ATTEMPTS, REMOVE_PAUSE_SECONDS = 3, 0.5
@@ -38,6 +41,7 @@ class AmqpDeadLetterStorage(DeadLetterStorage):
     def __init__(self, app: Any, max_count: int) -> None:
         super().__init__(app, max_count)
         self._warned = False
+        self._turn = threading.Lock()
 
     def add(self, queue: str, reason: str, *raw: bytes) -> None:
         at = self._app.reference_clock.now().isoformat()
@@ -68,7 +72,8 @@ class AmqpDeadLetterStorage(DeadLetterStorage):
                             break
             return list(reversed(newest))
 
-        return self._with_connection("read the dead letters", read)
+        with self._in_turn():
+            return self._with_connection("read the dead letters", read)
 
     def remove(self, ids: Collection[str]) -> set[str]:
         removed: set[str] = set()
@@ -85,10 +90,21 @@ class AmqpDeadLetterStorage(DeadLetterStorage):
         for attempt in range(REMOVE_ATTEMPTS if ids else 0):
             if attempt:  # another reader may hold some of them for a moment
                 time.sleep(REMOVE_PAUSE_SECONDS)
-            self._with_connection("remove dead letters", remove)
+            with self._in_turn():
+                self._with_connection("remove dead letters", remove)
             if len(removed) == len(set(ids)):
                 break
         return removed
+
+    @contextmanager
+    def _in_turn(self) -> Iterator[None]:
+        """Wait until no other thread reads, but not for ever: the broker may hang."""
+        has_turn = self._turn.acquire(timeout=TURN_SECONDS)
+        try:
+            yield
+        finally:
+            if has_turn:
+                self._turn.release()
 
     def _get_all(self, connection: Any, channel: Any) -> Iterator[tuple[DeadLetter, Any]]:
         """Yield the dead letters that exist now, the oldest first, each with its delivery tag."""

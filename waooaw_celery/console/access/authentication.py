@@ -83,17 +83,16 @@ class BasicAuthentication(Authentication):
             return _ask()
         client = connection.client.host if connection.client is not None else ""
         if self._failures.too_many(client):
-            wait = {"Retry-After": str(int(WINDOW_SECONDS))}
-            return PlainTextResponse("Too many wrong passwords. Wait a minute.", 429, wait)
+            return _wait()
         name, password = _credentials(header)
         user = self._users.get(name)
-        if self._is_right(header, password, user):
-            assert user is not None  # noqa: S101 - _is_right is true only for a user
+        is_right = self._is_right(header, password, user, client)
+        if is_right and user is not None:
             return user.person
-        self._failures.note(client)
-        return _ask()
+        return _wait() if is_right is None else _ask()
 
-    def _is_right(self, header: str, password: str, user: User | None) -> bool:
+    def _is_right(self, header: str, password: str, user: User | None, client: str) -> bool | None:
+        """Whether a password is right; None: its client must wait."""
         digest = hmac.digest(self._secret, header.encode(), "sha256")
         now = time.monotonic()
         with self._lock:
@@ -102,9 +101,12 @@ class BasicAuthentication(Authentication):
             return True
         # One at a time: each takes 128 MiB, and a flood of wrong passwords must not take all memory.
         with _VERIFYING:
+            if self._failures.too_many(client):  # others that it sent at the same time were wrong
+                return None
             right = is_password(password, self._nobody if user is None else user.hashed)
-        if user is None or not right:
-            return False
+            if user is None or not right:
+                self._failures.note(client)
+                return False
         with self._lock:
             self._remembered[digest] = now + _REMEMBER_SECONDS
             while len(self._remembered) > _MAX_REMEMBERED:
@@ -140,9 +142,11 @@ class ProxyAuthentication(Authentication):
         names = connection.headers.getlist(self._user_header)
         if len(names) != 1 or not names[0].strip():
             return PlainTextResponse(f"The proxy did not send one {self._user_header}.", 401)
-        groups = connection.headers.get(self._groups_header, "") if self._groups_header is not None else ""
-        name = names[0].strip()
-        return granted(name, [each.strip() for each in groups.split(",") if each.strip()], self._grants)
+        groups = connection.headers.getlist(self._groups_header) if self._groups_header is not None else []
+        if len(groups) > 1:  # one of them may be the client's own
+            return PlainTextResponse(f"The proxy sent more than one {self._groups_header}.", 401)
+        name, listed = names[0].strip(), ",".join(groups).split(",")
+        return granted(name, [each.strip() for each in listed if each.strip()], self._grants)
 
     def _is_proxy(self, connection: HTTPConnection) -> bool:
         if connection.client is None:
@@ -186,6 +190,11 @@ class _Failures:
 
 
 _VERIFYING = threading.Lock()
+
+
+def _wait() -> Response:
+    headers = {"Retry-After": str(int(WINDOW_SECONDS))}
+    return PlainTextResponse("Too many wrong passwords. Wait a minute.", 429, headers)
 
 
 def _ask() -> Response:

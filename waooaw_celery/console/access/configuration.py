@@ -89,7 +89,7 @@ class AccessOptions:
     @property
     def hosts(self) -> Collection[str]:
         """The names by which browsers reach the console."""
-        own = _LOOPBACK_NAMES if is_loopback(self.host) else (self.host,)
+        own = (*_LOOPBACK_NAMES, self.host) if is_loopback(self.host) else (self.host,)
         public = urlsplit(self.public_url).hostname if self.public_url is not None else None
         return {*own, *self.allowed_hosts, *([public] if public is not None else [])}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 from authlib.integrations.base_client import OAuthError
 from authlib.integrations.starlette_client import OAuth
@@ -23,6 +24,8 @@ logger = get_logger(__name__)
 SESSION_SECONDS = 8 * 3600
 #: Seconds that the provider may take for an answer.
 PROVIDER_SECONDS = 10.0
+#: Longest query that is kept until after the login, in characters.
+_MAX_QUERY = 1000
 
 
 class OidcAuthentication(Authentication):
@@ -78,7 +81,10 @@ class OidcAuthentication(Authentication):
             connection.session.clear()
             if connection.scope.get("method") != "GET" or connection.url.path.startswith("/live/"):
                 return PlainTextResponse("Your session is over: load the page again.", 401)
-            connection.session["next"] = connection.url.path
+            query = connection.url.query
+            # The search that somebody sent as an address. A longer one does not fit into the cookie.
+            kept = f"?{query}" if query and len(query) <= _MAX_QUERY else ""
+            connection.session["next"] = connection.url.path + kept
             return RedirectResponse("/login", 303)
         # The grants are looked up each time: a role that was taken away ends with a restart, not with the session.
         return granted(person["name"], person["groups"], self._grants)
@@ -106,9 +112,12 @@ class OidcAuthentication(Authentication):
             return PlainTextResponse(f"The provider's token has no claim {self._name_claim!r}.", 403)
         after = str(request.session.get("next") or "/")
         request.session.clear()
-        listed = [each for each in groups if isinstance(each, str)] if isinstance(groups, list) else []
-        request.session["person"] = {"name": name, "groups": listed[:100], "until": time.time() + SESSION_SECONDS}
-        return RedirectResponse(own_path(after), 303)
+        # Only groups that have a role: browsers drop a cookie of more than 4 KiB, and ask to log in for ever.
+        known = [each for granted_to in self._grants.values() for each in granted_to]
+        listed = [each for each in groups if each in known] if isinstance(groups, list) else []
+        request.session["person"] = {"name": name, "groups": listed, "until": time.time() + SESSION_SECONDS}
+        query = urlsplit(after).query
+        return RedirectResponse(own_path(after) + (f"?{query}" if query else ""), 303)
 
     async def _logout(self, request: Request) -> Response:
         request.session.clear()

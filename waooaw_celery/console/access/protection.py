@@ -7,6 +7,7 @@ Sheet (signed double-submit cookie).
 from __future__ import annotations
 
 import hmac
+import re
 import secrets
 from collections.abc import Collection
 from typing import Any
@@ -25,6 +26,8 @@ from waooaw_celery.console.access.roles import Person
 CSRF_COOKIE = "waooaw_console"
 #: The name of the form's field.
 CSRF_FIELD = "csrf"
+#: A name or an address, and perhaps a port. Starlette builds the addresses of pages from it.
+_HOST = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _HEADERS = {
     "Content-Security-Policy": (
@@ -97,8 +100,8 @@ class Protection:
 
     def _refusal(self, connection: HTTPConnection) -> Response | None:
         """Return the answer to a request that comes by a wrong name or from another site."""
-        host = urlsplit(f"//{connection.headers.get('host', '')}").hostname or ""
-        if host.lower() not in self._hosts:
+        found = _HOST.fullmatch(connection.headers.get("host", ""))
+        if found is None or found[1].strip("[]").lower() not in self._hosts:
             return PlainTextResponse(
                 "This console has another name: start it with --allow-host for this one.", 400
             )
@@ -111,7 +114,7 @@ class Protection:
         return None
 
     def _is_own(self, origin: str, connection: HTTPConnection) -> bool:
-        return urlsplit(origin).netloc.lower() == connection.headers.get("host", "").lower()
+        return origin.lower().partition("://")[2] == connection.headers.get("host", "").lower()
 
     def _token(self, nonce: str, person: Person) -> str:
         return fingerprint(self._secret, "csrf", nonce, person.name)

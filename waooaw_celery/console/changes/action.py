@@ -10,7 +10,7 @@ from datetime import datetime
 from waooaw_celery.app.app import AgentApp
 from waooaw_celery.console.access.roles import Role
 from waooaw_celery.errors import InvalidMessage
-from waooaw_celery.messages.validation import JSON
+from waooaw_celery.messages.validation import JSON, mapping
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,15 +62,15 @@ class Given:
             raise InvalidMessage(f"{text!r:.80} in the field {name} is no number") from None
 
     def json(self, name: str) -> JSON:
-        """Return the JSON value in a field.
+        """Return the JSON value in a field. Types that JSON does not have are written as ``pretty`` writes them.
 
         Raises:
             InvalidMessage: there is none.
         """
         text = self.text(name)
         try:
-            value: JSON = json.loads(text)
-        except (ValueError, RecursionError) as error:
+            value: JSON = json.loads(text, object_pairs_hook=mapping)
+        except Exception as error:  # noqa: BLE001 - a tagged value is read by whatever reads its type
             raise InvalidMessage(f'the field {name} is not JSON ({error}): write a string as "text"') from None
         return value
 

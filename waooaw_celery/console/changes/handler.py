@@ -15,7 +15,7 @@ from waooaw_celery.console.access.roles import Person
 from waooaw_celery.console.changes import agents, messages, retention, workflows
 from waooaw_celery.console.changes.action import Action, Given
 from waooaw_celery.console.rendering import Pages
-from waooaw_celery.errors import InvalidMessage, WaooawError
+from waooaw_celery.errors import AuditUnavailable, InvalidMessage, WaooawError
 from waooaw_celery.ledger.operators.actions import MAX_TARGET, ActionOutcome, begin_action, end_action
 from waooaw_celery.log.loggers import get_logger
 
@@ -49,7 +49,7 @@ class ChangeHandler:
         length = request.headers.get("content-length", "")
         if not length.isdecimal() or int(length) > MAX_BYTES:
             return self._pages.error(request, 413, f"The form is larger than {MAX_BYTES >> 20} MiB.")
-        form = await request.form(max_files=0, max_fields=MAX_FIELDS)
+        form = await request.form(max_files=0, max_fields=MAX_FIELDS, max_part_size=MAX_BYTES)
         fields: dict[str, list[str]] = {}
         for name, value in form.multi_items():
             fields.setdefault(name, []).append(str(value))
@@ -84,7 +84,7 @@ class ChangeHandler:
 
         Raises:
             InvalidMessage: the reason is empty; nothing was changed.
-            AuditUnavailable: the change cannot be recorded; nothing was changed.
+            AuditUnavailable: the change cannot be recorded, and was not made; or only its outcome cannot.
         """
         given = Given(app=self._app, by=person.name, reason=(fields.get("reason") or [""])[0], fields=fields)
         target = " ".join(", ".join(filter(None, fields.get(field, []))) for field in action.target).strip()
@@ -103,7 +103,6 @@ class ChangeHandler:
         except BaseException as error:
             end_action(self._app.database, action_id, ActionOutcome.FAILED, f"{type(error).__name__}: {error}")
             raise
-        end_action(self._app.database, action_id, outcome, details)
         logger.info(
             "%a changed something in the console: %s of %a, %s",
             person.name,
@@ -112,6 +111,11 @@ class ChangeHandler:
             outcome,
             extra={"action": "console_change", "change_id": action_id},
         )
+        try:
+            end_action(self._app.database, action_id, outcome, details)
+        except AuditUnavailable as error:  # who does not know that it was made makes it again
+            what = "The change was made" if outcome is ActionOutcome.DONE else "The change was not made"
+            raise AuditUnavailable(f"{what}: {details} Only its record stays begun, because {error}") from error
         return action_id
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from waooaw_celery.agents.bus import MessageBus
 from waooaw_celery.agents.events.bus import EventBus
@@ -12,22 +14,44 @@ from waooaw_celery.console.changes.action import Action, Given
 from waooaw_celery.errors import InvalidMessage
 from waooaw_celery.messages.wording import counted
 
+#: Seconds for which a change of dead letters waits until another one has ended.
+TURN_SECONDS = 20.0
+_turn = threading.Lock()
+
+
+@contextmanager
+def _in_turn() -> Iterator[None]:
+    """One change of dead letters after the other: two people may edit the same letter, and each would send it.
+
+    Raises:
+        InvalidMessage: another change takes too long.
+    """
+    if not _turn.acquire(timeout=TURN_SECONDS):
+        raise InvalidMessage("another person changes dead letters at the moment: try again when that has ended")
+    try:
+        yield
+    finally:
+        _turn.release()
+
 
 def _retry_dead_letters(given: Given) -> str:
     letters = given.app.dead_letters
-    return _described(letters.retry(_ids(given), by=given.by, again=given.flag("again")), "sent again")
+    with _in_turn():
+        return _described(letters.retry(_ids(given), by=given.by, again=given.flag("again")), "sent again")
 
 
 def _discard_dead_letters(given: Given) -> str:
-    outcomes = given.app.dead_letters.discard(_ids(given), reason=given.reason, by=given.by)
+    with _in_turn():
+        outcomes = given.app.dead_letters.discard(_ids(given), reason=given.reason, by=given.by)
     return _described(outcomes, "discarded")
 
 
 def _edit_dead_letter(given: Given) -> str:
     payload = given.json("payload")
     letters = given.app.dead_letters
-    letter = letters.get(given.text("id"))
-    [outcome] = letters.retry([letter], by=given.by, again=given.flag("again"), edit=lambda _: payload)
+    with _in_turn():
+        letter = letters.get(given.text("id"))
+        [outcome] = letters.retry([letter], by=given.by, again=given.flag("again"), edit=lambda _: payload)
     if outcome.refused is not None:
         raise InvalidMessage(outcome.refused)
     return f"Sent again with the edited payload, as message {outcome.new_id}."

@@ -44,11 +44,17 @@ def routes(app: AgentApp, pages: Pages, snapshots: LiveSnapshots) -> Sequence[Ba
     def agents(request: Request) -> Response:
         order = request.query_params.get("order", ORDERS[0])
         infos = {info.name: info for info in registry.list()}
-        lines = [
-            (line, infos.get(line.name), _speed(infos.get(line.name))) for line in snapshots.current().frame.agents
-        ]
+        frame = snapshots.current().frame
+        lines = [(line, infos.get(line.name), _speed(infos.get(line.name))) for line in frame.agents]
         lines.sort(key=lambda each: _key(order, *each))
-        return pages.draw(request, "agents.html", lines=lines, order=order, orders=ORDERS, state_of=state_of)
+        return pages.draw(
+            request,
+            "agents.html",
+            lines=lines,
+            order=order,
+            orders=ORDERS,
+            sources=frame.sources,
+        )
 
     def agent(request: Request) -> Response:
         info = registry.get(request.path_params["name"])

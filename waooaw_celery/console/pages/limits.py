@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 from starlette.requests import Request
@@ -43,4 +43,4 @@ def routes(app: AgentApp, pages: Pages) -> Sequence[BaseRoute]:
 def _refusals(app: AgentApp) -> Any:
     if app.settings.database_url is None:
         return None
-    return MessageAuditTrail(app.ledger).refusals(since=datetime.now(UTC) - _REFUSALS, limit=100)
+    return MessageAuditTrail(app.ledger).refusals(since=app.reference_clock.now() - _REFUSALS, limit=100)

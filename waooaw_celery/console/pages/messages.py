@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -9,7 +10,7 @@ from typing import Any
 
 from starlette.datastructures import QueryParams
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from waooaw_celery.app.app import AgentApp
@@ -86,7 +87,9 @@ def routes(app: AgentApp, pages: Pages) -> Sequence[BaseRoute]:
     def message_json(request: Request) -> Response:
         if not request.state.person.may(Role.OFFICER):
             return pages.error(request, 403, "Only an officer sees payloads.")
-        return JSONResponse(MessageAuditTrail(app.ledger).receipt(request.path_params["id"]).to_dict())
+        record = MessageAuditTrail(app.ledger).receipt(request.path_params["id"]).to_dict()
+        # Escaped to ASCII: a payload may have half of a surrogate pair, which UTF-8 cannot write.
+        return Response(json.dumps(record), media_type="application/json")
 
     return (
         Route("/messages", messages),
@@ -146,9 +149,9 @@ def parse_time(text: str) -> datetime | None:
         return None
     try:
         moment = datetime.fromisoformat(text)
-    except ValueError:
+        return (moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)).astimezone(UTC)
+    except (ValueError, OverflowError):  # such as midnight of the year 1, east of Greenwich
         raise InvalidMessage(f"{text!r:.80} is no time, such as 2026-11-30T09:30") from None
-    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
 
 
 def _parse_after(text: str) -> tuple[datetime, str] | None:

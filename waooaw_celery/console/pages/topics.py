@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -27,7 +27,7 @@ def routes(app: AgentApp, pages: Pages) -> Sequence[BaseRoute]:
 
     def topics(request: Request) -> Response:
         period = request.query_params.get("period", "15min")
-        since = datetime.now(UTC) - PERIODS.get(period, PERIODS["15min"])
+        since = app.reference_clock.now() - PERIODS.get(period, PERIODS["15min"])
         known = app.subscriptions.read()
         counted = EventLog(app.ledger).statistics(since) if app.settings.database_url is not None else None
         return pages.draw(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from starlette.requests import Request
@@ -63,7 +63,7 @@ def routes(app: AgentApp, pages: Pages) -> Sequence[BaseRoute]:
             request,
             "workflow.html",
             found=found,
-            steps=[_shown(step, found) for step in steps],
+            steps=[_shown(step, found, app.reference_clock.now()) for step in steps],
             children=all_.list(parent_id=found.workflow_id, limit=MAX_CHILDREN).workflows,
             is_retriable=found.status in _RETRIABLE,
         )
@@ -71,9 +71,9 @@ def routes(app: AgentApp, pages: Pages) -> Sequence[BaseRoute]:
     return Route("/workflows", workflows), Route("/workflows/{id}", workflow)
 
 
-def _shown(step: WorkflowStep, found: WorkflowInfo) -> dict[str, Any]:
+def _shown(step: WorkflowStep, found: WorkflowInfo, now: datetime) -> dict[str, Any]:
     """Return a step with its depth, its place in time and what it links to."""
-    begin, now = found.created_at, found.ended_at or datetime.now(UTC)
+    begin, now = found.created_at, found.ended_at or now
     total = max((now - begin).total_seconds(), 0.001)
     end = step.ended_at or (now if not found.status.final else step.started_at)
     seconds = max((end - step.started_at).total_seconds(), 0.0)

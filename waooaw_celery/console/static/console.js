@@ -56,6 +56,11 @@ if (pause) {
     if (pause.getAttribute("aria-pressed") === "true" || isUsed) event.preventDefault();
   });
   document.body.addEventListener("htmx:sseMessage", () => showTimes(live));
+  const lost = document.getElementById("lost");
+  for (const name of ["htmx:sseError", "htmx:sseClose"]) {
+    document.body.addEventListener(name, () => { lost.hidden = false; });
+  }
+  document.body.addEventListener("htmx:sseOpen", () => { lost.hidden = true; });
 }
 
 for (const form of document.querySelectorAll("form.search")) {

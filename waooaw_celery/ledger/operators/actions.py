@@ -108,7 +108,8 @@ def read_action(database: Database, action_id: str) -> OperatorAction:
     """
     with database.begin("read what a person changed") as connection:
         found = _read(
-            connection, select(OperatorActionRow.__table__).where(OperatorActionRow.action_id == action_id)
+            connection,
+            select(OperatorActionRow.__table__).where(OperatorActionRow.action_id == storable(action_id)),
         )
     if not found:
         raise UnknownMessage(f"the ledger has no change {action_id!r:.80}")
@@ -128,7 +129,7 @@ def list_actions(
     keys = (OperatorActionRow.at, OperatorActionRow.action_id)
     query = select(OperatorActionRow.__table__).order_by(*(key.desc() for key in keys)).limit(limit)
     if after is not None:
-        query = query.where(tuple_(*keys) < after)
+        query = query.where(tuple_(*keys) < (after[0], storable(after[1])))
     with database.begin("list what people changed") as connection:
         return _read(connection, query)
 

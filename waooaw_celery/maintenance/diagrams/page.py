@@ -167,7 +167,8 @@ def _message(record: AuditRecord, anchors: dict[str, str], budget: _Budget | Non
         ("Capability", record.capability and _text(record.capability)),
         ("Identity of the sender", record.identity and _text(record.identity)),
         ("Trace", record.trace_id and f"<code>{_text(record.trace_id)}</code>"),
-        ("SHA-256 of the payload", f"<code>{_text(record.payload_digest)}</code>"),
+        # Only with the payload: who can guess a short one would learn from this that the guess is right.
+        ("SHA-256 of the payload", f"<code>{_text(record.payload_digest)}</code>" if budget else None),
     ]
     listed = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts if value)
     status = f'<span class="status {status_class(receipt.status)}">{status_text(receipt.status)}</span>'
