@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,8 @@ from waooaw_celery.messages.validation import JSON, check_tags, json_copy
 
 #: The most bytes of an agent's metadata, as JSON.
 MAX_METADATA = 16 * 1024
+#: The largest weight: the sum of all weights must stay a number.
+MAX_WEIGHT = 1_000_000.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,10 +82,10 @@ def check_weight(weight: object) -> float:
     """Return the weight of an agent, if it is valid.
 
     Raises:
-        InvalidMessage: it is no number from 0.
+        InvalidMessage: it is no number from 0 to ``MAX_WEIGHT``.
     """
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
-        raise InvalidMessage(f"weight must be a number from 0, not {weight!r:.80}")
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight <= MAX_WEIGHT:
+        raise InvalidMessage(f"weight must be a number from 0 to {MAX_WEIGHT:g}, not {weight!r:.80}")
     return float(weight)
 
 

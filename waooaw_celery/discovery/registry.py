@@ -238,7 +238,7 @@ class Registry:
             weights: a weight for each agent; None: the one that its code declares.
 
         Raises:
-            InvalidMessage: a weight is no number from 0; nothing was changed.
+            InvalidMessage: a weight is no number from 0 to a million; nothing was changed.
             UnknownAgent: an agent is not known; nothing was changed.
             StoreUnavailable: the store does not answer; some of them may be set.
 

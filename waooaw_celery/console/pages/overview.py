@@ -79,11 +79,13 @@ def _found(app: AgentApp, snapshots: LiveSnapshots, text: str) -> str | None:
     else:
         return f"/workflows/{path_part(text)}"
     try:
-        trail.conversation(text, payloads=False)
-    except (UnknownMessage, InvalidMessage):
-        return None
-    try:
         trail.receipt(text)
+    except InvalidMessage:  # no id
+        return None
     except UnknownMessage:
-        return f"/conversations/{path_part(text)}"
+        pages = (
+            trail.query(correlation_id=text, limit=1, payloads=False),
+            trail.query(conversation_id=text, limit=1, payloads=False),
+        )
+        return f"/conversations/{path_part(text)}" if any(page.records for page in pages) else None
     return f"/messages/{path_part(text)}"
