@@ -137,7 +137,7 @@ def test_conversation_writes_a_page(cli: Cli, broker: Broker, told: Message, tmp
     assert printed.startswith("<!DOCTYPE html>")
     assert "forward_to" not in printed
     done = run(broker, "conversation", "unknown", "--html", str(tmp_path / "none.html"))
-    assert done.returncode == 1
+    assert done.returncode == 4  # there is no such message
     assert "no message, thread or conversation 'unknown'" in done.stderr
     assert [each.name for each in tmp_path.iterdir()] == ["page.html"]
 

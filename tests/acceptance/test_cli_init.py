@@ -134,6 +134,7 @@ def test_its_code_passes_ruff(project: Path, check: tuple[str, ...]) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_its_code_passes_mypy(project: Path, tmp_path: Path) -> None:
     """With --strict and this project's configuration."""
     configuration = ("--strict", "--config-file", str(ROOT / "pyproject.toml"), "--cache-dir", str(tmp_path))

@@ -199,7 +199,7 @@ def test_a_search_finds_by_each_field(open_console: Open, world: World) -> None:
         assert found.status_code == 200
         assert expected in found.text, query
     assert world.handled in client.get("/messages", params={"identity": IDENTITY}).text
-    for name in ("text", "handler", "identity", "topic", "from", "correlation_id"):
+    for name in ("handler", "identity", "topic", "from", "correlation_id"):
         assert client.get("/messages", params={name: "\x00"}).status_code == 400, name
     assert client.get("/messages", params={"after": "2026-11-30T00:00|\x00"}).status_code == 400
     for name in ("name", "agent", "text", "page"):

@@ -118,7 +118,7 @@ class MessageAuditTrail:
         for id_, argument in ((correlation_id, "correlation_id"), (conversation_id, "conversation_id")):
             if id_ is not None:
                 check_id(id_, argument)
-        for wanted, argument in ((handler, "handler"), (identity, "identity"), (text, "text")):
+        for wanted, argument in ((handler, "handler"), (identity, "identity")):
             if wanted is not None:
                 check_searchable(wanted, argument)
         if after is not None:
