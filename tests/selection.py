@@ -1,12 +1,13 @@
 """Which tests run: the quick ones by default, all of them with ``--all``, the longest with WAOOAW_TEST_ALL=1.
 
-The quick run holds every unit test, and every other test once, with the first of its parameters, unless it is
-marked ``slow``. So it covers each subpackage and each guarantee.
+The quick run holds every unit test, and the first tests of every other file, each with the first of its parameters,
+unless they are marked ``slow``. So it covers each subpackage and each guarantee in a few minutes.
 """
 
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,8 @@ ALL = bool(os.environ.get("WAOOAW_TEST_ALL"))
 takes_long = pytest.mark.skipif(not ALL, reason="takes long: WAOOAW_TEST_ALL=1")
 
 UNIT = Path(__file__).parent / "unit"
+#: Tests of each other file that the quick run holds.
+FIRST = 3
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -30,10 +33,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if not config.getoption("--quick"):
         return
     kept, dropped, seen = [], [], set()
+    of_file: Counter[Path] = Counter()
     for item in items:
         name = item.nodeid.partition("[")[0]
-        if UNIT in item.path.parents or (name not in seen and item.get_closest_marker("slow") is None):
+        is_first = name not in seen and item.get_closest_marker("slow") is None and of_file[item.path] < FIRST
+        if UNIT in item.path.parents or is_first:
             kept.append(item)
+            of_file[item.path] += 1
         else:
             dropped.append(item)
         seen.add(name)

@@ -68,6 +68,7 @@ def test_all_files_are_written(project: Path, tmp_path: Path) -> None:
     assert {path.name for path in folder.iterdir()} == set(FILES.values())
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(TEST_SECONDS + 10)
 def test_its_own_tests_pass(project: Path) -> None:
     """The first command of the README, with a server from a wheel."""

@@ -180,6 +180,7 @@ def test_the_functions_below_say_how_far_they_are(app: AgentApp) -> None:
     assert last() == (removal.messages, None)
 
 
+@pytest.mark.slow
 def test_colors_are_on_a_terminal_only(app: AgentApp, environment: dict[str, str]) -> None:
     """The titles of tables are bold there. NO_COLOR turns that off, and FORCE_COLOR on also without a terminal."""
     bold = "\x1b[1mAgents"
@@ -232,6 +233,7 @@ def shown_until(environment: dict[str, str], command: tuple[str, ...], what: str
     return shown
 
 
+@pytest.mark.slow
 def test_tables_show_the_time_of_this_computer_or_utc(app: AgentApp, environment: dict[str, str]) -> None:
     """The heading names the zone; --utc, before the command, and WAOOAW_UTC choose UTC; JSON is in UTC always."""
     [record] = json.loads(waooaw("log", "--limit", "1", "--json", env=environment).stdout)

@@ -99,6 +99,7 @@ def test_no_page_runs_what_a_message_has(
     assert problems == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_every_page_is_accessible(browser: Any, address: str, world: World, scheme: str) -> None:
     """axe-core finds no violation of WCAG 2.2 A and AA, contrast included, and no page is wider than a phone."""

@@ -326,6 +326,7 @@ def test_a_killed_export_leaves_no_file_of_its_name(tmp_path: Path) -> None:
     database.close()
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_messages(database: Database, tmp_path: Path) -> None:
     """Ten times as many messages take hardly more memory: they are read and written a page at a time."""
     ledger = Ledger(database, RetentionPolicy.DAYS_90)

@@ -85,6 +85,7 @@ def test_large_messages_are_not_read_for_their_senders(plain: Broker) -> None:
     assert not samples.values.get(metrics.QUEUE_SENDERS)
 
 
+@pytest.mark.slow
 def test_messages_that_wait_for_their_key_are_counted(plain: Broker, tmp_path: Path) -> None:
     """With their priority and age, although they wait in a list of their key."""
     probe = Probe(plain, tmp_path)

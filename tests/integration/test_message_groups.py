@@ -143,6 +143,7 @@ def test_a_message_that_is_tried_again_keeps_its_place(agent: Probe, pool: str) 
     agent.check_order()
 
 
+@pytest.mark.slow
 def test_the_key_of_a_killed_worker_is_free_within_its_lease(agent: Probe) -> None:
     """The message that it handled comes first again, then the others."""
     killed = agent.start(options=KEYED)
@@ -278,6 +279,7 @@ def test_a_share_of_claims_goes_to_the_least_urgent(agent: Probe, share: float) 
     assert [n for n in agent.numbers() if n < 100] == list(range(60))
 
 
+@pytest.mark.slow
 def test_messages_that_wait_in_groups_are_counted_and_can_be_dropped(agent: Probe) -> None:
     """By priority and by sender."""
     agent.start(options=KEYED, waooaw_fair_queues=True)

@@ -168,6 +168,7 @@ def test_a_worker_is_live_and_ready_and_tells_unknown_pages(probe: Probe) -> Non
         assert done.returncode == code, (arguments, done.stdout, done.stderr)
 
 
+@pytest.mark.slow
 def test_a_worker_is_not_ready_while_a_server_is_away(lone: tuple[Probe, Valkey, Server]) -> None:
     """A frozen broker, a stopped database: it stays live, and is ready again by itself."""
     probe, valkey, postgres = lone
@@ -187,6 +188,7 @@ def test_a_worker_is_not_ready_while_a_server_is_away(lone: tuple[Probe, Valkey,
     until(lambda: not probe.problems("ready", port), "the broker answers again", 60)
 
 
+@pytest.mark.slow
 def test_a_worker_whose_handler_blocks_the_event_loop_is_not_live(probe: Probe) -> None:
     """For ten seconds; it is live again afterwards."""
     probe.start()
