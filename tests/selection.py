@@ -1,7 +1,7 @@
 """Which tests run: the quick ones by default, all of them with ``--all``, the longest with WAOOAW_TEST_ALL=1.
 
-The quick run holds every unit test, and the first tests of every other file, each with the first of its parameters,
-unless they are marked ``slow``. So it covers each subpackage and each guarantee in a few minutes.
+The quick run holds every unit test, and the first tests of every other file, each with the first of its
+parameters, unless they are marked ``slow``. So it covers each subpackage and each guarantee in a few minutes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ takes_long = pytest.mark.skipif(not ALL, reason="takes long: WAOOAW_TEST_ALL=1")
 
 UNIT = Path(__file__).parent / "unit"
 #: Tests of each other file that the quick run holds.
-FIRST = 3
+FIRST = 2
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
