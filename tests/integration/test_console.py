@@ -635,3 +635,22 @@ def test_agents_that_are_not_current_are_not_shown_as_if_they_were(tmp_path: Pat
             assert "agents are not current" in answer.text
         finally:
             process.resume()
+
+
+def test_a_change_during_which_a_server_fails_is_not_called_undone(redis_url: str, tmp_path: Path) -> None:
+    """Nobody knows how far it came: the page and the ledger say that it may have been made."""
+    nowhere = "redis://127.0.0.1:9/0"  # the discard port
+    url = f"sqlite:///{tmp_path / 'ledger.sqlite'}"
+    with create_app(
+        broker_url=nowhere, result_backend=redis_url, waooaw_spool_folder=str(tmp_path), waooaw_database_url=url
+    ) as app:
+        schema.upgrade(app.database)
+        options = ConsoleOptions(authentication=Named(*Role), hosts=["testserver"], allow_changes=True)
+        with TestClient(create_console(app, options).asgi, raise_server_exceptions=False) as client:
+            token = re.search(r'name="csrf" value="([0-9a-f]{64})"', client.get("/retention").text)
+            assert token is not None
+            given = {"csrf": token[1], "reason": "r", "id": "1-1", "back": "/changes"}
+            answer = client.post("/changes/retry-dead-letters", data=given)
+            assert "It may have been done" in answer.text
+        [action] = list_actions(app.database)
+        assert action.outcome is ActionOutcome.INTERRUPTED

@@ -19,6 +19,7 @@ from starlette.types import ExceptionHandler
 
 from waooaw_celery.app.app import AgentApp
 from waooaw_celery.console.access.authentication import Authentication
+from waooaw_celery.console.access.oidc import SESSION_SECONDS
 from waooaw_celery.console.access.protection import Protection
 from waooaw_celery.console.changes.handler import ChangeHandler
 from waooaw_celery.console.live import LiveSnapshots, LiveStream
@@ -44,9 +45,6 @@ from waooaw_celery.errors import (
 from waooaw_celery.log.loggers import get_logger
 
 logger = get_logger(__name__)
-
-#: Seconds for which a session of OpenID Connect is kept by the browser.
-SESSION_SECONDS = 8 * 3600
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,7 @@ from waooaw_celery.console.access.roles import Person
 from waooaw_celery.console.changes import agents, messages, retention, workflows
 from waooaw_celery.console.changes.action import Action, Given
 from waooaw_celery.console.rendering import Pages
-from waooaw_celery.errors import AuditUnavailable, InvalidMessage, WaooawError
+from waooaw_celery.errors import AuditUnavailable, BrokerUnavailable, InvalidMessage, StoreUnavailable, WaooawError
 from waooaw_celery.ledger.operators.actions import MAX_TARGET, ActionOutcome, begin_action, end_action
 from waooaw_celery.log.loggers import get_logger
 
@@ -27,6 +27,12 @@ ACTIONS = {
 }
 #: Most fields of a form: more dead letters than these are not retried at once.
 MAX_FIELDS = 1100
+#: What the page says of each outcome.
+_SENTENCES = {
+    ActionOutcome.DONE: "The change was made",
+    ActionOutcome.FAILED: "The change was not made",
+    ActionOutcome.INTERRUPTED: "The change may have been made, or a part of it",
+}
 #: Most bytes of a form, which may have an edited payload.
 MAX_BYTES = 16 * 1024 * 1024
 
@@ -98,10 +104,13 @@ class ChangeHandler:
         )
         try:
             outcome, details = ActionOutcome.DONE, action.run(given)
-        except (WaooawError, RedisError, OSError, ValueError) as error:
+        except (StoreUnavailable, BrokerUnavailable, RedisError, OSError) as error:
+            outcome, details = ActionOutcome.INTERRUPTED, str(error) or type(error).__name__
+        except (WaooawError, ValueError) as error:
             outcome, details = ActionOutcome.FAILED, str(error) or type(error).__name__
         except BaseException as error:
-            end_action(self._app.database, action_id, ActionOutcome.FAILED, f"{type(error).__name__}: {error}")
+            details = f"{type(error).__name__}: {error}"
+            end_action(self._app.database, action_id, ActionOutcome.INTERRUPTED, details)
             raise
         logger.info(
             "%a changed something in the console: %s of %a, %s",
@@ -114,8 +123,9 @@ class ChangeHandler:
         try:
             end_action(self._app.database, action_id, outcome, details)
         except AuditUnavailable as error:  # who does not know that it was made makes it again
-            what = "The change was made" if outcome is ActionOutcome.DONE else "The change was not made"
-            raise AuditUnavailable(f"{what}: {details} Only its record stays begun, because {error}") from error
+            raise AuditUnavailable(
+                f"{_SENTENCES[outcome]}: {details} Only its record stays begun, because {error}"
+            ) from error
         return action_id
 
 

@@ -22,11 +22,16 @@ MAX_TARGET, MAX_REASON, MAX_DETAILS = 1000, 1000, 4000
 
 
 class ActionOutcome(StrEnum):
-    """What came of an action. BEGUN: it was begun, and no end was recorded: its process may have been killed."""
+    """What came of an action.
+
+    BEGUN: it was begun, and no end was recorded: its process may have been killed. INTERRUPTED: a server failed
+    meanwhile, so that it may have been done, or a part of it. FAILED: it was not done.
+    """
 
     BEGUN = "begun"
     DONE = "done"
     FAILED = "failed"
+    INTERRUPTED = "interrupted"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
