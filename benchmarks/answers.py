@@ -21,7 +21,7 @@ from pathlib import Path
 from benchmarks.report import Goal, report
 from benchmarks.turns import measure
 from waooaw_celery import AgentApp, RequestResponseHandler, create_app
-from waooaw_celery.embedded import end, postgres, spawn, valkey
+from waooaw_celery.testing.embedded import end, postgres, spawn, valkey
 from waooaw_celery.ledger.database import upgrade as schema
 
 #: Seconds after which a worker has not started.

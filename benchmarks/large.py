@@ -30,7 +30,7 @@ from rich.table import Table
 
 from benchmarks.report import Goal, print_goals
 from waooaw_celery import Message, MessageBus, create_app
-from waooaw_celery.embedded import end, free_port, postgres, spawn, valkey
+from waooaw_celery.testing.embedded import end, free_port, postgres, spawn, valkey
 from waooaw_celery.ledger.database import upgrade as schema
 
 SIZE = 10_000_000

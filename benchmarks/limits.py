@@ -25,7 +25,7 @@ from benchmarks.payload import PAYLOAD
 from benchmarks.report import Goal, print_goals, report
 from benchmarks.turns import measure
 from waooaw_celery import Message, MessageBus, RateLimiter, RateLimitExceeded, create_app
-from waooaw_celery.embedded import free_port, valkey
+from waooaw_celery.testing.embedded import free_port, valkey
 from waooaw_celery.limits.grammar import parse_quota
 from waooaw_celery.limits.memory import MemoryStorage
 from waooaw_celery.limits.redis import RedisStorage

@@ -28,7 +28,7 @@ from waooaw_celery import (
     create_app,
     embedded,
 )
-from waooaw_celery.embedded import end
+from waooaw_celery.testing.embedded import end
 from waooaw_celery.errors import StoreUnavailable, UnknownAgent
 from waooaw_celery.ledger.database.engine import database_url
 from waooaw_celery.messages.queues import agent_queue, queue_depth

@@ -35,7 +35,7 @@ from benchmarks.suite.groups.workflows import workflows
 from benchmarks.suite.plot import plot
 from benchmarks.suite.row import Context, MakeGroup
 from benchmarks.suite.run import run
-from waooaw_celery.embedded import postgres, valkey
+from waooaw_celery.testing.embedded import postgres, valkey
 from waooaw_celery.ledger.database import upgrade as schema
 from waooaw_celery.ledger.database.engine import Database
 

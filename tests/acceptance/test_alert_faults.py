@@ -20,7 +20,7 @@ from support import Broker, lone_database, note, until
 from test_alert_rules import ALERTS, RULES
 
 from waooaw_celery import AgentApp, Message, MessageBus, Priority
-from waooaw_celery.embedded import end, valkey
+from waooaw_celery.testing.embedded import end, valkey
 from waooaw_celery.ledger.database import upgrade as schema
 from waooaw_celery.ledger.database.models import PurgeRow
 from waooaw_celery.ledger.retention.removal import Removal, record_removal

@@ -14,7 +14,7 @@ from sqlalchemy import select
 from support import Broker, lone_database, note, until
 
 from waooaw_celery import AgentApp, Message
-from waooaw_celery.embedded import running
+from waooaw_celery.testing.embedded import running
 from waooaw_celery.ledger.database import upgrade as schema
 from waooaw_celery.ledger.database.models import MessageRow, PurgeRow
 from waooaw_celery.maintenance.tasks import PURGE

@@ -20,7 +20,7 @@ from process_pool import waooaw
 from support import until
 
 from waooaw_celery import AgentApp, EventBus, Message, MessageBus, create_app
-from waooaw_celery.embedded import end, free_port, valkey
+from waooaw_celery.testing.embedded import end, free_port, valkey
 from waooaw_celery.ledger.database import upgrade as schema
 from waooaw_celery.ledger.retention.retention import Retention
 from waooaw_celery.maintenance.erasure import erase

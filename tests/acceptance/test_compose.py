@@ -28,7 +28,7 @@ import yaml
 from support import Broker, until
 
 from waooaw_celery import AgentApp
-from waooaw_celery.embedded import free_port, running, valkey
+from waooaw_celery.testing.embedded import free_port, running, valkey
 from waooaw_celery.errors import UnknownAgent
 from waooaw_celery.ledger.database.engine import database_url
 from waooaw_celery.ledger.database.version import check_version

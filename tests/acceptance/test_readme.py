@@ -15,7 +15,7 @@ import pytest
 from support import until
 
 from waooaw_celery import AgentApp, create_app
-from waooaw_celery.embedded import running
+from waooaw_celery.testing.embedded import running
 from waooaw_celery.errors import UnknownAgent
 
 ROOT = Path(__file__).parents[2]

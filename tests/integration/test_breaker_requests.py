@@ -18,7 +18,7 @@ from support import PROBE_FOLDER, Broker, until
 
 from waooaw_celery import AgentApp, Message, MessageBus, RequestResponseHandler, RetryPolicy, aio
 from waooaw_celery.agents import CircuitOpen, InvalidMessage, NoAgentAvailable, RemoteError, RequestTimeout
-from waooaw_celery.embedded import end, end_all
+from waooaw_celery.testing.embedded import end, end_all
 from waooaw_celery.errors import ConfigurationError
 
 #: A breaker that opens after three failures, and stays open for the whole test.

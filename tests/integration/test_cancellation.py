@@ -20,7 +20,7 @@ from waooaw_celery import (
     MessageStatus,
     RequestResponseHandler,
 )
-from waooaw_celery.embedded import end, end_all
+from waooaw_celery.testing.embedded import end, end_all
 from waooaw_celery.errors import Cancelled, NotStoppable, UnknownMessage
 from waooaw_celery.messages.receipt import DeliveryReceipt
 

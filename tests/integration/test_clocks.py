@@ -17,7 +17,7 @@ from clocks import HOUR, ROOT, environment, run_python, skewed
 from support import PROBE_FOLDER, Broker, lone_database, note, settled, until
 
 from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus, Priority
-from waooaw_celery.embedded import end_all, running
+from waooaw_celery.testing.embedded import end_all, running
 from waooaw_celery.errors import ClockSkew, StoreUnavailable, UnknownMessage
 from waooaw_celery.ledger.database import upgrade as schema
 from waooaw_celery.ledger.retention.retention import Retention

@@ -13,7 +13,7 @@ from test_events import Probes
 from test_workflows import Probe
 
 from waooaw_celery import AgentApp, Message, MessageAuditTrail, MessageBus, MessageStatus
-from waooaw_celery.embedded import end, end_all
+from waooaw_celery.testing.embedded import end, end_all
 from waooaw_celery.maintenance.diagrams.building import diagram_of
 from waooaw_celery.maintenance.diagrams.mermaid import mermaid
 from waooaw_celery.maintenance.diagrams.model import Arrow, ArrowKind, ConversationDiagram

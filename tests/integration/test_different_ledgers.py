@@ -19,7 +19,7 @@ from process_pool import spawn, waooaw
 from support import Broker, lone_database, queue_length, settled, until
 
 from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus, create_app
-from waooaw_celery.embedded import end, end_all
+from waooaw_celery.testing.embedded import end, end_all
 from waooaw_celery.errors import LedgerMismatch
 from waooaw_celery.ledger.database import upgrade as schema
 from waooaw_celery.ledger.trail import MessageAuditTrail

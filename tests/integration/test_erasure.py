@@ -20,7 +20,7 @@ from support import Broker, lone_database, note, settled, until
 from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus, MessageType, RequestResponseHandler
 from waooaw_celery.agents import Erasure, EventBus, HoldKind, Retention, erase
 from waooaw_celery.broker.dead_letters.dead_letter import read_content
-from waooaw_celery.embedded import end, valkey
+from waooaw_celery.testing.embedded import end, valkey
 from waooaw_celery.errors import UnknownMessage, WaooawError
 from waooaw_celery.ledger.database import upgrade as schema
 from waooaw_celery.ledger.database.rows import LedgerRow

@@ -15,7 +15,7 @@ from redis import Redis
 
 from waooaw_celery import AgentApp, EventBus, MessageStatus, Priority, create_app
 from waooaw_celery.app.events.delivery import delivery_id, subscriber_messages
-from waooaw_celery.embedded import free_port, valkey
+from waooaw_celery.testing.embedded import free_port, valkey
 from waooaw_celery.messages.message import Message
 from waooaw_celery.store.subscriptions import Subscription
 

@@ -17,7 +17,7 @@ from waooaw_celery import (
     MessageStatus,
     RequestResponseHandler,
 )
-from waooaw_celery.embedded import end_all
+from waooaw_celery.testing.embedded import end_all
 from waooaw_celery.errors import RemoteError
 
 POOLS = {

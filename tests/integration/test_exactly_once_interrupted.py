@@ -24,7 +24,7 @@ from waooaw_celery import (
     MessageType,
     RequestResponseHandler,
 )
-from waooaw_celery.embedded import end_all
+from waooaw_celery.testing.embedded import end_all
 from waooaw_celery.errors import AuditUnavailable
 from waooaw_celery.ledger.inbox import is_effect_committed
 from waooaw_celery.messages.receipt import MessageEvent

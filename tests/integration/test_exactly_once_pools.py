@@ -13,7 +13,7 @@ from sqlalchemy import text
 from support import Broker, settled
 
 from waooaw_celery import AgentApp, Message, MessageAuditTrail, MessageBus, MessageStatus, RequestResponseHandler
-from waooaw_celery.embedded import end_all
+from waooaw_celery.testing.embedded import end_all
 from waooaw_celery.messages.receipt import MessageEvent
 
 #: Worker options: more concurrent handlers than database connections.

@@ -14,7 +14,7 @@ from proxy import proxied
 from support import Broker, until
 
 from waooaw_celery import AgentApp, Message, MessageBus
-from waooaw_celery.embedded import valkey
+from waooaw_celery.testing.embedded import valkey
 from waooaw_celery.ledger.database import upgrade as schema
 from waooaw_celery.maintenance.fleet.exporter import Exporter
 

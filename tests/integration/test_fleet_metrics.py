@@ -12,7 +12,7 @@ import pytest
 from fleet_metrics import exporting, scraped, send
 from support import Broker, lone_database, until
 
-from waooaw_celery.embedded import free_port, valkey
+from waooaw_celery.testing.embedded import free_port, valkey
 from waooaw_celery.ledger.database import upgrade as schema
 from waooaw_celery.ledger.database.engine import database_url
 from waooaw_celery.maintenance.fleet import metrics

@@ -13,7 +13,7 @@ from support import Broker, lone_database, until
 from test_message_groups import KEYED, Probe
 
 from waooaw_celery import Priority
-from waooaw_celery.embedded import end_all
+from waooaw_celery.testing.embedded import end_all
 from waooaw_celery.ledger.database import upgrade as schema
 from waooaw_celery.maintenance.fleet import metrics
 from waooaw_celery.maintenance.fleet.dead_letters import MAX_READ, NOT_READ, DeadLetterReader

@@ -15,7 +15,7 @@ from redis import Redis
 from support import Broker, settled, until
 
 from waooaw_celery import AgentApp, MessageBus, MessageStatus, RequestResponseHandler
-from waooaw_celery.embedded import end, valkey
+from waooaw_celery.testing.embedded import end, valkey
 from waooaw_celery.errors import StoreUnavailable
 from waooaw_celery.ledger.database import upgrade as schema
 from waooaw_celery.ledger.trail import MessageAuditTrail

@@ -12,7 +12,7 @@ from support import Broker, settled, until
 
 from waooaw_celery import AgentApp, MessageBus, MessageStatus, RequestResponseHandler
 from waooaw_celery import aio as aio_api
-from waooaw_celery.embedded import end
+from waooaw_celery.testing.embedded import end
 from waooaw_celery.errors import InvalidArguments, InvalidMessage, RemoteError, UnknownMessage
 from waooaw_celery.messages.queues import AMQP_MAX_PRIORITY
 

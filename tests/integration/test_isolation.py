@@ -22,7 +22,7 @@ from sqlalchemy.engine import make_url
 from support import Broker, lone_database, settled, until
 
 from waooaw_celery import AgentApp, EventBus, Message, MessageBus, MessageStatus, RequestResponseHandler
-from waooaw_celery.embedded import end_all, free_port, valkey
+from waooaw_celery.testing.embedded import end_all, free_port, valkey
 from waooaw_celery.errors import ConfigurationError
 from waooaw_celery.ledger.database import upgrade as schema
 from waooaw_celery.ledger.database.engine import Database

@@ -18,7 +18,7 @@ import pytest
 from support import PROBE_FOLDER, Broker, settled, until
 
 from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus, MessageType, RequestResponseHandler
-from waooaw_celery.embedded import end
+from waooaw_celery.testing.embedded import end
 from waooaw_celery.errors import RemoteError
 from waooaw_celery.monitoring.json_log import JsonFormatter, note_facts
 

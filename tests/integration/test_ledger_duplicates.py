@@ -22,7 +22,7 @@ from waooaw_celery import (
     RequestResponseHandler,
     RetentionPolicy,
 )
-from waooaw_celery.embedded import end_all
+from waooaw_celery.testing.embedded import end_all
 from waooaw_celery.errors import InvalidMessage
 from waooaw_celery.ledger.database import upgrade as schema
 from waooaw_celery.messages.queues import HandlerName

@@ -21,7 +21,7 @@ import pytest
 from spooled_ledger import DAYS_90, new_message, open_ledger
 from support import Broker, note, until
 
-from waooaw_celery.embedded import running
+from waooaw_celery.testing.embedded import running
 from waooaw_celery.errors import AuditUnavailable, ConfigurationError
 from waooaw_celery.ledger.database import upgrade as schema
 from waooaw_celery.ledger.database.engine import database_url

@@ -19,7 +19,7 @@ from redis.exceptions import ResponseError
 from support import until
 
 from waooaw_celery import MessageType, Priority, RateLimiter, RateLimitExceeded
-from waooaw_celery.embedded import free_port, valkey
+from waooaw_celery.testing.embedded import free_port, valkey
 from waooaw_celery.errors import StoreUnavailable
 from waooaw_celery.limits.grammar import parse_quota
 from waooaw_celery.limits.memory import MemoryStorage

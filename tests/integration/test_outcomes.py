@@ -19,7 +19,7 @@ from support import Broker, lone_database, settled, until
 
 from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus, MessageType, create_app
 from waooaw_celery import RequestResponseHandler as Requests
-from waooaw_celery.embedded import end_all, valkey
+from waooaw_celery.testing.embedded import end_all, valkey
 from waooaw_celery.errors import RemoteError
 from waooaw_celery.ledger.database import upgrade as schema
 from waooaw_celery.ledger.read.records import AuditEvent

@@ -13,7 +13,7 @@ from support import Broker, until
 from test_workflow_crashes import LEASE
 from test_workflows import Probe
 
-from waooaw_celery.embedded import end
+from waooaw_celery.testing.embedded import end
 from waooaw_celery.errors import WorkflowFailed
 from waooaw_celery.workflows.states import StepStatus, WorkflowStatus
 

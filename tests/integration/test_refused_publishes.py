@@ -13,7 +13,7 @@ from redis import Redis
 from support import Broker, settled, until
 
 from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus, RequestResponseHandler
-from waooaw_celery.embedded import end
+from waooaw_celery.testing.embedded import end
 from waooaw_celery.errors import BrokerUnavailable, UnknownMessage
 
 THREADS = 20

@@ -13,7 +13,7 @@ from support import Broker, settled, until
 
 from waooaw_celery import AgentApp, Message, MessageAuditTrail, MessageBus, MessageStatus, MessageType
 from waooaw_celery import RequestResponseHandler as Requests
-from waooaw_celery.embedded import end_all
+from waooaw_celery.testing.embedded import end_all
 from waooaw_celery.errors import RemoteError, RequestError, UnknownMethod
 from waooaw_celery.messages.reply_to import REPLY_TO_HEADER
 

@@ -18,7 +18,7 @@ from support import PROBE_FOLDER, Broker, settled, until
 
 from waooaw_celery import AgentApp, MessageAuditTrail, MessageStatus
 from waooaw_celery import RequestResponseHandler as Requests
-from waooaw_celery.embedded import end, end_all
+from waooaw_celery.testing.embedded import end, end_all
 from waooaw_celery.errors import RequestTimeout
 from waooaw_celery.messages.receipt import MessageEvent
 

@@ -18,7 +18,7 @@ from support import Broker, until
 
 from waooaw_celery import AgentApp, Message, MessageBus, aio
 from waooaw_celery import RequestResponseHandler as Requests
-from waooaw_celery.embedded import end
+from waooaw_celery.testing.embedded import end
 from waooaw_celery.errors import BackendUnavailable, RequestTimeout
 from waooaw_celery.results import source
 

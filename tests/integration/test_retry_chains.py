@@ -13,7 +13,7 @@ from support import Broker, settled
 
 from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus, aio
 from waooaw_celery import RequestResponseHandler as Requests
-from waooaw_celery.embedded import end_all
+from waooaw_celery.testing.embedded import end_all
 from waooaw_celery.errors import RemoteError
 
 #: The kinds of methods.

@@ -17,7 +17,7 @@ import pytest
 from support import PROBE_FOLDER, Broker
 
 from waooaw_celery import AgentApp, EventBus, aio
-from waooaw_celery.embedded import end
+from waooaw_celery.testing.embedded import end
 from waooaw_celery.errors import SchemaConflict
 from waooaw_celery.ledger.database import upgrade
 from waooaw_celery.messages.topics.schemas import SchemaCheck, TopicSchema

@@ -15,7 +15,7 @@ from support import Broker, until
 from waooaw_celery import AgentApp, Message, MessageBus, Priority, aio, create_app
 from waooaw_celery.app import waiting as waiting_module
 from waooaw_celery.cli import waooaw
-from waooaw_celery.embedded import free_port
+from waooaw_celery.testing.embedded import free_port
 from waooaw_celery.errors import BrokerUnavailable, ConfigurationError, InvalidMessage, UnknownAgent
 from waooaw_celery.ledger.database import upgrade as schema
 from waooaw_celery.messages.queues import QueueDepth

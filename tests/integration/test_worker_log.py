@@ -14,7 +14,7 @@ import pytest
 from support import Broker, settled, until
 
 from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus, RequestResponseHandler
-from waooaw_celery.embedded import end
+from waooaw_celery.testing.embedded import end
 from waooaw_celery.errors import RemoteError
 
 CONFIDENTIAL = "born-1815-in-london"

@@ -12,7 +12,7 @@ import pytest
 from support import Broker, until
 
 from waooaw_celery import AgentApp, MessageAuditTrail, Priority
-from waooaw_celery.embedded import end
+from waooaw_celery.testing.embedded import end
 from waooaw_celery.errors import (
     InvalidMessage,
     RequestTimeout,

@@ -16,7 +16,7 @@ PUBLIC = {
     "waooaw_celery",
     "waooaw_celery.agents",
     "waooaw_celery.aio",
-    "waooaw_celery.embedded",
+    "waooaw_celery.testing.embedded",
 }
 
 pages = pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)

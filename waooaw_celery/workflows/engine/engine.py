@@ -78,6 +78,11 @@ class WorkflowEngine:
 
     # --- for any thread
 
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop | None:
+        """The event loop on which it runs; None: it has not started."""
+        return self._loop
+
     def start(self) -> None:
         """Start to look for workflows that are due. Another call changes nothing."""
         with self._lock:
@@ -115,6 +120,11 @@ class WorkflowEngine:
         self.threads.shutdown(wait=False, cancel_futures=True)
         self._reads.shutdown(wait=False)
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether it has given its workflows back, and takes no more."""
+        return self._closing
+
     def now(self) -> datetime:
         """Return the time by the reference clock."""
         found: datetime = self.app.reference_clock.now()
@@ -133,6 +143,21 @@ class WorkflowEngine:
     async def load_inputs(self, claim: Claim, after_input: int) -> Loaded:
         """Return the inputs of a workflow after one of them."""
         return await self.in_thread(self.journal.load_inputs, claim.workflow_id, after_input)
+
+    async def look(self) -> bool:
+        """Take the workflows that are due now, and return whether one of this process can go on.
+
+        A worker looks by itself, after a pause. A test calls this when it has moved its clock.
+        """
+        claims = await self._claim(None) if self._room() > 0 and not self._closing else []
+        await self._begin_all(claims)
+        for run in list(self._runs.values()):
+            due = run.next_due()
+            if run.owned and due is not None and due <= self.now():
+                self._fire(run)
+        return bool(claims or self._claiming or self._wanted) or any(
+            run.owned or run.busy or run.changes.writing or run.changes.pending for run in self._runs.values()
+        )
 
     def arm(self, run: WorkflowRun) -> None:
         """Set the timer for when a workflow must be looked at without an input."""
@@ -387,7 +412,7 @@ def engine_of(app: Any) -> WorkflowEngine:
     """Return the engine of an application in this process; the first call makes it, after the pool has forked."""
     with _engines_lock:
         pid, engine = _engines.get(id(app), (0, None))
-        if engine is None or pid != os.getpid() or engine.app is not app:
+        if engine is None or pid != os.getpid() or engine.app is not app or engine.is_closed:
             engine = WorkflowEngine(app, app.workflows)
             _engines[id(app)] = os.getpid(), engine
             app.components.before_finish.append(engine.close)

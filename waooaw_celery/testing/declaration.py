@@ -1,0 +1,43 @@
+"""Declares the agents of an application, as the heartbeat of a worker does."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from waooaw_celery.testing.worker import HOSTNAME
+from waooaw_celery.worker.discovery.agent_health import AgentHealth
+
+#: For how long the agents count as living, in seconds: longer than a test moves its clock.
+_LIFETIME = timedelta(days=3650).total_seconds()
+
+
+def declare(app: Any) -> None:
+    """Declare all agents, their handlers and subscriptions, and the schemas of the application.
+
+    Args:
+        app: the application, an AgentApp.
+
+    Raises:
+        SchemaConflict: two schemas of one version differ.
+    """
+    health = AgentHealth(app, _LIFETIME, _LIFETIME)
+    started_at = app.reference_clock.now()
+    app.subscriptions.declare((), app.schemas.all(), renew=True)
+    for name in app.agents:
+        health.look(name)
+        subscribed = [each for each in app.subscribed if each.agent == name]
+        app.subscriptions.declare(subscribed, renew=True)
+        app.registry.declare(
+            *(name, app.agents[name], HOSTNAME, _LIFETIME, health.capabilities(name), started_at),
+            *(health.facts(name, started_at), health.profile(name)),
+        )
+    _forget_directory(app)
+
+
+def _forget_directory(app: Any) -> None:
+    """Have the next choice of an agent read the agents anew; otherwise a second may pass before."""
+    for part in ("selector", "directory", "contracts"):
+        found = app.components.__dict__.pop(part, None)
+        if part == "directory" and found is not None:
+            found.close()

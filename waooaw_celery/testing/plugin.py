@@ -1,0 +1,35 @@
+"""The pytest plugin: the fixture ``agents_app``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from waooaw_celery.testing.agents_app import Harness
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the setting that names the application under test."""
+    parser.addini(
+        "waooaw_app", "the application of the fixture agents_app, such as greeter:app; none: a new one", default=""
+    )
+
+
+@pytest.fixture
+def agents_app(request: pytest.FixtureRequest) -> Iterator[Harness]:
+    """The agents of the setting ``waooaw_app``, in this process and without servers; see docs/testing.md."""
+    from waooaw_celery.testing.agents_app import harness
+
+    with harness(_application(request.config.getini("waooaw_app"))) as found:
+        yield found
+
+
+def _application(name: Any) -> Any:
+    if not name:
+        return None
+    from celery.app.utils import find_app
+
+    return find_app(name)

@@ -1,0 +1,197 @@
+"""Lets happen what is due, in order: the messages, the workflows, beat, and the time that passes between them."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from waooaw_celery.errors import WaooawError
+from waooaw_celery.testing.beat import Beat
+from waooaw_celery.testing.clock import Clock
+from waooaw_celery.testing.memory.broker import MemoryBroker
+from waooaw_celery.testing.worker import InProcessWorker
+
+#: Seconds of real time after which a run is given up.
+RUN_SECONDS = 30.0
+#: Messages of one run after which it is given up: agents send each other messages without end.
+MAX_MESSAGES = 100_000
+#: What is due within so many seconds happens in the same run: the window of a batch, a short pause of a workflow.
+SOON_SECONDS = 0.1
+#: Seconds between two looks at what other threads do, and for which nothing may happen before time passes by itself.
+_LOOK_SECONDS, _QUIET_SECONDS = 0.002, 0.05
+
+
+class NotSettled(WaooawError):
+    """The agents did not come to rest: a handler hangs, or messages lead to further messages without end."""
+
+
+class Simulation:
+    """The workers, the workflows, beat and the clock of one harness.
+
+    Args:
+        app: the application, an AgentApp.
+        broker: its broker.
+        worker: its worker.
+        now_moves: called after the clock was moved.
+    """
+
+    def __init__(
+        self, app: Any, broker: MemoryBroker, worker: InProcessWorker, now_moves: Callable[[], None]
+    ) -> None:
+        self._app, self._broker, self._worker, self._now_moves = app, broker, worker, now_moves
+        self.clock = Clock(self.move)
+        self.beat = Beat(app)
+        self._closed = threading.Event()
+        self._threads: list[threading.Thread] = []
+        self._error: BaseException | None = None
+
+    # --- for the test
+
+    def run(self) -> None:
+        """Handle all messages, and let all workflows go on, until nothing more can happen at this time.
+
+        Raises:
+            NotSettled: that takes too long.
+        """
+        ends_at, handled = time.monotonic() + RUN_SECONDS, 0
+        while not self._closed.is_set():
+            if self._worker.handle_next():
+                handled += 1
+            elif self._worker.others_work() or self._workflows_go_on():
+                time.sleep(_LOOK_SECONDS)
+            elif not self._pass_time_until(time.time() + SOON_SECONDS):
+                break
+            if time.monotonic() > ends_at or handled > MAX_MESSAGES:
+                raise NotSettled(
+                    f"the agents did not come to rest within {RUN_SECONDS:g} s and {handled} messages: a handler "
+                    "waits for something that does not happen, or agents answer each other without end"
+                )
+        self._raise_error()
+
+    def move(self, until: datetime) -> None:
+        """Let time pass up to a moment, and everything happen that is due before it, in order."""
+        since = self.clock.now()
+        self.run()
+        while self._pass_time_until(until.timestamp()):
+            self.run()
+        self.clock.set(until)
+        self._now_moves()
+        self._worker.read_cancellations()
+        self.run()
+        self.beat.maintain(since)
+        self.run()
+
+    def sleep(self, seconds: float) -> None:
+        """Let something happen while a caller waits; if nothing can, that much time passes."""
+        if self._worker.handle_next():
+            return
+        if self._worker.others_work() or self._workflows_go_on():
+            time.sleep(_LOOK_SECONDS)
+        elif not self._pass_time_until(time.time() + seconds):
+            self.clock.set(datetime.fromtimestamp(time.time() + seconds, UTC))
+
+    def close(self) -> None:
+        """End the threads that handle messages for coroutines."""
+        self._closed.set()
+        for thread in self._threads:
+            thread.join(5.0)
+        self._raise_error()
+
+    # --- for whoever waits for an answer
+
+    def handle_until(self, done: Callable[[], bool], seconds: float | None) -> bool:
+        """Handle messages in this thread until something is done, and return whether it is.
+
+        While nothing else can happen, time passes up to what is due next, and at last up to the end of the wait.
+
+        Args:
+            done: whether the wait is over.
+            seconds: how long to wait, by the clock of the test, and also in real time; None: until it is done.
+        """
+        ends_at = None if seconds is None else time.time() + seconds
+        gives_up_at = time.monotonic() + (RUN_SECONDS if seconds is None else seconds)
+        with self._worker.waiting():
+            while not done():
+                if self._worker.handle_next():
+                    continue
+                if self._worker.others_work() or self._workflows_go_on():
+                    if time.monotonic() > gives_up_at:
+                        return False
+                    time.sleep(_LOOK_SECONDS)
+                elif not self._pass_time_until(float("inf") if ends_at is None else ends_at):
+                    if ends_at is not None:
+                        self.clock.set(datetime.fromtimestamp(ends_at, UTC))
+                    return done()
+        return True
+
+    def handle_in_background(self, done: Callable[[], bool]) -> None:
+        """Handle messages in another thread until something is done."""
+        thread = threading.Thread(target=self._handle, args=(done,), name="waooaw-testing", daemon=True)
+        self._threads = [each for each in self._threads if each.is_alive()]
+        self._threads.append(thread)
+        thread.start()
+
+    def _handle(self, done: Callable[[], bool]) -> None:
+        quiet_since = time.monotonic()
+        try:
+            while not done() and not self._closed.is_set():
+                if self._worker.handle_next() or self._workflows_go_on():
+                    quiet_since = time.monotonic()
+                elif time.monotonic() - quiet_since < _QUIET_SECONDS:
+                    time.sleep(_LOOK_SECONDS)
+                else:  # who waits has no way to let time pass
+                    self._pass_time_until(float("inf"))
+                    quiet_since = time.monotonic()
+        except BaseException as error:  # noqa: BLE001 - the next run raises it in the thread of the test
+            self._error = error
+
+    def _raise_error(self) -> None:
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    # --- time and workflows
+
+    def _pass_time_until(self, limit: float) -> bool:
+        """Move the clock to what is due next, and return whether that is not later than a limit."""
+        beat = self.beat.next_due()
+        times = [
+            self._worker.timers.next_due(),
+            self._broker.next_visible(),
+            self._next_wake(),
+            None if beat is None else beat.timestamp(),
+        ]
+        due = min((each for each in times if each is not None), default=None)
+        if due is None or due > limit:
+            return False
+        self.clock.set(datetime.fromtimestamp(due, UTC))
+        self._now_moves()
+        if beat is not None and beat.timestamp() <= due:
+            self.beat.tick()
+        return True
+
+    def _engine(self) -> Any:
+        """Return the engine of the workflows; None: there are none, or it has not begun."""
+        if not self._app.workflows:
+            return None
+        from waooaw_celery.workflows.engine.engine import engine_of
+
+        return engine_of(self._app)
+
+    def _next_wake(self) -> float | None:
+        engine = self._engine()
+        wake = None if engine is None else engine.journal.next_wake()
+        return None if wake is None else max(wake.timestamp(), time.time())
+
+    def _workflows_go_on(self) -> bool:
+        """Have the workflows that are due go on, and return whether one does."""
+        engine = self._engine()
+        if engine is None:
+            return False
+        engine.start()
+        going: bool = asyncio.run_coroutine_threadsafe(engine.look(), engine.loop).result(RUN_SECONDS)
+        return going
