@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 from waooaw_celery.agents.agent import Agent
@@ -13,7 +14,10 @@ from waooaw_celery.agents.bus import MessageBus
 from waooaw_celery.agents.events.bus import EventBus
 from waooaw_celery.agents.requests.handler import RequestResponseHandler
 from waooaw_celery.app.app import AgentApp, create_app
+from waooaw_celery.discovery.loads import waiting_counts
 from waooaw_celery.errors import UnknownAgent
+from waooaw_celery.limits.configured import configured_limiter
+from waooaw_celery.limits.memory import MemoryStorage
 from waooaw_celery.messages.message import Message
 from waooaw_celery.messages.receipt import DeliveryReceipt
 from waooaw_celery.messages.validation import JSON
@@ -23,6 +27,7 @@ from waooaw_celery.testing.configuration import connected
 from waooaw_celery.testing.declaration import declare
 from waooaw_celery.testing.failures import Failures
 from waooaw_celery.testing.memory.broker import MemoryBroker
+from waooaw_celery.testing.memory.directory import FreshDirectory
 from waooaw_celery.testing.memory.ledger import ledger_folder
 from waooaw_celery.testing.memory.results import MemoryCollector, MemoryResults
 from waooaw_celery.testing.simulation import Simulation
@@ -62,8 +67,7 @@ def harness(app: AgentApp | None = None) -> Iterator[Harness]:
         simulation.clock.start()
         stack.callback(simulation.clock.stop)
         broker.on_publish, broker.on_acknowledge = failures.at_publish, failures.at_acknowledge
-        app.components.result_collector = MemoryCollector(app, results, simulation)  # type: ignore[assignment]
-        app.components.sleep = simulation.sleep
+        _replace_components(app, results, simulation)
         results.worker = simulation
         worker.open()
         stack.callback(worker.close)
@@ -72,6 +76,19 @@ def harness(app: AgentApp | None = None) -> Iterator[Harness]:
         stack.callback(agents_app.stubs.restore)
         agents_app.renew()
         yield agents_app
+
+
+def _replace_components(app: AgentApp, results: MemoryResults, simulation: Simulation) -> None:
+    """Have an application count, wait and look for agents in this process only."""
+    components = app.components
+    components.result_collector = MemoryCollector(app, results, simulation)  # type: ignore[assignment]
+    components.sleep = simulation.sleep
+    components.directory = FreshDirectory(components.open_registry, partial(waiting_counts, app))
+    components.limiter = configured_limiter(
+        components.settings,
+        restrictions=lambda: components.restrictions,
+        storage=MemoryStorage(lambda: time.time_ns() // 1000),
+    )
 
 
 class Harness:

@@ -12,6 +12,8 @@ from waooaw_celery.messages.enums import MessageStatus, MessageType
 #: Which messages are meant: a function of the record, or a part of the payload.
 Where: TypeAlias = Callable[[AuditRecord], bool] | Mapping[str, Any] | None
 
+#: What no test has sent: the record of an event or of an answer.
+_NOT_SENT = (MessageType.EVENT, MessageType.RESPONSE)
 #: The most messages that the text of a failed assertion shows.
 _SHOWN = 20
 
@@ -28,7 +30,9 @@ class Recorded:
         self._app, self._run = app, run
 
     def sent(self, *, where: Where = None, **wanted: Any) -> Sequence[AuditRecord]:
-        """Return the records of the messages that were sent, oldest first. Events are not among them.
+        """Return the records of the messages and requests that were sent, oldest first.
+
+        Events and the answers to requests are not among them.
 
         Args:
             where: as for ``assert_sent``.
@@ -37,7 +41,7 @@ class Recorded:
         return [
             record
             for record in self._records(wanted)
-            if record.receipt.message_type is not MessageType.EVENT and _matches(record, where)
+            if record.receipt.message_type not in _NOT_SENT and _matches(record, where)
         ]
 
     def handled(self, *, where: Where = None, **wanted: Any) -> Sequence[AuditRecord]:
@@ -57,7 +61,7 @@ class Recorded:
             wanted: as for ``assert_sent``.
         """
         found = self._records({**wanted, "topic": topic, "message_type": MessageType.EVENT})
-        events = [record for record in found if record.receipt.handler == ""]
+        events = [record for record in found if record.receipt.to_agent == ""]
         return [record for record in events if _matches(record, where)]
 
     def assert_sent(

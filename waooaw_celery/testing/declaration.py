@@ -32,12 +32,4 @@ def declare(app: Any) -> None:
             *(name, app.agents[name], HOSTNAME, _LIFETIME, health.capabilities(name), started_at),
             *(health.facts(name, started_at), health.profile(name)),
         )
-    _forget_directory(app)
-
-
-def _forget_directory(app: Any) -> None:
-    """Have the next choice of an agent read the agents anew; otherwise a second may pass before."""
-    for part in ("selector", "directory", "contracts"):
-        found = app.components.__dict__.pop(part, None)
-        if part == "directory" and found is not None:
-            found.close()
+    app.components.__dict__.pop("contracts", None)  # those that are known may be older

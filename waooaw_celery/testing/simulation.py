@@ -185,7 +185,7 @@ class Simulation:
     def _next_wake(self) -> float | None:
         engine = self._engine()
         wake = None if engine is None else engine.journal.next_wake()
-        return None if wake is None else max(wake.timestamp(), time.time())
+        return None if wake is None or wake.timestamp() <= time.time() else wake.timestamp()
 
     def _workflows_go_on(self) -> bool:
         """Have the workflows that are due go on, and return whether one does."""

@@ -28,11 +28,8 @@ class Timers:
         kwargs: Mapping[str, Any] | None = None,
         priority: int = 0,
     ) -> Entry:
-        """Call a function at a time, in seconds since 1970."""
-        entry = Entry(fun, tuple(args), dict(kwargs or {}))
-        with self._lock:
-            heapq.heappush(self._entries, (eta, next(self._numbers), entry))
-        return entry
+        """Call a function at a time of the monotonic clock, which Celery computes from the time of day."""
+        return self.call_after(eta - time.monotonic(), fun, args, kwargs)
 
     def call_after(
         self,
@@ -43,7 +40,10 @@ class Timers:
         priority: int = 0,
     ) -> Entry:
         """Call a function after some seconds."""
-        return self.call_at(time.time() + secs, fun, args, kwargs)
+        entry = Entry(fun, tuple(args), dict(kwargs or {}))
+        with self._lock:
+            heapq.heappush(self._entries, (time.time() + secs, next(self._numbers), entry))
+        return entry
 
     def next_due(self) -> float | None:
         """Return when the next function is due, in seconds since 1970; None: there is none."""

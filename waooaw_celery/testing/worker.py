@@ -11,6 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import copy
 from types import SimpleNamespace
 from typing import Any
 
@@ -99,13 +100,15 @@ class InProcessWorker:
         """Take the handlers and queues that were added since the start."""
         consumer = self._consumer
         consumer.update_strategies()
-        queues = {queue.name: queue for queue in self.app.amqp.queues.consume_from.values()}
-        queues |= {queue.name: queue for queue in map(agent_queue, self.app.agents)}
-        for queue in queues.values():
+        queues = self.app.amqp.queues
+        for name in self.app.agents:
+            if agent_queue(name).name not in queues.consume_from:
+                queues.select_add(copy(agent_queue(name)))  # Celery changes the exchange of a queue
+        for queue in queues.consume_from.values():
             queue(self._channel).declare()
         consumer.task_consumer = SimpleNamespace(channel=self._channel)
         self._receive = consumer.create_task_handler()
-        self._turns = deque(queues)
+        self._turns = deque(queues.consume_from)
 
     def close(self) -> None:
         """Disconnect. What was taken and not handled is forgotten."""

@@ -34,13 +34,15 @@ class Channel(virtual.Channel):
     """A channel of the broker in memory."""
 
     supports_fanout = True
-    do_restore = False  # the harness returns what a stopped worker has not acknowledged
+
+    def __init__(self, connection: Any, **kwargs: Any) -> None:
+        super().__init__(connection, **kwargs)
+        self._name: str = connection.client.hostname
 
     @property
     def broker(self) -> MemoryBroker:
-        """The broker that the URL names."""
-        connection: Any = self.connection
-        return _brokers[connection.client.hostname]
+        """The broker that has the name of the URL now: connections are kept from one test to the next."""
+        return _brokers[self._name]
 
     def basic_ack(self, delivery_tag: str, multiple: bool = False) -> None:
         """Acknowledge a message."""
@@ -57,6 +59,8 @@ class Channel(virtual.Channel):
         return message
 
     def _restore(self, message: Any) -> None:
+        if self._name not in _brokers:  # its test has ended
+            return
         document = message.serializable()
         document["properties"]["delivery_info"]["redelivered"] = True
         self.broker.put(document["properties"]["delivery_info"]["routing_key"], document)
