@@ -16,9 +16,9 @@ import pytest
 import redis
 from support import until
 
-from waooaw_celery.testing.embedded import check_port_free, end, free_port, postgres, spawn, valkey
 from waooaw_celery.errors import ConfigurationError
 from waooaw_celery.store.connection import connect, store_url
+from waooaw_celery.testing.embedded import check_port_free, end, free_port, postgres, spawn, valkey
 
 
 def test_valkey_runs_on_a_private_socket_and_never_evicts() -> None:
@@ -116,7 +116,8 @@ def test_a_process_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
 def test_a_server_dies_with_a_program_that_is_killed(tmp_path: Path) -> None:
     """After SIGKILL of the program that started Valkey, no server is left."""
     code = (
-        "import time\nfrom waooaw_celery.testing.embedded import valkey\nfrom waooaw_celery.store.connection import *\n"
+        "import time\nfrom waooaw_celery.testing.embedded import valkey\n"
+        "from waooaw_celery.store.connection import *\n"
         "with valkey() as url:\n"
         "    print(connect(store_url(None, url)).info('server')['process_id'], flush=True)\n"
         "    time.sleep(60)\n"

@@ -10,8 +10,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from waooaw_celery import aio
-from waooaw_celery import Agent, Message, MessageStatus, MessageType, Priority, create_app
+from waooaw_celery import Agent, Message, MessageStatus, MessageType, Priority, aio, create_app
 from waooaw_celery.agents import RetryPolicy, Workflows
 from waooaw_celery.errors import (
     CircularRequest,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -11,6 +10,7 @@ from typing import Any
 
 from waooaw_celery.agents.agent import Agent
 from waooaw_celery.agents.bus import MessageBus
+from waooaw_celery.agents.client import AgentClient
 from waooaw_celery.agents.events.bus import EventBus
 from waooaw_celery.agents.requests.handler import RequestResponseHandler
 from waooaw_celery.app.app import AgentApp, create_app
@@ -21,27 +21,28 @@ from waooaw_celery.limits.memory import MemoryStorage
 from waooaw_celery.messages.message import Message
 from waooaw_celery.messages.receipt import DeliveryReceipt
 from waooaw_celery.messages.validation import JSON
+from waooaw_celery.testing.aio import AsyncHarness
 from waooaw_celery.testing.assertions import Recorded
 from waooaw_celery.testing.clock import Clock
 from waooaw_celery.testing.configuration import connected
-from waooaw_celery.testing.declaration import declare
 from waooaw_celery.testing.failures import Failures
 from waooaw_celery.testing.memory.broker import MemoryBroker
 from waooaw_celery.testing.memory.directory import FreshDirectory
 from waooaw_celery.testing.memory.ledger import ledger_folder
 from waooaw_celery.testing.memory.results import MemoryCollector, MemoryResults
-from waooaw_celery.testing.simulation import Simulation
+from waooaw_celery.testing.simulation.declaration import declare
+from waooaw_celery.testing.simulation.simulation import Simulation
+from waooaw_celery.testing.simulation.worker import InProcessWorker
 from waooaw_celery.testing.stubs import Stubs
-from waooaw_celery.testing.worker import InProcessWorker
 
 
 @contextmanager
 def harness(app: AgentApp | None = None) -> Iterator[Harness]:
     """Run the agents of an application in this process, with broker, results and ledger in memory.
 
-    Messages wait in their queues until ``run`` is called, or until somebody waits for an answer. In the block, the
-    application is connected to nothing else, whatever its configuration and the environment say. At the end it is as
-    it was before.
+    Messages wait in their queues until ``run`` is called, or until somebody waits for an answer. In the block,
+    the application is connected to nothing else, whatever its configuration and the environment say. At the end,
+    it is as it was before.
 
     Args:
         app: the application of the agents, such as the one of your module; None: a new one.
@@ -132,13 +133,13 @@ class Harness:
         """
         return Agent(name, self.app, **options)
 
-    def stub(self, name: str, **answers: Any) -> Agent:
+    def stub(self, name: str, **answers: Any) -> AgentClient:
         """Return an agent that answers what the test says, in place of the real one or of one that is not here.
 
         Args:
             name: its name.
-            answers: by handler: what a method returns, an exception that it raises, or a function that is called with
-                the arguments. ``command``, ``query``, ``ack`` and ``response`` are handlers of messages.
+            answers: by handler: what a method returns, an exception that it raises, or a function that is called
+                with the arguments. ``command``, ``query``, ``ack`` and ``response`` are handlers of messages.
 
         Example:
             >>> agents_app.stub("crm", create={"id": 7}, delete=PermissionError("not you"))
@@ -184,14 +185,15 @@ class Harness:
 
     # --- what a test does
 
-    def send(self, to: str, payload: JSON = None, *, from_agent: str | None = None, **fields: Any) -> DeliveryReceipt:
+    def send(
+        self, to: str, payload: JSON = None, *, from_agent: str | None = None, **fields: Any
+    ) -> DeliveryReceipt:
         """Send a message; ``run`` handles it.
 
         Args:
             to: the recipient, or a capability such as ``capability:ocr``.
             payload: any JSON value.
-            from_agent: the sender; None: the setting ``waooaw_sender``, which is ``test`` unless the application has
-                one.
+            from_agent: the sender; None: the setting ``waooaw_sender``, or ``test`` if there is none.
             fields: other fields of Message, such as ``priority`` and ``ttl_seconds``.
 
         Returns:
@@ -305,35 +307,3 @@ class Harness:
     @property
     def _sender(self) -> str:
         return self.app.settings.sender or "test"
-
-
-class AsyncHarness:
-    """The operations of a harness that take time, for an ``async def`` test.
-
-    Args:
-        harness: the harness.
-    """
-
-    def __init__(self, harness: Harness) -> None:
-        self._harness = harness
-
-    async def run(self) -> None:
-        """Handle all messages; see ``Harness.run``."""
-        await asyncio.to_thread(self._harness.run)
-
-    async def advance(self, **passed: float) -> None:
-        """Let time pass; see ``Clock.advance``."""
-        await asyncio.to_thread(lambda: self._harness.clock.advance(**passed))
-
-    async def request(self, *args: Any, **options: Any) -> JSON:
-        """Ask an agent; see ``Harness.request``."""
-        return await asyncio.to_thread(lambda: self._harness.request(*args, **options))
-
-    async def send(self, *args: Any, **options: Any) -> DeliveryReceipt:
-        """Send a message; see ``Harness.send``."""
-        return await asyncio.to_thread(lambda: self._harness.send(*args, **options))
-
-    async def result(self, workflow_id: str, timeout: float = 30.0) -> JSON:
-        """Return the result of a workflow; see ``Harness.result``."""
-        return await asyncio.to_thread(self._harness.result, workflow_id, timeout)
-

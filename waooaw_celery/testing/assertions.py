@@ -120,9 +120,8 @@ class Recorded:
     ) -> AuditRecord:
         if found and times in (None, len(found)):
             return found[0]
-        filters = ", ".join(
-            f"{name}={value!r}" for name, value in {"to": to, "where": where, **wanted}.items() if value is not None
-        )
+        given = {"to": to, "where": where, **wanted}
+        filters = ", ".join(f"{name}={value!r}" for name, value in given.items() if value is not None)
         expected = "at least one" if times is None else str(times)
         lines = [f"  {_shown(record)}" for record in all_records[-_SHOWN:]]
         hidden = len(all_records) - len(lines)

@@ -12,8 +12,8 @@ from waooaw_celery.errors import ConfigurationError
 class Clock:
     """The time of this process, for the package, for the handlers and for the test itself.
 
-    ``time.time()`` and ``datetime.now()`` show it everywhere (by the library ``time-machine``). ``time.monotonic()``
-    stays real.
+    ``time.time()`` and ``datetime.now()`` show it everywhere, by the library ``time-machine``.
+    ``time.monotonic()`` stays real.
 
     Args:
         move: called with the time up to which everything that is due has to happen.

@@ -133,11 +133,13 @@ class Failures:
             task.run = _raising(run, error)
         elif after:
             task.run = _then_raising(run, Killed(f"killed before the outcome of {task.name} was recorded"))
-        stopping, state.should_terminate = state.should_terminate, EX_FAILURE if before or after else None
+        worker_state: Any = state
+        stopping = worker_state.should_terminate
+        worker_state.should_terminate = EX_FAILURE if before or after else None
         try:
             yield
         finally:
-            state.should_terminate = stopping
+            worker_state.should_terminate = stopping
             task.run = run
             self._dying.discard(tag)
 

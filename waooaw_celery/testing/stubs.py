@@ -40,7 +40,7 @@ class Stubs:
         if name not in self._app.agents:
             self._agents[name] = Agent(name, self._app)
         for handler, answer in answers.items():
-            task = self._app.tasks.get(str(HandlerName(name, handler)))
+            task: Any = self._app.tasks.get(str(HandlerName(name, handler)))
             if task is not None:
                 self._replaced.setdefault(task, task.run)
                 task.run = _replacing(task, answer)

@@ -25,7 +25,7 @@ class _Waiting:
 class MemoryBroker:
     """The queues of one harness. Safe for several threads.
 
-    Messages are kept as JSON texts, as a real broker keeps bytes: what a sender changes afterwards changes nothing.
+    Messages are kept as JSON texts, as a real broker keeps bytes: what a sender changes later changes nothing.
 
     Args:
         now: returns the time in seconds since 1970.

@@ -9,24 +9,20 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
-from waooaw_celery.errors import WaooawError
-from waooaw_celery.testing.beat import Beat
+from waooaw_celery.errors import NotSettled
 from waooaw_celery.testing.clock import Clock
 from waooaw_celery.testing.memory.broker import MemoryBroker
-from waooaw_celery.testing.worker import InProcessWorker
+from waooaw_celery.testing.simulation.beat import Beat
+from waooaw_celery.testing.simulation.worker import InProcessWorker
 
 #: Seconds of real time after which a run is given up.
 RUN_SECONDS = 30.0
 #: Messages of one run after which it is given up: agents send each other messages without end.
 MAX_MESSAGES = 100_000
-#: What is due within so many seconds happens in the same run: the window of a batch, a short pause of a workflow.
+#: What is due within so many seconds happens in the same run: the window of a batch, a short sleep.
 SOON_SECONDS = 0.1
-#: Seconds between two looks at what other threads do, and for which nothing may happen before time passes by itself.
+#: Seconds between two looks at what other threads do, and without any event before time passes by itself.
 _LOOK_SECONDS, _QUIET_SECONDS = 0.002, 0.05
-
-
-class NotSettled(WaooawError):
-    """The agents did not come to rest: a handler hangs, or messages lead to further messages without end."""
 
 
 class Simulation:
@@ -116,6 +112,8 @@ class Simulation:
         gives_up_at = time.monotonic() + (RUN_SECONDS if seconds is None else seconds)
         with self._worker.waiting():
             while not done():
+                if ends_at is not None and time.time() > ends_at:
+                    return False
                 if self._worker.handle_next():
                     continue
                 if self._worker.others_work() or self._workflows_go_on():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from waooaw_celery.testing.worker import HOSTNAME
+from waooaw_celery.testing.simulation.worker import HOSTNAME
 from waooaw_celery.worker.discovery.agent_health import AgentHealth
 
 #: For how long the agents count as living, in seconds: longer than a test moves its clock.

@@ -27,7 +27,7 @@ from waooaw_celery.messages.queues import AGENT_QUEUES, agent_queue
 from waooaw_celery.testing.failures import Failures, Killed
 from waooaw_celery.testing.memory.broker import MemoryBroker
 from waooaw_celery.testing.memory.results import MemoryResults
-from waooaw_celery.testing.timers import Timers
+from waooaw_celery.testing.memory.timers import Timers
 from waooaw_celery.worker.consumer import AgentConsumer
 from waooaw_celery.worker.execution.pools import safe_pool
 from waooaw_celery.worker.remote_control import read_cancellations
@@ -41,8 +41,8 @@ HOSTNAME = "testing@localhost"
 class InProcessWorker:
     """Handles the messages of an application's agents in the threads that call it.
 
-    Of each agent one message is handled at a time, as by a worker with one process. A handler that waits for another
-    agent has that agent's messages handled meanwhile.
+    Of each agent one message is handled at a time, as by a worker with one process. While a handler waits for
+    another agent, the messages of that agent are handled.
 
     Args:
         app: the application, an AgentApp.
@@ -76,7 +76,7 @@ class InProcessWorker:
         app = self.app
         pool = safe_pool(TaskPool)(app=app, initargs=(app, HOSTNAME))
         controller = SimpleNamespace(app=app, pool=pool, state=state, use_eventloop=False, max_concurrency=1)
-        self._consumer = consumer = AgentConsumer(
+        consumer: Any = AgentConsumer(
             self._taken.append,
             hostname=HOSTNAME,
             pool=pool,
@@ -86,7 +86,7 @@ class InProcessWorker:
             initial_prefetch_count=1,
             worker_options={"without_mingle": True, "without_gossip": True, "without_heartbeat": True},
         )
-        controller.consumer = consumer
+        self._consumer = controller.consumer = consumer
         consumer.event_dispatcher = None
         consumer.connection = app.connection_for_read()
         self._channel = consumer.connection.default_channel
@@ -190,7 +190,7 @@ class InProcessWorker:
 
     def _handle(self, request: Any) -> None:
         """Give a request to the pool, which handles it in this thread."""
-        task = getattr(request, "task", None)
+        task: Any = getattr(request, "task", None)
         if getattr(task, "agent", None) is None:  # a task of Celery's, or a batch
             self._give_to_pool(request)
             return

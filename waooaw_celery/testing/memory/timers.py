@@ -40,7 +40,7 @@ class Timers:
         priority: int = 0,
     ) -> Entry:
         """Call a function after some seconds."""
-        entry = Entry(fun, tuple(args), dict(kwargs or {}))
+        entry = Entry(fun, list(args), dict(kwargs or {}))
         with self._lock:
             heapq.heappush(self._entries, (time.time() + secs, next(self._numbers), entry))
         return entry
