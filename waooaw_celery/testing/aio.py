@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from waooaw_celery.messages.receipt import DeliveryReceipt
 from waooaw_celery.messages.validation import JSON
-
-if TYPE_CHECKING:
-    from waooaw_celery.testing.agents_app import Harness
 
 
 class AsyncHarness:
     """The operations of a harness that take time, for an ``async def`` test.
 
     Args:
-        harness: the harness.
+        harness: the Harness.
     """
 
-    def __init__(self, harness: Harness) -> None:
+    def __init__(self, harness: Any) -> None:
         self._harness = harness
 
     async def run(self) -> None:

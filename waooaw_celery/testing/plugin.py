@@ -28,8 +28,21 @@ def agents_app(request: pytest.FixtureRequest) -> Iterator[Harness]:
 
 
 def _application(name: Any) -> Any:
+    """Return the application that the setting names; None: it is empty.
+
+    Raises:
+        ConfigurationError: there is no such application.
+    """
     if not name:
         return None
     from celery.app.utils import find_app
 
-    return find_app(name)
+    from waooaw_celery.errors import ConfigurationError
+
+    try:
+        return find_app(name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigurationError(
+            f"pytest's setting waooaw_app names {name!r}, which cannot be imported: {error}. Write module:name, such "
+            "as greeter:app, and see that the folder of the module is in pytest's setting pythonpath"
+        ) from error
