@@ -43,6 +43,6 @@ def _application(name: Any) -> Any:
         return find_app(name)
     except (ImportError, AttributeError) as error:
         raise ConfigurationError(
-            f"pytest's setting waooaw_app names {name!r}, which cannot be imported: {error}. Write module:name, such "
-            "as greeter:app, and see that the folder of the module is in pytest's setting pythonpath"
+            f"pytest's setting waooaw_app names {name!r}, which cannot be imported: {error}. Write module:name, "
+            "such as greeter:app, and see that the folder of the module is in pytest's setting pythonpath"
         ) from error

@@ -17,8 +17,8 @@ from waooaw_celery.testing.simulation.worker import InProcessWorker
 
 #: Seconds of real time after which a run is given up.
 RUN_SECONDS = 30.0
-#: Messages of one run after which it is given up: agents send each other messages without end.
-MAX_MESSAGES = 100_000
+#: Steps of one run after which it is given up: agents send each other messages without end.
+MAX_STEPS = 100_000
 #: What is due within so many seconds happens in the same run: the window of a batch, a short sleep.
 SOON_SECONDS = 0.1
 #: Seconds between two looks at what other threads do, and without any event before time passes by itself.
@@ -53,18 +53,13 @@ class Simulation:
         Raises:
             NotSettled: that takes too long.
         """
-        ends_at, handled = time.monotonic() + RUN_SECONDS, 0
-        while not self._closed.is_set():
-            if self._worker.handle_next():
-                handled += 1
-            elif self._worker.others_work() or self._workflows_go_on():
-                time.sleep(_LOOK_SECONDS)
-            elif not self._pass_time_until(time.time() + SOON_SECONDS):
-                break
-            if time.monotonic() > ends_at or handled > MAX_MESSAGES:
+        ends_at, steps = time.monotonic() + RUN_SECONDS, 0
+        while not self._closed.is_set() and (self._step() or self._pass_time_until(time.time() + SOON_SECONDS)):
+            steps += 1
+            if time.monotonic() > ends_at or steps > MAX_STEPS:
                 raise NotSettled(
-                    f"the agents did not come to rest within {RUN_SECONDS:g} s and {handled} messages: a handler "
-                    "waits for something that does not happen, or agents answer each other without end"
+                    f"the agents did not come to rest within {RUN_SECONDS:g} s and {steps} steps: a handler waits "
+                    "for something that does not happen, or agents answer each other without end"
                 )
         self._raise_error()
 
@@ -83,11 +78,7 @@ class Simulation:
 
     def sleep(self, seconds: float) -> None:
         """Let something happen while a caller waits; if nothing can, that much time passes."""
-        if self._worker.handle_next():
-            return
-        if self._worker.others_work() or self._workflows_go_on():
-            time.sleep(_LOOK_SECONDS)
-        elif not self._pass_time_until(time.time() + seconds):
+        if not self._step() and not self._pass_time_until(time.time() + seconds):
             self.clock.set(datetime.fromtimestamp(time.time() + seconds, UTC))
 
     def close(self) -> None:
@@ -112,18 +103,14 @@ class Simulation:
         gives_up_at = time.monotonic() + (RUN_SECONDS if seconds is None else seconds)
         with self._worker.waiting():
             while not done():
-                if ends_at is not None and time.time() > ends_at:
+                is_late = ends_at is not None and time.time() > ends_at
+                if is_late or time.monotonic() > gives_up_at:
                     return False
-                if self._worker.handle_next():
+                if self._step() or self._pass_time_until(float("inf") if ends_at is None else ends_at):
                     continue
-                if self._worker.others_work() or self._workflows_go_on():
-                    if time.monotonic() > gives_up_at:
-                        return False
-                    time.sleep(_LOOK_SECONDS)
-                elif not self._pass_time_until(float("inf") if ends_at is None else ends_at):
-                    if ends_at is not None:
-                        self.clock.set(datetime.fromtimestamp(ends_at, UTC))
-                    return done()
+                if ends_at is not None:
+                    self.clock.set(datetime.fromtimestamp(ends_at, UTC))
+                return done()
         return True
 
     def handle_in_background(self, done: Callable[[], bool]) -> None:
@@ -137,7 +124,7 @@ class Simulation:
         quiet_since = time.monotonic()
         try:
             while not done() and not self._closed.is_set():
-                if self._worker.handle_next() or self._workflows_go_on():
+                if self._step():
                     quiet_since = time.monotonic()
                 elif time.monotonic() - quiet_since < _QUIET_SECONDS:
                     time.sleep(_LOOK_SECONDS)
@@ -146,6 +133,15 @@ class Simulation:
                     quiet_since = time.monotonic()
         except BaseException as error:  # noqa: BLE001 - the next run raises it in the thread of the test
             self._error = error
+
+    def _step(self) -> bool:
+        """Let one thing happen that can happen now, and return whether there was one."""
+        if self._worker.handle_next():
+            return True
+        if self._worker.others_work() or self._workflows_go_on():
+            time.sleep(_LOOK_SECONDS)
+            return True
+        return self._worker.handle_next()  # a workflow may have sent it just now
 
     def _raise_error(self) -> None:
         error, self._error = self._error, None

@@ -71,6 +71,8 @@ class WorkflowEngine:
         self._arming: set[str] = set()
         self._wanted: dict[str, None] = {}
         self._claiming: asyncio.Task[None] | None = None
+        #: How many searches for workflows run that have not begun all that they have found.
+        self._taking = 0
         self._main_task: Future[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._failed = self._closing = False
@@ -149,13 +151,12 @@ class WorkflowEngine:
 
         A worker looks by itself, after a pause. A test calls this when it has moved its clock.
         """
-        claims = await self._claim(None) if self._room() > 0 and not self._closing else []
-        await self._begin_all(claims)
+        claims = await self._take(None) if self._room() > 0 and not self._closing else []
         for run in list(self._runs.values()):
             due = run.next_due()
             if run.owned and due is not None and due <= self.now():
                 self._fire(run)
-        return bool(claims or self._claiming or self._wanted) or any(
+        return bool(claims or self._taking or self._claiming or self._wanted) or any(
             run.owned or run.busy or run.changes.writing or run.changes.pending for run in self._runs.values()
         )
 
@@ -249,10 +250,21 @@ class WorkflowEngine:
             else:
                 to_claim.append(workflow_id)
         if to_claim and self._room() > 0:
-            await self._begin_all(await self._claim(to_claim))
+            await self._take(to_claim)
 
     def _room(self) -> int:
         return self._capacity - sum(run.owned for run in self._runs.values())
+
+    async def _take(self, ids: list[str] | None) -> list[Claim]:
+        """Claim these workflows, or those that are due, and go on with them."""
+        self._taking += 1
+        try:
+            claims = await self._claim(ids)
+            for claim in claims:
+                await self._begin(claim)
+            return claims
+        finally:
+            self._taking -= 1
 
     async def _claim(self, ids: list[str] | None) -> list[Claim]:
         known = self._known()
@@ -271,10 +283,6 @@ class WorkflowEngine:
             for name, versions in self.definitions.items()
             if name.partition(".")[0] in agents
         }
-
-    async def _begin_all(self, claims: list[Claim]) -> None:
-        for claim in claims:
-            await self._begin(claim)
 
     async def _begin(self, claim: Claim) -> None:
         run = self._runs.get(claim.workflow_id)
@@ -331,9 +339,7 @@ class WorkflowEngine:
                 if room > 0 and (are_more_due or now - polled_at >= self._poll_seconds):
                     polled_at = now
                     are_more_due = False
-                    claims = await self._claim(None)
-                    are_more_due = len(claims) >= room
-                    await self._begin_all(claims)
+                    are_more_due = len(await self._take(None)) >= room
                 if now - renewed_at >= self._renew_seconds:
                     renewed_at = now
                     await self._renew()
