@@ -60,11 +60,7 @@ class Outbox:
             InvalidMessage: a message was sent before.
             AuditUnavailable: the database refuses the rows or does not answer; roll the transaction back.
         """
-        if not isinstance(session, Session):
-            raise ConfigurationError(
-                f"session must be a SQLAlchemy Session, not {session!r:.80}; with an AsyncSession: "
-                "await session.run_sync(lambda session: bus.send(message, session=session))"
-            )
+        _check_session(session)
         new = self._insert(batch, session.connection())
         for _, message in batch:
             if message.message_id not in new:
@@ -73,6 +69,17 @@ class Outbox:
             session.info[_OUTBOX_KEY] = []
             event.listen(session, "after_transaction_end", self._on_transaction_end)
         session.info[_OUTBOX_KEY] += batch
+
+    def check(self, session: Any) -> None:
+        """Check that a session can take messages.
+
+        Raises:
+            ConfigurationError: this is not a Session, or it is on another database.
+            AuditUnavailable: the database does not answer.
+        """
+        _check_session(session)
+        with database_errors_as("use your session"):
+            self._check_same_database(session.connection())
 
     def settle(self, session: Session) -> None:
         """Forget the messages of a session that were rolled back; call this just before the commit.
@@ -137,6 +144,14 @@ class Outbox:
     def _on_transaction_end(self, session: Session, transaction: SessionTransaction) -> None:
         if transaction.parent is None and not session.info.get(PUBLISHED_BY_OUTER):
             self.relay(session)
+
+
+def _check_session(session: Any) -> None:
+    if not isinstance(session, Session):
+        raise ConfigurationError(
+            f"session must be a SQLAlchemy Session, not {session!r:.80}; with an AsyncSession: "
+            "await session.run_sync(lambda session: bus.send(message, session=session))"
+        )
 
 
 def _existing(batch: Batch, connection: Connection) -> list[tuple[HandlerName, Message]]:

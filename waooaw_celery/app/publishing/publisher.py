@@ -154,7 +154,11 @@ class Publisher:
             BrokerUnavailable: the broker failed; the messages stay PENDING.
         """
         self._components.circuit_breaker.check()
-        for part in PublishBatch(self._app, batch).parts(MAX_BATCH_SIZE):
+        publication = PublishBatch(self._app, batch)
+        publication.check_bodies()
+        if publication.is_large(self._components.large_payloads):
+            publication.store_large_payloads(self._components.large_payloads, None, None)
+        for part in publication.parts(MAX_BATCH_SIZE):
             self._record_and_publish(part, is_recorded=True, is_follow_up=is_sent_by_finished_handler())
 
     def record(self, publication: Publication, event: Message | None = None) -> Callable[[], set[str]]:
@@ -197,10 +201,17 @@ class Publisher:
     def _pass_pipeline(self, publication: Publication, wait: Wait, event: Message | None, session: Any) -> None:
         is_follow_up = is_sent_by_finished_handler()  # it does not change meanwhile
         self._check(publication, session, is_follow_up)
-        is_small = session is None and len(publication.batch) <= MAX_BATCH_SIZE
+        # A large payload is stored after its message was counted, so that what is refused was not stored.
+        large = self._components.large_payloads
+        is_large = publication.is_large(large)
+        is_small = session is None and len(publication.batch) <= MAX_BATCH_SIZE and not is_large
         send = partial(self._send_at_once, publication) if is_small else None
         if not is_follow_up and self._admit(publication, event, wait, send):
             return
+        if is_large:
+            if session is not None:
+                self._components.outbox.check(session)
+            event = publication.store_large_payloads(large, session, event)
         if session is not None:
             self._components.outbox.add_to_outbox(publication.batch, session)
             return
