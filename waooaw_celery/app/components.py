@@ -160,6 +160,11 @@ class Components:
             lambda: open_store(settings.reference_store, self.has_ledger, lambda: self.database),
         )
 
+    @property
+    def has_large_payloads(self) -> bool:
+        """Whether there is a store of large payloads: a ledger, or the setting ``waooaw_reference_store``."""
+        return self.has_ledger or self.settings.reference_store is not None
+
     @cached_property
     def limiter(self) -> RateLimiter:
         """The rate limiter. It counts all messages when ``waooaw_rate_limit`` is set.
@@ -390,6 +395,7 @@ class Components:
             settings.lost_seconds,
             self.reference_clock,
             SenderReceipts(self._redis_receipts) if self.has_redis else None,
+            lambda reference: self.large_payloads.load(reference),
         )
         ledger.spool.check()
         return ledger

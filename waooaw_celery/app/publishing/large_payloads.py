@@ -10,7 +10,7 @@ from waooaw_celery.errors import ConfigurationError
 from waooaw_celery.messages.enums import RetentionPolicy
 from waooaw_celery.messages.message import Message
 from waooaw_celery.messages.references.reference import REFERENCE_SERIALIZER, Reference
-from waooaw_celery.store.objects.object_store import NewObject, ObjectStore, new_key
+from waooaw_celery.store.objects.object_store import NewObject, ObjectStore, Purged, new_key
 from waooaw_celery.wire.caps import Caps
 from waooaw_celery.wire.codecs import NONE
 from waooaw_celery.wire.packer import EncodedBody
@@ -113,6 +113,15 @@ class LargePayloads:
         """
         check_may_be_loaded(reference, self._caps)
         return arguments_in(self.store.get(reference.key), reference, self._caps)
+
+    def purge(self) -> Purged:
+        """Remove the payloads that no message needs any more, and those that never got one.
+
+        Raises:
+            ReferenceStoreUnavailable: the store does not answer.
+            ConfigurationError: there is no store.
+        """
+        return self.store.purge()
 
     def _keep_until(self, message: Message) -> Any:
         return (message.retention or self._retention).until(message.sent_at)

@@ -70,12 +70,23 @@ class LedgerObjects:
     def get(self, key: str) -> bytes:
         """Return a payload. See ``ObjectStore.get``."""
         if self._files is not None:
-            return self._files.get(key)
-        with self._connection("read a payload", None) as connection:
-            content = connection.scalar(select(ObjectRow.content).where(ObjectRow.key == key))
+            try:
+                return self._files.get(key)
+            except PayloadMissing:
+                # It may have been stored before ``waooaw_reference_store`` was set.
+                content = self._read(key)
+                if content is None:
+                    raise
+                return content
+        content = self._read(key)
         if content is None:
             raise _missing(key)
-        return bytes(content)
+        return content
+
+    def _read(self, key: str) -> bytes | None:
+        with self._connection("read a payload", None) as connection:
+            content = connection.scalar(select(ObjectRow.content).where(ObjectRow.key == key))
+        return None if content is None else bytes(content)
 
     def used(self) -> Iterator[tuple[str, str]]:
         """Yield the key of each payload with the id of each message that carries its reference."""
@@ -124,6 +135,8 @@ class LedgerObjects:
     def _remove_unused(self, now: datetime) -> tuple[list[str], int]:
         """Delete the rows of some payloads without a use; return their keys and their size in bytes."""
         is_unused: ColumnElement[bool] = ~exists().where(ObjectUseRow.key == ObjectRow.key)
+        if self._files is None:  # a process that knows the file system removes the others
+            is_unused = and_(is_unused, ObjectRow.content.is_not(None))
         try:
             with self._connection("remove payloads", None) as connection:
                 query = select(ObjectRow.key, ObjectRow.size).where(is_unused).limit(_BATCH_SIZE)
@@ -171,4 +184,7 @@ class LedgerObjects:
 
 
 def _missing(key: str) -> PayloadMissing:
-    return PayloadMissing(f"the payload {key} is not in the ledger's database: restore it, and retry the message")
+    return PayloadMissing(
+        f"the payload {key} is not in the ledger's database: restore it, or give this process the "
+        "waooaw_reference_store of the sender; then retry the message"
+    )

@@ -18,8 +18,8 @@ class FileStore:
     Without a ledger it knows no messages: a payload is kept until the day that its key names.
 
     Args:
-        url: such as ``file:///srv/payloads``, ``s3://bucket/payloads`` or ``gs://bucket/payloads``. Credentials and
-            time-outs are fsspec's own configuration.
+        url: such as ``file:///srv/payloads``, ``s3://bucket/payloads`` or ``gs://bucket/payloads``. Credentials
+            and time-outs are fsspec's own configuration.
 
     Raises:
         ConfigurationError: fsspec is not installed, or knows no such file system.
