@@ -112,7 +112,7 @@ def test_a_stored_body_may_be_larger_than_one_that_travels() -> None:
     """Only the limit of a decompressed body applies to it."""
     packer, body = Packer(Caps(max_body_bytes=1000, max_expanded_bytes=100_000)), ["x" * 5000]
     assert packer.encode(body, None, "none", may_be_stored=True).packed.body
-    with pytest.raises(EncodingFailed, match="waooaw_max_body_bytes = 1000: set waooaw_reference_above"):
+    with pytest.raises(EncodingFailed, match="waooaw_max_body_bytes = 1000: send a reference"):
         packer.encode(body, None, "none")
     with pytest.raises(EncodingFailed, match="waooaw_max_expanded_bytes"):
         packer.encode(["x" * 200_000], None, "none", may_be_stored=True)

@@ -241,6 +241,6 @@ def _sample(body: bytes) -> bytes:
 
 def _too_large(size: int, setting: str, cap: int) -> str:
     return (
-        f"it has {size} bytes, more than {setting} = {cap}: set waooaw_reference_above, split it into several "
-        "messages, or raise the setting for sender and receiver"
+        f"it has {size} bytes, more than {setting} = {cap}: send a reference to the data "
+        "(waooaw_reference_above), split it into several messages, or raise the setting for sender and receiver"
     )
