@@ -19,6 +19,7 @@ from waooaw_celery.ledger.database.clock import now_in
 from waooaw_celery.ledger.database.engine import Database, database_errors_as
 from waooaw_celery.ledger.database.models import MessageRow
 from waooaw_celery.ledger.objects.models import ObjectRow, ObjectUseRow
+from waooaw_celery.ledger.transactions.transaction import as_transaction
 from waooaw_celery.store.objects.files import FileStore
 from waooaw_celery.store.objects.object_store import ORPHAN_GRACE, NewObject, Purged, stored_at
 
@@ -175,7 +176,7 @@ class LedgerObjects:
         try:
             if session is not None:
                 with database_errors_as(what):
-                    yield session.connection()
+                    yield as_transaction(session).connection()  # type: ignore[misc]  # or what acts as one
                 return
             with self._database.begin(what, DEADLINE_SECONDS) as connection:
                 yield connection
