@@ -15,6 +15,8 @@ PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md", ROOT / "CONT
 PUBLIC = {
     "waooaw_celery",
     "waooaw_celery.agents",
+    "waooaw_celery.agents.integrations.django",
+    "waooaw_celery.agents.integrations.fastapi",
     "waooaw_celery.aio",
     "waooaw_celery.embedded",
 }

@@ -75,6 +75,7 @@ class Publisher:
     def __init__(self, app: Any, components: PublisherParts) -> None:
         self._app, self._components = app, components
         self._redis_send = RedisSend(app, components)
+        self._warned_of_eager = False
 
     def publish(
         self,
@@ -104,6 +105,8 @@ class Publisher:
             BrokerUnavailable: the broker failed. The error's ``message_ids`` are the messages that the broker has
                 confirmed.
         """
+        if not self._warned_of_eager and self._components.publish_settings.read().always_eager:
+            self._warn_of_eager()
         if batch or record is not None:
             self._publish(PublishBatch(self._app, batch, reply_to), wait, record, session)
 
@@ -181,6 +184,14 @@ class Publisher:
             publication.options(),
             is_follow_up=is_follow_up,
             payload_texts=publication.payload_texts(),
+        )
+
+    def _warn_of_eager(self) -> None:
+        self._warned_of_eager = True
+        logger.warning(
+            "task_always_eager runs a .delay in place, but messages, requests and events go through the broker "
+            "and need a worker: leave it off where agents talk",
+            extra={"action": "eager_not_applied"},
         )
 
     # --- the pipeline
