@@ -28,7 +28,7 @@ PREFIX = "waooaw_"
 _OTHER_VARIABLES = ("WAOOAW_APP", "WAOOAW_UTC", "WAOOAW_TEST_")
 
 #: Settings whose values never appear in an error.
-_SECRETS = frozenset({"encryption_keys", "redis_url", "database_url"})
+_SECRETS = frozenset({"encryption_keys", "redis_url", "database_url", "reference_store"})
 #: Kubernetes sets such variables for every service, and a service may be called waooaw-something.
 _KUBERNETES = re.compile(r"_(SERVICE_HOST|SERVICE_PORT|PORT)(_|$)")
 #: The path of a function: a module, a colon or a point, and a name.

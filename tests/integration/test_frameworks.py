@@ -111,6 +111,7 @@ def test_no_framework_is_imported_with_the_package() -> None:
     assert done.stdout.decode().strip() == "[]"
 
 
+@pytest.mark.filterwarnings("ignore::celery.exceptions.CDeprecationWarning")  # Celery 6 drops `priority=`
 def test_what_changes_for_a_project_names_what_it_sets() -> None:
     """A project keeps its own values; pickle, numbers as priorities and names like handlers are named."""
     app = Celery("old", broker="redis://localhost/0", set_as_current=False)

@@ -166,8 +166,8 @@ def _eager(app: Celery) -> Iterator[Finding]:
 
 def _broker(app: Celery) -> Iterator[Finding]:
     url = first_url(app.conf.broker_url) or "amqp://"
-    driver = driver_type(url)
     try:
+        driver = driver_type(url)
         check_ordered(driver, False)
     except ConfigurationError as error:
         yield warn("broker", str(error))
