@@ -211,6 +211,7 @@ def test_a_payload_that_is_gone_or_altered_makes_a_dead_letter(
         assert seen(app, name) == [LARGE]
 
 
+@pytest.mark.slow
 def test_a_dead_letter_can_be_edited(stored: Stored, dead_letters_alone_once: None) -> None:
     """Its payload is loaded for the edit, and the new one is stored anew."""
     app, name = stored.app, stopped_agent(stored)
@@ -239,6 +240,7 @@ def test_nothing_is_sent_while_the_store_does_not_answer(broker: Broker, tmp_pat
         assert queue_length(app, name) == 0
 
 
+@pytest.mark.slow
 def test_a_message_waits_while_the_store_does_not_answer(stored: Stored) -> None:
     """It is tried again later, and handled when the store answers."""
     if stored.url is None:
@@ -256,6 +258,7 @@ def test_a_message_waits_while_the_store_does_not_answer(stored: Stored) -> None
         assert seen(app, name) == [LARGE]
 
 
+@pytest.mark.slow
 def test_a_pool_of_threads_loads_payloads(stored: Stored) -> None:
     """Also a worker whose pool is not of processes gives its handlers the payload."""
     name = stored.broker.name()
@@ -264,6 +267,7 @@ def test_a_pool_of_threads_loads_payloads(stored: Stored) -> None:
         assert seen(stored.app, name) == [LARGE]
 
 
+@pytest.mark.slow
 def test_a_batch_has_large_payloads(stored: Stored, tmp_path: Path) -> None:
     """A handler of batches gets them too."""
     name, calls = stored.broker.name(), tmp_path / "calls"
@@ -273,6 +277,27 @@ def test_a_batch_has_large_payloads(stored: Stored, tmp_path: Path) -> None:
         ids = [stored.send(name) for _ in range(2)]
         assert [settled(stored.app, id_) for id_ in ids] == [MessageStatus.HANDLED] * 2
         assert calls.read_text().count(LARGE["text"]) == 2
+
+
+def test_without_a_ledger_on_one_redis(valkey_broker: Broker, tmp_path: Path) -> None:
+    """Where one script counts, records and sends, messages and the deliveries of an event carry references too."""
+    url, topics = f"file://{tmp_path / 'payloads'}", f"large{uuid4().hex[:8]}"
+    with closing(valkey_broker.app(waooaw_reference_above=ABOVE, waooaw_reference_store=url)) as app:
+        stored = Stored(valkey_broker, app, url, tmp_path / "payloads")
+        name, env = valkey_broker.name(), {"PROBE_TOPICS": topics}
+        with valkey_broker.running(name, app, module="event_probe", env=env, waooaw_reference_store=url):
+            published = EventBus(app).publish(f"{topics}.made", LARGE)
+            for receipt in published.receipts.values():
+                assert settled(app, receipt.message_id) is MessageStatus.HANDLED
+            assert published.receipts
+            assert len(stored.keys()) == 1
+            found: list[dict[str, Any]] = RequestResponseHandler(app).request(name, "seen", timeout=20)
+            assert [each["payload"] for each in found] == [LARGE] * len(published.receipts)
+        assert purge_payloads(app).objects == 0
+        key = stored.keys()[0]
+        (stored.folder / "2020-01-01").mkdir()
+        (stored.folder / key).rename(stored.folder / f"2020-01-01/{key.partition('/')[2]}")
+        assert purge_payloads(app).objects == 1
 
 
 # --- the ledger

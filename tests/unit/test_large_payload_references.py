@@ -136,7 +136,10 @@ def test_files_are_stored_read_and_deleted(scheme: str, tmp_path: Path) -> None:
     kept, over = new_key(datetime.now(UTC)), f"2020-01-01/20191130T120000-{'1' * 32}"
     store.put([NewObject(kept, b"kept", ["1"]), NewObject(over, b"over", ["2"])])
     assert (store.get(kept), store.get(over)) == (b"kept", b"over")
+    other = "2020-01-01/report"
+    store.put([NewObject(other, b"not ours", [])])
     assert store.purge() == (1, 0, 4)
+    assert store.get(other) == b"not ours"
     assert [key for key, _ in store.stored()] == [kept]
     for read in (store.get, lambda key: store.share(key, ["3"])):
         with pytest.raises(PayloadMissing, match="put it back"):

@@ -76,8 +76,8 @@ class Message(JsonForm):
             the agent.
         trace: the trace context with which it is sent, such as ``{"traceparent": ...}``; None: it is filled in
             from the current span, or from the message whose handler sends this one.
-        reference: where its payload is kept, when it is too large to travel; None: it travels with the message. A
-            handler gets the payload, and never has to read the reference.
+        reference: where its payload is kept, when that is too large to travel and not loaded; None: the message
+            has it. A handler gets its message with the payload, and without a reference.
         resent: how often the message was retried from the dead-letter queue, each time as a new message.
         has_new_id: whether the id was generated with this message, so that no earlier message can have it.
 

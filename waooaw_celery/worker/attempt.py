@@ -117,7 +117,8 @@ def _decoded(task: Any, request: Context) -> Message:
     message = Message.from_headers(headers, task.agent, payload_of(task.handler, args, kwargs))
     loaded = attempt_of(request).loaded
     if loaded is not None:
-        message = message.evolve(payload=payload_of(task.handler, *loaded))
+        # A handler may send a copy of the message with another payload: nothing is to say that it is elsewhere.
+        message = message.evolve(payload=payload_of(task.handler, *loaded), reference=None)
     if isinstance(message.sent_at, LocalTime):  # an ordinary Celery client sends no time
         message = message.filled_in(sent_at=clock_of(task.app).corrected(message.sent_at))
     return message

@@ -49,7 +49,7 @@ class Reference(JsonForm):
     codec: str | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.key, str) or not _KEY.fullmatch(self.key):
+        if not isinstance(self.key, str) or not is_key(self.key):
             raise InvalidMessage(f"the key of a reference must be one of a stored payload, not {self.key!r:.80}")
         if type(self.size) is not int or self.size < 0:
             raise InvalidMessage(f"the size of a reference must be a number of bytes, not {self.size!r:.80}")
@@ -71,6 +71,11 @@ class Reference(JsonForm):
         if not isinstance(form, Mapping):
             raise InvalidMessage(f"a reference must be a JSON object, not {form!r:.80}")
         return cls.from_dict(form)
+
+
+def is_key(text: str) -> bool:
+    """Return whether a text is the key of a stored payload."""
+    return _KEY.fullmatch(text) is not None
 
 
 def reference_in(args: Sequence[Any] | None) -> Reference | None:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from waooaw_celery.errors import ConfigurationError, PayloadMissing, ReferenceStoreUnavailable
+from waooaw_celery.messages.references.reference import is_key
 from waooaw_celery.messages.urls import shown_url
 from waooaw_celery.store.objects.object_store import NewObject, Purged, kept_until
 
@@ -91,11 +92,8 @@ class FileStore:
                 return
         for path, facts in found.items():
             key = "/".join(path.split("/")[-2:])
-            try:
-                kept_until(key)
-            except ValueError:
-                continue
-            yield key, int(facts.get("size") or 0)
+            if is_key(key):
+                yield key, int(facts.get("size") or 0)
 
     def purge(self) -> Purged:
         """Delete the payloads whose day is over. See ``ObjectStore.purge``."""
