@@ -12,6 +12,7 @@ from sqlalchemy.engine import make_url
 from support import Broker, lone_database, queue_length
 
 from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus
+from waooaw_celery.agents.integrations.django import outbox, send_on_commit
 from waooaw_celery.errors import ConfigurationError, InvalidMessage, UnknownMessage
 from waooaw_celery.ledger.database import upgrade as schema
 
@@ -80,7 +81,7 @@ def place(app: AgentApp, sent: Message) -> None:
     """Insert an order and send a message, in the transaction that is open."""
     with connections[ALIAS].cursor() as cursor:
         cursor.execute("INSERT INTO orders VALUES (%s)", [sent.message_id])
-    MessageBus(app).send(sent, session=connections[ALIAS])
+    MessageBus(app).send(sent, session=outbox(ALIAS))
 
 
 @pytest.mark.parametrize("payload", [{"order": 7}, {"text": "é" * 30 + "".join(map(str, range(20_000)))}])
@@ -127,3 +128,20 @@ def test_a_message_is_sent_once(app: AgentApp) -> None:
     ):
         MessageBus(app).send(message(), session=connections["default"])
     assert queue_length(app, "shipping") == 1
+
+
+def test_without_the_outbox_a_message_is_sent_after_the_commit(
+    app: AgentApp, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A rollback sends nothing, and a send that fails changes nothing of the committed transaction."""
+    bus = MessageBus(app)
+    for fails in (True, False):
+        with suppress(ZeroDivisionError), transaction.atomic(using=ALIAS):
+            send_on_commit(lambda: bus.send(message()), ALIAS)
+            assert queue_length(app, "shipping") == 0
+            if fails:
+                raise ZeroDivisionError
+    assert queue_length(app, "shipping") == 1
+    with transaction.atomic(using=ALIAS):
+        send_on_commit(lambda: bus.send(Message(from_agent="tests", to_agent="nobody")), ALIAS)
+    assert "could not be sent after the commit: agent 'nobody' is not known" in caplog.text

@@ -104,6 +104,10 @@ def test_what_would_travel_decides() -> None:
     assert (large.is_above(repeated), large.is_above(varied)) == (False, True)
     off = LargePayloads(None, RetentionPolicy.DAYS_30, Caps(), lambda: open_store(None, False, dict))
     assert not off.is_above(varied)
+    small = LargePayloads(
+        10**9, RetentionPolicy.DAYS_30, Caps(max_body_bytes=2000), lambda: open_store(None, False, dict)
+    )
+    assert small.is_above(varied)
     with pytest.raises(ConfigurationError, match="set waooaw_reference_store"):
         large.share([Message(from_agent="a", to_agent="b", reference=Reference(**FIELDS))])
 

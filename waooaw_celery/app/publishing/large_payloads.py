@@ -33,7 +33,9 @@ class LargePayloads:
     def __init__(
         self, above: int | None, retention: RetentionPolicy, caps: Caps, open_store: Callable[[], ObjectStore]
     ) -> None:
-        self._above, self._retention, self._caps = above, retention, caps
+        # What is too large to travel is above every limit.
+        self._above = None if above is None else min(above, caps.max_body_bytes)
+        self._retention, self._caps = retention, caps
         self._open_store = open_store
 
     @cached_property

@@ -157,11 +157,7 @@ class Publisher:
             BrokerUnavailable: the broker failed; the messages stay PENDING.
         """
         self._components.circuit_breaker.check()
-        publication = PublishBatch(self._app, batch)
-        publication.check_bodies()
-        if publication.is_large(self._components.large_payloads):
-            publication.store_large_payloads(self._components.large_payloads, None, None)
-        for part in publication.parts(MAX_BATCH_SIZE):
+        for part in PublishBatch(self._app, batch).parts(MAX_BATCH_SIZE):
             self._record_and_publish(part, is_recorded=True, is_follow_up=is_sent_by_finished_handler())
 
     def record(self, publication: Publication, event: Message | None = None) -> Callable[[], set[str]]:
