@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from random import Random
@@ -19,7 +19,7 @@ import pytest
 from lost_messages import recover
 from sqlalchemy import create_engine, text
 from sqlalchemy.orm import Session
-from support import Broker, queue_length, settled, until
+from support import Broker, pass_time, queue_length, settled, until
 
 from waooaw_celery import (
     AgentApp,
@@ -95,13 +95,23 @@ class Stored:
                 connection.execute(text(f"UPDATE {table} SET {column} = :then"), {"then": then})
 
 
-@pytest.fixture(params=["database", "folder"])
-def stored(request: pytest.FixtureRequest, broker: Broker, tmp_path: Path) -> Iterator[Stored]:
-    """Each store in turn: the ledger's database, and a folder."""
+@pytest.fixture(
+    params=[
+        "valkey-database",
+        "valkey-folder",
+        pytest.param("rabbitmq-database", marks=pytest.mark.rabbitmq),
+        pytest.param("rabbitmq-folder", marks=pytest.mark.rabbitmq),
+    ]
+)
+def stored(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stored]:
+    """Each broker with each store: the ledger's database, or a folder, on RabbitMQ without a ledger."""
+    kind, place = request.param.split("-")
+    broker: Broker = request.getfixturevalue("rabbitmq_broker" if kind == "rabbitmq" else "ledger_broker")
+    if kind == "rabbitmq" and place == "database":
+        ledger: Broker = request.getfixturevalue("ledger_broker")
+        broker = replace(broker, folder=tmp_path, database_url=ledger.database_url)
     folder = tmp_path / "payloads"
-    url = f"file://{folder}" if request.param == "folder" else None
-    if url is None and broker.database_url is None:
-        pytest.skip("without a ledger there is no database")
+    url = f"file://{folder}" if place == "folder" else None
     with closing(broker.app(waooaw_reference_above=ABOVE, waooaw_reference_store=url)) as app:
         yield Stored(broker, app, url, folder)
 
@@ -175,11 +185,12 @@ def test_only_the_reference_travels(stored: Stored) -> None:
 def test_a_message_that_has_expired_is_not_loaded(stored: Stored) -> None:
     """It ends as EXPIRED although its payload is gone, and so does a cancelled one as CANCELLED."""
     name = stopped_agent(stored)
-    expired = stored.send(name, ttl_seconds=0.05)
+    expired = stored.send(name, ttl_seconds=2)
     cancelled = stored.send(name)
     for key in list(stored.keys()):
         stored.change(key, None)
     MessageBus(stored.app).cancel(cancelled)
+    pass_time(2.1)
     with stored.broker.running(name, stored.app, waooaw_reference_store=stored.url):
         assert settled(stored.app, expired) is MessageStatus.EXPIRED
         assert settled(stored.app, cancelled) is MessageStatus.CANCELLED
