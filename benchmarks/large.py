@@ -1,10 +1,11 @@
 """How long a payload of 10 MB takes from send to handled, against plain Celery with the same payload.
 
-python -m benchmarks.large [--rounds 3] [--pool prefork]
+python -m benchmarks.large [--rounds 3] [--pool prefork] [--only reference]
 
 A worker of each kind runs, and gets one message at a time. The times are from the call of ``send`` to its
 return, to the start of the handler, and to the acknowledgement. The processor time is that of the sender, and of
-the worker with its children. The subjects take turns; the medians of the rounds are compared.
+the worker with its children. The memory is what the broker needs for a message that waits. The subjects take
+turns; the medians of the rounds are compared.
 Computers differ and have neighbours: only the ratios of one run mean something.
 """
 
@@ -42,8 +43,10 @@ ROOT = Path(__file__).parent.parent
 #: The Redis list to which a handler adds the time at which it starts.
 STARTED = "bench:started"
 
-#: Sends one payload.
-Send = Callable[[Any], object]
+#: Sends one payload to an agent or, with plain Celery, to a queue.
+Send = Callable[[Any, str | None], object]
+#: An agent, and a queue, that nobody reads.
+NOBODY = "nobody"
 
 
 class Sample(NamedTuple):
@@ -61,6 +64,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--pool", choices=("solo", "prefork"), default="prefork")
+    parser.add_argument("--only", default="", help="only subjects with this in their name, and plain Celery")
     arguments = parser.parse_args()
     console = Console()
     with ExitStack() as stack:
@@ -72,6 +76,7 @@ def main() -> None:
         subjects = {
             name: Subject(name, settings, redis_url, arguments.pool, folder, stack)
             for name, settings in kinds(ledgers, folder).items()
+            if arguments.only in name or settings is None
         }
         goals = [
             goal
@@ -98,6 +103,7 @@ def kinds(ledgers: dict[str, str], folder: Path) -> dict[str, dict[str, str] | N
     """Return the settings of each subject; None: plain Celery."""
     postgres_ledger = {"WAOOAW_DATABASE_URL": ledgers["postgres"], "WAOOAW_SPOOL_FOLDER": f"{folder}/spool"}
     sqlite_ledger = {**postgres_ledger, "WAOOAW_DATABASE_URL": ledgers["sqlite"]}
+    by_reference = {"WAOOAW_REFERENCE_ABOVE": str(256 * 1024)}
     uncompressed = {"WAOOAW_COMPRESS_ABOVE": str(2 * SIZE)}
     return {
         "Celery": None,
@@ -107,6 +113,16 @@ def kinds(ledgers: dict[str, str], folder: Path) -> dict[str, dict[str, str] | N
         "strict, PostgreSQL": postgres_ledger,
         "strict, PostgreSQL, uncompressed": {**postgres_ledger, **uncompressed},
         "strict, SQLite": sqlite_ledger,
+        "no ledger, by reference in a folder": {
+            **by_reference,
+            "WAOOAW_REFERENCE_STORE": f"file://{folder}/payloads",
+        },
+        "strict, PostgreSQL, by reference": {**postgres_ledger, **by_reference},
+        "strict, PostgreSQL, by reference in a folder": {
+            **postgres_ledger,
+            **by_reference,
+            "WAOOAW_REFERENCE_STORE": f"file://{folder}/payloads",
+        },
     }
 
 
@@ -146,7 +162,7 @@ class Subject:
         """Send a payload, and return when it was sent, its handler started, and it was acknowledged."""
         cpu_before = time.process_time(), _worker_cpu(self._worker.pid)
         began = time.monotonic()
-        self._send(payload)
+        self._send(payload, None)
         sent = time.monotonic()
         started = self._wait(lambda: self._redis.lpop(STARTED))
         self._wait(lambda: not self._redis.exists("unacked"))
@@ -154,6 +170,14 @@ class Subject:
         time.sleep(0.2)  # what the sender and the worker do afterwards counts too
         cpu = time.process_time() - cpu_before[0], _worker_cpu(self._worker.pid) - cpu_before[1]
         return Sample(sent - began, float(started) - began, ended - began, *cpu)
+
+    def waiting_memory(self, payload: Any) -> float:
+        """Return the megabytes that the broker needs for a message that waits."""
+        self._send(payload, NOBODY)
+        keys = [key for key in self._redis.scan_iter() if NOBODY.encode() in key]
+        used = sum(self._redis.memory_usage(key, samples=0) or 0 for key in keys)
+        self._redis.delete(*keys)
+        return used / 1e6
 
     def _wait(self, condition: Callable[[], Any]) -> Any:
         deadline = time.monotonic() + PATIENCE
@@ -166,7 +190,7 @@ class Subject:
 
 def _plain_sender(url: str) -> Send:
     signature = Celery("plain", broker=url).signature("plain.work", ignore_result=True)
-    return lambda payload: signature.clone(args=(payload,)).apply_async(queue="plain")
+    return lambda payload, to: signature.clone(args=(payload,)).apply_async(queue=to or "plain")
 
 
 def _sender(url: str, settings: dict[str, str], stack: ExitStack) -> Send:
@@ -176,9 +200,10 @@ def _sender(url: str, settings: dict[str, str], stack: ExitStack) -> Send:
     )
     if settings.get("WAOOAW_DATABASE_URL"):
         schema.upgrade(app.database)
-    app.registry.declare("receiver", ["command"], "receiver@bench", lifetime=3600)
+    for agent in ("receiver", NOBODY):
+        app.registry.declare(agent, ["command"], f"{agent}@bench", lifetime=3600)
     bus = MessageBus(app)
-    return lambda payload: bus.send(Message(from_agent="bench", to_agent="receiver", payload=payload))
+    return lambda payload, to: bus.send(Message(from_agent="bench", to_agent=to or "receiver", payload=payload))
 
 
 def _worker_cpu(pid: int) -> float:
@@ -201,12 +226,20 @@ def measure(what: str, payload: Any, subjects: dict[str, Subject], rounds: int, 
     }
     base = median["Celery"].acknowledged
     table = Table(
-        what, "sent, s", "handler starts, s", "acknowledged, s", "x Celery", "sender's CPU, s", "worker's CPU, s"
+        what,
+        "sent, s",
+        "handler starts, s",
+        "acknowledged, s",
+        "x Celery",
+        "sender's CPU, s",
+        "worker's CPU, s",
+        "waits, MB",
     )
     for name, found in median.items():
         times = (f"{seconds:.2f}" for seconds in (found.sent, found.started, found.acknowledged))
         cpu = (f"{found.sender_cpu:.2f}", f"{found.worker_cpu:.2f}")
-        table.add_row(name, *times, f"{found.acknowledged / base:.1f}", *cpu)
+        memory = f"{subjects[name].waiting_memory(payload):.2f}"
+        table.add_row(name, *times, f"{found.acknowledged / base:.1f}", *cpu, memory)
     console.print(table)
     return [
         Goal(f"{what}: {name}", found.acknowledged, GOAL_SECONDS, at_most=True, unit="s")

@@ -18,12 +18,15 @@
         * NoAgentAvailable      no agent that may get the message has the capability
     * UnknownMessage            there is no receipt for this id
     * PayloadNotLoaded          a record was read without its payload
+    * PayloadMissing            the store of large payloads does not have that of a message
+    * PayloadAltered            a stored payload is not what was stored
     * UnknownDeadLetter         there is no such dead letter
     * UnknownSubscription       there is no such subscription
     * UnknownReplay             there is no such replay
     * BrokerUnavailable         the message could not be published
     * StoreUnavailable          the ledger's database, or the Redis for agents and receipts, does not answer
         * AuditUnavailable      the ledger does not answer, so nothing is published
+        * ReferenceStoreUnavailable the store of large payloads does not answer
     * ClockSkew                 the clocks of two computers differ too much
     * NotStoppable              the handler to cancel runs where it cannot be stopped
     * NoWorker                  no worker of the agent runs, or one does not answer
@@ -216,6 +219,14 @@ class PayloadNotLoaded(WaooawError, LookupError):
     """The record of a message was read without its payload. ``trail.receipt`` of its id reads it."""
 
 
+class PayloadMissing(WaooawError, LookupError):
+    """The store of large payloads does not have this one. Put it back, and retry the message."""
+
+
+class PayloadAltered(WaooawError, ValueError):
+    """A stored payload is not what was stored. Restore it, and retry the message."""
+
+
 class UnknownDeadLetter(WaooawError, LookupError):
     """There is no such dead letter."""
 
@@ -253,6 +264,10 @@ class AuditUnavailable(StoreUnavailable):
     """
 
     uncertain: bool = False
+
+
+class ReferenceStoreUnavailable(StoreUnavailable):
+    """The store of large payloads does not answer. Nothing was sent; send the message again later."""
 
 
 class ClockSkew(WaooawError, RuntimeError):

@@ -28,7 +28,7 @@ PREFIX = "waooaw_"
 _OTHER_VARIABLES = ("WAOOAW_APP", "WAOOAW_UTC", "WAOOAW_TEST_")
 
 #: Settings whose values never appear in an error.
-_SECRETS = frozenset({"encryption_keys", "redis_url", "database_url"})
+_SECRETS = frozenset({"encryption_keys", "redis_url", "database_url", "reference_store"})
 #: Kubernetes sets such variables for every service, and a service may be called waooaw-something.
 _KUBERNETES = re.compile(r"_(SERVICE_HOST|SERVICE_PORT|PORT)(_|$)")
 #: The path of a function: a module, a colon or a point, and a name.
@@ -348,6 +348,12 @@ class WaooawSettings:
     rate_limit_fail_open: Flag = False
     #: Bytes above which a body is compressed, when that makes it at least a tenth smaller.
     compress_above: CountOrZero = 1024
+    #: Bytes above which a payload is kept in a store and travels by reference; what counts is its size as it would
+    #: travel, compressed. None: every payload travels with its message.
+    reference_above: CountOrNone = None
+    #: URL of the store of large payloads, which fsspec opens, such as file:///srv/payloads or s3://bucket/payloads;
+    #: None: the ledger's database.
+    reference_store: Text = None
     #: Serializer of the messages to single agents, instead of ``task_serializer``; ``agent=msgpack, other=json``
     #: in the environment.
     agent_serializers: Pairs = field(default_factory=dict)

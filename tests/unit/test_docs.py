@@ -16,6 +16,8 @@ PUBLIC = {
     "waooaw_celery.testing",
     "waooaw_celery",
     "waooaw_celery.agents",
+    "waooaw_celery.agents.integrations.django",
+    "waooaw_celery.agents.integrations.fastapi",
     "waooaw_celery.aio",
     "waooaw_celery.testing.embedded",
 }

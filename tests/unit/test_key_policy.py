@@ -8,6 +8,7 @@ import pytest
 
 from waooaw_celery import Agent, Message, MessageType, create_app
 from waooaw_celery.errors import ConfigurationError, InvalidMessage
+from waooaw_celery.messages.references.reference import Reference
 from waooaw_celery.worker.ordering.key_policy import KeyPolicy, OnBusy
 
 
@@ -45,6 +46,21 @@ def test_a_key_that_is_no_text_or_too_long_is_refused(payload: Any) -> None:
     """The message becomes a dead letter."""
     with pytest.raises(InvalidMessage, match=r"its key payload\.customer"):
         KeyPolicy("payload.customer").key_of(message(payload))
+
+
+def test_a_key_in_a_payload_that_is_not_loaded_is_refused() -> None:
+    """A message by reference waits for its turn without its payload; a field of it may be the key."""
+    reference = Reference(
+        key=f"2027-02-28/20261130T120000-{'0' * 32}",
+        size=1,
+        sha256="0" * 64,
+        content_type="application/json",
+        content_encoding="utf-8",
+    )
+    large = message(None).evolve(reference=reference)
+    with pytest.raises(InvalidMessage, match="stored by reference"):
+        KeyPolicy("payload.customer").key_of(large)
+    assert KeyPolicy("conversation_id").key_of(large) == "conversation-1"
 
 
 def test_handlers_with_the_same_key_share_its_order() -> None:

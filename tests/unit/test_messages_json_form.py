@@ -208,7 +208,7 @@ def test_the_form_of_a_message_is_stable() -> None:
         '"sent_at": "2026-11-29T09:30:00+00:00", "serializer": null, "compression": "zstd", '
         '"event": {"id": "e-1", "topic": "task.created", "source": "boss", "time": "2026-11-29T09:30:00+00:00", '
         '"subject": null, "schema_version": null, "replay": false}, "ledger": null, "resent": 0, '
-        '"identity": null, "capability": null, "trace": null}'
+        '"identity": null, "capability": null, "trace": null, "reference": null}'
     )
     assert message.to_json() == text
     assert Message.from_json(text) == message

@@ -91,15 +91,31 @@ class Components:
         self.admission_control: Any = Unlimited() if allowed is None else Limit(log, allowed)
         self.registry: Any = None
         self.outbox: Any = None
+        self.large_payloads: Any = None
 
 
 class FakePublication:
     """A publication whose broker is a list."""
 
-    def __init__(self, log: list[str], batch: Batch, together: BaseException | bool, fails_at: int | None) -> None:
+    def __init__(
+        self,
+        log: list[str],
+        batch: Batch,
+        together: BaseException | bool,
+        fails_at: int | None,
+        large: bool = False,
+    ) -> None:
         self.batch = batch
         self._log, self._together, self._fails_at = log, together, fails_at
         self._published = 0
+        self.large = large
+
+    def is_large(self, large: Any) -> bool:
+        return self.large
+
+    def store_large_payloads(self, large: Any, session: Any, event: Message | None) -> Message | None:
+        self._log.append("store")
+        return event
 
     def check_bodies(self) -> None:
         self._log.append("check")
@@ -148,8 +164,9 @@ class Pipeline:
         fails_at: int | None = None,
         event: Message | None = None,
         session: Any = None,
+        large: bool = False,
     ) -> None:
-        publication = FakePublication(self.log, batch, together, fails_at)
+        publication = FakePublication(self.log, batch, together, fails_at, large)
         self.publisher._publish(publication, None, event, session)
 
 
@@ -163,6 +180,15 @@ def test_a_message_is_checked_admitted_recorded_published_and_noted_in_this_orde
     pipeline = Pipeline(allowed=5)
     pipeline.publish(batch_of(2))
     assert pipeline.log == ["check", "admit 2", "record", "publish 2", "note sent"]
+
+
+def test_a_large_payload_is_stored_after_its_message_was_admitted_and_before_it_is_recorded() -> None:
+    """A refused message stores nothing, and a recorded one has its payload."""
+    pipeline = Pipeline(allowed=1)
+    pipeline.publish(batch_of(1), large=True)
+    with pytest.raises(RateLimitExceeded):
+        pipeline.publish(batch_of(2), large=True)
+    assert pipeline.log == ["check", "admit 1", "store", "record", "publish 1", "note sent", "check", "admit 2"]
 
 
 def test_messages_over_the_rate_limit_are_neither_recorded_nor_published() -> None:

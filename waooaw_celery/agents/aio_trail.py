@@ -25,5 +25,6 @@ class MessageAuditTrail:
     refusals = in_thread(Trail.refusals)
     statistics = in_thread(Trail.statistics)
     receipt = in_thread(Trail.receipt)
+    payload = in_thread(Trail.payload)
     log_message = in_thread(Trail.log_message)
     update_status = in_thread(Trail.update_status)

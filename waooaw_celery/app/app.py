@@ -218,6 +218,19 @@ class AgentApp(Celery):
         consumed = self.amqp.queues.consume_from
         return tuple(name for name in self.agents if agent_queue(name).name in consumed)
 
+    def autodiscover_tasks(self, packages: Any = None, related_name: str = "tasks", force: bool = False) -> Any:
+        """Import the modules ``tasks`` of packages, as Celery does, and their modules ``agents``.
+
+        Args:
+            packages: the packages, or a function that returns them; None: with Django, the installed apps.
+            related_name: the name of the modules; another one than ``tasks`` is imported alone.
+            force: whether to import them now, and not when the worker does.
+        """
+        result = super().autodiscover_tasks(packages, related_name, force)
+        if related_name == "tasks":
+            super().autodiscover_tasks(packages, "agents", force)
+        return result
+
     def wire_format(
         self, agent: str, serializer: str | None = None, compression: str | None = None
     ) -> tuple[str, str | None]:

@@ -9,6 +9,7 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from waooaw_celery.app.celery_configuration import check_server_urls, make_packer, warn_of_overrides
+from waooaw_celery.app.publishing.large_payloads import LargePayloads, open_store
 from waooaw_celery.app.publishing.message_factory import MessageFactory
 from waooaw_celery.app.publishing.publish_settings import SettingsReader
 from waooaw_celery.app.publishing.publisher import Publisher
@@ -150,6 +151,22 @@ class Components:
         with suppress(ConfigurationError):  # the broker's URL: what connects to it reports that
             claims_from_redis = self._app.driver == "redis" and self._app.claims
         return make_packer(self._app.conf, self.settings, bytes_become_base64=claims_from_redis)
+
+    @cached_property
+    def large_payloads(self) -> LargePayloads:
+        """Stores and loads the payloads that travel by reference."""
+        settings = self.settings
+        return LargePayloads(
+            settings.reference_above,
+            settings.retention,
+            self.packer.caps,
+            lambda: open_store(settings.reference_store, self.has_ledger, lambda: self.database),
+        )
+
+    @property
+    def has_large_payloads(self) -> bool:
+        """Whether there is a store of large payloads: a ledger, or the setting ``waooaw_reference_store``."""
+        return self.has_ledger or self.settings.reference_store is not None
 
     @cached_property
     def limiter(self) -> RateLimiter:
@@ -381,6 +398,7 @@ class Components:
             settings.lost_seconds,
             self.reference_clock,
             SenderReceipts(self._redis_receipts) if self.has_redis else None,
+            lambda reference: self.large_payloads.load(reference),
         )
         ledger.spool.check()
         return ledger
@@ -407,6 +425,8 @@ class Components:
         had_ledger = "ledger" in self.__dict__
         _ = self.settings, self.driver, self.receipts, self.admission_control, self.packer
         _ = self.selector.default_policy, self.is_target_failure
+        if self.large_payloads.is_on or self.settings.reference_store is not None:
+            _ = self.large_payloads.store
         if self.has_ledger:
             from waooaw_celery.ledger.database.version import check_version
 

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from waooaw_celery.app.app import AgentApp
-from waooaw_celery.broker.dead_letters.dead_letter import DeadLetter, read_content
+from waooaw_celery.broker.dead_letters.dead_letter import DeadLetter, payload_in, read_content
 from waooaw_celery.broker.dead_letters.queue import DEFAULT_LIMIT, Outcome
 from waooaw_celery.cli.base.command import CommandGroup
 from waooaw_celery.cli.base.exit_codes import ExitCode
@@ -237,7 +237,7 @@ def _plain(letter: DeadLetter) -> dict[str, JSON]:
 
 def _payload(app: AgentApp, letter: DeadLetter) -> tuple[JSON, str | None]:
     try:
-        return read_content(letter, app.packer.caps).message.payload, None
+        return payload_in(read_content(letter, app.packer.caps), app.components.large_payloads.load), None
     except WaooawError as error:
         return None, str(error)
 

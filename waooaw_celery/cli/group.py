@@ -18,6 +18,8 @@ from waooaw_celery.errors import ConfigurationError, WaooawError
 from waooaw_celery.log.escaping import escaped
 
 if TYPE_CHECKING:
+    from celery import Celery
+
     from waooaw_celery.app.app import AgentApp
 
 #: The sender of messages that a person sends, unless the setting ``waooaw_sender`` names another.
@@ -144,22 +146,37 @@ def application(ctx: click.Context, name: str | None, broker: str | None) -> Age
         ConfigurationError: the named application was not made by ``create_app()``.
     """
     # Imported here, so that `waooaw --help` does not wait for Celery.
-    from celery.bin.base import CLIContext
-
     from waooaw_celery.app.app import AgentApp, create_app
 
-    celery = ctx.find_object(CLIContext)
-    if celery is not None:  # run as `celery -A app waooaw`
-        app = celery.app
-    elif name is not None:
-        app = _load(name)
-    else:
+    app = _given_app(ctx, name)
+    if app is None:
         if broker:
             os.environ["CELERY_BROKER_URL"] = broker  # Celery prefers this variable to an argument
         app = create_app()
     if not isinstance(app, AgentApp):
         raise ConfigurationError(f"{app!r} was not made by waooaw_celery.create_app()")
     return app
+
+
+def named_project(ctx: click.Context) -> Celery:
+    """Return the application of ``-A``, which may be one of plain Celery.
+
+    Raises:
+        ConfigurationError: none is named, or it cannot be loaded.
+    """
+    app: Celery | None = _given_app(ctx, ctx.meta["waooaw.app_name"])
+    if app is None:
+        raise ConfigurationError("no application is named: waooaw -A shop doctor --project")
+    return app
+
+
+def _given_app(ctx: click.Context, name: str | None) -> Any:
+    from celery.bin.base import CLIContext
+
+    celery = ctx.find_object(CLIContext)
+    if celery is not None:  # run as `celery -A app waooaw`
+        return celery.app
+    return None if name is None else _load(name)
 
 
 def _load(name: str) -> Any:

@@ -29,17 +29,20 @@ from waooaw_celery.ledger.database.rows import (
     sent_row,
 )
 from waooaw_celery.ledger.read.reader import message_columns, read_record, read_records
+from waooaw_celery.ledger.read.records import AuditRecord
 from waooaw_celery.ledger.refusals import RefusalCounter
 from waooaw_celery.ledger.sender_receipts import SenderReceipts, facts_of_end
 from waooaw_celery.ledger.write.recording import Recording
 from waooaw_celery.ledger.write.spool.spool import Spool
 from waooaw_celery.ledger.write.writer import LedgerWriter
 from waooaw_celery.log.loggers import get_logger
-from waooaw_celery.messages.enums import RetentionPolicy
+from waooaw_celery.messages.enums import MessageType, RetentionPolicy
+from waooaw_celery.messages.headers import payload_of
 from waooaw_celery.messages.message import Message
 from waooaw_celery.messages.publish_options import PublishOptions
 from waooaw_celery.messages.receipt import DeliveryReceipt, MessageEvent, MessageFact, ReceiptStore
-from waooaw_celery.messages.validation import check_id
+from waooaw_celery.messages.references.reference import Reference
+from waooaw_celery.messages.validation import JSON, check_id
 from waooaw_celery.settings import AuditMode
 from waooaw_celery.store.reference_clock import ReferenceClock
 
@@ -62,6 +65,7 @@ class Ledger(ReceiptStore):
         lost_seconds: seconds after a delivery until a message without a final event counts as lost.
         clock: the clock that dates what this process records; None: this computer's clock.
         sender_receipts: the receipts of senders without a ledger; None: there is no Redis that has them.
+        load: returns the arguments that a reference stands for; None: large payloads cannot be read.
     """
 
     def __init__(
@@ -73,8 +77,9 @@ class Ledger(ReceiptStore):
         lost_seconds: float = 3600.0,
         clock: ReferenceClock | None = None,
         sender_receipts: SenderReceipts | None = None,
+        load: Callable[[Reference], tuple[list[Any], dict[str, Any]]] | None = None,
     ) -> None:
-        self._sender_receipts = sender_receipts
+        self._sender_receipts, self._load = sender_receipts, load
         self._clock = clock or ReferenceClock()
         self.database = database
         self.spool = Spool(spool_folder, database.url.render_as_string(hide_password=False))
@@ -215,6 +220,24 @@ class Ledger(ReceiptStore):
         is_erased = exists().where(MessageRow.message_id == message_id, MessageRow.erased_at.is_not(None))
         with self.database.begin(f"look up whether {message_id} was erased") as connection:
             return bool(connection.scalar(select(is_erased)))
+
+    def payload(self, record: AuditRecord) -> JSON:
+        """Return the payload of a record; that of a message with a reference is read from its store.
+
+        Args:
+            record: the record of a message, read with its payload.
+
+        Raises:
+            PayloadMissing, PayloadAltered, DecodingFailed: the store does not have what was stored.
+            ReferenceStoreUnavailable: the store does not answer.
+            PayloadNotLoaded: the record was read without its payload.
+        """
+        if record.reference is None or self._load is None:
+            return record.payload
+        args, kwargs = self._load(record.reference)
+        if record.receipt.message_type is MessageType.EVENT:
+            return args[0]
+        return payload_of(record.receipt.handler, args, kwargs)
 
     def outage_seconds(self) -> float:
         """Return for how many seconds the database has not answered this process; 0: it answers."""

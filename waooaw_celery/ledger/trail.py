@@ -25,7 +25,7 @@ from waooaw_celery.messages.message import Message
 from waooaw_celery.messages.publish_options import PublishOptions
 from waooaw_celery.messages.receipt import DeliveryReceipt, MessageEvent, MessageFact
 from waooaw_celery.messages.topics.patterns import check_pattern
-from waooaw_celery.messages.validation import check_agent_name, check_id, check_searchable
+from waooaw_celery.messages.validation import JSON, check_agent_name, check_id, check_searchable
 
 #: Most messages on one page of a query.
 MAX_PAGE_SIZE = 1000
@@ -281,6 +281,23 @@ class MessageAuditTrail:
             InvalidMessage: this is not a valid id.
         """
         return self._record(message_id, payloads=True)
+
+    def payload(self, message_id: str) -> JSON:
+        """Return the payload of a message; a large one that travelled by reference is read from its store.
+
+        Returns:
+            None if it was erased.
+
+        Raises:
+            UnknownMessage: the ledger does not have the message.
+            PayloadMissing: the store does not have the payload. PayloadAltered: it has another one.
+            ReferenceStoreUnavailable: the store does not answer.
+
+        Example:
+            >>> trail.payload(message_id)["pages"][0]
+            'The first page'
+        """
+        return self._ledger.payload(self._record(message_id, payloads=True))
 
     def log_message(self, message: Message) -> bool:
         """Record a message that was sent by other means; sending with this package records it by itself.

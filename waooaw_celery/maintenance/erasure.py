@@ -14,6 +14,7 @@ from waooaw_celery.ledger.database.sqlite.compaction import compact
 from waooaw_celery.ledger.retention.erasure import BLANKED, ErasedRows, erase_rows, held_among
 from waooaw_celery.ledger.retention.holds import HoldKind, list_holds
 from waooaw_celery.maintenance.erasure_rule import ErasureRule
+from waooaw_celery.maintenance.large_payloads import messages_with, purge_payloads
 from waooaw_celery.messages.enums import MessageType
 from waooaw_celery.results.removal import StoredResults
 
@@ -55,6 +56,7 @@ class Erasure:
         dead_letters: how many dead letters.
         results: how many results in the result backend.
         spool_rows: how many rows in the spool of this computer.
+        payloads: how many large payloads in their store, with those of purged messages.
         remains: what was not reached, a sentence for each place.
     """
 
@@ -70,6 +72,7 @@ class Erasure:
     dead_letters: int = 0
     results: int = 0
     spool_rows: int = 0
+    payloads: int = 0
     remains: tuple[str, ...] = ()
 
 
@@ -108,12 +111,17 @@ def erase(
     """
     app.ledger.flush()
     app.ledger.drain_spool(SPOOL_SECONDS)
-    rows = erase_rows(app.database, agent=agent, containing=containing, on_progress=on_progress)
+    search = ErasureRule(agent=agent, text=containing, ids=frozenset(), caps=app.packer.caps)
+    also, unreadable = messages_with(app, search.matches_result) if containing else (set(), 0)
+    rows = erase_rows(app.database, agent=agent, containing=containing, also=also, on_progress=on_progress)
     rule = ErasureRule(agent=agent, text=containing, ids=rows.ids, caps=app.packer.caps)
     remains = [*_left_in_ledger(rows)]
+    if unreadable:
+        remains.append(f"{unreadable} large payloads that cannot be read, and so not searched")
     dead_letters = _erase_dead_letters(app, rule, remains)
     spool_rows = _erase_spool(app, rule, remains)
     results = _erase_results(app, rule, remains)
+    payloads = purge_payloads(app)
     _compact(app, remains)
     return Erasure(
         rule=rows.rule,
@@ -121,6 +129,7 @@ def erase(
         dead_letters=dead_letters,
         results=results,
         spool_rows=spool_rows,
+        payloads=payloads.objects + payloads.orphans,
         remains=(*remains, *OUT_OF_REACH),
     )
 

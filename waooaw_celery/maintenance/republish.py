@@ -7,6 +7,7 @@ from typing import Any
 from celery.utils.nodenames import anon_nodename
 
 from waooaw_celery.app.app import AgentApp
+from waooaw_celery.app.publishing.large_payloads import REFERENCE_ENCODING
 from waooaw_celery.app.publishing.publication import envelope_headers, routing_options, shown_arguments
 from waooaw_celery.ledger.read.lost import LostMessage
 from waooaw_celery.messages.publish_options import RECOVERED_HEADER
@@ -36,6 +37,8 @@ def republish(app: AgentApp, producer: Any, lost: LostMessage) -> None:
     serializer, compression = app.wire_format(
         target.agent, message.serializer or task_serializer, message.compression or task_compression
     )
+    if message.reference is not None:
+        serializer, compression = REFERENCE_ENCODING
     headers: dict[str, Any] = {
         **options.headers,
         **envelope_headers(message, message.expires_at),
@@ -70,6 +73,8 @@ def republish(app: AgentApp, producer: Any, lost: LostMessage) -> None:
 def _arguments(lost: LostMessage) -> tuple[Any, Any]:
     """Return the positional and the keyword arguments of the task."""
     payload: Any = lost.message.payload
+    if lost.message.reference is not None:
+        return (lost.message.reference,), {}
     if takes_message(lost.handler):
         return (payload,), {}
     return (payload["args"], payload["kwargs"]) if lost.publish_options.positional else ((), payload)

@@ -24,6 +24,9 @@ SWEEP = "waooaw.sweep"
 RECONCILE = "waooaw.reconcile"
 RECOVER = "waooaw.recover"
 PURGE = "waooaw.purge"
+PAYLOADS = "waooaw.payloads"
+#: Seconds between two purges of large payloads.
+_PAYLOADS_SECONDS = 3600.0
 #: Longest time in seconds until a worker looks again for a replay that is not due yet.
 _REPLAY_SECONDS = 60.0
 #: Options of all tasks. TimedRequest expires them by the reference clock: a worker whose own clock is ahead would
@@ -50,6 +53,7 @@ def register_periodic_tasks(app: AgentApp) -> None:
     """
     _register_sweep(app)
     _register_ledger_tasks(app)
+    _register_purge_of_payloads(app)
     _configure_beat(app)
     serve_health(app)
 
@@ -112,6 +116,17 @@ def _register_ledger_tasks(app: AgentApp) -> None:
         _note_run(app, PURGE)
 
 
+def _register_purge_of_payloads(app: AgentApp) -> None:
+    @app.task(name=PAYLOADS, **_COMMON, time_limit=7200, soft_time_limit=7000)
+    def payloads() -> None:
+        """Remove the large payloads that no message needs any more, and those that never got a message."""
+        # Imported here, because a process without a ledger does not load SQLAlchemy.
+        from waooaw_celery.maintenance.large_payloads import purge_payloads
+
+        purge_payloads(app)  # logs its result itself
+        _note_run(app, PAYLOADS)
+
+
 def _note_run(app: AgentApp, task: str) -> None:
     """Note that a task has run, for `waooaw doctor`. A Redis that does not answer changes nothing of its work."""
     if app.components.housekeeping is None:
@@ -131,6 +146,8 @@ def _configure_beat(app: AgentApp) -> None:
         schedules[REPLAY] = schedule(timedelta(seconds=settings.sweep_seconds))
         schedules[RECOVER] = schedule(timedelta(seconds=settings.recover_seconds))
         schedules[PURGE] = crontab.from_string(settings.purge_at)
+    if app.components.has_large_payloads:
+        schedules[PAYLOADS] = schedule(timedelta(seconds=_PAYLOADS_SECONDS))
     # A task expires when its successor is due, which does the same work.
     expires = {
         SWEEP: settings.sweep_seconds,
@@ -138,6 +155,7 @@ def _configure_beat(app: AgentApp) -> None:
         REPLAY: settings.sweep_seconds,
         RECOVER: settings.recover_seconds,
         PURGE: 3600,
+        PAYLOADS: _PAYLOADS_SECONDS,
     }
     conf.task_queues = [*(conf.task_queues or ()), queue]
     conf.task_routes = {**(conf.task_routes or {}), **{name: {"queue": queue} for name in schedules}}

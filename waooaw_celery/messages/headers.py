@@ -10,6 +10,7 @@ from waooaw_celery.errors import InvalidMessage
 from waooaw_celery.messages.enums import MessageType, RetentionPolicy
 from waooaw_celery.messages.message import ENVELOPE_HEADER, Message
 from waooaw_celery.messages.queues import HandlerName, takes_message
+from waooaw_celery.messages.references.reference import Reference, reference_in
 from waooaw_celery.messages.trace_context import trace_of
 from waooaw_celery.messages.validation import JSON
 
@@ -118,14 +119,19 @@ def with_conversation_ids(
     )
 
 
-def payload_of(handler: str, args: Any, kwargs: Any) -> JSON:
+def payload_of(handler: str, args: Any, kwargs: Any) -> JSON | Reference:
     """Return the payload that a task's arguments carry: a message's payload, or the parameters of a method.
+
+    Arguments that were not loaded yet carry a Reference.
 
     Args:
         handler: name of the handler.
         args: positional arguments of the task; a handler that takes a message gets the payload as its only one.
         kwargs: keyword arguments of the task.
     """
+    reference = reference_in(args)
+    if reference is not None:
+        return reference
     if takes_message(handler) and len(args) == 1 and not kwargs:
         return args[0]
     return {"args": list(args), "kwargs": dict(kwargs)} if args else dict(kwargs)

@@ -10,6 +10,7 @@ from typing import Any, Self
 from waooaw_celery.errors import InvalidMessage
 from waooaw_celery.messages.enums import MessageType, Priority, RetentionPolicy
 from waooaw_celery.messages.json_form import JsonForm
+from waooaw_celery.messages.references.reference import Reference
 from waooaw_celery.messages.topics.attributes import EventAttributes
 from waooaw_celery.messages.trace_context import TraceContext, check_trace, trace_of
 from waooaw_celery.messages.validation import (
@@ -75,6 +76,8 @@ class Message(JsonForm):
             the agent.
         trace: the trace context with which it is sent, such as ``{"traceparent": ...}``; None: it is filled in
             from the current span, or from the message whose handler sends this one.
+        reference: where its payload is kept, when that is too large to travel and not loaded; None: the message
+            has it. A handler gets its message with the payload, and without a reference.
         resent: how often the message was retried from the dead-letter queue, each time as a new message.
         has_new_id: whether the id was generated with this message, so that no earlier message can have it.
 
@@ -105,6 +108,7 @@ class Message(JsonForm):
     identity: str | None = None
     capability: str | None = None
     trace: TraceContext | None = None
+    reference: Reference | None = None
     has_new_id: bool = field(default=False, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -232,7 +236,7 @@ class Message(JsonForm):
         return envelope if self.event is None else {**envelope, "event": self.event.to_envelope()}
 
     @classmethod
-    def from_headers(cls, headers: Mapping[str, Any], to_agent: str, payload: JSON) -> Self:
+    def from_headers(cls, headers: Mapping[str, Any], to_agent: str, payload: JSON | Reference) -> Self:
         """Return the message that arrived with these Celery headers.
 
         A message without an envelope comes from a Celery application that does not use this package. Its sender is
@@ -241,7 +245,7 @@ class Message(JsonForm):
         Args:
             headers: Celery's message headers: ``id``, ``root_id``, ``parent_id``, the envelope, and the trace.
             to_agent: the recipient of a message without an envelope.
-            payload: the payload.
+            payload: the payload; a Reference in its place means that it is not loaded yet.
 
         Raises:
             InvalidMessage: a newer version of this package wrote the envelope, or the envelope is damaged.
@@ -256,12 +260,13 @@ class Message(JsonForm):
                 "upgrade waooaw_celery on the worker first, then on the senders"
             )
         sent_at = envelope.get("sent_at")
+        reference = payload if isinstance(payload, Reference) else None
         parent_id = headers.get("parent_id")
         return cls(
             from_agent=envelope.get("from", FOREIGN_SENDER),
             to_agent=envelope.get("to", to_agent),
             message_type=envelope.get("type", MessageType.COMMAND),
-            payload=payload,
+            payload=None if reference is not None else payload,
             priority=Priority.of(envelope.get("priority", Priority.NORMAL)),
             ttl_seconds=envelope.get("ttl_seconds"),
             message_id=headers["id"],
@@ -277,6 +282,7 @@ class Message(JsonForm):
             identity=envelope.get("identity"),
             capability=envelope.get("capability"),
             trace=trace_of(headers),
+            reference=reference,
             **{name: envelope[name] for name in _ENCODING_FIELDS if name in envelope},
         )
 

@@ -15,6 +15,7 @@ from waooaw_celery.errors import InvalidMessage
 from waooaw_celery.messages.headers import parse_datetime
 from waooaw_celery.messages.message import ENVELOPE_HEADER, Message
 from waooaw_celery.messages.queues import takes_message
+from waooaw_celery.messages.references.reference import Reference
 from waooaw_celery.messages.reply_to import REPLY_TO_HEADER, ReplyTo
 from waooaw_celery.messages.trace_context import TRACE_HEADERS, TraceContext
 from waooaw_celery.messages.validation import JSON, json_copy
@@ -52,6 +53,7 @@ class PublishOptions:
         resent: how often the message was retried from the dead-letter queue.
         capability: the capability that the sender named as recipient; None: it named the agent.
         trace: the trace context with which it was sent; None: there was none.
+        reference: where the payload is kept; None: the message has it.
         repeatable: whether these options are complete, so that the message can be published again unchanged.
     """
 
@@ -64,6 +66,7 @@ class PublishOptions:
     resent: int = 0
     capability: str | None = None
     trace: TraceContext | None = None
+    reference: Reference | None = None
     repeatable: bool = True
 
     @property
@@ -83,6 +86,7 @@ class PublishOptions:
             "resent": self.resent,
             "capability": self.capability,
             "trace": dict(self.trace or {}),
+            "reference": self.reference and self.reference.to_dict(),
             "unrepeatable": not self.repeatable,
         }
         return {name: value for name, value in options.items() if value}
@@ -92,9 +96,10 @@ class PublishOptions:
         """Return the options from the JSON object that the ledger stored.
 
         Raises:
-            InvalidMessage: the stored reply-to is damaged.
+            InvalidMessage: the stored reply-to or reference is damaged.
         """
         stored = stored or {}
+        reference = stored.get("reference")
         return cls(
             call=ReplyTo.from_header(stored.get("call")),
             task=stored.get("task", {}),
@@ -105,6 +110,7 @@ class PublishOptions:
             resent=stored.get("resent", 0),
             capability=stored.get("capability"),
             trace=stored.get("trace"),
+            reference=None if reference is None else Reference.of_form(reference),
             repeatable=not stored.get("unrepeatable", False),
         )
 
@@ -120,6 +126,7 @@ def options_of_messages(messages: Iterable[Message], call: ReplyTo | None) -> di
         or message.resent
         or message.capability is not None
         or message.trace is not None
+        or message.reference is not None
     }
 
 
@@ -131,6 +138,7 @@ def _of_envelope(message: Message) -> dict[str, Any]:
         "resent": message.resent,
         "capability": message.capability,
         "trace": message.trace,
+        "reference": message.reference,
     }
 
 

@@ -58,6 +58,7 @@ def connected(app: AgentApp, url: str, results: MemoryResults, folder: Path) -> 
         "task_always_eager": False,
         "waooaw_database_url": f"sqlite:///{folder / 'ledger.db'}",
         "waooaw_redis_url": None,
+        "waooaw_reference_store": None,  # the ledger
         "waooaw_spool_folder": str(folder / "spool"),
         "waooaw_audit_mode": "strict",
         "waooaw_allow_unordered": True,

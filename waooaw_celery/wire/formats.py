@@ -15,6 +15,7 @@ from kombu import serialization
 from kombu.serialization import registry  # type: ignore[attr-defined]  # missing from its stubs
 
 from waooaw_celery.errors import ConfigurationError, DecodingFailed, EncodingFailed
+from waooaw_celery.messages.references.reference import REFERENCE_CONTENT_TYPE, REFERENCE_SERIALIZER, Reference
 from waooaw_celery.messages.validation import mapping, tagged
 from waooaw_celery.wire import messagepack
 from waooaw_celery.wire.caps import Caps, check_json_nodes, check_shape, check_size
@@ -67,7 +68,7 @@ def _add(format_: Format) -> None:
 
 def format_names() -> list[str]:
     """Return the names of the formats that decode within bounds, sorted."""
-    return sorted({format_.name for format_ in _formats.values()})
+    return sorted({format_.name for format_ in _formats.values()} - {REFERENCE_SERIALIZER})
 
 
 def has_format(name: str | None) -> bool:
@@ -108,7 +109,9 @@ def decode(body: bytes | str | memoryview, content_type: str, encoding: str | No
     Raises:
         DecodingFailed: The format is not accepted, the body is invalid, or it exceeds a cap.
     """
-    if caps.content_types is not None and content_type not in caps.content_types:
+    is_accepted = caps.content_types is None or content_type in caps.content_types
+    # A reference has no values of a handler: those have their own format, which is checked when they are loaded.
+    if not is_accepted and content_type != REFERENCE_CONTENT_TYPE:
         raise DecodingFailed(f"its content type is {content_type!r:.80}, which is not accepted")
     raw = _as_bytes(body)
     check_size(raw, caps)
@@ -159,6 +162,8 @@ def decode_accepted(
         ContentDisallowed: The consumer does not accept the format.
         DecodeError: The body is invalid, or it exceeds a cap.
     """
+    if content_type == REFERENCE_CONTENT_TYPE and body:
+        return decode(body, content_type, encoding, caps)
     if content_type not in _formats:
         return _kombu_loads(body, content_type, encoding, accept=accept)
     _kombu_loads(b"", content_type, encoding, accept=accept)  # only checks that the format is accepted
@@ -214,6 +219,22 @@ def _count_json_containers(encoded: Any) -> int:
     return count
 
 
+# --- References to payloads that are kept in a store
+
+
+def _encode_reference(body: Any) -> str:
+    [reference], _, embed = body
+    return _encode_json(([reference.to_dict()], {}, embed))
+
+
+def _decode_reference(body: bytes, caps: Caps) -> Any:
+    args, kwargs, embed = _decode_json(body, caps)
+    [form] = args
+    if kwargs:
+        raise ValueError("a reference has no arguments beside it")
+    return [Reference.of_form(form)], {}, embed
+
+
 # --- Protobuf, which is an optional dependency
 
 
@@ -252,5 +273,13 @@ PROTOBUF_FORMAT = Format(
     encode=_encode_protobuf,
     decode=_decode_protobuf,
 )
-for _format in (JSON_FORMAT, MSGPACK_FORMAT, PROTOBUF_FORMAT):
+REFERENCE_FORMAT = Format(
+    name=REFERENCE_SERIALIZER,
+    content_type=REFERENCE_CONTENT_TYPE,
+    content_encoding="utf-8",
+    encode=_encode_reference,
+    decode=_decode_reference,
+    count_containers=_count_json_containers,
+)
+for _format in (JSON_FORMAT, MSGPACK_FORMAT, PROTOBUF_FORMAT, REFERENCE_FORMAT):
     _add(_format)

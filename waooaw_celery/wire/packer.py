@@ -115,30 +115,41 @@ class Packer:
         return self.encode(body, serializer, compression, of_message=of_message).packed
 
     def encode(
-        self, body: Any, serializer: str | None, compression: str | None, *, of_message: bool = False
+        self,
+        body: Any,
+        serializer: str | None,
+        compression: str | None,
+        *,
+        of_message: bool = False,
+        may_be_stored: bool = False,
     ) -> EncodedBody:
         """Encode and check a body; compress it when it is needed, which takes longest, if that cannot fail.
 
         The arguments and errors are those of ``pack``.
+
+        Args:
+            may_be_stored: Whether a body that is too large to travel is kept in a store: then only the limit of a
+                decompressed body applies.
         """
         format_ = find_format(serializer or "json")
         codec = find_codec_choice(compression)
         encoded = self._encode(body, format_, of_message)
-        result = EncodedBody(encoded, format_, partial(self._pack, encoded, format_, codec))
+        most = self.caps.max_expanded_bytes if may_be_stored else self.caps.max_body_bytes
+        result = EncodedBody(encoded, format_, partial(self._pack, encoded, format_, codec, most))
         if len(encoded) > self.caps.max_body_bytes or (codec is not None and not cannot_fail(codec)):
             _ = result.packed
         return result
 
-    def _pack(self, encoded: str | bytes, format_: Format, codec: Codec | None) -> PackedBody:
+    def _pack(self, encoded: str | bytes, format_: Format, codec: Codec | None, most: int) -> PackedBody:
         if codec is not None:
             # A body that is too large may be sent if it is compressed at all.
             is_text = isinstance(encoded, str) and len(encoded) <= self.caps.max_body_bytes
             ratio = self._max_text_ratio if is_text else MAX_COMPRESSED_RATIO
             compressed = self.compress(encoded.encode() if isinstance(encoded, str) else encoded, codec, ratio)
             if compressed is not None:
-                self._check_size(compressed)
+                self._check_size(compressed, most)
                 return PackedBody(compressed, format_.content_type, format_.content_encoding, codec.content_type)
-        self._check_size(encoded)
+        self._check_size(encoded, most)
         return PackedBody(encoded, format_.content_type, format_.content_encoding, None)
 
     def compress(self, body: bytes, codec: Codec, max_ratio: float = MAX_COMPRESSED_RATIO) -> bytes | None:
@@ -160,7 +171,7 @@ class Packer:
         return compressed if len(compressed) <= max_ratio * len(body) else None
 
     def check(self, body: Any, serializer: str | None, compression: str | None) -> None:
-        """Check that the body of a message can be sent, before anything is recorded.
+        """Check that the body of a message can travel, before anything is recorded.
 
         Raises:
             EncodingFailed, ConfigurationError: As in ``pack``.
@@ -200,9 +211,11 @@ class Packer:
                 raise EncodingFailed(f"{error}: the receiver would refuse it") from error
         return encoded
 
-    def _check_size(self, body: str | bytes) -> None:
-        if len(body) > self.caps.max_body_bytes:
-            raise EncodingFailed(_too_large(len(body), "waooaw_max_body_bytes", self.caps.max_body_bytes))
+    def _check_size(self, body: str | bytes, most: int) -> None:
+        if len(body) > most:
+            travels = most == self.caps.max_body_bytes
+            setting = "waooaw_max_body_bytes" if travels else "waooaw_max_expanded_bytes"
+            raise EncodingFailed(_too_large(len(body), setting, most))
 
 
 def find_codec_choice(compression: str | None) -> Codec | None:
@@ -228,6 +241,6 @@ def _sample(body: bytes) -> bytes:
 
 def _too_large(size: int, setting: str, cap: int) -> str:
     return (
-        f"it has {size} bytes, more than {setting} = {cap}: send a reference to the data, split it into several "
-        "messages, or raise the setting for sender and receiver"
+        f"it has {size} bytes, more than {setting} = {cap}: send a reference to the data "
+        "(waooaw_reference_above), split it into several messages, or raise the setting for sender and receiver"
     )

@@ -24,6 +24,7 @@ class Attempt:
 
     Attributes:
         message: the message, once it was decoded; a large one is decoded once.
+        loaded: the arguments of a message that carries a reference to them, once they were loaded.
         is_admitted: whether admission has decided, and has recorded the delivery. A message of a batch is admitted
             before Celery traces it.
         is_checked: whether admission has looked at the message's expiry and at cancellations.
@@ -46,6 +47,7 @@ class Attempt:
 
     # No report of an error shows payloads with the local variables of a frame.
     message: Message | None = field(default=None, repr=False)
+    loaded: tuple[list[Any], dict[str, Any]] | None = field(default=None, repr=False)
     is_admitted: bool = False
     is_checked: bool = False
     skipped_as: MessageEvent | None = None
@@ -111,8 +113,12 @@ def _decoded(task: Any, request: Context) -> Message:
         ENVELOPE_HEADER: (request.headers or {}).get(ENVELOPE_HEADER),
         **(trace_of(request.headers or {}) or {}),
     }
-    payload = payload_of(task.handler, request.args or (), request.kwargs or {})
-    message = Message.from_headers(headers, task.agent, payload)
+    args, kwargs = request.args or (), request.kwargs or {}
+    message = Message.from_headers(headers, task.agent, payload_of(task.handler, args, kwargs))
+    loaded = attempt_of(request).loaded
+    if loaded is not None:
+        # A handler may send a copy of the message with another payload: nothing is to say that it is elsewhere.
+        message = message.evolve(payload=payload_of(task.handler, *loaded), reference=None)
     if isinstance(message.sent_at, LocalTime):  # an ordinary Celery client sends no time
         message = message.filled_in(sent_at=clock_of(task.app).corrected(message.sent_at))
     return message

@@ -9,8 +9,9 @@ from typing import Any
 
 from celery import Task
 from celery.app.task import Context
+from celery.exceptions import Retry
 
-from waooaw_celery.errors import HandlerExited
+from waooaw_celery.errors import HandlerExited, ReferenceStoreUnavailable
 from waooaw_celery.messages.message import Message
 from waooaw_celery.messages.reply_to import REPLY_TO_HEADER, ReplyTo
 from waooaw_celery.monitoring.tracing.processing import processing_span
@@ -24,6 +25,7 @@ from waooaw_celery.worker.execution.interruptions import describe, ends_greenlet
 from waooaw_celery.worker.ordering.key_policy import KeyPolicy
 from waooaw_celery.worker.outcomes.follow_up_context import message_that_ended
 from waooaw_celery.worker.outcomes.hidden_payloads import ShownResult
+from waooaw_celery.worker.payloads.loading import arguments_of, wait_for_store
 from waooaw_celery.worker.retries.retries import (
     check_expiry,
     check_may_retry,
@@ -87,16 +89,22 @@ class AgentTask(Task):  # type: ignore[type-arg]
         """
         try:
             check_admitted(self)
-            check_arguments(self, args, kwargs)
-        except Exception:
-            attempt_of(self.request).end(failed=True)
+            check_arguments(self, *self._loaded(args, kwargs))
+        except Exception as error:
+            attempt_of(self.request).end(failed=not isinstance(error, Retry))
             raise
+
+    def _loaded(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        try:
+            return arguments_of(self, args, kwargs)
+        except ReferenceStoreUnavailable as error:
+            raise wait_for_store(self, error) from error
 
     # A handler may have a parameter ``self``: these methods leave the name free.
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         """Run the handler; see ``handle``."""
-        call = HandlerCall(super().__call__, *by_position(self, args, kwargs))
+        call = HandlerCall(super().__call__, *by_position(self, *arguments_of(self, args, kwargs)))
         del args, kwargs  # a report of an error shows the local variables of each frame
         return self.handle(call)
 

@@ -238,6 +238,7 @@ class EventReplayer:
             to_agent=subscription.agent,
             message_type=MessageType.EVENT,
             payload=record.payload,
+            reference=record.reference,
             priority=priority or record.receipt.priority,
             ttl_seconds=self._app.settings.event_ttl_seconds,
             message_id=message_id,

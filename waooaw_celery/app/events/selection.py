@@ -105,16 +105,17 @@ class Selection:
             UnknownMessage: the ledger has no such conversation.
         """
         read = log.events(self.since, self.until, self.conversation, self.event_ids, after)
-        found = (record for record in _each(read, on_read) if self._has(record, subscription))
+        found = (record for record in _each(read, on_read) if self._has(log, record, subscription))
         return islice(found, None if self.limit is None else max(self.limit - sent, 0))
 
-    def _has(self, record: AuditRecord, subscription: Subscription) -> bool:
-        topic, payload = record.receipt.handler, record.payload
-        return (
-            matches(self.topic, topic)
-            and subscription.wants(topic, payload)
-            and (self.where is None or self.where.fits(payload))
-        )
+    def _has(self, log: EventLog, record: AuditRecord, subscription: Subscription) -> bool:
+        topic = record.receipt.handler
+        if not matches(self.topic, topic):
+            return False
+        is_filtered = self.where is not None or subscription.where is not None
+        # A large payload is read from its store only where its contents decide.
+        payload = log.payload(record) if is_filtered else record.payload
+        return subscription.wants(topic, payload) and (self.where is None or self.where.fits(payload))
 
     def to_json(self) -> dict[str, JSON]:
         """Return the selection as JSON, without what selects all events."""

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from datetime import datetime
 from typing import Any, Protocol, TypeAlias
 
+from waooaw_celery.app.publishing.large_payloads import LargePayloads
 from waooaw_celery.log.hiding import HIDDEN
 from waooaw_celery.messages.message import ENVELOPE_HEADER, Message
 from waooaw_celery.messages.publish_options import PublishOptions
@@ -39,6 +40,29 @@ class Publication(Protocol):
         Raises:
             EncodingFailed: a body cannot be written in its format, or exceeds a cap.
             ConfigurationError: a format or codec is not installed.
+        """
+
+    def is_large(self, large: LargePayloads) -> bool:
+        """Return whether a message travels by reference. Call it after ``check_bodies``.
+
+        Args:
+            large: decides that.
+        """
+
+    def store_large_payloads(self, large: LargePayloads, session: Any, event: Message | None) -> Message | None:
+        """Store the large payloads. Their messages then carry references, and so does the event.
+
+        Args:
+            large: stores them.
+            session: the SQLAlchemy Session whose transaction records the messages; None: there is none.
+            event: the event that the messages deliver; None: they deliver none.
+
+        Returns:
+            The event, with a reference if its payload is large.
+
+        Raises:
+            ReferenceStoreUnavailable: the store does not answer; nothing was recorded and nothing published.
+            PayloadMissing: a message carries a reference already, and its payload is not there any more.
         """
 
     def payload_texts(self) -> Mapping[str, str]:

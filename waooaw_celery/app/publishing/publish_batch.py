@@ -13,6 +13,7 @@ from celery.utils.nodenames import anon_nodename
 
 from waooaw_celery.app.publishing.brokers import amqp as amqp_send
 from waooaw_celery.app.publishing.brokers.amqp import Prepared
+from waooaw_celery.app.publishing.large_payloads import REFERENCE_ENCODING, LargePayloads
 from waooaw_celery.app.publishing.publication import Batch, envelope_headers, routing_options, shown_arguments
 from waooaw_celery.app.publishing.publish_settings import PublishSettings
 from waooaw_celery.app.publishing.task_templates import own_values
@@ -64,6 +65,35 @@ class PublishBatch:
         """Encode the bodies to check them. See `Publication.check_bodies`."""
         if self._bodies is None:
             self._bodies = list(self._write_bodies()) if self.batch else []
+
+    def is_large(self, large: LargePayloads) -> bool:
+        """Return whether a message travels by reference. See `Publication.is_large`."""
+        if any(message.reference is not None for _, message in self.batch):
+            return True
+        return large.is_on and any(map(large.is_above, self._bodies or []))
+
+    def store_large_payloads(self, large: LargePayloads, session: Any, event: Message | None) -> Message | None:
+        """Store the large payloads. See `Publication.store_large_payloads`."""
+        messages = [message for _, message in self.batch]
+        if any(message.reference is not None for message in messages):  # a replay, or a retried dead letter
+            large.share(messages if event is None else [*messages, event], session)
+        bodies = self._bodies or []
+        if not large.is_on or not any(map(large.is_above, bodies)):
+            return event
+        users: dict[int, tuple[EncodedBody, list[Message]]] = {}
+        for (_, message), body in zip(self.batch, bodies, strict=True):
+            if message.reference is None and large.is_above(body):
+                users.setdefault(id(body), (body, []))[1].append(message)  # the deliveries of an event share one
+        stored = [(body, sharers if event is None else [*sharers, event]) for body, sharers in users.values()]
+        references = dict(zip(users, large.put(stored, session), strict=True))
+        self.batch = [
+            (target, message.filled_in(reference=references[id(body)]) if id(body) in references else message)
+            for (target, message), body in zip(self.batch, bodies, strict=True)
+        ]
+        kept = {id(message): body for (_, message), body in zip(self.batch, bodies, strict=True)}
+        self._bodies = list(self._write_bodies(kept))
+        self.__dict__.pop("_encoded", None)
+        return event if event is None else event.filled_in(reference=next(iter(references.values())))
 
     def payload_texts(self) -> Mapping[str, str]:
         """Return the encoded payloads of large messages. See `Publication.payload_texts`."""
@@ -129,7 +159,14 @@ class PublishBatch:
         """Publish one message, and try again when a connection is lost, as Celery's settings say."""
         self._publish_as_task(producer, target, message)
 
-    def _write_bodies(self) -> Iterator[EncodedBody]:
+    def _write_bodies(self, kept: Mapping[int, EncodedBody] | None = None) -> Iterator[EncodedBody]:
+        """Encode the bodies.
+
+        Args:
+            kept: the bodies that are encoded already, by the identity of their message. Messages with a reference
+                have new ones.
+        """
+        may_be_stored = self._app.components.large_payloads.is_on
         encode = self._app.packer.encode
         embed = self._app.components.task_templates.options_of(lambda: self._task(*self.batch[0]))
         known: dict[tuple[object, ...], EncodedBody] = {}  # the messages of an event share one payload
@@ -141,9 +178,15 @@ class PublishBatch:
             wire_format = formats.get(choice)
             if wire_format is None:
                 wire_format = formats[choice] = self._wire_format(target.agent, *choice[1:])
-            key = id(message.payload), takes_message(target.handler), *wire_format
+            if message.reference is not None:
+                wire_format = REFERENCE_ENCODING
+            elif kept is not None:
+                yield kept[id(message)]
+                continue
+            key = id(message.reference or message.payload), takes_message(target.handler), *wire_format
             if message.event is None or key not in known:
-                known[key] = encode((*_arguments(target, message), embed), *wire_format, of_message=True)
+                body = (*_arguments(target, message), embed)
+                known[key] = encode(body, *wire_format, of_message=True, may_be_stored=may_be_stored)
             yield known[key]
 
     def is_declared(self, channel: Any) -> bool:
@@ -176,6 +219,8 @@ class PublishBatch:
         self, producer: Any, target: HandlerName, message: Message, retry: bool | None = None
     ) -> None:
         serializer, compression = self._wire_format(target.agent, message.serializer, message.compression)
+        if message.reference is not None:
+            serializer, compression = REFERENCE_ENCODING
         task = self._task(target, message)
         encoded = self._encoded.get(message.message_id)
         # A receiver of the signal may change the arguments.
@@ -342,4 +387,6 @@ def _origin(_: int) -> str:
 
 def _arguments(target: HandlerName, message: Message) -> tuple[tuple[JSON, ...], Any]:
     """Return the arguments of a message's task: its payload alone, or the parameters of a method."""
+    if message.reference is not None:
+        return (message.reference,), {}
     return ((message.payload,), {}) if takes_message(target.handler) else ((), message.payload)

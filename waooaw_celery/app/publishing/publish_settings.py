@@ -13,6 +13,7 @@ _NAMES = (
     "result_compression",
     "result_extended",
     "broker_pool_acquire_timeout",
+    "task_always_eager",
 )
 
 
@@ -28,6 +29,7 @@ class PublishSettings(NamedTuple):
         result_compression: name of the codec of results; None: that of bodies.
         result_extended: whether results are stored with the facts of their messages.
         pool_timeout: seconds for which a publish waits for a connection; None: for ever.
+        always_eager: whether ``.delay`` runs a task in place.
     """
 
     send_sent_event: bool
@@ -38,6 +40,7 @@ class PublishSettings(NamedTuple):
     result_compression: str | None
     result_extended: bool
     pool_timeout: float | None
+    always_eager: bool
 
 
 class SettingsReader:

@@ -75,6 +75,7 @@ class Publisher:
     def __init__(self, app: Any, components: PublisherParts) -> None:
         self._app, self._components = app, components
         self._redis_send = RedisSend(app, components)
+        self._warned_of_eager = False
 
     def publish(
         self,
@@ -104,6 +105,8 @@ class Publisher:
             BrokerUnavailable: the broker failed. The error's ``message_ids`` are the messages that the broker has
                 confirmed.
         """
+        if not self._warned_of_eager and self._components.publish_settings.read().always_eager:
+            self._warn_of_eager()
         if batch or record is not None:
             self._publish(PublishBatch(self._app, batch, reply_to), wait, record, session)
 
@@ -179,6 +182,14 @@ class Publisher:
             payload_texts=publication.payload_texts(),
         )
 
+    def _warn_of_eager(self) -> None:
+        self._warned_of_eager = True
+        logger.warning(
+            "task_always_eager runs a .delay in place, but messages, requests and events go through the broker "
+            "and need a worker: leave it off where agents talk",
+            extra={"action": "eager_not_applied"},
+        )
+
     # --- the pipeline
 
     def _publish(
@@ -197,10 +208,17 @@ class Publisher:
     def _pass_pipeline(self, publication: Publication, wait: Wait, event: Message | None, session: Any) -> None:
         is_follow_up = is_sent_by_finished_handler()  # it does not change meanwhile
         self._check(publication, session, is_follow_up)
-        is_small = session is None and len(publication.batch) <= MAX_BATCH_SIZE
+        # A large payload is stored after its message was counted, so that what is refused was not stored.
+        large = self._components.large_payloads
+        is_large = publication.is_large(large)
+        is_small = session is None and len(publication.batch) <= MAX_BATCH_SIZE and not is_large
         send = partial(self._send_at_once, publication) if is_small else None
         if not is_follow_up and self._admit(publication, event, wait, send):
             return
+        if is_large:
+            if session is not None:
+                self._components.outbox.check(session)
+            event = publication.store_large_payloads(large, session, event)
         if session is not None:
             self._components.outbox.add_to_outbox(publication.batch, session)
             return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+from waooaw_celery.app.publishing.large_payloads import LargePayloads
 from waooaw_celery.app.publishing.publish_settings import SettingsReader
 from waooaw_celery.broker.circuit_breaker import CircuitBreaker
 from waooaw_celery.limits.admission_control import AdmissionControl
@@ -33,6 +34,10 @@ class PublisherParts(Protocol):
     @property
     def registry(self) -> AgentRegistry:
         """The known agents."""
+
+    @property
+    def large_payloads(self) -> LargePayloads:
+        """Stores the payloads that travel by reference."""
 
     @property
     def outbox(self) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 from celery.result import AsyncResult
 from kombu import Queue
 
+from waooaw_celery.app.publishing.large_payloads import REFERENCE_ENCODING, LargePayloads
 from waooaw_celery.app.publishing.publication import Batch, envelope_headers, routing_options, shown_arguments
 from waooaw_celery.messages.headers import parse_datetime
 from waooaw_celery.messages.message import Message
@@ -17,6 +18,7 @@ from waooaw_celery.messages.queues import HandlerName, agent_queue, takes_messag
 from waooaw_celery.messages.reply_to import REPLY_TO_HEADER
 from waooaw_celery.monitoring.tracing.processing import previous_attempt
 from waooaw_celery.monitoring.tracing.sending import is_traced
+from waooaw_celery.wire.packer import EncodedBody
 from waooaw_celery.worker.current_task import current_task
 from waooaw_celery.worker.task import AgentTask
 
@@ -93,13 +95,38 @@ class TaskPublication:
         self._result: AsyncResult[Any] | None = None
         self._app, self._args, self._kwargs, self._options = app, args, kwargs, options
         self._send_task = send_task
+        #: The encoded arguments, where they may be large.
+        self._body: EncodedBody | None = None
         #: The serializer that Celery names for every task that does not choose one.
         self._default_serializer = str(app.conf.task_serializer)
 
     def check_bodies(self) -> None:
         """Check that the body can be encoded. See `Publication.check_bodies`."""
         [(target, message)] = self.batch
-        self._app.packer.check((self._args or (), self._kwargs or {}), *self._wire_format(target, message))
+        body, wire_format = (self._args or (), self._kwargs or {}), self._wire_format(target, message)
+        if message.reference is not None:
+            return
+        if not self._app.components.large_payloads.is_on:
+            self._app.packer.check(body, *wire_format)
+            return
+        # As it would be stored: what Celery calls afterwards travels with the message.
+        self._body = self._app.packer.encode((*body, {}), *wire_format, of_message=True, may_be_stored=True)
+
+    def is_large(self, large: LargePayloads) -> bool:
+        """Return whether the task travels by reference. See `Publication.is_large`."""
+        [(_, message)] = self.batch
+        return message.reference is not None or (self._body is not None and large.is_above(self._body))
+
+    def store_large_payloads(self, large: LargePayloads, session: Any, event: Message | None) -> Message | None:
+        """Store the arguments if they are large. See `Publication.store_large_payloads`."""
+        [(target, message)] = self.batch
+        if message.reference is not None:
+            large.share([message], session)
+        elif self._body is not None and large.is_above(self._body):
+            [reference] = large.put([(self._body, [message])], session)
+            self.batch = [(target, message.filled_in(reference=reference))]
+            self._args, self._kwargs = (reference,), {}
+        return event
 
     def payload_texts(self) -> Mapping[str, str]:
         """Return nothing: Celery's own ``send_task`` encodes the task."""
@@ -157,6 +184,8 @@ class TaskPublication:
 
     def _wire_format(self, target: HandlerName, message: Message) -> tuple[str, str | None]:
         """Return the serializer and the compression of the task."""
+        if message.reference is not None:
+            return REFERENCE_ENCODING
         chosen = self._options.get("serializer")
         if chosen == self._default_serializer:
             chosen = None

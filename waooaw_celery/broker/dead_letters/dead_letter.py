@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple, Self
@@ -14,6 +14,7 @@ from waooaw_celery.log.escaping import escaped
 from waooaw_celery.messages.headers import payload_of
 from waooaw_celery.messages.message import ENVELOPE_HEADER, Message
 from waooaw_celery.messages.queues import AGENT_QUEUES, HandlerName, takes_message
+from waooaw_celery.messages.references.reference import Reference
 from waooaw_celery.messages.validation import JSON, json_copy
 from waooaw_celery.wire.caps import Caps
 
@@ -153,7 +154,22 @@ def with_payload(content: DeadLetterContent, payload: JSON) -> DeadLetterContent
         args, kwargs = [], copied
     else:
         raise InvalidMessage(f"the payload for the method {content.target} must be an object of its parameters")
-    return content._replace(message=content.message.evolve(payload=copied), args=args, kwargs=kwargs)
+    message = content.message.evolve(payload=copied, reference=None)  # a large one is stored anew when it is sent
+    return content._replace(message=message, args=args, kwargs=kwargs)
+
+
+def payload_in(content: DeadLetterContent, load: Callable[[Reference], tuple[list[Any], dict[str, Any]]]) -> JSON:
+    """Return the payload of a dead letter; one that travelled by reference is loaded.
+
+    Args:
+        content: The message.
+        load: Returns the arguments that a reference stands for.
+
+    Raises:
+        PayloadMissing, PayloadAltered, ReferenceStoreUnavailable: It cannot be loaded.
+    """
+    reference = content.message.reference
+    return content.message.payload if reference is None else payload_of(content.target.handler, *load(reference))
 
 
 def _parse_message(raw: bytes) -> Mapping[str, Any]:

@@ -17,6 +17,7 @@ from waooaw_celery.broker.dead_letters.amqp import AmqpDeadLetterStorage
 from waooaw_celery.broker.dead_letters.dead_letter import (
     DeadLetter,
     DeadLetterContent,
+    payload_in,
     read_content,
     with_payload,
 )
@@ -261,7 +262,8 @@ class DeadLetterQueue:
         try:
             content = read_content(dead_letter, self._app.packer.caps)
             if edit is not None:
-                content = with_payload(content, edit(content.message.payload))
+                payload = payload_in(content, self._app.components.large_payloads.load)
+                content = with_payload(content, edit(payload))
             if content.message.resent >= MAX_RETRIES and not again:
                 raise InvalidMessage(
                     f"it was already retried {content.message.resent} times: correct its handler, then use "

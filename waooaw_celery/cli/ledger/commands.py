@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime
 from typing import IO, Any
 
@@ -24,6 +24,7 @@ from waooaw_celery.ledger.retention.removal import Removal
 from waooaw_celery.ledger.retention.retention import Retention
 from waooaw_celery.ledger.trail import MessageAuditTrail
 from waooaw_celery.log.escaping import escaped
+from waooaw_celery.maintenance.large_payloads import purge_payloads
 from waooaw_celery.messages.enums import MessageStatus, MessageType, Priority
 from waooaw_celery.messages.wording import counted
 
@@ -141,6 +142,9 @@ def purge(ctx: click.Context, dry_run: bool, despite_skew: bool, as_json: bool) 
     retention = Retention(app.database, app.components.witnesses())
     with progress("Purging messages", as_json=as_json or dry_run) as on_progress:
         removal = retention.purge(dry_run=dry_run, despite_skew=despite_skew, on_progress=on_progress)
+    if not (dry_run or removal.busy):
+        purged = purge_payloads(app)
+        removal = replace(removal, payloads=purged.objects + purged.orphans)
     _show_removal(removal, "would remove" if dry_run else "removed", as_json)
 
 
@@ -225,7 +229,8 @@ def _show_removal(removal: Removal, verb: str, as_json: bool) -> None:
     else:
         messages, events = counted(removal.messages, "message"), counted(removal.events, "event")
         workflows = f", {counted(removal.workflows, 'workflow')}" if removal.workflows else ""
-        echo(f"{removal.rule}: {verb} {messages}, {events}{workflows}.")
+        payloads = f", {counted(removal.payloads, 'large payload')}" if removal.payloads else ""
+        echo(f"{removal.rule}: {verb} {messages}, {events}{workflows}{payloads}.")
 
 
 def _listed(counts: Any) -> str:

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from waooaw_celery.app.app import AgentApp
-from waooaw_celery.broker.dead_letters.dead_letter import DeadLetter, read_content
+from waooaw_celery.broker.dead_letters.dead_letter import DeadLetter, payload_in, read_content
 from waooaw_celery.console.access.roles import Role
 from waooaw_celery.console.pages.messages import parse_time
 from waooaw_celery.console.rendering import Pages
@@ -62,6 +62,6 @@ def routes(app: AgentApp, pages: Pages) -> Sequence[BaseRoute]:
 def _payload(app: AgentApp, letter: DeadLetter) -> tuple[Any, str | None]:
     """Return the payload of a dead letter, or why it cannot be read."""
     try:
-        return read_content(letter, app.packer.caps).message.payload, None
+        return payload_in(read_content(letter, app.packer.caps), app.components.large_payloads.load), None
     except WaooawError as error:
         return None, str(error)

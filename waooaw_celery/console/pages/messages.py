@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -87,7 +88,8 @@ def routes(app: AgentApp, pages: Pages) -> Sequence[BaseRoute]:
     def message_json(request: Request) -> Response:
         if not request.state.person.may(Role.OFFICER):
             return pages.error(request, 403, "Only an officer sees payloads.")
-        record = MessageAuditTrail(app.ledger).receipt(request.path_params["id"]).to_dict()
+        found = MessageAuditTrail(app.ledger).receipt(request.path_params["id"])
+        record = replace(found, payload=app.ledger.payload(found)).to_dict()
         # Escaped to ASCII: a payload may have half of a surrogate pair, which UTF-8 cannot write.
         return Response(json.dumps(record), media_type="application/json")
 

@@ -219,7 +219,9 @@ def lacks_connection(error: BaseException | None) -> bool:
 def database_identity(connection: Connection) -> tuple[Any, ...]:
     """Return a value that is equal for two connections only if they reach the same ledger tables."""
     if connection.dialect.name == "sqlite":
-        return tuple(os.path.realpath(row[2]) for row in connection.exec_driver_sql("PRAGMA database_list"))
+        files = connection.exec_driver_sql("PRAGMA database_list")
+        # A connection that has made a temporary table lists it as a database.
+        return tuple(os.path.realpath(row[2]) for row in files if row[1] != "temp")
     if connection.dialect.name != "postgresql":
         return (connection.dialect.name,)
     found = connection.exec_driver_sql(

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from waooaw_celery.messages.enums import RetentionPolicy
 from waooaw_celery.messages.message import Message
-from waooaw_celery.messages.publish_options import PublishOptions
+from waooaw_celery.messages.publish_options import PublishOptions, options_of_messages
 from waooaw_celery.messages.receipt import MessageEvent, MessageFact
 from waooaw_celery.messages.validation import JSON, tagged
 
@@ -63,7 +63,10 @@ def message_row(message: Message, handler: str, retention: RetentionPolicy) -> L
         handler: the name of the handler that receives it.
         retention: how long to keep the message if it has no retention of its own.
     """
-    return LedgerRow("message", message.message_id, _encode(_message_columns(message, handler, retention)))
+    columns = _message_columns(message, handler, retention)
+    if message.reference is not None:
+        columns |= _option_columns(options_of_messages([message], None)[message.message_id])
+    return LedgerRow("message", message.message_id, _encode(columns))
 
 
 def message_rows(
@@ -214,6 +217,8 @@ def _event_columns(fact: MessageFact) -> dict[str, Any]:
     }
 
 
+#: The payload of a message whose payload is in the store of large ones.
+_NOTHING = "null"
 #: Columns that are equal in all messages of one event, and slow to encode.
 _EVENT_COLUMNS = ("payload", "payload_digest", "event")
 
@@ -246,14 +251,25 @@ def _message_columns(
         columns["check_known"] = True
     if shared is not None:
         return columns | {name: shared[name] for name in _EVENT_COLUMNS}
-    if text is None or "\\u" in text:  # an escaped character: the ledger's text is to be readable
+    is_elsewhere = message.reference is not None
+    if is_elsewhere:
+        text = _NOTHING
+    elif text is None or "\\u" in text:  # an escaped character: the ledger's text is to be readable
         text = payload_text(message.payload)
     return columns | {
         # Encoded twice: PostgreSQL does not accept every JSON string as text, but stores it in a JSON column.
         "payload": text,
-        "payload_digest": digest(message.payload),
+        # A receiver that never loaded the payload knows only the digest of what is stored.
+        "payload_digest": _stored_digest(message) if is_elsewhere else digest(message.payload),
         "event": message.event and _encode(message.event.to_envelope()),
     }
+
+
+def _stored_digest(message: Message) -> str:
+    reference = message.reference
+    if message.payload is None and reference is not None:
+        return reference.sha256
+    return digest(message.payload)
 
 
 def payload_text(payload: JSON) -> str:

@@ -19,7 +19,7 @@ from waooaw_celery.ledger.read.scan import same_message, sent_between
 from waooaw_celery.messages.message import NO_RECIPIENT
 from waooaw_celery.messages.queues import EVENT_HANDLERS, HandlerName
 from waooaw_celery.messages.receipt import MessageEvent
-from waooaw_celery.messages.validation import check_id
+from waooaw_celery.messages.validation import JSON, check_id
 
 #: Events read by one query.
 PAGE_SIZE = 500
@@ -87,6 +87,10 @@ class EventLog:
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
+
+    def payload(self, record: AuditRecord) -> JSON:
+        """Return the payload of an event; a large one is read from its store. See ``Ledger.payload``."""
+        return self._ledger.payload(record)
 
     def events(
         self,

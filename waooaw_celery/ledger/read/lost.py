@@ -285,6 +285,7 @@ def _lost_message(
         resent=options.resent,
         capability=options.capability,
         trace=trace_of(options.trace or {}),
+        reference=options.reference,
         event=record.event,
         identity=record.identity,
     )

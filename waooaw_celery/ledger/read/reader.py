@@ -34,6 +34,7 @@ from waooaw_celery.ledger.database.rows import payload_text
 from waooaw_celery.ledger.read.records import NOT_LOADED, AuditEvent, AuditRecord
 from waooaw_celery.messages.enums import MessageStatus, MessageType, Priority
 from waooaw_celery.messages.receipt import DeliveryReceipt, MessageEvent
+from waooaw_celery.messages.references.reference import Reference
 from waooaw_celery.messages.topics.attributes import EventAttributes
 from waooaw_celery.messages.trace_context import trace_id
 from waooaw_celery.messages.validation import JSON
@@ -220,7 +221,13 @@ def _record(row: Row[Any], events: Sequence[AuditEvent]) -> AuditRecord:
         identity=row.identity,
         capability=(row.options or {}).get("capability"),
         trace_id=trace_id((row.options or {}).get("trace")),
+        reference=_reference(row.options),
     )
+
+
+def _reference(options: Any) -> Reference | None:
+    form = (options or {}).get("reference")
+    return None if form is None else Reference.of_form(form)
 
 
 def _receipt(row: Row[Any], events: Sequence[AuditEvent]) -> DeliveryReceipt:

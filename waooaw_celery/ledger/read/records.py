@@ -9,6 +9,7 @@ from typing import Any, Final
 from waooaw_celery.errors import PayloadNotLoaded
 from waooaw_celery.messages.json_form import JsonForm
 from waooaw_celery.messages.receipt import DeliveryReceipt
+from waooaw_celery.messages.references.reference import Reference
 from waooaw_celery.messages.topics.attributes import EventAttributes
 from waooaw_celery.messages.validation import JSON
 from waooaw_celery.messages.wording import counted
@@ -73,6 +74,7 @@ class AuditRecord(JsonForm):
         capability: the capability that the sender named as recipient, such as ``summarise@>=2``; the recipient in
             the receipt is the agent that was chosen. None: the sender named the agent.
         trace_id: the id of the trace in which it was sent, 32 hexadecimal digits; None: it was not traced.
+        reference: where the payload is, which is None here: ``trail.payload`` reads it. None: the record has it.
         expires_at: the expiry, or None.
         retain_until: the time from which a purge may remove the message.
         erased_at: when the payload was erased, or None.
@@ -93,6 +95,7 @@ class AuditRecord(JsonForm):
     identity: str | None = None
     capability: str | None = None
     trace_id: str | None = None
+    reference: Reference | None = None
 
     def __post_init__(self) -> None:
         if self.payload is NOT_LOADED:

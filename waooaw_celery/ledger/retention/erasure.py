@@ -76,6 +76,7 @@ def erase_rows(
     *,
     agent: str | None = None,
     containing: str | None = None,
+    also: Collection[str] = (),
     on_progress: Callable[[int, int | None], None] | None = None,
 ) -> ErasedRows:
     """Erase an agent's messages, or those that contain a text, in the ledger; not those on hold.
@@ -87,13 +88,14 @@ def erase_rows(
         agent: erase all messages that this agent sent or received.
         containing: erase all messages whose payload, publish options or event attributes, as JSON text, contain
             this text, in any case, and all error texts and results that contain it.
+        also: ids of messages whose large payloads, which are not in the ledger, contain the text.
         on_progress: called with the number of messages blanked so far, and with that of all that are to be.
 
     Raises:
         InvalidMessage: neither or both are given, or this is not a valid agent name.
         AuditUnavailable: the database does not answer.
     """
-    rule, condition = _rule(agent, containing)
+    rule, condition = _rule(agent, containing, also)
     erased = ErasedRows(rule=rule)
     with database.begin("read the database's time") as connection:
         at = now_in(connection)
@@ -126,7 +128,7 @@ def held_among(database: Database, message_ids: Collection[str]) -> set[str]:
         return {id_ for batch in _batches(list(message_ids)) for id_ in _held(connection, batch)}
 
 
-def _rule(agent: str | None, containing: str | None) -> tuple[str, ColumnElement[bool]]:
+def _rule(agent: str | None, containing: str | None, also: Collection[str]) -> tuple[str, ColumnElement[bool]]:
     """Return the rule to record, and the condition on messages."""
     if (agent is None) == (not containing):
         raise InvalidMessage("erase takes an agent, or a text that payloads contain")
@@ -135,7 +137,8 @@ def _rule(agent: str | None, containing: str | None) -> tuple[str, ColumnElement
         return rule, or_(MessageRow.from_agent == agent, MessageRow.to_agent == agent)
     # The text itself is not recorded: it is what is to be erased.
     columns = (MessageRow.payload, MessageRow.options, MessageRow.event)
-    contains = or_(*(column_contains(column, str(containing)) for column in columns))
+    conditions = [column_contains(column, str(containing)) for column in columns]
+    contains = or_(*conditions, *([MessageRow.message_id.in_(also)] if also else []))
     return "erase: payloads that contain a given text", contains
 
 

@@ -28,6 +28,7 @@ class Removal:
         events: how many events it removed, or whose error text it erased.
         workflows: how many workflows it removed or erased.
         partitions: how many monthly partitions it dropped.
+        payloads: how many large payloads it removed from their store.
         busy: whether another purge was running, so that this one did nothing.
     """
 
@@ -36,6 +37,7 @@ class Removal:
     events: int = 0
     partitions: int = 0
     workflows: int = 0
+    payloads: int = 0
     busy: bool = False
 
 

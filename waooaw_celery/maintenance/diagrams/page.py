@@ -214,6 +214,11 @@ def _payload(record: AuditRecord, budget: _Budget | None) -> str:
         return f"<p>The payload was erased at {moment(record.erased_at)}.</p>"
     if budget is None:
         return ""
+    if record.reference is not None:
+        return (
+            f"<p>The payload has {record.reference.size:,} bytes, and is kept in the store of large payloads as "
+            f"{_text(record.reference.key)}.</p>"
+        )
     text = _encode(record.payload)
     size = len(text.encode("utf-8", "surrogatepass"))
     kept = budget.cut(text)

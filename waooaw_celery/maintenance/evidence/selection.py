@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import islice
 from typing import Any
 
 from sqlalchemy import select
 
-from waooaw_celery.errors import InvalidMessage
+from waooaw_celery.errors import DecodingFailed, InvalidMessage, PayloadAltered, PayloadMissing
 from waooaw_celery.ledger.database.models import MessageRow
 from waooaw_celery.ledger.ledger import Ledger
 from waooaw_celery.ledger.read.reader import group_by_month, in_partition, message_columns, read_records
 from waooaw_celery.ledger.read.records import AuditRecord
 from waooaw_celery.ledger.trail import MAX_PAGE_SIZE, MessageAuditTrail
+from waooaw_celery.log.loggers import get_logger
 from waooaw_celery.messages.validation import check_agent_name, check_id
+
+logger = get_logger(__name__)
 
 #: How many payloads are in memory at once: a payload may have megabytes.
 PAYLOAD_BATCH = 25
@@ -126,7 +129,18 @@ def _with_payloads(ledger: Ledger, batch: list[AuditRecord]) -> Iterator[AuditRe
             read |= {record.receipt.message_id: record for record in read_records(connection, query)}
     for message_id, _ in keys:
         if message_id in read:
-            yield read[message_id]
+            yield _whole(ledger, read[message_id])
+
+
+def _whole(ledger: Ledger, record: AuditRecord) -> AuditRecord:
+    """Return a record with its payload, also if that is large; it stays None where the store does not have it."""
+    try:
+        return record if record.reference is None else replace(record, payload=ledger.payload(record))
+    except (PayloadMissing, PayloadAltered, DecodingFailed) as error:
+        logger.warning(
+            "%s", error, extra={"action": "payload_not_exported", "message_id": record.receipt.message_id}
+        )
+        return record
 
 
 def _place(record: AuditRecord) -> tuple[datetime, str]:

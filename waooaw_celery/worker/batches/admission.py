@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from waooaw_celery.errors import InvalidArguments
+from waooaw_celery.errors import WaooawError
 from waooaw_celery.messages.receipt import MessageFact
 from waooaw_celery.worker.admission import (
     admit_or_requeue,
@@ -20,6 +20,7 @@ from waooaw_celery.worker.execution.arguments import check_arguments
 from waooaw_celery.worker.health.clock import clock_of
 from waooaw_celery.worker.outcomes.acknowledged_outcomes import is_recorded
 from waooaw_celery.worker.outcomes.committed_effects import is_redelivered
+from waooaw_celery.worker.payloads.loading import loaded_arguments
 
 
 def admit_batch(task: Any, members: Sequence[Any]) -> None:
@@ -68,7 +69,8 @@ def _record(task: Any, deliveries: Sequence[tuple[Any, MessageFact]]) -> None:
 def _readable(task: Any, member: Any) -> Any:
     """Return the message of a member, or None where its own trace meets an error that ends it."""
     try:
-        check_arguments(task, member.request.args or (), member.request.kwargs or {})
-        return task.message_of(member.request)
-    except (InvalidArguments, TypeError, ValueError):
+        request = member.request
+        check_arguments(task, *loaded_arguments(task, request, request.args or (), request.kwargs or {}))
+        return task.message_of(request)
+    except (WaooawError, TypeError, ValueError):
         return None

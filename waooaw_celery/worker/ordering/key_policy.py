@@ -127,6 +127,11 @@ def take_key_policy(options: dict[str, Any], target: object) -> KeyPolicy | None
 def _read(message: Message, key: str) -> Any:
     if key in KEY_FIELDS:
         return getattr(message, key)
+    if message.reference is not None and message.payload is None:
+        raise InvalidMessage(
+            f"its key {key} is in a payload that is stored by reference, which is not read before the message has "
+            "its turn: use a field of the message as key, or raise waooaw_reference_above"
+        )
     value: Any = message.payload
     for part in key.split(".")[1:]:
         value = value.get(part) if isinstance(value, Mapping) else None

@@ -16,7 +16,9 @@ from waooaw_celery.errors import WaooawError
 from waooaw_celery.log.loggers import get_logger
 from waooaw_celery.messages.message import ENVELOPE_HEADER, Message
 from waooaw_celery.messages.queues import agent_queue
+from waooaw_celery.messages.references.reference import REFERENCE_SERIALIZER, reference_in
 from waooaw_celery.messages.reply_to import REPLY_TO_HEADER
+from waooaw_celery.wire.codecs import NONE
 from waooaw_celery.worker.outcomes.follow_ups import TEMPORARY_ERRORS, FollowUp
 from waooaw_celery.worker.task import AgentTask
 
@@ -100,7 +102,7 @@ def _item(task: AgentTask, request: Context) -> bytes:
     try:
         message = task.message_of(request)
     except (WaooawError, TypeError, ValueError):  # its handler could not read it either
-        encoding = task.app.wire_format(task.agent)  # type: ignore[attr-defined]  # an AgentApp
+        encoding = _encoding(task.app, task.agent, request.args)
         ids = {"id": str(request.id), "root_id": request.root_id, "parent_id": request.parent_id}
         return _as_item(task.app, task.name, ids, envelope, body, encoding)
     return item_of(task.app, task.name, message, body, ids=request, has_envelope=envelope is not None)
@@ -119,13 +121,18 @@ def item_of(
         ids: the request that has its ids; None: the message's own.
         has_envelope: whether it carries its envelope.
     """
-    encoding = app.wire_format(message.to_agent, message.serializer, message.compression)
+    encoding = _encoding(app, message.to_agent, body[0], message.serializer, message.compression)
     headers = {
         "id": str(message.message_id if ids is None else ids.id),
         "root_id": message.conversation_id if ids is None else ids.root_id,
         "parent_id": message.causation_id if ids is None else ids.parent_id,
     }
     return _as_item(app, task_name, headers, message.to_envelope() if has_envelope else None, body, encoding)
+
+
+def _encoding(app: Any, agent: str, args: Any, *chosen: str | None) -> Any:
+    """Return the serializer and the compression of a message; what it carries may be a reference."""
+    return app.wire_format(agent, *chosen) if reference_in(args) is None else (REFERENCE_SERIALIZER, NONE)
 
 
 def _as_item(app: Any, task_name: str, ids: dict[str, Any], envelope: Any, body: Any, encoding: Any) -> bytes:

@@ -1,0 +1,1 @@
+"""Large payloads, and which messages carry references to them."""

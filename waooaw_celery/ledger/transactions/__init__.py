@@ -1,0 +1,1 @@
+"""Transactions of other libraries, in which the ledger records messages."""

@@ -1,0 +1,1 @@
+"""References: a message whose large payload is kept in a store carries where it is."""

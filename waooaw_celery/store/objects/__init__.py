@@ -1,0 +1,1 @@
+"""The stores of large payloads, which travel by reference."""

@@ -1,0 +1,1 @@
+"""Large payloads in a worker: loaded just before their handler is called."""
