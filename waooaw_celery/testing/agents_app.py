@@ -234,7 +234,7 @@ class Harness:
         """
         from waooaw_celery.workflows.workflows import Workflows
 
-        self.renew()
+        self.run()  # a message that waits may be what starts it
         workflows = Workflows(self.app)
         self._simulation.handle_until(lambda: workflows.get(workflow_id).status.final, timeout)
         return workflows.result(workflow_id, timeout=0.001)

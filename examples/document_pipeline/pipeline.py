@@ -1,0 +1,68 @@
+"""The pipeline: large documents go from agent to agent. No agent knows whether they travel by reference."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+from collections import Counter
+from typing import Any
+
+import celeryconfig
+
+from waooaw_celery import Agent, Message, MessageType, create_app
+from waooaw_celery.agents import RetryPolicy
+
+app = create_app("document_pipeline")
+app.config_from_object(celeryconfig)
+
+reader = Agent("reader", app)
+indexer = Agent("indexer", app)
+archivist = Agent("archivist", app)
+
+#: What the archivist keeps, by name: its size in bytes. A real one would write to a store.
+shelf: dict[str, int] = {}
+
+
+class Unreadable(ValueError):
+    """The document is damaged: another attempt would not help."""
+
+
+@reader.on(MessageType.COMMAND, retries=RetryPolicy(attempts=5, first_delay=2, never=(Unreadable,)))
+def read(message: Message) -> None:
+    """Unpack a document, ``{"name", "content"}`` with gzip in base64, and hand its text on.
+
+    Its text is sent twice, to two agents, and no agent keeps it: each message has the text, or its reference.
+    """
+    name = message.payload["name"]
+    try:
+        text = gzip.decompress(base64.b64decode(message.payload["content"], validate=True)).decode()
+    except (OSError, EOFError, ValueError) as error:
+        raise Unreadable(f"{name} cannot be read: {error}") from error
+    document = {"name": name, "text": text}
+    reader.send("indexer", document)
+    reader.send("archivist", document)
+
+
+@indexer.on(MessageType.COMMAND, retries=RetryPolicy(attempts=5, first_delay=2))
+def index(message: Message) -> None:
+    """Count the words, and tell everybody which are the most frequent."""
+    words = Counter(message.payload["text"].lower().split())
+    summary = {"name": message.payload["name"], "words": words.total(), "top": [word for word, _ in words.most_common(3)]}
+    indexer.publish("document.indexed", summary)
+
+
+@archivist.on(MessageType.COMMAND)
+def archive(message: Message) -> None:
+    """Keep a document."""
+    shelf[message.payload["name"]] = len(message.payload["text"].encode())
+
+
+@archivist.method
+def find(name: str) -> dict[str, Any]:
+    """Return what is known about a document."""
+    return {"name": name, "bytes": shelf.get(name)}
+
+
+def packed(text: str) -> str:
+    """Return a text as the reader takes it."""
+    return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
