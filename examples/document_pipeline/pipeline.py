@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import base64
 import gzip
+import os
+import random
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import celeryconfig
@@ -19,8 +22,10 @@ reader = Agent("reader", app)
 indexer = Agent("indexer", app)
 archivist = Agent("archivist", app)
 
-#: What the archivist keeps, by name: its size in bytes. A real one would write to a store.
-shelf: dict[str, int] = {}
+
+def shelf() -> Path:
+    """Return the folder of the archivist, which ``ARCHIVE_FOLDER`` names."""
+    return Path(os.environ.get("ARCHIVE_FOLDER", "archive"))
 
 
 class Unreadable(ValueError):
@@ -47,22 +52,30 @@ def read(message: Message) -> None:
 def index(message: Message) -> None:
     """Count the words, and tell everybody which are the most frequent."""
     words = Counter(message.payload["text"].lower().split())
-    summary = {"name": message.payload["name"], "words": words.total(), "top": [word for word, _ in words.most_common(3)]}
-    indexer.publish("document.indexed", summary)
+    top = [word for word, _ in words.most_common(3)]
+    indexer.publish("document.indexed", {"name": message.payload["name"], "words": words.total(), "top": top})
 
 
 @archivist.on(MessageType.COMMAND)
 def archive(message: Message) -> None:
     """Keep a document."""
-    shelf[message.payload["name"]] = len(message.payload["text"].encode())
+    shelf().mkdir(exist_ok=True)
+    (shelf() / Path(message.payload["name"]).name).write_text(message.payload["text"])
 
 
 @archivist.method
 def find(name: str) -> dict[str, Any]:
     """Return what is known about a document."""
-    return {"name": name, "bytes": shelf.get(name)}
+    kept = shelf() / Path(name).name
+    return {"name": name, "bytes": kept.stat().st_size if kept.exists() else None}
 
 
 def packed(text: str) -> str:
     """Return a text as the reader takes it."""
     return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
+
+
+def example() -> str:
+    """Return a text of 400,000 words and more than two megabytes, which is always the same."""
+    choice = random.Random(7)  # noqa: S311 - nothing here is secret
+    return " ".join(f"{choice.randrange(200_000):x}" for _ in range(400_000))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -15,8 +14,9 @@ from pydantic import BaseModel
 
 from waooaw_celery import AgentApp, Message, RateLimitExceeded, RemoteError, RequestTimeout, aio, create_app
 
-#: How long a caller waits for an answer, in seconds.
-TIMEOUT = float(os.environ.get("SERVICE_TIMEOUT", "10"))
+#: The name under which the service sends: rate limits and the ledger know it.
+SENDER = "service"
+RATE_LIMIT = "20/second"
 
 
 class Question(BaseModel):
@@ -31,16 +31,17 @@ class Document(BaseModel):
     text: str
 
 
-def create_service(agents: AgentApp | None = None) -> FastAPI:
+def create_service(agents: AgentApp | None = None, timeout: float = 10.0) -> FastAPI:
     """Return the service.
 
     Args:
         agents: the application that sends; None: one that the lifespan opens and closes.
+        timeout: how long a caller waits for an answer, or for the next part of one, in seconds.
     """
 
     @asynccontextmanager
     async def lifespan(service: FastAPI) -> AsyncIterator[None]:
-        app = agents or create_app("service", waooaw_sender="service", waooaw_rate_limit="20/second")
+        app = agents or create_app("service", waooaw_rate_limit=RATE_LIMIT)
         service.state.requests, service.state.bus = aio.RequestResponseHandler(app), aio.MessageBus(app)
         yield
         if agents is None:
@@ -51,16 +52,20 @@ def create_service(agents: AgentApp | None = None) -> FastAPI:
     @service.post("/answers")
     async def ask(body: Question, request: Request) -> dict[str, Any]:
         requests = request.app.state.requests
-        return {"answer": await requests.request("assistant", "answer", body.model_dump(), timeout=TIMEOUT)}
+        given = body.model_dump()
+        return {"answer": await requests.request("assistant", "answer", given, timeout=timeout, from_agent=SENDER)}
 
     @service.get("/answers/stream")
     async def stream(question: str, request: Request) -> StreamingResponse:
-        parts = request.app.state.requests.stream("assistant", "explain", {"question": question}, timeout=TIMEOUT)
+        given = {"question": question}
+        parts = request.app.state.requests.stream(
+            "assistant", "explain", given, timeout=timeout, from_agent=SENDER
+        )
         return StreamingResponse(_events(parts), media_type="text/event-stream")
 
     @service.post("/documents", status_code=202)
     async def learn(body: Document, request: Request) -> dict[str, str]:
-        message = Message(from_agent="service", to_agent="assistant", payload=body.model_dump())
+        message = Message(from_agent=SENDER, to_agent="assistant", payload=body.model_dump())
         receipt = await request.app.state.bus.send(message)
         return {"receipt": receipt.message_id, "status": receipt.status.value}
 

@@ -43,14 +43,15 @@ def test_an_agent_that_fails_is_a_bad_gateway(site: Site) -> None:
 
 def test_an_agent_that_does_not_answer_is_a_gateway_timeout(site: Site) -> None:
     """A caller waits no longer than the timeout."""
-    with site.agents.stopped("assistant"):
-        response = site.http.post("/answers", json={"question": "Are you there?"})
+    hurried = create_service(site.agents.app, timeout=0.2)  # the timeout of a coroutine takes real time
+    with site.agents.stopped("assistant"), TestClient(hurried) as http:
+        response = http.post("/answers", json={"question": "Are you there?"})
     assert response.status_code == 504
 
 
 def test_too_many_requests_are_refused(site: Site) -> None:
     """The third request in a minute is refused, with the seconds after which it succeeds."""
-    site.agents.app.limiter.set_quota("test", "2/minute")
+    site.agents.app.limiter.set_quota("service", "2/minute")
     codes = [site.http.post("/answers", json={"question": "Why?"}).status_code for _ in range(2)]
     assert codes == [200, 200]
     refused = site.http.post("/answers", json={"question": "Why?"})

@@ -1,9 +1,9 @@
-"""The agents ``payment`` and ``stock``: each effect is a row, committed with the note that its message was handled."""
+"""The agents ``payment`` and ``stock``: an effect and the note that its message was handled are one transaction."""
 
 from __future__ import annotations
 
 from accounts import Entry, Reservation
-from shop import app
+from shop_app import app
 from sqlalchemy import func, select
 
 from waooaw_celery import Agent

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from accounts import Order
+from shop_app import app
 from sqlalchemy.orm import Session
 
-from waooaw_celery import Agent, Message, MessageBus, MessageType, create_app
+from waooaw_celery import Agent, Message, MessageBus, MessageType
 from waooaw_celery.agents import Flow, RetryPolicy, Workflows
 
-app = create_app("shop", waooaw_sender="shop")
 shop = Agent("shop", app)
 
 

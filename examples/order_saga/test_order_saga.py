@@ -8,12 +8,15 @@ from typing import Any
 import payment
 import pytest
 from accounts import Entry, Order, Reservation, create_tables
-from shop import app, place_order
+from shop import place_order
+from shop_app import app
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from waooaw_celery.agents import WorkflowFailed, Workflows, WorkflowStatus
 from waooaw_celery.testing import Harness, Killed, harness
+
+assert payment.ITEMS["book"] == 2  # importing it registers its agents
 
 
 @pytest.fixture
@@ -105,6 +108,3 @@ def test_an_order_survives_a_kill_after_the_commit(agents_app: Harness) -> None:
     assert rows(Order.order) == ["o-1"]
     agents_app.clock.advance(minutes=10)
     assert agents_app.result("o-1")["parcel"] == "parcel-o-1"
-
-
-assert payment.ITEMS["book"] == 2

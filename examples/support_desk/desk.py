@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from application import app
+from desk_app import app
 from model import configured
 
 from waooaw_celery import Agent

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from application import app
+from desk_app import app
 
 from waooaw_celery import Agent
 

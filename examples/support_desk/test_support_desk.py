@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import desk
 import pytest
 import specialists
-from application import app
+from desk_app import app
 
 from waooaw_celery.agents import Workflows
 from waooaw_celery.testing import Harness, harness

@@ -71,8 +71,8 @@ def handle_once(database: Database, message_id: str, handler: str, timeout: floa
     If the block raises, everything is rolled back. ``commit()`` on the session releases a savepoint only.
 
     Args:
-        database: the ledger's database. Workers refuse SQLite, whose transaction keeps all others from writing; the
-            kit for tests uses it.
+        database: the ledger's database. The kit for tests uses SQLite; workers refuse it, because there the
+            transaction of one handler keeps all others from writing.
         message_id: the id of the message.
         handler: the name of its handler.
         timeout: seconds that the whole transaction may take.
