@@ -1,4 +1,4 @@
-"""The agents ``payment`` and ``stock``: an effect and the note that its message was handled are one transaction."""
+"""The agents ``payment`` and ``stock``: an effect and the note that it happened are one transaction."""
 
 from __future__ import annotations
 

@@ -133,12 +133,13 @@ def is_server(command: list[str]) -> bool:
 @contextmanager
 def processes(commands: list[list[str]], name: str, env: dict[str, str], log: Path) -> Iterator[None]:
     """Run processes during the block."""
-    with ExitStack() as stack:
-        started = [
-            spawn([which(command[0]), *command[1:]], log=log, env=env, cwd=EXAMPLES / name) for command in commands
-        ]
-        stack.callback(end_all, started)
+    started: list[subprocess.Popen[bytes]] = []
+    try:
+        for program, *arguments in commands:
+            started.append(spawn([which(program), *arguments], log=log, env=env, cwd=EXAMPLES / name))
         yield
+    finally:
+        end_all(started)
 
 
 def done(command: list[str], name: str, env: dict[str, str]) -> str:

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from sqlalchemy import text
 
 from waooaw_celery import Agent, Message, MessageStatus, MessageType, Priority, aio, create_app
 from waooaw_celery.agents import RetryPolicy, Workflows
@@ -310,6 +311,22 @@ def test_a_workflow_sleeps_waits_for_a_signal_and_ends(agents_app: Harness) -> N
     assert agents_app.result("w1") == {"id": 7, "by": "Grace"}
 
 
+def test_the_result_of_a_workflow_that_a_message_starts_can_be_awaited(agents_app: Harness) -> None:
+    """``result`` runs the agents first: the message that starts the workflow may still wait."""
+    sales = agents_app.agent("sales")
+
+    @sales.workflow
+    async def order(flow, number: int) -> int:
+        return number
+
+    @sales.on(MessageType.COMMAND)
+    def accept(message: Message) -> None:
+        Workflows(agents_app.app).start("sales.order", {"number": message.payload}, workflow_id="order-7")
+
+    agents_app.send("sales", 7)
+    assert agents_app.result("order-7") == 7
+
+
 def test_the_result_of_a_workflow_that_sleeps_is_waited_for_without_waiting(agents_app: Harness) -> None:
     """Time passes as far as the workflow needs it, also for a caller that uses Workflows itself."""
     sales = agents_app.agent("sales")
@@ -369,6 +386,44 @@ def test_a_duplicate_is_handled_once(agents_app: Harness) -> None:
     agents_app.send("worker", 1)
     agents_app.run()
     assert seen == [1]
+
+
+@pytest.mark.parametrize("moments", [("handle", "record"), ("record", "acknowledge")], ids=" to ".join)
+def test_an_effect_of_a_handler_with_once_happens_once(agents_app: Harness, moments: tuple[str, str]) -> None:
+    """The effect, the note that it happened and its messages are one transaction, wherever the worker is killed."""
+    billing, calls = agents_app.agent("billing"), []
+    agents_app.stub("shipping", command=None)
+    with agents_app.app.database.engine.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE payments (cents INTEGER)")
+
+    @billing.on(MessageType.COMMAND, once=True)
+    def pay(message: Message) -> None:
+        calls.append(message.payload)
+        billing.session.execute(text("INSERT INTO payments VALUES (:cents)"), {"cents": message.payload})
+        billing.send("shipping", message.payload, session=billing.session)
+
+    agents_app.kill_between(*moments, "billing")
+    agents_app.send("billing", 7)
+    agents_app.run()
+    with agents_app.app.database.engine.begin() as connection:
+        assert list(connection.exec_driver_sql("SELECT cents FROM payments").scalars()) == [7]
+    agents_app.assert_handled(to="shipping", times=1)
+    assert calls == [7] * (2 if moments == ("handle", "record") else 1)
+
+
+def test_a_handler_with_once_that_fails_leaves_nothing(agents_app: Harness) -> None:
+    """The messages of a handler that raises are not sent, and its rows are rolled back."""
+    billing = agents_app.agent("billing")
+    agents_app.stub("shipping", command=None)
+
+    @billing.on(MessageType.COMMAND, once=True)
+    def pay(message: Message) -> None:
+        billing.send("shipping", message.payload, session=billing.session)
+        raise ValueError("no money")
+
+    agents_app.send("billing", 7)
+    agents_app.run()
+    assert agents_app.sent(to="shipping") == []
 
 
 def test_a_delayed_message_arrives_later(agents_app: Harness) -> None:
