@@ -10,6 +10,7 @@ from assistant import app
 from fastapi.testclient import TestClient
 from service import create_service
 
+from waooaw_celery import create_app
 from waooaw_celery.testing import Harness, harness
 
 
@@ -23,7 +24,8 @@ class Site(NamedTuple):
 @pytest.fixture
 def site() -> Iterator[Site]:
     """The service in front of its agent, for one test."""
-    with harness(app) as agents, TestClient(create_service(agents.app)) as http:
+    client = create_app("service", waooaw_rate_limit="2/minute")
+    with harness(client, app) as agents, TestClient(create_service(client)) as http:
         yield Site(http, agents)
 
 
@@ -51,7 +53,6 @@ def test_an_agent_that_does_not_answer_is_a_gateway_timeout(site: Site) -> None:
 
 def test_too_many_requests_are_refused(site: Site) -> None:
     """The third request in a minute is refused, with the seconds after which it succeeds."""
-    site.agents.app.limiter.set_quota("service", "2/minute")
     codes = [site.http.post("/answers", json={"question": "Why?"}).status_code for _ in range(2)]
     assert codes == [200, 200]
     refused = site.http.post("/answers", json={"question": "Why?"})

@@ -9,14 +9,24 @@ from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from sqlalchemy import text
+from celery import current_app
+from celery.schedules import crontab
 
 from waooaw_celery import Agent, Message, MessageStatus, MessageType, Priority, aio, create_app
-from waooaw_celery.agents import RetryPolicy, Workflows
+from waooaw_celery.agents import (
+    Everyone,
+    Flow,
+    Response,
+    RetryPolicy,
+    Workflows,
+    WorkflowStatus,
+    schedule_workflow,
+)
 from waooaw_celery.errors import (
     CircularRequest,
     ConfigurationError,
     InvalidArguments,
+    NotSettled,
     RateLimitExceeded,
     RemoteError,
     RequestTimeout,
@@ -24,6 +34,7 @@ from waooaw_celery.errors import (
     UnknownMethod,
 )
 from waooaw_celery.testing import Harness, Killed, harness
+from waooaw_celery.testing.simulation import simulation
 
 
 @pytest.fixture
@@ -239,7 +250,6 @@ def test_an_answer_arrives_in_parts(agents_app: Harness) -> None:
             yield f"word {number}"
 
     reader = agents_app.agent("reader")
-    agents_app.renew()
     with reader.stream("writer", "write", {"words": 2}) as stream:
         assert list(stream) == ["word 0", "word 1"]
     assert stream.result == "done"
@@ -263,7 +273,6 @@ def test_celery_tasks_and_their_results_work(agents_app: Harness) -> None:
         return 2 * number
 
     agents_app.stub("worker", command=None)
-    agents_app.renew()
     result = double.delay(21)
     assert result.get(timeout=5) == 42
 
@@ -300,7 +309,6 @@ def test_a_workflow_sleeps_waits_for_a_signal_and_ends(agents_app: Harness) -> N
         return {"id": created["id"], "by": signal["by"]}
 
     agents_app.stub("crm", create={"id": 7})
-    agents_app.renew()
     workflows = Workflows(agents_app.app)
     workflows.start("sales.onboard", {"name": "Ada"}, workflow_id="w1")
     agents_app.run()
@@ -336,7 +344,6 @@ def test_the_result_of_a_workflow_that_sleeps_is_waited_for_without_waiting(agen
         await flow.sleep(20)
         return "awake"
 
-    agents_app.renew()
     workflows = Workflows(agents_app.app)
     workflows.start("sales.nap", {}, workflow_id="w1")
     real = time.monotonic()
@@ -388,44 +395,6 @@ def test_a_duplicate_is_handled_once(agents_app: Harness) -> None:
     assert seen == [1]
 
 
-@pytest.mark.parametrize("moments", [("handle", "record"), ("record", "acknowledge")], ids=" to ".join)
-def test_an_effect_of_a_handler_with_once_happens_once(agents_app: Harness, moments: tuple[str, str]) -> None:
-    """The effect, the note that it happened and its messages are one transaction, wherever the worker is killed."""
-    billing, calls = agents_app.agent("billing"), []
-    agents_app.stub("shipping", command=None)
-    with agents_app.app.database.engine.begin() as connection:
-        connection.exec_driver_sql("CREATE TABLE payments (cents INTEGER)")
-
-    @billing.on(MessageType.COMMAND, once=True)
-    def pay(message: Message) -> None:
-        calls.append(message.payload)
-        billing.session.execute(text("INSERT INTO payments VALUES (:cents)"), {"cents": message.payload})
-        billing.send("shipping", message.payload, session=billing.session)
-
-    agents_app.kill_between(*moments, "billing")
-    agents_app.send("billing", 7)
-    agents_app.run()
-    with agents_app.app.database.engine.begin() as connection:
-        assert list(connection.exec_driver_sql("SELECT cents FROM payments").scalars()) == [7]
-    agents_app.assert_handled(to="shipping", times=1)
-    assert calls == [7] * (2 if moments == ("handle", "record") else 1)
-
-
-def test_a_handler_with_once_that_fails_leaves_nothing(agents_app: Harness) -> None:
-    """The messages of a handler that raises are not sent, and its rows are rolled back."""
-    billing = agents_app.agent("billing")
-    agents_app.stub("shipping", command=None)
-
-    @billing.on(MessageType.COMMAND, once=True)
-    def pay(message: Message) -> None:
-        billing.send("shipping", message.payload, session=billing.session)
-        raise ValueError("no money")
-
-    agents_app.send("billing", 7)
-    agents_app.run()
-    assert agents_app.sent(to="shipping") == []
-
-
 def test_a_delayed_message_arrives_later(agents_app: Harness) -> None:
     """A message that the broker holds back is overtaken, and handled when its time has come."""
     seen = []
@@ -445,7 +414,116 @@ def test_a_process_cannot_be_killed_between_moments_that_do_not_exist(agents_app
         agents_app.kill_between("publish", "record", "worker")
 
 
+# --- transactions, replies, broadcasts, timetables
+
+
+def test_an_effect_and_its_messages_are_committed_together(agents_app: Harness) -> None:
+    """With once=True, what a handler sends in its session is published only if the handler returns."""
+    shop = agents_app.agent("shop")
+    agents_app.stub("mailer", command=None)
+
+    @shop.on(MessageType.COMMAND, once=True)
+    def order(message: Message) -> None:
+        shop.send("mailer", message.payload, session=shop.session)
+        if message.payload == "broken":
+            raise ValueError("broken")
+
+    agents_app.kill_between("handle", "record", "shop")
+    agents_app.send("shop", "good")
+    agents_app.send("shop", "broken")
+    agents_app.run()
+    assert [record.payload for record in agents_app.handled(to="mailer")] == ["good"]
+
+
+def test_a_reply_and_a_broadcast_reach_their_agents(agents_app: Harness) -> None:
+    """A request that nobody waits for is answered with a message, and a broadcast reaches all agents."""
+    planner, seen = agents_app.agent("planner"), []
+
+    @planner.reply
+    def on_answer(response: Response) -> None:
+        seen.append(response.result)
+
+    agents_app.stub("crm", create={"id": 7}, command=None)
+    agents_app.stub("mailer", command=None)
+    planner.request_later("crm", "create", {}, on_reply=on_answer)
+    agents_app.bus.broadcast("planner", Everyone(), {"all": True})
+    agents_app.run()
+    assert seen == [{"id": 7}]
+    assert {record.receipt.to_agent for record in agents_app.handled(where={"all": True})} == {"crm", "mailer"}
+
+
+def test_a_message_with_a_countdown_is_handled_when_it_is_due(agents_app: Harness) -> None:
+    """Celery's countdown counts by the clock of the test."""
+    worker, seen = agents_app.agent("worker"), []
+
+    @worker.method
+    def work(number: int) -> None:
+        seen.append(number)
+
+    agents_app.run()
+    work.apply_async(kwargs={"number": 1}, countdown=100, expires=None)
+    agents_app.run()
+    agents_app.clock.advance(seconds=90)
+    assert seen == []
+    agents_app.clock.advance(seconds=20)
+    assert seen == [1]
+
+
+def test_a_recurring_workflow_starts_at_each_time(agents_app: Harness) -> None:
+    """Beat's timetable is followed while the clock moves."""
+    reports = agents_app.agent("reports")
+
+    @reports.workflow
+    async def daily(flow: Flow, region: str) -> str:
+        return region
+
+    schedule_workflow(agents_app.app, "nightly", "reports.daily", crontab(hour=3, minute=0), {"region": "eu"})
+    agents_app.clock.advance(days=3)
+    found = Workflows(agents_app.app).list(name="reports.daily")
+    assert len(found.workflows) == 3
+    assert all(each.status is WorkflowStatus.COMPLETED for each in found.workflows)
+
+
 # --- the harness itself
+
+
+def test_two_applications_share_the_broker_and_the_ledger() -> None:
+    """The agents of several modules, each with an application of its own, talk to each other."""
+    first_app, second_app = create_app("first"), create_app("second")
+    first, second = Agent("first", first_app), Agent("second", second_app)
+
+    @first.method
+    def start() -> list:
+        return ["first", *first.request("second", "go_on")]
+
+    @second.method
+    def go_on() -> list:
+        second.send("first", {"from": current_app.main})
+        return ["second"]
+
+    @first.on(MessageType.COMMAND)
+    def command(message: Message) -> None:
+        assert current_app.main == "first"
+
+    with harness(first_app, second_app) as agents_app:
+        assert agents_app.request("first", "start") == ["first", "second"]
+        agents_app.assert_handled(to="first", where={"from": "second"}, times=1)
+        with agents_app.stopped("second"), pytest.raises(RemoteError, match="RequestTimeout"):
+            agents_app.request("first", "start", timeout=60)
+    with pytest.raises(ConfigurationError, match="twice"), harness(first_app, first_app):
+        pass
+
+
+def test_agents_that_answer_each_other_without_end_are_reported(
+    agents_app: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that does not come to rest ends with an error that says so."""
+    monkeypatch.setattr(simulation, "MAX_STEPS", 20)
+    ping = agents_app.agent("ping")
+    ping.on(MessageType.COMMAND)(lambda message: ping.send("ping", message.payload))
+    agents_app.send("ping", 1)
+    with pytest.raises(NotSettled, match="without end"):
+        agents_app.run()
 
 
 def test_a_stub_replaces_a_real_handler_for_the_time_of_the_test() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -15,7 +15,7 @@ from waooaw_celery.agents.events.bus import EventBus
 from waooaw_celery.agents.requests.handler import RequestResponseHandler
 from waooaw_celery.app.app import AgentApp, create_app
 from waooaw_celery.discovery.loads import waiting_counts
-from waooaw_celery.errors import UnknownAgent
+from waooaw_celery.errors import ConfigurationError, UnknownAgent
 from waooaw_celery.limits.configured import configured_limiter
 from waooaw_celery.limits.memory import MemoryStorage
 from waooaw_celery.messages.message import Message
@@ -24,67 +24,77 @@ from waooaw_celery.messages.validation import JSON
 from waooaw_celery.testing.aio import AsyncHarness
 from waooaw_celery.testing.assertions import Recorded
 from waooaw_celery.testing.clock import Clock
-from waooaw_celery.testing.configuration import connected
+from waooaw_celery.testing.configuration import connected, reachable
 from waooaw_celery.testing.failures import Failures
 from waooaw_celery.testing.memory.broker import MemoryBroker
-from waooaw_celery.testing.memory.directory import FreshDirectory
+from waooaw_celery.testing.memory.directory import FreshDirectory, FreshRegistry
 from waooaw_celery.testing.memory.ledger import ledger_folder
 from waooaw_celery.testing.memory.results import MemoryCollector, MemoryResults
 from waooaw_celery.testing.simulation.declaration import declare
 from waooaw_celery.testing.simulation.simulation import Simulation
-from waooaw_celery.testing.simulation.worker import InProcessWorker
+from waooaw_celery.testing.simulation.worker import InProcessWorker, Threads
 from waooaw_celery.testing.stubs import Stubs
 
 
 @contextmanager
-def harness(app: AgentApp | None = None) -> Iterator[Harness]:
-    """Run the agents of an application in this process, with broker, results and ledger in memory.
+def harness(*apps: AgentApp) -> Iterator[Harness]:
+    """Run the agents of applications in this process, with broker, results and ledger in memory.
 
     Messages wait in their queues until ``run`` is called, or until somebody waits for an answer. In the block,
-    the application is connected to nothing else, whatever its configuration and the environment say. At the end,
-    it is as it was before.
+    the applications are connected to nothing else, whatever their configuration and the environment say. At the
+    end, they are as they were before.
 
     Args:
-        app: the application of the agents, such as the one of your module; None: a new one.
+        apps: the applications of the agents, such as those of your modules; none: a new one. They share the broker
+            and the ledger. The harness itself sends with the first.
 
     Yields:
         The harness.
 
     Raises:
-        ConfigurationError: the extra ``testing`` is not installed.
+        ConfigurationError: the extra ``testing`` is not installed, or an application is given twice.
 
     Example:
-        >>> with harness(app) as agents_app:
+        >>> with harness(greeter.app, planner.app) as agents_app:
         ...     assert agents_app.request("greeter", "greet", {"name": "Ada"}) == "Hello, Ada!"
     """
-    app = create_app("waooaw_celery.testing") if app is None else app
-    results, failures = MemoryResults(), Failures()
+    apps = apps or (create_app("waooaw_celery.testing"),)
+    if len({id(app) for app in apps}) < len(apps):
+        raise ConfigurationError("an application was given to the harness twice: give each one once")
+    results, failures, threads, broker = MemoryResults(), Failures(), Threads(), MemoryBroker(time.time)
+    broker.on_publish, broker.on_acknowledge = failures.at_publish, failures.at_acknowledge
     with ExitStack() as stack:
         folder = stack.enter_context(ledger_folder())
-        broker = MemoryBroker(time.time)
-        stack.enter_context(connected(app, broker, results, folder))
-        worker = InProcessWorker(app, broker, results, failures)
-        simulation = Simulation(app, broker, worker, now_moves=lambda: None)
+        url = stack.enter_context(reachable(broker))
+        for app in apps:
+            stack.enter_context(connected(app, url, results, folder))
+        workers = [
+            InProcessWorker(app, broker, results, failures, threads, number) for number, app in enumerate(apps, 1)
+        ]
+        simulation = results.worker = Simulation(broker, workers, threads)
         simulation.clock.start()
         stack.callback(simulation.clock.stop)
-        broker.on_publish, broker.on_acknowledge = failures.at_publish, failures.at_acknowledge
-        _replace_components(app, results, simulation)
-        results.worker = simulation
-        worker.open()
-        stack.callback(worker.close)
-        stack.callback(simulation.close)
-        agents_app = Harness(app, simulation, worker, failures)
+        agents_app = Harness(apps, simulation, workers, failures)
         stack.callback(agents_app.stubs.restore)
+        simulation.renew = agents_app.renew
+        for worker in workers:
+            _replace_components(worker.app, results, simulation, agents_app.renew)
+            worker.open()
+            stack.callback(worker.close)
+        stack.callback(simulation.close)
         agents_app.renew()
         yield agents_app
 
 
-def _replace_components(app: AgentApp, results: MemoryResults, simulation: Simulation) -> None:
+def _replace_components(
+    app: AgentApp, results: MemoryResults, simulation: Simulation, renew: Callable[[], None]
+) -> None:
     """Have an application count, wait and look for agents in this process only."""
     components = app.components
     components.result_collector = MemoryCollector(app, results, simulation)  # type: ignore[assignment]
     components.sleep = simulation.sleep
-    components.directory = FreshDirectory(components.open_registry, partial(waiting_counts, app))
+    components.registry = FreshRegistry(components.registry, renew)  # type: ignore[assignment]
+    components.directory = FreshDirectory(components.open_registry, partial(waiting_counts, app), renew)
     components.limiter = configured_limiter(
         components.settings,
         restrictions=lambda: components.restrictions,
@@ -96,20 +106,26 @@ class Harness:
     """The agents of a test. ``harness`` makes it.
 
     Attributes:
-        app: the application: give it to ``MessageBus``, ``Workflows`` and the other classes of the package.
+        app: the first application: give it to ``MessageBus``, ``Workflows`` and the other classes of the package.
         clock: the clock: ``agents_app.clock.advance(days=3)``.
         bus: the message bus of the application.
         aio: the operations that take time, as coroutines, for an ``async def`` test.
     """
 
-    def __init__(self, app: AgentApp, simulation: Simulation, worker: InProcessWorker, failures: Failures) -> None:
-        self.app = app
-        self.bus = MessageBus(app)
+    def __init__(
+        self,
+        apps: Sequence[AgentApp],
+        simulation: Simulation,
+        workers: Sequence[InProcessWorker],
+        failures: Failures,
+    ) -> None:
+        self.app = apps[0]
+        self.bus = MessageBus(self.app)
         self.aio = AsyncHarness(self)
-        self.stubs = Stubs(app)
-        self._simulation, self._worker, self._failures = simulation, worker, failures
-        self._recorded = Recorded(app, self.run)
-        self._declared: tuple[Any, ...] = ()
+        self.stubs = Stubs(apps)
+        self._apps, self._simulation, self._workers, self._failures = apps, simulation, workers, failures
+        self._recorded = Recorded(self.app, self.run)
+        self._declared: dict[str, Any] = {}
 
     @property
     def clock(self) -> Clock:
@@ -147,15 +163,17 @@ class Harness:
         return self.stubs.add(name, answers)
 
     def renew(self) -> None:
-        """Declare the agents, handlers and subscriptions that were added. Each operation calls it."""
-        size = tuple(
-            (name, len(handlers), self.app.capabilities.get(name)) for name, handlers in self.app.agents.items()
-        )
-        declared = (*size, len(self.app.subscribed), len(self.app.workflows), len(self.app.tasks))
-        if declared != self._declared:
-            self._declared = declared
-            self._worker.renew()
-            declare(self.app)
+        """Declare the agents, handlers and subscriptions that were added. Whoever looks for an agent does it."""
+        for worker in self._workers:
+            app = worker.app
+            sizes = tuple(
+                (name, len(handlers), app.capabilities.get(name)) for name, handlers in app.agents.items()
+            )
+            declared = (*sizes, len(app.subscribed), len(app.workflows), len(app.tasks))
+            if declared != self._declared.get(worker.hostname):
+                self._declared[worker.hostname] = declared
+                worker.renew()
+                declare(app, worker.hostname)
 
     @contextmanager
     def stopped(self, *agents: str) -> Iterator[None]:
@@ -173,15 +191,18 @@ class Harness:
             ...     agents_app.clock.advance(minutes=2)
         """
         self.renew()
+        known = [name for app in self._apps for name in app.agents]
         for name in agents:
-            if name not in self.app.agents:
-                raise UnknownAgent(f"there is no agent {name!r} in this application: {', '.join(self.app.agents)}")
-        before = set(self._worker.stopped)
-        self._worker.stopped |= set(agents or self.app.agents)
+            if name not in known:
+                raise UnknownAgent(f"there is no agent {name!r} here to be stopped: {', '.join(known) or 'none'}")
+        before = [set(worker.stopped) for worker in self._workers]
+        for worker in self._workers:
+            worker.stopped |= set(agents or known)
         try:
             yield
         finally:
-            self._worker.stopped = before
+            for worker, stopped in zip(self._workers, before, strict=True):
+                worker.stopped = stopped
 
     # --- what a test does
 
@@ -199,12 +220,10 @@ class Harness:
         Returns:
             The receipt. Read the later status with ``receipt``.
         """
-        self.renew()
         return self.bus.send_to(from_agent or self._sender, to, payload, **fields)
 
     def request(self, to: str, method: str, params: Mapping[str, JSON] | None = None, **options: Any) -> JSON:
         """Ask an agent, and return its answer; see ``RequestResponseHandler.request``."""
-        self.renew()
         return RequestResponseHandler(self.app).request(to, method, params, **options)
 
     def publish(self, topic: str, payload: JSON = None, *, from_agent: str | None = None, **options: Any) -> Any:
@@ -218,7 +237,6 @@ class Harness:
         Raises:
             NotSettled: the agents do not come to rest.
         """
-        self.renew()
         self._simulation.run()
 
     def receipt(self, message: DeliveryReceipt | Message | str) -> DeliveryReceipt:
@@ -234,7 +252,7 @@ class Harness:
         """
         from waooaw_celery.workflows.workflows import Workflows
 
-        self.run()  # a message that waits may be what starts it
+        self.run()  # the message that starts it may still wait
         workflows = Workflows(self.app)
         self._simulation.handle_until(lambda: workflows.get(workflow_id).status.final, timeout)
         return workflows.result(workflow_id, timeout=0.001)

@@ -27,7 +27,17 @@ _free_names: list[str] = []
 
 
 @contextmanager
-def connected(app: AgentApp, broker: MemoryBroker, results: MemoryResults, folder: Path) -> Iterator[None]:
+def reachable(broker: MemoryBroker) -> Iterator[str]:
+    """Yield the URL under which the applications of this process reach a broker."""
+    name = _free_names.pop() if _free_names else f"broker-{next(_numbers)}"
+    try:
+        yield broker_url(name, broker)
+    finally:
+        _free_names.append(name)
+
+
+@contextmanager
+def connected(app: AgentApp, url: str, results: MemoryResults, folder: Path) -> Iterator[None]:
     """Connect an application to servers in memory.
 
     The variables of the environment that would win over the configuration are hidden meanwhile. What is registered
@@ -35,13 +45,12 @@ def connected(app: AgentApp, broker: MemoryBroker, results: MemoryResults, folde
 
     Args:
         app: the application.
-        broker: its broker.
+        url: the URL of its broker.
         results: the results of its requests.
-        folder: a folder with an empty ledger, ``ledger.db``.
+        folder: a folder with a ledger, ``ledger.db``.
     """
-    name = _free_names.pop() if _free_names else f"broker-{next(_numbers)}"
     settings: dict[str, Any] = {
-        "broker_url": broker_url(name, broker),
+        "broker_url": url,
         "broker_read_url": None,
         "broker_write_url": None,
         "broker_transport_options": {},
@@ -54,10 +63,9 @@ def connected(app: AgentApp, broker: MemoryBroker, results: MemoryResults, folde
         "waooaw_allow_unordered": True,
         "waooaw_rate_limit_storage": "memory",
     }
-    (folder / "spool").mkdir(mode=0o700)
+    (folder / "spool").mkdir(mode=0o700, exist_ok=True)
     keep_results(app, results)
     with ExitStack() as stack:
-        stack.callback(_free_names.append, name)
         stack.enter_context(_environment_without(settings))
         stack.enter_context(_registrations(app))
         stack.enter_context(_configuration(app, settings))

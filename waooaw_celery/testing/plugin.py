@@ -12,9 +12,12 @@ if TYPE_CHECKING:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the setting that names the application under test."""
+    """Add the setting that names the applications under test."""
     parser.addini(
-        "waooaw_app", "the application of the fixture agents_app, such as greeter:app; none: a new one", default=""
+        "waooaw_app",
+        "the applications of the fixture agents_app, such as greeter:app; none: a new one",
+        type="args",
+        default=[],
     )
 
 
@@ -23,18 +26,16 @@ def agents_app(request: pytest.FixtureRequest) -> Iterator[Harness]:
     """The agents of the setting ``waooaw_app``, in this process and without servers; see docs/testing.md."""
     from waooaw_celery.testing.agents_app import harness
 
-    with harness(_application(request.config.getini("waooaw_app"))) as found:
+    with harness(*map(_application, request.config.getini("waooaw_app"))) as found:
         yield found
 
 
-def _application(name: Any) -> Any:
-    """Return the application that the setting names; None: it is empty.
+def _application(name: str) -> Any:
+    """Return an application that the setting names.
 
     Raises:
         ConfigurationError: there is no such application.
     """
-    if not name:
-        return None
     from celery.app.utils import find_app
 
     from waooaw_celery.errors import ConfigurationError

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from typing import Any
 
@@ -18,11 +18,11 @@ class Stubs:
     """The stubs of one test.
 
     Args:
-        app: the application.
+        apps: the applications; new agents are added to the first.
     """
 
-    def __init__(self, app: AgentApp) -> None:
-        self._app = app
+    def __init__(self, apps: Sequence[AgentApp]) -> None:
+        self._apps = apps
         self._agents: dict[str, Agent] = {}
         #: The replaced functions of real agents, by the tasks of their handlers.
         self._replaced: dict[Any, Any] = {}
@@ -37,21 +37,22 @@ class Stubs:
         Raises:
             UnknownMethod: the agent of the application has no such handler.
         """
-        if name not in self._app.agents:
-            self._agents[name] = Agent(name, self._app)
+        app = next((each for each in self._apps if name in each.agents), self._apps[0])
+        if name not in app.agents:
+            self._agents[name] = Agent(name, app)
         for handler, answer in answers.items():
-            task: Any = self._app.tasks.get(str(HandlerName(name, handler)))
+            task: Any = app.tasks.get(str(HandlerName(name, handler)))
             if task is not None:
                 self._replaced.setdefault(task, task.run)
                 task.run = _replacing(task, answer)
             elif name in self._agents:
                 self._register(self._agents[name], handler, answer)
             else:
-                known = ", ".join(self._app.agents[name]) or "none"
+                known = ", ".join(app.agents[name]) or "none"
                 raise UnknownMethod(
                     f"the agent {name!r} has no handler {handler!r} that a stub could replace; it has: {known}"
                 )
-        return AgentClient(name, self._app)
+        return AgentClient(name, app)
 
     def restore(self) -> None:
         """Give the handlers of real agents their functions again."""

@@ -34,7 +34,7 @@ class MemoryBroker:
         on_publish: called with the queue and the message before it is stored; it may raise, and returns how often
             to store the message, and for how many seconds to hold it back.
         on_acknowledge: called with the delivery tag of a message before it is acknowledged; it may raise.
-        on_broadcast: called with each remote control command.
+        listeners: called with each remote control command.
     """
 
     def __init__(self, now: Callable[[], float]) -> None:
@@ -45,7 +45,7 @@ class MemoryBroker:
         self.changed = threading.Condition(self._lock)
         self.on_publish: Callable[[str, dict[str, Any]], tuple[int, float]] = lambda queue, message: (1, 0.0)
         self.on_acknowledge: Callable[[str], None] = lambda tag: None
-        self.on_broadcast: Callable[[Any], None] = lambda message: None
+        self.listeners: list[Callable[[Any], None]] = []
 
     def declare(self, queue: str) -> None:
         """Create a queue, unless it exists."""

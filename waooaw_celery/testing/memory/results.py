@@ -31,19 +31,19 @@ class Worker(Protocol):
 
 
 class MemoryResults:
-    """The stored results of one application.
+    """The stored results of the applications of one harness.
 
     Attributes:
         stored: the encoded results, by key.
         lost: the ids of requests whose results are not stored: the answer is lost on its way.
-        on_stored: called with the id of a task and its decoded result.
+        listeners: called with the id of a task and its decoded result.
         worker: handles messages while somebody waits for a result.
     """
 
     def __init__(self) -> None:
         self.stored: dict[Any, Any] = {}
         self.lost: set[str] = set()
-        self.on_stored: Callable[[str, dict[str, Any]], None] = lambda task_id, meta: None
+        self.listeners: list[Callable[[str, dict[str, Any]], None]] = []
         self.worker: Worker | None = None
 
 
@@ -99,7 +99,9 @@ class MemoryBackend(_PackedResults, KeyValueStoreBackend):
             return result
         stored: Any = super()._store_result(task_id, result, state, *args, **kwargs)  # type: ignore[misc]
         read: Any = self._get_task_meta_for  # type: ignore[attr-defined]  # missing in its stubs
-        self.results.on_stored(str(task_id), read(task_id))
+        meta = read(task_id)
+        for listener in self.results.listeners:
+            listener(str(task_id), meta)
         return stored
 
 
@@ -145,7 +147,7 @@ class MemoryCollector:
     def __init__(self, app: Any, results: MemoryResults, worker: Worker) -> None:
         self._app, self._worker = app, worker
         self._pending, self._ids = PendingResults(), RequestIds()
-        results.on_stored = self._take
+        results.listeners.append(self._take)
 
     def new_id(self) -> NewId:
         """Return an id for a request."""

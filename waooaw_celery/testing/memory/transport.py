@@ -66,7 +66,8 @@ class Channel(virtual.Channel):
         self.broker.put(document["properties"]["delivery_info"]["routing_key"], document)
 
     def _put_fanout(self, exchange: str, message: dict[str, Any], routing_key: str, **_: Any) -> None:
-        self.broker.on_broadcast(self.message_to_python(message))
+        for listener in self.broker.listeners:
+            listener(self.message_to_python(message))
 
     def _queue_bind(self, *_: Any) -> None:
         """Do nothing: Kombu itself knows the bindings."""

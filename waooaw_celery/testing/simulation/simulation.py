@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,7 +13,7 @@ from waooaw_celery.errors import NotSettled
 from waooaw_celery.testing.clock import Clock
 from waooaw_celery.testing.memory.broker import MemoryBroker
 from waooaw_celery.testing.simulation.beat import Beat
-from waooaw_celery.testing.simulation.worker import InProcessWorker
+from waooaw_celery.testing.simulation.worker import InProcessWorker, Threads
 
 #: Seconds of real time after which a run is given up.
 RUN_SECONDS = 30.0
@@ -29,18 +29,19 @@ class Simulation:
     """The workers, the workflows, beat and the clock of one harness.
 
     Args:
-        app: the application, an AgentApp.
-        broker: its broker.
-        worker: its worker.
-        now_moves: called after the clock was moved.
+        broker: the broker.
+        workers: a worker of each application.
+        threads: the threads that handle messages.
+
+    Attributes:
+        renew: declares the agents and handlers that were added; called before messages are handled.
     """
 
-    def __init__(
-        self, app: Any, broker: MemoryBroker, worker: InProcessWorker, now_moves: Callable[[], None]
-    ) -> None:
-        self._app, self._broker, self._worker, self._now_moves = app, broker, worker, now_moves
+    def __init__(self, broker: MemoryBroker, workers: Sequence[InProcessWorker], threads: Threads) -> None:
+        self._broker, self._workers, self._threads_that_work = broker, workers, threads
+        self.renew: Callable[[], None] = lambda: None
         self.clock = Clock(self.move)
-        self.beat = Beat(app)
+        self._beats = [Beat(worker.app) for worker in workers]
         self._closed = threading.Event()
         self._threads: list[threading.Thread] = []
         self._error: BaseException | None = None
@@ -53,6 +54,7 @@ class Simulation:
         Raises:
             NotSettled: that takes too long.
         """
+        self.renew()
         ends_at, steps = time.monotonic() + RUN_SECONDS, 0
         while not self._closed.is_set() and (self._step() or self._pass_time_until(time.time() + SOON_SECONDS)):
             steps += 1
@@ -70,10 +72,10 @@ class Simulation:
         while self._pass_time_until(until.timestamp()):
             self.run()
         self.clock.set(until)
-        self._now_moves()
-        self._worker.read_cancellations()
+        for worker in self._workers:
+            worker.read_cancellations()
         self.run()
-        self.beat.maintain(since)
+        self._beats[0].maintain(since)  # the applications share a ledger
         self.run()
 
     def sleep(self, seconds: float) -> None:
@@ -99,9 +101,10 @@ class Simulation:
             done: whether the wait is over.
             seconds: how long to wait, by the clock of the test, and also in real time; None: until it is done.
         """
+        self.renew()
         ends_at = None if seconds is None else time.time() + seconds
         gives_up_at = time.monotonic() + (RUN_SECONDS if seconds is None else seconds)
-        with self._worker.waiting():
+        with self._threads_that_work.noted(works=False):
             while not done():
                 is_late = ends_at is not None and time.time() > ends_at
                 if is_late or time.monotonic() > gives_up_at:
@@ -136,12 +139,15 @@ class Simulation:
 
     def _step(self) -> bool:
         """Let one thing happen that can happen now, and return whether there was one."""
-        if self._worker.handle_next():
+        if self._handle_next():
             return True
-        if self._worker.others_work() or self._workflows_go_on():
+        if self._threads_that_work.others_work() or self._workflows_go_on():
             time.sleep(_LOOK_SECONDS)
             return True
-        return self._worker.handle_next()  # a workflow may have sent it just now
+        return self._handle_next()  # a workflow may have sent it just now
+
+    def _handle_next(self) -> bool:
+        return any(worker.handle_next() for worker in self._workers)
 
     def _raise_error(self) -> None:
         error, self._error = self._error, None
@@ -152,40 +158,42 @@ class Simulation:
 
     def _pass_time_until(self, limit: float) -> bool:
         """Move the clock to what is due next, and return whether that is not later than a limit."""
-        beat = self.beat.next_due()
+        beats = {beat: beat.next_due() for beat in self._beats}
         times = [
-            self._worker.timers.next_due(),
             self._broker.next_visible(),
-            self._next_wake(),
-            None if beat is None else beat.timestamp(),
+            *(worker.timers.next_due() for worker in self._workers),
+            *(_next_wake(engine) for engine in self._engines()),
+            *(None if due is None else due.timestamp() for due in beats.values()),
         ]
         due = min((each for each in times if each is not None), default=None)
         if due is None or due > limit:
             return False
         self.clock.set(datetime.fromtimestamp(due, UTC))
-        self._now_moves()
-        if beat is not None and beat.timestamp() <= due:
-            self.beat.tick()
+        for beat, at in beats.items():
+            if at is not None and at.timestamp() <= due:
+                beat.tick()
         return True
 
-    def _engine(self) -> Any:
-        """Return the engine of the workflows; None: there are none, or it has not begun."""
-        if not self._app.workflows:
-            return None
+    def _engines(self) -> list[Any]:
+        """Return the engines of the workflows, of the applications that have some."""
+        apps = [worker.app for worker in self._workers if worker.app.workflows]
+        if not apps:
+            return []
         from waooaw_celery.workflows.engine.engine import engine_of
 
-        return engine_of(self._app)
-
-    def _next_wake(self) -> float | None:
-        engine = self._engine()
-        wake = None if engine is None else engine.journal.next_wake()
-        return None if wake is None or wake.timestamp() <= time.time() else wake.timestamp()
+        return [engine_of(app) for app in apps]
 
     def _workflows_go_on(self) -> bool:
         """Have the workflows that are due go on, and return whether one does."""
-        engine = self._engine()
-        if engine is None:
-            return False
+        return any(self._goes_on(engine) for engine in self._engines())
+
+    def _goes_on(self, engine: Any) -> bool:
         engine.start()
         going: bool = asyncio.run_coroutine_threadsafe(engine.look(), engine.loop).result(RUN_SECONDS)
         return going
+
+
+def _next_wake(engine: Any) -> float | None:
+    """Return when a workflow is due without an input, in seconds since 1970; None: none is, or it is already."""
+    wake = engine.journal.next_wake()
+    return None if wake is None or wake.timestamp() <= time.time() else float(wake.timestamp())

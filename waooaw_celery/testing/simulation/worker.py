@@ -15,6 +15,7 @@ from copy import copy
 from types import SimpleNamespace
 from typing import Any
 
+from celery import current_app
 from celery.concurrency.solo import TaskPool
 from celery.exceptions import TaskRevokedError
 from celery.worker import state
@@ -23,7 +24,7 @@ from kombu.common import QoS
 from kombu.serialization import prepare_accept_content
 
 from waooaw_celery.log.loggers import get_logger
-from waooaw_celery.messages.queues import AGENT_QUEUES, agent_queue
+from waooaw_celery.messages.queues import AGENT_QUEUES, agent_queue, system_queue
 from waooaw_celery.testing.failures import Failures, Killed
 from waooaw_celery.testing.memory.broker import MemoryBroker
 from waooaw_celery.testing.memory.results import MemoryResults
@@ -34,8 +35,31 @@ from waooaw_celery.worker.remote_control import read_cancellations
 
 logger = get_logger(__name__)
 
-#: The node name of the worker.
-HOSTNAME = "testing@localhost"
+
+class Threads:
+    """The threads that handle messages: whether they work, or wait for an answer."""
+
+    def __init__(self) -> None:
+        self._works: dict[int, bool] = {}
+
+    def others_work(self) -> bool:
+        """Return whether another thread handles a message, and does not itself wait for an answer."""
+        here = threading.get_ident()
+        return any(works for thread, works in tuple(self._works.items()) if thread != here)
+
+    @contextmanager
+    def noted(self, *, works: bool) -> Iterator[None]:
+        """Note that this thread works, or waits for an answer, in this block."""
+        here = threading.get_ident()
+        before = self._works.get(here)
+        self._works[here] = works
+        try:
+            yield
+        finally:
+            if before is None:
+                del self._works[here]
+            else:
+                self._works[here] = before
 
 
 class InProcessWorker:
@@ -49,20 +73,31 @@ class InProcessWorker:
         broker: its broker.
         results: its results.
         failures: the failures that the test has ordered.
+        threads: the threads that handle messages, of all workers of the test.
+        number: the number of this worker in the test.
 
     Attributes:
+        hostname: its node name.
         stopped: the agents whose worker does not run: their messages wait.
         timers: what is to be done later.
     """
 
-    def __init__(self, app: Any, broker: MemoryBroker, results: MemoryResults, failures: Failures) -> None:
+    def __init__(
+        self,
+        app: Any,
+        broker: MemoryBroker,
+        results: MemoryResults,
+        failures: Failures,
+        threads: Threads,
+        number: int = 1,
+    ) -> None:
         self.app, self._broker, self._results, self._failures = app, broker, results, failures
+        self._threads = threads
+        self.hostname = f"testing-{number}@localhost"
         self.stopped: set[str] = set()
         self.timers = Timers()
         self._picking = threading.RLock()
         self._busy: set[str] = set()
-        #: The threads that handle messages: whether they work, or wait for an answer.
-        self._threads: dict[int, bool] = {}
         self._taken: deque[Any] = deque()
         self._turns: deque[str] = deque()
         self._consumer: Any = None
@@ -74,11 +109,11 @@ class InProcessWorker:
     def open(self) -> None:
         """Connect to the broker, and be ready to take messages."""
         app = self.app
-        pool = safe_pool(TaskPool)(app=app, initargs=(app, HOSTNAME))
+        pool = safe_pool(TaskPool)(app=app, initargs=(app, self.hostname))
         controller = SimpleNamespace(app=app, pool=pool, state=state, use_eventloop=False, max_concurrency=1)
         consumer: Any = AgentConsumer(
             self._taken.append,
-            hostname=HOSTNAME,
+            hostname=self.hostname,
             pool=pool,
             app=app,
             timer=self.timers,
@@ -94,16 +129,16 @@ class InProcessWorker:
         self.renew()
         self._mailbox = Pidbox(consumer)
         self._mailbox.node.channel = self._channel
-        self._broker.on_broadcast = self._obey
+        self._broker.listeners.append(self._obey)
 
     def renew(self) -> None:
         """Take the handlers and queues that were added since the start."""
         consumer = self._consumer
         consumer.update_strategies()
         queues = self.app.amqp.queues
-        for name in self.app.agents:
-            if agent_queue(name).name not in queues.consume_from:
-                queues.select_add(copy(agent_queue(name)))  # Celery changes the exchange of a queue
+        for queue in (system_queue(), *map(agent_queue, self.app.agents)):
+            if queue.name not in queues.consume_from:
+                queues.select_add(copy(queue))  # Celery changes the exchange of a queue
         for queue in queues.consume_from.values():
             queue(self._channel).declare()
         consumer.task_consumer = SimpleNamespace(channel=self._channel)
@@ -120,34 +155,9 @@ class InProcessWorker:
 
     # --- for whoever waits
 
-    def others_work(self) -> bool:
-        """Return whether another thread handles a message, and does not itself wait for an answer."""
-        here = threading.get_ident()
-        return any(works for thread, works in tuple(self._threads.items()) if thread != here)
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Note that this thread, which may handle a message, waits for an answer in this block."""
-        with self._as(False):
-            yield
-
-    @contextmanager
-    def _as(self, works: bool) -> Iterator[None]:
-        here = threading.get_ident()
-        before = self._threads.get(here)
-        self._threads[here] = works
-        try:
-            yield
-        finally:
-            if before is None:
-                del self._threads[here]
-            else:
-                self._threads[here] = before
-
     def handle_next(self) -> bool:
         """Handle one message, or do what a timer asks for, and return whether there was anything to do."""
         with self._picking:
-            self.app.set_current()
             fired = self.timers.fire()
             self._consumer.perform_pending_operations()
             request = self._next()
@@ -156,7 +166,7 @@ class InProcessWorker:
             agent = _agent_of(request)
             self._busy.add(agent)
         try:
-            with self._as(True):
+            with self._threads.noted(works=True), _current(self.app):
                 self._handle(request)
         finally:
             with self._picking:
@@ -218,6 +228,17 @@ class InProcessWorker:
     def read_cancellations(self) -> None:
         """Read the cancellations from the ledger, as each heartbeat does."""
         read_cancellations(self.app, self._consumer.pool)
+
+
+@contextmanager
+def _current(app: Any) -> Iterator[None]:
+    """Make an application the current one of this thread in this block, as it is in its worker."""
+    before: Any = current_app._get_current_object()  # type: ignore[attr-defined]  # a proxy
+    app.set_current()
+    try:
+        yield
+    finally:
+        before.set_current()
 
 
 def _agent_of(request: Any) -> str:
