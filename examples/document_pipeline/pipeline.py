@@ -1,4 +1,4 @@
-"""The pipeline: large documents go from agent to agent. No agent knows whether they travel by reference."""
+"""The pipeline: large documents go from agent to agent. No agent knows how they travel."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Unreadable(ValueError):
 def read(message: Message) -> None:
     """Unpack a document, ``{"name", "content"}`` with gzip in base64, and hand its text on.
 
-    Its text is sent twice, to two agents, and no agent keeps it: each message has the text, or its reference.
+    The reader keeps nothing. Each of the two messages has the text.
     """
     name = message.payload["name"]
     try:

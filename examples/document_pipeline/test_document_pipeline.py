@@ -45,7 +45,7 @@ def test_a_damaged_document_is_a_dead_letter_at_once(agents_app: Harness) -> Non
 
 
 def test_an_index_that_is_away_gets_the_document_again(agents_app: Harness, text: str) -> None:
-    """A retry has the whole document, whether it travels by reference or not."""
+    """A retry has the whole document."""
     agents_app.fail_next("indexer", ConnectionError("the index restarts"), times=3)
     agents_app.send("reader", {"name": "large.txt", "content": packed(text)})
     agents_app.clock.advance(minutes=5)
