@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
+from uuid import uuid4
 
 import pytest
 from celery import current_app
@@ -153,6 +154,16 @@ def test_a_batch_is_handled_together(agents_app: Harness) -> None:
     agents_app.run()
     assert sizes == [3]
     agents_app.assert_handled(to="worker", times=3)
+
+
+def test_a_payload_by_reference_is_found_by_its_parts() -> None:
+    """A large payload that is kept in the ledger's database is compared as any other."""
+    app = create_app(waooaw_reference_above=1000)
+    with harness(app) as found:
+        found.stub("worker", command=lambda message: len(message.payload["text"]))
+        found.send("worker", {"id": 1, "text": uuid4().hex * 1000})
+        record = found.assert_handled(to="worker", where={"id": 1}, times=1)
+    assert record.reference is not None
 
 
 # --- requests
@@ -317,6 +328,22 @@ def test_a_workflow_sleeps_waits_for_a_signal_and_ends(agents_app: Harness) -> N
     agents_app.clock.advance(days=4)
     workflows.signal("w1", "approve", {"by": "Grace"})
     assert agents_app.result("w1") == {"id": 7, "by": "Grace"}
+
+
+def test_the_result_of_a_workflow_that_a_message_starts_can_be_awaited(agents_app: Harness) -> None:
+    """``result`` runs the agents first: the message that starts the workflow may still wait."""
+    sales = agents_app.agent("sales")
+
+    @sales.workflow
+    async def order(flow, number: int) -> int:
+        return number
+
+    @sales.on(MessageType.COMMAND)
+    def accept(message: Message) -> None:
+        Workflows(agents_app.app).start("sales.order", {"number": message.payload}, workflow_id="order-7")
+
+    agents_app.send("sales", 7)
+    assert agents_app.result("order-7") == 7
 
 
 def test_the_result_of_a_workflow_that_sleeps_is_waited_for_without_waiting(agents_app: Harness) -> None:

@@ -252,6 +252,7 @@ class Harness:
         """
         from waooaw_celery.workflows.workflows import Workflows
 
+        self.run()  # the message that starts it may still wait
         workflows = Workflows(self.app)
         self._simulation.handle_until(lambda: workflows.get(workflow_id).status.final, timeout)
         return workflows.result(workflow_id, timeout=0.001)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 from waooaw_celery.ledger.read.records import AuditRecord
@@ -106,7 +107,12 @@ class Recorded:
         return self._check("published", found, times, topic, where, wanted, self.published())
 
     def _records(self, wanted: Mapping[str, Any]) -> list[AuditRecord]:
-        return list(reversed(list(_all(MessageAuditTrail(self._app.ledger), _with(wanted)))))
+        ledger = self._app.ledger
+        found = [
+            record if record.reference is None else replace(record, payload=ledger.payload(record))
+            for record in _all(MessageAuditTrail(ledger), _with(wanted))
+        ]
+        return found[::-1]
 
     def _check(
         self,
@@ -133,7 +139,7 @@ class Recorded:
 
 
 def _with(wanted: Mapping[str, Any], to: str | None = None) -> dict[str, Any]:
-    """Return filters of a query; ``to`` and ``from_`` may stand for ``to_agent`` and ``from_agent``."""
+    """Return filters of a query, in which ``to`` stands for ``to_agent``."""
     filters = dict(wanted)
     to = to or filters.pop("to", None)
     if to is not None:
