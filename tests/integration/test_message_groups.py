@@ -28,9 +28,20 @@ MESSAGES = int(os.environ.get("WAOOAW_TEST_KEYED_MESSAGES", "2000"))
 KEYS, KILLS = min(MESSAGES // 20, 1000), min(max(MESSAGES // 1000, 2), 20)
 
 
-@pytest.fixture(params=["valkey", "ledger"])
+@pytest.fixture(scope="session")
+def ledgered_rabbitmq_broker(
+    amqp_url: str, ledger_broker: Broker, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Broker]:
+    """RabbitMQ, with the ledger in PostgreSQL."""
+    folder = tmp_path_factory.mktemp("keyed")
+    broker = Broker(amqp_url, ledger_broker.redis_url, folder, ledger_broker.database_url)
+    yield broker
+    broker.clean()
+
+
+@pytest.fixture(params=["valkey", "ledger", pytest.param("ledgered_rabbitmq", marks=pytest.mark.rabbitmq)])
 def broker(request: pytest.FixtureRequest) -> Broker:
-    """Valkey without a ledger, and with one."""
+    """Valkey without a ledger, and with one; and RabbitMQ, where keys need one."""
     found: Broker = request.getfixturevalue(f"{request.param}_broker")
     return found
 

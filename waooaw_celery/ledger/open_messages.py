@@ -5,11 +5,11 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import func, select, true
+from sqlalchemy import delete, exists, func, select, true
 
 from waooaw_celery.ledger.database.clock import now_in, now_within
 from waooaw_celery.ledger.database.engine import Database
-from waooaw_celery.ledger.database.models import MessageEventRow, OpenMessageRow
+from waooaw_celery.ledger.database.models import KeyedMessageRow, MessageEventRow, OpenMessageRow
 from waooaw_celery.ledger.database.rows import keyed_event_row
 from waooaw_celery.ledger.read.scan import same_message
 from waooaw_celery.ledger.write.statements import close_ended, write
@@ -64,6 +64,9 @@ def _end_messages(
     """Record a final event of the open messages that meet a condition, and return the ids of those it ended."""
     with database.begin(operation) as connection:
         close_ended(connection)
+        # A worker that was killed cannot forget the keys of its messages.
+        is_open = exists().where(OpenMessageRow.message_id == KeyedMessageRow.message_id)
+        connection.execute(delete(KeyedMessageRow).where(~is_open))
         messages = connection.execute(select(OpenMessageRow.__table__).where(condition)).all()
         now = now_in(connection)
         rows = [
