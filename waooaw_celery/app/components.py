@@ -18,7 +18,12 @@ from waooaw_celery.broker.dead_letters.queue import DeadLetterQueue
 from waooaw_celery.discovery.cache import DirectoryCache
 from waooaw_celery.discovery.contracts.known import KnownContracts
 from waooaw_celery.discovery.health.outcomes import Outcomes
-from waooaw_celery.discovery.loads import waiting_count, waiting_counts
+from waooaw_celery.discovery.loads import (
+    check_counts_senders,
+    waiting_count,
+    waiting_count_of_sender,
+    waiting_counts,
+)
 from waooaw_celery.discovery.selector import Selector
 from waooaw_celery.errors import ConfigurationError
 from waooaw_celery.limits.admission_control import AdmissionControl
@@ -172,15 +177,29 @@ class Components:
         """
         if self.settings.limited:
             _ = self.limiter  # so that a wrong setting is found at the start
-        most = self.settings.max_waiting
         return AdmissionControl(
             lambda: self.limiter,
             self.receipts,
             self.restrictions,
             self.reference_clock.now,
             counts_all=self.settings.limited,
-            queue_limit=None if most is None else QueueLimit(most, partial(waiting_count, self._app)),
+            queue_limits=self._queue_limits(),
         )
+
+    def _queue_limits(self) -> list[QueueLimit]:
+        """Return the limits of what waits in a queue.
+
+        Raises:
+            ConfigurationError: the messages of a sender in a queue cannot be counted.
+        """
+        limits, settings = [], self.settings
+        if settings.max_waiting_per_sender is not None:
+            check_counts_senders(self._app)
+            count = partial(waiting_count_of_sender, self._app)
+            limits.append(QueueLimit(settings.max_waiting_per_sender, count, by_sender=True))
+        if settings.max_waiting is not None:
+            limits.append(QueueLimit(settings.max_waiting, partial(waiting_count, self._app)))
+        return limits
 
     @cached_property
     def retry_budget(self) -> RetryBudget:

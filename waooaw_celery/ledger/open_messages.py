@@ -53,6 +53,22 @@ def fail_lost(database: Database, lost_after: timedelta, *, recovered: bool) -> 
     return _end_messages(database, "look for lost messages", is_lost, MessageEvent.FAILED, lost_error(lost_after))
 
 
+def count_open(database: Database, agent: str, sender: str) -> int:
+    """Return how many open messages of a sender to an agent there are: those that wait, run or are delayed.
+
+    Args:
+        database: the ledger's database.
+        agent: the recipient.
+        sender: the sender.
+
+    Raises:
+        AuditUnavailable: the database does not answer.
+    """
+    is_theirs = (OpenMessageRow.to_agent == agent) & (OpenMessageRow.from_agent == sender)
+    with database.begin(f"count the messages of {sender!r} to {agent!r}") as connection:
+        return connection.scalar(select(func.count()).select_from(OpenMessageRow).where(is_theirs)) or 0
+
+
 def lost_error(lost_after: timedelta) -> str:
     """Return why a message that ``fail_lost`` marks has failed."""
     return f"lost: begun more than {lost_after.total_seconds():g} s ago, and no worker reported its end"
