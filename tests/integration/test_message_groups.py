@@ -23,6 +23,8 @@ from waooaw_celery.maintenance.recovery import Recovery
 
 Process: TypeAlias = subprocess.Popen[bytes]
 KEYED = {"key": "payload.key"}
+#: Marks tests of what only Redis and Valkey can do.
+on_redis = pytest.mark.parametrize("broker", ["valkey", "ledger"], indirect=True)
 #: Of the test with kills.
 MESSAGES = int(os.environ.get("WAOOAW_TEST_KEYED_MESSAGES", "2000"))
 KEYS, KILLS = min(MESSAGES // 20, 1000), min(max(MESSAGES // 1000, 2), 20)
@@ -260,6 +262,7 @@ def test_a_function_that_fails_to_find_a_key_does_not_end_its_worker(agent: Prob
     assert worker.poll() is None
 
 
+@on_redis
 def test_the_many_messages_of_a_sender_hold_up_no_other(agent: Probe) -> None:
     """While 500 of one wait, another's is handled soon. A plain queue would handle it last."""
     agent.start("-P", "solo", waooaw_fair_queues=True)
@@ -277,6 +280,7 @@ def test_the_many_messages_of_a_sender_hold_up_no_other(agent: Probe) -> None:
     assert [n for n in agent.numbers() if n >= 0] == list(range(500))
 
 
+@on_redis
 @pytest.mark.parametrize("share", [0.25, 0.0])
 def test_a_share_of_claims_goes_to_the_least_urgent(agent: Probe, share: float) -> None:
     """So URGENT messages without end do not keep LOW ones from being handled. Without a share, they do."""
@@ -291,6 +295,7 @@ def test_a_share_of_claims_goes_to_the_least_urgent(agent: Probe, share: float) 
 
 
 @pytest.mark.slow
+@on_redis
 def test_messages_that_wait_in_groups_are_counted_and_can_be_dropped(agent: Probe) -> None:
     """By priority and by sender."""
     agent.start(options=KEYED, waooaw_fair_queues=True)
@@ -323,6 +328,7 @@ def test_recovery_finds_the_messages_that_wait_in_groups(ledger_broker: Broker, 
             end_all(agent.processes)
 
 
+@on_redis
 def test_a_worker_that_does_not_group_gets_what_others_have_grouped(agent: Probe) -> None:
     """So switching it off loses nothing."""
     first = agent.start("-P", "solo", options=KEYED, waooaw_fair_queues=True)
