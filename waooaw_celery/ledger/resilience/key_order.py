@@ -9,38 +9,36 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from datetime import datetime, timedelta
-from typing import Any
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeAlias
 
-from sqlalchemy import ColumnElement, Connection, and_, delete, exists, func, or_, select, text, true, update
-from sqlalchemy.dialects.postgresql import insert as postgresql_insert
-from sqlalchemy.dialects.sqlite import insert as sqlite_insert
-from sqlalchemy.orm import aliased
+from sqlalchemy import Connection, text
 
-from waooaw_celery.ledger.database.clock import now_in, now_within
+from waooaw_celery.ledger.database.clock import now_in
 from waooaw_celery.ledger.database.engine import Database
-from waooaw_celery.ledger.database.models import KeyedMessageRow, MessageRow, OpenMessageRow
+from waooaw_celery.ledger.resilience import key_statements as statements
+from waooaw_celery.ledger.resilience.key_statements import BEGUN, DROPPED
 from waooaw_celery.messages.enums import MessageType, Priority
 from waooaw_celery.messages.message import Message
 from waooaw_celery.messages.publish_options import PublishOptions, due_at
 from waooaw_celery.messages.topics.attributes import EventAttributes
 from waooaw_celery.store.resilience.keyed_message import Decision, KeyedMessage, Place, Turn
 
-#: How long a begun message holds its key without news of its worker.
-LEASE = timedelta(seconds=15)
-#: How long later messages wait for one that no worker says it has: the broker delivers it again, or has lost it.
-EXPECTED = timedelta(minutes=5)
 #: How long after it was written a message may become visible to others.
 VISIBLE = timedelta(seconds=5)
-#: The most messages whose keys one statement reads or writes.
+#: The most messages of one statement.
 BATCH = 500
-
-WAITS, BEGUN, DROPPED = "waits", "begun", "dropped"
+#: Before any message was written.
+_BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 
 _LOCK = text(
     "SELECT set_config('synchronous_commit', 'off', true), pg_advisory_xact_lock(one.lock) "
     "FROM unnest(CAST(:locks AS bigint[])) AS one (lock)"
 )
+
+
+#: A message, its key, its rank and its place.
+_Entry: TypeAlias = tuple[str, str, int, datetime]
 
 
 class KeyOrder:
@@ -63,63 +61,85 @@ class KeyOrder:
         key_of: Callable[[str, Message], str | None],
     ) -> None:
         self._database, self._agent, self._holder = database, agent, holder
+        self._is_postgresql = database.is_postgresql
         self._handlers, self._key_of = list(handlers), key_of
         #: By a rank: the keys of all messages up to this rank that were written before are in the table.
         self._known_before: dict[int, datetime] = {}
 
-    def register(self, arrived: Collection[KeyedMessage]) -> dict[str, Place]:
-        """Note that this worker has messages, and find the keys of all that were written before them.
+    def step(
+        self,
+        arrived: Collection[KeyedMessage],
+        ended: Collection[str],
+        room: int,
+        choose: Callable[[Mapping[str, Place]], Sequence[KeyedMessage]],
+    ) -> dict[str, Decision]:
+        """Note what has arrived and what has ended, and decide whose turn it is.
 
-        Another worker may have those, and not have noted it yet.
+        The keys of all messages that were written before those that have arrived are noted too: another worker may
+        have them, and not have noted it yet.
 
         Args:
-            arrived: the messages.
+            arrived: messages that this worker has got.
+            ended: ids of messages whose attempts have ended here. One that is tried again keeps its place.
+            room: how many messages this worker can begin now, beside those that are not due.
+            choose: called with the places of those that have arrived and are open, by id; it returns the messages
+                whose turn it may be, in the order in which they are wanted. The others that have arrived have
+                ended, or their sender has not recorded them.
 
         Returns:
-            The places of those that are open, by id. The others have ended, or their sender has not recorded them.
+            By id, what is to be done with the chosen messages. Those that begin hold their keys from then on.
 
         Raises:
-            AuditUnavailable: the database does not answer.
+            AuditUnavailable: the database does not answer. Nothing was changed.
         """
-        by_id = {each.message_id: each for each in arrived}
-        with self._database.begin("note the keys of messages") as connection:
-            query = select(OpenMessageRow.message_id, OpenMessageRow.written_at, KeyedMessageRow.state)
-            known = KeyedMessageRow.message_id == OpenMessageRow.message_id
-            query = query.outerjoin_from(OpenMessageRow, KeyedMessageRow, known)
-            rows = connection.execute(query.where(OpenMessageRow.message_id.in_(list(by_id)))).all()
-            if not rows:
-                return {}
-            expected_until = now_in(connection) + EXPECTED
-            self._find_earlier(connection, rows, by_id, expected_until)
-            places = {}
-            for row in rows:
-                due = by_id[row.message_id].due or row.written_at
-                places[row.message_id] = Place(max(row.written_at, due), row.state == BEGUN)
-            own = [(id_, by_id[id_].key, by_id[id_].rank, place.at) for id_, place in places.items()]
-            self._insert(connection, own, expected_until, is_here=True)
-            return places
-
-    def decide(self, candidates: Collection[KeyedMessage]) -> dict[str, Decision]:
-        """Decide which messages are handled now. Those that are hold their keys from then on.
-
-        Args:
-            candidates: messages that were registered.
-
-        Raises:
-            AuditUnavailable: the database does not answer.
-        """
-        decisions: dict[str, Decision] = {}
         with self._database.begin("order messages by key") as connection:
-            self._lock(connection, candidates)
-            for most, on_busy in {(each.most, each.on_busy) for each in candidates}:
-                same = {
-                    each.message_id: each for each in candidates if (each.most, each.on_busy) == (most, on_busy)
-                }
-                for row in connection.execute(self._query(list(same), most, on_busy)):
-                    decisions[row.message_id] = self._decision(connection, row, most, on_busy)
-                for id_ in same.keys() - decisions.keys():  # it has ended
-                    decisions[id_] = Decision(Turn.BEGIN)
+            if not self._is_postgresql:
+                connection.execute(statements.LOCK_SQLITE)
+            self._release(connection, ended)
+            candidates = choose(self._register(connection, {each.message_id: each for each in arrived}))
+            if self._is_postgresql:
+                # After a crash of the server, what its disk lacks is noted again. The messages are on it.
+                locks = sorted({_lock_of(self._agent, each.key) for each in candidates})
+                connection.execute(_LOCK, {"locks": locks or [0]})
+            decisions = self._decide(connection, candidates, room)
             self._write(connection, decisions)
+        return decisions
+
+    def _register(self, connection: Connection, arrived: Mapping[str, KeyedMessage]) -> dict[str, Place]:
+        if not arrived:
+            return {}
+        rows = connection.execute(statements.OPENED, {"ids": list(arrived)}).all()
+        places = {}
+        for row in rows:
+            due = arrived[row.message_id].due or row.written_at
+            places[row.message_id] = Place(max(row.written_at, due), row.state == BEGUN)
+        if places:
+            entries = self._find_earlier(connection, max(row.written_at for row in rows), arrived)
+            entries += [(id_, arrived[id_].key, arrived[id_].rank, place.at) for id_, place in places.items()]
+            self._insert(connection, entries)
+        return places
+
+    def _decide(
+        self, connection: Connection, candidates: Sequence[KeyedMessage], room: int
+    ) -> dict[str, Decision]:
+        decisions: dict[str, Decision] = {}
+        by_rule: dict[tuple[int, str], list[str]] = {}
+        for each in candidates:
+            by_rule.setdefault((each.most, each.on_busy), []).append(each.message_id)
+        for (most, on_busy), ids in by_rule.items():
+            query = statements.turns(self._is_postgresql, most, on_busy)
+            for row in connection.execute(query, {"ids": ids, "own_holder": self._holder}):
+                decisions[row.message_id] = self._decision(connection, row, most, on_busy)
+        for each in candidates:
+            decision = decisions.get(each.message_id)
+            if each.needs_room and decision is not None and decision.turn is Turn.BEGIN:
+                room -= 1
+                if room < 0:
+                    decisions[each.message_id] = Decision(Turn.WAIT)
+        left = [each.message_id for each in candidates if each.message_id not in decisions]
+        if left:
+            lost = set(connection.scalars(statements.STILL_OPEN, {"ids": left}))
+            decisions |= {id_: Decision(Turn.REGISTER if id_ in lost else Turn.ENDED) for id_ in left}
         return decisions
 
     def renew(self, begun: Collection[str], waiting: Collection[str]) -> None:
@@ -132,73 +152,37 @@ class KeyOrder:
         Raises:
             AuditUnavailable: the database does not answer.
         """
-        now = now_within(self._database)
         with self._database.begin("renew the leases of keys") as connection:
-            expected = update(KeyedMessageRow).values(expected_until=now + EXPECTED)
             for some in _batches(waiting):
-                connection.execute(expected.where(KeyedMessageRow.message_id.in_(some)))
-            held = expected.values(leased_until=now + LEASE).where(KeyedMessageRow.holder == self._holder)
+                connection.execute(statements.expect(self._is_postgresql), {"ids": some})
             for some in _batches(begun):
-                connection.execute(held.where(KeyedMessageRow.message_id.in_(some)))
+                own = {"ids": some, "own_holder": self._holder}
+                connection.execute(statements.renew(self._is_postgresql), own)
 
-    def release(self, ids: Collection[str]) -> None:
-        """Say that this worker has ended attempts at messages. One that is tried again keeps its place.
-
-        Args:
-            ids: the messages.
-
-        Raises:
-            AuditUnavailable: the database does not answer.
-        """
-        with self._database.begin("free the keys of messages") as connection:
-            for some in _batches(ids):
-                own = KeyedMessageRow.message_id.in_(some)
-                connection.execute(delete(KeyedMessageRow).where(own, ~_is_open(KeyedMessageRow)))
-                ended = update(KeyedMessageRow).where(own, KeyedMessageRow.holder == self._holder)
-                connection.execute(ended.values(holder=None, leased_until=None))
+    def _release(self, connection: Connection, ended: Collection[str]) -> None:
+        for some in _batches(ended):
+            if connection.execute(statements.FORGET, {"ids": some}).rowcount < len(some):
+                connection.execute(statements.FREE, {"ids": some, "own_holder": self._holder})
 
     def _find_earlier(
-        self,
-        connection: Connection,
-        rows: Sequence[Any],
-        by_id: Mapping[str, KeyedMessage],
-        expected_until: datetime,
-    ) -> None:
-        """Insert the keys of messages that are not in the table and come before some."""
-        up_to, rank = max(row.written_at for row in rows), max(each.rank for each in by_id.values())
-        columns = [column for column in MessageRow.__table__.columns if column.key in _COLUMNS]
-        same = (MessageRow.message_id == OpenMessageRow.message_id) & (
-            MessageRow.retain_until == OpenMessageRow.retain_until
-        )
-        conditions: list[ColumnElement[bool]] = [
-            OpenMessageRow.to_agent == self._agent,
-            OpenMessageRow.written_at < up_to,
-            MessageRow.handler.in_(self._handlers),
-            MessageRow.priority <= rank,
-            OpenMessageRow.message_id.not_in(list(by_id)),
-            ~exists().where(KeyedMessageRow.message_id == OpenMessageRow.message_id),
-        ]
-        known = max((at for least, at in self._known_before.items() if least >= rank), default=None)
-        if known is not None:
-            conditions.append(OpenMessageRow.written_at > known)
-        query = select(*columns, OpenMessageRow.written_at).join_from(OpenMessageRow, MessageRow, same)
-        order = OpenMessageRow.written_at, OpenMessageRow.message_id
-        after: Any = true()
-        while True:
-            found = connection.execute(query.where(*conditions, after).order_by(*order).limit(BATCH)).all()
-            now = now_in(connection) if found else up_to
-            entries = [entry for row in found if (entry := self._entry(row, now)) is not None]
-            self._insert(connection, entries, expected_until)
-            if len(found) < BATCH:
-                break
-            last = found[-1]
-            after = or_(
-                OpenMessageRow.written_at > last.written_at,
-                (OpenMessageRow.written_at == last.written_at) & (OpenMessageRow.message_id > last.message_id),
-            )
-        self._known_before[rank] = max(known or up_to - VISIBLE, up_to - VISIBLE)
+        self, connection: Connection, up_to: datetime, by_id: Mapping[str, KeyedMessage]
+    ) -> list[_Entry]:
+        """Return the places of messages that are not in the table and were written before a time."""
+        rank = max(each.rank for each in by_id.values())
+        known = max((at for least, at in self._known_before.items() if least >= rank), default=_BEGINNING)
+        times = {"agent": self._agent, "after": known, "before": up_to}
+        written = {row.message_id: row.written_at for row in connection.execute(statements.UNKNOWN, times)}
+        entries: list[_Entry] = []
+        for some in _batches(written.keys() - by_id.keys()):
+            rules = {"ids": some, "handlers": self._handlers, "rank": rank}
+            rows = connection.execute(statements.MESSAGES, rules).all()
+            now = now_in(connection) if any(row.options for row in rows) else up_to
+            found = [self._entry(row, written[row.message_id], now) for row in rows]
+            entries += [entry for entry in found if entry is not None]
+        self._known_before[rank] = max(known, up_to - VISIBLE)
+        return entries
 
-    def _entry(self, row: Any, now: datetime) -> tuple[str, str, int, datetime] | None:
+    def _entry(self, row: Any, written_at: datetime, now: datetime) -> _Entry | None:
         """Return the place of a message that another worker may have; None if it is not due."""
         options = PublishOptions.from_json(row.options)
         due = due_at(options)
@@ -208,75 +192,16 @@ class KeyOrder:
             key = self._key_of(row.handler, _message(row, options))
         except Exception:  # noqa: BLE001 - whoever receives it makes a dead letter of it
             key = None
-        return row.message_id, key or "", row.priority, max(row.written_at, due or row.written_at)
+        return row.message_id, key or "", row.priority, max(written_at, due or written_at)
 
-    def _insert(
-        self,
-        connection: Connection,
-        entries: Iterable[tuple[str, str, int, datetime]],
-        expected_until: datetime,
-        *,
-        is_here: bool = False,
-    ) -> None:
-        insert: Any = postgresql_insert if self._database.is_postgresql else sqlite_insert
-        for some in _batches(sorted(entries)):
+    def _insert(self, connection: Connection, entries: Iterable[_Entry]) -> None:
+        """Insert messages, or say that those are expected which are in the table already."""
+        for some in _batches(sorted(entries)):  # in the same order everywhere, so that there is no deadlock
             rows = [
-                {
-                    "message_id": id_,
-                    "agent": self._agent,
-                    "key": key,
-                    "rank": rank,
-                    "place_at": place_at,
-                    "state": WAITS,
-                    "expected_until": expected_until,
-                }
+                {"message_id": id_, "agent": self._agent, "key": key, "rank": rank, "place_at": place_at}
                 for id_, key, rank, place_at in some
             ]
-            added = insert(KeyedMessageRow).values(rows)
-            if is_here:  # it is waited for again
-                id_column, values = [KeyedMessageRow.message_id], {"expected_until": expected_until}
-                connection.execute(added.on_conflict_do_update(index_elements=id_column, set_=values))
-            else:
-                connection.execute(added.on_conflict_do_nothing())
-
-    def _lock(self, connection: Connection, candidates: Collection[KeyedMessage]) -> None:
-        """Let one transaction at a time decide about a key."""
-        if self._database.is_postgresql:
-            keys = sorted({_lock_of(self._agent, each.key) for each in candidates})
-            connection.execute(_LOCK, {"locks": keys})
-        else:  # this makes the transaction the only one that writes
-            nothing = KeyedMessageRow.message_id == ""
-            connection.execute(delete(KeyedMessageRow).where(nothing))
-
-    def _query(self, ids: list[str], most: int, on_busy: str) -> Any:
-        """Select what decides about messages with the same rule, without those that have ended."""
-        now = now_within(self._database)
-        own, other, opened = KeyedMessageRow, aliased(KeyedMessageRow), aliased(OpenMessageRow)
-        is_other = and_(
-            other.agent == own.agent,
-            other.key == own.key,
-            other.message_id != own.message_id,
-            other.expected_until > now,
-        )
-        is_begun = other.state == BEGUN
-        is_earlier: Any = or_(
-            other.place_at < own.place_at,
-            (other.place_at == own.place_at) & (other.message_id < own.message_id),
-        )
-        is_alive = or_(opened.expires_at.is_(None), opened.expires_at > now)
-        waits_before = and_(other.state == WAITS, other.rank <= own.rank, is_earlier, is_alive)
-        others = select(other.message_id).join(opened, opened.message_id == other.message_id).where(is_other)
-        busy = is_begun if on_busy == "cancel" else or_(is_begun, waits_before)
-        ahead = others.where(busy).limit(most).correlate(own).subquery()
-        newer = others.where(other.state == WAITS, ~is_earlier).correlate(own).exists()
-        return select(
-            own.message_id,
-            own.key,
-            own.state,
-            and_(own.holder.is_not(None), own.holder != self._holder, own.leased_until > now).label("is_held"),
-            select(func.count()).select_from(ahead).correlate(own).scalar_subquery().label("ahead"),
-            (newer if on_busy == "cancel" else ~true()).label("has_newer"),
-        ).where(own.message_id.in_(ids), _is_open(own))
+            connection.execute(statements.insert(self._is_postgresql), rows)
 
     def _decision(self, connection: Connection, row: Any, most: int, on_busy: str) -> Decision:
         if row.state == BEGUN:  # another worker may still handle it
@@ -288,33 +213,17 @@ class KeyOrder:
         return Decision(Turn.WAIT, self._begun(connection, row) if on_busy == "cancel" else ())
 
     def _begun(self, connection: Connection, row: Any) -> Sequence[str]:
-        begun = and_(
-            KeyedMessageRow.agent == self._agent,
-            KeyedMessageRow.key == row.key,
-            KeyedMessageRow.state == BEGUN,
-            KeyedMessageRow.message_id != row.message_id,
-        )
-        return connection.scalars(select(KeyedMessageRow.message_id).where(begun)).all()
+        key = {"agent": self._agent, "key": row.key, "own_id": row.message_id}
+        return connection.scalars(statements.BEGUN_OF_KEY, key).all()
 
     def _write(self, connection: Connection, decisions: Mapping[str, Decision]) -> None:
-        now = now_within(self._database)
         begun = [id_ for id_, decision in decisions.items() if decision.turn is Turn.BEGIN]
         if begun:
-            values = {"state": BEGUN, "holder": self._holder}
-            times = {"leased_until": now + LEASE, "expected_until": now + EXPECTED}
-            own = KeyedMessageRow.message_id.in_(begun)
-            connection.execute(update(KeyedMessageRow).where(own).values(**values, **times))
+            own = {"ids": begun, "own_holder": self._holder}
+            connection.execute(statements.begin(self._is_postgresql), own)
         dropped = [id_ for id_, decision in decisions.items() if decision.turn is Turn.DROP]
         if dropped:
-            own = KeyedMessageRow.message_id.in_(dropped)
-            connection.execute(update(KeyedMessageRow).where(own).values(state=DROPPED))
-
-
-#: The columns of a message from which its key may be found, and its place.
-_COLUMNS = (
-    *("message_id", "from_agent", "to_agent", "handler", "message_type", "priority", "correlation_id"),
-    *("conversation_id", "causation_id", "identity", "sent_at", "payload", "event", "options"),
-)
+            connection.execute(statements.DROP, {"ids": dropped})
 
 
 def _message(row: Any, options: PublishOptions) -> Message:
@@ -334,10 +243,6 @@ def _message(row: Any, options: PublishOptions) -> Message:
         capability=options.capability,
         event=EventAttributes.from_envelope(row.event),
     )
-
-
-def _is_open(keyed: Any) -> ColumnElement[bool]:
-    return exists().where(OpenMessageRow.message_id == keyed.message_id)
 
 
 def _lock_of(agent: str, key: str) -> int:

@@ -15,6 +15,8 @@ class Turn(Enum):
     BEGIN = auto()  #: it is handled now
     WAIT = auto()  #: others of its key come before it
     DROP = auto()  #: it is not handled
+    ENDED = auto()  #: it has ended meanwhile
+    REGISTER = auto()  #: its place was lost, and it has to be noted again
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +30,7 @@ class KeyedMessage:
         most: how many messages of the key are handled at once.
         on_busy: ``wait``, ``drop`` or ``cancel``: what becomes of it while its key is busy.
         due: when it was due, if it was delayed.
+        needs_room: whether a handler begins with it at once; otherwise it waits for the pause of a retry.
     """
 
     message_id: str
@@ -36,6 +39,7 @@ class KeyedMessage:
     most: int = 1
     on_busy: str = "wait"
     due: datetime | None = None
+    needs_room: bool = True
 
 
 class Place(NamedTuple):

@@ -191,6 +191,7 @@ class MessageGroups:
             most=policy.max_running,
             on_busy=policy.on_busy.value,
             due=due,
+            needs_room=due is not None or not headers.get("eta"),
         )
         record = None
         if ENVELOPE_HEADER not in headers:  # a plain Celery client has sent it

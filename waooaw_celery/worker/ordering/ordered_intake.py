@@ -21,7 +21,7 @@ from celery.worker import state
 from waooaw_celery.broker.redis.leases.worker_requests import is_ending
 from waooaw_celery.errors import AuditUnavailable
 from waooaw_celery.log.loggers import get_logger
-from waooaw_celery.store.resilience.keyed_message import KeyedMessage, Place, Turn
+from waooaw_celery.store.resilience.keyed_message import Decision, KeyedMessage, Place, Turn
 
 if TYPE_CHECKING:
     from waooaw_celery.ledger.resilience.key_order import KeyOrder
@@ -93,16 +93,25 @@ class BegunMessages:
         self.by_agent: dict[str, dict[str, KeyedMessage]] = {agent: {} for agent in agents}
         self.given: set[str] = set()
 
-    def ended(self, agent: str) -> list[str]:
-        """Return the ids of those whose attempts have ended here."""
-        gone = [id_ for id_ in self.by_agent[agent] if id_ in self.given and id_ not in state.requests]
+    def take_ended(self, agent: str) -> set[str]:
+        """Take out those whose attempts have ended here, and return their ids."""
+        begun = self.by_agent[agent]
+        gone = {id_ for id_ in begun if id_ in self.given and id_ not in state.requests}
         if not gone:
-            return []
+            return gone
         try:  # Celery forgets the requests of a lost connection while their handlers run
-            running = {request.id for request in state.active_requests}
+            gone -= {request.id for request in state.active_requests}
         except RuntimeError:  # a thread of the pool changed it meanwhile
-            return []
-        return [id_ for id_ in gone if id_ not in running]
+            return set()
+        for id_ in gone:
+            del begun[id_]
+        self.given -= gone
+        return gone
+
+    @property
+    def taken(self) -> int:
+        """How many of them the pool has."""
+        return sum(each.needs_room for begun in self.by_agent.values() for each in begun.values())
 
     def count(self, key: tuple[str, str]) -> int:
         """Return how many messages of a key are begun here."""
@@ -141,6 +150,8 @@ class OrderedIntake:
         self._waiting: dict[tuple[str, str], list[Entry]] = {}
         #: Those of them for which the prefetch count has no room.
         self._crowded: list[Entry] = []
+        #: Ids of messages whose attempts have ended here, and whose keys are not free yet.
+        self._ended: dict[str, set[str]] = {agent: set() for agent in orders}
         self._calls: deque[Callable[[], object]] = deque()
         self._readable, self._writable = os.pipe()
         os.set_blocking(self._readable, False)
@@ -212,18 +223,21 @@ class OrderedIntake:
 
     def _pause(self) -> float:
         due = self._renew_begun_at
-        if self._waiting:
-            due = min(due, self._ask_at, self._renew_waiting_at)
+        if self._waiting or any(self._ended.values()):
+            due = min(due, self._ask_at)
         return max(due - time.monotonic(), 0.0)
 
     def _look(self, arrived: list[Entry], *, is_woken: bool) -> None:
         """Make one round: note what has arrived and what has ended, and decide whose turn it is."""
-        keys = self._register(arrived) | self._note_ended()
         begun_at = time.monotonic()
-        if is_woken or begun_at >= self._ask_at:
-            keys |= self._waiting.keys()
-        while keys:
-            keys = self._decide(keys)
+        is_due = begun_at >= self._ask_at
+        for agent, order in self._orders.items():
+            self._ended[agent] |= self._begun.take_ended(agent)
+            keys = {key for key in self._waiting if (is_due or is_woken) and key[0] == agent}
+            own = [each for each in arrived if each.agent == agent]
+            # What has ended travels with the next question, if one follows soon.
+            if own or keys or (is_due and self._ended[agent]):
+                self._step(order, agent, own, keys)
         now = time.monotonic()
         self._ask_at = now + max(ASK_SECONDS, (now - begun_at) * ASK_SHARE)
         self._make_room(arrived)
@@ -232,64 +246,65 @@ class OrderedIntake:
             self._is_away = False
             logger.info("messages with keys go on", extra={"action": "key_order_back"})
 
-    def _register(self, arrived: list[Entry]) -> set[tuple[str, str]]:
-        """Note what has arrived, and return its keys."""
-        keys = set()
-        for agent, order in self._orders.items():
-            own = [each for each in arrived if each.agent == agent]
-            if not own:
-                continue
-            for entry in own:
-                if entry.record is not None:
-                    entry.record()
-                    entry.record = None
-            places = order.register([each.keyed for each in own])
-            for entry in own:
-                entry.place = places.get(entry.id)
-                if entry.place is None:  # it has ended: its handler does not begin
-                    self._send(entry, entry.go)
-                    continue
-                entries = self._waiting.setdefault(entry.key, [])
-                entries.append(entry)
-                entries.sort(key=_position)
-                keys.add(entry.key)
-        return keys
+    def _step(self, order: KeyOrder, agent: str, arrived: list[Entry], keys: set[tuple[str, str]]) -> None:
+        for entry in arrived:
+            if entry.record is not None:
+                entry.record()
+                entry.record = None
+        chosen: list[Entry] = []
 
-    def _note_ended(self) -> set[tuple[str, str]]:
-        """Free the keys of attempts that have ended here, and return the keys."""
-        keys = set()
-        for agent, order in self._orders.items():
-            ended = self._begun.ended(agent)
-            if ended:
-                order.release(ended)
-                for id_ in ended:
-                    keys.add((agent, self._begun.by_agent[agent].pop(id_).key))
-                    self._begun.given.discard(id_)
-        return keys & self._waiting.keys()
+        def choose(places: Mapping[str, Place]) -> list[KeyedMessage]:
+            self._add(arrived, places)
+            wanted = keys | {each.key for each in arrived if each.place is not None}
+            chosen[:] = sorted((each for key in wanted for each in self._candidates(key)), key=_position)
+            return [each.keyed for each in chosen]
 
-    def _decide(self, keys: set[tuple[str, str]]) -> set[tuple[str, str]]:
-        """Decide about the first messages of keys, and return the keys whose next ones may go on too."""
-        again = set()
-        for agent, order in self._orders.items():
-            candidates = [entry for key in keys if key[0] == agent for entry in self._candidates(key)]
-            if not candidates:
+        again = True
+        while again:
+            decisions = order.step([each.keyed for each in arrived], self._ended[agent], self._room(), choose)
+            self._ended[agent].clear()
+            again = False
+            for entry in chosen:
+                self._carry_out(entry, decisions[entry.id])
+                # Of a key whose messages run together, the next one may go on too.
+                again |= decisions[entry.id].turn is Turn.BEGIN and entry.keyed.most > 1
+            arrived, keys = [], {each.key for each in chosen if each.key in self._waiting}
+
+    def _add(self, arrived: list[Entry], places: Mapping[str, Place]) -> None:
+        """Add what has arrived to what waits; what has ended goes to Celery, which does not begin it."""
+        for entry in arrived:
+            entry.place = places.get(entry.id)
+            if entry.place is None:
+                self._send(entry, entry.go)
                 continue
-            decisions = order.decide([each.keyed for each in candidates])
-            for entry in candidates:
-                decision = decisions[entry.id]
-                self._cancel_all(decision.cancelled)
-                if decision.turn is Turn.WAIT:
-                    continue
-                if decision.turn is Turn.DROP:
-                    extra = {"action": "key_is_busy"}
-                    logger.info("message %s is not handled: its key is busy", entry.id, extra=extra)
-                    self._drop(entry.id)
-                elif entry.keyed.most > 1:
-                    again.add(entry.key)
-                self._begun.by_agent[agent][entry.id] = entry.keyed
-                self._leave(entry)
-                self._send(entry, partial(self._give, entry))
-        return again & self._waiting.keys()
+            entries = self._waiting.setdefault(entry.key, [])
+            entries.append(entry)
+            entries.sort(key=_position)
+
+    def _carry_out(self, entry: Entry, decision: Decision) -> None:
+        self._cancel_all(decision.cancelled)
+        match decision.turn:
+            case Turn.WAIT:
+                return
+            case Turn.REGISTER:
+                self._leave(entry, keeps_room=True)
+                entry.place = None
+                with self._condition:
+                    self._arrived.append(entry)
+                return
+            case Turn.DROP:
+                extra = {"action": "key_is_busy"}
+                logger.info("message %s is not handled: its key is busy", entry.id, extra=extra)
+                self._drop(entry.id)
+        if decision.turn is not Turn.ENDED:
+            self._begun.by_agent[entry.agent][entry.id] = entry.keyed
+        self._leave(entry)
+        self._send(entry, partial(self._give, entry))
+
+    def _room(self) -> int:
+        """Return how many more messages the pool can begin: one that waits in it would hold its key too."""
+        slots = self._consumer.initial_prefetch_count or self._consumer.pool.num_processes or 1
+        return int(slots) - self._begun.taken
 
     def _cancel_all(self, running: Iterable[str]) -> None:
         now = time.monotonic()
@@ -351,11 +366,11 @@ class OrderedIntake:
         self._leave(entry)
         self._send(entry, entry.give_back)
 
-    def _leave(self, entry: Entry) -> None:
+    def _leave(self, entry: Entry, *, keeps_room: bool = False) -> None:
         self._waiting[entry.key].remove(entry)
         if not self._waiting[entry.key]:
             del self._waiting[entry.key]
-        if entry.is_counted:
+        if entry.is_counted and not keeps_room:
             self._consumer.qos.decrement_eventually()
 
     def _give(self, entry: Entry) -> None:
