@@ -122,20 +122,30 @@ class KeyOrder:
     def _decide(
         self, connection: Connection, candidates: Sequence[KeyedMessage], room: int
     ) -> dict[str, Decision]:
-        decisions: dict[str, Decision] = {}
+        rows: dict[str, Any] = {}
         by_rule: dict[tuple[int, str], list[str]] = {}
         for each in candidates:
             by_rule.setdefault((each.most, each.on_busy), []).append(each.message_id)
         for (most, on_busy), ids in by_rule.items():
             query = statements.turns(self._is_postgresql, most, on_busy)
-            for row in connection.execute(query, {"ids": ids, "own_holder": self._holder}):
-                decisions[row.message_id] = self._decision(connection, row, most, on_busy)
+            found = connection.execute(query, {"ids": ids, "own_holder": self._holder})
+            rows |= {row.message_id: row for row in found}
+        decisions: dict[str, Decision] = {}
+        begun: list[Any] = []
         for each in candidates:
-            decision = decisions.get(each.message_id)
-            if each.needs_room and decision is not None and decision.turn is Turn.BEGIN:
-                room -= 1
-                if room < 0:
-                    decisions[each.message_id] = Decision(Turn.WAIT)
+            row = rows.get(each.message_id)
+            if row is None:
+                continue
+            # Those that begin now, and that it would not have waited for.
+            beside = sum(one.key == row.key and not _is_before(one, row) for one in begun)
+            decision = self._decision(connection, row, row.ahead + beside, each)
+            if decision.turn is Turn.BEGIN:
+                if each.needs_room and room < 1:
+                    decision = Decision(Turn.WAIT)
+                else:
+                    room -= each.needs_room
+                    begun.append(row)
+            decisions[each.message_id] = decision
         left = [each.message_id for each in candidates if each.message_id not in decisions]
         if left:
             lost = set(connection.scalars(statements.STILL_OPEN, {"ids": left}))
@@ -203,14 +213,14 @@ class KeyOrder:
             ]
             connection.execute(statements.insert(self._is_postgresql), rows)
 
-    def _decision(self, connection: Connection, row: Any, most: int, on_busy: str) -> Decision:
+    def _decision(self, connection: Connection, row: Any, ahead: int, keyed: KeyedMessage) -> Decision:
         if row.state == BEGUN:  # another worker may still handle it
             return Decision(Turn.WAIT if row.is_held else Turn.BEGIN)
-        if row.state == DROPPED or row.has_newer or (on_busy == "drop" and row.ahead >= most):
+        if row.state == DROPPED or row.has_newer or (keyed.on_busy == "drop" and ahead >= keyed.most):
             return Decision(Turn.DROP)
-        if row.ahead < most:
+        if ahead < keyed.most:
             return Decision(Turn.BEGIN)
-        return Decision(Turn.WAIT, self._begun(connection, row) if on_busy == "cancel" else ())
+        return Decision(Turn.WAIT, self._begun(connection, row) if keyed.on_busy == "cancel" else ())
 
     def _begun(self, connection: Connection, row: Any) -> Sequence[str]:
         key = {"agent": self._agent, "key": row.key, "own_id": row.message_id}
@@ -243,6 +253,11 @@ def _message(row: Any, options: PublishOptions) -> Message:
         capability=options.capability,
         event=EventAttributes.from_envelope(row.event),
     )
+
+
+def _is_before(one: Any, other: Any) -> bool:
+    """Return whether a message of a key waits for another one that waits."""
+    return bool(one.rank <= other.rank and (one.place_at, one.message_id) < (other.place_at, other.message_id))
 
 
 def _lock_of(agent: str, key: str) -> int:

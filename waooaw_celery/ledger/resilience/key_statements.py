@@ -135,6 +135,8 @@ def turns(is_postgresql: bool, most: int, on_busy: str) -> Any:
     return select(
         own.message_id,
         own.key,
+        own.rank,
+        own.place_at,
         own.state,
         is_held.label("is_held"),
         select(func.count()).select_from(ahead).correlate(own).scalar_subquery().label("ahead"),
