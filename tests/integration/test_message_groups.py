@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import pytest
+from celery import Celery
 from support import Broker, queue_length, settled, until
 
 from waooaw_celery import Message, MessageBus, MessageStatus, MessageType, Priority
@@ -20,6 +21,7 @@ from waooaw_celery.embedded import end_all
 from waooaw_celery.errors import QueueFull
 from waooaw_celery.maintenance.queue_drop import drop
 from waooaw_celery.maintenance.recovery import Recovery
+from waooaw_celery.messages.queues import agent_queue
 
 Process: TypeAlias = subprocess.Popen[bytes]
 KEYED = {"key": "payload.key"}
@@ -355,3 +357,70 @@ def test_a_full_queue_refuses_messages_and_takes_them_when_it_has_room(agent: Pr
         agent.start()
         bus.send(agent.message(n=6), wait=30)
     until(lambda: sorted(agent.numbers()) == [0, 1, 2, 3, 4, 6], "all messages")
+
+
+@pytest.mark.parametrize("fair", [False, True])
+@pytest.mark.parametrize("sorted_by_worker", [False, True])
+def test_a_sender_with_too_many_waiting_is_refused_and_others_are_not(
+    agent: Probe, broker: Broker, fair: bool, sorted_by_worker: bool
+) -> None:
+    """Also when a worker has sorted the messages by sender and key."""
+    if fair and broker.url.startswith("amqp"):
+        pytest.skip("no fair queues on RabbitMQ")
+    agent.send([agent.message("quiet", key="k", n=0, seconds=60), agent.message("other", key="k", n=1)])
+    if sorted_by_worker:
+        agent.start("-P", "solo", options=KEYED, **({"waooaw_fair_queues": True} if fair else {}))
+        until(lambda: agent.calls("begin"), "the first message")
+    with closing(broker.app(waooaw_agents=[agent.name], waooaw_max_waiting_per_sender=5)) as limited:
+        bus = MessageBus(limited)
+        bus.send_many([agent.message("flood", key="k", n=n) for n in range(2, 7)])
+        with pytest.raises(QueueFull, match=f"5 messages of 'flood' wait for '{agent.name}'"):
+            bus.send(agent.message("flood", n=7))
+        bus.send(agent.message("calm", n=8))
+
+
+@pytest.mark.rabbitmq
+def test_senders_and_busy_keys_are_counted_by_the_ledger_on_rabbitmq(
+    ledgered_rabbitmq_broker: Broker, tmp_path: Path
+) -> None:
+    """RabbitMQ does not say what waits in a queue, and workers hold what waits for a key."""
+    agent = Probe(ledgered_rabbitmq_broker, tmp_path)
+    with closing(agent.app):
+        try:
+            agent.start(options=KEYED)
+            agent.send([agent.message("one", key="k", n=0, seconds=60)])
+            until(lambda: agent.calls("begin"), "the first message")
+            agent.send([agent.message("one", key="k", n=1), agent.message("two", key="k", n=2)])
+            bus = MessageBus(agent.app)
+            until(lambda: bus.waiting(agent.name).blocked == 2, "the messages that wait")
+            depth = bus.waiting(agent.name)
+            assert (depth.busy_keys, depth.by_sender) == (1, {"one": 2, "two": 1})
+            assert Recovery(agent.app, after=0.1, pause=0.2).run(agent=agent.name).recovered == []
+        finally:
+            end_all(agent.processes)
+
+
+@pytest.mark.rabbitmq
+def test_a_message_of_a_plain_celery_client_has_a_place_on_rabbitmq(
+    ledgered_rabbitmq_broker: Broker, tmp_path: Path
+) -> None:
+    """From when a worker first gets it: nobody has recorded when it was sent."""
+    agent = Probe(ledgered_rabbitmq_broker, tmp_path)
+    plain = Celery("plain", broker=ledgered_rabbitmq_broker.url, set_as_current=False)
+    with closing(agent.app):
+        try:
+            agent.start(options=KEYED)
+            agent.send([agent.message(key="k", n=0, seconds=1)])
+            until(lambda: agent.calls("begin"), "the first message")
+            for number in (1, 2):
+                plain.send_task(
+                    f"{agent.name}.command",
+                    args=[{"key": "k", "n": number}],
+                    queue=agent_queue(agent.name),
+                )
+            until(lambda: len(agent.numbers()) == 3, "all messages")
+            assert agent.numbers() == [0, 1, 2]
+            agent.check_order()
+        finally:
+            end_all(agent.processes)
+            plain.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import timedelta
 from typing import Any
 
@@ -67,6 +68,44 @@ def count_open(database: Database, agent: str, sender: str) -> int:
     is_theirs = (OpenMessageRow.to_agent == agent) & (OpenMessageRow.from_agent == sender)
     with database.begin(f"count the messages of {sender!r} to {agent!r}") as connection:
         return connection.scalar(select(func.count()).select_from(OpenMessageRow).where(is_theirs)) or 0
+
+
+def count_by_sender(database: Database, agents: Collection[str]) -> dict[str, dict[str, int]]:
+    """Return how many open messages to agents each sender has, by recipient; the largest number first.
+
+    Args:
+        database: the ledger's database.
+        agents: the recipients.
+
+    Raises:
+        AuditUnavailable: the database does not answer.
+    """
+    columns = OpenMessageRow.to_agent, OpenMessageRow.from_agent
+    query = select(*columns, func.count()).where(OpenMessageRow.to_agent.in_(agents)).group_by(*columns)
+    found: dict[str, dict[str, int]] = {}
+    with database.begin("count open messages by sender") as connection:
+        for agent, sender, count in connection.execute(query.order_by(func.count().desc())):
+            found.setdefault(agent, {})[sender] = count
+    return found
+
+
+def count_blocked(database: Database, agents: Collection[str]) -> dict[str, tuple[int, int]]:
+    """Return, by agent, how many keys have messages that wait for an earlier one, and how many these are.
+
+    Args:
+        database: the ledger's database.
+        agents: the recipients.
+
+    Raises:
+        AuditUnavailable: the database does not answer.
+    """
+    is_open = exists().where(OpenMessageRow.message_id == KeyedMessageRow.message_id)
+    is_waiting = (KeyedMessageRow.state == "waits") & (KeyedMessageRow.key != "") & is_open
+    counts = func.count(KeyedMessageRow.key.distinct()), func.count()
+    query = select(KeyedMessageRow.agent, *counts).where(KeyedMessageRow.agent.in_(agents), is_waiting)
+    with database.begin("count the messages that wait for others of their keys") as connection:
+        rows = connection.execute(query.group_by(KeyedMessageRow.agent))
+        return {agent: (keys, messages) for agent, keys, messages in rows}
 
 
 def lost_error(lost_after: timedelta) -> str:
