@@ -377,6 +377,8 @@ def test_a_sender_with_too_many_waiting_is_refused_and_others_are_not(
         with pytest.raises(QueueFull, match=f"5 messages of 'flood' wait for '{agent.name}'"):
             bus.send(agent.message("flood", n=7))
         bus.send(agent.message("calm", n=8))
+    for process in agent.processes:
+        process.kill()
 
 
 @pytest.mark.rabbitmq
@@ -397,6 +399,8 @@ def test_senders_and_busy_keys_are_counted_by_the_ledger_on_rabbitmq(
             assert (depth.busy_keys, depth.by_sender) == (1, {"one": 2, "two": 1})
             assert Recovery(agent.app, after=0.1, pause=0.2).run(agent=agent.name).recovered == []
         finally:
+            for process in agent.processes:
+                process.kill()
             end_all(agent.processes)
 
 

@@ -13,17 +13,13 @@ from waooaw_celery.app.publishing.publish_settings import SettingsReader
 from waooaw_celery.app.publishing.publisher import Publisher
 from waooaw_celery.app.publishing.task_publisher import TaskPublisher
 from waooaw_celery.app.publishing.task_templates import TaskTemplates
+from waooaw_celery.app.sender_counts import check_counts_senders, waiting_count_of_sender
 from waooaw_celery.broker.circuit_breaker import CircuitBreaker
 from waooaw_celery.broker.dead_letters.queue import DeadLetterQueue
 from waooaw_celery.discovery.cache import DirectoryCache
 from waooaw_celery.discovery.contracts.known import KnownContracts
 from waooaw_celery.discovery.health.outcomes import Outcomes
-from waooaw_celery.discovery.loads import (
-    check_counts_senders,
-    waiting_count,
-    waiting_count_of_sender,
-    waiting_counts,
-)
+from waooaw_celery.discovery.loads import waiting_count, waiting_counts
 from waooaw_celery.discovery.selector import Selector
 from waooaw_celery.errors import ConfigurationError
 from waooaw_celery.limits.admission_control import AdmissionControl
