@@ -56,6 +56,7 @@ class Entry:
         give_back: puts it back into its queue; the same.
         record: records a message whose sender has not, before it gets a place; None: its sender has.
         is_counted: whether the prefetch count has room for another message while it waits.
+        has_room: whether that was made for it here.
         since: when it arrived, by the monotonic clock.
         place: its place in its key; None: it has none yet.
     """
@@ -66,6 +67,7 @@ class Entry:
     give_back: Callable[[], object]
     record: Callable[[], object] | None = None
     is_counted: bool = False
+    has_room: bool = False
     since: float = field(default_factory=time.monotonic)
     place: Place | None = None
     is_gone: bool = False
@@ -150,6 +152,8 @@ class OrderedIntake:
         self._waiting: dict[tuple[str, str], list[Entry]] = {}
         #: Those of them for which the prefetch count has no room.
         self._crowded: list[Entry] = []
+        #: For how many of the others there is.
+        self._rooms = 0
         #: Ids of messages whose attempts have ended here, and whose keys are not free yet.
         self._ended: dict[str, set[str]] = {agent: set() for agent in orders}
         self._calls: deque[Callable[[], object]] = deque()
@@ -334,8 +338,9 @@ class OrderedIntake:
         for entry in [*self._crowded, *arrived]:
             if entry.is_gone or entry.is_counted or entry.place is None:
                 continue
-            if self.waiting - len(self._crowded) <= MAX_WAITING:
-                entry.is_counted = True
+            if self._rooms < MAX_WAITING:
+                entry.is_counted = entry.has_room = True
+                self._rooms += 1
                 self._consumer.qos.increment_eventually()
                 self._wake_loop()
             elif now - entry.since < GIVE_BACK_SECONDS:
@@ -370,7 +375,10 @@ class OrderedIntake:
         self._waiting[entry.key].remove(entry)
         if not self._waiting[entry.key]:
             del self._waiting[entry.key]
-        if entry.is_counted and not keeps_room:
+        if keeps_room:
+            return
+        self._rooms -= entry.has_room
+        if entry.is_counted:
             self._consumer.qos.decrement_eventually()
 
     def _give(self, entry: Entry) -> None:
