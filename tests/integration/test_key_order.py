@@ -82,7 +82,7 @@ class Worker:
     def cancelled_for(self, message: Message) -> list[str]:
         """Return which running messages are cancelled for one."""
         keyed = self._keyed(message)
-        return list(self._order.step([], [], 10, lambda _: [keyed])[message.message_id].cancelled)
+        return list(self._order.step([], {}, 10, lambda _: [keyed])[message.message_id].cancelled)
 
     def renew(self, message: Message) -> None:
         """Say that it still handles a message."""
@@ -99,7 +99,7 @@ class Worker:
             assert all(isinstance(place, Place) for place in places.values())
             return wanted
 
-        decisions = self._order.step(arrived, [each.message_id for each in ended], room, choose)
+        decisions = self._order.step(arrived, {each.message_id: key_of(each) for each in ended}, room, choose)
         return [decisions[each.message_id].turn.name.lower() for each in wanted]
 
 
@@ -171,6 +171,19 @@ def test_a_message_that_never_comes_is_overtaken(agent: Agent, monkeypatch: pyte
     third, fourth = agent.send("new", "new")
     assert agent.worker("another").take(fourth) == ["begin"]
     assert agent.worker("another").take(third) == ["begin"]
+    monkeypatch.undo()
+    forget_statements()
+
+
+def test_the_next_attempt_is_expected_for_long(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is behind all other messages in the queue."""
+    monkeypatch.setattr(key_statements, "EXPECTED", timedelta(seconds=-1))
+    forget_statements()
+    first, second = agent.send("k", "k")
+    worker = agent.worker()
+    assert worker.take(first) == ["begin"]
+    worker.ask(ended=[first])
+    assert agent.worker("other").take(second) == ["wait"]
     monkeypatch.undo()
     forget_statements()
 

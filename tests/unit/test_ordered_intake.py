@@ -56,7 +56,7 @@ class Order:
     def step(
         self,
         arrived: Collection[KeyedMessage],
-        ended: Collection[str],
+        ended: Mapping[str, str],
         room: int,
         choose: Callable[[Mapping[str, Place]], Sequence[KeyedMessage]],
     ) -> dict[str, Decision]:
@@ -65,7 +65,7 @@ class Order:
         self.steps += 1
         self.ended |= set(ended)
         ids = [each.message_id for each in arrived if each.message_id not in self.gone]
-        chosen = choose({id_: Place(datetime.now(UTC), is_begun=False) for id_ in ids})
+        chosen = choose({id_: Place(datetime.now(UTC), is_known=False, is_begun=False) for id_ in ids})
         return {each.message_id: Decision(self.turns.get(each.message_id, Turn.WAIT)) for each in chosen}
 
     def renew(self, begun: Collection[str], waiting: Collection[str]) -> None:

@@ -123,7 +123,9 @@ def find_candidates(
         is_in_time,
         # A worker may hold it until it is the turn of its key.
         ~exists().where(
-            KeyedMessageRow.message_id == OpenMessageRow.message_id, KeyedMessageRow.expected_until > now
+            KeyedMessageRow.message_id == OpenMessageRow.message_id,
+            KeyedMessageRow.state == "waits",
+            KeyedMessageRow.expected_until > now,
         ),
     ]
     if up_to is not None:

@@ -69,7 +69,7 @@ class KeyOrder:
     def step(
         self,
         arrived: Collection[KeyedMessage],
-        ended: Collection[str],
+        ended: Mapping[str, str],
         room: int,
         choose: Callable[[Mapping[str, Place]], Sequence[KeyedMessage]],
     ) -> dict[str, Decision]:
@@ -80,7 +80,8 @@ class KeyOrder:
 
         Args:
             arrived: messages that this worker has got.
-            ended: ids of messages whose attempts have ended here. One that is tried again keeps its place.
+            ended: the keys of messages whose attempts have ended here, by id. One that is tried again keeps its
+                place.
             room: how many messages this worker can begin now, beside those that are not due.
             choose: called with the places of those that have arrived and are open, by id; it returns the messages
                 whose turn it may be, in the order in which they are wanted. The others that have arrived have
@@ -95,12 +96,19 @@ class KeyOrder:
         with self._database.begin("order messages by key") as connection:
             if not self._is_postgresql:
                 connection.execute(statements.LOCK_SQLITE)
-            self._release(connection, ended)
-            candidates = choose(self._register(connection, {each.message_id: each for each in arrived}))
+            places = self._register(connection, {each.message_id: each for each in arrived})
+            candidates = choose(places)
+            # From here on, a transaction waits for no row of another one: rows are changed under the lock of their
+            # key. Those that are inserted above are inserted in one order.
             if self._is_postgresql:
                 # After a crash of the server, what its disk lacks is noted again. The messages are on it.
-                locks = sorted({_lock_of(self._agent, each.key) for each in candidates})
+                keys = {each.key for each in (*arrived, *candidates)} | set(ended.values())
+                locks = sorted({_lock_of(self._agent, key) for key in keys})
                 connection.execute(_LOCK, {"locks": locks or [0]})
+            self._release(connection, ended)
+            again = [id_ for id_, place in places.items() if place.is_known]
+            if again:
+                connection.execute(statements.expect(self._is_postgresql), {"ids": again})
             decisions = self._decide(connection, candidates, room)
             self._write(connection, decisions)
         return decisions
@@ -112,7 +120,8 @@ class KeyOrder:
         places = {}
         for row in rows:
             due = arrived[row.message_id].due or row.written_at
-            places[row.message_id] = Place(max(row.written_at, due), row.state == BEGUN)
+            place = max(row.written_at, due)
+            places[row.message_id] = Place(place, row.state is not None, row.state == BEGUN)
         if places:
             entries = self._find_earlier(connection, max(row.written_at for row in rows), arrived)
             entries += [(id_, arrived[id_].key, arrived[id_].rank, place.at) for id_, place in places.items()]
@@ -172,7 +181,7 @@ class KeyOrder:
     def _release(self, connection: Connection, ended: Collection[str]) -> None:
         for some in _batches(ended):
             if connection.execute(statements.FORGET, {"ids": some}).rowcount < len(some):
-                connection.execute(statements.FREE, {"ids": some, "own_holder": self._holder})
+                connection.execute(statements.free(self._is_postgresql), {"ids": some, "own_holder": self._holder})
 
     def _find_earlier(
         self, connection: Connection, up_to: datetime, by_id: Mapping[str, KeyedMessage]
@@ -205,7 +214,7 @@ class KeyOrder:
         return row.message_id, key or "", row.priority, max(written_at, due or written_at)
 
     def _insert(self, connection: Connection, entries: Iterable[_Entry]) -> None:
-        """Insert messages, or say that those are expected which are in the table already."""
+        """Insert those messages that are not in the table."""
         for some in _batches(sorted(entries)):  # in the same order everywhere, so that there is no deadlock
             rows = [
                 {"message_id": id_, "agent": self._agent, "key": key, "rank": rank, "place_at": place_at}

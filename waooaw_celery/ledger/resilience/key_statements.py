@@ -18,6 +18,8 @@ from waooaw_celery.ledger.database.models import KeyedMessageRow, MessageRow, Op
 LEASE = timedelta(seconds=15)
 #: How long later messages wait for one that no worker says it has: the broker delivers it again, or has lost it.
 EXPECTED = timedelta(minutes=5)
+#: The same for the next attempt at one, which is behind all others in the queue.
+RETRY_EXPECTED = timedelta(days=1)
 #: The states of a message.
 WAITS, BEGUN, DROPPED = "waits", "begun", "dropped"
 
@@ -58,12 +60,6 @@ MESSAGES = select(*(MessageRow.__table__.columns[name] for name in _OF_MESSAGE))
 )
 #: Forget those messages that have ended.
 FORGET = delete(KeyedMessageRow).where(_HAS_ID, ~_IS_OPEN)
-#: Free the others for their next attempts.
-FREE = (
-    update(KeyedMessageRow)
-    .where(_HAS_ID, KeyedMessageRow.holder == bindparam("own_holder"))
-    .values(holder=None, leased_until=None)
-)
 DROP = update(KeyedMessageRow).where(_HAS_ID).values(state=DROPPED)
 #: The messages of a key that are begun.
 BEGUN_OF_KEY = select(KeyedMessageRow.message_id).where(
@@ -76,11 +72,10 @@ BEGUN_OF_KEY = select(KeyedMessageRow.message_id).where(
 
 @cache
 def insert(is_postgresql: bool) -> Any:
-    """Insert messages, or say that those are expected which are in the table already."""
+    """Insert messages that are not in the table. Those that are there are neither changed nor locked."""
     make: Any = postgresql_insert if is_postgresql else sqlite_insert
-    expected = {"expected_until": _now_and(is_postgresql, EXPECTED)}
-    added = make(KeyedMessageRow).values(state=WAITS, **expected)
-    return added.on_conflict_do_update(index_elements=[KeyedMessageRow.message_id], set_=expected)
+    added = make(KeyedMessageRow).values(state=WAITS, expected_until=_now_and(is_postgresql, EXPECTED))
+    return added.on_conflict_do_nothing(index_elements=[KeyedMessageRow.message_id])
 
 
 @cache
@@ -88,6 +83,15 @@ def begin(is_postgresql: bool) -> Any:
     """Have a worker hold messages."""
     times = {"leased_until": _now_and(is_postgresql, LEASE), "expected_until": _now_and(is_postgresql, EXPECTED)}
     return update(KeyedMessageRow).where(_HAS_ID).values(state=BEGUN, holder=bindparam("own_holder"), **times)
+
+
+@cache
+def free(is_postgresql: bool) -> Any:
+    """Free messages for their next attempts, which may wait behind many others in the queue."""
+    is_own = KeyedMessageRow.holder == bindparam("own_holder")
+    expected_until = _now_and(is_postgresql, RETRY_EXPECTED)
+    ended = update(KeyedMessageRow).where(_HAS_ID, is_own)
+    return ended.values(holder=None, leased_until=None, expected_until=expected_until)
 
 
 @cache

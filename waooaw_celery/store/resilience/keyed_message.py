@@ -47,10 +47,12 @@ class Place(NamedTuple):
 
     Attributes:
         at: the time by which it is ordered.
+        is_known: whether it was noted before.
         is_begun: whether it has begun before: it is tried again, or delivered again.
     """
 
     at: datetime
+    is_known: bool
     is_begun: bool
 
 

@@ -95,20 +95,18 @@ class BegunMessages:
         self.by_agent: dict[str, dict[str, KeyedMessage]] = {agent: {} for agent in agents}
         self.given: set[str] = set()
 
-    def take_ended(self, agent: str) -> set[str]:
-        """Take out those whose attempts have ended here, and return their ids."""
+    def take_ended(self, agent: str) -> dict[str, str]:
+        """Take out those whose attempts have ended here, and return their keys by id."""
         begun = self.by_agent[agent]
         gone = {id_ for id_ in begun if id_ in self.given and id_ not in state.requests}
         if not gone:
-            return gone
+            return {}
         try:  # Celery forgets the requests of a lost connection while their handlers run
             gone -= {request.id for request in state.active_requests}
         except RuntimeError:  # a thread of the pool changed it meanwhile
-            return set()
-        for id_ in gone:
-            del begun[id_]
+            return {}
         self.given -= gone
-        return gone
+        return {id_: begun.pop(id_).key for id_ in gone}
 
     @property
     def taken(self) -> int:
@@ -154,8 +152,8 @@ class OrderedIntake:
         self._crowded: list[Entry] = []
         #: For how many of the others there is.
         self._rooms = 0
-        #: Ids of messages whose attempts have ended here, and whose keys are not free yet.
-        self._ended: dict[str, set[str]] = {agent: set() for agent in orders}
+        #: By agent and id, the keys of messages whose attempts have ended here, and which are not free yet.
+        self._ended: dict[str, dict[str, str]] = {agent: {} for agent in orders}
         self._calls: deque[Callable[[], object]] = deque()
         self._readable, self._writable = os.pipe()
         os.set_blocking(self._readable, False)
