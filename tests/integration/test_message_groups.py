@@ -158,6 +158,16 @@ def test_a_message_that_is_tried_again_keeps_its_place(agent: Probe, pool: str) 
     agent.check_order()
 
 
+def test_the_next_attempt_does_not_wait_for_the_whole_queue(agent: Probe) -> None:
+    """Its key would wait with it."""
+    agent.send([agent.message(key="k", n=0, fails=1), agent.message(key="k", n=1)])
+    agent.send([agent.message(key=f"other-{n}", n=n, seconds=0.02) for n in range(2, 202)])
+    agent.start("-P", "threads", "-c", "2", options=KEYED)
+    until(lambda: len(agent.numbers()) == 202, "all messages")
+    assert agent.numbers().index(0) < agent.numbers().index(1) < 150
+    agent.check_order()
+
+
 @pytest.mark.slow
 def test_the_key_of_a_killed_worker_is_free_within_its_lease(agent: Probe) -> None:
     """The message that it handled comes first again, then the others."""
