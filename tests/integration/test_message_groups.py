@@ -8,12 +8,14 @@ import subprocess
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import pytest
 from celery import Celery
+from proxy import proxied
 from support import Broker, queue_length, settled, until
 
 from waooaw_celery import Message, MessageBus, MessageStatus, MessageType, Priority
@@ -438,3 +440,28 @@ def test_a_message_of_a_plain_celery_client_has_a_place_on_rabbitmq(
         finally:
             end_all(agent.processes)
             plain.close()
+
+
+@pytest.mark.rabbitmq
+def test_a_key_is_held_by_a_worker_that_has_lost_its_connection(
+    ledgered_rabbitmq_broker: Broker, tmp_path: Path
+) -> None:
+    """Its handlers run on: the messages come again, and another worker waits for their ends."""
+    with proxied(ledgered_rabbitmq_broker.url) as proxy:
+        through = replace(ledgered_rabbitmq_broker, url=proxy.url, folder=tmp_path)
+        agent = Probe(through, tmp_path)
+        with closing(agent.app):
+            try:
+                agent.start(options=KEYED)
+                agent.send(
+                    [agent.message(key="k", n=0, seconds=4), *(agent.message(key="k", n=n) for n in (1, 2))]
+                )
+                until(lambda: agent.calls("begin"), "the first message")
+                agent.start(options=KEYED)
+                proxy.cut()
+                until(lambda: agent.numbers()[-1:] == [2], "all messages", 60)
+                agent.check_order()
+                assert [call["n"] for call in agent.calls("begin")] == [0, 1, 2]
+            finally:
+                end_all(agent.processes)
+    ledgered_rabbitmq_broker.names.add(agent.name)
