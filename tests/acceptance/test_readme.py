@@ -15,8 +15,8 @@ import pytest
 from support import until
 
 from waooaw_celery import AgentApp, create_app
-from waooaw_celery.embedded import running
 from waooaw_celery.errors import UnknownAgent
+from waooaw_celery.testing.embedded import running
 
 ROOT = Path(__file__).parents[2]
 #: The pages whose files and ``console`` blocks are run, in the order in which a newcomer reads them.

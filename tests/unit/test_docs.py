@@ -13,10 +13,11 @@ ROOT = Path(__file__).parents[2]
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 #: The modules from which users import.
 PUBLIC = {
+    "waooaw_celery.testing",
     "waooaw_celery",
     "waooaw_celery.agents",
     "waooaw_celery.aio",
-    "waooaw_celery.embedded",
+    "waooaw_celery.testing.embedded",
 }
 
 pages = pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)

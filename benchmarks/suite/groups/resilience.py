@@ -11,7 +11,7 @@ from benchmarks.suite.groups.sending import make_bus
 from benchmarks.suite.row import Context, Group, Row
 from benchmarks.suite.slices import Sender, in_turns
 from benchmarks.suite.workers import DEADLINE_SECONDS, ROOT
-from waooaw_celery.embedded import end, spawn
+from waooaw_celery.testing.embedded import end, spawn
 
 #: The least part of the rate without it.
 TARGET = 0.9
