@@ -316,23 +316,30 @@ class QueueFull(WaooawError):
 
     Attributes:
         agent: the recipient.
-        limit: the setting ``waooaw_max_waiting``.
-        waiting: how many messages wait.
+        limit: the setting ``waooaw_max_waiting``, or ``waooaw_max_waiting_per_sender``.
+        waiting: how many messages wait, or how many of the sender.
         retry_after: seconds after which there may be room, as far as the sender can tell.
+        sender: the sender that has too many; None: all have together.
     """
 
-    def __init__(self, agent: str, limit: int, waiting: int, retry_after: float) -> None:
+    def __init__(
+        self, agent: str, limit: int, waiting: int, retry_after: float, sender: str | None = None
+    ) -> None:
+        which = "messages" if sender is None else f"messages of {sender!r}"
+        setting = "waooaw_max_waiting" if sender is None else "waooaw_max_waiting_per_sender"
         super().__init__(
-            f"{waiting} messages wait for {agent!r}, and waooaw_max_waiting is {limit}: try again in "
+            f"{waiting} {which} wait for {agent!r}, and {setting} is {limit}: try again in "
             f"{retry_after:.1f} s, or start more workers of it"
         )
         self.agent = agent
         self.limit = limit
         self.waiting = waiting
         self.retry_after = retry_after
+        self.sender = sender
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return QueueFull, (self.agent, self.limit, self.waiting, self.retry_after), self.__dict__
+        arguments = self.agent, self.limit, self.waiting, self.retry_after, self.sender
+        return QueueFull, arguments, self.__dict__
 
 
 class SenderPaused(WaooawError):

@@ -306,6 +306,9 @@ class WaooawSettings:
     #: The most messages that may wait in an agent's queue, about; further ones are refused with QueueFull. None:
     #: no limit.
     max_waiting: CountOrNone = None
+    #: The most messages of one sender that may wait in an agent's queue, about; further ones are refused with
+    #: QueueFull. On RabbitMQ it needs a ledger, and counts those that run or are delayed too. None: no limit.
+    max_waiting_per_sender: CountOrNone = None
     #: Whether each sender's messages wait in a flow of their own, so that nobody waits for the many messages of
     #: another one. Only on Redis; Celery's own workers cannot consume such queues.
     fair_queues: Flag = False

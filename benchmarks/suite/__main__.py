@@ -30,6 +30,7 @@ from benchmarks.suite.groups.payloads import payloads
 from benchmarks.suite.groups.questions import questions
 from benchmarks.suite.groups.rabbitmq import rabbitmq
 from benchmarks.suite.groups.requests import requests
+from benchmarks.suite.groups.resilience import resilience
 from benchmarks.suite.groups.sending import sending
 from benchmarks.suite.groups.workflows import workflows
 from benchmarks.suite.plot import plot
@@ -50,6 +51,7 @@ GROUPS: dict[str, MakeGroup] = {
     "requests": requests,
     "rabbitmq": rabbitmq,
     "ordering": ordering,
+    "resilience": resilience,
     "monitoring": monitoring,
     "workflows": workflows,
     "idle": idle,
@@ -60,7 +62,7 @@ GROUPS: dict[str, MakeGroup] = {
 #: What runs without ``--only``.
 ALL = (
     *("sending", "events", "handling", "batches", "requests", "rabbitmq"),
-    *("ordering", "monitoring", "workflows", "payloads", "questions", "idle", "growth"),
+    *("ordering", "resilience", "monitoring", "workflows", "payloads", "questions", "idle", "growth"),
 )
 QUICK = ("sending", "events")
 

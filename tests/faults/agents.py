@@ -10,7 +10,7 @@ from uuid import uuid4
 from sqlalchemy import text
 
 from faults.effects import act
-from waooaw_celery import Agent, Message, MessageType, create_app
+from waooaw_celery import Agent, Message, MessageType, RetryPolicy, create_app
 from waooaw_celery.agents import Flow
 from waooaw_celery.maintenance.tasks import register_periodic_tasks
 
@@ -20,8 +20,12 @@ if os.environ.get("FAULTS_SYSTEM"):
     register_periodic_tasks(app)  # the system's worker and beat, and no agent
 else:
     agent = Agent(os.environ["FAULTS_NAME"], app)
+    #: With FAULTS_KEY, the commands have a key, and are tried again.
+    KEYED: dict[str, Any] = {}
+    if os.environ.get("FAULTS_KEY"):
+        KEYED = {"key": os.environ["FAULTS_KEY"], "retries": RetryPolicy.fixed(3, 0.2)}
 
-    @agent.on(MessageType.COMMAND, bind=True)
+    @agent.on(MessageType.COMMAND, bind=True, **KEYED)
     def command(self: Any, message: Message) -> None:
         """Do what the payload asks for."""
         act(message.payload, self.request)

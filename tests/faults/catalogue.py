@@ -14,7 +14,7 @@ from postgres_server import Server as Postgres
 from postgres_server import lone_server as lone_postgres
 from selection import ALL
 
-from faults import message_faults, mixed_faults, server_faults, worker_faults, workflow_faults
+from faults import key_faults, message_faults, mixed_faults, server_faults, worker_faults, workflow_faults
 from faults.account import Account
 from faults.cluster import Cluster
 from faults.servers import Server, lone_rabbitmq, lone_valkey
@@ -71,7 +71,7 @@ class Fault:
 
     @property
     def kind(self) -> str:
-        """Return what is faulty: ``workers``, ``servers``, ``messages``, ``workflows`` or ``mixed``."""
+        """Return what is faulty: ``workers``, ``servers``, ``messages``, ``workflows``, ``keys`` or ``mixed``."""
         return f"{self.run.__module__.removeprefix('faults.').removesuffix('_faults')}s"
 
 
@@ -200,6 +200,26 @@ FAULTS = (
         durable=False,
         deadline=6.0,
         duplicates=None,
+    ),
+    Fault(
+        "K1",
+        "order by key, workers killed",
+        key_faults.kill_with_keys,
+        2,
+        max_rounds=20,
+        duplicates=4,
+        patience=120.0,
+        gate=(VALKEY,),
+    ),
+    Fault(
+        "K2",
+        "order by key, all faults of workers, and the database crashes",
+        key_faults.all_with_keys,
+        4,
+        max_rounds=20,
+        deadline=6.0,
+        duplicates=4,
+        patience=120.0,
     ),
     Fault(
         "T32",

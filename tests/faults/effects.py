@@ -58,6 +58,8 @@ def act(payload: Any, request: Any) -> None:
         raise MemoryError("as the payload asks")
     elif do == "exit":
         sys.exit(3)
+    elif do == "fail once" and not request.retries:
+        raise ValueError("as the payload asks, at first")
     elif do == "fail":
         raise ValueError("as the payload asks")
     note("done", request)

@@ -11,7 +11,7 @@ from faults.catalogue import Fault, Servers, check, chosen
 pytestmark = pytest.mark.rabbitmq
 
 
-@pytest.mark.parametrize("fault", chosen("rabbitmq", "workers", "messages"), ids=str)
+@pytest.mark.parametrize("fault", chosen("rabbitmq", "workers", "messages", "keys"), ids=str)
 def test_nothing_is_lost(fault: Fault, on_rabbitmq: Servers, tmp_path: Path) -> None:
     """Each accepted message has one final event in the ledger; errors are true, and calls keep their deadline."""
     check(fault, on_rabbitmq, tmp_path)

@@ -8,29 +8,46 @@ import subprocess
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import pytest
+from celery import Celery
+from proxy import proxied
 from support import Broker, queue_length, settled, until
 
 from waooaw_celery import Message, MessageBus, MessageStatus, MessageType, Priority
 from waooaw_celery.errors import QueueFull
 from waooaw_celery.maintenance.queue_drop import drop
 from waooaw_celery.maintenance.recovery import Recovery
+from waooaw_celery.messages.queues import agent_queue
 from waooaw_celery.testing.embedded import end_all
 
 Process: TypeAlias = subprocess.Popen[bytes]
 KEYED = {"key": "payload.key"}
+#: Marks tests of what only Redis and Valkey can do.
+on_redis = pytest.mark.parametrize("broker", ["valkey", "ledger"], indirect=True)
 #: Of the test with kills.
 MESSAGES = int(os.environ.get("WAOOAW_TEST_KEYED_MESSAGES", "2000"))
 KEYS, KILLS = min(MESSAGES // 20, 1000), min(max(MESSAGES // 1000, 2), 20)
 
 
-@pytest.fixture(params=["valkey", "ledger"])
+@pytest.fixture(scope="session")
+def ledgered_rabbitmq_broker(
+    amqp_url: str, ledger_broker: Broker, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Broker]:
+    """RabbitMQ, with the ledger in PostgreSQL."""
+    folder = tmp_path_factory.mktemp("keyed")
+    broker = Broker(amqp_url, ledger_broker.redis_url, folder, ledger_broker.database_url)
+    yield broker
+    broker.clean()
+
+
+@pytest.fixture(params=["valkey", "ledger", pytest.param("ledgered_rabbitmq", marks=pytest.mark.rabbitmq)])
 def broker(request: pytest.FixtureRequest) -> Broker:
-    """Valkey without a ledger, and with one."""
+    """Valkey without a ledger, and with one; and RabbitMQ, where keys need one."""
     found: Broker = request.getfixturevalue(f"{request.param}_broker")
     return found
 
@@ -143,6 +160,16 @@ def test_a_message_that_is_tried_again_keeps_its_place(agent: Probe, pool: str) 
     agent.check_order()
 
 
+def test_the_next_attempt_does_not_wait_for_the_whole_queue(agent: Probe) -> None:
+    """Its key would wait with it."""
+    agent.send([agent.message(key="k", n=0, fails=1), agent.message(key="k", n=1)])
+    agent.send([agent.message(key=f"other-{n}", n=n, seconds=0.02) for n in range(2, 202)])
+    agent.start("-P", "threads", "-c", "2", options=KEYED)
+    until(lambda: len(agent.numbers()) == 202, "all messages")
+    assert agent.numbers().index(0) < agent.numbers().index(1) < 150
+    agent.check_order()
+
+
 @pytest.mark.slow
 def test_the_key_of_a_killed_worker_is_free_within_its_lease(agent: Probe) -> None:
     """The message that it handled comes first again, then the others."""
@@ -249,6 +276,7 @@ def test_a_function_that_fails_to_find_a_key_does_not_end_its_worker(agent: Prob
     assert worker.poll() is None
 
 
+@on_redis
 def test_the_many_messages_of_a_sender_hold_up_no_other(agent: Probe) -> None:
     """While 500 of one wait, another's is handled soon. A plain queue would handle it last."""
     agent.start("-P", "solo", waooaw_fair_queues=True)
@@ -266,6 +294,7 @@ def test_the_many_messages_of_a_sender_hold_up_no_other(agent: Probe) -> None:
     assert [n for n in agent.numbers() if n >= 0] == list(range(500))
 
 
+@on_redis
 @pytest.mark.parametrize("share", [0.25, 0.0])
 def test_a_share_of_claims_goes_to_the_least_urgent(agent: Probe, share: float) -> None:
     """So URGENT messages without end do not keep LOW ones from being handled. Without a share, they do."""
@@ -280,6 +309,7 @@ def test_a_share_of_claims_goes_to_the_least_urgent(agent: Probe, share: float) 
 
 
 @pytest.mark.slow
+@on_redis
 def test_messages_that_wait_in_groups_are_counted_and_can_be_dropped(agent: Probe) -> None:
     """By priority and by sender."""
     agent.start(options=KEYED, waooaw_fair_queues=True)
@@ -312,6 +342,7 @@ def test_recovery_finds_the_messages_that_wait_in_groups(ledger_broker: Broker, 
             end_all(agent.processes)
 
 
+@on_redis
 def test_a_worker_that_does_not_group_gets_what_others_have_grouped(agent: Probe) -> None:
     """So switching it off loses nothing."""
     first = agent.start("-P", "solo", options=KEYED, waooaw_fair_queues=True)
@@ -338,3 +369,99 @@ def test_a_full_queue_refuses_messages_and_takes_them_when_it_has_room(agent: Pr
         agent.start()
         bus.send(agent.message(n=6), wait=30)
     until(lambda: sorted(agent.numbers()) == [0, 1, 2, 3, 4, 6], "all messages")
+
+
+@pytest.mark.parametrize("fair", [False, True])
+@pytest.mark.parametrize("sorted_by_worker", [False, True])
+def test_a_sender_with_too_many_waiting_is_refused_and_others_are_not(
+    agent: Probe, broker: Broker, fair: bool, sorted_by_worker: bool
+) -> None:
+    """Also when a worker has sorted the messages by sender and key."""
+    if fair and broker.url.startswith("amqp"):
+        pytest.skip("no fair queues on RabbitMQ")
+    agent.send([agent.message("quiet", key="k", n=0, seconds=60), agent.message("other", key="k", n=1)])
+    if sorted_by_worker:
+        agent.start("-P", "solo", options=KEYED, **({"waooaw_fair_queues": True} if fair else {}))
+        until(lambda: agent.calls("begin"), "the first message")
+    with closing(broker.app(waooaw_agents=[agent.name], waooaw_max_waiting_per_sender=5)) as limited:
+        bus = MessageBus(limited)
+        bus.send_many([agent.message("flood", key="k", n=n) for n in range(2, 7)])
+        with pytest.raises(QueueFull, match=f"5 messages of 'flood' wait for '{agent.name}'"):
+            bus.send(agent.message("flood", n=7))
+        bus.send(agent.message("calm", n=8))
+    for process in agent.processes:
+        process.kill()
+
+
+@pytest.mark.rabbitmq
+def test_senders_and_busy_keys_are_counted_by_the_ledger_on_rabbitmq(
+    ledgered_rabbitmq_broker: Broker, tmp_path: Path
+) -> None:
+    """RabbitMQ does not say what waits in a queue, and workers hold what waits for a key."""
+    agent = Probe(ledgered_rabbitmq_broker, tmp_path)
+    with closing(agent.app):
+        try:
+            agent.start(options=KEYED)
+            agent.send([agent.message("one", key="k", n=0, seconds=60)])
+            until(lambda: agent.calls("begin"), "the first message")
+            agent.send([agent.message("one", key="k", n=1), agent.message("two", key="k", n=2)])
+            bus = MessageBus(agent.app)
+            until(lambda: bus.waiting(agent.name).blocked == 2, "the messages that wait")
+            depth = bus.waiting(agent.name)
+            assert (depth.busy_keys, depth.by_sender) == (1, {"one": 2, "two": 1})
+            assert Recovery(agent.app, after=0.1, pause=0.2).run(agent=agent.name).recovered == []
+        finally:
+            for process in agent.processes:
+                process.kill()
+            end_all(agent.processes)
+
+
+@pytest.mark.rabbitmq
+def test_a_message_of_a_plain_celery_client_has_a_place_on_rabbitmq(
+    ledgered_rabbitmq_broker: Broker, tmp_path: Path
+) -> None:
+    """From when a worker first gets it: nobody has recorded when it was sent."""
+    agent = Probe(ledgered_rabbitmq_broker, tmp_path)
+    plain = Celery("plain", broker=ledgered_rabbitmq_broker.url, set_as_current=False)
+    with closing(agent.app):
+        try:
+            agent.start(options=KEYED)
+            agent.send([agent.message(key="k", n=0, seconds=1)])
+            until(lambda: agent.calls("begin"), "the first message")
+            for number in (1, 2):
+                plain.send_task(
+                    f"{agent.name}.command",
+                    args=[{"key": "k", "n": number}],
+                    queue=agent_queue(agent.name),
+                )
+            until(lambda: len(agent.numbers()) == 3, "all messages")
+            assert agent.numbers() == [0, 1, 2]
+            agent.check_order()
+        finally:
+            end_all(agent.processes)
+            plain.close()
+
+
+@pytest.mark.rabbitmq
+def test_a_key_is_held_by_a_worker_that_has_lost_its_connection(
+    ledgered_rabbitmq_broker: Broker, tmp_path: Path
+) -> None:
+    """Its handlers run on: the messages come again, and another worker waits for their ends."""
+    with proxied(ledgered_rabbitmq_broker.url) as proxy:
+        through = replace(ledgered_rabbitmq_broker, url=proxy.url, folder=tmp_path)
+        agent = Probe(through, tmp_path)
+        with closing(agent.app):
+            try:
+                agent.start(options=KEYED)
+                agent.send(
+                    [agent.message(key="k", n=0, seconds=4), *(agent.message(key="k", n=n) for n in (1, 2))]
+                )
+                until(lambda: agent.calls("begin"), "the first message")
+                agent.start(options=KEYED)
+                proxy.cut()
+                until(lambda: agent.numbers()[-1:] == [2], "all messages", 60)
+                agent.check_order()
+                assert [call["n"] for call in agent.calls("begin")] == [0, 1, 2]
+            finally:
+                end_all(agent.processes)
+    ledgered_rabbitmq_broker.names.add(agent.name)

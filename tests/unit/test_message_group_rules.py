@@ -15,11 +15,12 @@ from waooaw_celery.broker.incoming.delivery import Claim
 from waooaw_celery.broker.incoming.guard import Delivery
 from waooaw_celery.broker.redis.channel import Channel
 from waooaw_celery.errors import ConfigurationError
-from waooaw_celery.worker.health.startup_checks import check_groups
+from waooaw_celery.worker.health.startup_checks import check_groups, check_key_pool
 from waooaw_celery.worker.ordering import message_groups
 from waooaw_celery.worker.ordering.message_groups import MessageGroups
 
 REDIS, RABBITMQ = "redis://localhost:1/0", "amqp://localhost:1//"
+LEDGER = {"waooaw_database_url": "sqlite:////nowhere/ledger.sqlite"}
 
 
 def application(url: str = REDIS, key: str | None = None, **settings: Any) -> AgentApp:
@@ -37,7 +38,11 @@ def application(url: str = REDIS, key: str | None = None, **settings: Any) -> Ag
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        ({"url": RABBITMQ, "key": "from_agent"}, r"probe\.command has key=, which needs Redis"),
+        ({"url": RABBITMQ, "key": "from_agent"}, r"probe\.command has key=, which needs a ledger on RabbitMQ"),
+        (
+            {"url": RABBITMQ, "key": "from_agent", **LEDGER, "waooaw_audit_mode": "batched"},
+            r"probe\.command has key=, .* set waooaw_audit_mode to strict",
+        ),
         ({"url": RABBITMQ, "waooaw_fair_queues": True}, "waooaw_fair_queues is set, which needs Redis"),
         ({"url": RABBITMQ, "waooaw_priority_share": 0.1}, "waooaw_priority_share is set, which needs Redis"),
         ({"key": "from_agent", "waooaw_redis_transport": "kombu"}, "remove waooaw_redis_transport"),
@@ -52,11 +57,26 @@ def test_a_worker_that_cannot_group_messages_does_not_start(settings: dict[str, 
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"url": RABBITMQ}, {"key": "from_agent", "waooaw_fair_queues": True, "waooaw_fair_weights": {"a": 2}}],
+    [
+        {},
+        {"url": RABBITMQ},
+        {"url": RABBITMQ, "key": "from_agent", **LEDGER},
+        {"key": "from_agent", "waooaw_fair_queues": True, "waooaw_fair_weights": {"a": 2}},
+    ],
 )
 def test_other_workers_start(settings: dict[str, Any]) -> None:
     """Those that group nothing, and those on Redis."""
     check_groups(application(**settings))
+
+
+@pytest.mark.parametrize(("is_green", "has_loop"), [(True, False), (False, False)])
+def test_a_worker_on_rabbitmq_needs_an_event_loop_for_keys(is_green: bool, has_loop: bool) -> None:
+    """It holds messages there until it is their turn."""
+    worker = SimpleNamespace(pool_cls=SimpleNamespace(is_green=is_green), use_eventloop=has_loop)
+    check_key_pool(application(key="from_agent"), worker)
+    check_key_pool(application(RABBITMQ), worker)
+    with pytest.raises(ConfigurationError, match="start the worker with --pool prefork, threads or solo"):
+        check_key_pool(application(RABBITMQ, key="from_agent", **LEDGER), worker)
 
 
 def test_a_running_message_is_cancelled_by_one_thread_at_a_time() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from datetime import UTC, datetime
 
 import pytest
@@ -84,3 +85,39 @@ def test_events_are_not_refused() -> None:
     )
     QueueLimit(1, queues.read).check([event])
     assert queues.reads == 0
+
+
+def test_each_sender_has_a_limit_of_its_own() -> None:
+    """One that has too many waiting does not keep the others from sending."""
+    reads: list[tuple[str, str]] = []
+
+    def read(agent: str, sender: str) -> int:
+        reads.append((agent, sender))
+        return {"planner": 10, "writer": 2}[sender]
+
+    limit = QueueLimit(10, read, by_sender=True)
+    with pytest.raises(
+        QueueFull, match=r"10 messages of 'planner' wait for 'worker', and .*_per_sender is 10"
+    ) as full:
+        limit.check(messages(1))
+    assert (full.value.sender, full.value.agent, full.value.waiting) == ("planner", "worker", 10)
+    limit.check([each.evolve(from_agent="writer") for each in messages(8)])
+    assert reads == [("worker", "planner"), ("worker", "writer")]
+    with pytest.raises(QueueFull, match="2 messages of 'writer'"):
+        limit.check([each.evolve(from_agent="writer") for each in messages(9)])
+
+
+def test_old_lengths_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Senders may have names without end."""
+    monkeypatch.setattr(queue_limit, "MAX_KNOWN", 3)
+    monkeypatch.setattr(queue_limit, "READ_SECONDS", 0.0)
+    limit = QueueLimit(10, lambda *_: 0, by_sender=True)
+    for number in range(20):
+        limit.check([each.evolve(from_agent=f"sender-{number}") for each in messages(1)])
+    assert len(limit._known) <= 4
+
+
+def test_the_error_survives_pickling() -> None:
+    """With the sender."""
+    error = pickle.loads(pickle.dumps(QueueFull("worker", 10, 12, 0.5, "planner")))  # noqa: S301 - our own
+    assert (error.sender, str(error)) == ("planner", str(QueueFull("worker", 10, 12, 0.5, "planner")))

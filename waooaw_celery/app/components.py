@@ -15,6 +15,7 @@ from waooaw_celery.app.publishing.publish_settings import SettingsReader
 from waooaw_celery.app.publishing.publisher import Publisher
 from waooaw_celery.app.publishing.task_publisher import TaskPublisher
 from waooaw_celery.app.publishing.task_templates import TaskTemplates
+from waooaw_celery.app.sender_counts import check_counts_senders, waiting_count_of_sender
 from waooaw_celery.broker.circuit_breaker import CircuitBreaker
 from waooaw_celery.broker.dead_letters.queue import DeadLetterQueue
 from waooaw_celery.discovery.cache import DirectoryCache
@@ -192,15 +193,29 @@ class Components:
         """
         if self.settings.limited:
             _ = self.limiter  # so that a wrong setting is found at the start
-        most = self.settings.max_waiting
         return AdmissionControl(
             lambda: self.limiter,
             self.receipts,
             self.restrictions,
             self.reference_clock.now,
             counts_all=self.settings.limited,
-            queue_limit=None if most is None else QueueLimit(most, partial(waiting_count, self._app)),
+            queue_limits=self._queue_limits(),
         )
+
+    def _queue_limits(self) -> list[QueueLimit]:
+        """Return the limits of what waits in a queue.
+
+        Raises:
+            ConfigurationError: the messages of a sender in a queue cannot be counted.
+        """
+        limits, settings = [], self.settings
+        if settings.max_waiting_per_sender is not None:
+            check_counts_senders(self._app)
+            count = partial(waiting_count_of_sender, self._app)
+            limits.append(QueueLimit(settings.max_waiting_per_sender, count, by_sender=True))
+        if settings.max_waiting is not None:
+            limits.append(QueueLimit(settings.max_waiting, partial(waiting_count, self._app)))
+        return limits
 
     @cached_property
     def retry_budget(self) -> RetryBudget:

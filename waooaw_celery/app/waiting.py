@@ -17,7 +17,7 @@ from waooaw_celery.broker.waiting.redis import RedisWaitingMessages
 from waooaw_celery.broker.waiting.waiting_message import WaitingMessages
 from waooaw_celery.errors import BrokerUnavailable, ConfigurationError, WaooawError
 from waooaw_celery.messages.enums import Priority
-from waooaw_celery.messages.queues import QueueDepth, queue_depth
+from waooaw_celery.messages.queues import AGENT_QUEUES, QueueDepth, queue_depth
 from waooaw_celery.store.redis_refusals import explained
 
 #: The most messages of a queue that are read to count their senders.
@@ -35,14 +35,30 @@ def queue_depths(app: AgentApp, queues: Sequence[Queue], *, read: bool | None = 
 
     Raises:
         BrokerUnavailable: the broker does not answer.
+        AuditUnavailable: the broker is RabbitMQ, and the ledger, which knows the senders, does not answer.
         ConfigurationError: ``read`` is True, and the messages of this kind of broker cannot be read.
     """
     with _connected(app) as connection:
         depths = [queue_depth(connection, queue) for queue in queues]
+        if read is not False and app.driver == "amqp" and app.components.has_ledger:
+            depths = _with_open_messages(app, depths)
         if not (app.driver == "redis" if read is None else read):
             return depths
         with _waiting_messages(app, connection) as waiting:
             return [_read(waiting, depth) for depth in depths]
+
+
+def _with_open_messages(app: AgentApp, depths: list[QueueDepth]) -> list[QueueDepth]:
+    """Add what the ledger knows of queues that cannot be read: senders, and keys that are busy."""
+    from waooaw_celery.ledger.open_messages import count_blocked, count_by_sender
+
+    agents = [depth.queue.removeprefix(AGENT_QUEUES) for depth in depths]
+    senders, blocked = count_by_sender(app.database, agents), count_blocked(app.database, agents)
+    found = []
+    for agent, depth in zip(agents, depths, strict=True):
+        keys, messages = blocked.get(agent, (0, 0))
+        found.append(replace(depth, by_sender=senders.get(agent, {}), busy_keys=keys, blocked=messages))
+    return found
 
 
 @contextmanager

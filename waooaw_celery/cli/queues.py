@@ -25,7 +25,7 @@ from waooaw_celery.messages.wording import counted
 @click.option(
     "--read",
     is_flag=True,
-    help="On RabbitMQ, also count priorities and senders: the messages are out of their queue for a moment.",
+    help="On RabbitMQ, count priorities and senders in the queue: its messages are out of it for a moment.",
 )
 @table_options
 @click.pass_context
@@ -46,7 +46,9 @@ def queues(ctx: click.Context, read: bool, as_json: bool) -> None:
         rows = [(*row, depth.busy_keys) for row, depth in zip(rows, depths, strict=True)]
     show_table("Waiting messages", columns, rows)
     if not read and app.driver == "amqp":
-        echo("`waooaw queues --read` also counts priorities and senders.")
+        if app.components.has_ledger:
+            echo("Senders and keys are those of open messages: also of those that run, or are not due.")
+        echo("`waooaw queues --read` also counts priorities and senders in the queue.")
 
 
 @queues.command(

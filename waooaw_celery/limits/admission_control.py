@@ -34,7 +34,7 @@ class AdmissionControl:
         now: Returns the time by which messages expire.
         counts_all: Whether a rate limit is configured, so that every message is counted. Otherwise those of agents
             are counted whose quota was set at run time.
-        queue_limit: Refuses messages to full queues; None: queues have no limit.
+        queue_limits: Refuse messages to full queues.
     """
 
     def __init__(
@@ -45,9 +45,9 @@ class AdmissionControl:
         now: Callable[[], datetime] = local_now,
         *,
         counts_all: bool = True,
-        queue_limit: QueueLimit | None = None,
+        queue_limits: Sequence[QueueLimit] = (),
     ) -> None:
-        self._queue_limit = queue_limit
+        self._queue_limits = queue_limits
         self._limiter = limiter
         self._restrictions = restrictions
         self._counts_all = counts_all
@@ -81,8 +81,8 @@ class AdmissionControl:
         except SenderPaused as error:
             self._record_refusal(error, error.agent, f"paused by {error.by}", len(messages))
             raise
-        if self._queue_limit is not None:
-            wait = self._wait_for_room(self._queue_limit, messages, wait)
+        for limit in self._queue_limits:
+            wait = self._wait_for_room(limit, messages, wait)
         if not self._counts_all:
             counted = senders & self._restrictions.known().limited
             messages = [message for message in messages if message.from_agent in counted]
@@ -99,7 +99,8 @@ class AdmissionControl:
                 try:
                     seconds = waiter.seconds_until_retry(error)
                 except QueueFull:
-                    rule = f"at most {error.limit} waiting for {error.agent}"
+                    whose = "" if error.sender is None else " of each sender"
+                    rule = f"at most {error.limit}{whose} waiting for {error.agent}"
                     for sender, sent in Counter(message.from_agent for message in messages).items():
                         self._record_refusal(error, sender, rule, sent)
                     raise

@@ -150,11 +150,12 @@ class QueueDepth(JsonForm):
         total: number of waiting messages; those that workers hold are not counted.
         by_priority: the number for each priority; None if it is not known, as on RabbitMQ unless the messages were
             read.
-        by_sender: how many of them each agent sent, the largest number first; None if the messages were not read.
+        by_sender: how many of them each agent sent, the largest number first; None if that is not known. On
+            RabbitMQ with a ledger, how many open messages each has: also those that run or are not due.
             ``?`` stands for messages that do not name their sender. At most 10,000 messages of a queue are read:
             of each priority the newest on Redis, the first on RabbitMQ.
         busy_keys: how many keys have messages that wait until an earlier one of their key has ended.
-        blocked: how many messages these are.
+        blocked: how many messages these are. On RabbitMQ, workers hold them, and ``total`` does not count them.
     """
 
     queue: str

@@ -76,11 +76,14 @@ class AgentConsumer(Consumer):
         """
         # The end of a worker interrupts a handler, and Celery acknowledges its message in a turn that never comes.
         if is_ending() or threading.get_ident() != self._acknowledging_thread:
-            return super().call_soon_ack(p, *args, **kwargs)  # type: ignore[misc]  # newer than its stubs
+            done = super().call_soon_ack(p, *args, **kwargs)  # type: ignore[misc]  # newer than its stubs
+            self.groups.wake()
+            return done
         try:
             p(*args, **kwargs)
         except Exception:
             logger.exception("a message could not be acknowledged", extra={"action": "not_acknowledged"})
+        self.groups.wake()
         return p
 
     def consume(self, receive: Callable[[Any], Any], message: Any) -> Any:
@@ -98,14 +101,28 @@ class AgentConsumer(Consumer):
         except Exception as error:  # noqa: BLE001 - a message that makes a check fail must not end the worker
             return self._dead_letter(message, str(check_failed(error)), error)
         refusal = reason_to_refuse(self.app, _headers(message))
-        return receive(message) if refusal is None else self._refuse(message, refusal)
+        if refusal is not None:
+            return self._refuse(message, refusal)
+        return self.groups.receive(message, receive, self._requeue)
 
     def apply_eta_task(self, task: Any) -> None:
         """Give a delayed message that is due to the pool, or back to its queue, where its key has an order."""
         if self.groups.returns_when_due(task):
             self.qos.decrement_eventually()  # type: ignore[attr-defined]
-        else:
+        elif not self.groups.waits_when_due(task, partial(super().apply_eta_task, task)):
             super().apply_eta_task(task)
+
+    def _limit_post_eta(self, request: Any, bucket: Any, tokens: int) -> None:
+        """Do the same for a handler with Celery's rate limit."""
+        go = partial(super()._limit_post_eta, request, bucket, tokens)  # type: ignore[misc]
+        if not self.groups.waits_when_due(request, go):
+            go()
+
+    def _requeue(self, message: Any) -> None:
+        """Put a message back into its queue."""
+        errors: Any = self.connection_errors  # type: ignore[attr-defined]
+        message.reject_log_error(logger, errors, requeue=True)
+        signals.task_rejected.send(sender=self, message=message, exc=None)
 
     def add_task_queue(  # type: ignore[override]  # its stubs promise a result; Celery returns none
         self, queue: Any, *args: Any, **kwargs: Any

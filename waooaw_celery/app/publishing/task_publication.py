@@ -14,7 +14,7 @@ from waooaw_celery.app.publishing.publication import Batch, envelope_headers, ro
 from waooaw_celery.messages.headers import parse_datetime
 from waooaw_celery.messages.message import Message
 from waooaw_celery.messages.publish_options import PublishOptions, options_of_task
-from waooaw_celery.messages.queues import HandlerName, agent_queue, takes_message
+from waooaw_celery.messages.queues import AMQP_MAX_PRIORITY, HandlerName, agent_queue, takes_message
 from waooaw_celery.messages.reply_to import REPLY_TO_HEADER
 from waooaw_celery.monitoring.tracing.processing import previous_attempt
 from waooaw_celery.monitoring.tracing.sending import is_traced
@@ -165,6 +165,7 @@ class TaskPublication:
             "root_id": message.conversation_id,
             "parent_id": message.causation_id,
             **routing_options(target, message, self._app.driver),
+            **(self._first_in_queue(target) if is_retry else {}),
             # As a header only: Celery's option would also become RabbitMQ's per-message TTL, and RabbitMQ drops an
             # expired message without telling anyone.
             "expires": None,
@@ -194,6 +195,14 @@ class TaskPublication:
             target.agent, message.serializer or chosen, compression
         )
         return wire_format
+
+    def _first_in_queue(self, target: HandlerName) -> dict[str, Any]:
+        """Return what has RabbitMQ deliver the next attempt at a message with a key before all others.
+
+        Its key waits for it. On Redis, it finds its place when it is sorted.
+        """
+        has_key = getattr(self._app.tasks.get(str(target)), "key_policy", None) is not None
+        return {"priority": AMQP_MAX_PRIORITY} if has_key and self._app.driver == "amqp" else {}
 
     def _headers(self, message: Message, is_retry: bool) -> dict[str, Any]:
         """Return the caller's headers; only the same request keeps the header that names who waits."""

@@ -11,12 +11,14 @@ from redis import Redis
 from waooaw_celery.broker.incoming.delivery import LEASE_TAG_PREFIX
 from waooaw_celery.broker.redis.groups.sublists import message_of, sublists
 from waooaw_celery.broker.redis.keys import Keys
-from waooaw_celery.broker.redis.scripts import DEAD_LETTER, TAKE
+from waooaw_celery.broker.redis.scripts import COUNT_SENDER, DEAD_LETTER, TAKE
 from waooaw_celery.broker.waiting.waiting_message import BATCH_SIZE, WaitingMessage, WaitingMessages, parse_item
 from waooaw_celery.messages.enums import Priority
 
 #: Items of a list that one command reads.
 CHUNK = 200
+#: The most messages that the server looks at to count those of one sender: it does nothing else meanwhile.
+SCANNED = 20_000
 
 
 class RedisWaitingMessages(WaitingMessages):
@@ -54,6 +56,16 @@ class RedisWaitingMessages(WaitingMessages):
                         parse_item(item, priority, f"{prefix}{number}")
                         for number, item in enumerate(taken, start=1)
                     ]
+
+    def count(self, queue: str, sender: str) -> int:
+        """Return how many messages of a sender wait in a queue, among the first ``SCANNED``, about.
+
+        Args:
+            queue: the queue's name.
+            sender: the agent that sent them.
+        """
+        keys = [self._keys.sublists(queue), *self._keys.lists((queue,))]
+        return int(COUNT_SENDER(self._client, keys, [sender, SCANNED]))
 
     def bury(self, queue: str, batch: Sequence[WaitingMessage], reason: str) -> Sequence[WaitingMessage]:
         self._client.script_load(DEAD_LETTER.text)

@@ -204,6 +204,7 @@ class OpenMessageRow(Base):
     __table_args__ = (
         Index("waooaw_open_messages_sent", "sent_at", "message_id"),
         Index("waooaw_open_messages_expiry", "expires_at"),
+        Index("waooaw_open_messages_to", "to_agent", "written_at"),
     )
 
     message_id: Mapped[str] = mapped_column(primary_key=True)
@@ -213,10 +214,37 @@ class OpenMessageRow(Base):
     #: Copied from the message, so that an agent's open messages are found without reading the messages.
     from_agent: Mapped[str]
     to_agent: Mapped[str]
-    #: When the row was written, by the database's clock. A frozen database may write a row late.
+    #: When the row was written, by the database's clock. A frozen database may write a row late. Messages that are
+    #: sent together are a microsecond apart, in the order of sending.
     written_at: Mapped[datetime] = mapped_column(server_default=func.now())
     #: Whether recovery must not publish it again: a caller waits for the answer, and only for a limited time.
     unrepeatable: Mapped[bool] = mapped_column(server_default=false())
+
+
+class KeyedMessageRow(Base):
+    """A message whose handler has `key=`, on a broker that cannot order messages by key.
+
+    It counts only while the message is open: whatever ends the message also frees its key.
+    """
+
+    __tablename__ = "waooaw_keyed_messages"
+    __table_args__ = (Index("waooaw_keyed_messages_key", "agent", "key", "place_at", "message_id"),)
+
+    message_id: Mapped[str] = mapped_column(primary_key=True)
+    agent: Mapped[str]
+    #: A digest of the key. Empty: the message has no key.
+    key: Mapped[str]
+    #: The rank of its priority.
+    rank: Mapped[int]
+    #: Its place in the key: when it was written, or when it is due if it is delayed.
+    place_at: Mapped[datetime]
+    #: ``waits``, ``begun`` or ``dropped``.
+    state: Mapped[str]
+    #: The worker that has begun it, and until when that holds without news. NULL: none works on it.
+    holder: Mapped[str | None]
+    leased_until: Mapped[datetime | None]
+    #: Until when later messages of its key wait for it although no worker says that it has the message.
+    expected_until: Mapped[datetime]
 
 
 class CancellationRow(Base):

@@ -85,7 +85,7 @@ def message_rows(
     """
     rows: list[LedgerRow] = []
     shared: dict[str, Any] | None = None  # the event of the last message, and its encoded columns
-    for message, handler in messages:
+    for position, (message, handler) in enumerate(messages):
         event = message.event
         same_event = shared if shared and event is shared["of"] else None
         text = payload_texts.get(message.message_id) if payload_texts else None
@@ -93,6 +93,8 @@ def message_rows(
         shared = None if event is None else {"of": event} | {name: columns[name] for name in _EVENT_COLUMNS}
         if options_by_id and message.message_id in options_by_id:
             columns |= _option_columns(options_by_id[message.message_id])
+        if position:  # rows are written in the order of their ids, and the order of sending must stay known
+            columns["position"] = position
         rows.append(LedgerRow("message", message.message_id, _encode(columns)))
     return rows
 

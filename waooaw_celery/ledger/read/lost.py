@@ -9,11 +9,11 @@ from datetime import datetime, timedelta
 from enum import Enum
 from typing import Any, NamedTuple, TypeAlias
 
-from sqlalchemy import ColumnElement, Connection, or_, select
+from sqlalchemy import ColumnElement, Connection, exists, or_, select
 
 from waooaw_celery.ledger.database.clock import now_in
 from waooaw_celery.ledger.database.engine import Database
-from waooaw_celery.ledger.database.models import MessageRow, OpenMessageRow, WorkerRow
+from waooaw_celery.ledger.database.models import KeyedMessageRow, MessageRow, OpenMessageRow, WorkerRow
 from waooaw_celery.ledger.database.rows import LedgerRow, keyed_event_row
 from waooaw_celery.ledger.read.reader import (
     group_by_month,
@@ -121,6 +121,12 @@ def find_candidates(
         OpenMessageRow.written_at < now - rules.min_silence,
         ~OpenMessageRow.unrepeatable,
         is_in_time,
+        # A worker may hold it until it is the turn of its key.
+        ~exists().where(
+            KeyedMessageRow.message_id == OpenMessageRow.message_id,
+            KeyedMessageRow.state == "waits",
+            KeyedMessageRow.expected_until > now,
+        ),
     ]
     if up_to is not None:
         conditions.append(OpenMessageRow.message_id <= up_to)

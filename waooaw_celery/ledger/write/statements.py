@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Table, delete, exists, select
@@ -109,12 +109,13 @@ def try_write(connection: Connection) -> None:
 
 
 def _write_messages(connection: Connection, rows: Sequence[LedgerRow]) -> set[str]:
-    new = set()
+    new, written_at = set(), datetime.now(UTC)
     for row in rows:
         columns = json.loads(row.text)
         values = _values(_MESSAGES, columns)
         opened = {column.name: values[column.name] for column in _OPEN.columns if column.name in values}
-        opened |= {"written_at": datetime.now(UTC), "unrepeatable": bool(columns.get("unrepeatable"))}
+        position = timedelta(microseconds=columns.get("position", 0))
+        opened |= {"written_at": written_at + position, "unrepeatable": bool(columns.get("unrepeatable"))}
         # A message that is open already has a row.
         if (
             not (columns.get("check_known") and _is_known(connection, row.message_id))

@@ -23,6 +23,7 @@ from waooaw_celery.worker.health.startup_checks import (
     check_batches,
     check_broker,
     check_groups,
+    check_key_pool,
     check_once,
     check_queues,
     check_time_limits,
@@ -82,6 +83,7 @@ class Heartbeat(bootsteps.StartStopStep):
             check_once(parent.app)
             check_batches(parent.app, parent)
             check_groups(parent.app)
+            check_key_pool(parent.app, parent)
             check_broker(parent.app)
             check_queues(parent.app)
             check_ledgers(parent.app, parent.hostname)

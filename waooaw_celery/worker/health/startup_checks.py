@@ -14,6 +14,7 @@ from redis.exceptions import AuthenticationError, RedisError
 from waooaw_celery.errors import ConfigurationError
 from waooaw_celery.log.loggers import get_logger
 from waooaw_celery.messages.queues import AGENT_QUEUES, SYSTEM_QUEUE, queue_depth
+from waooaw_celery.settings import AuditMode
 from waooaw_celery.worker.batches.task import BatchTask
 from waooaw_celery.worker.ordering.message_groups import key_policies
 from waooaw_celery.worker.task import AgentTask
@@ -121,6 +122,9 @@ def check_groups(app: Any) -> None:
     if settings.fair_weights and not settings.fair_queues:
         raise ConfigurationError("waooaw_fair_weights has no effect: set waooaw_fair_queues too")
     keyed = next(iter(key_policies(app)), None)
+    if keyed is not None and app.driver == "amqp":
+        _check_ledger_for_keys(settings, keyed)
+        keyed = None
     wanted = f"{keyed} has key=" if keyed else "waooaw_fair_queues is set" if settings.fair_queues else None
     if wanted is None and settings.priority_share:
         wanted = "waooaw_priority_share is set"
@@ -131,6 +135,38 @@ def check_groups(app: Any) -> None:
     raise ConfigurationError(
         f"{wanted}, which needs Redis or Valkey as the broker: RabbitMQ decides by itself which message is next"
     )
+
+
+def _check_ledger_for_keys(settings: Any, keyed: str) -> None:
+    """Check that the ledger knows the order of messages, which RabbitMQ does not keep by key."""
+    if settings.database_url is None:
+        raise ConfigurationError(
+            f"{keyed} has key=, which needs a ledger on RabbitMQ: set waooaw_database_url for the workers and all "
+            "senders, or use Redis or Valkey as the broker"
+        )
+    if settings.audit_mode is not AuditMode.STRICT:
+        raise ConfigurationError(
+            f"{keyed} has key=, and on RabbitMQ each message must be in the ledger before it is published: set "
+            "waooaw_audit_mode to strict, or use Redis or Valkey as the broker"
+        )
+
+
+def check_key_pool(app: Any, worker: Any) -> None:
+    """Check that a worker on RabbitMQ can hold messages until it is the turn of their keys.
+
+    Args:
+        app: the application, an AgentApp.
+        worker: Celery's worker, which knows its pool's class.
+
+    Raises:
+        ConfigurationError: it has a pool of greenlets, or no event loop.
+    """
+    keyed = next(iter(key_policies(app)), None)
+    if keyed is not None and app.driver == "amqp" and (worker.pool_cls.is_green or not worker.use_eventloop):
+        raise ConfigurationError(
+            f"{keyed} has key=, which this pool cannot order on RabbitMQ: start the worker with --pool prefork, "
+            "threads or solo"
+        )
 
 
 def check_broker(app: Any) -> None:

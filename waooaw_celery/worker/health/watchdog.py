@@ -232,6 +232,8 @@ class Watchdog(bootsteps.StartStopStep):
         qos = self._worker.consumer.qos
         counted = snapshot.taken + snapshot.scheduled + snapshot.limited
         has_room = qos is not None and (not qos.value or counted < qos.value)
+        if self._worker.consumer.groups.waiting:  # what it has waits for messages that others handle
+            return False
         return has_room and self._worker.consumer.connection is not None and bool(self._consumed_queues())
 
     def _answers(self) -> bool:

@@ -72,11 +72,19 @@ class KeyPolicy:
         Raises:
             InvalidMessage, Exception: as ``key_of``.
         """
+        digest = self.digest_of(message)
+        return None if digest is None else f"{self.max_running}:{self.on_busy[0]}:{digest}"
+
+    def digest_of(self, message: Message) -> str | None:
+        """Return the digest of the key of a message, in hexadecimal; None if it has none.
+
+        Raises:
+            InvalidMessage, Exception: as ``key_of``.
+        """
         key = self.key_of(message)
         if key is None:
             return None
-        digest = hashlib.sha1(f"{self.name}\n{key}".encode(errors="replace"), usedforsecurity=False).hexdigest()
-        return f"{self.max_running}:{self.on_busy[0]}:{digest}"
+        return hashlib.sha1(f"{self.name}\n{key}".encode(errors="replace"), usedforsecurity=False).hexdigest()
 
     @property
     def name(self) -> str:

@@ -40,11 +40,6 @@ local function has_key(item)
     return false
 end
 
-local function sender_of(item)
-    local at = string.find(item, '"waooaw":', 1, true)
-    return at and string.match(item, '^"waooaw": ?{"from": ?"([^"\\]*)"', at) or header_of(item, 'from') or ''
-end
-
 -- Put a message that is tried again where its last attempt was, and return whether it was there.
 local function keeps_place(base, step, key, entry, item)
     local at = string.find(item, '"retries":', 1, true)

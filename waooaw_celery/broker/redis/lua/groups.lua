@@ -29,6 +29,11 @@ local function header_of(item, name)
     return at and string.match(item, '^": ?"([^"\\]*)"', at + #name + 1)
 end
 
+local function sender_of(item)
+    local at = string.find(item, '"waooaw":', 1, true)
+    return at and string.match(item, '^"waooaw": ?{"from": ?"([^"\\]*)"', at) or header_of(item, 'from') or ''
+end
+
 local function push(base, list, entry, command)
     redis.call(command, list, entry)
     redis.call('SADD', base .. 'sublists', list)

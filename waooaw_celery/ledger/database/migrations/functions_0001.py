@@ -83,6 +83,7 @@ DECLARE
     known_ids varchar[] := '{}';
     delivery record;
     ending record;
+    written timestamptz;
     duplicate_ids varchar[] := '{}';
     duplicate_retain_until timestamptz[] := '{}';
     duplicate_sent_at timestamptz[] := '{}';
@@ -112,6 +113,8 @@ BEGIN
                 )
             );
         END IF;
+        -- The messages of a call are written at one time, each a microsecond after the one before it.
+        written := clock_timestamp();
         RETURN QUERY
         WITH given AS MATERIALIZED (
             SELECT * FROM json_to_recordset(messages) AS row (
@@ -120,7 +123,7 @@ BEGIN
                 conversation_id varchar, causation_id varchar, identity varchar, sent_at timestamptz,
                 expires_at timestamptz,
                 payload text, payload_digest varchar, topic varchar, event text, options text,
-                unrepeatable boolean
+                unrepeatable boolean, position integer
             )
         ), opened AS (
             -- A message that is open already has a row.
@@ -129,7 +132,8 @@ BEGIN
             )
             SELECT
                 given.message_id, given.retain_until, given.sent_at, given.expires_at, given.from_agent,
-                given.to_agent, clock_timestamp(), COALESCE(given.unrepeatable, false)
+                given.to_agent, written + COALESCE(given.position, 0) * interval '1 microsecond',
+                COALESCE(given.unrepeatable, false)
             FROM given WHERE given.message_id <> ALL (known_ids)
             ON CONFLICT DO NOTHING RETURNING waooaw_open_messages.message_id
         ), added AS (
