@@ -14,11 +14,21 @@ sys.path[:0] = [str(ROOT), str(ROOT / "docs" / "_sphinx")]
 
 project = "waooaw_celery"
 author = "the authors of waooaw_celery"
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton", "generated", "links"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx_copybutton",
+    "generated",
+    "links",
+]
 exclude_patterns = ["_sphinx"]
 nitpicky = True
 # Only public names have pages. Other types are shown as text.
-nitpick_ignore_regex = [("py:.*", r"(?!waooaw_celery\.(agents\.|aio\.)?\w+$).*"), ("py:.*", r"waooaw_celery\.[a-z]\w*")]
+nitpick_ignore_regex = [
+    ("py:.*", r"(?!waooaw_celery\.(agents\.|aio\.)?\w+$).*"),
+    ("py:.*", r"waooaw_celery\.[a-z]\w*"),
+]
 
 # Links are those of GitHub: relative, with the anchors that it makes of headings.
 myst_heading_anchors = 4

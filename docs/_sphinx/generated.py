@@ -1,7 +1,7 @@
 """What the pages of the reference are made of at build time, as directives of Markdown.
 
-``{public-api}`` documents the names in its content, ``{command-help}`` the commands of `waooaw`, ``{ledger-tables}`` the
-tables of the ledger.
+``{public-api}`` documents the names in its content, ``{command-help}`` the commands of `waooaw`, and
+``{ledger-tables}`` the tables of the ledger.
 """
 
 from __future__ import annotations
@@ -138,7 +138,11 @@ def link_to_public_name(app: Sphinx, env: Any, node: Any, content: Any) -> Any:
     """Let a type lead to the page of its public name: Message is defined in another module than it is offered."""
     name = str(node.get("reftarget", "")).rpartition(".")[2]
     public = import_module("waooaw_celery.agents")
-    if node.get("refdomain") != "py" or name not in public.__all__ or node["reftarget"].startswith(f"{PUBLIC}.{name}"):
+    if (
+        node.get("refdomain") != "py"
+        or name not in public.__all__
+        or node["reftarget"].startswith(f"{PUBLIC}.{name}")
+    ):
         return None
     return env.domains["py"].resolve_xref(
         env, node["refdoc"], app.builder, node["reftype"], f"{PUBLIC}.{name}", node, content

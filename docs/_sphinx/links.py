@@ -2,8 +2,8 @@
 
 The README and the other files above this folder are pages too; links to them, and in them, lead to these pages.
 
-A page with the comment ``<!-- contents -->`` is a table of contents: the pages that it links to below the comment are
-its chapters, in that order, and its headings are their captions. So the same list is read on GitHub.
+A page with the comment ``<!-- contents -->`` is a table of contents: the pages that it links to below the comment
+are its chapters, in that order, and its headings are their captions. So the same list is read on GitHub.
 """
 
 from __future__ import annotations
@@ -48,7 +48,17 @@ def _with_toctree(section: str) -> str:
         return section
     caption = re.match(r"## (.+)", section)
     options = [f":caption: {caption[1]}"] if caption else []
-    lines = ["", "```{toctree}", ":hidden:", ":titlesonly:", *options, "", *(page.removesuffix(".md") for page in pages), "```", ""]
+    lines = [
+        "",
+        "```{toctree}",
+        ":hidden:",
+        ":titlesonly:",
+        *options,
+        "",
+        *(page.removesuffix(".md") for page in pages),
+        "```",
+        "",
+    ]
     return section.rstrip("\n") + "\n" + "\n".join(lines) + "\n"
 
 

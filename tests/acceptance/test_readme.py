@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -10,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 from support import until
@@ -31,10 +33,13 @@ def files() -> dict[str, str]:
 
 
 def console() -> list[tuple[str, str]]:
-    """Return the commands that the pages show, each once, with the output below it."""
+    """Return the commands that the pages show, each once, with the longest output that is shown below it."""
     text = "\n".join(re.findall(r"```console\n(.*?)```", TEXT, re.DOTALL))
     found = re.findall(r"^\$ (.+)\n((?:(?!\$).*\n?)*)", text, re.M)
-    return list(dict.fromkeys((command, output.strip()) for command, output in found))
+    shown: dict[str, str] = {}
+    for command, output in found:
+        shown[command] = max(shown.get(command, ""), output.strip(), key=len)
+    return list(shown.items())
 
 
 @pytest.fixture(scope="module")
@@ -46,12 +51,14 @@ def newcomer(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     scripts = Path(sys.executable).parent
     env = os.environ | {
         "CELERY_BROKER_URL": redis_url,
+        "WAOOAW_DATABASE_URL": f"sqlite:///{folder}/agents.sqlite",
         "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}",
         "COLUMNS": "200",
     }
-    app = create_app(broker_url=redis_url)
+    run("waooaw db upgrade", folder, env)
+    app = create_app(broker_url=redis_url, waooaw_database_url=env["WAOOAW_DATABASE_URL"])
     with ExitStack() as workers:
-        for name in ("greeter", "advisor"):
+        for name in ("greeter", "host", "advisor"):
             [start] = [command for command, _ in console() if command.startswith(f"celery -A {name} worker")]
             log = folder / f"{name}.log"
             worker = workers.enter_context(running(shlex.split(start), log=log, env=env, cwd=folder))
@@ -99,6 +106,35 @@ def test_the_listener_prints_what_the_guide_says(newcomer: tuple[Path, dict[str,
     assert run("python listener.py", *newcomer).strip() == expected
 
 
+def test_two_agents_talk_and_are_seen(newcomer: tuple[Path, dict[str, str]]) -> None:
+    """The host asks the greeter and sends it a message: the conversation, and the console, show both."""
+    folder, env = newcomer
+    [send] = [command for command, _ in console() if command.startswith("waooaw send host")]
+    id_ = json.loads(run(f"{send} --json", folder, env))["message_id"]
+    receipt, shown = (
+        f"{command.replace('MESSAGE_ID', id_)} --json" for command, _ in console() if "MESSAGE_ID" in command
+    )
+    until(lambda: json.loads(run(receipt, folder, env))["status"] == "handled", "the end of the message")
+    log = folder / "greeter.log"
+    until(lambda: "host says {'said': 'Hello, Ada!'}" in log.read_text(), "the message of the host")
+
+    def ends() -> dict[str, str]:
+        records = json.loads(run(shown, folder, env))
+        return {record["receipt"]["handler"]: record["receipt"]["status"] for record in records}
+
+    until(lambda: ends().items() >= {"command": "handled", "greet": "handled"}.items(), "the whole conversation")
+    [start] = [command for command, _ in console() if command == "waooaw console"]
+    page_log = folder / "console.log"
+    with running(shlex.split(f"{start} --port 0"), log=page_log, env=env, cwd=folder) as server:
+        said = "The console, read-only: "
+        until(lambda: server.poll() is not None or said in page_log.read_text(), "the console")
+        address = page_log.read_text().partition(said)[2].split()[0]
+        with urlopen(f"{address}agents", timeout=10) as page:  # noqa: S310 - the console's own address
+            text = page.read().decode()
+    assert ">greeter<" in text
+    assert ">host<" in text
+
+
 @pytest.mark.slow
 def test_the_planner_hears_what_the_publisher_publishes(newcomer: tuple[Path, dict[str, str]]) -> None:
     """publisher.py reaches the subscriber, as soon as that has started once."""
@@ -114,8 +150,22 @@ def test_the_planner_hears_what_the_publisher_publishes(newcomer: tuple[Path, di
         until(lambda: said in log.read_text(), "the subscriber's print")
 
 
-@pytest.mark.parametrize("command", [c for c, _ in console() if c.startswith("waooaw") and "MESSAGE_ID" not in c])
-def test_the_commands_of_the_pages_work(command: str, newcomer: tuple[Path, dict[str, str]]) -> None:
-    """Each `waooaw` command of the pages ends well, also with --json and as `celery -A greeter waooaw`."""
-    for variant in (command, f"{command} --json", command.replace("waooaw", "celery -A greeter waooaw", 1)):
-        assert run(variant, *newcomer).strip()
+#: Commands that the tests above run.
+ABOVE = ("waooaw console", "waooaw db upgrade")
+
+
+@pytest.mark.parametrize(
+    ("command", "output"),
+    [(c, o) for c, o in console() if c.startswith("waooaw") and c not in ABOVE and "MESSAGE_ID" not in c],
+)
+def test_the_commands_of_the_pages_work(command: str, output: str, newcomer: tuple[Path, dict[str, str]]) -> None:
+    """Each `waooaw` command prints what is shown, and something; it takes --json."""
+    shown = run(command, *newcomer)
+    assert shown.strip()
+    assert output in shown
+    assert run(f"{command} --json", *newcomer).strip()
+
+
+def test_celery_has_the_commands_too(newcomer: tuple[Path, dict[str, str]]) -> None:
+    """`celery -A greeter waooaw` is the same with the application of a module."""
+    assert "greeter" in run("celery -A greeter waooaw agents", *newcomer)
