@@ -3,7 +3,7 @@
 The README and the other files above this folder are pages too; links to them, and in them, lead to these pages.
 
 A page with the comment ``<!-- contents -->`` is a table of contents: the pages that it links to below the comment
-are its chapters, in that order, and its headings are their captions. So the same list is read on GitHub.
+are its chapters, in that order and with these names, and its headings are their captions. So the same list is read on GitHub.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from sphinx.application import Sphinx
 
 MARK = "<!-- contents -->"
-LINK = re.compile(r"^[-|].*?\[[^\]]+\]\((?!https?:)([\w./-]+\.md)\)", re.MULTILINE)
+LINK = re.compile(r"^- \[([^\]]+)\]\((?!https?:)([\w./-]+)\.md\)", re.MULTILINE)
 
 
 #: Pages that show a file of the folder above.
@@ -55,7 +55,7 @@ def _with_toctree(section: str) -> str:
         ":titlesonly:",
         *options,
         "",
-        *(page.removesuffix(".md") for page in pages),
+        *(f"{text} <{page}>" for text, page in pages),
         "```",
         "",
     ]

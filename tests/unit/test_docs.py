@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
 import shlex
+import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -352,3 +354,30 @@ def test_a_wrong_command_is_found() -> None:
             check_command(wrong)
     check_command("WAOOAW_X=1 waooaw -A greeter send greeter '{\"task\": 8}' --priority high | jq .")
     assert sys.version_info >= (3, 11)
+
+
+#: Files whose import sends messages: tests/acceptance/test_readme.py runs them.
+PROGRAMS = {"caller.py", "listener.py", "publisher.py"}
+
+
+def test_the_agents_that_the_documents_show_can_be_loaded(tmp_path: Path) -> None:
+    """Each named file is imported: decorators, their options and signatures are right. No server is asked."""
+    shown: dict[str, str] = {}
+    for path in PAGES:
+        for text, name in re.findall(r"```python\n(# (\w+\.py)\n.*?)```", path.read_text(), re.DOTALL):
+            if name not in PROGRAMS and not name.startswith(("test_", "conftest")):
+                shown[name] = text
+    assert {"greeter.py", "host.py", "translator.py", "checkout.py", "writer.py"} <= shown.keys()
+    for name, text in shown.items():
+        (tmp_path / name).write_text(text)
+    modules = ", ".join(sorted(name.removesuffix(".py") for name in shown))
+    done = subprocess.run(
+        [sys.executable, "-c", f"import {modules}"],
+        cwd=tmp_path,
+        env=os.environ | {"CELERY_BROKER_URL": "redis://localhost:1/0"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
