@@ -48,7 +48,6 @@ smartquotes = False
 
 html_theme = "furo"
 html_title = "waooaw_celery"
-html_static_path = ["images"]
 html_copy_source = False
 html_show_sphinx = False
 copybutton_prompt_text = "$ "

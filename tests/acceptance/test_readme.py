@@ -9,20 +9,21 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
 from support import until
 
-from waooaw_celery import AgentApp, create_app
+from waooaw_celery import AgentApp, MessageBus, MessageStatus, create_app
+from waooaw_celery.agents import Workflows, WorkflowStatus
 from waooaw_celery.embedded import running
 from waooaw_celery.errors import UnknownAgent
 
 ROOT = Path(__file__).parents[2]
 #: The pages whose files and ``console`` blocks are run, in the order in which a newcomer reads them.
-PAGES = ("README.md", "docs/getting-started.md", "docs/async.md", "docs/streams.md")
+PAGES = ("README.md", "docs/getting-started.md", "docs/first-workflow.md", "docs/async.md", "docs/streams.md")
 TEXT = "\n".join((ROOT / page).read_text() for page in PAGES)
 
 
@@ -78,6 +79,11 @@ def declared(app: AgentApp, name: str, worker: subprocess.Popen[bytes], log: Pat
         return False
 
 
+def application(env: dict[str, str]) -> closing[AgentApp]:
+    """Return an application that reads what the agents' workers write, and is closed in the end."""
+    return closing(create_app(broker_url=env["CELERY_BROKER_URL"], waooaw_database_url=env["WAOOAW_DATABASE_URL"]))
+
+
 def run(command: str, folder: Path, env: dict[str, str]) -> str:
     """Run a command of a page and return what it printed."""
     done = subprocess.run(
@@ -114,15 +120,13 @@ def test_two_agents_talk_and_are_seen(newcomer: tuple[Path, dict[str, str]]) -> 
     receipt, shown = (
         f"{command.replace('MESSAGE_ID', id_)} --json" for command, _ in console() if "MESSAGE_ID" in command
     )
-    until(lambda: json.loads(run(receipt, folder, env))["status"] == "handled", "the end of the message")
+    with application(env) as app:
+        until(lambda: MessageBus(app).receipt(id_).status is MessageStatus.HANDLED, "the end of the message")
+    assert json.loads(run(receipt, folder, env))["status"] == "handled"
     log = folder / "greeter.log"
     until(lambda: "host says {'said': 'Hello, Ada!'}" in log.read_text(), "the message of the host")
-
-    def ends() -> dict[str, str]:
-        records = json.loads(run(shown, folder, env))
-        return {record["receipt"]["handler"]: record["receipt"]["status"] for record in records}
-
-    until(lambda: ends().items() >= {"command": "handled", "greet": "handled"}.items(), "the whole conversation")
+    records = json.loads(run(shown, folder, env))
+    assert {"command", "greet"} <= {record["receipt"]["handler"] for record in records}
     [start] = [command for command, _ in console() if command == "waooaw console"]
     page_log = folder / "console.log"
     with running(shlex.split(f"{start} --port 0"), log=page_log, env=env, cwd=folder) as server:
@@ -133,6 +137,26 @@ def test_two_agents_talk_and_are_seen(newcomer: tuple[Path, dict[str, str]]) -> 
             text = page.read().decode()
     assert ">greeter<" in text
     assert ">host<" in text
+
+
+@pytest.mark.slow
+def test_the_first_workflow_survives_the_end_of_its_worker(newcomer: tuple[Path, dict[str, str]]) -> None:
+    """It is started, its worker is killed, it is answered, and another worker brings its result."""
+    folder, env = newcomer
+    [worker] = [command for command, _ in console() if command.startswith("celery -A party worker")]
+    begin, show, signal, result = [each for each in console() if each[0].startswith("waooaw workflow")]
+    env = env | {"WAOOAW_WORKFLOW_LEASE_SECONDS": "2"}  # so that the next worker takes over soon
+    log = folder / "party.log"
+    with running(shlex.split(worker), log=log, env=env, cwd=folder) as first, application(env) as app:
+        until(lambda: declared(app, "party", first, log), "the start of the party's worker")
+        run(begin[0], folder, env)
+        waits = WorkflowStatus.WAITING
+        until(lambda: Workflows(app).get("party-1").status is waits, "the wait for the signal")
+        first.kill()
+    assert "signal approval" in run(show[0], folder, env)
+    run(signal[0], folder, env)
+    with running(shlex.split(worker), log=log, env=env, cwd=folder):
+        assert json.loads(run(result[0], folder, env)) == json.loads(result[1])
 
 
 @pytest.mark.slow
@@ -151,12 +175,12 @@ def test_the_planner_hears_what_the_publisher_publishes(newcomer: tuple[Path, di
 
 
 #: Commands that the tests above run.
-ABOVE = ("waooaw console", "waooaw db upgrade")
+ABOVE = ("waooaw console", "waooaw db upgrade", "waooaw workflow")
 
 
 @pytest.mark.parametrize(
     ("command", "output"),
-    [(c, o) for c, o in console() if c.startswith("waooaw") and c not in ABOVE and "MESSAGE_ID" not in c],
+    [(c, o) for c, o in console() if c.startswith("waooaw") and not c.startswith(ABOVE) and "MESSAGE_ID" not in c],
 )
 def test_the_commands_of_the_pages_work(command: str, output: str, newcomer: tuple[Path, dict[str, str]]) -> None:
     """Each `waooaw` command prints what is shown, and something; it takes --json."""
