@@ -48,10 +48,11 @@ def ends_well(*command: str | Path) -> Problems:
 
 def check_version() -> Problems:
     """The changelog's first version is that of setup.cfg, and has the day of the release."""
-    first = re.search(r"^## (\S+), (.+)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
-    if first is None or first[1] != version():
-        return [f"setup.cfg has {version()}, CHANGELOG.md begins with {first[1] if first else 'no version'}"]
-    return [] if re.fullmatch(r"\d{4}-\d\d-\d\d", first[2]) else [f"CHANGELOG.md says of {first[1]}: {first[2]}"]
+    first = re.search(r"^## (.+)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    heading = first[1] if first else ""
+    if re.fullmatch(rf"\[{re.escape(version())}\] - \d{{4}}-\d\d-\d\d", heading):
+        return []
+    return [f"setup.cfg has {version()}, and the first heading of CHANGELOG.md is {heading!r}"]
 
 
 def check_tree() -> Problems:
@@ -142,7 +143,7 @@ SPHINX = ("-b", "html", "-q", "-W", "--keep-going", "-j", "auto")
 
 #: Each check, and what to do when it fails.
 CHECKS: dict[str, tuple[Callable[[], Problems], str]] = {
-    "version": (check_version, "write the version into setup.cfg, and version and day into CHANGELOG.md"),
+    "version": (check_version, "write the version into setup.cfg, and `## [version] - day` into CHANGELOG.md"),
     "tree": (check_tree, "commit or remove what is listed"),
     "tag": (check_tag, "this version is out already: raise the version in setup.cfg"),
     "migrations": (check_migrations, "give the newer migration the other one as its down_revision"),

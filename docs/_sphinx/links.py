@@ -3,7 +3,8 @@
 The README and the other files above this folder are pages too; links to them, and in them, lead to these pages.
 
 A page with the comment ``<!-- contents -->`` is a table of contents: the pages that it links to below the comment
-are its chapters, in that order and with these names, and its headings are their captions. So the same list is read on GitHub.
+are its chapters, in that order and with these names, and its headings are their captions. So the same list is read
+on GitHub.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ def test_the_site_is_built_without_a_warning(site: Path) -> None:
         ("reference/api/agents", ("waooaw_celery.agents.MessageBus.send", "wait", "DeliveryReceipt")),
         ("reference/command-options", ("Usage: waooaw dead retry", "--priority")),
         ("reference/schema", ("waooaw_messages", "waooaw_workflow", "retain_until", "primary key")),
-        ("changelog", ("0.1.0",)),
+        ("changelog", ("Keep a Changelog", "Unreleased")),
         ("index", ("Getting started", "Glossary")),
     ],
 )

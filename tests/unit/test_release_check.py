@@ -25,9 +25,12 @@ def test_what_is_checked_of_the_sources_holds() -> None:
 @pytest.mark.parametrize(
     ("heading", "found"),
     [
-        ("## 0.2.0, 2026-12-01", []),
-        ("## 0.2.0, not released yet", ["CHANGELOG.md says of 0.2.0: not released yet"]),
-        ("## 0.1.0, 2026-11-01", ["setup.cfg has 0.2.0, CHANGELOG.md begins with 0.1.0"]),
+        ("[0.2.0] - 2026-12-01", []),
+        ("[Unreleased]", ["setup.cfg has 0.2.0, and the first heading of CHANGELOG.md is '[Unreleased]'"]),
+        (
+            "[0.1.0] - 2026-11-01",
+            ["setup.cfg has 0.2.0, and the first heading of CHANGELOG.md is '[0.1.0] - 2026-11-01'"],
+        ),
     ],
 )
 def test_the_version_needs_a_day_in_the_changelog(
@@ -35,7 +38,7 @@ def test_the_version_needs_a_day_in_the_changelog(
 ) -> None:
     """It is the first version there."""
     (tmp_path / "setup.cfg").write_text("[metadata]\nversion = 0.2.0\n")
-    (tmp_path / "CHANGELOG.md").write_text(f"# Changelog\n\n{heading}\n")
+    (tmp_path / "CHANGELOG.md").write_text(f"# Changelog\n\n## {heading}\n")
     monkeypatch.setattr(release_check, "ROOT", tmp_path)
     assert check_version() == found
 
