@@ -23,14 +23,17 @@ PYTHON = VENV / "bin" / "python"
 #: What each command needs: extras of the project, and dependency groups of pyproject.toml.
 NEEDS = {
     "demo": ("embedded,console", ()),
-    "test": ("embedded,flower,protobuf,zstd,crypto,pydantic-ai,prometheus,otel,console", ("test",)),
-    "lint": ("embedded,flower,protobuf,zstd,crypto,pydantic-ai,prometheus,otel,console", ("test", "lint")),
+    "test": ("embedded,testing,flower,protobuf,zstd,crypto,pydantic-ai,prometheus,otel,console", ("test",)),
+    "lint": ("embedded,testing,flower,protobuf,zstd,crypto,pydantic-ai,prometheus,otel,console", ("test", "lint")),
     "docs": ("all", ("docs",)),
     "release": ("all", ("test", "release")),
     "bench": ("embedded,protobuf,zstd,prometheus,otel,console", ("peers",)),
     "faults": ("embedded,protobuf,zstd,crypto", ("test",)),
     "soak": ("embedded,protobuf,zstd,crypto", ("test",)),
-    "mutants": ("embedded,flower,protobuf,zstd,crypto,pydantic-ai,prometheus,otel,console", ("test", "mutants")),
+    "mutants": (
+        "embedded,testing,flower,protobuf,zstd,crypto,pydantic-ai,prometheus,otel,console",
+        ("test", "mutants"),
+    ),
 }
 
 

@@ -21,8 +21,8 @@ from pathlib import Path
 from benchmarks.report import Goal, report
 from benchmarks.turns import measure
 from waooaw_celery import AgentApp, RequestResponseHandler, create_app
-from waooaw_celery.embedded import end, postgres, spawn, valkey
 from waooaw_celery.ledger.database import upgrade as schema
+from waooaw_celery.testing.embedded import end, postgres, spawn, valkey
 
 #: Seconds after which a worker has not started.
 PATIENCE = 30.0

@@ -33,8 +33,8 @@ from sqlalchemy import text
 from benchmarks.ledger_messages import AGENTS, DAYS, fill, message_id
 from benchmarks.report import Goal, print_goals
 from waooaw_celery import AgentApp, create_app
-from waooaw_celery.embedded import end, postgres, spawn, valkey
 from waooaw_celery.ledger.database import upgrade as schema
+from waooaw_celery.testing.embedded import end, postgres, spawn, valkey
 
 #: Milliseconds within which 95 of 100 requests for a page should be answered.
 PAGE_MS = 200.0

@@ -18,7 +18,7 @@ from waooaw_celery import create_app
 from waooaw_celery.agents import Policy, Registry
 from waooaw_celery.discovery.contracts.check import ArgumentCheck
 from waooaw_celery.discovery.contracts.contract import method_contract
-from waooaw_celery.embedded import valkey
+from waooaw_celery.testing.embedded import valkey
 
 #: What is done between two looks at the clock.
 REPEATS = 100

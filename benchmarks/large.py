@@ -30,8 +30,8 @@ from rich.table import Table
 
 from benchmarks.report import Goal, print_goals
 from waooaw_celery import Message, MessageBus, create_app
-from waooaw_celery.embedded import end, free_port, postgres, spawn, valkey
 from waooaw_celery.ledger.database import upgrade as schema
+from waooaw_celery.testing.embedded import end, free_port, postgres, spawn, valkey
 
 SIZE = 10_000_000
 #: Seconds from the call of ``send`` to the acknowledgement, on a computer with nothing else to do.

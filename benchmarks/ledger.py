@@ -28,12 +28,12 @@ from benchmarks.ledger_messages import AGENTS, DAYS, IN_FLIGHT, fill, message_id
 from benchmarks.ledger_purge import milliseconds, print_purges
 from benchmarks.report import Goal, print_goals
 from waooaw_celery import MessageStatus, MessageType, Priority
-from waooaw_celery.embedded import postgres
 from waooaw_celery.ledger.database import upgrade as schema
 from waooaw_celery.ledger.database.engine import Database, database_url
 from waooaw_celery.ledger.ledger import Ledger
 from waooaw_celery.ledger.trail import MessageAuditTrail
 from waooaw_celery.messages.enums import RetentionPolicy
+from waooaw_celery.testing.embedded import postgres
 
 PAGE = 50
 WARM_UP = 5

@@ -25,13 +25,13 @@ from benchmarks.payload import PAYLOAD
 from benchmarks.report import Goal, print_goals, report
 from benchmarks.turns import measure
 from waooaw_celery import Message, MessageBus, RateLimiter, RateLimitExceeded, create_app
-from waooaw_celery.embedded import free_port, valkey
 from waooaw_celery.limits.grammar import parse_quota
 from waooaw_celery.limits.memory import MemoryStorage
 from waooaw_celery.limits.redis import RedisStorage
 from waooaw_celery.limits.rules import Quota, demands_by_scope
 from waooaw_celery.messages.enums import Priority
 from waooaw_celery.store.connection import connect, store_url
+from waooaw_celery.testing.embedded import free_port, valkey
 
 #: Realistic rules, with limits that are never reached, and with limits that are.
 PASSES = "100000000/second; 1000000000/hour burst 100000000"

@@ -31,7 +31,7 @@ from rich.table import Table
 from benchmarks.payload import PAYLOAD
 from benchmarks.report import Goal, print_goals
 from benchmarks.transport_worker import make_app
-from waooaw_celery.embedded import end, spawn, valkey
+from waooaw_celery.testing.embedded import end, spawn, valkey
 
 #: Messages of one consuming sample, and of a batch.
 COUNT = 6000

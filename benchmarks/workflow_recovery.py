@@ -23,9 +23,9 @@ from sqlalchemy import func, select
 
 from benchmarks.suite.workers import ROOT
 from waooaw_celery import AgentApp, create_app
-from waooaw_celery.embedded import end, postgres, spawn, valkey
 from waooaw_celery.ledger.database import upgrade as schema
 from waooaw_celery.ledger.workflow_models import WorkflowRow
+from waooaw_celery.testing.embedded import end, postgres, spawn, valkey
 from waooaw_celery.workflows.journal.rows import create
 from waooaw_celery.workflows.start import new_row, parse_name
 

@@ -41,6 +41,7 @@ autodoc_member_order = "bysource"
 autodoc_class_signature = "mixed"
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
+napoleon_use_ivar = True  # an attribute that is a property too would be described twice
 python_maximum_signature_line_length = 88
 
 toc_object_entries = False  # a table of contents with every method makes each page slow to build

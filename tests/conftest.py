@@ -18,7 +18,7 @@ from hypothesis import settings
 from selection import pytest_addoption as pytest_addoption
 from selection import pytest_collection_modifyitems as pytest_collection_modifyitems
 
-from waooaw_celery.embedded import postgres, valkey
+from waooaw_celery.testing.embedded import postgres, valkey
 
 for _name in [name for name in os.environ if name.startswith(("CELERY_", "WAOOAW_", "FLOWER_"))]:
     if not _name.startswith("WAOOAW_TEST_"):

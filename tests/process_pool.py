@@ -27,7 +27,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from waooaw_celery import embedded
+from waooaw_celery.testing import embedded
 
 #: Modules that are imported before the fork.
 MODULES = (

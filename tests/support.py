@@ -26,13 +26,13 @@ from waooaw_celery import (
     MessageStatus,
     RequestResponseHandler,
     create_app,
-    embedded,
 )
-from waooaw_celery.embedded import end
 from waooaw_celery.errors import StoreUnavailable, UnknownAgent
 from waooaw_celery.ledger.database.engine import database_url
 from waooaw_celery.messages.queues import agent_queue, queue_depth
 from waooaw_celery.messages.receipt import MessageEvent, MessageFact, ReceiptStore
+from waooaw_celery.testing import embedded
+from waooaw_celery.testing.embedded import end
 
 #: Longest time that a test waits for another process, in seconds.
 WAIT_SECONDS = 30.0

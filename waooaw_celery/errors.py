@@ -53,6 +53,7 @@
     * StepFailed                a step of a workflow raised an error
         * StepTimeout           a step of a workflow took too long
     * SignalTimeout             a workflow waited too long for a signal
+    * NotSettled                the agents of a test did not come to rest
 
 SettingOverridden is a warning: the environment and the code give one setting different values.
 """
@@ -547,3 +548,7 @@ class SignalTimeout(WaooawError, TimeoutError):
 
 class SettingOverridden(UserWarning):
     """The environment and the code give one setting different values. The environment wins."""
+
+
+class NotSettled(WaooawError):
+    """The agents of a test did not come to rest: a handler hangs, or messages cause others without end."""

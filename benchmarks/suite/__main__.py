@@ -35,9 +35,9 @@ from benchmarks.suite.groups.workflows import workflows
 from benchmarks.suite.plot import plot
 from benchmarks.suite.row import Context, MakeGroup
 from benchmarks.suite.run import run
-from waooaw_celery.embedded import postgres, valkey
 from waooaw_celery.ledger.database import upgrade as schema
 from waooaw_celery.ledger.database.engine import Database
+from waooaw_celery.testing.embedded import postgres, valkey
 
 DOCS = Path(__file__).parents[2] / "docs"
 AMQP_URL = os.environ.get("WAOOAW_TEST_AMQP_URL", "amqp://guest:guest@localhost:5672//")

@@ -17,7 +17,7 @@ from typing import Protocol
 
 from benchmarks.suite.row import Sample, Subject
 from benchmarks.suite.workers import DEADLINE_SECONDS, ROOT, Emptying, processor_seconds
-from waooaw_celery.embedded import end, spawn
+from waooaw_celery.testing.embedded import end, spawn
 
 #: Seconds of a slice.
 SLICE_SECONDS = 0.25

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.suite.row import Sample
-from waooaw_celery.embedded import end, spawn
+from waooaw_celery.testing.embedded import end, spawn
 
 ROOT = Path(__file__).parents[2]
 #: Seconds after which a sample has failed.

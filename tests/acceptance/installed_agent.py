@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from waooaw_celery import Message, MessageAuditTrail, MessageBus, RequestResponseHandler, create_app
-from waooaw_celery.embedded import running, valkey
+from waooaw_celery.testing.embedded import running, valkey
 
 #: Seconds for the start of the worker, and for each answer.
 DEADLINE = 60.0

@@ -24,8 +24,8 @@ from pytest_docker_tools.exceptions import ContainerFailed
 from support import WAIT_SECONDS, until
 
 from waooaw_celery import create_app
-from waooaw_celery.embedded import _valkey_binary, end, spawn
 from waooaw_celery.errors import UnknownAgent
+from waooaw_celery.testing.embedded import _valkey_binary, end, spawn
 
 AGENTS = Path(__file__).parent
 

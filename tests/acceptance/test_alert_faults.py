@@ -20,7 +20,6 @@ from support import Broker, lone_database, note, until
 from test_alert_rules import ALERTS, RULES
 
 from waooaw_celery import AgentApp, Message, MessageBus, Priority
-from waooaw_celery.embedded import end, valkey
 from waooaw_celery.ledger.database import upgrade as schema
 from waooaw_celery.ledger.database.models import PurgeRow
 from waooaw_celery.ledger.retention.removal import Removal, record_removal
@@ -28,6 +27,7 @@ from waooaw_celery.ledger.retention.retention import Retention
 from waooaw_celery.ledger.workflow_models import WorkflowRow
 from waooaw_celery.messages.receipt import MessageEvent
 from waooaw_celery.monitoring.http_server import MonitoringServer, Reply
+from waooaw_celery.testing.embedded import end, valkey
 
 AGENT, NODE = "writer", "writer@host"
 #: Metrics of workers, which this test serves itself.

@@ -14,12 +14,12 @@ from sqlalchemy import select
 from support import Broker, lone_database, note, until
 
 from waooaw_celery import AgentApp, Message
-from waooaw_celery.embedded import running
 from waooaw_celery.ledger.database import upgrade as schema
 from waooaw_celery.ledger.database.models import MessageRow, PurgeRow
 from waooaw_celery.maintenance.tasks import PURGE
 from waooaw_celery.messages.queues import system_queue
 from waooaw_celery.messages.receipt import MessageEvent, MessageFact
+from waooaw_celery.testing.embedded import running
 
 ROOT = Path(__file__).parents[2]
 #: Number of old messages: more than one batch of a purge.

@@ -16,7 +16,7 @@ import pytest
 from process_pool import spawn, waooaw
 from support import PROBE_FOLDER, WAIT_SECONDS, until
 
-from waooaw_celery.embedded import end
+from waooaw_celery.testing.embedded import end
 
 pytestmark = pytest.mark.slow
 

@@ -14,8 +14,8 @@ from process_pool import waooaw
 from support import Broker, settled, until
 
 from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus
-from waooaw_celery.embedded import end_all, valkey
 from waooaw_celery.ledger.database import upgrade as schema
+from waooaw_celery.testing.embedded import end_all, valkey
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 

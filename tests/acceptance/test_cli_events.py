@@ -14,8 +14,8 @@ import pytest
 from process_pool import waooaw
 from support import Broker, until
 
-from waooaw_celery.embedded import end_all, running
 from waooaw_celery.ledger.database import upgrade as schema
+from waooaw_celery.testing.embedded import end_all, running
 
 ROOT = Path(__file__).parents[2]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from process_pool import waooaw
 
-from waooaw_celery.embedded import free_port
+from waooaw_celery.testing.embedded import free_port
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -17,7 +17,7 @@ from process_pool import waooaw
 from support import until
 
 from waooaw_celery.cli.project.init import FILES
-from waooaw_celery.embedded import running, valkey
+from waooaw_celery.testing.embedded import running, valkey
 
 ROOT = Path(__file__).parents[2]
 #: Seconds for the project's own tests, which start a server and a worker.

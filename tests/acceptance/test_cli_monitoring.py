@@ -20,7 +20,7 @@ from fleet_metrics import parsed
 from process_pool import spawn, waooaw
 from support import until
 
-from waooaw_celery.embedded import end
+from waooaw_celery.testing.embedded import end
 
 PACKAGE = Path(__file__).parents[2] / "waooaw_celery"
 

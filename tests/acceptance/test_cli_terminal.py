@@ -20,12 +20,12 @@ from process_pool import waooaw
 from support import until
 
 from waooaw_celery import AgentApp, EventBus, Message, MessageBus, create_app
-from waooaw_celery.embedded import end, free_port, valkey
 from waooaw_celery.ledger.database import upgrade as schema
 from waooaw_celery.ledger.retention.retention import Retention
 from waooaw_celery.maintenance.erasure import erase
 from waooaw_celery.maintenance.recovery import Recovery
 from waooaw_celery.store.subscriptions import Subscription
+from waooaw_celery.testing.embedded import end, free_port, valkey
 
 #: A subscription of an agent without a worker.
 SUBSCRIPTION = Subscription(agent="absent", name="all", patterns=("order.*",))

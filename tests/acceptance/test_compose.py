@@ -28,13 +28,13 @@ import yaml
 from support import Broker, until
 
 from waooaw_celery import AgentApp
-from waooaw_celery.embedded import free_port, running, valkey
 from waooaw_celery.errors import UnknownAgent
 from waooaw_celery.ledger.database.engine import database_url
 from waooaw_celery.ledger.database.version import check_version
 from waooaw_celery.ledger.trail import MessageAuditTrail
 from waooaw_celery.messages.message import NO_RECIPIENT
 from waooaw_celery.store.connection import connect, store_url
+from waooaw_celery.testing.embedded import free_port, running, valkey
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = ROOT / "docker-compose.yml"

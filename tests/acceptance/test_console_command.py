@@ -24,8 +24,8 @@ from process_pool import spawn, waooaw
 from support import Broker, lone_database, until
 
 from waooaw_celery.agents import EventBus
-from waooaw_celery.embedded import end
 from waooaw_celery.ledger.database import upgrade as schema
+from waooaw_celery.testing.embedded import end
 
 
 @contextmanager

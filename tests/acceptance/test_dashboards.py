@@ -17,11 +17,11 @@ from support import Broker, lone_database, note, until
 from test_alert_rules import known_metrics, named_metrics
 
 from waooaw_celery import AgentApp, Message, MessageBus, Priority
-from waooaw_celery.embedded import valkey
 from waooaw_celery.ledger.database import upgrade as schema
 from waooaw_celery.ledger.workflow_models import WorkflowRow
 from waooaw_celery.messages.receipt import MessageEvent
 from waooaw_celery.monitoring.http_server import MonitoringServer
+from waooaw_celery.testing.embedded import valkey
 
 FOLDER = Path(__file__).parents[2] / "waooaw_celery" / "monitoring" / "dashboards"
 DASHBOARDS: dict[str, dict[str, Any]] = {

@@ -18,7 +18,7 @@ import pytest
 from support import Broker, until
 
 from waooaw_celery import Message, MessageBus, MessageStatus
-from waooaw_celery.embedded import end_all, free_port
+from waooaw_celery.testing.embedded import end_all, free_port
 
 pytestmark = pytest.mark.timeout(400)  # the demo takes half a minute, and minutes on a busy computer
 

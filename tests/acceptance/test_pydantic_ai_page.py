@@ -14,8 +14,8 @@ import pytest
 from support import until
 
 from waooaw_celery import create_app
-from waooaw_celery.embedded import running
 from waooaw_celery.errors import UnknownAgent
+from waooaw_celery.testing.embedded import running
 
 TEXT = (Path(__file__).parents[2] / "docs" / "pydantic-ai.md").read_text()
 

@@ -18,8 +18,8 @@ from support import until
 
 from waooaw_celery import AgentApp, MessageBus, MessageStatus, create_app
 from waooaw_celery.agents import Workflows, WorkflowStatus
-from waooaw_celery.embedded import running
 from waooaw_celery.errors import UnknownAgent
+from waooaw_celery.testing.embedded import running
 
 ROOT = Path(__file__).parents[2]
 #: The pages whose files and ``console`` blocks are run, in the order in which a newcomer reads them.

@@ -29,8 +29,8 @@ from faults.account import PROGRESS, Account, Outcome, verify
 from faults.servers import Server, Valkey
 from faults.stacks import Agents, Plain, Stack, environment, new_name
 from waooaw_celery.broker.dead_letters.queue import DeadLetterQueue
-from waooaw_celery.embedded import end
 from waooaw_celery.ledger.database.engine import database_url
+from waooaw_celery.testing.embedded import end
 
 #: Seconds that anything in another process may take on a busy computer.
 WAIT_SECONDS = 60.0

@@ -16,7 +16,7 @@ from typing import Any
 
 from redis import Redis, RedisError
 
-from waooaw_celery.embedded import DEADLINE_SECONDS, _short_folder, _valkey_binary, end, free_port, spawn
+from waooaw_celery.testing.embedded import DEADLINE_SECONDS, _short_folder, _valkey_binary, end, free_port, spawn
 
 #: The programs of Debian's package. Those in /usr/sbin would switch to another user if run as root.
 RABBITMQ = Path("/usr/lib/rabbitmq/bin")

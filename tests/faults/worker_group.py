@@ -29,7 +29,7 @@ from redis import RedisError
 from faults.app import QUEUE, WORK, make_app
 from faults.servers import Valkey, lone_valkey
 from waooaw_celery.broker.redis.dead_lettering import DEAD_LETTERS_KEY
-from waooaw_celery.embedded import end
+from waooaw_celery.testing.embedded import end
 
 ROOT = Path(__file__).parents[2]
 

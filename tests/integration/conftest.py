@@ -13,9 +13,9 @@ from sqlalchemy import text
 from support import Broker
 
 from waooaw_celery import AgentApp
-from waooaw_celery.embedded import end_all, valkey
 from waooaw_celery.ledger.database import upgrade as schema
 from waooaw_celery.ledger.database.engine import Database, database_url
+from waooaw_celery.testing.embedded import end_all, valkey
 
 Process: TypeAlias = subprocess.Popen[bytes]
 

@@ -10,7 +10,7 @@ from plain_workers import plant
 from proxy import proxied
 from support import until
 
-from waooaw_celery.embedded import valkey
+from waooaw_celery.testing.embedded import valkey
 
 #: Seconds of a lease: longer than the outage, so that no other worker may take the messages.
 LEASE = 40

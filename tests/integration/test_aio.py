@@ -12,9 +12,9 @@ import pytest
 from support import Broker, settled, until
 
 from waooaw_celery import AgentApp, Message, MessageStatus, MessageType, aio
-from waooaw_celery.embedded import end
 from waooaw_celery.errors import RemoteError, UnknownAgent, UnknownMessage
 from waooaw_celery.store.connection import connect, store_url
+from waooaw_celery.testing.embedded import end
 from waooaw_celery.worker.execution import threads as offload
 
 T = TypeVar("T")

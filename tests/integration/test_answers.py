@@ -13,9 +13,9 @@ from support import Broker, until
 
 from waooaw_celery import AgentApp, Message, MessageAuditTrail, MessageBus, MessageStatus, MessageType
 from waooaw_celery import RequestResponseHandler as Requests
-from waooaw_celery.embedded import end_all
 from waooaw_celery.ledger.database import upgrade as schema
 from waooaw_celery.ledger.read.records import AuditRecord
+from waooaw_celery.testing.embedded import end_all
 
 KINDS = ["postgresql", "sqlite", pytest.param("rabbitmq", marks=pytest.mark.rabbitmq)]
 PLAIN, ASYNC = ("probe", ()), ("async_probe", ("-P", "threads", "-c", "20"))

@@ -27,10 +27,10 @@ from waooaw_celery import (
     Priority,
     RequestResponseHandler,
 )
-from waooaw_celery.embedded import end, end_all
 from waooaw_celery.errors import NotStoppable
 from waooaw_celery.ledger.database import upgrade as schema
 from waooaw_celery.messages.queues import AMQP_MAX_PRIORITY, HandlerName
+from waooaw_celery.testing.embedded import end, end_all
 
 Process: TypeAlias = subprocess.Popen[bytes]
 POOLS = {"solo": ("-P", "solo"), "threads": ("-P", "threads", "-c", "2"), "prefork": ("-P", "prefork", "-c", "2")}

@@ -18,8 +18,8 @@ from support import PROBE_FOLDER, Broker, until
 
 from waooaw_celery import AgentApp, Message, MessageBus, RequestResponseHandler, RetryPolicy, aio
 from waooaw_celery.agents import CircuitOpen, InvalidMessage, NoAgentAvailable, RemoteError, RequestTimeout
-from waooaw_celery.embedded import end, end_all
 from waooaw_celery.errors import ConfigurationError
+from waooaw_celery.testing.embedded import end, end_all
 
 #: A breaker that opens after three failures, and stays open for the whole test.
 LIMITS: dict[str, Any] = {"waooaw_breaker_failures": 3, "waooaw_breaker_open_seconds": 600}

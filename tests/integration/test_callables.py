@@ -9,8 +9,8 @@ from support import Broker, until
 
 from waooaw_celery import AgentApp, EventBus, Message, MessageBus, MessageType
 from waooaw_celery import RequestResponseHandler as Requests
-from waooaw_celery.embedded import end
 from waooaw_celery.errors import InvalidArguments
+from waooaw_celery.testing.embedded import end
 
 
 @pytest.fixture(

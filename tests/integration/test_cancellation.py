@@ -20,9 +20,9 @@ from waooaw_celery import (
     MessageStatus,
     RequestResponseHandler,
 )
-from waooaw_celery.embedded import end, end_all
 from waooaw_celery.errors import Cancelled, NotStoppable, UnknownMessage
 from waooaw_celery.messages.receipt import DeliveryReceipt
+from waooaw_celery.testing.embedded import end, end_all
 
 POOLS = {"prefork": ("-P", "prefork"), "threads": ("-P", "threads")}
 #: The workers: pool, and module of the agent.

@@ -17,7 +17,6 @@ from clocks import HOUR, ROOT, environment, run_python, skewed
 from support import PROBE_FOLDER, Broker, lone_database, note, settled, until
 
 from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus, Priority
-from waooaw_celery.embedded import end_all, running
 from waooaw_celery.errors import ClockSkew, StoreUnavailable, UnknownMessage
 from waooaw_celery.ledger.database import upgrade as schema
 from waooaw_celery.ledger.retention.retention import Retention
@@ -26,6 +25,7 @@ from waooaw_celery.messages.queues import HandlerName, system_queue
 from waooaw_celery.messages.receipt import MessageEvent
 from waooaw_celery.store.clock_reading import read, redis_source
 from waooaw_celery.store.connection import connect, store_url
+from waooaw_celery.testing.embedded import end_all, running
 
 DAYS_120 = 120 * 24 * HOUR
 #: Seconds by which times may differ from the expected ones, under load.

@@ -27,11 +27,11 @@ from waooaw_celery.agents import Workflows
 from waooaw_celery.console.access.authentication import Authentication
 from waooaw_celery.console.access.roles import Person, Role
 from waooaw_celery.console.application import ConsoleOptions, create_console
-from waooaw_celery.embedded import valkey
 from waooaw_celery.errors import ConfigurationError
 from waooaw_celery.ledger.database import upgrade as schema
 from waooaw_celery.ledger.operators.actions import ActionOutcome, list_actions
 from waooaw_celery.ledger.trail import MessageAuditTrail
+from waooaw_celery.testing.embedded import valkey
 
 #: The paths of all pages, for ``str.format`` with the facts of the world.
 PATHS = (

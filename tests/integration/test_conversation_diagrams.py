@@ -13,7 +13,6 @@ from test_events import Probes
 from test_workflows import Probe
 
 from waooaw_celery import AgentApp, Message, MessageAuditTrail, MessageBus, MessageStatus
-from waooaw_celery.embedded import end, end_all
 from waooaw_celery.maintenance.diagrams.building import diagram_of
 from waooaw_celery.maintenance.diagrams.mermaid import mermaid
 from waooaw_celery.maintenance.diagrams.model import Arrow, ArrowKind, ConversationDiagram
@@ -22,6 +21,7 @@ from waooaw_celery.maintenance.diagrams.svg.sequence import sequence_svg
 from waooaw_celery.maintenance.diagrams.svg.timeline import timeline_svg
 from waooaw_celery.maintenance.diagrams.tree import tree
 from waooaw_celery.maintenance.diagrams.workflow_ids import workflow_ids
+from waooaw_celery.testing.embedded import end, end_all
 
 
 @pytest.fixture

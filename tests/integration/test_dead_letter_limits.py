@@ -17,10 +17,10 @@ from waooaw_celery import RequestResponseHandler as Requests
 from waooaw_celery.broker.dead_letters.amqp import AmqpDeadLetterStorage
 from waooaw_celery.broker.dead_letters.storage import DeadLetterFilter
 from waooaw_celery.broker.redis.dead_lettering import DEAD_LETTERS_KEY
-from waooaw_celery.embedded import end, valkey
 from waooaw_celery.errors import BrokerUnavailable
 from waooaw_celery.messages.queues import agent_queue
 from waooaw_celery.store.connection import store_url
+from waooaw_celery.testing.embedded import end, valkey
 
 pytestmark = pytest.mark.usefixtures("dead_letters_alone")
 

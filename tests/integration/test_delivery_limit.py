@@ -12,7 +12,7 @@ import pytest
 from support import Broker, settled, until
 
 from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus, RemoteError, RequestResponseHandler
-from waooaw_celery.embedded import end_all
+from waooaw_celery.testing.embedded import end_all
 
 pytestmark = [pytest.mark.rabbitmq, pytest.mark.usefixtures("dead_letters_alone")]
 

@@ -19,7 +19,6 @@ from process_pool import spawn, waooaw
 from support import Broker, lone_database, queue_length, settled, until
 
 from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus, create_app
-from waooaw_celery.embedded import end, end_all
 from waooaw_celery.errors import LedgerMismatch
 from waooaw_celery.ledger.database import upgrade as schema
 from waooaw_celery.ledger.trail import MessageAuditTrail
@@ -29,6 +28,7 @@ from waooaw_celery.maintenance.diagnostics.workers import ledgers_of_the_workers
 from waooaw_celery.maintenance.queue_drop import drop
 from waooaw_celery.maintenance.recovery import Recovery
 from waooaw_celery.messages.receipt import MessageEvent
+from waooaw_celery.testing.embedded import end, end_all
 
 HANDLED = MessageStatus.HANDLED
 #: Heartbeats are frequent, so that what a worker reports is soon visible.

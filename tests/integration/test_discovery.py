@@ -18,8 +18,8 @@ from support import WAIT_SECONDS, Broker, settled, until
 from waooaw_celery import Agent, AgentApp, MessageAuditTrail, MessageBus, MessageStatus
 from waooaw_celery import RequestResponseHandler as Requests
 from waooaw_celery.agents import AgentStatus, CapabilityAddress, Everyone, Health, Registry, aio
-from waooaw_celery.embedded import end_all
 from waooaw_celery.errors import InvalidArguments, InvalidMessage, NoAgentAvailable, UnknownAgent
+from waooaw_celery.testing.embedded import end_all
 
 #: Seconds between two heartbeats of the agents of these tests.
 BEAT = 0.5

@@ -18,10 +18,10 @@ from test_discovery import BEAT, Agents
 from waooaw_celery import AgentApp, MessageBus
 from waooaw_celery import RequestResponseHandler as Requests
 from waooaw_celery.agents import AgentStatus, Health, Registry
-from waooaw_celery.embedded import end_all
 from waooaw_celery.errors import NoAgentAvailable
 from waooaw_celery.store.connection import connect, store_url
 from waooaw_celery.store.keys import StoreKeys
+from waooaw_celery.testing.embedded import end_all
 
 TEXT = {"text": {"body": "a"}}
 pytestmark = pytest.mark.slow

@@ -20,8 +20,8 @@ from test_discovery import BEAT, Agents
 from waooaw_celery import AgentApp
 from waooaw_celery import RequestResponseHandler as Requests
 from waooaw_celery.agents import AgentStatus, Registry
-from waooaw_celery.embedded import end_all, valkey
 from waooaw_celery.store.connection import connect, store_url
+from waooaw_celery.testing.embedded import end_all, valkey
 
 pytestmark = pytest.mark.slow
 

@@ -14,7 +14,7 @@ from support import Broker, lone_database, settled, until
 
 from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus, RemoteError
 from waooaw_celery import RequestResponseHandler as Requests
-from waooaw_celery.embedded import end
+from waooaw_celery.testing.embedded import end
 
 TEXTS = ["one", "two", "three", "four"]
 

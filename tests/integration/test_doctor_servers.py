@@ -13,12 +13,12 @@ from redis import Redis
 from support import until
 
 from waooaw_celery import create_app
-from waooaw_celery.embedded import free_port, valkey
 from waooaw_celery.maintenance.diagnostics import broker as broker_checks
 from waooaw_celery.maintenance.diagnostics.examination import CHECK_SECONDS, examine
 from waooaw_celery.maintenance.diagnostics.finding import Finding, State
 from waooaw_celery.maintenance.diagnostics.permissions import redis_permissions
 from waooaw_celery.maintenance.diagnostics.redis_servers import redis_servers
+from waooaw_celery.testing.embedded import free_port, valkey
 
 
 @pytest.fixture(scope="module")

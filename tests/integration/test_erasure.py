@@ -20,7 +20,6 @@ from support import Broker, lone_database, note, settled, until
 from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus, MessageType, RequestResponseHandler
 from waooaw_celery.agents import Erasure, EventBus, HoldKind, Retention, erase
 from waooaw_celery.broker.dead_letters.dead_letter import read_content
-from waooaw_celery.embedded import end, valkey
 from waooaw_celery.errors import UnknownMessage, WaooawError
 from waooaw_celery.ledger.database import upgrade as schema
 from waooaw_celery.ledger.database.rows import LedgerRow
@@ -30,6 +29,7 @@ from waooaw_celery.messages.message import NO_RECIPIENT
 from waooaw_celery.messages.receipt import MessageEvent
 from waooaw_celery.messages.topics.attributes import EventAttributes
 from waooaw_celery.results.removal import StoredResults
+from waooaw_celery.testing.embedded import end, valkey
 
 
 @dataclass

@@ -15,9 +15,9 @@ from redis import Redis
 
 from waooaw_celery import AgentApp, EventBus, MessageStatus, Priority, create_app
 from waooaw_celery.app.events.delivery import delivery_id, subscriber_messages
-from waooaw_celery.embedded import free_port, valkey
 from waooaw_celery.messages.message import Message
 from waooaw_celery.store.subscriptions import Subscription
+from waooaw_celery.testing.embedded import free_port, valkey
 
 #: Its text has what a template, JSON or a format string could take for its own.
 PAYLOAD = {"text": '100 %s "quoted" \\ {0} é \u2028', "n": [1, None, True]}

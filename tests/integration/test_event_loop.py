@@ -17,8 +17,8 @@ from waooaw_celery import (
     MessageStatus,
     RequestResponseHandler,
 )
-from waooaw_celery.embedded import end_all
 from waooaw_celery.errors import RemoteError
+from waooaw_celery.testing.embedded import end_all
 
 POOLS = {
     "prefork": ("-P", "prefork", "-c", "2"),

@@ -28,10 +28,10 @@ from waooaw_celery import (
     aio,
 )
 from waooaw_celery.agents.bus import Everyone
-from waooaw_celery.embedded import end_all
 from waooaw_celery.errors import InvalidMessage, SchemaViolation, UnknownAgent, UnknownSubscription
 from waooaw_celery.ledger.events.event_log import EventLog
 from waooaw_celery.store.subscriptions import CACHE_SECONDS
+from waooaw_celery.testing.embedded import end_all
 
 
 class Probes:

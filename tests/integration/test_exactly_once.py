@@ -13,9 +13,9 @@ from sqlalchemy import text
 from support import Broker, queue_length, settled, until
 
 from waooaw_celery import Agent, AgentApp, Message, MessageBus, MessageStatus, MessageType, RequestResponseHandler
-from waooaw_celery.embedded import end_all
 from waooaw_celery.errors import ConfigurationError
 from waooaw_celery.messages.queues import HandlerName
+from waooaw_celery.testing.embedded import end_all
 from waooaw_celery.worker.health.startup_checks import check_once
 
 Start = Callable[..., str]

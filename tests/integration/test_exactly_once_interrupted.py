@@ -24,10 +24,10 @@ from waooaw_celery import (
     MessageType,
     RequestResponseHandler,
 )
-from waooaw_celery.embedded import end_all
 from waooaw_celery.errors import AuditUnavailable
 from waooaw_celery.ledger.inbox import is_effect_committed
 from waooaw_celery.messages.receipt import MessageEvent
+from waooaw_celery.testing.embedded import end_all
 
 #: Its tests list dead letters: those of RabbitMQ are shared.
 pytestmark = pytest.mark.usefixtures("dead_letters_alone")

@@ -13,8 +13,8 @@ from sqlalchemy import text
 from support import Broker, settled
 
 from waooaw_celery import AgentApp, Message, MessageAuditTrail, MessageBus, MessageStatus, RequestResponseHandler
-from waooaw_celery.embedded import end_all
 from waooaw_celery.messages.receipt import MessageEvent
+from waooaw_celery.testing.embedded import end_all
 
 #: Worker options: more concurrent handlers than database connections.
 POOLS = {"threads": ("-P", "threads", "-c", "20"), "gevent": ("-P", "gevent", "-c", "20"), "prefork": ("-c", "2")}

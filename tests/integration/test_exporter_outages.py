@@ -14,9 +14,9 @@ from proxy import proxied
 from support import Broker, until
 
 from waooaw_celery import AgentApp, Message, MessageBus
-from waooaw_celery.embedded import valkey
 from waooaw_celery.ledger.database import upgrade as schema
 from waooaw_celery.maintenance.fleet.exporter import Exporter
+from waooaw_celery.testing.embedded import valkey
 
 #: The sources that need the database, and those that do not.
 OF_LEDGER, OF_BROKER = ("store", "messages", "ledger", "workflows"), ("broker", "dead_letters")

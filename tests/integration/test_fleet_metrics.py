@@ -12,13 +12,13 @@ import pytest
 from fleet_metrics import exporting, scraped, send
 from support import Broker, lone_database, until
 
-from waooaw_celery.embedded import free_port, valkey
 from waooaw_celery.ledger.database import upgrade as schema
 from waooaw_celery.ledger.database.engine import database_url
 from waooaw_celery.maintenance.fleet import metrics
 from waooaw_celery.maintenance.fleet.agents import MAX_CLOCKS, AgentReader
 from waooaw_celery.maintenance.fleet.known_agents import KnownAgents
 from waooaw_celery.maintenance.fleet.queues import MAX_SENDERS
+from waooaw_celery.testing.embedded import free_port, valkey
 
 
 @pytest.mark.parametrize("kind", ["plain", "ledgered"])

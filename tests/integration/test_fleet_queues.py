@@ -13,7 +13,6 @@ from support import Broker, lone_database, until
 from test_message_groups import KEYED, Probe
 
 from waooaw_celery import Priority
-from waooaw_celery.embedded import end_all
 from waooaw_celery.ledger.database import upgrade as schema
 from waooaw_celery.maintenance.fleet import metrics
 from waooaw_celery.maintenance.fleet.dead_letters import MAX_READ, NOT_READ, DeadLetterReader
@@ -22,6 +21,7 @@ from waooaw_celery.maintenance.fleet.messages import MessageReader
 from waooaw_celery.maintenance.fleet.queues import UNKNOWN, QueueReader
 from waooaw_celery.maintenance.fleet.samples import INVALID, OTHER
 from waooaw_celery.messages.message import ENVELOPE_HEADER
+from waooaw_celery.testing.embedded import end_all
 
 
 def test_waiting_messages_by_agent_and_priority(ledgered: Broker) -> None:

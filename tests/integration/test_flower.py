@@ -21,8 +21,8 @@ from support import Broker, settled, until
 
 from waooaw_celery import Message, MessageBus, MessageStatus, RequestResponseHandler
 from waooaw_celery.cli.monitoring.flower import check_loopback, checked_users
-from waooaw_celery.embedded import end, free_port, valkey
 from waooaw_celery.errors import ConfigurationError, RemoteError
+from waooaw_celery.testing.embedded import end, free_port, valkey
 
 pytest.importorskip("flower")
 

@@ -15,11 +15,11 @@ from redis import Redis
 from support import Broker, settled, until
 
 from waooaw_celery import AgentApp, MessageBus, MessageStatus, RequestResponseHandler
-from waooaw_celery.embedded import end, valkey
 from waooaw_celery.errors import StoreUnavailable
 from waooaw_celery.ledger.database import upgrade as schema
 from waooaw_celery.ledger.trail import MessageAuditTrail
 from waooaw_celery.messages.receipt import DeliveryReceipt
+from waooaw_celery.testing.embedded import end, valkey
 
 #: Its tests list dead letters: those of RabbitMQ are shared.
 pytestmark = pytest.mark.usefixtures("dead_letters_alone")

@@ -15,8 +15,8 @@ from support import Broker, pid_of, settled, until
 
 from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus
 from waooaw_celery.broker.dead_letters.dead_letter import DeadLetter
-from waooaw_celery.embedded import end
 from waooaw_celery.messages.queues import agent_queue
+from waooaw_celery.testing.embedded import end
 
 pytestmark = [pytest.mark.rabbitmq, pytest.mark.usefixtures("dead_letters_alone")]
 

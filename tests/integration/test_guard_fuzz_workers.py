@@ -19,9 +19,9 @@ from redis import Redis
 from support import Broker, pid_of, until
 
 from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus, RequestResponseHandler
-from waooaw_celery.embedded import end, valkey
 from waooaw_celery.messages.queues import agent_queue, queue_depth
 from waooaw_celery.store.connection import store_url
+from waooaw_celery.testing.embedded import end, valkey
 
 pytestmark = pytest.mark.usefixtures("dead_letters_alone")
 

@@ -18,8 +18,8 @@ from process_pool import spawn
 from support import PROBE_FOLDER, Broker, until
 
 from waooaw_celery import AgentApp, create_app
-from waooaw_celery.embedded import end_all
 from waooaw_celery.errors import DecodingFailed
+from waooaw_celery.testing.embedded import end_all
 from waooaw_celery.wire.caps import MIB
 
 #: JSON texts that this package refuses: too many values, too large, not a number, too deep, a key twice.

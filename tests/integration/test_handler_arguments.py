@@ -12,9 +12,9 @@ from support import Broker, settled, until
 
 from waooaw_celery import AgentApp, MessageBus, MessageStatus, RequestResponseHandler
 from waooaw_celery import aio as aio_api
-from waooaw_celery.embedded import end
 from waooaw_celery.errors import InvalidArguments, InvalidMessage, RemoteError, UnknownMessage
 from waooaw_celery.messages.queues import AMQP_MAX_PRIORITY
+from waooaw_celery.testing.embedded import end
 
 KINDS = ["plain", "awaited", "generated", "generated_async", "bound", "automatic"]
 POOLS = ["ledger prefork", "ledger threads", "ledger solo", "ledger gevent"]

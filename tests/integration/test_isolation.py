@@ -22,13 +22,13 @@ from sqlalchemy.engine import make_url
 from support import Broker, lone_database, settled, until
 
 from waooaw_celery import AgentApp, EventBus, Message, MessageBus, MessageStatus, RequestResponseHandler
-from waooaw_celery.embedded import end_all, free_port, valkey
 from waooaw_celery.errors import ConfigurationError
 from waooaw_celery.ledger.database import upgrade as schema
 from waooaw_celery.ledger.database.engine import Database
 from waooaw_celery.messages.topics.schemas import TopicSchema
 from waooaw_celery.store.keys import key_prefix
 from waooaw_celery.store.subscriptions import Subscription
+from waooaw_celery.testing.embedded import end_all, free_port, valkey
 
 PREFIX = "lab:"
 OPTIONS: dict[str, Any] = {"broker_transport_options": {"global_keyprefix": PREFIX}}

@@ -18,9 +18,9 @@ import pytest
 from support import PROBE_FOLDER, Broker, settled, until
 
 from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus, MessageType, RequestResponseHandler
-from waooaw_celery.embedded import end
 from waooaw_celery.errors import RemoteError
 from waooaw_celery.monitoring.json_log import JsonFormatter, note_facts
+from waooaw_celery.testing.embedded import end
 
 CONFIDENTIAL = "born-1815-in-london"
 HOSTILE = 'first\n{"level": "FORGED"}\n[2026-11-28 23:00:00: ERROR] forged \x1b[2J\x9b31m\u202e"\\'

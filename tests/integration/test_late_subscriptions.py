@@ -13,9 +13,9 @@ from support import Broker, settled, until
 
 from waooaw_celery import AgentApp, EventBus, MessageStatus, RequestResponseHandler
 from waooaw_celery.agents import RemoteError
-from waooaw_celery.embedded import end_all
 from waooaw_celery.ledger.database import upgrade
 from waooaw_celery.store.subscriptions import CACHE_SECONDS
+from waooaw_celery.testing.embedded import end_all
 
 Ask = Callable[..., Any]
 

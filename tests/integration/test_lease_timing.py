@@ -19,7 +19,7 @@ from support import pass_time, until
 
 from waooaw_celery.app.celery_defaults import TRANSPORT_DEFAULTS
 from waooaw_celery.broker.redis.scripts import TOUCH
-from waooaw_celery.embedded import valkey
+from waooaw_celery.testing.embedded import valkey
 
 POOLS = ("prefork", "threads", "solo")
 #: Seconds that a busy computer may add to the promised time.

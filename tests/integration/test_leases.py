@@ -20,9 +20,9 @@ from support import Broker, settled, until
 
 from waooaw_celery import Message, MessageBus, MessageStatus
 from waooaw_celery.broker.redis.dead_lettering import DEAD_LETTERS_KEY
-from waooaw_celery.embedded import end_all
 from waooaw_celery.messages.queues import agent_queue
 from waooaw_celery.store.connection import store_url
+from waooaw_celery.testing.embedded import end_all
 
 #: A sitecustomize module, which Python imports first: it sets the clock of a process ahead.
 SKEW = """

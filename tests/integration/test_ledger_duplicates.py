@@ -22,11 +22,11 @@ from waooaw_celery import (
     RequestResponseHandler,
     RetentionPolicy,
 )
-from waooaw_celery.embedded import end_all
 from waooaw_celery.errors import InvalidMessage
 from waooaw_celery.ledger.database import upgrade as schema
 from waooaw_celery.messages.queues import HandlerName
 from waooaw_celery.messages.receipt import MessageEvent
+from waooaw_celery.testing.embedded import end_all
 
 KINDS = ["valkey-postgresql", "valkey-sqlite", "valkey-redis"] + [
     pytest.param(kind, marks=pytest.mark.rabbitmq) for kind in ("rabbitmq-postgresql", "rabbitmq-redis")

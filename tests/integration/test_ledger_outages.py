@@ -12,7 +12,6 @@ from postgres_server import Server
 from support import Broker, queue_length, until
 
 from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus, RequestResponseHandler
-from waooaw_celery.embedded import end
 from waooaw_celery.errors import AuditUnavailable, UnknownMessage
 from waooaw_celery.ledger.database import upgrade as schema
 from waooaw_celery.ledger.database.rows import WITHDRAWN, message_row, withdrawal_row
@@ -20,6 +19,7 @@ from waooaw_celery.ledger.trail import MessageAuditTrail
 from waooaw_celery.ledger.write import spool_drain
 from waooaw_celery.maintenance.recovery import Recovery
 from waooaw_celery.messages.enums import RetentionPolicy
+from waooaw_celery.testing.embedded import end
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,6 @@ from sqlalchemy import select
 from support import Broker, settled, until
 
 from waooaw_celery import Message, MessageBus, MessageStatus
-from waooaw_celery.embedded import running
 from waooaw_celery.ledger.database import upgrade as schema
 from waooaw_celery.ledger.database.engine import Database, database_url
 from waooaw_celery.ledger.database.models import MessageEventRow
@@ -30,6 +29,7 @@ from waooaw_celery.ledger.write.spool.file_lock import FileLock
 from waooaw_celery.ledger.write.spool.spool import Spool, SpoolUnavailable
 from waooaw_celery.messages.receipt import MessageEvent, MessageFact
 from waooaw_celery.settings import AuditMode
+from waooaw_celery.testing.embedded import running
 
 PAGE = 4096
 #: Rows in a spool before it is damaged: about twenty pages.

@@ -21,7 +21,6 @@ import pytest
 from spooled_ledger import DAYS_90, new_message, open_ledger
 from support import Broker, note, until
 
-from waooaw_celery.embedded import running
 from waooaw_celery.errors import AuditUnavailable, ConfigurationError
 from waooaw_celery.ledger.database import upgrade as schema
 from waooaw_celery.ledger.database.engine import database_url
@@ -33,6 +32,7 @@ from waooaw_celery.ledger.write.spool_drain import STRAY_SECONDS
 from waooaw_celery.messages.enums import RetentionPolicy
 from waooaw_celery.messages.receipt import MessageEvent, MessageFact
 from waooaw_celery.settings import AuditMode
+from waooaw_celery.testing.embedded import running
 
 #: The start of a test program. Its arguments are the ledger's URL, the spool's folder, and those of the test.
 _PROGRAM = """

@@ -26,9 +26,9 @@ from waooaw_celery import (
     aio,
 )
 from waooaw_celery.app.publishing import publisher as publisher_module
-from waooaw_celery.embedded import end_all
 from waooaw_celery.errors import InvalidMessage, NoHandler, StoreUnavailable, UnknownAgent
 from waooaw_celery.ledger import refusals as refusals_module
+from waooaw_celery.testing.embedded import end_all
 
 Limited = Callable[..., AgentApp]
 

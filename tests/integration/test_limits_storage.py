@@ -19,7 +19,6 @@ from redis.exceptions import ResponseError
 from support import until
 
 from waooaw_celery import MessageType, Priority, RateLimiter, RateLimitExceeded
-from waooaw_celery.embedded import free_port, valkey
 from waooaw_celery.errors import StoreUnavailable
 from waooaw_celery.limits.grammar import parse_quota
 from waooaw_celery.limits.memory import MemoryStorage
@@ -27,6 +26,7 @@ from waooaw_celery.limits.redis import DEADLINE_SECONDS, PAUSE_SECONDS, RedisSto
 from waooaw_celery.limits.rules import MAX_PERIOD, Demand, Quota, Rule, demands_by_scope
 from waooaw_celery.limits.storage import LimitStorage
 from waooaw_celery.store.connection import connect, store_url
+from waooaw_celery.testing.embedded import free_port, valkey
 
 #: Windows of a minute and longer: Redis expires counters by its own clock, which these tests cannot move.
 QUOTAS = [

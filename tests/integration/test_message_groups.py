@@ -16,10 +16,10 @@ import pytest
 from support import Broker, queue_length, settled, until
 
 from waooaw_celery import Message, MessageBus, MessageStatus, MessageType, Priority
-from waooaw_celery.embedded import end_all
 from waooaw_celery.errors import QueueFull
 from waooaw_celery.maintenance.queue_drop import drop
 from waooaw_celery.maintenance.recovery import Recovery
+from waooaw_celery.testing.embedded import end_all
 
 Process: TypeAlias = subprocess.Popen[bytes]
 KEYED = {"key": "payload.key"}

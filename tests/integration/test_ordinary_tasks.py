@@ -15,8 +15,8 @@ from process_pool import spawn
 from support import PROBE_FOLDER, Broker, until
 
 from waooaw_celery import AgentApp, Message, MessageBus, RequestResponseHandler
-from waooaw_celery.embedded import end_all
 from waooaw_celery.errors import UnknownAgent, UnknownMethod
+from waooaw_celery.testing.embedded import end_all
 
 
 @pytest.fixture(params=["plain", "ours"])

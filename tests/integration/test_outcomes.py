@@ -19,12 +19,12 @@ from support import Broker, lone_database, settled, until
 
 from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus, MessageType, create_app
 from waooaw_celery import RequestResponseHandler as Requests
-from waooaw_celery.embedded import end_all, valkey
 from waooaw_celery.errors import RemoteError
 from waooaw_celery.ledger.database import upgrade as schema
 from waooaw_celery.ledger.read.records import AuditEvent
 from waooaw_celery.ledger.trail import MessageAuditTrail
 from waooaw_celery.messages.queues import agent_queue
+from waooaw_celery.testing.embedded import end_all, valkey
 
 ROOT = Path(__file__).parents[2]
 

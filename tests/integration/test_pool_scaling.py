@@ -16,7 +16,7 @@ from support import Broker, pass_time, until
 
 from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus, RequestResponseHandler, aio
 from waooaw_celery.agents import AgentPool, InvalidMessage, NotScalable, NoWorker, UnknownAgent
-from waooaw_celery.embedded import end_all
+from waooaw_celery.testing.embedded import end_all
 
 pytestmark = pytest.mark.slow
 

@@ -15,13 +15,13 @@ from sqlalchemy import insert
 from support import Broker, lone_database, settled
 
 from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus, RequestResponseHandler
-from waooaw_celery.embedded import end
 from waooaw_celery.errors import AuditUnavailable
 from waooaw_celery.ledger.database import upgrade as schema
 from waooaw_celery.ledger.database.engine import Database, database_url
 from waooaw_celery.ledger.database.models import AgentRow
 from waooaw_celery.ledger.database.timeouts import DEADLINE_SECONDS
 from waooaw_celery.ledger.write.pipeline import PipelinedConnection
+from waooaw_celery.testing.embedded import end
 
 
 @pytest.fixture

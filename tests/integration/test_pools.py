@@ -10,9 +10,9 @@ import pytest
 from support import Broker, settled, until
 
 from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus, RequestResponseHandler
-from waooaw_celery.embedded import end
 from waooaw_celery.errors import RemoteError
 from waooaw_celery.ledger.trail import MessageAuditTrail
+from waooaw_celery.testing.embedded import end
 
 POOLS = ("solo", "threads", "prefork", "gevent")
 #: The kinds of handler functions.

@@ -6,7 +6,7 @@ import pytest
 from support import Broker, settled
 
 from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus, RequestResponseHandler
-from waooaw_celery.embedded import end
+from waooaw_celery.testing.embedded import end
 
 
 @pytest.mark.slow

@@ -13,8 +13,8 @@ from support import Broker, until
 from test_workflow_crashes import LEASE
 from test_workflows import Probe
 
-from waooaw_celery.embedded import end
 from waooaw_celery.errors import WorkflowFailed
+from waooaw_celery.testing.embedded import end
 from waooaw_celery.workflows.states import StepStatus, WorkflowStatus
 
 MODULE = "pydantic_ai_failures_probe"

@@ -17,10 +17,10 @@ from waooaw_celery import AgentApp, Message, MessageAuditTrail, MessageBus, Mess
 from waooaw_celery import RequestResponseHandler as Requests
 from waooaw_celery.broker.waiting import amqp as amqp_module
 from waooaw_celery.broker.waiting import redis as redis_module
-from waooaw_celery.embedded import end_all
 from waooaw_celery.errors import Cancelled
 from waooaw_celery.maintenance.queue_drop import drop
 from waooaw_celery.messages.queues import agent_queue, queue_depth
+from waooaw_celery.testing.embedded import end_all
 
 pytestmark = pytest.mark.usefixtures("dead_letters_alone")
 

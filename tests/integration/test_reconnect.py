@@ -11,7 +11,7 @@ from redis import Redis
 from support import Broker, settled, until
 
 from waooaw_celery import Message, MessageBus, MessageStatus
-from waooaw_celery.embedded import end, valkey
+from waooaw_celery.testing.embedded import end, valkey
 
 OPTIONS = {"visibility_timeout": 2, "unacked_restore_interval": 0.5}
 

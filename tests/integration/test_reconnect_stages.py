@@ -14,7 +14,7 @@ from redis import Redis
 from support import Broker, until
 
 from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus
-from waooaw_celery.embedded import end
+from waooaw_celery.testing.embedded import end
 
 OPTIONS = {"visibility_timeout": 2, "unacked_restore_interval": 0.5}
 #: The countdown of delayed messages in seconds: longer than a lease.

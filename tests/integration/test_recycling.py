@@ -13,7 +13,7 @@ import pytest
 from support import Broker
 
 from waooaw_celery import AgentApp, RequestResponseHandler
-from waooaw_celery.embedded import end_all
+from waooaw_celery.testing.embedded import end_all
 
 OBJECTS = 1_000_000
 MESSAGES = 12

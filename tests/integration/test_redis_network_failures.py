@@ -22,7 +22,7 @@ from redis_channels import Broker, Reader, new_queue, queue_items, send
 from support import until
 
 from waooaw_celery.broker.redis.scripts import CLAIM, PUBLISH
-from waooaw_celery.embedded import free_port, running, valkey
+from waooaw_celery.testing.embedded import free_port, running, valkey
 
 TIMEOUTS = {"socket_timeout": 3.0, "socket_connect_timeout": 2.0}
 #: Short leases: the messages of a lost reply come back soon.

@@ -16,7 +16,7 @@ from proxy import Proxy, proxied
 from redis_channels import Broker, Reader, new_queue, send
 from support import until
 
-from waooaw_celery.embedded import valkey
+from waooaw_celery.testing.embedded import valkey
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ from redis import Redis
 from support import Broker, settled, until
 
 from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus, RateLimiter, RequestResponseHandler
-from waooaw_celery.embedded import end, free_port, valkey
 from waooaw_celery.errors import BrokerUnavailable, StoreUnavailable, WaooawError
+from waooaw_celery.testing.embedded import end, free_port, valkey
 
 
 @pytest.fixture(scope="module")

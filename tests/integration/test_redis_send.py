@@ -12,7 +12,6 @@ from redis import Redis
 from support import settled
 
 from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus, create_app
-from waooaw_celery.embedded import free_port, valkey
 from waooaw_celery.errors import (
     BrokerUnavailable,
     InvalidMessage,
@@ -21,6 +20,7 @@ from waooaw_celery.errors import (
     StoreUnavailable,
     UnknownMessage,
 )
+from waooaw_celery.testing.embedded import free_port, valkey
 
 NAME = "one-trip"
 

@@ -13,7 +13,7 @@ from redis.exceptions import RedisError
 from redis_channels import Broker, Reader, new_queue, send
 from support import until
 
-from waooaw_celery.embedded import _valkey_binary, free_port, running, valkey
+from waooaw_celery.testing.embedded import _valkey_binary, free_port, running, valkey
 
 MASTER = {"master_name": "agents", "sentinel_kwargs": {"socket_timeout": 2.0}}
 

@@ -20,7 +20,7 @@ from redis_channels import SEPARATOR, Broker, Reader, new_queue, queue_items, se
 from support import until
 
 from waooaw_celery.broker.redis.leases.restore import restore_overdue
-from waooaw_celery.embedded import free_port, valkey
+from waooaw_celery.testing.embedded import free_port, valkey
 
 both = pytest.mark.parametrize("kind", ["ours", "kombu"])
 

@@ -18,7 +18,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 from support import until
 
-from waooaw_celery.embedded import running, valkey
+from waooaw_celery.testing.embedded import running, valkey
 
 both = pytest.mark.parametrize("kind", ["ours", "kombu"])
 FAST = {"health_check_interval": 1, "socket_timeout": 3.0}
@@ -160,7 +160,7 @@ class PersistentServer:
 
     def start(self) -> None:
         """Start the server, and wait until it has loaded its data."""
-        from waooaw_celery.embedded import _valkey_binary
+        from waooaw_celery.testing.embedded import _valkey_binary
 
         command = [str(_valkey_binary()), "--port", "0", "--unixsocket", self.path, "--dir", self._folder]
         command += ["--appendonly", "yes", "--appendfsync", "always", "--save", ""]

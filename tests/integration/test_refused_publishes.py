@@ -13,8 +13,8 @@ from redis import Redis
 from support import Broker, settled, until
 
 from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus, RequestResponseHandler
-from waooaw_celery.embedded import end
 from waooaw_celery.errors import BrokerUnavailable, UnknownMessage
+from waooaw_celery.testing.embedded import end
 
 THREADS = 20
 

@@ -13,9 +13,9 @@ from support import Broker, settled, until
 
 from waooaw_celery import AgentApp, Message, MessageAuditTrail, MessageBus, MessageStatus, MessageType
 from waooaw_celery import RequestResponseHandler as Requests
-from waooaw_celery.embedded import end_all
 from waooaw_celery.errors import RemoteError, RequestError, UnknownMethod
 from waooaw_celery.messages.reply_to import REPLY_TO_HEADER
+from waooaw_celery.testing.embedded import end_all
 
 
 @pytest.fixture(scope="module", params=["prefork", "async on prefork", "async on threads"])

@@ -18,9 +18,9 @@ from support import PROBE_FOLDER, Broker, settled, until
 
 from waooaw_celery import AgentApp, MessageAuditTrail, MessageStatus
 from waooaw_celery import RequestResponseHandler as Requests
-from waooaw_celery.embedded import end, end_all
 from waooaw_celery.errors import RequestTimeout
 from waooaw_celery.messages.receipt import MessageEvent
+from waooaw_celery.testing.embedded import end, end_all
 
 #: Seconds within which a handler ends after its deadline. Without one, it would run for 20 s.
 SOON = 5.0

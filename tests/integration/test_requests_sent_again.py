@@ -12,7 +12,7 @@ from support import Broker
 
 from waooaw_celery import AgentApp, MessageType, RemoteError, RequestResponseHandler, RetryPolicy, aio
 from waooaw_celery.agents import BrokerUnavailable, InvalidArguments, MessageAuditTrail, RequestTimeout
-from waooaw_celery.embedded import end_all
+from waooaw_celery.testing.embedded import end_all
 
 THRICE = RetryPolicy(attempts=3, first_delay=0.05, factor=1, jitter=False)
 

@@ -14,7 +14,7 @@ from support import Broker, until
 
 from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus, MessageType, RemoteError
 from waooaw_celery import RequestResponseHandler as Requests
-from waooaw_celery.embedded import end
+from waooaw_celery.testing.embedded import end
 
 pytestmark = pytest.mark.usefixtures("dead_letters_alone")
 

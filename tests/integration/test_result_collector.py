@@ -18,9 +18,9 @@ from support import Broker, until
 
 from waooaw_celery import AgentApp, Message, MessageBus, aio
 from waooaw_celery import RequestResponseHandler as Requests
-from waooaw_celery.embedded import end
 from waooaw_celery.errors import BackendUnavailable, RequestTimeout
 from waooaw_celery.results import source
+from waooaw_celery.testing.embedded import end
 
 #: Seconds by which a call may exceed its timeout on a busy computer: less than the socket timeout of 3 s.
 LATE = 2.5

@@ -11,9 +11,9 @@ from support import Broker, settled
 
 from waooaw_celery import AgentApp, EventBus, Message, MessageBus, MessageStatus, MessageType
 from waooaw_celery import RequestResponseHandler as Requests
-from waooaw_celery.embedded import end
 from waooaw_celery.errors import RemoteError
 from waooaw_celery.ledger.trail import MessageAuditTrail
+from waooaw_celery.testing.embedded import end
 
 pytestmark = pytest.mark.usefixtures("dead_letters_alone")
 

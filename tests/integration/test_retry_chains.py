@@ -13,8 +13,8 @@ from support import Broker, settled
 
 from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus, aio
 from waooaw_celery import RequestResponseHandler as Requests
-from waooaw_celery.embedded import end_all
 from waooaw_celery.errors import RemoteError
+from waooaw_celery.testing.embedded import end_all
 
 #: The kinds of methods.
 KINDS = ("plain", "coroutine", "generator", "async_generator")

@@ -17,11 +17,11 @@ import pytest
 from support import PROBE_FOLDER, Broker
 
 from waooaw_celery import AgentApp, EventBus, aio
-from waooaw_celery.embedded import end
 from waooaw_celery.errors import SchemaConflict
 from waooaw_celery.ledger.database import upgrade
 from waooaw_celery.messages.topics.schemas import SchemaCheck, TopicSchema
 from waooaw_celery.store.subscriptions import Subscription
+from waooaw_celery.testing.embedded import end
 
 ONE: dict[str, Any] = {"required": ["n"]}
 OTHER: dict[str, Any] = {"required": ["m"]}

@@ -19,9 +19,9 @@ from redis import Redis
 from support import PROBE_FOLDER, WAIT_SECONDS, until
 
 from waooaw_celery import Agent, AgentApp, create_app
-from waooaw_celery.embedded import end_all, valkey
 from waooaw_celery.errors import ConfigurationError
 from waooaw_celery.store.connection import store_url
+from waooaw_celery.testing.embedded import end_all, valkey
 from waooaw_celery.worker.health.startup_checks import check_broker, check_queues
 
 

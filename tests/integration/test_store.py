@@ -13,11 +13,11 @@ import redis
 from support import Broker, note, until
 
 from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus, RequestResponseHandler
-from waooaw_celery.embedded import valkey
 from waooaw_celery.errors import BackendUnavailable, BrokerUnavailable, StoreUnavailable, UnknownMessage
 from waooaw_celery.ledger.database import upgrade as schema
 from waooaw_celery.messages.receipt import SWEEP_GRACE, MessageEvent
 from waooaw_celery.store.connection import connect, store_url
+from waooaw_celery.testing.embedded import valkey
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from support import Broker
 
 from waooaw_celery import AgentApp, aio
 from waooaw_celery import RequestResponseHandler as Requests
-from waooaw_celery.embedded import end_all
 from waooaw_celery.errors import RemoteError, RequestTimeout, StreamBroken, UnknownMethod
+from waooaw_celery.testing.embedded import end_all
 
 BACKENDS = ["redis", pytest.param("rpc", marks=pytest.mark.rabbitmq)]
 

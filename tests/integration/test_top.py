@@ -25,9 +25,9 @@ from support import until
 
 from waooaw_celery import AgentApp, Message, MessageBus, create_app
 from waooaw_celery.discovery.health.state import DISCOVERY_FACT, Health, WorkerFacts
-from waooaw_celery.embedded import end
 from waooaw_celery.maintenance.top.frame import Attention
 from waooaw_celery.maintenance.top.reader import TopReader
+from waooaw_celery.testing.embedded import end
 
 
 @pytest.fixture(scope="module")

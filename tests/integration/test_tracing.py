@@ -19,7 +19,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from support import Broker, until
 
 from waooaw_celery import MessageAuditTrail, MessageBus
-from waooaw_celery.embedded import end_all
+from waooaw_celery.testing.embedded import end_all
 
 FOLDER = Path(__file__).parent
 #: Each way of sending, and the note of its handler.

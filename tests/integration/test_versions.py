@@ -18,8 +18,8 @@ from support import WAIT_SECONDS, Broker, queue_length, settled, until
 
 from waooaw_celery import AgentApp, EventBus, Message, MessageBus, MessageStatus, MessageType
 from waooaw_celery import RequestResponseHandler as Requests
-from waooaw_celery.embedded import end_all
 from waooaw_celery.errors import UnknownMethod
+from waooaw_celery.testing.embedded import end_all
 
 CALLS = 50
 

@@ -15,10 +15,10 @@ from support import Broker, until
 from waooaw_celery import AgentApp, Message, MessageBus, Priority, aio, create_app
 from waooaw_celery.app import waiting as waiting_module
 from waooaw_celery.cli import waooaw
-from waooaw_celery.embedded import free_port
 from waooaw_celery.errors import BrokerUnavailable, ConfigurationError, InvalidMessage, UnknownAgent
 from waooaw_celery.ledger.database import upgrade as schema
 from waooaw_celery.messages.queues import QueueDepth
+from waooaw_celery.testing.embedded import free_port
 
 SENT = ("boss", Priority.URGENT, 1), ("boss", Priority.LOW, 2), ("planner", Priority.NORMAL, 1)
 BY_PRIORITY = {Priority.URGENT: 1, Priority.HIGH: 0, Priority.NORMAL: 1, Priority.LOW: 2}

@@ -15,7 +15,7 @@ from selection import takes_long
 from support import Broker, settled, until
 
 from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus, MessageType
-from waooaw_celery.embedded import end
+from waooaw_celery.testing.embedded import end
 from waooaw_celery.worker.health.stall_exit import EXIT_STALLED
 
 Start: TypeAlias = Callable[..., tuple[str, subprocess.Popen[bytes]]]

@@ -25,10 +25,10 @@ from redis import Redis
 from support import PROBE_FOLDER, Broker, settled, until
 
 from waooaw_celery import AgentApp, Message, MessageAuditTrail, MessageBus, MessageStatus, RequestResponseHandler
-from waooaw_celery.embedded import end, spawn
 from waooaw_celery.errors import ConfigurationError, InvalidMessage, RemoteError, UnknownMessage
 from waooaw_celery.messages.queues import agent_queue
 from waooaw_celery.store.connection import store_url
+from waooaw_celery.testing.embedded import end, spawn
 from waooaw_celery.wire.encryption import CONTENT_TYPE
 
 RICH = {

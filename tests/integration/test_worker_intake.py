@@ -20,10 +20,10 @@ from process_pool import waooaw
 from support import Broker, pass_time, queue_length, until
 
 from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus, MessageType
-from waooaw_celery.embedded import end
 from waooaw_celery.errors import StoreUnavailable
 from waooaw_celery.ledger.database import upgrade as schema
 from waooaw_celery.maintenance.recovery import Recovery
+from waooaw_celery.testing.embedded import end
 
 RABBITMQ = pytest.mark.rabbitmq
 #: Messages to each kind of handler.

@@ -14,8 +14,8 @@ import pytest
 from support import Broker, settled, until
 
 from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus, RequestResponseHandler
-from waooaw_celery.embedded import end
 from waooaw_celery.errors import RemoteError
+from waooaw_celery.testing.embedded import end
 
 CONFIDENTIAL = "born-1815-in-london"
 FORGED = "[2026-11-28 23:00:00: ERROR] forged"

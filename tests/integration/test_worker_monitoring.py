@@ -23,9 +23,9 @@ from process_pool import spawn, waooaw
 from support import Broker, until
 
 from waooaw_celery import Message, MessageBus, MessageType
-from waooaw_celery.embedded import end_all
 from waooaw_celery.ledger.database import upgrade as schema
 from waooaw_celery.ledger.database.engine import Database, database_url
+from waooaw_celery.testing.embedded import end_all
 
 
 class Probe:

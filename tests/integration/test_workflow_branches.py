@@ -14,8 +14,8 @@ from support import Broker, pass_time, until
 from test_workflows import Probe
 
 from waooaw_celery.agents import TaskGraph, result_of
-from waooaw_celery.embedded import end
 from waooaw_celery.errors import InvalidMessage, WorkflowFailed
+from waooaw_celery.testing.embedded import end
 from waooaw_celery.workflows.states import WorkflowStatus
 
 

@@ -17,12 +17,12 @@ from test_workflows import Probe
 
 from waooaw_celery.agents import TaskGraph, result_of
 from waooaw_celery.aio import Workflows as AsyncWorkflows
-from waooaw_celery.embedded import end
 from waooaw_celery.errors import InvalidMessage, WorkflowConflict, WorkflowFailed
 from waooaw_celery.ledger.retention.erasure import erase_rows
 from waooaw_celery.ledger.retention.holds import HoldKind
 from waooaw_celery.ledger.retention.retention import Retention
 from waooaw_celery.messages.enums import RetentionPolicy
+from waooaw_celery.testing.embedded import end
 from waooaw_celery.workflows.states import WorkflowStatus
 
 

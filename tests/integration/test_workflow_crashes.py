@@ -15,9 +15,9 @@ from support import Broker, until
 from test_workflows import Probe
 
 from waooaw_celery import AgentApp
-from waooaw_celery.embedded import end
 from waooaw_celery.errors import WorkflowFailed
 from waooaw_celery.ledger.database import upgrade as schema
+from waooaw_celery.testing.embedded import end
 from waooaw_celery.workflows.states import StepStatus, WorkflowStatus
 
 #: A lost process is replaced after this many seconds.

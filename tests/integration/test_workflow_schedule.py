@@ -16,8 +16,8 @@ from support import Broker, until
 from test_workflows import Probe
 
 from waooaw_celery.agents import schedule_workflow
-from waooaw_celery.embedded import end
 from waooaw_celery.errors import ConfigurationError, InvalidMessage
+from waooaw_celery.testing.embedded import end
 
 BEAT = """
 import json

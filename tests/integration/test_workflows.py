@@ -12,7 +12,6 @@ import pytest
 from support import Broker, until
 
 from waooaw_celery import AgentApp, MessageAuditTrail, Priority
-from waooaw_celery.embedded import end
 from waooaw_celery.errors import (
     InvalidMessage,
     RequestTimeout,
@@ -22,6 +21,7 @@ from waooaw_celery.errors import (
     WorkflowEnded,
     WorkflowFailed,
 )
+from waooaw_celery.testing.embedded import end
 from waooaw_celery.workflows.states import WorkflowStatus
 from waooaw_celery.workflows.workflows import Workflows
 

@@ -19,7 +19,7 @@ from faults.stacks import ROOT
 from process_pool import spawn
 from proxy import Proxy
 
-from waooaw_celery.embedded import end
+from waooaw_celery.testing.embedded import end
 from waooaw_celery.worker.health.stall_exit import EXIT_STALLED
 
 #: Seconds between two checks of the supervisor.

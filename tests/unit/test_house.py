@@ -22,7 +22,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("workers", "beat_schedule"),
     ("__main__",),
     ("demo", "console"),
-    ("cli",),
+    ("cli", "testing"),
     ("agents", "maintenance"),
     ("workflows",),
     ("app",),
@@ -30,7 +30,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("discovery", "ledger", "limits"),
     ("broker", "results", "settings"),
     ("store", "wire", "monitoring"),
-    ("embedded", "messages"),
+    ("messages",),
     ("errors", "log"),
 )
 #: The largest numbers of subpackages, of layers, and of files in one folder.

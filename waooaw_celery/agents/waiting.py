@@ -12,10 +12,9 @@ So each operation is written once, for the blocking and the asyncio classes. Eac
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import time
 from collections.abc import Callable, Coroutine, Generator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from contextlib import suppress
 from functools import partial, wraps
 from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
@@ -71,11 +70,9 @@ def _wait(requests: Sequence[PendingRequest] | Pause) -> None:
     if isinstance(requests, Pause):
         time.sleep(requests.seconds)
         return
-    if len(requests) > 1:
-        concurrent.futures.wait([each.answer for each in requests], requests[0].left)
-        return
-    with suppress(TimeoutError, concurrent.futures.CancelledError):  # the operation looks at the request
-        requests[0].answer.exception(requests[0].left)
+    for each in requests:
+        with suppress(TimeoutError, CancelledError):  # the operation looks at the request
+            each.answer.exception(each.left)
 
 
 def in_thread(operation: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[Any, P], Coroutine[Any, Any, T]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cached_property, partial
@@ -78,6 +79,7 @@ class Components:
         task_templates: what the task messages to one handler share.
         before_finish: called before ``finish``, such as to give workflows back.
         follow_ups: messages that follow a handler's end and could not be sent yet.
+        sleep: how a caller that looks for something again and again waits in between, for a number of seconds.
     """
 
     def __init__(self, app: Any) -> None:
@@ -90,6 +92,7 @@ class Components:
         self.task_templates = TaskTemplates()
         self.publish_settings = SettingsReader(app)
         self.before_finish: list[Callable[[], None]] = []
+        self.sleep: Callable[[float], None] = time.sleep
         self.follow_ups = FollowUps(lambda: self.reference_clock.now())
 
     @cached_property

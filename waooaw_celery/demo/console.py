@@ -7,8 +7,8 @@ import socket
 from urllib.parse import quote
 
 from waooaw_celery.demo.processes import SYSTEM, Stack
-from waooaw_celery.embedded import free_port
 from waooaw_celery.errors import ConfigurationError
+from waooaw_celery.testing.embedded import free_port
 
 #: Seconds that the console may take to start.
 START_SECONDS = 30.0

@@ -17,8 +17,8 @@ from types import FrameType
 import waooaw_celery
 from waooaw_celery.app.app import AgentApp, create_app
 from waooaw_celery.cli.group import OPERATOR
-from waooaw_celery.embedded import end, end_all, spawn, valkey
 from waooaw_celery.errors import WaooawError
+from waooaw_celery.testing.embedded import end, end_all, spawn, valkey
 
 #: Seconds after which the agents must have started.
 START_SECONDS = 60.0

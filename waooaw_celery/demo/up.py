@@ -13,7 +13,7 @@ from waooaw_celery.cli.monitoring.flower import BASIC_AUTH_VARIABLE, USER
 from waooaw_celery.demo.console import has_console, start_console
 from waooaw_celery.demo.processes import AGENTS, SYSTEM, Stack, running_stack
 from waooaw_celery.demo.program import program
-from waooaw_celery.embedded import check_port_free, free_port
+from waooaw_celery.testing.embedded import check_port_free, free_port
 
 
 @click.command(cls=Command, examples=["waooaw up", "waooaw up --port 6399"])

@@ -71,7 +71,8 @@ def handle_once(database: Database, message_id: str, handler: str, timeout: floa
     If the block raises, everything is rolled back. ``commit()`` on the session releases a savepoint only.
 
     Args:
-        database: the ledger's database, on PostgreSQL.
+        database: the ledger's database, on PostgreSQL. On SQLite, in tests, the note is inserted last: one writer
+            locks the whole file, and only one process handles messages.
         message_id: the id of the message.
         handler: the name of its handler.
         timeout: seconds that the whole transaction may take.
@@ -112,6 +113,8 @@ def handle_once(database: Database, message_id: str, handler: str, timeout: floa
                 database_errors_as(f"commit {message_id}", InboxUnavailable),
             ):
                 if not entry.is_done:
+                    if not database.is_postgresql:
+                        connection.execute(_insert_note(message_id, handler))
                     note = update(InboxRow).where(InboxRow.message_id == message_id)
                     connection.execute(note.values(result=entry.result))
                 connection.commit()
@@ -136,7 +139,8 @@ def is_effect_committed(database: Database, message_id: str, handler: str) -> bo
         AuditUnavailable: the database does not answer, or the other transaction takes more than two seconds.
     """
     if not database.is_postgresql:
-        return False
+        with database.begin(f"check whether the effect of message {message_id} is committed") as connection:
+            return _find(connection, message_id) is not None
     with database.begin(f"check whether the effect of message {message_id} is committed") as connection:
         connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{COMMIT_SECONDS}s'")
         is_noted = not connection.execute(_insert_note(message_id, handler)).rowcount
@@ -152,9 +156,15 @@ def _insert_note(message_id: str, handler: str) -> Any:
 
 def _insert_or_find(connection: Connection, message_id: str, handler: str) -> InboxRow | None:
     """Insert the note and return None; or return the note that exists."""
+    if connection.dialect.name != "postgresql":
+        return _find(connection, message_id)
     if connection.execute(_insert_note(message_id, handler)).rowcount:
         # The transaction is the handler's now, which may take as long as its time limit allows.
         connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
         return None
+    return _find(connection, message_id)
+
+
+def _find(connection: Connection, message_id: str) -> InboxRow | None:
     with Session(connection, join_transaction_mode="rollback_only") as session:
-        return session.scalars(select(InboxRow).where(InboxRow.message_id == message_id)).one()
+        return session.scalars(select(InboxRow).where(InboxRow.message_id == message_id)).one_or_none()

@@ -6,7 +6,7 @@ import re
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -155,6 +155,23 @@ class AmqpInventory(BrokerInventory):
             return 0
 
 
+class ListedInventory(BrokerInventory):
+    """Looks up messages with a transport that can list those that wait.
+
+    Args:
+        find_ids: returns the ids of the messages that wait for an agent.
+    """
+
+    exact = True
+
+    def __init__(self, find_ids: Callable[[str], Iterable[str]]) -> None:
+        self._find_ids = find_ids
+
+    def missing(self, wanted: WantedMessages, deadline: float) -> WantedMessages:
+        missing = {agent: ids - set(self._find_ids(agent)) for agent, ids in wanted.items()}
+        return {agent: ids for agent, ids in missing.items() if ids}
+
+
 @contextmanager
 def broker_inventory(app: Any) -> Iterator[BrokerInventory | None]:
     """Open the inventory of an application's broker; it is None for a broker that cannot be asked."""
@@ -165,7 +182,8 @@ def broker_inventory(app: Any) -> Iterator[BrokerInventory | None]:
         elif app.driver == "amqp":
             yield AmqpInventory(connection)
         else:
-            yield None
+            find_ids = getattr(connection.transport, "waiting_ids", None)
+            yield None if find_ids is None else ListedInventory(find_ids)
 
 
 def _ids(raw: bytes) -> set[str]:

@@ -10,7 +10,7 @@ from benchmarks.suite.groups.handling import worker_command
 from benchmarks.suite.groups.sending import redis_client
 from benchmarks.suite.row import Context, Group, Row, Sample, Subject
 from benchmarks.suite.workers import ROOT, processor_seconds
-from waooaw_celery.embedded import end, spawn, valkey
+from waooaw_celery.testing.embedded import end, spawn, valkey
 
 SOLO = ["-P", "solo", "-c", "1"]
 #: Seconds for which a worker is watched, and after which it has started.

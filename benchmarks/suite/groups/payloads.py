@@ -7,7 +7,7 @@ from typing import Any
 from benchmarks import large
 from benchmarks.suite.row import Context, Group, Row, Sample
 from benchmarks.suite.row import Subject as Measured
-from waooaw_celery.embedded import free_port, valkey
+from waooaw_celery.testing.embedded import free_port, valkey
 
 BASE = "Celery"
 #: Whose times have a limit.

@@ -18,7 +18,7 @@ from benchmarks.suite.row import Context, Group, Row, Sample, Subject
 from benchmarks.suite.workers import ROOT
 from waooaw_celery import AgentApp, RequestResponseHandler, create_app
 from waooaw_celery.agents import aio
-from waooaw_celery.embedded import end, spawn
+from waooaw_celery.testing.embedded import end, spawn
 
 #: Requests that are awaited at once.
 MANY = 1000

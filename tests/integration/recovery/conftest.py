@@ -13,8 +13,8 @@ import pytest
 from support import Broker, lone_database
 
 from waooaw_celery import AgentApp, create_app
-from waooaw_celery.embedded import end_all, valkey
 from waooaw_celery.ledger.database import upgrade as schema
+from waooaw_celery.testing.embedded import end_all, valkey
 
 Process: TypeAlias = subprocess.Popen[bytes]
 

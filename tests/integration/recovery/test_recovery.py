@@ -34,13 +34,13 @@ from support import WAIT_SECONDS, Broker, queue_length, settled, until
 
 from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus, Priority
 from waooaw_celery.broker.redis.scripts import PUBLISH
-from waooaw_celery.embedded import end_all
 from waooaw_celery.errors import BrokerUnavailable, WaooawError
 from waooaw_celery.ledger.database.rows import event_row
 from waooaw_celery.maintenance import recovery as recovery_module
 from waooaw_celery.maintenance.recovery import Recovery
 from waooaw_celery.messages.queues import agent_queue
 from waooaw_celery.messages.receipt import MessageEvent, MessageFact
+from waooaw_celery.testing.embedded import end_all
 
 ROOT = Path(__file__).parents[3]
 

@@ -184,7 +184,8 @@ class Batches:
 
         Celery lowers the count when it reconnects, and raises it to its own maximum afterwards.
         """
-        sizes = sum(collector.task.batch.size for collector in self._collectors.values())
+        consumed = self._consumer.app.consumed_agents()  # the application may have others, with batches of theirs
+        sizes = sum(each.task.batch.size for each in self._collectors.values() if each.task.agent in consumed)
         qos, least = self._consumer.qos, self._consumer.initial_prefetch_count + sizes + (self._in_pool or 0)
         if qos.value and qos.value < least:
             qos.increment_eventually(least - qos.value)

@@ -71,12 +71,19 @@ class WorkflowEngine:
         self._arming: set[str] = set()
         self._wanted: dict[str, None] = {}
         self._claiming: asyncio.Task[None] | None = None
+        #: How many searches for workflows run that have not begun all that they have found.
+        self._taking = 0
         self._main_task: Future[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._failed = self._closing = False
         self._lock = threading.Lock()
 
     # --- for any thread
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop | None:
+        """The event loop on which it runs; None: it has not started."""
+        return self._loop
 
     def start(self) -> None:
         """Start to look for workflows that are due. Another call changes nothing."""
@@ -115,6 +122,11 @@ class WorkflowEngine:
         self.threads.shutdown(wait=False, cancel_futures=True)
         self._reads.shutdown(wait=False)
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether it has given its workflows back, and takes no more."""
+        return self._closing
+
     def now(self) -> datetime:
         """Return the time by the reference clock."""
         found: datetime = self.app.reference_clock.now()
@@ -133,6 +145,20 @@ class WorkflowEngine:
     async def load_inputs(self, claim: Claim, after_input: int) -> Loaded:
         """Return the inputs of a workflow after one of them."""
         return await self.in_thread(self.journal.load_inputs, claim.workflow_id, after_input)
+
+    async def look(self) -> bool:
+        """Take the workflows that are due now, and return whether one of this process can go on.
+
+        A worker looks by itself, after a pause. A test calls this when it has moved its clock.
+        """
+        claims = await self._take(None) if self._room() > 0 and not self._closing else []
+        for run in list(self._runs.values()):
+            due = run.next_due()
+            if run.owned and due is not None and due <= self.now():
+                self._fire(run)
+        return bool(claims or self._taking or self._claiming or self._wanted) or any(
+            run.owned or run.busy or run.changes.writing or run.changes.pending for run in self._runs.values()
+        )
 
     def arm(self, run: WorkflowRun) -> None:
         """Set the timer for when a workflow must be looked at without an input."""
@@ -224,10 +250,21 @@ class WorkflowEngine:
             else:
                 to_claim.append(workflow_id)
         if to_claim and self._room() > 0:
-            await self._begin_all(await self._claim(to_claim))
+            await self._take(to_claim)
 
     def _room(self) -> int:
         return self._capacity - sum(run.owned for run in self._runs.values())
+
+    async def _take(self, ids: list[str] | None) -> list[Claim]:
+        """Claim these workflows, or those that are due, and go on with them."""
+        self._taking += 1
+        try:
+            claims = await self._claim(ids)
+            for claim in claims:
+                await self._begin(claim)
+            return claims
+        finally:
+            self._taking -= 1
 
     async def _claim(self, ids: list[str] | None) -> list[Claim]:
         known = self._known()
@@ -246,10 +283,6 @@ class WorkflowEngine:
             for name, versions in self.definitions.items()
             if name.partition(".")[0] in agents
         }
-
-    async def _begin_all(self, claims: list[Claim]) -> None:
-        for claim in claims:
-            await self._begin(claim)
 
     async def _begin(self, claim: Claim) -> None:
         run = self._runs.get(claim.workflow_id)
@@ -306,9 +339,7 @@ class WorkflowEngine:
                 if room > 0 and (are_more_due or now - polled_at >= self._poll_seconds):
                     polled_at = now
                     are_more_due = False
-                    claims = await self._claim(None)
-                    are_more_due = len(claims) >= room
-                    await self._begin_all(claims)
+                    are_more_due = len(await self._take(None)) >= room
                 if now - renewed_at >= self._renew_seconds:
                     renewed_at = now
                     await self._renew()
@@ -387,7 +418,7 @@ def engine_of(app: Any) -> WorkflowEngine:
     """Return the engine of an application in this process; the first call makes it, after the pool has forked."""
     with _engines_lock:
         pid, engine = _engines.get(id(app), (0, None))
-        if engine is None or pid != os.getpid() or engine.app is not app:
+        if engine is None or pid != os.getpid() or engine.app is not app or engine.is_closed:
             engine = WorkflowEngine(app, app.workflows)
             _engines[id(app)] = os.getpid(), engine
             app.components.before_finish.append(engine.close)

@@ -7,7 +7,7 @@ fencing token). What an older owner writes is refused. Whoever is not the owner 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Connection, and_, case, exists, func, or_, select, update
@@ -220,6 +220,12 @@ class Journal:
                     takeovers=case((WorkflowRow.takeovers == 0, 1), else_=WorkflowRow.takeovers),
                 )
             )
+
+    def next_wake(self) -> datetime | None:
+        """Return when the next workflow must be looked at without an input; None: none must."""
+        with self.database.begin("read when a workflow is due") as connection:
+            found: datetime | None = connection.scalar(select(func.min(WorkflowRow.wake_at)))
+            return found
 
     def mark_without_worker(self, known: Known, error: Mapping[str, Any]) -> list[str]:
         """Mark as STUCK the due workflows whose function this process has, but not in their version.
