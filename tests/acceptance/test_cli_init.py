@@ -84,7 +84,7 @@ def test_its_own_tests_pass(project: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "3 passed" in done.stdout
+    assert "4 passed" in done.stdout
 
 
 def test_its_worker_handles_a_message(project: Path, tmp_path: Path) -> None:
