@@ -1,10 +1,11 @@
-"""All development commands: `python3 dev.py demo | test | lint | bench | faults | soak | mutants`.
+"""All commands for developers: `dev.py demo | test | lint | docs | bench | faults | soak | mutants | release`.
 
 Needs only Python 3.11 or newer. Creates the virtual environment `.venv`, installs the project with what the
 command needs, and runs it. Further arguments go to the command: `python3 dev.py test -k priority`,
 `python3 dev.py bench --quick`, `python3 dev.py bench questions`, `python3 dev.py faults --rounds 10 --write`.
-`python3 dev.py mutants limits` shows which random changes of a subpackage no unit test notices. It is not part of
-CI.
+`python3 dev.py docs` builds the site into build/site. `python3 dev.py release --check` runs the check-list of a
+release. `python3 dev.py mutants limits` shows which random changes of a subpackage no unit test notices. It is
+not part of CI.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ NEEDS = {
     "demo": ("embedded,console", ()),
     "test": ("embedded,testing,flower,protobuf,zstd,crypto,pydantic-ai,prometheus,otel,console", ("test",)),
     "lint": ("embedded,testing,flower,protobuf,zstd,crypto,pydantic-ai,prometheus,otel,console", ("test", "lint")),
+    "docs": ("all", ("docs",)),
+    "release": ("all", ("test", "release")),
     "bench": ("embedded,protobuf,zstd,prometheus,otel,console", ("peers",)),
     "faults": ("embedded,protobuf,zstd,crypto", ("test",)),
     "soak": ("embedded,protobuf,zstd,crypto", ("test",)),
@@ -49,6 +52,8 @@ def main(arguments: list[str]) -> int:
         "demo": demo,
         "test": test,
         "lint": lint,
+        "docs": docs,
+        "release": release,
         "bench": bench,
         "faults": faults,
         "soak": soak,
@@ -78,6 +83,23 @@ def lint(arguments: list[str]) -> int:
     """Check style, format and types."""
     steps = (["ruff", "check", *arguments], ["ruff", "format", "--check"], ["mypy"])
     return max([run([str(PYTHON), "-m", *step]) for step in steps])
+
+
+def docs(arguments: list[str]) -> int:
+    """Build the documentation site into build/site; a warning is an error."""
+    strict = ("-b", "html", "-q", "-W", "--keep-going", "-j", "auto")
+    code = run([str(PYTHON), "-m", "sphinx", *strict, "-d", "build/doctrees", "docs", "build/site", *arguments])
+    if code == 0:
+        print(f"Open {ROOT / 'build' / 'site' / 'index.html'}")
+    return code
+
+
+def release(arguments: list[str]) -> int:
+    """Run the check-list of a release: `release --check`; nothing is published."""
+    if arguments[:1] != ["--check"]:
+        print("python3 dev.py release --check runs the check-list. Publishing is done by hand.", file=sys.stderr)
+        return 2
+    return run([str(PYTHON), str(ROOT / "tests" / "release_check.py"), *arguments[1:]])
 
 
 def bench(arguments: list[str]) -> int:

@@ -43,12 +43,12 @@ def client(redis_url: str, provider: Provider, tmp_path: Path) -> Iterator[TestC
 
 def log_in(client: TestClient, provider: Provider, path: str = "/agents") -> Any:
     """Follow the redirects to the provider and back, as a browser does; returns the answer to the callback."""
-    import httpx
+    import httpx2
 
     assert client.get(path).headers["Location"] == "/login"
     asked = client.get("/login").headers["Location"]
     assert asked.startswith(f"{provider.issuer}/authorize?")
-    back = httpx.get(asked, timeout=10).headers["Location"]
+    back = httpx2.get(asked, timeout=10).headers["Location"]
     return client.get(back)
 
 

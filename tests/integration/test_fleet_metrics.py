@@ -72,8 +72,8 @@ def test_two_applications_of_one_redis_are_kept_apart(plain: Broker) -> None:
 
 
 def test_a_user_who_may_only_read_is_enough(postgres_url: str, tmp_path: Path) -> None:
-    """In PostgreSQL, and in Redis with the permissions of `docs/operations.md`."""
-    page = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+    """In PostgreSQL, and in Redis with the permissions of `docs/run/shared-redis.md`."""
+    page = (Path(__file__).parents[2] / "docs" / "run" / "shared-redis.md").read_text()
     [rule] = re.findall(r"^ACL SETUSER lab-exporter (.*)$", page, flags=re.MULTILINE)
     port, role = free_port(), f"reader_{uuid4().hex[:8]}"
     with valkey(port=port) as url, lone_database(postgres_url) as database:

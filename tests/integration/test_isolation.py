@@ -62,7 +62,7 @@ class LabServer:
 
 def documented_rules() -> dict[str, list[str]]:
     """Return the rules of each kind of process that the documentation gives."""
-    page = Path(__file__).parents[2] / "docs" / "operations.md"
+    page = Path(__file__).parents[2] / "docs" / "run" / "shared-redis.md"
     lines = re.findall(r"^ACL SETUSER lab-(\w+) on >SECRET (.*)$", page.read_text(), re.MULTILINE)
     return {kind: rules.split() for kind, rules in lines}
 

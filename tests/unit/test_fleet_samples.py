@@ -114,9 +114,9 @@ def test_names_end_with_their_unit_and_have_a_text() -> None:
 
 
 def test_the_page_has_each_metric_with_its_labels() -> None:
-    """`docs/monitoring.md` lists them all, and no other metric of the exporter."""
-    page = (Path(__file__).parents[2] / "docs" / "monitoring.md").read_text()
-    table = page.partition("### Metrics of the fleet")[2].partition("\n### ")[0]
+    """`docs/reference/metrics.md` lists them all, and no other metric of the exporter."""
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "metrics.md").read_text()
+    table = page.partition("## Metrics of the fleet")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| `(waooaw_\w+)` \|([^|]*)\|", table, flags=re.MULTILINE)
     assert {name: labels.strip() for name, labels in rows} == {
         metric.name: ", ".join(metric.labels) for metric in metrics.ALL

@@ -17,7 +17,7 @@ from waooaw_celery.cli.output import echo
 from waooaw_celery.errors import ConfigurationError
 
 #: What the extra [console] brings.
-_NEEDED = ("starlette", "uvicorn", "jinja2", "authlib", "httpx", "itsdangerous", "multipart")
+_NEEDED = ("starlette", "uvicorn", "jinja2", "authlib", "httpx2", "itsdangerous", "multipart")
 _ROLES = ("viewer", "operator", "officer")
 
 
