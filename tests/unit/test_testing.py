@@ -491,6 +491,10 @@ def test_a_recurring_workflow_starts_at_each_time(agents_app: Harness) -> None:
     agents_app.clock.advance(days=3)
     found = Workflows(agents_app.app).list(name="reports.daily")
     assert len(found.workflows) == 3
+    schedule_workflow(agents_app.app, "hourly", "reports.daily", 3600.0, {"region": "us"})
+    agents_app.clock.advance(hours=2)
+    found = Workflows(agents_app.app).list(name="reports.daily")
+    assert {each.input["region"] for each in found.workflows} == {"eu", "us"}
     assert all(each.status is WorkflowStatus.COMPLETED for each in found.workflows)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from celery import Task
 
@@ -42,6 +42,9 @@ if TYPE_CHECKING:
 #: Why only handlers of ``on`` take batches.
 _ANSWERS_ONE = "each caller of a method gets its own answer; leave it out, or use @agent.on(MessageType.COMMAND)"
 _ONLY_ON = "only handlers of @agent.on(...) take batches; leave it out"
+
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Agent(AgentClient):
@@ -220,6 +223,12 @@ class Agent(AgentClient):
 
         return decorate
 
+    @overload
+    def method(
+        self, function: Callable[..., Any], *, name: str | None = ..., **options: Any
+    ) -> Task[Any, Any]: ...
+    @overload
+    def method(self, function: None = ..., **options: Any) -> Callable[[Callable[..., Any]], Task[Any, Any]]: ...
     def method(
         self,
         function: Callable[..., Any] | None = None,
@@ -321,6 +330,10 @@ class Agent(AgentClient):
 
         return decorate if function is None else decorate(function)
 
+    @overload
+    def reply(self, function: Callable[..., Any], *, name: str | None = ..., **options: Any) -> Task[Any, Any]: ...
+    @overload
+    def reply(self, function: None = ..., **options: Any) -> Callable[[Callable[..., Any]], Task[Any, Any]]: ...
     def reply(self, function: Callable[..., Any] | None = None, *, name: str | None = None, **options: Any) -> Any:
         """Register a handler of replies, a ``def`` or ``async def`` that takes a Response.
 
@@ -354,6 +367,12 @@ class Agent(AgentClient):
 
         return decorate if function is None else decorate(function)
 
+    @overload
+    def workflow(self, function: F, *, name: str | None = ..., version: int = ...) -> F: ...
+    @overload
+    def workflow(
+        self, function: None = ..., *, name: str | None = ..., version: int = ...
+    ) -> Callable[[F], F]: ...
     def workflow(
         self,
         function: Callable[..., Any] | None = None,

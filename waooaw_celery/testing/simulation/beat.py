@@ -8,13 +8,16 @@ from typing import Any
 from celery.beat import Scheduler
 from celery.schedules import crontab
 
+from waooaw_celery.app.events.replay import REPLAY_TASK
+from waooaw_celery.app.events.replay_runner import run_replays
 from waooaw_celery.ledger.retention.retention import Retention
+from waooaw_celery.maintenance.large_payloads import purge_payloads
 from waooaw_celery.maintenance.recovery import Recovery
-from waooaw_celery.maintenance.tasks import PURGE, RECONCILE, RECOVER, SWEEP
+from waooaw_celery.maintenance.tasks import PAYLOADS, PURGE, RECONCILE, RECOVER, SWEEP
 from waooaw_celery.workflows.schedule import last_time
 
 #: What the package has beat do. Here it is done at once, and not as often as a clock of days would ask for it.
-_MAINTENANCE = {SWEEP, RECONCILE, RECOVER, PURGE}
+_MAINTENANCE = {SWEEP, RECONCILE, RECOVER, PURGE, PAYLOADS, REPLAY_TASK}
 
 
 class Beat:
@@ -27,6 +30,7 @@ class Beat:
     def __init__(self, app: Any) -> None:
         self._app = app
         self._scheduler: Any = None
+        self._entries: dict[str, Any] = {}
         self._next: datetime | None = None
 
     def next_due(self) -> datetime | None:
@@ -38,7 +42,8 @@ class Beat:
         }
         if not entries:
             return None
-        if self._scheduler is None:
+        if self._scheduler is None or entries != self._entries:
+            self._entries = entries
             self._scheduler = _Scheduler(app=self._app, lazy=True)
             self._scheduler.update_from_dict(entries)
             self.tick()
@@ -53,18 +58,20 @@ class Beat:
             self._next = datetime.now(UTC) + timedelta(seconds=seconds)
 
     def maintain(self, since: datetime) -> None:
-        """Do what the package's own periodic tasks have done since a time: sweep, recover, purge.
+        """Do what the package's own periodic tasks have done since a time: sweep, replay, recover, purge.
 
         Args:
             since: when the clock was moved, aware.
         """
         app, now = self._app, datetime.now(UTC)
         app.receipts.sweep()
+        run_replays(app)
         if now - since >= timedelta(seconds=app.settings.recover_after):
             Recovery(app, pause=0.0).run()
         if last_time(crontab.from_string(app.settings.purge_at), now) > since:
             app.ledger.reconcile(recovered=True)
             Retention(app.database).purge()
+            purge_payloads(app)
 
 
 class _Scheduler(Scheduler):

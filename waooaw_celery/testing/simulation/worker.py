@@ -177,7 +177,7 @@ class InProcessWorker:
         """Return the next request that may be handled now; None: there is none."""
         while True:
             for request in self._taken:
-                if _agent_of(request) not in self._busy:
+                if _agent_of(request) not in self._busy | self.stopped:
                     self._taken.remove(request)
                     return request
             if not self._take():
