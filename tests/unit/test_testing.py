@@ -155,6 +155,31 @@ def test_a_batch_is_handled_together(agents_app: Harness) -> None:
     agents_app.assert_handled(to="worker", times=3)
 
 
+@pytest.mark.parametrize(
+    ("on_busy", "expected"), [("wait", ["a1", "b1", "a1", "a2"]), ("drop", ["a1", "b1", "a1"])]
+)
+def test_a_retry_keeps_its_place_in_its_key(agents_app: Harness, on_busy: str, expected: list[str]) -> None:
+    """Later messages of the same key wait for the next attempt, or are dropped; those of others go on."""
+    worker, seen = agents_app.agent("worker"), []
+    policy = RetryPolicy(attempts=2, first_delay=60, jitter=False)
+
+    @worker.on(MessageType.COMMAND, key="payload.key", on_busy=on_busy, retries=policy)
+    def work(message: Message) -> None:
+        seen.append(f"{message.payload['key']}{message.payload['number']}")
+        if seen == ["a1"]:
+            raise ConnectionError("not yet")
+
+    for key, number in (("a", 1), ("a", 2), ("b", 1)):
+        agents_app.send("worker", {"key": key, "number": number}, ttl_seconds=None)
+    agents_app.run()
+    assert seen == ["a1", "b1"]
+    agents_app.clock.advance(minutes=2)
+    assert seen == expected
+    statuses = {record.receipt.status for record in agents_app.sent()}
+    cancelled = {MessageStatus.CANCELLED} if on_busy == "drop" else set()
+    assert statuses == {MessageStatus.HANDLED} | cancelled
+
+
 def test_a_payload_by_reference_is_found_by_its_parts() -> None:
     """A large payload that is kept in the ledger's database is compared as any other."""
     app = create_app(waooaw_reference_above=1000)

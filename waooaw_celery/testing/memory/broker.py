@@ -35,6 +35,7 @@ class MemoryBroker:
             to store the message, and for how many seconds to hold it back.
         on_acknowledge: called with the delivery tag of a message before it is acknowledged; it may raise.
         listeners: called with each remote control command.
+        retried: the ids of the messages of which another attempt was published since somebody looked.
     """
 
     def __init__(self, now: Callable[[], float]) -> None:
@@ -46,6 +47,7 @@ class MemoryBroker:
         self.on_publish: Callable[[str, dict[str, Any]], tuple[int, float]] = lambda queue, message: (1, 0.0)
         self.on_acknowledge: Callable[[str], None] = lambda tag: None
         self.listeners: list[Callable[[Any], None]] = []
+        self.retried: set[str] = set()
 
     def declare(self, queue: str) -> None:
         """Create a queue, unless it exists."""
@@ -61,6 +63,8 @@ class MemoryBroker:
         properties = message["properties"]
         is_new = PLACE not in properties
         copies, seconds = self.on_publish(queue, message) if is_new else (1, 0.0)
+        if is_new and message["headers"].get("retries"):
+            self.retried.add(str(message["headers"].get("id")))
         with self.changed:
             waiting = self._queues.setdefault(queue, [])
             for _ in range(copies):

@@ -29,6 +29,7 @@ from waooaw_celery.testing.failures import Failures, Killed
 from waooaw_celery.testing.memory.broker import MemoryBroker
 from waooaw_celery.testing.memory.results import MemoryResults
 from waooaw_celery.testing.memory.timers import Timers
+from waooaw_celery.testing.simulation.key_order import KeyOrder
 from waooaw_celery.worker.consumer import AgentConsumer
 from waooaw_celery.worker.execution.pools import safe_pool
 from waooaw_celery.worker.remote_control import read_cancellations
@@ -100,6 +101,7 @@ class InProcessWorker:
         self._busy: set[str] = set()
         self._taken: deque[Any] = deque()
         self._turns: deque[str] = deque()
+        self._key_order = KeyOrder(app)
         self._consumer: Any = None
         self._receive: Callable[[Any], Any]
         self._channel: Any = None
@@ -135,6 +137,7 @@ class InProcessWorker:
         """Take the handlers and queues that were added since the start."""
         consumer = self._consumer
         consumer.update_strategies()
+        self._key_order.renew()
         queues = self.app.amqp.queues
         for queue in (system_queue(), *map(agent_queue, self.app.agents)):
             if queue.name not in queues.consume_from:
@@ -194,9 +197,25 @@ class InProcessWorker:
             message = self._channel.basic_get(queue)
             if message is not None:
                 message.accept = prepare_accept_content(self.app.conf.accept_content)
-                self._receive(message)
+                self._receive_in_order(message)
                 return True
         return False
+
+    def _receive_in_order(self, message: Any) -> None:
+        """Give a message to the consumer, unless an earlier one of its key is tried again first."""
+        if self._key_order.holds(message):
+            return
+        self._receive(message)
+        if message.acknowledged:  # it was dropped, and nobody handles it
+            self._end_attempt(message)
+
+    def _end_attempt(self, message: Any) -> None:
+        """Let the messages go on that have waited for this one."""
+        message_id = str(message.headers.get("id"))
+        is_retried = message_id in self._broker.retried
+        self._broker.retried.discard(message_id)
+        for each in self._key_order.end(message, is_retried=is_retried):
+            self._receive_in_order(each)
 
     def _handle(self, request: Any) -> None:
         """Give a request to the pool, which handles it in this thread."""
@@ -213,6 +232,9 @@ class InProcessWorker:
             logger.info("%s: the broker delivers the message again", killed, extra={"action": "killed_in_test"})
             state.task_ready(request)
             request.message.requeue()
+            return
+        with self._picking:
+            self._end_attempt(request.message)
 
     def _give_to_pool(self, request: Any) -> None:
         try:
