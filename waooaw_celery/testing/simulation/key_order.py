@@ -69,7 +69,7 @@ class KeyOrder:
         return self._waiting.pop(group, deque())
 
     def _group_of(self, name: Any, headers: Any, message: Any) -> str | None:
-        """Return the group of a message, as ``KeyPolicy`` names it; None: it has none, or none that can be read."""
+        """Return the group of a message, as ``KeyPolicy`` names it; None: none, or none that can be read."""
         policy = self._policies.get(name)
         if policy is None:
             return None
