@@ -56,6 +56,14 @@ def take(message: Message) -> None:
     second.request(first.name, "note", {"test": do["test"], "value": do["value"]})
 
 
+@second.on(MessageType.ACK, key="payload.key", retries=RETRIES)
+def in_order(message: Message) -> None:
+    do: Any = message.payload
+    count = second.request(first.name, "note", {"test": do["test"], "value": do["value"]})
+    if do.get("fails_first") and count == 1:
+        raise ConnectionError("not yet")
+
+
 @second.on(MessageType.QUERY, batch=10, within=0.3)
 def batch(messages: MessageBatch) -> None:
     for message in messages:

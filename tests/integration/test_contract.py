@@ -192,6 +192,16 @@ def test_a_batch_is_handled_together(world: World, test: str) -> None:
     assert world.done(test, 3) == [3, 3, 3]
 
 
+def test_a_retry_keeps_its_place_in_its_key(world: World, test: str) -> None:
+    """Messages of one key are handled in the order of sending, also if one of them is tried again."""
+    bus, fields = MessageBus(world.app), {"to_agent": f"{world.first}-second", "message_type": MessageType.ACK}
+    for value, key in (("a1", "a"), ("a2", "a"), ("b1", "b"), ("a3", "a")):
+        payload = {"test": test, "key": f"{test}-{key}", "value": value, "fails_first": value == "a1"}
+        bus.send(Message(from_agent="tests", payload=payload, **fields))  # type: ignore[arg-type]
+    values = world.done(test, 5)
+    assert [value for value in values if value != "b1"] == ["a1", "a1", "a2", "a3"]
+
+
 def test_a_rate_limit_refuses_what_is_too_much(world: World, test: str) -> None:
     """A sender that has reached its limit is refused, and told when it may send again."""
     sender = f"sender-{test[:8]}"
