@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from support import until
+from support import lone_database, until
 
 from waooaw_celery import create_app
 from waooaw_celery.agents import AgentStatus, Registry
-from waooaw_celery.testing.embedded import end_all, free_port, spawn
+from waooaw_celery.testing.embedded import end_all, free_port, spawn, valkey
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
@@ -52,6 +52,20 @@ EXPECTED = {
 MIGRATION = "migration"
 
 each_example = pytest.mark.parametrize("name", EXPECTED)
+
+
+@pytest.fixture
+def own_redis() -> Iterator[str]:
+    """A Valkey of its own: the agents of the examples have plain names, which other tests must not know."""
+    with valkey() as url:
+        yield url
+
+
+@pytest.fixture
+def own_database(postgres_url: str) -> Iterator[str]:
+    """A database of its own, for the same reason."""
+    with lone_database(postgres_url) as url:
+        yield url
 
 
 def environment(name: str, **more: str) -> dict[str, str]:
@@ -91,14 +105,14 @@ def test_the_tests_of_an_example_pass_without_a_server(name: str, tmp_path: Path
 @pytest.mark.slow
 @each_example
 def test_the_commands_of_an_example_work_with_real_workers(
-    name: str, redis_url: str, tmp_path: Path, request: pytest.FixtureRequest
+    name: str, own_redis: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     """The commands of the README start the workers, and print what they promise."""
     example = EXPECTED[name]
     ledger = f"sqlite:///{tmp_path / 'ledger.db'}"
     if example.needs_postgres:
-        ledger = request.getfixturevalue("postgres_url")
-    servers = {"CELERY_BROKER_URL": redis_url, "CELERY_RESULT_BACKEND": redis_url, "WAOOAW_DATABASE_URL": ledger}
+        ledger = request.getfixturevalue("own_database")
+    servers = {"CELERY_BROKER_URL": own_redis, "CELERY_RESULT_BACKEND": own_redis, "WAOOAW_DATABASE_URL": ledger}
     folders = {"WAOOAW_SPOOL_FOLDER": str(tmp_path), "ARCHIVE_FOLDER": str(tmp_path / "archive")}
     env = environment(name, **servers, **folders)
     port = free_port()

@@ -378,7 +378,7 @@ def test_a_sender_with_too_many_waiting_is_refused_and_others_are_not(
 ) -> None:
     """Also when a worker has sorted the messages by sender and key."""
     if fair and broker.url.startswith("amqp"):
-        pytest.skip("no fair queues on RabbitMQ")
+        pytest.skip("fair queues need Redis")
     agent.send([agent.message("quiet", key="k", n=0, seconds=60), agent.message("other", key="k", n=1)])
     if sorted_by_worker:
         agent.start("-P", "solo", options=KEYED, **({"waooaw_fair_queues": True} if fair else {}))
