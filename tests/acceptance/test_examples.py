@@ -85,6 +85,7 @@ def test_every_example_is_tested_and_listed() -> None:
         assert len(path.read_text().splitlines()) <= 125, path
 
 
+@pytest.mark.slow
 @each_example
 def test_the_tests_of_an_example_pass_without_a_server(name: str, tmp_path: Path) -> None:
     """They pass in a process of their own, with the kit alone; warnings are errors, and none is skipped."""

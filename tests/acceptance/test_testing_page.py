@@ -53,6 +53,7 @@ def test_the_tests_of_the_page_pass_without_a_server(folder: Path) -> None:
     assert "skipped" not in result.stdout
 
 
+@pytest.mark.slow
 def test_the_fixture_says_what_is_missing_when_the_application_is_wrong(folder: Path) -> None:
     """A wrong setting waooaw_app is an error that names it."""
     result = run(folder, "-o", "waooaw_app=nowhere:app", "test_greeter.py")

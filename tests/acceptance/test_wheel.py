@@ -75,6 +75,7 @@ def wheel(built: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_the_wheel_has_every_file_of_the_package(wheel: Path) -> None:
     """Code, templates, scripts, py.typed, alerts, static files: nothing is missing, and nothing else is there."""
     with ZipFile(wheel) as archive:
@@ -85,6 +86,7 @@ def test_the_wheel_has_every_file_of_the_package(wheel: Path) -> None:
     assert {"waooaw_celery/py.typed", "waooaw_celery/cli/project/templates/greeter.py.template"} <= packed
 
 
+@pytest.mark.slow
 def test_the_sdist_has_what_a_distributor_needs(built: Path) -> None:
     """The licence, the changelog, the documentation and the tests come with the sources."""
     [path] = built.glob("*.tar.gz")

@@ -130,6 +130,7 @@ def test_each_stage_of_the_migration_runs(shop: Shop) -> None:
     until(lambda: shop.query("SELECT count(*) FROM orders_report") > 0, "a report that beat asks for", 30)
 
 
+@pytest.mark.slow
 def test_the_doctor_says_what_changes(shop: Shop) -> None:
     """It names what the stock project would get, and which task would be named like a handler."""
     found = json.loads(shop.run("before", "-m", "waooaw_celery", "-A", "shop", "doctor", "--project", "--json"))
