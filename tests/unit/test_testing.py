@@ -383,6 +383,9 @@ def test_the_result_of_a_workflow_that_sleeps_is_waited_for_without_waiting(agen
     workflows.start("sales.nap", {}, workflow_id="w1")
     real = time.monotonic()
     assert agents_app.result("w1", timeout=60) == "awake"
+    workflows.start("sales.nap", {}, workflow_id="late")
+    with pytest.raises(RequestTimeout, match="within 5 s: it is waiting for sleep"):
+        agents_app.result("late", timeout=5)
     workflows.start("sales.nap", {}, workflow_id="w2")
     assert workflows.result("w2", timeout=60) == "awake"
     assert time.monotonic() - real < 10

@@ -244,18 +244,25 @@ class Harness:
         return self.bus.receipt(message if isinstance(message, str) else message.message_id)
 
     def result(self, workflow_id: str, timeout: float = 30.0) -> JSON:
-        """Return the result of a workflow. Time passes as far as the workflow needs it.
+        """Return the result of a workflow. Time passes as far as the workflow needs it, up to the timeout.
 
         Args:
             workflow_id: the workflow.
             timeout: seconds to wait, by the clock of the test.
+
+        Raises:
+            RequestTimeout: it has not ended in time; the text says what it waits for.
+            WorkflowFailed: it has no result.
         """
-        from waooaw_celery.workflows.workflows import Workflows
+        from waooaw_celery.workflows.workflows import Workflows, result_of, still_runs
 
         self.run()  # the message that starts it may still wait
         workflows = Workflows(self.app)
         self._simulation.handle_until(lambda: workflows.get(workflow_id).status.final, timeout)
-        return workflows.result(workflow_id, timeout=0.001)
+        found = workflows.get(workflow_id)
+        if not found.status.final:
+            raise still_runs(found, timeout)
+        return result_of(found)
 
     # --- failures on purpose
 

@@ -432,8 +432,9 @@ class Workflows:
 
 def still_runs(found: WorkflowInfo, timeout: float) -> RequestTimeout:
     """Return the error of a workflow that has not ended in time."""
+    waits_for = f" for {found.waits_for}" if found.waits_for else ""
     return RequestTimeout(
-        f"workflow {found.workflow_id} has not ended within {timeout:g} s: it is {found.status.value}"
+        f"workflow {found.workflow_id} has not ended within {timeout:g} s: it is {found.status.value}{waits_for}"
     )
 
 
