@@ -254,6 +254,16 @@ def test_a_request_is_answered_although_its_handler_is_tried_again(agents_app: H
     assert time.monotonic() - real < 5
 
 
+def test_the_pause_before_a_request_is_sent_again_passes_at_once(agents_app: Harness) -> None:
+    """A caller with a policy asks again after a pause, by the clock of the test."""
+    agents_app.stub("crm", create={"id": 7})
+    agents_app.drop_answer("crm")
+    policy, real, began = RetryPolicy(attempts=2, first_delay=40, jitter=False), time.monotonic(), time.time()
+    assert agents_app.request("crm", "create", {}, timeout=100, retry=policy) == {"id": 7}
+    assert time.time() - began >= 90
+    assert time.monotonic() - real < 10
+
+
 def test_coroutines_ask_each_other(agents_app: Harness) -> None:
     """A coroutine awaits the answer of another agent's coroutine."""
     first, second = agents_app.agent("first"), agents_app.agent("second")

@@ -12,7 +12,6 @@ So each operation is written once, for the blocking and the asyncio classes. Eac
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Coroutine, Generator, Sequence
 from concurrent.futures import CancelledError, Future
 from contextlib import suppress
@@ -68,7 +67,7 @@ def blocking(operation: Callable[Concatenate[S, P], RequestSteps[T]]) -> Callabl
 def _wait(requests: Sequence[PendingRequest] | Pause) -> None:
     """Wait until all answers have arrived, or the time is over."""
     if isinstance(requests, Pause):
-        time.sleep(requests.seconds)
+        requests.sleep(requests.seconds)
         return
     for each in requests:
         with suppress(TimeoutError, CancelledError):  # the operation looks at the request

@@ -81,7 +81,7 @@ class Components:
         task_templates: what the task messages to one handler share.
         before_finish: called before ``finish``, such as to give workflows back.
         follow_ups: messages that follow a handler's end and could not be sent yet.
-        sleep: how a caller that looks for something again and again waits in between, for a number of seconds.
+        sleep: how a thread waits for a number of seconds before it asks again.
     """
 
     def __init__(self, app: Any) -> None:

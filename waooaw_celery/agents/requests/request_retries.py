@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -53,9 +54,11 @@ class Pause(NamedTuple):
 
     Attributes:
         seconds: how long it is.
+        sleep: blocks the calling thread for a number of seconds.
     """
 
     seconds: float
+    sleep: Callable[[float], None]
 
 
 def retry_policy(retry: Retry) -> RetryPolicy | None:
@@ -120,7 +123,7 @@ class RequestRetries:
                 pause = self._policy.delay(self._attempts - 1)
                 if pause < self._left:
                     if self._app.retry_budget.withdraw():
-                        return Pause(pause)
+                        return Pause(pause, self._app.components.sleep)
                     logger.warning(
                         "a request is not sent again: this process has retried too many of its requests",
                         extra={"action": "retry_budget_spent"},

@@ -79,9 +79,12 @@ class Simulation:
         self.run()
 
     def sleep(self, seconds: float) -> None:
-        """Let something happen while a caller waits; if nothing can, that much time passes."""
-        if not self._step() and not self._pass_time_until(time.time() + seconds):
-            self.clock.set(datetime.fromtimestamp(time.time() + seconds, UTC))
+        """Let that much time pass by the clock of the test, and what is due meanwhile happen."""
+        ends_at, gives_up_at = time.time() + seconds, time.monotonic() + RUN_SECONDS
+        with self._threads_that_work.noted(works=False):
+            while time.time() < ends_at and time.monotonic() < gives_up_at:
+                if not self._step() and not self._pass_time_until(ends_at):
+                    self.clock.set(datetime.fromtimestamp(ends_at, UTC))
 
     def close(self) -> None:
         """End the threads that handle messages for coroutines."""
