@@ -483,6 +483,25 @@ def test_an_effect_and_its_messages_are_committed_together(agents_app: Harness) 
     assert [record.payload for record in agents_app.handled(to="mailer")] == ["good"]
 
 
+def test_an_effect_that_was_committed_does_not_happen_again(agents_app: Harness) -> None:
+    """A worker that is killed just after the commit has the message again, and finds its effect."""
+    shop, seen = agents_app.agent("shop"), []
+    agents_app.stub("mailer", command=None)
+
+    @shop.on(MessageType.COMMAND, once=True)
+    def order(message: Message) -> None:
+        seen.append(message.payload)
+        shop.send("mailer", message.payload, session=shop.session)
+
+    agents_app.kill_between("commit", "record", "shop")
+    receipt = agents_app.send("shop", "good", ttl_seconds=None)
+    agents_app.run()
+    agents_app.clock.advance(minutes=5)
+    assert seen == ["good"]
+    assert agents_app.receipt(receipt).status is MessageStatus.HANDLED
+    agents_app.assert_handled(to="mailer", times=1)
+
+
 def test_a_reply_and_a_broadcast_reach_their_agents(agents_app: Harness) -> None:
     """A request that nobody waits for is answered with a message, and a broadcast reaches all agents."""
     planner, seen = agents_app.agent("planner"), []

@@ -293,8 +293,9 @@ class Harness:
 
         Args:
             first, second: ``"record", "publish"``: the sender is killed, and gets Killed; ``"deliver", "handle"``;
-                ``"handle", "record"``: the handler has run, and nobody knows; ``"record", "acknowledge"``: the
-                outcome is recorded. In the last three the broker delivers the message again.
+                ``"handle", "record"``: the handler has run, and nobody knows; ``"commit", "record"``: the same,
+                after the commit of a handler with ``once=True``; ``"record", "acknowledge"``: the outcome is
+                recorded. In all but the first, the broker delivers the message again.
             target: an agent, or a handler such as ``crm.create``.
             times: how often.
 

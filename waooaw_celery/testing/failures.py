@@ -17,7 +17,13 @@ from waooaw_celery.errors import ConfigurationError
 from waooaw_celery.messages.queues import AGENT_QUEUES
 
 #: The pairs of moments between which a process can be killed.
-MOMENTS = (("record", "publish"), ("deliver", "handle"), ("handle", "record"), ("record", "acknowledge"))
+MOMENTS = (
+    ("record", "publish"),
+    ("deliver", "handle"),
+    ("handle", "record"),
+    ("commit", "record"),
+    ("record", "acknowledge"),
+)
 
 
 class Killed(WorkerTerminate):
@@ -124,6 +130,7 @@ class Failures:
             error = next((error for plan, error in self._errors if plan.takes(agent, handler)), None)
             before = self._takes_kill(("deliver", "handle"), agent, handler)
             after = self._takes_kill(("handle", "record"), agent, handler)
+            committed = self._takes_kill(("commit", "record"), agent, handler)
             if self._takes_kill(("record", "acknowledge"), agent, handler):
                 self._dying.add(tag)
         run = task.run
@@ -133,14 +140,17 @@ class Failures:
             task.run = _raising(run, error)
         elif after:
             task.run = _then_raising(run, Killed(f"killed before the outcome of {task.name} was recorded"))
+        if committed:
+            task.handle = _then_raising(task.handle, Killed(f"killed after the commit of {task.name}"))
         worker_state: Any = state
         stopping = worker_state.should_terminate
-        worker_state.should_terminate = EX_FAILURE if before or after else None
+        worker_state.should_terminate = EX_FAILURE if before or after or committed else None
         try:
             yield
         finally:
             worker_state.should_terminate = stopping
             task.run = run
+            task.__dict__.pop("handle", None)
             self._dying.discard(tag)
 
     def _takes_kill(self, moment: tuple[str, str], agent: str, handler: str) -> bool:
