@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from support import lone_database
 
 from waooaw_celery.errors import AuditUnavailable, ConfigurationError
 from waooaw_celery.ledger.database import upgrade as schema
 from waooaw_celery.ledger.database.engine import Database, database_url
 from waooaw_celery.ledger.database.models import Base
-from waooaw_celery.ledger.database.version import NEWEST, VERSION_TABLE, check_version
+from waooaw_celery.ledger.database.version import NEWEST, VERSION_TABLE, check_version, current_version
 from waooaw_celery.ledger.ledger import Ledger
 from waooaw_celery.ledger.trail import MessageAuditTrail
 from waooaw_celery.messages.enums import RetentionPolicy
@@ -25,6 +28,34 @@ def test_migrations_create_the_schema_of_the_models(database: Database) -> None:
     with database.begin("compare") as connection:
         options = {"version_table": VERSION_TABLE, "include_name": _is_no_partition}
         assert compare_metadata(MigrationContext.configure(connection, opts=options), Base.metadata) == []
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_a_ledger_of_each_older_version_is_upgraded(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """A database that stopped at any version gets the rest, and ends with the schema of the models."""
+    with ExitStack() as stack:
+        url = f"sqlite:///{tmp_path / 'old.sqlite'}"
+        if kind == "postgresql":
+            url = stack.enter_context(lone_database(request.getfixturevalue("postgres_url")))
+        database = Database(database_url(url))
+        stack.callback(database.close)
+        versions = [each.revision for each in ScriptDirectory.from_config(schema.migrations()).walk_revisions()]
+        for version in reversed(versions):
+            with database.begin("upgrade") as connection:
+                config = schema.migrations()
+                config.attributes["connection"] = connection
+                command.upgrade(config, version)
+        check_version(database)
+        test_migrations_create_the_schema_of_the_models(database)
+        with database.begin("downgrade") as connection:
+            config = schema.migrations()
+            config.attributes["connection"] = connection
+            command.downgrade(config, versions[-1])
+        assert current_version(database) == versions[-1]
+        schema.upgrade(database)
+        test_migrations_create_the_schema_of_the_models(database)
 
 
 def test_the_required_version_is_the_newest_migration() -> None:

@@ -8,7 +8,7 @@ from waooaw_celery.errors import ConfigurationError
 from waooaw_celery.ledger.database.engine import Database
 
 #: The newest migration. A test compares it with the migrations.
-NEWEST = "0002"
+NEWEST = "0003"
 #: The table has its own name, so that it does not collide with your own Alembic in the same database.
 VERSION_TABLE = "waooaw_alembic_version"
 

@@ -8,7 +8,7 @@ from uuid import uuid4
 import sqlalchemy as sa
 from alembic import op
 
-from waooaw_celery.ledger.database.migrations.functions_0001 import ONLY_ENDS, WRITE, WRITE_FACT
+from waooaw_celery.ledger.database.migrations.functions import ONLY_ENDS, WRITE, WRITE_FACT
 from waooaw_celery.ledger.database.migrations.workflows_0001 import create_workflow_tables
 
 revision = "0001"
@@ -150,22 +150,6 @@ def upgrade() -> None:
     )
     op.create_index("waooaw_open_messages_sent", "waooaw_open_messages", ["sent_at", "message_id"])
     op.create_index("waooaw_open_messages_expiry", "waooaw_open_messages", ["expires_at"])
-    op.create_index("waooaw_open_messages_to", "waooaw_open_messages", ["to_agent", "written_at"])
-    op.create_table(
-        "waooaw_keyed_messages",
-        sa.Column("message_id", sa.String, primary_key=True),
-        sa.Column("agent", sa.String, nullable=False),
-        sa.Column("key", sa.String, nullable=False),
-        sa.Column("rank", sa.Integer, nullable=False),
-        sa.Column("place_at", _TIME, nullable=False),
-        sa.Column("state", sa.String, nullable=False),
-        sa.Column("holder", sa.String),
-        sa.Column("leased_until", _TIME),
-        sa.Column("expected_until", _TIME, nullable=False),
-    )
-    op.create_index(
-        "waooaw_keyed_messages_key", "waooaw_keyed_messages", ["agent", "key", "place_at", "message_id"]
-    )
     op.create_table(
         "waooaw_cancels",
         sa.Column("message_id", sa.String, primary_key=True),
@@ -293,7 +277,6 @@ def downgrade() -> None:
         "refusals",
         "cancels",
         "inbox",
-        "keyed_messages",
         "open_messages",
         "message_events",
         "messages",

@@ -29,3 +29,9 @@ def upgrade() -> None:
         sa.Column("used_at", _TIME, nullable=False),
     )
     op.create_index("waooaw_object_uses_message", "waooaw_object_uses", ["message_id"])
+
+
+def downgrade() -> None:
+    """Drop the tables."""
+    op.drop_table("waooaw_object_uses")
+    op.drop_table("waooaw_objects")

@@ -1,4 +1,7 @@
-"""The SQL functions of migration 0001, with which PostgreSQL adds rows to the ledger."""
+"""The SQL functions with which PostgreSQL adds rows to the ledger, as they are now.
+
+Migration 0001 creates them. A later migration that changes one replaces it.
+"""
 
 from __future__ import annotations
 
@@ -76,7 +79,7 @@ END $$
 #: It returns the ids of messages with an outcome each: `new`, the message was added; `ended`, an event of this
 #: call ended it; `duplicate`, it was delivered although it had ended before.
 WRITE = """
-CREATE FUNCTION waooaw_write(messages json, facts json, detect_duplicates boolean)
+CREATE OR REPLACE FUNCTION waooaw_write(messages json, facts json, detect_duplicates boolean)
 RETURNS TABLE (id varchar, outcome varchar)
 LANGUAGE plpgsql AS $$
 DECLARE
