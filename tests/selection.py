@@ -19,8 +19,8 @@ ALL = bool(os.environ.get("WAOOAW_TEST_ALL"))
 takes_long = pytest.mark.skipif(not ALL, reason="takes long: WAOOAW_TEST_ALL=1")
 
 UNIT = Path(__file__).parent / "unit"
-#: Tests of each other file that the quick run holds.
-FIRST = 2
+#: Tests of each other file that the quick run holds: more would take longer than five minutes on two cores.
+FIRST = 1
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
