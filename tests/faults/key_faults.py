@@ -19,7 +19,7 @@ from waooaw_celery import Message, MessageType
 KEYED = {"FAULTS_KEY": "payload.key"}
 #: Messages for each kill and keys in the long run, from ``LONG`` rounds on, and in a short one.
 LONG = 10
-MANY, KEYS = (5_000, 300), (1_000, 30)
+MANY, KEYS = (5_000, 1_000), (1_000, 30)
 #: Each message with such a number fails at first, and is tried again.
 FAILS_EVERY = 50
 #: Messages that are sent together.

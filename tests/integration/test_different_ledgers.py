@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import socket
 import sys
 from collections.abc import Iterator
 from contextlib import closing
@@ -28,7 +27,7 @@ from waooaw_celery.maintenance.diagnostics.workers import ledgers_of_the_workers
 from waooaw_celery.maintenance.queue_drop import drop
 from waooaw_celery.maintenance.recovery import Recovery
 from waooaw_celery.messages.receipt import MessageEvent
-from waooaw_celery.testing.embedded import end, end_all
+from waooaw_celery.testing.embedded import end, end_all, free_port
 
 HANDLED = MessageStatus.HANDLED
 #: Heartbeats are frequent, so that what a worker reports is soon visible.
@@ -346,19 +345,11 @@ def test_a_retry_and_a_recovered_message_keep_their_ledger(system: System) -> No
     assert not refused(system)
 
 
-def test_processes_that_share_a_ledger_need_no_redis_for_it(system: System, free_port: int) -> None:
+def test_processes_that_share_a_ledger_need_no_redis_for_it(system: System) -> None:
     """The store's Redis is away: their messages are handled, and what they look up costs no wait."""
-    settings = {"waooaw_redis_url": f"redis://127.0.0.1:{free_port}/0"}
+    settings = {"waooaw_redis_url": f"redis://127.0.0.1:{free_port()}/0"}
     app = system.app(ledger=True, waooaw_agents=[], **settings)
     system.start(ledger=True, **settings)
     sent = send(app, system)
     assert settled(app, sent) is HANDLED
     assert "receipts of senders without a ledger" not in system.log()
-
-
-@pytest.fixture
-def free_port() -> int:
-    """A port at which nothing listens."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])

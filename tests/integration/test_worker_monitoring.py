@@ -25,7 +25,7 @@ from support import Broker, until
 from waooaw_celery import Message, MessageBus, MessageType
 from waooaw_celery.ledger.database import upgrade as schema
 from waooaw_celery.ledger.database.engine import Database, database_url
-from waooaw_celery.testing.embedded import end_all
+from waooaw_celery.testing.embedded import end_all, free_port
 
 
 class Probe:
@@ -245,9 +245,7 @@ def test_a_port_that_is_taken_ends_the_start(probe: Probe) -> None:
 
 def test_beat_serves_its_health(probe: Probe, tmp_path: Path) -> None:
     """It is live while it sends in time, and ready while its broker answers."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     env = os.environ | {
         "CELERY_BROKER_URL": probe.broker.url,
         "CELERY_RESULT_BACKEND": probe.broker.redis_url,

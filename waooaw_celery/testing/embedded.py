@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import random
 import shutil
 import signal
 import socket
@@ -28,6 +29,10 @@ DEADLINE_SECONDS = 20.0
 
 #: Longest path of a socket, in bytes: 107 on Linux, 103 on macOS.
 MAX_SOCKET_PATH = 103
+
+#: Ports among which ``free_port`` chooses: below those that systems give to outgoing connections (Linux from
+#: 32768, macOS and Windows from 49152). One of these could be given away before the server takes it.
+_SERVER_PORTS = range(20_000, 32_000)
 
 _PR_SET_PDEATHSIG = 1  # Linux, prctl(2)
 
@@ -160,10 +165,18 @@ def end_all(processes: Iterable[subprocess.Popen[bytes]], timeout: float = DEADL
 
 
 def free_port() -> int:
-    """Return a port of 127.0.0.1 that is not in use now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a port, chosen at random, at which no program of this computer listens now.
+
+    Raises:
+        ConfigurationError: all ports that were tried are in use.
+    """
+    for port in random.sample(_SERVER_PORTS, 100):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            # All addresses: a server may listen on 0.0.0.0 where another has the port on 127.0.0.1 alone.
+            probe.bind(("", port))
+            return port
+    first, last = _SERVER_PORTS[0], _SERVER_PORTS[-1]
+    raise ConfigurationError(f"no free port found between {first} and {last}: end programs that listen there")
 
 
 def check_port_free(port: int, what: str) -> None:
