@@ -15,7 +15,6 @@ import pytest
 from conversation_records import HOSTILE, at, event, every_kind, handled, hostile, large, record
 
 from waooaw_celery.errors import PayloadNotLoaded
-from waooaw_celery.log.escaping import escaped
 from waooaw_celery.maintenance.diagrams.building import diagram_of
 from waooaw_celery.maintenance.diagrams.mermaid import MAX_TEXT_SIZE, mermaid
 from waooaw_celery.maintenance.diagrams.model import ConversationDiagram
@@ -24,6 +23,7 @@ from waooaw_celery.maintenance.diagrams.svg.sequence import sequence_svg
 from waooaw_celery.maintenance.diagrams.svg.style import DIAGRAM_CSS
 from waooaw_celery.maintenance.diagrams.svg.timeline import timeline_svg
 from waooaw_celery.maintenance.diagrams.tree import tree
+from waooaw_celery.messages.log.escaping import escaped
 
 SVG = "{http://www.w3.org/2000/svg}"
 #: Everything that a picture may consist of.

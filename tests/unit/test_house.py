@@ -31,7 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("broker", "results", "settings"),
     ("store", "wire", "monitoring"),
     ("messages",),
-    ("errors", "log"),
+    ("errors",),
 )
 #: The largest numbers of subpackages, of layers, and of files in one folder.
 MAX_SUBPACKAGES, MAX_LAYERS, MAX_FLAT_FILES = 22, 12, 12

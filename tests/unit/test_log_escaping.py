@@ -16,9 +16,9 @@ from waooaw_celery.cli.group import Group
 from waooaw_celery.cli.output import echo, print_json
 from waooaw_celery.cli.output.table import show_table
 from waooaw_celery.errors import RemoteError
-from waooaw_celery.log.escaping import escaped, escaped_lines
-from waooaw_celery.log.hiding import hidden_error, hidden_traceback
-from waooaw_celery.log.loggers import escape_log, get_logger
+from waooaw_celery.messages.log.escaping import escaped, escaped_lines
+from waooaw_celery.messages.log.hiding import hidden_error, hidden_traceback
+from waooaw_celery.messages.log.loggers import escape_log, get_logger
 
 PACKAGE = Path(__file__).parents[2] / "waooaw_celery"
 #: A line break with a forged line, an escape sequence, C1's control sequence introducer, DEL, a mark that changes

@@ -37,7 +37,7 @@ from waooaw_celery.discovery.selector import Selector
 from waooaw_celery.errors import ConfigurationError
 from waooaw_celery.limits.admission_control import AdmissionControl
 from waooaw_celery.limits.limiter import RateLimiter
-from waooaw_celery.log.loggers import escape_log
+from waooaw_celery.messages.log.loggers import escape_log
 from waooaw_celery.messages.message import Message
 from waooaw_celery.messages.queues import AGENT_QUEUES, HandlerName, agent_queue
 from waooaw_celery.messages.receipt import MessageEvent, MessageFact, ReceiptStore

@@ -10,7 +10,7 @@ from celery import current_app
 from celery.utils.log import get_multiprocessing_logger
 
 from waooaw_celery.errors import ConfigurationError
-from waooaw_celery.log.loggers import escape_log
+from waooaw_celery.messages.log.loggers import escape_log
 from waooaw_celery.messages.message import ENVELOPE_HEADER
 from waooaw_celery.monitoring.json_log import JsonFormatter
 from waooaw_celery.settings import LogFormat

@@ -20,7 +20,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from waooaw_celery.errors import BrokerUnavailable, StoreUnavailable
-from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.store.redis_refusals import RedisRefuses, remedy, takes_no_writes
 
 logger = get_logger(__name__)

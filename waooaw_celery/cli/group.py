@@ -15,7 +15,7 @@ from waooaw_celery.cli.base.exit_codes import CommandError, exit_code, failed_se
 from waooaw_celery.cli.output.colors import color_of_environment
 from waooaw_celery.cli.output.times import UTC_KEY
 from waooaw_celery.errors import ConfigurationError, WaooawError
-from waooaw_celery.log.escaping import escaped
+from waooaw_celery.messages.log.escaping import escaped
 
 if TYPE_CHECKING:
     from celery import Celery

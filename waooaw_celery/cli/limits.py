@@ -17,7 +17,7 @@ from waooaw_celery.cli.output.table import show_table
 from waooaw_celery.cli.output.times import time_text
 from waooaw_celery.ledger.trail import MessageAuditTrail
 from waooaw_celery.limits.storage import RuleStatus
-from waooaw_celery.log.escaping import escaped
+from waooaw_celery.messages.log.escaping import escaped
 from waooaw_celery.settings import RateLimitStorage
 from waooaw_celery.store.restrictions import Pause
 

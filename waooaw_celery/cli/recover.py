@@ -10,8 +10,8 @@ from waooaw_celery.cli.base.parameters import AGENT
 from waooaw_celery.cli.group import current_app
 from waooaw_celery.cli.output import echo, json_option, print_json
 from waooaw_celery.cli.output.progress import progress
-from waooaw_celery.log.escaping import escaped
 from waooaw_celery.maintenance.recovery import MAX_MESSAGES, Recovery
+from waooaw_celery.messages.log.escaping import escaped
 
 
 @click.command(cls=Command, examples=["waooaw recover --dry-run", "waooaw recover --agent greeter --limit 100"])

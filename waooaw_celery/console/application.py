@@ -42,7 +42,7 @@ from waooaw_celery.errors import (
     StoreUnavailable,
     WaooawError,
 )
-from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.log.loggers import get_logger
 
 logger = get_logger(__name__)
 

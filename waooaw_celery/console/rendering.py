@@ -18,7 +18,7 @@ from waooaw_celery.app.app import AgentApp
 from waooaw_celery.console.access.roles import Person, Role
 from waooaw_celery.errors import StoreUnavailable, UnknownMessage
 from waooaw_celery.ledger.operators.actions import OperatorAction, read_action
-from waooaw_celery.log.escaping import escaped
+from waooaw_celery.messages.log.escaping import escaped
 from waooaw_celery.messages.validation import tagged
 
 #: Most characters of a payload that a page shows; the JSON of the message has all of it.

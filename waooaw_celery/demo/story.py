@@ -14,8 +14,8 @@ from waooaw_celery.demo.hanging_agent import AgentHung
 from waooaw_celery.demo.health_checks import HealthChecked
 from waooaw_celery.demo.killed_workflow import WorkflowKilled
 from waooaw_celery.demo.scenario import JobResult, Overtaking
-from waooaw_celery.log.escaping import escaped
 from waooaw_celery.messages.enums import MessageStatus
+from waooaw_celery.messages.log.escaping import escaped
 
 #: Documents and key terms that are shown; the JSON has all of them.
 SHOWN_DOCUMENTS, SHOWN_TERMS = 8, 3

@@ -18,8 +18,8 @@ from waooaw_celery.discovery.health.state import (
     worker_health,
 )
 from waooaw_celery.errors import InvalidMessage
-from waooaw_celery.log.loggers import get_logger
 from waooaw_celery.messages.json_form import JsonForm
+from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.store.agents.record import PROFILE_FACT, AgentRecord
 
 logger = get_logger(__name__)

@@ -13,7 +13,7 @@ from waooaw_celery.discovery.agent_info import info_of, is_unchanged
 from waooaw_celery.discovery.declaration import Profile
 from waooaw_celery.discovery.snapshot import Snapshot
 from waooaw_celery.errors import InvalidMessage, WaooawError
-from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.store.agents.record import PROFILE_FACT, AgentRecord
 from waooaw_celery.store.agents.registry import AgentRegistry
 

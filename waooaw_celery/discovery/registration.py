@@ -12,7 +12,7 @@ from waooaw_celery.discovery.declaration import make_profile
 from waooaw_celery.discovery.health.history import HealthHistory
 from waooaw_celery.discovery.health.state import DISCOVERY_FACT, Health, WorkerFacts
 from waooaw_celery.errors import InvalidMessage, StoreUnavailable
-from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.messages.validation import check_agent_name
 from waooaw_celery.store.agents.record import PROFILE_FACT
 

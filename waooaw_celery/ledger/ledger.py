@@ -35,9 +35,9 @@ from waooaw_celery.ledger.sender_receipts import SenderReceipts, facts_of_end
 from waooaw_celery.ledger.write.recording import Recording
 from waooaw_celery.ledger.write.spool.spool import Spool
 from waooaw_celery.ledger.write.writer import LedgerWriter
-from waooaw_celery.log.loggers import get_logger
 from waooaw_celery.messages.enums import MessageType, RetentionPolicy
 from waooaw_celery.messages.headers import payload_of
+from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.messages.message import Message
 from waooaw_celery.messages.publish_options import PublishOptions
 from waooaw_celery.messages.receipt import DeliveryReceipt, MessageEvent, MessageFact, ReceiptStore

@@ -24,7 +24,7 @@ from waooaw_celery.ledger.ledger import Ledger
 from waooaw_celery.ledger.transactions.django import DjangoTransaction
 from waooaw_celery.ledger.transactions.transaction import as_transaction
 from waooaw_celery.ledger.write.statements import write
-from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.messages.message import Message
 from waooaw_celery.messages.publish_options import options_of_messages
 from waooaw_celery.messages.queues import HandlerName

@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import cached_property
 
 from waooaw_celery.errors import AuditUnavailable, StoreUnavailable
-from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.messages.message import FOREIGN_SENDER
 from waooaw_celery.messages.receipt import DeliveryReceipt, MessageEvent, MessageFact
 from waooaw_celery.store.receipts import RedisReceipts

@@ -12,7 +12,7 @@ from waooaw_celery.limits.limiter import RateLimiter
 from waooaw_celery.limits.queue_limit import QueueLimit
 from waooaw_celery.limits.rules import Demand, demands_by_scope
 from waooaw_celery.limits.waiting import LimitWait, Wait, limit_wait
-from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.messages.message import Message
 from waooaw_celery.messages.receipt import ReceiptStore
 from waooaw_celery.store.clock_reading import local_now

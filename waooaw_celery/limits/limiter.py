@@ -20,8 +20,8 @@ from waooaw_celery.limits.rules import (
 )
 from waooaw_celery.limits.storage import LimitStorage, Refusal, RuleStatus
 from waooaw_celery.limits.waiting import Wait, limit_wait
-from waooaw_celery.log.loggers import get_logger
 from waooaw_celery.messages.enums import MessageType, Priority
+from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.messages.validation import check_agent_name
 from waooaw_celery.store.restrictions import Restrictions
 

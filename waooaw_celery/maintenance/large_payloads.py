@@ -10,7 +10,7 @@ from waooaw_celery.app.app import AgentApp
 from waooaw_celery.errors import DecodingFailed, PayloadAltered, PayloadMissing
 from waooaw_celery.ledger.database.models import MessageRow
 from waooaw_celery.ledger.objects.objects import LedgerObjects
-from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.messages.references.reference import Reference
 from waooaw_celery.messages.validation import JSON
 from waooaw_celery.messages.wording import counted

@@ -10,8 +10,8 @@ from waooaw_celery.app.app import AgentApp
 from waooaw_celery.app.waiting import waiting_messages
 from waooaw_celery.broker.waiting.waiting_message import WaitingMessage, WaitingMessages
 from waooaw_celery.errors import LedgerMismatch
-from waooaw_celery.log.loggers import get_logger
 from waooaw_celery.messages.enums import Priority
+from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.messages.queues import agent_queue
 from waooaw_celery.messages.receipt import MessageEvent, MessageFact
 from waooaw_celery.messages.validation import check_agent_name

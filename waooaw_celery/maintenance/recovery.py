@@ -26,9 +26,9 @@ from waooaw_celery.ledger.read.lost import (
     find_lost,
     record_recoveries,
 )
-from waooaw_celery.log.loggers import get_logger
 from waooaw_celery.maintenance.broker_inventory import BrokerInventory, OutOfTime, WantedMessages, broker_inventory
 from waooaw_celery.maintenance.republish import republish
+from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.messages.validation import check_agent_name
 from waooaw_celery.messages.wording import counted
 

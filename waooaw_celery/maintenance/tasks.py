@@ -12,9 +12,9 @@ from waooaw_celery.app.app import AgentApp
 from waooaw_celery.app.events.replay import REPLAY_TASK as REPLAY
 from waooaw_celery.errors import ClockSkew, StoreUnavailable
 from waooaw_celery.ledger.retention.retention import Retention
-from waooaw_celery.log.loggers import get_logger
 from waooaw_celery.maintenance.beat_health import serve_health
 from waooaw_celery.maintenance.recovery import Recovery
+from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.messages.queues import system_queue
 from waooaw_celery.messages.wording import counted
 

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any
 
-from waooaw_celery.log.loggers import ESCAPES
+from waooaw_celery.messages.log.loggers import ESCAPES
 
 #: What a record may say of a message or a workflow, in the order in which it is written. Nothing else that code
 #: adds to a record (``extra=``) is written: it could quote a payload, as the records of Celery do.

@@ -12,7 +12,7 @@ from celery import Celery
 from celery.backends import redis
 
 from waooaw_celery.errors import BackendUnavailable
-from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.messages.validation import NewId
 from waooaw_celery.results.consumed import ConsumedResults
 from waooaw_celery.results.pending import BACKEND_ERRORS, PendingResult, PendingResults, ResultMessage

@@ -14,7 +14,7 @@ from celery.result import AsyncResult
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
-from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.log.loggers import get_logger
 
 logger = get_logger(__name__)
 

@@ -12,7 +12,7 @@ from celery.states import READY_STATES
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
-from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.results import source
 from waooaw_celery.results.pending import BACKEND_ERRORS, CHUNK, FETCH_AFTER_SECONDS, PendingResult, PendingResults
 from waooaw_celery.results.subscription import Subscription

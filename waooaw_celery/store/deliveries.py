@@ -7,7 +7,7 @@ from collections.abc import Callable
 from datetime import datetime
 
 from waooaw_celery.errors import StoreUnavailable
-from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.store.receipts import RedisReceipts
 
 logger = get_logger(__name__)

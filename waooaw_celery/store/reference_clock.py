@@ -20,7 +20,7 @@ from typing import Any
 from billiard import current_process
 
 from waooaw_celery.errors import WaooawError
-from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.messages.validation import LocalTime
 from waooaw_celery.store.clock_reading import WARN_SECONDS, Reading, Source, local_and_steady, read, steady
 

@@ -17,9 +17,9 @@ from celery.exceptions import Ignore, Reject
 
 from waooaw_celery.broker.incoming.delivery import DELIVERY_LIMIT
 from waooaw_celery.errors import AuditUnavailable, DeliveryLimitExceeded, StoreUnavailable, UnknownMessage
-from waooaw_celery.log.loggers import get_logger
 from waooaw_celery.messages.enums import FINAL
 from waooaw_celery.messages.headers import parse_datetime
+from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.messages.receipt import MessageEvent, MessageFact
 from waooaw_celery.worker.attempt import attempt_of
 from waooaw_celery.worker.cancellation import cancellations_of

@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import Any
 
 from waooaw_celery.errors import BackendUnavailable
-from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.log.loggers import get_logger
 
 logger = get_logger(__name__)
 

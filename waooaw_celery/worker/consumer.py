@@ -23,8 +23,8 @@ from waooaw_celery.broker.redis.dead_lettering import dead_letter
 from waooaw_celery.broker.redis.leases.restore import withdraw_delivery
 from waooaw_celery.broker.redis.leases.worker_requests import is_ending
 from waooaw_celery.errors import BrokerUnavailable, DecodingFailed
-from waooaw_celery.log.escaping import escaped
-from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.log.escaping import escaped
+from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.messages.message import ENVELOPE_HEADER
 from waooaw_celery.store.redis_refusals import refusal_in, remedy
 from waooaw_celery.worker.batches.collector import Batches

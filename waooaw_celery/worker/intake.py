@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from waooaw_celery.broker.redis.leases.worker_requests import unacknowledged
 from waooaw_celery.errors import AuditUnavailable
-from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.worker.health.periodic_step import PeriodicStep
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from celery.worker.control import control_command
 
 from waooaw_celery.broker.dead_letters.storage import BROKER_ERRORS
 from waooaw_celery.errors import StoreUnavailable
-from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.worker.request import apply_cancellation, stop_handler
 
 logger = get_logger(__name__)

@@ -22,7 +22,7 @@ from celery.worker import state
 from kombu.exceptions import ContentDisallowed, DecodeError
 
 from waooaw_celery.errors import DeadlineExceeded, InvalidArguments
-from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.messages.message import ENVELOPE_HEADER
 from waooaw_celery.monitoring.metrics.measured_handling import note_processed, note_skipped
 from waooaw_celery.monitoring.metrics.process_metrics import process_metrics

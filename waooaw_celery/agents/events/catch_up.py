@@ -10,7 +10,7 @@ from celery import bootsteps
 
 from waooaw_celery.app.events.replay import EventReplayer
 from waooaw_celery.errors import BrokerUnavailable, StoreUnavailable, UnknownSubscription
-from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.messages.wording import counted
 from waooaw_celery.store.subscriptions import CACHE_SECONDS, Subscription, Subscriptions
 

@@ -13,8 +13,8 @@ from waooaw_celery.app.events.replay import REPLAY_TASK, EventReplayer, Pace, Re
 from waooaw_celery.app.events.selection import Selection
 from waooaw_celery.broker.application import require_agent_app
 from waooaw_celery.errors import InvalidMessage
-from waooaw_celery.log.loggers import get_logger
 from waooaw_celery.messages.enums import Priority
+from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.messages.queues import HandlerName, system_queue
 from waooaw_celery.messages.topics.patterns import ANY_WORDS
 from waooaw_celery.messages.validation import JSON

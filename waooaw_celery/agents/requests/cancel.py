@@ -12,8 +12,8 @@ from redis.exceptions import RedisError
 
 from waooaw_celery.app.app import AgentApp
 from waooaw_celery.errors import InvalidMessage, NotStoppable, UnknownAgent
-from waooaw_celery.log.loggers import get_logger
 from waooaw_celery.messages.enums import MessageStatus
+from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.messages.queues import takes_message
 from waooaw_celery.messages.receipt import DeliveryReceipt, MessageEvent, MessageFact
 from waooaw_celery.worker.cancellation import CancelAnswer, notify_caller

@@ -25,7 +25,7 @@ from waooaw_celery.errors import (
     UnknownAgent,
     UnknownSender,
 )
-from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.worker.current_task import current_task
 from waooaw_celery.worker.retries.retried_out import is_retried_out
 from waooaw_celery.worker.retries.retry_policy import RetryPolicy

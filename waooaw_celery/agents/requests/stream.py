@@ -17,7 +17,7 @@ from waooaw_celery.agents.requests.request_sender import PendingRequest, Request
 from waooaw_celery.agents.requests.stream_buffer import StreamBuffer
 from waooaw_celery.app.app import AgentApp
 from waooaw_celery.errors import RequestTimeout, StreamBroken, WaooawError
-from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.messages.validation import JSON
 from waooaw_celery.worker.execution.streaming import Final as Final  # users import it from here
 from waooaw_celery.worker.execution.threads import run_in_thread

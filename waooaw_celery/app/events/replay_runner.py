@@ -11,7 +11,7 @@ from waooaw_celery.app.events.replay import BATCH_SIZE, EventReplayer, Pace, bat
 from waooaw_celery.app.events.selection import Selection
 from waooaw_celery.errors import BrokerUnavailable, InvalidMessage, StoreUnavailable, WaooawError
 from waooaw_celery.ledger.events.replays import Claim, LedgerReplays, ReplayState
-from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.messages.wording import counted
 from waooaw_celery.store.subscriptions import Subscription
 

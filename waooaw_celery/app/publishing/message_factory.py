@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from waooaw_celery.errors import InvalidMessage, UnknownSender
-from waooaw_celery.log.loggers import get_logger
 from waooaw_celery.messages.headers import check_delay, message_of_delay, message_of_retry, with_conversation_ids
+from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.messages.message import Message
 from waooaw_celery.messages.queues import HandlerName
 from waooaw_celery.worker.current_task import current_message, current_task

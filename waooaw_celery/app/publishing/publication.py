@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any, Protocol, TypeAlias
 
 from waooaw_celery.app.publishing.large_payloads import LargePayloads
-from waooaw_celery.log.hiding import HIDDEN
+from waooaw_celery.messages.log.hiding import HIDDEN
 from waooaw_celery.messages.message import ENVELOPE_HEADER, Message
 from waooaw_celery.messages.publish_options import PublishOptions
 from waooaw_celery.messages.queues import HandlerName, agent_queue, broker_priority

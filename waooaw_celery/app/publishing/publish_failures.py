@@ -9,8 +9,8 @@ from kombu.exceptions import BatchPublishError  # type: ignore[attr-defined]  # 
 
 from waooaw_celery.app.publishing.publication import Batch, ids_of
 from waooaw_celery.errors import BrokerUnavailable, StoreUnavailable
-from waooaw_celery.log.loggers import get_logger
 from waooaw_celery.messages.enums import MessageType
+from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.messages.message import Message
 from waooaw_celery.messages.receipt import MessageEvent, MessageFact, ReceiptStore
 from waooaw_celery.messages.wording import counted

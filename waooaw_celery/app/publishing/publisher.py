@@ -42,8 +42,8 @@ from waooaw_celery.errors import (
 from waooaw_celery.limits.admission_control import CountAndSend
 from waooaw_celery.limits.rules import Demand
 from waooaw_celery.limits.waiting import Wait
-from waooaw_celery.log.loggers import get_logger
 from waooaw_celery.messages.enums import MessageType
+from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.messages.message import Message
 from waooaw_celery.messages.reply_to import ReplyTo
 from waooaw_celery.monitoring.metrics.measured_send import MeasuredSend

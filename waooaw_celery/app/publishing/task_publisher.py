@@ -12,8 +12,8 @@ from celery.result import AsyncResult
 from waooaw_celery.app.publishing.publish_failures import withdraw
 from waooaw_celery.app.publishing.task_publication import TaskPublication, handler_of
 from waooaw_celery.errors import StoreUnavailable, UnknownAgent
-from waooaw_celery.log.loggers import get_logger
 from waooaw_celery.messages.enums import Priority
+from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.messages.message import Message
 from waooaw_celery.messages.queues import HandlerName, broker_priority, priority_of_number
 from waooaw_celery.worker.current_task import is_sent_by_finished_handler

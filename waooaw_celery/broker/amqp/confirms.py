@@ -9,7 +9,7 @@ from typing import Any
 
 from amqp.exceptions import AMQPError, IrrecoverableConnectionError, MessageNacked, RecoverableConnectionError
 
-from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.log.loggers import get_logger
 
 logger = get_logger(__name__)
 

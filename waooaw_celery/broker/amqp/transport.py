@@ -21,7 +21,7 @@ from waooaw_celery.broker.incoming.bounded import BoundedDecoding, without_compr
 from waooaw_celery.broker.incoming.delivery import to_redis_item
 from waooaw_celery.broker.incoming.guard import check_task_headers, decode_task
 from waooaw_celery.errors import DecodingFailed
-from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.wire.caps import Caps, header_bytes
 from waooaw_celery.wire.codecs import expand
 

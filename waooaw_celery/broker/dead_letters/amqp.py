@@ -22,7 +22,7 @@ from kombu import Exchange, Queue
 from waooaw_celery.broker.dead_letters.dead_letter import DeadLetter
 from waooaw_celery.broker.dead_letters.storage import DeadLetterFilter, DeadLetterStorage
 from waooaw_celery.broker.redis.dead_lettering import DEAD_LETTERS_KEY
-from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.log.loggers import get_logger
 
 logger = get_logger(__name__)
 

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple, Self
 
 from waooaw_celery.broker.incoming.guard import read_item
 from waooaw_celery.errors import DecodingFailed, InvalidMessage, UnknownAgent
-from waooaw_celery.log.escaping import escaped
 from waooaw_celery.messages.headers import payload_of
+from waooaw_celery.messages.log.escaping import escaped
 from waooaw_celery.messages.message import ENVELOPE_HEADER, Message
 from waooaw_celery.messages.queues import AGENT_QUEUES, HandlerName, takes_message
 from waooaw_celery.messages.references.reference import Reference

@@ -25,9 +25,9 @@ from waooaw_celery.broker.dead_letters.redis import RedisDeadLetterStorage
 from waooaw_celery.broker.dead_letters.storage import DeadLetterFilter, DeadLetterStorage
 from waooaw_celery.broker.redis.dead_lettering import notify_dead_lettered
 from waooaw_celery.errors import InvalidMessage, StoreUnavailable, UnknownDeadLetter, UnknownMessage, WaooawError
-from waooaw_celery.log.escaping import escaped
-from waooaw_celery.log.loggers import get_logger
 from waooaw_celery.messages.enums import MessageStatus
+from waooaw_celery.messages.log.escaping import escaped
+from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.messages.message import Message
 from waooaw_celery.messages.receipt import MessageEvent, MessageFact
 from waooaw_celery.messages.validation import JSON, LocalTime, tagged

@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 
 from waooaw_celery.broker.redis.keys import Keys
 from waooaw_celery.broker.redis.scripts import CLAIM
-from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.log.loggers import get_logger
 
 logger = get_logger(__name__)
 

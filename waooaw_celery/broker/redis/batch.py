@@ -10,7 +10,7 @@ from kombu.transport import redis
 from redis.exceptions import NoScriptError, OutOfMemoryError, RedisError
 
 from waooaw_celery.broker.redis.scripts import RING, execute_together, reopen_if_closed
-from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.store.redis_refusals import is_refusal, remedy, takes_no_writes
 
 logger = get_logger(__name__)

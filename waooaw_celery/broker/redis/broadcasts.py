@@ -9,7 +9,7 @@ from redis.exceptions import NoPermissionError
 
 from waooaw_celery.broker.incoming.guard import check_message
 from waooaw_celery.errors import DecodingFailed
-from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.store.redis_refusals import remedy
 
 logger = get_logger(__name__)

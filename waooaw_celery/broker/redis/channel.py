@@ -31,7 +31,7 @@ from waooaw_celery.broker.redis.leases.restore import requeue_delivered, requeue
 from waooaw_celery.broker.redis.leases.worker_requests import is_ending, running_messages
 from waooaw_celery.broker.redis.qos import QoS
 from waooaw_celery.broker.redis.scripts import PUBLISH
-from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.wire.caps import Caps
 
 logger = get_logger(__name__)

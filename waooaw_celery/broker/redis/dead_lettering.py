@@ -8,7 +8,7 @@ from typing import Any
 from celery.utils.dispatch import Signal
 
 from waooaw_celery.broker.redis.scripts import DEAD_LETTER
-from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.log.loggers import get_logger
 
 logger = get_logger(__name__)
 

@@ -10,7 +10,7 @@ from redis.exceptions import RedisError
 
 from waooaw_celery.broker.redis.leases.restore import requeue_delivered, requeue_undelivered, withdraw_delivery
 from waooaw_celery.broker.redis.leases.worker_requests import not_begun
-from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.messages.wording import counted
 
 logger = get_logger(__name__)

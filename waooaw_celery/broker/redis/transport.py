@@ -16,7 +16,7 @@ from waooaw_celery.broker.redis.channel import Channel, SentinelChannel
 from waooaw_celery.broker.redis.claim import CLAIM_DELAY_SECONDS
 from waooaw_celery.broker.redis.consume import deliver_claimed
 from waooaw_celery.broker.redis.scripts import CLAIM
-from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.store.redis_refusals import RedisRefuses, remedy
 
 logger = get_logger(__name__)

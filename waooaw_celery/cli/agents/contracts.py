@@ -18,7 +18,7 @@ from waooaw_celery.discovery.contracts.asyncapi import asyncapi_document
 from waooaw_celery.discovery.contracts.compare import breaking_changes
 from waooaw_celery.discovery.contracts.documents import contracts_document
 from waooaw_celery.discovery.registry import Registry
-from waooaw_celery.log.escaping import escaped
+from waooaw_celery.messages.log.escaping import escaped
 from waooaw_celery.messages.wording import counted
 
 

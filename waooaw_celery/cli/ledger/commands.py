@@ -23,9 +23,9 @@ from waooaw_celery.ledger.retention.holds import HoldKind
 from waooaw_celery.ledger.retention.removal import Removal
 from waooaw_celery.ledger.retention.retention import Retention
 from waooaw_celery.ledger.trail import MessageAuditTrail
-from waooaw_celery.log.escaping import escaped
 from waooaw_celery.maintenance.large_payloads import purge_payloads
 from waooaw_celery.messages.enums import MessageStatus, MessageType, Priority
+from waooaw_celery.messages.log.escaping import escaped
 from waooaw_celery.messages.wording import counted
 
 

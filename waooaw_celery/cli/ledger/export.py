@@ -16,10 +16,10 @@ from waooaw_celery.cli.group import by_option, current_app, requester
 from waooaw_celery.cli.ledger.options import since_option, until_option
 from waooaw_celery.cli.output import echo, json_option, print_json
 from waooaw_celery.cli.output.table import show_facts
-from waooaw_celery.log.escaping import escaped
 from waooaw_celery.maintenance.evidence.checking import ExportCheck, check_export
 from waooaw_celery.maintenance.evidence.export import MAX_PICTURES, Export, export_messages
 from waooaw_celery.maintenance.evidence.selection import Selection
+from waooaw_celery.messages.log.escaping import escaped
 from waooaw_celery.messages.wording import counted
 
 

@@ -11,9 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from waooaw_celery.cli.output.times import clock_text
-from waooaw_celery.log.escaping import escaped
 from waooaw_celery.maintenance.top.frame import AgentLine, Attention, Frame
 from waooaw_celery.messages.enums import Priority
+from waooaw_celery.messages.log.escaping import escaped
 
 COLUMNS = (
     *("agent", "attention", "status", "health", "workers", "running", "waiting", "oldest", "handled/min"),

@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 
 import click
 
-from waooaw_celery.log.escaping import escaped, escaped_lines
 from waooaw_celery.messages.json_form import JsonForm
+from waooaw_celery.messages.log.escaping import escaped, escaped_lines
 from waooaw_celery.messages.validation import tagged
 
 #: What may not print: ASCII's DEL, and everything beyond ASCII. JSON itself escapes what comes before the space.

@@ -20,7 +20,7 @@ from rich.cells import cell_len
 
 from waooaw_celery.cli.output import WIDE
 from waooaw_celery.cli.output.times import cell_text, common_zone, time_text
-from waooaw_celery.log.escaping import escaped
+from waooaw_celery.messages.log.escaping import escaped
 
 #: Spaces between two columns, and before the names of the columns below a row.
 GAP, INDENT = 2, 4

@@ -13,7 +13,7 @@ import click
 from waooaw_celery.cli.base.command import Command
 from waooaw_celery.cli.base.exit_codes import CommandError, ExitCode
 from waooaw_celery.cli.output import echo, json_option, print_json
-from waooaw_celery.log.escaping import escaped
+from waooaw_celery.messages.log.escaping import escaped
 
 #: What stands for the project's name in the templates. Braces would clash with those of Compose and of Python.
 PLACEHOLDER = "@PROJECT@"

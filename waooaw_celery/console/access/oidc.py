@@ -16,7 +16,7 @@ from starlette.routing import BaseRoute, Route
 from waooaw_celery.console.access.authentication import Authentication, granted
 from waooaw_celery.console.access.protection import own_path
 from waooaw_celery.console.access.roles import Person, Role
-from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.log.loggers import get_logger
 
 logger = get_logger(__name__)
 

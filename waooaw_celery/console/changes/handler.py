@@ -17,7 +17,7 @@ from waooaw_celery.console.changes.action import Action, Given
 from waooaw_celery.console.rendering import Pages
 from waooaw_celery.errors import AuditUnavailable, BrokerUnavailable, InvalidMessage, StoreUnavailable, WaooawError
 from waooaw_celery.ledger.operators.actions import MAX_TARGET, ActionOutcome, begin_action, end_action
-from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.log.loggers import get_logger
 
 logger = get_logger(__name__)
 

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 from uuid import UUID
 
 from waooaw_celery.errors import InvalidArguments
-from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.messages.validation import JSON
 
 logger = get_logger(__name__)

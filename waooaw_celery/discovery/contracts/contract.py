@@ -17,7 +17,7 @@ from collections.abc import (
 from functools import partial
 from typing import Any
 
-from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.messages.topics.regular_expressions import UnsafePattern, linear_pattern
 
 logger = get_logger(__name__)

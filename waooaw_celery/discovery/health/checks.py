@@ -12,7 +12,7 @@ from typing import Any
 
 from waooaw_celery.discovery.health.state import Health
 from waooaw_celery.errors import ConfigurationError
-from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.log.loggers import get_logger
 
 logger = get_logger(__name__)
 

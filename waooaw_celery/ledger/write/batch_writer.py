@@ -16,7 +16,7 @@ from waooaw_celery.ledger.write.buffer import PendingWrite, WriteBuffer
 from waooaw_celery.ledger.write.fallback import Fallback
 from waooaw_celery.ledger.write.inserter import RowInserter, WriteOutcome, is_permanent_error
 from waooaw_celery.ledger.write.outage import Outage
-from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.log.loggers import get_logger
 
 logger = get_logger(__name__)
 

@@ -13,7 +13,7 @@ from waooaw_celery.ledger.write.outage import Outage
 from waooaw_celery.ledger.write.pending_facts import PendingFacts, log_lost
 from waooaw_celery.ledger.write.recording import Recording
 from waooaw_celery.ledger.write.spool.spool import Spool
-from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.log.loggers import get_logger
 
 logger = get_logger(__name__)
 

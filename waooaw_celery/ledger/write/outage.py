@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from waooaw_celery.errors import AuditUnavailable
-from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.log.loggers import get_logger
 
 logger = get_logger(__name__)
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from waooaw_celery.ledger.write.buffer import MAX_QUEUED, MAX_QUEUED_CHARACTERS, PendingWrite
 from waooaw_celery.ledger.write.recording import Recording
-from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.log.loggers import get_logger
 
 logger = get_logger(__name__)
 

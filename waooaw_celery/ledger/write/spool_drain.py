@@ -14,7 +14,7 @@ from waooaw_celery.ledger.write.buffer import BATCH, BATCH_CHARACTERS
 from waooaw_celery.ledger.write.inserter import RowInserter, is_permanent_error
 from waooaw_celery.ledger.write.outage import Outage
 from waooaw_celery.ledger.write.spool.spool import Spool, SpoolUnavailable
-from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.store.clock_reading import local_now
 
 logger = get_logger(__name__)

@@ -17,7 +17,7 @@ from waooaw_celery.ledger.ledger import Ledger
 from waooaw_celery.ledger.read.reader import group_by_month, in_partition, message_columns, read_records
 from waooaw_celery.ledger.read.records import AuditRecord
 from waooaw_celery.ledger.trail import MAX_PAGE_SIZE, MessageAuditTrail
-from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.messages.validation import check_agent_name, check_id
 
 logger = get_logger(__name__)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from waooaw_celery.log.escaping import escaped
+from waooaw_celery.messages.log.escaping import escaped
 from waooaw_celery.messages.validation import AGENT_NAME
 
 #: Stands for all values of a label that have no series of their own. No agent can have this name.

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from waooaw_celery.errors import WaooawError
-from waooaw_celery.log.escaping import escaped
-from waooaw_celery.log.loggers import get_logger
 from waooaw_celery.maintenance.fleet.samples import Samples
+from waooaw_celery.messages.log.escaping import escaped
+from waooaw_celery.messages.log.loggers import get_logger
 
 logger = get_logger(__name__)
 

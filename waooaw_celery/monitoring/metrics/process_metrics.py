@@ -14,7 +14,7 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from select import PIPE_BUF
 
-from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.monitoring.metrics.definitions import METRICS, Metric
 
 logger = get_logger(__name__)

@@ -7,7 +7,7 @@ from itertools import accumulate
 from typing import Any, NamedTuple
 
 from waooaw_celery.errors import ConfigurationError
-from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.monitoring.http_server import Reply
 from waooaw_celery.monitoring.metrics.definitions import METRICS, Metric
 from waooaw_celery.monitoring.metrics.process_metrics import ProcessMetrics, start_metrics

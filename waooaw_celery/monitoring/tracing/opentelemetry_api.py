@@ -10,7 +10,7 @@ import logging
 import sys
 from typing import Any, NamedTuple
 
-from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.messages.trace_context import TraceContext, trace_of
 
 logger = get_logger(__name__)

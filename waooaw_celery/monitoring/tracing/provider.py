@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from waooaw_celery.errors import ConfigurationError
-from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.monitoring.tracing.opentelemetry_api import api
 
 logger = get_logger(__name__)

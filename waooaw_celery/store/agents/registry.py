@@ -11,8 +11,8 @@ from datetime import datetime
 from typing import Any
 
 from waooaw_celery.errors import LedgerMismatch, NoHandler, UnknownAgent, UnknownMethod
-from waooaw_celery.log.loggers import get_logger
 from waooaw_celery.messages.enums import TYPE_NAMES
+from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.messages.queues import HandlerName, takes_message
 from waooaw_celery.store.agents.ledger_mismatch import mismatch
 from waooaw_celery.store.agents.record import AgentRecord

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from waooaw_celery.errors import StoreUnavailable
-from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.store.agents.record import AgentRecord
 from waooaw_celery.store.agents.redis import RedisAgentRegistry
 from waooaw_celery.store.agents.worker_handlers import known_handlers

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from waooaw_celery.errors import StoreUnavailable
-from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.store.resilience import breaker_rules as rules
 from waooaw_celery.store.resilience.breaker_counts import UnsentCounts
 from waooaw_celery.store.resilience.breaker_rules import BreakerRecord

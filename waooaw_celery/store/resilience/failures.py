@@ -17,7 +17,7 @@ from waooaw_celery.errors import (
     StreamBroken,
     UnknownMethod,
 )
-from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.log.loggers import get_logger
 
 logger = get_logger(__name__)
 

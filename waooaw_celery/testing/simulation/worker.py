@@ -23,7 +23,7 @@ from celery.worker.pidbox import Pidbox
 from kombu.common import QoS
 from kombu.serialization import prepare_accept_content
 
-from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.messages.queues import AGENT_QUEUES, agent_queue, system_queue
 from waooaw_celery.testing.failures import Failures, Killed
 from waooaw_celery.testing.memory.broker import MemoryBroker

@@ -11,7 +11,7 @@ from celery.worker import state, strategy
 
 from waooaw_celery.broker.redis.channel import Channel
 from waooaw_celery.broker.redis.leases.worker_requests import collecting, is_ending
-from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.worker.batches.job import BatchJob
 
 logger = get_logger(__name__)

@@ -11,8 +11,8 @@ from billiard.exceptions import Terminated, WorkerLostError
 from celery.exceptions import TaskRevokedError
 from celery.worker import state
 
-from waooaw_celery.log.hiding import hidden_error
-from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.log.hiding import hidden_error
+from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.worker.batches.trace import Raised, trace_batch
 from waooaw_celery.worker.execution.pools import settle
 from waooaw_celery.worker.execution.running_requests import Place

@@ -9,7 +9,7 @@ from weakref import ReferenceType
 from celery import Task, signals
 
 from waooaw_celery.errors import AuditUnavailable, StoreUnavailable
-from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.messages.receipt import MessageEvent
 from waooaw_celery.worker.batches.message_batch import VerdictKind
 from waooaw_celery.worker.health.clock import clock_of

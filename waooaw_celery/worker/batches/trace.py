@@ -20,8 +20,8 @@ from celery.app import trace
 from celery.app.task import Context
 
 from waooaw_celery.errors import HandlerExited
-from waooaw_celery.log.hiding import hidden_error
-from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.log.hiding import hidden_error
+from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.messages.message import Message
 from waooaw_celery.worker.attempt import Attempt, as_fact, attempt_of
 from waooaw_celery.worker.batches.admission import admit_batch

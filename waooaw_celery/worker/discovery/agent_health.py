@@ -11,7 +11,7 @@ from waooaw_celery.discovery.health.assessment import assess
 from waooaw_celery.discovery.health.checks import CheckRunner
 from waooaw_celery.discovery.health.history import HealthHistory
 from waooaw_celery.discovery.health.state import DISCOVERY_FACT, Health, WorkerFacts
-from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.messages.validation import JSON
 from waooaw_celery.store.agents.record import PROFILE_FACT
 from waooaw_celery.worker.health.periodic_step import PeriodicStep

@@ -8,7 +8,7 @@ from typing import Any
 from celery.worker import state
 
 from waooaw_celery.discovery.agent_info import AgentStatus
-from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.messages.queues import agent_queue
 from waooaw_celery.worker.discovery.agent_health import held_messages
 from waooaw_celery.worker.health.periodic_step import PeriodicStep

@@ -7,7 +7,7 @@ import sys
 import time
 import traceback
 
-from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.worker.health import native_thread as native
 
 logger = get_logger(__name__)

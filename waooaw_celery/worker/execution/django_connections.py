@@ -15,7 +15,7 @@ from concurrent.futures import Future
 from importlib import import_module
 from typing import Any, TypeVar
 
-from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.log.loggers import get_logger
 
 logger = get_logger(__name__)
 

@@ -13,8 +13,8 @@ from typing import Any, Generic, TypeVar
 from celery.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded
 
 from waooaw_celery.errors import HandlerExited
-from waooaw_celery.log.hiding import hidden_error
-from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.log.hiding import hidden_error
+from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.worker.execution.blocked_loop import LoopWatch
 
 logger = get_logger(__name__)

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from waooaw_celery.errors import ConfigurationError
 from waooaw_celery.ledger.inbox import HandlerDisconnected, InboxEntry, InboxUnavailable, handle_once
-from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.messages.validation import json_copy
 
 logger = get_logger(__name__)

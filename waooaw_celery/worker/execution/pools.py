@@ -21,7 +21,7 @@ from celery.worker import state
 from celery.worker.request import Request
 
 from waooaw_celery.errors import HandlerExited
-from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.messages.queues import takes_message
 from waooaw_celery.wire.formats import decode_again
 from waooaw_celery.worker.execution.deadline import allow_soft_limit, pool_options

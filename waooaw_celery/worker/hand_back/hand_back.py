@@ -18,7 +18,7 @@ from typing import Any
 from celery.utils.dispatch import Signal
 
 from waooaw_celery.broker.redis.qos import QoS
-from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.messages.queues import HandlerName, agent_queue
 from waooaw_celery.worker.hand_back.other_workers import OtherWorkers
 

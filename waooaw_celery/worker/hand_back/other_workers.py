@@ -7,7 +7,7 @@ import time
 from typing import Any, NamedTuple
 
 from waooaw_celery.errors import StoreUnavailable, UnknownAgent
-from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.messages.queues import HandlerName
 
 logger = get_logger(__name__)

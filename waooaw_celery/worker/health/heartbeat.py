@@ -13,7 +13,7 @@ from typing import Any
 from celery import bootsteps
 
 from waooaw_celery.errors import SchemaConflict, StoreUnavailable, WaooawError
-from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.store.subscriptions import KnownSubscriptions, Subscription, Subscriptions
 from waooaw_celery.worker.discovery.agent_health import AgentHealth
 from waooaw_celery.worker.discovery.drain import read_orders

@@ -12,7 +12,7 @@ from celery import bootsteps
 from celery.concurrency.prefork import TaskPool as ProcessPool
 
 from waooaw_celery.errors import ConfigurationError, StoreUnavailable, UnknownAgent
-from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.messages.queues import HandlerName
 from waooaw_celery.store.subscriptions import KnownSubscriptions, Subscription
 from waooaw_celery.worker.health.heartbeat import warn_of_differences

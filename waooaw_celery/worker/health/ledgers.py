@@ -7,8 +7,8 @@ from datetime import UTC
 from typing import Any
 
 from waooaw_celery.errors import ConfigurationError, StoreUnavailable
-from waooaw_celery.log.loggers import get_logger
 from waooaw_celery.messages.headers import parse_datetime
+from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.messages.message import ENVELOPE_HEADER, LEDGER_FIELD
 from waooaw_celery.messages.wording import ledger_name
 from waooaw_celery.worker.health.clock import clock_of

@@ -7,7 +7,7 @@ from typing import Any
 
 from celery import bootsteps
 
-from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.log.loggers import get_logger
 
 logger = get_logger(__name__)
 

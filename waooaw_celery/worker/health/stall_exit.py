@@ -16,7 +16,7 @@ from billiard import active_children
 from celery.worker import state
 
 from waooaw_celery.broker.redis.leases import renewal as lease
-from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.worker.health import native_thread as native
 
 logger = get_logger(__name__)

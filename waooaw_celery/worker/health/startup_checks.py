@@ -12,7 +12,7 @@ from kombu.exceptions import KombuError
 from redis.exceptions import AuthenticationError, RedisError
 
 from waooaw_celery.errors import ConfigurationError
-from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.messages.queues import AGENT_QUEUES, SYSTEM_QUEUE, queue_depth
 from waooaw_celery.settings import AuditMode
 from waooaw_celery.worker.batches.task import BatchTask

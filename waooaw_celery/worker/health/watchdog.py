@@ -14,7 +14,7 @@ from celery.worker import state
 from kombu import Queue
 
 from waooaw_celery.broker.redis.leases import renewal as lease
-from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.messages.queues import queue_depth
 from waooaw_celery.settings import OnStall
 from waooaw_celery.worker.execution.running_requests import calls_handler

@@ -10,7 +10,7 @@ from celery.concurrency.prefork import TaskPool as ProcessPool
 from celery.signals import task_postrun, worker_process_shutdown
 
 from waooaw_celery.errors import ConfigurationError
-from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.monitoring.http_server import MonitoringServer, Reply, health_reply
 from waooaw_celery.monitoring.metrics.process_metrics import process_metrics, start_metrics
 from waooaw_celery.monitoring.metrics.prometheus import has_library, text_of

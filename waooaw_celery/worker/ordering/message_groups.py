@@ -17,8 +17,8 @@ from waooaw_celery.broker.redis.channel import Channel
 from waooaw_celery.broker.redis.groups.groups import Groups
 from waooaw_celery.broker.redis.leases.restore import requeue
 from waooaw_celery.errors import DecodingFailed, StoreUnavailable, UnknownMessage
-from waooaw_celery.log.loggers import get_logger
 from waooaw_celery.messages.headers import parse_datetime, payload_of
+from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.messages.message import ENVELOPE_HEADER, Message
 from waooaw_celery.messages.receipt import MessageEvent, MessageFact
 from waooaw_celery.store.resilience.keyed_message import KeyedMessage

@@ -20,7 +20,7 @@ from celery.worker import state
 
 from waooaw_celery.broker.redis.leases.worker_requests import is_ending
 from waooaw_celery.errors import AuditUnavailable
-from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.store.resilience.keyed_message import Decision, KeyedMessage, Place, Turn
 
 if TYPE_CHECKING:

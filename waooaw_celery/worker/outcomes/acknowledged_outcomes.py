@@ -17,7 +17,7 @@ from celery.worker import state
 
 from waooaw_celery.broker.redis.channel import Channel
 from waooaw_celery.errors import StoreUnavailable
-from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.messages.receipt import MessageEvent, MessageFact
 from waooaw_celery.results.backend import RedisBackend, store_with_acknowledgements
 from waooaw_celery.store.connection import is_same_redis

@@ -8,7 +8,7 @@ from celery.app.task import Context
 
 from waooaw_celery.broker.incoming.delivery import DELIVERY_COUNT
 from waooaw_celery.errors import AuditUnavailable
-from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.messages.publish_options import RECOVERED_HEADER
 
 logger = get_logger(__name__)

@@ -13,7 +13,7 @@ from celery.worker import state as worker_state
 
 from waooaw_celery.broker.dead_letters.dead_letter import CALLBACK_FIELDS
 from waooaw_celery.errors import WaooawError
-from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.messages.message import ENVELOPE_HEADER, Message
 from waooaw_celery.messages.queues import agent_queue
 from waooaw_celery.messages.references.reference import REFERENCE_SERIALIZER, reference_in

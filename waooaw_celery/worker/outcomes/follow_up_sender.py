@@ -10,8 +10,8 @@ from typing import Any
 from celery.result import AsyncResult
 
 from waooaw_celery.errors import AuditUnavailable, InvalidMessage, StoreUnavailable, UnknownMessage
-from waooaw_celery.log.loggers import get_logger
 from waooaw_celery.messages.enums import MessageStatus
+from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.messages.message import Message
 from waooaw_celery.messages.queues import HandlerName, agent_queue
 from waooaw_celery.worker.current_task import is_errback, note_failed

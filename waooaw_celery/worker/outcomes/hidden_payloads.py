@@ -15,7 +15,7 @@ from typing import Any
 from celery import Task, current_app, current_task
 from celery.worker.request import Request
 
-from waooaw_celery.log.hiding import HIDDEN, hidden_error, hidden_traceback
+from waooaw_celery.messages.log.hiding import HIDDEN, hidden_error, hidden_traceback
 
 #: The handler whose end Celery reports in the worker's main process.
 _reported: ContextVar[Any] = ContextVar("waooaw_reported", default=None)

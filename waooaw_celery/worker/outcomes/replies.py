@@ -11,8 +11,8 @@ from celery import signals
 from celery.app.task import Context
 
 from waooaw_celery.errors import EncodingFailed, InvalidMessage, WaooawError
-from waooaw_celery.log.loggers import get_logger
 from waooaw_celery.messages.enums import MessageType
+from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.messages.message import Message
 from waooaw_celery.messages.queues import HandlerName
 from waooaw_celery.messages.receipt import MessageEvent

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from waooaw_celery.errors import ReferenceStoreUnavailable
-from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.messages.references.reference import reference_in
 from waooaw_celery.worker.attempt import attempt_of
 from waooaw_celery.worker.retries.requeue import PAUSES

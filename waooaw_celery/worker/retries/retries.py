@@ -11,8 +11,8 @@ from celery.app.task import Context
 from celery.exceptions import Ignore, Reject, Retry
 
 from waooaw_celery.broker.circuit_breaker import is_outage
-from waooaw_celery.log.loggers import get_logger
 from waooaw_celery.messages.headers import parse_datetime
+from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.messages.reply_to import REPLY_TO_HEADER
 from waooaw_celery.worker.attempt import attempt_of
 from waooaw_celery.worker.health.clock import clock_of

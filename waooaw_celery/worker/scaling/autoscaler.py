@@ -9,7 +9,7 @@ from typing import Any
 from celery.worker import state
 from celery.worker.autoscale import Autoscaler
 
-from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.worker.scaling.backlog_reader import BacklogReader
 from waooaw_celery.worker.scaling.scaling_rule import Backlog, Recommendations, recommended_size
 

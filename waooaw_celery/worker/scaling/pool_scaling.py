@@ -11,7 +11,7 @@ from celery.worker import state as worker_state
 from celery.worker.control import control_command, inspect_command
 from kombu.asynchronous.semaphore import DummyLock
 
-from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.worker.scaling.autoscaler import BacklogAutoscaler
 
 logger = get_logger(__name__)

@@ -10,7 +10,7 @@ from weakref import WeakSet
 from billiard.pool import RUN, TERMINATE
 from celery.concurrency.asynpool import AsynPool, _get_job_writer, _select  # type: ignore[attr-defined]
 
-from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.log.loggers import get_logger
 
 logger = get_logger(__name__)
 

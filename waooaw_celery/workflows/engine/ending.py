@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 from waooaw_celery.errors import HandlerExited, WorkflowChanged
-from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.messages.validation import JSON, json_copy
 from waooaw_celery.workflows.engine.flow_control import ContinueAsNew
 from waooaw_celery.workflows.engine.interface import Run

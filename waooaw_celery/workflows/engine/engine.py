@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from uuid import uuid4
 
 from waooaw_celery.errors import StoreUnavailable
-from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.worker.execution.event_loop import handler_event_loop
 from waooaw_celery.workflows.definition import Definitions, WorkflowDefinition
 from waooaw_celery.workflows.engine.parked import is_parked, take_command

@@ -18,7 +18,7 @@ from functools import partial
 from typing import Any
 
 from waooaw_celery.errors import StoreUnavailable, WorkflowChanged
-from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.messages.validation import JSON
 from waooaw_celery.workflows.definition import WorkflowDefinition
 from waooaw_celery.workflows.engine.branch import Branch, current_branch

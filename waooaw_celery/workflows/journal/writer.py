@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from waooaw_celery.errors import AuditUnavailable, StoreUnavailable
 from waooaw_celery.ledger.write.inserter import is_permanent_error
-from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.workflows.journal.journal import Journal
 from waooaw_celery.workflows.journal.records import Turn, TurnResult
 

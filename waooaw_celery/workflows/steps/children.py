@@ -9,7 +9,7 @@ from itertools import count
 from typing import Any, TypeVar
 
 from waooaw_celery.errors import WaooawError, WorkflowConflict
-from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.messages.queues import HandlerName
 from waooaw_celery.workflows.engine.interface import Run
 from waooaw_celery.workflows.errors_form import error_to_json

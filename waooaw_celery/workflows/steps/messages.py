@@ -10,8 +10,8 @@ from typing import Any
 from waooaw_celery.app.publishing.already_sent import is_sent
 from waooaw_celery.discovery.address import CapabilityAddress, is_capability
 from waooaw_celery.errors import ConfigurationError, InvalidMessage, UnknownMessage
-from waooaw_celery.log.loggers import get_logger
 from waooaw_celery.messages.enums import SENDABLE, MessageType, Priority
+from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.messages.message import Message
 from waooaw_celery.messages.queues import HandlerName
 from waooaw_celery.messages.validation import JSON, json_copy

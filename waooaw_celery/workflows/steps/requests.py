@@ -18,8 +18,8 @@ from waooaw_celery.errors import (
     StoreUnavailable,
     WaooawError,
 )
-from waooaw_celery.log.loggers import get_logger
 from waooaw_celery.messages.enums import MessageType
+from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.messages.message import Message
 from waooaw_celery.messages.queues import HandlerName
 from waooaw_celery.workflows.engine.interface import Run

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from waooaw_celery.discovery.address import CapabilityAddress
-from waooaw_celery.log.loggers import get_logger
 from waooaw_celery.messages.enums import Priority
+from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.messages.queues import HandlerName
 from waooaw_celery.messages.validation import JSON
 from waooaw_celery.worker.retries.retry_policy import RetryPolicy

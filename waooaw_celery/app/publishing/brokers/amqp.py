@@ -14,7 +14,7 @@ from kombu import Queue
 
 from waooaw_celery.broker.amqp.batch import PartlyPublished
 from waooaw_celery.broker.amqp.transport import Channel
-from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.log.loggers import get_logger
 
 logger = get_logger(__name__)
 

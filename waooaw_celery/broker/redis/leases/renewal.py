@@ -20,7 +20,7 @@ from waooaw_celery.broker.redis.leases.pause_detector import PauseDetector
 from waooaw_celery.broker.redis.leases.restore import restore_overdue
 from waooaw_celery.broker.redis.leases.worker_requests import is_ending
 from waooaw_celery.broker.redis.scripts import TOUCH
-from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.log.loggers import get_logger
 
 logger = get_logger(__name__)
 

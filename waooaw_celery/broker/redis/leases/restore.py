@@ -18,7 +18,7 @@ from waooaw_celery.broker.incoming.delivery import (
 )
 from waooaw_celery.broker.redis.dead_lettering import dead_letter
 from waooaw_celery.broker.redis.scripts import OVERDUE, RESTORE
-from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.log.loggers import get_logger
 
 logger = get_logger(__name__)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from waooaw_celery.ledger.database.engine import Database
-from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.log.loggers import get_logger
 
 logger = get_logger(__name__)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from waooaw_celery.ledger.write.spool.file_lock import FileLock, try_lock
 from waooaw_celery.ledger.write.spool.salvage import readable_rows, sibling
 from waooaw_celery.ledger.write.spool.table import SpoolRow
-from waooaw_celery.log.loggers import get_logger
+from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.messages.wording import counted
 
 logger = get_logger(__name__)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import traceback
 
-from waooaw_celery.log.escaping import escaped, escaped_lines
+from waooaw_celery.messages.log.escaping import escaped, escaped_lines
 
 
 class EscapeFilter(logging.Filter):
