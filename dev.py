@@ -20,20 +20,19 @@ ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 
+#: The extras that tests need: all but that for other stores of large payloads.
+ALL_FOR_TESTS = "embedded,testing,flower,protobuf,zstd,crypto,pydantic-ai,prometheus,otel,console,a2a,mcp,http"
 #: What each command needs: extras of the project, and dependency groups of pyproject.toml.
 NEEDS = {
     "demo": ("embedded,console", ()),
-    "test": ("embedded,testing,flower,protobuf,zstd,crypto,pydantic-ai,prometheus,otel,console", ("test",)),
-    "lint": ("embedded,testing,flower,protobuf,zstd,crypto,pydantic-ai,prometheus,otel,console", ("test", "lint")),
+    "test": (ALL_FOR_TESTS, ("test",)),
+    "lint": (ALL_FOR_TESTS, ("test", "lint")),
     "docs": ("all", ("docs",)),
     "release": ("all", ("test", "release")),
-    "bench": ("embedded,protobuf,zstd,prometheus,otel,console", ("peers",)),
+    "bench": ("embedded,protobuf,zstd,prometheus,otel,console,a2a,mcp,http", ("peers",)),
     "faults": ("embedded,protobuf,zstd,crypto", ("test",)),
     "soak": ("embedded,protobuf,zstd,crypto", ("test",)),
-    "mutants": (
-        "embedded,testing,flower,protobuf,zstd,crypto,pydantic-ai,prometheus,otel,console",
-        ("test", "mutants"),
-    ),
+    "mutants": (ALL_FOR_TESTS, ("test", "mutants")),
 }
 
 

@@ -56,6 +56,7 @@
     * StepFailed                a step of a workflow raised an error
         * StepTimeout           a step of a workflow took too long
     * SignalTimeout             a workflow waited too long for a signal
+    * NotPermitted              who speaks at an edge may not do this
     * NotSettled                the agents of a test did not come to rest
 
 SettingOverridden is a warning: the environment and the code give one setting different values.
@@ -284,6 +285,10 @@ class NoWorker(WaooawError, LookupError):
 
 class NotScalable(WaooawError, RuntimeError):
     """The pool of a worker cannot be given another size while it runs."""
+
+
+class NotPermitted(WaooawError):
+    """Who was authenticated at an edge may not do this, or is unknown."""
 
 
 class RateLimitExceeded(WaooawError):

@@ -21,7 +21,7 @@ PACKAGE = "waooaw_celery"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("workers", "beat_schedule"),
     ("__main__",),
-    ("demo", "console"),
+    ("demo", "console", "edges"),
     ("cli", "testing"),
     ("agents", "maintenance"),
     ("workflows",),

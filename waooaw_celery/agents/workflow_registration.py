@@ -34,6 +34,8 @@ def register_workflow(agent: _Agent, function: Callable[..., Any], name: str, ve
         options: dict[str, Any] = {"retries": RETRIES}
         agent.register(name, function, start_task(target), options, {"bind": True})
     add_definition(app.workflows, definition)
+    if version == max(app.workflows[str(target)]):
+        app.declarations[agent.name].add_workflow(name, function)
     if ANSWER_HANDLER not in app.agents[agent.name]:
         _register_handlers(agent)
     return function

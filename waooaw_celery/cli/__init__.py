@@ -66,6 +66,9 @@ waooaw.lazy_commands.update(
             "waooaw_celery.cli.workers.scale", "Show and set how many messages an agent handles at once."
         ),
         "send": LazyCommand("waooaw_celery.cli.messages", "Send a message to an agent."),
+        "serve": LazyCommand(
+            "waooaw_celery.edges.command", "Serve agents to others by A2A, MCP, HTTP and CloudEvents."
+        ),
         "spool": LazyCommand(
             "waooaw_celery.cli.ledger.commands", "Show what waits on this computer for the database."
         ),

@@ -85,9 +85,9 @@ def console(
             f"the console needs {', '.join(missing)}: run `pip install 'waooaw-celery[console]'`"
         )
     # Imported here, because they need the extra.
+    from waooaw_celery.cli.base.web_server import listen, serve
     from waooaw_celery.console.access.configuration import authentication_of
     from waooaw_celery.console.application import ConsoleOptions, create_console
-    from waooaw_celery.console.server import listen, serve
 
     if add_user is not None:
         _print_user(add_user, roles)
@@ -118,7 +118,7 @@ def console(
                     webbrowser.open(url)
 
             tls = None if tls_certificate is None or tls_key is None else (tls_certificate, tls_key)
-            serve(made, listener, tls=tls, ready=ready)
+            serve(made.asgi, listener, stop=made.stream.stop, tls=tls, ready=ready)
 
 
 def _access(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from waooaw_celery.discovery.address import accepts, check_capability_name, check_version
-from waooaw_celery.discovery.contracts.contract import method_contract
+from waooaw_celery.discovery.contracts.contract import WORKFLOW, method_contract
 from waooaw_celery.errors import ConfigurationError, InvalidMessage
 from waooaw_celery.messages.json_form import JsonForm
 from waooaw_celery.messages.validation import JSON, check_tags, json_copy
@@ -155,6 +155,7 @@ class Declaration:
         self.slow_seconds = slow_seconds
         self._methods: dict[str, tuple[Callable[..., Any], bool]] = {}
         self._capabilities: dict[str, Capability] = {}
+        self._workflows: set[str] = set()
         self._contracts: dict[str, dict[str, Any] | None] = {}
         #: The checks of the agent, by name: see ``Agent.health_check``.
         self.checks: dict[str, Any] = {}
@@ -200,6 +201,17 @@ class Declaration:
             self._capabilities[handler] = added
         self._methods[handler] = function, bind
 
+    def add_workflow(self, handler: str, function: Callable[..., Any]) -> None:
+        """Add a workflow.
+
+        Args:
+            handler: its name.
+            function: its function, whose first parameter is the flow.
+        """
+        self._workflows.add(handler)
+        self._methods[handler] = function, True
+        self._contracts.pop(handler, None)
+
     def capability_of(self, handler: str) -> Capability | None:
         """Return the capability that a method is, or None."""
         return self._capabilities.get(handler)
@@ -208,7 +220,10 @@ class Declaration:
         """Return the contract of a method, or None if it has none."""
         if handler not in self._contracts:
             known = self._methods.get(handler)
-            self._contracts[handler] = None if known is None else method_contract(*known)
+            found = None if known is None else method_contract(*known)
+            if found is not None and handler in self._workflows:
+                found[WORKFLOW] = True
+            self._contracts[handler] = found
         return self._contracts[handler]
 
     def profile(self, subscribes: Iterable[str] = ()) -> Profile:

@@ -86,7 +86,9 @@ def new_row(
     )
 
 
-def start_message(app: Any, target: HandlerName, row: Mapping[str, Any], from_agent: str) -> Message:
+def start_message(
+    app: Any, target: HandlerName, row: Mapping[str, Any], from_agent: str, identity: str | None = None
+) -> Message:
     """Return the complete message that tells an agent of a new workflow; its id is that of the workflow."""
     message = Message(
         from_agent=from_agent,
@@ -100,6 +102,7 @@ def start_message(app: Any, target: HandlerName, row: Mapping[str, Any], from_ag
         conversation_id=row["conversation_id"],
         trace=row["trace"],
         causation_id=row["parent_id"],
+        identity=identity,
         retention=RetentionPolicy(row["retention"]),
     )
     completed: Message = app.message_factory.complete(target, message)

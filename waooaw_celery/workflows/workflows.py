@@ -82,6 +82,8 @@ class Workflows:
         from_agent: str | None = None,
         retention: RetentionPolicy | None = None,
         version: int | None = None,
+        conversation_id: str | None = None,
+        identity: str | None = None,
     ) -> WorkflowInfo:
         """Start a workflow. Starting it again with the same id and input changes nothing.
 
@@ -96,6 +98,8 @@ class Workflows:
             from_agent: who starts it; None: the agent whose handler runs, or the setting ``waooaw_sender``.
             retention: how long the ledger keeps it after its end; None: the setting ``waooaw_retention``.
             version: the version of the function; None: the newest that its worker has.
+            conversation_id: the conversation to which it belongs; None: it begins one.
+            identity: who the sender is, for the ledger; None: the setting ``waooaw_sender_identity``.
 
         Returns:
             The workflow.
@@ -118,12 +122,13 @@ class Workflows:
             deadline=self._deadline(deadline),
             retention=retention,
             version=version,
+            conversation_id=None if conversation_id is None else check_id(conversation_id, "conversation_id"),
         )
         known = None if workflow_id is None else self._known(id_)
         if known is None:
             self.app.registry.check_handler(target)
             sender = from_agent or self.app.message_factory.sender_of(target)
-            if self._create(target, row, sender):
+            if self._create(target, row, sender, identity):
                 return self.get(id_)
             known = self._known(id_)
         if known is None or known.name != str(target) or not self._has_input(id_, row["input_digest"]):
@@ -366,9 +371,11 @@ class Workflows:
         with self.app.database.begin(f"look for the input of workflow {workflow_id}") as connection:
             return queries.has_input(connection, workflow_id, input_digest)
 
-    def _create(self, target: HandlerName, row: Mapping[str, Any], sender: str) -> bool:
+    def _create(
+        self, target: HandlerName, row: Mapping[str, Any], sender: str, identity: str | None = None
+    ) -> bool:
         """Create a workflow and its message in one transaction; False: there is one with this id."""
-        message = start_message(self.app, target, row, sender)
+        message = start_message(self.app, target, row, sender, identity)
         database = self.app.database
         with database_errors_as("start a workflow"), Session(database.engine) as session, session.begin():
             if not create(session.connection(), [row]):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Generic, TypeVar
 
@@ -120,7 +120,7 @@ class RequestOperations(Generic[AnyStream]):
             BrokerUnavailable, StoreUnavailable, InvalidMessage, ConfigurationError: the request was not sent.
         """
         ask = partial(
-            self._ask, [to_agent], method, params, from_agent=from_agent, priority=priority, breaker=breaker
+            self.ask, [to_agent], method, params, from_agent=from_agent, priority=priority, breaker=breaker
         )
         if check_alternatives(alternatives, to_agent, retry):
             return (
@@ -185,7 +185,7 @@ class RequestOperations(Generic[AnyStream]):
             RateLimitExceeded: of all requests together; none was sent.
             BrokerUnavailable, StoreUnavailable, InvalidMessage, ConfigurationError: the requests were not sent.
         """
-        responses = yield from self._ask(
+        responses = yield from self.ask(
             to_agents,
             method,
             params,
@@ -196,8 +196,12 @@ class RequestOperations(Generic[AnyStream]):
         )
         return {each.agent: each for each in responses}
 
-    def _ask(self, *args: Any, **kwargs: Any) -> RequestSteps[list[Response]]:
-        """Send requests with the sender's arguments, wait for their answers, and return the responses."""
+    def ask(self, *args: Any, **kwargs: Any) -> RequestSteps[list[Response]]:
+        """Send requests, wait for their answers, and return the responses.
+
+        Args:
+            args, kwargs: those of ``RequestSender.send``.
+        """
         requests = self._sender.send(*args, **kwargs)
         try:
             yield requests
@@ -218,6 +222,7 @@ class RequestOperations(Generic[AnyStream]):
         timeout: float | None = None,
         priority: Priority = Priority.NORMAL,
         breaker: bool = True,
+        ids: Mapping[str, Any] | None = None,
     ) -> AnyStream:
         """Request a method of an agent and return its answer in parts, as the method's generator yields them.
 
@@ -232,6 +237,7 @@ class RequestOperations(Generic[AnyStream]):
                 ``waooaw_request_timeout``. A request that is not begun within it expires.
             priority: how urgent the request is.
             breaker: whether the circuit breaker of the agent may refuse the request, and counts its outcome.
+            ids: ids of the message, as ``RequestSender.send`` takes them.
 
         Raises:
             RequestTimeout: while you iterate: a part did not arrive in time.
@@ -248,6 +254,7 @@ class RequestOperations(Generic[AnyStream]):
             timeout=timeout,
             priority=priority,
             breaker=breaker,
+            ids=ids,
         )
 
     def request_later(

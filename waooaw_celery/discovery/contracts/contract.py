@@ -27,6 +27,8 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 #: The parts of a contract: a schema of the parameters as one object, one of the result, and one of each part of a
 #: streamed answer.
 PARAMETERS, RESULT, PART, DESCRIPTION = "parameters", "result", "part", "description"
+#: Is true in the contract of a workflow.
+WORKFLOW = "workflow"
 _STREAMS = (Iterator, Iterable, Generator, AsyncIterator, AsyncIterable, AsyncGenerator)
 _ANY: dict[str, Any] = {}
 

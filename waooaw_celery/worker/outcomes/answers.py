@@ -46,6 +46,15 @@ def answer_payload(request: Message, outcome: Outcome) -> dict[str, JSON]:
     return {"message_id": request.message_id, "asked_at": request.sent_at.isoformat(), **outcome}
 
 
+def answer_id(request_id: str) -> str:
+    """Return the id that the recorded answer to a request has in the ledger.
+
+    Args:
+        request_id: id of the request.
+    """
+    return str(uuid5(NAMESPACE_OID, f"answer to {request_id}"))
+
+
 def recorded_answer(task: Any, request: Context | None, outcome: Outcome) -> Message | None:
     """Return the answer to a request as the message that the ledger records.
 
@@ -79,7 +88,7 @@ def recorded_answer(task: Any, request: Context | None, outcome: Outcome) -> Mes
             outcome["result"] = outcome["result"]["result"]  # the result backend has a frame around it
     return message.filled_in(
         # The same for each answer to a request: the first one counts.
-        message_id=str(uuid5(NAMESPACE_OID, f"answer to {message.message_id}")),
+        message_id=answer_id(message.message_id),
         has_new_id=False,
         from_agent=task.agent,
         to_agent=message.from_agent,

@@ -1,4 +1,4 @@
-"""Serves the console with uvicorn, until it is told to end."""
+"""Serves an ASGI application with uvicorn, until it is told to end. It needs an extra with uvicorn."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from typing import Any
 
 import uvicorn
 
-from waooaw_celery.console.application import Console
 from waooaw_celery.errors import ConfigurationError
 
-#: Seconds that open answers may take once the console ends.
+#: Seconds that open answers may take once the server ends.
 STOP_SECONDS = 5
 
 
@@ -34,26 +33,30 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def serve(
-    console: Console,
+    asgi: Any,
     listener: socket.socket,
     *,
+    stop: Callable[[], None],
     tls: tuple[str, str] | None = None,
     ready: Callable[[], None] = lambda: None,
+    max_connections: int | None = None,
 ) -> None:
-    """Serve the console until SIGTERM or Ctrl-C.
+    """Serve an ASGI application until SIGTERM or Ctrl-C.
 
     Args:
-        console: the console.
+        asgi: the application.
         listener: the socket, of ``listen``.
+        stop: ends the answers that never end by themselves; it is called before the server stops.
         tls: the files of the certificate and of its key; None: plain HTTP.
         ready: is called once it answers.
+        max_connections: connections and requests beyond which it answers 503; None: no limit.
 
     Raises:
         ConfigurationError: the certificate cannot be used.
     """
     certificate, key = tls or (None, None)
     config = uvicorn.Config(
-        console.asgi,
+        asgi,
         log_config=None,
         access_log=False,
         # The client's address is that of the connection: a header could name any.
@@ -62,6 +65,7 @@ def serve(
         timeout_graceful_shutdown=STOP_SECONDS,
         ssl_certfile=certificate,
         ssl_keyfile=key,
+        limit_concurrency=max_connections,
     )
     try:
         config.load()
@@ -70,23 +74,23 @@ def serve(
     # uvicorn raises the signal again once it has stopped; by then there is nothing left to end.
     before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        _Server(config, console, ready).run(sockets=[listener])
+        _Server(config, stop, ready).run(sockets=[listener])
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server, which ends the live pages first: they never end by themselves."""
+    """uvicorn's server, which first ends the answers that never end by themselves."""
 
-    def __init__(self, config: uvicorn.Config, console: Console, ready: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, stop: Callable[[], None], ready: Callable[[], None]) -> None:
         super().__init__(config)
-        self._console, self._ready = console, ready
+        self._stop, self._ready = stop, ready
 
     async def startup(self, sockets: Any = None) -> None:
         await super().startup(sockets)
         self._ready()
 
     def handle_exit(self, sig: int, frame: Any) -> None:
-        self._console.stream.stop()
+        self._stop()
         super().handle_exit(sig, frame)

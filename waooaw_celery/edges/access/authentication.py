@@ -1,0 +1,149 @@
+"""Finds out who makes a request to an edge: by API key, by bearer token, by a trusted proxy, or nobody asks.
+
+An edge on loopback may go without. Several ways can be used at once: each request shows what it has.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from ipaddress import IPv4Network, IPv6Network, ip_address
+
+from starlette.requests import HTTPConnection
+
+from waooaw_celery.edges.access.principal import Principal
+from waooaw_celery.edges.access.principals_file import Principals, hash_key
+from waooaw_celery.errors import NotPermitted
+
+#: The header with an API key; the other form is ``Authorization: Bearer <key>``.
+API_KEY_HEADER = "X-API-Key"
+
+
+class Authentication(ABC):
+    """Finds out who makes a request."""
+
+    @abstractmethod
+    def authenticate(self, connection: HTTPConnection) -> Principal | None:
+        """Return who makes a request; None: it shows nothing that this way of authentication knows.
+
+        It may block: it runs in a thread.
+
+        Raises:
+            NotPermitted: what it shows is wrong, or nobody is known by it.
+        """
+
+    def schemes(self) -> dict[str, dict[str, str]]:
+        """Return the security schemes as OpenAPI has them, by name."""
+        return {}
+
+
+class NoAuthentication(Authentication):
+    """Everybody who reaches the edge is one principal. Only for an edge on loopback.
+
+    Args:
+        principal: the principal.
+    """
+
+    def __init__(self, principal: Principal) -> None:
+        self._principal = principal
+
+    def authenticate(self, connection: HTTPConnection) -> Principal | None:
+        """Return the principal."""
+        return self._principal
+
+
+class ApiKeys(Authentication):
+    """API keys, in the header ``X-API-Key`` or as bearer token.
+
+    Args:
+        principals: the known principals.
+    """
+
+    def __init__(self, principals: Principals) -> None:
+        self._by_key = principals.by_key
+
+    def authenticate(self, connection: HTTPConnection) -> Principal | None:
+        """Return the principal whose key the request has."""
+        key = connection.headers.get(API_KEY_HEADER) or bearer_token(connection)
+        if key is None or ("." in key and API_KEY_HEADER not in connection.headers):  # that is a signed token
+            return None
+        hashed = hash_key(key)
+        found = self._by_key.get(hashed)
+        # The dictionary compares hashes of a random key: its timing tells nothing that helps to guess one.
+        if found is None:
+            raise NotPermitted("this API key is not known")
+        return found
+
+    def schemes(self) -> dict[str, dict[str, str]]:
+        """Return the security scheme."""
+        return {"apiKey": {"type": "apiKey", "in": "header", "name": API_KEY_HEADER}}
+
+
+class TrustedProxy(Authentication):
+    """The name that a trusted proxy writes into a header, once it has authenticated the client by mutual TLS.
+
+    Args:
+        principals: the known principals.
+        networks: the networks of the proxies. The header counts from nowhere else.
+        user_header: the header with the name.
+    """
+
+    def __init__(
+        self, principals: Principals, networks: Sequence[IPv4Network | IPv6Network], user_header: str
+    ) -> None:
+        self._by_user, self._networks, self._header = principals.by_proxy_user, networks, user_header
+
+    def authenticate(self, connection: HTTPConnection) -> Principal | None:
+        """Return the principal whom the proxy names."""
+        names = connection.headers.getlist(self._header)
+        if not names:
+            return None
+        if not self._is_proxy(connection):
+            raise NotPermitted(f"only the trusted proxy may send the header {self._header}")
+        if len(names) > 1:  # one of them may be the client's own
+            raise NotPermitted(f"the proxy sent more than one {self._header}")
+        found = self._by_user.get(names[0].strip())
+        if found is None:
+            raise NotPermitted("the file of principals has nobody with this name of a proxy user")
+        return found
+
+    def schemes(self) -> dict[str, dict[str, str]]:
+        """Return the security scheme."""
+        return {"mutualTLS": {"type": "mutualTLS"}}
+
+    def _is_proxy(self, connection: HTTPConnection) -> bool:
+        if connection.client is None:
+            return False
+        try:
+            address = ip_address(connection.client.host)
+        except ValueError:
+            return False
+        return any(address in network for network in self._networks)
+
+
+class FirstOf(Authentication):
+    """Several ways of authentication: the first that knows what a request shows decides.
+
+    Args:
+        ways: the ways, in order.
+    """
+
+    def __init__(self, ways: Sequence[Authentication]) -> None:
+        self._ways = ways
+
+    def authenticate(self, connection: HTTPConnection) -> Principal | None:
+        """Return the principal that the first way finds."""
+        for way in self._ways:
+            if (found := way.authenticate(connection)) is not None:
+                return found
+        return None
+
+    def schemes(self) -> dict[str, dict[str, str]]:
+        """Return the security schemes of all ways."""
+        return {name: scheme for way in self._ways for name, scheme in way.schemes().items()}
+
+
+def bearer_token(connection: HTTPConnection) -> str | None:
+    """Return the bearer token of a request (RFC 6750), or None."""
+    scheme, _, token = connection.headers.get("authorization", "").partition(" ")
+    return token.strip() or None if scheme.lower() == "bearer" else None

@@ -1,0 +1,197 @@
+"""`serve`: an edge, by which agents of other worlds reach ours."""
+
+from __future__ import annotations
+
+import importlib.util
+from contextlib import closing
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import click
+
+from waooaw_celery.cli.base.command import Command
+from waooaw_celery.cli.group import named_app
+from waooaw_celery.cli.output import echo
+from waooaw_celery.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from waooaw_celery.edges.access.authentication import Authentication
+
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+@click.command(
+    cls=Command,
+    examples=["waooaw serve --http", "waooaw serve --a2a --mcp --http --principals principals.toml --port 8443"],
+)
+@click.option("--a2a", is_flag=True, help="Speak A2A. Needs the extra [a2a].")
+@click.option("--mcp", is_flag=True, help="Speak MCP by streamable HTTP. Needs the extra [mcp].")
+@click.option("--http", is_flag=True, help="Speak HTTP and CloudEvents. Needs the extra [http].")
+@click.option(
+    "--stdio", is_flag=True, help="Speak MCP by standard input and output, for one client that starts it."
+)
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on; 0.0.0.0: all.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0: a free port.")
+@click.option("--agent", "agents", metavar="NAME", multiple=True, help="Serve only this agent; may be repeated.")
+@click.option(
+    "--principals",
+    type=click.Path(path_type=Path),
+    envvar="WAOOAW_EDGE_PRINCIPALS",
+    show_envvar=True,
+    help="File with who may do what. See --add-key.",
+)
+@click.option("--add-key", metavar="NAME", help="Print a new API key and the entry of a principal, and end.")
+@click.option("--trusted-proxy", metavar="NETWORK", multiple=True, help="Proxy that authenticates clients.")
+@click.option("--user-header", default="X-Forwarded-User", show_default=True, help="The proxy's header.")
+@click.option("--oidc-issuer", metavar="URL", multiple=True, help="Issuer of bearer tokens; may be repeated.")
+@click.option("--oidc-audience", metavar="TEXT", help="Audience that bearer tokens must have.")
+@click.option("--public-url", metavar="URL", envvar="WAOOAW_EDGE_URL", help="Its address as clients see it.")
+@click.option("--allow-host", "hosts", metavar="NAME", multiple=True, help="Another name of this edge.")
+@click.option("--allow-network", "networks", metavar="NETWORK", multiple=True, help="Inner network to reach.")
+@click.option("--timeout", type=click.FloatRange(0.001, 86400 * 30), default=300.0, show_default=True)
+@click.option("--cancel-when-gone", is_flag=True, help="Cancel a task when its client goes away.")
+@click.option("--tls-certificate", type=click.Path(exists=True, dir_okay=False), help="File of the certificate.")
+@click.option("--tls-key", type=click.Path(exists=True, dir_okay=False), help="File of the certificate's key.")
+@click.pass_context
+def serve(
+    ctx: click.Context,
+    /,
+    a2a: bool,
+    mcp: bool,
+    http: bool,
+    stdio: bool,
+    host: str,
+    port: int,
+    agents: tuple[str, ...],
+    principals: Path | None,
+    add_key: str | None,
+    trusted_proxy: tuple[str, ...],
+    user_header: str,
+    oidc_issuer: tuple[str, ...],
+    oidc_audience: str | None,
+    public_url: str | None,
+    hosts: tuple[str, ...],
+    networks: tuple[str, ...],
+    timeout: float,
+    cancel_when_gone: bool,
+    tls_certificate: str | None,
+    tls_key: str | None,
+) -> None:
+    """Serve an edge, until SIGTERM or Ctrl-C: agents of other worlds reach ours by A2A, MCP or HTTP.
+
+    On loopback it asks for no credentials. Elsewhere it starts only with --principals.
+    """
+    if add_key is not None:
+        _print_entry(add_key)
+        return
+    chosen = [name for name, wanted in (("a2a", a2a), ("mcp", mcp), ("http", http)) if wanted]
+    if stdio == bool(chosen):
+        raise click.UsageError("choose what to speak: --a2a, --mcp and --http together, or --stdio alone")
+    _check_installed("mcp" if stdio else chosen[0])
+    with closing(named_app(ctx)) as app:
+        _ = app.settings, app.driver
+        if stdio:
+            from waooaw_celery.edges.mcp.stdio import serve_stdio
+
+            serve_stdio(app, agents=agents, timeout=timeout)
+            return
+        from waooaw_celery.cli.base.web_server import listen
+        from waooaw_celery.cli.base.web_server import serve as run
+        from waooaw_celery.edges.application import EdgeOptions, Protocol, create_edge
+
+        if (tls_certificate is None) != (tls_key is None):
+            raise click.UsageError("give both --tls-certificate and --tls-key")
+        tls = None if tls_certificate is None or tls_key is None else (tls_certificate, tls_key)
+        if principals is None and (host not in _LOOPBACK or public_url is not None):
+            raise ConfigurationError(
+                f"the edge would be open to everybody who reaches {public_url or host}: give --principals, or "
+                "listen on 127.0.0.1"
+            )
+        with closing(listen(host, port)) as listener:
+            address = f"{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+            url = (public_url or f"{'https' if tls else 'http'}://{address}").rstrip("/")
+            options = EdgeOptions(
+                protocols=[Protocol(each) for each in chosen],
+                authentication=_authentication(
+                    principals, trusted_proxy, user_header, oidc_issuer, oidc_audience, networks
+                ),
+                agents=agents,
+                public_url=url,
+                hosts=_names(host, url, hosts),
+                timeout=timeout,
+                cancel_when_gone=cancel_when_gone,
+                allowed_networks=[_network(each) for each in networks],
+            )
+            edge = create_edge(app, options)
+            run(
+                edge.asgi,
+                listener,
+                stop=edge.stop,
+                tls=tls,
+                ready=lambda: echo(f"The edge speaks {', '.join(chosen)}: {url}/"),
+                max_connections=options.bounds.max_requests,
+            )
+
+
+def _check_installed(protocol: str) -> None:
+    missing = [name for name in ("starlette", "uvicorn", "httpx2") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigurationError(
+            f"an edge needs {', '.join(missing)}: run `pip install 'waooaw-celery[{protocol}]'`"
+        )
+
+
+def _authentication(
+    principals: Path | None,
+    proxies: tuple[str, ...],
+    user_header: str,
+    issuers: tuple[str, ...],
+    audience: str | None,
+    networks: tuple[str, ...],
+) -> Authentication | None:
+    """Return how clients are authenticated; None: they are not."""
+    from waooaw_celery.edges.access.authentication import ApiKeys, FirstOf, TrustedProxy
+    from waooaw_celery.edges.access.principals_file import read_principals
+
+    if principals is None:
+        if proxies or issuers:
+            raise click.UsageError(
+                "--trusted-proxy and --oidc-issuer need --principals, which says who may do what"
+            )
+        return None
+    known = read_principals(principals)
+    ways: list[Authentication] = [ApiKeys(known)]
+    if proxies:
+        ways.append(TrustedProxy(known, [_network(each) for each in proxies], user_header))
+    if issuers:
+        from waooaw_celery.edges.access.bearer_tokens import BearerTokens
+
+        if audience is None:
+            raise click.UsageError(
+                "--oidc-issuer needs --oidc-audience: a token for another service must not count"
+            )
+        ways.append(BearerTokens(known, issuers, audience, [_network(each) for each in networks]))
+    return FirstOf(ways)
+
+
+def _names(host: str, url: str, others: tuple[str, ...]) -> set[str]:
+    own = (*_LOOPBACK, host) if host in _LOOPBACK else (host,)
+    return {*own, urlsplit(url).hostname or host, *others}
+
+
+def _network(text: str) -> IPv4Network | IPv6Network:
+    try:
+        return ip_network(text)
+    except ValueError as error:
+        raise ConfigurationError(f"{text!r} is no address or network: {error}") from error
+
+
+def _print_entry(name: str) -> None:
+    from waooaw_celery.edges.access.principals_file import new_key
+
+    key, hashed = new_key()
+    echo(f"The key of {name}, which is shown only now: {key}")
+    echo("Its entry for the file of --principals:")
+    echo(f'[{name}]\nfrom_agent = "{name}"\nkeys = ["{hashed}"]\nmay_call = ["agent.method"]')

@@ -1,0 +1,370 @@
+"""The messaging gateway: calls from outside become requests and workflows, and are answered from the ledger."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any, ParamSpec, TypeVar
+from uuid import NAMESPACE_OID, uuid5
+
+from waooaw_celery.agents.bus import MessageBus
+from waooaw_celery.agents.requests.operations import RequestOperations
+from waooaw_celery.agents.requests.response import Response
+from waooaw_celery.agents.requests.stream import AsyncStream
+from waooaw_celery.agents.waiting import RequestSteps, awaited
+from waooaw_celery.app.app import AgentApp
+from waooaw_celery.edges.access.principal import Principal
+from waooaw_celery.edges.gateway.catalogue import Catalogue, Operation
+from waooaw_celery.edges.gateway.task import Call, TaskError, TaskInfo, TaskState
+from waooaw_celery.edges.gateway.task_reader import TaskReader
+from waooaw_celery.errors import (
+    Cancelled,
+    ConfigurationError,
+    Expired,
+    InvalidMessage,
+    NotPermitted,
+    RemoteError,
+    RequestTimeout,
+    UnknownMessage,
+)
+from waooaw_celery.messages.validation import JSON, NewId, check_id, new_id
+from waooaw_celery.worker.execution.threads import run_in_thread
+from waooaw_celery.workflows.workflows import LOOKS, Workflows
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+#: Why a call has no result, by the error of its request.
+_STATES = ((Cancelled, TaskState.CANCELLED), (Expired, TaskState.EXPIRED), (RequestTimeout, TaskState.EXPIRED))
+
+
+class Gateway:
+    """Calls methods and workflows for principals, and reads what became of the calls.
+
+    A principal sees only the tasks that were called in the name of its agent.
+
+    Args:
+        app: the application, with a ledger.
+        agents: only these agents can be called; empty: all.
+
+    Raises:
+        ConfigurationError: the application has no ledger, from which tasks are read.
+    """
+
+    def __init__(self, app: AgentApp, agents: tuple[str, ...] = ()) -> None:
+        if not app.components.has_ledger:
+            raise ConfigurationError(
+                "an edge needs the ledger, from which it answers: set waooaw_database_url (or "
+                "WAOOAW_DATABASE_URL), such as sqlite:////path or postgresql://user@host/name"
+            )
+        self.app = app
+        self.catalogue = Catalogue(app, agents)
+        self.operations = RequestOperations(app, AsyncStream)
+        self._bus, self._workflows, self._reader = MessageBus(app), Workflows(app), TaskReader(app)
+        #: The requests that this process has sent and that have no answer yet, by the id of the task. They go on
+        #: when their callers have gone. (The event loop itself holds its tasks only weakly.)
+        self._asking: dict[str, asyncio.Future[Response]] = {}
+
+    async def start(self, call: Call) -> TaskInfo:
+        """Call a method or workflow without waiting for its result. The same id again changes nothing.
+
+        The request goes on, and expires, whether or not this process lives.
+
+        Args:
+            call: the call.
+
+        Raises:
+            NotPermitted: the principal may not call it, or the task is another principal's.
+            UnknownAgent, UnknownMethod, InvalidArguments, RateLimitExceeded, QueueFull, CircuitOpen,
+                TooManyInFlight, BrokerUnavailable, StoreUnavailable, BackendUnavailable, InvalidMessage: nothing
+                was sent.
+        """
+        operation = await self._operation(call)
+        if (known := await self._known(call)) is not None:
+            return known
+        if operation.is_workflow:
+            await self._start_workflow(call)
+            return await self.task(call.principal, call.task_id)
+        await self._until_sent(call, self._ask(call))
+        return await self.task(call.principal, call.task_id)
+
+    async def run(self, call: Call, *, wait: float | None = None) -> TaskInfo:
+        """Call a method or workflow, and wait until it has ended or needs input, or ``wait`` seconds have passed.
+
+        If the caller is cancelled, the task goes on.
+
+        Args:
+            call: the call.
+            wait: longest time to wait, in seconds; None: ``call.timeout``.
+
+        Raises:
+            As ``start``.
+        """
+        operation = await self._operation(call)
+        seconds = call.timeout if wait is None else min(wait, call.timeout)
+        if (known := await self._known(call)) is not None:
+            return known if known.state.final else await self.wait(call.principal, call.task_id, seconds)
+        if operation.is_workflow:
+            await self._start_workflow(call)
+            return await self.wait(call.principal, call.task_id, seconds)
+        began = datetime.now(UTC)
+        asking = self._ask(call)
+        done, _ = await asyncio.wait([asking], timeout=seconds)
+        if not done:
+            return await self.task(call.principal, call.task_id)
+        try:
+            response = asking.result()
+        except InvalidMessage:
+            if await self._known(call) is None:
+                raise
+            return await self.wait(call.principal, call.task_id, seconds)  # another process was faster
+        return _ended(call, response, began)
+
+    @asynccontextmanager
+    async def stream(self, call: Call) -> AsyncIterator[AsyncStream]:
+        """Call a method whose answer comes in parts: ``async with gateway.stream(call) as parts: async for …``.
+
+        Leaving the block before the end cancels the task.
+
+        Args:
+            call: the call.
+
+        Raises:
+            StreamBroken: while you iterate: a part was lost, or the agent began again. The task goes on; ``wait``
+                for its end. The rest as ``start``.
+        """
+        await self._operation(call)
+        stream = self.operations.stream(
+            call.agent,
+            call.method,
+            dict(call.arguments),
+            from_agent=call.principal.from_agent,
+            timeout=call.timeout,
+            priority=call.priority,
+            ids=_ids(call),
+        )
+        async with stream:
+            yield stream
+
+    async def task(self, principal: Principal, task_id: str) -> TaskInfo:
+        """Return a task.
+
+        Raises:
+            UnknownMessage: the principal has no such task.
+            StoreUnavailable: the ledger does not answer.
+        """
+        found = await _in_thread(self._reader.read, check_id(task_id, "the id of a task"))
+        if found.from_agent != principal.from_agent:
+            raise UnknownMessage(f"there is no task {task_id}")  # whether another has it is nobody's business
+        return found
+
+    async def wait(self, principal: Principal, task_id: str, seconds: float) -> TaskInfo:
+        """Return a task once it has ended or needs input, or as it is after some seconds.
+
+        Args:
+            principal: who asks.
+            task_id: the task.
+            seconds: longest time to wait.
+
+        Raises:
+            As ``task``.
+        """
+        found = None
+        async for task in self.changes(principal, task_id, seconds):
+            found = task
+        return found or await self.task(principal, task_id)
+
+    async def changes(self, principal: Principal, task_id: str, seconds: float) -> AsyncIterator[TaskInfo]:
+        """Yield a task now and after each change, until it has ended or needs input, or some seconds have passed.
+
+        Args:
+            principal: who asks.
+            task_id: the task.
+            seconds: longest time.
+
+        Raises:
+            As ``task``.
+        """
+        deadline = time.monotonic() + seconds
+        last: TaskInfo | None = None
+        number = 0
+        while True:
+            found = await self.task(principal, task_id)
+            if found != last:
+                yield found
+                last = found
+            left = deadline - time.monotonic()
+            if found.state.final or found.state is TaskState.INPUT_REQUIRED or left <= 0:
+                return
+            await asyncio.sleep(min(LOOKS[min(number, len(LOOKS) - 1)], left))
+            number += 1
+
+    async def signal(
+        self, principal: Principal, task_id: str, signal: str, payload: JSON, *, signal_id: str
+    ) -> None:
+        """Send a signal to a workflow.
+
+        Args:
+            principal: who sends it.
+            task_id: the workflow.
+            signal: its name.
+            payload: any JSON value.
+            signal_id: its id; the same id again changes nothing.
+
+        Raises:
+            WorkflowEnded: the workflow has ended. The rest as ``task``.
+        """
+        await self.task(principal, task_id)
+        await _in_thread(
+            self._workflows.signal, task_id, signal, payload, from_agent=principal.from_agent, signal_id=signal_id
+        )
+
+    async def cancel(self, principal: Principal, task_id: str) -> TaskInfo:
+        """Cancel a task, and return it. A handler that runs is stopped where it can be.
+
+        Raises:
+            NotStoppable: the handler runs in a thread.
+            WorkflowEnded: the workflow has ended. The rest as ``task``.
+        """
+        task = await self.task(principal, task_id)
+        if task.state.final:
+            return task
+        if task.is_workflow:
+            await _in_thread(self._workflows.cancel, task_id, by=principal.from_agent)
+        else:
+            await _in_thread(self._bus.cancel, task_id, running=True, from_agent=principal.from_agent)
+        return await self.task(principal, task_id)
+
+    async def _operation(self, call: Call) -> Operation:
+        call.principal.check_may_call(call.agent, call.method)
+        return await _in_thread(self.catalogue.operation, call.agent, call.method)
+
+    async def _known(self, call: Call) -> TaskInfo | None:
+        """Return the task of a call that was made before with the same id; None: it is new."""
+        if isinstance(call.task_id, NewId):
+            return None
+        try:
+            found = await _in_thread(self._reader.read, check_id(call.task_id, "the id of a task"))
+        except UnknownMessage:
+            return None
+        if found.from_agent != call.principal.from_agent or (found.agent, found.method) != (
+            call.agent,
+            call.method,
+        ):
+            raise NotPermitted(f"the id {call.task_id} belongs to another call: choose another")
+        return found
+
+    async def _start_workflow(self, call: Call) -> None:
+        await _in_thread(
+            self._workflows.start,
+            f"{call.agent}.{call.method}",
+            call.arguments,
+            workflow_id=call.task_id,
+            priority=call.priority,
+            deadline=timedelta(seconds=call.timeout),
+            from_agent=call.principal.from_agent,
+            conversation_id=call.conversation_id,
+            identity=call.principal.identity(call.protocol),
+        )
+
+    def _ask(self, call: Call) -> asyncio.Future[Response]:
+        """Return the request of a call, which is sent once in this process."""
+        if (asking := self._asking.get(call.task_id)) is None:
+            asking = self._asking[call.task_id] = asyncio.ensure_future(self._request(call))
+            asking.add_done_callback(lambda _: self._asking.pop(call.task_id))
+        return asking
+
+    async def _request(self, call: Call) -> Response:
+        responses: list[Response] = await _ask(
+            self,
+            [call.agent],
+            call.method,
+            dict(call.arguments),
+            from_agent=call.principal.from_agent,
+            timeout=call.timeout,
+            priority=call.priority,
+            ids=_ids(call),
+        )
+        return responses[0]
+
+    async def _until_sent(self, call: Call, asking: asyncio.Future[Response]) -> None:
+        """Wait until the ledger has a request, or it could not be sent."""
+        number = 0
+        while not asking.done():
+            try:
+                await _in_thread(self._reader.read, call.task_id)
+            except UnknownMessage:
+                await asyncio.wait([asking], timeout=LOOKS[min(number, len(LOOKS) - 1)])
+                number += 1
+            else:
+                return
+        if isinstance(asking.exception(), InvalidMessage) and await self._known(call) is not None:
+            return  # another process was faster
+        asking.result()
+
+
+def task_id_of(principal: Principal, key: str) -> str:
+    """Return the id of a task for a key that a client chose, such as an ``Idempotency-Key``.
+
+    Two principals may choose the same key.
+
+    Args:
+        principal: whose client it is.
+        key: any text.
+    """
+    return str(uuid5(NAMESPACE_OID, f"{principal.name}\x00{key}"))
+
+
+def new_task_id() -> str:
+    """Return the id of a new task."""
+    return new_id()
+
+
+def _ids(call: Call) -> dict[str, Any]:
+    ids = {"message_id": call.task_id, "identity": call.principal.identity(call.protocol)}
+    return ids if call.conversation_id is None else {**ids, "conversation_id": call.conversation_id}
+
+
+def _ended(call: Call, response: Response, began: datetime) -> TaskInfo:
+    """Return the task of a call that was answered; the ledger may learn of the answer a moment later."""
+    error = response.error
+    state = TaskState.COMPLETED
+    if error is not None:
+        state = next((state for kind, state in _STATES if isinstance(error, kind)), TaskState.FAILED)
+    return TaskInfo(
+        task_id=call.task_id,
+        agent=call.agent,
+        method=call.method,
+        is_workflow=False,
+        state=state,
+        conversation_id=call.conversation_id or call.task_id,
+        from_agent=call.principal.from_agent,
+        arguments=dict(call.arguments),
+        result=response.result,
+        error=None if error is None else task_error(error),
+        waits_for=None,
+        progress=None,
+        created_at=began,
+        updated_at=datetime.now(UTC),
+    )
+
+
+def task_error(error: Exception) -> TaskError:
+    """Return the error of a task: that of the handler, if it is known."""
+    if isinstance(error, RemoteError):
+        return TaskError(type=error.type, message=error.message)
+    return TaskError(type=type(error).__name__, message=str(error))
+
+
+def _ask_steps(operations: RequestOperations[Any], *args: Any, **kwargs: Any) -> RequestSteps[list[Response]]:
+    return operations.ask(*args, **kwargs)
+
+
+_ask: Any = awaited(_ask_steps)
+
+
+async def _in_thread(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    return await asyncio.wrap_future(run_in_thread(function, *args, **kwargs))

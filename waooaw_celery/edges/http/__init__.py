@@ -1,0 +1,1 @@
+"""HTTP: send, request, stream and publish with curl, CloudEvents, and webhooks."""

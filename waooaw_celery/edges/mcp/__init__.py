@@ -1,0 +1,1 @@
+"""Model Context Protocol (MCP): our methods as tools, and tools of that protocol as methods of an agent."""
