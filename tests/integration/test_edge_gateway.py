@@ -12,7 +12,7 @@ import pytest
 from edge_world import EdgeWorld, edge_world
 
 from waooaw_celery.edges.access.principal import Principal
-from waooaw_celery.edges.gateway.gateway import Gateway, new_task_id, task_id_of
+from waooaw_celery.edges.gateway.gateway import Gateway, task_id_of
 from waooaw_celery.edges.gateway.task import Call, TaskState
 from waooaw_celery.errors import InvalidArguments, NotPermitted, UnknownMessage, UnknownMethod
 from waooaw_celery.testing.embedded import valkey
@@ -31,7 +31,13 @@ def gateway(world: EdgeWorld) -> Gateway:
 
 
 def call_of(world: EdgeWorld, method: str, arguments: dict[str, Any], **fields: Any) -> Call:
-    given = {"principal": world.principal, "protocol": "test", "task_id": new_task_id(), "timeout": 30.0, **fields}
+    given = {
+        "principal": world.principal,
+        "protocol": "test",
+        "task_id": world.app.result_collector.new_id(),
+        "timeout": 30.0,
+        **fields,
+    }
     return Call(agent=world.agent, method=method, arguments=arguments, **given)
 
 

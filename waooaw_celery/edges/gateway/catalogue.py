@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,9 @@ from waooaw_celery.discovery.contracts.documents import newest_contracts
 from waooaw_celery.discovery.registry import Registry
 from waooaw_celery.edges.access.principal import Principal
 from waooaw_celery.errors import UnknownAgent, UnknownMethod
+
+#: Seconds for which what an agent has is not read again.
+KNOWN_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +57,7 @@ class Catalogue:
 
     def __init__(self, app: AgentApp, agents: tuple[str, ...] = ()) -> None:
         self._registry, self._agents = Registry(app), frozenset(agents)
+        self._read: dict[str, tuple[float, dict[str, Operation]]] = {}
 
     def agents(self, principal: Principal | None = None) -> list[AgentInfo]:
         """Return the agents that have something which a principal may call, or which anybody may.
@@ -81,11 +86,19 @@ class Catalogue:
             UnknownAgent: the agent is not known, or this edge does not show it.
             UnknownMethod: it has no such method or workflow; the error lists those that it has.
         """
+        if (found := self.known(agent, method)) is not None:
+            return found
         operations = {each.method: each for each in operations_of(self.agent(agent))}
+        self._read[agent] = time.monotonic() + KNOWN_SECONDS, operations
         if (found := operations.get(method)) is not None:
             return found
         known = ", ".join(operations) or "none: no worker of it runs"
         raise UnknownMethod(f"{agent!r} has no method or workflow {method!r:.80}; it has {known}")
+
+    def known(self, agent: str, method: str) -> Operation | None:
+        """Return a method or workflow if it was read a moment ago. This asks no server."""
+        until, operations = self._read.get(agent, (0.0, {}))
+        return operations.get(method) if until > time.monotonic() else None
 
     def _shows(self, agent: str) -> bool:
         return not self._agents or agent in self._agents

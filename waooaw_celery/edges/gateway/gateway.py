@@ -30,7 +30,7 @@ from waooaw_celery.errors import (
     RequestTimeout,
     UnknownMessage,
 )
-from waooaw_celery.messages.validation import JSON, NewId, check_id, new_id
+from waooaw_celery.messages.validation import JSON, NewId, check_id
 from waooaw_celery.worker.execution.threads import run_in_thread
 from waooaw_celery.workflows.workflows import LOOKS, Workflows
 
@@ -67,6 +67,10 @@ class Gateway:
         #: The requests that this process has sent and that have no answer yet, by the id of the task. They go on
         #: when their callers have gone. (The event loop itself holds its tasks only weakly.)
         self._asking: dict[str, asyncio.Future[Response]] = {}
+
+    def new_task_id(self) -> str:
+        """Return the id of a new task. Its answer comes with those of all requests of this process."""
+        return self.app.result_collector.new_id()
 
     async def start(self, call: Call) -> TaskInfo:
         """Call a method or workflow without waiting for its result. The same id again changes nothing.
@@ -240,7 +244,8 @@ class Gateway:
 
     async def _operation(self, call: Call) -> Operation:
         call.principal.check_may_call(call.agent, call.method)
-        return await _in_thread(self.catalogue.operation, call.agent, call.method)
+        found = self.catalogue.known(call.agent, call.method)
+        return found or await _in_thread(self.catalogue.operation, call.agent, call.method)
 
     async def _known(self, call: Call) -> TaskInfo | None:
         """Return the task of a call that was made before with the same id; None: it is new."""
@@ -316,11 +321,6 @@ def task_id_of(principal: Principal, key: str) -> str:
         key: any text.
     """
     return str(uuid5(NAMESPACE_OID, f"{principal.name}\x00{key}"))
-
-
-def new_task_id() -> str:
-    """Return the id of a new task."""
-    return new_id()
 
 
 def _ids(call: Call) -> dict[str, Any]:
