@@ -116,6 +116,10 @@ def test_the_demo_does_the_whole_job_and_leaves_nothing(waooaw: Start, documents
     assert all(answer["error"] is None for answer in result["survey"].values())
     checked = {check["agent"]: check["status"] for check in result["health"]}
     assert checked == dict.fromkeys(("orchestrator", "analyst-1", "analyst-2", "archivist", "dashboard"), 200)
+    outside = result["outside"]
+    assert (outside["answer"], outside["status"], outside["from_agent"]) == (12, "handled", "edge")
+    assert outside["identity"].startswith("a2a:")
+    assert "words" in outside["skills"]
     failures = result["failures"]
     assert (failures["rate_limit"]["answered"], failures["rate_limit"]["refused"]) == (3, 5)
     assert 0 < failures["rate_limit"]["retry_after"] <= 12.01

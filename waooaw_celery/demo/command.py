@@ -16,10 +16,11 @@ from waooaw_celery.cli.output import json_option, print_json
 from waooaw_celery.demo.console import check_console, message_url, start_console, thread_url
 from waooaw_celery.demo.failures import Failures, run_failures
 from waooaw_celery.demo.health_checks import check_health
+from waooaw_celery.demo.outside_client import ask_from_outside
 from waooaw_celery.demo.processes import AGENTS, ROOT, Stack, running_stack
 from waooaw_celery.demo.program import program
 from waooaw_celery.demo.scenario import JobResult, run_job
-from waooaw_celery.demo.story import show_failures, show_health, show_introduction, show_job
+from waooaw_celery.demo.story import show_failures, show_health, show_introduction, show_job, show_outside
 
 
 @click.command(cls=Command, examples=["waooaw demo", "waooaw demo --input docs"])
@@ -51,15 +52,17 @@ def demo(folder: Path | None, with_console: bool, as_json: bool) -> None:
         screen.print("Causing five failures on purpose …")
         failures = run_failures(stack)
         health = check_health(stack)
+        outside = ask_from_outside(stack)
         if with_console:
             _leave_open(stack, job, failures, screen)
         screen.print("Stopping all processes …")
     if as_json:
-        print_json({**asdict(job), "failures": failures, "health": health})
+        print_json({**asdict(job), "failures": failures, "health": health, "outside": outside})
         return
     show_job(job, screen)
     show_failures(failures, screen)
     show_health(health, screen)
+    show_outside(outside, screen)
     screen.print(f"\nThe demo took {time.monotonic() - began:.0f} s. All processes are stopped.")
     screen.print("To keep the agents running and send messages to them yourself, type:\n")
     screen.print(f"  {program()} up", markup=False, highlight=False, soft_wrap=True)

@@ -13,6 +13,7 @@ from waooaw_celery.demo.failures import DocumentRejected, Failures, MessagesReco
 from waooaw_celery.demo.hanging_agent import AgentHung
 from waooaw_celery.demo.health_checks import HealthChecked
 from waooaw_celery.demo.killed_workflow import WorkflowKilled
+from waooaw_celery.demo.outside_client import OutsideAnswer
 from waooaw_celery.demo.scenario import JobResult, Overtaking
 from waooaw_celery.messages.enums import MessageStatus
 from waooaw_celery.messages.log.escaping import escaped
@@ -74,6 +75,26 @@ def show_health(checked: Sequence[HealthChecked], screen: Console) -> None:
         screen,
         "Kubernetes and Docker ask for this. The same ports serve metrics for Prometheus, if prometheus-client is "
         "installed.",
+    )
+
+
+def show_outside(found: OutsideAnswer | None, screen: Console) -> None:
+    """Print what a client of A2A was told, and what the ledger has of it."""
+    if found is None:
+        _say(screen, "A client of A2A would ask an agent here: `pip install 'waooaw-celery[a2a]'`.")
+        return
+    rows = [
+        ("card", found.url),
+        ("skills", ", ".join(found.skills)),
+        ("answer", found.answer),
+        ("in the ledger", f"{found.task_id}, {found.status}"),
+        ("from", f"{found.from_agent}, {found.identity}"),
+    ]
+    _show_table(_heading(13, "A client of A2A asks an agent"), ("what", "found"), rows)
+    _say(
+        screen,
+        "The client knows only A2A. `waooaw serve` made a request of its message: the id of its task is that of "
+        "the message in the ledger, which says by which protocol it came, and who sent it.",
     )
 
 
