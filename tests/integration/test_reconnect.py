@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import closing
+import os
+import sys
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+from process_pool import spawn
 from redis import Redis
 from support import Broker, settled, until
 
@@ -89,6 +92,30 @@ def test_acknowledgement_is_not_delayed_by_a_large_prefetch(
             until(lambda: client.hlen("unacked") == 32 - 1, "the first acknowledgement")
             begun = [bus.receipt(receipt.message_id) for receipt in sent]
             assert sum(receipt.attempts for receipt in begun) <= 3  # long before a quarter of them is handled
+        finally:
+            end(worker)
+
+
+@pytest.mark.slow
+def test_a_worker_without_its_broker_says_so_in_a_few_lines(tmp_path: Path) -> None:
+    """It tells of the lost connection and of each attempt, without a traceback, and ends in order."""
+    with ExitStack() as redis_runs:
+        url = redis_runs.enter_context(valkey())
+        log = tmp_path / "worker.log"
+        env = {"PROBE_NAME": "lonely", "CELERY_BROKER_URL": url, "CELERY_RESULT_BACKEND": url}
+        # With gossip, which has a temporary queue.
+        command = [sys.executable, "-m", "celery", "-A", "probe", "worker", "-n", "lonely@%h", "-l", "INFO"]
+        worker = spawn(command, log=log, env=os.environ | env, cwd=Path(__file__).parent)
+        try:
+            until(lambda: log.exists() and "ready." in log.read_text(), "the start of the worker")
+            before = len(log.read_text().splitlines())
+            redis_runs.close()
+            until(lambda: "Trying again" in log.read_text(), "the first attempt to connect again")
+            worker.terminate()
+            assert worker.wait(30) == 0
+            added = log.read_text().splitlines()[before:]
+            assert not [line for line in added if "Traceback" in line or "Error on" in line]
+            assert len(added) < 30
         finally:
             end(worker)
 

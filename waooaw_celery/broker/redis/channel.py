@@ -269,6 +269,16 @@ class Channel(Broadcasts):
         super()._delete(queue, *args, **kwargs)
         self.scripts_client.delete(self.keys.bell(queue))
 
+    def queue_delete(self, queue: str, *args: Any, **kwargs: Any) -> None:
+        """Delete a queue. A channel that closes without Redis leaves its temporary queues, like a killed one."""
+        try:
+            super().queue_delete(queue, *args, **kwargs)
+        except (RedisError, OSError) as error:
+            # Kombu would stop to close the channel, and Celery would log hundreds of lines about another error.
+            if not self._closing:
+                raise
+            logger.debug("the temporary queue %s was not deleted: %s", queue, error)
+
     def close(self) -> None:
         """Put back the messages that the channel holds, and close it."""
         if self.closed:
