@@ -404,6 +404,7 @@ def test_stdio_ends(world: EdgeWorld, end: str) -> None:
     finally:
         process.kill()
         process.wait()
+        process.stdin.close()
         process.stdout.close()
 
 
