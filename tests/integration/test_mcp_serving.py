@@ -1,4 +1,4 @@
-"""MCP, serving: the client of the package ``mcp`` calls agents, by streamable HTTP and by standard input and output."""
+"""MCP, serving: the client of the package ``mcp`` calls agents, by HTTP and by standard input and output."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from mcp.shared.exceptions import MCPError
 from support import until
 
 from waooaw_celery.edges.access.authentication import ApiKeys
+from waooaw_celery.edges.access.principal import Principal
 from waooaw_celery.edges.access.principals_file import Principals, hash_key
 from waooaw_celery.edges.application import EdgeOptions, Protocol, create_edge
-from waooaw_celery.edges.access.principal import Principal
 from waooaw_celery.edges.gateway.gateway import task_id_of
 from waooaw_celery.edges.gateway.task import TaskState
 from waooaw_celery.edges.gateway.task_reader import TaskReader
@@ -77,9 +77,11 @@ def url(world: EdgeWorld) -> Iterator[str]:
 @asynccontextmanager
 async def client_of(url: str, key: str = ADMIN, mode: str = "auto") -> AsyncIterator[Client]:
     """Connect the package's client."""
-    async with httpx.AsyncClient(headers={"X-API-Key": key}, timeout=30.0) as http:
-        async with Client(streamable_http_client(url, http_client=http), mode=mode) as client:
-            yield client
+    async with (
+        httpx.AsyncClient(headers={"X-API-Key": key}, timeout=30.0) as http,
+        Client(streamable_http_client(url, http_client=http), mode=mode) as client,
+    ):
+        yield client
 
 
 both_eras = pytest.mark.parametrize("mode", ["auto", "legacy"])
@@ -175,7 +177,7 @@ def test_a_stream_tells_progress_and_ends_with_its_parts(world: EdgeWorld, url: 
     numbers = [number for number, _ in told]
     assert len(numbers) >= 2
     assert numbers == sorted(set(numbers))
-    assert (5.0, "tides-4 ") == told[-1]
+    assert told[-1] == (5.0, "tides-4 ")
 
 
 @both_eras
@@ -205,7 +207,8 @@ def test_a_workflow_that_needs_input_is_answered_with_its_task(world: EdgeWorld,
 def running_task(world: EdgeWorld, before: int) -> str:
     """Return the id of a task that has just begun."""
     until(lambda: world.happened().count("slow begins") > before, "the begin of the handler")
-    return world.trail.query(to_agent=world.agent, handler="slow", limit=1).records[0].receipt.message_id
+    receipt = world.trail.query(to_agent=world.agent, handler="slow", limit=1).records[0].receipt
+    return str(receipt.message_id)
 
 
 def state_of(world: EdgeWorld, task_id: str) -> TaskState:

@@ -47,9 +47,7 @@ class Calls:
         """Answer all open calls now: their tasks go on. Call it in the thread of the event loop."""
         self._stopping.set()
 
-    async def run(
-        self, call: Call, *, streams: bool, report: Report | None, gone_is_cancelled: bool
-    ) -> TaskInfo:
+    async def run(self, call: Call, *, streams: bool, report: Report | None, gone_is_cancelled: bool) -> TaskInfo:
         """Make a call, and return its task once it has ended, needs input, or the server stops.
 
         Args:
@@ -124,7 +122,9 @@ class Calls:
 
     async def _wait(self, work: asyncio.Future[TaskInfo], progress: _Progress) -> None:
         """Wait for the end of a call, or until there may be progress to tell, or the server stops."""
-        others = [asyncio.ensure_future(self._stopping.wait()), asyncio.ensure_future(progress.changed.wait())]
+        others: list[asyncio.Future[Any]] = [
+            asyncio.ensure_future(event.wait()) for event in (self._stopping, progress.changed)
+        ]
         try:
             await asyncio.wait([work, *others], timeout=progress.pause, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -157,9 +157,7 @@ class Calls:
     def _ended(self, work: asyncio.Future[Any]) -> None:
         self._running.discard(work)
         if not work.cancelled() and (error := work.exception()) is not None and not isinstance(error, WaooawError):
-            logger.error(
-                "a tool's call failed: %s", error, exc_info=error, extra={"action": "tool_call_failed"}
-            )
+            logger.error("a tool's call failed: %s", error, exc_info=error, extra={"action": "tool_call_failed"})
 
 
 class _Progress:

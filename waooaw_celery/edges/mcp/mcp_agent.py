@@ -67,8 +67,8 @@ class McpAgent(Agent):
         ConfigurationError: an argument is invalid.
 
     Example:
-        >>> files = McpAgent("files", app, command=["npx", "-y", "@modelcontextprotocol/server-filesystem", "/data"])
-        >>> AgentClient("reporter", app).request("files", "read_file", {"path": "/data/report.txt"})
+        >>> files = McpAgent("files", app, command=["npx", "@modelcontextprotocol/server-filesystem", "/data"])
+        >>> RequestResponseHandler(app).request("files", "read_file", {"path": "/data/report.txt"})
     """
 
     def __init__(
@@ -135,11 +135,11 @@ class McpAgent(Agent):
             return
         try:
             tools = asyncio.run(self._tools_once())
-        except Exception as error:
+        except Exception:
             logger.exception(
                 "the tools of %s are not known: its methods are call_tool and list_tools only, until a worker "
-                "starts that reaches its server: %s",
-                *(self.name, error),
+                "starts that reaches its server",
+                self.name,
                 extra={"action": "tools_unknown"},
             )
             return
@@ -168,10 +168,13 @@ class McpAgent(Agent):
         return self._server[1]
 
     def _new_server(self) -> ToolServer:
-        # Imported here: only a worker needs the package.
-        from waooaw_celery.edges.mcp.tool_server import ToolServer
-        from waooaw_celery.edges.mcp.transports import address, process
-
+        try:  # here: only a worker needs the package
+            from waooaw_celery.edges.mcp.tool_server import ToolServer
+            from waooaw_celery.edges.mcp.transports import address, process
+        except ImportError as error:
+            raise ConfigurationError(
+                f"an agent of an MCP server needs more packages ({error}): run `pip install 'waooaw-celery[mcp]'`"
+            ) from error
         connect = (
             process(self._command, env=self._env, cwd=self._cwd)
             if self._command is not None
@@ -195,7 +198,9 @@ class McpAgent(Agent):
 def _check(name: str, command: object, url: object, tools: object) -> None:
     if (command is None) == (url is None):
         raise ConfigurationError(f"the agent {name!r:.80} needs either a command or a url of an MCP server")
-    is_list = isinstance(command, list | tuple) and bool(command) and all(isinstance(each, str) for each in command)
+    is_list = (
+        isinstance(command, list | tuple) and bool(command) and all(isinstance(each, str) for each in command)
+    )
     if command is not None and not is_list:
         raise ConfigurationError(
             f'command must be a list of texts, such as ["npx", "server"], not {command!r:.80}'

@@ -39,7 +39,7 @@ class Resources:
     def __init__(self, app: AgentApp) -> None:
         self._app, self._trail = app, MessageAuditTrail(app.ledger)
 
-    def list(self, principal: Principal) -> list[types.Resource]:
+    def listed(self, principal: Principal) -> list[types.Resource]:
         """Return the resources that a principal sees."""
         if not principal.may_read:
             return []
@@ -83,9 +83,7 @@ class Resources:
         principal.check_may_read()
         content = await asyncio.to_thread(self._read, uri)
         text = json.dumps(content, ensure_ascii=False, default=tagged)
-        return types.ReadResourceResult(
-            contents=[types.TextResourceContents(uri=uri, mime_type=_JSON, text=text)]
-        )
+        return types.ReadResourceResult(contents=[types.TextResourceContents(uri=uri, mime_type=_JSON, text=text)])
 
     def _read(self, uri: str) -> JSON:
         if uri == DEAD_LETTERS:

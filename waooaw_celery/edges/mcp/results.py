@@ -125,9 +125,8 @@ def _why_without_result(task: TaskInfo, why_open: str) -> str:
         return f"{task.error.type}: {task.error.message}"
     if task.state.final:
         return f"{what} failed, and the ledger does not say why"
-    return (
-        f"{why_open or what + ' has not ended'}. The task {task.task_id} goes on: ask for it with the tool task_get"
-    )
+    why = why_open or f"{what} has not ended"
+    return f"{why}. The task {task.task_id} goes on: ask for it with the tool task_get"
 
 
 def _object_schema(schema: Mapping[str, Any]) -> dict[str, Any]:

@@ -111,7 +111,7 @@ class McpServer:
     async def _list_resources(
         self, ctx: ServerRequestContext[Any, Any], _: types.PaginatedRequestParams | None
     ) -> types.ListResourcesResult:
-        return types.ListResourcesResult(resources=self._resources.list(self._caller(ctx)))
+        return types.ListResourcesResult(resources=self._resources.listed(self._caller(ctx)))
 
     async def _list_templates(
         self, ctx: ServerRequestContext[Any, Any], _: types.PaginatedRequestParams | None
@@ -136,7 +136,9 @@ class McpServer:
             return self._principal
         principal = ctx.request.scope.get("state", {}).get("principal") if ctx.request is not None else None
         if not isinstance(principal, Principal):
-            raise MCPError(types.INTERNAL_ERROR, "nobody was authenticated: mount the edge as create_edge makes it")
+            raise MCPError(
+                types.INTERNAL_ERROR, "nobody was authenticated: mount the edge as create_edge makes it"
+            )
         return principal
 
     def _session_of(self, ctx: ServerRequestContext[Any, Any]) -> str | None:
@@ -153,7 +155,9 @@ class McpServer:
         try:
             return await work
         except WaooawError as error:
-            raise MCPError(types.INVALID_PARAMS if _is_callers(error) else types.INTERNAL_ERROR, str(error)) from error
+            raise MCPError(
+                types.INVALID_PARAMS if _is_callers(error) else types.INTERNAL_ERROR, str(error)
+            ) from error
         except MCPError:
             raise
         except Exception as error:
@@ -188,4 +192,3 @@ def _report(ctx: ServerRequestContext[Any, Any]) -> Report:
 def _is_callers(error: WaooawError) -> bool:
     """Whether the request is wrong, and not the servers behind this one."""
     return isinstance(error, LookupError | InvalidMessage | NotPermitted)
-

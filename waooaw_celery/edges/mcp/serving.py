@@ -31,9 +31,7 @@ _VERSION_HEADER = "mcp-protocol-version"
 def parts(context: EdgeContext) -> ProtocolParts:
     """Return what MCP adds to an edge."""
     endpoint = McpEndpoint(context)
-    return ProtocolParts(
-        routes=[Route(PATH, endpoint=endpoint)], lifespan=endpoint.lifespan, stop=endpoint.stop
-    )
+    return ProtocolParts(routes=[Route(PATH, endpoint=endpoint)], lifespan=endpoint.lifespan, stop=endpoint.stop)
 
 
 class McpEndpoint:
@@ -46,9 +44,7 @@ class McpEndpoint:
     def __init__(self, context: EdgeContext) -> None:
         options = context.options
         self._max_body = options.bounds.max_body_bytes
-        self._mcp = McpServer(
-            context.gateway, timeout=options.timeout, cancel_when_gone=options.cancel_when_gone
-        )
+        self._mcp = McpServer(context.gateway, timeout=options.timeout, cancel_when_gone=options.cancel_when_gone)
         self._manager: StreamableHTTPSessionManager | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 

@@ -34,7 +34,7 @@ _STOP_SECONDS = 3.0
 def serve_stdio(app: AgentApp, *, agents: tuple[str, ...], timeout: float) -> None:
     """Serve one client until it closes our standard input, or SIGTERM or Ctrl-C arrives.
 
-    Nothing but messages of the protocol is written to standard output: what else is printed goes to standard error.
+    Only messages of the protocol are written to standard output: what else is printed goes to standard error.
 
     Args:
         app: the application, with a ledger.

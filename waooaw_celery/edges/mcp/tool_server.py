@@ -84,7 +84,10 @@ class ToolServer:
             raise self._no_answer(link, tool, timeout) from error
         except MCPError as error:
             raise self._failed(link, tool, error, timeout) from error
-        except (ValidationError, RuntimeError) as error:  # it does not match the protocol, or the tool's own schema
+        except (
+            ValidationError,
+            RuntimeError,
+        ) as error:  # it does not match the protocol, or the tool's own schema
             raise ToolError(f"the answer of the tool {tool!r} of {self._name} is not valid: {error}") from error
         if result.is_error:
             raise ToolError(_text(result.content) or f"the tool {tool!r} of {self._name} failed without a text")
@@ -197,7 +200,7 @@ class ToolServer:
                     )
                 )
             raise
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - it is logged, or given to those who wait for the connection
             cause = _first(error)
             if ready.done():
                 logger.warning(
@@ -252,7 +255,8 @@ class ToolServer:
                 f"the server of {self._name} ended, or the connection broke, before {tool!r} was answered: "
                 f"{error.message}"
             )
-        link.is_doubtful = True  # it may have forgotten the session
+        if error.code not in (types.INVALID_PARAMS, types.METHOD_NOT_FOUND):
+            link.is_doubtful = True  # it may have forgotten the session
         return ToolError(f"the server of {self._name} refused {tool!r}: {error.message} (code {error.code})")
 
     def _no_answer(self, link: _Link, tool: str, timeout: float) -> RequestTimeout:
@@ -279,8 +283,8 @@ class _Link:
         self.noise = ""
 
 
-def _give_up(owner: asyncio.Task[None], ready: asyncio.Future[_Link]) -> None:
-    if not ready.done():
+def _give_up(owner: asyncio.Task[Any] | None, ready: asyncio.Future[_Link]) -> None:
+    if owner is not None and not ready.done():
         owner.cancel()
 
 

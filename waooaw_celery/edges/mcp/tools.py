@@ -115,7 +115,7 @@ class Tools:
             principal: who calls.
             name: the name of the tool.
             arguments: its arguments.
-            key: names this call among all of the principal, so that it can be cancelled by any edge; None: nothing.
+            key: names this call among those of the principal, so that any edge can cancel it; None: nothing.
             report: tells the client of progress; None: it does not want to know.
             gone_is_cancelled: whether the protocol calls it a cancellation when the client goes away.
 
@@ -159,9 +159,7 @@ class Tools:
             if name == "task_signal":
                 payload: JSON = arguments.get("payload")
                 signal_id = str(uuid4()) if key is None else task_id_of(principal, key)
-                await self._gateway.signal(
-                    principal, task_id, arguments["signal"], payload, signal_id=signal_id
-                )
+                await self._gateway.signal(principal, task_id, arguments["signal"], payload, signal_id=signal_id)
                 return task_result(await self._gateway.task(principal, task_id))
             return task_result(await self._gateway.wait(principal, task_id, float(arguments.get("wait", 0.0))))
         except WaooawError as error:

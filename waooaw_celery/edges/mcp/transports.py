@@ -19,8 +19,8 @@ from waooaw_celery.errors import ConfigurationError
 Connect = Callable[[], AbstractAsyncContextManager[Any]]
 #: Seconds of each step of an HTTP connection. Each call has its own deadline, which is what counts.
 _STEP_SECONDS = 3600.0
-#: Runs a command that the kernel kills as soon as this process is gone, even if it was killed itself. (A server that
-#: reads its standard input until the end ends anyway; one that does not would stay for ever.)
+#: Runs a command that the kernel kills as soon as this process is gone, even if it was killed itself. (A server
+#: that reads its standard input until the end ends anyway; one that does not would stay for ever.)
 _WITH_PARENT = """
 import ctypes, os, signal, sys
 ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
@@ -41,6 +41,8 @@ def process(
         cwd: its working directory; None: that of this process.
     """
 
+    folder = None if cwd is None else os.fspath(cwd)
+
     @asynccontextmanager
     async def connect() -> AsyncIterator[Any]:
         program = (env or {}).get("PATH", os.environ.get("PATH", os.defpath))
@@ -50,10 +52,10 @@ def process(
         if sys.platform == "linux":
             arguments = [sys.executable, "-I", "-S", "-c", _WITH_PARENT, str(os.getpid()), *command]
         parameters = StdioServerParameters(
-            command=arguments[0], args=arguments[1:], env=None if env is None else dict(env), cwd=cwd
+            command=arguments[0], args=arguments[1:], env=None if env is None else dict(env), cwd=folder
         )
         # A worker puts a logger in the place of sys.stderr, which a process cannot write to.
-        with open(os.devnull, "w") as nowhere:  # noqa: ASYNC230 - it blocks for no time
+        with open(os.devnull, "w") as nowhere:
             async with stdio_client(parameters, errlog=sys.__stderr__ or nowhere) as streams:
                 yield streams
 
