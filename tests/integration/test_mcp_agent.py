@@ -22,7 +22,7 @@ from waooaw_celery import AgentApp, RequestResponseHandler, create_app
 from waooaw_celery.discovery.contracts.documents import newest_contracts
 from waooaw_celery.discovery.registry import Registry
 from waooaw_celery.edges.mcp.mcp_agent import McpAgent
-from waooaw_celery.errors import ConfigurationError, InvalidArguments, RemoteError, RequestTimeout
+from waooaw_celery.errors import ConfigurationError, InvalidArguments, RemoteError, RequestTimeout, UnknownAgent
 from waooaw_celery.ledger.database import upgrade as schema
 from waooaw_celery.ledger.trail import MessageAuditTrail
 from waooaw_celery.messages.enums import MessageStatus
@@ -41,12 +41,15 @@ class World:
         broker, app: the servers, and an application that uses them.
         agents: the names of the agents, by what they are.
         folder: for the files of effects.
+        port, web: the port and the process of the server at an address.
     """
 
     broker: Broker
     app: AgentApp
     agents: dict[str, str]
     folder: Path
+    port: int
+    web: list[subprocess.Popen[bytes]]
 
     def request(
         self, agent: str, method: str, arguments: dict[str, Any] | None = None, timeout: float = 20
@@ -65,10 +68,8 @@ def command(script: str, effects: Path, *options: str) -> list[str]:
     return [sys.executable, str(FOLDER / script), str(effects), *options]
 
 
-@contextmanager
-def http_server(folder: Path) -> Iterator[int]:
-    """Run the outside server by streamable HTTP, and yield its port."""
-    port = free_port()
+def start_http_server(folder: Path, port: int) -> subprocess.Popen[bytes]:
+    """Start the outside server by streamable HTTP, and wait until it listens."""
     log = folder / "http.log"
     process = embedded.spawn(command("mcp_tool_server.py", folder / "http", str(port)), log=log)
 
@@ -78,17 +79,25 @@ def http_server(folder: Path) -> Iterator[int]:
             return True
         return False
 
+    until(listens, "the outside server")
+    return process
+
+
+@contextmanager
+def http_server(folder: Path) -> Iterator[tuple[int, list[subprocess.Popen[bytes]]]]:
+    """Run the outside server by streamable HTTP, and yield its port and its process, which a test may replace."""
+    port = free_port()
+    process = [start_http_server(folder, port)]
     try:
-        until(listens, "the outside server")
-        yield port
+        yield port, process
     finally:
-        end(process)
+        end(process[0])
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     folder = tmp_path_factory.mktemp("tools")
-    with valkey() as url, http_server(folder) as port:
+    with valkey() as url, http_server(folder) as (port, web):
         broker = Broker(url, url, folder, f"sqlite:///{folder / 'ledger.db'}")
         app = broker.app()
         schema.upgrade(app.database)
@@ -110,10 +119,22 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         env = {"PROBE_AGENTS": json.dumps({agents[each]: given for each, given in arguments.items()})}
         try:
             with broker.running(name, app, module="mcp_agent_probe", env=env):
-                yield World(broker, app, agents, folder)
+                wait_for(app, *agents.values())
+                yield World(broker, app, agents, folder, port, web)
         finally:
             app.close()
             broker.clean()
+
+
+def wait_for(app: AgentApp, *agents: str) -> None:
+    """Wait until agents are known: a worker declares them one after the other."""
+
+    def known() -> bool:
+        with suppress(UnknownAgent):
+            return all(app.registry.get(each) for each in agents)
+        return False
+
+    until(known, "the agents")
 
 
 def is_running(pid: int) -> bool:
@@ -209,6 +230,24 @@ def test_an_address_of_an_inner_network_is_refused(world: World) -> None:
 
 
 @pytest.mark.slow
+def test_a_server_at_an_address_that_was_away_is_connected_again(world: World) -> None:
+    """Calls fail while it is away, and work once it is there; nobody has to start the worker again."""
+    assert world.request("web", "add", {"a": 1, "b": 1}) == {"result": 2}
+    end(world.web[0])
+    with pytest.raises(RemoteError) as error:
+        world.request("web", "add", {"a": 1, "b": 1})
+    assert error.value.type in ("ToolServerUnavailable", "ToolError")
+    world.web[0] = start_http_server(world.folder, world.port)
+
+    def works() -> bool:
+        with suppress(RemoteError):
+            return bool(world.request("web", "add", {"a": 2, "b": 2}) == {"result": 4})
+        return False
+
+    until(works, "the server at the address")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("pool", ["threads", "prefork"])
 def test_no_server_outlives_its_worker(world: World, pool: str) -> None:
     """Also one that goes on after the end of its input, and a worker that was killed."""
@@ -222,6 +261,7 @@ def test_no_server_outlives_its_worker(world: World, pool: str) -> None:
         name, world.app, "--pool", pool, module="mcp_agent_probe", env={"PROBE_AGENTS": json.dumps(arguments)}
     )
     try:
+        wait_for(world.app, *arguments)
         server = int(world.request(f"{name}-raw", "ok"))
         assert is_running(server)
         worker.kill()

@@ -350,6 +350,7 @@ def test_bad_input_is_refused(url: str, content: bytes, status: int) -> None:
     assert httpx.post(url, content=b"{}").status_code == 401
 
 
+@pytest.mark.slow
 def test_stdio_serves_one_client(world: EdgeWorld, tmp_path: Any) -> None:
     """Tools work; a cancelled call cancels its task; what the application prints is not in the way."""
     (tmp_path / "chatty.py").write_text(
@@ -377,6 +378,7 @@ def test_stdio_serves_one_client(world: EdgeWorld, tmp_path: Any) -> None:
     asyncio.run(run("legacy"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ["eof", "sigterm"])
 def test_stdio_ends(world: EdgeWorld, end: str) -> None:
     """At the end of standard input, and at SIGTERM although standard input is open; bad lines end nothing."""
@@ -401,7 +403,15 @@ def test_stdio_ends(world: EdgeWorld, end: str) -> None:
         if end == "eof":
             process.stdin.close()
         else:
+            before = world.happened().count("slow begins")
+            params = {"name": f"{world.agent}-slow", "arguments": {"seconds": 3}}
+            call = {"jsonrpc": "2.0", "id": 2, "method": "tools/call", "params": params}
+            ready = {"jsonrpc": "2.0", "method": "notifications/initialized"}
+            process.stdin.write(b"".join(json.dumps(each).encode() + b"\n" for each in (ready, call)))
+            process.stdin.flush()
+            task_id = running_task(world, before)
             process.send_signal(signal.SIGTERM)
+            assert task_id in process.stdout.readline().decode()  # the open call is answered with its task
         assert process.wait(10) == 0
         assert process.stdout.read() == b""
     finally:

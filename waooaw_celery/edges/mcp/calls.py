@@ -40,6 +40,7 @@ class Calls:
     def __init__(self, gateway: Gateway, *, cancel_when_gone: bool) -> None:
         self._gateway, self._cancel_when_gone = gateway, cancel_when_gone
         self._stopping = asyncio.Event()
+        self._open = 0
         #: What runs although its caller has gone. (The event loop itself holds its tasks only weakly.)
         self._running: set[asyncio.Future[Any]] = set()
 
@@ -59,6 +60,19 @@ class Calls:
         Raises:
             As ``Gateway.run``.
         """
+        self._open += 1
+        try:
+            return await self._run(call, streams, report, gone_is_cancelled)
+        finally:
+            self._open -= 1
+
+    async def settled(self, seconds: float) -> None:
+        """Wait until no call is open any more, or some seconds have passed."""
+        until = time.monotonic() + seconds
+        while self._open and time.monotonic() < until:
+            await asyncio.sleep(0.01)
+
+    async def _run(self, call: Call, streams: bool, report: Report | None, gone_is_cancelled: bool) -> TaskInfo:
         progress = _Progress()
         if streams and report is not None:
             work: asyncio.Future[TaskInfo] = asyncio.ensure_future(self._stream(call, progress))

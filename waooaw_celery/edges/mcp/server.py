@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Mapping
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, TypeVar
 
 import mcp_types as types
@@ -61,7 +61,7 @@ class McpServer:
         self._principal, self._session = principal, session
         self.server: Server[Any] = Server(
             "waooaw",
-            version=version("waooaw-celery"),
+            version=_version(),
             title="Agents of WAOOAW",
             instructions=_INSTRUCTIONS,
             # Without it, each call would list all tools first, to look for parameters that are sent as headers.
@@ -163,6 +163,13 @@ class McpServer:
         except Exception as error:
             logger.exception("an MCP request failed", extra={"action": "mcp_request_failed"})
             raise MCPError(types.INTERNAL_ERROR, "the edge failed at this request: its log says why") from error
+
+
+def _version() -> str:
+    try:
+        return version("waooaw-celery")
+    except PackageNotFoundError:  # it runs from a folder
+        return ""
 
 
 def session_of(headers: Mapping[str, str]) -> str | None:

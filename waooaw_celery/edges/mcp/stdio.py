@@ -29,6 +29,8 @@ _READ_BYTES = 65_536
 _MAX_LINES = 16
 #: Seconds in which open calls may be answered once the process must end.
 _STOP_SECONDS = 3.0
+#: Seconds for writing the last answers.
+_WRITE_SECONDS = 0.1
 
 
 def serve_stdio(app: AgentApp, *, agents: tuple[str, ...], timeout: float) -> None:
@@ -82,6 +84,8 @@ async def _serve(gateway: Gateway, timeout: float) -> None:
         await asyncio.wait([serving, waiting], return_when=asyncio.FIRST_COMPLETED)
         mcp.calls.stop()
         if not serving.done():
+            await mcp.calls.settled(_STOP_SECONDS)
+            await asyncio.sleep(_WRITE_SECONDS)
             lines.close()
             await asyncio.wait([serving], timeout=_STOP_SECONDS)
         waiting.cancel()
