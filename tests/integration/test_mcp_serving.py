@@ -360,8 +360,8 @@ def test_stdio_serves_one_client(world: EdgeWorld, tmp_path: Any) -> None:
     command = ["-m", "waooaw_celery", "-A", "chatty", "serve", "--stdio", "--agent", world.agent]
     server = StdioServerParameters(command=sys.executable, args=command, env=env, cwd=tmp_path)
 
-    async def run(mode: str) -> None:
-        async with Client(server, mode=mode) as client:
+    async def run() -> None:
+        async with Client(server) as client:
             answer = await client.call_tool(f"{world.agent}-forecast", {"city": "Como"})
             assert answer.structured_content == {"city": "Como", "degrees": 21}
             before = world.happened().count("slow begins")
@@ -374,8 +374,7 @@ def test_stdio_serves_one_client(world: EdgeWorld, tmp_path: Any) -> None:
             )
             assert (await client.list_resources()).resources
 
-    asyncio.run(run("auto"))
-    asyncio.run(run("legacy"))
+    asyncio.run(run())
 
 
 @pytest.mark.slow
