@@ -173,6 +173,14 @@ def test_a_big_answer_arrives(world: World) -> None:
     assert world.request("files", "big", {"size": 2_000_000}) == {"result": "x" * 2_000_000}
 
 
+@pytest.mark.slow
+def test_an_answer_that_no_message_can_carry_is_an_error(world: World) -> None:
+    """The error names the limit, and the next call works."""
+    with pytest.raises(RemoteError, match=r"limit|large|bytes"):
+        world.request("files", "big", {"size": 17 * 1024 * 1024}, timeout=60)
+    assert world.request("files", "add", {"a": 2, "b": 3}) == {"result": 5}
+
+
 def test_a_tool_that_never_answers_ends_at_the_deadline(world: World) -> None:
     """The next call works, in the same process of the server."""
     before = world.request("files", "pid")

@@ -430,6 +430,16 @@ def test_a_request_that_is_sent_again_is_one_task(world: EdgeWorld, url: str) ->
     assert city in first
     assert city in second
     assert world.happened().count(f"forecast {city}") == 1
+    write = {
+        "name": f"{world.agent}-write",
+        "arguments": {"topic": city, "words": 2},
+        "_meta": {"progressToken": 1},
+    }
+    streamed = {"jsonrpc": "2.0", "id": "b", "method": "tools/call", "params": write}
+    answers = [httpx.post(url, json=streamed, headers=headers, timeout=20.0).text for _ in range(2)]
+    assert all(f"{city}-1" in answer for answer in answers[:1])
+    assert not any('"isError":true' in answer for answer in answers)
+    assert len(world.trail.query(to_agent=world.agent, handler="write", text=city).records) == 1
     key = f"mcp\x00{headers['Mcp-Session-Id']}\x00'a'"
     admin = Principal(name="admin", from_agent="portal")
     assert state_of(world, task_id_of(admin, key)) is TaskState.COMPLETED

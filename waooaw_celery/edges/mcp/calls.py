@@ -12,9 +12,9 @@ import anyio
 
 from waooaw_celery.edges.access.principal import Principal
 from waooaw_celery.edges.gateway.gateway import Gateway
-from waooaw_celery.edges.gateway.task import Call, TaskInfo
+from waooaw_celery.edges.gateway.task import Call, TaskInfo, TaskState
 from waooaw_celery.edges.mcp.results import text_of
-from waooaw_celery.errors import RequestError, UnknownMessage, WaooawError
+from waooaw_celery.errors import InvalidMessage, RequestError, UnknownMessage, WaooawError
 from waooaw_celery.messages.log.loggers import get_logger
 
 logger = get_logger(__name__)
@@ -25,7 +25,7 @@ Report = Callable[[float, str], Awaitable[None]]
 FIRST_LOOK_SECONDS, LOOK_SECONDS = 0.3, 1.0
 #: Most characters of a text of progress.
 MAX_PROGRESS_TEXT = 500
-#: Seconds within which the ledger must have the end of a stream that has ended, and a task must be cancelled.
+#: Seconds within which a task must be cancelled.
 SETTLE_SECONDS = 10.0
 
 
@@ -165,8 +165,15 @@ class Calls:
                     progress.note(text_of(part))
         except RequestError:  # the ledger tells what became of the task
             return await self._gateway.wait(call.principal, call.task_id, call.timeout)
-        task = await self._gateway.wait(call.principal, call.task_id, SETTLE_SECONDS)
-        return replace(task, result=parts if stream.result is None else stream.result)
+        except InvalidMessage as error:
+            try:  # the client has sent its request again
+                return await self._gateway.wait(call.principal, call.task_id, call.timeout)
+            except UnknownMessage:
+                raise error from None
+        task = await self._gateway.task(call.principal, call.task_id)
+        result = parts if stream.result is None else stream.result
+        # The ledger may learn of the end a moment later.
+        return replace(task, state=TaskState.COMPLETED, result=result, error=None)
 
     def _ended(self, work: asyncio.Future[Any]) -> None:
         self._running.discard(work)
