@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import Broker, until
+from support import Broker, settled, until
 
 from waooaw_celery import AgentApp, RequestResponseHandler, create_app
 from waooaw_celery.discovery.contracts.documents import newest_contracts
@@ -163,7 +163,7 @@ def test_a_tool_that_fails_raises_its_text(world: World) -> None:
         world.request("files", "fail", {"text": "no such city"})
     assert error.value.type == "ToolError"
     [record] = MessageAuditTrail(world.app.ledger).query(to_agent=world.agents["files"], handler="fail").records
-    assert record.receipt.status is MessageStatus.FAILED
+    assert settled(world.app, record.receipt.message_id) is MessageStatus.FAILED
     with pytest.raises(RemoteError, match="nothing"):
         world.request("files", "call_tool", {"name": "nothing"})
 

@@ -254,7 +254,7 @@ def test_any_edge_cancels_what_another_was_asked(world: EdgeWorld, url: str) -> 
             assert httpx.post(second, json=other, headers=headers).status_code == 202
             text = "".join(answer.iter_text())
         assert "was cancelled" in text
-    assert state_of(world, task_id) is TaskState.CANCELLED
+    until(lambda: state_of(world, task_id) is TaskState.CANCELLED, "the end of the task")
 
 
 @pytest.mark.parametrize("cancel", [True, False])
@@ -442,4 +442,4 @@ def test_a_request_that_is_sent_again_is_one_task(world: EdgeWorld, url: str) ->
     assert len(world.trail.query(to_agent=world.agent, handler="write", text=city).records) == 1
     key = f"mcp\x00{headers['Mcp-Session-Id']}\x00'a'"
     admin = Principal(name="admin", from_agent="portal")
-    assert state_of(world, task_id_of(admin, key)) is TaskState.COMPLETED
+    until(lambda: state_of(world, task_id_of(admin, key)) is TaskState.COMPLETED, "the end of the task")
