@@ -102,7 +102,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         app = broker.app()
         schema.upgrade(app.database)
         name = broker.name()
-        agents = {each: f"{name}-{each}" for each in ("files", "raw", "dead", "web", "inner", "away")}
+        agents = {each: f"{name}-{each}" for each in ("files", "raw", "dead", "web", "inner", "away", "absent")}
         broker.names.update(agents.values())
         arguments: dict[str, dict[str, Any]] = {
             "files": {"command": command("mcp_tool_server.py", folder / "files")},
@@ -114,6 +114,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             },
             "web": {"url": f"http://127.0.0.1:{port}/mcp", "allowed_networks": LOCAL},
             "inner": {"url": f"http://127.0.0.1:{port}/mcp", "tools": ["add"]},
+            "absent": {"command": ["no-such-program-of-tools"]},
             "away": {"url": f"http://127.0.0.1:{free_port()}/mcp", "tools": ["add"], "allowed_networks": LOCAL},
         }
         env = {"PROBE_AGENTS": json.dumps({agents[each]: given for each, given in arguments.items()})}
@@ -217,6 +218,14 @@ def test_a_server_that_dies_at_each_start_is_bounded(world: World) -> None:
     assert "cannot be started or reached" in texts[0]
     assert "not started for another" in texts[-1]
     assert len(world.started("dead")) == 3
+
+
+def test_a_server_that_is_not_installed_keeps_no_worker_from_starting(world: World) -> None:
+    """Its agent has the two methods that are always there, and they tell why."""
+    handlers = world.app.registry.get(world.agents["absent"]).handlers
+    assert sorted(handlers or ()) == ["call_tool", "list_tools"]
+    with pytest.raises(RemoteError, match="there is no program 'no-such-program-of-tools'"):
+        world.request("absent", "list_tools")
 
 
 def test_an_answer_that_is_no_json_is_bounded(world: World) -> None:
