@@ -10,13 +10,13 @@ import mcp_types as types
 
 from waooaw_celery.edges.access.principal import Principal
 from waooaw_celery.edges.gateway.catalogue import Operation, operations_of
-from waooaw_celery.edges.gateway.gateway import Gateway, new_task_id, task_id_of
+from waooaw_celery.edges.gateway.gateway import Gateway, task_id_of
 from waooaw_celery.edges.gateway.task import Call, TaskInfo
 from waooaw_celery.edges.mcp.calls import Calls, Report
 from waooaw_celery.edges.mcp.results import refusal, result_of, task_result, tool_of
 from waooaw_celery.edges.mcp.tool_names import operation_named, tool_name
 from waooaw_celery.errors import InvalidMessage, NotPermitted, UnknownAgent, WaooawError
-from waooaw_celery.messages.validation import JSON
+from waooaw_celery.messages.validation import JSON, new_id
 
 #: How this protocol is named in the ledger.
 PROTOCOL = "mcp"
@@ -133,7 +133,7 @@ class Tools:
             agent=agent,
             method=method,
             arguments=arguments,
-            task_id=new_task_id() if key is None else task_id_of(principal, key),
+            task_id=new_id() if key is None else task_id_of(principal, key),
             timeout=self._timeout,
         )
         try:
