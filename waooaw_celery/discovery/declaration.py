@@ -201,6 +201,15 @@ class Declaration:
             self._capabilities[handler] = added
         self._methods[handler] = function, bind
 
+    def set_contract(self, handler: str, contract: dict[str, Any]) -> None:
+        """Set the contract of a method whose signature does not tell it.
+
+        Args:
+            handler: its name.
+            contract: the contract, as ``foreign_contract`` returns it.
+        """
+        self._contracts[handler] = contract
+
     def add_workflow(self, handler: str, function: Callable[..., Any]) -> None:
         """Add a workflow.
 

@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from waooaw_celery.edges.application import Edge, EdgeOptions, Protocol, create_edge
+    from waooaw_celery.edges.mcp.mcp_agent import McpAgent
 
 _MODULES = {
     "Edge": "waooaw_celery.edges.application",
     "EdgeOptions": "waooaw_celery.edges.application",
+    "McpAgent": "waooaw_celery.edges.mcp.mcp_agent",
     "Protocol": "waooaw_celery.edges.application",
     "create_edge": "waooaw_celery.edges.application",
 }
 
-__all__ = ["Edge", "EdgeOptions", "Protocol", "create_edge"]
+__all__ = ["Edge", "EdgeOptions", "McpAgent", "Protocol", "create_edge"]
 
 
 def __getattr__(name: str) -> Any:

@@ -90,13 +90,11 @@ def serve(
     if stdio == bool(chosen):
         raise click.UsageError("choose what to speak: --a2a, --mcp and --http together, or --stdio alone")
     _check_installed("mcp" if stdio else chosen[0])
+    if stdio:
+        _serve_stdio(ctx, agents, timeout)
+        return
     with closing(named_app(ctx)) as app:
         _ = app.settings, app.driver
-        if stdio:
-            from waooaw_celery.edges.mcp.stdio import serve_stdio
-
-            serve_stdio(app, agents=agents, timeout=timeout)
-            return
         from waooaw_celery.cli.base.web_server import listen
         from waooaw_celery.cli.base.web_server import serve as run
         from waooaw_celery.edges.application import EdgeOptions, Protocol, create_edge
@@ -135,8 +133,19 @@ def serve(
             )
 
 
+def _serve_stdio(ctx: click.Context, agents: tuple[str, ...], timeout: float) -> None:
+    from waooaw_celery.edges.mcp.stdio import serve_stdio, stdout_kept
+
+    with stdout_kept():  # the modules of the application may print
+        app = named_app(ctx)
+        _ = app.settings, app.driver
+    with closing(app):
+        serve_stdio(app, agents=agents, timeout=timeout)
+
+
 def _check_installed(protocol: str) -> None:
-    missing = [name for name in ("starlette", "uvicorn", "httpx2") if importlib.util.find_spec(name) is None]
+    needed = ("starlette", "uvicorn", "httpx2", *(["mcp"] if protocol == "mcp" else []))
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
         raise ConfigurationError(
             f"an edge needs {', '.join(missing)}: run `pip install 'waooaw-celery[{protocol}]'`"

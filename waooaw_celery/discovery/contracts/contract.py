@@ -76,6 +76,22 @@ def method_contract(function: Callable[..., Any], bind: bool = False) -> dict[st
     return contract
 
 
+def foreign_contract(
+    parameters: Mapping[str, Any], result: Mapping[str, Any] | None = None, description: str | None = None
+) -> dict[str, Any]:
+    """Return the contract of a method that stands for one of another program, such as a tool of an MCP server.
+
+    Args:
+        parameters: JSON Schema of its parameters, as one object.
+        result: JSON Schema of its result; None: it is unknown.
+        description: what it does.
+    """
+    contract: dict[str, Any] = {PARAMETERS: _cleaned(dict(parameters)), RESULT: _cleaned(dict(result or _ANY))}
+    if description:
+        contract[DESCRIPTION] = description.strip()
+    return contract
+
+
 def _hints(function: Any) -> dict[str, Any]:
     while isinstance(function, partial):
         function = function.func
