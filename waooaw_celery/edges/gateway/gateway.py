@@ -72,6 +72,20 @@ class Gateway:
         """Return the id of a new task. Its answer comes with those of all requests of this process."""
         return self.app.result_collector.new_id()
 
+    async def operation(self, principal: Principal, agent: str, method: str) -> Operation:
+        """Return a method or workflow that a principal may call.
+
+        Raises:
+            NotPermitted: it may not.
+            UnknownAgent: the agent is not known, or this edge does not serve it.
+            UnknownMethod: the agent has no such method or workflow.
+            StoreUnavailable: the registry does not answer.
+        """
+        principal.check_may_call(agent, method)
+        if (known := self.catalogue.known(agent, method)) is not None:
+            return known
+        return await _in_thread(self.catalogue.operation, agent, method)
+
     async def start(self, call: Call) -> TaskInfo:
         """Call a method or workflow without waiting for its result. The same id again changes nothing.
 
@@ -86,7 +100,7 @@ class Gateway:
                 TooManyInFlight, BrokerUnavailable, StoreUnavailable, BackendUnavailable, InvalidMessage: nothing
                 was sent.
         """
-        operation = await self._operation(call)
+        operation = await self.operation(call.principal, call.agent, call.method)
         if (known := await self._known(call)) is not None:
             return known
         if operation.is_workflow:
@@ -107,7 +121,7 @@ class Gateway:
         Raises:
             As ``start``.
         """
-        operation = await self._operation(call)
+        operation = await self.operation(call.principal, call.agent, call.method)
         seconds = call.timeout if wait is None else min(wait, call.timeout)
         if (known := await self._known(call)) is not None:
             return known if known.state.final else await self.wait(call.principal, call.task_id, seconds)
@@ -140,7 +154,7 @@ class Gateway:
             StreamBroken: while you iterate: a part was lost, or the agent began again. The task goes on; ``wait``
                 for its end. The rest as ``start``.
         """
-        await self._operation(call)
+        await self.operation(call.principal, call.agent, call.method)
         stream = self.operations.stream(
             call.agent,
             call.method,
@@ -241,11 +255,6 @@ class Gateway:
         else:
             await _in_thread(self._bus.cancel, task_id, running=True, from_agent=principal.from_agent)
         return await self.task(principal, task_id)
-
-    async def _operation(self, call: Call) -> Operation:
-        call.principal.check_may_call(call.agent, call.method)
-        found = self.catalogue.known(call.agent, call.method)
-        return found or await _in_thread(self.catalogue.operation, call.agent, call.method)
 
     async def _known(self, call: Call) -> TaskInfo | None:
         """Return the task of a call that was made before with the same id; None: it is new."""

@@ -16,7 +16,7 @@ from waooaw_celery.edges.mcp.calls import Calls, Report
 from waooaw_celery.edges.mcp.results import refusal, result_of, task_result, tool_of
 from waooaw_celery.edges.mcp.tool_names import operation_named, tool_name
 from waooaw_celery.errors import InvalidMessage, NotPermitted, UnknownAgent, WaooawError
-from waooaw_celery.messages.validation import JSON, new_id
+from waooaw_celery.messages.validation import JSON
 
 #: How this protocol is named in the ledger.
 PROTOCOL = "mcp"
@@ -125,15 +125,14 @@ class Tools:
         if name in _TASK_ARGUMENTS:
             return await self._call_task_tool(principal, name, arguments, key)
         agent, method = operation_named(name)
-        principal.check_may_call(agent, method)
-        operation = await asyncio.to_thread(self._gateway.catalogue.operation, agent, method)
+        operation = await self._gateway.operation(principal, agent, method)
         call = Call(
             principal=principal,
             protocol=PROTOCOL,
             agent=agent,
             method=method,
             arguments=arguments,
-            task_id=new_id() if key is None else task_id_of(principal, key),
+            task_id=self._gateway.new_task_id() if key is None else task_id_of(principal, key),
             timeout=self._timeout,
         )
         try:
