@@ -11,15 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from waooaw_celery.edges.application import Edge, EdgeOptions, Protocol, create_edge
+    from waooaw_celery.edges.http.webhooks.signature import verify_webhook
+    from waooaw_celery.edges.http.webhooks.subscription import webhook
 
 _MODULES = {
     "Edge": "waooaw_celery.edges.application",
     "EdgeOptions": "waooaw_celery.edges.application",
     "Protocol": "waooaw_celery.edges.application",
     "create_edge": "waooaw_celery.edges.application",
+    "verify_webhook": "waooaw_celery.edges.http.webhooks.signature",
+    "webhook": "waooaw_celery.edges.http.webhooks.subscription",
 }
 
-__all__ = ["Edge", "EdgeOptions", "Protocol", "create_edge"]
+__all__ = ["Edge", "EdgeOptions", "Protocol", "create_edge", "verify_webhook", "webhook"]
 
 
 def __getattr__(name: str) -> Any:

@@ -100,6 +100,7 @@ def serve(
         from waooaw_celery.cli.base.web_server import listen
         from waooaw_celery.cli.base.web_server import serve as run
         from waooaw_celery.edges.application import EdgeOptions, Protocol, create_edge
+        from waooaw_celery.edges.protection.connections import BoundedProtocol
 
         if (tls_certificate is None) != (tls_key is None):
             raise click.UsageError("give both --tls-certificate and --tls-key")
@@ -131,7 +132,8 @@ def serve(
                 stop=edge.stop,
                 tls=tls,
                 ready=lambda: echo(f"The edge speaks {', '.join(chosen)}: {url}/"),
-                max_connections=options.bounds.max_requests,
+                max_connections=2 * options.bounds.max_requests,
+                protocol=BoundedProtocol,
             )
 
 

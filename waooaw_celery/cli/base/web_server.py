@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import socket
 from collections.abc import Callable
@@ -40,6 +41,7 @@ def serve(
     tls: tuple[str, str] | None = None,
     ready: Callable[[], None] = lambda: None,
     max_connections: int | None = None,
+    protocol: type[asyncio.Protocol] | None = None,
 ) -> None:
     """Serve an ASGI application until SIGTERM or Ctrl-C.
 
@@ -50,6 +52,7 @@ def serve(
         tls: the files of the certificate and of its key; None: plain HTTP.
         ready: is called once it answers.
         max_connections: connections and requests beyond which it answers 503; None: no limit.
+        protocol: the class of its connections; None: uvicorn's own.
 
     Raises:
         ConfigurationError: the certificate cannot be used.
@@ -57,6 +60,7 @@ def serve(
     certificate, key = tls or (None, None)
     config = uvicorn.Config(
         asgi,
+        http=protocol or "auto",
         log_config=None,
         access_log=False,
         # The client's address is that of the connection: a header could name any.
