@@ -12,9 +12,9 @@ from waooaw_celery.agents.bus import MessageBus
 from waooaw_celery.edges.access.principal import Principal
 from waooaw_celery.edges.application import EdgeContext
 from waooaw_celery.edges.http import reading
-from waooaw_celery.edges.http.tasks.idempotency import OTHER_REQUEST
 from waooaw_celery.edges.http.problems import Problem
 from waooaw_celery.edges.http.task_forms import receipt_form
+from waooaw_celery.edges.http.tasks.idempotency import OTHER_REQUEST
 from waooaw_celery.errors import InvalidMessage, UnknownMessage
 from waooaw_celery.ledger.trail import MessageAuditTrail
 from waooaw_celery.messages.enums import SENDABLE, MessageType, Priority

@@ -10,13 +10,13 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from waooaw_celery.edges.application import EdgeContext, ProtocolParts
+from waooaw_celery.edges.http.event_routes import Events
+from waooaw_celery.edges.http.message_routes import Messages
+from waooaw_celery.edges.http.openapi.description import Description
+from waooaw_celery.edges.http.problems import answered
 from waooaw_celery.edges.http.tasks.abandoned import Abandoned
 from waooaw_celery.edges.http.tasks.calls import Calls
-from waooaw_celery.edges.http.openapi.description import Description
-from waooaw_celery.edges.http.event_routes import Events
 from waooaw_celery.edges.http.tasks.event_stream import Streams
-from waooaw_celery.edges.http.message_routes import Messages
-from waooaw_celery.edges.http.problems import answered
 from waooaw_celery.edges.http.tasks.task_routes import Tasks
 
 #: The path that tells whether the edge lives.

@@ -15,11 +15,11 @@ from waooaw_celery.agents.requests.stream import AsyncStream
 from waooaw_celery.edges.application import EdgeContext
 from waooaw_celery.edges.gateway.task import Call, TaskInfo, TaskState
 from waooaw_celery.edges.http import reading
+from waooaw_celery.edges.http.problems import Problem, ProblemResponse, problem_of_task
+from waooaw_celery.edges.http.task_forms import task_form
 from waooaw_celery.edges.http.tasks.abandoned import Abandoned
 from waooaw_celery.edges.http.tasks.event_stream import Event, EventStream, Streams, until_gone
 from waooaw_celery.edges.http.tasks.idempotency import Keys
-from waooaw_celery.edges.http.problems import Problem, ProblemResponse, problem_of_task
-from waooaw_celery.edges.http.task_forms import task_form
 from waooaw_celery.edges.http.tasks.task_routes import ended_event, events_of, task_path
 from waooaw_celery.errors import RequestError
 from waooaw_celery.worker.execution.threads import run_in_thread

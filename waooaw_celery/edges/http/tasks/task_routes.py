@@ -14,9 +14,9 @@ from waooaw_celery.edges.application import EdgeContext
 from waooaw_celery.edges.gateway.gateway import Gateway
 from waooaw_celery.edges.gateway.task import TaskInfo, TaskState
 from waooaw_celery.edges.http import reading
-from waooaw_celery.edges.http.tasks.event_stream import Event, EventStream, Streams
 from waooaw_celery.edges.http.problems import problem_of_task
 from waooaw_celery.edges.http.task_forms import task_form
+from waooaw_celery.edges.http.tasks.event_stream import Event, EventStream, Streams
 from waooaw_celery.workflows.workflows import LOOKS
 
 #: Seconds between two looks at a workflow that waits for a signal.
