@@ -87,7 +87,9 @@ def problem_of(error: Exception) -> dict[str, Any]:
 def problem_of_task(task: TaskInfo) -> dict[str, Any]:
     """Return a task that ended without a result as problem details."""
     told = f"{task.error.type}: {task.error.message}" if task.error is not None else f"the task is {task.state}"
-    return _problem(_TASK_STATUSES[task.state], told) | {"task": task_form(task)}
+    was_stopped = task.error is not None and task.error.type == errors.DeadlineExceeded.__name__
+    status = 504 if was_stopped else _TASK_STATUSES[task.state]
+    return _problem(status, told) | {"task": task_form(task)}
 
 
 def problem_response(error: Exception) -> Response:

@@ -81,11 +81,18 @@ class Calls:
         if wait is None:
             wait = 0.0 if wanted.respond_async else call.timeout
         if wait > 0:
-            task = await self._while_there(request, call, self._gateway.run(call, wait=wait))
+            task = await self._while_there(request, call, self._run(call, wait))
         else:
             task = await self._gateway.start(call)
         self._keys.check_same(call, task)
         return self._response(request, task, wanted.applied)
+
+    async def _run(self, call: Call, wait: float) -> TaskInfo:
+        task = await self._gateway.run(call, wait=wait)
+        if task.state.final or wait < call.timeout:
+            return task
+        # Its whole time is over: at this moment its worker stops it.
+        return await self._gateway.wait(call.principal, call.task_id, _LEDGER_SECONDS)
 
     def _response(self, request: Request, task: TaskInfo, applied: str) -> Response:
         headers = {"Preference-Applied": applied} if applied else {}
