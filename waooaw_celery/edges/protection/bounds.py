@@ -23,6 +23,8 @@ logger = get_logger(__name__)
 
 #: A name or an address, and perhaps a port.
 _HOST = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
+#: Largest headers of a request. The server bounds only those that do not arrive at once.
+MAX_HEADER_BYTES = 32 * 1024
 #: What each answer says: nothing of it may be kept, or be taken for another type than it says.
 _HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 #: Methods that change nothing. Only they may do without authentication.
@@ -119,6 +121,8 @@ class Protection:
     def _wrong_request(self, connection: HTTPConnection) -> Response | None:
         """Return the answer to a request that is ambiguous, or comes by a wrong name or from a page elsewhere."""
         headers = connection.headers
+        if sum(len(name) + len(value) for name, value in headers.raw) > MAX_HEADER_BYTES:
+            return refused(431, f"the headers of the request have more than {MAX_HEADER_BYTES} bytes")
         if len(headers.getlist("host")) > 1 or len(headers.getlist("content-length")) > 1:
             return refused(400, "the request has a header twice that must be there once")
         if "transfer-encoding" in headers and "content-length" in headers:  # proxies disagree on its end

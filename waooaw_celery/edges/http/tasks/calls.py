@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -23,8 +23,6 @@ from waooaw_celery.edges.http.tasks.idempotency import Keys
 from waooaw_celery.edges.http.tasks.task_routes import ended_event, events_of, task_path
 from waooaw_celery.errors import RequestError
 from waooaw_celery.worker.execution.threads import run_in_thread
-
-T = TypeVar("T")
 
 #: Seconds that the ledger may take to learn of an end that the caller knows already.
 _LEDGER_SECONDS = 5.0
@@ -102,20 +100,24 @@ class Calls:
             return ProblemResponse(problem_of_task(task), headers)
         return JSONResponse(task_form(task), 202, headers | {"Location": task_path(request, task.task_id)})
 
-    async def _while_there(self, request: Request, call: Call, work: Coroutine[Any, Any, T]) -> T:
-        """Return the result of some work; if the client goes away, the work ends, and the task as is set."""
+    async def _while_there(self, request: Request, call: Call, work: Coroutine[Any, Any, TaskInfo]) -> TaskInfo:
+        """Return the task of a call, as it is if this edge stops; the work ends if the client goes away."""
+        noted = self._streams.open()
         working, gone = asyncio.ensure_future(work), asyncio.ensure_future(until_gone(request.receive))
+        stopping = asyncio.ensure_future(noted[1].wait())
         try:
-            await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
-            if not working.done():
-                raise Problem(499, "the client went away")  # nobody reads it
-            return working.result()
-        finally:
-            if not working.done():
+            await asyncio.wait({working, gone, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if working.done():
+                return working.result()
+            if gone.done():
                 self._left(call, is_gone=True)
-            for each in (working, gone):
+                raise Problem(499, "the client went away")  # nobody reads it
+        finally:
+            self._streams.close(noted)
+            for each in (working, gone, stopping):
                 each.cancel()
-            await asyncio.gather(working, gone, return_exceptions=True)
+            await asyncio.gather(working, gone, stopping, return_exceptions=True)
+        return await self._gateway.task(call.principal, call.task_id)
 
     def _left(self, call: Call, *, is_gone: bool) -> None:
         """Note that nobody waits for a task any more: its client has gone, or this edge stops."""
