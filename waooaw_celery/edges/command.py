@@ -138,8 +138,8 @@ def serve(
             edge = create_edge(app, options)
             if not _is_loopback(host) and not url.startswith("https:"):
                 echo(
-                    "Clients send their keys unencrypted: give --tls-certificate and --tls-key, or put a proxy with "
-                    "TLS before the edge and give its https address as --public-url.",
+                    "Clients send their keys unencrypted: give --tls-certificate and --tls-key, or put a proxy "
+                    "with TLS before the edge and give its https address as --public-url.",
                     err=True,
                 )
             run(
@@ -221,4 +221,5 @@ def _print_entry(name: str) -> None:
     key, hashed = new_key()
     echo(f"The key of {name}, which is shown only now: {key}")
     echo("Its entry for the file of --principals:")
-    echo(f'[{name}]\nfrom_agent = "{name}"\nkeys = ["{hashed}"]\nmay_call = ["agent.method"]')
+    for line in (f"[{name}]", f'from_agent = "{name}"', f'keys = ["{hashed}"]', 'may_call = ["agent.method"]'):
+        echo(line)
