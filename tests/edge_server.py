@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from typing import Any
 import uvicorn
 from support import until
 
+from waooaw_celery.cli.base.web_server import listen
 from waooaw_celery.edges.protection.connections import BoundedProtocol
 
 
@@ -33,8 +33,7 @@ class Served:
 @contextmanager
 def served(asgi: Any) -> Iterator[Served]:
     """Serve an ASGI application during the block, with the connections of `waooaw serve`."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    listener.setblocking(False)
+    listener = listen("127.0.0.1", 0)
     config = uvicorn.Config(
         asgi,
         http=BoundedProtocol,
