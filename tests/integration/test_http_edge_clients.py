@@ -16,8 +16,10 @@ from edge_world import EdgeWorld, edge_world
 from support import until
 
 from waooaw_celery.edges import EdgeOptions, Protocol, create_edge
+from waooaw_celery.edges.access.authentication import ApiKeys
+from waooaw_celery.edges.access.principals_file import new_key, parse_principals
 from waooaw_celery.edges.protection import connections
-from waooaw_celery.edges.protection.bounds import Bounds
+from waooaw_celery.edges.protection.bounds import Bounds, Protection
 from waooaw_celery.messages.enums import MessageStatus
 from waooaw_celery.testing.embedded import valkey
 
@@ -77,16 +79,10 @@ def test_a_client_that_goes_away_ends_its_task_only_if_that_is_set(
     world: EdgeWorld, accept: str, cancel: bool
 ) -> None:
     """The handler is stopped, or goes on to its end; both for a call and for a stream."""
-    method, arguments = (
-        ("slow", {"seconds": 1.0})
-        if accept == "application/json"
-        else (
-            "write",
-            {"topic": "x", "words": 10, "pause": 0.1},
-        )
-    )
-    if cancel:
-        arguments = {"seconds": 60} if method == "slow" else {"topic": "x", "words": 600, "pause": 0.1}
+    method = "slow" if accept == "application/json" else "write"
+    arguments: dict[str, Any] = {"topic": "x", "words": 600 if cancel else 10, "pause": 0.1}
+    if method == "slow":
+        arguments = {"seconds": 60 if cancel else 1}
     before = last_task(world, method)
     known = before.message_id if before else None
     with edge_of(world, cancel_when_gone=cancel) as server:
@@ -144,22 +140,33 @@ def test_a_page_of_another_site_cannot_reach_it_by_its_own_name(world: EdgeWorld
         assert httpx2.get(f"{server.url}/health", headers={"Host": "localhost:1"}).status_code == 200
 
 
-def test_a_websocket_is_refused(world: EdgeWorld) -> None:
-    """Before any protocol sees it, whoever asks."""
-    edge = create_edge(world.app, EdgeOptions(protocols=[Protocol.HTTP]))
-    sent: list[Any] = []
+def test_a_websocket_is_refused() -> None:
+    """Before any protocol sees it: what authenticates requests does not authenticate it."""
+    sent: list[str] = []
 
-    async def ask() -> None:
-        async def send(message: Any) -> None:
-            sent.append(message)
+    async def protocol(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "websocket.accept"})
 
-        async def receive() -> Any:
-            return {"type": "websocket.connect"}
+    async def send(message: Any) -> None:
+        sent.append(message["type"])
 
-        await edge.asgi({"type": "websocket", "path": "/", "headers": [], "app": None}, receive, send)
+    async def receive() -> Any:
+        return {"type": "websocket.connect"}
 
-    asyncio.run(ask())
-    assert [message["type"] for message in sent] == ["websocket.close"]
+    nobody = ApiKeys(parse_principals({"a": {"from_agent": "a", "keys": [new_key()[1]]}}))
+    protection = Protection(protocol, authentication=nobody, hosts=(), bounds=Bounds())
+    asyncio.run(protection({"type": "websocket", "path": "/", "headers": []}, receive, send))
+    assert sent == ["websocket.close"]
+
+
+def test_wrong_credentials_do_not_lock_out_right_ones(world: EdgeWorld) -> None:
+    """Who guesses is told to wait; who has a key gets in from the same address."""
+    key, hashed = new_key()
+    keys = ApiKeys(parse_principals({"portal": {"from_agent": "portal", "keys": [hashed]}}))
+    with edge_of(world, authentication=keys) as server, httpx2.Client(base_url=server.url) as http:
+        statuses = [http.get("/v1/agents", headers={"X-API-Key": str(number)}).status_code for number in range(22)]
+        assert (statuses[0], statuses[-1]) == (401, 429)
+        assert http.get("/v1/agents", headers={"X-API-Key": key}).status_code == 200
 
 
 def test_a_slow_body_is_not_waited_for(world: EdgeWorld) -> None:

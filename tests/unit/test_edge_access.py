@@ -138,12 +138,13 @@ def test_only_the_proxy_may_name_a_user() -> None:
         assert found is not None
         assert found.from_agent == "portal"
     assert proxy.authenticate(shown("10.1.2.3")) is None
-    for address, value in [
+    wrong: list[tuple[str, str | list[str]]] = [
         ("192.0.2.1", "CN=portal"),
         ("a socket", "CN=portal"),
         ("10.1.2.3", "CN=other"),
         ("10.1.2.3", ["CN=portal", "CN=portal"]),
-    ]:
+    ]
+    for address, value in wrong:
         with pytest.raises(NotPermitted):
             proxy.authenticate(shown(address, X_Client=value))
     assert FirstOf([ApiKeys(principals), proxy]).authenticate(shown("10.1.2.3", X_Client="CN=portal")) is not None
