@@ -30,10 +30,10 @@ from a2a.types import SendMessageRequest
 from mcp import Client
 from rich.console import Console
 from rich.table import Table
-from waooaw_celery.edges.mcp.tool_names import tool_name
 
 from benchmarks.report import Goal, print_goals
 from waooaw_celery import AgentApp, aio, create_app
+from waooaw_celery.edges.mcp.tool_names import tool_name
 from waooaw_celery.ledger.database import upgrade as schema
 from waooaw_celery.testing.embedded import end, postgres, spawn, valkey
 

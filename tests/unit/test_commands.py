@@ -33,6 +33,7 @@ NO_JSON = {
     "flower": "it serves until it is stopped",
     "monitoring dashboard": "it prints a file, which is JSON already",
     "monitoring rules": "it prints a file in YAML",
+    "serve": "it serves until it is stopped",
     "up": "it runs until it is stopped",
 }
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from waooaw_celery.edges.application import Edge, EdgeOptions, Protocol, create_edge
+    from waooaw_celery.edges.http.webhooks.signature import verify_webhook
+    from waooaw_celery.edges.http.webhooks.subscription import webhook
     from waooaw_celery.edges.mcp.mcp_agent import McpAgent
 
 _MODULES = {
@@ -19,9 +21,11 @@ _MODULES = {
     "McpAgent": "waooaw_celery.edges.mcp.mcp_agent",
     "Protocol": "waooaw_celery.edges.application",
     "create_edge": "waooaw_celery.edges.application",
+    "verify_webhook": "waooaw_celery.edges.http.webhooks.signature",
+    "webhook": "waooaw_celery.edges.http.webhooks.subscription",
 }
 
-__all__ = ["Edge", "EdgeOptions", "McpAgent", "Protocol", "create_edge"]
+__all__ = ["Edge", "EdgeOptions", "McpAgent", "Protocol", "create_edge", "verify_webhook", "webhook"]
 
 
 def __getattr__(name: str) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from contextlib import closing
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -15,6 +15,7 @@ from waooaw_celery.cli.base.command import Command
 from waooaw_celery.cli.group import named_app
 from waooaw_celery.cli.output import echo
 from waooaw_celery.errors import ConfigurationError
+from waooaw_celery.messages.validation import check_agent_name
 
 if TYPE_CHECKING:
     from waooaw_celery.edges.access.authentication import Authentication
@@ -24,7 +25,10 @@ _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 @click.command(
     cls=Command,
-    examples=["waooaw serve --http", "waooaw serve --a2a --mcp --http --principals principals.toml --port 8443"],
+    examples=[
+        "waooaw serve --add-key portal",
+        "waooaw serve --a2a --mcp --http --principals principals.toml --host 0.0.0.0 --port 8443",
+    ],
 )
 @click.option("--a2a", is_flag=True, help="Speak A2A. Needs the extra [a2a].")
 @click.option("--mcp", is_flag=True, help="Speak MCP by streamable HTTP. Needs the extra [mcp].")
@@ -50,7 +54,13 @@ _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 @click.option("--public-url", metavar="URL", envvar="WAOOAW_EDGE_URL", help="Its address as clients see it.")
 @click.option("--allow-host", "hosts", metavar="NAME", multiple=True, help="Another name of this edge.")
 @click.option("--allow-network", "networks", metavar="NETWORK", multiple=True, help="Inner network to reach.")
-@click.option("--timeout", type=click.FloatRange(0.001, 86400 * 30), default=300.0, show_default=True)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(0.001, 86400 * 30),
+    default=300.0,
+    show_default=True,
+    help="Seconds that a task may take.",
+)
 @click.option("--cancel-when-gone", is_flag=True, help="Cancel a task when its client goes away.")
 @click.option("--tls-certificate", type=click.Path(exists=True, dir_okay=False), help="File of the certificate.")
 @click.option("--tls-key", type=click.Path(exists=True, dir_okay=False), help="File of the certificate's key.")
@@ -98,11 +108,12 @@ def serve(
         from waooaw_celery.cli.base.web_server import listen
         from waooaw_celery.cli.base.web_server import serve as run
         from waooaw_celery.edges.application import EdgeOptions, Protocol, create_edge
+        from waooaw_celery.edges.protection.connections import BoundedProtocol
 
         if (tls_certificate is None) != (tls_key is None):
             raise click.UsageError("give both --tls-certificate and --tls-key")
         tls = None if tls_certificate is None or tls_key is None else (tls_certificate, tls_key)
-        if principals is None and (host not in _LOOPBACK or public_url is not None):
+        if principals is None and (not _is_loopback(host) or public_url is not None):
             raise ConfigurationError(
                 f"the edge would be open to everybody who reaches {public_url or host}: give --principals, or "
                 "listen on 127.0.0.1"
@@ -123,13 +134,20 @@ def serve(
                 allowed_networks=[_network(each) for each in networks],
             )
             edge = create_edge(app, options)
+            if not _is_loopback(host) and not url.startswith("https:"):
+                echo(
+                    "Clients send their keys unencrypted: give --tls-certificate and --tls-key, or put a proxy "
+                    "with TLS before the edge and give its https address as --public-url.",
+                    err=True,
+                )
             run(
                 edge.asgi,
                 listener,
                 stop=edge.stop,
                 tls=tls,
                 ready=lambda: echo(f"The edge speaks {', '.join(chosen)}: {url}/"),
-                max_connections=options.bounds.max_requests,
+                max_connections=2 * options.bounds.max_requests,
+                protocol=BoundedProtocol,
             )
 
 
@@ -186,8 +204,16 @@ def _authentication(
 
 
 def _names(host: str, url: str, others: tuple[str, ...]) -> set[str]:
-    own = (*_LOOPBACK, host) if host in _LOOPBACK else (host,)
+    own = (*_LOOPBACK, host) if _is_loopback(host) else (host,)
     return {*own, urlsplit(url).hostname or host, *others}
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether only this computer reaches an address."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _network(text: str) -> IPv4Network | IPv6Network:
@@ -200,7 +226,9 @@ def _network(text: str) -> IPv4Network | IPv6Network:
 def _print_entry(name: str) -> None:
     from waooaw_celery.edges.access.principals_file import new_key
 
+    check_agent_name(name, "the name")
     key, hashed = new_key()
     echo(f"The key of {name}, which is shown only now: {key}")
     echo("Its entry for the file of --principals:")
-    echo(f'[{name}]\nfrom_agent = "{name}"\nkeys = ["{hashed}"]\nmay_call = ["agent.method"]')
+    for line in (f"[{name}]", f'from_agent = "{name}"', f'keys = ["{hashed}"]', 'may_call = ["agent.method"]'):
+        echo(line)

@@ -54,6 +54,7 @@ class EventBus(ReplayOperations):
         source: str | None = None,
         subject: str | None = None,
         time: datetime | None = None,
+        identity: str | None = None,
         wait: Wait = None,
     ) -> Published:
         """Publish an event to all subscriptions that match it.
@@ -76,6 +77,7 @@ class EventBus(ReplayOperations):
             source: URI of where it happened, for an event of another system; None: the publisher.
             subject: what it happened to.
             time: when it happened, an aware datetime; None: now.
+            identity: who the publisher is, for the ledger; None: the identity of its agent.
             wait: longest time in seconds that a publisher at its rate limit waits. An event counts as one message,
                 for any number of subscribers.
 
@@ -108,6 +110,7 @@ class EventBus(ReplayOperations):
             message_id=id_,
             correlation_id=correlation_id,
             retention=retention,
+            identity=identity,
             event=EventAttributes(
                 id=id_,
                 topic=topic,

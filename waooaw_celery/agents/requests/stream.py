@@ -87,6 +87,10 @@ class _Stream:
         pending.permit.end(error)
         return error
 
+    def detach(self) -> None:
+        """End the stream on this side only: its handler goes on, and its receipt tells how it ends."""
+        self._close()
+
     def _close(self) -> bool:
         """End the stream, and return whether its handler may still run."""
         runs = self._pending is not None and not self._ended and not self._pending.answer.done()

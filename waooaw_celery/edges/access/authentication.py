@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from ipaddress import IPv4Network, IPv6Network, ip_address
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address
 
 from starlette.requests import HTTPConnection
 
@@ -20,16 +20,21 @@ API_KEY_HEADER = "X-API-Key"
 
 
 class Authentication(ABC):
-    """Finds out who makes a request."""
+    """Finds out who makes a request.
+
+    Attributes:
+        may_block: whether ``authenticate`` may wait for something; then it is called in a thread.
+    """
+
+    may_block: bool = True
 
     @abstractmethod
     def authenticate(self, connection: HTTPConnection) -> Principal | None:
         """Return who makes a request; None: it shows nothing that this way of authentication knows.
 
-        It may block: it runs in a thread.
-
         Raises:
             NotPermitted: what it shows is wrong, or nobody is known by it.
+            StoreUnavailable: it cannot be told now.
         """
 
     def schemes(self) -> dict[str, dict[str, str]]:
@@ -43,6 +48,8 @@ class NoAuthentication(Authentication):
     Args:
         principal: the principal.
     """
+
+    may_block = False
 
     def __init__(self, principal: Principal) -> None:
         self._principal = principal
@@ -59,16 +66,23 @@ class ApiKeys(Authentication):
         principals: the known principals.
     """
 
+    may_block = False
+
     def __init__(self, principals: Principals) -> None:
         self._by_key = principals.by_key
 
     def authenticate(self, connection: HTTPConnection) -> Principal | None:
         """Return the principal whose key the request has."""
-        key = connection.headers.get(API_KEY_HEADER) or bearer_token(connection)
-        if key is None or ("." in key and API_KEY_HEADER not in connection.headers):  # that is a signed token
+        keys = connection.headers.getlist(API_KEY_HEADER)
+        if len(keys) > 1:
+            raise NotPermitted(f"the request has more than one {API_KEY_HEADER}")
+        token = bearer_token(connection)
+        if keys and token is not None and token != keys[0]:
+            raise NotPermitted(f"the request has both {API_KEY_HEADER} and a bearer token: send one of them")
+        key = keys[0] if keys else token
+        if key is None or (not keys and key.count(".") == 2):  # that is a signed token (RFC 7515)
             return None
-        hashed = hash_key(key)
-        found = self._by_key.get(hashed)
+        found = self._by_key.get(hash_key(key))
         # The dictionary compares hashes of a random key: its timing tells nothing that helps to guess one.
         if found is None:
             raise NotPermitted("this API key is not known")
@@ -88,10 +102,12 @@ class TrustedProxy(Authentication):
         user_header: the header with the name.
     """
 
+    may_block = False
+
     def __init__(
         self, principals: Principals, networks: Sequence[IPv4Network | IPv6Network], user_header: str
     ) -> None:
-        self._by_user, self._networks, self._header = principals.by_proxy_user, networks, user_header
+        self._by_user, self._networks, self._header = principals.by_proxy_user, tuple(networks), user_header
 
     def authenticate(self, connection: HTTPConnection) -> Principal | None:
         """Return the principal whom the proxy names."""
@@ -118,6 +134,8 @@ class TrustedProxy(Authentication):
             address = ip_address(connection.client.host)
         except ValueError:
             return False
+        if isinstance(address, IPv6Address):  # a socket of both versions shows an IPv4 client like this
+            address = address.ipv4_mapped or address
         return any(address in network for network in self._networks)
 
 
@@ -129,7 +147,8 @@ class FirstOf(Authentication):
     """
 
     def __init__(self, ways: Sequence[Authentication]) -> None:
-        self._ways = ways
+        self._ways = tuple(ways)
+        self.may_block = any(way.may_block for way in self._ways)
 
     def authenticate(self, connection: HTTPConnection) -> Principal | None:
         """Return the principal that the first way finds."""
@@ -144,6 +163,13 @@ class FirstOf(Authentication):
 
 
 def bearer_token(connection: HTTPConnection) -> str | None:
-    """Return the bearer token of a request (RFC 6750), or None."""
-    scheme, _, token = connection.headers.get("authorization", "").partition(" ")
+    """Return the bearer token of a request (RFC 6750), or None.
+
+    Raises:
+        NotPermitted: the request has several credentials.
+    """
+    given = connection.headers.getlist("authorization")
+    if len(given) > 1:
+        raise NotPermitted("the request has more than one Authorization")
+    scheme, _, token = (given[0] if given else "").partition(" ")
     return token.strip() or None if scheme.lower() == "bearer" else None

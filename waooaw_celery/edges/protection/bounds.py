@@ -4,28 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import re
-import time
-from collections import OrderedDict
 from collections.abc import Collection
 from dataclasses import dataclass
 
 from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import MutableHeaders
 from starlette.requests import HTTPConnection
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from waooaw_celery.edges.access.authentication import Authentication
-from waooaw_celery.errors import NotPermitted
+from waooaw_celery.edges.protection.depth import depth_of
+from waooaw_celery.edges.protection.failures import WINDOW_SECONDS, Failures
+from waooaw_celery.errors import NotPermitted, StoreUnavailable
 from waooaw_celery.messages.log.loggers import get_logger
 
 logger = get_logger(__name__)
 
 #: A name or an address, and perhaps a port.
 _HOST = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
-#: Wrong credentials of one client within ``WINDOW_SECONDS`` after which it is not listened to for that time.
-MAX_FAILURES, WINDOW_SECONDS = 20, 60.0
-#: Clients whose wrong credentials are counted.
-_MAX_REMEMBERED = 10_000
+#: Largest headers of a request. The server bounds only those that do not arrive at once.
+MAX_HEADER_BYTES = 32 * 1024
+#: What each answer says: nothing of it may be kept, or be taken for another type than it says.
+_HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+#: Methods that change nothing. Only they may do without authentication.
+_SAFE_METHODS = frozenset({"GET", "HEAD"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +59,8 @@ class Protection:
         hosts: the names of this edge, without ports; empty: any. A request to another name is refused: a page of
             another site can make its own name point to this computer (DNS rebinding).
         bounds: bounds on what arrives.
-        open_paths: paths, or the ends of paths, that need no authentication.
+        open_paths: paths within the edge that can be read without authentication. One that begins with
+            ``/.well-known/`` also stands for each path that ends with it.
     """
 
     def __init__(
@@ -70,39 +74,60 @@ class Protection:
     ) -> None:
         self._app, self._authentication, self._bounds = app, authentication, bounds
         self._hosts = frozenset(host.lower() for host in hosts)
-        self._open_paths = tuple(open_paths)
-        self._failures = _Failures()
+        self._open_paths = frozenset(open_paths)
+        self._open_ends = tuple(path for path in open_paths if path.startswith("/.well-known/"))
+        self._failures = Failures()
         self._open: dict[str, int] = {}
         self._all_open = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
+        if scope["type"] == "websocket":  # no protocol of an edge needs one, and what follows is about requests
+            await send({"type": "websocket.close", "code": 1008})
+            return
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         connection = HTTPConnection(scope)
-        refusal = self._wrong_name(connection)
-        name = ""
-        if refusal is None and not scope["path"].endswith(self._open_paths or ("\x00",)):
-            found = await self._principal(connection)
-            if isinstance(found, Response):
-                refusal = found
-            else:
-                name = found
-        if refusal is None and not self._enter(name):
-            refusal = refused(503, "too many requests are open at this edge", {"Retry-After": "1"})
-            name = "\x00"
-        if refusal is not None:
-            await refusal(scope, receive, send)
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for header, value in _HEADERS.items():
+                    headers.setdefault(header, value)
+            await send(message)
+
+        found = self._wrong_request(connection) or await self._principal(connection)
+        if isinstance(found, Response):
+            await found(scope, receive, send_with_headers)
+            return
+        if (refusal := self._enter(found)) is not None:
+            await refusal(scope, receive, send_with_headers)
             return
         try:
             body = await self._body(connection, receive)
             if isinstance(body, Response):
-                await body(scope, receive, send)
-                return
-            await self._app(scope, _replayed(body, receive), send)
+                await body(scope, receive, send_with_headers)
+            else:
+                await self._app(scope, _replayed(body, receive), send_with_headers)
         finally:
-            self._leave(name)
+            self._leave(found)
+
+    def _is_open(self, scope: Scope) -> bool:
+        """Whether a request needs no authentication."""
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        return scope["method"] in _SAFE_METHODS and (path in self._open_paths or path.endswith(self._open_ends))
+
+    def _wrong_request(self, connection: HTTPConnection) -> Response | None:
+        """Return the answer to a request that is ambiguous, or comes by a wrong name or from a page elsewhere."""
+        headers = connection.headers
+        if sum(len(name) + len(value) for name, value in headers.raw) > MAX_HEADER_BYTES:
+            return refused(431, f"the headers of the request have more than {MAX_HEADER_BYTES} bytes")
+        if len(headers.getlist("host")) > 1 or len(headers.getlist("content-length")) > 1:
+            return refused(400, "the request has a header twice that must be there once")
+        if "transfer-encoding" in headers and "content-length" in headers:  # proxies disagree on its end
+            return refused(400, "the request has both Transfer-Encoding and Content-Length")
+        return self._wrong_name(connection)
 
     def _wrong_name(self, connection: HTTPConnection) -> Response | None:
         """Return the answer to a request that comes by a wrong name, or from a page of another site."""
@@ -116,28 +141,44 @@ class Protection:
         return None
 
     async def _principal(self, connection: HTTPConnection) -> str | Response:
-        client = connection.client.host if connection.client is not None else ""
-        if self._failures.too_many(client):
-            return refused(
-                429, "too many wrong credentials: wait a minute", {"Retry-After": str(int(WINDOW_SECONDS))}
-            )
+        """Return the name of who asks, or the answer to a request that does not show it."""
+        if self._is_open(connection.scope):
+            return ""
         try:
-            found = await run_in_threadpool(self._authentication.authenticate, connection)
+            if self._authentication.may_block:
+                found = await run_in_threadpool(self._authentication.authenticate, connection)
+            else:
+                found = self._authentication.authenticate(connection)
+        except StoreUnavailable as error:
+            return refused(503, str(error), {"Retry-After": "5"})
         except NotPermitted as error:
-            self._failures.note(client)
-            return refused(401, str(error), {"WWW-Authenticate": 'Bearer error="invalid_token"'})
+            return self._wrong_credentials(connection, str(error))
         if found is None:
             return refused(401, "this edge needs an API key or a bearer token", {"WWW-Authenticate": "Bearer"})
         connection.scope.setdefault("state", {})["principal"] = found
         return found.name
 
-    def _enter(self, name: str) -> bool:
+    def _wrong_credentials(self, connection: HTTPConnection, why: str) -> Response:
+        """Return the answer to wrong credentials.
+
+        Right ones are accepted however many wrong ones came from the same address: behind one address there may
+        be many clients, and nobody guesses a key of 256 bits.
+        """
+        client = connection.client.host if connection.client is not None else ""
+        if self._failures.note(client):
+            return refused(429, f"too many wrong credentials: {why}", {"Retry-After": str(int(WINDOW_SECONDS))})
+        return refused(401, why, {"WWW-Authenticate": 'Bearer error="invalid_token"'})
+
+    def _enter(self, name: str) -> Response | None:
+        """Count a request as open; returns the answer if too many are."""
         mine = self._open.get(name, 0)
-        if self._all_open >= self._bounds.max_requests or mine >= self._bounds.max_requests_each:
-            return False
+        if mine >= self._bounds.max_requests_each:
+            return refused(429, "you have too many open requests at this edge", {"Retry-After": "1"})
+        if self._all_open >= self._bounds.max_requests:
+            return refused(503, "too many requests are open at this edge", {"Retry-After": "1"})
         self._open[name] = mine + 1
         self._all_open += 1
-        return True
+        return None
 
     def _leave(self, name: str) -> None:
         self._all_open -= 1
@@ -149,7 +190,9 @@ class Protection:
         """Return the whole body, or the answer to a request whose body is too large, too slow or too deep."""
         length = connection.headers.get("content-length", "0")
         limit = self._bounds.max_body_bytes
-        if not length.isascii() or not length.isdigit() or int(length) > limit:
+        if not length.isascii() or not length.isdigit():
+            return refused(400, "Content-Length must be a number")
+        if len(length) > 18 or int(length) > limit:  # Python does not read a number of 5000 digits
             return _too_large(limit)
         parts: list[bytes] = []
         size = 0
@@ -170,6 +213,8 @@ class Protection:
         body = b"".join(parts)
         if depth_of(body) > self._bounds.max_depth:
             return refused(400, f"the JSON is nested more than {self._bounds.max_depth} deep")
+        if body and "json" in connection.headers.get("content-type", "").lower() and not _is_utf8(body):
+            return refused(400, "JSON must be encoded as UTF-8")
         return body
 
 
@@ -185,24 +230,15 @@ def refused(status: int, detail: str, headers: dict[str, str] | None = None) -> 
     return JSONResponse(body, status, headers, media_type="application/problem+json")
 
 
-def depth_of(body: bytes) -> int:
-    """Return at most how deep brackets in a body are nested. Those within strings do not count.
-
-    It looks at each byte once, so that a parser that recurses never sees what is too deep.
-    """
-    depth = deepest = 0
-    for match in _BRACKETS.finditer(body):
-        byte = match[0][:1]
-        if byte in b"[{":
-            depth += 1
-            deepest = max(deepest, depth)
-        elif byte in b"]}":
-            depth -= 1
-    return deepest
-
-
-#: A bracket, or a string of JSON, in which brackets do not count.
-_BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
+def _is_utf8(body: bytes) -> bool:
+    """Whether JSON is UTF-8, as RFC 8259 has it. Python would also read UTF-16, in which ``depth_of`` is wrong."""
+    if b"\x00" in body:
+        return False
+    try:
+        body.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _too_large(limit: int) -> Response:
@@ -221,23 +257,3 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
         return await receive()
 
     return replay
-
-
-class _Failures:
-    """Counts the wrong credentials of each client."""
-
-    def __init__(self) -> None:
-        self._times: OrderedDict[str, list[float]] = OrderedDict()
-
-    def too_many(self, client: str) -> bool:
-        return len(self._recent(client)) >= MAX_FAILURES
-
-    def note(self, client: str) -> None:
-        self._times[client] = [*self._recent(client), time.monotonic()]
-        self._times.move_to_end(client)
-        while len(self._times) > _MAX_REMEMBERED:
-            self._times.popitem(last=False)
-
-    def _recent(self, client: str) -> list[float]:
-        since = time.monotonic() - WINDOW_SECONDS
-        return [each for each in self._times.get(client, ()) if each > since]

@@ -47,6 +47,8 @@ class PublicTransport(httpx.AsyncHTTPTransport):
 
 
 _PORTS = {"http": 80, "https": 443}
+#: Seconds within which a name must be resolved.
+_RESOLVE_SECONDS = 10.0
 
 
 async def checked_address(host: str, port: int, allowed: Collection[Network] = ()) -> str:
@@ -61,7 +63,8 @@ async def checked_address(host: str, port: int, allowed: Collection[Network] = (
         NotPermitted: one of them is not public and not allowed, or the name has no address.
     """
     try:
-        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        async with asyncio.timeout(_RESOLVE_SECONDS):
+            found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         raise NotPermitted(f"the host {host!r:.200} has no address: {error}") from error
     addresses = list(dict.fromkeys(str(each[4][0]) for each in found))
@@ -78,18 +81,25 @@ async def checked_address(host: str, port: int, allowed: Collection[Network] = (
 def is_public(address: IPv4Address | IPv6Address) -> bool:
     """Whether an address is reached over the public internet.
 
-    An IPv6 address that contains an IPv4 address (mapped, 6to4, NAT64) is as public as that.
+    An IPv6 address that contains an IPv4 address (mapped, compatible, 6to4, NAT64) is as public as that.
     """
     if isinstance(address, IPv6Address):
+        if address.is_site_local or address in _LOCAL_NAT64:
+            return False
         inner = address.ipv4_mapped or address.sixtofour
-        if inner is None and address in _NAT64:
+        if inner is None and any(address in network for network in _WITH_IPV4):
             inner = IPv4Address(int(address) & 0xFFFFFFFF)
         if inner is not None:
             return is_public(inner)
-    return address.is_global and not address.is_multicast
+    return address.is_global and not address.is_multicast and address not in _SPECIAL
 
 
-_NAT64 = IPv6Network("64:ff9b::/96")
+#: Networks whose last 32 bits are an IPv4 address: IPv4-compatible, IPv4-translated (RFC 2765) and NAT64.
+_WITH_IPV4 = tuple(IPv6Network(each) for each in ("::/96", "::ffff:0:0:0/96", "64:ff9b::/96"))
+#: NAT64 of a network of its own (RFC 8215): where its addresses lead, only that network knows.
+_LOCAL_NAT64 = IPv6Network("64:ff9b:1::/48")
+#: IETF Protocol Assignments, of which some versions of Python take a part as global.
+_SPECIAL = IPv4Network("192.0.0.0/24")
 
 
 def public_client(

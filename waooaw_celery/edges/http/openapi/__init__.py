@@ -1,0 +1,1 @@
+"""What can be called by HTTP, as JSON and as an OpenAPI document."""

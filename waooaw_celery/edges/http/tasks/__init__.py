@@ -1,0 +1,1 @@
+"""Calls by HTTP, and the tasks that they become."""

@@ -1,0 +1,1 @@
+"""Webhooks: events go out to URLs, signed as the Standard Webhooks specification has it."""
