@@ -115,6 +115,8 @@ async def measure(console: Console, app: AgentApp, address: str, rounds: int, st
         a2a = ClientFactory(ClientConfig(streaming=False, httpx_client=http)).create(card)
         mcp = await stack.enter_async_context(Client(f"{address}/mcp"))
         direct = aio.RequestResponseHandler(app)
+        tool = tool_name(AGENT, "echo")
+        assert tool is not None  # noqa: S101
         path = f"{address}/v1/agents/{AGENT}/methods"
 
         async def by_http() -> None:
@@ -127,7 +129,7 @@ async def measure(console: Console, app: AgentApp, address: str, rounds: int, st
                 assert event.task.artifacts, event  # noqa: S101
 
         async def by_mcp() -> None:
-            result = await mcp.call_tool(tool_name(AGENT, "echo"), {"value": 1})
+            result = await mcp.call_tool(tool, {"value": 1})
             assert not result.is_error, result  # noqa: S101
 
         ways: dict[str, Ask] = {
@@ -147,7 +149,7 @@ async def measure(console: Console, app: AgentApp, address: str, rounds: int, st
             for name, median in medians.items()
         ]
         streaming = ClientFactory(ClientConfig(streaming=True, httpx_client=http)).create(card)
-        openers = {
+        openers: dict[str, Callable[[], Awaitable[int]]] = {
             "HTTP": lambda: stream_by_http(http, f"{path}/count"),
             "A2A": lambda: stream_by_a2a(streaming),
         }

@@ -11,10 +11,10 @@ from typing import Any
 from starlette.requests import Request
 
 from waooaw_celery.edges.access.principal import Principal
-from waooaw_celery.edges.gateway.gateway import new_task_id, task_id_of
+from waooaw_celery.edges.gateway.gateway import task_id_of
 from waooaw_celery.edges.http.problems import Problem
 from waooaw_celery.messages.enums import Priority
-from waooaw_celery.messages.validation import JSON, NewId, check_id
+from waooaw_celery.messages.validation import JSON, check_id, new_id
 
 #: Longest Idempotency-Key, in characters.
 MAX_KEY = 255
@@ -136,7 +136,7 @@ def id_for(principal: Principal, key: str | None) -> str:
         principal: who makes it.
         key: its Idempotency-Key, or None.
     """
-    return NewId(new_task_id()) if key is None else task_id_of(principal, key)
+    return new_id() if key is None else task_id_of(principal, key)
 
 
 def priority_of(request: Request) -> Priority:

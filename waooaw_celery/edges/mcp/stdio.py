@@ -18,7 +18,8 @@ from waooaw_celery.app.app import AgentApp
 from waooaw_celery.edges.application import local_principal
 from waooaw_celery.edges.gateway.gateway import Gateway
 from waooaw_celery.edges.mcp.server import McpServer
-from waooaw_celery.edges.protection.bounds import Bounds, depth_of
+from waooaw_celery.edges.protection.bounds import Bounds
+from waooaw_celery.edges.protection.depth import depth_of
 from waooaw_celery.messages.log.loggers import get_logger
 
 logger = get_logger(__name__)

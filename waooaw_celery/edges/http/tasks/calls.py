@@ -64,7 +64,7 @@ class Calls:
             agent=agent,
             method=method,
             arguments=arguments,
-            task_id=reading.id_for(principal, key),
+            task_id=self._gateway.new_task_id() if key is None else reading.id_for(principal, key),
             conversation_id=reading.conversation_of(request),
             priority=reading.priority_of(request),
             timeout=reading.timeout_of(request, self._options.timeout),
