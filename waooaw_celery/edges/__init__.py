@@ -10,16 +10,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from waooaw_celery.edges.a2a.remote.agent import RemoteAgent
     from waooaw_celery.edges.application import Edge, EdgeOptions, Protocol, create_edge
 
 _MODULES = {
     "Edge": "waooaw_celery.edges.application",
     "EdgeOptions": "waooaw_celery.edges.application",
     "Protocol": "waooaw_celery.edges.application",
+    "RemoteAgent": "waooaw_celery.edges.a2a.remote.agent",
     "create_edge": "waooaw_celery.edges.application",
 }
 
-__all__ = ["Edge", "EdgeOptions", "Protocol", "create_edge"]
+__all__ = ["Edge", "EdgeOptions", "Protocol", "RemoteAgent", "create_edge"]
 
 
 def __getattr__(name: str) -> Any:

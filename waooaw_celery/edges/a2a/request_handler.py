@@ -40,7 +40,7 @@ from waooaw_celery.edges.a2a.protocol_errors import protocol_errors
 from waooaw_celery.edges.a2a.push.settings import PushSettings
 from waooaw_celery.edges.a2a.streaming import Event, Streaming
 from waooaw_celery.edges.a2a.task_list import TaskList
-from waooaw_celery.edges.a2a.tasks import a2a_task
+from waooaw_celery.edges.a2a.tasks import EndedTasks, a2a_task
 from waooaw_celery.edges.access.principal import Principal
 from waooaw_celery.edges.application import EdgeContext
 from waooaw_celery.edges.gateway.catalogue import Operation, operations_of
@@ -67,8 +67,9 @@ class LedgerRequestHandler(RequestHandler):
     def __init__(self, edge: EdgeContext, push: PushSettings) -> None:
         self._edge, self._gateway, self._options = edge, edge.gateway, edge.options
         self._push = push
-        self._list = TaskList(edge.gateway)
-        self.streaming = Streaming(edge.gateway, cancel_when_gone=edge.options.cancel_when_gone)
+        self._ended = EndedTasks()
+        self._list = TaskList(edge.gateway, self._ended)
+        self.streaming = Streaming(edge.gateway, self._ended, cancel_when_gone=edge.options.cancel_when_gone)
 
     @validate_request_params
     async def on_message_send(self, params: SendMessageRequest, context: ServerCallContext) -> Task | Message:
@@ -88,10 +89,10 @@ class LedgerRequestHandler(RequestHandler):
                 task = await self._unless_gone(self._gateway.run(call), principal, call.task_id, context)
             else:
                 await self._push.keep_with(configuration, principal, task.task_id)
-            if not (configuration.return_immediately or task.state.final):
+            if not configuration.return_immediately and not task.state.final:
                 end = self._gateway.wait(principal, task.task_id, self._options.timeout)
                 task = await self._unless_gone(end, principal, task.task_id, context)
-        return a2a_task(task, _history_length(configuration))
+        return a2a_task(self._ended.note(task), _history_length(configuration))
 
     @validate_request_params
     async def on_message_send_stream(
@@ -311,7 +312,7 @@ class LedgerRequestHandler(RequestHandler):
             raise TaskNotFoundError(str(error)) from error
         if task.agent != context.state[AGENT]:
             raise TaskNotFoundError(f"there is no task {task_id} at {context.state[AGENT]}")
-        return task
+        return self._ended.newest(task)
 
 
 def _principal(context: ServerCallContext) -> Principal:

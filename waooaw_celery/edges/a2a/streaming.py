@@ -14,6 +14,7 @@ from waooaw_celery.edges.a2a.task_stream import AGAIN, TaskStream
 from waooaw_celery.edges.a2a.tasks import (
     RESULT,
     STREAM,
+    EndedTasks,
     a2a_task,
     artifact,
     artifact_event,
@@ -41,11 +42,12 @@ class Streaming:
 
     Args:
         gateway: calls agents.
+        ended: notes the tasks that have ended.
         cancel_when_gone: whether a task is cancelled when its client goes away before the end.
     """
 
-    def __init__(self, gateway: Gateway, *, cancel_when_gone: bool = False) -> None:
-        self._gateway, self._cancel_when_gone = gateway, cancel_when_gone
+    def __init__(self, gateway: Gateway, ended: EndedTasks, *, cancel_when_gone: bool = False) -> None:
+        self._gateway, self._ended, self._cancel_when_gone = gateway, ended, cancel_when_gone
         self._operations = RequestOperations(gateway.app, TaskStream)
         #: What runs without a client that waits for it. (The event loop holds its tasks only weakly.)
         self._running: set[asyncio.Task[None]] = set()
@@ -147,7 +149,8 @@ class Streaming:
             return
         if parts := parts_of(stream.result):
             await events.put(artifact_event(task, artifact(RESULT, parts)))
-        await events.put(status_event(replace(task, state=TaskState.COMPLETED, updated_at=now())))
+        task = replace(task, state=TaskState.COMPLETED, result=stream.result, updated_at=now())
+        await events.put(status_event(self._ended.note(task)))
 
     async def _end_from_ledger(self, call: Call, task: TaskInfo, events: _Events) -> None:
         async for found in self._gateway.changes(call.principal, call.task_id, call.timeout):
@@ -174,10 +177,10 @@ class Streaming:
     def _begin(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         begun = asyncio.create_task(coroutine)
         self._running.add(begun)
-        begun.add_done_callback(self._ended)
+        begun.add_done_callback(self._done)
         return begun
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    def _done(self, task: asyncio.Task[None]) -> None:
         self._running.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error(

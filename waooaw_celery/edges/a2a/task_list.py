@@ -12,7 +12,7 @@ from a2a.types import ListTasksRequest, ListTasksResponse
 from a2a.utils.constants import DEFAULT_LIST_TASKS_PAGE_SIZE, MAX_LIST_TASKS_PAGE_SIZE
 from a2a.utils.errors import InvalidParamsError
 
-from waooaw_celery.edges.a2a.tasks import a2a_state, a2a_task
+from waooaw_celery.edges.a2a.tasks import EndedTasks, a2a_state, a2a_task
 from waooaw_celery.edges.access.principal import Principal
 from waooaw_celery.edges.gateway.gateway import Gateway
 from waooaw_celery.edges.gateway.task import TaskInfo
@@ -33,10 +33,11 @@ class TaskList:
 
     Args:
         gateway: reads the tasks.
+        ended: the tasks whose end a client knows already.
     """
 
-    def __init__(self, gateway: Gateway) -> None:
-        self._gateway = gateway
+    def __init__(self, gateway: Gateway, ended: EndedTasks) -> None:
+        self._gateway, self._ended = gateway, ended
 
     async def read(self, principal: Principal, agent: str, params: ListTasksRequest) -> ListTasksResponse:
         """Return a page of tasks.
@@ -59,7 +60,7 @@ class TaskList:
         for _ in range(_MAX_PAGES):
             page = await self._page(principal, agent, params, size - len(response.tasks), after)
             for record in page.records:
-                task = await self._gateway.task(principal, record.receipt.message_id)
+                task = self._ended.newest(await self._gateway.task(principal, record.receipt.message_id))
                 if _is_wanted(task, params):
                     response.tasks.append(a2a_task(task, history, artifacts=params.include_artifacts))
             after = page.after

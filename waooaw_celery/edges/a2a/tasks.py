@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
@@ -24,6 +25,7 @@ from waooaw_celery.messages.validation import JSON
 #: The artifact with the result of a task, and the one with the parts of a streamed answer.
 RESULT, STREAM = "result", "stream"
 
+_MAX_ENDED = 1000
 _STATES = {
     TaskState.SUBMITTED: A2AState.TASK_STATE_SUBMITTED,
     TaskState.WORKING: A2AState.TASK_STATE_WORKING,
@@ -116,6 +118,29 @@ def artifact_event(
     return TaskArtifactUpdateEvent(
         task_id=task.task_id, context_id=task.conversation_id, artifact=made, append=append, last_chunk=last
     )
+
+
+class EndedTasks:
+    """The tasks whose end this process has told a client, the newest thousand.
+
+    The ledger learns of an answer a moment after the caller: a client that asks again must not read that its task
+    still runs.
+    """
+
+    def __init__(self) -> None:
+        self._ended: OrderedDict[str, TaskInfo] = OrderedDict()
+
+    def note(self, task: TaskInfo) -> TaskInfo:
+        """Note a task if it has ended, and return it."""
+        if task.state.final:
+            self._ended[task.task_id] = task
+            while len(self._ended) > _MAX_ENDED:
+                self._ended.popitem(last=False)
+        return task
+
+    def newest(self, task: TaskInfo) -> TaskInfo:
+        """Return a task as the ledger has it, or its end if the ledger does not have that yet."""
+        return task if task.state.final else self._ended.get(task.task_id, task)
 
 
 def now() -> datetime:

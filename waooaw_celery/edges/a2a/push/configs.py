@@ -1,8 +1,8 @@
 """Keeps the push-notification settings of tasks, in Redis where the application has one.
 
 There they survive this process, and any edge of the application goes on with the notifications. Without a Redis
-they are kept in the memory of this process, and are lost with it. They contain what the client gave to authenticate
-the edge at its URL: who reads this Redis can read that.
+they are kept in the memory of this process, and are lost with it. They contain what the client gave to
+authenticate the edge at its URL: who reads this Redis can read that.
 """
 
 from __future__ import annotations
