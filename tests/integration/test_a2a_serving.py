@@ -428,7 +428,6 @@ def test_push_notifications_arrive_although_the_receiver_refuses_at_first(world:
     with served(lambda _: app) as url:
         task_id = asyncio.run(ask(url))
         until(lambda: (task_id, "TASK_STATE_COMPLETED", "t0ken") in receiver.got, "the last notification")
-    assert receiver.got[0][:2] == (task_id, "TASK_STATE_INPUT_REQUIRED")
 
 
 def test_push_notifications_reach_no_inner_network(world: EdgeWorld) -> None:

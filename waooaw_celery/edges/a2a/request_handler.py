@@ -54,6 +54,8 @@ from waooaw_celery.worker.execution.threads import run_in_thread
 PRINCIPAL, AGENT, REQUEST = "principal", "agent", "request"
 #: Seconds between two looks whether a client is still there.
 _GONE_PERIOD = 0.25
+#: Seconds within which the ledger has a task that is being sent.
+_RECORDED_SECONDS = 10.0
 
 
 class LedgerRequestHandler(RequestHandler):
@@ -83,8 +85,12 @@ class LedgerRequestHandler(RequestHandler):
             else:
                 call, _ = await self._call(params.message, context)
                 await self._push.check(configuration)
-                if configuration.return_immediately or configuration.HasField("task_push_notification_config"):
-                    task = await self._gateway.start(call)
+                if (
+                    configuration.return_immediately
+                    or configuration.HasField("task_push_notification_config")
+                    or self.streaming.is_answering(call.task_id)
+                ):
+                    task = await self._start(call)
             if task is None:
                 task = await self._unless_gone(self._gateway.run(call), principal, call.task_id, context)
             else:
@@ -218,14 +224,20 @@ class LedgerRequestHandler(RequestHandler):
         )
         return call, operation
 
+    async def _start(self, call: Call) -> TaskInfo:
+        """Start a call, which may be one that is being answered as a stream."""
+        if self.streaming.is_answering(call.task_id):
+            return await self._recorded(call)
+        return await self._gateway.start(call)
+
     async def _events(self, call: Call, operation: Operation) -> AsyncIterator[Event]:
         """Yield the events of a new call; of one that was made before, what the ledger knows."""
         principal = call.principal
         try:
-            known = await self._gateway.task(principal, call.task_id)
+            known: TaskInfo | None = await self._gateway.task(principal, call.task_id)
         except UnknownMessage:
             known = None
-        if known is None and operation.streams:
+        if known is None and operation.streams and not self.streaming.is_answering(call.task_id):
             is_begun = False
             try:
                 async with aclosing(self.streaming.answer(call)) as events:  # type: ignore[type-var]
@@ -235,25 +247,30 @@ class LedgerRequestHandler(RequestHandler):
             except InvalidMessage:
                 if is_begun:
                     raise
-                known = await self._sent_by_another(call)
+                # Another process was faster, or the message is invalid: then nothing is recorded.
+                known = await self._gateway.task(principal, call.task_id)
             else:
                 return
         if known is None or (known.agent, known.method) != (call.agent, call.method):
-            known = await self._gateway.start(call)
+            known = await self._start(call)
         async with aclosing(self.streaming.changes(principal, known, call.timeout)) as news:  # type: ignore[type-var]
             async for event in news:
                 yield event
 
-    async def _sent_by_another(self, call: Call) -> TaskInfo:
-        """Return the task of a call that another process has just sent.
+    async def _recorded(self, call: Call) -> TaskInfo:
+        """Return a task that is being sent, once the ledger has it.
 
         Raises:
-            InvalidMessage: it is not that; the call is invalid.
+            UnknownMessage: it is not recorded in time.
         """
-        try:
-            return await self._gateway.task(call.principal, call.task_id)
-        except UnknownMessage:
-            return await self._gateway.start(call)
+        deadline = asyncio.get_running_loop().time() + _RECORDED_SECONDS
+        while True:
+            try:
+                return await self._gateway.task(call.principal, call.task_id)
+            except UnknownMessage:
+                if asyncio.get_running_loop().time() > deadline:
+                    raise
+            await asyncio.sleep(0.02)
 
     async def _give_input(self, message: Message, context: ServerCallContext) -> TaskInfo:
         """Give a workflow the input for which it waits, and return it as it goes on."""

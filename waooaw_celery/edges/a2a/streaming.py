@@ -51,6 +51,11 @@ class Streaming:
         self._operations = RequestOperations(gateway.app, TaskStream)
         #: What runs without a client that waits for it. (The event loop holds its tasks only weakly.)
         self._running: set[asyncio.Task[None]] = set()
+        self._answering: set[str] = set()
+
+    def is_answering(self, task_id: str) -> bool:
+        """Whether this process reads the answer of a task. A second request with its id would take it away."""
+        return task_id in self._answering
 
     async def answer(self, call: Call) -> AsyncIterator[Event]:
         """Call a method whose answer comes in parts, and yield the task and all its changes until its end.
@@ -62,6 +67,7 @@ class Streaming:
             WaooawError: nothing was sent; see ``Gateway.start``.
         """
         events = _Events()
+        self._answering.add(call.task_id)
         reader = self._begin(self._read(call, events))
         try:
             async for event in events:
@@ -120,6 +126,7 @@ class Streaming:
         except WaooawError as error:
             events.fail(error)
         finally:
+            self._answering.discard(call.task_id)
             events.end()
 
     async def _read_parts(self, call: Call, task: TaskInfo, stream: TaskStream, events: _Events) -> None:
