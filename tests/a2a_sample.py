@@ -47,7 +47,9 @@ class SampleAgent(AgentExecutor):
     async def execute(self, context: RequestContext, event_queue: EventQueue) -> None:
         """Handle a message."""
         message = context.message
-        assert message is not None and context.task_id and context.context_id
+        assert message is not None
+        assert context.task_id
+        assert context.context_id
         self.messages.append(message)
         text = context.get_user_input()
         skill = MessageToDict(message.metadata).get("skill_id")
@@ -82,7 +84,8 @@ class SampleAgent(AgentExecutor):
 
     async def cancel(self, context: RequestContext, event_queue: EventQueue) -> None:
         """Cancel a task."""
-        assert context.task_id and context.context_id
+        assert context.task_id
+        assert context.context_id
         self.cancelled.append(context.task_id)
         await TaskUpdater(event_queue, context.task_id, context.context_id).cancel()
 

@@ -1,4 +1,4 @@
-"""Servers and clients of A2A for the tests: an edge, a sample agent of a2a-sdk, and a receiver of notifications."""
+"""Servers and clients of A2A for the tests: an edge in a thread, and the client of a2a-sdk."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ class Outside:
 
     @contextmanager
     def ours(self, **cards: dict[str, Any]) -> Iterator[str]:
-        """Run a worker of outside agents, with the cards and options of each, and yield what their names begin with."""
+        """Run a worker of outside agents, with the options of each, and yield the beginning of their names."""
         name = self.broker.name()
         cards = {ending: {**each, "card": f"{self.url}{each.get('card', '')}"} for ending, each in cards.items()}
         variables = {"PROBE_CARDS": json.dumps({"": {"card": self.url, **KEYS}, **cards})}

@@ -40,6 +40,7 @@ PUBLIC = {
     "waooaw_celery.agents.integrations.django",
     "waooaw_celery.agents.integrations.fastapi",
     "waooaw_celery.aio",
+    "waooaw_celery.edges",
     "waooaw_celery.testing.embedded",
 }
 #: Languages of blocks that no test reads: output, pictures of characters, other programs' files.

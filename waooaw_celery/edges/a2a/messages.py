@@ -7,9 +7,8 @@ from typing import Any
 
 from a2a.types import Message
 from a2a.utils.errors import ContentTypeNotSupportedError, InvalidParamsError
-from google.protobuf.json_format import MessageToDict
 
-from waooaw_celery.edges.a2a.values import data_of
+from waooaw_celery.edges.a2a.values import data_of, plain_of
 from waooaw_celery.edges.gateway.catalogue import Operation
 from waooaw_celery.messages.validation import JSON
 
@@ -29,7 +28,7 @@ def choose_operation(message: Message, operations: Sequence[Operation]) -> Opera
     Raises:
         InvalidParamsError: there is no such skill, or several and the message names none.
     """
-    metadata = MessageToDict(message.metadata)
+    metadata = plain_of(message.metadata)
     named = next((metadata[key] for key in SKILL_KEYS if key in metadata), None)
     known = ", ".join(each.method for each in operations) or "none that you may call"
     if named is None:

@@ -156,8 +156,11 @@ class LedgerRequestHandler(RequestHandler):
             task = await self._task(params.id, context)
             if task.state.final:
                 raise UnsupportedOperationError(f"the task has ended already, it is {task.state}: get it instead")
-            async for event in self.streaming.changes(_principal(context), task, self._options.timeout):
-                yield event
+            seconds = self._options.timeout
+            changes = self.streaming.changes(_principal(context), task, seconds, watched=True)
+            async with aclosing(changes):  # type: ignore[type-var]
+                async for event in changes:
+                    yield event
 
     @validate_request_params
     async def on_create_task_push_notification_config(

@@ -77,20 +77,24 @@ class Streaming:
                 events.close()
                 self._client_left(call.principal, call.task_id)
 
-    async def changes(self, principal: Principal, first: TaskInfo, seconds: float) -> AsyncIterator[Event]:
+    async def changes(
+        self, principal: Principal, first: TaskInfo, seconds: float, *, watched: bool = False
+    ) -> AsyncIterator[Event]:
         """Yield a task and its changes until it has ended or needs input, from the ledger.
 
         Args:
             principal: who asks.
             first: the task as it is.
             seconds: longest time.
+            watched: whether the client only watches: the task goes on when it leaves, whatever is set.
         """
-        yield a2a_task(first)
-        if first.state.final or first.state is TaskState.INPUT_REQUIRED:
-            return
         last = first
-        ended = False
+        ended = watched
         try:
+            yield a2a_task(first)
+            if first.state.final or first.state is TaskState.INPUT_REQUIRED:
+                ended = True
+                return
             async for task in self._gateway.changes(principal, first.task_id, seconds):
                 for event in _news(last, task):
                     yield event

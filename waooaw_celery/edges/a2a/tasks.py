@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -22,10 +23,11 @@ from waooaw_celery.edges.a2a.values import part_of, parts_of
 from waooaw_celery.edges.gateway.task import TaskInfo, TaskState
 from waooaw_celery.messages.validation import JSON
 
+#: Seconds within which the ledger has the end of a task of which this process knows.
+_KEPT_SECONDS = 10.0
 #: The artifact with the result of a task, and the one with the parts of a streamed answer.
 RESULT, STREAM = "result", "stream"
 
-_MAX_ENDED = 1000
 _STATES = {
     TaskState.SUBMITTED: A2AState.TASK_STATE_SUBMITTED,
     TaskState.WORKING: A2AState.TASK_STATE_WORKING,
@@ -121,26 +123,27 @@ def artifact_event(
 
 
 class EndedTasks:
-    """The tasks whose end this process has told a client, the newest thousand.
+    """The tasks whose end this process has told a client in the last seconds.
 
     The ledger learns of an answer a moment after the caller: a client that asks again must not read that its task
     still runs.
     """
 
     def __init__(self) -> None:
-        self._ended: OrderedDict[str, TaskInfo] = OrderedDict()
+        self._ended: OrderedDict[str, tuple[float, TaskInfo]] = OrderedDict()
 
     def note(self, task: TaskInfo) -> TaskInfo:
         """Note a task if it has ended, and return it."""
         if task.state.final:
-            self._ended[task.task_id] = task
-            while len(self._ended) > _MAX_ENDED:
+            self._ended[task.task_id] = time.monotonic(), task
+            self._ended.move_to_end(task.task_id)
+            while next(iter(self._ended.values()))[0] < time.monotonic() - _KEPT_SECONDS:
                 self._ended.popitem(last=False)
         return task
 
     def newest(self, task: TaskInfo) -> TaskInfo:
         """Return a task as the ledger has it, or its end if the ledger does not have that yet."""
-        return task if task.state.final else self._ended.get(task.task_id, task)
+        return task if task.state.final else self._ended.get(task.task_id, (0.0, task))[1]
 
 
 def now() -> datetime:

@@ -11,7 +11,8 @@ from typing import Any
 from uuid import UUID
 
 from a2a.types import Part
-from google.protobuf.json_format import MessageToDict, ParseDict
+from google.protobuf.json_format import MessageToDict, ParseDict, SerializeToJsonError
+from google.protobuf.message import Message as ProtocolMessage
 from google.protobuf.struct_pb2 import Value
 
 from waooaw_celery.errors import InvalidMessage
@@ -52,9 +53,21 @@ def data_of(part: Part) -> JSON:
     """Return the value of a data part; its whole numbers are integers.
 
     Raises:
-        InvalidMessage: a whole number is so large that the protocol may have changed it.
+        InvalidMessage: a whole number is so large that the protocol may have changed it, or is none.
     """
-    return _whole(MessageToDict(part.data))
+    return _whole(plain_of(part.data))
+
+
+def plain_of(value: ProtocolMessage) -> Any:
+    """Return a value or structure of the protocol in the types of JSON.
+
+    Raises:
+        InvalidMessage: it has a number that JSON does not have.
+    """
+    try:
+        return MessageToDict(value)
+    except (SerializeToJsonError, ValueError) as error:
+        raise InvalidMessage(f"the message has a number that JSON does not have, such as NaN: {error}") from error
 
 
 def value_of(parts: Sequence[Part]) -> JSON:
@@ -77,7 +90,7 @@ def _value(part: Part) -> JSON:
     if kind == "text":
         return part.text
     if kind == "data":
-        return _whole(MessageToDict(part.data), refuse=False)
+        return _whole(plain_of(part.data), refuse=False)
     file = {"url": part.url} if kind == "url" else {"base64": base64.b64encode(part.raw).decode()}
     return {**file, "name": part.filename or None, "media_type": part.media_type or None}
 
