@@ -97,7 +97,8 @@ async def task_of(client: Client, request: SendMessageRequest) -> Task:
 
 def state(task: Task) -> str:
     """Return the name of a task's state."""
-    return TaskState.Name(task.status.state)
+    name: str = TaskState.Name(task.status.state)
+    return name
 
 
 def values(task: Any) -> list[Any]:

@@ -44,7 +44,7 @@ PUBLIC = {
     "waooaw_celery.testing.embedded",
 }
 #: Languages of blocks that no test reads: output, pictures of characters, other programs' files.
-UNREAD = {"", "text", "nginx", "{toctree}", "{public-api}", "{command-help}", "{ledger-tables}"}
+UNREAD = {"", "text", "nginx", "mermaid", "{toctree}", "{public-api}", "{command-help}", "{ledger-tables}"}
 
 pages = pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 
