@@ -292,6 +292,16 @@ def test_an_unknown_agent_is_refused(edge: str) -> None:
     assert (rest.status_code, "nobody" in rest.json()["error"]["message"]) == (404, True)
 
 
+@pytest.mark.parametrize("body", [b"\xff\xfe", b'{"message": {"parts": "\\ud800"}}'])
+def test_a_body_that_is_no_text_is_the_clients_mistake(agent: str, body: bytes) -> None:
+    """By both bindings, with our sentence; the log of the server has no traceback for it."""
+    headers = {"A2A-Version": "1.0", "Content-Type": "application/json"}
+    rpc = httpx.post(agent, content=body, headers=headers).json()["error"]
+    assert (rpc["code"], "surrogate" in rpc["message"]) == (-32700, True)
+    rest = httpx.post(f"{agent}/v1/message:send", content=body, headers=headers)
+    assert (rest.status_code, "surrogate" in rest.json()["error"]["message"]) == (400, True)
+
+
 def test_a_client_that_goes_away_leaves_its_task(world: EdgeWorld, agent: str) -> None:
     """The stream of the worker goes on to its end, and the task can be asked for."""
 

@@ -9,16 +9,20 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncIterator
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 
+from a2a.server import jsonrpc_models
 from a2a.server.context import ServerCallContext
-from a2a.server.request_handlers.response_helpers import agent_card_to_dict
+from a2a.server.request_handlers.response_helpers import agent_card_to_dict, build_error_response
 from a2a.server.routes import DefaultServerCallContextBuilder, create_jsonrpc_routes, create_rest_routes
 from a2a.utils.constants import AGENT_CARD_WELL_KNOWN_PATH
+from a2a.utils.error_handlers import build_rest_error_payload
+from a2a.utils.errors import InvalidRequestError, JSONParseError
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import BaseRoute, Mount, Route
+from starlette.routing import BaseRoute, Route
 
 from waooaw_celery.edges.a2a.card import agent_card
 from waooaw_celery.edges.a2a.push.configs import open_configs
@@ -32,6 +36,8 @@ from waooaw_celery.errors import StoreUnavailable, UnknownAgent
 from waooaw_celery.worker.execution.threads import run_in_thread
 
 _BASE = "/a2a/{agent}"
+#: An escape that may be half of a surrogate pair.
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 #: Seconds for which a client may use a card without asking again.
 _CARD_SECONDS = 60
 
@@ -51,9 +57,9 @@ def parts(context: EdgeContext) -> ProtocolParts:
     builder = _ContextBuilder()
     routes: list[BaseRoute] = []
     for path in (_BASE, f"{_BASE}/"):
-        routes += create_jsonrpc_routes(handler, path, builder)
-    rest = create_rest_routes(handler, builder, path_prefix=f"{_BASE}/v1")
-    routes += [each for each in rest if not isinstance(each, Mount)]  # the mount has tenants: there are none here
+        routes += _checked(create_jsonrpc_routes(handler, path, builder), _rpc_refusal)
+    rest = create_rest_routes(handler, builder, path_prefix=f"{_BASE}/v1")  # it also has a mount, for tenants
+    routes += _checked([each for each in rest if isinstance(each, Route)], _rest_refusal)
     cards = _Cards(context)
     routes.append(Route(f"{_BASE}{AGENT_CARD_WELL_KNOWN_PATH}", cards.answer))
     if len(context.options.agents) == 1:
@@ -71,6 +77,48 @@ def parts(context: EdgeContext) -> ProtocolParts:
             await handler.streaming.aclose()
 
     return ProtocolParts(routes=routes, open_paths=(AGENT_CARD_WELL_KNOWN_PATH,), lifespan=lifespan)
+
+
+def _checked(routes: list[Route], refusal: Callable[[JSONParseError], Response]) -> list[Route]:
+    """Return routes that refuse a body which is no text: a2a-sdk would answer that the server has failed."""
+
+    def checked(endpoint: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
+        async def answer(request: Request) -> Response:
+            try:
+                _check_text(await request.body())
+            except JSONParseError as error:
+                return refusal(error)
+            return await endpoint(request)
+
+        return answer
+
+    return [Route(each.path, checked(each.endpoint), methods=list(each.methods or ())) for each in routes]
+
+
+def _check_text(body: bytes) -> None:
+    """Check that a body is UTF-8, and that its JSON has no half of a surrogate pair.
+
+    Raises:
+        JSONParseError: it is not, or has.
+    """
+    try:
+        text = body.decode()
+        if _SURROGATE.search(text):
+            json.dumps(json.loads(text), ensure_ascii=False).encode()
+    except UnicodeError as error:
+        raise JSONParseError(
+            "the request is not UTF-8, or has half of a surrogate pair: send valid text"
+        ) from error
+    except (ValueError, RecursionError):
+        return  # it is no JSON: the protocol's own parser says what is wrong
+
+
+def _rpc_refusal(error: JSONParseError) -> Response:
+    return JSONResponse(build_error_response(None, jsonrpc_models.JSONParseError(message=str(error))))
+
+
+def _rest_refusal(error: JSONParseError) -> Response:
+    return JSONResponse(build_rest_error_payload(InvalidRequestError(str(error))), status_code=400)
 
 
 class _ContextBuilder(DefaultServerCallContextBuilder):
