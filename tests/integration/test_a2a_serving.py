@@ -309,7 +309,7 @@ def test_a_client_that_goes_away_leaves_its_task(world: EdgeWorld, agent: str) -
         async with a2a_client(agent) as client:
             async for event in client.send_message(message_of("write", "tides", {"words": 10, "pause": 0.05})):
                 if event.HasField("artifact_update"):
-                    return event.artifact_update.task_id
+                    return str(event.artifact_update.task_id)
         raise AssertionError("no part came")
 
     task_id = asyncio.run(leave())
@@ -319,6 +319,23 @@ def test_a_client_that_goes_away_leaves_its_task(world: EdgeWorld, agent: str) -
             return state(await client.get_task(GetTaskRequest(id=task_id)))
 
     until(lambda: asyncio.run(ended()) == "TASK_STATE_COMPLETED", "the end of the task")
+
+
+def test_an_edge_that_stops_leaves_its_tasks(world: EdgeWorld) -> None:
+    """A stream that runs when the edge is stopped ends with its client; the task goes on to its end."""
+
+    async def begin(url: str) -> str:
+        async with a2a_client(url) as client:
+            async for event in client.send_message(message_of("write", "tides", {"words": 30, "pause": 0.1})):
+                if event.HasField("artifact_update"):
+                    return str(event.artifact_update.task_id)
+        raise AssertionError("no part came")
+
+    with a2a_edge(world.app) as url:
+        task_id = asyncio.run(begin(f"{url}/a2a/{world.agent}"))
+
+    until(lambda: world.trail.receipt(task_id).receipt.status in ("handled", "cancelled"), "the end of the task")
+    assert world.trail.receipt(task_id).receipt.status == "handled"
 
 
 @pytest.mark.parametrize("streaming", [True, False])
@@ -395,18 +412,18 @@ def test_principals_see_their_own(world: EdgeWorld) -> None:
 
 
 class Receiver:
-    """Receives push notifications; it refuses the first ones."""
+    """Receives push notifications; it refuses the first ones of a state."""
 
-    def __init__(self, refusals: int) -> None:
-        self.refusals = refusals
+    def __init__(self, refused: str, refusals: int) -> None:
+        self.refused, self.refusals = refused, refusals
         self.got: list[tuple[str, str, str]] = []
 
     async def __call__(self, request: Request) -> Response:
         """Take a notification."""
-        if self.refusals:
+        task = (await request.json())["task"]
+        if self.refusals and task["status"]["state"] == self.refused:
             self.refusals -= 1
             return Response(status_code=503)
-        task = (await request.json())["task"]
         token = request.headers.get("X-A2A-Notification-Token", "")
         self.got.append((task["id"], task["status"]["state"], token))
         return Response(status_code=204)
@@ -414,7 +431,7 @@ class Receiver:
 
 def test_push_notifications_arrive_although_the_receiver_refuses_at_first(world: EdgeWorld, agent: str) -> None:
     """The end of the task reaches the URL, with the client's token; the settings can be read and deleted."""
-    receiver = Receiver(refusals=1)
+    receiver = Receiver("TASK_STATE_COMPLETED", refusals=1)
 
     async def ask(url: str) -> str:
         async with a2a_client(agent, streaming=False) as client:
@@ -432,7 +449,7 @@ def test_push_notifications_arrive_although_the_receiver_refuses_at_first(world:
                 DeleteTaskPushNotificationConfigRequest(task_id=task.id, id=made.id)
             )
             await task_of(client, message_of(None, "yes", task_id=task.id))
-            return task.id
+            return str(task.id)
 
     app = Starlette(routes=[Route("/notify", receiver.__call__, methods=["POST"])])
     with served(lambda _: app) as url:
