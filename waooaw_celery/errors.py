@@ -57,6 +57,8 @@
         * StepTimeout           a step of a workflow took too long
     * SignalTimeout             a workflow waited too long for a signal
     * NotPermitted              who speaks at an edge may not do this
+    * ToolError                 a tool of an outside MCP server failed
+    * ToolServerUnavailable     an outside MCP server cannot be started or reached
     * NotSettled                the agents of a test did not come to rest
 
 SettingOverridden is a warning: the environment and the code give one setting different values.
@@ -285,6 +287,14 @@ class NoWorker(WaooawError, LookupError):
 
 class NotScalable(WaooawError, RuntimeError):
     """The pool of a worker cannot be given another size while it runs."""
+
+
+class ToolError(WaooawError):
+    """A tool of an outside MCP server failed, or its answer is not valid."""
+
+
+class ToolServerUnavailable(WaooawError, ConnectionError):
+    """An outside MCP server cannot be started or reached, or it ended during a call."""
 
 
 class NotPermitted(WaooawError):

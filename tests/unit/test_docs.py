@@ -23,7 +23,7 @@ from celery.bin.celery import celery
 
 import waooaw_celery
 from waooaw_celery import agents as all_names
-from waooaw_celery import aio, errors, testing
+from waooaw_celery import aio, edges, errors, testing
 from waooaw_celery.cli import waooaw
 from waooaw_celery.messages.message import Message
 from waooaw_celery.settings import WaooawSettings
@@ -295,6 +295,7 @@ def test_the_pages_of_the_api_have_each_public_name() -> None:
     assert sorted(shown["waooaw_celery.agents"]) == sorted(all_names.__all__)
     assert sorted(shown["waooaw_celery.aio"]) == sorted(aio.__all__)
     assert sorted(shown["waooaw_celery.testing"]) == sorted(testing.__all__)
+    assert sorted(shown["waooaw_celery.edges"]) == sorted(edges.__all__)
     assert set(waooaw_celery.__all__) <= set(all_names.__all__)
 
 

@@ -92,6 +92,7 @@ class TaskInfo(JsonForm):
         progress: what a workflow has set as its progress, or None.
         created_at: when it was called, aware UTC.
         updated_at: when it changed last, aware UTC.
+        parts: the parts of its streamed answer, if the ledger has them (``waooaw_record_stream_parts``), or None.
     """
 
     task_id: str
@@ -108,3 +109,4 @@ class TaskInfo(JsonForm):
     progress: JSON
     created_at: datetime
     updated_at: datetime
+    parts: JSON = None

@@ -68,10 +68,12 @@ class TaskReader:
         receipt = record.receipt
         state = _MESSAGES.get(receipt.status, TaskState.FAILED)
         result: JSON = None
+        parts: JSON = None
         error = None if receipt.error is None else TaskError(type="Error", message=receipt.error)
         if state in (TaskState.COMPLETED, TaskState.FAILED):
             answer = self._answer(receipt.message_id)
             result = answer.get("result")
+            parts = (answer.get("stream") or {}).get("parts")
             if (told := answer.get("error")) is not None:
                 error = TaskError(type=told["type"], message=told["message"])
         return TaskInfo(
@@ -89,6 +91,7 @@ class TaskReader:
             progress=None,
             created_at=receipt.sent_at,
             updated_at=_changed_at(record),
+            parts=parts,
         )
 
     def _answer(self, task_id: str) -> dict[str, Any]:

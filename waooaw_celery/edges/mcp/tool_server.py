@@ -16,7 +16,7 @@ from mcp.shared.exceptions import MCPError
 from pydantic import ValidationError
 
 from waooaw_celery.edges.mcp.transports import Connect
-from waooaw_celery.errors import RequestTimeout, WaooawError
+from waooaw_celery.errors import RequestTimeout, ToolError, ToolServerUnavailable, WaooawError
 from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.messages.validation import JSON
 
@@ -26,14 +26,6 @@ logger = get_logger(__name__)
 CHECK_SECONDS = 3.0
 #: Most pages of a list of tools.
 _MAX_PAGES = 100
-
-
-class ToolError(WaooawError):
-    """A tool of an outside server failed, or its answer is not valid."""
-
-
-class ToolServerUnavailable(WaooawError, ConnectionError):
-    """An outside server of tools cannot be started or reached, or it ended during a call."""
 
 
 class ToolServer:

@@ -1,0 +1,1 @@
+"""Push notifications: a client names a URL, and the edge tells it of each change of a task."""

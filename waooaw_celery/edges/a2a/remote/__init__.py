@@ -1,0 +1,1 @@
+"""Outside agents that speak A2A, as agents of ours."""
