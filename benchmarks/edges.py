@@ -3,8 +3,9 @@
 python -m benchmarks.edges [--rounds 300] [--streams 200]
 
 An agent, the edge and this program are processes of their own, with an embedded PostgreSQL and Valkey. A request
-of this program to the agent, and the same request by each protocol of the edge, take turns. The streams are opened
-together, over HTTP and over A2A; each must bring all its parts.
+of this program to the agent, and the same request by each protocol of the edge, take turns: with plain HTTP, and
+with the clients of the protocols' own packages. The streams are opened together, over HTTP and over A2A; each must
+bring all its parts.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, ExitStack, closing
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import httpx
 from a2a.client import A2ACardResolver, ClientConfig, ClientFactory
@@ -44,6 +46,9 @@ ADDED_MS = 3.0
 PARTS, PATIENCE = 10, 120.0
 _WARM_UP = 20
 
+#: Of a call by MCP without a session.
+MCP_HEADERS = {"Accept": "application/json, text/event-stream", "MCP-Protocol-Version": "2025-06-18"}
+
 Ask = Callable[[], Awaitable[object]]
 
 
@@ -63,7 +68,13 @@ def main() -> None:
             "WAOOAW_DATABASE_URL": stack.enter_context(postgres()),
             "WAOOAW_SPOOL_FOLDER": str(folder / "spool"),
         }
-        app = create_app(waooaw_sender="bench", **{name.lower(): value for name, value in env.items()})
+        app = create_app(
+            waooaw_sender="bench",
+            broker_url=url,
+            result_backend=url,
+            waooaw_database_url=env["WAOOAW_DATABASE_URL"],
+            waooaw_spool_folder=env["WAOOAW_SPOOL_FOLDER"],
+        )
         stack.enter_context(closing(app))
         schema.upgrade(app.database)
         worker = ["celery", "-A", "benchmarks.agent_worker", "worker", "-P", "solo", "-l", "WARNING"]
@@ -123,12 +134,29 @@ async def measure(console: Console, app: AgentApp, address: str, rounds: int, st
             (await http.post(f"{path}/echo", json={"value": 1})).raise_for_status()
 
         async def by_a2a() -> None:
+            message = {"messageId": uuid4().hex, "role": "ROLE_USER", "parts": [{"data": {"value": 1}}]}
+            params = {"message": {**message, "metadata": {"skill_id": "echo"}}}
+            body = {"jsonrpc": "2.0", "id": 1, "method": "SendMessage", "params": params}
+            answer = await http.post(f"{address}/a2a/{AGENT}", json=body, headers={"A2A-Version": "1.0"})
+            assert "artifacts" in answer.json()["result"]["task"], answer.text  # noqa: S101
+
+        async def by_a2a_client() -> None:
             message = new_data_message({"value": 1})
             message.metadata["skill_id"] = "echo"
             async for event in a2a.send_message(SendMessageRequest(message=message)):
                 assert event.task.artifacts, event  # noqa: S101
 
         async def by_mcp() -> None:
+            body = {
+                "jsonrpc": "2.0",
+                "id": 1,
+                "method": "tools/call",
+                "params": {"name": tool, "arguments": {"value": 1}},
+            }
+            answer = await http.post(f"{address}/mcp", json=body, headers=MCP_HEADERS)
+            assert "waooaw/taskId" in answer.text, answer.text  # noqa: S101
+
+        async def by_mcp_client() -> None:
             result = await mcp.call_tool(tool, {"value": 1})
             assert not result.is_error, result  # noqa: S101
 
@@ -137,6 +165,8 @@ async def measure(console: Console, app: AgentApp, address: str, rounds: int, st
             "by HTTP": by_http,
             "by A2A": by_a2a,
             "by MCP": by_mcp,
+            "with a2a-sdk's client": by_a2a_client,
+            "with mcp's client": by_mcp_client,
         }
         medians = await measure_requests(ways, rounds)
         table = Table("request", "p50", "added", title=f"{rounds} rounds, the ways take turns")
@@ -147,15 +177,14 @@ async def measure(console: Console, app: AgentApp, address: str, rounds: int, st
         goals = [
             Goal(f"{name}: added to the p50", median - base, ADDED_MS, at_most=True, unit="ms")
             for name, median in medians.items()
+            if name.startswith("by ")
         ]
-        streaming = ClientFactory(ClientConfig(streaming=True, httpx_client=http)).create(card)
-        openers: dict[str, Callable[[], Awaitable[int]]] = {
-            "HTTP": lambda: stream_by_http(http, f"{path}/count"),
-            "A2A": lambda: stream_by_a2a(streaming),
-        }
-        for name, opener in openers.items():
-            began = time.monotonic()
-            parts = await asyncio.wait_for(asyncio.gather(*(opener() for _ in range(streams))), PATIENCE)
+        for name, stream in (("HTTP", stream_by_http), ("A2A", stream_by_a2a)):
+            # A client of its own: the edge closes connections that were idle for a while.
+            async with httpx.AsyncClient(timeout=PATIENCE, limits=limits, trust_env=False) as fresh:
+                opened = await stream(fresh, address, card)
+                began = time.monotonic()
+                parts = await asyncio.wait_for(asyncio.gather(*(opened() for _ in range(streams))), PATIENCE)
             whole = sum(count == PARTS for count in parts)
             console.print(f"{streams} streams at once by {name}: {time.monotonic() - began:.1f} s")
             goals.append(Goal(f"streams at once by {name} that brought all parts", whole, streams))
@@ -174,26 +203,35 @@ async def measure_requests(ways: dict[str, Ask], rounds: int) -> dict[str, float
     return {name: statistics.median(each) * 1000 for name, each in times.items()}
 
 
-async def stream_by_http(http: httpx.AsyncClient, url: str) -> int:
-    """Return how many parts a stream of server-sent events has brought."""
-    count = 0
-    headers = {"Accept": "text/event-stream"}
-    async with http.stream("POST", url, json={"to": PARTS}, headers=headers) as answer:
-        answer.raise_for_status()
-        async for line in answer.aiter_lines():
-            count += line.startswith("event: part")
-    return count
+async def stream_by_http(http: httpx.AsyncClient, address: str, _: Any) -> Callable[[], Awaitable[int]]:
+    """Return a function that returns how many parts a stream of server-sent events has brought."""
+
+    async def stream() -> int:
+        count = 0
+        url, headers = f"{address}/v1/agents/{AGENT}/methods/count", {"Accept": "text/event-stream"}
+        async with http.stream("POST", url, json={"to": PARTS}, headers=headers) as answer:
+            answer.raise_for_status()
+            async for line in answer.aiter_lines():
+                count += line.startswith("event: part")
+        return count
+
+    return stream
 
 
-async def stream_by_a2a(client: Any) -> int:
-    """Return how many parts a stream of A2A has brought."""
-    message = new_data_message({"to": PARTS})
-    message.metadata["skill_id"] = "count"
-    count = 0
-    async for event in client.send_message(SendMessageRequest(message=message)):
-        if event.HasField("artifact_update"):
-            count += bool(event.artifact_update.artifact.parts)
-    return count
+async def stream_by_a2a(http: httpx.AsyncClient, _: str, card: Any) -> Callable[[], Awaitable[int]]:
+    """Return a function that returns how many parts a stream of A2A has brought."""
+    client = ClientFactory(ClientConfig(streaming=True, httpx_client=http)).create(card)
+
+    async def stream() -> int:
+        message = new_data_message({"to": PARTS})
+        message.metadata["skill_id"] = "count"
+        count = 0
+        async for event in client.send_message(SendMessageRequest(message=message)):
+            if event.HasField("artifact_update"):
+                count += bool(event.artifact_update.artifact.parts)
+        return count
+
+    return stream
 
 
 if __name__ == "__main__":

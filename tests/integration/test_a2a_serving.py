@@ -292,10 +292,19 @@ def test_an_unknown_agent_is_refused(edge: str) -> None:
     assert (rest.status_code, "nobody" in rest.json()["error"]["message"]) == (404, True)
 
 
-@pytest.mark.parametrize("body", [b"\xff\xfe", b'{"message": {"parts": "\\ud800"}}'])
-def test_a_body_that_is_no_text_is_the_clients_mistake(agent: str, body: bytes) -> None:
-    """By both bindings, with our sentence; the log of the server has no traceback for it."""
+def test_a_body_that_is_not_utf_8_is_refused_before_any_protocol(agent: str) -> None:
+    """By the edge itself, as problem details."""
     headers = {"A2A-Version": "1.0", "Content-Type": "application/json"}
+    answer = httpx.post(agent, content=b"\xff\xfe", headers=headers)
+    assert (answer.status_code, answer.json()["detail"]) == (400, "JSON must be encoded as UTF-8")
+
+
+def test_a_body_that_is_no_text_is_the_clients_mistake(agent: str) -> None:
+    """By both bindings, with our sentence; the log of the server has no traceback for it."""
+    headers, body = (
+        {"A2A-Version": "1.0", "Content-Type": "application/json"},
+        b'{"message": {"parts": "\\ud800"}}',
+    )
     rpc = httpx.post(agent, content=body, headers=headers).json()["error"]
     assert (rpc["code"], "surrogate" in rpc["message"]) == (-32700, True)
     rest = httpx.post(f"{agent}/v1/message:send", content=body, headers=headers)

@@ -29,8 +29,10 @@ from waooaw_celery.errors import (
     RemoteError,
     RequestTimeout,
     UnknownMessage,
+    WaooawError,
 )
 from waooaw_celery.messages.validation import JSON, NewId, check_id
+from waooaw_celery.settings import AuditMode
 from waooaw_celery.worker.execution.threads import run_in_thread
 from waooaw_celery.workflows.workflows import LOOKS, Workflows
 
@@ -123,7 +125,9 @@ class Gateway:
         """
         operation = await self.operation(call.principal, call.agent, call.method)
         seconds = call.timeout if wait is None else min(wait, call.timeout)
-        if (known := await self._known(call)) is not None:
+        # In strict mode the ledger refuses an id that it has, so that asking it before would only cost time.
+        asks_first = operation.is_workflow or self.app.settings.audit_mode is not AuditMode.STRICT
+        if asks_first and (known := await self._known(call)) is not None:
             return known if known.state.final else await self.wait(call.principal, call.task_id, seconds)
         if operation.is_workflow:
             await self._start_workflow(call)
@@ -135,10 +139,10 @@ class Gateway:
             return await self.task(call.principal, call.task_id)
         try:
             response = asking.result()
-        except InvalidMessage:
+        except WaooawError:
             if await self._known(call) is None:
                 raise
-            return await self.wait(call.principal, call.task_id, seconds)  # another process was faster
+            return await self.wait(call.principal, call.task_id, seconds)  # it was called before
         return _ended(call, response, began)
 
     @asynccontextmanager
