@@ -10,8 +10,8 @@ from waooaw_celery.agents.waiting import in_thread
 from waooaw_celery.app.app import AgentApp
 from waooaw_celery.messages.validation import JSON
 from waooaw_celery.workflows.flow import seconds_of
-from waooaw_celery.workflows.workflows import LOOKS, result_of, still_runs
 from waooaw_celery.workflows.workflows import Workflows as BlockingWorkflows
+from waooaw_celery.workflows.workflows import pause_before_look, result_of, still_runs
 
 
 class Workflows:
@@ -39,7 +39,7 @@ class Workflows:
     @wraps(BlockingWorkflows.result)
     async def result(self, workflow_id: str, timeout: float = 30.0) -> JSON:
         deadline = time.monotonic() + (seconds_of(timeout) or 0.0)
-        number = 0
+        began = time.monotonic()
         while True:
             found = await self.get(workflow_id)
             if found.status.final:
@@ -47,5 +47,4 @@ class Workflows:
             left = deadline - time.monotonic()
             if left <= 0:
                 raise still_runs(found, timeout)
-            await asyncio.sleep(min(LOOKS[min(number, len(LOOKS) - 1)], left))
-            number += 1
+            await asyncio.sleep(min(pause_before_look(time.monotonic() - began), left))

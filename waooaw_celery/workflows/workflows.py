@@ -40,8 +40,8 @@ from waooaw_celery.workflows.states import WorkflowStatus
 
 #: The sender of what a person does who is no agent.
 OPERATOR = "operator"
-#: Seconds between two looks for the result of a workflow: they grow.
-LOOKS = (0.002, 0.003, 0.005, 0.005, 0.01, 0.01, 0.02, 0.05, 0.1, 0.2)
+#: Seconds between two looks for the result of a workflow, at least and at most.
+SHORTEST_LOOK, LONGEST_LOOK = 0.002, 0.2
 
 
 class Workflows:
@@ -158,7 +158,7 @@ class Workflows:
             )
         left = seconds_of(timeout) or 0.0
         deadline = time.monotonic() + left
-        number = 0
+        waited = 0.0
         while True:
             found = self.get(workflow_id)
             if found.status.final:
@@ -166,10 +166,10 @@ class Workflows:
             left = min(left, deadline - time.monotonic())
             if left <= 0:
                 raise still_runs(found, timeout)
-            pause = min(LOOKS[min(number, len(LOOKS) - 1)], left)
+            pause = min(pause_before_look(waited), left)
             self.app.components.sleep(pause)
             left -= pause  # a test's clock may pass faster than the real one
-            number += 1
+            waited += pause
 
     def get(self, workflow_id: str) -> WorkflowInfo:
         """Return a workflow.
@@ -435,6 +435,17 @@ class Workflows:
         if deadline is not None and (not isinstance(deadline, datetime) or deadline.tzinfo is None):
             raise InvalidMessage(f"deadline must be an aware datetime or a timedelta, not {deadline!r:.80}")
         return deadline
+
+
+def pause_before_look(waited: float) -> float:
+    """Return the seconds until the next look for something that is waited for: an eighth of the wait so far.
+
+    So a short wait is hardly longer than what it waits for, and a long one costs the database few looks.
+
+    Args:
+        waited: seconds that the caller has waited.
+    """
+    return min(max(waited / 8, SHORTEST_LOOK), LONGEST_LOOK)
 
 
 def still_runs(found: WorkflowInfo, timeout: float) -> RequestTimeout:

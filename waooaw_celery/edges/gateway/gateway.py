@@ -34,7 +34,7 @@ from waooaw_celery.errors import (
 from waooaw_celery.messages.validation import JSON, NewId, check_id
 from waooaw_celery.settings import AuditMode
 from waooaw_celery.worker.execution.threads import run_in_thread
-from waooaw_celery.workflows.workflows import LOOKS, Workflows
+from waooaw_celery.workflows.workflows import Workflows, pause_before_look
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -210,9 +210,9 @@ class Gateway:
         Raises:
             As ``task``.
         """
-        deadline = time.monotonic() + seconds
+        began = time.monotonic()
+        deadline = began + seconds
         last: TaskInfo | None = None
-        number = 0
         while True:
             found = await self.task(principal, task_id)
             if found != last:
@@ -221,8 +221,7 @@ class Gateway:
             left = deadline - time.monotonic()
             if found.state.final or found.state is TaskState.INPUT_REQUIRED or left <= 0:
                 return
-            await asyncio.sleep(min(LOOKS[min(number, len(LOOKS) - 1)], left))
-            number += 1
+            await asyncio.sleep(min(pause_before_look(time.monotonic() - began), left))
 
     async def signal(
         self, principal: Principal, task_id: str, signal: str, payload: JSON, *, signal_id: str
@@ -310,13 +309,12 @@ class Gateway:
 
     async def _until_sent(self, call: Call, asking: asyncio.Future[Response]) -> None:
         """Wait until the ledger has a request, or it could not be sent."""
-        number = 0
+        began = time.monotonic()
         while not asking.done():
             try:
                 await _in_thread(self._reader.read, call.task_id)
             except UnknownMessage:
-                await asyncio.wait([asking], timeout=LOOKS[min(number, len(LOOKS) - 1)])
-                number += 1
+                await asyncio.wait([asking], timeout=pause_before_look(time.monotonic() - began))
             else:
                 return
         if isinstance(asking.exception(), InvalidMessage) and await self._known(call) is not None:

@@ -59,8 +59,13 @@ class TurnStore:
         """Write plain turns of PostgreSQL; return the workflows that this process owns."""
         if not turns or self._pipeline is None:
             return set()
+        steps = _newest_steps(turns)
+        is_one = len(turns) == len(steps) == 1
         try:
-            self._pipeline.send(_ACTION, _PLAIN, _parameters(turns))
+            if is_one:
+                self._pipeline.send(_ACTION, _ONE, _parameters_of_one(turns[0], steps[0]))
+            else:
+                self._pipeline.send(_ACTION, _PLAIN, _parameters(turns, steps))
         except (ValueError, OverflowError) as error:  # a text or a number that the driver cannot encode
             raise AuditUnavailable(f"could not {_ACTION}: {error}") from error
         return {workflow_id for (workflow_id,) in self._pipeline.receive(_ACTION)}
@@ -138,10 +143,35 @@ SELECT workflow_id FROM owned
 """  # noqa: S608 - the names are those of columns
 
 
-def _parameters(turns: Sequence[Turn]) -> dict[str, Any]:
+#: The same for one turn with one step, without arrays: PostgreSQL takes half of the time for it.
+_ONE = f"""
+WITH owned AS (
+    UPDATE waooaw_workflows SET last_change = %(last_change)s, takeovers = 0
+    WHERE workflow_id = %(workflow_id)s AND fence = %(fence)s
+    RETURNING workflow_id
+), stored AS (
+    INSERT INTO waooaw_workflow_steps ({", ".join(_STEP_TYPES)})
+    SELECT {", ".join(f"%({name})s::{type_}" for name, type_ in _STEP_TYPES.items())} FROM owned
+    ON CONFLICT (workflow_id, run, path) DO UPDATE
+    SET {", ".join(f"{name} = excluded.{name}" for name in CHANGING)}
+), taken AS (
+    DELETE FROM waooaw_workflow_inputs AS input USING owned
+    WHERE input.input_id = ANY (%(taken)s::varchar[]) AND input.workflow_id = owned.workflow_id
+)
+SELECT workflow_id FROM owned
+"""  # noqa: S608 - the names are those of columns
+
+
+def _parameters_of_one(turn: Turn, step: Mapping[str, Any]) -> dict[str, Any]:
+    found = {name: step[name] for name in _STEP_TYPES}
+    for name in _JSON_COLUMNS:
+        found[name] = None if found[name] is None else payload_text(found[name])
+    return {**found, "fence": turn.fence, "last_change": turn.last_change, "taken": list(turn.taken)}
+
+
+def _parameters(turns: Sequence[Turn], steps: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     # Sorted like the others.
     newest = sorted({turn.workflow_id: turn for turn in turns}.values(), key=lambda turn: turn.workflow_id)
-    steps = _newest_steps(turns)
     found: dict[str, Any] = {name: [step[name] for step in steps] for name in _STEP_TYPES}
     for name in _JSON_COLUMNS:
         found[name] = [None if value is None else payload_text(value) for value in found[name]]
