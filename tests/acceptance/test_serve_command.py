@@ -97,11 +97,11 @@ def test_it_is_served_with_a_certificate_and_keys(world: EdgeWorld, tmp_path: Pa
     """A key that --add-key prints gets in once its entry is in the file, nobody else."""
     added = waooaw("serve", "--add-key", "portal", env={})
     assert added.returncode == 0, added.stderr
-    key = re.search(r"shown only now: (waooaw_\S+)", added.stdout)
-    entry = added.stdout.partition("--principals:\n")[2]
+    key = re.search(r"shown only now: (waooaw_\S+)", added.stderr)
     assert key is not None
+    assert key[1] not in added.stdout
     principals = tmp_path / "principals.toml"
-    principals.write_text(entry.replace("agent.method", f"{world.agent}.echo"))
+    principals.write_text(added.stdout.replace("agent.method", f"{world.agent}.echo"))
     assert read_principals(principals).by_key.keys() == {hash_key(key[1])}
     authority = trustme.CA()
     certificate = authority.issue_cert("localhost")
