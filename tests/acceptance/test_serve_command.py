@@ -93,6 +93,15 @@ def test_a_killed_edge_loses_no_task(world: EdgeWorld, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_an_agent_that_is_not_known_is_told(world: EdgeWorld, tmp_path: Path) -> None:
+    """The edge starts, since its worker may start later, but a wrong name can be seen."""
+    with serving(world, tmp_path, "--http", "--agent", "nobody", "--agent", world.agent) as (_, _, log):
+        told = [line for line in log.read_text().splitlines() if "cannot serve" in line]
+    assert len(told) == 1
+    assert told[0].startswith("The edge cannot serve nobody yet")
+
+
+@pytest.mark.slow
 def test_it_is_served_with_a_certificate_and_keys(world: EdgeWorld, tmp_path: Path) -> None:
     """A key that --add-key prints gets in once its entry is in the file, nobody else."""
     added = waooaw("serve", "--add-key", "portal", env={})

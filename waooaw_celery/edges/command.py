@@ -15,10 +15,11 @@ from waooaw_celery.cli.base.command import Command
 from waooaw_celery.cli.group import named_app
 from waooaw_celery.cli.output import echo
 from waooaw_celery.edges.protection.networks import network_of
-from waooaw_celery.errors import ConfigurationError
+from waooaw_celery.errors import ConfigurationError, UnknownAgent
 from waooaw_celery.messages.validation import check_agent_name
 
 if TYPE_CHECKING:
+    from waooaw_celery.app.app import AgentApp
     from waooaw_celery.edges.access.authentication import Authentication
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -139,6 +140,7 @@ def serve(
                 allowed_networks=[network_of(each) for each in networks],
             )
             edge = create_edge(app, options)
+            _tell_unknown(app, agents)
             if not _is_loopback(host) and not url.startswith("https:"):
                 echo(
                     "Clients send their keys unencrypted: give --tls-certificate and --tls-key, or put a proxy "
@@ -163,7 +165,20 @@ def _serve_stdio(ctx: click.Context, agents: tuple[str, ...], timeout: float) ->
         app = named_app(ctx)
         _ = app.settings, app.driver
     with closing(app):
+        _tell_unknown(app, agents)
         serve_stdio(app, agents=agents, timeout=timeout)
+
+
+def _tell_unknown(app: AgentApp, agents: tuple[str, ...]) -> None:
+    """Tell which chosen agents no worker has served yet: a name may be wrong, or its worker starts later."""
+    from waooaw_celery.edges.gateway.catalogue import Catalogue
+
+    catalogue = Catalogue(app)
+    for name in dict.fromkeys(agents):
+        try:
+            catalogue.agent(name)
+        except UnknownAgent as error:
+            echo(f"The edge cannot serve {name} yet: {error}", err=True)
 
 
 def _check_installed(protocol: str) -> None:
