@@ -93,15 +93,24 @@ def test_a_killed_edge_loses_no_task(world: EdgeWorld, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_an_agent_that_is_not_known_is_told(world: EdgeWorld, tmp_path: Path) -> None:
+    """The edge starts, since its worker may start later, but a wrong name can be seen."""
+    with serving(world, tmp_path, "--http", "--agent", "nobody", "--agent", world.agent) as (_, _, log):
+        told = [line for line in log.read_text().splitlines() if "cannot serve" in line]
+    assert len(told) == 1
+    assert told[0].startswith("The edge cannot serve nobody yet")
+
+
+@pytest.mark.slow
 def test_it_is_served_with_a_certificate_and_keys(world: EdgeWorld, tmp_path: Path) -> None:
     """A key that --add-key prints gets in once its entry is in the file, nobody else."""
     added = waooaw("serve", "--add-key", "portal", env={})
     assert added.returncode == 0, added.stderr
-    key = re.search(r"shown only now: (waooaw_\S+)", added.stdout)
-    entry = added.stdout.partition("--principals:\n")[2]
+    key = re.search(r"shown only now: (waooaw_\S+)", added.stderr)
     assert key is not None
+    assert key[1] not in added.stdout
     principals = tmp_path / "principals.toml"
-    principals.write_text(entry.replace("agent.method", f"{world.agent}.echo"))
+    principals.write_text(added.stdout.replace("agent.method", f"{world.agent}.echo"))
     assert read_principals(principals).by_key.keys() == {hash_key(key[1])}
     authority = trustme.CA()
     certificate = authority.issue_cert("localhost")

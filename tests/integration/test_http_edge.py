@@ -175,6 +175,15 @@ def test_a_hostile_body_is_refused(client: Client, body: bytes, status: int) -> 
     assert client.http.get("/health").json() == {"status": "alive"}
 
 
+@pytest.mark.parametrize(("method", "path", "status"), [("GET", "/", 404), ("POST", "/v1/agents", 405)])
+def test_a_path_that_is_not_there_is_told(client: Client, method: str, path: str, status: int) -> None:
+    """As problem details, with where to begin."""
+    answer = client.http.request(method, path)
+    assert (answer.status_code, answer.json()["status"]) == (status, status)
+    assert answer.headers["Content-Type"] == "application/problem+json"
+    assert status != 404 or "/v1/agents" in answer.json()["detail"]
+
+
 def test_unusual_texts_arrive_unchanged(client: Client) -> None:
     """NUL, other planes of Unicode, and what looks like a tagged value of our wire formats."""
     for text in ("\x00", "\U0001f600 \u2028", '{"__type__": "bytes", "__value__": "eA=="}'):

@@ -6,6 +6,7 @@ import asyncio
 import json
 import socket
 import time
+from collections.abc import Sequence
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,14 @@ from hypothesis import strategies as st
 from starlette.requests import HTTPConnection
 
 from waooaw_celery import Agent, create_app
-from waooaw_celery.edges import verify_webhook, webhook
+from waooaw_celery.edges import McpAgent, RemoteAgent, verify_webhook, webhook
 from waooaw_celery.edges.access.authentication import ApiKeys, FirstOf, TrustedProxy
 from waooaw_celery.edges.access.principals_file import hash_key, new_key, parse_principals, read_principals
 from waooaw_celery.edges.http.webhooks.signature import signed_headers
 from waooaw_celery.edges.http.webhooks.subscription import MAX_RETRY_AFTER, _seconds
 from waooaw_celery.edges.protection.depth import depth_of
 from waooaw_celery.edges.protection.failures import MAX_FAILURES, Failures
+from waooaw_celery.edges.protection.networks import networks
 from waooaw_celery.edges.protection.outgoing import checked_address, is_public, public_client
 from waooaw_celery.errors import ConfigurationError, NotPermitted
 
@@ -247,6 +249,22 @@ def test_no_spelling_of_an_inner_address_is_reached(host: str) -> None:
         ip_network("169.254.0.0/16"),
     ]
     assert asyncio.run(checked_address(host, 80, allowed))
+
+
+@pytest.mark.parametrize("wrong", [["10.0.0.1/8"], ["inner"], "10.0.0.0/8"])
+def test_an_inner_network_is_declared_by_its_text(wrong: Sequence[str]) -> None:
+    """A network stands as text or as such; what is none is refused where it is declared, not at the first call."""
+    assert networks(["10.0.0.0/8", ip_network("::1/128")]) == (ip_network("10.0.0.0/8"), ip_network("::1/128"))
+    app = create_app("declared", broker_url="memory://")
+    for declare in (
+        lambda: RemoteAgent("far", "https://far.example", app, allowed_networks=wrong),
+        lambda: McpAgent("tools", app, url="https://far.example/mcp", allowed_networks=wrong),
+        lambda: webhook(
+            Agent("notifier", app), "a", url="https://x.example", secret=SECRET, allowed_networks=wrong
+        ),
+    ):
+        with pytest.raises(ConfigurationError, match="network"):
+            declare()
 
 
 def test_a_name_with_one_inner_address_is_not_reached() -> None:

@@ -13,14 +13,17 @@ from ipaddress import IPv4Network, IPv6Network
 from typing import Any
 
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.routing import BaseRoute
 
 from waooaw_celery.app.app import AgentApp
 from waooaw_celery.edges.access.authentication import Authentication, NoAuthentication
 from waooaw_celery.edges.access.principal import Principal
 from waooaw_celery.edges.gateway.gateway import Gateway
-from waooaw_celery.edges.protection.bounds import Bounds, Protection
+from waooaw_celery.edges.protection.bounds import Bounds, Protection, refused
 from waooaw_celery.errors import ConfigurationError
 
 #: The agent in whose name an edge without authentication sends, unless another is chosen.
@@ -104,6 +107,14 @@ _PROTOCOLS = {
 }
 
 
+#: Where a client of each protocol begins.
+_FIRST_PATHS = {
+    Protocol.A2A: "/a2a/AGENT/.well-known/agent-card.json",
+    Protocol.MCP: "/mcp",
+    Protocol.HTTP: "/v1/agents and /openapi.json",
+}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Edge:
     """An edge, ready to be served.
@@ -149,8 +160,16 @@ def create_edge(app: AgentApp, options: EdgeOptions | None = None) -> Edge:
             if part.stop is not None:
                 part.stop()
 
+    def no_route(_: Request, error: Exception) -> Response:
+        if not isinstance(error, HTTPException):
+            raise error
+        begin = ", ".join(_FIRST_PATHS[protocol] for protocol in dict.fromkeys(options.protocols))
+        told = {404: f"there is nothing here: begin with {begin}", 405: "this path takes other methods"}
+        return refused(error.status_code, told.get(error.status_code, error.detail), dict(error.headers or {}))
+
     asgi = Starlette(
         routes=[route for part in parts for route in part.routes],
+        exception_handlers={HTTPException: no_route},
         lifespan=lifespan,
         middleware=[
             Middleware(

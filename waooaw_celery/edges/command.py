@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from contextlib import closing
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -14,10 +14,12 @@ import click
 from waooaw_celery.cli.base.command import Command
 from waooaw_celery.cli.group import named_app
 from waooaw_celery.cli.output import echo
-from waooaw_celery.errors import ConfigurationError
+from waooaw_celery.edges.protection.networks import network_of
+from waooaw_celery.errors import ConfigurationError, UnknownAgent
 from waooaw_celery.messages.validation import check_agent_name
 
 if TYPE_CHECKING:
+    from waooaw_celery.app.app import AgentApp
     from waooaw_celery.edges.access.authentication import Authentication
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -46,7 +48,11 @@ _LOOPBACK = ("localhost", "127.0.0.1", "::1")
     show_envvar=True,
     help="File with who may do what. See --add-key.",
 )
-@click.option("--add-key", metavar="NAME", help="Print a new API key and the entry of a principal, and end.")
+@click.option(
+    "--add-key",
+    metavar="NAME",
+    help="Print a new API key, and on standard output the entry of its principal; then end.",
+)
 @click.option("--trusted-proxy", metavar="NETWORK", multiple=True, help="Proxy that authenticates clients.")
 @click.option("--user-header", default="X-Forwarded-User", show_default=True, help="The proxy's header.")
 @click.option("--oidc-issuer", metavar="URL", multiple=True, help="Issuer of bearer tokens; may be repeated.")
@@ -131,9 +137,10 @@ def serve(
                 hosts=_names(host, url, hosts),
                 timeout=timeout,
                 cancel_when_gone=cancel_when_gone,
-                allowed_networks=[_network(each) for each in networks],
+                allowed_networks=[network_of(each) for each in networks],
             )
             edge = create_edge(app, options)
+            _tell_unknown(app, agents)
             if not _is_loopback(host) and not url.startswith("https:"):
                 echo(
                     "Clients send their keys unencrypted: give --tls-certificate and --tls-key, or put a proxy "
@@ -158,7 +165,20 @@ def _serve_stdio(ctx: click.Context, agents: tuple[str, ...], timeout: float) ->
         app = named_app(ctx)
         _ = app.settings, app.driver
     with closing(app):
+        _tell_unknown(app, agents)
         serve_stdio(app, agents=agents, timeout=timeout)
+
+
+def _tell_unknown(app: AgentApp, agents: tuple[str, ...]) -> None:
+    """Tell which chosen agents no worker has served yet: a name may be wrong, or its worker starts later."""
+    from waooaw_celery.edges.gateway.catalogue import Catalogue
+
+    catalogue = Catalogue(app)
+    for name in dict.fromkeys(agents):
+        try:
+            catalogue.agent(name)
+        except UnknownAgent as error:
+            echo(f"The edge cannot serve {name} yet: {error}", err=True)
 
 
 def _check_installed(protocol: str) -> None:
@@ -191,7 +211,7 @@ def _authentication(
     known = read_principals(principals)
     ways: list[Authentication] = [ApiKeys(known)]
     if proxies:
-        ways.append(TrustedProxy(known, [_network(each) for each in proxies], user_header))
+        ways.append(TrustedProxy(known, [network_of(each) for each in proxies], user_header))
     if issuers:
         from waooaw_celery.edges.access.bearer_tokens import BearerTokens
 
@@ -199,7 +219,7 @@ def _authentication(
             raise click.UsageError(
                 "--oidc-issuer needs --oidc-audience: a token for another service must not count"
             )
-        ways.append(BearerTokens(known, issuers, audience, [_network(each) for each in networks]))
+        ways.append(BearerTokens(known, issuers, audience, [network_of(each) for each in networks]))
     return FirstOf(ways)
 
 
@@ -216,19 +236,12 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _network(text: str) -> IPv4Network | IPv6Network:
-    try:
-        return ip_network(text)
-    except ValueError as error:
-        raise ConfigurationError(f"{text!r} is no address or network: {error}") from error
-
-
 def _print_entry(name: str) -> None:
     from waooaw_celery.edges.access.principals_file import new_key
 
     check_agent_name(name, "the name")
     key, hashed = new_key()
-    echo(f"The key of {name}, which is shown only now: {key}")
-    echo("Its entry for the file of --principals:")
+    echo(f"The key of {name}, which is shown only now: {key}", err=True)  # so that >> puts it into no file
+    echo("Its entry for the file of --principals:", err=True)
     for line in (f"[{name}]", f'from_agent = "{name}"', f'keys = ["{hashed}"]', 'may_call = ["agent.method"]'):
         echo(line)

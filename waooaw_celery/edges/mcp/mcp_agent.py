@@ -14,6 +14,7 @@ from waooaw_celery.agents.agent import Agent
 from waooaw_celery.app.app import AgentApp
 from waooaw_celery.discovery.contracts.contract import foreign_contract
 from waooaw_celery.edges.mcp.tool_names import method_for
+from waooaw_celery.edges.protection.networks import Network, networks
 from waooaw_celery.errors import ConfigurationError
 from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.messages.validation import JSON
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     import mcp_types as types
 
     from waooaw_celery.edges.mcp.tool_server import ToolServer
-    from waooaw_celery.edges.protection.outgoing import Network
 
 logger = get_logger(__name__)
 
@@ -60,7 +60,7 @@ class McpAgent(Agent):
             window has passed.
         restart_seconds: the window of ``max_restarts``.
         retries: when a call is tried again, as for ``Agent.method``.
-        allowed_networks: inner networks that the ``url`` may lead to.
+        allowed_networks: inner networks that the ``url`` may lead to, such as ``10.0.0.0/8``.
         options: the other arguments of ``Agent``.
 
     Raises:
@@ -87,13 +87,13 @@ class McpAgent(Agent):
         max_restarts: int = 5,
         restart_seconds: float = 60.0,
         retries: int | RetryPolicy | None = None,
-        allowed_networks: Sequence[Network] = (),
+        allowed_networks: Sequence[str | Network] = (),
         **options: Any,
     ) -> None:
         _check(name, command, url, tools)
         super().__init__(name, app, **options)
         self._command, self._url, self._env, self._cwd = command, url, env, cwd
-        self._headers, self._allowed = headers, tuple(allowed_networks)
+        self._headers, self._allowed = headers, networks(allowed_networks)
         self._timeout, self._start_seconds = timeout, start_seconds
         self._max_restarts, self._restart_seconds = max_restarts, restart_seconds
         self._handler_options: dict[str, Any] = {} if retries is None else {"retries": retries}

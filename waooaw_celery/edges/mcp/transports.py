@@ -12,7 +12,8 @@ from typing import Any
 from mcp.client.stdio import StdioServerParameters, stdio_client
 from mcp.client.streamable_http import streamable_http_client
 
-from waooaw_celery.edges.protection.outgoing import Network, public_client
+from waooaw_celery.edges.protection.networks import Network
+from waooaw_celery.edges.protection.outgoing import public_client
 from waooaw_celery.errors import ConfigurationError
 
 #: Makes a connection: an asynchronous context manager with the streams of messages.

@@ -14,9 +14,8 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 
 import httpx2 as httpx
 
+from waooaw_celery.edges.protection.networks import Network
 from waooaw_celery.errors import NotPermitted
-
-Network = IPv4Network | IPv6Network
 
 
 class PublicTransport(httpx.AsyncHTTPTransport):
@@ -72,8 +71,8 @@ async def checked_address(host: str, port: int, allowed: Collection[Network] = (
         address = ip_address(text.partition("%")[0])
         if not is_public(address) and not any(address in network for network in allowed):
             raise NotPermitted(
-                f"{host} is {address}, an address of an inner network: allow it with --allow-network if it may be "
-                "reached"
+                f"{host} has {address}, an address of an inner network: if it may be reached, allow it with "
+                "allowed_networks in the declaration, or with --allow-network of waooaw serve"
             )
     return addresses[0]
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from ipaddress import IPv4Network, IPv6Network
 from typing import Any
 
 from waooaw_celery.agents.agent import Agent
 from waooaw_celery.app.app import AgentApp
 from waooaw_celery.edges.a2a.remote.calls import RemoteCalls
 from waooaw_celery.edges.a2a.remote.card import CardSource
+from waooaw_celery.edges.protection.networks import Network, networks
 from waooaw_celery.errors import ConfigurationError
 from waooaw_celery.messages.validation import JSON
 
@@ -38,7 +38,8 @@ class RemoteAgent(Agent):
         skills: skills that are methods: their ids, or a mapping of names of methods to ids.
         headers: headers of each request to it, such as ``{"Authorization": "Bearer …"}``.
         keys: public keys by their ids, as PEM. With keys, its card counts only if one of them has signed it.
-        allowed_networks: inner networks in which it may be. Otherwise only public addresses are reached.
+        allowed_networks: inner networks in which it may be, such as ``10.0.0.0/8``. Otherwise only
+            public addresses are reached.
         timeout: seconds that a call may take, unless the caller waits less.
         max_card_age: seconds for which its card is used without asking again.
         method_options: options of all its methods, such as ``retries``.
@@ -62,14 +63,18 @@ class RemoteAgent(Agent):
         skills: Sequence[str] | Mapping[str, str] = (),
         headers: Mapping[str, str] | None = None,
         keys: Mapping[str, str | bytes] | None = None,
-        allowed_networks: Sequence[IPv4Network | IPv6Network] = (),
+        allowed_networks: Sequence[str | Network] = (),
         timeout: float = 300.0,
         max_card_age: float = 300.0,
         method_options: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
         source = CardSource(
-            url=card_url, headers=headers or {}, allowed=allowed_networks, keys=keys or {}, max_age=max_card_age
+            url=card_url,
+            headers=headers or {},
+            allowed=networks(allowed_networks),
+            keys=keys or {},
+            max_age=max_card_age,
         )
         named = _named(skills)
         super().__init__(name, app, **options)

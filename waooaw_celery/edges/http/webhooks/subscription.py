@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cache
-from ipaddress import IPv4Network, IPv6Network
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -23,6 +22,7 @@ from celery import Task
 from waooaw_celery.agents.agent import Agent
 from waooaw_celery.agents.events.cloudevents import to_cloudevent
 from waooaw_celery.edges.http.webhooks.signature import secret_bytes, signed_headers
+from waooaw_celery.edges.protection.networks import Network, networks
 from waooaw_celery.edges.protection.outgoing import PublicTransport
 from waooaw_celery.errors import ConfigurationError, InvalidMessage, NotPermitted
 from waooaw_celery.messages.message import Message
@@ -49,7 +49,7 @@ def webhook(
     binary: bool = False,
     timeout: float = 15.0,
     retries: RetryPolicy | int = 5,
-    allowed_networks: Sequence[IPv4Network | IPv6Network] = (),
+    allowed_networks: Sequence[str | Network] = (),
     **options: Any,
 ) -> Task[Any, Any]:
     """Subscribe a URL: each event that matches is posted to it, as a CloudEvent with a signature.
@@ -69,7 +69,7 @@ def webhook(
         binary: whether the attributes of the event are in headers, and its data is the body.
         timeout: seconds within which it must be answered.
         retries: how often it is tried again.
-        allowed_networks: inner networks that the URL may lead to.
+        allowed_networks: inner networks that the URL may lead to, such as ``10.0.0.0/8``.
         options: other options of ``subscribe``, such as ``where``.
 
     Raises:
@@ -81,7 +81,7 @@ def webhook(
     """
     target = _Target(
         _checked_url(url), _checked_secrets(secret, secret_variable), secret_variable, binary, timeout,
-        tuple(allowed_networks),
+        networks(allowed_networks),
     )  # fmt: skip
     policy = RetryPolicy.of(retries)
     policy = replace(policy, never=(*policy.never, *_NEVER))
@@ -122,7 +122,7 @@ class _Target:
     secret_variable: str | None
     binary: bool
     timeout: float
-    allowed: tuple[IPv4Network | IPv6Network, ...]
+    allowed: tuple[Network, ...]
 
     @property
     def host(self) -> str:
