@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
 from edge_world import EdgeWorld, edge_world
+from support import until
 
+from waooaw_celery.discovery.registry import Registry
 from waooaw_celery.edges.access.principal import Principal
 from waooaw_celery.edges.gateway.gateway import Gateway, task_id_of
 from waooaw_celery.edges.gateway.task import Call, TaskState
-from waooaw_celery.errors import InvalidArguments, NotPermitted, UnknownMessage, UnknownMethod
+from waooaw_celery.errors import InvalidArguments, NotPermitted, NoWorker, UnknownMessage, UnknownMethod
 from waooaw_celery.testing.embedded import valkey
 
 
@@ -165,6 +168,27 @@ def test_a_running_task_can_be_cancelled(world: EdgeWorld, gateway: Gateway) -> 
         assert (await gateway.wait(world.principal, call.task_id, 10.0)).state is TaskState.CANCELLED
 
     asyncio.run(cancel())
+
+
+def test_a_call_waits_for_an_agent_whose_workers_are_stopped(tmp_path: Path) -> None:
+    """Its queue keeps the call. An edge that has never seen a worker of it says that one must be started."""
+    with valkey() as url, edge_world(url, f"sqlite:///{tmp_path / 'ledger.db'}", tmp_path) as world:
+        gateway = Gateway(world.app)
+        call = call_of(world, "echo", {"text": "hi"}, principal=world.principal)
+        assert asyncio.run(gateway.run(call)).result == "hi"
+        world.app.control.shutdown()
+        until(lambda: not Registry(world.app).get(world.agent).workers, "the end of the worker")
+
+        async def call_again() -> Any:
+            later = call_of(world, "echo", {"text": "later"}, principal=world.principal)
+            assert (await gateway.start(later)).state is TaskState.SUBMITTED
+            with pytest.raises(NoWorker, match="start one, and try again"):
+                await Gateway(world.app).start(call_of(world, "echo", {"text": "x"}, principal=world.principal))
+            env = {"PROBE_EFFECTS": str(world.effects)}
+            with world.broker.running(world.agent, world.app, module="edge_probe", env=env):
+                return await gateway.wait(world.principal, later.task_id, 20.0)
+
+        assert asyncio.run(call_again()).result == "later"
 
 
 def test_a_stream_gives_its_parts(world: EdgeWorld, gateway: Gateway) -> None:

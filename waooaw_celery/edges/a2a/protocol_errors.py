@@ -23,6 +23,7 @@ from waooaw_celery.errors import (
     InvalidMessage,
     NotPermitted,
     NotStoppable,
+    NoWorker,
     QueueFull,
     RateLimitExceeded,
     SenderPaused,
@@ -49,7 +50,7 @@ _ERRORS: tuple[tuple[tuple[type[WaooawError], ...], type[A2AError]], ...] = (
     ((UnknownMethod, InvalidMessage), InvalidParamsError),
     ((UnknownAgent,), MethodNotFoundError),
     # The protocol has no code for "later": the data says when.
-    ((RateLimitExceeded, QueueFull, CircuitOpen, TooManyInFlight), InternalError),
+    ((RateLimitExceeded, QueueFull, CircuitOpen, TooManyInFlight, NoWorker), InternalError),
 )
 
 

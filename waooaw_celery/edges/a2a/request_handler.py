@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from contextlib import aclosing
 from typing import Any, cast
@@ -35,7 +34,6 @@ from a2a.utils.errors import (
     UnsupportedOperationError,
 )
 
-from waooaw_celery.discovery.agent_info import AgentInfo
 from waooaw_celery.edges.a2a.card import agent_card
 from waooaw_celery.edges.a2a.messages import arguments_of, choose_operation, input_of
 from waooaw_celery.edges.a2a.protocol_errors import protocol_errors
@@ -56,8 +54,6 @@ from waooaw_celery.worker.execution.threads import run_in_thread
 PRINCIPAL, AGENT, REQUEST = "principal", "agent", "request"
 #: Seconds between two looks whether a client is still there.
 _GONE_PERIOD = 0.25
-#: Seconds for which what is known about an agent is not read again, and of how many agents that is kept.
-_KNOWN_SECONDS, _MAX_KNOWN = 1.0, 1000
 #: Seconds within which the ledger has a task that is being sent.
 _RECORDED_SECONDS = 10.0
 
@@ -74,7 +70,6 @@ class LedgerRequestHandler(RequestHandler):
         self._edge, self._gateway, self._options = edge, edge.gateway, edge.options
         self._push = push
         self._ended = EndedTasks()
-        self._known: dict[str, tuple[float, AgentInfo | None]] = {}
         self._list = TaskList(edge.gateway, self._ended)
         self.streaming = Streaming(edge.gateway, self._ended, cancel_when_gone=edge.options.cancel_when_gone)
 
@@ -211,25 +206,14 @@ class LedgerRequestHandler(RequestHandler):
         """Return the card with the skills that the principal may use."""
         with protocol_errors():
             principal = _principal(context)
-            info = await self._info(context.state[AGENT])
+            info = await asyncio.wrap_future(run_in_thread(self._gateway.catalogue.agent, context.state[AGENT]))
             operations = operations_of(info, principal)
             return agent_card(info, operations, self._options.public_url, self._edge.authentication.schemes())
-
-    async def _info(self, agent: str) -> AgentInfo:
-        """Return what the registry knows of an agent, at most a second old."""
-        until, info = self._known.get(agent, (0.0, None))
-        if info is None or until < time.monotonic():
-            info = await asyncio.wrap_future(run_in_thread(self._gateway.catalogue.agent, agent))
-            if len(self._known) >= _MAX_KNOWN:
-                self._known.clear()
-            self._known[agent] = time.monotonic() + _KNOWN_SECONDS, info
-        return info
 
     async def _call(self, message: Message, context: ServerCallContext) -> tuple[Call, Operation]:
         """Return the call that a message asks for. The same message of the same principal is the same call."""
         principal, agent = _principal(context), context.state[AGENT]
-        info = await self._info(agent)
-        operation = choose_operation(message, operations_of(info, principal))
+        operation = choose_operation(message, await self._gateway.operations_for(principal, agent))
         call = Call(
             principal=principal,
             protocol="a2a",

@@ -13,7 +13,7 @@ from waooaw_celery.discovery.contracts.contract import DESCRIPTION, PARAMETERS, 
 from waooaw_celery.discovery.contracts.documents import newest_contracts
 from waooaw_celery.discovery.registry import Registry
 from waooaw_celery.edges.access.principal import Principal
-from waooaw_celery.errors import UnknownAgent, UnknownMethod
+from waooaw_celery.errors import NoWorker, UnknownAgent, UnknownMethod
 
 #: Seconds for which what an agent has is not read again.
 KNOWN_SECONDS = 1.0
@@ -48,7 +48,10 @@ class Operation:
 
 
 class Catalogue:
-    """Reads what can be called from the registry. A method without a living worker is not in it.
+    """Reads what can be called from the registry, which knows the methods of living workers.
+
+    What this process has read of an agent is remembered: it can be called while all its workers are stopped, and
+    gets the call when one of them starts.
 
     Args:
         app: the application.
@@ -85,20 +88,36 @@ class Catalogue:
         Raises:
             UnknownAgent: the agent is not known, or this edge does not show it.
             UnknownMethod: it has no such method or workflow; the error lists those that it has.
+            NoWorker: what it has is not known; see ``operations``.
         """
-        if (found := self.known(agent, method)) is not None:
-            return found
-        operations = {each.method: each for each in operations_of(self.agent(agent))}
-        self._read[agent] = time.monotonic() + KNOWN_SECONDS, operations
+        operations = self.operations(agent)
         if (found := operations.get(method)) is not None:
             return found
-        known = ", ".join(operations) or "none: no worker of it runs"
-        raise UnknownMethod(f"{agent!r} has no method or workflow {method!r:.80}; it has {known}")
+        raise UnknownMethod(f"{agent!r} has no method or workflow {method!r:.80}; it has {', '.join(operations)}")
 
-    def known(self, agent: str, method: str) -> Operation | None:
-        """Return a method or workflow if it was read a moment ago. This asks no server."""
+    def operations(self, agent: str) -> Mapping[str, Operation]:
+        """Return the methods and workflows of an agent, by name, as they were a moment ago.
+
+        Raises:
+            UnknownAgent: the agent is not known, or this edge does not show it.
+            NoWorker: no worker of it runs, and this process has seen none before.
+        """
+        if (known := self.known(agent)) is not None:
+            return known
+        operations = {each.method: each for each in operations_of(self.agent(agent))}
+        if not operations:  # all its workers are stopped: its queue keeps what is sent to it
+            _, operations = self._read.get(agent, (0.0, {}))
+        if not operations:
+            raise NoWorker(
+                f"no worker of {agent!r} runs, so that its methods are not known: start one, and try again"
+            )
+        self._read[agent] = time.monotonic() + KNOWN_SECONDS, operations
+        return operations
+
+    def known(self, agent: str) -> Mapping[str, Operation] | None:
+        """Return the methods and workflows of an agent if they were read a moment ago. This asks no server."""
         until, operations = self._read.get(agent, (0.0, {}))
-        return operations.get(method) if until > time.monotonic() else None
+        return operations if until > time.monotonic() else None
 
     def _shows(self, agent: str) -> bool:
         return not self._agents or agent in self._agents

@@ -81,12 +81,26 @@ class Gateway:
             NotPermitted: it may not.
             UnknownAgent: the agent is not known, or this edge does not serve it.
             UnknownMethod: the agent has no such method or workflow.
+            NoWorker: no worker of it runs, and this process has seen none before.
             StoreUnavailable: the registry does not answer.
         """
         principal.check_may_call(agent, method)
-        if (known := self.catalogue.known(agent, method)) is not None:
-            return known
+        if method in (self.catalogue.known(agent) or ()):
+            return self.catalogue.operation(agent, method)
         return await _in_thread(self.catalogue.operation, agent, method)
+
+    async def operations_for(self, principal: Principal, agent: str) -> list[Operation]:
+        """Return the methods and workflows of an agent that a principal may call.
+
+        Raises:
+            UnknownAgent: the agent is not known, or this edge does not serve it.
+            NoWorker: no worker of it runs, and this process has seen none before.
+            StoreUnavailable: the registry does not answer.
+        """
+        found = self.catalogue.known(agent)
+        if found is None:
+            found = await _in_thread(self.catalogue.operations, agent)
+        return [each for each in found.values() if principal.can_call(agent, each.method)]
 
     async def start(self, call: Call) -> TaskInfo:
         """Call a method or workflow without waiting for its result. The same id again changes nothing.

@@ -25,6 +25,7 @@ _STATUSES: tuple[tuple[type[Exception], int], ...] = (
     (errors.SchemaViolation, 422),
     (errors.InvalidMessage, 400),
     (errors.NoAgentAvailable, 503),
+    (errors.NoWorker, 503),
     (errors.LedgerMismatch, 503),
     (errors.UnknownAgent, 404),
     (errors.UnknownMessage, 404),

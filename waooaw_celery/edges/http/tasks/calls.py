@@ -22,7 +22,6 @@ from waooaw_celery.edges.http.tasks.event_stream import Event, EventStream, Stre
 from waooaw_celery.edges.http.tasks.idempotency import Keys
 from waooaw_celery.edges.http.tasks.task_routes import ended_event, events_of, task_path
 from waooaw_celery.errors import RequestError
-from waooaw_celery.worker.execution.threads import run_in_thread
 
 #: Seconds that the ledger may take to learn of an end that the caller knows already.
 _LEDGER_SECONDS = 5.0
@@ -125,9 +124,7 @@ class Calls:
             self._abandoned.cancel(call.principal, call.task_id)
 
     async def _stream(self, request: Request, call: Call, *, is_known: bool) -> Response:
-        operation = await asyncio.wrap_future(
-            run_in_thread(self._gateway.catalogue.operation, call.agent, call.method)
-        )
+        operation = await self._gateway.operation(call.principal, call.agent, call.method)
         headers = {"Location": task_path(request, call.task_id)}
         if is_known or not operation.streams:
             task = await self._gateway.start(call)
