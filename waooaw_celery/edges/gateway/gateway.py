@@ -36,6 +36,9 @@ from waooaw_celery.settings import AuditMode
 from waooaw_celery.worker.execution.threads import run_in_thread
 from waooaw_celery.workflows.workflows import LOOKS, Workflows
 
+#: Seconds between two looks at a task whose only answer another edge may get.
+_LOOK_SECONDS = 1.0
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -68,11 +71,17 @@ class Gateway:
         self._bus, self._workflows, self._reader = MessageBus(app), Workflows(app), TaskReader(app)
         #: The requests that this process has sent and that have no answer yet, by the id of the task. They go on
         #: when their callers have gone. (The event loop itself holds its tasks only weakly.)
-        self._asking: dict[str, asyncio.Future[Response]] = {}
+        self._asking: dict[str, tuple[Call, asyncio.Future[Response]]] = {}
+        #: The calls whose answers this process reads in parts. Another request with their id would take them away.
+        self._streaming: set[str] = set()
 
     def new_task_id(self) -> str:
         """Return the id of a new task. Its answer comes with those of all requests of this process."""
         return self.app.result_collector.new_id()
+
+    def is_asking(self, task_id: str) -> bool:
+        """Whether this process waits for the answer of a task. Another request with its id would take it away."""
+        return task_id in self._asking or task_id in self._streaming
 
     async def operation(self, principal: Principal, agent: str, method: str) -> Operation:
         """Return a method or workflow that a principal may call.
@@ -126,7 +135,11 @@ class Gateway:
         operation = await self.operation(call.principal, call.agent, call.method)
         seconds = call.timeout if wait is None else min(wait, call.timeout)
         # In strict mode the ledger refuses an id that it has, so that asking it before would only cost time.
-        asks_first = operation.is_workflow or self.app.settings.audit_mode is not AuditMode.STRICT
+        asks_first = (
+            operation.is_workflow
+            or self.app.settings.audit_mode is not AuditMode.STRICT
+            or call.task_id in self._streaming
+        )
         if asks_first and (known := await self._known(call)) is not None:
             return known if known.state.final else await self.wait(call.principal, call.task_id, seconds)
         if operation.is_workflow:
@@ -134,8 +147,10 @@ class Gateway:
             return await self.wait(call.principal, call.task_id, seconds)
         began = datetime.now(UTC)
         asking = self._ask(call)
-        done, _ = await asyncio.wait([asking], timeout=seconds)
-        if not done:
+        if (elsewhere := await self._answered(call, asking, seconds, looks=asks_first)) is not None:
+            return elsewhere
+        if not asking.done():
+            await self._until_sent(call, asking)
             return await self.task(call.principal, call.task_id)
         try:
             response = asking.result()
@@ -156,9 +171,12 @@ class Gateway:
 
         Raises:
             StreamBroken: while you iterate: a part was lost, or the agent began again. The task goes on; ``wait``
-                for its end. The rest as ``start``.
+                for its end.
+            InvalidMessage: the call was made before, or is being made now. The rest as ``start``.
         """
         await self.operation(call.principal, call.agent, call.method)
+        if self.is_asking(call.task_id):
+            raise InvalidMessage(f"the call {call.task_id} is being made already: ask for its task")
         stream = self.operations.stream(
             call.agent,
             call.method,
@@ -168,8 +186,12 @@ class Gateway:
             priority=call.priority,
             ids=_ids(call),
         )
-        async with stream:
-            yield stream
+        self._streaming.add(call.task_id)
+        try:
+            async with stream:
+                yield stream
+        finally:
+            self._streaming.discard(call.task_id)
 
     async def task(self, principal: Principal, task_id: str) -> TaskInfo:
         """Return a task.
@@ -264,15 +286,18 @@ class Gateway:
         """Return the task of a call that was made before with the same id; None: it is new."""
         if isinstance(call.task_id, NewId):
             return None
-        try:
-            found = await _in_thread(self._reader.read, check_id(call.task_id, "the id of a task"))
-        except UnknownMessage:
-            return None
-        if found.from_agent != call.principal.from_agent or (found.agent, found.method) != (
-            call.agent,
-            call.method,
-        ):
-            raise NotPermitted(f"the id {call.task_id} belongs to another call: choose another")
+        number = 0
+        while True:
+            try:
+                found = await _in_thread(self._reader.read, check_id(call.task_id, "the id of a task"))
+            except UnknownMessage:
+                if call.task_id not in self._streaming:
+                    return None
+                await asyncio.sleep(LOOKS[min(number, len(LOOKS) - 1)])  # it is being sent
+                number += 1
+            else:
+                break
+        _check_same(call, found)
         return found
 
     async def _start_workflow(self, call: Call) -> None:
@@ -289,10 +314,17 @@ class Gateway:
         )
 
     def _ask(self, call: Call) -> asyncio.Future[Response]:
-        """Return the request of a call, which is sent once in this process."""
-        if (asking := self._asking.get(call.task_id)) is None:
-            asking = self._asking[call.task_id] = asyncio.ensure_future(self._request(call))
-            asking.add_done_callback(lambda _: self._asking.pop(call.task_id))
+        """Return the request of a call, which is sent once in this process.
+
+        Raises:
+            NotPermitted: another call with the same id is being made.
+        """
+        if (known := self._asking.get(call.task_id)) is not None:
+            _check_same(call, known[0])
+            return known[1]
+        asking = asyncio.ensure_future(self._request(call))
+        self._asking[call.task_id] = call, asking
+        asking.add_done_callback(lambda _: self._asking.pop(call.task_id))
         return asking
 
     async def _request(self, call: Call) -> Response:
@@ -307,6 +339,31 @@ class Gateway:
             ids=_ids(call),
         )
         return responses[0]
+
+    async def _answered(
+        self, call: Call, asking: asyncio.Future[Response], seconds: float, *, looks: bool
+    ) -> TaskInfo | None:
+        """Wait until a request is answered here, or some seconds have passed.
+
+        Args:
+            call: the call.
+            asking: its request.
+            seconds: longest time.
+            looks: whether another edge may send the same message at the same time. Then its caller may get the
+                only answer.
+
+        Returns:
+            The task, if the ledger says that it has ended, and no answer has come here. None otherwise.
+        """
+        deadline = time.monotonic() + seconds
+        looks = looks and not isinstance(call.task_id, NewId)
+        while (left := deadline - time.monotonic()) > 0:
+            done, _ = await asyncio.wait([asking], timeout=min(left, _LOOK_SECONDS) if looks else left)
+            if done:
+                return None
+            if looks and (known := await self._known(call)) is not None and known.state.final:
+                return known
+        return None
 
     async def _until_sent(self, call: Call, asking: asyncio.Future[Response]) -> None:
         """Wait until the ledger has a request, or it could not be sent."""
@@ -334,6 +391,18 @@ def task_id_of(principal: Principal, key: str) -> str:
         key: any text.
     """
     return str(uuid5(NAMESPACE_OID, f"{principal.name}\x00{key}"))
+
+
+def _check_same(call: Call, known: Call | TaskInfo) -> None:
+    """Check that a call is one that was made before with the same id.
+
+    Raises:
+        NotPermitted: it is another one.
+    """
+    from_agent = known.principal.from_agent if isinstance(known, Call) else known.from_agent
+    one = call.principal.from_agent, call.agent, call.method
+    if one != (from_agent, known.agent, known.method):
+        raise NotPermitted(f"the id {call.task_id} belongs to another call: choose another")
 
 
 def _ids(call: Call) -> dict[str, Any]:
