@@ -204,7 +204,7 @@ def test_another_call_does_not_get_the_answer_of_one_that_runs(world: EdgeWorld,
 
     async def both() -> list[Any]:
         other = replace(call, method="echo", arguments={"text": "hi"})
-        return await asyncio.gather(gateway.run(call), gateway.run(other), return_exceptions=True)
+        return list(await asyncio.gather(gateway.run(call), gateway.run(other), return_exceptions=True))
 
     first, second = asyncio.run(both())
     assert first.result == "done"
@@ -229,9 +229,9 @@ def test_a_call_ends_though_another_edge_got_its_only_answer(world: EdgeWorld) -
 
     async def run() -> Any:
         asked = asyncio.ensure_future(Gateway(app).run(call))
-        while not app.result_collector._pending.get(call.task_id):  # noqa: SLF001 - nothing else shows it
+        while not app.result_collector._pending.get(call.task_id):  # nothing else shows it
             await asyncio.sleep(0.01)
-        app.result_collector._pending.drop(call.task_id)  # noqa: SLF001 - the answer goes elsewhere
+        app.result_collector._pending.drop(call.task_id)  # the answer goes elsewhere
         async with asyncio.timeout(15):
             return await asked
 
@@ -253,3 +253,23 @@ def test_a_result_that_is_not_recorded_is_not_told_as_none(world: EdgeWorld, gat
     assert task.state is TaskState.COMPLETED
     assert task.error is not None
     assert task.error.type == "ResultNotRecorded"
+
+
+def test_a_repeat_in_batched_mode_is_not_sent_again(world: EdgeWorld) -> None:
+    """Also one that has read the ledger before it was told, and goes on after the first was answered."""
+    app = world.broker.app(waooaw_audit_mode="batched")
+    city = f"city-{uuid4().hex}"
+    call = call_of(world, "forecast", {"city": city}, task_id=task_id_of(world.principal, city))
+
+    async def repeat() -> list[Any]:
+        gateway = Gateway(app)
+        first = await gateway.run(call)
+        again = await gateway._ask(call)  # where such a repeat goes on
+        return [first.result, again.result]
+
+    try:
+        results = asyncio.run(repeat())
+    finally:
+        app.close()
+    assert results == [{"city": city, "degrees": 21}] * 2
+    assert world.happened().count(f"forecast {city}") == 1

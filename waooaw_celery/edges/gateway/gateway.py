@@ -28,6 +28,7 @@ from waooaw_celery.errors import (
     NotPermitted,
     RemoteError,
     RequestTimeout,
+    StoreUnavailable,
     UnknownMessage,
     WaooawError,
 )
@@ -36,8 +37,10 @@ from waooaw_celery.settings import AuditMode
 from waooaw_celery.worker.execution.threads import run_in_thread
 from waooaw_celery.workflows.workflows import LOOKS, Workflows
 
-#: Seconds between two looks at a task whose only answer another edge may get.
+#: Seconds between two looks at a task that takes long, or whose only answer another edge may get.
 _LOOK_SECONDS = 1.0
+#: Looks after which a task takes long, which is after about ten seconds: many may be followed at once.
+_QUICK_LOOKS = 60
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -243,7 +246,8 @@ class Gateway:
             left = deadline - time.monotonic()
             if found.state.final or found.state is TaskState.INPUT_REQUIRED or left <= 0:
                 return
-            await asyncio.sleep(min(LOOKS[min(number, len(LOOKS) - 1)], left))
+            pause = LOOKS[min(number, len(LOOKS) - 1)] if number < _QUICK_LOOKS else _LOOK_SECONDS
+            await asyncio.sleep(min(pause, left))
             number += 1
 
     async def signal(
@@ -324,8 +328,18 @@ class Gateway:
             return known[1]
         asking = asyncio.ensure_future(self._request(call))
         self._asking[call.task_id] = call, asking
-        asking.add_done_callback(lambda _: self._asking.pop(call.task_id))
+        asking.add_done_callback(lambda _: self._answer_came(call))
         return asking
+
+    def _answer_came(self, call: Call) -> None:
+        """Forget a request; in batched mode, not before the ledger has surely been told of it.
+
+        Until then a repeat that has just read the ledger would send it again.
+        """
+        if self.app.settings.audit_mode is AuditMode.STRICT or isinstance(call.task_id, NewId):
+            del self._asking[call.task_id]
+        else:
+            asyncio.get_running_loop().call_later(_LOOK_SECONDS, self._asking.pop, call.task_id)
 
     async def _request(self, call: Call) -> Response:
         responses: list[Response] = await _ask(
@@ -371,7 +385,7 @@ class Gateway:
         while not asking.done():
             try:
                 await _in_thread(self._reader.read, call.task_id)
-            except UnknownMessage:
+            except (UnknownMessage, StoreUnavailable):  # its own error tells whether it was sent
                 await asyncio.wait([asking], timeout=LOOKS[min(number, len(LOOKS) - 1)])
                 number += 1
             else:
