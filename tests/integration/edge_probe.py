@@ -7,6 +7,7 @@ import json
 import os
 import time
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,13 @@ async def write(topic: str, words: int, pause: float = 0.0) -> AsyncIterator[str
     for number in range(words):
         yield f"{topic}-{number} "
         await asyncio.sleep(pause)
+
+
+@agent.method
+async def moments(count: int) -> AsyncIterator[Any]:
+    """Tell some moments, which JSON has no type for."""
+    for second in range(count):
+        yield {"at": datetime(2026, 11, 30, 12, 0, second, tzinfo=UTC)}
 
 
 @agent.workflow

@@ -61,6 +61,12 @@ def agent(world: EdgeWorld, edge: str) -> str:
     return f"{edge}/a2a/{world.agent}"
 
 
+@pytest.mark.parametrize("name", ["%00", "%C3%A9", "x" * 200, "UPPER", "..%2fx"])
+def test_a_name_that_no_agent_has_is_not_found(edge: str, name: str) -> None:
+    """Anybody may ask for a card: a strange name is answered, and is no failure of the edge."""
+    assert httpx.get(f"{edge}/a2a/{name}{CARD}").status_code == 404
+
+
 def test_the_card_shows_what_the_agent_can_do(world: EdgeWorld, edge: str, agent: str) -> None:
     """Each method and workflow is a skill; the card has an ETag, and an unknown agent has none."""
     answer = httpx.get(agent + CARD)

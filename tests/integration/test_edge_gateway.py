@@ -17,7 +17,14 @@ from waooaw_celery.discovery.registry import Registry
 from waooaw_celery.edges.access.principal import Principal
 from waooaw_celery.edges.gateway.gateway import Gateway, task_id_of
 from waooaw_celery.edges.gateway.task import Call, TaskState
-from waooaw_celery.errors import InvalidArguments, NotPermitted, NoWorker, UnknownMessage, UnknownMethod
+from waooaw_celery.errors import (
+    InvalidArguments,
+    InvalidMessage,
+    NotPermitted,
+    NoWorker,
+    UnknownMessage,
+    UnknownMethod,
+)
 from waooaw_celery.testing.embedded import valkey
 
 
@@ -202,3 +209,98 @@ def test_a_stream_gives_its_parts(world: EdgeWorld, gateway: Gateway) -> None:
         return found
 
     assert asyncio.run(read()) == [f"tides-{number} " for number in range(4)]
+
+
+def test_the_same_call_again_leaves_a_stream_its_answer(world: EdgeWorld, gateway: Gateway) -> None:
+    """It waits for the task, and no second stream of it is opened."""
+    arguments = {"topic": "tides", "words": 5, "pause": 0.1}
+    call = call_of(world, "write", arguments, task_id=task_id_of(world.principal, uuid4().hex))
+
+    async def read() -> tuple[list[Any], Any]:
+        async with asyncio.timeout(20), gateway.stream(call) as parts:
+            again = asyncio.ensure_future(gateway.run(call))
+            with pytest.raises(InvalidMessage, match="is being made already"):
+                async with gateway.stream(call):
+                    pass
+            return [part async for part in parts], (await again).state
+
+    parts, state = asyncio.run(read())
+    assert parts == [f"tides-{number} " for number in range(5)]
+    assert state is TaskState.COMPLETED
+
+
+def test_another_call_does_not_get_the_answer_of_one_that_runs(world: EdgeWorld, gateway: Gateway) -> None:
+    """If both have one id, the second is refused, as after the end of the first."""
+    call = call_of(world, "slow", {"seconds": 0.5}, task_id=task_id_of(world.principal, uuid4().hex))
+
+    async def both() -> list[Any]:
+        other = replace(call, method="echo", arguments={"text": "hi"})
+        return list(await asyncio.gather(gateway.run(call), gateway.run(other), return_exceptions=True))
+
+    first, second = asyncio.run(both())
+    assert first.result == "done"
+    assert isinstance(second, NotPermitted)
+
+
+def test_a_wait_that_ends_before_the_call_is_sent_finds_the_task(world: EdgeWorld, gateway: Gateway) -> None:
+    """However short it was: the call is on its way, so it is not told that there is none."""
+    call = call_of(world, "echo", {"text": "hi"})
+
+    async def run() -> Any:
+        await gateway.run(call, wait=0.000_001)
+        return await gateway.wait(world.principal, call.task_id, 20.0)
+
+    assert asyncio.run(run()).result == "hi"
+
+
+def test_a_call_ends_though_another_edge_got_its_only_answer(world: EdgeWorld) -> None:
+    """In batched mode two edges may send one message at once, and it is answered once: the ledger tells."""
+    app = world.broker.app(waooaw_audit_mode="batched")
+    call = call_of(world, "slow", {"seconds": 0.5}, task_id=task_id_of(world.principal, uuid4().hex))
+
+    async def run() -> Any:
+        asked = asyncio.ensure_future(Gateway(app).run(call))
+        while not app.result_collector._pending.get(call.task_id):  # nothing else shows it
+            await asyncio.sleep(0.01)
+        app.result_collector._pending.drop(call.task_id)  # the answer goes elsewhere
+        async with asyncio.timeout(15):
+            return await asked
+
+    try:
+        task = asyncio.run(run())
+    finally:
+        app.close()
+    assert (task.state, task.result) == (TaskState.COMPLETED, "done")
+
+
+def test_a_result_that_is_not_recorded_is_not_told_as_none(world: EdgeWorld, gateway: Gateway) -> None:
+    """The task has ended well, and its error says that the result is not known."""
+    name = world.broker.name()
+    env = {"PROBE_EFFECTS": str(world.effects)}
+    with world.broker.running(name, world.app, module="edge_probe", env=env, waooaw_record_answers=False):
+        call = replace(call_of(world, "echo", {"text": "hi"}), agent=name)
+        assert asyncio.run(gateway.run(call)).result == "hi"
+        task = asyncio.run(gateway.wait(world.principal, call.task_id, 10.0))
+    assert task.state is TaskState.COMPLETED
+    assert task.error is not None
+    assert task.error.type == "ResultNotRecorded"
+
+
+def test_a_repeat_in_batched_mode_is_not_sent_again(world: EdgeWorld) -> None:
+    """Also one that has read the ledger before it was told, and goes on after the first was answered."""
+    app = world.broker.app(waooaw_audit_mode="batched")
+    city = f"city-{uuid4().hex}"
+    call = call_of(world, "forecast", {"city": city}, task_id=task_id_of(world.principal, city))
+
+    async def repeat() -> list[Any]:
+        gateway = Gateway(app)
+        first = await gateway.run(call)
+        again = await gateway._ask(call)  # where such a repeat goes on
+        return [first.result, again.result]
+
+    try:
+        results = asyncio.run(repeat())
+    finally:
+        app.close()
+    assert results == [{"city": city, "degrees": 21}] * 2
+    assert world.happened().count(f"forecast {city}") == 1

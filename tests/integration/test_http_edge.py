@@ -225,6 +225,36 @@ def test_another_principal_sees_and_does_only_what_it_may(client: Client) -> Non
         assert guest.post("/v1/events", content=json.dumps(event), headers=structured).status_code == 403
 
 
+def test_a_repeated_call_leaves_a_stream_its_answer(client: Client) -> None:
+    """The same key again, while the parts arrive: as a stream, and as a call that waits. All end well."""
+    key, arguments = uuid4().hex, {"topic": "tides", "words": 12, "pause": 0.1}
+    path = f"/v1/agents/{client.world.agent}/methods/write"
+    headers = {"Idempotency-Key": key, "Accept": "text/event-stream"}
+
+    def stream() -> list[tuple[str, Any]]:
+        with client.http.stream("POST", path, json=arguments, headers=headers, timeout=15) as answer:
+            return list(events_of(answer.iter_lines()))
+
+    with ThreadPoolExecutor(4) as threads:
+        streams = [threads.submit(stream) for _ in range(2)]
+        until(lambda: client.world.trail.query(from_agent="portal", limit=1, to_agent=client.world.agent), "one")
+        waiting = threads.submit(client.call, "write", arguments, Idempotency_Key=key)
+        ended = [each.result() for each in streams]
+    assert waiting.result().status_code == 200
+    assert {events[-1][0] for events in ended} == {"result"}
+    assert max(len([name for name, _ in events if name == "part"]) for events in ended) == 12
+
+
+def test_parts_that_json_has_no_type_for_are_texts(client: Client) -> None:
+    """As in the result of a task."""
+    path = f"/v1/agents/{client.world.agent}/methods/moments"
+    with client.http.stream("POST", path, json={"count": 2}, headers={"Accept": "text/event-stream"}) as answer:
+        events = list(events_of(answer.iter_lines()))
+    parts = [data for name, data in events if name == "part"]
+    assert parts == [{"at": "2026-11-30T12:00:00+00:00"}, {"at": "2026-11-30T12:00:01+00:00"}]
+    assert events[-1][0] == "result"
+
+
 def test_the_same_key_is_the_same_request(client: Client) -> None:
     """Also at once from several clients; the effect happens once. With other arguments it is refused."""
     city, key = f"city-{uuid4().hex}", uuid4().hex

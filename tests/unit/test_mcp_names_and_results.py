@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 from typing import Any, cast
 
@@ -10,7 +11,7 @@ from mcp.shared.tool_name_validation import validate_tool_name
 
 from waooaw_celery.edges.gateway.catalogue import Operation
 from waooaw_celery.edges.gateway.task import TaskError, TaskInfo, TaskState
-from waooaw_celery.edges.mcp.results import TASK_ID, output_schema, result_of, tool_of
+from waooaw_celery.edges.mcp.results import TASK_ID, output_schema, result_of, task_result, text_of, tool_of
 from waooaw_celery.edges.mcp.server import cancelled_request, session_of
 from waooaw_celery.edges.mcp.tool_names import method_for, operation_named, tool_name
 from waooaw_celery.errors import UnknownMethod
@@ -111,6 +112,7 @@ def task(state: TaskState, **fields: Any) -> TaskInfo:
         (task(TaskState.COMPLETED, result="done"), False, "done"),
         (task(TaskState.COMPLETED, result=[1]), False, "[1]"),
         (task(TaskState.COMPLETED), False, "null"),
+        (task(TaskState.COMPLETED, error=TaskError(type="ResultNotRecorded", message="gone")), True, "gone"),
         (task(TaskState.INPUT_REQUIRED, waits_for="approval"), False, "waits for the signal 'approval'"),
         (task(TaskState.FAILED, error=TaskError(type="ValueError", message="no")), True, "ValueError: no"),
         (task(TaskState.FAILED), True, "does not say why"),
@@ -125,6 +127,15 @@ def test_each_state_has_a_result(found: TaskInfo, is_error: bool, text: str) -> 
     assert result.is_error is is_error
     assert text in cast(Any, result.content[0]).text
     assert result.meta == {TASK_ID: "t1"}
+
+
+def test_types_that_json_does_not_have_are_texts() -> None:
+    """As the schema of the tool says: no tag of ours is in the result of a call, or in that of task_get."""
+    found = task(TaskState.COMPLETED, result=[datetime(2026, 11, 30, tzinfo=UTC), b"a"])
+    expected = ["2026-11-30T00:00:00+00:00", "YQ=="]
+    assert result_of(found, operation(None)).structured_content == {"result": expected}
+    assert cast(Any, task_result(found).structured_content)["result"] == expected
+    assert text_of(found.result) == json.dumps(expected)
 
 
 def test_what_cancels_a_request_is_known() -> None:

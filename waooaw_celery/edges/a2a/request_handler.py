@@ -239,7 +239,8 @@ class LedgerRequestHandler(RequestHandler):
             known: TaskInfo | None = await self._gateway.task(principal, call.task_id)
         except UnknownMessage:
             known = None
-        if known is None and operation.streams and not self.streaming.is_answering(call.task_id):
+        is_asking = self.streaming.is_answering(call.task_id) or self._gateway.is_asking(call.task_id)
+        if known is None and operation.streams and not is_asking:
             is_begun = False
             try:
                 async with aclosing(self.streaming.answer(call)) as events:  # type: ignore[type-var]

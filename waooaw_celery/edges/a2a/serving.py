@@ -32,7 +32,7 @@ from waooaw_celery.edges.a2a.request_handler import AGENT, PRINCIPAL, REQUEST, L
 from waooaw_celery.edges.application import EdgeContext, ProtocolParts
 from waooaw_celery.edges.gateway.catalogue import operations_of
 from waooaw_celery.edges.protection.bounds import refused
-from waooaw_celery.errors import StoreUnavailable, UnknownAgent
+from waooaw_celery.errors import InvalidMessage, StoreUnavailable, UnknownAgent
 from waooaw_celery.worker.execution.threads import run_in_thread
 
 _BASE = "/a2a/{agent}"
@@ -144,7 +144,7 @@ class _Cards:
         name = request.path_params.get("agent") or self._context.options.agents[0]
         try:
             info = await asyncio.wrap_future(run_in_thread(self._context.gateway.catalogue.agent, name))
-        except UnknownAgent as error:
+        except (UnknownAgent, InvalidMessage) as error:  # no agent has such a name
             return refused(404, str(error))
         except StoreUnavailable:
             return refused(

@@ -155,7 +155,7 @@ def _sentence(task: TaskInfo) -> str | None:
     if task.state is TaskState.EXPIRED:
         why = task.error.message if task.error is not None else "no worker was in time"
         return f"the time of the task was over before it was done: {why}"
-    if task.error is not None and task.state is TaskState.FAILED:
+    if task.error is not None and task.state in (TaskState.FAILED, TaskState.COMPLETED):
         return f"{task.error.type}: {task.error.message}" if task.error.type != "Error" else task.error.message
     if task.state is TaskState.INPUT_REQUIRED:
         return f"the task waits for {task.waits_for}: send it in a message with this taskId"

@@ -28,6 +28,7 @@ from waooaw_celery.errors import (
     NotPermitted,
     RemoteError,
     RequestTimeout,
+    StoreUnavailable,
     UnknownMessage,
     WaooawError,
 )
@@ -35,6 +36,11 @@ from waooaw_celery.messages.validation import JSON, NewId, check_id
 from waooaw_celery.settings import AuditMode
 from waooaw_celery.worker.execution.threads import run_in_thread
 from waooaw_celery.workflows.workflows import Workflows, pause_before_look
+
+#: Seconds between two looks at a task that takes long, or whose only answer another edge may get.
+_LOOK_SECONDS = 1.0
+#: Seconds after which a task takes long: many may be followed at once.
+_QUICK_SECONDS = 10.0
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -68,11 +74,17 @@ class Gateway:
         self._bus, self._workflows, self._reader = MessageBus(app), Workflows(app), TaskReader(app)
         #: The requests that this process has sent and that have no answer yet, by the id of the task. They go on
         #: when their callers have gone. (The event loop itself holds its tasks only weakly.)
-        self._asking: dict[str, asyncio.Future[Response]] = {}
+        self._asking: dict[str, tuple[Call, asyncio.Future[Response]]] = {}
+        #: The calls whose answers this process reads in parts. Another request with their id would take them away.
+        self._streaming: set[str] = set()
 
     def new_task_id(self) -> str:
         """Return the id of a new task. Its answer comes with those of all requests of this process."""
         return self.app.result_collector.new_id()
+
+    def is_asking(self, task_id: str) -> bool:
+        """Whether this process waits for the answer of a task. Another request with its id would take it away."""
+        return task_id in self._asking or task_id in self._streaming
 
     async def operation(self, principal: Principal, agent: str, method: str) -> Operation:
         """Return a method or workflow that a principal may call.
@@ -140,7 +152,11 @@ class Gateway:
         operation = await self.operation(call.principal, call.agent, call.method)
         seconds = call.timeout if wait is None else min(wait, call.timeout)
         # In strict mode the ledger refuses an id that it has, so that asking it before would only cost time.
-        asks_first = operation.is_workflow or self.app.settings.audit_mode is not AuditMode.STRICT
+        asks_first = (
+            operation.is_workflow
+            or self.app.settings.audit_mode is not AuditMode.STRICT
+            or call.task_id in self._streaming
+        )
         if asks_first and (known := await self._known(call)) is not None:
             return known if known.state.final else await self.wait(call.principal, call.task_id, seconds)
         if operation.is_workflow:
@@ -148,8 +164,10 @@ class Gateway:
             return await self.wait(call.principal, call.task_id, seconds)
         began = datetime.now(UTC)
         asking = self._ask(call)
-        done, _ = await asyncio.wait([asking], timeout=seconds)
-        if not done:
+        if (elsewhere := await self._answered(call, asking, seconds, looks=asks_first)) is not None:
+            return elsewhere
+        if not asking.done():
+            await self._until_sent(call, asking)
             return await self.task(call.principal, call.task_id)
         try:
             response = asking.result()
@@ -170,9 +188,12 @@ class Gateway:
 
         Raises:
             StreamBroken: while you iterate: a part was lost, or the agent began again. The task goes on; ``wait``
-                for its end. The rest as ``start``.
+                for its end.
+            InvalidMessage: the call was made before, or is being made now. The rest as ``start``.
         """
         await self.operation(call.principal, call.agent, call.method)
+        if self.is_asking(call.task_id):
+            raise InvalidMessage(f"the call {call.task_id} is being made already: ask for its task")
         stream = self.operations.stream(
             call.agent,
             call.method,
@@ -182,8 +203,12 @@ class Gateway:
             priority=call.priority,
             ids=_ids(call),
         )
-        async with stream:
-            yield stream
+        self._streaming.add(call.task_id)
+        try:
+            async with stream:
+                yield stream
+        finally:
+            self._streaming.discard(call.task_id)
 
     async def task(self, principal: Principal, task_id: str) -> TaskInfo:
         """Return a task.
@@ -235,7 +260,9 @@ class Gateway:
             left = deadline - time.monotonic()
             if found.state.final or found.state is TaskState.INPUT_REQUIRED or left <= 0:
                 return
-            await asyncio.sleep(min(pause_before_look(time.monotonic() - began), left))
+            waited = time.monotonic() - began
+            pause = pause_before_look(waited) if waited < _QUICK_SECONDS else _LOOK_SECONDS
+            await asyncio.sleep(min(pause, left))
 
     async def signal(
         self, principal: Principal, task_id: str, signal: str, payload: JSON, *, signal_id: str
@@ -277,15 +304,17 @@ class Gateway:
         """Return the task of a call that was made before with the same id; None: it is new."""
         if isinstance(call.task_id, NewId):
             return None
-        try:
-            found = await _in_thread(self._reader.read, check_id(call.task_id, "the id of a task"))
-        except UnknownMessage:
-            return None
-        if found.from_agent != call.principal.from_agent or (found.agent, found.method) != (
-            call.agent,
-            call.method,
-        ):
-            raise NotPermitted(f"the id {call.task_id} belongs to another call: choose another")
+        began = time.monotonic()
+        while True:
+            try:
+                found = await _in_thread(self._reader.read, check_id(call.task_id, "the id of a task"))
+            except UnknownMessage:
+                if call.task_id not in self._streaming:
+                    return None
+                await asyncio.sleep(pause_before_look(time.monotonic() - began))  # it is being sent
+            else:
+                break
+        _check_same(call, found)
         return found
 
     async def _start_workflow(self, call: Call) -> None:
@@ -302,11 +331,28 @@ class Gateway:
         )
 
     def _ask(self, call: Call) -> asyncio.Future[Response]:
-        """Return the request of a call, which is sent once in this process."""
-        if (asking := self._asking.get(call.task_id)) is None:
-            asking = self._asking[call.task_id] = asyncio.ensure_future(self._request(call))
-            asking.add_done_callback(lambda _: self._asking.pop(call.task_id))
+        """Return the request of a call, which is sent once in this process.
+
+        Raises:
+            NotPermitted: another call with the same id is being made.
+        """
+        if (known := self._asking.get(call.task_id)) is not None:
+            _check_same(call, known[0])
+            return known[1]
+        asking = asyncio.ensure_future(self._request(call))
+        self._asking[call.task_id] = call, asking
+        asking.add_done_callback(lambda _: self._answer_came(call))
         return asking
+
+    def _answer_came(self, call: Call) -> None:
+        """Forget a request; in batched mode, not before the ledger has surely been told of it.
+
+        Until then a repeat that has just read the ledger would send it again.
+        """
+        if self.app.settings.audit_mode is AuditMode.STRICT or isinstance(call.task_id, NewId):
+            del self._asking[call.task_id]
+        else:
+            asyncio.get_running_loop().call_later(_LOOK_SECONDS, self._asking.pop, call.task_id)
 
     async def _request(self, call: Call) -> Response:
         responses: list[Response] = await _ask(
@@ -321,13 +367,38 @@ class Gateway:
         )
         return responses[0]
 
+    async def _answered(
+        self, call: Call, asking: asyncio.Future[Response], seconds: float, *, looks: bool
+    ) -> TaskInfo | None:
+        """Wait until a request is answered here, or some seconds have passed.
+
+        Args:
+            call: the call.
+            asking: its request.
+            seconds: longest time.
+            looks: whether another edge may send the same message at the same time. Then its caller may get the
+                only answer.
+
+        Returns:
+            The task, if the ledger says that it has ended, and no answer has come here. None otherwise.
+        """
+        deadline = time.monotonic() + seconds
+        looks = looks and not isinstance(call.task_id, NewId)
+        while (left := deadline - time.monotonic()) > 0:
+            done, _ = await asyncio.wait([asking], timeout=min(left, _LOOK_SECONDS) if looks else left)
+            if done:
+                return None
+            if looks and (known := await self._known(call)) is not None and known.state.final:
+                return known
+        return None
+
     async def _until_sent(self, call: Call, asking: asyncio.Future[Response]) -> None:
         """Wait until the ledger has a request, or it could not be sent."""
         began = time.monotonic()
         while not asking.done():
             try:
                 await _in_thread(self._reader.read, call.task_id)
-            except UnknownMessage:
+            except (UnknownMessage, StoreUnavailable):  # its own error tells whether it was sent
                 await asyncio.wait([asking], timeout=pause_before_look(time.monotonic() - began))
             else:
                 return
@@ -346,6 +417,18 @@ def task_id_of(principal: Principal, key: str) -> str:
         key: any text.
     """
     return str(uuid5(NAMESPACE_OID, f"{principal.name}\x00{key}"))
+
+
+def _check_same(call: Call, known: Call | TaskInfo) -> None:
+    """Check that a call is one that was made before with the same id.
+
+    Raises:
+        NotPermitted: it is another one.
+    """
+    from_agent = known.principal.from_agent if isinstance(known, Call) else known.from_agent
+    one = call.principal.from_agent, call.agent, call.method
+    if one != (from_agent, known.agent, known.method):
+        raise NotPermitted(f"the id {call.task_id} belongs to another call: choose another")
 
 
 def _ids(call: Call) -> dict[str, Any]:

@@ -87,7 +87,7 @@ class TaskInfo(JsonForm):
         from_agent: in whose name it was called.
         arguments: what it was called with; None: erased, or not read.
         result: its result; None before it has one.
-        error: why it has none, or None.
+        error: why it has none, or None. A completed task has one if its result is not known any more.
         waits_for: the name of the signal that it waits for, or None.
         progress: what a workflow has set as its progress, or None.
         created_at: when it was called, aware UTC.

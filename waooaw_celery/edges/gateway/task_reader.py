@@ -11,7 +11,7 @@ from waooaw_celery.edges.gateway.task import TaskError, TaskInfo, TaskState
 from waooaw_celery.errors import UnknownMessage, UnknownWorkflow
 from waooaw_celery.ledger.read.records import AuditRecord
 from waooaw_celery.ledger.trail import MessageAuditTrail
-from waooaw_celery.messages.enums import MessageStatus
+from waooaw_celery.messages.enums import MessageStatus, MessageType
 from waooaw_celery.messages.validation import JSON
 from waooaw_celery.worker.outcomes.answers import answer_id
 from waooaw_celery.workflows.info import WorkflowInfo
@@ -34,6 +34,14 @@ _WORKFLOWS = {
     WorkflowStatus.CANCELLED: TaskState.CANCELLED,
     WorkflowStatus.TIMED_OUT: TaskState.EXPIRED,
 }
+#: What is told of a request that was handled, and whose answer the ledger does not have.
+_NOT_RECORDED = TaskError(
+    type="ResultNotRecorded",
+    message=(
+        "it has ended well, and its result is not known here: it was erased, or the workers do not record answers "
+        "(waooaw_record_answers)"
+    ),
+)
 #: How ``WorkflowInfo.waits_for`` names a wait for a signal: the path of the step, with its number.
 _SIGNAL = re.compile(r"(?:^|, |/)signal (?P<name>.+?)#\d+(?=, | and \d+ more$|$)")
 
@@ -76,6 +84,8 @@ class TaskReader:
             parts = (answer.get("stream") or {}).get("parts")
             if (told := answer.get("error")) is not None:
                 error = TaskError(type=told["type"], message=told["message"])
+            elif state is TaskState.COMPLETED and not answer and receipt.message_type is MessageType.QUERY:
+                error = _NOT_RECORDED  # a result of None would be a wrong one
         return TaskInfo(
             task_id=receipt.message_id,
             agent=receipt.to_agent,

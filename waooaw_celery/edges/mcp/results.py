@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import mcp_types as types
 
 from waooaw_celery.edges.gateway.catalogue import Operation
 from waooaw_celery.edges.gateway.task import TaskInfo, TaskState
+from waooaw_celery.messages.topics.plain_json import as_json
 from waooaw_celery.messages.validation import JSON
 
 #: The key of a result's metadata with the id of the task, by which it can be asked for later.
@@ -66,8 +68,8 @@ def result_of(task: TaskInfo, operation: Operation, *, why_open: str = "") -> ty
         why_open: why the task is answered although it has not ended, if so.
     """
     meta = {TASK_ID: task.task_id}
-    if task.state is TaskState.COMPLETED:
-        value = task.to_dict()["result"]
+    if task.state is TaskState.COMPLETED and task.error is None:
+        value = as_json(task.result, str)
         plain = isinstance(value, dict) and (not operation.result or operation.result.get("type") == "object")
         return types.CallToolResult(
             content=[types.TextContent(text=text_of(value))],
@@ -105,14 +107,14 @@ def task_result(task: TaskInfo) -> types.CallToolResult:
 
 def task_form(task: TaskInfo) -> dict[str, JSON]:
     """Return a task as JSON, without its arguments, which its caller knows."""
-    form = task.to_dict()
+    form = replace(task, result=as_json(task.result, str), progress=as_json(task.progress, str)).to_dict()
     del form["arguments"]
     return form
 
 
 def text_of(value: JSON) -> str:
     """Return a result as text: a text as it is, everything else as JSON."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return value if isinstance(value, str) else json.dumps(as_json(value, str), ensure_ascii=False)
 
 
 def _why_without_result(task: TaskInfo, why_open: str) -> str:

@@ -21,7 +21,9 @@ from waooaw_celery.edges.http.tasks.abandoned import Abandoned
 from waooaw_celery.edges.http.tasks.event_stream import Event, EventStream, Streams, until_gone
 from waooaw_celery.edges.http.tasks.idempotency import Keys
 from waooaw_celery.edges.http.tasks.task_routes import ended_event, events_of, task_path
-from waooaw_celery.errors import RequestError
+from waooaw_celery.errors import InvalidMessage, RequestError
+from waooaw_celery.messages.topics.plain_json import as_json
+from waooaw_celery.messages.validation import NewId
 
 #: Seconds that the ledger may take to learn of an end that the caller knows already.
 _LEDGER_SECONDS = 5.0
@@ -127,13 +129,14 @@ class Calls:
         operation = await self._gateway.operation(call.principal, call.agent, call.method)
         headers = {"Location": task_path(request, call.task_id)}
         if is_known or not operation.streams:
-            task = await self._gateway.start(call)
-            self._keys.check_same(call, task)
-            events = events_of(self._gateway, call.principal, call.task_id, call.timeout)
-            left = lambda is_gone: self._left(call, is_gone=is_gone)  # noqa: E731
-            return EventStream(events, self._streams, headers=headers, left=left)
+            return await self._follow(call, headers)
         stack = AsyncExitStack()
-        stream = await stack.enter_async_context(self._gateway.stream(call))
+        try:
+            stream = await stack.enter_async_context(self._gateway.stream(call))
+        except InvalidMessage:
+            if isinstance(call.task_id, NewId):
+                raise
+            return await self._follow(call, headers)  # it is being made already; if it is invalid, this raises
 
         def left_stream(is_gone: bool) -> None:
             stream.detach()
@@ -142,6 +145,14 @@ class Calls:
         events = self._parts(call, stack, stream)
         return EventStream(events, self._streams, headers=headers, left=left_stream)
 
+    async def _follow(self, call: Call, headers: dict[str, str]) -> Response:
+        """Return the changes of a call, which may have been made before."""
+        task = await self._gateway.start(call)
+        self._keys.check_same(call, task)
+        events = events_of(self._gateway, call.principal, call.task_id, call.timeout)
+        left = lambda is_gone: self._left(call, is_gone=is_gone)  # noqa: E731
+        return EventStream(events, self._streams, headers=headers, left=left)
+
     async def _parts(self, call: Call, stack: AsyncExitStack, stream: AsyncStream) -> AsyncGenerator[Event, None]:
         """Yield the parts of an answer, and then the task."""
         async with stack:
@@ -149,7 +160,7 @@ class Calls:
             ended = False
             try:
                 async for part in stream:
-                    yield Event("part", part, number)
+                    yield Event("part", as_json(part, str), number)
                     number += 1
                 ended = True
             except RequestError:  # the ledger knows how it ended

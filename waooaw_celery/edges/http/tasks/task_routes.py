@@ -17,10 +17,9 @@ from waooaw_celery.edges.http import reading
 from waooaw_celery.edges.http.problems import problem_of_task
 from waooaw_celery.edges.http.task_forms import task_form
 from waooaw_celery.edges.http.tasks.event_stream import Event, EventStream, Streams
-from waooaw_celery.workflows.workflows import LONGEST_LOOK
 
-#: Seconds between two looks at a workflow that waits for a signal.
-_INPUT_SECONDS = LONGEST_LOOK
+#: Seconds between two looks at a workflow that waits for a signal: for hours perhaps, and many may be followed.
+_INPUT_SECONDS = 1.0
 
 
 class Tasks:
