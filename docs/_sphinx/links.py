@@ -14,6 +14,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from pygments.lexers.special import TextLexer
 from sphinx.application import Sphinx
 
 MARK = "<!-- contents -->"
@@ -82,4 +83,5 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("source-read", show_files)
     app.connect("source-read", add_contents)
     app.connect("build-finished", copy_pictures)
+    app.add_lexer("mermaid", TextLexer)  # GitHub draws these pictures; the site shows their text
     return {"parallel_read_safe": True, "parallel_write_safe": True}
