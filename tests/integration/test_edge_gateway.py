@@ -295,7 +295,7 @@ def test_a_repeat_in_batched_mode_is_not_sent_again(world: EdgeWorld) -> None:
     async def repeat() -> list[Any]:
         gateway = Gateway(app)
         first = await gateway.run(call)
-        again = await gateway._ask(call)  # where such a repeat goes on
+        again = await gateway._requests.ask(call)  # where such a repeat goes on
         return [first.result, again.result]
 
     try:

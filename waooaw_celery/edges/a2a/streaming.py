@@ -121,7 +121,7 @@ class Streaming:
                 from_agent=call.principal.from_agent,
                 timeout=call.timeout,
                 priority=call.priority,
-                ids=_ids(call),
+                ids=call.ids,
             )
             async with stream:
                 task = _begun(call)
@@ -248,11 +248,6 @@ def _news(before: TaskInfo, after: TaskInfo) -> list[Event]:
     if (after.state, after.progress) != (before.state, before.progress):
         news.append(status_event(after))
     return news
-
-
-def _ids(call: Call) -> dict[str, str]:
-    ids = {"message_id": call.task_id, "identity": call.principal.identity(call.protocol)}
-    return ids if call.conversation_id is None else {**ids, "conversation_id": call.conversation_id}
 
 
 def _begun(call: Call) -> TaskInfo:

@@ -7,27 +7,22 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 from uuid import NAMESPACE_OID, uuid5
 
 from waooaw_celery.agents.bus import MessageBus
-from waooaw_celery.agents.requests.operations import RequestOperations
 from waooaw_celery.agents.requests.response import Response
 from waooaw_celery.agents.requests.stream import AsyncStream
-from waooaw_celery.agents.waiting import RequestSteps, awaited
 from waooaw_celery.app.app import AgentApp
 from waooaw_celery.edges.access.principal import Principal
 from waooaw_celery.edges.gateway.catalogue import Catalogue, Operation
-from waooaw_celery.edges.gateway.task import Call, TaskError, TaskInfo, TaskState
+from waooaw_celery.edges.gateway.open_requests import OpenRequests, check_same
+from waooaw_celery.edges.gateway.outcome import task_of_response
+from waooaw_celery.edges.gateway.task import Call, TaskInfo, TaskState
 from waooaw_celery.edges.gateway.task_reader import TaskReader
 from waooaw_celery.errors import (
-    Cancelled,
     ConfigurationError,
-    Expired,
     InvalidMessage,
-    NotPermitted,
-    RemoteError,
-    RequestTimeout,
     StoreUnavailable,
     UnknownMessage,
     WaooawError,
@@ -44,9 +39,6 @@ _QUICK_SECONDS = 10.0
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-#: Why a call has no result, by the error of its request.
-_STATES = ((Cancelled, TaskState.CANCELLED), (Expired, TaskState.EXPIRED), (RequestTimeout, TaskState.EXPIRED))
 
 
 class Gateway:
@@ -70,13 +62,8 @@ class Gateway:
             )
         self.app = app
         self.catalogue = Catalogue(app, agents)
-        self.operations = RequestOperations(app, AsyncStream)
+        self._requests = OpenRequests(app)
         self._bus, self._workflows, self._reader = MessageBus(app), Workflows(app), TaskReader(app)
-        #: The requests that this process has sent and that have no answer yet, by the id of the task. They go on
-        #: when their callers have gone. (The event loop itself holds its tasks only weakly.)
-        self._asking: dict[str, tuple[Call, asyncio.Future[Response]]] = {}
-        #: The calls whose answers this process reads in parts. Another request with their id would take them away.
-        self._streaming: set[str] = set()
 
     def new_task_id(self) -> str:
         """Return the id of a new task. Its answer comes with those of all requests of this process."""
@@ -84,7 +71,7 @@ class Gateway:
 
     def is_asking(self, task_id: str) -> bool:
         """Whether this process waits for the answer of a task. Another request with its id would take it away."""
-        return task_id in self._asking or task_id in self._streaming
+        return task_id in self._requests
 
     async def operation(self, principal: Principal, agent: str, method: str) -> Operation:
         """Return a method or workflow that a principal may call.
@@ -134,7 +121,7 @@ class Gateway:
         if operation.is_workflow:
             await self._start_workflow(call)
             return await self.task(call.principal, call.task_id)
-        await self._until_sent(call, self._ask(call))
+        await self._until_sent(call, self._requests.ask(call))
         return await self.task(call.principal, call.task_id)
 
     async def run(self, call: Call, *, wait: float | None = None) -> TaskInfo:
@@ -155,7 +142,7 @@ class Gateway:
         asks_first = (
             operation.is_workflow
             or self.app.settings.audit_mode is not AuditMode.STRICT
-            or call.task_id in self._streaming
+            or self._requests.is_streamed(call.task_id)
         )
         if asks_first and (known := await self._known(call)) is not None:
             return known if known.state.final else await self.wait(call.principal, call.task_id, seconds)
@@ -163,7 +150,7 @@ class Gateway:
             await self._start_workflow(call)
             return await self.wait(call.principal, call.task_id, seconds)
         began = datetime.now(UTC)
-        asking = self._ask(call)
+        asking = self._requests.ask(call)
         if (elsewhere := await self._answered(call, asking, seconds, looks=asks_first)) is not None:
             return elsewhere
         if not asking.done():
@@ -175,7 +162,7 @@ class Gateway:
             if await self._known(call) is None:
                 raise
             return await self.wait(call.principal, call.task_id, seconds)  # it was called before
-        return _ended(call, response, began)
+        return task_of_response(call, response, began)
 
     @asynccontextmanager
     async def stream(self, call: Call) -> AsyncIterator[AsyncStream]:
@@ -192,23 +179,8 @@ class Gateway:
             InvalidMessage: the call was made before, or is being made now. The rest as ``start``.
         """
         await self.operation(call.principal, call.agent, call.method)
-        if self.is_asking(call.task_id):
-            raise InvalidMessage(f"the call {call.task_id} is being made already: ask for its task")
-        stream = self.operations.stream(
-            call.agent,
-            call.method,
-            dict(call.arguments),
-            from_agent=call.principal.from_agent,
-            timeout=call.timeout,
-            priority=call.priority,
-            ids=_ids(call),
-        )
-        self._streaming.add(call.task_id)
-        try:
-            async with stream:
-                yield stream
-        finally:
-            self._streaming.discard(call.task_id)
+        async with self._requests.stream(call) as parts:
+            yield parts
 
     async def task(self, principal: Principal, task_id: str) -> TaskInfo:
         """Return a task.
@@ -309,12 +281,12 @@ class Gateway:
             try:
                 found = await _in_thread(self._reader.read, check_id(call.task_id, "the id of a task"))
             except UnknownMessage:
-                if call.task_id not in self._streaming:
+                if not self._requests.is_streamed(call.task_id):
                     return None
                 await asyncio.sleep(pause_before_look(time.monotonic() - began))  # it is being sent
             else:
                 break
-        _check_same(call, found)
+        check_same(call, found)
         return found
 
     async def _start_workflow(self, call: Call) -> None:
@@ -329,43 +301,6 @@ class Gateway:
             conversation_id=call.conversation_id,
             identity=call.principal.identity(call.protocol),
         )
-
-    def _ask(self, call: Call) -> asyncio.Future[Response]:
-        """Return the request of a call, which is sent once in this process.
-
-        Raises:
-            NotPermitted: another call with the same id is being made.
-        """
-        if (known := self._asking.get(call.task_id)) is not None:
-            _check_same(call, known[0])
-            return known[1]
-        asking = asyncio.ensure_future(self._request(call))
-        self._asking[call.task_id] = call, asking
-        asking.add_done_callback(lambda _: self._answer_came(call))
-        return asking
-
-    def _answer_came(self, call: Call) -> None:
-        """Forget a request; in batched mode, not before the ledger has surely been told of it.
-
-        Until then a repeat that has just read the ledger would send it again.
-        """
-        if self.app.settings.audit_mode is AuditMode.STRICT or isinstance(call.task_id, NewId):
-            del self._asking[call.task_id]
-        else:
-            asyncio.get_running_loop().call_later(_LOOK_SECONDS, self._asking.pop, call.task_id)
-
-    async def _request(self, call: Call) -> Response:
-        responses: list[Response] = await _ask(
-            self,
-            [call.agent],
-            call.method,
-            dict(call.arguments),
-            from_agent=call.principal.from_agent,
-            timeout=call.timeout,
-            priority=call.priority,
-            ids=_ids(call),
-        )
-        return responses[0]
 
     async def _answered(
         self, call: Call, asking: asyncio.Future[Response], seconds: float, *, looks: bool
@@ -417,61 +352,6 @@ def task_id_of(principal: Principal, key: str) -> str:
         key: any text.
     """
     return str(uuid5(NAMESPACE_OID, f"{principal.name}\x00{key}"))
-
-
-def _check_same(call: Call, known: Call | TaskInfo) -> None:
-    """Check that a call is one that was made before with the same id.
-
-    Raises:
-        NotPermitted: it is another one.
-    """
-    from_agent = known.principal.from_agent if isinstance(known, Call) else known.from_agent
-    one = call.principal.from_agent, call.agent, call.method
-    if one != (from_agent, known.agent, known.method):
-        raise NotPermitted(f"the id {call.task_id} belongs to another call: choose another")
-
-
-def _ids(call: Call) -> dict[str, Any]:
-    ids = {"message_id": call.task_id, "identity": call.principal.identity(call.protocol)}
-    return ids if call.conversation_id is None else {**ids, "conversation_id": call.conversation_id}
-
-
-def _ended(call: Call, response: Response, began: datetime) -> TaskInfo:
-    """Return the task of a call that was answered; the ledger may learn of the answer a moment later."""
-    error = response.error
-    state = TaskState.COMPLETED
-    if error is not None:
-        state = next((state for kind, state in _STATES if isinstance(error, kind)), TaskState.FAILED)
-    return TaskInfo(
-        task_id=call.task_id,
-        agent=call.agent,
-        method=call.method,
-        is_workflow=False,
-        state=state,
-        conversation_id=call.conversation_id or call.task_id,
-        from_agent=call.principal.from_agent,
-        arguments=dict(call.arguments),
-        result=response.result,
-        error=None if error is None else task_error(error),
-        waits_for=None,
-        progress=None,
-        created_at=began,
-        updated_at=datetime.now(UTC),
-    )
-
-
-def task_error(error: Exception) -> TaskError:
-    """Return the error of a task: that of the handler, if it is known."""
-    if isinstance(error, RemoteError):
-        return TaskError(type=error.type, message=error.message)
-    return TaskError(type=type(error).__name__, message=str(error))
-
-
-def _ask_steps(operations: RequestOperations[Any], *args: Any, **kwargs: Any) -> RequestSteps[list[Response]]:
-    return operations.ask(*args, **kwargs)
-
-
-_ask: Any = awaited(_ask_steps)
 
 
 async def _in_thread(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:

@@ -59,6 +59,12 @@ class Call:
     priority: Priority = Priority.NORMAL
     timeout: float = 300.0
 
+    @property
+    def ids(self) -> dict[str, str]:
+        """The ids of its message, and who has sent it."""
+        ids = {"message_id": self.task_id, "identity": self.principal.identity(self.protocol)}
+        return ids if self.conversation_id is None else {**ids, "conversation_id": self.conversation_id}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskError(JsonForm):
