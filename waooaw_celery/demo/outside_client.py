@@ -56,7 +56,10 @@ def ask_from_outside(stack: Stack) -> OutsideAnswer | None:
     stack.wait_until(answers, "starting the edge", START_SECONDS)
     url = f"http://127.0.0.1:{port}"
     skills, task_id, answer = asyncio.run(asyncio.wait_for(_ask(url), ANSWER_SECONDS))
-    record = MessageAuditTrail(stack.app.ledger).receipt(task_id)
+    trail = MessageAuditTrail(stack.app.ledger)
+    # The client has the answer a moment before the ledger has the outcome.
+    stack.wait_until(lambda: trail.receipt(task_id).receipt.status.final, "recording the task", ANSWER_SECONDS)
+    record = trail.receipt(task_id)
     return OutsideAnswer(
         url=f"{url}/.well-known/agent-card.json",
         skills=skills,
@@ -85,4 +88,7 @@ async def _ask(url: str) -> tuple[list[str], str, JSON]:
         async for event in client.send_message(SendMessageRequest(message=message)):
             task = MessageToDict(event.task)
     [part] = task["artifacts"][0]["parts"]
-    return [skill.id for skill in card.skills], task["id"], part.get("data", part.get("text"))
+    answer = part.get("data", part.get("text"))
+    if isinstance(answer, float) and answer.is_integer():  # Protobuf has no whole numbers in JSON values
+        answer = int(answer)
+    return [skill.id for skill in card.skills], task["id"], answer
