@@ -221,7 +221,7 @@ def test_a_worker_that_ends_is_not_ready(probe: Probe) -> None:
     process = probe.start()
     port = probe.port
     until(lambda: not probe.problems("ready", port), "the worker's readiness")
-    probe.send(MessageType.QUERY, seconds=8)
+    probe.send(MessageType.QUERY, seconds=15)
     until(lambda: probe.value("waooaw_worker_running") == 1, "the handler")
     process.terminate()
     until(lambda: "draining" in _problems_or_gone(probe, port), "the end is seen")
