@@ -110,7 +110,13 @@ def test_filters_combine(ledger: Ledger, trail: MessageAuditTrail) -> None:
     record_handled(ledger, new)
 
     def ids(**filters: Any) -> set[str]:
-        return {r.receipt.message_id for r in trail.query(to_agent=to, **filters).records}
+        # A page scans 5,000 messages, and other tests may have left more that are PENDING: so all pages are read.
+        page = trail.query(to_agent=to, **filters)
+        records = [*page.records]
+        while page.after is not None:
+            page = trail.query(to_agent=to, after=page.after, **filters)
+            records += page.records
+        return {record.receipt.message_id for record in records}
 
     assert ids() == {old.message_id, new.message_id}
     assert ids(status=MessageStatus.HANDLED) == ids(message_type=MessageType.ACK) == {new.message_id}
