@@ -1,8 +1,9 @@
-"""A task of A2A when its edge and its worker are killed during a stream: it is found again, and ends once."""
+"""A stream by A2A and by HTTP when its edge or its worker is killed: its task is found again, and ends once."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -59,7 +60,7 @@ class World:
             "CELERY_RESULT_BACKEND": self.broker.redis_url,
             "WAOOAW_DATABASE_URL": str(self.broker.database_url),
         }
-        command = [sys.executable, "-m", "waooaw_celery", "serve", "--a2a", f"--port={port}"]
+        command = [sys.executable, "-m", "waooaw_celery", "serve", "--a2a", "--http", f"--port={port}"]
         process = spawn(command, log=self.broker.folder / "edge.log", env=env)
         self.started.append(process)
         url = f"http://127.0.0.1:{port}/a2a/{self.agent}"
@@ -174,3 +175,27 @@ def test_a_stream_begins_again_when_its_worker_dies(world: World) -> None:
         artifact, ends, task_id = asyncio.run(ask(own))
     assert (artifact, ends) == (WORDS, ["TASK_STATE_COMPLETED"])
     until(lambda: world.ends(task_id) == ["handled"], "the end in the ledger")
+
+
+def test_a_stream_by_http_begins_again_when_its_worker_is_killed(world: World) -> None:
+    """The client is told, gets all parts once more, and the task has one end: it is not cancelled."""
+    first = world.worker("first")
+    _, url = world.edge()
+    address = f"{url.partition('/a2a/')[0]}/v1/agents/{world.agent}/methods/write"
+    body = {"topic": "tides", "words": len(WORDS), "pause": 0.1}
+    events: list[tuple[str, str]] = []
+    with httpx.stream("POST", address, json=body, headers={"Accept": "text/event-stream"}, timeout=60) as answer:
+        name = ""
+        for line in answer.iter_lines():
+            if line.startswith("event: "):
+                name = line.removeprefix("event: ")
+            elif line.startswith("data: "):
+                events.append((name, line.removeprefix("data: ")))
+                if len(events) == 3:
+                    kill(first)
+                    world.worker("second")
+    names = [name for name, _ in events]
+    again = names.index("restart")
+    assert names[again + 1 :] == ["part"] * len(WORDS) + ["result"]
+    assert [json.loads(data) for _, data in events[again + 1 : -1]] == WORDS
+    until(lambda: world.ends(json.loads(events[-1][1])["task_id"]) == ["handled"], "the end in the ledger")

@@ -10,7 +10,6 @@ from typing import Any, TypeAlias
 from a2a.types import Task, TaskArtifactUpdateEvent, TaskStatusUpdateEvent
 
 from waooaw_celery.agents.requests.operations import RequestOperations
-from waooaw_celery.edges.a2a.task_stream import AGAIN, TaskStream
 from waooaw_celery.edges.a2a.tasks import (
     RESULT,
     STREAM,
@@ -26,6 +25,7 @@ from waooaw_celery.edges.a2a.values import part_of, parts_of
 from waooaw_celery.edges.access.principal import Principal
 from waooaw_celery.edges.gateway.gateway import Gateway
 from waooaw_celery.edges.gateway.task import Call, TaskInfo, TaskState
+from waooaw_celery.edges.gateway.task_stream import AGAIN, TaskStream
 from waooaw_celery.errors import RequestError, RequestTimeout, WaooawError
 from waooaw_celery.messages.log.loggers import get_logger
 

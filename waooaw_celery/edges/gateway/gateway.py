@@ -12,7 +12,6 @@ from uuid import NAMESPACE_OID, uuid5
 
 from waooaw_celery.agents.bus import MessageBus
 from waooaw_celery.agents.requests.response import Response
-from waooaw_celery.agents.requests.stream import AsyncStream
 from waooaw_celery.app.app import AgentApp
 from waooaw_celery.edges.access.principal import Principal
 from waooaw_celery.edges.gateway.catalogue import Catalogue, Operation
@@ -20,6 +19,7 @@ from waooaw_celery.edges.gateway.open_requests import OpenRequests, check_same
 from waooaw_celery.edges.gateway.outcome import task_of_response
 from waooaw_celery.edges.gateway.task import Call, TaskInfo, TaskState
 from waooaw_celery.edges.gateway.task_reader import TaskReader
+from waooaw_celery.edges.gateway.task_stream import TaskStream
 from waooaw_celery.errors import (
     ConfigurationError,
     InvalidMessage,
@@ -165,17 +165,17 @@ class Gateway:
         return task_of_response(call, response, began)
 
     @asynccontextmanager
-    async def stream(self, call: Call) -> AsyncIterator[AsyncStream]:
+    async def stream(self, call: Call) -> AsyncIterator[TaskStream]:
         """Call a method whose answer comes in parts: ``async with gateway.stream(call) as parts: async for …``.
 
-        Leaving the block before the end cancels the task.
+        Leaving the block before the end leaves the task running. When its worker has died and another one begins
+        the answer again, ``AGAIN`` is the next part, and all parts follow once more.
 
         Args:
             call: the call.
 
         Raises:
-            StreamBroken: while you iterate: a part was lost, or the agent began again. The task goes on; ``wait``
-                for its end.
+            StreamBroken: while you iterate: a part was lost. The task goes on; ``wait`` for its end.
             InvalidMessage: the call was made before, or is being made now. The rest as ``start``.
         """
         await self.operation(call.principal, call.agent, call.method)

@@ -9,10 +9,10 @@ from typing import Any
 
 from waooaw_celery.agents.requests.operations import RequestOperations
 from waooaw_celery.agents.requests.response import Response
-from waooaw_celery.agents.requests.stream import AsyncStream
 from waooaw_celery.agents.waiting import RequestSteps, awaited
 from waooaw_celery.app.app import AgentApp
 from waooaw_celery.edges.gateway.task import Call, TaskInfo
+from waooaw_celery.edges.gateway.task_stream import TaskStream
 from waooaw_celery.errors import InvalidMessage, NotPermitted
 from waooaw_celery.messages.validation import NewId
 from waooaw_celery.settings import AuditMode
@@ -30,7 +30,7 @@ class OpenRequests:
 
     def __init__(self, app: AgentApp) -> None:
         self._app = app
-        self.operations = RequestOperations(app, AsyncStream)
+        self.operations = RequestOperations(app, TaskStream)
         #: By the id of the task. They go on when their callers have gone. (The event loop itself holds its tasks
         #: only weakly.)
         self._asked: dict[str, tuple[Call, asyncio.Future[Response]]] = {}
@@ -59,7 +59,7 @@ class OpenRequests:
         return asking
 
     @asynccontextmanager
-    async def stream(self, call: Call) -> AsyncIterator[AsyncStream]:
+    async def stream(self, call: Call) -> AsyncIterator[TaskStream]:
         """Send a call whose answer comes in parts, and give them during the block.
 
         Raises:

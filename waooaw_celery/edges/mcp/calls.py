@@ -13,6 +13,7 @@ import anyio
 from waooaw_celery.edges.access.principal import Principal
 from waooaw_celery.edges.gateway.gateway import Gateway
 from waooaw_celery.edges.gateway.task import Call, TaskInfo, TaskState
+from waooaw_celery.edges.gateway.task_stream import AGAIN
 from waooaw_celery.edges.mcp.results import text_of
 from waooaw_celery.errors import InvalidMessage, RequestError, UnknownMessage, WaooawError
 from waooaw_celery.messages.log.loggers import get_logger
@@ -161,6 +162,9 @@ class Calls:
         try:
             async with self._gateway.stream(call) as stream:
                 async for part in stream:
+                    if part is AGAIN:  # the worker died: all parts follow again
+                        parts.clear()
+                        continue
                     parts.append(part)
                     progress.note(text_of(part))
         except RequestError:  # the ledger tells what became of the task

@@ -11,9 +11,9 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from waooaw_celery.agents.requests.stream import AsyncStream
 from waooaw_celery.edges.application import EdgeContext
 from waooaw_celery.edges.gateway.task import Call, TaskInfo, TaskState
+from waooaw_celery.edges.gateway.task_stream import AGAIN, TaskStream
 from waooaw_celery.edges.http import reading
 from waooaw_celery.edges.http.problems import Problem, ProblemResponse, problem_of_task
 from waooaw_celery.edges.http.task_forms import task_form
@@ -153,13 +153,17 @@ class Calls:
         left = lambda is_gone: self._left(call, is_gone=is_gone)  # noqa: E731
         return EventStream(events, self._streams, headers=headers, left=left)
 
-    async def _parts(self, call: Call, stack: AsyncExitStack, stream: AsyncStream) -> AsyncGenerator[Event, None]:
+    async def _parts(self, call: Call, stack: AsyncExitStack, stream: TaskStream) -> AsyncGenerator[Event, None]:
         """Yield the parts of an answer, and then the task."""
         async with stack:
             number = 0
             ended = False
             try:
                 async for part in stream:
+                    if part is AGAIN:
+                        number = 0
+                        yield Event("restart", {"reason": "the worker died: all parts follow again"})
+                        continue
                     yield Event("part", as_json(part, str), number)
                     number += 1
                 ended = True
