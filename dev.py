@@ -24,7 +24,7 @@ PYTHON = VENV / "bin" / "python"
 ALL_FOR_TESTS = "embedded,testing,flower,protobuf,zstd,crypto,pydantic-ai,prometheus,otel,console,a2a,mcp,http"
 #: What each command needs: extras of the project, and dependency groups of pyproject.toml.
 NEEDS = {
-    "demo": ("embedded,console", ()),
+    "demo": ("embedded,console,a2a", ()),
     "test": (ALL_FOR_TESTS, ("test",)),
     "lint": (ALL_FOR_TESTS, ("test", "lint")),
     "docs": ("all", ("docs",)),

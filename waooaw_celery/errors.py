@@ -298,7 +298,7 @@ class ToolServerUnavailable(WaooawError, ConnectionError):
 
 
 class NotPermitted(WaooawError):
-    """Who was authenticated at an edge may not do this, or is unknown."""
+    """Who speaks at an edge may not do this, or is unknown; or an edge may not connect to an address."""
 
 
 class RateLimitExceeded(WaooawError):

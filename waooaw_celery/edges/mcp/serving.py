@@ -23,6 +23,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from waooaw_celery.edges.application import EdgeContext, ProtocolParts
 from waooaw_celery.edges.mcp.server import CANCELLED, SESSION_HEADER, McpServer, cancelled_request, session_of
+from waooaw_celery.edges.protection.bounds import replayed
 
 PATH = "/mcp"
 _VERSION_HEADER = "mcp-protocol-version"
@@ -77,7 +78,7 @@ class McpEndpoint:
             return
         if request.headers.get(_VERSION_HEADER) not in MODERN_PROTOCOL_VERSIONS:
             body = await request.body()
-            receive = _replayed(body, receive)
+            receive = replayed(body, receive)
             self._note_cancellation(request, body)
             if session_of(request.headers) is None:
                 send = _with_session(send)
@@ -109,16 +110,3 @@ def _with_session(send: Send) -> Send:
         await send(message)
 
     return named
-
-
-def _replayed(body: bytes, receive: Receive) -> Receive:
-    given = False
-
-    async def replay() -> Message:
-        nonlocal given
-        if not given:
-            given = True
-            return {"type": "http.request", "body": body, "more_body": False}
-        return await receive()
-
-    return replay

@@ -109,7 +109,7 @@ class Protection:
             if isinstance(body, Response):
                 await body(scope, receive, send_with_headers)
             else:
-                await self._app(scope, _replayed(body, receive), send_with_headers)
+                await self._app(scope, replayed(body, receive), send_with_headers)
         finally:
             self._leave(found)
 
@@ -245,8 +245,13 @@ def _too_large(limit: int) -> Response:
     return refused(413, f"the request has more than {limit} bytes")
 
 
-def _replayed(body: bytes, receive: Receive) -> Receive:
-    """Return a function that gives the whole body once, and then what the client does."""
+def replayed(body: bytes, receive: Receive) -> Receive:
+    """Return a function that gives the whole body once, and then what the client does.
+
+    Args:
+        body: the body, which was read.
+        receive: how the client's messages are received.
+    """
     given = False
 
     async def replay() -> Message:
