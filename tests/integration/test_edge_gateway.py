@@ -185,6 +185,7 @@ def test_a_call_waits_for_an_agent_whose_workers_are_stopped(tmp_path: Path) -> 
         assert asyncio.run(gateway.run(call)).result == "hi"
         world.app.control.shutdown()
         until(lambda: not Registry(world.app).get(world.agent).workers, "the end of the worker")
+        until(lambda: gateway.catalogue.known(world.agent) is None, "the next read of the registry")
 
         async def call_again() -> Any:
             later = call_of(world, "echo", {"text": "later"}, principal=world.principal)
