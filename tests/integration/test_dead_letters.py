@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,15 @@ from uuid import uuid4
 
 import pytest
 from celery import chain
+from kombu import Connection
 from support import Broker, settled, until
 
 from waooaw_celery import AgentApp, Message, MessageBus, MessageStatus, MessageType, Priority
 from waooaw_celery import RequestResponseHandler as Requests
+from waooaw_celery.broker.dead_letters import amqp
 from waooaw_celery.broker.dead_letters.dead_letter import DeadLetter
 from waooaw_celery.broker.dead_letters.queue import UNKNOWN
-from waooaw_celery.errors import InvalidMessage, RemoteError, UnknownDeadLetter
+from waooaw_celery.errors import BrokerUnavailable, InvalidMessage, RemoteError, UnknownDeadLetter
 from waooaw_celery.ledger.trail import MessageAuditTrail
 
 pytestmark = pytest.mark.usefixtures("dead_letters_alone")
@@ -56,6 +59,41 @@ def test_many_look_at_the_same_time(app: AgentApp, probe: str) -> None:
     with ThreadPoolExecutor(8) as threads:
         found = list(threads.map(lambda _: len(dead_letters_of(app, probe)), range(24)))
     assert found == [30] * 24
+
+
+def test_many_processes_look_at_the_same_time(broker: Broker, app: AgentApp, probe: str) -> None:
+    """Each application sees all dead letters, and what one discards is gone for all: readers take turns."""
+    app.dead_letters.add(f"agent.{probe}", "made by the test", *(b"raw" for _ in range(20)))
+    with ExitStack() as stack, ThreadPoolExecutor(6) as threads:
+        apps = [stack.enter_context(closing(broker.app())) for _ in range(6)]
+        found = list(threads.map(lambda number: len(dead_letters_of(apps[number % 6], probe)), range(18)))
+        assert found == [20] * 18
+        letters = dead_letters_of(app, probe)
+        halves = threads.map(
+            lambda number: apps[number].dead_letters.discard(letters[number::6], reason="tests"), range(6)
+        )
+        assert sum(len(outcomes) for outcomes in halves) == 20
+    assert dead_letters_of(app, probe) == []
+
+
+@pytest.mark.parametrize("broker", [pytest.param("rabbitmq", marks=pytest.mark.rabbitmq)], indirect=True)
+def test_a_reader_that_does_not_end_is_named(
+    broker: Broker, app: AgentApp, probe: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others get an error instead of a part of the dead letters, and read them once the connection is closed."""
+    app.dead_letters.add(f"agent.{probe}", "made by the test", b"raw")
+    monkeypatch.setattr(amqp, "TURN_SECONDS", 0.5)
+    with Connection(broker.url) as reader:
+        reader.default_channel.queue_declare(amqp.READER_KEY, exclusive=True)
+        with pytest.raises(BrokerUnavailable, match="one reader at a time: try again"):
+            dead_letters_of(app, probe)
+    until(lambda: _readable(app, probe), "the dead letters")
+
+
+def _readable(app: AgentApp, agent: str) -> bool:
+    with suppress(BrokerUnavailable):
+        return len(dead_letters_of(app, agent)) == 1
+    return False
 
 
 def test_retry_sends_a_new_message(app: AgentApp, broker: Broker, probe: str, tmp_path: Path) -> None:

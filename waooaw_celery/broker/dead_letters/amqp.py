@@ -1,7 +1,8 @@
 """Dead letters on RabbitMQ: a durable queue in which each message is one dead letter, a JSON document.
 
 To list them, one channel gets all messages, acknowledges none, and closes: they return to their places. Meanwhile
-another reader finds fewer dead letters, or none. Threads of one process, such as those of the console, take turns.
+another reader would find fewer dead letters, or none. So readers take turns: a reader declares an exclusive queue,
+which RabbitMQ refuses to all other connections, and deletes when the connection of its reader ends.
 """
 
 from __future__ import annotations
@@ -17,22 +18,28 @@ from datetime import datetime
 from typing import Any
 from uuid import uuid4
 
+from amqp.exceptions import ResourceLocked
 from kombu import Exchange, Queue
 
 from waooaw_celery.broker.dead_letters.dead_letter import DeadLetter
 from waooaw_celery.broker.dead_letters.storage import DeadLetterFilter, DeadLetterStorage
 from waooaw_celery.broker.redis.dead_lettering import DEAD_LETTERS_KEY
+from waooaw_celery.errors import BrokerUnavailable
 from waooaw_celery.messages.log.loggers import get_logger
 
 logger = get_logger(__name__)
 
 #: Seconds within which the broker must confirm a dead letter.
 CONFIRM_SECONDS = 5.0
-#: Seconds for which a thread waits for its turn to read.
-TURN_SECONDS = 3.0
+#: The exclusive queue that the present reader has.
+READER_KEY = f"{DEAD_LETTERS_KEY}.reader"
+#: Seconds for which a reader waits for its turn, and the seconds between two attempts to get it from the broker.
+TURN_SECONDS, TURN_PAUSE_SECONDS = 20.0, 0.05
 _PERSISTENT = 2
-#: How often to look for dead letters that are to be removed, and the seconds between two attempts.
-REMOVE_ATTEMPTS, REMOVE_PAUSE_SECONDS = 3, 0.5
+_STILL_READ = (
+    f"other processes read the dead letters for more than {TURN_SECONDS:.0f} s, and RabbitMQ gives them to one "
+    "reader at a time: try again"
+)
 
 
 class AmqpDeadLetterStorage(DeadLetterStorage):
@@ -64,7 +71,7 @@ class AmqpDeadLetterStorage(DeadLetterStorage):
         def read(connection: Any) -> list[DeadLetter]:
             newest: deque[DeadLetter] = deque(maxlen=limit)
             wanted = None if selected.ids is None else len(set(selected.ids))
-            with connection.channel() as channel:
+            with self._in_turn(connection), connection.channel() as channel:
                 for dead_letter, _ in self._get_all(connection, channel):
                     if selected.matches(dead_letter):
                         newest.append(dead_letter)
@@ -72,14 +79,13 @@ class AmqpDeadLetterStorage(DeadLetterStorage):
                             break
             return list(reversed(newest))
 
-        with self._in_turn():
-            return self._with_connection("read the dead letters", read)
+        return self._with_connection("read the dead letters", read)
 
     def remove(self, ids: Collection[str]) -> set[str]:
         removed: set[str] = set()
 
         def remove(connection: Any) -> None:
-            with connection.channel() as channel:
+            with self._in_turn(connection), connection.channel() as channel:
                 for dead_letter, tag in self._get_all(connection, channel):
                     if dead_letter.id in ids:
                         channel.basic_ack(tag)
@@ -87,24 +93,33 @@ class AmqpDeadLetterStorage(DeadLetterStorage):
                         if len(removed) == len(set(ids)):
                             return
 
-        for attempt in range(REMOVE_ATTEMPTS if ids else 0):
-            if attempt:  # another reader may hold some of them for a moment
-                time.sleep(REMOVE_PAUSE_SECONDS)
-            with self._in_turn():
-                self._with_connection("remove dead letters", remove)
-            if len(removed) == len(set(ids)):
-                break
+        if ids:
+            self._with_connection("remove dead letters", remove)
         return removed
 
     @contextmanager
-    def _in_turn(self) -> Iterator[None]:
-        """Wait until no other thread reads, but not for ever: the broker may hang."""
-        has_turn = self._turn.acquire(timeout=TURN_SECONDS)
+    def _in_turn(self, connection: Any) -> Iterator[None]:
+        """Wait until no other thread, and no other process, reads the dead letters.
+
+        Raises:
+            BrokerUnavailable: The others did not end in time.
+        """
+        deadline = time.monotonic() + TURN_SECONDS
+        # Threads of one process wait here: an attempt at the broker costs a channel.
+        if not self._turn.acquire(timeout=TURN_SECONDS):
+            raise BrokerUnavailable(_STILL_READ)
         try:
-            yield
+            while not _declare_reader(connection):
+                if time.monotonic() > deadline:
+                    raise BrokerUnavailable(_STILL_READ)
+                time.sleep(TURN_PAUSE_SECONDS)
+            try:
+                yield
+            finally:
+                with connection.channel() as channel:
+                    channel.queue_delete(READER_KEY)
         finally:
-            if has_turn:
-                self._turn.release()
+            self._turn.release()
 
     def _get_all(self, connection: Any, channel: Any) -> Iterator[tuple[DeadLetter, Any]]:
         """Yield the dead letters that exist now, the oldest first, each with its delivery tag."""
@@ -137,6 +152,18 @@ class AmqpDeadLetterStorage(DeadLetterStorage):
                     error,
                     extra={"action": "dead_letter_limit_kept"},
                 )
+
+
+def _declare_reader(connection: Any) -> bool:
+    """Declare the exclusive queue of the reader, and return whether no other connection has it."""
+    channel = connection.channel()
+    try:
+        channel.queue_declare(READER_KEY, durable=False, exclusive=True, auto_delete=False)
+    except ResourceLocked:
+        return False
+    finally:
+        channel.close()
+    return True
 
 
 def _publish(connection: Any, channel: Any, document: dict[str, str]) -> None:
