@@ -12,7 +12,6 @@ from waooaw_celery.worker.retries.retry_policy import RetryPolicy
 from waooaw_celery.workflows.definition import WorkflowDefinition
 from waooaw_celery.workflows.engine.engine import engine_of
 from waooaw_celery.workflows.errors_form import error_to_json
-from waooaw_celery.workflows.journal.records import InputKind
 from waooaw_celery.workflows.journal.rows import create
 from waooaw_celery.workflows.start import new_row
 
@@ -58,9 +57,7 @@ def newest(app: Any, target: HandlerName) -> WorkflowDefinition:
 def take_answer(app: Any, workflow_id: str, request_id: str, result: JSON, error: Exception | None) -> None:
     """Record the answer to a request of a workflow, and let the workflow go on."""
     payload = {"result": result} if error is None else {"error": error_to_json(error)}
-    engine = engine_of(app)
-    engine.journal.add_input(workflow_id, InputKind.ANSWER, request_id, payload, f"answer:{request_id}")
-    engine.wake(workflow_id)
+    engine_of(app).take_answer(workflow_id, request_id, payload)
 
 
 def take_input(task: Any, /, workflow_id: str, **_: JSON) -> None:

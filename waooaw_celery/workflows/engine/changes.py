@@ -57,7 +57,8 @@ class Changes:
         self._later: dict[str, Any] = {}
         self._started: list[dict[str, Any]] = []
         self._after: list[Callable[[], None]] = []
-        self._scheduled = False
+        #: After how many rounds of the event loop the changes are written; 0: nothing is to be written.
+        self._rounds = 0
         self._tasks: set[asyncio.Task[TurnResult]] = set()
         #: Turns that are being written.
         self.writing = 0
@@ -83,12 +84,13 @@ class Changes:
         """Whether there is something to write."""
         return bool(self._steps or self._taken or self._columns or self._started or self._after)
 
-    def change(self, record: StepRecord, *, then: Callable[[], None] | None = None) -> None:
+    def change(self, record: StepRecord, *, then: Callable[[], None] | None = None, rounds: int = 1) -> None:
         """Note that a step is new or has changed.
 
         Args:
             record: the step, with its new values.
             then: called when that is written.
+            rounds: of the event loop after which it is written at the latest.
         """
         if not record.number:
             self._numbers += 1
@@ -99,7 +101,7 @@ class Changes:
         self._steps[record.path] = step_columns(self._claim.workflow_id, self._claim.run, self.last_change, record)
         if then is not None:
             self._after.append(then)
-        self._schedule()
+        self._schedule(rounds)
 
     def _index(self, record: StepRecord) -> None:
         is_open = record.status is StepStatus.STARTED
@@ -111,11 +113,13 @@ class Changes:
         if is_open and record.request_id is not None:
             self.by_request[record.request_id] = record
 
-    def complete(self, record: StepRecord, outcome: JSON, then: Callable[[], None] | None = None) -> None:
-        """Record the result of a step."""
+    def complete(
+        self, record: StepRecord, outcome: JSON, then: Callable[[], None] | None = None, rounds: int = 1
+    ) -> None:
+        """Record the result of a step; see ``change``."""
         record.status, record.outcome, record.error = StepStatus.COMPLETED, outcome, None
         record.due_at, record.ended_at = None, self._now()
-        self.change(record, then=then)
+        self.change(record, then=then, rounds=rounds)
 
     def fail(self, record: StepRecord, error: JSON, then: Callable[[], None] | None = None) -> None:
         """Record the error of a step."""
@@ -123,10 +127,10 @@ class Changes:
         record.ended_at = self._now()
         self.change(record, then=then)
 
-    def take(self, taken: WorkflowInput) -> None:
+    def take(self, taken: WorkflowInput, rounds: int = 1) -> None:
         """Note that an input was taken: it is deleted together with the changes that it has caused."""
         self._taken.append(taken.input_id)
-        self._schedule()
+        self._schedule(rounds)
 
     def set(self, then: Callable[[], None] | None = None, **columns: Any) -> None:
         """Change columns of the workflow."""
@@ -185,15 +189,17 @@ class Changes:
             self._on_written()
         return result
 
-    def _schedule(self) -> None:
-        """Write the changes in the next round of the event loop: those of one round are written together."""
-        if not self._scheduled:
-            self._scheduled = True
-            asyncio.get_running_loop().call_soon(self._start_writing)
+    def _schedule(self, rounds: int = 1) -> None:
+        """Write the changes after some rounds of the event loop: those of these rounds are written together."""
+        if not self._rounds:
+            asyncio.get_running_loop().call_soon(self._count_down)
+        self._rounds = min(self._rounds or rounds, rounds)
 
-    def _start_writing(self) -> None:
-        self._scheduled = False
-        if self.pending:
+    def _count_down(self) -> None:
+        self._rounds -= 1
+        if self._rounds:
+            asyncio.get_running_loop().call_soon(self._count_down)
+        elif self.pending:
             self._tasks.add(task := asyncio.ensure_future(self.write()))
             task.add_done_callback(self._end_writing)
 

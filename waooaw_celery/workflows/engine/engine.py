@@ -19,11 +19,13 @@ from uuid import uuid4
 
 from waooaw_celery.errors import StoreUnavailable
 from waooaw_celery.messages.log.loggers import get_logger
+from waooaw_celery.messages.validation import JSON
 from waooaw_celery.worker.execution.event_loop import handler_event_loop
 from waooaw_celery.workflows.definition import Definitions, WorkflowDefinition
 from waooaw_celery.workflows.engine.parked import is_parked, take_command
 from waooaw_celery.workflows.engine.publisher import WorkflowPublisher
 from waooaw_celery.workflows.engine.run import WorkflowRun
+from waooaw_celery.workflows.journal.answers import Answer
 from waooaw_celery.workflows.journal.journal import NO_WORKER, Journal
 from waooaw_celery.workflows.journal.records import Claim, Loaded
 from waooaw_celery.workflows.journal.writer import TurnWriter
@@ -71,6 +73,7 @@ class WorkflowEngine:
         self._arming: set[str] = set()
         self._wanted: dict[str, None] = {}
         self._claiming: asyncio.Task[None] | None = None
+        self._beginning: set[asyncio.Task[None]] = set()
         #: How many searches for workflows run that have not begun all that they have found.
         self._taking = 0
         self._main_task: Future[None] | None = None
@@ -100,6 +103,28 @@ class WorkflowEngine:
         if loop is not None and not self._closing:
             with suppress(RuntimeError):  # the loop has just been closed: another process looks at it
                 loop.call_soon_threadsafe(self._want, workflow_id)
+
+    def take_answer(self, workflow_id: str, request_id: str, payload: JSON) -> None:
+        """Record the answer to a request of a workflow, and let the workflow go on.
+
+        Args:
+            workflow_id: the workflow.
+            request_id: the request that is answered.
+            payload: its result or its error.
+
+        Raises:
+            AuditUnavailable: the database does not answer: the answer was not recorded.
+        """
+        self.start()
+        run = self._runs.get(workflow_id)
+        given_back = None
+        if run is not None and self._room() > 0 and not self._closing:
+            given_back = run.given_back
+        answer = self.journal.answers.add(workflow_id, request_id, payload, self.owner, given_back)
+        loop = self._loop
+        if answer is not None and loop is not None:
+            with suppress(RuntimeError):  # the loop has just been closed: another process looks at it
+                loop.call_soon_threadsafe(self._hand_over, run, workflow_id, answer)
 
     def close(self) -> None:
         """Give all workflows back: this process ends. Local steps that run have some seconds to end."""
@@ -221,6 +246,22 @@ class WorkflowEngine:
         else:
             self._want(run.workflow_id)
 
+    def _hand_over(self, given_back: WorkflowRun | None, workflow_id: str, answer: Answer) -> None:
+        """Let a workflow take an answer that was recorded, without reading it if nothing else has arrived."""
+        run = self._runs.get(workflow_id)
+        if answer.fence is not None and given_back is not None:
+            claim = given_back.claim_again(answer.fence, answer.recorded.number)
+            if run is given_back and not run.stopped and not self._closing:
+                run.go_on(claim, answer.recorded)
+            elif not self._closing:  # it was forgotten meanwhile
+                task = asyncio.ensure_future(self._begin_all([claim]))
+                self._beginning.add(task)
+                task.add_done_callback(self._end_beginning)
+        elif run is not None and run.owned and answer.is_new and answer.recorded.number == run.known_inputs + 1:
+            run.receive(answer.recorded)
+        else:
+            self._want(workflow_id)
+
     def _want(self, workflow_id: str) -> None:
         self._wanted[workflow_id] = None
         if self._claiming is None and not self._closing:
@@ -253,18 +294,36 @@ class WorkflowEngine:
             await self._take(to_claim)
 
     def _room(self) -> int:
-        return self._capacity - sum(run.owned for run in self._runs.values())
+        # A copy: other threads ask too.
+        return self._capacity - sum(run.owned for run in list(self._runs.values()))
 
     async def _take(self, ids: list[str] | None) -> list[Claim]:
         """Claim these workflows, or those that are due, and go on with them."""
         self._taking += 1
         try:
             claims = await self._claim(ids)
-            for claim in claims:
-                await self._begin(claim)
+            await self._begin_all(claims)
             return claims
         finally:
             self._taking -= 1
+
+    async def _begin_all(self, claims: list[Claim]) -> None:
+        """Go on with workflows that were claimed."""
+        self._taking += 1
+        try:
+            for claim in claims:
+                await self._begin(claim)
+        finally:
+            self._taking -= 1
+
+    def _end_beginning(self, task: asyncio.Task[None]) -> None:
+        self._beginning.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error(
+                "a workflow could not be begun, and is tried again when its lease ends",
+                exc_info=error,
+                extra={"action": "workflow_not_begun"},
+            )
 
     async def _claim(self, ids: list[str] | None) -> list[Claim]:
         known = self._known()

@@ -88,6 +88,9 @@ class Run(Protocol):
     def then_resolve(self, record: StepRecord) -> Callable[[], None]:
         """Return what gives the outcome of a step, once it is written, to the code that waits for it."""
 
+    def resolve(self, record: StepRecord) -> None:
+        """Give the outcome of a step to the code that waits for it."""
+
     def new_record(self, step: Any) -> StepRecord:
         """Return the record of a step that begins now."""
 

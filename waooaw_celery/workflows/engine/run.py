@@ -13,6 +13,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from contextvars import copy_context
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -27,6 +28,7 @@ from waooaw_celery.workflows.engine.ending import MAX_TAKEOVERS, Ending
 from waooaw_celery.workflows.engine.function import run_function
 from waooaw_celery.workflows.engine.interface import Engine
 from waooaw_celery.workflows.errors_form import error_from_json
+from waooaw_celery.workflows.journal.answers import GivenBack
 from waooaw_celery.workflows.journal.records import Claim, InputKind, StepRecord, TurnResult, WorkflowInput
 from waooaw_celery.workflows.states import StepKind, StepStatus, WorkflowStatus
 from waooaw_celery.workflows.steps import kinds
@@ -127,6 +129,37 @@ class WorkflowRun:
         self._take_inputs(inputs)
         if self._function is None and not self.stopped and not self.ending.is_due():
             self._start()
+        self.touch()
+
+    @property
+    def given_back(self) -> GivenBack | None:
+        """What this process has of a workflow that it gave back; None: it cannot just go on. For any thread."""
+        if self.dormant_since is None or self.closed or self.stopped or self._replaying:
+            return None
+        return GivenBack(self.claim.fence, self.known_inputs)
+
+    def claim_again(self, fence: int, inputs: int) -> Claim:
+        """Return the claim of the workflow under a new number, when nothing but an input has arrived."""
+        return replace(
+            self.claim,
+            fence=fence,
+            inputs=inputs,
+            status=WorkflowStatus.RUNNING,
+            takeovers=0,
+            last_change=self.changes.last_change,
+        )
+
+    def go_on(self, claim: Claim, given: WorkflowInput) -> None:
+        """Go on under a claim with the only thing that has happened since the workflow was given back."""
+        self.claim, self.owned, self.dormant_since = claim, True, None
+        self.changes.renew(claim)
+        self.receive(given)
+
+    def receive(self, given: WorkflowInput) -> None:
+        """Take the next input, which is recorded."""
+        self.known_inputs = given.number
+        self._take_inputs([given])
+        self.process()
         self.touch()
 
     def _take_inputs(self, inputs: Iterable[WorkflowInput]) -> None:
@@ -384,7 +417,7 @@ class WorkflowRun:
             kinds.take_signal(self, given)
         else:
             self._answered_at = time.monotonic()
-            self.changes.take(given)
+            self.changes.take(given, rounds=kinds.TAKING_ROUNDS)
             kinds.take_answer(self, given)
 
     # --- the end, for this process

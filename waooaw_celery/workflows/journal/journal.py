@@ -16,6 +16,7 @@ from waooaw_celery.ledger.database.clock import now_within
 from waooaw_celery.ledger.database.engine import Database
 from waooaw_celery.ledger.workflow_models import WorkflowInputRow, WorkflowRow, WorkflowStepRow
 from waooaw_celery.messages.validation import JSON
+from waooaw_celery.workflows.journal.answers import AnswerStore
 from waooaw_celery.workflows.journal.records import (
     Child,
     Claim,
@@ -65,6 +66,7 @@ class Journal:
         self.database = database
         self._lease = timedelta(seconds=lease_seconds)
         self._turns = TurnStore(database)
+        self.answers = AnswerStore(database, self._lease)
 
     def claim(
         self,

@@ -84,7 +84,12 @@ def report_of(workflow_id: str, status: WorkflowStatus, result: JSON, error: JSO
 
 def insert_into(connection: Connection) -> Any:
     """Return the INSERT of a database, which can skip or change rows that exist."""
-    return postgresql_insert if connection.dialect.name == "postgresql" else sqlite_insert
+    return insert_for(connection.dialect.name)
+
+
+def insert_for(dialect: str) -> Any:
+    """Return the INSERT of a database by the name of its dialect."""
+    return postgresql_insert if dialect == "postgresql" else sqlite_insert
 
 
 def step_columns(workflow_id: str, run: int, changed: int, step: StepRecord) -> dict[str, Any]:

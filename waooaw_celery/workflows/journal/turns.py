@@ -1,11 +1,13 @@
 """Writes turns: the changes of workflows that their owners made.
 
 Most turns are plain: they only have steps, and inputs that were taken. On PostgreSQL one statement writes those of
-many workflows, in one round trip. All other turns are written in a transaction with a statement for each change.
+many workflows, in one round trip. Another one gives a workflow back that waits. All other turns are written in a
+transaction with a statement for each change.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -40,15 +42,18 @@ class TurnStore:
         """Write turns, and return what became of each; see ``Journal.write``."""
         plain = set() if self._pipeline is None else _plain_workflows(turns)
         owned = self._write_plain([turn for turn in turns if turn.workflow_id in plain])
-        others = iter(self._write_others([turn for turn in turns if turn.workflow_id not in plain]))
-        return [
-            next(others)
-            if turn.workflow_id not in plain
-            else TurnResult.WRITTEN
-            if turn.workflow_id in owned
-            else TurnResult.FENCED
-            for turn in turns
-        ]
+        alone = Counter(turn.workflow_id for turn in turns)
+        results: list[TurnResult | None] = []
+        for turn in turns:
+            if turn.workflow_id in plain:
+                results.append(TurnResult.WRITTEN if turn.workflow_id in owned else TurnResult.FENCED)
+            elif self._pipeline is not None and alone[turn.workflow_id] == 1 and _gives_back(turn):
+                results.append(self._give_back(self._pipeline, turn))
+            else:
+                results.append(None)
+        pairs = list(zip(turns, results, strict=True))
+        others = iter(self._write_others([turn for turn, result in pairs if result is None]))
+        return [result or next(others) for result in results]
 
     def close(self) -> None:
         """Close the connection. The next turns open another."""
@@ -69,6 +74,21 @@ class TurnStore:
         except (ValueError, OverflowError) as error:  # a text or a number that the driver cannot encode
             raise AuditUnavailable(f"could not {_ACTION}: {error}") from error
         return {workflow_id for (workflow_id,) in self._pipeline.receive(_ACTION)}
+
+    def _give_back(self, pipeline: PipelinedConnection, turn: Turn) -> TurnResult:
+        """Give back a workflow of PostgreSQL in which nothing else has changed."""
+        parameters = {
+            "workflow_id": turn.workflow_id,
+            "fence": turn.fence,
+            "known_inputs": turn.known_inputs,
+            "last_change": turn.last_change,
+            **turn.columns,
+        }
+        pipeline.send(_ACTION, _GIVE_BACK, parameters)
+        [(is_free, is_owned)] = pipeline.receive(_ACTION)
+        if is_free:
+            return TurnResult.WRITTEN
+        return TurnResult.NEW_INPUTS if is_owned else TurnResult.FENCED
 
     def _write_others(self, turns: Sequence[Turn]) -> list[TurnResult]:
         if not turns:
@@ -100,6 +120,12 @@ def _plain_workflows(turns: Sequence[Turn]) -> set[str]:
         if not is_plain or owners.setdefault(turn.workflow_id, turn.fence) != turn.fence:
             others.add(turn.workflow_id)
     return set(owners) - others
+
+
+def _gives_back(turn: Turn) -> bool:
+    """Whether a turn only gives a workflow back that waits."""
+    changes = turn.steps or turn.taken or turn.started or turn.reports
+    return turn.known_inputs is not None and turn.columns.keys() == _WAITING_COLUMNS and not changes
 
 
 def _newest_steps(turns: Sequence[Turn]) -> list[Mapping[str, Any]]:
@@ -160,6 +186,21 @@ WITH owned AS (
 )
 SELECT workflow_id FROM owned
 """  # noqa: S608 - the names are those of columns
+
+
+_WAITING_COLUMNS = {"status", "waits_for", "wake_at"}
+#: Give a workflow back unless more has arrived. If another process owns it by now, the fence differs.
+_GIVE_BACK = """
+WITH freed AS (
+    UPDATE waooaw_workflows
+    SET owner = NULL, lease_until = NULL, takeovers = 0, last_change = %(last_change)s, status = %(status)s,
+        waits_for = %(waits_for)s, wake_at = %(wake_at)s::timestamptz
+    WHERE workflow_id = %(workflow_id)s AND fence = %(fence)s AND inputs = %(known_inputs)s
+    RETURNING workflow_id
+)
+SELECT EXISTS (SELECT FROM freed),
+       EXISTS (SELECT FROM waooaw_workflows WHERE workflow_id = %(workflow_id)s AND fence = %(fence)s)
+"""
 
 
 def _parameters_of_one(turn: Turn, step: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,9 @@ from waooaw_celery.workflows.steps.step import (
     Waiting,
 )
 
+#: Rounds of the event loop in which the function makes the next step after an answer: both are written together.
+TAKING_ROUNDS = 6
+
 
 def begin(run: Run, step: Step) -> None:
     """Begin a step that the journal does not have."""
@@ -104,7 +107,9 @@ def take_answer(run: Run, given: WorkflowInput) -> None:
         return
     error = given.payload.get("error")
     if error is None:
-        run.changes.complete(record, given.payload.get("result"), run.then_resolve(record))
+        # The answer is recorded as an input: the function may see it before the step is written.
+        run.changes.complete(record, given.payload.get("result"), rounds=TAKING_ROUNDS)
+        run.resolve(record)
         return
     call = run.calls.get(record.path)
     if isinstance(call, RequestCall) and given.kind is InputKind.ANSWER:
