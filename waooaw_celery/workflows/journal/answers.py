@@ -7,15 +7,20 @@ there is nothing to read then.
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import threading
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 from sqlalchemy import DateTime, Integer, String, and_, bindparam, case, func, update
 
+from waooaw_celery.errors import AuditUnavailable
 from waooaw_celery.ledger.database.column_types import as_read
 from waooaw_celery.ledger.database.engine import Database
+from waooaw_celery.ledger.database.rows import payload_text
+from waooaw_celery.ledger.database.timeouts import DEADLINE_SECONDS
 from waooaw_celery.ledger.workflow_models import WorkflowInputRow, WorkflowRow
+from waooaw_celery.ledger.write.pipeline import PipelinedConnection
 from waooaw_celery.messages.validation import JSON
 from waooaw_celery.workflows.journal.records import InputKind, WorkflowInput
 from waooaw_celery.workflows.journal.rows import FINAL_VALUES, insert_for
@@ -60,9 +65,13 @@ class AnswerStore:
     """
 
     def __init__(self, database: Database, lease: timedelta) -> None:
-        self._database = database
+        self._database, self._lease = database, lease
         # The statements are made once: to make one takes longer than to execute it.
         self._arrive, self._insert = _statements(database, lease)
+        # SQLite and other PostgreSQL drivers use a transaction with both statements.
+        is_psycopg2 = database.url.drivername == "postgresql+psycopg2"
+        self._pipeline = PipelinedConnection(database) if is_psycopg2 else None
+        self._turn = threading.Lock()
 
     def add(
         self, workflow_id: str, request_id: str, payload: JSON, owner: str, given_back: GivenBack | None
@@ -83,23 +92,105 @@ class AnswerStore:
             AuditUnavailable: the database does not answer.
         """
         fence, known = given_back or (_NONE, _NONE)
-        now = datetime.now(UTC)  # only SQLite uses it
-        parameters = {"id": workflow_id, "me": owner, "known_fence": fence, "known_inputs": known, "now": now}
-        with self._database.begin(f"record an answer for {workflow_id}") as connection:
-            row = connection.execute(self._arrive, parameters).one_or_none()
+        parameters = {
+            "id": workflow_id,
+            "me": owner,
+            "known_fence": fence,
+            "known_inputs": known,
+            "input_id": f"answer:{request_id}",
+            "key": request_id,
+        }
+        what = f"record an answer for {workflow_id}"
+        found = (
+            self._add(what, parameters, payload)
+            if self._pipeline is None
+            else self._add_at_once(self._pipeline, what, parameters, payload)
+        )
+        if found is None:
+            return None
+        recorded = WorkflowInput(
+            input_id=f"answer:{request_id}",
+            number=found.inputs,
+            kind=InputKind.ANSWER,
+            key=request_id,
+            payload=as_read(payload),
+            at=found.at,
+        )
+        is_claimed = given_back is not None and (found.owner, found.fence) == (owner, fence + 1)
+        return Answer(recorded, found.is_new, found.fence if is_claimed else None)
+
+    def close(self) -> None:
+        """Close the connection. The next answer opens another."""
+        if self._pipeline is not None and self._turn.acquire(timeout=DEADLINE_SECONDS):
+            try:
+                self._pipeline.close()
+            finally:
+                self._turn.release()
+
+    def _add_at_once(
+        self, pipeline: PipelinedConnection, what: str, parameters: Mapping[str, Any], payload: JSON
+    ) -> _Arrived | None:
+        """Record an answer in PostgreSQL with one statement, in one round trip."""
+        more = {"payload": payload_text(payload), "lease": self._lease, "final": FINAL_VALUES}
+        if not self._turn.acquire(timeout=2 * DEADLINE_SECONDS):
+            raise AuditUnavailable(f"could not {what}: other threads of this process wait for the database")
+        try:
+            pipeline.send(what, _AT_ONCE, {**parameters, **more})
+            rows = pipeline.receive(what)
+        finally:
+            self._turn.release()
+        return _Arrived(*rows[0]) if rows else None
+
+    def _add(self, what: str, parameters: Mapping[str, Any], payload: JSON) -> _Arrived | None:
+        """Record an answer in a transaction."""
+        arriving = {**parameters, "now": datetime.now(UTC)}  # only SQLite uses this time
+        with self._database.begin(what) as connection:
+            row = connection.execute(self._arrive, arriving).one_or_none()
             if row is None:
                 return None
-            recorded = WorkflowInput(
-                input_id=f"answer:{request_id}",
-                number=row.inputs,
-                kind=InputKind.ANSWER,
-                key=request_id,
-                payload=as_read(payload),
-                at=row.wake_at,
-            )
-            added = connection.execute(self._insert, {"workflow_id": workflow_id, **asdict(recorded)})
-        is_claimed = given_back is not None and (row.owner, row.fence) == (owner, fence + 1)
-        return Answer(recorded, bool(added.rowcount), row.fence if is_claimed else None)
+            values = {
+                "input_id": parameters["input_id"],
+                "workflow_id": parameters["id"],
+                "number": row.inputs,
+                "kind": InputKind.ANSWER.value,
+                "key": parameters["key"],
+                "payload": payload,
+                "at": row.wake_at,
+            }
+            added = connection.execute(self._insert, values)
+        return _Arrived(row.inputs, row.fence, row.owner, row.wake_at, bool(added.rowcount))
+
+
+class _Arrived(NamedTuple):
+    """The row of a workflow after an answer has arrived, and whether the answer is new."""
+
+    inputs: int
+    fence: int
+    owner: str | None
+    at: datetime
+    is_new: bool
+
+
+_UNTOUCHED = "owner IS NULL AND fence = %(known_fence)s AND inputs = %(known_inputs)s AND status = 'waiting'"
+#: What ``_statements`` does, in one statement of PostgreSQL.
+_AT_ONCE = f"""
+WITH arrived AS (
+    UPDATE waooaw_workflows
+    SET inputs = inputs + 1, wake_at = now(),
+        owner = CASE WHEN {_UNTOUCHED} THEN %(me)s ELSE owner END,
+        lease_until = CASE WHEN {_UNTOUCHED} THEN now() + %(lease)s ELSE lease_until END,
+        fence = CASE WHEN {_UNTOUCHED} THEN fence + 1 ELSE fence END,
+        status = CASE WHEN {_UNTOUCHED} THEN 'running' ELSE status END
+    WHERE workflow_id = %(id)s AND status <> ALL (%(final)s)
+    RETURNING inputs, fence, owner, wake_at
+), added AS (
+    INSERT INTO waooaw_workflow_inputs (input_id, workflow_id, number, kind, key, payload, at)
+    SELECT %(input_id)s, %(id)s, inputs, 'answer', %(key)s, %(payload)s, wake_at FROM arrived
+    ON CONFLICT DO NOTHING
+    RETURNING number
+)
+SELECT inputs, fence, owner, wake_at, EXISTS (SELECT FROM added) FROM arrived
+"""  # noqa: S608 - the texts are constants
 
 
 def _statements(database: Database, lease: timedelta) -> tuple[Any, Any]:

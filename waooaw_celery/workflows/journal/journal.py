@@ -173,8 +173,9 @@ class Journal:
         return self._turns.write(turns)
 
     def close(self) -> None:
-        """Close the connection that writes turns."""
+        """Close the connections that write turns and answers."""
         self._turns.close()
+        self.answers.close()
 
     def child(self, workflow_id: str) -> Child | None:
         """Return a workflow as its parent sees it; None: there is none with this id."""
