@@ -9,22 +9,19 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, NamedTuple
-
-from sqlalchemy import DateTime, Integer, String, and_, bindparam, case, func, update
 
 from waooaw_celery.errors import AuditUnavailable
 from waooaw_celery.ledger.database.column_types import as_read
 from waooaw_celery.ledger.database.engine import Database
 from waooaw_celery.ledger.database.rows import payload_text
 from waooaw_celery.ledger.database.timeouts import DEADLINE_SECONDS
-from waooaw_celery.ledger.workflow_models import WorkflowInputRow, WorkflowRow
 from waooaw_celery.ledger.write.pipeline import PipelinedConnection
 from waooaw_celery.messages.validation import JSON
 from waooaw_celery.workflows.journal.records import InputKind, WorkflowInput
-from waooaw_celery.workflows.journal.rows import FINAL_VALUES, insert_for
-from waooaw_celery.workflows.states import WorkflowStatus
+from waooaw_celery.workflows.journal.rows import FINAL_VALUES
+from waooaw_celery.workflows.journal.statements import arrival_statements, time_parameters
 
 #: No workflow has this number of a claim.
 _NONE = -1
@@ -66,8 +63,6 @@ class AnswerStore:
 
     def __init__(self, database: Database, lease: timedelta) -> None:
         self._database, self._lease = database, lease
-        # The statements are made once: to make one takes longer than to execute it.
-        self._arrive, self._insert = _statements(database, lease)
         # SQLite and other PostgreSQL drivers use a transaction with both statements.
         is_psycopg2 = database.url.drivername == "postgresql+psycopg2"
         self._pipeline = PipelinedConnection(database) if is_psycopg2 else None
@@ -143,9 +138,11 @@ class AnswerStore:
 
     def _add(self, what: str, parameters: Mapping[str, Any], payload: JSON) -> _Arrived | None:
         """Record an answer in a transaction."""
-        arriving = {**parameters, "now": datetime.now(UTC)}  # only SQLite uses this time
+        is_postgresql = self._database.is_postgresql
+        arrive, insert = arrival_statements(is_postgresql)
+        times = time_parameters(is_postgresql, self._lease)
         with self._database.begin(what) as connection:
-            row = connection.execute(self._arrive, arriving).one_or_none()
+            row = connection.execute(arrive, {**parameters, **times}).one_or_none()
             if row is None:
                 return None
             values = {
@@ -157,7 +154,7 @@ class AnswerStore:
                 "payload": payload,
                 "at": row.wake_at,
             }
-            added = connection.execute(self._insert, values)
+            added = connection.execute(insert, values)
         return _Arrived(row.inputs, row.fence, row.owner, row.wake_at, bool(added.rowcount))
 
 
@@ -172,7 +169,7 @@ class _Arrived(NamedTuple):
 
 
 _UNTOUCHED = "owner IS NULL AND fence = %(known_fence)s AND inputs = %(known_inputs)s AND status = 'waiting'"
-#: What ``_statements`` does, in one statement of PostgreSQL.
+#: What ``arrival_statements`` does, in one statement of PostgreSQL.
 _AT_ONCE = f"""
 WITH arrived AS (
     UPDATE waooaw_workflows
@@ -191,41 +188,3 @@ WITH arrived AS (
 )
 SELECT inputs, fence, owner, wake_at, EXISTS (SELECT FROM added) FROM arrived
 """  # noqa: S608 - the texts are constants
-
-
-def _statements(database: Database, lease: timedelta) -> tuple[Any, Any]:
-    """Return the statement that changes the workflow, and the one that inserts the answer."""
-    now: Any = (
-        func.now(type_=DateTime(timezone=True))
-        if database.is_postgresql
-        else bindparam("now", type_=DateTime(timezone=True))
-    )
-    owner = bindparam("me", type_=String)
-    is_untouched = and_(
-        WorkflowRow.owner.is_(None),
-        WorkflowRow.fence == bindparam("known_fence", type_=Integer),
-        WorkflowRow.inputs == bindparam("known_inputs", type_=Integer),
-        WorkflowRow.status == WorkflowStatus.WAITING.value,
-    )
-    claimed = {
-        "owner": owner,
-        "lease_until": now + lease,
-        "fence": WorkflowRow.fence + 1,
-        "status": WorkflowStatus.RUNNING.value,
-    }
-    arrive = (
-        update(WorkflowRow)
-        .where(WorkflowRow.workflow_id == bindparam("id", type_=String), WorkflowRow.status.not_in(FINAL_VALUES))
-        .values(
-            inputs=WorkflowRow.inputs + 1,
-            wake_at=now,
-            **{
-                name: case((is_untouched, value), else_=getattr(WorkflowRow, name))
-                for name, value in claimed.items()
-            },
-        )
-        .returning(WorkflowRow.inputs, WorkflowRow.fence, WorkflowRow.owner, WorkflowRow.wake_at)
-    )
-    columns = ("input_id", "workflow_id", "number", "kind", "key", "payload", "at")
-    insert = insert_for("postgresql" if database.is_postgresql else "sqlite")(WorkflowInputRow)
-    return arrive, insert.values({name: bindparam(name) for name in columns}).on_conflict_do_nothing()

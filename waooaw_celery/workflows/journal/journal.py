@@ -14,7 +14,7 @@ from sqlalchemy import Connection, and_, case, exists, func, or_, select, update
 
 from waooaw_celery.ledger.database.clock import now_within
 from waooaw_celery.ledger.database.engine import Database
-from waooaw_celery.ledger.workflow_models import WorkflowInputRow, WorkflowRow, WorkflowStepRow
+from waooaw_celery.ledger.workflow_models import WorkflowInputRow, WorkflowRow
 from waooaw_celery.messages.validation import JSON
 from waooaw_celery.workflows.journal.answers import AnswerStore
 from waooaw_celery.workflows.journal.records import (
@@ -27,15 +27,19 @@ from waooaw_celery.workflows.journal.records import (
     WorkflowInput,
 )
 from waooaw_celery.workflows.journal.rows import (
-    CLAIM_COLUMNS,
     FINAL_VALUES,
-    INPUT_COLUMNS,
-    STEP_COLUMNS,
     add_input,
     claim_of,
     input_of,
     report_of,
     step_of,
+)
+from waooaw_celery.workflows.journal.statements import (
+    CHANGED,
+    INPUT_COUNT,
+    INPUTS,
+    claim_statement,
+    time_parameters,
 )
 from waooaw_celery.workflows.journal.turns import TurnStore
 from waooaw_celery.workflows.states import WorkflowStatus
@@ -46,7 +50,6 @@ NO_WORKER = "NoWorkerForVersion"
 _INPUTS_AT_ONCE = 5000
 #: They are stuck already, or any version can go on with them.
 _NOT_MARKED = [WorkflowStatus.STUCK.value, WorkflowStatus.COMPENSATING.value]
-_WAITING = [WorkflowStatus.PENDING.value, WorkflowStatus.WAITING.value]
 
 #: The functions that a process can run: the name of each, with its versions.
 Known = Mapping[str, Sequence[int]]
@@ -87,45 +90,12 @@ class Journal:
                 their outcomes wait: this process does not take them over from itself, and so refuse its outcomes.
             limit: how many at most.
         """
-        now = now_within(self.database)
-        conditions = [
-            _is_runnable(known),
-            or_(
-                WorkflowRow.owner.is_(None),
-                and_(
-                    WorkflowRow.lease_until <= now,
-                    or_(WorkflowRow.owner != owner, WorkflowRow.workflow_id.not_in(list(held))),
-                ),
-            ),
-            WorkflowRow.status.not_in(FINAL_VALUES),
-            WorkflowRow.wake_at <= now if ids is None else WorkflowRow.workflow_id.in_(ids),
-        ]
-        free = (
-            select(WorkflowRow.workflow_id)
-            .where(*conditions)
-            .order_by(WorkflowRow.priority, WorkflowRow.wake_at)
-            .limit(limit)
-            .with_for_update(skip_locked=True)
-        )
-        was_lost = case((WorkflowRow.owner.is_(None), 0), else_=1)
-        statement = (
-            update(WorkflowRow)
-            .where(WorkflowRow.workflow_id.in_(free.scalar_subquery()), *conditions)
-            .values(
-                owner=owner,
-                lease_until=now + self._lease,
-                fence=WorkflowRow.fence + 1,
-                takeovers=WorkflowRow.takeovers + was_lost,
-                wake_at=now,  # whoever finds the lease expired looks at it at once
-                status=case(
-                    (WorkflowRow.status.in_(_WAITING), WorkflowStatus.RUNNING.value), else_=WorkflowRow.status
-                ),
-                started_at=func.coalesce(WorkflowRow.started_at, now),
-            )
-            .returning(*CLAIM_COLUMNS)
-        )
+        functions = tuple((name, tuple(versions)) for name, versions in known.items())
+        statement = claim_statement(self.database.is_postgresql, functions, ids is not None)
+        parameters = {"me": owner, "ids": list(ids or ()), "held": list(held), "most": limit}
+        parameters |= time_parameters(self.database.is_postgresql, self._lease)
         with self.database.begin("claim workflows") as connection:
-            return [claim_of(row) for row in connection.execute(statement)]
+            return [claim_of(row) for row in connection.execute(statement, parameters)]
 
     def load(self, workflow_id: str, run: int, after: int = 0, after_input: int = 0) -> Loaded:
         """Return the steps that have changed since a change, and the inputs that were not taken.
@@ -136,18 +106,12 @@ class Journal:
             after: the number of the newest change that the caller knows; 0: none.
             after_input: the number of the newest input that the caller knows; 0: none.
         """
-        steps = (
-            select(*STEP_COLUMNS, WorkflowStepRow.changed)
-            .where(
-                WorkflowStepRow.workflow_id == workflow_id,
-                WorkflowStepRow.run == run,
-                WorkflowStepRow.changed > after,
-            )
-            .order_by(WorkflowStepRow.number)
-        )
         with self.database.begin(f"read the journal of {workflow_id}") as connection:
             found, known = _read_inputs(connection, workflow_id, after_input)
-            return Loaded([(row.changed, step_of(row)) for row in connection.execute(steps)], found, known)
+            given = {"id": workflow_id, "run": run, "after": after}
+            return Loaded(
+                [(row.changed, step_of(row)) for row in connection.execute(CHANGED, given)], found, known
+            )
 
     def load_inputs(self, workflow_id: str, after_input: int) -> Loaded:
         """Return the inputs that were not taken, to a process that knows all steps.
@@ -278,36 +242,12 @@ class Journal:
             return add_input(connection, now_within(self.database), workflow_id, kind, key, payload, input_id)
 
 
-def _is_runnable(known: Known) -> Any:
-    """Whether a process that knows these functions can run a workflow."""
-    return or_(
-        *(
-            and_(
-                WorkflowRow.name == name,
-                or_(
-                    WorkflowRow.version.is_(None),
-                    WorkflowRow.version.in_(list(versions)),
-                    # Compensations are carried out without the function.
-                    WorkflowRow.status == WorkflowStatus.COMPENSATING.value,
-                ),
-            )
-            for name, versions in known.items()
-        )
-    )
-
-
 def _read_inputs(connection: Connection, workflow_id: str, after_input: int) -> tuple[list[WorkflowInput], int]:
     """Return the inputs that were not taken, and how many have arrived in all."""
-    inputs = (
-        select(*INPUT_COLUMNS)
-        .where(WorkflowInputRow.workflow_id == workflow_id, WorkflowInputRow.number > after_input)
-        .order_by(WorkflowInputRow.number)
-        .limit(_INPUTS_AT_ONCE)
-    )
-    count = select(WorkflowRow.inputs).where(WorkflowRow.workflow_id == workflow_id)
     # Counted before they are read: one that arrives meanwhile is looked for again.
-    known = connection.scalar(count) or 0
-    found = [input_of(row) for row in connection.execute(inputs)]
+    known = connection.scalar(INPUT_COUNT, {"id": workflow_id}) or 0
+    given = {"id": workflow_id, "after": after_input, "most": _INPUTS_AT_ONCE}
+    found = [input_of(row) for row in connection.execute(INPUTS, given)]
     if len(found) == _INPUTS_AT_ONCE:
         known = found[-1].number
     return found, known
