@@ -115,7 +115,9 @@ def test_a_signal_is_kept_until_it_is_waited_for(probe: Probe) -> None:
     probe.workflows.signal(id_, "other", 1)
     probe.workflows.signal(id_, "approval", {"by": "ada"}, signal_id=f"signal-{id_}")
     assert probe.workflows.result(id_) == {"by": "ada"}
-    probe.workflows.get(id_)
+    assert probe.workflows.status(id_) is WorkflowStatus.COMPLETED
+    with pytest.raises(UnknownWorkflow):
+        probe.workflows.status("nowhere")
     with pytest.raises(WorkflowEnded):
         probe.workflows.signal(id_, "approval")
     with pytest.raises(UnknownWorkflow):

@@ -26,6 +26,7 @@ class Workflows:
 
     start = in_thread(BlockingWorkflows.start)
     get = in_thread(BlockingWorkflows.get)
+    status = in_thread(BlockingWorkflows.status)
     list = in_thread(BlockingWorkflows.list)
     steps = in_thread(BlockingWorkflows.steps)
     statistics = in_thread(BlockingWorkflows.statistics)
@@ -41,10 +42,9 @@ class Workflows:
         deadline = time.monotonic() + (seconds_of(timeout) or 0.0)
         began = time.monotonic()
         while True:
-            found = await self.get(workflow_id)
-            if found.status.final:
-                return result_of(found)
+            if (await self.status(workflow_id)).final:
+                return result_of(await self.get(workflow_id))
             left = deadline - time.monotonic()
             if left <= 0:
-                raise still_runs(found, timeout)
+                raise still_runs(await self.get(workflow_id), timeout)
             await asyncio.sleep(min(pause_before_look(time.monotonic() - began), left))

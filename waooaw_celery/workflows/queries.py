@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, Text, and_, cast, func, or_, select
+from sqlalchemy import Connection, String, Text, and_, bindparam, cast, func, or_, select
 
 from waooaw_celery.errors import InvalidMessage, UnknownWorkflow
 from waooaw_celery.ledger.workflow_models import WorkflowRow, WorkflowStepRow
@@ -32,8 +32,28 @@ def read_workflow(connection: Connection, workflow_id: str) -> WorkflowInfo:
     """
     rows = _infos(connection, select(*_columns()).where(WorkflowRow.workflow_id == workflow_id))
     if not rows:
-        raise UnknownWorkflow(f"there is no workflow {workflow_id!r}: it was never started, or was purged")
+        raise _unknown(workflow_id)
     return rows[0]
+
+
+#: Made once: whoever waits for a workflow executes it often.
+_STATUS = select(WorkflowRow.status).where(WorkflowRow.workflow_id == bindparam("id", type_=String))
+
+
+def read_status(connection: Connection, workflow_id: str) -> WorkflowStatus:
+    """Return the status of a workflow.
+
+    Raises:
+        UnknownWorkflow: there is none with this id.
+    """
+    found = connection.scalar(_STATUS, {"id": workflow_id})
+    if found is None:
+        raise _unknown(workflow_id)
+    return WorkflowStatus(found)
+
+
+def _unknown(workflow_id: str) -> UnknownWorkflow:
+    return UnknownWorkflow(f"there is no workflow {workflow_id!r}: it was never started, or was purged")
 
 
 def has_input(connection: Connection, workflow_id: str, input_digest: str) -> bool:
