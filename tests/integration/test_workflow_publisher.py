@@ -13,7 +13,7 @@ from support import Broker, queue_length
 from waooaw_celery import AgentApp, Message, MessageStatus, MessageType
 from waooaw_celery.messages.queues import HandlerName
 from waooaw_celery.messages.receipt import DeliveryReceipt
-from waooaw_celery.workflows.engine.publisher import WorkflowPublisher
+from waooaw_celery.workflows.steps.publisher import WorkflowPublisher
 
 
 class LateReceipts:

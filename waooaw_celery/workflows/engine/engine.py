@@ -1,4 +1,4 @@
-"""The engine of a process: it claims workflows, runs them, renews their leases, and puts those down that wait."""
+"""The engine of a process: it looks for workflows, runs them, renews leases, and puts those down that wait."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from typing import Any, TypeVar
@@ -21,15 +20,14 @@ from waooaw_celery.errors import StoreUnavailable
 from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.messages.validation import JSON
 from waooaw_celery.worker.execution.event_loop import handler_event_loop
-from waooaw_celery.workflows.definition import Definitions, WorkflowDefinition
-from waooaw_celery.workflows.engine.parked import is_parked, take_command
-from waooaw_celery.workflows.engine.publisher import WorkflowPublisher
+from waooaw_celery.workflows.definition import Definitions
+from waooaw_celery.workflows.engine.claims import Claims
 from waooaw_celery.workflows.engine.run import WorkflowRun
-from waooaw_celery.workflows.journal.answers import Answer
 from waooaw_celery.workflows.journal.journal import NO_WORKER, Journal
 from waooaw_celery.workflows.journal.records import Claim, Loaded
 from waooaw_celery.workflows.journal.writer import TurnWriter
 from waooaw_celery.workflows.states import WorkflowStatus
+from waooaw_celery.workflows.steps.publisher import WorkflowPublisher
 
 logger = get_logger(__name__)
 
@@ -67,15 +65,10 @@ class WorkflowEngine:
         settings = app.settings
         self._idle_seconds: float = settings.workflow_idle_seconds
         self._poll_seconds: float = settings.workflow_poll_seconds
-        self._capacity: int = settings.workflow_concurrency
         self._runs: dict[str, WorkflowRun] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._arming: set[str] = set()
-        self._wanted: dict[str, None] = {}
-        self._claiming: asyncio.Task[None] | None = None
-        self._beginning: set[asyncio.Task[None]] = set()
-        #: How many searches for workflows run that have not begun all that they have found.
-        self._taking = 0
+        self._claims = Claims(self, self._runs, settings.workflow_concurrency)
         self._main_task: Future[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._failed = self._closing = False
@@ -102,7 +95,7 @@ class WorkflowEngine:
         loop = self._loop
         if loop is not None and not self._closing:
             with suppress(RuntimeError):  # the loop has just been closed: another process looks at it
-                loop.call_soon_threadsafe(self._want, workflow_id)
+                loop.call_soon_threadsafe(self._claims.want, workflow_id)
 
     def take_answer(self, workflow_id: str, request_id: str, payload: JSON) -> None:
         """Record the answer to a request of a workflow, and let the workflow go on.
@@ -118,13 +111,13 @@ class WorkflowEngine:
         self.start()
         run = self._runs.get(workflow_id)
         given_back = None
-        if run is not None and self._room() > 0 and not self._closing:
+        if run is not None and self._claims.room() > 0 and not self._closing:
             given_back = run.given_back
         answer = self.journal.answers.add(workflow_id, request_id, payload, self.owner, given_back)
         loop = self._loop
         if answer is not None and loop is not None:
             with suppress(RuntimeError):  # the loop has just been closed: another process looks at it
-                loop.call_soon_threadsafe(self._hand_over, run, workflow_id, answer)
+                loop.call_soon_threadsafe(self._claims.hand_over, run, workflow_id, answer)
 
     def close(self) -> None:
         """Give all workflows back: this process ends. Local steps that run have some seconds to end."""
@@ -176,12 +169,12 @@ class WorkflowEngine:
 
         A worker looks by itself, after a pause. A test calls this when it has moved its clock.
         """
-        claims = await self._take(None) if self._room() > 0 and not self._closing else []
+        claims = await self._claims.take(None) if self._claims.room() > 0 and not self._closing else []
         for run in list(self._runs.values()):
             due = run.next_due()
             if run.owned and due is not None and due <= self.now():
                 self._fire(run)
-        return bool(claims or self._taking or self._claiming or self._wanted) or any(
+        return bool(claims or self._claims.busy) or any(
             run.owned or run.busy or run.changes.writing or run.changes.pending for run in self._runs.values()
         )
 
@@ -244,147 +237,7 @@ class WorkflowEngine:
             run.process()
             run.touch()
         else:
-            self._want(run.workflow_id)
-
-    def _hand_over(self, given_back: WorkflowRun | None, workflow_id: str, answer: Answer) -> None:
-        """Let a workflow take an answer that was recorded, without reading it if nothing else has arrived."""
-        run = self._runs.get(workflow_id)
-        if answer.fence is not None and given_back is not None:
-            claim = given_back.claim_again(answer.fence, answer.recorded.number)
-            if run is given_back and not run.stopped and not self._closing:
-                run.go_on(claim, answer.recorded)
-            elif not self._closing:  # it was forgotten meanwhile
-                task = asyncio.ensure_future(self._begin_all([claim]))
-                self._beginning.add(task)
-                task.add_done_callback(self._end_beginning)
-        elif run is not None and run.owned and answer.is_new and answer.recorded.number == run.known_inputs + 1:
-            run.receive(answer.recorded)
-        else:
-            self._want(workflow_id)
-
-    def _want(self, workflow_id: str) -> None:
-        self._wanted[workflow_id] = None
-        if self._claiming is None and not self._closing:
-            self._claiming = asyncio.ensure_future(self._claim_wanted())
-            self._claiming.add_done_callback(self._end_claiming)
-
-    def _end_claiming(self, task: asyncio.Task[None]) -> None:
-        self._claiming = None
-        if not task.cancelled() and (error := task.exception()) is not None:
-            if not isinstance(error, StoreUnavailable):
-                logger.error(
-                    "workflows could not be claimed", exc_info=error, extra={"action": "workflows_not_claimed"}
-                )
-            self._wanted.clear()  # the next search finds them
-        elif self._wanted:
-            self._want(next(iter(self._wanted)))
-
-    async def _claim_wanted(self) -> None:
-        await asyncio.sleep(0)  # so that those of this round are claimed together
-        ids, self._wanted = list(self._wanted)[:100], dict.fromkeys(list(self._wanted)[100:])
-        to_claim = []
-        for workflow_id in ids:
-            run = self._runs.get(workflow_id)
-            if run is not None and run.owned:
-                await run.read_inputs()
-                run.process()
-            else:
-                to_claim.append(workflow_id)
-        if to_claim and self._room() > 0:
-            await self._take(to_claim)
-
-    def _room(self) -> int:
-        # A copy: other threads ask too.
-        return self._capacity - sum(run.owned for run in list(self._runs.values()))
-
-    async def _take(self, ids: list[str] | None) -> list[Claim]:
-        """Claim these workflows, or those that are due, and go on with them."""
-        self._taking += 1
-        try:
-            claims = await self._claim(ids)
-            await self._begin_all(claims)
-            return claims
-        finally:
-            self._taking -= 1
-
-    async def _begin_all(self, claims: list[Claim]) -> None:
-        """Go on with workflows that were claimed."""
-        self._taking += 1
-        try:
-            for claim in claims:
-                await self._begin(claim)
-        finally:
-            self._taking -= 1
-
-    def _end_beginning(self, task: asyncio.Task[None]) -> None:
-        self._beginning.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            logger.error(
-                "a workflow could not be begun, and is tried again when its lease ends",
-                exc_info=error,
-                extra={"action": "workflow_not_begun"},
-            )
-
-    async def _claim(self, ids: list[str] | None) -> list[Claim]:
-        known = self._known()
-        if not known:
-            return []
-        held = [run.workflow_id for run in self._runs.values() if run.dormant_since is None]
-        return await self.in_thread(
-            partial(self.journal.claim, self.owner, known, ids=ids, held=held, limit=max(self._room(), 1))
-        )
-
-    def _known(self) -> dict[str, tuple[int, ...]]:
-        """Return the functions that this process runs: those of the agents whose queues its worker consumes."""
-        agents = set(self.app.consumed_agents())
-        return {
-            name: tuple(versions)
-            for name, versions in self.definitions.items()
-            if name.partition(".")[0] in agents
-        }
-
-    async def _begin(self, claim: Claim) -> None:
-        run = self._runs.get(claim.workflow_id)
-        is_fresh = run is None or run.claim.run != claim.run or run.closed or run.stopped
-        if run is not None and claim.status is WorkflowStatus.COMPENSATING and not run.ending.begun:
-            is_fresh = True  # another process has stopped the function, and this one still waits in it
-        if claim.status in (WorkflowStatus.PAUSED, WorkflowStatus.STUCK):
-            is_fresh = True  # its function may have been mended meanwhile
-        if is_fresh and run is not None:
-            run.abandon()
-        known = 0 if is_fresh or run is None else run.changes.last_change
-        loaded = Loaded([], [], 0)
-        if claim.last_change > known or claim.inputs:
-            loaded = await self.load(claim, known)
-        if is_parked(claim):
-            await self._load_all_inputs(claim, loaded)
-            if not await take_command(self, claim, loaded.inputs):
-                return
-            claim = replace(claim, takeovers=min(claim.takeovers, 1))
-        if is_fresh or run is None:
-            definition = self._definition(claim)
-            run = self._runs[claim.workflow_id] = WorkflowRun(self, definition, claim)
-            if claim.version is None:
-                run.changes.set_later(version=definition.version)
-        if claim.status is WorkflowStatus.STUCK or is_parked(claim):
-            run.changes.set(status=WorkflowStatus.RUNNING.value, error=None)
-        run.take(claim, loaded.changed, loaded.inputs)
-
-    async def _load_all_inputs(self, claim: Claim, loaded: Loaded) -> None:
-        """Read the inputs that were too many to be read at once: the command may be among them."""
-        known = loaded.known_inputs
-        while loaded.inputs and known < claim.inputs:
-            more = await self.load_inputs(claim, loaded.inputs[-1].number)
-            if not more.inputs:
-                return
-            loaded.inputs.extend(more.inputs)
-            known = more.known_inputs
-
-    def _definition(self, claim: Claim) -> WorkflowDefinition:
-        versions = self.definitions[claim.name]
-        # Only compensations are carried out without the right version, and they do not need the function.
-        newest = versions[max(versions)]
-        return newest if claim.version is None else versions.get(claim.version, newest)
+            self._claims.want(run.workflow_id)
 
     async def _main(self) -> None:
         """Look for due workflows, renew leases, and put down what waits, until the process ends."""
@@ -394,11 +247,11 @@ class WorkflowEngine:
         while True:
             now = time.monotonic()
             try:
-                room = self._room()
+                room = self._claims.room()
                 if room > 0 and (are_more_due or now - polled_at >= self._poll_seconds):
                     polled_at = now
                     are_more_due = False
-                    are_more_due = len(await self._take(None)) >= room
+                    are_more_due = len(await self._claims.take(None)) >= room
                 if now - renewed_at >= self._renew_seconds:
                     renewed_at = now
                     await self._renew()
@@ -435,7 +288,7 @@ class WorkflowEngine:
                 run.process()
 
     async def _mark_without_worker(self) -> None:
-        known = self._known()
+        known = self._claims.known_functions()
         if not known:
             return
         error = {

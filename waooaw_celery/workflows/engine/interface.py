@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any, Protocol, TypeVar
 
 from waooaw_celery.messages.validation import JSON
-from waooaw_celery.workflows.definition import WorkflowDefinition
+from waooaw_celery.workflows.definition import Definitions, WorkflowDefinition
 from waooaw_celery.workflows.engine.changes import Changes
 from waooaw_celery.workflows.journal.journal import Journal
 from waooaw_celery.workflows.journal.records import Claim, Loaded, StepRecord, WorkflowInput
@@ -23,10 +23,16 @@ class Engine(Protocol):
     """The engine of a process. See ``WorkflowEngine``."""
 
     app: Any
+    definitions: Definitions
+    owner: str
     journal: Journal
     writer: TurnWriter
     publisher: Any
     threads: Any
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it takes no more workflows."""
 
     def now(self) -> datetime:
         """Return the time by the reference clock."""

@@ -23,10 +23,10 @@ from waooaw_celery.messages.log.loggers import get_logger
 from waooaw_celery.messages.message import Message
 from waooaw_celery.messages.queues import HandlerName
 from waooaw_celery.workflows.engine.interface import Run
-from waooaw_celery.workflows.engine.publisher import NeverPublished
 from waooaw_celery.workflows.journal.records import StepRecord
 from waooaw_celery.workflows.states import StepStatus
 from waooaw_celery.workflows.steps.outcomes import retry_or_fail
+from waooaw_celery.workflows.steps.publisher import NeverPublished
 from waooaw_celery.workflows.steps.step import RequestCall
 
 logger = get_logger(__name__)
