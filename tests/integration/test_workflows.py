@@ -106,6 +106,15 @@ def test_the_input_becomes_a_dataclass(probe: Probe) -> None:
         probe.run("order", order={"item": "tea", "count": "many"})
 
 
+def test_a_new_workflow_is_described_as_it_is_stored(probe: Probe) -> None:
+    """What ``start`` returns is what can be read, until a worker begins it: this one waits for a version."""
+    given = {"rounds": 1, "texts": ["ä", 1.5, None]}
+    started = probe.workflows.start(f"{probe.name}.local", given, version=9, deadline=timedelta(hours=1))
+    assert started == probe.workflows.get(started.workflow_id)
+    assert (started.status, started.steps) == (WorkflowStatus.PENDING, 0)
+    probe.workflows.cancel(started.workflow_id)
+
+
 def test_a_signal_is_kept_until_it_is_waited_for(probe: Probe) -> None:
     """It may arrive before the workflow has begun. A workflow that has ended takes none."""
     id_ = probe.begin("approve")

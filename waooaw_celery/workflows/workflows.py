@@ -102,7 +102,7 @@ class Workflows:
             identity: who the sender is, for the ledger; None: the setting ``waooaw_sender_identity``.
 
         Returns:
-            The workflow.
+            The workflow, as it was when it was created, or as it is if it was started before.
 
         Raises:
             WorkflowConflict: a workflow with this id has another function or input.
@@ -129,7 +129,7 @@ class Workflows:
             self.app.registry.check_handler(target)
             sender = from_agent or self.app.message_factory.sender_of(target)
             if self._create(target, row, sender, identity):
-                return self.get(id_)
+                return queries.created(row)
             known = self._known(id_)
         if known is None or known.name != str(target) or not self._has_input(id_, row["input_digest"]):
             raise WorkflowConflict(
