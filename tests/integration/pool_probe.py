@@ -6,6 +6,7 @@ PROBE_NAME is its name. PROBE_SETTINGS are its settings, as JSON.
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import signal
@@ -54,6 +55,12 @@ def command(message: Message) -> None:
         throw(payload["throw"])
     if "fail" in payload:
         raise ValueError(payload["fail"])
+
+
+@agent.method
+def searched() -> bool:
+    """Return whether Python searches for garbage in what is older than the worker."""
+    return any(each is app for each in gc.get_objects())
 
 
 @agent.method

@@ -56,6 +56,11 @@ def worker(request: pytest.FixtureRequest, ledger_broker: Broker) -> Iterator[Po
     app.close()
 
 
+def test_the_memory_of_a_worker_is_frozen_when_it_is_ready(worker: PoolWorker) -> None:
+    """Python searches for garbage only in what its messages leave."""
+    assert worker.requests.request(worker.name, "searched", timeout=SECONDS) is False
+
+
 @pytest.mark.parametrize("form", HANDLER_KINDS)
 def test_an_error_that_is_no_exception_fails_only_its_message(worker: PoolWorker, form: str) -> None:
     """The caller gets its name, the ledger has one final event, and the worker continues in the same process."""

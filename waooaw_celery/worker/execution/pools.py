@@ -7,12 +7,13 @@ that nobody reads, and its message is never acknowledged. In the solo pool, it e
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import Any
 
 from billiard.einfo import ExceptionInfo
-from celery import bootsteps, current_app
+from celery import bootsteps, current_app, signals
 from celery.concurrency.asynpool import AsynPool
 from celery.concurrency.base import BasePool
 from celery.concurrency.prefork import TaskPool as ProcessPool
@@ -40,9 +41,19 @@ class SafePool(bootsteps.Step):
     """Bootstep of the worker that replaces the pool class with a safe one."""
 
     def __init__(self, parent: Any, **kwargs: Any) -> None:
+        from celery.apps.worker import Worker  # only a worker needs it
+
         super().__init__(parent, **kwargs)
         # Celery creates all steps before it creates the pool.
         parent.pool_cls = safe_pool(parent.pool_cls)
+        if isinstance(parent, Worker):  # not a worker in the process of a test
+            signals.worker_ready.connect(freeze_memory, dispatch_uid=f"{__name__}.freeze_memory")
+
+
+def freeze_memory(**_: Any) -> None:
+    """Have Python search no longer for garbage in what the worker needed to start: modules, tasks, settings."""
+    gc.collect()
+    gc.freeze()
 
 
 @cache
