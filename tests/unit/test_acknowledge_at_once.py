@@ -1,4 +1,4 @@
-"""When a worker acknowledges a message: at once on RabbitMQ, in the next turn of the event loop elsewhere."""
+"""When a worker acknowledges a message: at once on RabbitMQ and Redis, later on Kombu's own transports."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, cast
 import pytest
 from celery import Celery
 
+from waooaw_celery.broker.redis.channel import Channel
 from waooaw_celery.worker.consumer import AgentConsumer
 
 
@@ -23,12 +24,12 @@ class Hub:
         return callback
 
 
-def consumer(driver: str) -> AgentConsumer:
+def consumer(driver: str, channel: object = None) -> AgentConsumer:
     """Return a consumer of a plain Celery application, whose event loop belongs to this thread."""
     found: Any = object.__new__(AgentConsumer)
     found.app, found.hub, found.strategies, found.on_task_message = Celery("plain"), Hub(), {}, set()
     found.connection = SimpleNamespace(transport=SimpleNamespace(driver_type=driver))
-    found.initial_prefetch_count, found.task_consumer = 1, SimpleNamespace(channel=None)
+    found.initial_prefetch_count, found.task_consumer = 1, SimpleNamespace(channel=channel)
     found.create_task_handler()
     return cast("AgentConsumer", found)
 
@@ -53,8 +54,17 @@ def test_another_thread_leaves_it_to_the_loop() -> None:
     assert len(worker.hub.later) == 1
 
 
-def test_on_redis_it_travels_with_the_next_claim() -> None:
-    """So it is left to the loop."""
+def test_on_redis_it_is_only_noted_for_the_next_claim() -> None:
+    """To wait for the next turn of the loop would only cost time."""
+    done: list[str] = []
+    worker = consumer("redis", object.__new__(Channel))
+    worker.call_soon_ack(done.append, "acknowledged")
+    assert done == ["acknowledged"]
+    assert worker.hub.later == []
+
+
+def test_on_kombus_own_transport_it_is_left_to_the_loop() -> None:
+    """There it is a command, which waits for the server."""
     done: list[str] = []
     worker = consumer("redis")
     worker.call_soon_ack(done.append, "acknowledged")

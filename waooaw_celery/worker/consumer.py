@@ -19,6 +19,7 @@ from waooaw_celery.broker.incoming.guard import (
     check_task_body,
     check_task_headers,
 )
+from waooaw_celery.broker.redis.channel import Channel
 from waooaw_celery.broker.redis.dead_lettering import dead_letter
 from waooaw_celery.broker.redis.leases.restore import withdraw_delivery
 from waooaw_celery.broker.redis.leases.worker_requests import is_ending
@@ -58,17 +59,20 @@ class AgentConsumer(Consumer):
         install(self)
         self.groups.install(self)
         self.batches.open()
-        connection: Any = self.connection
-        if connection.transport.driver_type == "amqp":
+        worker: Any = self  # its stubs lack these attributes
+        # This package's channel for Redis only notes an acknowledgement, for the next claim.
+        only_notes = worker.hub is not None and isinstance(worker.task_consumer.channel, Channel)
+        if only_notes or worker.connection.transport.driver_type == "amqp":
             self._acknowledging_thread = threading.get_ident()
         return partial(self.consume, super().create_task_handler(*args, **kwargs))
 
     def call_soon_ack(self, p: Any, *args: Any, **kwargs: Any) -> Any:
-        """Acknowledge or reject a message: on RabbitMQ at once, if this is the thread of the event loop.
+        """Acknowledge or reject a message: at once, if this is the thread of the event loop.
 
         Celery does it in the next turn of the loop. Kombu also reads messages just before a turn waits for events.
         Then RabbitMQ waits for the acknowledgement before it sends the next message, and the loop waits for that
-        message before it acknowledges, until one of its timers wakes it.
+        message before it acknowledges, until one of its timers wakes it. On Redis, an acknowledgement travels with
+        the next claim either way, and to wait for the next turn would only cost time.
 
         Args:
             p: acknowledges or rejects the message.

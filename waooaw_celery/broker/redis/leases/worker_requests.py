@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 from weakref import WeakSet
@@ -20,9 +21,12 @@ def is_ending() -> bool:
 
     A worker that closes a channel without shutting down has lost its connection, and will open another channel.
     """
-    from celery.worker import state
+    state: Any = sys.modules.get("celery.worker.state")
+    return state is not None and (_is_set(state.should_stop) or _is_set(state.should_terminate))
 
-    return any(flag is not None and flag is not False for flag in (state.should_stop, state.should_terminate))
+
+def _is_set(flag: Any) -> bool:
+    return flag is not None and flag is not False  # 0 is an exit code
 
 
 def running_messages(held: Mapping[str, Any]) -> dict[str, Any]:
