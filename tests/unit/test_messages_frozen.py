@@ -6,9 +6,9 @@ from datetime import UTC, datetime
 
 import pytest
 
-from waooaw_celery import DeliveryReceipt, Message
+from waooaw_celery import Message
 from waooaw_celery.messages.enums import MessageStatus
-from waooaw_celery.messages.receipt import receipt_of
+from waooaw_celery.messages.receipt import DeliveryReceipt, receipt_of
 
 
 def test_wrong_fields_are_named() -> None:

@@ -268,8 +268,11 @@ class Packer:
         Raises:
             EncodingFailed, ConfigurationError: As in ``pack``.
         """
-        encoding = self.encoding(serializer, compression)._replace(may_fail=False)
-        self._checked(encode(body, encoding.format), body, encoding, True)
+        format_ = self.encoding(serializer, compression).format
+        encoded = encode(body, format_)
+        self._check(encoded, body, format_, True)
+        if len(encoded) > self.caps.max_body_bytes:
+            self.pack(body, serializer, compression, of_message=True)
 
     def check_headers(self, headers: Mapping[str, Any]) -> None:
         """Check the size of headers.

@@ -40,8 +40,8 @@ _EVENT_VALUES = ("body", "root", "parent", "expires", "ttl", "correlation", "sen
 _END = "\0"
 _NULL, _EMPTY = "null", '""'
 
-#: The parts of a template's text, by turns what stays and the name of a value, and what puts a message's values into
-#: that order.
+#: The parts of a template's text, by turns what stays and the name of a value, and what puts a message's values
+#: into that order.
 _Template: TypeAlias = "tuple[list[str], Callable[[tuple[str, ...]], tuple[str, ...]]]"
 
 #: The same of an event's messages, and the places of the values between its pieces.
@@ -213,7 +213,7 @@ def _trace_values(trace: TraceContext) -> tuple[str, ...]:
 
 
 def _filled(parts: list[str], values: tuple[str, ...]) -> str:
-    """Return the text of a template with values in the place of every second part. `%` would read all of the text."""
+    """Return the text of a template with values in the place of every second part. `%` would read all of it."""
     filled = parts.copy()
     filled[1::2] = values
     return "".join(filled)
