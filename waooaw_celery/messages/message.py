@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Any, Self
 
 from waooaw_celery.errors import InvalidMessage
@@ -25,6 +26,7 @@ from waooaw_celery.messages.validation import (
     json_copy,
     new_id,
 )
+from waooaw_celery.messages.values.frozen import quick_init, with_fields
 
 #: The Celery header that carries the envelope. It is one header, so no name in it clashes with one of Celery's.
 ENVELOPE_HEADER = "waooaw"
@@ -48,7 +50,8 @@ _EARLIEST, _LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzin
 _NEW_ID = new_id()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@quick_init
+@dataclass(frozen=True, kw_only=True)
 class Message(JsonForm):
     """One message. It is immutable, and each field is checked when it is created.
 
@@ -112,24 +115,24 @@ class Message(JsonForm):
     has_new_id: bool = field(default=False, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        put = object.__setattr__  # the dataclass is frozen
+        facts = self.__dict__  # the dataclass is frozen
         check_agent_name(self.from_agent, "from_agent")
         check_agent_name(self.to_agent, "to_agent")
         # Most values need no conversion. To skip it saves a third of the time that a message takes.
         if type(self.message_type) is not MessageType:
-            put(self, "message_type", _message_type(self.message_type))
+            facts["message_type"] = _message_type(self.message_type)
         if type(self.priority) is not Priority:
-            put(self, "priority", Priority.of(self.priority))
-        put(self, "payload", json_copy(self.payload, "payload"))
+            facts["priority"] = Priority.of(self.priority)
+        facts["payload"] = json_copy(self.payload, "payload")
         if self.retention is not None:
-            put(self, "retention", _retention(self.retention))
+            facts["retention"] = _retention(self.retention)
         check_ttl(self.ttl_seconds)
         if self.message_id is _NEW_ID:
-            put(self, "message_id", new_id())
-            put(self, "has_new_id", True)
+            facts["message_id"] = new_id()
+            facts["has_new_id"] = True
         elif type(self.message_id) is NewId:
-            put(self, "message_id", str(self.message_id))
-            put(self, "has_new_id", True)
+            facts["message_id"] = str(self.message_id)
+            facts["has_new_id"] = True
         else:
             check_id(self.message_id, "message_id")
         check_optional_ids(self)
@@ -144,7 +147,7 @@ class Message(JsonForm):
         if self.capability is not None:
             check_identity(self.capability, "capability")
         if self.trace is not None:
-            put(self, "trace", check_trace(self.trace))
+            facts["trace"] = check_trace(self.trace)
         if self.event is not None and self.message_type is not MessageType.EVENT:
             raise InvalidMessage(f"only an EVENT has event attributes, not a {self.message_type.name}")
 
@@ -174,9 +177,8 @@ class Message(JsonForm):
     @property
     def expires_at(self) -> datetime | None:
         """The time at which the message expires, or None if it never does."""
-        if self.ttl_seconds is None:
-            return None
-        return self.sent_at + timedelta(seconds=self.ttl_seconds)
+        ttl = self.ttl_seconds
+        return None if ttl is None else self.sent_at + _period(ttl)
 
     def check_in_time(self, now: datetime) -> None:
         """Check that the message has not expired.
@@ -187,9 +189,10 @@ class Message(JsonForm):
         Raises:
             InvalidMessage: the message has expired.
         """
-        if self.expires_at is not None and self.expires_at <= now:
+        expires_at = self.expires_at
+        if expires_at is not None and expires_at <= now:
             raise InvalidMessage(
-                f"message {self.message_id} expired before it was sent, at {self.expires_at.isoformat()}: "
+                f"message {self.message_id} expired before it was sent, at {expires_at.isoformat()}: "
                 "set a later expiry"
             )
 
@@ -203,12 +206,7 @@ class Message(JsonForm):
 
     def filled_in(self, **facts: Any) -> Self:
         """Return a copy with some fields changed, without checking the new values: check them first."""
-        filled = object.__new__(type(self))
-        for get, put in _FIELDS:
-            put(filled, get(self))
-        for name, value in facts.items():
-            object.__setattr__(filled, name, value)
-        return filled
+        return with_fields(type(self), self.__dict__ | facts)
 
     def to_envelope(self) -> dict[str, JSON]:
         """Return the value of the header ``waooaw``: the facts for which Celery has no header."""
@@ -287,8 +285,10 @@ class Message(JsonForm):
         )
 
 
-#: What reads and what sets each field, without the check of a frozen dataclass.
-_FIELDS = tuple((field.__get__, field.__set__) for field in map(vars(Message).get, Message.__slots__) if field)
+@lru_cache(maxsize=1024)
+def _period(seconds: float) -> timedelta:
+    """Return a time to live. Most messages have the same few, and to make one takes longer than to add it."""
+    return timedelta(seconds=seconds)
 
 
 def _retention(value: Any) -> RetentionPolicy:

@@ -13,12 +13,13 @@ from waooaw_celery.messages.json_form import JsonForm
 from waooaw_celery.messages.message import Message
 from waooaw_celery.messages.publish_options import PublishOptions
 from waooaw_celery.messages.validation import LocalTime
+from waooaw_celery.messages.values.frozen import with_fields
 
 #: Seconds that a sweep waits after a message expired, because the note that a worker began it may arrive late.
 SWEEP_GRACE = 5.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class DeliveryReceipt(JsonForm):
     """The newest known fact about one message.
 
@@ -67,20 +68,24 @@ class DeliveryReceipt(JsonForm):
 
 def receipt_of(message: Message, handler: str, status: MessageStatus = MessageStatus.SENT) -> DeliveryReceipt:
     """Return the receipt of a message that was just sent, or just recorded (status PENDING)."""
-    return DeliveryReceipt(
-        message_id=message.message_id,
-        from_agent=message.from_agent,
-        to_agent=message.to_agent,
-        handler=handler,
-        message_type=message.message_type,
-        priority=message.priority,
-        status=status,
-        attempts=0,
-        sent_at=message.sent_at,
-        delivered_at=None,
-        finished_at=None,
-        correlation_id=message.correlation_id or message.message_id,
-        error=None,
+    return with_fields(
+        DeliveryReceipt,
+        {
+            "message_id": message.message_id,
+            "from_agent": message.from_agent,
+            "to_agent": message.to_agent,
+            "handler": handler,
+            "message_type": message.message_type,
+            "priority": message.priority,
+            "status": status,
+            "attempts": 0,
+            "sent_at": message.sent_at,
+            "delivered_at": None,
+            "finished_at": None,
+            "correlation_id": message.correlation_id or message.message_id,
+            "error": None,
+            "cancel_requested_at": None,
+        },
     )
 
 

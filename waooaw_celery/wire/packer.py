@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any, NamedTuple, Self
 
 from waooaw_celery.errors import DecodingFailed, EncodingFailed
 from waooaw_celery.messages.validation import MAX_DEPTH
 from waooaw_celery.wire.caps import Caps, check_shape, header_bytes
 from waooaw_celery.wire.codecs import AUTO, LARGE_BYTES, NONE, Codec, cannot_fail, find_codec
-from waooaw_celery.wire.formats import Format, encode, find_format
+from waooaw_celery.wire.formats import JSON_FORMAT, Format, encode, find_format
 
 #: The codec that the package chooses: every program that uses Kombu can decompress it.
 AUTOMATIC_CODEC = "zlib"
@@ -40,28 +39,73 @@ class PackedBody(NamedTuple):
     codec: str | None
 
 
+class Encoding(NamedTuple):
+    """How bodies are encoded.
+
+    Attributes:
+        format: Their format.
+        codec: The codec; None: they are not compressed.
+        most: The largest size of what travels, in bytes.
+        may_fail: Whether the codec may raise: then bodies are compressed before anything is recorded.
+    """
+
+    format: Format
+    codec: Codec | None
+    most: int
+    may_fail: bool
+
+
 class EncodedBody:
     """A body that was encoded and checked. It is compressed when ``packed`` is first read.
 
     Args:
         text: The encoded body, text or bytes.
-        format_: Its format.
+        encoding: How it is encoded.
         pack: Returns the body as it travels.
+        payload: Where the payload of its message is in the text, if it is JSON.
     """
 
-    __slots__ = ("_pack", "_packed", "format", "text")
+    __slots__ = ("_encoding", "_pack", "_packed", "_payload", "text")
 
-    def __init__(self, text: str | bytes, format_: Format, pack: Callable[[], PackedBody]) -> None:
-        self.text, self.format = text, format_
-        self._pack = pack
+    def __init__(
+        self,
+        text: str | bytes,
+        encoding: Encoding,
+        pack: Callable[[str | bytes, Encoding], PackedBody],
+        payload: slice | None = None,
+    ) -> None:
+        self.text = text
+        self._encoding, self._pack, self._payload = encoding, pack, payload
         self._packed: PackedBody | None = None
 
     @property
     def packed(self) -> PackedBody:
         """The body as it travels."""
         if self._packed is None:
-            self._packed = self._pack()
+            self._packed = self._pack(self.text, self._encoding)
         return self._packed
+
+    @property
+    def payload_text(self) -> str | None:
+        """The payload of its message as JSON; None: it is not known where that is."""
+        return self.text[self._payload] if isinstance(self.text, str) and self._payload is not None else None
+
+
+class TaskOptions(NamedTuple):
+    """The third part of a task's body: Celery's callbacks, or that there are none.
+
+    Attributes:
+        value: A mapping.
+        text: The same as JSON.
+    """
+
+    value: Any
+    text: str
+
+    @classmethod
+    def of(cls, value: Any) -> Self:
+        """Return the options of a mapping."""
+        return cls(value, str(encode(value, JSON_FORMAT)))
 
 
 class EncodedTask(tuple[Any, ...]):
@@ -95,6 +139,8 @@ class Packer:
     def __init__(self, caps: Caps, compress_above: int = 1024, *, bytes_become_base64: bool = False) -> None:
         self.caps, self.compress_above = caps, compress_above
         self._max_text_ratio = MAX_COMPRESSED_RATIO * (BASE64_RATIO if bytes_become_base64 else 1)
+        #: A body of no more characters exceeds no cap.
+        self._small = min(caps.max_expanded_bytes, caps.max_body_bytes, caps.max_nodes)
         self._allows_any_payload_depth = caps.max_depth >= MAX_DEPTH + ENVELOPE_DEPTH
 
     def pack(
@@ -131,17 +177,59 @@ class Packer:
             may_be_stored: Whether a body that is too large to travel is kept in a store: then only the limit of a
                 decompressed body applies.
         """
-        format_ = find_format(serializer or "json")
+        encoding = self.encoding(serializer, compression, may_be_stored=may_be_stored)
+        return self._checked(encode(body, encoding.format), body, encoding, of_message)
+
+    def encoding(
+        self, serializer: str | None, compression: str | None, *, may_be_stored: bool = False
+    ) -> Encoding:
+        """Return how bodies are encoded. The arguments and errors are those of ``encode``."""
         codec = find_codec_choice(compression)
-        encoded = self._encode(body, format_, of_message)
         most = self.caps.max_expanded_bytes if may_be_stored else self.caps.max_body_bytes
-        result = EncodedBody(encoded, format_, partial(self._pack, encoded, format_, codec, most))
-        if len(encoded) > self.caps.max_body_bytes or (codec is not None and not cannot_fail(codec)):
+        may_fail = codec is not None and not cannot_fail(codec)
+        return Encoding(find_format(serializer or "json"), codec, most, may_fail)
+
+    def encode_task(
+        self, args: tuple[Any, ...], kwargs: Any, options: TaskOptions, encoding: Encoding
+    ) -> EncodedBody:
+        """Encode the body of a message's task, as ``encode`` does. As JSON, only its payload is encoded.
+
+        Args:
+            args: The positional arguments: the payload alone, or nothing.
+            kwargs: The keyword arguments: nothing, or the payload.
+            options: Celery's options.
+            encoding: How.
+
+        Raises:
+            EncodingFailed: As in ``pack``.
+        """
+        body = args, kwargs, options.value
+        if encoding.format is not JSON_FORMAT:
+            return self._checked(encode(body, encoding.format), body, encoding, True)
+        payload = str(encode(args[0] if args else kwargs, JSON_FORMAT))
+        start, end = ("[[", "], {}, ") if args else ("[[], ", ", ")
+        place = slice(len(start), len(start) + len(payload))
+        return self._checked(f"{start}{payload}{end}{options.text}]", body, encoding, True, place)
+
+    def _checked(
+        self, encoded: str | bytes, body: Any, encoding: Encoding, of_message: bool, payload: slice | None = None
+    ) -> EncodedBody:
+        """Return a body that was encoded, if it can travel.
+
+        Raises:
+            EncodingFailed: It exceeds a cap.
+        """
+        result = EncodedBody(encoded, encoding, self._pack, payload)
+        is_small = len(encoded) <= self._small
+        if not (is_small and of_message and self._allows_any_payload_depth):
+            self._check(encoded, body, encoding.format, of_message)
+        if encoding.may_fail or len(encoded) > self.caps.max_body_bytes:
             _ = result.packed
         return result
 
-    def _pack(self, encoded: str | bytes, format_: Format, codec: Codec | None, most: int) -> PackedBody:
-        if codec is not None:
+    def _pack(self, encoded: str | bytes, encoding: Encoding) -> PackedBody:
+        format_, codec, most, _ = encoding
+        if codec is not None and (codec.always or not self._is_short(encoded)):
             # A body that is too large may be sent if it is compressed at all.
             is_text = isinstance(encoded, str) and len(encoded) <= self.caps.max_body_bytes
             ratio = self._max_text_ratio if is_text else MAX_COMPRESSED_RATIO
@@ -151,6 +239,10 @@ class Packer:
                 return PackedBody(compressed, format_.content_type, format_.content_encoding, codec.content_type)
         self._check_size(encoded, most)
         return PackedBody(encoded, format_.content_type, format_.content_encoding, None)
+
+    def _is_short(self, encoded: str | bytes) -> bool:
+        """Return whether a body is too short to be compressed, as far as its characters say that."""
+        return len(encoded) <= self.compress_above and encoded.isascii()
 
     def compress(self, body: bytes, codec: Codec, max_ratio: float = MAX_COMPRESSED_RATIO) -> bytes | None:
         """Return the compressed body, or None if compressing it does not save enough.
@@ -176,8 +268,10 @@ class Packer:
         Raises:
             EncodingFailed, ConfigurationError: As in ``pack``.
         """
-        find_codec_choice(compression)
-        if len(self._encode(body, find_format(serializer or "json"), True)) > self.caps.max_body_bytes:
+        format_ = self.encoding(serializer, compression).format
+        encoded = encode(body, format_)
+        self._check(encoded, body, format_, True)
+        if len(encoded) > self.caps.max_body_bytes:
             self.pack(body, serializer, compression, of_message=True)
 
     def check_headers(self, headers: Mapping[str, Any]) -> None:
@@ -193,8 +287,7 @@ class Packer:
                 f"{self.caps.max_header_bytes}: move the data into the payload"
             )
 
-    def _encode(self, body: Any, format_: Format, of_message: bool) -> str | bytes:
-        encoded = encode(body, format_)
+    def _check(self, encoded: str | bytes, body: Any, format_: Format, of_message: bool) -> None:
         if len(encoded) > self.caps.max_expanded_bytes:
             raise EncodingFailed(
                 _too_large(len(encoded), "waooaw_max_expanded_bytes", self.caps.max_expanded_bytes)
@@ -209,7 +302,6 @@ class Packer:
                 check_shape(body, self.caps)
             except DecodingFailed as error:
                 raise EncodingFailed(f"{error}: the receiver would refuse it") from error
-        return encoded
 
     def _check_size(self, body: str | bytes, most: int) -> None:
         if len(body) > most:

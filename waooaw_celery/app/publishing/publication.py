@@ -66,7 +66,7 @@ class Publication(Protocol):
         """
 
     def payload_texts(self) -> Mapping[str, str]:
-        """Return payloads that are encoded as JSON already, by message id: the large ones, if possible."""
+        """Return payloads that are encoded as JSON already, by message id."""
 
     def options(self) -> Mapping[str, PublishOptions]:
         """Return the publish options of each message that has any, by message id."""

@@ -26,11 +26,8 @@ from waooaw_celery.messages.publish_options import PublishOptions, options_of_me
 from waooaw_celery.messages.queues import HandlerName, agent_queue, broker_priority, takes_message
 from waooaw_celery.messages.reply_to import REPLY_TO_HEADER, ReplyTo
 from waooaw_celery.messages.validation import JSON
-from waooaw_celery.wire.formats import JSON_FORMAT
-from waooaw_celery.wire.packer import EncodedBody, EncodedTask, PackedBody
+from waooaw_celery.wire.packer import EncodedBody, EncodedTask, Encoding, PackedBody
 
-#: Characters of an encoded body from which it is worth while to take the payload's text from it for the ledger.
-LARGE_TEXT = 16 * 1024
 #: What Celery calls around each publish, when somebody listens.
 _SIGNALS = (signals.before_task_publish, signals.after_task_publish, signals.task_sent)
 
@@ -96,16 +93,10 @@ class PublishBatch:
         return event if event is None else event.filled_in(reference=next(iter(references.values())))
 
     def payload_texts(self) -> Mapping[str, str]:
-        """Return the encoded payloads of large messages. See `Publication.payload_texts`."""
-        texts: dict[str, str] = {}
-        for (target, message), body in zip(self.batch, self._bodies or [], strict=True):
-            text = body.text
-            if len(text) < LARGE_TEXT or body.format is not JSON_FORMAT or not isinstance(text, str):
-                continue
-            embed = len(JSON_FORMAT.encode(self._task(target, message).body[2]))
-            before, after = ("[[", "], {}, ") if takes_message(target.handler) else ("[[], ", ", ")
-            texts[message.message_id] = text[len(before) : -(len(after) + embed + len("]"))]
-        return texts
+        """Return the payloads that are encoded as JSON. See `Publication.payload_texts`."""
+        encoded = zip(self.batch, self._bodies or [], strict=True)
+        texts = {message.message_id: body.payload_text for (_, message), body in encoded}
+        return {id_: text for id_, text in texts.items() if text is not None}
 
     def options(self) -> Mapping[str, PublishOptions]:
         """Return the publish options of each message that has any."""
@@ -166,28 +157,37 @@ class PublishBatch:
             kept: the bodies that are encoded already, by the identity of their message. Messages with a reference
                 have new ones.
         """
-        may_be_stored = self._app.components.large_payloads.is_on
-        encode = self._app.packer.encode
-        embed = self._app.components.task_templates.options_of(lambda: self._task(*self.batch[0]))
+        packer, large = self._app.packer, self._app.components.large_payloads
+        options = self._app.components.task_templates.options_of(lambda: self._task(*self.batch[0]))
         known: dict[tuple[object, ...], EncodedBody] = {}  # the messages of an event share one payload
         settings = self._app.settings
         special = {*settings.agent_serializers, *settings.agent_compressions}
-        formats: dict[tuple[object, ...], tuple[str, str | None]] = {}
+        encodings: dict[tuple[object, ...], Encoding] = {}
         for target, message in self.batch:
-            choice = target.agent if target.agent in special else None, message.serializer, message.compression
-            wire_format = formats.get(choice)
-            if wire_format is None:
-                wire_format = formats[choice] = self._wire_format(target.agent, *choice[1:])
-            if message.reference is not None:
-                wire_format = REFERENCE_ENCODING
-            elif kept is not None:
+            if kept is not None and message.reference is None:
                 yield kept[id(message)]
                 continue
-            key = id(message.reference or message.payload), takes_message(target.handler), *wire_format
-            if message.event is None or key not in known:
-                body = (*_arguments(target, message), embed)
-                known[key] = encode(body, *wire_format, of_message=True, may_be_stored=may_be_stored)
+            agent = target.agent if target.agent in special else None
+            choice = agent, message.serializer, message.compression, message.reference is None
+            encoding = encodings.get(choice)
+            if encoding is None:
+                wire_format = self._wire_format_of(target, message)
+                encoding = encodings[choice] = packer.encoding(*wire_format, may_be_stored=large.is_on)
+            if message.event is None:
+                yield packer.encode_task(*_arguments(target, message), options, encoding)
+                continue
+            key = id(message.reference or message.payload), takes_message(target.handler), choice
+            if key not in known:
+                known[key] = packer.encode_task(*_arguments(target, message), options, encoding)
             yield known[key]
+
+    def _wire_format_of(self, target: HandlerName, message: Message) -> tuple[str, str | None]:
+        """Return the serializer and the compression of a message."""
+        if message.reference is not None:
+            return REFERENCE_ENCODING
+        wire_format: tuple[str, str | None]
+        wire_format = self._wire_format(target.agent, message.serializer, message.compression)
+        return wire_format
 
     def is_declared(self, channel: Any) -> bool:
         """Return whether the queues of the agents were declared over a channel.
@@ -218,9 +218,7 @@ class PublishBatch:
     def _publish_as_task(
         self, producer: Any, target: HandlerName, message: Message, retry: bool | None = None
     ) -> None:
-        serializer, compression = self._wire_format(target.agent, message.serializer, message.compression)
-        if message.reference is not None:
-            serializer, compression = REFERENCE_ENCODING
+        serializer, compression = self._wire_format_of(target, message)
         task = self._task(target, message)
         encoded = self._encoded.get(message.message_id)
         # A receiver of the signal may change the arguments.

@@ -20,7 +20,7 @@ from waooaw_celery.messages.message import ENVELOPE_HEADER, Message
 from waooaw_celery.messages.queues import HandlerName
 from waooaw_celery.messages.reply_to import REPLY_TO_HEADER
 from waooaw_celery.messages.trace_context import TRACE_HEADERS, TraceContext
-from waooaw_celery.wire.packer import PackedBody
+from waooaw_celery.wire.packer import PackedBody, TaskOptions
 
 #: The most templates of one application. The oldest makes room for a new one.
 MAX_TEMPLATES = 1024
@@ -40,11 +40,12 @@ _EVENT_VALUES = ("body", "root", "parent", "expires", "ttl", "correlation", "sen
 _END = "\0"
 _NULL, _EMPTY = "null", '""'
 
-#: The text of a template, and what puts the values of a message into its order.
-_Template: TypeAlias = "tuple[str, Callable[[tuple[str, ...]], tuple[str, ...]]]"
+#: The parts of a template's text, by turns what stays and the name of a value, and what puts a message's values
+#: into that order.
+_Template: TypeAlias = "tuple[list[str], Callable[[tuple[str, ...]], tuple[str, ...]]]"
 
 #: The same of an event's messages, and the places of the values between its pieces.
-_EventTemplate: TypeAlias = "tuple[str, Callable[[tuple[str, ...]], tuple[str, ...]], tuple[int, ...]]"
+_EventTemplate: TypeAlias = "tuple[list[str], Callable[[tuple[str, ...]], tuple[str, ...]], tuple[int, ...]]"
 
 
 class TaskTemplates:
@@ -53,16 +54,16 @@ class TaskTemplates:
     def __init__(self) -> None:
         self._templates: dict[tuple[Any, ...], _Template] = {}
         self._events: dict[tuple[Any, ...], _EventTemplate] = {}
-        self._options: Any = None
+        self._options: TaskOptions | None = None
 
-    def options_of(self, task: Callable[[], Any]) -> Any:
+    def options_of(self, task: Callable[[], Any]) -> TaskOptions:
         """Return the third part of the body of a task without callbacks. It is the same for all.
 
         Args:
             task: makes such a task, as Celery does.
         """
         if self._options is None:
-            self._options = task().body[2]
+            self._options = TaskOptions.of(task().body[2])
         return self._options
 
     def text(
@@ -114,8 +115,8 @@ class TaskTemplates:
             template = self._templates[key] = _cut(write(target, message, body))
             while len(self._templates) > MAX_TEMPLATES:
                 self._templates.pop(next(iter(self._templates)), None)
-        text, in_order = template
-        return text % in_order(_values(message, body.body, tag, reply_to))
+        parts, in_order = template
+        return _filled(parts, in_order(_values(message, body.body, tag, reply_to)))
 
     def pieces(
         self,
@@ -162,11 +163,11 @@ class TaskTemplates:
             template = self._events[key] = _cut_event(write(target, message, body))
             while len(self._events) > MAX_TEMPLATES:
                 self._events.pop(next(iter(self._events)), None)
-        text, in_order, places = template
+        parts, in_order, places = template
         values = _values(message, content, "", None)
         event = to_text(message.event.to_envelope())
         shared = (values[0], *values[2:8], event, *values[10:])
-        return (text % in_order(shared)).split(_END), places
+        return _filled(parts, in_order(shared)).split(_END), places
 
 
 def own_values(target: HandlerName, message: Message, queue: str, tag: str) -> tuple[str, ...]:
@@ -211,11 +212,17 @@ def _trace_values(trace: TraceContext) -> tuple[str, ...]:
     return tuple([encode_basestring_ascii(trace[name]) if name in trace else _EMPTY for name in TRACE_HEADERS])
 
 
+def _filled(parts: list[str], values: tuple[str, ...]) -> str:
+    """Return the text of a template with values in the place of every second part. `%` would read all of it."""
+    filled = parts.copy()
+    filled[1::2] = values
+    return "".join(filled)
+
+
 def _cut(message: dict[str, Any]) -> _Template:
     """Return the template of a message as Kombu writes it."""
     parts = _marked(message)
-    text = "%s".join(part.replace("%", "%%") for part in parts[::2])
-    return text, itemgetter(*(_VALUES.index(value) for value in parts[1::2]))
+    return parts, itemgetter(*(_VALUES.index(value) for value in parts[1::2]))
 
 
 def _cut_event(message: dict[str, Any]) -> _EventTemplate:
@@ -224,14 +231,15 @@ def _cut_event(message: dict[str, Any]) -> _EventTemplate:
     message["headers"][ENVELOPE_HEADER] |= {"to": f"{_MARK}to", "event": f"{_MARK}event"}
     message["properties"]["delivery_info"] |= {"routing_key": f"{_MARK}queue"}
     first, *rest = _marked(message)
-    text, shared, places = first.replace("%", "%%"), list[int](), list[int]()
+    parts, shared, places = [first], list[int](), list[int]()
     for value, part in zip(rest[::2], rest[1::2], strict=True):
         if value in OWN_VALUES:
             places.append(OWN_VALUES.index(value) + 1)
+            parts[-1] += _END + part
         else:
             shared.append(_EVENT_VALUES.index(value))
-        text += (_END if value in OWN_VALUES else "%s") + part.replace("%", "%%")
-    return text, itemgetter(*shared), tuple(places)
+            parts += value, part
+    return parts, itemgetter(*shared), tuple(places)
 
 
 def _marked(message: dict[str, Any]) -> list[str]:
