@@ -15,12 +15,13 @@ import time
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
-from ipaddress import IPv4Network, IPv6Network, ip_address
+from ipaddress import IPv4Network, IPv6Network
 
 from starlette.requests import HTTPConnection
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute
 
+from waooaw_celery.cli.base.trusted_networks import is_within
 from waooaw_celery.console.access.passwords import User, hash_password, is_password
 from waooaw_celery.console.access.roles import Person, Role, roles_of
 
@@ -137,7 +138,8 @@ class ProxyAuthentication(Authentication):
 
     def identify(self, connection: HTTPConnection) -> Person | Response:
         """Return the person whom the proxy names."""
-        if not self._is_proxy(connection):
+        client = connection.client
+        if not is_within(client.host if client is not None else None, self._networks):
             return PlainTextResponse("Only the trusted proxy may connect.", 403)
         names = connection.headers.getlist(self._user_header)
         if len(names) != 1 or not names[0].strip():
@@ -147,15 +149,6 @@ class ProxyAuthentication(Authentication):
             return PlainTextResponse(f"The proxy sent more than one {self._groups_header}.", 401)
         name, listed = names[0].strip(), ",".join(groups).split(",")
         return granted(name, [each.strip() for each in listed if each.strip()], self._grants)
-
-    def _is_proxy(self, connection: HTTPConnection) -> bool:
-        if connection.client is None:
-            return False
-        try:
-            address = ip_address(connection.client.host)
-        except ValueError:
-            return False
-        return any(address in network for network in self._networks)
 
 
 def granted(name: str, groups: Sequence[str], grants: Mapping[Role, Collection[str]]) -> Person | Response:

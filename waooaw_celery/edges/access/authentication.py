@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv4Network, IPv6Network
 
 from starlette.requests import HTTPConnection
 
+from waooaw_celery.cli.base.trusted_networks import is_within
 from waooaw_celery.edges.access.principal import Principal
 from waooaw_celery.edges.access.principals_file import Principals, hash_key
 from waooaw_celery.errors import NotPermitted
@@ -114,7 +115,8 @@ class TrustedProxy(Authentication):
         names = connection.headers.getlist(self._header)
         if not names:
             return None
-        if not self._is_proxy(connection):
+        client = connection.client
+        if not is_within(client.host if client is not None else None, self._networks):
             raise NotPermitted(f"only the trusted proxy may send the header {self._header}")
         if len(names) > 1:  # one of them may be the client's own
             raise NotPermitted(f"the proxy sent more than one {self._header}")
@@ -126,17 +128,6 @@ class TrustedProxy(Authentication):
     def schemes(self) -> dict[str, dict[str, str]]:
         """Return the security scheme."""
         return {"mutualTLS": {"type": "mutualTLS"}}
-
-    def _is_proxy(self, connection: HTTPConnection) -> bool:
-        if connection.client is None:
-            return False
-        try:
-            address = ip_address(connection.client.host)
-        except ValueError:
-            return False
-        if isinstance(address, IPv6Address):  # a socket of both versions shows an IPv4 client like this
-            address = address.ipv4_mapped or address
-        return any(address in network for network in self._networks)
 
 
 class FirstOf(Authentication):
