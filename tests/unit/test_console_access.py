@@ -168,7 +168,7 @@ def test_only_a_trusted_proxy_names_people() -> None:
     person = access.identify(connection({"X-User": " ada ", "X-Groups": "dev, sre ,"}))
     assert isinstance(person, Person)
     assert (person.name, person.roles) == ("ada", frozenset(Role))
-    viewer = access.identify(connection({"X-User": "bob"}, "::ffff:192.0.2.9"))  # IPv4 over a socket of both versions
+    viewer = access.identify(connection({"X-User": "bob"}, "::ffff:192.0.2.9"))
     assert isinstance(viewer, Person)
     assert viewer.roles == {Role.VIEWER}
     for headers, client, status in (
