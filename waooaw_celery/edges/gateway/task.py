@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -78,6 +79,9 @@ class TaskError(JsonForm):
     type: str
     message: str
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "message", self.message.encode("utf-8", "backslashreplace").decode())
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskInfo(JsonForm):
@@ -116,3 +120,26 @@ class TaskInfo(JsonForm):
     created_at: datetime
     updated_at: datetime
     parts: JSON = None
+
+    def __post_init__(self) -> None:
+        for name in ("result", "parts", "progress"):
+            if not _is_utf8(getattr(self, name)):
+                object.__setattr__(self, name, None)
+                object.__setattr__(self, "error", _NOT_UTF8)
+
+
+#: What is told of a result that no protocol can carry. Celery's JSON can, and the ledger keeps it.
+_NOT_UTF8 = TaskError(
+    type="ResultNotUtf8",
+    message="it has ended, and its result has half of a surrogate pair, which is no character: let the agent return "
+    "valid text",
+)
+
+
+def _is_utf8(value: JSON) -> bool:
+    """Return whether all texts of a value can be written as UTF-8."""
+    try:
+        json.dumps(value, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
