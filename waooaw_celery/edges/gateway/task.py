@@ -131,8 +131,10 @@ class TaskInfo(JsonForm):
 #: What is told of a result that no protocol can carry. Celery's JSON can, and the ledger keeps it.
 _NOT_UTF8 = TaskError(
     type="ResultNotUtf8",
-    message="it has ended, and its result has half of a surrogate pair, which is no character: let the agent return "
-    "valid text",
+    message=(
+        "it has ended, and its result has half of a surrogate pair, which is no character: let the agent return "
+        "valid text"
+    ),
 )
 
 
