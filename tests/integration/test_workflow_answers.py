@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
@@ -29,13 +30,16 @@ from waooaw_celery.workflows.states import StepStatus, WorkflowStatus
 __all__ = ["workflow_id"]
 
 LEASE = timedelta(seconds=15)
+GATE = threading.Event()
 WAITING = {"status": WorkflowStatus.WAITING.value, "waits_for": "request a", "wake_at": None}
 
 
-@pytest.fixture
-def store(database: Database) -> Iterator[AnswerStore]:
-    """What records answers in the database."""
+@pytest.fixture(params=["as it comes", "with another driver"])
+def store(request: pytest.FixtureRequest, database: Database) -> Iterator[AnswerStore]:
+    """What records answers in the database: on PostgreSQL in one statement, or in a transaction of two."""
     found = AnswerStore(database, LEASE)
+    if request.param != "as it comes":
+        found._pipeline = None
     yield found
     found.close()
 
@@ -73,7 +77,9 @@ def test_an_answer_claims_a_workflow_that_nothing_else_has_changed(
     assert journal.write([late]) == [TurnResult.FENCED]
 
 
-@pytest.mark.parametrize("what", ["another process", "a signal", "a pause", "nothing in memory"])
+@pytest.mark.parametrize(
+    "what", ["another process", "a claim of this process", "a signal", "a pause", "nothing in memory"]
+)
 def test_an_answer_claims_nothing_when_something_else_has_happened(
     database: Database, workflow_id: str, store: AnswerStore, what: str
 ) -> None:
@@ -92,6 +98,8 @@ def test_an_answer_claims_nothing_when_something_else_has_happened(
             columns=WAITING,
         )
         assert journal.write([free]) == [TurnResult.WRITTEN]
+    elif what == "a claim of this process":
+        assert len(Journal(database, lease_seconds=0).claim("me", KNOWN, ids=[workflow_id])) == 1
     elif what == "a signal":
         journal.add_input(workflow_id, InputKind.SIGNAL, "paid", 1, f"{workflow_id}-s")
     elif what == "a pause":
@@ -154,6 +162,18 @@ async def asks(flow: Flow) -> list[Any]:
     return [await flow.request("asked", "double", {"n": 1}), await flow.request("asked", "double", {"n": 2})]
 
 
+def open_gate() -> str:
+    """A local step that runs until the test lets it end."""
+    assert GATE.wait(30)
+    return "opened"
+
+
+async def asks_and_acts(flow: Flow) -> list[Any]:
+    """Ask twice and run a local step, all at the same time."""
+    asked = [flow.request("asked", "double", {"n": n}) for n in (1, 2)]
+    return await flow.gather(*asked, flow.step(open_gate))
+
+
 @pytest.fixture
 def app(redis_url: str, database: Database, tmp_path: Path) -> Iterator[AgentApp]:
     """An application with a workflow whose requests nobody takes: the test answers them."""
@@ -166,10 +186,13 @@ def app(redis_url: str, database: Database, tmp_path: Path) -> Iterator[AgentApp
         waooaw_database_url=url,
         waooaw_spool_folder=str(tmp_path / "spool"),
         waooaw_workflow_poll_seconds=0.05,
+        waooaw_workflow_lease_seconds=120.0,  # what waits for the end of a lease fails its test
     )
     with closing(app):
         schema.upgrade(app.database)
-        Agent("asker", app).workflow(asks)
+        agent = Agent("asker", app)
+        agent.workflow(asks)
+        agent.workflow(asks_and_acts)
         yield app
 
 
@@ -182,13 +205,14 @@ def engine(app: AgentApp) -> Iterator[WorkflowEngine]:
     found.close()
 
 
-def begin(app: AgentApp, engine: WorkflowEngine) -> str:
-    """Create a workflow, and return its id when it waits for its first answer."""
+def begin(app: AgentApp, engine: WorkflowEngine, name: str = "asks", requests: int = 1) -> str:
+    """Create a workflow, and return its id when it has so many requests."""
     id_ = uuid4().hex
     with app.database.begin("create a workflow") as connection:
-        create(connection, [new_row(app, parse_name("asker.asks"), {}, workflow_id=id_)])
+        create(connection, [new_row(app, parse_name(f"asker.{name}"), {}, workflow_id=id_)])
     engine.wake(id_)
-    until(lambda: waits(app, id_, 1), "the first request")
+    until(lambda: name != "asks" or waits(app, id_, requests), "the wait")
+    until(lambda: len(Workflows(app).steps(id_)) == requests, "the requests")
     return id_
 
 
@@ -287,3 +311,23 @@ def test_another_process_goes_on_with_an_answer_that_its_owner_has_not_written(
         other.close()
         for each in lost:
             each.get_loop().call_soon_threadsafe(each.set_result, TurnResult.FENCED)
+
+
+def test_an_answer_that_another_process_has_recorded_is_read_before_the_next_one(
+    app: AgentApp, engine: WorkflowEngine
+) -> None:
+    """This process owns the workflow, because a local step runs, and was not told of the first answer."""
+    GATE.clear()
+    try:
+        id_ = begin(app, engine, "asks_and_acts", requests=2)
+        first, second = (str(step.request_id) for step in Workflows(app).steps(id_))
+        engine.journal.add_input(id_, InputKind.ANSWER, first, {"result": 1}, f"answer:{first}")
+        engine.take_answer(id_, second, {"result": 2})
+        until(lambda: len(answered(app, id_)) == 2, "both answers")
+    finally:
+        GATE.set()
+    assert Workflows(app).result(id_, 10) == [1, 2, "opened"]
+
+
+def answered(app: AgentApp, id_: str) -> list[str]:
+    return [step.path for step in Workflows(app).steps(id_) if step.status is StepStatus.COMPLETED]

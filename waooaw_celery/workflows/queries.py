@@ -9,7 +9,8 @@ from typing import Any
 from sqlalchemy import Connection, String, Text, and_, bindparam, cast, func, or_, select
 
 from waooaw_celery.errors import InvalidMessage, UnknownWorkflow
-from waooaw_celery.ledger.database.column_types import as_read
+from waooaw_celery.ledger.database.column_types import decoded
+from waooaw_celery.ledger.database.rows import payload_text
 from waooaw_celery.ledger.workflow_models import WorkflowRow, WorkflowStepRow
 from waooaw_celery.messages.enums import Priority
 from waooaw_celery.workflows.info import WorkflowInfo, WorkflowPage, WorkflowStatistics, WorkflowStep
@@ -41,7 +42,7 @@ def created(row: Mapping[str, Any]) -> WorkflowInfo:
     """Return a workflow that was just created from its row, without reading it."""
     known: dict[str, Any] = {**dict.fromkeys(_FIELDS), **{name: row[name] for name in _FIELDS if name in row}}
     known |= {"status": WorkflowStatus(row["status"]), "priority": Priority.of_rank(row["priority"]), "steps": 0}
-    return WorkflowInfo(**known | {"input": as_read(row["input"])})
+    return WorkflowInfo(**known | {"input": decoded(payload_text(row["input"]))})
 
 
 #: Made once: whoever waits for a workflow executes it often.

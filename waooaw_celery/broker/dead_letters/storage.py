@@ -113,6 +113,8 @@ class DeadLetterStorage(ABC):
                         with suppress(*BROKER_ERRORS):
                             connection.collect(socket_timeout=1.0)
                         raise
+            except BrokerUnavailable:  # it says why, and another attempt would only wait as long again
+                raise
             except BROKER_ERRORS as failed:
                 error = failed
                 if isinstance(failed, IrrecoverableConnectionError | LimitExceeded):

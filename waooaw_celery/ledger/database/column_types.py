@@ -72,9 +72,9 @@ class PayloadText(TypeDecorator[Any]):
 
     def process_result_value(self, value: str | None, dialect: Dialect) -> Any:
         """Return a stored value as it was written."""
-        return None if value is None else restored(json.loads(value))
+        return None if value is None else decoded(value)
 
 
-def as_read(payload: Any) -> Any:
-    """Return a payload as it will be read from a column, to use it at once."""
-    return restored(json.loads(payload_text(payload)))
+def decoded(text: str) -> Any:
+    """Return the value that ``payload_text`` has written as a text."""
+    return restored(json.loads(text))

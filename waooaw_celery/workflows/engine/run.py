@@ -101,6 +101,8 @@ class WorkflowRun:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._function: asyncio.Task[Any] | None = None
         self.dormant_since: float | None = None
+        #: What another thread needs to claim the workflow with an answer; None: it was not given back.
+        self.given_back: GivenBack | None = None
 
     @property
     def workflow_id(self) -> str:
@@ -113,7 +115,7 @@ class WorkflowRun:
         self, claim: Claim, changed: Iterable[tuple[int, StepRecord]], inputs: Iterable[WorkflowInput]
     ) -> None:
         """Go on under a claim, with what the journal has and this process does not know yet."""
-        self.claim, self.owned, self.dormant_since = claim, True, None
+        self.claim, self.owned, self.dormant_since, self.given_back = claim, True, None, None
         self.known_inputs = claim.inputs
         # Another process may have taken some of them since. All that were not taken are read again.
         self.signals.clear()
@@ -131,13 +133,6 @@ class WorkflowRun:
             self._start()
         self.touch()
 
-    @property
-    def given_back(self) -> GivenBack | None:
-        """What this process has of a workflow that it gave back; None: it cannot just go on. For any thread."""
-        if self.dormant_since is None or self.closed or self.stopped or self._replaying:
-            return None
-        return GivenBack(self.claim.fence, self.known_inputs)
-
     def claim_again(self, fence: int, inputs: int) -> Claim:
         """Return the claim of the workflow under a new number, when nothing but an input has arrived."""
         return replace(
@@ -151,7 +146,7 @@ class WorkflowRun:
 
     def go_on(self, claim: Claim, given: WorkflowInput) -> None:
         """Go on under a claim with the only thing that has happened since the workflow was given back."""
-        self.claim, self.owned, self.dormant_since = claim, True, None
+        self.claim, self.owned, self.dormant_since, self.given_back = claim, True, None, None
         self.changes.renew(claim)
         self.receive(given)
 
@@ -439,8 +434,9 @@ class WorkflowRun:
     async def _give_back(self) -> None:
         """Let other processes go on with the workflow: it waits."""
         self.owned = False
+        given_back = GivenBack(self.claim.fence, self.known_inputs)
         result = await self.changes.write(
-            known_inputs=self.known_inputs,
+            known_inputs=given_back.known_inputs,
             status=self.ending.waiting_status.value,
             waits_for=self.waits_for(),
             wake_at=self.next_due(),
@@ -451,6 +447,7 @@ class WorkflowRun:
             self.owned = True
             await self.read_inputs()
         elif result is TurnResult.WRITTEN:
+            self.given_back = given_back
             self.engine.put_down(self)
 
     async def read_inputs(self) -> None:
@@ -494,7 +491,7 @@ class WorkflowRun:
         """Forget the workflow: another process goes on with it, or it has ended."""
         if self.closed:
             return
-        self.closed, self.owned = True, False
+        self.closed, self.owned, self.given_back = True, False, None
         self.engine.forget(self)
         current = asyncio.current_task()
         for task in self._tasks:

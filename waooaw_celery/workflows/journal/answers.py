@@ -2,18 +2,17 @@
 
 A process that gave a workflow back keeps its function in memory for a moment. If nothing else has happened to the
 workflow when an answer arrives in that process, the transaction that records the answer also claims the workflow:
-there is nothing to read then.
+there is nothing to read then. Otherwise the answer is recorded in a second transaction, and claims nothing.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 from waooaw_celery.errors import AuditUnavailable
-from waooaw_celery.ledger.database.column_types import as_read
+from waooaw_celery.ledger.database.column_types import decoded
 from waooaw_celery.ledger.database.engine import Database
 from waooaw_celery.ledger.database.rows import payload_text
 from waooaw_celery.ledger.database.timeouts import DEADLINE_SECONDS
@@ -22,9 +21,6 @@ from waooaw_celery.messages.validation import JSON
 from waooaw_celery.workflows.journal.records import InputKind, WorkflowInput
 from waooaw_celery.workflows.journal.rows import FINAL_VALUES
 from waooaw_celery.workflows.journal.statements import arrival_statements, time_parameters
-
-#: No workflow has this number of a claim.
-_NONE = -1
 
 
 class GivenBack(NamedTuple):
@@ -86,32 +82,25 @@ class AnswerStore:
         Raises:
             AuditUnavailable: the database does not answer.
         """
-        fence, known = given_back or (_NONE, _NONE)
-        parameters = {
-            "id": workflow_id,
-            "me": owner,
-            "known_fence": fence,
-            "known_inputs": known,
-            "input_id": f"answer:{request_id}",
-            "key": request_id,
-        }
-        what = f"record an answer for {workflow_id}"
-        found = (
-            self._add(what, parameters, payload)
-            if self._pipeline is None
-            else self._add_at_once(self._pipeline, what, parameters, payload)
-        )
+        text = payload_text(payload)
+        parameters: dict[str, Any] = {"id": workflow_id, "input_id": f"answer:{request_id}", "key": request_id}
+        found: _Arrived | None = None
+        if given_back is not None:
+            claim = {"me": owner, "known_fence": given_back.fence, "known_inputs": given_back.known_inputs}
+            found = self._write(parameters | claim, payload, text, claims=True)
+        is_claimed = found is not None
+        if found is None:
+            found = self._write(parameters, payload, text, claims=False)
         if found is None:
             return None
         recorded = WorkflowInput(
-            input_id=f"answer:{request_id}",
+            input_id=parameters["input_id"],
             number=found.inputs,
             kind=InputKind.ANSWER,
             key=request_id,
-            payload=as_read(payload),
+            payload=decoded(text),
             at=found.at,
         )
-        is_claimed = given_back is not None and (found.owner, found.fence) == (owner, fence + 1)
         return Answer(recorded, found.is_new, found.fence if is_claimed else None)
 
     def close(self) -> None:
@@ -122,24 +111,33 @@ class AnswerStore:
             finally:
                 self._turn.release()
 
-    def _add_at_once(
-        self, pipeline: PipelinedConnection, what: str, parameters: Mapping[str, Any], payload: JSON
+    def _write(self, parameters: dict[str, Any], payload: JSON, text: str, *, claims: bool) -> _Arrived | None:
+        """Record an answer if its workflow has not ended; with ``claims``, if nothing has happened to it."""
+        what = f"record an answer for {parameters['id']}"
+        if self._pipeline is None:
+            return self._write_in_transaction(what, parameters, payload, claims)
+        return self._write_at_once(self._pipeline, what, {**parameters, "payload": text}, claims)
+
+    def _write_at_once(
+        self, pipeline: PipelinedConnection, what: str, parameters: dict[str, Any], claims: bool
     ) -> _Arrived | None:
         """Record an answer in PostgreSQL with one statement, in one round trip."""
-        more = {"payload": payload_text(payload), "lease": self._lease, "final": FINAL_VALUES}
         if not self._turn.acquire(timeout=2 * DEADLINE_SECONDS):
             raise AuditUnavailable(f"could not {what}: other threads of this process wait for the database")
         try:
-            pipeline.send(what, _AT_ONCE, {**parameters, **more})
+            more = {"lease": self._lease} if claims else {"final": FINAL_VALUES}
+            pipeline.send(what, _CLAIM if claims else _NOTE, {**parameters, **more})
             rows = pipeline.receive(what)
         finally:
             self._turn.release()
         return _Arrived(*rows[0]) if rows else None
 
-    def _add(self, what: str, parameters: Mapping[str, Any], payload: JSON) -> _Arrived | None:
+    def _write_in_transaction(
+        self, what: str, parameters: dict[str, Any], payload: JSON, claims: bool
+    ) -> _Arrived | None:
         """Record an answer in a transaction."""
         is_postgresql = self._database.is_postgresql
-        arrive, insert = arrival_statements(is_postgresql)
+        arrive, insert = arrival_statements(is_postgresql, claims)
         times = time_parameters(is_postgresql, self._lease)
         with self._database.begin(what) as connection:
             row = connection.execute(arrive, {**parameters, **times}).one_or_none()
@@ -155,7 +153,7 @@ class AnswerStore:
                 "at": row.wake_at,
             }
             added = connection.execute(insert, values)
-        return _Arrived(row.inputs, row.fence, row.owner, row.wake_at, bool(added.rowcount))
+        return _Arrived(row.inputs, row.fence, row.wake_at, bool(added.rowcount))
 
 
 class _Arrived(NamedTuple):
@@ -163,28 +161,29 @@ class _Arrived(NamedTuple):
 
     inputs: int
     fence: int
-    owner: str | None
     at: datetime
     is_new: bool
 
 
-_UNTOUCHED = "owner IS NULL AND fence = %(known_fence)s AND inputs = %(known_inputs)s AND status = 'waiting'"
-#: What ``arrival_statements`` does, in one statement of PostgreSQL.
-_AT_ONCE = f"""
+def _at_once(changes: str, condition: str) -> str:
+    """Return what ``arrival_statements`` do as one statement of PostgreSQL."""
+    return f"""
 WITH arrived AS (
-    UPDATE waooaw_workflows
-    SET inputs = inputs + 1, wake_at = now(),
-        owner = CASE WHEN {_UNTOUCHED} THEN %(me)s ELSE owner END,
-        lease_until = CASE WHEN {_UNTOUCHED} THEN now() + %(lease)s ELSE lease_until END,
-        fence = CASE WHEN {_UNTOUCHED} THEN fence + 1 ELSE fence END,
-        status = CASE WHEN {_UNTOUCHED} THEN 'running' ELSE status END
-    WHERE workflow_id = %(id)s AND status <> ALL (%(final)s)
-    RETURNING inputs, fence, owner, wake_at
+    UPDATE waooaw_workflows SET inputs = inputs + 1, wake_at = now(){changes}
+    WHERE workflow_id = %(id)s AND {condition}
+    RETURNING inputs, fence, wake_at
 ), added AS (
     INSERT INTO waooaw_workflow_inputs (input_id, workflow_id, number, kind, key, payload, at)
     SELECT %(input_id)s, %(id)s, inputs, 'answer', %(key)s, %(payload)s, wake_at FROM arrived
     ON CONFLICT DO NOTHING
     RETURNING number
 )
-SELECT inputs, fence, owner, wake_at, EXISTS (SELECT FROM added) FROM arrived
-"""  # noqa: S608 - the texts are constants
+SELECT inputs, fence, wake_at, EXISTS (SELECT FROM added) FROM arrived
+"""  # noqa: S608 - both texts are constants
+
+
+_NOTE = _at_once("", "status <> ALL (%(final)s)")
+_CLAIM = _at_once(
+    ", owner = %(me)s, lease_until = now() + %(lease)s, fence = fence + 1, status = 'running'",
+    "owner IS NULL AND fence = %(known_fence)s AND inputs = %(known_inputs)s AND status = 'waiting'",
+)

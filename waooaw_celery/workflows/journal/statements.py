@@ -120,37 +120,37 @@ def claim_statement(is_postgresql: bool, functions: tuple[tuple[str, tuple[int, 
     )
 
 
-@lru_cache(maxsize=2)
-def arrival_statements(is_postgresql: bool) -> tuple[Any, Any]:
+@lru_cache(maxsize=4)
+def arrival_statements(is_postgresql: bool, claims: bool) -> tuple[Any, Any]:
     """Return the statement that notes that an answer has arrived, and the one that inserts it.
 
-    The first claims the workflow if nothing has happened since this process gave it back; see ``AnswerStore``.
+    Args:
+        is_postgresql: whether they are for PostgreSQL.
+        claims: whether the first one also claims the workflow, and does nothing if anything has happened since
+            this process gave it back.
     """
     now, until = _times(is_postgresql)
-    is_untouched = and_(
-        WorkflowRow.owner.is_(None),
-        WorkflowRow.fence == bindparam("known_fence", type_=Integer),
-        WorkflowRow.inputs == bindparam("known_inputs", type_=Integer),
-        WorkflowRow.status == WorkflowStatus.WAITING.value,
-    )
-    claimed = {
-        "owner": bindparam("me", type_=String),
-        "lease_until": until,
-        "fence": WorkflowRow.fence + 1,
-        "status": WorkflowStatus.RUNNING.value,
-    }
+    note: dict[str, Any] = {"inputs": WorkflowRow.inputs + 1, "wake_at": now}
+    if claims:
+        note |= {
+            "owner": bindparam("me", type_=String),
+            "lease_until": until,
+            "fence": WorkflowRow.fence + 1,
+            "status": WorkflowStatus.RUNNING.value,
+        }
+        condition = and_(
+            WorkflowRow.owner.is_(None),
+            WorkflowRow.fence == bindparam("known_fence", type_=Integer),
+            WorkflowRow.inputs == bindparam("known_inputs", type_=Integer),
+            WorkflowRow.status == WorkflowStatus.WAITING.value,
+        )
+    else:
+        condition = WorkflowRow.status.not_in(FINAL_VALUES)
     arrive = (
         update(WorkflowRow)
-        .where(WorkflowRow.workflow_id == _ID, WorkflowRow.status.not_in(FINAL_VALUES))
-        .values(
-            inputs=WorkflowRow.inputs + 1,
-            wake_at=now,
-            **{
-                name: case((is_untouched, value), else_=getattr(WorkflowRow, name))
-                for name, value in claimed.items()
-            },
-        )
-        .returning(WorkflowRow.inputs, WorkflowRow.fence, WorkflowRow.owner, WorkflowRow.wake_at)
+        .where(WorkflowRow.workflow_id == _ID, condition)
+        .values(note)
+        .returning(WorkflowRow.inputs, WorkflowRow.fence, WorkflowRow.wake_at)
     )
     columns = ("input_id", "workflow_id", "number", "kind", "key", "payload", "at")
     insert = insert_for("postgresql" if is_postgresql else "sqlite")(WorkflowInputRow)

@@ -1,13 +1,12 @@
 """Writes turns: the changes of workflows that their owners made.
 
 Most turns are plain: they only have steps, and inputs that were taken. On PostgreSQL one statement writes those of
-many workflows, in one round trip. Another one gives a workflow back that waits. All other turns are written in a
-transaction with a statement for each change.
+many workflows, in one round trip. Another one gives a single workflow back that waits. All other turns are written
+in a transaction with a statement for each change.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -40,20 +39,19 @@ class TurnStore:
 
     def write(self, turns: Sequence[Turn]) -> list[TurnResult]:
         """Write turns, and return what became of each; see ``Journal.write``."""
+        if self._pipeline is not None and len(turns) == 1 and _gives_back(turns[0]):
+            return [self._give_back(self._pipeline, turns[0])]  # several of them share a transaction
         plain = set() if self._pipeline is None else _plain_workflows(turns)
         owned = self._write_plain([turn for turn in turns if turn.workflow_id in plain])
-        alone = Counter(turn.workflow_id for turn in turns)
-        results: list[TurnResult | None] = []
-        for turn in turns:
-            if turn.workflow_id in plain:
-                results.append(TurnResult.WRITTEN if turn.workflow_id in owned else TurnResult.FENCED)
-            elif self._pipeline is not None and alone[turn.workflow_id] == 1 and _gives_back(turn):
-                results.append(self._give_back(self._pipeline, turn))
-            else:
-                results.append(None)
-        pairs = list(zip(turns, results, strict=True))
-        others = iter(self._write_others([turn for turn, result in pairs if result is None]))
-        return [result or next(others) for result in results]
+        others = iter(self._write_others([turn for turn in turns if turn.workflow_id not in plain]))
+        return [
+            next(others)
+            if turn.workflow_id not in plain
+            else TurnResult.WRITTEN
+            if turn.workflow_id in owned
+            else TurnResult.FENCED
+            for turn in turns
+        ]
 
     def close(self) -> None:
         """Close the connection. The next turns open another."""
