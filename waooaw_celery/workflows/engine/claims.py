@@ -153,6 +153,9 @@ class Claims:
         loaded = Loaded([], [], 0)
         if claim.last_change > known or claim.inputs:
             loaded = await self._engine.load(claim, known)
+        if run is not None and run.closed and not is_fresh:  # it was put down meanwhile
+            await self._begin(claim)
+            return
         if is_parked(claim):
             await self._load_all_inputs(claim, loaded)
             if not await take_command(self._engine, claim, loaded.inputs):

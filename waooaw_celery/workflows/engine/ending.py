@@ -23,7 +23,7 @@ MAX_TAKEOVERS = 5
 
 
 class Ending:
-    """The end of a workflow.
+    """The end of a workflow. Whoever lets it begin notes that it has ``begun``.
 
     Args:
         run: the workflow.
@@ -67,7 +67,6 @@ class Ending:
 
     async def stop(self) -> None:
         """Stop the function: it was cancelled or paused, or its deadline has passed."""
-        self.begun = True
         if self._cancelled is None and self._paused:
             await self._finish_steps()
         await self._run.halt()
@@ -96,7 +95,6 @@ class Ending:
 
     async def of_function(self, function: asyncio.Task[Any]) -> None:
         """End the workflow as its function has ended."""
-        self.begun = True
         run = self._run
         error: BaseException | None
         try:
@@ -120,7 +118,6 @@ class Ending:
 
     async def stick(self, error: Exception) -> None:
         """Stop, because the workflow cannot go on; an operator must act."""
-        self.begun = True
         await self._run.halt()
         form = error_to_json(error)
         logger.error(

@@ -37,7 +37,7 @@ T = TypeVar("T")
 _THREADS = 32
 #: Seconds between two searches for due workflows while more are due than this process may run at once.
 _MORE_SECONDS = 0.02
-#: Seconds between two looks for inputs of workflows whose local steps run.
+#: Seconds between two looks for inputs of workflows whose code runs.
 _LOOK_SECONDS = 0.25
 #: Seconds that running local steps have to end when the process ends.
 _CLOSE_SECONDS = 5.0
@@ -278,7 +278,7 @@ class WorkflowEngine:
             await self.in_thread(self.journal.renew, self.owner, owned)
 
     async def _look_at_busy(self) -> None:
-        known = {run.workflow_id: run.known_inputs for run in self._runs.values() if run.owned and run.busy}
+        known = {run.workflow_id: run.known_inputs for run in self._runs.values() if run.owned and run.runs_code}
         if not known:
             return
         for workflow_id in await self.in_thread(self.journal.with_new_inputs, known):

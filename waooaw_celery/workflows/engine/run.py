@@ -11,7 +11,7 @@ import asyncio
 import heapq
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from contextvars import copy_context
 from dataclasses import replace
 from datetime import datetime
@@ -108,6 +108,11 @@ class WorkflowRun:
     def workflow_id(self) -> str:
         """Id of the workflow."""
         return self.claim.workflow_id
+
+    @property
+    def runs_code(self) -> bool:
+        """Whether code of it runs here, so that it stays here while it waits for steps."""
+        return self.busy > 0 or self._awaits_others()
 
     # --- the claim
 
@@ -340,24 +345,36 @@ class WorkflowRun:
 
     def _settle(self) -> None:
         """Go on when all branches wait: write, end the replay, take inputs, or give the workflow back."""
-        if self.changes.pending or not self.owned:
+        if self.changes.pending:
             return  # it is being written, and looked at again then
-        if self.ending.is_due():
-            self.spawn(self.ending.stop())
-        elif self._replaying and not self._end_replay():
-            return
+        if not self.owned:
+            if self._queued or self._has_ended():  # it did not wait for steps only, and was given back too early
+                self.engine.wake(self.workflow_id)
+        elif self.ending.is_due():
+            self._end(self.ending.stop())
+        elif self._replaying and (self._awaits_others() or not self._end_replay()):
+            return  # the function has not reached all its recorded steps, or cannot
         elif self.stopped and not self.ending.begun:
             return  # the process ends: another one goes on
-        elif self._function is not None and self._function.done() and not self.ending.begun:
-            self.spawn(self.ending.of_function(self._function))
+        elif self._function is not None and self._has_ended():
+            self._end(self.ending.of_function(self._function))
         elif not self._go_on() and (self.ending.waits or not self.ending.begun):
             self._wait()
+
+    def _has_ended(self) -> bool:
+        """Whether the function has ended, and its workflow has not."""
+        return self._function is not None and self._function.done() and not self.ending.begun
+
+    def _end(self, ending: Coroutine[Any, Any, None]) -> None:
+        """Let the workflow end; nothing else lets it end from now on."""
+        self.ending.begun = True
+        self.spawn(ending)
 
     def process(self) -> None:
         """Take inputs and end waits now, although local steps run."""
         if self.owned and not self._replaying and not self.closed:
             if self.ending.is_due():
-                self.spawn(self.ending.stop())
+                self._end(self.ending.stop())
             else:
                 self._go_on()
 
@@ -378,7 +395,7 @@ class WorkflowRun:
                 if self._queued
                 else "the end of the function"
             )
-            self.spawn(
+            self._end(
                 self.ending.stick(
                     WorkflowChanged(
                         f"the workflow's function has changed: it has recorded the step {first.path} "
@@ -389,7 +406,7 @@ class WorkflowRun:
             )
             return False
         if self.claim.takeovers >= MAX_TAKEOVERS and not self.stopped:
-            self.spawn(self.ending.stick_after_losses([step.path for step in self._queued]))
+            self._end(self.ending.stick_after_losses([step.path for step in self._queued]))
             return False
         self._replaying = False
         return True
@@ -424,17 +441,21 @@ class WorkflowRun:
             if not self._keeping:
                 self._keeping = True
                 asyncio.get_running_loop().call_later(KEEP_SECONDS, self._end_keeping)
-        else:
-            self.spawn(self._give_back())
+        elif not self._awaits_others():
+            self.owned = False  # at once: whatever arrives before the turn is written must not be taken
+            self.spawn(self._give_back(GivenBack(self.claim.fence, self.known_inputs)))
+
+    def _awaits_others(self) -> bool:
+        """Whether the function awaits no step, but something that only this process knows."""
+        runs = self._function is not None and not self._function.done() and not self.ending.begun
+        return runs and not self._awaiting
 
     def _end_keeping(self) -> None:
         self._keeping = False
         self.touch()
 
-    async def _give_back(self) -> None:
+    async def _give_back(self, given_back: GivenBack) -> None:
         """Let other processes go on with the workflow: it waits."""
-        self.owned = False
-        given_back = GivenBack(self.claim.fence, self.known_inputs)
         result = await self.changes.write(
             known_inputs=given_back.known_inputs,
             status=self.ending.waiting_status.value,

@@ -43,6 +43,8 @@ def go_on(run: Run, record: StepRecord) -> None:
             local.attempt(run, record, call)
     elif isinstance(call, RequestCall):
         requests.go_on(run, record, call)
+    elif isinstance(call, Waiting) and _end_with_kept_signal(run, record):
+        return
     # A child's row exists, and its agent looks for it.
     run.engine.arm(run)
 
@@ -73,11 +75,8 @@ def _wait(run: Run, record: StepRecord, call: Waiting) -> None:
     record.due_at = call.until
     if call.signal is not None:
         record.details = call.signal
-        for given in run.signals:
-            if given.key == call.signal:
-                run.signals.remove(given)
-                _end_with_signal(run, record, given)
-                return
+    if _end_with_kept_signal(run, record):
+        return
     run.changes.change(record)
     run.engine.arm(run)
 
@@ -93,6 +92,16 @@ def take_signal(run: Run, given: WorkflowInput) -> None:
         _end_with_signal(run, min(waiting, key=lambda record: record.number), given)
     else:
         run.signals.append(given)
+
+
+def _end_with_kept_signal(run: Run, record: StepRecord) -> bool:
+    """Give a step a signal that has arrived before, if it waits for one that has; return whether it did."""
+    given = next((each for each in run.signals if each.key == record.details), None)
+    if record.kind is not StepKind.SIGNAL or given is None:
+        return False
+    run.signals.remove(given)
+    _end_with_signal(run, record, given)
+    return True
 
 
 def _end_with_signal(run: Run, record: StepRecord, given: WorkflowInput) -> None:

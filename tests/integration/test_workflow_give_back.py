@@ -1,0 +1,189 @@
+"""A workflow that waits is given back: nothing that happens at this moment is lost."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from support import until
+
+from waooaw_celery import Agent, AgentApp, create_app
+from waooaw_celery.agents import Flow, Workflows
+from waooaw_celery.ledger.database import upgrade as schema
+from waooaw_celery.ledger.database.engine import Database
+from waooaw_celery.workflows.engine.engine import WorkflowEngine
+from waooaw_celery.workflows.journal.records import InputKind, Loaded
+from waooaw_celery.workflows.journal.rows import create
+from waooaw_celery.workflows.start import new_row, parse_name
+from waooaw_celery.workflows.states import WorkflowStatus
+
+
+async def waits_for_go(flow: Flow) -> str:
+    """Wait for a signal."""
+    return f"got {await flow.wait_for('go')}"
+
+
+async def waits_for_others(flow: Flow) -> str:
+    """Await something that is no step, longer than a workflow that waits stays in memory."""
+    await asyncio.sleep(1.0)
+    return "done"
+
+
+async def waits_for_both(flow: Flow) -> Any:
+    """Await something that is no step beside a signal; go on with the first."""
+    waiting = asyncio.ensure_future(flow.wait_for("go"))
+    await asyncio.sleep(0.2)
+    waiting.cancel()
+    return "done"
+
+
+async def waits_for_go_late(flow: Flow) -> Any:
+    """Wait for a signal after something that is no step, and beside another signal."""
+
+    async def late() -> Any:
+        await asyncio.sleep(0.2)
+        return await flow.wait_for("go")
+
+    waiting = asyncio.ensure_future(flow.wait_for("never"))
+    got = await flow.gather(late(), flow.sleep(0.01))
+    waiting.cancel()
+    return got[0]
+
+
+@pytest.fixture
+def app(redis_url: str, database: Database, tmp_path: Path) -> Iterator[AgentApp]:
+    """An application with these workflows; what waits for the end of a lease fails its test."""
+    app = create_app(
+        "waiter",
+        broker_url=redis_url,
+        result_backend=redis_url,
+        waooaw_database_url=database.url.render_as_string(hide_password=False),
+        waooaw_spool_folder=str(tmp_path / "spool"),
+        waooaw_workflow_poll_seconds=0.05,
+        waooaw_workflow_idle_seconds=0.3,
+        waooaw_workflow_lease_seconds=120.0,
+    )
+    with closing(app):
+        schema.upgrade(app.database)
+        agent = Agent("waiter", app)
+        for function in (waits_for_go, waits_for_others, waits_for_both, waits_for_go_late):
+            agent.workflow(function)
+        yield app
+
+
+@pytest.fixture
+def engine(app: AgentApp) -> Iterator[WorkflowEngine]:
+    """An engine of the application."""
+    found = WorkflowEngine(app, app.workflows)
+    found.start()
+    yield found
+    found.close()
+
+
+def begin(app: AgentApp, engine: WorkflowEngine, name: str, **options: Any) -> str:
+    """Create a workflow, and let the engine look at it."""
+    id_ = uuid4().hex
+    with app.database.begin("create a workflow") as connection:
+        create(connection, [new_row(app, parse_name(f"waiter.{name}"), {}, workflow_id=id_, **options)])
+    engine.wake(id_)
+    return id_
+
+
+def on_loop(engine: WorkflowEngine, call: Callable[[], Any]) -> None:
+    """Call a function on the engine's event loop, in one round of it."""
+
+    async def do() -> None:
+        call()
+
+    assert engine.loop is not None
+    asyncio.run_coroutine_threadsafe(do(), engine.loop).result(10)
+
+
+def test_a_signal_between_the_decision_to_give_back_and_its_turn_is_taken(
+    app: AgentApp, engine: WorkflowEngine
+) -> None:
+    """The workflow is read in one task, and given back in another: both are about to run."""
+    id_ = begin(app, engine, "waits_for_go")
+    until(lambda: id_ in engine._runs and engine._runs[id_].given_back, "the wait")
+    run = engine._runs[id_]
+    wait = run._wait
+    decided: list[Loaded] = []
+
+    def wait_and_take() -> None:
+        wait()
+        if not decided:  # the other task has read the signal meanwhile
+            engine.journal.add_input(id_, InputKind.SIGNAL, "go", "it", f"{id_}-go")
+            decided.append(engine.journal.load_inputs(id_, 0))
+            [signal] = [each for each in decided[0].inputs if each.key == "go"]
+            run.receive(signal)
+
+    run._wait = wait_and_take  # type: ignore[method-assign]
+    engine.journal.add_input(id_, InputKind.SIGNAL, "nobody waits for it", 1, f"{id_}-other")
+    assert Workflows(app).result(id_, 10) == "got it"
+    assert decided
+
+
+def test_a_function_that_awaits_something_else_is_not_given_back(app: AgentApp, engine: WorkflowEngine) -> None:
+    """Nobody would go on with it: it waits for no step, and only this process knows what it waits for."""
+    id_ = begin(app, engine, "waits_for_others")
+    assert Workflows(app).result(id_, 10) == "done"
+
+
+def test_a_deadline_ends_a_function_that_awaits_something_else(app: AgentApp, engine: WorkflowEngine) -> None:
+    """Its owner stops it."""
+    id_ = begin(app, engine, "waits_for_others", deadline=datetime.now(UTC) + timedelta(seconds=0.3))
+    until(lambda: Workflows(app).get(id_).status is WorkflowStatus.TIMED_OUT, "the end")
+
+
+def test_a_cancel_reaches_a_function_that_awaits_something_else(app: AgentApp, engine: WorkflowEngine) -> None:
+    """Another process has recorded it; this one owns the workflow, so nobody else looks."""
+    id_ = begin(app, engine, "waits_for_others")
+    until(lambda: Workflows(app).get(id_).status is WorkflowStatus.RUNNING, "the function")
+    engine.journal.add_input(id_, InputKind.CANCEL, "", {"by": "officer"}, f"{id_}-cancel")
+    until(lambda: Workflows(app).get(id_).status is WorkflowStatus.CANCELLED, "the end")
+
+
+def test_a_function_that_ends_while_its_workflow_is_given_back_ends_the_workflow(
+    app: AgentApp, engine: WorkflowEngine
+) -> None:
+    """It awaited a step, and something else that came first."""
+    id_ = begin(app, engine, "waits_for_both")
+    assert Workflows(app).result(id_, 10) == "done"
+
+
+def test_a_workflow_that_is_claimed_while_it_is_put_down_is_read_again(
+    app: AgentApp, engine: WorkflowEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is in memory when it is claimed, and not any more when it was read."""
+    id_ = begin(app, engine, "waits_for_go")
+    until(lambda: id_ in engine._runs and engine._runs[id_].given_back, "the wait")
+    run = engine._runs[id_]
+    load = engine.journal.load
+    forgotten: list[str] = []
+
+    def load_and_forget(workflow_id: str, *args: Any) -> Loaded:
+        if workflow_id == id_ and not forgotten:
+            forgotten.append(id_)
+            on_loop(engine, run.abandon)
+        return load(workflow_id, *args)
+
+    monkeypatch.setattr(engine.journal, "load", load_and_forget)
+    engine.journal.add_input(id_, InputKind.SIGNAL, "go", "it", f"{id_}-go")
+    assert Workflows(app).result(id_, 10) == "got it"
+    assert forgotten
+
+
+def test_a_signal_is_given_to_a_wait_that_a_replay_reaches_later(app: AgentApp, engine: WorkflowEngine) -> None:
+    """The replay reads the signal before the function comes to its wait, which was recorded before."""
+    id_ = begin(app, engine, "waits_for_go_late")
+    waiting = "signal go#1"
+    until(lambda: waiting in [step.path.rpartition("/")[2] for step in Workflows(app).steps(id_)], "the wait")
+    until(lambda: id_ not in engine._runs, "the workflow out of memory")
+    engine.journal.add_input(id_, InputKind.SIGNAL, "go", "it", f"{id_}-go")
+    assert Workflows(app).result(id_, 10) == "it"
