@@ -15,11 +15,13 @@ from support import until
 
 from waooaw_celery import Agent, AgentApp, create_app
 from waooaw_celery.agents import Flow, Workflows
+from waooaw_celery.errors import RequestTimeout
 from waooaw_celery.ledger.database import upgrade as schema
+from waooaw_celery.ledger.database.clock import now_within
 from waooaw_celery.ledger.database.engine import Database
 from waooaw_celery.workflows.engine.engine import WorkflowEngine
 from waooaw_celery.workflows.journal.records import InputKind, Loaded
-from waooaw_celery.workflows.journal.rows import create
+from waooaw_celery.workflows.journal.rows import add_input, create
 from waooaw_celery.workflows.start import new_row, parse_name
 from waooaw_celery.workflows.states import WorkflowStatus
 
@@ -147,6 +149,30 @@ def test_a_cancel_reaches_a_function_that_awaits_something_else(app: AgentApp, e
     until(lambda: Workflows(app).get(id_).status is WorkflowStatus.RUNNING, "the function")
     engine.journal.add_input(id_, InputKind.CANCEL, "", {"by": "officer"}, f"{id_}-cancel")
     until(lambda: Workflows(app).get(id_).status is WorkflowStatus.CANCELLED, "the end")
+
+
+def test_a_workflow_that_is_resumed_before_it_is_paused_goes_on(app: AgentApp, engine: WorkflowEngine) -> None:
+    """Both commands are read together. A pause that follows is another one."""
+    id_ = begin(app, engine, "waits_for_go")
+    until(lambda: id_ in engine._runs and engine._runs[id_].given_back, "the wait")
+    with app.database.begin("give commands") as connection:
+        for number, kind in enumerate((InputKind.PAUSE, InputKind.RESUME)):
+            add_input(connection, now_within(app.database), id_, kind, "", {}, f"{id_}-{number}")
+    engine.journal.add_input(id_, InputKind.SIGNAL, "go", "it", f"{id_}-go")
+    assert Workflows(app).result(id_, 10) == "got it"
+
+
+def test_a_workflow_that_is_paused_again_stays_paused(app: AgentApp, engine: WorkflowEngine) -> None:
+    """All three commands are read together; the last one counts."""
+    id_ = begin(app, engine, "waits_for_go")
+    until(lambda: id_ in engine._runs and engine._runs[id_].given_back, "the wait")
+    with app.database.begin("give commands") as connection:
+        for number, kind in enumerate((InputKind.PAUSE, InputKind.RESUME, InputKind.PAUSE)):
+            add_input(connection, now_within(app.database), id_, kind, "", {}, f"{id_}-{number}")
+    until(lambda: Workflows(app).get(id_).status is WorkflowStatus.PAUSED, "the pause")
+    engine.journal.add_input(id_, InputKind.SIGNAL, "go", "it", f"{id_}-go")
+    with pytest.raises(RequestTimeout):
+        Workflows(app).result(id_, 1.0)
 
 
 def test_a_function_that_ends_while_its_workflow_is_given_back_ends_the_workflow(

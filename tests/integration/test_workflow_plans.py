@@ -1,4 +1,4 @@
-"""Workflows of random steps that get their signals at random moments: each ends, with the right result."""
+"""Workflows of random steps that get signals and pauses at random moments: each ends, with the right result."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ SIGNALS = {
     "race": ["first"],
     "many": ["first"],
 }
+PAUSE = "a pause"
 
 
 def expected(kind: str, n: int) -> Any:
@@ -47,14 +48,20 @@ def expected(kind: str, n: int) -> Any:
 
 
 def follow(probe: Probe, n: int, plan: list[str], order: random.Random) -> str:
-    """Start a workflow with a plan, send it its signals in any order, and return its id."""
+    """Start a workflow with a plan, send it its signals in any order, pause it between, and return its id."""
     id_ = probe.begin("follows_a_plan", n=n, plan=plan)
     signals = [f"{place} {name}" for place, kind in enumerate(plan) for name in SIGNALS[kind]]
-    order.shuffle(signals)
-    for signal in signals:
+    sent = [*signals, *order.choices([PAUSE], k=order.choice([0, 0, 1, 2]))]
+    order.shuffle(sent)
+    for signal in sent:
         pass_time(order.choice([0.0, 0.001, 0.005, 0.01, 0.03]))
-        with suppress(WorkflowEnded):  # its race was won without the signal
-            probe.workflows.signal(id_, signal, n)
+        with suppress(WorkflowEnded):  # it needs no signal any more
+            if signal == PAUSE:
+                probe.workflows.pause(id_)
+                pass_time(order.choice([0.0, 0.002, 0.01, 0.05]))
+                probe.workflows.resume(id_)
+            else:
+                probe.workflows.signal(id_, signal, n)
     return id_
 
 

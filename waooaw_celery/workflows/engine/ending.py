@@ -49,15 +49,16 @@ class Ending:
         return WorkflowStatus.COMPENSATING if self.begun else WorkflowStatus.WAITING
 
     def command(self, given: WorkflowInput) -> None:
-        """Note that the workflow is to be cancelled or paused."""
-        if self._undoing:
+        """Note that the workflow is to be cancelled or paused, or to go on after a pause that is being made."""
+        if self._undoing or (given.kind is InputKind.RESUME and not self._paused):
             self._run.changes.take(given)
             return
-        self._commands[given.input_id] = given
         if given.kind is InputKind.CANCEL:
             self._cancelled = dict(given.payload or {})
-        else:
+        elif given.kind is InputKind.PAUSE:
             self._paused = True
+            self._take_commands(InputKind.RESUME)  # they were given before
+        self._commands[given.input_id] = given
 
     def is_due(self) -> bool:
         """Whether the function must be stopped."""
@@ -80,11 +81,11 @@ class Ending:
             error = {"type": "DeadlineExceeded", "message": f"its deadline was {self._run.claim.deadline}"}
             await self._undo(WorkflowStatus.TIMED_OUT, error)
 
-    def _take_commands(self) -> None:
-        """Delete the commands with the next changes."""
-        for each in self._commands.values():
-            self._run.changes.take(each)
-        self._commands.clear()
+    def _take_commands(self, *kinds: InputKind) -> None:
+        """Delete the commands of some kinds with the next changes; without a kind, all of them."""
+        for each in list(self._commands.values()):
+            if not kinds or each.kind in kinds:
+                self._run.changes.take(self._commands.pop(each.input_id))
 
     async def _finish_steps(self) -> None:
         """Let the local steps that run end, and no other begin, unless the workflow is cancelled meanwhile."""
@@ -235,14 +236,12 @@ class Ending:
     async def _park(self, status: WorkflowStatus, error: JSON = None) -> None:
         """Give the workflow back; only a command lets it go on."""
         run = self._run
-        for each in list(self._commands.values()):
-            if each.kind is InputKind.PAUSE:
-                run.changes.take(self._commands.pop(each.input_id))
+        self._take_commands(InputKind.PAUSE)
         columns: dict[str, Any] = {
             "status": status.value,
             "waits_for": None,
             # A deadline also ends a workflow that is paused or stuck.
-            "wake_at": run.now() if self._cancelled is not None else run.claim.deadline,
+            "wake_at": run.now() if self._commands else run.claim.deadline,
             "takeovers": 1,  # its requests may not be published yet
         }
         if error is not None:

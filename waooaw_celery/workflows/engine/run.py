@@ -39,6 +39,7 @@ logger = get_logger(__name__)
 #: Rounds of the event loop without a step after which all branches of a function count as waiting: what a result
 #: wakes runs in the next rounds.
 _QUIET_ROUNDS = 10
+_COMMANDS = (InputKind.CANCEL, InputKind.PAUSE, InputKind.RESUME)
 #: The step of a run at which a warning proposes to begin anew.
 MANY_STEPS = 10_001
 #: Seconds for which a workflow stays here after an answer, while at least so many requests are open. It costs more
@@ -167,10 +168,8 @@ class WorkflowRun:
             if each.input_id not in self._seen_inputs:
                 self._seen_inputs.add(each.input_id)
                 self._read_up_to = max(self._read_up_to, each.number)
-                if each.kind in (InputKind.CANCEL, InputKind.PAUSE):  # also if it cannot be replayed
+                if each.kind in _COMMANDS:  # also if it cannot be replayed
                     self.ending.command(each)
-                elif each.kind is InputKind.RESUME:  # it runs
-                    self.changes.take(each)
                 else:
                     self._inputs.append(each)
 
