@@ -31,6 +31,11 @@ async def waits_for_go(flow: Flow) -> str:
     return f"got {await flow.wait_for('go')}"
 
 
+async def asks(flow: Flow) -> Any:
+    """Make a request."""
+    return await flow.request("asked", "double", {"n": 1})
+
+
 async def waits_for_others(flow: Flow) -> str:
     """Await something that is no step, longer than a workflow that waits stays in memory."""
     await asyncio.sleep(1.0)
@@ -65,6 +70,7 @@ def app(redis_url: str, database: Database, tmp_path: Path) -> Iterator[AgentApp
         "waiter",
         broker_url=redis_url,
         result_backend=redis_url,
+        waooaw_agents=["asked"],
         waooaw_database_url=database.url.render_as_string(hide_password=False),
         waooaw_spool_folder=str(tmp_path / "spool"),
         waooaw_workflow_poll_seconds=0.05,
@@ -74,7 +80,7 @@ def app(redis_url: str, database: Database, tmp_path: Path) -> Iterator[AgentApp
     with closing(app):
         schema.upgrade(app.database)
         agent = Agent("waiter", app)
-        for function in (waits_for_go, waits_for_others, waits_for_both, waits_for_go_late):
+        for function in (asks, waits_for_go, waits_for_others, waits_for_both, waits_for_go_late):
             agent.workflow(function)
         yield app
 
@@ -173,6 +179,28 @@ def test_a_workflow_that_is_paused_again_stays_paused(app: AgentApp, engine: Wor
     engine.journal.add_input(id_, InputKind.SIGNAL, "go", "it", f"{id_}-go")
     with pytest.raises(RequestTimeout):
         Workflows(app).result(id_, 1.0)
+
+
+def test_a_request_that_a_pause_held_up_is_published_after_a_signal_and_a_resume(
+    app: AgentApp, engine: WorkflowEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The signal lets a process look at the workflow that is paused. It may not forget the request."""
+    published: list[bool] = []
+
+    async def never(_: Any, __: Any, *, again: bool) -> None:
+        published.append(again)
+        await asyncio.sleep(60)
+
+    monkeypatch.setattr(engine.publisher, "request", never)
+    id_ = begin(app, engine, "asks")
+    until(lambda: published == [False], "the request")
+    workflows, journal = Workflows(app), engine.journal
+    journal.add_input(id_, InputKind.PAUSE, "", {}, f"{id_}-pause")
+    until(lambda: workflows.get(id_).status is WorkflowStatus.PAUSED, "the pause")
+    journal.add_input(id_, InputKind.SIGNAL, "go", "it", f"{id_}-go")
+    until(lambda: journal.next_wake() is None, "the look at the signal")
+    journal.add_input(id_, InputKind.RESUME, "", {}, f"{id_}-resume")
+    until(lambda: published == [False, True], "the request")
 
 
 def test_a_function_that_ends_while_its_workflow_is_given_back_ends_the_workflow(

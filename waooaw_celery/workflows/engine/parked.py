@@ -28,9 +28,10 @@ async def take_command(engine: Engine, claim: Claim, inputs: Sequence[WorkflowIn
     resumed = commands and commands[-1].kind is InputKind.RESUME
     cancelled = any(each.kind is InputKind.CANCEL for each in inputs)
     is_late = claim.deadline is not None and claim.deadline <= engine.now()
-    columns: dict[str, Any] = {}
+    # Not 0 if its requests may not be published yet.
+    columns: dict[str, Any] = {"takeovers": min(claim.takeovers, 1)}
     if resumed:  # written together: a process that is lost here may not lose the command
-        columns |= {"status": WorkflowStatus.RUNNING.value, "error": None, "takeovers": min(claim.takeovers, 1)}
+        columns |= {"status": WorkflowStatus.RUNNING.value, "error": None}
     elif not (cancelled or is_late):
         columns["wake_at"] = claim.deadline
         if _had_no_worker(claim):  # it has one again
