@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from postgres_server import Server
+
+from benchmarks.suite.groups.sending import commit_a_row
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,3 +29,9 @@ def test_a_short_comparison_writes_its_page_and_its_plot(tmp_path: Path) -> None
     assert all(line.count("|") == 8 for line in rows)
     assert "- huey: the run was to leave it out" in page
     assert (tmp_path / "performance.svg").read_text().count("<circle") == len(rows)
+
+
+def test_two_groups_of_a_run_measure_the_same_floor(server: Server) -> None:
+    """Each begins with an empty table."""
+    for _ in range(2):
+        assert commit_a_row(server.url)() == 1

@@ -187,6 +187,7 @@ def _row() -> tuple[object, ...]:
 def _floor_table(database_url: str, name: str) -> Any:
     connection = psycopg2.connect(database_url.replace("+psycopg2", ""))
     with connection.cursor() as cursor:
+        cursor.execute(f"DROP TABLE IF EXISTS {name}")  # that of another group of this run
         cursor.execute(
             f"CREATE TABLE {name} (id text PRIMARY KEY, correlation text, sender text, receiver text, "
             "sent_at timestamptz, payload json)"
