@@ -20,7 +20,8 @@ from waooaw_celery.ledger.database import upgrade as schema
 from waooaw_celery.ledger.database.clock import now_within
 from waooaw_celery.ledger.database.engine import Database
 from waooaw_celery.workflows.engine.engine import WorkflowEngine
-from waooaw_celery.workflows.journal.records import InputKind, Loaded
+from waooaw_celery.workflows.engine.run import WorkflowRun
+from waooaw_celery.workflows.journal.records import InputKind, Loaded, Turn, TurnResult
 from waooaw_celery.workflows.journal.rows import add_input, create
 from waooaw_celery.workflows.start import new_row, parse_name
 from waooaw_celery.workflows.states import WorkflowStatus
@@ -29,6 +30,18 @@ from waooaw_celery.workflows.states import WorkflowStatus
 async def waits_for_go(flow: Flow) -> str:
     """Wait for a signal."""
     return f"got {await flow.wait_for('go')}"
+
+
+async def act_slowly() -> str:
+    """A local step that takes longer than a workflow that waits stays in memory."""
+    await asyncio.sleep(1.0)
+    return "acted"
+
+
+async def waits_and_acts(flow: Flow) -> Any:
+    """Wait for a signal, then act."""
+    await flow.wait_for("go")
+    return await flow.step(act_slowly)
 
 
 async def asks(flow: Flow) -> Any:
@@ -80,7 +93,7 @@ def app(redis_url: str, database: Database, tmp_path: Path) -> Iterator[AgentApp
     with closing(app):
         schema.upgrade(app.database)
         agent = Agent("waiter", app)
-        for function in (asks, waits_for_go, waits_for_others, waits_for_both, waits_for_go_late):
+        for function in (asks, waits_and_acts, waits_for_go, waits_for_others, waits_for_both, waits_for_go_late):
             agent.workflow(function)
         yield app
 
@@ -96,9 +109,10 @@ def engine(app: AgentApp) -> Iterator[WorkflowEngine]:
 
 def begin(app: AgentApp, engine: WorkflowEngine, name: str, **options: Any) -> str:
     """Create a workflow, and let the engine look at it."""
-    id_ = uuid4().hex
+    options = {"workflow_id": uuid4().hex} | options
     with app.database.begin("create a workflow") as connection:
-        create(connection, [new_row(app, parse_name(f"waiter.{name}"), {}, workflow_id=id_, **options)])
+        create(connection, [new_row(app, parse_name(f"waiter.{name}"), {}, **options)])
+    id_: str = options["workflow_id"]
     engine.wake(id_)
     return id_
 
@@ -135,6 +149,28 @@ def test_a_signal_between_the_decision_to_give_back_and_its_turn_is_taken(
     engine.journal.add_input(id_, InputKind.SIGNAL, "nobody waits for it", 1, f"{id_}-other")
     assert Workflows(app).result(id_, 10) == "got it"
     assert decided
+
+
+def test_a_workflow_that_is_claimed_before_its_give_back_is_known_stays_in_memory(
+    app: AgentApp, engine: WorkflowEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same process has claimed it again by a timer, and learns only then that it was given back."""
+    id_ = uuid4().hex
+    write = engine.writer.write
+    claimed: list[WorkflowRun] = []
+
+    async def write_and_claim(turn: Turn) -> TurnResult:
+        result = await write(turn)
+        if turn.workflow_id == id_ and turn.known_inputs is not None and not claimed:
+            claimed.append(engine._runs[id_])
+            engine.journal.add_input(id_, InputKind.SIGNAL, "go", "it", f"{id_}-go")
+            assert len(await engine._claims.take([id_])) == 1
+        return result
+
+    monkeypatch.setattr(engine.writer, "write", write_and_claim)
+    begin(app, engine, "waits_and_acts", workflow_id=id_)
+    assert Workflows(app).result(id_, 10) == "acted"
+    assert claimed
 
 
 def test_a_function_that_awaits_something_else_is_not_given_back(app: AgentApp, engine: WorkflowEngine) -> None:

@@ -441,8 +441,7 @@ class WorkflowRun:
                 self._keeping = True
                 asyncio.get_running_loop().call_later(KEEP_SECONDS, self._end_keeping)
         elif not self._awaits_others():
-            self.owned = False  # at once: whatever arrives before the turn is written must not be taken
-            self.spawn(self._give_back(GivenBack(self.claim.fence, self.known_inputs)))
+            self._give_back()
 
     def _awaits_others(self) -> bool:
         """Whether the function awaits no step, but something that only this process knows."""
@@ -453,22 +452,32 @@ class WorkflowRun:
         self._keeping = False
         self.touch()
 
-    async def _give_back(self, given_back: GivenBack) -> None:
+    def _give_back(self) -> None:
         """Let other processes go on with the workflow: it waits."""
-        result = await self.changes.write(
-            known_inputs=given_back.known_inputs,
-            status=self.ending.waiting_status.value,
-            waits_for=self.waits_for(),
-            wake_at=self.next_due(),
-        )
-        if self.closed:
-            return
-        if result is TurnResult.NEW_INPUTS:
-            self.owned = True
-            await self.read_inputs()
-        elif result is TurnResult.WRITTEN:
-            self.given_back = given_back
-            self.engine.put_down(self)
+        self.owned = False  # at once: whatever arrives before the turn is written must not be taken
+        self.busy += 1
+        self.spawn(self._write_back(GivenBack(self.claim.fence, self.known_inputs)))
+
+    async def _write_back(self, given_back: GivenBack) -> None:
+        """Write that the workflow waits, and that nobody owns it. Go on with it if more has arrived meanwhile."""
+        try:
+            result = await self.changes.write(
+                known_inputs=given_back.known_inputs,
+                status=self.ending.waiting_status.value,
+                waits_for=self.waits_for(),
+                wake_at=self.next_due(),
+            )
+            if self.closed:
+                return
+            if result is TurnResult.NEW_INPUTS:
+                self.owned = True
+                await self.read_inputs()
+            elif result is TurnResult.WRITTEN and not self.owned:  # else it was claimed again meanwhile
+                self.given_back = given_back
+                self.engine.put_down(self)
+        finally:
+            self.busy -= 1
+            self.touch()
 
     async def read_inputs(self) -> None:
         """Take what has arrived since the claim."""
