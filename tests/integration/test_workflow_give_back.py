@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
@@ -11,7 +12,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from support import until
+from support import pass_time, until
 
 from waooaw_celery import Agent, AgentApp, create_app
 from waooaw_celery.agents import Flow, Workflows
@@ -19,6 +20,7 @@ from waooaw_celery.errors import RequestTimeout
 from waooaw_celery.ledger.database import upgrade as schema
 from waooaw_celery.ledger.database.clock import now_within
 from waooaw_celery.ledger.database.engine import Database
+from waooaw_celery.messages.enums import MessageStatus
 from waooaw_celery.workflows.engine.engine import WorkflowEngine
 from waooaw_celery.workflows.engine.run import WorkflowRun
 from waooaw_celery.workflows.journal.records import InputKind, Loaded, Turn, TurnResult
@@ -237,6 +239,34 @@ def test_a_request_that_a_pause_held_up_is_published_after_a_signal_and_a_resume
     until(lambda: journal.next_wake() is None, "the look at the signal")
     journal.add_input(id_, InputKind.RESUME, "", {}, f"{id_}-resume")
     until(lambda: published == [False, True], "the request")
+
+
+def test_a_workflow_is_paused_when_its_requests_are_published(
+    app: AgentApp, engine: WorkflowEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever resumes it would publish them at the same time, and one of them would have the other withdrawn."""
+    publish, begun, gate, id_ = engine.publisher._publish, threading.Event(), threading.Event(), uuid4().hex
+
+    def publish_late(batch: Any) -> Any:
+        if id_ in [request.message.correlation_id for request in batch]:  # not those of earlier tests
+            begun.set()
+            assert gate.wait(30)
+        return publish(batch)
+
+    monkeypatch.setattr(engine.publisher, "_publish", publish_late)
+    begin(app, engine, "asks", workflow_id=id_)
+    assert begun.wait(30)
+    run, workflows = engine._runs[id_], Workflows(app)
+    engine.journal.add_input(id_, InputKind.PAUSE, "", {}, f"{id_}-pause")
+    try:
+        until(lambda: run.ending.begun, "the pause")
+        pass_time(0.5)
+        assert workflows.get(id_).status is WorkflowStatus.RUNNING
+    finally:
+        gate.set()
+    until(lambda: workflows.get(id_).status is WorkflowStatus.PAUSED, "the pause")
+    [step] = workflows.steps(id_)
+    assert app.receipts.get(str(step.request_id)).status is MessageStatus.SENT
 
 
 def test_a_function_that_ends_while_its_workflow_is_given_back_ends_the_workflow(

@@ -312,7 +312,9 @@ class WorkflowEngine:
         deadline = time.monotonic() + _CLOSE_SECONDS
         for run in self._runs.values():
             run.stopped = True  # no further step begins
-        while any(run.working or run.changes.writing for run in self._runs.values()):
+        while self.publisher.is_publishing or any(
+            run.working or run.changes.writing for run in self._runs.values()
+        ):
             if time.monotonic() > deadline:
                 break
             await asyncio.sleep(0.02)

@@ -78,6 +78,7 @@ class Run(Protocol):
     stopped: bool
     calls: dict[str, Any]
     attempts: dict[str, asyncio.Task[Any]]
+    publishing: set[asyncio.Task[Any]]
     signals: deque[WorkflowInput]
     known_inputs: int
 

@@ -39,6 +39,8 @@ logger = get_logger(__name__)
 #: Rounds of the event loop without a step after which all branches of a function count as waiting: what a result
 #: wakes runs in the next rounds.
 _QUIET_ROUNDS = 10
+#: Seconds for which a workflow that is stopped waits for its requests that are being published.
+_PUBLISH_SECONDS = 30.0
 _COMMANDS = (InputKind.CANCEL, InputKind.PAUSE, InputKind.RESUME)
 #: The step of a run at which a warning proposes to begin anew.
 MANY_STEPS = 10_001
@@ -62,6 +64,7 @@ class WorkflowRun:
         working: how many local steps run.
         calls: what the steps that wait for an outcome do, by path.
         attempts: the local steps that run, by path.
+        publishing: the tasks that publish requests.
         signals: signals that nobody has waited for yet.
     """
 
@@ -80,6 +83,7 @@ class WorkflowRun:
         self.busy = self.working = 0
         self.calls: dict[str, Call] = {}
         self.attempts: dict[str, asyncio.Task[Any]] = {}
+        self.publishing: set[asyncio.Task[Any]] = set()
         self.signals: deque[WorkflowInput] = deque()
         self.ending = Ending(self)
         self._inputs: deque[WorkflowInput] = deque()
@@ -515,6 +519,8 @@ class WorkflowRun:
             task.cancel()
         if function is not None:
             await asyncio.wait([function], timeout=1.0)
+        if self.publishing:  # another process may go on then, and publish the same requests
+            await asyncio.wait(self.publishing, timeout=_PUBLISH_SECONDS)
 
     def abandon(self) -> None:
         """Forget the workflow: another process goes on with it, or it has ended."""

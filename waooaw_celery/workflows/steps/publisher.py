@@ -62,10 +62,24 @@ class WorkflowPublisher:
             WaooawError: as ``Publisher.publish``.
         """
         published: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Request(target, message, again, published))
+        request = _Request(target, message, again, published)
+        self._waiting.append(request)
         if self._task is None:
             self._task = asyncio.create_task(self._run())
-        await published
+        try:
+            await asyncio.shield(published)
+        except asyncio.CancelledError:
+            if request in self._waiting:
+                self._waiting.remove(request)
+            elif not published.done():  # a thread publishes it: no other process may do so at the same time
+                await asyncio.wait([published])
+                published.exception()
+            raise
+
+    @property
+    def is_publishing(self) -> bool:
+        """Whether requests are being published."""
+        return self._task is not None
 
     async def start(self, target: HandlerName, row: Mapping[str, Any], from_agent: str) -> None:
         """Publish the message that starts a workflow."""
@@ -127,8 +141,8 @@ class WorkflowPublisher:
         if isinstance(error, InvalidMessage):
             try:
                 return None if self._is_published(request) else error
-            except NeverPublished:
-                return error
+            except NeverPublished as refused:  # by itself, or because another process withdrew it just now
+                return refused if request.again else error
             except WaooawError as unavailable:
                 return unavailable
         return error

@@ -108,7 +108,9 @@ def fire(run: Run, record: StepRecord, call: RequestCall) -> None:
 
 def _publish(run: Run, record: StepRecord, call: RequestCall, *, again: bool = False) -> None:
     run.busy += 1
-    run.spawn(_publish_until_taken(run, record, call, again))
+    task = run.spawn(_publish_until_taken(run, record, call, again))
+    run.publishing.add(task)
+    task.add_done_callback(run.publishing.discard)
 
 
 async def _publish_until_taken(run: Run, record: StepRecord, call: RequestCall, again: bool) -> None:
