@@ -8,12 +8,15 @@ from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
+import pytest
 from support import Broker, queue_length
 
 from waooaw_celery import AgentApp, Message, MessageStatus, MessageType
+from waooaw_celery.app.publishing.publish_failures import withdraw
+from waooaw_celery.errors import InvalidMessage
 from waooaw_celery.messages.queues import HandlerName
 from waooaw_celery.messages.receipt import DeliveryReceipt
-from waooaw_celery.workflows.steps.publisher import WorkflowPublisher
+from waooaw_celery.workflows.steps.publisher import NeverPublished, WorkflowPublisher
 
 
 class LateReceipts:
@@ -52,3 +55,28 @@ def test_a_request_that_another_process_publishes_meanwhile_counts_as_published(
         asyncio.run(request())
         assert app.receipts.get(message.message_id).status is MessageStatus.SENT
         assert queue_length(app, name) == 1
+
+
+def test_a_request_that_another_process_withdraws_meanwhile_is_never_published(broker: Broker) -> None:
+    """Its step does not fail: it publishes the request under another id."""
+    name = f"late-{uuid4().hex[:8]}"
+    broker.names.add(name)
+    target = HandlerName(name, "query")
+    message = Message(from_agent=name, to_agent=name, message_type=MessageType.QUERY, payload={})
+    with closing(broker.app(waooaw_agents=[name])) as app:
+        complete = app.message_factory.complete(target, message)
+        app.receipts.begin_recording([(complete, target.handler)], None, {})()
+        receipts = LateReceipts(
+            app, lambda: withdraw(app.receipts, [complete], InvalidMessage("another one was sent"))
+        )
+        names = ("registry", "message_factory", "publisher", "settings", "contracts")
+        parts = SimpleNamespace(receipts=receipts, **{name: getattr(app, name) for name in names})
+
+        async def request() -> None:
+            publisher = WorkflowPublisher(parts)
+            await publisher.request(target, message, again=True)
+            publisher.close()
+
+        with pytest.raises(NeverPublished):
+            asyncio.run(request())
+        assert queue_length(app, name) == 0
