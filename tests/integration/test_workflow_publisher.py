@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from types import SimpleNamespace
 from typing import Any
@@ -34,49 +35,60 @@ class LateReceipts:
         return found
 
 
-def test_a_request_that_another_process_publishes_meanwhile_counts_as_published(broker: Broker) -> None:
+@pytest.fixture
+def target() -> HandlerName:
+    """The method that is asked."""
+    return HandlerName(f"asked-{uuid4().hex[:8]}", "query")
+
+
+@pytest.fixture
+def app(broker: Broker, target: HandlerName) -> Iterator[AgentApp]:
+    """An application that knows the agent that is asked."""
+    broker.names.add(target.agent)
+    with closing(broker.app(waooaw_agents=[target.agent])) as app:
+        yield app
+
+
+@pytest.fixture
+def message(app: AgentApp, target: HandlerName) -> Message:
+    """A request that is recorded, and not published yet."""
+    plain = Message(from_agent=target.agent, to_agent=target.agent, message_type=MessageType.QUERY, payload={})
+    complete = app.message_factory.complete(target, plain)
+    app.receipts.begin_recording([(complete, target.handler)], None, {})()
+    return complete
+
+
+def publish_again(app: AgentApp, target: HandlerName, message: Message, meanwhile: Callable[[], object]) -> None:
+    """Publish a request that an earlier process may have published, while another process does something."""
+    names = ("registry", "message_factory", "publisher", "settings", "contracts")
+    parts = {name: getattr(app, name) for name in names}
+    publisher_parts = SimpleNamespace(receipts=LateReceipts(app, meanwhile), **parts)
+
+    async def request() -> None:
+        publisher = WorkflowPublisher(publisher_parts)
+        try:
+            await publisher.request(target, message, again=True)
+        finally:
+            publisher.close()
+
+    asyncio.run(request())
+
+
+def test_a_request_that_another_process_publishes_meanwhile_counts_as_published(
+    app: AgentApp, target: HandlerName, message: Message
+) -> None:
     """The workflow goes on and waits for its answer, and the request is published once."""
-    name = f"late-{uuid4().hex[:8]}"
-    broker.names.add(name)
-    target = HandlerName(name, "query")
-    message = Message(from_agent=name, to_agent=name, message_type=MessageType.QUERY, payload={})
-    with closing(broker.app(waooaw_agents=[name])) as app:
-        complete = app.message_factory.complete(target, message)
-        app.receipts.begin_recording([(complete, target.handler)], None, {})()
-        receipts = LateReceipts(app, lambda: app.publisher.publish_recorded([(target, complete)]))
-        names = ("registry", "message_factory", "publisher", "settings", "contracts")
-        parts = SimpleNamespace(receipts=receipts, **{name: getattr(app, name) for name in names})
-
-        async def request() -> None:
-            publisher = WorkflowPublisher(parts)
-            await publisher.request(target, message, again=True)
-            publisher.close()
-
-        asyncio.run(request())
-        assert app.receipts.get(message.message_id).status is MessageStatus.SENT
-        assert queue_length(app, name) == 1
+    publish_again(app, target, message, lambda: app.publisher.publish_recorded([(target, message)]))
+    assert app.receipts.get(message.message_id).status is MessageStatus.SENT
+    assert queue_length(app, target.agent) == 1
 
 
-def test_a_request_that_another_process_withdraws_meanwhile_is_never_published(broker: Broker) -> None:
+def test_a_request_that_another_process_withdraws_meanwhile_is_never_published(
+    app: AgentApp, target: HandlerName, message: Message
+) -> None:
     """Its step does not fail: it publishes the request under another id."""
-    name = f"late-{uuid4().hex[:8]}"
-    broker.names.add(name)
-    target = HandlerName(name, "query")
-    message = Message(from_agent=name, to_agent=name, message_type=MessageType.QUERY, payload={})
-    with closing(broker.app(waooaw_agents=[name])) as app:
-        complete = app.message_factory.complete(target, message)
-        app.receipts.begin_recording([(complete, target.handler)], None, {})()
-        receipts = LateReceipts(
-            app, lambda: withdraw(app.receipts, [complete], InvalidMessage("another one was sent"))
+    with pytest.raises(NeverPublished):
+        publish_again(
+            app, target, message, lambda: withdraw(app.receipts, [message], InvalidMessage("another was sent"))
         )
-        names = ("registry", "message_factory", "publisher", "settings", "contracts")
-        parts = SimpleNamespace(receipts=receipts, **{name: getattr(app, name) for name in names})
-
-        async def request() -> None:
-            publisher = WorkflowPublisher(parts)
-            await publisher.request(target, message, again=True)
-            publisher.close()
-
-        with pytest.raises(NeverPublished):
-            asyncio.run(request())
-        assert queue_length(app, name) == 0
+    assert queue_length(app, target.agent) == 0

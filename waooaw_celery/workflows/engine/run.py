@@ -32,6 +32,7 @@ from waooaw_celery.workflows.journal.answers import GivenBack
 from waooaw_celery.workflows.journal.records import Claim, InputKind, StepRecord, TurnResult, WorkflowInput
 from waooaw_celery.workflows.states import StepKind, StepStatus, WorkflowStatus
 from waooaw_celery.workflows.steps import kinds
+from waooaw_celery.workflows.steps.publisher import PUBLISH_SECONDS
 from waooaw_celery.workflows.steps.step import Call, Step
 
 logger = get_logger(__name__)
@@ -39,8 +40,6 @@ logger = get_logger(__name__)
 #: Rounds of the event loop without a step after which all branches of a function count as waiting: what a result
 #: wakes runs in the next rounds.
 _QUIET_ROUNDS = 10
-#: Seconds for which a workflow that is stopped waits for its requests that are being published.
-_PUBLISH_SECONDS = 30.0
 _COMMANDS = (InputKind.CANCEL, InputKind.PAUSE, InputKind.RESUME)
 #: The step of a run at which a warning proposes to begin anew.
 MANY_STEPS = 10_001
@@ -520,7 +519,7 @@ class WorkflowRun:
         if function is not None:
             await asyncio.wait([function], timeout=1.0)
         if self.publishing:  # another process may go on then, and publish the same requests
-            await asyncio.wait(self.publishing, timeout=_PUBLISH_SECONDS)
+            await asyncio.wait(self.publishing, timeout=PUBLISH_SECONDS)
 
     def abandon(self) -> None:
         """Forget the workflow: another process goes on with it, or it has ended."""

@@ -18,6 +18,8 @@ from waooaw_celery.messages.reply_to import ReplyTo
 from waooaw_celery.settings import ArgumentChecks
 from waooaw_celery.workflows.start import ANSWER_HANDLER, start_message
 
+#: Seconds for which a workflow that stops waits for its requests that are being published.
+PUBLISH_SECONDS = 30.0
 #: Requests that are published together.
 _BATCH = 500
 
@@ -72,8 +74,9 @@ class WorkflowPublisher:
             if request in self._waiting:
                 self._waiting.remove(request)
             elif not published.done():  # a thread publishes it: no other process may do so at the same time
-                await asyncio.wait([published])
-                published.exception()
+                await asyncio.wait([published], timeout=PUBLISH_SECONDS)
+                if published.done():
+                    published.exception()  # the step does not go on here
             raise
 
     @property
